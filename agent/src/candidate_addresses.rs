@@ -1,18 +1,18 @@
-//! Candidate addresses of nodes: those that this node reports about itself, and those of a peer
-//! that it tries. This module does no I/O.
+//! Candidate addresses: the addresses that this node reports for itself, and the addresses of a
+//! peer that this node tries. This module does no I/O.
 
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-/// Maximum number of a peer's candidates that a node tries. So a node that reports invented
-/// addresses makes each peer send to no more than these.
+/// Maximum number of a peer's candidates that a node tries. This limits to how many invented
+/// addresses a malicious node can make each peer send.
 pub const MAX_CANDIDATES: usize = 8;
-/// Maximum number of addresses in a report. The controller adds the address from which it sees the
-/// node: behind a NAT only that address works.
+/// Maximum number of addresses in a report. The controller adds the source address of the node's
+/// connection: behind a NAT only that address works.
 const MAX_REPORTED: usize = MAX_CANDIDATES - 1;
-/// Minimum number of addresses of each family in a report, if the node has so many: the node does
-/// not know which family reaches its peers.
+/// Minimum number of addresses of each family in a report, if the node has that many. The node does
+/// not know over which family it reaches its peers.
 const MIN_OF_EACH_FAMILY: usize = 2;
 
 /// Returns whether this can be the address of a node as other nodes see it. Addresses that are
@@ -37,7 +37,7 @@ pub fn is_candidate(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
 }
 
 /// Returns the candidates of a peer from the view, likeliest first, at most [`MAX_CANDIDATES`].
-/// This node's own addresses are not filtered here, since they change; the IKE endpoint skips them
+/// This node's own addresses are not filtered out, since they change; the IKE endpoint skips them
 /// when it connects.
 pub fn peer_candidates(
     addresses: impl IntoIterator<Item = SocketAddr>,
@@ -55,8 +55,9 @@ pub fn peer_candidates(
 }
 
 /// Returns the addresses that this node reports, and the number of usable ones that it leaves out.
-/// `advertised` comes from the configuration. `towards_controller` is this node's address of the
-/// connection to the controller, which peers most likely reach. `own` is in order of likelihood.
+/// `advertised` comes from the configuration. `towards_controller` is this node's address on the
+/// connection to the controller, which peers most likely reach. `own` has the likeliest addresses
+/// first.
 pub fn addresses_to_report(
     advertised: &[IpAddr],
     towards_controller: IpAddr,

@@ -1,5 +1,5 @@
-//! `edge-agent capture`: writes the IKE messages of one peer, without their encryption, in the
-//! format of libpcap. The running agent copies them; no key leaves it.
+//! `edge-agent capture`: writes the decrypted IKE messages to and from one peer, in libpcap's
+//! format. The running agent copies the messages; no key leaves the agent.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -21,44 +21,44 @@ use crate::config::Config;
 use crate::status::Status;
 use crate::tunnels::CapturedIke;
 
-/// Of a full disk, or a reader that has gone.
+/// The error for a full disk or a closed pipe.
 const NOT_WRITTEN: &str = "the capture ends: it cannot be written";
 /// Maximum number of addresses of a peer whose messages are captured. The request must fit a line
 /// of the admin socket.
 const MAX_ADDRESSES: usize = 64;
-/// Octets of the header of libpcap's format.
+/// Length of the file header of libpcap's format, in octets.
 const FILE_HEADER: u64 = 24;
-/// Octets that libpcap's format has before each packet.
+/// Length of the header before each packet in libpcap's format, in octets.
 const PACKET_HEADER: u64 = 16;
-/// Hop limit of the packets that are written. Those that were sent had the kernel's.
+/// Hop limit of the packets that are written. The packets on the network had the kernel's default.
 const HOP_LIMIT: u8 = 64;
 
-/// What is captured, where it goes, and when it ends.
+/// The peer to capture, the destination of the capture, and its limits.
 #[derive(Debug, Clone)]
 pub struct CaptureOptions {
     /// The peer's name.
     pub peer: String,
-    /// Addresses of the peer besides those that the agent knows.
+    /// Addresses of the peer in addition to those that the agent knows.
     pub from: Vec<IpAddr>,
-    /// File that is made; standard output without it.
+    /// File to create; standard output if `None`.
     pub file: Option<PathBuf>,
-    /// It ends after this time.
+    /// The capture ends after this time.
     pub duration: Duration,
-    /// It ends before the file would be larger, octets.
+    /// Maximum size of the file, in octets. The capture ends before the file would be larger.
     pub max_size: u64,
 }
 
-/// Captures until the time is over, the file is full, or nobody reads standard output.
+/// Captures until the time is over, the file is full, or standard output is closed.
 ///
 /// # Errors
 /// If no agent answers, there is no such peer, its address is not known, the file exists or cannot
-/// be written, standard output is a terminal, or another capture begins.
+/// be written, standard output is a terminal, or another capture replaces this one.
 pub fn capture(config: &Config, options: &CaptureOptions) -> anyhow::Result<()> {
     let status = admin::client::request_status(config)?;
     let addresses = addresses(&status, options).map_err(anyhow::Error::msg)?;
     let to = match &options.file {
         Some(path) => {
-            // The messages name the peers and their networks.
+            // The file is private, since the messages name the peers and their networks.
             let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
             file.with_context(|| format!("{}: cannot be made", path.display()))?
         }
@@ -68,13 +68,13 @@ pub fn capture(config: &Config, options: &CaptureOptions) -> anyhow::Result<()> 
         None => File::from(io::stdout().as_fd().try_clone_to_owned().context("standard output")?),
     };
     match write_messages(config, options, addresses, to) {
-        // The reader has seen enough.
+        // The reader of standard output has closed it.
         Err(error) if is_broken_pipe(&error) => Ok(()),
         outcome => outcome,
     }
 }
 
-/// Returns all addresses from which messages of the peer come.
+/// Returns all addresses from which messages from the peer may arrive.
 fn addresses(status: &Status, options: &CaptureOptions) -> Result<BTreeSet<IpAddr>, String> {
     let name = &options.peer;
     let Some(peer) = status.peers.iter().find(|peer| peer.name == *name) else {
@@ -127,7 +127,7 @@ fn write_messages(
 struct Output {
     file: File,
     writer: PcapWriter<File>,
-    /// Whether the command has made the file.
+    /// Whether the command has created the file.
     is_ours: bool,
     size: u64,
     max_size: u64,
@@ -150,7 +150,7 @@ impl Output {
         let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
         let written = self.writer.write_packet(&PcapPacket::new(Duration::from_micros(at), length, packet));
         if written.is_err() && self.is_ours {
-            // Readers refuse half a packet.
+            // Programs that read captures reject an incomplete packet.
             self.file.set_len(self.size)?;
         }
         written.map_err(system_error).context(NOT_WRITTEN)?;
@@ -159,7 +159,7 @@ impl Output {
     }
 }
 
-/// Returns only the error of the system. The library describes every error as a failure to read.
+/// Returns only the operating system's error. The library describes every error as a read failure.
 fn system_error(error: PcapError) -> anyhow::Error {
     match error {
         PcapError::IoError(error) => error.into(),
@@ -172,7 +172,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     causes.any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Makes an IP packet with the message, as it would have travelled without encryption. `None` if
+/// Makes an IP packet with the message, as it would have been sent without encryption. `None` if
 /// the message came in fragments and is too large for one packet.
 fn packet(captured: &CapturedIke, nat_port: u16) -> Option<Vec<u8>> {
     let CapturedIke { outgoing, local, remote, message, .. } = captured;

@@ -8,20 +8,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::state_dir::{StateDir, StateDirError};
 
-/// A lower bound of the current time, because this release was made later. Seconds since 1970-01-01
-/// UTC (2026-11-01).
+/// A lower bound of the current time, in seconds since 1970-01-01 UTC (2026-11-01): this release
+/// was made later.
 const RELEASE_TIME: u64 = 1_793_491_200;
 
-/// Name of the file with the floor, in the state directory.
+/// Name of the file in the state directory with the baseline of [`CertificateClock`].
 const CLOCK_FILE: &str = "clock.json";
 
 /// Wall-clock time for checking certificates, on devices that may have no battery clock and start
-/// in 1970: the later of the system clock and a floor. The floor is the release date or the last
-/// time that is known for certain, and advances with the boot-time clock.
+/// in 1970: the later of the system clock and a baseline. The baseline is the release date or the
+/// last time that is known for certain, and advances with the boot-time clock.
 ///
-/// Only times from an authenticated source raise the floor, which is also kept on disk. The system
-/// clock never raises it: if the system clock once ran ahead, every certificate would look expired
-/// from then on.
+/// Only times from an authenticated source raise the baseline, which is also kept on disk. The
+/// system clock never raises it: otherwise, if the system clock once ran ahead, every certificate
+/// would look expired from then on.
 #[derive(Debug)]
 pub struct CertificateClock {
     floor: Mutex<Floor>,
@@ -61,15 +61,15 @@ impl CertificateClock {
     }
 
     /// Converts a time of this clock to one of the system clock, which the kernel's timestamps use.
-    /// The result is correct while the system clock is not set.
+    /// The result is correct as long as the system clock is not set.
     pub fn to_system_clock(&self, unix_time: u64) -> u64 {
         #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
         let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         unix_time.saturating_sub(self.floor().saturating_sub(system))
     }
 
-    /// Raises the floor to a time that has certainly been reached: from disk, from the
-    /// authenticated controller, or the notBefore of our certificate.
+    /// Raises the baseline to a time that has certainly been reached. The time comes from disk,
+    /// from the authenticated controller, or from the notBefore of this node's certificate.
     pub fn raise_floor(&self, unix_time: u64) {
         let boot = since_boot();
         let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,7 +78,7 @@ impl CertificateClock {
         }
     }
 
-    /// Raises the floor to the time in `clock.json`. A damaged file is ignored.
+    /// Raises the baseline to the time in `clock.json`. A damaged file is ignored.
     pub fn load_floor(&self, state: &StateDir) {
         match state.read_json::<ClockFile>(CLOCK_FILE, "it is written again") {
             Ok(Some(kept)) => self.raise_floor(kept.unix_time),
@@ -87,7 +87,7 @@ impl CertificateClock {
         }
     }
 
-    /// Writes the floor to `clock.json`.
+    /// Writes the baseline to `clock.json`.
     pub fn save_floor(&self, state: &StateDir) -> Result<(), StateDirError> {
         state.write_json(CLOCK_FILE, &ClockFile { unix_time: self.floor() })
     }
@@ -97,13 +97,13 @@ impl CertificateClock {
     }
 }
 
-/// Returns CLOCK_BOOTTIME, which includes time in suspend and cannot be set (clock_gettime(2)).
+/// Returns CLOCK_BOOTTIME, which includes the time in suspend and cannot be set (clock_gettime(2)).
 pub fn boot_time() -> Instant {
     Instant::new(since_boot())
 }
 
-/// Returns the time of the system clock, since 1970-01-01 UTC, for timestamps that people compare
-/// with those of other programs. The system clock may be set at any time.
+/// Returns the time of the system clock, since 1970-01-01 UTC, for timestamps that the operator
+/// compares with other programs' timestamps. The system clock may be set at any time.
 pub fn wall_time() -> Duration {
     read(libc::CLOCK_REALTIME)
 }
@@ -122,8 +122,8 @@ fn since_boot() -> Duration {
 #[allow(unsafe_code)]
 fn read(clock: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a timespec of ours, which the call fills. It cannot fail: every kernel since
-    // 2.6.39 knows these clocks.
+    // SAFETY: `now` is our own timespec, which the call fills. The call cannot fail: every kernel
+    // since 2.6.39 knows these clocks.
     unsafe { libc::clock_gettime(clock, &raw mut now) };
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

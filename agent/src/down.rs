@@ -19,10 +19,10 @@ use crate::install_cni::{self, CONFLIST};
 use crate::socket_holder;
 use crate::stdout::print;
 
-/// Removes our SAs, policies, routes, nftables tables and the guard, and no objects of other
-/// programs. Remaining pods stay closed to hosts outside: if the plugin cannot make its own table
-/// for them, the agent's table stays. Continues after a failure, and reports all failures. Fails if
-/// the agent runs.
+/// Removes the agent's SAs, policies, routes, nftables tables and the guard, and no objects of
+/// other programs. Hosts outside of the cluster still cannot reach remaining pods: if the plugin
+/// cannot make its own table for these pods, the agent's table stays. Continues after a failure and
+/// reports all failures. Fails if the agent runs.
 pub fn down(config: &Config) -> anyhow::Result<()> {
     refuse_beside_agent(config)?;
     let removal = remove_from_kernel(config, true);
@@ -71,14 +71,14 @@ impl Removal {
 }
 
 /// Removes the objects of agent and plugin from the kernel, except bridges and pods' interfaces.
-/// With `for_pods`, the objects that remaining pods need stay: a table that closes them, and
-/// forwarding.
+/// With `for_pods`, the objects that remaining pods need stay: a table that protects them from
+/// hosts outside, and forwarding.
 pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     let mut removal = Removal::default();
     removal.record("held sockets", held_sockets());
     removal.record("SAs", sas());
-    // The guard is removed last: until then packets of remaining pods are dropped and do not leave
-    // without encryption.
+    // The guard is removed last: until then packets from remaining pods are dropped and do not
+    // leave without encryption.
     removal.record("policies", policies());
     removal.record("routes", routes());
     // Both tables only drop packets, and neither accepts packets that the other drops, so both may
@@ -86,7 +86,7 @@ pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     let closed = if for_pods { close_pods(config) } else { Ok(()) };
     match closed {
         Ok(()) => {
-            // Without a table the node would route between its own networks.
+            // Without a table the node would forward packets between its own networks.
             match restore_forwarding(config, for_pods) {
                 Ok(lines) => removal.notes.extend(lines),
                 Err(error) => removal.failures.push(format!("forwarding: {error:#}")),
@@ -106,7 +106,7 @@ pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     removal
 }
 
-/// Ends the process that holds the UDP sockets. Returns 0 if there is none.
+/// Ends the process that holds the UDP sockets. Returns 0 if no such process runs.
 fn held_sockets() -> anyhow::Result<usize> {
     let Some(holder) = socket_holder::client::find()? else { return Ok(0) };
     let count = holder.take()?.len();
@@ -126,7 +126,7 @@ fn sas() -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// Removes the policies of tunnels. [`guard::remove`] removes those of the guard.
+/// Removes the policies of tunnels. [`guard::remove`] removes the guard's policies.
 fn policies() -> anyhow::Result<usize> {
     use edge_xfrm::policy::priority;
     let mut xfrm = Xfrm::open().context("the agent needs CAP_NET_ADMIN")?;
@@ -140,8 +140,8 @@ fn policies() -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// Removes a cloud node's routes to the hub. The kernel removes the routes of the guard's device
-/// together with the device.
+/// Removes a cloud node's routes to the hub. The kernel removes the routes through the guard's
+/// device together with the device.
 fn routes() -> anyhow::Result<usize> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -211,7 +211,8 @@ fn make_pods_table(config: &Config) -> anyhow::Result<()> {
         let said = [output.stdout, output.stderr].concat();
         bail!("{} ingress: {}", plugin.display(), String::from_utf8_lossy(&said).trim());
     }
-    // Earlier releases make no table while the agent's exists, and do not support this request.
+    // Earlier releases of the plugin make no table while the agent's table exists, and do not
+    // support this request.
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if !answer["table"].is_boolean() {
         bail!(

@@ -3,7 +3,7 @@
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
 
-/// Forbids core dumps (`RLIMIT_CORE`), and access to this process's memory by others than root
+/// Forbids core dumps (`RLIMIT_CORE`), and access to this process's memory by users other than root
 /// (`PR_SET_DUMPABLE`, prctl(2)). A failure is logged.
 pub fn forbid_dumps() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };

@@ -1,5 +1,5 @@
 //! Incidents: repairs, conflicts with other programs, and errors. They are logged, and `status`
-//! shows the latest.
+//! shows the latest ones.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,9 +30,9 @@ pub struct Incident {
 pub enum IncidentKind {
     /// One of our policies, routes or similar objects was missing or changed, and was restored.
     Repaired,
-    /// Another program's policy or route has the place of ours, and was left there.
+    /// Another program's policy or route is where the agent's would be, and was left unchanged.
     Foreign,
-    /// An operation failed; it is repeated at the next change or check.
+    /// An operation failed. The agent repeats it at the next change or check.
     Error,
 }
 
@@ -46,7 +46,7 @@ impl Incidents {
         self.record(IncidentKind::Repaired, what.into());
     }
 
-    /// Records that another program's object has the place of ours.
+    /// Records that another program's object is where the agent's would be.
     pub fn foreign(&self, what: impl Into<String>) {
         self.record(IncidentKind::Foreign, what.into());
     }

@@ -22,11 +22,11 @@ use crate::stdout::print;
 const TOKEN_NAME: &str = "token";
 /// Maximum size of a join token, in bytes.
 const MAX_TOKEN: u64 = 16 * 1024;
-/// How often the command queries the running agent.
+/// Interval at which the command queries the running agent.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// Exists if systemd manages this system (`sd_booted(3)`).
+/// A directory that exists if systemd manages this system (`sd_booted(3)`).
 const SYSTEMD: &str = "/run/systemd/system";
-/// The units of `deploy/systemd`.
+/// The units in `deploy/systemd`.
 const UNITS: [&str; 3] = ["edge-agent.socket", "edge-agent-ipv6.socket", "edge-agent.service"];
 
 /// The options from the command line.
@@ -36,15 +36,16 @@ pub struct JoinOptions {
     pub urls: Vec<String>,
     /// Path of the configuration.
     pub file: PathBuf,
-    /// The node's name, if neither token nor host name gives it.
+    /// The node's name, if it comes neither from the token nor from the host name.
     pub name: Option<NodeName>,
-    /// Time limit for the controller; zero: do not wait.
+    /// Timeout for joining; zero means not to wait.
     pub timeout: Duration,
 }
 
-/// Joins. `token` is the join token, or `-` to read it from standard input, where other users of
-/// this machine do not see it. A second run with the same controller only waits and shows the
-/// status, or installs a new token. Fails if a configuration exists and names another controller.
+/// Joins this machine to the cluster. `token` is the join token, or `-` to read it from standard
+/// input, where other users of this machine do not see it. A second run with the same controller
+/// only waits and shows the status, or installs a new token. Fails if a configuration exists and
+/// names another controller.
 pub fn join(options: &JoinOptions, token: &str) -> anyhow::Result<()> {
     let token = read_token(token)?;
     let parsed: JoinToken = token.parse().map_err(|error| anyhow::anyhow!("the join token: {error}"))?;

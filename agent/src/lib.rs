@@ -1,46 +1,51 @@
-//! The agent of an edge-cni node. From the controller's view, or from static peers in its TOML
-//! file, it derives the tunnels, policies and routes of this node, and keeps the kernel in that
-//! state.
+//! The agent of an edge-cni node. From the controller's view, or from the static peers in its TOML
+//! file, it derives this node's tunnels, policies and routes, and keeps the kernel in that state.
 //!
 //! Data flows in one direction: [`controller_client`] and [`config`] provide the peers; [`desired`]
-//! computes the desired state; [`tunnels`] and [`host`] carry it out; [`status`] reports it to
-//! people.
+//! computes the desired state; [`tunnels`] and [`host`] bring the kernel to that state; [`status`]
+//! reports it to the operator.
 //!
-//! - [`cli`]: the commands.
-//! - [`config`]: the TOML file.
-//! - [`membership`]: the view and the credentials, which the controller's side passes to the node's
-//!   side.
-//! - [`controller_client`]: joining, certificate, view, requests for segments.
-//! - [`install_cni`]: the conflist, by which the container runtime finds the plugin.
-//! - [`plugin_server`]: the plugin's socket, and the decision when to request a segment.
-//! - [`state_dir`]: the files on disk.
-//! - [`clock`]: boot time for lifetimes, and wall-clock time for certificates.
-//! - [`static_peer_names`]: the static peers, with their host names resolved.
-//! - [`desired`]: the tunnels, policies and routes that follow from view and static peers. No I/O.
-//! - [`candidate_addresses`]: the addresses at which nodes find each other. No I/O.
-//! - [`underlay`]: the addresses that this node needs outside of every tunnel, and the views that
-//!   would take them away. No I/O.
-//! - [`tunnels`]: the IKE driver: endpoint, sockets and XFRM in one loop.
-//! - [`host`]: routes, bridge, firewall, uplinks.
-//! - [`incidents`]: repairs, conflicts and errors.
-//! - [`logging`]: the log, its filter, and spans for node and peer.
-//! - [`status`]: the document of `status --json`, and the table.
-//! - `observe`: metrics and probes.
-//! - [`hardening`]: no core dumps, private files.
-//! - [`netns_lock`]: allows one agent in a network namespace.
-//! - [`run`]: starts the parts of `edge-agent run` and ends them.
-//! - [`join`]: makes a plain machine a node.
-//! - [`down`]: takes away what is in the kernel.
-//! - [`uninstall`]: takes away everything, so that the host is as before.
-//! - [`import`]: makes a configuration of a `swanctl.conf`.
-//! - [`check`]: judges a configuration without a running agent.
-//! - [`diagnose`]: says what keeps a node, a peer or a pod from being reached.
-//! - [`ping`]: round trip and loss through a tunnel.
-//! - [`capture`]: writes IKE messages of a peer without their encryption.
-//! - [`stdout`]: prints what the commands say.
-//! - [`admin`]: the socket on which `status` and `rekey` ask a running agent.
+//! - [`cli`]: the commands of `edge-agent`.
+//! - [`config`]: the agent's TOML file.
+//! - [`membership`]: the channels between the controller client and the rest of the agent.
+//! - [`controller_client`]: the controller client, which joins, renews the certificate, follows the
+//!   view and requests segments.
+//! - [`install_cni`]: the conflist, through which the container runtime finds the plugin.
+//! - [`plugin_server`]: the server for the CNI plugin, which also decides when to request a
+//!   segment.
+//! - [`state_dir`]: the agent's files in the state directory.
+//! - [`clock`]: the clocks, boot time for lifetimes and wall-clock time for certificates.
+//! - [`static_peer_names`]: the resolution of static peers' host names.
+//! - [`desired`]: the desired state, computed from the view and the static peers. It does no I/O.
+//! - [`candidate_addresses`]: the addresses that nodes report for themselves and try for their
+//!   peers. It does no I/O.
+//! - [`underlay`]: the addresses that this node needs outside of every tunnel, and the check for
+//!   views that would take them away. It does no I/O.
+//! - [`tunnels`]: the IKE driver, which runs the IKE endpoint, its sockets and XFRM in one loop.
+//! - [`host`]: the agent's other objects on the host: routes, bridge, firewall and sysctls.
+//! - [`incidents`]: the latest repairs, conflicts with other programs, and errors.
+//! - [`logging`]: the log, its filter, and the spans that name node and peer.
+//! - [`status`]: the document of `status --json`, and the table of `status`.
+//! - `observe`: the metrics and probes for monitoring.
+//! - [`hardening`]: the process settings that keep keys from other users.
+//! - [`netns_lock`]: the lock that allows one agent in a network namespace.
+//! - [`run`]: the command `run`, which starts and ends the parts of the agent.
+//! - [`join`]: the command `join`, which turns a plain machine into a node.
+//! - [`down`]: the command `down`, which removes everything that an agent installed in the kernel.
+//! - [`uninstall`]: the command `uninstall`, which removes everything, so that the host is as
+//!   before.
+//! - [`import`]: the command `import`, which converts a `swanctl.conf` into the agent's
+//!   configuration.
+//! - [`check`]: the command `check`, which checks a configuration without a running agent.
+//! - [`diagnose`]: the command `diagnose`, which finds the reason why a node, a peer or a pod
+//!   cannot be reached.
+//! - [`ping`]: the command `ping`, which measures round trip and loss through a tunnel.
+//! - [`capture`]: the command `capture`, which writes the decrypted IKE messages to and from a
+//!   peer.
+//! - [`stdout`]: the standard output of the commands.
+//! - [`admin`]: the socket on which the operator's commands send requests to a running agent.
 // Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the
-// clock need it.
+// clock need unsafe code.
 #![deny(unsafe_code)]
 
 pub mod admin;

@@ -1,7 +1,7 @@
-//! The log: where it goes, its filter, and the spans that name node and peer.
+//! The log: its destination, its filter, and the spans that name node and peer.
 //!
-//! All events about one peer are logged within a span `peer{peer=NAME}`, here and in `edge-ike`, so
-//! that a filter can select one peer.
+//! All events about one peer are logged within a span `peer{peer=NAME}`, in the agent and in
+//! `edge-ike`, so that a filter can select one peer.
 
 use std::io::IsTerminal;
 
@@ -27,7 +27,7 @@ pub fn start() {
         .try_init();
 }
 
-/// Makes the span of all events of this agent, `node{node=NAME}`. It has no name before
+/// Makes the span for all events in this agent, `node{node=NAME}`. It has no name before
 /// [`set_node`].
 pub fn node_span() -> Span {
     tracing::info_span!("node", node = field::Empty)
@@ -38,7 +38,7 @@ pub fn set_node(span: &Span, node: &NodeName) {
     span.record("node", field::display(node));
 }
 
-/// Makes the span of events about one peer, `peer{peer=NAME}`.
+/// Makes the span for events about one peer, `peer{peer=NAME}`.
 pub fn peer_span(peer: &PeerName) -> Span {
     tracing::info_span!("peer", %peer)
 }

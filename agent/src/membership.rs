@@ -1,9 +1,9 @@
 //! The channels between the controller client and the rest of the agent.
 //!
-//! The controller client publishes a [`Membership`] whenever view or certificate change, and the
-//! one on disk at start. The rest of the agent derives tunnels, policies and routes from it. It
-//! also publishes [`UplinkFacts`], from which the controller client reports this node's addresses
-//! and writes the pods' MTU.
+//! At start the controller client publishes the [`Membership`] on disk, and later a new one
+//! whenever the view or the certificate changes. The rest of the agent derives tunnels, policies
+//! and routes from the membership. In the other direction it publishes [`UplinkFacts`], from which
+//! the controller client reports this node's addresses and writes the pods' MTU.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,25 +22,25 @@ use crate::underlay::Underlay;
 /// This node's view and its credentials.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    /// The view in force, from the controller or from disk.
+    /// The view in force, that is the one that the agent applies, from the controller or from disk.
     pub view: Arc<NodeView>,
     /// The current certificate with its key.
     pub credentials: Arc<NodeCredentials>,
-    /// Networks of hubs that the view no longer names. No packet for them leaves unencrypted.
+    /// Hub networks that the view no longer names. No packet to them leaves unencrypted.
     pub former_networks: Arc<Vec<FormerNetwork>>,
 }
 
-/// A network of a hub that the view no longer names.
+/// A hub network that the view no longer names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FormerNetwork {
     /// The hub to which the network belonged.
     pub hub: NodeName,
-    /// Network that the hub fronted, according to the last view that had it.
+    /// Network that the hub fronted, according to the last view that named the hub.
     pub network: IpNetwork,
-    /// Time at which the hub disappeared from the view, seconds since 1970-01-01 UTC. It is used
-    /// only after a reboot.
+    /// Time at which the hub disappeared from the view, seconds since 1970-01-01 UTC. Used only
+    /// after a reboot.
     pub since: u64,
-    /// The same time by the clock of a boot, which cannot be set.
+    /// The same time by the boot-time clock, which cannot be set.
     #[serde(default)]
     pub boot_time: Option<BootTime>,
 }
@@ -81,8 +81,8 @@ impl std::fmt::Debug for NodeCredentials {
 /// Addresses and MTU that follow from this node's uplinks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UplinkFacts {
-    /// Global addresses, those of interfaces with a default route first. Addresses of the bridge
-    /// and of pods are left out.
+    /// Global addresses, starting with those on interfaces with a default route. Addresses of the
+    /// bridge and of pods are left out.
     pub addresses: Vec<IpAddr>,
     /// MTU for pods, bytes: the smallest uplink MTU less the overhead of ESP in UDP; 0 without an
     /// uplink.
@@ -106,7 +106,7 @@ pub struct ControllerStatus {
     pub certificate_not_after: Option<i64>,
     /// The last error, with the remedy.
     pub last_error: Option<String>,
-    /// The reason why the controller's latest view is refused; `None` if it is not.
+    /// The reason why the controller's latest view is refused; `None` if it is not refused.
     #[serde(default)]
     pub refused_view: Option<String>,
     /// Addresses that this node needs and that the view in force takes into tunnels; at most eight.
@@ -119,11 +119,11 @@ pub struct ControllerStatus {
 pub struct ControllerChannels {
     /// The agent's configuration, which has a `[controller]` table.
     pub config: Arc<Config>,
-    /// Clock for checking certificates; the controller client raises its floor.
+    /// Clock for checking certificates; the controller client raises the clock's baseline.
     pub clock: Arc<CertificateClock>,
     /// Addresses to report, and the pods' MTU.
     pub uplink: watch::Receiver<UplinkFacts>,
-    /// How many tunnels are up, for the report; `None` before the first count.
+    /// Number of tunnels that are up, for the report; `None` before the first count.
     pub tunnels: watch::Receiver<Option<TunnelCount>>,
     /// The obstacles that keep pods' packets from arriving, for the report.
     pub obstacles: watch::Receiver<Vec<String>>,
@@ -144,7 +144,7 @@ pub struct NodeChannels {
     pub clock: Arc<CertificateClock>,
     /// Addresses and MTU.
     pub uplink: watch::Sender<UplinkFacts>,
-    /// How many tunnels are up.
+    /// Number of tunnels that are up.
     pub tunnels: watch::Sender<Option<TunnelCount>>,
     /// The obstacles that keep pods' packets from arriving, one sentence each.
     pub obstacles: watch::Sender<Vec<String>>,
@@ -156,7 +156,7 @@ pub struct NodeChannels {
     pub stop: CancellationToken,
 }
 
-/// Makes the channels between the controller's side and the node's side.
+/// Makes the channels between the controller client and the rest of the agent.
 pub fn channels(
     config: Arc<Config>,
     clock: Arc<CertificateClock>,

@@ -1,11 +1,12 @@
-//! The lock that allows one agent in a network namespace. All agents use the same marks for their
-//! objects in the kernel (reqids, the guard's device, the nftables table, the routes' protocol). So
-//! a second agent would remove the objects of the first one, even with other directories and ports.
+//! The lock that allows one agent in a network namespace. All agents use the same identifiers for
+//! their objects in the kernel (reqids, the guard's device, the nftables table, the routes'
+//! protocol). So a second agent would remove the first agent's objects, even with other directories
+//! and ports.
 //!
 //! The lock is an abstract unix socket (`unix(7)`). Such a name belongs to the network namespace,
 //! and the kernel frees it however the process ends. But any user may bind the name. So a name is
-//! skipped if a process of another user holds it (SO_PEERCRED: neither root nor our own user), or
-//! if its holder accepts no connection. Therefore no local user can keep the agent from starting.
+//! skipped if another user's process holds it (SO_PEERCRED: neither root nor our own user), or if
+//! its holder accepts no connection. Therefore no local user can keep the agent from starting.
 
 use std::io::{self, Read};
 use std::os::linux::net::SocketAddrExt;
@@ -19,12 +20,12 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::geteuid;
 
-/// The first of the names that are tried.
+/// The first name that is tried.
 const NAME: &str = "edge-cni-agent";
 /// Number of names that are tried. If other users hold all of them, the agent runs without the lock
 /// and logs a warning.
 const NAMES: usize = 16;
-/// Time limit for the holder's description, which an agent sends at once.
+/// Timeout for the holder's description, which an agent sends immediately.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum length of a description, in bytes.
 const MAX_DESCRIPTION: u64 = 4096 + 64;
@@ -42,9 +43,9 @@ pub struct NetnsLock {
 enum LockHolder {
     /// The name is free, or its holder accepts no connection.
     Nobody,
-    /// Another agent; its description.
+    /// Another agent, with its description.
     Agent(String),
-    /// A process of another user, with its user id.
+    /// Another user's process, with the user id.
     OtherUser(u32),
 }
 
@@ -59,8 +60,8 @@ impl NetnsLock {
             match UnixListener::bind_addr(&address(number)?) {
                 Ok(listener) => {
                     // Another agent may have bound a name since the first check. The check is
-                    // repeated, so that of two agents that start at the same moment at least one
-                    // sees the other.
+                    // repeated, so that if two agents start at the same moment, at least one sees
+                    // the other.
                     refuse_second_agent(Some(number))?;
                     listener.set_nonblocking(true)?;
                     return Ok(Self { listener: Some(listener), description });
@@ -77,7 +78,7 @@ impl NetnsLock {
         Ok(Self { listener: None, description })
     }
 
-    /// Sends the description to each agent that connects. Never ends.
+    /// Sends the description to each agent that connects. Never returns.
     pub async fn serve(self) {
         let Some(listener) = self.listener.and_then(|listener| tokio::net::UnixListener::from_std(listener).ok())
         else {

@@ -1,5 +1,5 @@
 //! `edge-agent run`: starts controller client, host reconciler and admin socket on a small thread
-//! pool, and the tunnels on a separate thread. Also ends them.
+//! pool, and the tunnels on a separate thread. Also stops these parts.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -55,10 +55,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     if config.controller.is_some() {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
         // The uplink is read before the view on disk comes into force. A report without addresses
-        // would remove the addresses that peers use from their views for a moment.
+        // would, for a moment, remove this node's addresses from its peers' views.
         node.uplink.send_replace(runtime.block_on(host::read_uplink(&config))?);
         let controller = ControllerClient::load(controller, state)?;
-        // Without this, the node has no name before it has joined.
+        // Without the configured name, the span would have no name before the node has joined.
         if let Some(name) = controller.node().or(config.name.clone()) {
             logging::set_node(&span, &name);
         }
@@ -174,7 +174,7 @@ async fn recompute_desired(
     loop {
         tokio::select! {
             changed = membership.changed() => if changed.is_err() { return },
-            // If there are no names to resolve, the sender does not exist.
+            // If there are no names to resolve, the sender has been dropped.
             Ok(()) = statics.changed() => {}
         }
         let now = membership.borrow_and_update().clone();

@@ -1,6 +1,6 @@
-//! Resolves the host names in `remote` of the static peers. Names are resolved on separate tasks,
+//! Resolves the host names in the static peers' `remote`. Names are resolved in separate tasks,
 //! never on the tunnels' thread, and for as long as the agent runs, so that a peer with a dynamic
-//! address is found again. If a name cannot be resolved, its last addresses stay.
+//! address is found again. If a name cannot be resolved, its last addresses stay in use.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,16 +17,17 @@ use tracing::Instrument;
 use crate::config::{Config, Remote, RemoteHost};
 use crate::incidents::Incidents;
 
-/// How often a name is looked up.
+/// The intervals at which a name is looked up.
 #[derive(Debug, Clone, Copy)]
 struct LookupTiming {
     /// Maximum time between two lookups. Up to a fifth is subtracted.
     interval: Duration,
-    /// Wait after the first failed lookup. It is doubled after each further one, up to `interval`.
+    /// Delay after the first failed lookup. It is doubled after each further failure, up to
+    /// `interval`.
     first_retry: Duration,
 }
 
-/// Providers of dynamic names use a lifetime of about a minute.
+/// The intervals for real names: providers of dynamic DNS names use a TTL of about a minute.
 const LOOKUP_TIMING: LookupTiming =
     LookupTiming { interval: Duration::from_secs(60), first_retry: Duration::from_secs(2) };
 /// Maximum number of addresses of one name that are used. Each is tried.
@@ -35,12 +36,12 @@ const MAX_ADDRESSES: usize = 8;
 /// The addresses of each name that has been resolved.
 type Addresses = BTreeMap<String, Vec<IpAddr>>;
 
-/// The static peers of the configuration.
+/// The static peers in the configuration.
 #[derive(Debug, Clone)]
 pub struct StaticPeers(Vec<(PeerConfig, Vec<Remote>)>);
 
 impl StaticPeers {
-    /// Reads the files that the `[[peer]]` tables name. Fails if one cannot be used.
+    /// Reads the files that the `[[peer]]` tables name. Fails if one of the files cannot be used.
     pub fn load(config: &Config) -> Result<Self, String> {
         let peers = config.peers.iter().map(|peer| Ok((peer.resolve(config)?, peer.remote.clone())));
         peers.collect::<Result<_, _>>().map(Self)
@@ -51,8 +52,8 @@ impl StaticPeers {
         self.with(&Addresses::new())
     }
 
-    /// Looks up the names until the receivers of `to` are dropped, and sends the peers whenever
-    /// addresses have changed. Returns at once if there is no name.
+    /// Looks up the names until the receivers of `to` are dropped. Sends the peers whenever
+    /// addresses have changed. Returns immediately if there is no name.
     pub async fn follow_names(self, incidents: Incidents, to: watch::Sender<Vec<PeerConfig>>) {
         self.follow_names_by(lookup, LOOKUP_TIMING, incidents, to).await;
     }
@@ -141,8 +142,8 @@ impl StaticPeers {
     }
 }
 
-/// Queries the system's resolver. The addresses are sorted, since resolvers rotate them. All of
-/// them are candidates.
+/// Queries the system's resolver. The addresses are sorted, since resolvers rotate them. All
+/// addresses are candidates.
 async fn lookup(name: String) -> io::Result<Vec<IpAddr>> {
     let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
     let mut addresses: Vec<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
@@ -181,7 +182,7 @@ local_subnets = ['10.1.0.0/16']
 remote_subnets = ['10.3.0.0/16']
 ";
 
-    /// A resolver with the addresses of names; a name without any fails.
+    /// A resolver that knows the addresses of some names; the lookup of any other name fails.
     #[derive(Clone, Default)]
     struct Resolver(Arc<Mutex<BTreeMap<String, Vec<IpAddr>>>>);
 

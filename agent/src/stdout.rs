@@ -1,5 +1,5 @@
-//! Writes standard output of the commands. A reader that has closed its end, such as `head`, is not
-//! an error: a command still completes its work.
+//! Writes the commands' standard output. A closed pipe, as from `head`, is not an error: the
+//! command still completes its work.
 
 use std::io::{self, Write};
 
@@ -8,7 +8,7 @@ use anyhow::Context;
 /// Prints a text. Returns whether standard output is still read.
 ///
 /// # Errors
-/// If it cannot be written for another reason, such as a full disk.
+/// If standard output cannot be written for another reason, such as a full disk.
 pub fn print(text: &str) -> anyhow::Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

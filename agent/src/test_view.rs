@@ -1,9 +1,9 @@
-//! The view that unit tests start from.
+//! The view from which unit tests start.
 
 use edge_types::{NodeView, Role};
 
 /// Returns version 1 of the view of `edge-1`, an edge with the cluster range 10.77.0.0/16. It has
-/// no segments, peers and trust anchors.
+/// no segments, no peers and no trust anchors.
 pub(crate) fn empty_view() -> NodeView {
     NodeView {
         version: 1,

@@ -1,10 +1,11 @@
-//! The underlay: addresses that this node needs outside of every tunnel. These are its own, those
-//! of its gateways and name servers, the controller's, and those that every host needs, such as
-//! multicast addresses. A view whose networks contain one of them is refused, since the node could
-//! not receive a correction. Except for [`host_resolvers`], this module does no I/O.
+//! The underlay: addresses that this node needs outside of every tunnel. These are the node's own
+//! addresses, the addresses of its gateways, its name servers and the controller, and addresses
+//! that every host needs, such as multicast addresses. A view whose networks contain one of these
+//! addresses is refused, since the node could not receive a correction. Except for
+//! [`host_resolvers`], this module does no I/O.
 //!
-//! Any host on the node's network can change most of these addresses by a router advertisement or a
-//! DHCP lease. So an address is a reason to refuse a view only if the view in force does not
+//! Any host on the node's network can change most of these addresses with a router advertisement or
+//! a DHCP lease. So an address is a reason to refuse a view only if the view in force does not
 //! contain it. Otherwise one such packet could block all later views and their revocations.
 
 use std::fmt;
@@ -19,11 +20,12 @@ const NAME_SERVER: &str = "its name server";
 /// Addresses that this node needs outside of every tunnel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Underlay {
-    /// Addresses of the node's uplinks, without those of the bridge and of pods.
+    /// Addresses of the node's uplinks, without the addresses of the bridge and of pods.
     pub addresses: Vec<IpAddr>,
     /// Gateways of the default routes.
     pub gateways: Vec<IpAddr>,
-    /// Name servers, without those that the operator has configured as reached through the tunnels.
+    /// Name servers, except those that the node reaches through the tunnels according to its
+    /// configuration.
     pub resolvers: Vec<IpAddr>,
     /// Interface of the first IPv4 default route.
     pub uplink_v4: Option<String>,
@@ -31,7 +33,7 @@ pub struct Underlay {
     pub uplink_v6: Option<String>,
 }
 
-/// A network of a view that contains an address which the node needs.
+/// A network in a view that contains an address which the node needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressConflict {
     network: IpNetwork,
@@ -41,7 +43,7 @@ pub struct AddressConflict {
 }
 
 impl AddressConflict {
-    /// Returns the network of the view that contains the address.
+    /// Returns the view's network that contains the address.
     pub fn network(&self) -> IpNetwork {
         self.network
     }
@@ -71,8 +73,8 @@ impl Underlay {
         if ipv4 { self.uplink_v4.as_deref() } else { self.uplink_v6.as_deref() }
     }
 
-    /// Returns the first address that the view's networks contain but those of the view in force do
-    /// not. `controllers` are addresses of the controller.
+    /// Returns the first address that the view's networks contain and the networks of the view in
+    /// force do not. `controllers` are the controllers' addresses.
     pub fn conflict(
         &self,
         current: Option<&NodeView>,
@@ -86,7 +88,7 @@ impl Underlay {
 
     /// Returns the conflicts of a view, at most one for each address.
     pub fn conflicts(&self, view: &NodeView, controllers: &[IpAddr]) -> Vec<AddressConflict> {
-        // Of ten thousand peers a few are hubs.
+        // Only a few of ten thousand peers are hubs.
         let hubs: Vec<&SharedPeer> = view.peers.iter().filter(|peer| !peer.networks.is_empty()).collect();
         let find = |address: &IpAddr, what| {
             let (network, of) = holder(view, &hubs, *address)?;
@@ -132,7 +134,7 @@ fn special_networks(view: &NodeView, hubs: &[&SharedPeer]) -> Vec<AddressConflic
     networks.into_iter().filter_map(conflict).collect()
 }
 
-/// Returns the network of the view by which packets for this address enter a tunnel, and its
+/// Returns the view's network that makes packets to this address enter a tunnel, with a
 /// description.
 fn holder(view: &NodeView, hubs: &[&SharedPeer], address: IpAddr) -> Option<(IpNetwork, String)> {
     let of = |networks: &[IpNetwork], what: &str| {
@@ -162,8 +164,8 @@ pub fn host_resolvers(behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     resolvers(&[read("/etc/resolv.conf"), read("/run/systemd/resolve/resolv.conf")], behind_tunnels)
 }
 
-/// Returns the name servers of files in the form of resolv.conf(5), each once, without those of the
-/// host itself and those in `behind_tunnels`.
+/// Returns the name servers in files in the format of resolv.conf(5), each once, without the host
+/// itself and without those in `behind_tunnels`.
 fn resolvers(files: &[String], behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     let server = |line: &str| -> Option<IpAddr> {
         let mut words = line.split_whitespace();
@@ -339,7 +341,8 @@ mod tests {
             let refused = here.conflict(None, &view(Role::Edge, ranges, hub), &[]).unwrap().to_string();
             assert!(refused.contains(words) && refused.contains("resolvers_behind_tunnels"), "{refused}");
         }
-        // Neither is a reason to refuse the next view if it is in force already.
+        // Neither address is a reason to refuse the next view if the view in force already contains
+        // it.
         let current = view(Role::Edge, &["10.77.0.0/16"], &[]);
         assert_eq!(here.conflict(Some(&current), &current, &[]), None);
         let both = view(Role::Edge, &["10.77.0.0/16"], &["192.0.2.0/24"]);

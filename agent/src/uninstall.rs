@@ -20,7 +20,7 @@ const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
 /// The extent of the removal.
 #[derive(Debug, Clone, Copy)]
 pub struct Extent {
-    /// Continue although pods are attached. They lose the network.
+    /// Continue although pods are attached. These pods lose the network.
     pub cut_off_pods: bool,
     /// Also remove the configuration and the join token.
     pub purge: bool,
@@ -29,7 +29,7 @@ pub struct Extent {
 /// Removes everything that agent and plugin keep on this host: the conflist and the plugin,
 /// everything that `down` removes, bridges, forwarding, and the files below `state_dir` and
 /// `run_dir`. `file` is the configuration. Changes nothing if the agent runs, or if pods are
-/// attached and may not be cut off. Otherwise continues after a failure, and reports all failures.
+/// attached and may not be cut off. Otherwise continues after a failure and reports all failures.
 pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result<()> {
     refuse_beside_agent(config).context(
         "on a host with systemd: systemctl disable --now edge-agent-install-cni edge-agent edge-agent.socket edge-agent-ipv6.socket",
@@ -39,7 +39,7 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
     // From now on the runtime attaches no more pods.
     let conflist = config.path(&config.cni.conf_dir).join(install_cni::CONFLIST);
     remove_file(&mut removal, &conflist);
-    // A pod may have been attached in between.
+    // A pod may have been attached since the first check.
     refuse_attached_pods(extent)?;
     removal.record("bridges", delete_bridges());
     let kernel = remove_from_kernel(config, false);
@@ -107,7 +107,7 @@ fn remove_directory(removal: &mut Removal, directory: &Path) {
     }
 }
 
-/// Removes the configuration and the join token, and their directory if it is empty then. Keys and
+/// Removes the configuration and the join token, and their directory if it is then empty. Keys and
 /// certificates of static peers belong to the operator.
 fn purge(removal: &mut Removal, config: &Config, file: &Path) {
     if let Some(token) = config.controller.as_ref().and_then(|controller| controller.token_file.as_ref()) {

@@ -1,5 +1,5 @@
-//! Tests that `edge-agent diagnose` names the fault between two real agents, which are in separate
-//! namespaces, joined by a cable.
+//! Tests that `edge-agent diagnose` names the fault between two real agents in separate namespaces
+//! that a veth pair connects.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,11 +14,11 @@ use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 use interop_tests::wait;
 use pcap_file::pcap::PcapReader;
 
-/// Time limit for a test that hangs.
+/// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(120);
 const SECRET: &str = "correct horse battery staple";
 
-/// A node with one static peer: the other end of its cable.
+/// A node with one static peer, at the other end of its veth pair.
 struct Node {
     namespace: UnnamedNamespace,
     directory: tempfile::TempDir,
@@ -39,7 +39,7 @@ impl Node {
         assert!(self.namespace.command("nft").arg(rules).status().unwrap().success(), "nft {rules}");
     }
 
-    /// Writes the configuration: the peer's address and further keys of the peer.
+    /// Writes the configuration with the peer's address and further keys for the peer.
     fn configure(&self, remote: &str, secret: &str, more: &str) {
         let (here, there) = if self.name == "earth" { (1, 2) } else { (2, 1) };
         let other = if self.name == "earth" { "moon" } else { "earth" };
@@ -71,7 +71,7 @@ impl Node {
         self.directory.path().join("log")
     }
 
-    /// Waits until the agent has said so often that a capture has lost its reader.
+    /// Waits until the agent has logged `count` times that a capture has lost its reader.
     fn ends_captures(&self, count: usize) {
         wait::expect("the end of a capture", HANG, || {
             let log = fs::read_to_string(self.log()).unwrap();
@@ -79,7 +79,7 @@ impl Node {
         });
     }
 
-    /// Returns the last line of the diagnosis, and the exit code.
+    /// Returns the last line of the diagnosis and the exit code.
     fn conclusion(&self, about: &[&str]) -> (String, Option<i32>) {
         let output = self.agent(&[&["diagnose"], about].concat()).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
@@ -97,8 +97,8 @@ impl Node {
     }
 }
 
-/// Two nodes, joined by a cable: earth is 192.0.2.1 and 2001:db8::1, moon is 192.0.2.2 and
-/// 2001:db8::2.
+/// Makes two nodes, connected by a veth pair. earth has 192.0.2.1 and 2001:db8::1, moon has
+/// 192.0.2.2 and 2001:db8::2.
 fn joined() -> (Node, Node) {
     let (earth, moon) = (Node::new("earth"), Node::new("moon"));
     earth.ip(&format!("link add cable type veth peer name cable netns {}", moon.namespace.pid()));
@@ -189,7 +189,7 @@ fn a_ping_that_cannot_be_sent_says_why() {
     }
 }
 
-/// The IKE message in a packet, which must be in clear.
+/// Returns the IKE message in a packet, which must not be encrypted.
 fn message(packet: &[u8]) -> edge_ike::wire::Message {
     let Some(TransportSlice::Udp(udp)) = SlicedPacket::from_ip(packet).unwrap().transport else { panic!("no UDP") };
     let marked = [udp.source_port(), udp.destination_port()].contains(&4500);
@@ -224,11 +224,11 @@ fn captures_in_clear(here: &str, there: &str, closed: &str) {
     assert!(String::from_utf8_lossy(&output.stderr).contains("agent.toml: cannot be made"), "{output:?}");
 
     let mut capture = KilledOnDrop(earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap());
-    // Its header comes once the capture has begun.
+    // The file header arrives once the capture has begun.
     let mut reader = PcapReader::new(capture.0.stdout.take().unwrap()).unwrap();
     let _moon = moon.start();
     let (mut seen, mut octets) = (BTreeSet::new(), Vec::new());
-    // Request and response of IKE_SA_INIT and of IKE_AUTH.
+    // Waits for request and response of IKE_SA_INIT and of IKE_AUTH.
     while seen.len() < 4 {
         let packet = reader.next_packet().expect("the capture goes on").unwrap();
         octets.extend_from_slice(&packet.data);
@@ -245,11 +245,11 @@ fn captures_in_clear(here: &str, there: &str, closed: &str) {
     let holds = |secret: &[u8]| octets.windows(secret.len()).any(|part| part == secret);
     assert!(holds(b"earth.example") && !holds(SECRET.as_bytes()));
 
-    // A second capture takes the place of the first, which says so and ends.
+    // A second capture replaces the first one, which reports this and ends.
     let mut second = KilledOnDrop(earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap());
     let second_reader = PcapReader::new(second.0.stdout.take().unwrap()).unwrap();
     assert_eq!(capture.0.wait().unwrap().code(), Some(1));
-    // One whose reader goes ends well.
+    // A capture whose reader is gone ends without an error.
     drop(second_reader);
     assert_eq!(second.0.wait().unwrap().code(), Some(0));
     earth.ends_captures(1);
@@ -271,7 +271,8 @@ fn a_capture_ends_with_its_process_its_time_a_full_disk_and_the_agent() {
     killed.wait().unwrap();
     earth.ends_captures(1);
     drop(reader);
-    // The agent copies while nobody reads, and another command is served meanwhile.
+    // While the output of a capture is not read, the agent continues to copy and serves another
+    // command.
     let mut unread = KilledOnDrop(earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap());
     let mut reader = PcapReader::new(unread.0.stdout.take().unwrap()).unwrap();
     let _moon = moon.start();
@@ -297,7 +298,7 @@ fn a_capture_ends_with_its_process_its_time_a_full_disk_and_the_agent() {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let no_room = "the capture ends: it cannot be written: No space left on device";
     refused(earth.agent(&["capture", "moon"]).stdout(full), no_room);
-    // A disk of 4096 octets: what is on it is whole.
+    // On a disk of 4096 octets, every packet that was written is complete.
     let small = earth.directory.path().join("small");
     fs::create_dir(&small).unwrap();
     let script =
@@ -316,7 +317,7 @@ fn a_capture_ends_with_its_process_its_time_a_full_disk_and_the_agent() {
     }
     assert!(packets > 1, "{packets}");
 
-    // Once it has written its header, it has begun.
+    // The capture has begun once it has written its header.
     let mut last = earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let _reader = PcapReader::new(last.stdout.take().unwrap()).unwrap();
     drop(agent);

@@ -19,7 +19,7 @@ use interop_tests::netns::{ignored_test, is_in_namespaces, run, succeed, unavail
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Time limit for a test that hangs.
+/// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(60);
 const SETTINGS: [&str; 2] = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"];
 
@@ -27,7 +27,8 @@ fn forwards() -> [bool; 2] {
     SETTINGS.map(|setting| fs::read_to_string(setting).unwrap().trim() == "1")
 }
 
-/// Runs the reconciler for an edge with a segment of each family until its state satisfies `until`.
+/// Runs the reconciler for an edge with a segment in each family until the host's state satisfies
+/// `until`.
 fn reconcile(directory: &Path, until: impl FnMut(&HostState) -> bool) -> HostState {
     run("ip link set lo up");
     // Links with a default route are the node's own networks, whatever their kind.
@@ -103,7 +104,7 @@ fn with_nft() {
     let table = succeed(std::process::Command::new("nft").args(["list", "table", "inet", "edge-cni"]));
     assert!(table.contains("\"lan\"") && table.contains("\"uplink\""), "the table isolates the node's links: {table}");
 
-    // `down` removes the table, and with it forwarding, which is not allowed without the table.
+    // `down` removes the table and turns off forwarding, which is not allowed without the table.
     let file = directory.path().join("agent.toml");
     let down =
         succeed(std::process::Command::new(env!("CARGO_BIN_EXE_edge-agent")).args(["down", "--config"]).arg(&file));

@@ -1,5 +1,5 @@
-//! Tests what a filter selects from the agent's log. The program runs in a separate namespace, with
-//! two static peers that do not answer.
+//! Tests which events a filter selects from the agent's log. The program runs in a separate
+//! namespace, with two static peers that do not answer.
 
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips, succeed};
 
-/// Time limit for a test that hangs.
+/// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(60);
 
 fn peer(name: &str, remote: &str, network: &str) -> String {

@@ -15,7 +15,7 @@ use interop_tests::wait;
 
 /// The user `nobody`.
 const STRANGER: libc::c_long = 65_534;
-/// Time limit for a test that hangs.
+/// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(60);
 
 fn agent(before: &[&str], directory: &Path, ports: [u16; 2]) -> Command {
@@ -87,24 +87,24 @@ fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_proces
     assert_refused(&second(&first, &two), &first, &one);
     assert!(!two.join("state").exists() && !two.join("run").exists(), "nothing was touched");
     assert!(first.0.try_wait().unwrap().is_none(), "the first goes on");
-    // The second agent runs in a separate namespace, and in the first one's after that agent was
-    // killed.
+    // The second agent runs in a separate namespace, and also in the first agent's namespace after
+    // that agent was killed.
     drop(start(&two));
     drop(first);
     drop(start(&one));
 }
 
-/// A socket of another user with a name of the lock, and the connections that fill its queue.
+/// Another user's socket with one of the lock's names, and the connection that fills its queue.
 type ForeignListener = (UnixListener, Option<UnixStream>);
 
-/// Listens on names as another user, in the namespace of a process. With `full` the queue accepts
-/// no further connection.
+/// Listens on names as another user, in a process's namespace. With `full` the queue accepts no
+/// further connection.
 fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<ForeignListener> {
     let path = format!("/proc/{process}/ns/net");
     std::thread::spawn(move || {
         let namespace = fs::File::open(path).unwrap();
         // SAFETY: the system calls change the network namespace and user of this thread only. The
-        // thread ends right after.
+        // thread ends right afterwards.
         unsafe {
             assert_eq!(libc::setns(std::os::fd::AsRawFd::as_raw_fd(&namespace), libc::CLONE_NEWNET), 0);
             assert_eq!(libc::syscall(libc::SYS_setresuid, STRANGER, STRANGER, STRANGER), 0);

@@ -12,7 +12,7 @@ use std::time::Duration;
 use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, enter, is_root_or_skips};
 use interop_tests::wait;
 
-/// Time limit for a test that hangs.
+/// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(60);
 const ADDRESS: &str = "127.0.0.1:9644";
 /// A number of connections larger than the agent keeps open.
@@ -49,7 +49,7 @@ fn request(method: &str, path: &str) -> std::io::Result<(String, String)> {
     request_for(method, path, "*/*")
 }
 
-/// Accepts this media type.
+/// Returns the same as [`request`], for a request that accepts this media type.
 fn request_for(method: &str, path: &str, accept: &str) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect(ADDRESS)?;
     stream.set_read_timeout(Some(HANG))?;

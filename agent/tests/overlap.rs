@@ -18,7 +18,7 @@ use interop_tests::netns::{
 use interop_tests::wait;
 use serde_json::Value;
 
-/// Time limit for a test that hangs.
+/// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(60);
 /// Another server on the gateway.
 const ON_THE_GATEWAY: &str = "192.168.1.1:8053";
@@ -40,7 +40,7 @@ fn a_view_whose_ranges_hold_a_resolver_is_refused_unless_the_operator_lists_it()
 }
 
 /// Makes the node's network, and starts the controller and another server in the other namespace.
-/// They end with the process. Writes a token for the node.
+/// Both end with the process. Writes a token for the node.
 fn start_controller(directory: &Path, range: &str) {
     add_far_host();
     for line in [
@@ -75,7 +75,7 @@ fn start_controller(directory: &Path, range: &str) {
     fs::write(directory.join("token"), token["token"].as_str().unwrap()).unwrap();
 }
 
-/// The agent's program, with these lines in its configuration.
+/// The agent, with these lines in its configuration.
 struct Agent<'a> {
     directory: &'a Path,
     _process: KilledOnDrop,
@@ -163,7 +163,7 @@ fn a_resolver_in_the_clusters_range() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     start_controller(directory, "10.77.0.0/16");
-    // Another resolver, outside of the range, and a search list like that of pods make no
+    // Another resolver, outside of the range, and a search list such as pods have make no
     // difference.
     let text = "search svc.cluster.local\nnameserver 192.0.2.53\nnameserver 10.77.0.53\n";
     fs::write(directory.join("resolv.conf"), text).unwrap();

@@ -11,7 +11,8 @@ use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 use interop_tests::wait;
 use serde_json::Value;
 
-/// Time limit for a test that hangs. After a failure a name is looked up within a minute.
+/// Timeout after which a test fails. After a failed lookup a name is looked up again within a
+/// minute.
 const HANG: Duration = Duration::from_secs(180);
 
 /// Returns the addresses at which the running agent tries its peer.

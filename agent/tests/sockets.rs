@@ -1,5 +1,5 @@
 //! Tests the agent's UDP ports: systemd opens them before any local user can, and the agent reports
-//! an error if a user has bound one. The program runs in separate namespaces, with a static peer
+//! an error if a user has bound a port. The program runs in separate namespaces, with a static peer
 //! that does not answer.
 
 use std::fs;
@@ -17,7 +17,7 @@ use interop_tests::wait;
 
 /// The user `nobody`.
 const STRANGER: libc::c_long = 65_534;
-/// Time limit for a test that hangs.
+/// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(60);
 /// `UDP_ENCAP` (`linux/udp.h`).
 const UDP_ENCAP: libc::c_int = 100;
@@ -57,7 +57,7 @@ impl Namespace {
         let namespace = fs::File::open(self.path()).unwrap();
         std::thread::spawn(move || {
             // SAFETY: the system calls change the network namespace and user of this thread only.
-            // The thread ends right after.
+            // The thread ends right afterwards.
             unsafe {
                 assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
                 assert_eq!(libc::syscall(libc::SYS_setresuid, user, user, user), 0);
@@ -88,7 +88,7 @@ impl Namespace {
         let fds: Vec<RawFd> = passed.iter().map(AsRawFd::as_raw_fd).collect();
         command.env("LISTEN_FDS", fds.len().to_string()).env("LISTEN_FDNAMES", vec!["ike"; fds.len()].join(":"));
         // SAFETY: dup and dup2 may be called between fork and exec. The descriptors are first
-        // copied above those that are overwritten.
+        // copied to numbers above those that are overwritten.
         unsafe {
             command.pre_exec(move || {
                 let copies: Vec<RawFd> = fds.iter().map(|fd| libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, 100)).collect();
@@ -112,7 +112,7 @@ impl Namespace {
         agent
     }
 
-    /// Runs the agent until it ends with an error, and returns its standard error.
+    /// Runs the agent until it ends with an error and returns its standard error.
     fn fail(&self, directory: &Path, nat_port: u16, passed: &[OwnedFd]) -> String {
         let child = self.agent(directory, nat_port, passed).spawn().unwrap();
         let id = child.id();
@@ -162,7 +162,7 @@ fn when_free<T>(bind: impl FnMut() -> Option<T>) -> T {
 
 fn encapsulation(fd: &OwnedFd) -> libc::c_int {
     let (mut value, mut length) = (0, std::mem::size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: value and length outlive the call, and the length is that of the value.
+    // SAFETY: the value outlives the call, and the length is the value's length.
     let done = unsafe {
         libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_UDP, UDP_ENCAP, (&raw mut value).cast(), &raw mut length)
     };
@@ -187,7 +187,7 @@ fn sockets_that_systemd_opened_are_taken_over_and_outlive_the_agent() {
         drop(agent);
         fs::remove_dir_all(directory.path().join("run")).unwrap();
     }
-    // The agent opens sockets that are not passed: here those of IPv6.
+    // The agent opens the sockets that are not passed, in this case the IPv6 sockets.
     sockets.truncate(2);
     drop(namespace.start(directory.path(), 4500, &sockets));
 }
@@ -267,7 +267,7 @@ fn without_systemd_the_sockets_outlive_an_agent_that_is_killed() {
     };
     let first = killed(4500, 14500);
     assert_eq!(killed(4500, 14500), first, "the next agent has the same socket");
-    // The ports of another configuration take the place of the earlier ones.
+    // The ports in another configuration replace the earlier ones.
     killed(14500, 4500);
     assert_eq!(namespace.inode(4500), None);
 

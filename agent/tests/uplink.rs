@@ -1,4 +1,4 @@
-//! Tests what the agent reads about its uplinks before its first report.
+//! Tests which data the agent reads about its uplinks before its first report.
 
 use std::path::Path;
 

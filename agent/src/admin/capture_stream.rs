@@ -1,4 +1,4 @@
-//! The side of `edge-agent capture` of its connection to the agent. The agent copies messages as
+//! The connection from `edge-agent capture` to the running agent. The agent copies IKE messages as
 //! long as the connection is open.
 
 use std::collections::BTreeSet;
@@ -20,10 +20,10 @@ use crate::tunnels::CapturedBatch;
 
 /// Maximum number of octets that one read returns.
 const CHUNK: usize = 64 << 10;
-/// Maximum length of a line of the agent, in octets. A batch is shorter.
+/// Maximum length of a line from the agent, in octets. A batch of messages is shorter.
 const MAX_LINE: usize = 4 << 20;
 
-/// A running capture. It ends if this value is dropped or the process ends.
+/// A running capture. The capture ends if this value is dropped or the process exits.
 #[derive(Debug)]
 pub struct CaptureStream {
     socket: UnixStream,
@@ -35,9 +35,9 @@ pub struct CaptureStream {
 pub enum Next {
     /// Messages.
     Batch(CapturedBatch),
-    /// The output's reader has closed it.
+    /// The program that reads the output has closed it.
     ReaderGone,
-    /// The time is over.
+    /// The deadline has passed.
     TimeOver,
 }
 
@@ -45,7 +45,7 @@ impl CaptureStream {
     /// Makes the running agent copy the messages to and from these addresses.
     ///
     /// # Errors
-    /// If no agent answers, or it does not copy them.
+    /// If no agent answers, or the agent refuses to copy the messages.
     pub fn begin(config: &Config, addresses: BTreeSet<IpAddr>) -> anyhow::Result<Self> {
         let socket = connect(config, &AdminRequest::Capture { addresses })?;
         let mut stream = Self { socket, received: Vec::new() };
@@ -55,7 +55,8 @@ impl CaptureStream {
         }
     }
 
-    /// Waits for messages, until the time is over or the reader of `output` has closed it.
+    /// Waits for messages until the deadline, or until the program that reads `output` has closed
+    /// it.
     ///
     /// # Errors
     /// If the capture has ended.
@@ -84,11 +85,12 @@ impl CaptureStream {
         }
     }
 
-    /// Waits for octets of the agent, and reads them. Returns whether the output's reader has
+    /// Waits for octets from the agent and reads them. Returns whether the reader of the output has
     /// closed it.
     fn is_reader_gone(&mut self, output: Option<BorrowedFd<'_>>, longest: Duration) -> anyhow::Result<bool> {
         let mut agent = [PollFd::new(&self.socket, PollFlags::IN)].to_vec();
-        // A closed reader shows as an error of the descriptor, without any requested event.
+        // poll(2) reports a closed pipe as an error on the descriptor even if no event is
+        // requested.
         agent.extend(output.map(|output| PollFd::from_borrowed_fd(output, PollFlags::empty())));
         match poll(&mut agent, Some(&Timespec::try_from(longest)?)) {
             Err(Errno::INTR) => return Ok(false),

@@ -1,4 +1,5 @@
-//! The client: what `edge-agent` commands ask of the running agent.
+//! The client of the admin socket: sends the requests of `edge-agent` commands to the running
+//! agent.
 
 use std::io::{self, BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
@@ -14,14 +15,14 @@ use crate::config::Config;
 use crate::status::{self, Status};
 use crate::stdout::print;
 
-/// Longest wait for the response.
+/// Timeout for the response.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
-/// Time between two looks of `status --watch`.
+/// Interval between two status requests of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Prints the agent's status, as a table or as JSON: indented on a terminal, otherwise as one line.
-/// `peers` are patterns: if there are any, only the data of matching peers is printed. Fails if no
-/// agent answers, or no peer matches.
+/// Prints the agent's status as a table or as JSON, which is indented on a terminal and otherwise
+/// on one line. `peers` are patterns. If there are any, only the data of matching peers is printed.
+/// Fails if no agent answers, or no peer matches.
 pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     if json && peers.is_empty() && !io::stdout().is_terminal() {
         let response = connect(config, &AdminRequest::Status)?;
@@ -33,8 +34,8 @@ pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<(
 }
 
 /// Prints the agent's status repeatedly, until the reader closes the output. On a terminal each
-/// status replaces the last one. With `json` each is a line. If the agent does not answer, the
-/// command waits for it.
+/// status replaces the last one. With `json` each status is one line. If the agent does not answer,
+/// the command waits until it does.
 pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     let out = io::stdout();
     // Moves the cursor home and clears the screen below it (ECMA-48 CUP, ED).
@@ -49,7 +50,8 @@ pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Re
                 String::new()
             }
         };
-        // A closed reader shows as an error of the descriptor, without any requested event.
+        // poll(2) reports a closed pipe as an error on the descriptor even if no event is
+        // requested.
         let mut polled = [PollFd::new(&out, PollFlags::empty())];
         if !print(&format!("{clear}{text}"))? || poll(&mut polled, Some(&interval))? > 0 {
             return Ok(());
@@ -69,20 +71,20 @@ fn status_of(config: &Config, peers: &[String]) -> anyhow::Result<Status> {
     Ok(*status)
 }
 
-/// Requests the status of the running agent. Fails if no agent answers.
+/// Requests the status from the running agent. Fails if no agent answers.
 pub fn request_status(config: &Config) -> anyhow::Result<Box<Status>> {
     let line = send(config, &AdminRequest::Status)?;
     let document = document(&line)?.context("the agent sent another response than the status")?;
     serde_json::from_str(document.get()).context(OTHER_RELEASE)
 }
 
-/// Makes the agent rekey the CHILD_SAs with `peer`, those of its `child` alone, or the IKE SA.
-/// Fails if there is no such peer, child or SA.
+/// Makes the agent rekey all CHILD_SAs with `peer`, only those of its `child`, or the IKE SA. Fails
+/// if there is no such peer, child or SA.
 pub fn rekey(config: &Config, peer: &str, child: Option<String>, ike: bool) -> anyhow::Result<()> {
     document(&send(config, &AdminRequest::Rekey { peer: peer.into(), ike, child })?).map(drop)
 }
 
-/// Sends a request, and returns the line of the response.
+/// Sends a request and returns the response line.
 fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
     let mut line = String::new();
     let response = connect(config, request)?;
@@ -90,7 +92,7 @@ fn send(config: &Config, request: &AdminRequest) -> anyhow::Result<String> {
     Ok(line)
 }
 
-/// Sends a request, and returns the socket from which the response comes.
+/// Sends a request and returns the socket on which the response arrives.
 pub(super) fn connect(config: &Config, request: &AdminRequest) -> anyhow::Result<UnixStream> {
     let path = config.admin_socket();
     let mut socket = UnixStream::connect(&path).with_context(|| {

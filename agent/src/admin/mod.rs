@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::status::Status;
 use crate::tunnels::CapturedBatch;
 
-/// A request of an `edge-agent` command.
+/// A request from an `edge-agent` command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "lowercase")]
 pub enum AdminRequest {
@@ -27,12 +27,12 @@ pub enum AdminRequest {
         /// Whether to rekey the IKE SA.
         #[serde(default)]
         ike: bool,
-        /// Name of the configured child whose CHILD_SAs are rekeyed; `None` for all of the peer's.
+        /// Name of the configured child whose CHILD_SAs are rekeyed; `None` for all CHILD_SAs with
+        /// the peer.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         child: Option<String>,
     },
-    /// Copy the IKE messages to and from these addresses, without their encryption, until the
-    /// connection is closed.
+    /// Copy the decrypted IKE messages to and from these addresses until the connection is closed.
     Capture {
         /// The peer's addresses.
         addresses: BTreeSet<IpAddr>,
@@ -48,8 +48,8 @@ pub enum AdminResponse {
         /// The document that `status --json` prints.
         status: Box<Status>,
     },
-    /// Response to [`AdminRequest::Capture`]: at once without messages, and then whenever there are
-    /// some.
+    /// Response to [`AdminRequest::Capture`]. The first one is sent immediately without messages,
+    /// the next ones whenever there are messages.
     Captured {
         /// Messages.
         batch: CapturedBatch,

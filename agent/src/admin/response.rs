@@ -1,6 +1,6 @@
-//! The agent's response, as a command reads it. The status document can be passed on while it
-//! arrives: for ten thousand peers it has tens of megabytes, of which only [`BUFFER`] bytes are in
-//! memory then.
+//! Reads the agent's response in an `edge-agent` command. The status document can be passed on
+//! while it arrives: for ten thousand peers it has tens of megabytes, and only [`BUFFER`] bytes of
+//! it are in memory at a time.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
@@ -10,10 +10,10 @@ use serde_json::value::RawValue;
 
 /// Size of the buffer, bytes: as much as the socket holds.
 pub(super) const BUFFER: usize = 256 << 10;
-/// The error for a response that this release does not know.
+/// The error for a response that this release does not understand.
 pub(super) const OTHER_RELEASE: &str = "the agent's answer is not understood; are both of one release?";
-/// Beginning of the line with which an agent answers. Another release may write the same content in
-/// another form; in that case the line is read as a whole.
+/// Beginning of the line that an agent sends with its status. Another release may write the same
+/// content in another form; in that case the whole line is read first.
 const BEGINNING: &[u8] = b"{\"answer\":\"status\",\"status\":";
 
 /// A response, with the status as the agent wrote it. Reading it as an
@@ -51,12 +51,11 @@ pub(super) fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
     document.map(Some).context(OTHER_RELEASE)
 }
 
-/// Writes the status document of a response, and a line break. A reader that has closed its end is
-/// not an error.
+/// Writes the status document of a response, and a line break. A closed pipe is not an error.
 ///
 /// # Errors
-/// If the agent has refused, or its response is cut off or not understood. In that case a part of
-/// the document may already be written.
+/// If the agent refuses, or its response is cut off or not understood. Part of the document may
+/// already have been written.
 pub(super) fn pass_on(response: impl Read, out: &mut impl Write) -> anyhow::Result<()> {
     let mut response = BufReader::with_capacity(BUFFER, response);
     let mut beginning = Vec::with_capacity(BEGINNING.len());
@@ -95,7 +94,7 @@ fn written(outcome: io::Result<()>) -> anyhow::Result<()> {
     }
 }
 
-/// Finds the end of a JSON object (RFC 8259) that comes in parts.
+/// Finds the end of a JSON object (RFC 8259) that arrives in parts.
 #[derive(Debug, Default)]
 struct ObjectEnd {
     /// Number of open objects and arrays.
@@ -151,7 +150,7 @@ mod tests {
         let reason = "there is no peer \"moon\"".to_owned();
         let refused = document(&line(&AdminResponse::Failed { reason: reason.clone() })).unwrap_err();
         assert_eq!(refused.to_string(), reason);
-        // A later release may add keys, and white space.
+        // A later release may add keys and white space.
         let text = "{\"version\": \"9\",  \"later\": [1, {\"a\": null}]}";
         let later = format!("{{\"answer\":\"status\",\"status\":{text},\"more\":1}}\n");
         assert_eq!(document(&later).unwrap().unwrap().get(), text);
@@ -191,7 +190,7 @@ mod tests {
                 for line in [
                     format!("{{\"answer\":\"status\",\"status\":{document}}}\n"),
                     format!("{{\"answer\":\"status\",\"status\": {document},\"later\":{{}}}}\n"),
-                    // Another release may write it in another order.
+                    // Another release may write the keys in another order.
                     format!("{{\"later\":1,\"status\":{document},\"answer\":\"status\"}}\n"),
                 ] {
                     assert_eq!(passed_on(&line, at_once).unwrap().trim_start(), format!("{document}\n"), "{line}");
@@ -216,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_document_of_any_length_takes_one_buffer() {
-        /// Counts what is written at once, and what has been read before it.
+        /// Counts the bytes that are written, and keeps the size of the largest single write.
         struct Sink(usize, usize);
         impl Write for Sink {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -1,4 +1,4 @@
-//! The server side, in the running agent.
+//! The server of the admin socket, in the running agent.
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufWriter, Write};
@@ -16,7 +16,7 @@ use tracing::Instrument;
 use super::{AdminRequest, AdminResponse};
 use crate::tunnels::{CaptureReader, CapturedBatch};
 
-/// A request, and the channel for its reply.
+/// A request and the channel for its reply.
 pub type AdminCall = (AdminRequest, oneshot::Sender<Reply>);
 
 /// The reply to a request.
@@ -28,16 +28,17 @@ pub enum Reply {
     Capture(CaptureReader),
 }
 
-/// Maximum length of a line, in bytes.
+/// Maximum length of a request line, in bytes.
 const MAX_LINE: u64 = 4096;
-/// How often the socket's file is checked.
+/// Interval at which the existence of the socket file is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Size of the buffer for a response, bytes: as much as the socket holds.
 const BUFFER: usize = 256 << 10;
-/// A connection is closed after this time, except that of a running capture.
+/// A connection is closed after this time, except the connection of a running capture.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Opens the socket, readable and writable by its owner only. Replaces the file of a killed agent.
+/// Opens the socket, readable and writable by its owner only. Replaces the socket file that a
+/// killed agent left.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -51,7 +52,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Sends each request into the channel `to`. If the socket's file is gone, opens it again.
+/// Sends each request into the channel `to`. If the socket file is gone, opens the socket again.
 pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<AdminCall>) {
     loop {
         let Ok(accepted) = tokio::time::timeout(CHECK_INTERVAL, listener.accept()).await else {
@@ -86,7 +87,7 @@ async fn serve_one(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     }
 }
 
-/// Reads a request, passes it on, and returns the reply.
+/// Reads a request, passes it to the channel `to` and returns the reply.
 async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::Result<Reply> {
     let mut line = String::new();
     BufReader::new(socket.take(MAX_LINE)).read_line(&mut line).await?;
@@ -104,13 +105,13 @@ async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     })
 }
 
-/// Sends the captured messages. Ends if the connection is closed. After the end of the capture,
-/// waits at most [`TIMEOUT`] for a command that does not read.
+/// Sends the captured messages. Returns when the connection is closed. After the end of the
+/// capture, waits at most [`TIMEOUT`] for a command that does not read.
 async fn send_captured(socket: &mut UnixStream, mut reader: CaptureReader) -> io::Result<()> {
     let end = reader.end();
     let (mut read, mut write) = socket.split();
     let send = async {
-        // This tells the command that the capture has begun.
+        // This empty batch shows the command that the capture has begun.
         write_line(&mut write, &AdminResponse::Captured { batch: CapturedBatch::default() }).await?;
         while let Some(batch) = reader.next().await {
             write_line(&mut write, &AdminResponse::Captured { batch }).await?;
@@ -136,8 +137,8 @@ async fn write_line(write: &mut (impl AsyncWrite + Unpin), response: &AdminRespo
     write.write_all(&line).await
 }
 
-/// Sends a response. It is written as it is made, so that a long one is never in memory as a whole.
-/// Dropping the future closes the socket, which ends the thread that writes.
+/// Sends a response. It is serialised while it is written, so that a long response is never in
+/// memory as a whole. Dropping the future closes the socket, which ends the writing thread.
 async fn send(socket: UnixStream, response: AdminResponse) -> io::Result<()> {
     let socket = socket.into_std()?;
     socket.set_nonblocking(false)?;
@@ -153,12 +154,12 @@ async fn send(socket: UnixStream, response: AdminResponse) -> io::Result<()> {
     outcome
 }
 
-/// Closes a connection in both directions, for all that hold it.
+/// Closes a connection in both directions, for all holders of the socket.
 struct CloseOnDrop(std::os::unix::net::UnixStream);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        // It may be closed already.
+        // The connection may be closed already.
         let _ = self.0.shutdown(Shutdown::Both);
     }
 }
@@ -250,6 +251,7 @@ mod tests {
         let mut reader = reader;
         reader.read_to_end(&mut rest).await.unwrap();
         assert!(rest.len() < 16 << 20, "it is closed before its end");
-        // The runtime waits for its threads when it ends, so this test ends only if the thread did.
+        // The runtime waits for its threads when it shuts down, so this test ends only if the
+        // writing thread has ended.
     }
 }

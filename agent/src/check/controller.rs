@@ -1,4 +1,4 @@
-//! Checks `[controller]`: URLs, the credential for joining, and this node's certificate.
+//! Checks `[controller]`: controller URLs, join credential, and this node's certificate.
 
 use x509_parser::parse_x509_certificate;
 

@@ -16,7 +16,8 @@ pub(super) fn check(config: &Config, now: i64, report: &mut Report) {
     for (at, peer) in config.peers.iter().enumerate() {
         match peer.resolve(config) {
             Ok(resolved) => credentials(&resolved, &peer.name, now, report),
-            // The message begins with the peer's name, which is the section of the finding.
+            // The message begins with the peer's name, which the finding already has as its
+            // section.
             Err(problem) => {
                 let problem =
                     problem.strip_prefix(&format!("[[peer]] {:?}: ", peer.name)).unwrap_or(&problem).to_owned();

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-/// A certificate that the operator renews gets a warning if it ends within this time, in seconds:
-/// 30 days.
+/// A certificate that the operator renews gets a warning if it expires within this time, in seconds
+/// (30 days).
 const ENDS_SOON: i64 = 30 * 24 * 3600;
 
 /// The severity of a finding.

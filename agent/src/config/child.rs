@@ -7,13 +7,14 @@ use serde::{Deserialize, Deserializer};
 
 use super::proposal;
 
-/// Name of the child of a `[[peer]]` without `[[peer.child]]`, and of the only one of a node.
+/// Name of the child of a `[[peer]]` without `[[peer.child]]`, and of the only child of a peer from
+/// the view.
 pub const DEFAULT_CHILD: &str = "net";
 
-/// Maximum number of `[[peer.child]]` of a peer.
+/// Maximum number of `[[peer.child]]` tables for one peer.
 pub(super) const MAX_CHILDREN: usize = 32;
-/// Maximum number of simultaneous CHILD_SAs of a static peer, which may make one for each pair of
-/// its networks. It is larger than [`MAX_CHILDREN`].
+/// Maximum number of simultaneous CHILD_SAs of a static peer, which may create one for each pair of
+/// its networks. Larger than [`MAX_CHILDREN`].
 pub(super) const MAX_CHILD_SAS: usize = 64;
 
 /// A table `[[peer.child]]`.
@@ -26,15 +27,15 @@ pub struct ChildSection {
     pub local_subnets: Vec<IpNetwork>,
     /// Networks behind the peer.
     pub remote_subnets: Vec<IpNetwork>,
-    /// ESP proposals, best first; those of the peer unless set.
+    /// ESP proposals, best first; the proposals of the `[[peer]]` unless set.
     #[serde(default, deserialize_with = "esp_proposals")]
     pub esp_proposals: Option<Vec<EspProposal>>,
-    /// The IP protocol that it carries; any unless set.
+    /// The IP protocol that the child carries; any unless set.
     #[serde(default, deserialize_with = "protocol")]
     pub protocol: u8,
-    /// The port of this node's hosts that it carries; any unless set.
+    /// The port on this node's side that the child carries; any unless set.
     pub local_port: Option<u16>,
-    /// The port of the peer's hosts that it carries; any unless set.
+    /// The port on the peer's side that the child carries; any unless set.
     pub remote_port: Option<u16>,
     /// Tunnel or transport mode.
     #[serde(default)]
@@ -137,7 +138,7 @@ impl ChildSection {
         }
     }
 
-    /// Makes the configuration for `edge-ike`. `proposals` are those of the peer.
+    /// Makes the configuration for `edge-ike`. `proposals` are the ESP proposals of the `[[peer]]`.
     pub(super) fn config(&self, proposals: &[EspProposal]) -> ChildConfig {
         let Self { protocol, local_port, remote_port, .. } = *self;
         ChildConfig {

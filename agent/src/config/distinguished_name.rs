@@ -1,14 +1,15 @@
-//! Distinguished names as text, in the order of the certificate: `C=DE, O=Example, CN=moon`.
+//! Distinguished names as text, in the same order as in the certificate: `C=DE, O=Example,
+//! CN=moon`.
 //!
 //! strongSwan, `openssl x509 -subject` and our own errors use this form. RFC 4514 has the opposite
-//! order, which is not accepted here, since the text does not show which of the two orders it has.
+//! order, which is not accepted, since the text does not show which of the two orders it has.
 
 use yasna::Tag;
 use yasna::models::ObjectIdentifier;
 use yasna::tags::{TAG_IA5STRING, TAG_PRINTABLESTRING, TAG_UTF8STRING};
 
-/// Attribute types by their names: RFC 4519 2, RFC 5280 4.1.2.4 and appendix A.1, as OpenSSL and
-/// strongSwan abbreviate them. The string type is the one that RFC 5280 requires, otherwise
+/// Attribute types by name (RFC 4519 2, RFC 5280 4.1.2.4 and appendix A.1), with the abbreviations
+/// that OpenSSL and strongSwan use. The string type is the one that RFC 5280 requires, otherwise
 /// UTF8String. The comparison of identities ignores it.
 const ATTRIBUTES: [(&[&str], &[u64], Tag); 17] = [
     (&["C", "countryName"], &[2, 5, 4, 6], TAG_PRINTABLESTRING),

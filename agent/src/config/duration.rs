@@ -6,11 +6,11 @@ use std::time::Duration;
 /// clock.
 const LONGEST: Duration = Duration::from_secs(87_600 * 3600);
 
-/// What a duration must be.
+/// The form that a duration must have, for error messages.
 pub(crate) const EXPECTED: &str =
     "write a whole number above 0 and ms, s, m or h, as in \"500ms\", of at most 10 years";
 
-/// Reads a duration. `None`: it is not [`EXPECTED`].
+/// Reads a duration. `None` if the text does not have the form that [`EXPECTED`] describes.
 pub(crate) fn parse(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..digits].parse().ok()?;

@@ -1,4 +1,4 @@
-//! Decides whether ESP travels in UDP.
+//! The key `encap`: whether ESP is encapsulated in UDP.
 
 use serde::Deserialize;
 

@@ -7,18 +7,19 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FirewallSection {
-    /// Whether packets of pods to destinations outside of cluster and tunnels get this node's
-    /// address. Default: yes on edges, no on hubs and cloud nodes.
+    /// Whether packets from pods to destinations outside of cluster and tunnels get this node's
+    /// source address. Default: yes on edges, no on hubs and cloud nodes.
     pub masquerade: Option<bool>,
-    /// Destinations excepted from `masquerade`: packets to them keep the pod's own address.
+    /// Destinations excepted from `masquerade`: packets to these destinations keep the pod's own
+    /// source address.
     pub masquerade_except: Vec<IpNetwork>,
     /// Sources outside of the cluster that may reach this node's pods without encryption.
     pub lan_to_pods: Vec<IpNetwork>,
     /// Sources outside of the cluster that may use this node's tunnels. Their packets get the
-    /// bridge's address.
+    /// bridge's source address.
     pub lan_to_tunnels: Vec<IpNetwork>,
-    /// Ranges of Services (ClusterIPs) that no view names. Nothing is published there: hosts
-    /// outside do not reach pods by these addresses.
+    /// Ranges of Services (ClusterIPs) that no view names. They are not published: hosts outside of
+    /// the cluster cannot reach pods through these addresses.
     pub service_ranges: Vec<IpNetwork>,
     /// Sources from which pods may send, in addition to their own addresses.
     pub pod_sources: Vec<IpNetwork>,

@@ -1,7 +1,7 @@
 //! IKE identities (RFC 7296 3.5) as text.
 //!
-//! The forms are those of strongSwan and libreswan, so that a value can be copied. Unsupported
-//! forms are refused and never read as another identity.
+//! The agent accepts the same forms as strongSwan and libreswan, so that a value can be copied.
+//! Unsupported forms are refused and never read as another identity.
 
 use std::net::IpAddr;
 
@@ -11,7 +11,7 @@ use x509_parser::prelude::{FromDer, X509Name};
 
 use super::distinguished_name;
 
-/// Types of strongSwan that the agent does not support (`swanctl.conf(5)`).
+/// strongSwan's identity types that the agent does not support (`swanctl.conf(5)`).
 const UNSUPPORTED: [&str; 11] =
     ["asn1gn", "ipv4net", "ipv6net", "ipv4range", "ipv6range", "uri", "url", "xmppaddr", "ec_to_id", "ascii", "other"];
 
@@ -45,7 +45,7 @@ fn parse_form(text: &str) -> Result<Identity, String> {
     if let Some(rest) = text.strip_prefix('@') {
         return fqdn(rest);
     }
-    // This comes before the prefixes, because an IPv6 address also contains colons.
+    // Addresses are tried before the prefixes, because an IPv6 address also contains colons.
     if let Ok(literal) = text.parse() {
         return address(literal);
     }

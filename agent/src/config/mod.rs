@@ -39,8 +39,8 @@ use zeroize::Zeroizing;
 /// Path of the file, unless `--config` names another.
 pub const DEFAULT_PATH: &str = "/etc/edge-cni/agent.toml";
 
-/// Maximum number of transmissions of one request. Half a second, doubled so many times, is three
-/// days.
+/// Maximum number of transmissions of one request. Half a second, doubled for each further
+/// transmission, is three days.
 const MAX_TRANSMISSIONS: u32 = 20;
 
 /// The content of the agent's TOML file, with defaults for missing keys.
@@ -72,13 +72,13 @@ pub struct Config {
     /// does.
     #[serde(default = "default_hold_sockets")]
     pub hold_sockets: bool,
-    /// Whether ESP between our own nodes always travels in UDP.
+    /// Whether ESP between our own nodes is always encapsulated in UDP.
     #[serde(default)]
     pub encap: Encap,
     /// MTU of pods, bytes; derived from the uplink unless set.
     pub mtu: Option<u32>,
-    /// This node's resolvers that may lie in the networks of a view, because the node reaches them
-    /// through the tunnels.
+    /// Name servers of this node that may lie within a view's networks, because the node reaches
+    /// them through the tunnels.
     #[serde(default)]
     pub resolvers_behind_tunnels: Vec<IpAddr>,
     /// Timers of all tunnels.
@@ -123,16 +123,16 @@ pub struct ControllerSection {
     /// segment is requested only when few addresses are left.
     #[serde(default = "default_spare")]
     pub spare: u32,
-    /// Addresses at which peers reach this node, for example that of a port forwarding or a load
-    /// balancer. Reported before those of its interfaces.
+    /// Addresses at which peers reach this node, for example the address of a port forwarding or a
+    /// load balancer. They are reported before the addresses of the node's interfaces.
     #[serde(default)]
     pub advertise: Vec<IpAddr>,
     /// After a rollover of the controller's authority the certificate is renewed at a random moment
-    /// within this time, so that the nodes do not renew all at once.
+    /// within this time, so that not all nodes renew at the same time.
     #[serde(default, with = "duration::optional")]
     pub rollover_spread: Option<Duration>,
-    /// Time limit for a view that adds networks to the tunnels: if the agent receives nothing from
-    /// the controller under that view for so long, it restores the previous view.
+    /// Timeout for a view that adds networks to the tunnels. If the agent receives nothing from the
+    /// controller under that view for so long, it restores the previous view.
     #[serde(default, with = "duration::optional")]
     pub take_back: Option<Duration>,
 }
@@ -141,7 +141,7 @@ pub struct ControllerSection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CniSection {
-    /// Directory of network configurations. k3s and others do not use the default.
+    /// Directory of network configurations. k3s and other distributions do not use the default.
     pub conf_dir: PathBuf,
     /// Directory of plugin programs.
     pub bin_dir: PathBuf,
@@ -194,7 +194,7 @@ pub struct TimingSection {
     /// Time without an IKE message after which an idle peer's liveness is checked.
     #[serde(with = "duration::optional")]
     pub idle_liveness: Option<Duration>,
-    /// Wait before the first retransmission; doubled each time.
+    /// Delay before the first retransmission; doubled each time.
     #[serde(with = "duration::optional")]
     pub retransmit: Option<Duration>,
     /// Transmissions of one request before the IKE SA counts as dead.
@@ -211,10 +211,10 @@ pub struct TimingSection {
     /// How long the old inbound SA stays after a rekey.
     #[serde(with = "duration::optional")]
     pub linger: Option<Duration>,
-    /// Wait before the next attempt after a failure; doubled up to `retry_max`.
+    /// Delay before the next attempt after a failure; doubled up to `retry_max`.
     #[serde(with = "duration::optional")]
     pub retry: Option<Duration>,
-    /// Maximum wait between attempts.
+    /// Maximum delay between attempts.
     #[serde(with = "duration::optional")]
     pub retry_max: Option<Duration>,
     /// Interval of NAT keepalives.

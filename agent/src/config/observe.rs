@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Deserialize;
 
-/// Default of the maximum number of peers with separate series.
+/// Default maximum number of peers with separate time series in `/metrics`.
 const PEER_SERIES: usize = 100;
 
 /// The table `[observe]`.
@@ -13,8 +13,8 @@ const PEER_SERIES: usize = 100;
 pub struct ObserveSection {
     /// Addresses for `/healthz`, `/readyz` and `/metrics`, in plain HTTP. None unless set.
     pub listen: Vec<SocketAddr>,
-    /// Maximum number of peers with separate series in `/metrics`, in the order of their names. The
-    /// sums include all peers.
+    /// Maximum number of peers with separate time series in `/metrics`; the first peers in the
+    /// order of their names have them. The sums include all peers.
     pub peer_series: usize,
 }
 

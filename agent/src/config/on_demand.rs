@@ -6,9 +6,9 @@ use serde::Deserialize;
 
 use super::duration;
 
-/// Default of the maximum number of members whose tunnels are set up at once.
+/// Default maximum number of members up to which tunnels are set up immediately.
 const EAGER: usize = 64;
-/// Default of the time without packets after which a tunnel on demand is closed.
+/// Default time without packets after which an on-demand tunnel is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The table `[on_demand]`.
@@ -16,9 +16,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 #[serde(deny_unknown_fields, default)]
 pub struct OnDemandSection {
     /// If this node's communities have more members than this, itself included, tunnels to members
-    /// are set up by the first packet. Tunnels from and to hubs are always set up at once.
+    /// are set up by the first packet. Tunnels from and to hubs are always set up immediately.
     pub eager: usize,
-    /// A tunnel on demand that has carried no packet for this time is closed.
+    /// An on-demand tunnel that has carried no packet for this time is closed.
     #[serde(with = "duration::optional")]
     idle_timeout: Option<Duration>,
     /// Whether the kernel holds packets that wait for a tunnel (`net.core.xfrm_larval_drop` 0). If
@@ -27,7 +27,7 @@ pub struct OnDemandSection {
 }
 
 impl OnDemandSection {
-    /// Returns the time without packets after which a tunnel on demand is closed.
+    /// Returns the time without packets after which an on-demand tunnel is closed.
     pub fn idle_timeout(&self) -> Duration {
         self.idle_timeout.unwrap_or(IDLE_TIMEOUT)
     }

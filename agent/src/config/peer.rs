@@ -22,7 +22,7 @@ use super::{Config, identity, proposal};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// This node initiates, and initiates again whenever the tunnel is lost.
+    /// This node initiates the tunnel, and initiates it again whenever it is lost.
     #[default]
     Initiate,
     /// The peer initiates.
@@ -46,7 +46,7 @@ pub struct PeerSection {
     /// Identity of this node.
     #[serde(deserialize_with = "identity_text")]
     pub local_id: Identity,
-    /// Identity that the peer must prove to have.
+    /// Identity that the peer must prove.
     #[serde(deserialize_with = "identity_text")]
     pub remote_id: Identity,
     /// Pre-shared key. The configuration file must then be readable by its owner only.
@@ -60,10 +60,10 @@ pub struct PeerSection {
     pub key: Option<PathBuf>,
     /// File with the trust anchors for the peer's certificate, PEM.
     pub trust_anchors: Option<PathBuf>,
-    /// Networks behind this node. Empty if `children` has them.
+    /// Networks behind this node. Empty if `children` lists the networks.
     #[serde(default)]
     pub local_subnets: Vec<IpNetwork>,
-    /// Networks behind the peer. Empty if `children` has them.
+    /// Networks behind the peer. Empty if `children` lists the networks.
     #[serde(default)]
     pub remote_subnets: Vec<IpNetwork>,
     /// Several CHILD_SAs, each with its own networks.
@@ -78,10 +78,10 @@ pub struct PeerSection {
     /// The end that initiates.
     #[serde(default)]
     pub start: Start,
-    /// Whether ESP travels in UDP even without a NAT.
+    /// Whether ESP is encapsulated in UDP even without a NAT.
     #[serde(default = "auto")]
     pub encap: Encap,
-    /// Whether MOBIKE (RFC 4555) is spoken with a peer that does too.
+    /// Whether MOBIKE (RFC 4555) is used with a peer that supports it.
     #[serde(default = "yes")]
     pub mobike: bool,
 }
@@ -89,7 +89,7 @@ pub struct PeerSection {
 /// The address or name of a peer, with an optional port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
-    /// Its address or host name.
+    /// The address or host name.
     pub host: RemoteHost,
     /// The port, if it is not 500.
     pub port: Option<u16>,
@@ -105,7 +105,7 @@ pub enum RemoteHost {
 }
 
 impl RemoteHost {
-    /// Returns the name, if it is one.
+    /// Returns the host name; `None` if this is an address.
     pub fn name(&self) -> Option<&str> {
         match self {
             Self::Address(_) => None,
@@ -115,7 +115,7 @@ impl RemoteHost {
 }
 
 impl Remote {
-    /// Returns the address, unless it is a name.
+    /// Returns the address; `None` if this is a host name.
     pub fn address(&self) -> Option<IpAddr> {
         match self.host {
             RemoteHost::Address(address) => Some(address),
@@ -151,7 +151,7 @@ impl Remote {
 }
 
 /// Returns whether a text is a host name: labels of letters, digits and hyphens (RFC 1123 2.1), and
-/// not an address. Underscores are accepted, as resolvers do.
+/// not an address. Underscores are accepted, since resolvers accept them.
 fn is_host_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {
@@ -252,9 +252,9 @@ impl PeerSection {
         Ok(())
     }
 
-    /// Returns whether a request from one of two peers could be from the other: they have the same
-    /// identities, and no addresses that distinguish them. In that case only the key of one of them
-    /// would ever be used.
+    /// Returns whether a request from one of two peers could also be from the other, because the
+    /// peers have the same identities and no addresses that distinguish them. In that case only the
+    /// key of one of them would ever be used.
     pub(super) fn is_indistinguishable_from(&self, other: &Self) -> bool {
         let hosts = |peer: &Self| -> Vec<RemoteHost> {
             let canonical = |remote: &Remote| match &remote.host {
@@ -305,7 +305,7 @@ impl PeerSection {
         self.remote_subnets.iter().chain(self.children.iter().flat_map(|child| &child.remote_subnets))
     }
 
-    /// Returns the children of a peer: the first one, then the others.
+    /// Returns a peer's first child, and its other children.
     fn child_configs(&self) -> (ChildConfig, Vec<ChildConfig>) {
         let mut children = self.children.iter().map(|child| child.config(&self.esp_proposals));
         let only = || ChildConfig {
@@ -351,9 +351,9 @@ impl PeerSection {
     }
 }
 
-/// Returns our identity as it is sent. If a distinguished name is the subject of our certificate,
-/// it is sent with the octets of that subject: the peer may compare octets, and the text does not
-/// contain the string types.
+/// Returns this node's identity as it is sent. A distinguished name that is the subject of this
+/// node's certificate is sent with the octets of that subject: the peer may compare octets, and the
+/// text does not contain the string types.
 fn as_certified(identity: &Identity, auth: &Auth) -> Identity {
     if let (Identity::DistinguishedName(_), Auth::Certificate(CertificateAuth { chain, .. })) = (identity, auth)
         && let Some(Ok((_, leaf))) = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf))

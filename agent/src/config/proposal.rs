@@ -52,8 +52,8 @@ struct Words {
 }
 
 impl Words {
-    /// Reads the words of a proposal of `kind` (IKE or ESP). `accepts` says which keywords that
-    /// kind allows.
+    /// Reads the words of a proposal of `kind` (IKE or ESP). `accepts` returns whether that kind
+    /// allows a keyword.
     fn read(kind: &str, text: &str, accepts: impl Fn(Keyword) -> bool) -> Result<Self, String> {
         let mut words = Self::default();
         for word in text.split('-') {
@@ -219,7 +219,7 @@ mod tests {
         );
         assert_eq!(proposal.prfs, [Prf::HmacSha256, Prf::HmacSha512]);
         assert_eq!(ike("aes128-sha256-prfsha512-ecp256").unwrap().prfs, [Prf::HmacSha512]);
-        // As strongSwan reads it: an AEAD needs no integrity, so this names the PRF.
+        // As in strongSwan: an AEAD needs no integrity algorithm, so `sha384` names the PRF.
         assert_eq!(ike("aes128gcm16-sha384-ecp256").unwrap().prfs, [Prf::HmacSha384]);
         assert_eq!(esp("aes192-sha384").unwrap().ciphers, [cbc(AesKeyLength::Bits192, Integrity::HmacSha384)]);
     }

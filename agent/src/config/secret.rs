@@ -23,8 +23,8 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// Returns the pre-shared key in the file of a `psk_file`: its only line, without the line end (LF
-/// or CRLF).
+/// Returns the pre-shared key in the content of a `psk_file`, which is the file's only line,
+/// without the line end (LF or CRLF).
 pub(super) fn psk_of_file(content: &[u8]) -> Result<Secret, String> {
     let text = content.strip_suffix(b"\n").unwrap_or(content);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
@@ -60,7 +60,7 @@ fn psk(text: &[u8]) -> Result<Secret, String> {
 impl<'de> Deserialize<'de> for SecretText {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         struct Text;
-        // serde's default errors quote the value; these do not.
+        // serde's default errors quote the value; the errors of this visitor do not.
         impl Visitor<'_> for Text {
             type Value = SecretText;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -165,7 +165,7 @@ fn the_documented_example_is_accepted_and_says_the_defaults() {
 
 #[test]
 fn every_key_of_every_table_is_in_the_documented_example_and_no_other_is_there() {
-    // A key that no table has makes the error list those that the table has.
+    // An unknown key makes the error list the keys that the table has.
     let known = |table: &str, header: &str| {
         let error = parse(&format!("{header}\nno_such_key = 1\n")).expect_err(table).to_string();
         let list = error.split_once("`, expected ").unwrap_or_else(|| panic!("{table}: {error}")).1;
@@ -178,7 +178,7 @@ fn every_key_of_every_table_is_in_the_documented_example_and_no_other_is_there()
     let mut documented = std::collections::BTreeMap::<&str, std::collections::BTreeSet<String>>::new();
     let mut table = "";
     for line in example.lines() {
-        // Keys that exclude others of the example are commented out.
+        // Keys that cannot be combined with other keys of the example are commented out.
         let line = line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line);
         if let Some(header) = line.strip_prefix('[') {
             table = header.trim_matches(['[', ']']);
@@ -249,7 +249,7 @@ fn two_peers_that_cannot_be_told_apart_are_refused_with_both_names() {
     refused(&[("remote = \"192.0.2.1\"", "start = \"respond\"")]);
 }
 
-/// Makes [`PEER`] with two children instead of its own networks.
+/// Returns [`PEER`] with two children instead of its own networks.
 fn with_children(first: &str, second: &str) -> String {
     let networks = "local_subnets = [\"10.1.0.0/16\"]\nremote_subnets = [\"10.2.0.0/16\"]\n";
     let children =

@@ -7,8 +7,7 @@ use edge_types::jitter::between;
 const MIN_WAIT: Duration = Duration::from_millis(500);
 const MAX_WAIT: Duration = Duration::from_secs(15);
 
-/// Waits that double from [`MIN_WAIT`] to [`MAX_WAIT`]; each is between half of that time and all
-/// of it.
+/// Delays that double from [`MIN_WAIT`] to [`MAX_WAIT`], each reduced at random by up to half.
 #[derive(Debug)]
 pub(super) struct Backoff(Duration);
 
@@ -19,20 +18,20 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// Returns the next wait.
+    /// Returns the next delay.
     pub(super) fn next(&mut self) -> Duration {
         let wait = self.0;
         self.0 = (self.0 * 2).min(MAX_WAIT);
         jitter(wait)
     }
 
-    /// Starts from the first wait again, after a success.
+    /// Starts from the first delay again, after a success.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 }
 
-/// Returns a random time between half of `wait` and all of it.
+/// Returns a random time between half of `wait` and `wait`.
 pub(super) fn jitter(wait: Duration) -> Duration {
     between(wait / 2, wait)
 }

@@ -10,7 +10,7 @@ use super::join_credential::{self, JoinCredential};
 use super::node_identity::NodeIdentity;
 use crate::config::Config;
 
-/// Fails if the text is not a URL of a controller.
+/// Checks that the text is a controller URL.
 pub fn check_url(url: &str) -> Result<(), ControllerError> {
     controller_choice::parse_url(url).map(drop)
 }
@@ -22,8 +22,8 @@ pub fn certificate_on_disk(state_dir: &Path) -> Result<Option<(NodeName, Vec<u8>
     Ok(identity.and_then(|identity| Some((identity.node.clone(), identity.credentials.chain.first()?.clone()))))
 }
 
-/// Returns a description of how this node would join, and under which name. Fails if it cannot
-/// join: there is no credential, or credential and configuration contradict each other.
+/// Returns a description of how and under which name this node would join. Fails if it cannot join,
+/// because there is no credential, or because credential and configuration contradict each other.
 pub fn check_join_credential(config: &Config) -> Result<String, ControllerError> {
     let Some(credential) = JoinCredential::read(config)? else {
         return Err(join_credential::missing(config, &config.state_dir));

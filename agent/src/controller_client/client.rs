@@ -1,4 +1,5 @@
-//! The controller client's state, which its tasks share.
+//! The controller client's state, which its tasks share. The view in force is the one that the
+//! agent applies.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError};
@@ -24,7 +25,7 @@ use crate::config::Config;
 use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Membership, UplinkFacts};
 use crate::state_dir::{ChangeLog, StateDir, StateDirError, segments_file};
 
-/// The client of the controller, shared by the agent's tasks.
+/// The controller client, shared by the agent's tasks.
 #[derive(Debug)]
 pub struct ControllerClient {
     pub(super) config: Arc<Config>,
@@ -39,7 +40,7 @@ pub struct ControllerClient {
     pub(super) member: watch::Sender<Option<Member>>,
     /// The view in force. The lock is held while files that depend on it are written.
     pub(super) view: Mutex<Option<Arc<NodeView>>>,
-    /// Checks views of the stream.
+    /// Checks whether views from the stream contradict themselves.
     pub(super) consistency: std::sync::Mutex<ViewConsistency>,
     /// Writes the view in force to disk.
     pub(super) view_file: std::sync::Mutex<ChangeLog>,
@@ -48,12 +49,12 @@ pub struct ControllerClient {
     pub(super) taken_back: std::sync::Mutex<Option<TakenBackView>>,
     /// The latest view that this host refuses. It is validated again when the host changes.
     pub(super) refused: std::sync::Mutex<Option<Arc<NodeView>>>,
-    /// Networks of hubs that the view no longer names.
+    /// Hub networks that the view no longer names.
     pub(super) former_networks: std::sync::Mutex<Arc<Vec<FormerNetwork>>>,
     pub(super) bypass: Arc<GuardBypass>,
     /// Held during a segment request, so that requests are made one at a time.
     pub(super) requesting: Mutex<()>,
-    /// Number of usable addresses that the last report left out.
+    /// Number of usable candidate addresses that the last report left out.
     pub(super) left_out: AtomicUsize,
     pub(super) stop: CancellationToken,
 }
@@ -66,8 +67,9 @@ pub(super) struct Member {
 }
 
 impl ControllerClient {
-    /// Reads identity and view of an earlier run from disk and publishes them, so that tunnels come
-    /// up without the controller. Fails if the identity is damaged, or its key cannot be used.
+    /// Reads the identity and the view of an earlier run from disk and publishes them, so that
+    /// tunnels come up without the controller. Fails if the identity is damaged, or its key cannot
+    /// be used.
     pub fn load(channels: ControllerChannels, state: Arc<StateDir>) -> Result<Arc<Self>, ControllerError> {
         channels.clock.load_floor(&state);
         let identity = NodeIdentity::load(&state)?;
@@ -173,8 +175,8 @@ impl ControllerClient {
             Err(error) => return Err(error),
         };
         match validate(&identity.node, identity.role, None, &view) {
-            // This view was in force. The node keeps its tunnels even if this host has moved, or
-            // appears to have moved.
+            // This view was in force before the restart. The node keeps its tunnels even if this
+            // host has moved, or appears to have moved.
             Ok(_) => Ok(Some(view)),
             Err(refusal) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;
@@ -216,13 +218,13 @@ impl ControllerClient {
         if validated == Validated::Unchanged {
             return Ok(());
         }
-        // The file on disk has the view in force.
+        // The file on disk holds the view in force, so the change must be relative to that view.
         let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
         self.put_in_force(&mut current, member, view, change.map(|step| step.change)).await
     }
 
-    /// Writes a view to disk, then publishes it. It replaces `current`, the view in force; `change`
-    /// is the difference, if it is known.
+    /// Writes a view to disk, then publishes it. The view replaces `current`, the view in force;
+    /// `change` is the difference between the two, if it is known.
     async fn put_in_force(
         &self,
         current: &mut Option<Arc<NodeView>>,
@@ -257,7 +259,7 @@ impl ControllerClient {
         Ok(())
     }
 
-    /// Writes a view to disk, as [`view_file::write`].
+    /// Writes a view to disk with [`view_file::write`].
     pub(super) fn write_view(&self, view: &NodeView, change: Option<&ViewChange>) -> Result<(), StateDirError> {
         let mut file = self.view_file.lock().unwrap_or_else(PoisonError::into_inner);
         view_file::write(&mut file, self.state.path(), view, change)
@@ -345,7 +347,7 @@ impl ControllerClient {
         }
     }
 
-    /// Removes this error from `status`, if it is the one shown there.
+    /// Removes this error from `status`, if `status` shows this error.
     pub(crate) fn clear_error(&self, error: &ControllerError) {
         let text = error.to_string();
         self.status.send_if_modified(|status| status.last_error.take_if(|last| *last == text).is_some());

@@ -1,5 +1,5 @@
-//! Chooses the controller for the next connection: the one in use, or, after it failed or sent a
-//! goodbye, the next configured one.
+//! Chooses the controller for the next connection: the one in use, or the next configured one after
+//! the one in use failed or sent a goodbye.
 
 use hyper::Uri;
 
@@ -13,7 +13,7 @@ pub(super) struct ControllerChoice {
     first: usize,
 }
 
-/// Parses the URL of a controller. Fails if it is not `https://` with a host.
+/// Parses a controller URL. Fails if it is not an `https://` URL with a host.
 pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
     match text.parse::<Uri>() {
         Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.scheme_str() == Some("https") => Ok(uri),
@@ -22,8 +22,8 @@ pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
 }
 
 impl ControllerChoice {
-    /// Makes a choice that begins with the first of `urls`. Fails if one of them is no `https://`
-    /// URL with a host.
+    /// Makes a choice that begins with the first of `urls`. Fails if one of them is not an
+    /// `https://` URL with a host.
     pub(super) fn new(urls: &[String]) -> Result<Self, ControllerError> {
         let urls = urls.iter().map(|text| parse_url(text)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { urls, first: 0 })
@@ -39,7 +39,8 @@ impl ControllerChoice {
         self.first = self.index(url).unwrap_or(0);
     }
 
-    /// Records that the controller at `url` failed or shuts down: the one after it is tried first.
+    /// Records that the controller at `url` failed or shuts down. The controller after it is tried
+    /// first from now on.
     pub(super) fn failed(&mut self, url: &Uri) {
         self.first = self.index(url).map_or(0, |index| (index + 1) % self.urls.len());
     }

@@ -12,7 +12,7 @@ pub enum ControllerError {
     Unreachable {
         /// The controller's URL.
         url: String,
-        /// The error of the network, TLS or HTTP.
+        /// The error from the network, TLS or HTTP.
         why: String,
     },
     /// The server's certificate does not belong to our controller.
@@ -20,7 +20,7 @@ pub enum ControllerError {
     Untrusted {
         /// The controller's URL.
         url: String,
-        /// The fault of the certificate, and the remedy.
+        /// The fault in the certificate, and the remedy.
         why: String,
     },
     /// The controller ended the TLS connection with an alert about this node's certificate.
@@ -62,7 +62,7 @@ pub enum ControllerError {
 }
 
 impl ControllerError {
-    /// Returns whether the same request may succeed later without a person's help.
+    /// Returns whether the same request may succeed later without the operator's help.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::UnexpectedResponse { .. } | Self::NotJoined | Self::StateDir(_) => true,

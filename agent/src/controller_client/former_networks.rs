@@ -1,8 +1,8 @@
-//! Keeps networks of a hub guarded that the view no longer names. Packets for them must not leave
-//! without encryption while the hub is away: it may be joining again, or the controller may not
-//! know it after a restore of an old backup. So these networks stay guarded for a day, or until a
-//! hub has them again. If a hub in the view no longer has a network, that network does not stay
-//! guarded, since the operator corrected the hub's networks.
+//! Keeps the networks of a hub guarded after the hub has disappeared from the view. Packets to them
+//! must not leave without encryption while the hub is away: the hub may be joining again, or the
+//! controller may not know it after an old backup was restored. So these networks stay guarded for
+//! a day, or until a hub has them again. A network that a hub in the view no longer has does not
+//! stay guarded, since the operator corrected the hub's networks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -21,7 +21,8 @@ use crate::underlay::guarded;
 const FORMER_NETWORKS_FILE: &str = "former-networks.json";
 /// How long a network stays guarded after its hub has disappeared from the view.
 const GUARDED_SECONDS: i64 = 24 * 3600;
-/// Maximum number of networks that stay guarded; the latest take precedence. A hub has few.
+/// Maximum number of networks that stay guarded; the networks of the hubs that disappeared last
+/// take precedence. A hub has few networks.
 const MAX_FORMER_NETWORKS: usize = 256;
 
 impl ControllerClient {
@@ -43,10 +44,10 @@ impl ControllerClient {
         }
     }
 
-    /// Guards the networks of hubs that `before` names and `view` does not. Stops guarding networks
-    /// that have expired, whose hub is in the view again, or that the view guards itself. Writes
+    /// Guards the networks of hubs that are in `before` and not in `view`. Stops guarding networks
+    /// whose time is over, whose hub is in the view again, or that the view itself guards. Writes
     /// the guarded networks to disk and returns them. `before` is the view that `view` replaces;
-    /// `None` if its hubs do not count.
+    /// `None` if the hubs of the former view do not count.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -87,7 +88,7 @@ impl ControllerClient {
 }
 
 /// The current time by the system clock and by the boot-time clock. Within a boot the boot-time
-/// clock is used, since a step of the system clock must not end the guard of a network.
+/// clock is used, since setting the system clock must not end the guarding of a network.
 struct ClockReadings {
     /// Seconds since 1970-01-01 UTC.
     unix_time: u64,
@@ -101,7 +102,7 @@ impl ClockReadings {
         Self { unix_time, boot: BootTime { boot_id: boot_id.trim().to_owned(), seconds } }
     }
 
-    /// Converts the time of `former` to this boot's clock. A `since` in the future counts as now.
+    /// Converts the time in `former` to this boot's clock. A `since` in the future counts as now.
     fn anchored(&self, former: &FormerNetwork) -> FormerNetwork {
         let mut former = former.clone();
         if former.boot_time.as_ref().is_none_or(|time| time.boot_id != self.boot.boot_id) {
@@ -127,7 +128,7 @@ fn guarded_under(
     now: &ClockReadings,
 ) -> Vec<FormerNetwork> {
     if view.role == Role::Cloud {
-        // A cloud node reaches the cloud's networks without a tunnel.
+        // A cloud node reaches the cloud's networks without a tunnel, so it guards none of them.
         return vec![];
     }
     let hubs = before.into_iter().flat_map(|before| &before.peers).filter(|peer| peer.role == Role::Hub);

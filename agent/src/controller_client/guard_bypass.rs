@@ -1,11 +1,11 @@
-//! Connections to the controller bypass the policies and routes that a view installs. Otherwise a
-//! wrong view could cut the node off, and the controller could never correct it.
+//! Lets connections to the controller bypass the policies and routes that a view installs.
+//! Otherwise a wrong view could cut the node off, and the controller could never correct that view.
 //!
 //! Each connection's socket has a policy that allows it to send without encryption, like IKE's
-//! sockets, so no XFRM policy blocks or encrypts its packets. If the controller's address lies
-//! within a network that is routed into the guard's device, the socket is bound to the uplink's
-//! interface, and the route lookup considers that interface alone. Both apply to this one socket:
-//! pods and other programs stay guarded.
+//! sockets, so no other XFRM policy blocks or encrypts its packets. If the controller's address
+//! lies within a network that is routed into the guard's device, the socket is bound to the
+//! uplink's interface, and the route lookup considers that interface alone. Both apply to this one
+//! socket: pods and other programs stay guarded.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,7 +28,7 @@ pub(super) struct GuardBypass {
     uplink: watch::Receiver<UplinkFacts>,
     /// Networks that the view in force makes unreachable outside of a tunnel.
     guarded: Mutex<Vec<IpNetwork>>,
-    /// Addresses from the last lookup, by host. There are at most as many hosts as URLs.
+    /// Addresses from the last lookup, by host. There are at most as many hosts as controller URLs.
     lookups: Mutex<BTreeMap<String, Vec<IpAddr>>>,
 }
 
@@ -48,8 +48,7 @@ impl GuardBypass {
         self.lookups.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
     }
 
-    /// Returns the known addresses of the controllers: those in `urls`, and those of the last
-    /// lookups.
+    /// Returns the known addresses of the controllers, from `urls` and from the last lookups.
     pub(super) fn controller_addresses(&self, urls: &[String]) -> Vec<IpAddr> {
         let literal = |url: &String| {
             let uri: hyper::Uri = url.parse().ok()?;

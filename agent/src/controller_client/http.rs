@@ -28,9 +28,10 @@ use super::guard_bypass::GuardBypass;
 use super::tls::CertificateRejected;
 use crate::clock::CertificateClock;
 
-/// Timeout of TCP and TLS handshake together, for each address of a controller.
+/// Timeout for the TCP and TLS handshakes together, for each address of a controller.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Timeout of a request, up to the response's headers; its body has the same time again.
+/// Timeout of a request, up to the response's headers. Reading the response's body has the same
+/// timeout again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// An HTTP/2 PING is sent after this much silence. Without an acknowledgement within the same time,
 /// the connection is closed.
@@ -70,13 +71,13 @@ struct Active {
 pub(super) struct Connection {
     /// The controller's URL.
     pub(super) url: Uri,
-    /// This node's address of the TCP connection.
+    /// This node's address on the TCP connection.
     pub(super) local: IpAddr,
     sender: SendRequest<Full<Bytes>>,
 }
 
 impl HttpClient {
-    /// Makes a client of the controllers at `urls`. Does not connect yet. Fails if one of them is
+    /// Makes a client for the controllers at `urls`. Does not connect yet. Fails if one of them is
     /// not an `https://` URL with a host.
     pub(super) fn new(
         urls: &[String],
@@ -131,7 +132,8 @@ impl HttpClient {
                     if urls.len() > 1 {
                         debug!(%error, "trying the next controller");
                     }
-                    // Errors that need a person are reported in preference to temporary ones.
+                    // An error that the operator must resolve is reported rather than a temporary
+                    // one.
                     if failure.as_ref().is_none_or(ControllerError::is_temporary) {
                         failure = Some(error);
                     }
@@ -160,7 +162,7 @@ impl HttpClient {
                 Ok(Err(error)) => error,
                 Err(_) => unreachable(format!("{address} did not answer within {CONNECT_TIMEOUT:?}")),
             };
-            // An error that needs a person is reported rather than a temporary one.
+            // An error that the operator must resolve is reported rather than a temporary one.
             if failure.is_temporary() {
                 failure = error;
             }
@@ -196,8 +198,8 @@ impl HttpClient {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| hyper_error(url, &error))?;
-        // Ends when the last sender and stream are dropped, or the connection breaks; pending
-        // requests then get the error.
+        // Completes when the last sender and stream are dropped, or when the connection breaks;
+        // pending requests then get the error.
         let until_it_ends = async move {
             if let Err(error) = connection.await {
                 debug!(error = with_causes(&error), "connection to the controller ended");
@@ -312,7 +314,7 @@ async fn read_whole(connection: &Connection, response: Response<Incoming>) -> Re
     Err(ControllerError::Unreachable { url: connection.url.to_string(), why })
 }
 
-/// Returns the error of a broken connection or stream, with a TLS cause if there is one.
+/// Returns the error for a broken connection or stream, with the TLS error if TLS is the cause.
 pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> ControllerError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
@@ -324,7 +326,7 @@ pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> ControllerError {
     ControllerError::Unreachable { url: url.to_string(), why: with_causes(error) }
 }
 
-/// Returns the error of a failed TLS handshake; `None` if TLS is not the cause.
+/// Returns the error for a failed TLS handshake; `None` if TLS is not the cause.
 fn tls_error(url: &Uri, error: &io::Error) -> Option<ControllerError> {
     let tls = tls_cause(error)?;
     let url = url.to_string();

@@ -1,7 +1,7 @@
-//! Joining: the node shows its credential and gets its first certificate.
+//! Joins this node: presents the join credential and stores the first certificate.
 //!
 //! The agent writes a new key to disk, sends the certificate request, writes the certificate, then
-//! deletes the pending key. The power may fail between any two of these steps: the next attempt
+//! deletes the pending key. If the power fails between any two of these steps, the next attempt
 //! repeats the request with the same key and credential, and the controller repeats its response.
 
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::state_dir::{StateDir, segments_file};
 
-/// Joins, and writes the identity to disk.
+/// Joins and writes the identity to disk.
 pub(super) async fn join(
     config: &Config,
     credential: &JoinCredential,
@@ -54,8 +54,8 @@ pub(super) async fn join(
         ));
     }
     let identity = NodeIdentity::accept(&response, &key, &node, role.unwrap_or(response.role), credential.id(), clock)?;
-    // View and segments on disk belong to the former identity. They are removed before the new
-    // identity is written: after a power cut in between, the join is repeated.
+    // The view and the segments on disk belong to the former identity. They are removed before the
+    // new identity is written: after a power cut in between, the join is repeated.
     forget_earlier_membership(state)?;
     identity.store(state)?;
     node_identity::forget_pending_key(state)?;

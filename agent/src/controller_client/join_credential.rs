@@ -1,4 +1,4 @@
-//! The credential by which this node joins: a join token from the operator, or the Kubernetes
+//! The credential with which this node joins: a join token from the operator, or the Kubernetes
 //! service account token of the agent's pod.
 
 use std::os::unix::fs::PermissionsExt;
@@ -27,7 +27,7 @@ pub(super) enum JoinCredential {
         /// The JWT.
         token: Zeroizing<String>,
         /// `pod:UID` of the pod to which the token is bound. The kubelet renews the token often;
-        /// only the token of another pod counts as a new credential.
+        /// only a token for another pod counts as a new credential.
         id: String,
         /// The pod's node, from the token's claims.
         node: Option<NodeName>,
@@ -111,7 +111,7 @@ impl JoinCredential {
     }
 }
 
-/// Returns the error of a node that has neither an identity nor a credential.
+/// Returns the error for a node that has neither an identity nor a credential.
 pub(super) fn missing(config: &Config, state: &Path) -> ControllerError {
     let controller = config.controller.as_ref();
     if let Some(path) = controller.and_then(|controller| controller.service_account_token_file.as_deref()) {

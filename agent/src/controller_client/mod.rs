@@ -1,28 +1,33 @@
-//! The client of the controller: it joins, renews the certificate, follows the view and requests
-//! segments. It publishes view and credentials through the channels of [`crate::membership`]: first
-//! those on disk, then those from the controller. If the controller is unreachable, the published
-//! ones stay in force.
+//! The controller client: joins this node, renews its certificate, follows the view and requests
+//! segments. It publishes the view and the credentials through the channels of
+//! [`crate::membership`]: first those on disk, then those from the controller. The view in force is
+//! the one that the agent applies. If the controller is unreachable, the published view and
+//! credentials stay in force.
 //!
-//! - `client`: the view in force, the member's identity and the status; how each of them changes.
-//! - `session`: joins if needed, reports, and follows the view stream; reconnects when it ends.
-//! - `stream_state`: the view that a stream has sent so far, and how its changes apply.
-//! - `view_validation`: whether a view may replace the one in force: not if it contradicts itself,
-//!   or would cut this host off.
-//! - `view_consistency`: whether a view contradicts itself, in the time of what changed.
-//! - `view_file`: the view in force on disk, as a whole view and changes.
+//! - `client`: the state that the client's tasks share, above all the view in force, the member's
+//!   identity and the status.
+//! - `session`: the session with the controller: joining if needed, reports, and the view stream.
+//! - `stream_state`: the view that the controller sent last, to which its next change applies.
+//! - `view_validation`: the checks before a view comes into force: that it does not contradict
+//!   itself and would not cut this host off.
+//! - `view_consistency`: the check that a view does not contradict itself, in a time that depends
+//!   only on what changed.
+//! - `view_file`: the file with the view in force, as a whole view and the changes since.
 //! - `partial_view`: a view without some of the networks that it adds.
-//! - `unconfirmed_view`: the two views that taking back needs in addition to the one in force.
+//! - `unconfirmed_view`: the previous view and the view that was taken back last, which `take_back`
+//!   needs.
 //! - `take_back`: the return to the previous view if nothing arrives from the controller under the
 //!   new one.
-//! - `former_networks`: networks of hubs that the view no longer names, which stay guarded.
-//! - `guard_bypass`: connections to the controller that the guard does not block.
-//! - `node_identity`: key, certificate and trust anchors of this node.
-//! - `join_credential`, `join`, `renewal`: the token that admits this node, the first certificate
-//!   and the later ones.
-//! - `segment_request`: a request for a segment, with an id that survives a crash.
-//! - `check`: the checks of `edge-agent check`, which need no connection.
-//! - `controller_choice`: which controller the next connection goes to.
-//! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3.
+//! - `former_networks`: the networks of hubs that have disappeared from the view, which stay
+//!   guarded.
+//! - `guard_bypass`: connections to the controller that bypass the view's policies and routes.
+//! - `node_identity`: this node's key, certificate and trust anchors.
+//! - `join_credential`, `join`, `renewal`: the token with which this node joins, its first
+//!   certificate, and the renewal of the certificate.
+//! - `segment_request`: requests for segments, which are on disk until they have a response.
+//! - `check`: the checks of `[controller]` for `edge-agent check`, which need no connection.
+//! - `controller_choice`: the choice of the controller for the next connection.
+//! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3, and the client's errors.
 
 mod backoff;
 mod check;

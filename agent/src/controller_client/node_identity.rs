@@ -1,7 +1,7 @@
 //! This node's identity: a private key that is generated here and never leaves the node, its
 //! certificate, and the trust anchors. One file holds all three, so that they always match. A key
-//! whose certificate has not arrived is in a separate file, so that a retry after a power cut sends
-//! the same key.
+//! whose certificate has not arrived is kept in a separate file, so that a retry after a power cut
+//! sends the same key.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -133,7 +133,8 @@ impl NodeIdentity {
         let trust_anchors = anchors(&response.trust_anchors).map_err(&refuse)?;
         let leaf = Leaf::parse(&chain).map_err(&refuse)?;
         leaf.check(key, node, role).map_err(&refuse)?;
-        // The connection is authenticated, and certificates begin an hour before they are issued.
+        // The connection is authenticated, and a certificate's notBefore is an hour before it is
+        // issued.
         clock.raise_floor(u64::try_from(leaf.not_before).unwrap_or(0));
         verify(&chain, &trust_anchors, clock.unix_time()).map_err(&refuse)?;
         Ok(Self {
@@ -196,7 +197,8 @@ impl NodeIdentity {
     }
 }
 
-/// Returns the key for the next certificate request: that of an interrupted attempt, or a new one.
+/// Returns the key for the next certificate request: the key of an interrupted attempt, or a new
+/// one.
 pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, ControllerError> {
     if let Some(text) = state.read(PENDING_KEY_FILE)? {
         let text = Zeroizing::new(text);
@@ -252,7 +254,8 @@ fn certificates(text: &str) -> Result<Vec<Vec<u8>>, String> {
     }
 }
 
-/// Verifies chain, validity and extended key usages, as the controller and peers will do.
+/// Verifies the certificate chain, its validity and the extended key usages, as the controller and
+/// peers will do.
 fn verify(chain: &[Vec<u8>], trust_anchors: &[Vec<u8>], now: u64) -> Result<(), String> {
     let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let (leaf, intermediates) = ders.split_first().ok_or("there is no certificate in it")?;

@@ -1,7 +1,7 @@
 //! Makes a view without some of the networks that it adds. Such a view comes into force if this
-//! host refuses a view because of those networks, and if a view is taken back. Otherwise a host on
-//! this node's network could announce the network that the next view adds, and so delay the rest of
-//! that view, above all its revocations.
+//! host refuses a view because of those networks, and when a view is taken back. Otherwise a host
+//! on this node's network could announce the network that the next view adds, and so delay the rest
+//! of that view, above all its revocations.
 
 use edge_types::network::{contains, overlap};
 use edge_types::{IpNetwork, NodeView, Peer, SharedPeer};
@@ -16,8 +16,8 @@ impl ControllerClient {
     pub(super) fn allowed_part(&self, current: &NodeView, view: &NodeView, refusal: &ViewRefusal) -> Option<NodeView> {
         let mut withheld = Vec::new();
         let mut refusal = refusal.clone();
-        // Each round withholds at least one more network of these views, so there are no more
-        // rounds than networks.
+        // Each iteration withholds at least one more network of these views, so there are no more
+        // iterations than networks.
         loop {
             if !withhold(&mut withheld, &refusal, current, view) {
                 return None;
@@ -36,8 +36,8 @@ impl ControllerClient {
 fn withhold(withheld: &mut Vec<IpNetwork>, refusal: &ViewRefusal, current: &NodeView, view: &NodeView) -> bool {
     let mut networks = match refusal {
         ViewRefusal::CutsOff(conflict) => vec![conflict.network()],
-        // A part that adds networks would itself be unconfirmed. If it were confirmed, the view
-        // that was taken back would count as good.
+        // A part that adds networks would itself be unconfirmed. If that part were confirmed, the
+        // view that was taken back would count as good.
         ViewRefusal::Undecided { .. } | ViewRefusal::TakenBack { .. } => added(current, view),
         _ => return false,
     };
@@ -47,12 +47,12 @@ fn withhold(withheld: &mut Vec<IpNetwork>, refusal: &ViewRefusal, current: &Node
 }
 
 /// Returns `now` without the networks in `withheld`, as a replacement of `before`. The result keeps
-/// the version of `before`, and the networks that this node itself fronts, so that the whole view
-/// can still follow. A range or network that `now` removes returns only if a withheld network
+/// the version of `before` and the networks that this node itself fronts, so that the whole view
+/// can still replace it. A range or network that `now` removes returns only if a withheld network
 /// overlaps it, since the withheld one may have replaced it. The revocations of `now` apply: a
 /// member that it does not name stays removed, and certificates and authorities that it rejects
-/// stay rejected. A segment or network belongs to the node to which `now` gives it, so that one
-/// that has moved never belongs to two nodes.
+/// stay rejected. A segment or network belongs to the node to which `now` gives it, so that a moved
+/// segment or network never belongs to two nodes.
 ///
 /// # Errors
 /// If the result is not a valid view of this node.
@@ -236,7 +236,7 @@ mod tests {
         let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
         for (range, network, ranges, fronted) in [
             ("10.99.0.0/16", "10.96.0.0/12", &["10.77.0.0/16"][..], &["10.244.0.0/16"][..]),
-            // The new ones are wider than those that they replace.
+            // The new ranges and networks are wider than those that they replace.
             ("10.78.0.0/15", "10.48.0.0/12", &["10.77.0.0/16", "10.78.0.0/16"], &["10.244.0.0/16", "10.50.0.0/16"]),
         ] {
             let now = with(7, &["10.77.0.0/16", range], &["10.244.0.0/16", network]);

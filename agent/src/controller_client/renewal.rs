@@ -1,5 +1,5 @@
-//! Renewal of the certificate, when half of its lifetime is over, or soon after the controller
-//! began to sign with another authority. The node generates a new key and sends the request over a
+//! Renews the certificate when half of its lifetime is over, or soon after the controller began to
+//! sign with another authority. The node generates a new key and sends the request over a
 //! connection that the old certificate authenticates. Tunnels are not affected.
 
 use std::time::{Duration, Instant};
@@ -20,10 +20,10 @@ use super::tls::date;
 /// Maximum time between two checks of the clock, which may be set in the meantime. After each
 /// sleep, the earliest time that the clock may show is written to disk (see [`crate::clock`]).
 const CHECK_INTERVAL: Duration = Duration::from_secs(600);
-/// Wait after a refusal, and after a renewal whose certificate is still of the old authority.
+/// Delay after a refusal, and after a renewal whose certificate is still from the old authority.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 /// Default of `rollover_spread`. After a rollover each node renews at a random moment within this
-/// time, so that ten thousand nodes make 17 renewals a second.
+/// time, so that ten thousand nodes cause 17 renewals per second.
 const ROLLOVER_SPREAD: Duration = Duration::from_secs(600);
 
 /// Runs until the agent ends.
@@ -79,7 +79,7 @@ fn remaining(controller: &ControllerClient, identity: &NodeIdentity, rollover: &
 /// The time of the renewal that a new signing authority requires.
 #[derive(Debug, Default)]
 struct Rollover {
-    /// The authority that signs, DER, and when this node renews.
+    /// The signing authority, DER, and the time at which this node renews.
     due: Option<(Vec<u8>, Instant)>,
 }
 
@@ -97,7 +97,7 @@ impl Rollover {
         Some(due.saturating_duration_since(Instant::now()))
     }
 
-    /// Records that a renewal succeeded. If the new certificate is still not of the signing
+    /// Records that a renewal succeeded. If the new certificate is still not from the signing
     /// authority (because a replica of the controller does not know of the rollover yet), the next
     /// attempt is postponed.
     fn attempted(&mut self) {

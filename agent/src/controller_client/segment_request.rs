@@ -17,7 +17,7 @@ use crate::state_dir::{StateDirError, segments_file};
 const REQUEST_FILE: &str = "application.json";
 
 impl ControllerClient {
-    /// Returns the families of a request that is on disk without a response.
+    /// Returns the address families of a request that is on disk without a response.
     pub fn unanswered_request_families(&self) -> Option<Vec<Family>> {
         self.unanswered().map(|request| request.families)
     }
@@ -40,13 +40,14 @@ impl ControllerClient {
             return Err(ControllerError::NotJoined);
         };
         let request = match self.unanswered() {
-            // It may be for other families than `families`: the caller compares and requests again.
+            // The stored request may be for other families than `families`; the caller compares and
+            // requests again.
             Some(request) => request,
             None => {
                 let families = families.to_vec();
                 let request = SegmentRequest { request_id: request_id()?, families, repeated: true };
-                // It is stored as repeated, since an agent that reads it after a restart cannot
-                // know whether it was sent.
+                // The request is stored as repeated, since an agent that reads it after a restart
+                // cannot know whether it was sent.
                 self.state.write_json(REQUEST_FILE, &request)?;
                 SegmentRequest { repeated: false, ..request }
             }
@@ -56,7 +57,7 @@ impl ControllerClient {
             Ok(response) => response.segments,
             Err(error) => {
                 if matches!(&error, ControllerError::Problem(problem) if matches!(problem.status, 400 | 409 | 422)) {
-                    // These statuses are final responses to the request. After 401 and 403 the
+                    // These HTTP statuses are final responses to the request. After 401 and 403 the
                     // request stays on disk.
                     self.state.remove(REQUEST_FILE)?;
                 }

@@ -1,5 +1,5 @@
-//! The session with the controller: joins if this node is no member yet, reports this node's
-//! addresses, and follows the view stream. When the stream ends, the session begins again.
+//! The session with the controller: joins if this node is not a member yet, reports this node's
+//! addresses, and follows the view stream. When the stream ends, the session starts again.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -33,13 +33,13 @@ use crate::{candidate_addresses, logging};
 
 /// If neither view nor heartbeat arrives for this long, the controller counts as unreachable.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
-/// Wait after an error that needs a person, such as a controller that does not accept this node as
-/// a member.
+/// Delay after an error that the operator must resolve, such as a controller that does not accept
+/// this node as a member.
 const REFUSED_WAIT: Duration = Duration::from_secs(60);
 /// If two controllers send a goodbye within this time, the node waits before it tries the next one,
 /// as after a failure.
 const GOODBYE_INTERVAL: Duration = Duration::from_secs(10);
-/// If a stream that lasted this long breaks, the next controller is tried without a wait.
+/// If a stream that lasted this long breaks, the next controller is tried without a delay.
 const ESTABLISHED: Duration = Duration::from_secs(5);
 /// Maximum number of segments in a report; the size of a request is limited.
 const MAX_REPORTED_SEGMENTS: usize = 1000;
@@ -90,7 +90,7 @@ pub(super) async fn run(controller: &ControllerClient) {
     }
 }
 
-/// The stream ended without a failure. The variants say where it is opened again.
+/// Where the stream is opened again after it ended without a failure.
 enum Reopen {
     /// At the same controller: this node's address or certificate has changed.
     Now,
@@ -102,14 +102,14 @@ enum Reopen {
 enum EventOutcome {
     /// The event is complete.
     Handled,
-    /// A version is missing between two events. The stream is opened again and begins with the
+    /// A view version is missing between two events. The stream is opened again and begins with the
     /// whole view.
     OutOfSync { received: String, expected: &'static str },
     /// The controller shuts down, for this reason.
     Goodbye(String),
 }
 
-/// The view stream. `state` outlives a connection.
+/// The view stream. `state` is kept when a connection is replaced.
 #[derive(Default)]
 struct Stream {
     state: Option<StreamState>,
@@ -175,7 +175,7 @@ async fn follow_stream(
                                 continue;
                             }
                         };
-                        // Only an event proves that the controller was reached.
+                        // Only an event from the controller proves that it was reached.
                         controller.confirm_view();
                         match handle(controller, event, &mut stream.state).await? {
                             EventOutcome::Handled => {}
@@ -301,8 +301,8 @@ async fn handle(
     Ok(EventOutcome::Handled)
 }
 
-/// Returns this node's membership. Joins first if the node is not a member, or if it was refused
-/// and a new credential exists.
+/// Returns this node's membership. Joins first if this node is not a member, or if the controller
+/// refused it and a new credential exists.
 async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, ControllerError> {
     let present = controller.member.borrow().clone();
     let credential = match &present {
@@ -441,8 +441,8 @@ impl Decoder for CompleteLines {
     }
 }
 
-/// The body in pieces as they arrive. The reader requires errors of `std::io`; [`NdjsonLines`]
-/// unpacks them.
+/// The response body in pieces as they arrive. [`StreamReader`] requires `std::io` errors;
+/// [`NdjsonLines`] unpacks them.
 type Chunks = MapErr<BodyDataStream<Incoming>, fn(hyper::Error) -> io::Error>;
 
 impl NdjsonLines {

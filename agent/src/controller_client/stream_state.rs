@@ -1,6 +1,6 @@
 //! Holds the view that the controller sent last, to which its next change applies. Usually that is
-//! the view in force. A refused view is also kept here, because the change that corrects it is
-//! relative to it.
+//! the view in force. A refused view is also kept, because the change that corrects it is relative
+//! to it.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use edge_types::{NodeView, ViewChange};
 /// The view that was received last, with all changes applied.
 #[derive(Debug, Clone)]
 pub(super) struct StreamState {
-    /// Identifies the run of the controller that can send changes since this view; `None` if the
+    /// Identifies the controller process that can send changes since this view; `None` if the
     /// controller sends whole views only.
     epoch: Option<String>,
     view: Arc<NodeView>,
@@ -21,7 +21,7 @@ impl StreamState {
         Self { epoch, view: Arc::new(view) }
     }
 
-    /// Returns the view after the last change of the stream.
+    /// Returns the view after the last change from the stream.
     pub(super) fn view(&self) -> &Arc<NodeView> {
         &self.view
     }

@@ -1,14 +1,14 @@
 //! Takes back a view that cuts the node off from the controller. A view that adds networks to the
 //! tunnels is unconfirmed until a message from the controller arrives under it. If none arrives
-//! within `take_back`, the view is taken back: the previous view is in force again. A view that
-//! adds no network, or under which a message from the controller has arrived, is never taken back.
-//! The same applies to a view that replaces an unconfirmed one and adds nothing to the view before
-//! that.
+//! within `take_back`, the view is taken back: the previous view comes into force again. A view
+//! that adds no network, or under which a message from the controller has arrived, is never taken
+//! back. The same applies to a view that replaces an unconfirmed one and adds nothing to the view
+//! before that.
 //!
 //! If the controller is reached soon after a view was taken back, that view counts as the cause of
-//! the loss. The networks that it added are then refused, except for a second try after an hour.
-//! Otherwise the controller was unreachable for another reason, and the view comes into force again
-//! when the controller is back.
+//! the loss. The networks that it added are then refused, except for a second attempt after an
+//! hour. Otherwise the controller was unreachable for another reason, and the view comes into force
+//! again when the controller is back.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -36,9 +36,10 @@ const DEFAULT_TAKE_BACK: Duration = Duration::from_secs(180);
 /// If the controller is reached within this time after a view was taken back, that view counts as
 /// the cause of the loss.
 const BLAME_WITHIN: Duration = Duration::from_secs(120);
-/// Wait before the next attempt to take a view back, for example if the disk is full.
+/// Delay before the next attempt to take a view back, for example if the disk is full.
 const TAKE_BACK_RETRY: Duration = Duration::from_secs(5);
-/// How often a refused view is validated again, in addition to changes of the uplink.
+/// Interval at which a refused view is validated again, in addition to the validation after changes
+/// of the uplink.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of conflicts of the view in force that are reported.
 const MAX_REPORTED_CONFLICTS: usize = 8;
@@ -85,7 +86,7 @@ impl ControllerClient {
         });
     }
 
-    /// Marks `new` as unconfirmed if it adds networks. Writes the view before to disk first.
+    /// Marks `new` as unconfirmed if it adds networks. Writes the previous view to disk first.
     pub(super) fn mark_unconfirmed(
         &self,
         current: Option<&Arc<NodeView>>,
@@ -160,8 +161,8 @@ impl ControllerClient {
         taken_back.is_none()
     }
 
-    /// Takes unconfirmed views back. Also validates refused ones again, since the reason may be
-    /// gone.
+    /// Takes unconfirmed views back. Also validates refused views again, since the reason for the
+    /// refusal may be gone.
     pub(super) async fn watch_views(&self) {
         let (mut uplink, mut unconfirmed) = (self.uplink.clone(), self.unconfirmed.subscribe());
         let mut status = self.status.subscribe();
@@ -171,7 +172,7 @@ impl ControllerClient {
                 .as_ref()
                 .map(|unconfirmed| unconfirmed.began + self.take_back_timeout());
             // While the stream is open, the controller is reachable. A dead connection is noticed
-            // much sooner than the timeout.
+            // long before the timeout.
             let lost = async {
                 tokio::time::sleep_until(end.unwrap_or_else(Instant::now)).await;
                 let _ = status.wait_for(|status| !status.connected).await;

@@ -1,4 +1,4 @@
-//! TLS 1.3 to the controller: verifies its certificate, and shows this node's own.
+//! TLS 1.3 to the controller: verifies the controller's certificate and presents this node's own.
 
 use std::sync::Arc;
 
@@ -19,8 +19,8 @@ const EKU_SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 /// Trust anchors for the controller's certificate.
 #[derive(Debug, Clone)]
 pub(super) enum ControllerTrust {
-    /// The SHA-256 of the CA's DER SubjectPublicKeyInfo. The server must send that CA in its chain.
-    /// For joining with a token.
+    /// The SHA-256 of the CA's DER SubjectPublicKeyInfo, for joining with a token. The server must
+    /// send that CA certificate in its chain.
     Pinned([u8; 32]),
     /// CA certificates, DER.
     Anchors(Vec<Vec<u8>>),
@@ -60,13 +60,13 @@ fn builder(trust: ControllerTrust, clock: Arc<CertificateClock>) -> Result<Build
 
 fn finish(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![b"h2".to_vec()];
-    // A resumed session does not show a renewed certificate.
+    // A resumed session would not present a renewed certificate.
     config.resumption = rustls::client::Resumption::disabled();
     config
 }
 
-/// Verifies the controller's certificate: chain, validity, extended key usage, name, and the URI
-/// that only controllers have.
+/// Verifies the controller's certificate: certificate chain, validity, extended key usage, name,
+/// and the URI that only controllers have.
 #[derive(Debug)]
 struct Verifier {
     trust: ControllerTrust,
@@ -112,8 +112,8 @@ impl Verifier {
         let (_, parsed) = X509Certificate::from_der(end_entity)
             .map_err(|e| CertificateRejected(format!("its certificate is malformed ({e})")))?;
         // A trusted CA signs a certificate no earlier than its notBefore, so that is a lower bound
-        // of the current time. A device whose clock starts years ago can thus join. The clock's
-        // floor rises only after all other checks have passed.
+        // of the current time. So a device whose clock is years behind can join. The clock's
+        // baseline rises only after all other checks have passed.
         let begins = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
         let now = self.clock.unix_time().max(begins);
         leaf.verify_for_usage(
@@ -220,8 +220,8 @@ fn explain(error: &webpki::Error, certificate: &X509Certificate<'_>, now: u64) -
     match error {
         // If another CA has the same name, only the signature is wrong.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => unknown_issuer(),
-        // The leaf has the usage, so webpki did not find it in a CA that the server sent: that CA
-        // is not trusted.
+        // The leaf has the extended key usage, so webpki missed it in a CA certificate that the
+        // server sent: that CA is not trusted.
         webpki::Error::RequiredEkuNotFoundContext(_) if serves => unknown_issuer(),
         webpki::Error::CertExpired { .. } => format!(
             "its certificate ended {}, and now it is {}: restart the controller, which renews it; or see whether this node's clock runs ahead",

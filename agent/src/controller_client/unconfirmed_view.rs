@@ -1,5 +1,5 @@
-//! The two views that taking back needs in addition to the one in force: the previous view, and the
-//! one that was taken back last.
+//! The two views that `take_back` needs in addition to the view in force: the previous view and the
+//! view that was taken back last.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ const SECOND_TRY_AFTER_SECONDS: u64 = 3600;
 pub(super) struct UnconfirmedView {
     /// The view to restore.
     pub(super) before: Arc<NodeView>,
-    /// When the view in force replaced it.
+    /// When the view in force replaced `before`.
     pub(super) began: Instant,
 }
 
@@ -28,9 +28,9 @@ pub(super) struct UnconfirmedView {
 pub(super) struct TakenBackView {
     /// Version of that view.
     pub(super) version: u64,
-    /// Networks that it added, at least one.
+    /// Networks that the view added, at least one.
     pub(super) added: Vec<IpNetwork>,
-    /// When it was taken back, seconds since 1970-01-01 UTC.
+    /// When the view was taken back, in seconds since 1970-01-01 UTC.
     pub(super) at: u64,
     /// Whether that view cut the node off. Decided when the controller is reached again.
     pub(super) blamed: bool,
@@ -39,7 +39,7 @@ pub(super) struct TakenBackView {
 }
 
 impl TakenBackView {
-    /// Returns whether a view may be tried although this one was taken back. While the controller
+    /// Returns whether `view` may be tried although this view was taken back. While the controller
     /// is unreachable, a view that adds the same networks is not tried: another failure would prove
     /// nothing.
     pub(super) fn allows(&self, view: &NodeView, now: u64) -> bool {

@@ -1,5 +1,5 @@
-//! Checks whether a view contradicts itself. A version that differs from a consistent one by a few
-//! peers is checked in the time of these peers.
+//! Checks whether a view contradicts itself. If a view differs from a consistent one by a few
+//! peers, the time for the check depends only on the number of these peers.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -10,7 +10,8 @@ use edge_types::{IpNetwork, NodeName, NodeView, SharedPeer};
 
 use super::node_identity;
 
-/// The last view that was consistent, with an index of its segments: about 100 bytes a segment.
+/// The last view that was consistent, with an index of its segments, about 100 bytes for each
+/// segment.
 #[derive(Debug, Default)]
 pub(super) struct ViewConsistency {
     known: Option<ConsistentView>,
@@ -20,7 +21,7 @@ pub(super) struct ViewConsistency {
 struct ConsistentView {
     view: Arc<NodeView>,
     segments: Segments,
-    /// Whether its peers are in the order of their names.
+    /// Whether the view's peers are in the order of their names.
     in_order: bool,
 }
 
@@ -37,7 +38,7 @@ type Holder = Option<SharedPeer>;
 type PeerChange<'a> = (Option<&'a SharedPeer>, Option<&'a SharedPeer>);
 
 impl ViewConsistency {
-    /// Checks a view, and remembers it if it is consistent.
+    /// Checks a view and remembers it if it is consistent.
     ///
     /// # Errors
     /// The contradiction, in words.
@@ -65,7 +66,7 @@ pub(super) fn check_whole(view: &NodeView) -> Result<(), String> {
     segments_of(view).map(drop)
 }
 
-/// Checks a view as a whole, and returns its segments.
+/// Checks a view as a whole and returns its segments.
 fn segments_of(view: &NodeView) -> Result<Segments, String> {
     if view.cluster_ranges.is_empty() {
         return Err("it names no cluster range, and so nothing that must not travel in clear".into());
@@ -112,8 +113,8 @@ fn update(segments: &mut Segments, view: &NodeView, changes: &[PeerChange<'_>]) 
 }
 
 /// Returns the peers that differ. The peers of `before` are in the order of their names, each once.
-/// `None` if those of `now` are not, or if anything else differs. Peers that both versions share
-/// are not compared.
+/// `None` if the peers of `now` are not in that order, or if the views differ in anything but
+/// peers. Peers that both versions share are not compared.
 fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<PeerChange<'a>>> {
     let same = before.node == now.node
         && before.cluster_ranges == now.cluster_ranges
@@ -127,8 +128,7 @@ fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<Peer
     let mut changes = Vec::new();
     let mut known = before.peers.iter().peekable();
     let mut last: Option<&SharedPeer> = None;
-    // Whether the last peer is one that both views share. A shared peer that comes next is then in
-    // order.
+    // Whether both views share the last peer. If so, a shared peer that follows it is in order.
     let mut follows = false;
     for peer in &now.peers {
         let shared = known.peek().is_some_and(|known| known.is_same(peer));
@@ -188,7 +188,7 @@ fn add_segment(
         return Err(format!("segment {segment} of {} lies outside every cluster range", name(peer)));
     }
     let at = position(segment);
-    // The others do not overlap each other, so only the neighbours can overlap this one.
+    // The other segments do not overlap each other, so only the neighbours can overlap this one.
     let neighbours = [segments.range(..=at).next_back(), segments.range(at..).next()];
     for ((address, prefix), holder) in neighbours.into_iter().flatten() {
         let Ok(other) = IpNetwork::new(*address, *prefix) else { continue };
@@ -296,7 +296,7 @@ mod tests {
             (vec![outside], vec![], Some("outside every cluster range")),
             (vec![odd], vec![], Some("beyond its prefix")),
             (vec![peer("edge-1", &[])], vec![], Some("edge-1 twice")),
-            // Two nodes exchange their segments, and one takes that of a node that is gone.
+            // Two nodes exchange their segments, and one gets the segment of a node that is gone.
             (vec![peer("n-00007", &[segment(8)]), peer("n-00008", &[segment(7)])], vec![], None),
             (vec![peer("n-00010", &[segment(10), segment(11)])], vec!["n-00011"], None),
         ] {
@@ -307,7 +307,7 @@ mod tests {
             if let (Err(found), Some(expected)) = (&found, expected) {
                 assert!(found.contains(expected), "{found}");
             }
-            // A version that differs from it in many ways is compared with the same index.
+            // A view that differs from the known one in many ways is compared with the same index.
             let held = consistency.known.as_ref().unwrap();
             assert_eq!(held.segments, segments_of(&held.view).unwrap());
             consistency.check(&first).unwrap();

@@ -1,5 +1,5 @@
-//! Keeps the view in force on disk: `view.json`, and a second file with the changes since it was
-//! written.
+//! Keeps the view in force on disk: `view.json`, and a second file with the changes since
+//! `view.json` was written.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use edge_types::{NodeView, ViewChange};
 
 use crate::state_dir::{ChangeLog, StateDirError, json_bytes, read_json_with_changes};
 
-/// A view of the stream, and the change that led to it.
+/// The change that led to a view from the stream.
 #[derive(Debug, Clone)]
 pub(super) struct ViewStep {
     /// The previous view.
     pub(super) before: Arc<NodeView>,
-    /// What changed in it.
+    /// The difference from `before`.
     pub(super) change: ViewChange,
 }
 
 /// Writes a view to disk. `change`: the difference from the view on disk, if it is known. With it,
-/// a node that joins costs one line, however many peers there are.
+/// one line is written for a node that joins, however many peers there are.
 pub(super) fn write(
     file: &mut ChangeLog,
     state_dir: &Path,
@@ -35,7 +35,7 @@ pub(super) fn write(
     file.replace(&json_bytes(&state_dir.join(VIEW_FILE), view)?)
 }
 
-/// Returns the view on disk with its changes; `None` if there is none.
+/// Returns the view on disk with the later changes applied; `None` if there is no view.
 pub(super) fn read(state_dir: &Path) -> Result<Option<NodeView>, StateDirError> {
     let advice = "the next view from the controller replaces it";
     let Some((mut view, changes)) = read_json_with_changes::<NodeView, ViewChange>(&state_dir.join(VIEW_FILE), advice)?
@@ -99,7 +99,8 @@ mod tests {
                 "the whole view is not written"
             );
         }
-        // A change that does not follow the previous one ends the list.
+        // A change that does not follow the previous one is ignored, together with all changes
+        // after it.
         let odd: ViewChange = ViewChange { from: 40, version: 41, own: None, put: vec![], gone: vec![] };
         assert!(file.append(&serde_json::to_string(&odd).unwrap()).unwrap());
         assert_eq!(read(directory.path()).unwrap().as_ref(), Some(&view));

@@ -1,5 +1,5 @@
-//! Decides whether a view may replace the one in force. A view says which nodes this node trusts
-//! and which it removes, so a view that contradicts itself is refused as a whole.
+//! Decides whether a view may replace the one in force. A view determines which nodes this node
+//! trusts and which it removes, so a view that contradicts itself is refused as a whole.
 
 use std::sync::PoisonError;
 
@@ -21,7 +21,7 @@ pub(super) enum ViewRefusal {
         /// The node in the view.
         found: NodeName,
     },
-    /// The view's role differs from that of the certificate.
+    /// The view's role differs from the certificate's role.
     #[error(
         "it says role {found}, this node's certificate says {expected}: to change it, deregister the node and let it join with a new token"
     )]
@@ -42,7 +42,7 @@ pub(super) enum ViewRefusal {
         /// Version of the refused view.
         found: u64,
     },
-    /// A network of the view contains an address that this node needs outside of tunnels.
+    /// A network in the view contains an address that this node needs outside of tunnels.
     #[error("{0}")]
     CutsOff(AddressConflict),
     /// The view adds the same networks as the view that was taken back, which may have cut this

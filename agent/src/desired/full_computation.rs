@@ -9,9 +9,10 @@ use edge_xfrm::{Policy, guard};
 
 use super::{ChildEnds, Desired, DesiredTunnel, PeerReqids, TunnelEnds, TunnelState, tunnel_policies};
 
-/// Returns the desired policies of the guard and the tunnels, and the errors of those that are
-/// impossible. If two peers may take the same packets (two hubs that front the same networks), the
-/// peer with the best state takes them; among equals, the one with the first name.
+/// Returns the desired policies of the guard and the tunnels, and the errors of the policies that
+/// are impossible. If two peers may take the same packets (two hubs that front the same networks),
+/// the peer with the best state takes them; among peers with the same state, the one whose name
+/// comes first.
 pub(super) fn desired_policies(
     desired: &Desired,
     reqids: impl Fn(&PeerName) -> Option<PeerReqids>,

@@ -28,10 +28,10 @@ use crate::config::proposal::{node_esp, node_ike};
 use crate::config::{Config, DEFAULT_CHILD, Encap, Start};
 use crate::membership::Membership;
 
-/// Default of `liveness` towards hubs. The kernel reports ESP once a second, so a shorter time
-/// would check hubs that are alive.
+/// Default of `liveness` towards hubs. The kernel reports ESP traffic once a second, so a shorter
+/// time would cause checks of hubs that are alive.
 const HUB_LIVENESS: Duration = Duration::from_secs(2);
-/// Default of `idle_liveness` towards hubs, the interval of NAT keepalives.
+/// Default of `idle_liveness` towards hubs, equal to the interval of NAT keepalives.
 const HUB_IDLE_LIVENESS: Duration = Duration::from_secs(20);
 /// Default of `retry_max` towards edges. An edge that comes back initiates by itself.
 const EDGE_RETRY_MAX: Duration = Duration::from_secs(120);
@@ -43,41 +43,41 @@ pub struct Desired {
     pub node: Option<String>,
     /// This node's role; `None` without a view.
     pub role: Option<Role>,
-    /// Version of the view; `None` without one.
+    /// Version of the view; `None` without a view.
     pub view_version: Option<u64>,
-    /// Whether all sources of peers are known, so that our other objects in the kernel may be
-    /// deleted.
+    /// Whether all sources of peers are known, so that the agent's other objects in the kernel may
+    /// be deleted.
     pub complete: bool,
-    /// Tunnels by name of the peer. Views share a tunnel that stays the same.
+    /// Tunnels by peer name. Successive desired states share a tunnel that stays the same.
     pub tunnels: BTreeMap<PeerName, Arc<DesiredTunnel>>,
     /// Networks to and from which no packet travels without encryption. Empty on a plain IKEv2
     /// daemon and on cloud nodes.
     pub guard: GuardConfig,
-    /// Networks behind peers of the view. They are routed into the guard's device, and policies
+    /// Networks behind peers in the view. They are routed into the guard's device, and policies
     /// select the tunnel.
     pub remote_networks: Vec<IpNetwork>,
-    /// Networks of hubs that the view no longer names. They are routed into the guard's device,
-    /// which drops their packets.
+    /// Hub networks that the view no longer names. They are routed into the guard's device, which
+    /// drops their packets.
     pub former_networks: Vec<IpNetwork>,
     /// Networks behind static peers. They are also routed into the guard's device: another route
-    /// may not exist, and if one exists, their packets must not take it without encryption while
-    /// the tunnel is down.
+    /// may not exist, and if one exists, packets must not take it without encryption while the
+    /// tunnel is down.
     pub static_networks: Vec<IpNetwork>,
-    /// On a cloud node: the cluster's ranges, which it routes through a hub.
+    /// On a cloud node: the cluster's ranges, which the node routes through a hub.
     pub hub_routes: Vec<IpNetwork>,
-    /// On a cloud node: the addresses of the hubs. Hubs are in the order of their names, as when
-    /// edges choose among them; a hub's addresses are likeliest first.
+    /// On a cloud node: the hubs' addresses. The hubs are in the order of their names, which is
+    /// also the order in which edges prefer them. Each hub's likeliest addresses come first.
     pub hub_gateways: Vec<HubGateway>,
     /// On a cloud node: the cloud's networks, which the hubs front.
     pub cloud_networks: Vec<IpNetwork>,
-    /// Parts of view or configuration that are left out, with the reasons.
+    /// Parts of the view or the configuration that are left out, with the reasons.
     pub problems: Vec<String>,
 }
 
 /// A tunnel to one peer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DesiredTunnel {
-    /// Configuration for the IKE endpoint, which shares it.
+    /// Configuration of the peer, shared with the IKE endpoint.
     pub peer: Arc<PeerConfig>,
     /// Source of the tunnel.
     pub origin: Origin,
@@ -90,7 +90,7 @@ pub struct DesiredTunnel {
 }
 
 impl DesiredTunnel {
-    /// Returns whether the controller counts the tunnel among those that should be up.
+    /// Returns whether the controller counts the tunnel as one that should be up.
     pub fn counts(&self) -> bool {
         self.origin == Origin::View && !self.on_demand
     }
@@ -99,9 +99,9 @@ impl DesiredTunnel {
 /// Source of a tunnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// A peer of the controller's view.
+    /// A peer in the controller's view.
     View,
-    /// A `[[peer]]` table of the configuration.
+    /// A `[[peer]]` table in the configuration.
     Configuration,
 }
 
@@ -110,7 +110,7 @@ pub enum Origin {
 pub struct PeerChanges {
     /// Peers that are new or have another configuration or other networks.
     pub set: Vec<PeerName>,
-    /// Peers that are no longer there.
+    /// Peers that no longer exist.
     pub gone: Vec<PeerName>,
 }
 
@@ -119,7 +119,8 @@ pub struct PeerChanges {
 pub struct HubGateway {
     /// The hub's name.
     pub hub: NodeName,
-    /// Its address, and the port on which its IKE responder expects the non-ESP marker (RFC 3948).
+    /// The hub's address, and the port on which its IKE responder expects the non-ESP marker (RFC
+    /// 3948).
     pub address: SocketAddr,
 }
 
@@ -195,7 +196,8 @@ impl Desired {
                 _ => Arc::new(view_tunnel(config, membership, peer, on_demand)),
             }
         });
-        // Views are in the order of names, so all tunnels are put into the map in one step.
+        // The peers in a view are in the order of their names, so the map is built from sorted
+        // tunnels in one step.
         desired.tunnels = tunnels.map(|tunnel| (tunnel.peer.name.clone(), tunnel)).collect();
         for (name, tunnel) in static_tunnels {
             match desired.tunnels.entry(name) {
@@ -210,12 +212,12 @@ impl Desired {
         desired
     }
 
-    /// Returns the peers that are new here or differ from those of `before`, and the peers that are
-    /// gone.
+    /// Returns the peers that are new in this state or differ from those in `before`, and the peers
+    /// that are gone.
     #[must_use]
     pub fn changes_since(&self, before: &Self) -> PeerChanges {
         let mut changes = PeerChanges::default();
-        // Both are in the order of the names.
+        // Both iterators are in the order of the names.
         let mut known = before.tunnels.iter().peekable();
         for (name, tunnel) in &self.tunnels {
             while let Some((gone, _)) = known.next_if(|(other, _)| *other < name) {
@@ -230,8 +232,8 @@ impl Desired {
         changes
     }
 
-    /// Returns the pairs of local and remote networks between which packets of our segments travel
-    /// through tunnels of static peers. No local network is larger than a segment.
+    /// Returns the pairs of local and remote networks between which packets from and to this node's
+    /// segments pass through tunnels of static peers. No local network is larger than a segment.
     #[must_use]
     pub fn static_pairs(&self, segments: &[IpNetwork]) -> Vec<(IpNetwork, IpNetwork)> {
         let static_peers = self.tunnels.values().filter(|tunnel| tunnel.origin == Origin::Configuration);
@@ -272,7 +274,7 @@ impl Desired {
         all
     }
 
-    /// Keeps packets for the networks of a hub that is gone from leaving in clear.
+    /// Keeps packets to the networks of a hub that is gone from leaving without encryption.
     fn add_former_networks(&mut self, membership: &Membership) {
         let beside = |network: &IpNetwork| !membership.view.local_networks().any(|own| overlap(&own, network));
         let beside_own: Vec<_> = membership.former_networks.iter().filter(|former| beside(&former.network)).collect();
@@ -290,15 +292,15 @@ impl Desired {
 }
 
 /// The tunnels of an earlier membership, with the peers from which they were computed. Views and
-/// tunnels are in the order of the peers' names, so one pass finds all. A tunnel that is not found
-/// is computed again.
+/// tunnels are in the order of the peers' names, so one pass finds all tunnels. A tunnel that is
+/// not found is computed again.
 struct KnownTunnels<'a> {
     peers: Peekable<std::slice::Iter<'a, SharedPeer>>,
     tunnels: Peekable<btree_map::Iter<'a, PeerName, Arc<DesiredTunnel>>>,
 }
 
 impl<'a> KnownTunnels<'a> {
-    /// Returns `None` if something changed on which all tunnels depend.
+    /// Returns `None` if anything on which all tunnels depend has changed.
     fn new(before: &'a Membership, desired: &'a Desired, now: &Membership) -> Option<Self> {
         let common = |membership: &'_ Membership| {
             let view = &membership.view;
@@ -311,7 +313,7 @@ impl<'a> KnownTunnels<'a> {
     /// Returns the tunnel of a peer that has not changed. Peers come in the order of their names.
     fn next(&mut self, peer: &SharedPeer) -> Option<&'a Arc<DesiredTunnel>> {
         let name = peer.name.as_str();
-        // A peer that is shared with the earlier view needs no comparison of names.
+        // For a peer that both views share, the names need not be compared.
         while self.peers.next_if(|known| !known.is_same(peer) && known.name.as_str() < name).is_some() {}
         while self.tunnels.next_if(|(other, _)| other.as_str() < name).is_some() {}
         let known = self.peers.next_if(|known| known.is_same(peer) || known.name.as_str() == name)?;
@@ -320,33 +322,33 @@ impl<'a> KnownTunnels<'a> {
     }
 }
 
-/// Returns the peers of a view to which there is a tunnel.
+/// Returns the peers in a view to which this node has a tunnel.
 fn tunnel_peers(view: &NodeView) -> impl Iterator<Item = &SharedPeer> {
     view.peers.iter().filter(|peer| peer.name != view.node && peer.role != Role::Cloud)
 }
 
 /// Returns the number of members of this node's communities, this node included. The view does not
-/// say which member is in which of several communities.
+/// show which members belong to which of several communities.
 fn community_members(view: &NodeView) -> usize {
     1 + tunnel_peers(view).filter(|peer| peer.role != Role::Hub).count()
 }
 
-/// Returns whether the tunnel to a peer is set up before a packet needs it. Tunnels of hubs always
-/// are. `members`: [`community_members`]. `limit`: the number of members above which tunnels wait
-/// for packets.
+/// Returns whether the tunnel to a peer is set up before a packet needs it. Tunnels from and to
+/// hubs always are. `members`: [`community_members`]. `limit`: the number of members above which
+/// tunnels wait for packets.
 fn is_eager(own: Role, peer: Role, members: usize, limit: usize) -> bool {
     own == Role::Hub || peer == Role::Hub || members <= limit
 }
 
-/// Makes the tunnel to a peer of the view.
+/// Makes the tunnel to a peer in the view.
 fn view_tunnel(config: &Config, membership: &Membership, peer: &Peer, on_demand: bool) -> DesiredTunnel {
     let local: Vec<_> = membership.view.local_networks().collect();
     let beside = |network: &IpNetwork| !local.iter().any(|own| overlap(own, network));
     let remote = peer.remote_networks().filter(beside).collect();
     let name = PeerName::new(peer.name.as_str());
     DesiredTunnel {
-        // Unless a packet is waited for, both ends initiate: it may be that only one can reach the
-        // other.
+        // Unless the tunnel is set up on demand, both ends initiate, since possibly only one can
+        // reach the other.
         peer: Arc::new(PeerConfig { initiate: !on_demand, ..peer_config(config, membership, peer, &name) }),
         origin: Origin::View,
         permitted: PermittedTraffic::Granted { local, remote },
@@ -395,8 +397,8 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
 }
 
 /// Returns the timers of a tunnel to a node. A hub is tried more often, and its liveness is checked
-/// earlier: another hub may take over, and after its reboot a hub cannot reach an idle edge behind
-/// a NAT, so the edge must find out by itself.
+/// earlier: another hub may take over, and after a reboot a hub cannot reach an idle edge behind a
+/// NAT, so the edge must detect the loss itself.
 fn timing(config: &Config, peer: Role) -> Timing {
     let configured = &config.timing;
     let mut timing = configured.resolve();
@@ -409,7 +411,8 @@ fn timing(config: &Config, peer: Role) -> Timing {
     timing
 }
 
-/// Returns the traffic selectors between our own nodes: everything. Policies decide what may pass.
+/// Returns the traffic selectors between our own nodes, which cover everything. Policies decide
+/// what may pass.
 fn any_networks() -> Vec<IpNetwork> {
     let v4 = Ipv4Network::new_checked(std::net::Ipv4Addr::UNSPECIFIED, 0).map(IpNetwork::V4);
     let v6 = Ipv6Network::new_checked(std::net::Ipv6Addr::UNSPECIFIED, 0).map(IpNetwork::V6);
@@ -436,11 +439,11 @@ fn hub_gateways(view: &NodeView) -> Vec<HubGateway> {
     gateways.collect()
 }
 
-/// Returns the networks of a static peer that can be routed into the guard's device. Left out are
-/// networks that contain a peer's address, since ESP itself is sent there; a whole family; networks
-/// that overlap ours; and networks to which only some protocols go through the tunnel. For a peer
-/// without a known address, a host network is left out too, because it may be the peer itself.
-/// `addresses`: those of all static peers.
+/// Returns the networks of a static peer that can be routed into the guard's device. It leaves out
+/// networks that contain a peer's address, since ESP itself is sent to that address; `0.0.0.0/0`
+/// and `::/0`; networks that overlap this node's own; and networks to which only some protocols go
+/// through the tunnel. For a peer without a known address, a host network is left out too, because
+/// it may be the peer itself. `addresses`: the addresses of all static peers.
 fn routable_networks<'a>(
     peer: &'a PeerConfig,
     addresses: &'a BTreeSet<IpAddr>,

@@ -1,5 +1,5 @@
-//! XFRM policies of one tunnel, derived from the tunnel and its state. `policy_table` decides which
-//! of them is installed if several tunnels want the same selector.
+//! XFRM policies of one tunnel, derived from the tunnel and its state. If several tunnels have
+//! policies with the same selector, `policy_table` decides which policy is installed.
 
 use std::net::IpAddr;
 
@@ -15,14 +15,14 @@ use super::DesiredTunnel;
 /// Traffic that may pass through a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PermittedTraffic {
-    /// Granted by the view: between exactly these networks, in both directions.
+    /// Traffic that the view grants: between exactly these networks, in both directions.
     Granted {
         /// Networks of this node.
         local: Vec<IpNetwork>,
         /// Networks of the peer.
         remote: Vec<IpNetwork>,
     },
-    /// Negotiated, with static peers.
+    /// Traffic that IKE negotiates, with static peers.
     Negotiated,
 }
 
@@ -31,14 +31,14 @@ pub enum PermittedTraffic {
 /// nodes switch between them at different moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerReqids {
-    /// Of outbound SAs and policies. No two peers share it.
+    /// The reqid of outbound SAs and policies. No two peers share it.
     pub outbound: Reqid,
-    /// Of inbound SAs and policies: [`Reqid::FROM_HUBS`], or that of the outbound ones.
+    /// The reqid of inbound SAs and policies: [`Reqid::FROM_HUBS`], or the same as `outbound`.
     pub inbound: Reqid,
 }
 
-/// The ends of a tunnel, and the selectors that were negotiated last. They are kept while the
-/// tunnel is down, so that its packets wait or are dropped, but never leave without encryption.
+/// The ends of a tunnel and the selectors that were negotiated last. Both are kept while the tunnel
+/// is down, so that packets for the tunnel wait or are dropped, but never leave without encryption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TunnelEnds {
     /// This node's address, outside of the tunnel.
@@ -60,16 +60,16 @@ pub struct TunnelEnds {
 /// The input for the policies of one of a peer's CHILD_SAs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildEnds {
-    /// The reqids of its SAs and policies.
+    /// The reqids of the child's SAs and policies.
     pub reqids: PeerReqids,
     /// The ends and selectors; `None` before the CHILD_SA was ever up.
     pub ends: Option<TunnelEnds>,
 }
 
-/// Returns the policies that a tunnel to a peer needs, and the errors of those that are impossible.
-/// `ranges` are the cluster's ranges. `children` are the peer's CHILD_SAs; those that send come
-/// first. If two have the same selector, the first counts. Before a CHILD_SA was ever up, no policy
-/// sends packets into it.
+/// Returns the policies that a tunnel to a peer needs, and the errors of the policies that are
+/// impossible. `ranges` are the cluster's ranges. `children` are the peer's CHILD_SAs; the
+/// CHILD_SAs that can send come first. If two policies have the same selector, the first counts.
+/// Before a CHILD_SA was ever up, no policy sends packets into it.
 pub fn tunnel_policies(
     tunnel: &DesiredTunnel,
     ranges: &[IpNetwork],
@@ -126,8 +126,8 @@ fn all_policies(
     }
 }
 
-/// Returns policies that block packets to a peer on demand whose address is not known yet. A policy
-/// that reports packets needs an address.
+/// Returns policies that block packets to an on-demand peer whose address is not known yet. A
+/// policy that reports packets needs an address.
 fn blocked(tunnel: &DesiredTunnel) -> Vec<edge_xfrm::Result<Policy>> {
     let pairs_of = |child: &ChildConfig| -> Vec<(IpNetwork, IpNetwork)> {
         let remotes =
@@ -141,13 +141,14 @@ fn blocked(tunnel: &DesiredTunnel) -> Vec<edge_xfrm::Result<Policy>> {
     tunnel.peer.children().flat_map(pairs_of).map(block).collect()
 }
 
-/// Addresses of a link. Its hosts use them as source and destination, whatever their other
-/// addresses, for neighbour discovery (RFC 4861), mDNS and DHCP.
+/// Link-local addresses. The hosts on a link use them as source and destination, whatever their
+/// other addresses, for neighbour discovery (RFC 4861), mDNS and DHCP.
 const LINK_LOCAL: [&str; 4] = ["fe80::/10", "ff02::/16", "224.0.0.0/24", "255.255.255.255/32"];
 
 /// Returns policies that keep traffic within a site local although the peer's networks contain the
-/// site's own, such as 10.0.0.0/8 or `::/0` (RFC 4301 4.4.1: BYPASS). Narrower selectors give them
-/// a stronger priority, so that a peer's network within ours still goes into the tunnel.
+/// site's own, such as 10.0.0.0/8 or `::/0` (RFC 4301 4.4.1: BYPASS). Policies with narrower
+/// selectors have a stronger priority, so that packets to a peer's network within ours still go
+/// into the tunnel.
 fn own_site_policies(ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
     let within = |network: &IpNetwork| ends.remote_selectors.iter().any(|remote| overlap(remote, network));
     let own: Vec<IpNetwork> = ends.local_selectors.clone();
@@ -186,13 +187,13 @@ fn own_site_policies(ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
     policies
 }
 
-/// Types of the ICMPv6 messages by which hosts of a link find each other (RFC 4861 4.3, 4.4).
+/// Types of the ICMPv6 messages with which the hosts on a link find each other (RFC 4861 4.3, 4.4).
 const NEIGHBOUR_DISCOVERY: [u16; 2] = [135, 136];
 /// The IP protocol ICMPv6.
 const ICMPV6: u8 = 58;
 
-/// Returns the policies between this host and the peer itself, in transport mode. Nothing is
-/// forwarded there.
+/// Returns the policies between this host and the peer itself, in transport mode. No forwarded
+/// packets are covered.
 fn transport_policies(reqids: PeerReqids, ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
     let mut policies = Vec::new();
     for local in &ends.local_selectors {
@@ -223,7 +224,7 @@ fn transport_pair(
     // A peer on the same link must be found before there is an SA with it, so neighbour discovery
     // is unencrypted without an SA. With an SA it is protected, since peers may refuse it
     // unencrypted. Both forms are accepted on arrival: an allow policy also accepts packets that
-    // arrived in transport mode. The kernel uses the type of ICMPv6 as the source port, in both
+    // arrived in transport mode. The kernel matches the ICMPv6 type as the source port, in both
     // directions.
     let holds_discovery = !outward.is_ipv4() && matches!(next_layer.protocol, 0 | ICMPV6);
     let types = NEIGHBOUR_DISCOVERY.into_iter().filter(move |_| holds_discovery);
@@ -275,12 +276,12 @@ fn granted_policies(
 }
 
 /// Returns the policies for packets to a peer from sources that are not ours. XFRM sees a packet
-/// from a NodePort's client, or from a process that called a Service, when it was redirected to a
-/// peer's pod and its source is not translated yet. So the tunnel takes the packet, and the
-/// firewall then gives it the bridge's address, since the peer accepts no other. XFRM cannot
+/// from a NodePort's client, or from a process that called a Service, after it was redirected to a
+/// peer's pod and before its source is translated. So the tunnel takes the packet, and the firewall
+/// then gives it the bridge's source address, since the peer accepts no other. XFRM cannot
 /// distinguish such a packet from a LAN host's packet that was merely routed here; the firewall
-/// drops the latter before encryption. A source within the ranges that is not ours is forged, and
-/// blocked here.
+/// drops the latter before encryption. A source within the ranges that does not belong to this node
+/// is forged, and these policies block it.
 fn any_source_policies(
     ranges: &[IpNetwork],
     remote: IpNetwork,
@@ -341,7 +342,7 @@ mod tests {
         ChildEnds { reqids: PeerReqids { outbound: reqid, inbound: reqid }, ends: Some(ends) }
     }
 
-    /// Returns what the kernel does with a packet: the policy with the smallest priority decides.
+    /// Returns the kernel's decision about a packet. The policy with the smallest priority decides.
     fn decides(policies: &[Policy], direction: Direction, from: &str, to: &str) -> Option<Action> {
         let packet = Selector::new(from.parse().unwrap(), to.parse().unwrap()).unwrap();
         let holds = |wide: IpNetwork, narrow: IpNetwork| wide.contains(narrow.ip());

@@ -18,22 +18,22 @@ use crate::status::{PeerReport, Status};
 pub(super) const MAX_PROBED_PEERS: usize = 16;
 /// Maximum number of addresses that are probed for each peer.
 const MAX_ADDRESSES: usize = 8;
-/// UDP ports of IKE (RFC 7296 section 2, RFC 3948).
+/// UDP ports for IKE (RFC 7296 section 2, RFC 3948).
 const PORTS: [u16; 2] = [500, 4500];
 
-/// The data for the judgement.
+/// The data that `judgement` evaluates.
 #[derive(Debug)]
 pub(super) struct Facts {
     /// Findings about the configuration and its files.
     pub(super) configuration: check::Report,
-    /// The running agent's status, or the reason why there is none.
+    /// The running agent's status, or the reason why it is not available.
     pub(super) status: Result<Box<Status>, String>,
     /// The subject of the operator's question.
     pub(super) target: Option<Target>,
     pub(super) disk: Result<Disk, String>,
     /// Probed addresses by peer.
     pub(super) probes: BTreeMap<String, Vec<ProbedAddress>>,
-    /// Drops that XFRM counts, or the reason why they cannot be read.
+    /// XFRM's counters of dropped packets, or the reason why they cannot be read.
     pub(super) drops: Result<Vec<Drops>, String>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Disk {
     pub(super) read_only: bool,
 }
 
-/// A counter of `/proc/net/xfrm_stat` that is not 0.
+/// A counter in `/proc/net/xfrm_stat` that is not 0.
 #[derive(Debug, Clone)]
 pub(super) struct Drops {
     pub(super) counter: String,
@@ -86,8 +86,8 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
     })
 }
 
-/// Returns the peers in question and their addresses: those of the target, otherwise of peers that
-/// are not up.
+/// Returns the peers to probe and their addresses: the target's peer, otherwise the peers that are
+/// not up.
 fn to_probe(status: &Status, target: Option<&Target>) -> Vec<(String, Vec<SocketAddr>)> {
     let chosen: Vec<&PeerReport> = match target {
         Some(target) => status.peers.iter().filter(|peer| target.peer() == Some(&peer.name)).collect(),
@@ -96,7 +96,7 @@ fn to_probe(status: &Status, target: Option<&Target>) -> Vec<(String, Vec<Socket
     chosen.into_iter().take(MAX_PROBED_PEERS).map(|peer| (peer.name.clone(), addresses(peer))).collect()
 }
 
-/// Returns the addresses of a peer, each with both ports of IKE unless the peer has other ports.
+/// Returns the addresses of a peer, each with both IKE ports unless the peer has other ports.
 fn addresses(peer: &PeerReport) -> Vec<SocketAddr> {
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for known in peer.endpoints.iter().filter_map(|endpoint| endpoint.parse::<SocketAddr>().ok()) {

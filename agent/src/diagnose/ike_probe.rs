@@ -1,6 +1,6 @@
 //! Checks whether an IKE daemon answers at an address. The probe is an IKE header of version 3,
-//! which every IKEv2 daemon answers with INVALID_MAJOR_VERSION, without keys and without state (RFC
-//! 7296 section 2.5).
+//! which every IKEv2 daemon answers with INVALID_MAJOR_VERSION without using keys or keeping state
+//! (RFC 7296 section 2.5).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -12,9 +12,10 @@ use tokio::time::timeout;
 
 /// Number of probes to one address.
 const ATTEMPTS: u32 = 4;
-/// Time limit for the response to one probe.
+/// Timeout for the response to one probe.
 const WAIT: Duration = Duration::from_millis(700);
-/// Port without the non-ESP marker (RFC 7296 section 2); all others have it (RFC 3948 section 2.2).
+/// Port without the non-ESP marker (RFC 7296 section 2); on all other ports messages have the
+/// marker (RFC 3948 section 2.2).
 const IKE_PORT: u16 = 500;
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
 
@@ -27,13 +28,13 @@ pub(super) struct ProbedAddress {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ProbeOutcome {
-    /// An IKE daemon answered, and the kernel's path MTU is this, bytes.
+    /// An IKE daemon answered. `path_mtu` is the kernel's path MTU, in bytes.
     Answered { path_mtu: Option<u32> },
-    /// Nothing came back.
+    /// No response arrived.
     Silent,
-    /// The machine answers that no program listens at this port.
+    /// The machine reports that no program listens on this port.
     Closed,
-    /// The kernel could not send; the system's error.
+    /// The kernel could not send the probe, with the operating system's error.
     Unsent(String),
 }
 
@@ -58,7 +59,8 @@ async fn ask(address: SocketAddr) -> std::io::Result<ProbeOutcome> {
     let mut buffer = [0; 1500];
     for _ in 0..ATTEMPTS {
         socket.send(&question).await?;
-        // Any host may send to this port; datagrams that are no response to the probe are ignored.
+        // Any host may send to this port; datagrams that are not a response to the probe are
+        // ignored.
         let answered = timeout(WAIT, async {
             loop {
                 let length = socket.recv(&mut buffer).await?;
@@ -75,7 +77,7 @@ async fn ask(address: SocketAddr) -> std::io::Result<ProbeOutcome> {
     Ok(ProbeOutcome::Silent)
 }
 
-/// Makes a header of version 3 with a random initiator's SPI.
+/// Makes a header of version 3 with a random initiator SPI.
 fn question(port: u16) -> (Vec<u8>, u64) {
     let spi = fastrand::u64(1..);
     let mut message = if port == IKE_PORT { vec![] } else { NON_ESP_MARKER.to_vec() };

@@ -1,5 +1,5 @@
-//! Judges the data: makes a finding for each fact, in the order of cause and effect, so that the
-//! first error is the one to correct.
+//! Evaluates the data of a diagnosis. Makes a finding for each fact, causes before effects, so that
+//! the first error is the one to correct.
 
 use super::facts::{Disk, Drops, Facts, MAX_PROBED_PEERS};
 use super::ike_probe::{ProbeOutcome, ProbedAddress};
@@ -9,18 +9,18 @@ use crate::status::{ChildStatus, PeerReport, Status};
 
 /// Minimum free space of the state directory for a new view and certificate, in bytes.
 const ENOUGH_SPACE: u64 = 4 << 20;
-/// Maximum number of warnings about tunnels that are up. A diagnosis of one peer shows all of its
-/// warnings.
+/// Maximum number of warnings about tunnels that are up. A diagnosis of one peer shows all of that
+/// peer's warnings.
 const MAX_DOUBTS: usize = 16;
-/// The port at which a handshake begins (RFC 7296 section 2).
+/// The port on which a handshake begins (RFC 7296 section 2).
 const IKE_PORT: u16 = 500;
 /// An IKE SA whose peer has sent nothing for longer than this gets a warning, in seconds.
 const LONG_SILENCE: u64 = 120;
-/// Smallest path MTU over which pods have the IPv6 minimum of 1280 after the overhead of ESP in
-/// UDP, bytes.
+/// Smallest path MTU, in bytes, that leaves pods the IPv6 minimum MTU of 1280 after the overhead of
+/// ESP in UDP.
 const SMALL_PATH_MTU: u32 = 1400;
 
-/// Judges the facts.
+/// Evaluates the facts and returns the findings.
 pub(super) fn judge(facts: &Facts) -> Report {
     let mut report = Report::default();
     if report.append_problems(&facts.configuration, usize::MAX) == 0 {
@@ -53,8 +53,8 @@ pub(super) fn judge(facts: &Facts) -> Report {
     report
 }
 
-/// Returns the fault and its remedy, in one sentence. A warning about something that comes before
-/// the first error may be its cause.
+/// Returns the fault and its remedy in one sentence. A warning before the first error may be about
+/// the cause of that error.
 pub(super) fn conclusion(report: &Report) -> String {
     let first = |level| report.iter().enumerate().find(|(_, finding)| finding.level == level);
     let text = |finding: &Finding| format!("{}: {}", finding.section, finding.what);
@@ -290,7 +290,8 @@ fn down(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
     report.add(Level::Error, &peer.name, format!("{state}: {why}"));
 }
 
-/// Returns the fault on the way to a peer, if no IKE daemon answers there, or only at port 500.
+/// Returns the fault on the path to a peer if no IKE daemon answers at the peer's addresses, or
+/// only on port 500.
 fn closed_way(probes: &[ProbedAddress]) -> Option<String> {
     let (answering, rest): (Vec<_>, Vec<_>) =
         probes.iter().partition(|probe| matches!(probe.outcome, ProbeOutcome::Answered { .. }));

@@ -1,10 +1,11 @@
-//! `edge-agent diagnose`: finds the reason why a node, a peer or a pod is not reached. It queries
-//! the running agent, the kernel and the peers' ports, changes nothing, and ends with one sentence.
+//! `edge-agent diagnose`: finds the reason why a node, a peer or a pod cannot be reached. It
+//! queries the running agent, the kernel and the peers' ports, changes nothing, and ends its output
+//! with a conclusion in one sentence.
 //!
 //! - `facts`: reads the data for the diagnosis.
 //! - `ike_probe`: checks whether an IKE daemon answers at an address.
-//! - `target`: the subject of the operator's question.
-//! - `judgement`: judges the data. It does no I/O.
+//! - `target`: finds the peer that the operator's question is about.
+//! - `judgement`: evaluates the data and makes the findings. It does no I/O.
 
 mod facts;
 mod ike_probe;
@@ -28,8 +29,8 @@ struct Diagnosis<'a> {
     conclusion: &'a str,
 }
 
-/// Prints the diagnosis of this node, or of `about`: a peer, or an address. Fails if there is an
-/// error, or `about` is unknown.
+/// Prints the diagnosis of this node, or of `about`: a peer, or an address. Fails if the diagnosis
+/// contains an error, or `about` is unknown.
 pub fn diagnose(config: &Config, about: Option<&str>, json: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let facts = runtime.block_on(facts::gather(config, about)).map_err(anyhow::Error::msg)?;

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use crate::config::PeerSection;
 use crate::status::{PolicyEntry, Status};
 
-/// What a diagnosis, or a ping, is about.
+/// The subject of a diagnosis or a ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     /// A peer.
@@ -16,12 +16,12 @@ pub(crate) enum Target {
     PeerAddress {
         /// The address.
         address: IpAddr,
-        /// The network of the policy that leads to the peer.
+        /// The remote network in the policy that leads to the peer.
         network: IpNetwork,
         /// The peer's name.
         peer: String,
     },
-    /// An address of this node or of a segment of it.
+    /// An address of this node or within one of its segments.
     Local(IpAddr),
     /// An address in the cluster's ranges to which no tunnel of this node leads.
     Blocked {
@@ -35,8 +35,8 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    /// Finds what the text means. `static_peers` are those of the configuration. Fails if it is
-    /// neither an address nor a peer's name.
+    /// Finds the target that the text names. `static_peers` are the `[[peer]]` tables in the
+    /// configuration. Fails if it is neither an address nor a peer's name.
     pub(crate) fn find(text: &str, status: &Status, static_peers: &[PeerSection]) -> Result<Self, String> {
         if let Some(peer) = status.peers.iter().find(|peer| peer.name == text) {
             return Ok(Self::Peer(peer.name.clone()));
@@ -76,7 +76,7 @@ impl Target {
         }
     }
 
-    /// Returns the peer of the target.
+    /// Returns the target's peer.
     pub(super) fn peer(&self) -> Option<&String> {
         match self {
             Self::Peer(peer) | Self::PeerAddress { peer, .. } => Some(peer),

@@ -1,6 +1,6 @@
-//! Restores the nftables tables: it writes `inet edge-cni` itself, and runs the plugin for `bridge
-//! edge-cni`. Both are compared at start, after another program changed them, and after a failure,
-//! but not on a timer.
+//! Restores the nftables tables: writes `inet edge-cni` itself and runs the plugin for `bridge
+//! edge-cni`. Both tables are compared with the desired state at start, after another program
+//! changed them, and after a failure, but not on a timer.
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,9 @@ use super::firewall::{self, Firewall, KernelTable, PODS_TABLE, TABLE};
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use crate::incidents::Incidents;
 
-/// Wait before the next attempt after a failure; doubled each time.
+/// Delay before the next attempt after a failure; doubled each time.
 const MIN_RETRY: Duration = Duration::from_secs(1);
-/// Maximum wait between attempts.
+/// Maximum delay between attempts.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Number of times that the table is replaced in a row, if another program changes it in the
@@ -28,7 +28,7 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// Returns whether the wait after the last failure is over.
+    /// Returns whether the delay after the last failure is over.
     pub(super) fn ready(&self) -> bool {
         self.due.is_none_or(|due| Instant::now() >= due)
     }
@@ -47,16 +47,16 @@ impl Retry {
 #[derive(Debug)]
 pub(super) struct InetTable {
     incidents: Incidents,
-    /// The table that was applied, and its form in the kernel right after.
+    /// The table that was applied last, and the form in which the kernel then had it.
     applied: Option<(Firewall, KernelTable)>,
-    /// Whether another program may have changed it.
+    /// Whether another program may have changed the table.
     pub(super) suspect: bool,
     retry: Retry,
     failure: Option<String>,
     /// The reason why the kernel accepted only the minimal table.
     reduced: Option<String>,
-    /// When to try the full table again in that case. The cause may be temporary, for example a
-    /// shortage of memory.
+    /// When to try the full table again if only the minimal table was accepted. The cause may be
+    /// temporary, for example a shortage of memory.
     full: Retry,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct InetTable {
 enum TableAction {
     /// Nothing, because the table is in place.
     None,
-    /// Read it and compare, since another program may have changed it.
+    /// Read the table and compare it, since another program may have changed it.
     Verify,
     /// The minimal table is in place: try the full one.
     RetryFull,
@@ -73,7 +73,7 @@ enum TableAction {
     Update,
     /// Another table is in place, or none: replace it.
     Replace,
-    /// The last attempt failed: wait.
+    /// Wait, because the last attempt failed.
     Wait,
 }
 
@@ -110,9 +110,9 @@ impl InetTable {
         })
     }
 
-    /// Puts the desired table in place, and returns whether it is. An empty table is removed, but
-    /// only if the desired state is `complete`. Notifications about other tables that arrive in the
-    /// meantime are added to `found`.
+    /// Puts the desired table in place and returns whether it is in place. An empty table is
+    /// removed, but only if the desired state is `complete`. Notifications about other tables that
+    /// arrive in the meantime are added to `found`.
     pub(super) async fn reconcile(
         &mut self,
         desired: Firewall,
@@ -198,7 +198,7 @@ impl InetTable {
         }
     }
 
-    /// Records that a table is in place: the full one, or the minimal one with the reason.
+    /// Records that a table is in place: the full table, or the minimal table with the reason.
     fn record_applied(&mut self, desired: Firewall, shown: KernelTable, reduced: Option<String>) {
         if reduced.is_some() {
             self.full.failed();
@@ -227,7 +227,8 @@ impl InetTable {
     }
 
     /// Replaces the table and returns its form in the kernel, and the reason if it is the minimal
-    /// one. If another program changed the table before it was read, it is replaced again.
+    /// table. If another program changed the table before it was read back, the table is replaced
+    /// again.
     async fn apply(
         &self,
         desired: &Firewall,
@@ -295,8 +296,8 @@ impl InetTable {
     }
 }
 
-/// Applies the full table. If the kernel refuses it, applies the minimal one, which at least blocks
-/// other hosts. Returns the reason in that case, and the number of transactions.
+/// Applies the full table. If the kernel refuses it, applies the minimal table, which at least
+/// blocks other hosts. Returns the reason in that case, and the number of transactions.
 async fn apply_full_or_minimal(
     desired: &Firewall,
     only_full: bool,
@@ -319,11 +320,11 @@ async fn apply_full_or_minimal(
 /// The table `bridge edge-cni`, which the plugin makes.
 #[derive(Debug)]
 pub(super) struct BridgeTable {
-    /// Whether another program may have changed it.
+    /// Whether another program may have changed the table.
     pub(super) suspect: bool,
     /// Whether `suspect` is set only because notifications were lost.
     pub(super) guess: bool,
-    /// Whether it has existed. Before that, its absence may be intended by the plugin.
+    /// Whether the table has existed. Before that, the plugin may have left it out on purpose.
     seen: bool,
     retry: Retry,
     failed: bool,
@@ -369,7 +370,7 @@ impl BridgeTable {
         desired
     }
 
-    /// Records whether the plugin restored it.
+    /// Records whether the plugin restored the table.
     pub(super) fn restored(&mut self, succeeded: bool) {
         self.failed = !succeeded;
         if succeeded {

@@ -9,7 +9,7 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
 /// `RTNLGRP_IPV4_NETCONF` and `RTNLGRP_IPV6_NETCONF` (`linux/rtnetlink.h`).
 const GROUPS: [u32; 2] = [24, 25];
-/// Maximum number of messages that are read at once. A host sends one for each interface.
+/// Maximum number of messages that are read at once. The kernel sends one for each interface.
 const AT_ONCE: usize = 10_000;
 
 /// The netlink socket. The content of the messages is ignored: the settings themselves are read.
@@ -25,7 +25,7 @@ impl ForwardingMonitor {
         Ok(Self(socket))
     }
 
-    /// Waits for the next change. Lost notifications count as one.
+    /// Waits for the next change. A loss of notifications counts as a change.
     pub(super) async fn changed(&mut self) {
         let _ = self.0.recv_from_full().await;
     }
@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
 
-    /// Time limit for a test that hangs.
+    /// Timeout after which a test fails.
     const HANG: Duration = Duration::from_secs(60);
 
     #[test]

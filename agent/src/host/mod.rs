@@ -1,22 +1,24 @@
-//! The objects that the agent maintains on the host in addition to XFRM: the guard's device and
-//! routes, the bridge, an nftables table, and sysctls; and the data that it reads about the
-//! uplinks. All of them are compared with the desired state after each netlink notification; all
-//! except nftables also every few seconds.
+//! Maintains the agent's objects on the host other than XFRM state: the guard's device and routes,
+//! the bridge, an nftables table, and sysctls. Also reads the data about the uplinks. All objects
+//! are compared with the desired state after each netlink notification, and all except nftables
+//! also every few seconds.
 //!
-//! - `network_state`: links, addresses and routes in the kernel.
-//! - `uplink`: uplinks, their addresses, and the MTU of pods. It does no I/O.
+//! - `network_state`: the links, addresses and routes in the kernel.
+//! - `uplink`: the uplinks, their addresses, and the MTU of pods. It does no I/O.
 //! - `routes`: the agent's routes through the guard's device.
-//! - `pod_bridge`: makes the plugin create the pods' bridge and attach pods again; the bridge's
-//!   routes.
-//! - `peer_routes`: whether this host has routes to its peers.
-//! - `hub_routes`: a cloud node's routes, and through which hub they lead.
+//! - `pod_bridge`: the repair of the pods' bridge, its ports and its routes.
+//! - `peer_routes`: the check whether this host has routes to its peers.
+//! - `hub_routes`: a cloud node's routes to the cluster's ranges, and the choice of the hub for
+//!   them.
 //! - [`firewall`]: the table `inet edge-cni`.
-//! - `firewall_reconciler`: restores that table, and runs the plugin to restore `bridge edge-cni`.
-//! - `nft_monitor`: notifications of nftables.
-//! - `forwarding_monitor`: notifications about forwarding.
-//! - [`obstacles`]: rules of other programs that drop pods' packets.
-//! - `sysctls`: forwarding, router advertisements, and settings that turn policies off.
-//! - [`reconciler`]: the loop.
+//! - `firewall_reconciler`: the repair of that table, and of `bridge edge-cni` by running the
+//!   plugin.
+//! - `nft_monitor`: the notifications from nftables.
+//! - `forwarding_monitor`: the kernel's notifications when forwarding is turned on or off.
+//! - [`obstacles`]: other programs' rules that drop pods' packets.
+//! - `sysctls`: the kernel settings for forwarding and router advertisements, and those that turn
+//!   policies off.
+//! - [`reconciler`]: the loop that brings the host to its desired state.
 
 pub mod firewall;
 mod firewall_reconciler;
@@ -49,8 +51,8 @@ use crate::underlay;
 pub struct HostState {
     /// Addresses of this machine's interfaces, without link-local ones.
     pub local_addresses: Vec<IpAddr>,
-    /// Those at which peers may reach this machine, likeliest first; peers that speak MOBIKE are
-    /// told.
+    /// Addresses at which peers may reach this machine, likeliest first. They are sent to peers
+    /// that use MOBIKE.
     #[serde(default)]
     pub uplink_addresses: Vec<IpAddr>,
     /// The first address of each family on the bridge: the source of the node's own traffic to
@@ -62,7 +64,7 @@ pub struct HostState {
     pub routes: Vec<RouteEntry>,
     /// Whether the table `inet edge-cni` is in place.
     pub firewall: bool,
-    /// Obstacles. They are not in this part of the status, but in a separate one.
+    /// Obstacles. `status` shows them in a separate part of the document, not in this one.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
 }
@@ -70,11 +72,11 @@ pub struct HostState {
 /// A route of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteEntry {
-    /// Network that the route leads to.
+    /// Network to which the route leads.
     pub destination: IpNetwork,
     /// Interface through which packets leave; absent on a route to a hub.
     pub device: Option<String>,
-    /// Address of the hub; absent on routes of the guard's device.
+    /// Address of the hub; absent on routes through the guard's device.
     pub via: Option<IpAddr>,
     /// Source address of the node's own packets.
     pub source: Option<IpAddr>,
@@ -99,10 +101,10 @@ pub(crate) fn has_attached_pods(own: &str) -> anyhow::Result<bool> {
     with_netlink(async |handle| Ok(network_state::NetworkState::read(&handle).await?.has_attached_pods(own)))
 }
 
-/// The interfaces that the plugin made: its bridges, and the host's ends of pods' interfaces.
+/// The interfaces that the plugin made: its bridges, and the host ends of pods' interfaces.
 pub(crate) struct PluginInterfaces {
     bridges: Vec<(u32, String)>,
-    /// Names of the host's ends.
+    /// Names of the host ends of pods' interfaces.
     pub(crate) pods: Vec<String>,
 }
 
@@ -121,7 +123,8 @@ pub(crate) fn plugin_interfaces() -> anyhow::Result<PluginInterfaces> {
 }
 
 impl PluginInterfaces {
-    /// Deletes the bridges. Pods' interfaces stay, without a network. Returns the bridges' names.
+    /// Deletes the bridges. Pods' interfaces stay, but are not connected to a network any more.
+    /// Returns the bridges' names.
     pub(crate) fn delete_bridges(&self) -> anyhow::Result<Vec<&str>> {
         with_netlink(async |handle| {
             let mut deleted = Vec::new();

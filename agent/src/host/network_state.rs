@@ -13,7 +13,8 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// The alias that the plugin gives to its bridges.
 const POD_BRIDGE: &str = "edge-cni bridge";
-/// Prefix of the alias of the host's end of a pod. The container and the interface follow.
+/// Prefix of the alias of the host end of a pod's interface. The container and the interface
+/// follow.
 const POD_PORT: &str = "edge-cni ";
 
 /// An interface and its addresses.
@@ -28,23 +29,23 @@ pub(super) struct Link {
     pub(super) virtual_kind: bool,
     pub(super) loopback: bool,
     pub(super) bridge: bool,
-    /// Whether it is a dummy, VXLAN, GENEVE or netkit device, as other CNIs and container runtimes
-    /// use.
+    /// Whether the interface is a dummy, VXLAN, GENEVE or netkit device, as other CNIs and
+    /// container runtimes use.
     pub(super) overlay: bool,
-    /// Whether it is a bridge that the plugin made for any of its networks.
+    /// Whether the interface is a bridge that the plugin made for any of its networks.
     pub(super) pod_bridge: bool,
-    /// Whether it is a veth, whose other end may be in a pod.
+    /// Whether the interface is a veth, whose other end may be in a pod.
     pub(super) veth: bool,
-    /// Whether it is the host's end of a pod that the plugin attached.
+    /// Whether this is the host end of the interface of a pod that the plugin attached.
     pub(super) pod_port: bool,
-    /// Index of the bridge or bond of which it is a port.
+    /// Index of the bridge or bond of which the interface is a port.
     pub(super) controller: Option<u32>,
     pub(super) addresses: Vec<IpAddr>,
-    /// The networks of these addresses.
+    /// The networks of the interface's addresses.
     pub(super) networks: Vec<IpNetwork>,
 }
 
-/// A route of the main table.
+/// A route in the main table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) destination: IpNetwork,
@@ -53,7 +54,7 @@ pub(super) struct Route {
     pub(super) source: Option<IpAddr>,
     pub(super) metric: u32,
     pub(super) protocol: u8,
-    /// The message from the kernel, for the deletion.
+    /// The message from the kernel, with which the route can be deleted.
     pub(super) message: Box<RouteMessage>,
 }
 
@@ -63,7 +64,7 @@ impl Route {
     }
 }
 
-/// The links, and the routes of the main table.
+/// The links, and the routes in the main table.
 #[derive(Debug, Default)]
 pub(super) struct NetworkState {
     pub(super) links: Vec<Link>,
@@ -108,8 +109,8 @@ impl NetworkState {
         best.device.filter(|_| best.via.is_none())
     }
 
-    /// Returns the names of the pods' bridges: `own`, whether or not it exists, then others that
-    /// the plugin made.
+    /// Returns the names of the pods' bridges: `own`, whether or not it exists, then other bridges
+    /// that the plugin made.
     pub(super) fn pod_bridges(&self, own: &str) -> Vec<String> {
         let others = self.links.iter().filter(|link| link.pod_bridge).map(|link| link.name.as_str());
         let mut names: Vec<&str> = others.filter(|name| *name != own).collect();
@@ -149,7 +150,7 @@ fn link(message: &LinkMessage) -> Link {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfAlias(alias) => {
-                // The plugin's state directory may follow.
+                // The name of the plugin's state directory may follow.
                 pod_alias = alias.starts_with(POD_PORT);
                 marked = alias.strip_prefix(POD_BRIDGE).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
             }
@@ -166,7 +167,8 @@ fn link(message: &LinkMessage) -> Link {
                 });
                 link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
                 link.virtual_kind = infos.iter().any(|info| match info {
-                    // These may be uplinks, in containers, virtual machines and this project's lab.
+                    // Interfaces of these kinds may be uplinks, in containers, virtual machines and
+                    // this project's lab.
                     LinkInfo::Kind(kind) => !matches!(
                         kind,
                         InfoKind::Veth | InfoKind::Vlan | InfoKind::Bond | InfoKind::MacVlan | InfoKind::IpVlan
@@ -189,7 +191,7 @@ fn network(address: IpAddr, prefix: u8) -> Option<IpNetwork> {
     IpNetwork::new(network.network(), prefix).ok()
 }
 
-/// Returns the address of a message, unless it is link-local or loopback.
+/// Returns the address in a message, unless it is link-local or loopback.
 fn usable(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(ip) => Some(*ip),
@@ -306,7 +308,7 @@ mod tests {
             route("192.0.2.0/24", Some(2), None, 100),
             route("192.0.2.0/24", Some(3), None, 600),
             route("192.0.2.128/25", Some(2), Some("192.0.2.7"), 0),
-            // A multipath route has neither.
+            // A multipath route has neither a gateway nor an interface.
             route("198.51.100.0/24", None, None, 0),
             route("2001:db8::/64", Some(4), None, 256),
         ];

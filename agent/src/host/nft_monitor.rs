@@ -1,4 +1,5 @@
-//! Receives notifications of nftables: which tables changed, and which program changed them.
+//! Receives notifications from nftables. Determines which tables changed and which program changed
+//! them.
 
 use std::io::ErrorKind;
 
@@ -21,10 +22,10 @@ const NEW_TABLE: u16 = 0;
 const DELETED_TABLE: u16 = 2;
 /// `NFT_MSG_NEWGEN` (`linux/netfilter/nf_tables.h`), the last message of a transaction.
 const NEW_GENERATION: u16 = 15;
-/// `NFTA_GEN_PROC_NAME`: name of the process that made the transaction, 15 characters.
+/// `NFTA_GEN_PROC_NAME`: name of the process that made the transaction, at most 15 characters.
 const PROCESS_NAME: u16 = 3;
-/// The attribute with the table's name, which is the first one of tables, chains, rules, sets,
-/// elements, objects and flowtables.
+/// The attribute with the table's name, which is the first attribute of tables, chains, rules,
+/// sets, elements, objects and flowtables.
 const TABLE_NAME: u16 = 1;
 /// `NLA_TYPE_MASK`.
 const TYPE_MASK: u16 = 0x3fff;
@@ -36,13 +37,13 @@ const PLUGIN: &str = "edge-cni";
 /// Which tables changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct RulesetChanges {
-    /// The table `inet edge-cni`.
+    /// The table `inet edge-cni` changed.
     pub(super) ours: bool,
-    /// The table `bridge edge-cni`, changed by a program other than the plugin.
+    /// The table `bridge edge-cni` was changed by a program other than the plugin.
     pub(super) bridge: bool,
     /// The table `inet edge-cni-pods` was made.
     pub(super) pods_table: bool,
-    /// Another table.
+    /// Another table changed.
     pub(super) others: bool,
     /// Number of transactions that changed the table `inet edge-cni`.
     pub(super) transactions: u32,
@@ -65,7 +66,7 @@ impl RulesetChanges {
     }
 }
 
-/// The netlink socket, and the changes of a transaction that has not ended.
+/// The netlink socket, and the changes in a transaction that has not ended.
 pub(super) struct NftMonitor {
     socket: TokioSocket,
     pending: RulesetChanges,
@@ -101,7 +102,8 @@ impl NftMonitor {
     pub(super) fn drain(&mut self) -> RulesetChanges {
         let mut found = RulesetChanges::default();
         // Reads from the socket directly, since tokio may not know yet that it is readable. The
-        // limit ends the loop if another program writes rules faster than they are read here.
+        // limit ends the loop if another program writes rules faster than this loop reads the
+        // notifications.
         for _ in 0..100_000 {
             match self.socket.socket_ref().recv_from_full() {
                 Ok((datagram, _)) => found.add(parse(&datagram, &mut self.pending)),
@@ -118,7 +120,7 @@ impl NftMonitor {
     }
 }
 
-/// Returns the changes of the transactions that end in this datagram. Changes of a transaction that
+/// Returns the changes in the transactions that end in this datagram. Changes in a transaction that
 /// has not ended stay in `pending`.
 fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
     let mut complete = RulesetChanges::default();
@@ -138,9 +140,9 @@ fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
                 match (family, table) {
                     (INET, Some(TABLE)) => pending.ours = true,
                     (BRIDGE, Some(TABLE)) => pending.bridge = true,
-                    // The plugin makes this table only if ours is missing, but ours may appear just
-                    // after the plugin has checked. The transaction that makes ours ends with the
-                    // deletion of this table.
+                    // The plugin makes this table only if the agent's table is missing, but the
+                    // agent's table may appear just after the plugin has checked. The transaction
+                    // that makes the agent's table ends with the deletion of this table.
                     (INET, Some(PODS_TABLE)) => match message_type & 0xff {
                         NEW_TABLE => pending.pods_table = true,
                         DELETED_TABLE => pending.pods_table = false,
@@ -155,7 +157,7 @@ fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
     complete
 }
 
-/// Returns length and type of the first message (`struct nlmsghdr`).
+/// Returns the length and the type of the first message (`struct nlmsghdr`).
 fn header(datagram: &[u8]) -> Option<(usize, u16)> {
     let length = usize::try_from(u32::from_ne_bytes(datagram.get(..4)?.try_into().ok()?)).ok()?;
     let message_type = u16::from_ne_bytes(datagram.get(4..6)?.try_into().ok()?);

@@ -1,5 +1,5 @@
-//! Checks whether this host has routes to its peers. Routes of uplinks belong to the host's own
-//! network manager; if they are missing, the agent can only report it.
+//! Checks whether this host has routes to its peers. The host's own network manager maintains the
+//! routes through uplinks; if they are missing, the agent can only report that.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use super::Obstacle;
 use crate::desired::Desired;
 
-/// Maximum number of peers that are checked: on a host without routes none of them is reached.
+/// Maximum number of peers that are checked. On a host without routes none of them can be reached.
 const MAX_PEERS: usize = 32;
 
-/// Reports an obstacle if the kernel has a route to none of the peers.
+/// Returns an obstacle if the kernel has no route to any of the peers.
 pub(super) fn obstacle(desired: &Desired) -> Option<Obstacle> {
     none_reached(desired, has_route)
 }
@@ -33,7 +33,8 @@ fn none_reached(desired: &Desired, has_route: impl Fn(IpAddr) -> bool) -> Option
     })
 }
 
-/// Queries the kernel with a socket that sends nothing, so that rules and further tables count.
+/// Queries the kernel with a socket that sends nothing, so that routing rules and further routing
+/// tables count.
 fn has_route(address: IpAddr) -> bool {
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let connected = UdpSocket::bind(SocketAddr::new(any, 0)).and_then(|socket| socket.connect((address, 500)));

@@ -1,5 +1,6 @@
 //! Repairs the pods' bridge after other programs have deleted it, its ports or its routes. The
-//! plugin owns the bridge and makes it; the agent runs `edge-cni up` when it is needed.
+//! plugin owns and creates the bridge; the agent runs `edge-cni up` when the bridge must be
+//! created.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -25,7 +26,7 @@ const KERNEL_IPV6_METRIC: u32 = 256;
 /// Maximum number of interfaces that one message names.
 const NAMED_PORTS: usize = 10;
 
-/// Makes the plugin create the bridge, and remembers what could not be created.
+/// Makes the plugin create the bridge and remembers failures.
 #[derive(Debug)]
 pub(super) struct PodBridge {
     config: Arc<Config>,
@@ -51,7 +52,7 @@ impl PodBridge {
     ) -> anyhow::Result<NetworkState> {
         let missing = self.is_missing(desired, &observed);
         let detached = detached_ports(&observed);
-        // Pods of another network are not attached by our conflist, and are tried once.
+        // Our conflist does not attach pods of another network, so they are tried only once.
         let newly_detached = detached.iter().any(|index| !self.left_detached.contains(index));
         let failed = self.failure.is_some() && !detached.is_empty();
         if self.is_installed() && (missing || newly_detached || failed) {
@@ -72,7 +73,7 @@ impl PodBridge {
         Ok(observed)
     }
 
-    /// Returns whether the bridge could not be made. The attempt is repeated.
+    /// Returns whether the last attempt to create the bridge failed. The attempt is repeated.
     pub(super) fn has_failed(&self) -> bool {
         self.failure.is_some()
     }
@@ -151,7 +152,7 @@ impl PodBridge {
     }
 }
 
-/// Returns the host's ends of attached pods that are ports of no bridge.
+/// Returns the host ends of attached pods' interfaces that are not ports of any bridge.
 fn detached_ports(observed: &NetworkState) -> Vec<u32> {
     observed.links.iter().filter(|link| link.pod_port && link.controller.is_none()).map(|link| link.index).collect()
 }
@@ -222,7 +223,7 @@ fn connected_route(link: &Link, network: IpNetwork) -> Option<RouteMessage> {
     }
 }
 
-/// Formats a route for people.
+/// Formats a route for the log.
 fn shown(observed: &NetworkState, message: &RouteMessage) -> String {
     match super::network_state::route(message.clone()) {
         Some(route) => {

@@ -33,16 +33,17 @@ use crate::incidents::Incidents;
 use crate::membership::UplinkFacts;
 use crate::underlay;
 
-/// Wait after a notification of rtnetlink, since several arrive together.
+/// Delay after a notification from rtnetlink, since several arrive together.
 const SETTLE: Duration = Duration::from_millis(60);
-/// How often sysctls are compared without a notification. The kernel sends none about
-/// `disable_policy`, `disable_xfrm` and `accept_ra`. nftables is not compared on a timer.
+/// Interval at which sysctls are compared with the desired values without a notification. The
+/// kernel sends none about `disable_policy`, `disable_xfrm` and `accept_ra`. nftables is not
+/// compared on a timer.
 const FULL_CHECK: Duration = Duration::from_secs(10);
-/// Number of routes for which the wait grows by one [`FULL_CHECK`]. Links and routes are read
-/// without a notification after [`FULL_CHECK`], and later if there are many routes, so that a node
-/// with ten thousand routes is not busy with reading them.
+/// Number of routes for which the time until the next reading grows by one [`FULL_CHECK`]. Links
+/// and routes are read without a notification after [`FULL_CHECK`], and later if there are many
+/// routes, so that a node with ten thousand routes is not busy with reading them.
 const ROUTES_PER_CHECK: usize = 1000;
-/// How often the plugin looks for leases of pods that disappeared without a DEL.
+/// Interval at which the plugin looks for leases of pods that disappeared without a DEL.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Minimum time between two comparisons of the nftables table, while another program changes rules
 /// continuously.
@@ -67,11 +68,11 @@ pub struct HostReconciler {
     bridge_table: BridgeTable,
     sysctls: Sysctls,
     obstacles: Obstacles,
-    /// The plugin's table changed during a pass, which must be repeated.
+    /// Whether the plugin's table changed during a pass, so that the pass must be repeated.
     again: bool,
     guarded: Option<GuardConfig>,
     guard_failure: Option<String>,
-    /// What the task that keeps the routes through hubs has installed.
+    /// The routes through hubs, as installed by the task that maintains them.
     hub_routes: watch::Receiver<Vec<RouteEntry>>,
     observed: watch::Sender<Arc<NetworkState>>,
     /// Time until which `observed` counts as current. `None`: links and routes have changed since.
@@ -109,7 +110,7 @@ impl HostReconciler {
         }
     }
 
-    /// Runs until `stop` is cancelled, and leaves the host unchanged then. Fails if netlink sockets
+    /// Runs until `stop` is cancelled and then leaves the host as it is. Fails if netlink sockets
     /// cannot be opened.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let groups = [
@@ -119,7 +120,7 @@ impl HostReconciler {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
-        // There are two connections, so that notifications of our own changes are not taken for
+        // There are two connections, so that notifications about our own changes are not taken for
         // responses.
         let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
         tokio::spawn(connection);
@@ -295,7 +296,7 @@ impl HostReconciler {
         Ok(observed)
     }
 
-    /// Installs the guard's device and routes. The tunnels' driver installs its policies.
+    /// Installs the guard's device and routes. The tunnels' driver installs the guard's policies.
     fn reconcile_guard(&mut self, desired: &Desired, guarded: &[IpNetwork], bridge: &[IpAddr]) {
         self.guard_failure = None;
         if guarded.is_empty() {
@@ -347,8 +348,8 @@ impl HostReconciler {
         PodRequirements { bridge: self.config.bridge.clone(), ranges, elsewhere, accept }
     }
 
-    /// Makes the plugin restore `bridge edge-cni`, with which it prevents pods from sending under
-    /// other addresses, if another program removed that table.
+    /// Makes the plugin restore `bridge edge-cni` if another program removed that table. With the
+    /// table the plugin prevents pods from sending with other pods' addresses.
     async fn reconcile_bridge_table(&mut self, desired: &Desired, observed: &NetworkState, rules: &mut NftMonitor) {
         let there = observed.link(&self.config.bridge).is_some() && !desired.guard.segments.is_empty();
         if !there || !self.bridge.is_installed() || !self.bridge_table.needs_restore(&self.incidents).await {
@@ -362,8 +363,8 @@ impl HostReconciler {
         self.rules_changed(found);
     }
 
-    /// Runs `edge-cni reclaim`, which ends the leases of pods that disappeared without a DEL, for
-    /// example after a kill of the container runtime. Logs their names.
+    /// Runs `edge-cni reclaim`, which releases the leases of pods that disappeared without a DEL,
+    /// for example after the container runtime was killed. Logs the names of these pods.
     async fn reclaim_leases(&self) {
         let (plugin, conflist) = (self.bridge.plugin(), self.bridge.conflist());
         if !conflist.exists() || !plugin.exists() {
@@ -397,7 +398,7 @@ fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     networks
 }
 
-/// Obstacles in other programs' rules, and when to read these again.
+/// Obstacles in other programs' rules, and when to read the rules again.
 #[derive(Debug)]
 struct Obstacles {
     found: Vec<Obstacle>,
@@ -421,7 +422,8 @@ impl Obstacles {
     }
 
     async fn update(&mut self, needs: PodRequirements, observed: &NetworkState) {
-        // Pods' interfaces do not count: they appear and disappear without rules of other programs.
+        // Pods' interfaces do not count: they appear and disappear without changes of other
+        // programs' rules.
         let not_of_pods = observed.links.iter().filter(|link| !link.veth && link.controller.is_none());
         let looked_at = (needs, not_of_pods.map(|link| link.index).collect());
         self.suspect |= self.requirements.as_ref() != Some(&looked_at);
@@ -452,8 +454,8 @@ fn pause_after_reading(took: Duration) -> Duration {
 }
 
 /// Returns the sources of the node's own traffic and of redirected connections in tunnels, one of
-/// each family. These are the bridge's addresses. On hubs without our pods and on cloud nodes they
-/// are the node's addresses within the cloud's networks.
+/// each family. These are the bridge's addresses. On hubs without our pods and on cloud nodes, the
+/// sources are the node's addresses within the cloud's networks.
 fn tunnel_sources(observed: &NetworkState, desired: &Desired, bridge: &[IpAddr]) -> Vec<IpAddr> {
     let (bridge, fronted) = if desired.hub_routes.is_empty() {
         (bridge, &desired.guard.networks)

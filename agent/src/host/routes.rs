@@ -1,5 +1,5 @@
-//! The routes of the guard's device, which `edge-xfrm` installs, and our routes that are no longer
-//! needed.
+//! The routes through the guard's device, which `edge-xfrm` installs, and our routes that are no
+//! longer needed.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -30,8 +30,8 @@ pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<Ro
 
 /// Returns our routes that are no longer needed. A route to a range through the wrong hub is not
 /// among them: `hub_routes` replaces it in place. The same applies to a route whose hub the view no
-/// longer names, or names without an address of this family, as while a hub restarts: without a
-/// route, packets to the range would leave unencrypted by the default route.
+/// longer names, or names without an address of this family, for example while a hub restarts:
+/// without a route, packets to the range would leave unencrypted through the default route.
 pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desired: &Desired) -> Vec<&'a Route> {
     let guard = observed.link(DEVICE).map(|link| link.index);
     let guarded: HashSet<&IpNetwork> = guarded.iter().collect();
@@ -49,7 +49,7 @@ pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desir
         .collect()
 }
 
-/// Deletes a route as it was read. The route may already be gone.
+/// Deletes a route that was read from the kernel. The route may already be gone.
 pub(super) async fn delete(handle: &Handle, route: &Route) -> Result<(), rtnetlink::Error> {
     match handle.route().del((*route.message).clone()).execute().await {
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code().saturating_neg() == NO_ROUTE => Ok(()),

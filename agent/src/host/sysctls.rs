@@ -1,5 +1,5 @@
-//! Kernel settings: forwarding, without which pods' packets do not leave this machine, and settings
-//! that would turn policies off.
+//! Kernel settings: forwarding, without which pods' packets do not leave this machine, router
+//! advertisements, and settings that would turn policies off.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,8 @@ pub(super) struct Sysctls {
 /// Outcome of [`Sysctls::prepare`] and [`Sysctls::forward`].
 #[derive(Debug, Default)]
 pub(super) struct SysctlOutcome {
-    /// For IPv4 and IPv6: whether forwarding was off before agent or plugin turned it on. The node
-    /// was not a router then, and must not route between its own networks now.
+    /// For IPv4 and IPv6: whether forwarding was off before agent or plugin turned it on. If it was
+    /// off, the node was not a router and must not start to route between its own networks.
     pub(super) ours: [bool; 2],
     /// Settings that could not be written.
     pub(super) obstacles: Vec<Obstacle>,
@@ -37,7 +37,7 @@ impl Sysctls {
     }
 
     /// Records for the families in `forward` (IPv4, IPv6) whether forwarding is off, before it is
-    /// turned on. If `guarded`, also turns off the settings with which packets bypass policies.
+    /// turned on. If `guarded`, also turns off the settings that let packets bypass policies.
     pub(super) fn prepare(
         &mut self,
         observed: &NetworkState,
@@ -78,7 +78,7 @@ impl Sysctls {
         if forward[0] && off[0] {
             self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", outcome);
         }
-        // This also applies to interfaces that are plugged in later. A host that was a router
+        // This setting also applies to interfaces that appear later. A host that was a router
         // before keeps its own settings.
         if forward[1] && (off[1] || outcome.ours[1]) {
             self.accept_router_advertisements(&uplink::uplinks(observed, bridge), outcome);
@@ -95,7 +95,7 @@ impl Sysctls {
 
     /// Sets `accept_ra` to 2 on uplinks (ip-sysctl.rst). Otherwise a host that forwards ignores
     /// router advertisements and loses its default route. Other interfaces are left alone, so that
-    /// advertisements of pods have no effect.
+    /// advertisements from pods have no effect.
     fn accept_router_advertisements(&mut self, uplinks: &[&Link], outcome: &mut SysctlOutcome) {
         for link in uplinks {
             let name = format!("ipv6/conf/{}/accept_ra", link.name);
@@ -109,7 +109,7 @@ impl Sysctls {
         }
     }
 
-    /// Turns off `disable_policy` and `disable_xfrm`, with which incoming and outgoing packets
+    /// Turns off `disable_policy` and `disable_xfrm`, which let incoming and outgoing packets
     /// bypass policies. Instructions for VTI interfaces tell operators to set them for `all`.
     fn enforce_policies(
         &self,
@@ -179,7 +179,7 @@ mod tests {
     }
 
     impl Host {
-        /// Makes a host that receives router advertisements on a NIC, and has Docker.
+        /// Makes a host that receives router advertisements on a NIC and has Docker.
         fn new() -> Self {
             let link = |index, name: &str| Link { index, name: name.into(), up: true, ..Link::default() };
             let host = Self {

@@ -16,11 +16,11 @@ const OUTER_OVERHEAD: u32 = 40 + 8 + 8 + 8 + 16;
 /// Bytes of the ESP trailer: padding length and next header. ESP pads the packet with its trailer
 /// to a multiple of 4.
 const TRAILER: u32 = 2;
-/// Minimum MTU that IPv6 allows, in bytes (RFC 8200 5). With a smaller one, pods would have no
+/// Minimum MTU that IPv6 allows, in bytes (RFC 8200 5). With a smaller MTU, pods would have no
 /// IPv6.
 const IPV6_MIN_MTU: u32 = 1280;
 
-/// Returns the MTU of pods for a link of this MTU, in bytes.
+/// Returns the MTU of pods for a link with this MTU, in bytes.
 fn pod_mtu(link: u32) -> u32 {
     (link.saturating_sub(OUTER_OVERHEAD) / 4 * 4).saturating_sub(TRAILER)
 }
@@ -41,8 +41,8 @@ pub(super) fn uplinks<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a L
     observed.links.iter().filter(candidate).filter(wanted).collect()
 }
 
-/// Returns the links from which a node that was not a router forwards nothing, except to pods:
-/// uplinks, tunnels and VPNs. Links of containers and of other CNIs are not among them.
+/// Returns the links from which a node that was not a router forwards nothing except to pods:
+/// uplinks, tunnels and VPNs, but no links of containers or other CNIs.
 pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a Link> {
     let uplinks = uplinks(observed, bridge);
     let ours = |link: &Link| link.name == bridge || link.pod_bridge || link.name == DEVICE;
@@ -52,8 +52,8 @@ pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Ve
     observed.links.iter().filter(is_isolated).collect()
 }
 
-/// Returns addresses, pods' MTU and underlay. Addresses within `cluster` belong to pods and
-/// bridges, and are left out of the addresses. `configured_mtu` is in bytes.
+/// Returns the node's addresses, the pods' MTU and the underlay. Addresses within `cluster` belong
+/// to pods and bridges, so they are left out of the node's addresses. `configured_mtu` is in bytes.
 pub(super) fn uplink(
     observed: &NetworkState,
     bridge: &str,
@@ -71,7 +71,7 @@ pub(super) fn uplink(
     UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or_else(|| fitting_mtu(&uplinks, &others)), underlay }
 }
 
-/// Returns the links with a default route, and others that may lead outside.
+/// Returns the links with a default route, and other links that may lead outside of this machine.
 fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>, Vec<&'a Link>) {
     let carries_default =
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
@@ -82,8 +82,8 @@ fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>
     (uplinks, others)
 }
 
-/// Returns the largest MTU of pods with which their packets fit through the smallest uplink, in
-/// bytes; 0 without an uplink.
+/// Returns the largest MTU with which pods' packets fit through the uplink with the smallest MTU,
+/// in bytes; 0 without an uplink.
 fn fitting_mtu(uplinks: &[&Link], others: &[&Link]) -> u32 {
     let smallest = uplinks.iter().map(|link| link.mtu).min();
     let smallest =

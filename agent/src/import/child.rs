@@ -15,15 +15,15 @@ pub(super) struct Child {
     pub(super) name: String,
     pub(super) local_subnets: Vec<IpNetwork>,
     pub(super) remote_subnets: Vec<IpNetwork>,
-    /// Empty for the agent's defaults.
+    /// ESP proposals; empty for the agent's defaults.
     pub(super) esp_proposals: Vec<String>,
-    /// The IP protocol that it carries, if not all.
+    /// The IP protocol that the child carries, if not all.
     pub(super) protocol: Option<u8>,
-    /// The port of this node's hosts, if not all.
+    /// The port on this node's side, if not all.
     pub(super) local_port: Option<u16>,
-    /// The port of the peer's hosts, if not all.
+    /// The port on the peer's side, if not all.
     pub(super) remote_port: Option<u16>,
-    /// Whether it is in transport mode.
+    /// Whether the child is in transport mode.
     pub(super) transport: bool,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct ChildEnds {
     pub(super) local: Option<IpAddr>,
     /// The peer's address, if it is known.
     pub(super) remote: Option<IpAddr>,
-    /// Whether ESP always travels in UDP.
+    /// Whether ESP is always encapsulated in UDP.
     pub(super) force_encapsulation: bool,
 }
 
@@ -94,7 +94,7 @@ fn is_transport(
     true
 }
 
-/// Returns the networks of one end, and the protocol and port that all its selectors have.
+/// Returns the networks of one end, and the protocol and port that all selectors of that end have.
 fn selectors(
     child: &Section,
     key: &str,

@@ -20,9 +20,9 @@ pub(super) struct Peer {
     pub(super) local_id: String,
     pub(super) remote_id: String,
     pub(super) credentials: ImportedCredentials,
-    /// At least one.
+    /// The children, at least one.
     pub(super) children: Vec<Child>,
-    /// Empty for the agent's defaults.
+    /// IKE proposals; empty for the agent's defaults.
     pub(super) ike_proposals: Vec<String>,
     pub(super) start: &'static str,
     pub(super) force_encapsulation: bool,
@@ -37,7 +37,7 @@ pub(super) enum ImportedCredentials {
     Certificates(Certificates),
 }
 
-/// Translates a connection. There is no peer if `report.problems` has an entry.
+/// Translates a connection. Returns no peer if `report.problems` has an entry.
 pub(super) fn translate(connection: &Section, files: &CredentialFiles<'_>) -> (Option<Peer>, ImportReport) {
     let mut report = ImportReport::default();
     let peer = translate_into(connection, files, &mut report);
@@ -113,7 +113,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
     })
 }
 
-/// Returns the only section of a round of authentication: `local`, or `local` with a suffix.
+/// Returns the only section for a side's authentication: `local`, or `local` with a suffix.
 fn only<'a>(connection: &'a Section, side: &str, report: &mut ImportReport) -> Option<&'a Section> {
     let all: Vec<&Section> =
         connection.sections().filter(|(name, _)| name.starts_with(side)).map(|(_, section)| section).collect();
@@ -127,7 +127,7 @@ fn only<'a>(connection: &'a Section, side: &str, report: &mut ImportReport) -> O
     None
 }
 
-/// Returns the children with their names.
+/// Returns the connection's children with their names.
 fn children<'a>(connection: &'a Section, report: &mut ImportReport) -> Vec<(&'a str, &'a Section)> {
     let all: Vec<(&str, &Section)> =
         connection.section("children").map(|all| all.sections().collect()).unwrap_or_default();
@@ -248,10 +248,11 @@ fn method(local: &Section, remote: &Section, report: &mut ImportReport) -> Optio
     Some(ours)
 }
 
-/// Our identity, the peer's, and for certificates the credentials with a note.
+/// Our identity, the peer's identity, and for certificates the credentials with a note.
 type Identities = (String, String, Option<(Certificates, Option<String>)>);
 
-/// Returns the identities. If the file leaves them out, they are chosen as the daemon would do.
+/// Returns the identities. Identities that the file leaves out are chosen as strongSwan's daemon
+/// would choose them.
 fn identities(
     local: &Section,
     remote: &Section,

@@ -1,5 +1,5 @@
-//! The credentials that `swanctl --load-creds` would load: secrets of the file, and the files in
-//! the directories beside it.
+//! The credentials that `swanctl --load-creds` would load: the secrets in the file, and the files
+//! in the directories beside it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,12 +16,12 @@ use crate::config::parse_identity;
 
 /// Directories of private keys, beside the file.
 const KEY_DIRECTORIES: [&str; 4] = ["private", "pkcs8", "ecdsa", "rsa"];
-/// Maximum number of files that are read from one directory; more are an error.
+/// Maximum number of files in one directory; more files are an error.
 const MAX_FILES: usize = 1000;
-/// Maximum size of a file, in octets; a larger one contains no certificate and no key.
+/// Maximum size of a file, in octets; a larger file contains no certificate and no key.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Credentials of a connection by certificate.
+/// Credentials of a connection that authenticates with certificates.
 pub(super) struct Certificates {
     /// Our certificate and the intermediates, DER, leaf first.
     pub(super) chain: Vec<Vec<u8>>,
@@ -31,8 +31,8 @@ pub(super) struct Certificates {
     pub(super) trust_anchors: Vec<Vec<u8>>,
 }
 
-/// Returns the pre-shared key for a pair of identities: that of the section `ike*` that names most
-/// of them. A section without identities applies to all.
+/// Returns the pre-shared key for a pair of identities, from the section `ike*` that names most of
+/// the two. A section without identities applies to all.
 pub(super) fn psk(secrets: Option<&Section>, local: &Identity, remote: &Identity) -> Result<Zeroizing<String>, String> {
     let mut best: Option<(u8, &str, &Section)> = None;
     for (name, section) in
@@ -120,7 +120,7 @@ impl CredentialFiles<'_> {
         }
     }
 
-    /// Returns all authorities of `x509ca` and of the sections `authorities`.
+    /// Returns all authorities from the directory `x509ca` and from the sections `authorities`.
     fn authorities(&self) -> Result<Vec<Vec<u8>>, String> {
         let directory = self.directory.join("x509ca");
         let mut paths = files(&directory)?;
@@ -138,8 +138,8 @@ impl CredentialFiles<'_> {
         Ok(all)
     }
 
-    /// Returns the certificates that may prove the peer's identity: the one that `remote` pins, the
-    /// authorities that it names, or all authorities.
+    /// Returns the certificates that may prove the peer's identity: the certificate that `remote`
+    /// pins, the authorities that `remote` names, or all authorities.
     fn trust_anchors(&self, remote: &Section, authorities: &[Vec<u8>]) -> Result<Vec<Vec<u8>>, String> {
         let pinned = remote.list("certs").into_iter().map(|name| self.directory.join("x509").join(name));
         let named = remote.list("cacerts").into_iter().map(|name| self.directory.join("x509ca").join(name));
@@ -243,7 +243,7 @@ fn content(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     fs::read(path).map(Zeroizing::new).map_err(unreadable)
 }
 
-/// Returns the certificates of a file, PEM or DER.
+/// Returns the certificates in a file, PEM or DER.
 fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
     let content = content(path)?;
     if parse_x509_certificate(&content).is_ok_and(|(rest, _)| rest.is_empty()) {
@@ -258,7 +258,7 @@ fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, String> {
     }
 }
 
-/// Returns the private key of a file, PEM or DER, as PKCS#8.
+/// Returns the private key in a file, PEM or DER, as PKCS#8.
 fn private_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let content = content(path)?;
     let convert = || {
@@ -268,8 +268,8 @@ fn private_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
         )
     };
     if !content.starts_with(b"-----") {
-        // PrivateKeyInfo begins with its version (RFC 5208 5), and so does a key in SEC 1, but
-        // with another number.
+        // PrivateKeyInfo begins with its version (RFC 5208 5). A key in SEC 1 format does so too,
+        // but with another number.
         return match PrivateKeyDer::try_from(content.as_slice()) {
             Ok(PrivateKeyDer::Pkcs8(_)) => Ok(content),
             _ => Err(convert()),

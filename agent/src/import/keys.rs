@@ -1,23 +1,23 @@
-//! Says how the import treats each key of `swanctl.conf(5)` that it does not copy unchanged.
+//! Lists how the import treats each key of `swanctl.conf(5)` that it does not copy unchanged.
 
 use super::swanctl_file::Section;
 
 /// The effect of a key with a value that matters.
 #[derive(Clone, Copy)]
 pub(super) enum Meaning {
-    /// The key is carried over; see `connection`.
+    /// The key is carried over by `connection`.
     Carried,
     /// The agent does not need the key, and the tunnel stays the same.
     NoEffect,
     /// The tunnel works, but differs in the way that the text describes.
     Note(&'static str),
-    /// The tunnel would be a different one. The text names the unsupported feature.
+    /// The tunnel would be different. The text names the unsupported feature.
     Refused(&'static str),
 }
 
 use Meaning::{Carried, NoEffect, Note, Refused};
 
-/// A key, the values that match the agent's own behaviour, and the meaning of all others.
+/// A key, the values that match the agent's own behaviour, and the meaning of all other values.
 type Row = (&'static str, &'static [&'static str], Meaning);
 
 pub(super) const CONNECTION: &[Row] = &[
@@ -131,7 +131,7 @@ pub(super) const CHILD: &[Row] = &[
     ("copy_dscp", &["out"], Note("DSCP is copied to the outer header")),
 ];
 
-/// The differences after the import of a connection, and the reasons against it.
+/// The differences after the import of a connection, and the reasons against the import.
 #[derive(Default)]
 pub(super) struct ImportReport {
     /// The reasons why the connection cannot be carried over.
@@ -141,7 +141,7 @@ pub(super) struct ImportReport {
 }
 
 impl ImportReport {
-    /// Checks the keys of a section with a table.
+    /// Checks the keys of a section against a table.
     pub(super) fn keys(&mut self, section: &Section, table: &[Row]) {
         for (key, value) in section.keys() {
             let text = normal(&value.text);
@@ -157,7 +157,7 @@ impl ImportReport {
     }
 }
 
-/// Normalises a truth value, which has many forms.
+/// Normalises a boolean value, which has many spellings.
 pub(super) fn normal(text: &str) -> &str {
     match text {
         "true" | "enabled" | "yes" => "yes",

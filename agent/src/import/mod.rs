@@ -1,7 +1,7 @@
-//! `edge-agent import`: makes the agent's configuration from a `swanctl.conf`.
+//! `edge-agent import`: converts a `swanctl.conf` into the agent's configuration.
 //!
 //! A connection becomes a `[[peer]]` only if its tunnel stays the same. Every difference is
-//! reported, with file and line.
+//! reported with its file and line.
 
 mod child;
 mod connection;
@@ -37,7 +37,7 @@ use crate::stdout::print;
 const CONFIGURATION: &str = "agent.toml";
 
 /// Translates the connections of a `swanctl.conf`. Without `into` it prints the configuration and
-/// writes nothing. Fails if a connection is not carried over; the others still are.
+/// writes nothing. Fails if a connection is not carried over; the other connections still are.
 pub fn execute(file: &Path, into: Option<&Path>) -> anyhow::Result<()> {
     let import = Import::read(file)?;
     import.report();
@@ -67,7 +67,7 @@ struct Import {
     connections: Vec<(String, bool, ImportReport)>,
 }
 
-/// Returns the names of the children: characters that the agent's file does not allow become
+/// Returns the names of the children. Characters that the agent's file does not allow become
 /// underscores, and no two names are the same.
 fn child_names(children: &[Child]) -> Vec<String> {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' };
@@ -181,7 +181,7 @@ impl Import {
         let _ =
             write!(self.text, "\n# Connection {name:?}{}\n", if carried_over { "" } else { " is not carried over:" });
         for line in report.problems.iter().chain(&report.notes) {
-            // Text from the file must not end the comment.
+            // Text from `swanctl.conf` must not end the comment.
             let _ = writeln!(self.text, "# - {}", line.replace(|c: char| c.is_control(), " "));
         }
     }
@@ -239,7 +239,7 @@ impl Import {
         Ok(())
     }
 
-    /// Adds a file named after the connection, and returns its name.
+    /// Adds a file named after the connection and returns the file's name.
     fn file(&mut self, connection: &str, extension: &str, content: Zeroizing<Vec<u8>>) -> String {
         let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' };
         let stem: String = connection.chars().map(plain).take(64).collect();
@@ -262,7 +262,7 @@ impl Import {
             .with_context(|| directory.display().to_string())?;
         let files = self.files.iter().map(|(name, content)| (name.as_str(), content.as_slice()));
         let mut written: Vec<PathBuf> = Vec::new();
-        // The configuration is written last, when all files that it names exist.
+        // The configuration is written last, after all files that it names.
         for (name, content) in files.chain([(CONFIGURATION, self.text.as_bytes())]) {
             let path = directory.join(name);
             let outcome =
@@ -288,7 +288,8 @@ impl Import {
     }
 }
 
-/// Returns the only line of a `psk_file`. The agent supports strongSwan's forms `0x` and `0s`.
+/// Returns the content of a `psk_file`, one line. The agent supports strongSwan's forms `0x` and
+/// `0s`.
 fn psk_line(psk: &str) -> Zeroizing<Vec<u8>> {
     let is_line = !psk.contains(|c: char| c.is_control()) && !psk.starts_with("0t");
     let text = if is_line { psk.to_owned() } else { format!("0s{}", BASE64.encode(psk.as_bytes())) };

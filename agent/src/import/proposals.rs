@@ -1,10 +1,10 @@
-//! Translates proposals of `swanctl.conf`.
+//! Translates proposals from `swanctl.conf`.
 
 use super::keys::ImportReport;
 use super::swanctl_file::Section;
 
-/// Returns the proposals of a section that the agent supports; empty for its defaults. Unsupported
-/// proposals are left out, with a note; if none is supported, that is a problem.
+/// Returns the proposals in a section that the agent supports; empty for the agent's defaults.
+/// Unsupported proposals are left out, with a note; if none is supported, that is a problem.
 pub(super) fn proposals(
     section: &Section,
     key: &str,

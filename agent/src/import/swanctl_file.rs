@@ -7,8 +7,8 @@ use std::str::Chars;
 
 use zeroize::Zeroizing;
 
-/// Maximum nesting of sections, and of files that include others (strongSwan has the same limit for
-/// the latter).
+/// Maximum nesting of sections, and of files that include other files (strongSwan has the same
+/// limit for included files).
 const MAX_DEPTH: usize = 10;
 /// Maximum number of octets in all files together.
 const MAX_OCTETS: usize = 4 << 20;
@@ -19,11 +19,11 @@ const MAX_OCTETS: usize = 4 << 20;
 pub(super) struct Section {
     keys: Vec<(String, Value)>,
     sections: Vec<(String, Section)>,
-    /// The line with its name.
+    /// File and line of the section's name.
     pub(super) at: String,
 }
 
-/// A value and the line that has it.
+/// A value, and the line on which it stands.
 pub(super) struct Value {
     pub(super) text: Zeroizing<String>,
     pub(super) at: String,
@@ -35,19 +35,19 @@ impl Section {
         self.keys().find(|(name, _)| *name == key).map(|(_, value)| value.text.as_str())
     }
 
-    /// Returns the parts of a value that is a list with commas.
+    /// Returns the parts of a value that is a comma-separated list.
     pub(super) fn list(&self, key: &str) -> Vec<&str> {
         self.get(key)
             .map(|text| text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect())
             .unwrap_or_default()
     }
 
-    /// Returns the keys that have values.
+    /// Returns the keys that have values, with the values.
     pub(super) fn keys(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.keys.iter().filter(|(_, value)| !value.text.is_empty()).map(|(name, value)| (name.as_str(), value))
     }
 
-    /// Returns the section of this name.
+    /// Returns the section with this name.
     pub(super) fn section(&self, name: &str) -> Option<&Section> {
         self.sections().find(|(other, _)| *other == name).map(|(_, section)| section)
     }
@@ -65,7 +65,7 @@ impl Section {
         }
     }
 
-    /// Opens a section. Sections of the same name are one section.
+    /// Opens a section. Sections with the same name are one section.
     fn open(&mut self, name: String, at: String) -> &mut Section {
         let index = match self.sections.iter().position(|(other, _)| *other == name) {
             Some(index) => index,
@@ -78,7 +78,7 @@ impl Section {
     }
 }
 
-/// Reads a file and the files that it includes. Errors name file and line, and quote no value.
+/// Reads a file and the files that it includes. Errors name file and line and quote no value.
 pub(super) fn read(path: &Path) -> Result<Section, String> {
     let mut root = Section::default();
     let mut left = MAX_OCTETS;
@@ -120,7 +120,7 @@ impl Parser<'_> {
         next
     }
 
-    /// Skips blanks, ends of lines and comments.
+    /// Skips blanks, line ends and comments.
     fn skip(&mut self) {
         while let Some(&next) = self.characters.peek() {
             match next {
@@ -163,7 +163,7 @@ impl Parser<'_> {
                     let text = self.value()?;
                     section.set(name, Value { text, at });
                 }
-                // The pattern of `include` begins beside the word.
+                // The pattern of `include` begins on the same line, after a blank.
                 Some(_) if name == "include" && beside => {
                     let pattern = self.value()?;
                     self.include(section, &pattern)?;
@@ -183,7 +183,7 @@ impl Parser<'_> {
         }
     }
 
-    /// Skips blanks within the line, and returns whether there were any.
+    /// Skips blanks within the line and returns whether there were any.
     fn skip_blanks(&mut self) -> bool {
         let mut any = false;
         while self.characters.peek().is_some_and(|next| matches!(next, ' ' | '\t')) {
@@ -261,7 +261,7 @@ impl Parser<'_> {
     }
 
     /// Reads the files that a pattern names, relative to this file's directory. As in strongSwan, a
-    /// pattern without a match is no error.
+    /// pattern without a match is not an error.
     fn include(&mut self, section: &mut Section, pattern: &str) -> Result<(), String> {
         if self.include_depth >= MAX_DEPTH {
             return Err(self.wrong("files include each other too deep"));

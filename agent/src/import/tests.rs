@@ -92,7 +92,7 @@ fn what_is_different_is_said_and_what_is_the_same_is_not() {
         );
     }
     assert!(import.text.contains("start = \"on-demand\""), "{}", import.text);
-    // Comments of the configuration contain the same lines.
+    // Comments in the configuration contain the same lines.
     assert!(lines.iter().all(|line| import.text.contains(&format!("# - {line}\n"))));
 }
 
@@ -148,11 +148,11 @@ fn identities_and_addresses_that_the_file_leaves_out_are_those_that_the_daemon_t
         ("192.0.2.1/32".into(), "192.0.2.2/32".into())
     );
     assert_eq!(peer.remote[0].port, Some(4500));
-    // A responder to any host with this identity.
+    // A connection that responds to any host with this identity.
     let text = site("", "").replace("192.0.2.2", "%any").replace("192.0.2.1", "%any");
     let peer = parsed(&import(&text)).peers.remove(0);
     assert!(peer.remote.is_empty() && peer.local.is_none() && peer.start == crate::config::Start::Respond);
-    // Without address and identity, the peer is unknown.
+    // Without an address and an identity, the peer is unknown.
     let (carried_over, text) = findings(&import(&text.replace("   id = sun.example\n", "")));
     assert!(!carried_over && text.contains("write the identity that the peer proves"), "{text}");
 }
@@ -263,7 +263,7 @@ fn odd_names_of_connections_stay_names_and_make_no_paths() {
     assert_eq!(import.files[0].0, "_______peer__.psk");
 }
 
-/// The examples of docs/migrate.md, without the first line, which names the file.
+/// Compares the examples in docs/migrate.md, without their first line, which names the file.
 #[test]
 fn the_examples_of_the_documentation_are_what_import_writes() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/migrate");

@@ -9,13 +9,14 @@ use crate::config::{has_ports, protocol_named};
 /// The next-layer part of a selector.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct NextLayer {
-    /// IP protocol. `None`: any.
+    /// IP protocol; `None` for any.
     pub(super) protocol: Option<u8>,
-    /// Port at that end. `None`: any.
+    /// Port at that end; `None` for any.
     pub(super) port: Option<u16>,
 }
 
-/// Parses a selector: the networks, then in brackets the protocol and port, unless it allows all.
+/// Parses a selector: the networks, then in brackets the protocol and port, unless the selector
+/// allows all.
 pub(super) fn parse(text: &str, dynamic: Option<IpAddr>) -> Result<(Vec<IpNetwork>, NextLayer), String> {
     let Some((addresses, rest)) = text.split_once('[') else {
         return Ok((networks(text, dynamic)?, NextLayer::default()));
@@ -49,8 +50,8 @@ fn next_layer(text: &str) -> Result<NextLayer, String> {
     }
 }
 
-/// Returns the networks of a selector: a network, an address, a range of addresses, or `dynamic`,
-/// the address of that end.
+/// Returns the networks of a selector: a network, an address, an address range, or `dynamic`, the
+/// address of that end.
 fn networks(addresses: &str, dynamic: Option<IpAddr>) -> Result<Vec<IpNetwork>, String> {
     if addresses == "dynamic" {
         let address = dynamic.ok_or("dynamic stands for an address that is not known here: write the network")?;
@@ -63,8 +64,8 @@ fn networks(addresses: &str, dynamic: Option<IpAddr>) -> Result<Vec<IpNetwork>, 
     IpNetwork::new(network.network(), network.prefix()).map(|network| vec![network]).map_err(|error| error.to_string())
 }
 
-/// Returns the minimum set of networks that make up a range, at most 2 times the bits of an
-/// address.
+/// Returns the smallest set of networks that make up a range. Their number is at most twice the
+/// number of bits in an address.
 fn range(first: &str, last: &str) -> Result<Vec<IpNetwork>, String> {
     let malformed = "neither a network nor a range of addresses";
     let (first, last): (IpAddr, IpAddr) = (first.parse().map_err(|_| malformed)?, last.parse().map_err(|_| malformed)?);
@@ -81,7 +82,7 @@ fn range(first: &str, last: &str) -> Result<Vec<IpNetwork>, String> {
     };
     let mut networks = Vec::new();
     loop {
-        // The largest network that begins here and does not go beyond the end.
+        // The largest network that begins at `next` and does not go beyond the end of the range.
         let mut size = next.trailing_zeros().min(bits);
         while size > 0
             && (size == 128 && (next != 0 || last != u128::MAX) || size < 128 && next + ((1u128 << size) - 1) > last)

@@ -1,6 +1,6 @@
-//! Determines the plugins after `edge-cni` in the conflist: those of the configuration, or
-//! `portmap` (without which a pod's `hostPort` has no effect), and those that other programs or the
-//! operator appended to the file.
+//! Determines the plugins after `edge-cni` in the conflist: the plugins in the configuration, or
+//! `portmap` (without which a pod's `hostPort` has no effect), and the plugins that other programs
+//! or the operator appended to the file.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::PLUGIN;
 use crate::config::Config;
 
-/// The conflist's `cniVersion`. Runtimes call each plugin with it unless they support
+/// The conflist's `cniVersion`. Runtimes call each plugin with this version unless they support
 /// `cniVersions`.
 pub(super) const VERSION: &str = "1.0.0";
 
@@ -24,9 +24,9 @@ const PORTMAP: &str = "portmap";
 
 /// The entries after `edge-cni`.
 pub(super) struct ChainedPlugins {
-    /// Their configurations, in order.
+    /// The plugins' configurations, in order.
     pub(super) plugins: Vec<Value>,
-    /// Types of the entries that others appended to the file.
+    /// Types of the entries that other programs or the operator appended to the file.
     pub(super) kept: Vec<String>,
 }
 
@@ -42,8 +42,8 @@ pub(super) fn chained_plugins(config: &Config, list: &Path) -> anyhow::Result<Ch
     };
     let appended: Vec<Value> = present(list)
         .into_iter()
-        // A `portmap` entry of ours does not count as appended: it is removed when its program
-        // disappears, or when the configuration lists other plugins.
+        // The agent's own `portmap` entry does not count as appended: it is removed when the
+        // program disappears, or when the configuration lists other plugins.
         .filter(|plugin| kind(plugin) != Some(PLUGIN) && *plugin != portmap())
         .filter(|plugin| !plugins.iter().any(|configured| kind(configured) == kind(plugin)))
         .collect();
@@ -71,7 +71,7 @@ fn present(list: &Path) -> Vec<Value> {
 }
 
 /// Returns whether the program exists and supports [`VERSION`]. Programs from before 2021 do not,
-/// and would fail every pod. The result is cached until the program's file changes.
+/// and every pod would fail with them. The result is cached until the program's file changes.
 fn supports_version(program: &Path) -> bool {
     static LAST: Mutex<Option<(SystemTime, u64, bool)>> = Mutex::new(None);
     let Ok(found) = fs::metadata(program) else { return false };

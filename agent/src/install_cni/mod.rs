@@ -1,6 +1,6 @@
-//! `edge-agent install-cni`: writes the conflist, by which the container runtime finds the plugin.
-//! A runtime that has a conflist starts pods, so the conflist is written only after the node has
-//! its first segment.
+//! `edge-agent install-cni`: writes the conflist, through which the container runtime finds the
+//! plugin. A runtime that has a conflist starts pods, so the conflist is written only after the
+//! node has its first segment.
 
 mod conflist;
 
@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::state_dir::replace_file;
 use crate::stdout::print;
 
-/// Name of the conflist. The runtime uses the first file in the order of names.
+/// Name of the conflist. The runtime uses the file whose name comes first.
 pub const CONFLIST: &str = "10-edge-cni.conflist";
 
 /// Type and program name of the plugin.
@@ -33,12 +33,12 @@ pub struct Installed {
     pub changed: bool,
     /// Files in the same directory that the runtime prefers to the conflist.
     pub preferred: Vec<PathBuf>,
-    /// Types of plugins that others appended to the conflist.
+    /// Types of plugins that other programs or the operator appended to the conflist.
     pub kept: Vec<String>,
 }
 
-/// How often the agent's files are checked. The command is a separate process, and the agent sends
-/// it no events.
+/// Interval at which the agent's files are checked. The command is a separate process that gets no
+/// events from the agent.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Waits for the first segment, writes the conflist, and prints what it did. Fails after `timeout`
@@ -121,8 +121,8 @@ pub(crate) fn plugin_path(config: &Config) -> PathBuf {
     config.cni.bin_dir.join(PLUGIN)
 }
 
-/// Copies the plugin atomically into `bin_dir`, and returns its path there. Fails if `from` is not
-/// an ELF program.
+/// Copies the plugin atomically into `bin_dir` and returns the path of the copy. Fails if `from` is
+/// not an ELF program.
 pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
     let bytes = fs::read(from).with_context(|| format!("reading the plugin {}", from.display()))?;
     if bytes.get(..4) != Some(b"\x7fELF") {
@@ -137,8 +137,8 @@ pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
     Ok(to)
 }
 
-/// Writes the conflist from `segments.json`, if its content differs. `None` while there is no
-/// segment. Fails if the plugin is not in `bin_dir`.
+/// Writes the conflist from `segments.json`, if the file's content differs. `None` while there is
+/// no segment. Fails if the plugin is not in `bin_dir`.
 pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
     let Some(segments) = segments(&config.state_dir)?.filter(|file| !file.segments.is_empty()) else { return Ok(None) };
     let plugin = config.cni.bin_dir.join(PLUGIN);
@@ -171,13 +171,14 @@ pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Returns the text of a conflist with our plugin alone. `None` while there is no `segments.json`.
+/// Returns the text of a conflist that contains only our plugin. `None` while there is no
+/// `segments.json`.
 pub(crate) fn conflist_text(config: &Config) -> anyhow::Result<Option<String>> {
     Ok(segments(&config.state_dir)?.map(|segments| conflist(config, &segments, &[])))
 }
 
 /// Returns the conflist's text. Every release of containerd since 1.6 supports one of these
-/// versions; with 1.1.0 alone, 1.6 and 1.7 fail every pod.
+/// versions; with 1.1.0 alone, every pod fails in containerd 1.6 and 1.7.
 fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> String {
     let mut ours = json!({
         "type": PLUGIN,
@@ -350,7 +351,7 @@ mod tests {
             (&json!("1.0.0"), &json!(["0.4.0", "1.0.0", "1.1.0"]))
         );
         assert!(!install_conflist(&config).unwrap().unwrap().changed);
-        // A portmap that would fail every pod is left out.
+        // A portmap with which every pod would fail is left out.
         install_portmap(&config, r#"["0.3.1","0.4.0"]"#);
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
         install_portmap(&config, r#"["0.4.0","1.0.0"]"#);
@@ -399,7 +400,7 @@ mod tests {
         let document: Value = serde_json::from_slice(&fs::read(&installed.conflist).unwrap()).unwrap();
         assert_eq!((&document["plugins"][0]["bridge"], &document["plugins"][1]), (&json!("ecni0"), &appended));
         assert!(!install_conflist(&config).unwrap().unwrap().changed);
-        // The same type in the configuration takes its place.
+        // A plugin of the same type in the configuration replaces it.
         let config = with_a_segment(directory.path(), "plugins = [{ type = \"portmap\", snat = false }]");
         let installed = install_conflist(&config).unwrap().unwrap();
         assert_eq!((types(&installed).len(), installed.kept.len()), (2, 0));

@@ -15,7 +15,7 @@ use super::observer::{Latest, NO_STATUS, Observer};
 use super::traffic::Traffic;
 use crate::status::{PeerReport, Status};
 
-/// The phases of a peer in `status`.
+/// The phases in which `status` shows a peer.
 const PHASES: [&str; 5] = ["idle", "on-demand", "connecting", "waiting", "up"];
 
 pub(super) async fn scrape(observer: &Observer) -> Result<String, String> {
@@ -35,13 +35,13 @@ fn encode(scrape: &Scrape) -> Result<String, fmt::Error> {
     Ok(text)
 }
 
-/// The content of one scrape.
+/// The data for one response to `/metrics`.
 #[derive(Debug, Clone)]
 struct Scrape {
     status: Arc<Status>,
     /// The sums of [`COUNTERS`] over all peers.
     total: [u64; 4],
-    /// The peers that have separate series.
+    /// The peers that have separate time series.
     peers: Vec<PeerSeries>,
     /// `/proc/net/xfrm_stat`: counts of the reasons why XFRM dropped packets.
     xfrm: Vec<(String, u64)>,
@@ -51,13 +51,13 @@ struct Scrape {
 struct PeerSeries {
     name: String,
     up: bool,
-    /// Seconds since the last authentic message of its IKE SA; absent without one.
+    /// Seconds since the last authentic message on the peer's IKE SA; absent without an IKE SA.
     silent: Option<u64>,
     /// The values of [`COUNTERS`].
     counters: [u64; 4],
 }
 
-/// Name and help of the counters of traffic.
+/// Name and help text of the traffic counters.
 const COUNTERS: [(&str, &str); 4] = [
     ("received_packets", "Packets that came through tunnels"),
     ("received_bytes", "Bytes that came through tunnels, without the overhead of ESP"),
@@ -99,7 +99,7 @@ fn silent(peer: &PeerReport) -> Option<u64> {
     peer.ike_sas.iter().map(|sa| sa.heard_seconds_ago).min()
 }
 
-/// Parses the lines of `/proc/net/xfrm_stat`: a name and a number.
+/// Parses the lines of `/proc/net/xfrm_stat`, each of which has a name and a number.
 fn xfrm_stat(text: &str) -> Vec<(String, u64)> {
     let line = |line: &str| {
         let (name, number) = line.split_once(char::is_whitespace)?;

@@ -1,11 +1,11 @@
-//! Serves monitoring: `/healthz`, `/readyz` and `/metrics` in plain HTTP, on the addresses of
-//! `[observe]`. No data here is secret.
+//! Serves monitoring: `/healthz`, `/readyz` and `/metrics` in plain HTTP, on the addresses in
+//! `[observe]`. None of the data is secret.
 //!
-//! - `server`: the listeners.
-//! - `probes`: `/healthz` and `/readyz`.
-//! - `metrics`: `/metrics`.
-//! - `observer`: the document of `status` from which all three are made.
-//! - `traffic`: adds up the counters of SAs, which rekeys replace.
+//! - `server`: the HTTP listeners.
+//! - `probes`: the responses to `/healthz` and `/readyz`.
+//! - `metrics`: the response to `/metrics`, as OpenMetrics text.
+//! - `observer`: the status document, from which all three responses are made.
+//! - `traffic`: the sums of each peer's traffic over all its SAs.
 
 mod metrics;
 mod observer;
@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use crate::admin::server::AdminCall;
 use observer::Observer;
 
-/// Serves the addresses of `[observe]` until the agent ends. `requests` is the channel to the
+/// Serves the addresses in `[observe]` until the agent ends. `requests` is the channel to the
 /// handler of the admin socket.
 pub(crate) async fn serve(
     addresses: Vec<SocketAddr>,

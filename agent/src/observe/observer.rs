@@ -1,4 +1,4 @@
-//! Requests the document of `status` for monitoring.
+//! Requests the status document for monitoring.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,22 +10,22 @@ use crate::admin::server::{AdminCall, Reply};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::status::Status;
 
-/// How long a document is reused. It is made for all peers, so many scrapers must not cost more
+/// How long a document is reused. A document covers all peers, so many scrapers must not cost more
 /// than one.
 const REUSE: Duration = Duration::from_secs(2);
-/// Time limit for the agent to make a document.
+/// Timeout for a document from the agent.
 const TIMEOUT: Duration = Duration::from_secs(8);
 
-/// The response while the thread of the tunnels, or the handler of requests, does not answer.
+/// The response while the tunnels' thread or the request handler does not answer.
 pub(super) const NO_STATUS: &str = "the agent does not report its state in time";
 
 /// The last document, when it was made, and the traffic until then.
 pub(super) type Latest = (Option<(Instant, Arc<Status>)>, Traffic);
 
-/// The data that the three paths read.
+/// The source of the data for the three paths.
 pub(super) struct Observer {
     requests: mpsc::Sender<AdminCall>,
-    /// Maximum number of peers with separate series.
+    /// Maximum number of peers with separate time series.
     pub(super) peer_series: usize,
     /// Whether the node must have a view to be ready.
     pub(super) needs_view: bool,
@@ -38,8 +38,8 @@ impl Observer {
         Self { requests, peer_series, needs_view, latest: Mutex::new((None, Traffic::default())) }
     }
 
-    /// Returns the document of `status`, not older than [`REUSE`]. `None` if the agent does not
-    /// make one in time.
+    /// Returns the status document, not older than [`REUSE`]. `None` if the agent does not make one
+    /// in time.
     pub(super) async fn status(&self) -> Option<Arc<Status>> {
         let mut latest = self.latest.lock().await;
         let (document, traffic) = &mut *latest;

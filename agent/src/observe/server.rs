@@ -1,4 +1,5 @@
-//! The listeners. Clients need no credentials, so connections are few and short.
+//! The HTTP listeners. Clients need no credentials, so the number of connections and their lifetime
+//! are limited.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,22 +22,22 @@ use tracing::Instrument;
 use super::observer::Observer;
 use super::{metrics, probes};
 
-/// Maximum number of connections of a listener: a few probes and scrapers. A new one displaces the
-/// oldest, so that silent connections do not block a probe.
+/// Maximum number of connections of a listener: a few probes and scrapers. A new connection closes
+/// the oldest one, so that silent connections do not block a probe.
 const CONNECTIONS: usize = 16;
 /// Maximum lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(30);
-/// Time limit for the head of a request.
+/// Timeout for the head of a request.
 const HEAD: Duration = Duration::from_secs(5);
-/// Maximum size of a request's head in octets, which is the minimum of hyper, and maximum number of
-/// headers.
+/// Maximum size of a request's head in octets, which is the minimum that hyper allows, and maximum
+/// number of headers.
 const LONGEST_HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
-/// Wait after the kernel failed to accept a connection, for example because too many files are
+/// Delay after the kernel failed to accept a connection, for example because too many files are
 /// open.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Wait before an address is opened again.
+/// Delay before an address is opened again.
 const RETRY: Duration = Duration::from_secs(2);
 
 const TEXT: &str = "text/plain; charset=utf-8";

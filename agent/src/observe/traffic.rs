@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::status::{Counters, PeerReport};
 
-/// The traffic since the agent began to count, by peer. A peer that is gone is dropped.
+/// The traffic since the agent began to count, by peer. Peers that no longer exist are dropped.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     peers: BTreeMap<String, PeerTraffic>,
 }
 
-/// The traffic of a peer. The counts of an SA between the last reading and its end are missing.
+/// The traffic of a peer. What an SA carried between the last reading and the SA's deletion is
+/// missing.
 #[derive(Debug, Default)]
 pub(super) struct PeerTraffic {
     /// Traffic from the peer.
@@ -42,7 +43,7 @@ impl Traffic {
         }
     }
 
-    /// Returns the peers by name.
+    /// Returns the peers with their traffic, in the order of their names.
     pub(super) fn peers(&self) -> impl Iterator<Item = (&str, &PeerTraffic)> {
         self.peers.iter().map(|(name, traffic)| (name.as_str(), traffic))
     }
@@ -52,7 +53,7 @@ impl Direction {
     fn add<'a>(&mut self, sas: impl Iterator<Item = (&'a str, Counters)>) {
         let before = std::mem::take(&mut self.last);
         for (spi, now) in sas {
-            // A smaller number means that another SA has the SPI now.
+            // A smaller count means that another SA has the SPI now.
             let last = before.get(spi).filter(|last| last.packets <= now.packets && last.bytes <= now.bytes);
             let (packets, bytes) = last.map_or((0, 0), |last| (last.packets, last.bytes));
             self.packets = self.packets.saturating_add(now.packets - packets);
@@ -77,7 +78,7 @@ mod tests {
         let mut direction = Direction::default();
         assert_eq!(add(&mut direction, &[("a", 5)]), (5, 500));
         assert_eq!(add(&mut direction, &[("a", 7)]), (7, 700));
-        // A rekey: both SAs count for a while, then the first one is gone.
+        // After a rekey, both SAs count for a while, then the first one is gone.
         assert_eq!(add(&mut direction, &[("a", 8), ("b", 2)]), (10, 1000));
         assert_eq!(add(&mut direction, &[("b", 4)]), (12, 1200));
         assert_eq!(direction.last.len(), 1);

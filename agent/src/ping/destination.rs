@@ -8,7 +8,7 @@ use crate::config::PeerSection;
 use crate::diagnose::Target;
 use crate::status::{PeerReport, PolicyEntry, Status};
 
-/// ICMP and ICMPv6 (IANA's numbers of IP protocols).
+/// ICMP and ICMPv6 (IANA's protocol numbers).
 const ICMP: [u8; 2] = [1, 58];
 
 /// An address to which requests are sent.
@@ -25,7 +25,7 @@ pub(super) struct Destination {
 /// Finds the destinations for a peer (one address of each family) or for an address.
 ///
 /// # Errors
-/// If nothing can be sent there.
+/// If no request can be sent to the peer or the address.
 pub(super) fn find(about: &str, status: &Status, static_peers: &[PeerSection]) -> Result<Vec<Destination>, String> {
     match Target::find(about, status, static_peers).map_err(|why| format!("{why}{}", without_view(status)))? {
         Target::Peer(peer) => of_peer(status, usable(status, &peer)?),
@@ -48,7 +48,7 @@ pub(super) fn find(about: &str, status: &Status, static_peers: &[PeerSection]) -
     }
 }
 
-/// Returns the most likely reason on a node that is not a member yet; empty on others.
+/// Returns the most likely reason on a node that is not a member yet; empty on members.
 fn without_view(status: &Status) -> &'static str {
     if status.controller.is_some() && status.view_version.is_none() {
         "; this node has no view of the controller, so it is not a member yet: see `edge-agent status`"
@@ -57,7 +57,7 @@ fn without_view(status: &Status) -> &'static str {
     }
 }
 
-/// Returns the peer, if packets to it find a tunnel or set one up.
+/// Returns the peer, if packets to it can use a tunnel or set one up.
 fn usable<'a>(status: &'a Status, name: &str) -> Result<&'a PeerReport, String> {
     let peer = status.peers.iter().find(|peer| peer.name == name);
     let peer =
@@ -93,7 +93,7 @@ fn of_peer(status: &Status, peer: &PeerReport) -> Result<Vec<Destination>, Strin
         carries_icmp(peer, address)?;
         Ok(Destination { peer: peer.name.clone(), address, source: source(status, peer, address)? })
     });
-    // A host without an address of one family still asks in the other one.
+    // A host without an address in one family still sends requests in the other family.
     let (found, failed): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
     match failed.into_iter().next() {
         Some(Err(why)) if found.is_empty() => Err(why),
@@ -101,7 +101,7 @@ fn of_peer(status: &Status, peer: &PeerReport) -> Result<Vec<Destination>, Strin
     }
 }
 
-/// Returns the policies that take packets of this host to the peer.
+/// Returns the policies that send packets from this host to the peer.
 fn outbound<'a>(status: &'a Status, peer: &'a PeerReport) -> impl Iterator<Item = &'a PolicyEntry> {
     let is_of_peer =
         move |reqid: u32| peer.reqid == Some(reqid) || peer.child_sas.iter().any(|child| child.reqid == Some(reqid));
@@ -110,9 +110,10 @@ fn outbound<'a>(status: &'a Status, peer: &'a PeerReport) -> impl Iterator<Item 
     })
 }
 
-/// Returns the address in a network that certainly exists. In a segment that is the address of the
-/// bridge, which has the first address of each segment. Segments are the networks within the ranges
-/// that the guard blocks. In other networks no address is known, unless the network is one address.
+/// Returns an address in a network that certainly belongs to a host. In a segment this is the
+/// address of the peer's bridge, the first address of the segment. Segments are the networks within
+/// the ranges that the guard blocks. In other networks no address is known, unless the network is
+/// one address.
 fn answering(status: &Status, network: IpNetwork) -> Option<IpAddr> {
     if network.prefix() == if network.is_ipv4() { 32 } else { 128 } {
         return Some(network.ip());
@@ -219,7 +220,7 @@ mod tests {
         let expected = expected.map(|(address, source)| (address.to_owned(), source.to_owned()));
         assert_eq!(asked("edge-2", &status()).unwrap(), expected);
         assert_eq!(asked("10.77.1.9", &status()).unwrap(), [("10.77.1.9".to_owned(), "10.77.0.1".to_owned())]);
-        // Of a hub's networks, only one address alone is known to be a host.
+        // Among a hub's networks, only a network of a single address is known to be a host.
         assert_eq!(asked("hub", &status()).unwrap(), [("192.0.2.9".to_owned(), "10.77.0.1".to_owned())]);
     }
 

@@ -12,18 +12,19 @@ use tokio_util::sync::CancellationToken;
 
 use super::destination::Destination;
 
-/// Type of a request and of a reply, by family.
+/// ICMP types of a request and a reply, by family.
 const ECHO_V4: (u8, u8) = (8, 0);
 const ECHO_V6: (u8, u8) = (128, 129);
-/// Octets before the data: type, code, checksum, identifier, sequence number.
+/// Length in octets of the header before the data: type, code, checksum, identifier, sequence
+/// number.
 const HEADER: usize = 8;
-/// Octets of data, as ping(8) sends.
+/// Length of the data in octets, as in ping(8).
 const DATA: usize = 56;
-/// Number of octets at the beginning of the data that distinguish our requests from those of
-/// others.
+/// Number of octets at the beginning of the data that distinguish our requests from other programs'
+/// requests.
 const TOKEN: usize = 8;
-/// Maximum size of a datagram: an IPv4 header with options, and the reply. Longer ones are cut, and
-/// are not replies to our requests.
+/// Maximum size of a datagram: an IPv4 header with options, and the reply. Longer datagrams are cut
+/// off; they are not replies to our requests.
 const MAX_REPLY: usize = 60 + HEADER + DATA;
 
 /// The number of requests and their timing.
@@ -33,7 +34,7 @@ pub struct PingOptions {
     pub count: u16,
     /// Time from one request to the next, at least [`MIN_INTERVAL`](super::MIN_INTERVAL).
     pub interval: Duration,
-    /// Maximum wait for an answer after the last request.
+    /// Timeout for replies after the last request.
     pub timeout: Duration,
 }
 
@@ -42,13 +43,13 @@ pub struct PingOptions {
 pub(super) struct Answers {
     /// Number of requests.
     pub(super) sent: u16,
-    /// The round trip of each request that was answered. At most as many as were sent.
+    /// The round-trip time of each request that was answered. At most as many as were sent.
     pub(super) round_trips: Vec<Duration>,
-    /// The latest error of the system, in its words.
+    /// The latest error from the operating system, as text.
     pub(super) error: Option<String>,
 }
 
-/// Sends the requests to one address, and collects the answers.
+/// Sends the requests to one address and collects the replies.
 pub(super) async fn ask(to: &Destination, options: PingOptions, stop: &CancellationToken) -> Answers {
     let mut answers = Answers::default();
     let socket = match EchoSocket::open(to.source, to.address) {
@@ -82,17 +83,18 @@ pub(super) async fn ask(to: &Destination, options: PingOptions, stop: &Cancellat
 
 /// A socket for echo requests from one address to another.
 struct EchoSocket {
-    /// Tokio has no type for sockets of ICMP. They send and receive datagrams as those of UDP do.
+    /// Tokio has no type for ICMP sockets. They send and receive datagrams as UDP sockets do.
     socket: UdpSocket,
     v4: bool,
-    /// Whether the kernel gives whole IPv4 packets.
+    /// Whether the kernel delivers whole IPv4 packets, with their headers.
     raw: bool,
     token: [u8; TOKEN],
 }
 
 impl EchoSocket {
-    /// Opens it. The kernel's own echo sockets need no privilege where `net.ipv4.ping_group_range`
-    /// allows them, else raw ones are used, which need CAP_NET_RAW.
+    /// Opens the socket. The kernel's echo sockets need no privilege where
+    /// `net.ipv4.ping_group_range` allows them; otherwise a raw socket is used, which needs
+    /// CAP_NET_RAW.
     fn open(source: IpAddr, to: IpAddr) -> io::Result<Self> {
         let (family, protocol) = match to {
             IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
@@ -122,7 +124,8 @@ impl EchoSocket {
         self.socket.send(&request(self.v4, self.token, sequence)).await.map(drop)
     }
 
-    /// Takes answers: with `all`, until all requests are answered; otherwise without an end.
+    /// Collects replies. With `all`, returns when all requests are answered; otherwise never
+    /// returns.
     async fn collect(&self, unanswered: &mut [Option<Instant>], answers: &mut Answers, all: bool) {
         let mut buffer = [0; MAX_REPLY];
         while !all || unanswered.iter().any(Option::is_some) {
@@ -130,7 +133,7 @@ impl EchoSocket {
                 Ok(length) => {
                     let datagram = buffer.get(..length).unwrap_or_default();
                     let sequence = reply(datagram, self.v4, self.raw, self.token);
-                    // A second answer to a request counts for nothing.
+                    // A second reply to a request is ignored.
                     if let Some(at) = sequence.and_then(|number| unanswered.get_mut(usize::from(number))?.take()) {
                         answers.round_trips.push(at.elapsed());
                     }
@@ -144,13 +147,12 @@ impl EchoSocket {
 
 fn request(v4: bool, token: [u8; TOKEN], sequence: u16) -> Vec<u8> {
     let (kind, _) = if v4 { ECHO_V4 } else { ECHO_V6 };
-    // The identifier is the token's beginning. Echo sockets have another one, which the kernel
-    // sets.
+    // The identifier is the token's beginning. On echo sockets the kernel replaces the identifier.
     let mut message = vec![kind, 0, 0, 0, token[0], token[1]];
     message.extend_from_slice(&sequence.to_be_bytes());
     message.extend_from_slice(&token);
     message.resize(HEADER + DATA, 0);
-    // The kernel computes that of ICMPv6, which covers the addresses.
+    // The kernel computes the checksum of ICMPv6, which covers the addresses.
     if v4 {
         let checksum = checksum(&message).to_be_bytes();
         message[2..4].copy_from_slice(&checksum);
@@ -159,7 +161,7 @@ fn request(v4: bool, token: [u8; TOKEN], sequence: u16) -> Vec<u8> {
 }
 
 /// Returns the sequence number of the request to which this is the reply; `None` if it is not a
-/// reply to a request of ours.
+/// reply to one of our requests.
 fn reply(datagram: &[u8], v4: bool, raw: bool, token: [u8; TOKEN]) -> Option<u16> {
     let message = match (v4, raw) {
         (true, true) => datagram.get(usize::from(datagram.first()? & 0x0f) * 4..)?,
@@ -247,7 +249,7 @@ mod tests {
 
     #[test]
     fn the_checksum_of_a_request_is_right() {
-        // With it, the sum of all words is all ones (RFC 1071).
+        // With the checksum, the sum of all words is all ones (RFC 1071).
         assert_eq!(checksum(&request(true, TEST_TOKEN, 65_535)), 0);
         assert_eq!(checksum(&[0xff; 64]), 0);
         assert_eq!(checksum(&[0; 64]), 0xffff);

@@ -1,9 +1,9 @@
-//! `edge-agent ping`: round trip and loss of packets that go through a tunnel to a peer or a pod.
+//! `edge-agent ping`: measures round trip and loss of packets through a tunnel to a peer or a pod.
 //!
-//! - `destination`: the addresses to which requests are sent, or the reason why there are none. No
-//!   I/O.
-//! - `echo`: ICMP echo.
-//! - `report`: the table, and what `--json` prints.
+//! - `destination`: the addresses to which requests are sent, or the reason why nothing can be
+//!   sent. It does no I/O.
+//! - `echo`: the ICMP echo requests and their replies.
+//! - `report`: the output, as a table or as JSON.
 
 mod destination;
 mod echo;
@@ -22,11 +22,12 @@ use report::Report;
 
 /// Maximum number of requests to one address.
 pub const MAX_COUNT: u16 = 10_000;
-/// Minimum time between two requests: with less, the requests would be a flood.
+/// Minimum time between two requests: with a shorter interval, the requests would flood the
+/// network.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Sends requests to a peer, or to an address behind it, and prints round trips and losses as a
-/// table or as JSON. SIGINT ends it early, with the results until then.
+/// table or as JSON. SIGINT ends the measurement early, with the results so far.
 ///
 /// # Errors
 /// If nothing can be sent, with the reason, or an address has not answered at all.

@@ -24,15 +24,15 @@ struct PingResult {
     source: IpAddr,
     sent: u16,
     received: usize,
-    /// 0 to 100.
+    /// Share of the requests without a reply, 0 to 100.
     loss_percent: f64,
-    /// Absent if nothing came back.
+    /// Round-trip times; absent without a reply.
     round_trip_ms: Option<RoundTrip>,
-    /// The latest error of the system.
+    /// The latest error from the operating system.
     error: Option<String>,
 }
 
-/// Round trips, ms.
+/// Round-trip times, in ms.
 #[derive(Debug, Serialize)]
 struct RoundTrip {
     min: f64,

@@ -1,9 +1,9 @@
 //! Serves the CNI plugin, which reports its addresses and requests segments.
 //!
-//! - `socket`: the unix socket, which only root can use; a connection carries one request and one
-//!   response.
-//! - `segment_provisioner`: requests a segment if a pod waits for an address, or if fewer addresses
-//!   are free than the spare.
+//! - `socket`: the unix socket for the plugin, which only root can use. A connection carries one
+//!   request and one response.
+//! - `segment_provisioner`: the decision when to request a segment: if a pod waits for an address,
+//!   or if fewer addresses are free than the spare segments contain.
 
 mod segment_provisioner;
 mod socket;

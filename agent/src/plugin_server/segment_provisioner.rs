@@ -22,7 +22,7 @@ use crate::state_dir::segments_file::capacity;
 
 /// A waiting pod gets a response after this time at the latest, before the plugin's own timeout.
 const RESPONSE_DEADLINE: Duration = Duration::from_millis(SEGMENT_REQUEST_TIMEOUT_SECONDS * 1000 - 700);
-/// Wait before a spare is requested again after a failure; doubled up to [`MAX_RETRY`].
+/// Delay before a spare segment is requested again after a failure; doubled up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_secs(4);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
@@ -47,9 +47,9 @@ struct FamilyState {
 
 struct Failure {
     error: ControllerError,
-    /// When a spare may be requested again.
+    /// When a spare segment may be requested again.
     retry_at: Instant,
-    /// The wait before `retry_at`.
+    /// The delay that led to `retry_at`.
     wait: Duration,
 }
 
@@ -84,7 +84,8 @@ pub(super) async fn run(controller: Arc<ControllerClient>, mut queue: mpsc::Rece
             Ok(()) = status.changed() => {
                 let now = status.borrow_and_update().connected;
                 if now && !connected {
-                    // Temporary failures are retried at once when the controller is back.
+                    // After a temporary failure the request is repeated as soon as the controller
+                    // is back.
                     provisioner.families.values_mut().for_each(|family| {
                         family.failure.take_if(|failure| failure.error.is_temporary());
                     });
@@ -130,7 +131,8 @@ impl SegmentProvisioner {
         }
     }
 
-    /// Returns the next deadline of a waiting pod or retry of a spare.
+    /// Returns the next deadline of a waiting pod, or the next time at which a spare segment may be
+    /// requested again.
     fn next_wake(&self, may_request: bool) -> Option<Instant> {
         let deadlines = self.waiting.iter().map(|waiting| waiting.deadline);
         let now = Instant::now();
@@ -139,9 +141,9 @@ impl SegmentProvisioner {
         deadlines.chain(retries.filter(|retry_at| may_request && *retry_at > now)).min()
     }
 
-    /// Returns the next request: for waiting pods, otherwise one left by an earlier run, otherwise
-    /// for a spare. It names one family, since the controller grants a request as a whole or not at
-    /// all, and the range of one family may be full.
+    /// Returns the next request: for waiting pods, otherwise the request that an earlier run left,
+    /// otherwise for a spare segment. A request names one family, since the controller grants a
+    /// request as a whole or not at all, and the range of one family may be full.
     async fn next_request(&mut self) -> Option<SegmentRequestFuture> {
         let file = self.segments().await;
         let short = |stock: &&Stock| !file.as_ref().is_some_and(|file| has_grown(file, stock));
@@ -239,10 +241,10 @@ fn has_grown(file: &SegmentsFile, stock: &Stock) -> bool {
     capacity(file, stock.family) > stock.free.saturating_add(stock.leased)
 }
 
-/// Returns the families in which the spare is missing. Edges get a first segment of every family of
-/// the cluster. Hubs do so only if `spare` is above 0: their own traffic to remote pods then has a
-/// source address that peers know. Cloud nodes get segments only on demand, since their pods belong
-/// to the cloud's CNI.
+/// Returns the families in which spare addresses are missing. Edges get a first segment in every
+/// family of the cluster. Hubs get one only if `spare` is above 0: their own traffic to remote pods
+/// then has a source address that peers know. Cloud nodes get segments only on demand, since their
+/// pods belong to the cloud's CNI.
 fn families_to_request(
     view: &NodeView,
     file: Option<&SegmentsFile>,
@@ -255,7 +257,8 @@ fn families_to_request(
         .filter(|family| {
             let capacity = file.map_or(0, |file| capacity(file, *family));
             if capacity == 0 {
-                // A segment in the view is not requested, because it will be on disk in a moment.
+                // If the view already shows a segment, none is requested, because that segment will
+                // be on disk in a moment.
                 let shown = view.segments.iter().any(|segment| Family::of(segment) == *family);
                 let entitled = match view.role {
                     Role::Edge => true,

@@ -17,16 +17,16 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::{Instrument, debug, error, warn};
 
-/// Maximum number of connections that are served at the same time; further ones wait.
+/// Maximum number of connections that are served at the same time; further connections wait.
 pub(super) const MAX_CONNECTIONS: usize = 128;
 
 /// A client must send its request within this time.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often the socket's file is checked.
+/// Interval at which the existence of the socket file is checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A request of the plugin to the segment provisioner.
+/// A request from the plugin to the segment provisioner.
 #[derive(Debug)]
 pub(super) enum PluginRequest {
     /// A pod waits for an address.
@@ -50,7 +50,7 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Makes the socket, with mode 0600 from the moment it has its final name. It replaces an older
-    /// one, because the lock of the state directory ensures that no other agent uses that.
+    /// socket, since the lock of the state directory ensures that no other agent uses that socket.
     pub(super) fn bind(path: &Path) -> anyhow::Result<Self> {
         let directory = path.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new()
@@ -136,7 +136,7 @@ async fn respond(mut stream: UnixStream, requests: &mpsc::Sender<PluginRequest>)
     let response = match request {
         Ok(AgentRequest::Ping) => AgentResponse::Done,
         Ok(AgentRequest::AddressesTaken { stock }) => {
-            // If the queue is full the report is dropped: the next ADD reports again.
+            // If the queue is full, the report is dropped, since the next ADD reports again.
             let _ = requests.try_send(PluginRequest::AddressesTaken(stock));
             AgentResponse::Done
         }
@@ -240,7 +240,8 @@ mod tests {
             let AgentResponse::Failed { reason, temporary: false } = response.await.unwrap() else { panic!("{words}") };
             assert!(reason.contains(words), "{reason}");
         }
-        // One client disconnects in the middle of its request, another one stalls there.
+        // One client disconnects in the middle of its request, another one stalls in the middle of
+        // it.
         drop(std::os::unix::net::UnixStream::connect(&path).unwrap().write_all(&[frame::VERSION, 0]));
         let mut slow = std::os::unix::net::UnixStream::connect(&path).unwrap();
         slow.write_all(&[frame::VERSION]).unwrap();

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 
 use super::{END, HOLD, MAX_MESSAGE, SOCKETS, TAKE, TIMEOUT, address, borrowed, is_trusted, receive, send};
 
-/// A connection to the holder. The holder waits for another agent once it is closed.
+/// A connection to the holder. Once the connection is closed, the holder waits for another agent.
 #[derive(Debug)]
 pub struct HolderConnection(UnixStream);
 
@@ -47,7 +47,7 @@ pub fn start<F: AsFd>(sockets: &[F]) -> anyhow::Result<HolderConnection> {
 }
 
 impl HolderConnection {
-    /// Requests the sockets. The holder also keeps them.
+    /// Requests the sockets. The holder keeps them open, too.
     pub fn take(&self) -> anyhow::Result<Vec<OwnedFd>> {
         send(&self.0, TAKE, &[]).context("the holder of the sockets")?;
         let (message, sockets) = receive(&self.0).context("the holder of the sockets")?;
@@ -57,7 +57,7 @@ impl HolderConnection {
         Ok(sockets)
     }
 
-    /// Makes the holder close the sockets and end, and waits for its end.
+    /// Makes the holder close the sockets and exit, and waits until it has exited.
     pub fn end(mut self) -> anyhow::Result<()> {
         send(&self.0, END, &[]).context("the holder of the sockets")?;
         match self.0.read(&mut [0; MAX_MESSAGE]) {
@@ -67,7 +67,7 @@ impl HolderConnection {
         }
     }
 
-    /// Returns once the holder has ended.
+    /// Returns once the holder has exited.
     pub async fn ended(self) {
         let stream = self.0.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(self.0));
         match stream {

@@ -1,17 +1,18 @@
 //! Keeps the agent's UDP sockets open while no agent runs, unless systemd does
 //! (`edge-agent.socket`). The kernel decapsulates ESP in UDP only while a socket with `UDP_ENCAP`
-//! is open. So without a holder every packet that arrives between the end of the agent and its next
-//! start is lost.
+//! is open. So without a holder every such packet that arrives between the end of the agent and its
+//! next start is lost.
 //!
 //! The holder is a process of the same program, which the agent starts once its sockets are open.
-//! It holds descriptors and reads nothing from the network. The agent gives it the sockets over a
-//! unix socket that is its standard input (`SCM_RIGHTS`, `unix(7)`), and keeps that connection open
-//! while it runs. The next agent finds the holder by an abstract unix socket: such a name belongs
-//! to the network namespace, as the UDP sockets do, and the kernel frees it with the process.
-//! Either side talks only to root or its own user (`SO_PEERCRED`).
+//! It holds descriptors and reads nothing from the network. The agent passes the sockets over a
+//! unix socket that is the holder's standard input (`SCM_RIGHTS`, `unix(7)`), and keeps that
+//! connection open while the agent runs. The next agent finds the holder through an abstract unix
+//! socket: the name of such a socket belongs to the network namespace, as the UDP sockets do, and
+//! the kernel frees the name when the process ends. Either side talks only to root or its own user
+//! (`SO_PEERCRED`).
 //!
 //! - [`client`]: the requests that the agent and `down` send to the holder.
-//! - [`process`]: the holder.
+//! - [`process`]: the process that holds the sockets.
 
 pub mod client;
 pub mod process;
@@ -36,7 +37,7 @@ const NAME: &str = "edge-cni-sockets";
 const MAX_SOCKETS: usize = 8;
 /// Maximum length of a message, in bytes.
 const MAX_MESSAGE: usize = 64;
-/// Time limit for the other side, which answers at once.
+/// Timeout for the other side, which responds immediately.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The agent's message at the start of the holder, with the sockets to hold.
@@ -45,7 +46,7 @@ const HOLD: &[u8] = b"hold 1\n";
 const TAKE: &[u8] = b"take 1\n";
 /// The holder's response with the sockets.
 const SOCKETS: &[u8] = b"sockets 1\n";
-/// The agent's request to close the sockets and end.
+/// The agent's request to close the sockets and exit.
 const END: &[u8] = b"end 1\n";
 
 fn address() -> io::Result<SocketAddr> {
@@ -68,8 +69,8 @@ fn send(stream: &UnixStream, message: &[u8], sockets: &[BorrowedFd<'_>]) -> io::
     if sent == message.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// Receives a message, and the descriptors that came with it. The message is empty at the end of
-/// the stream.
+/// Receives a message and the descriptors that came with it. The message is empty at the end of the
+/// stream.
 fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

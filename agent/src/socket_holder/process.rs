@@ -11,18 +11,18 @@ use rustix::process::setsid;
 
 use super::{END, HOLD, SOCKETS, TAKE, TIMEOUT, address, borrowed, is_trusted, receive, send};
 
-/// How long the sockets stay open without an agent: longer than an upgrade, and longer than the
-/// maximum wait of a kubelet before it starts a container again (5 minutes).
+/// How long the sockets stay open without an agent: longer than an upgrade, and longer than a
+/// kubelet's maximum delay before it restarts a container (5 minutes).
 const AWAY: Duration = Duration::from_secs(600);
-/// Maximum number of connections: the agent, `down`, and one that is ending. Further ones are
-/// closed.
+/// Maximum number of connections: the agent, `down`, and one that is being closed. Further
+/// connections are closed immediately.
 const MAX_CONNECTIONS: usize = 4;
 
-/// Receives sockets from standard input, and holds them until a client requests the end, or no
+/// Receives sockets from standard input and holds them until a client requests the end, or until no
 /// agent has been connected for ten minutes.
 pub fn run() -> anyhow::Result<()> {
     let agent = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    // The leader of a session gets no signals of the agent's terminal.
+    // A session leader gets no signals from the agent's terminal.
     let _ = setsid();
     agent.set_read_timeout(Some(TIMEOUT))?;
     let (message, sockets) = receive(&agent).context("standard input is no unix socket of an agent")?;
@@ -61,8 +61,8 @@ fn hold(
             match ready.then(|| answer(&agent, &sockets)) {
                 None | Some(Reply::Stay) => kept.push(agent),
                 Some(Reply::Close) => {}
-                // The end of its connection shows the caller that the ports and the name are free.
-                // So they are closed before the connection.
+                // The end of the connection shows the caller that the ports and the name are free.
+                // So the sockets are closed before the connection.
                 Some(Reply::End) => {
                     drop((sockets, listener));
                     return Ok(());

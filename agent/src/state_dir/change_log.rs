@@ -1,5 +1,5 @@
-//! Stores a large file, and its changes since it was written. A small change costs a line of a
-//! second file, and not the whole file again.
+//! Stores a large file and the changes since it was written. A small change costs one line in a
+//! second file instead of writing the whole file again.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,10 +11,11 @@ use serde::de::DeserializeOwned;
 
 use super::dir::{StateDirError, io_error, parse_json, read_file};
 
-/// A file with less than this many bytes is always written as a whole: that is fast enough, and
-/// people and other programs find all of it in one place.
+/// A file with less than this many bytes is always written as a whole: that is fast enough, and the
+/// operator and other programs find the whole content in one file.
 const SMALLEST: usize = 64 << 10;
-/// Divisor for the share of the changes in the file's size. More changes would take long to read.
+/// Divisor for the maximum size of the changes, as a share of the file's size. More changes would
+/// take long to read.
 const SHARE: usize = 4;
 /// Suffix of the name of the second file. Its first line is the digest of the file to which the
 /// changes belong; each further line is a change.
@@ -45,15 +46,15 @@ impl ChangeLog {
         Self { path, written: None }
     }
 
-    /// Replaces the file, and drops its changes.
+    /// Replaces the file and drops its changes.
     ///
     /// # Errors
-    /// If the file cannot be written; it then has its old content, with the changes. Or if the
+    /// If the file cannot be written; it then has its old content with the changes. Or if the
     /// former changes cannot be removed; the file then has its new content.
     pub fn replace(&mut self, content: &[u8]) -> Result<(), StateDirError> {
         self.written = None;
         durable::replace_file(&self.path, content, 0o600)?;
-        // The second file has changes of another content. If it stays, readers ignore it.
+        // The second file has the changes to the former content. If it stays, readers ignore it.
         let changes = changes_path(&self.path);
         match fs::remove_file(&changes) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &changes)(error)),
@@ -93,11 +94,11 @@ impl ChangeLog {
     }
 }
 
-/// Reads a JSON file and its changes, oldest first, up to the first that is damaged. `None` if
-/// there is no file, whether or not there are changes.
+/// Reads a JSON file and its changes, oldest first, up to the first damaged change. `None` if the
+/// file does not exist, whether or not there are changes.
 ///
 /// # Errors
-/// If one of the two files cannot be read or is too large, or the first one is not valid. `advice`
+/// If one of the two files cannot be read or is too large, or the JSON file is not valid. `advice`
 /// says what happens to a damaged file.
 pub fn read_json_with_changes<T: DeserializeOwned, C: DeserializeOwned>(
     path: &Path,
@@ -193,8 +194,8 @@ mod tests {
         let mut log = ChangeLog::new(path.clone());
         log.replace(&large(b'a')).unwrap();
         assert!(log.append("1").unwrap());
-        // The state after a power cut between the two steps of `replace`, or of an older release
-        // that knows one file.
+        // The state after a power cut between the two steps of `replace`, or after an older release
+        // that knows only the first file.
         fs::write(&path, large(b'b')).unwrap();
         assert_eq!(changes(&path), [""; 0]);
         fs::remove_file(&path).unwrap();

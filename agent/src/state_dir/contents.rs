@@ -1,4 +1,5 @@
-//! Decides which files in the state directory, and in the directory of the sockets, are ours.
+//! Decides which files in the state directory and in the socket directory belong to agent and
+//! plugin.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -8,8 +9,9 @@ use std::path::{Path, PathBuf};
 use edge_types::forwarding::FORWARDING_FILE;
 use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 
-/// Prefixes of the files that agent and plugin keep in the directory; suffixes such as `.tmp` and
-/// `.damaged` follow. The sockets are there if `run_dir` is the same directory.
+/// Name prefixes of the files that agent and plugin keep in the directory; suffixes such as `.tmp`
+/// and `.damaged` may follow. The list includes the sockets, since `run_dir` may be the same
+/// directory.
 const OURS: [&str; 16] = [
     "admin.sock",
     "agent.lock",
@@ -29,10 +31,11 @@ const OURS: [&str; 16] = [
     SEGMENTS_FILE,
 ];
 
-/// The plugin's segments of a network with another bridge: `segments-BRIDGE.json`.
+/// Prefix of the plugin's files with the segments of a network with another bridge,
+/// `segments-BRIDGE.json`.
 const OTHER_NETWORKS: &str = "segments-";
 
-/// Returns whether agent or plugin keep a file of this name.
+/// Returns whether agent or plugin keeps a file with this name.
 pub(super) fn is_ours(name: &OsStr) -> bool {
     let known = |name: &str| OURS.iter().chain([&OTHER_NETWORKS]).any(|known| name.starts_with(known));
     name.to_str().is_some_and(known)
@@ -43,12 +46,12 @@ pub(super) fn is_ours(name: &OsStr) -> bool {
 pub struct RemovedFiles {
     /// Number of files and directories that were removed.
     pub count: usize,
-    /// Files of others, which were kept.
+    /// Other programs' files, which were kept.
     pub kept: Vec<PathBuf>,
 }
 
-/// Removes our files from a directory, and the directory itself if nothing else is in it. Does not
-/// follow symbolic links. A missing directory is no error.
+/// Removes the files of agent and plugin from a directory, and the directory itself if nothing else
+/// is in it. Does not follow symbolic links. A missing directory is not an error.
 ///
 /// # Errors
 /// If the directory cannot be read, or a file cannot be removed.

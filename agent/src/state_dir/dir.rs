@@ -1,4 +1,4 @@
-//! The state directory. A lock admits one agent; files are replaced atomically.
+//! The state directory. A lock ensures that only one agent uses it; files are replaced atomically.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -34,7 +34,7 @@ pub enum StateDirError {
     /// A system call failed.
     #[error("{doing} {path}: {error}")]
     Io {
-        /// The operation, as in "opening".
+        /// The operation, such as "opening".
         doing: &'static str,
         /// The file.
         path: PathBuf,
@@ -77,8 +77,8 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Makes the directory if it is missing, closes it to other users, and takes the agent's lock.
-    /// Fails with [`StateDirError::Running`] if another agent holds it.
+    /// Makes the directory if it is missing, makes it private to its owner, and takes the agent's
+    /// lock. Fails with [`StateDirError::Running`] if another agent holds it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         make_private(path).map_err(io_error("making private", path))?;
         let lock_path = path.join(AGENT_LOCK_FILE);
@@ -110,8 +110,8 @@ impl StateDir {
         &self.path
     }
 
-    /// Takes the lock that plugin and agent share. Blocks. Must be held only briefly, and never
-    /// while waiting for the controller.
+    /// Takes the lock that plugin and agent share. Blocks until the lock is free. The lock must be
+    /// held only briefly, and never while waiting for the controller.
     pub fn lock_shared_files(&self) -> Result<SharedLock, StateDirError> {
         let path = self.path.join(LOCK_FILE);
         let file = OpenOptions::new()
@@ -130,7 +130,7 @@ impl StateDir {
         read_file(&self.path.join(name))
     }
 
-    /// Reads a JSON file; `None` if it does not exist. `advice` is the remedy in the error of a
+    /// Reads a JSON file; `None` if it does not exist. `advice` is the remedy in the error for a
     /// damaged file.
     pub fn read_json<T: DeserializeOwned>(&self, name: &str, advice: &'static str) -> Result<Option<T>, StateDirError> {
         read_json(&self.path, name, advice)
@@ -184,7 +184,7 @@ pub struct SharedLock {
     _file: File,
 }
 
-/// Reads the content of a file; `None` if there is none.
+/// Reads the content of a file; `None` if it does not exist.
 pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, StateDirError> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -249,7 +249,8 @@ pub fn read_layout<T: DeserializeOwned>(
     struct Layout {
         version: u64,
     }
-    // A file without a number is damaged, and reading it as a whole says how.
+    // A file without a layout number is damaged; reading it as a whole returns the error that
+    // describes the damage.
     if let Ok(Some(Layout { version: found })) = read_json(directory, name, advice)
         && found > u64::from(known)
     {

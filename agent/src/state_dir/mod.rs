@@ -1,9 +1,9 @@
 //! The agent's files in the state directory.
 //!
-//! - [`StateDir`]: the directory, locked while the agent runs. Files are replaced atomically, so
-//!   that after a power cut they have the old or the new content.
-//! - [`ChangeLog`]: a large file in which a small change costs one line.
-//! - [`make_private`]: closes the directory to other users.
+//! - [`StateDir`]: the directory, locked while the agent runs. Its files are replaced atomically,
+//!   so that after a power cut they have the old or the new content.
+//! - [`ChangeLog`]: a large file and its changes, in which a small change costs one line.
+//! - [`make_private`]: makes the directory accessible to its owner only.
 //! - [`remove_ours`]: removes the files of agent and plugin from the directory.
 //! - [`segments_file`]: `segments.json`, which the plugin reads. It is written under the lock that
 //!   both share.

@@ -1,5 +1,5 @@
-//! Closes the state directory to other users, including one that an earlier release or an operator
-//! left open.
+//! Makes the state directory accessible to its owner only, even if an earlier release or the
+//! operator gave other users access.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -10,9 +10,10 @@ use tracing::{info, warn};
 
 use super::contents::is_ours;
 
-/// Makes the directory if it is missing, with mode 0700, and sets our files to 0600 if others may
-/// read them. If the directory contains files of other programs, these files and the directory's
-/// mode stay unchanged: the operator may have named a directory that others need.
+/// Makes the directory if it is missing, with mode 0700, and sets the mode of our files to 0600 if
+/// other users may read them. If the directory contains other programs' files, these files and the
+/// directory's mode stay unchanged: the operator may have named a directory that other programs
+/// need.
 pub fn make_private(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let mut foreign = None;

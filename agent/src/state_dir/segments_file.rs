@@ -30,7 +30,7 @@ pub fn follow_view(
         let mut segments = view.segments.clone();
         match file.source {
             SegmentsSource::Agent => segments.extend(file.segments.iter().filter(|segment| !shown.contains(segment))),
-            // The segments of the plugin's configuration are not grants. They are used until the
+            // The segments in the plugin's configuration are not grants. They are used until the
             // first grant.
             SegmentsSource::Configuration if segments.is_empty() => segments.clone_from(&file.segments),
             SegmentsSource::Configuration => file.source = SegmentsSource::Agent,
@@ -45,8 +45,8 @@ pub fn follow_view(
     })
 }
 
-/// Returns the networks that hubs front for this edge, each once. A node in the cloud is in these
-/// networks itself, so for it the result is empty.
+/// Returns the networks that hubs front for this edge, each once. Empty for a node in the cloud,
+/// which is in these networks itself.
 fn hub_networks(view: &NodeView) -> Vec<IpNetwork> {
     if view.role != Role::Edge {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! Implements `edge-agent status PEER`: everything about a few peers.
+//! Implements `edge-agent status PEER`, which shows everything about a few peers.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
@@ -6,7 +6,7 @@ use std::fmt::Write;
 use super::document::{ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, Status};
 
 /// Removes everything from the status except the peers that match the patterns (`*` and `?` as in a
-/// shell), with their SAs and policies. Fails if a pattern matches none.
+/// shell), with their SAs and policies. Fails if a pattern matches no peer.
 pub fn only_peers(status: &mut Status, patterns: &[String]) -> Result<(), String> {
     let mut named = vec![false; status.peers.len()];
     for text in patterns {

@@ -28,11 +28,11 @@ pub struct Status {
     pub controller: Option<ControllerStatus>,
     /// Peers, by name.
     pub peers: Vec<PeerReport>,
-    /// SAs that the kernel should have: those that `ip xfrm state` shows with reqids from
+    /// SAs that the kernel should have: the SAs that `ip xfrm state` shows with reqids from
     /// 0xec000000 to 0xecffffff, without reservations (no algorithm).
     pub states: Vec<StateEntry>,
-    /// Policies that the kernel should have: those that `ip xfrm policy` shows with such reqids, or
-    /// with such an index.
+    /// Policies that the kernel should have: the policies that `ip xfrm policy` shows with such
+    /// reqids, or with such an index.
     pub policies: Vec<PolicyEntry>,
     /// Routes, addresses and firewall.
     pub host: HostState,
@@ -67,23 +67,23 @@ pub struct TunnelsReport {
 /// State of a peer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerReport {
-    /// The peer's name: its node name, or that of the `[[peer]]` table.
+    /// The peer's name: its node name, or the name in the `[[peer]]` table.
     pub name: String,
     /// Source of the peer: `view` or `configuration`.
     pub origin: String,
     /// `idle`, `on-demand` (the next packet sets up the tunnel), `connecting`, `waiting` (for the
     /// next attempt) or `up`.
     pub phase: String,
-    /// Reqid of the policies and SAs of its first child.
+    /// Reqid of the policies and SAs of the peer's first child.
     pub reqid: Option<u32>,
     /// Candidate addresses, with ports.
     pub endpoints: Vec<String>,
-    /// Its established IKE SAs: usually one, two while one replaces the other.
+    /// The established IKE SAs with the peer: usually one, two while one replaces the other.
     pub ike_sas: Vec<IkeStatus>,
-    /// Its CHILD_SAs.
+    /// The CHILD_SAs with the peer.
     pub child_sas: Vec<ChildStatus>,
     /// Pairs of configured networks that no CHILD_SA carries although the peer is up: the peer has
-    /// narrowed the selectors, or refuses a child. Empty for peers of the view.
+    /// narrowed the selectors, or refuses a child. Empty for peers in the view.
     #[serde(default)]
     pub not_carried: Vec<NotCarried>,
     /// The latest error since the last success.
@@ -122,14 +122,14 @@ pub struct IkeStatus {
     pub nat_local: bool,
     /// Whether the peer is behind a NAT.
     pub nat_remote: bool,
-    /// Whether both ends speak MOBIKE (RFC 4555): the tunnel follows changes of addresses.
+    /// Whether both ends use MOBIKE (RFC 4555), so that the tunnel follows address changes.
     #[serde(default)]
     pub mobike: bool,
     /// When it was established, RFC 3339.
     pub since: String,
     /// Seconds since the last authentic message.
     pub heard_seconds_ago: u64,
-    /// Seconds until it is rekeyed or re-authenticated.
+    /// Seconds until the IKE SA is rekeyed or re-authenticated.
     pub renewed_in_seconds: u64,
 }
 
@@ -139,21 +139,21 @@ pub struct ChildStatus {
     /// Name of the configured child.
     #[serde(default)]
     pub child: String,
-    /// Reqid of its policies and SAs.
+    /// Reqid of the CHILD_SA's policies and SAs.
     #[serde(default)]
     pub reqid: Option<u32>,
     /// SPI of the inbound SA: `0x` and 8 hexadecimal digits, as `ip xfrm state` writes it.
     pub inbound_spi: String,
     /// SPI of the outbound SA, in the same form.
     pub outbound_spi: String,
-    /// Negotiated AEAD of ESP.
+    /// Negotiated cipher for ESP.
     pub cipher: String,
-    /// Whether it has extended sequence numbers.
+    /// Whether the CHILD_SA uses extended sequence numbers.
     pub esn: bool,
     /// `tunnel` or `transport`.
     #[serde(default = "tunnel")]
     pub mode: String,
-    /// Whether ESP travels in UDP.
+    /// Whether ESP is encapsulated in UDP.
     pub encapsulated: bool,
     /// This node's address and port.
     pub local: String,
@@ -176,13 +176,13 @@ pub struct ChildStatus {
     pub usage: String,
     /// When it was established, RFC 3339.
     pub since: String,
-    /// Counters of the inbound SA; absent if the kernel has none.
+    /// Counters of the inbound SA; absent if the kernel does not have the SA.
     pub received: Option<Counters>,
-    /// Counters of the outbound SA; absent if the kernel has none.
+    /// Counters of the outbound SA; absent if the kernel does not have the SA.
     pub sent: Option<Counters>,
 }
 
-/// Returns the mode of CHILD_SAs for the report of an older agent.
+/// Returns the mode of CHILD_SAs in a report from an older agent.
 fn tunnel() -> String {
     "tunnel".to_owned()
 }
@@ -215,7 +215,7 @@ pub struct StateEntry {
     pub direction: String,
     /// The kernel's name of the algorithm; absent if the SA is not in the kernel.
     pub algorithm: Option<String>,
-    /// UDP source and destination port; absent if ESP does not travel in UDP.
+    /// UDP source and destination port; absent if ESP is not encapsulated in UDP.
     pub encap: Option<(u16, u16)>,
     /// Whether the kernel has the SA.
     pub in_kernel: bool,

@@ -1,4 +1,5 @@
-//! The document of `status --json`, the table of `status`, and the peers of `status PEER`.
+//! The document of `status --json`, the table of `status`, and the details that `status PEER`
+//! shows.
 
 mod details;
 mod document;

@@ -1,5 +1,5 @@
-//! Copies of IKE messages on their way from the driver to the connection of `edge-agent capture`.
-//! If one end is dropped, the other one notices it at once.
+//! Carries copies of IKE messages from the driver to the connection of `edge-agent capture`. If one
+//! end is dropped, the other end notices it immediately.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// Maximum number of octets of messages that wait for the command. Further messages are dropped and
 /// counted.
 const MAX_WAITING: usize = 4 << 20;
-/// Octets of messages in one batch, after which no further one is added.
+/// Number of octets in a batch after which no further message is added.
 const BATCH: usize = 128 << 10;
 
 /// Messages of a capture.
@@ -21,11 +21,11 @@ const BATCH: usize = 128 << 10;
 pub struct CapturedBatch {
     /// Messages, oldest first.
     pub messages: Vec<CapturedIke>,
-    /// How many were dropped since the last batch, because they were not taken soon enough.
+    /// Number of messages that were dropped since the last batch, because the reader was too slow.
     pub dropped: u64,
 }
 
-/// An IKE message with its payloads in clear.
+/// A decrypted IKE message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapturedIke {
     /// When the agent handled it, microseconds since 1970-01-01 UTC by the system clock.
@@ -44,7 +44,8 @@ pub struct CapturedIke {
 /// The driver's end of a capture. The capture ends if it is dropped.
 #[derive(Debug)]
 pub(crate) struct RunningCapture {
-    /// Holds [`MAX_WAITING`] octets at most: a message takes its octets of `room` with it.
+    /// Holds at most [`MAX_WAITING`] octets: each message carries a permit from `room` for its
+    /// octets.
     to: mpsc::UnboundedSender<(CapturedIke, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
     dropped: Arc<AtomicU64>,
@@ -69,7 +70,7 @@ pub(crate) fn open() -> (RunningCapture, CaptureReader) {
 }
 
 impl RunningCapture {
-    /// Returns whether no reader takes messages any more.
+    /// Returns whether the reader is gone.
     pub(super) fn has_no_reader(&self) -> bool {
         self.to.is_closed()
     }
@@ -84,14 +85,14 @@ impl RunningCapture {
         let CapturedMessage { outgoing, local, remote, message } = captured;
         let octets = u32::try_from(message.len()).unwrap_or(u32::MAX);
         match self.room.clone().try_acquire_many_owned(octets) {
-            // Without a reader nobody misses it.
+            // Without a reader the message is dropped.
             Ok(room) => drop(self.to.send((CapturedIke { at, outgoing, local, remote, message }, room))),
             Err(_) => drop(self.dropped.fetch_add(1, Ordering::Relaxed)),
         }
     }
 }
 
-/// Ends when the capture, if one runs, has no reader any more.
+/// Completes when a capture runs and its reader is gone.
 pub(crate) async fn reader_gone(capture: Option<&RunningCapture>) {
     match capture {
         Some(capture) => capture.to.closed().await,
@@ -113,8 +114,8 @@ impl CaptureReader {
         Some(CapturedBatch { messages, dropped: self.dropped.swap(0, Ordering::Relaxed) })
     }
 
-    /// Returns a token that is cancelled when the agent stops copying. Messages may still wait
-    /// then.
+    /// Returns a token that is cancelled when the agent stops copying. Messages that were copied
+    /// before may still be waiting.
     pub fn end(&self) -> CancellationToken {
         self.end.clone()
     }

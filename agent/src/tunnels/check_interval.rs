@@ -1,12 +1,13 @@
-//! Computes when all policies and SAs are next compared with the kernel. Does no I/O.
+//! Computes when all policies and SAs are next compared with the kernel. This module does no I/O.
 
 use std::time::Duration;
 
 /// Minimum time between two comparisons.
 pub(super) const SHORTEST: Duration = Duration::from_secs(10);
-/// The time between two comparisons, as a multiple of the CPU time of one: 0.1% of a core.
+/// The time between two comparisons, as a multiple of the CPU time of one comparison. This limits
+/// comparisons to 0.1% of a core.
 const COST_FACTOR: u32 = 1000;
-/// The same multiple after an incomplete comparison: 2% of a core.
+/// The same multiple after an incomplete comparison, for at most 2% of a core.
 const UNDONE_COST_FACTOR: u32 = 50;
 
 /// Returns the time until the next comparison, after one that took `cost` of CPU time. `undone`: a

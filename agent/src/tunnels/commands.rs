@@ -1,4 +1,4 @@
-//! Carries out the requests that commands of `edge-agent` send to the driver.
+//! Handles the requests that `edge-agent` commands send to the driver.
 
 use edge_ike::PeerName;
 
@@ -8,7 +8,7 @@ use super::requests::{DriverRequest, SasToRekey};
 use crate::clock::{boot_time, wall_time};
 
 impl Driver {
-    /// Handles a request, and sends the answer.
+    /// Handles a request and sends the response.
     pub(super) fn handle_request(&mut self, request: DriverRequest) {
         match request {
             DriverRequest::Report(to) => {
@@ -27,7 +27,7 @@ impl Driver {
         }
     }
 
-    /// Passes on what the endpoint has copied. Ends the capture if nobody reads it any more.
+    /// Passes on the messages that the endpoint has copied. Ends the capture if its reader is gone.
     pub(super) fn collect_captured(&mut self) {
         let Some(running) = &self.running_capture else { return };
         if running.has_no_reader() {

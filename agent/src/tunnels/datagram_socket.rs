@@ -94,8 +94,8 @@ impl Socket {
         self.ipv4
     }
 
-    /// Receives a datagram: its length, local address and remote address. Fails if it is larger
-    /// than the buffer.
+    /// Receives a datagram. Returns its length, local address and remote address. Fails if it is
+    /// larger than the buffer.
     pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, SocketAddr)> {
         let (length, local, remote) =
             self.inner.async_io(Interest::READABLE, || receive(self.inner.as_fd(), buffer)).await?;
@@ -120,11 +120,11 @@ impl AsFd for Socket {
 
 /// Takes ownership of the `count` descriptors that systemd passed, from [`LISTEN_FDS_START`] on.
 ///
-/// Must be called only once in a process, so that nothing else owns them.
+/// Must be called only once in a process, so that nothing else owns the descriptors.
 pub(super) fn take_listen_fds(count: RawFd) -> Vec<OwnedFd> {
     // SAFETY: systemd passes these descriptors open, for this process to own; the caller has
-    // checked LISTEN_PID. The caller calls once, so no two values own a descriptor. One that is not
-    // open fails at its first use.
+    // checked LISTEN_PID. The caller calls this only once, so no two values own a descriptor. A
+    // descriptor that is not open fails at its first use.
     let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
     (LISTEN_FDS_START..LISTEN_FDS_START.saturating_add(count)).map(own).collect()
 }
@@ -136,7 +136,7 @@ pub(super) fn watch(events: EventSocket) -> io::Result<AsyncFd<EventSocket>> {
     Ok(unsafe { AsyncFd::register(events)? })
 }
 
-/// Registers XFRM's notifications about ESP with the runtime.
+/// Registers XFRM's notifications about ESP traffic with the runtime.
 pub(super) fn watch_esp(events: EspEventSocket) -> io::Result<AsyncFd<EspEventSocket>> {
     // SAFETY: as in `watch`.
     Ok(unsafe { AsyncFd::register(events)? })

@@ -1,4 +1,4 @@
-//! The switch to an outbound SA that waits for the peer.
+//! The switch to a new outbound SA, which is deferred until the peer is ready.
 
 use edge_ike::{Instant, PeerName, Purpose};
 

@@ -36,20 +36,20 @@ use crate::host::HostState;
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
 
-/// How often the number of tunnels is reported.
+/// Interval at which the number of tunnels is reported.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum size of a datagram, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
-/// Maximum number of datagrams that wait for the endpoint. Further ones are dropped, as in a
+/// Maximum number of datagrams that wait for the endpoint. Further datagrams are dropped, as in a
 /// congested network.
 const DATAGRAM_QUEUE: usize = 256;
 /// Maximum number of datagrams that are handled before responses are sent and other events are
 /// handled.
 const DATAGRAM_BATCH: usize = 16;
-/// Maximum number of events of ESP that are handled before other events.
+/// Maximum number of ESP events that are handled before other events.
 const ESP_EVENTS: usize = 256;
 
-/// A datagram, its local and its remote address.
+/// A datagram with its local and its remote address.
 type Received = (Vec<u8>, SocketAddr, SocketAddr);
 
 /// Owns the IKE endpoint, the sockets and XFRM.
@@ -63,27 +63,28 @@ pub struct Driver {
     pub(super) policies: KernelPolicies,
     /// Peers whose policies must be computed again, since their tunnels changed.
     pub(super) changed_peers: BTreeSet<PeerName>,
-    /// When all policies and SAs are next compared with the kernel. Notifications of the kernel
+    /// When all policies and SAs are next compared with the kernel. Notifications from the kernel
     /// cause further comparisons.
     pub(super) check_at: tokio::time::Instant,
-    /// Number of peers of the view.
+    /// Number of peers in the view to which there should be a tunnel.
     pub(super) wanted_from_view: usize,
-    /// Peers of the view to which a CHILD_SA sends.
+    /// Peers in the view to which a CHILD_SA sends.
     pub(super) up_from_view: HashSet<PeerName>,
     /// When to look for a route again, if a tunnel's local address is gone and there is no route
     /// yet.
     pub(super) retry_move_at: Option<tokio::time::Instant>,
-    /// A hub came up: peers that could not be reached are tried again after the pending events.
+    /// Set when a hub came up: peers that could not be reached are tried again after the pending
+    /// events.
     pub(super) retry_unreached: bool,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
     /// Hubs that were lost and came back.
     pub(super) hub_returns: HubReturns,
-    /// Tunnels on demand that are up.
+    /// On-demand tunnels that are up.
     pub(super) idle_tunnels: IdleTunnels,
-    /// Outbound SAs of tunnels on demand that wait a short time for the peer.
+    /// Outbound SAs of on-demand tunnels that wait a short time for the peer.
     pub(super) deferred_switches: BTreeMap<ChildId, DeferredSwitch>,
-    /// Whether the kernel must hold packets that wait for a tunnel on demand.
+    /// Whether the kernel must hold packets that wait for an on-demand tunnel.
     pub(super) hold_packets: bool,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
@@ -96,7 +97,7 @@ pub struct Driver {
     pub(super) kernel_events: AsyncFd<EventSocket>,
     /// How long the kernel does not report further packets of a flow that waits for an SA.
     pub(super) acquire_lifetime: Duration,
-    /// `None`: the kernel does not report ESP.
+    /// The kernel's reports of ESP traffic; `None` if the kernel does not send them.
     esp_events: Option<AsyncFd<EspEventSocket>>,
 }
 
@@ -201,7 +202,7 @@ impl Driver {
                     self.handle_kernel_events(events?);
                 }
                 () = tokio::time::sleep_until(check_at) => self.check_kernel(),
-                // The next turn ends the capture.
+                // The next iteration ends the capture.
                 () = reader_gone(self.running_capture.as_ref()) => {}
                 events = esp_events(self.esp_events.as_mut()) => self.handle_esp_events(&events?),
                 _ = count_tick.tick() => {
@@ -217,7 +218,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Handles the endpoint's events, then sends its datagrams.
+    /// Handles the endpoint's events, then sends the endpoint's datagrams.
     fn drain_endpoint(&mut self) {
         loop {
             while let Some(event) = self.endpoint.poll_event() {
@@ -254,7 +255,7 @@ impl Driver {
     }
 
     fn until_timeout(&self) -> Duration {
-        // Without reports of ESP no tunnel is known to be idle.
+        // Without reports of ESP traffic no tunnel is known to be idle.
         let idle = self.esp_events.as_ref().and_then(|_| self.idle_tunnels.next_check());
         let due = [
             self.endpoint.poll_timeout(),
@@ -348,7 +349,7 @@ impl Driver {
         }
     }
 
-    /// Reports ESP of peers' CHILD_SAs to the endpoint.
+    /// Reports ESP traffic on peers' CHILD_SAs to the endpoint.
     fn handle_esp_events(&mut self, events: &[EspEvent]) {
         let now = boot_time();
         let mut heard = Vec::new();
@@ -395,7 +396,7 @@ impl Driver {
         }
     }
 
-    /// Configures a peer of the desired state in the endpoint.
+    /// Configures a peer from the desired state in the endpoint.
     pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
         let (mut peer, origin, on_demand) = (tunnel.peer.clone(), tunnel.origin, tunnel.on_demand);
@@ -414,7 +415,7 @@ impl Driver {
             if self.sas.has_inherited(reqid) {
                 let peer = Arc::make_mut(&mut peer);
                 peer.keep_existing = true;
-                // While there are inherited SAs, no packet asks for a tunnel.
+                // While there are inherited SAs, no packet triggers the setup of a tunnel.
                 peer.initiate |= on_demand;
             }
             self.assume_inherited_ends(name, child, purpose, reqid);
@@ -471,8 +472,8 @@ async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
     }
 }
 
-/// Opens the events of ESP. If the kernel does not report ESP, the endpoint checks every silent
-/// peer.
+/// Opens the socket for ESP events. If the kernel does not report ESP traffic, the endpoint checks
+/// every silent peer.
 fn open_esp_events(liveness: Duration) -> Option<AsyncFd<EspEventSocket>> {
     let opened = EspEventSocket::open().map_err(anyhow::Error::from);
     match opened.and_then(|events| Ok(datagram_socket::watch_esp(events)?)) {
@@ -486,7 +487,7 @@ fn open_esp_events(liveness: Duration) -> Option<AsyncFd<EspEventSocket>> {
     }
 }
 
-/// Waits for ESP and returns its events, at most [`ESP_EVENTS`].
+/// Waits for ESP events and returns them, at most [`ESP_EVENTS`].
 async fn esp_events(socket: Option<&mut AsyncFd<EspEventSocket>>) -> anyhow::Result<Vec<EspEvent>> {
     let Some(socket) = socket else { return std::future::pending().await };
     let mut ready = socket.readable_mut().await.context("XFRM's events of ESP")?;

@@ -1,4 +1,4 @@
-//! Handles the events of the IKE endpoint: logs them, and installs and deletes SAs and policies.
+//! Handles the events from the IKE endpoint: logs them, and installs and deletes SAs and policies.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ impl Driver {
                     "IKE SA established"
                 );
                 self.peer_heard(&peer);
-                // This node, or the hub, has its network again.
+                // This node or the hub is connected to its network again.
                 let hub = self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);
                 self.retry_unreached |= hub && !self.sas.sends(&peer);
             }
@@ -116,7 +116,7 @@ impl Driver {
         self.environment.reqids.retain_parts(peer, &left, now);
     }
 
-    /// Handles that a peer that did not answer is reachable again.
+    /// Handles a peer that did not answer and is reachable again.
     pub(super) fn peer_heard(&mut self, peer: &PeerName) {
         if self.hub_returns.heard(peer) {
             self.changed_peers.insert(peer.clone());
@@ -169,8 +169,8 @@ impl Driver {
         self.changed_peers.insert(peer.clone());
     }
 
-    /// Sends packets that waited for the tunnel. Otherwise the kernel tries them again after a
-    /// while, each time with a longer wait.
+    /// Makes the kernel send the packets that waited for the tunnel. Otherwise the kernel retries
+    /// them after a while, each time with a longer delay.
     fn send_held_packets(&mut self, peer: &PeerName, reqid: Reqid) {
         let policies = self.policies.outbound_of(peer, reqid);
         if let Err(error) = self.environment.xfrm.send_held_packets(reqid, &policies) {
@@ -182,7 +182,7 @@ impl Driver {
         match self.sas.update_ports(&mut self.environment.xfrm, id, moved) {
             Ok(true) => {}
             // The sequence number of an SA cannot be carried over to another address, nor can UDP
-            // be added or taken away. A rekey takes one exchange.
+            // encapsulation be added or removed. A rekey takes one exchange.
             Ok(false) => self.to_rekey.push(peer.clone()),
             Err(error) => {
                 self.environment.incidents.error(format!("peer {peer}: {error}"));

@@ -1,4 +1,4 @@
-//! Provides the parts of this machine that the IKE endpoint needs.
+//! Provides the IKE endpoint with the functions of this machine that it needs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::clock::CertificateClock;
 use crate::desired::PeerReqids;
 use crate::incidents::Incidents;
 
-/// Kernel, clock and random numbers, for the endpoint and the driver.
+/// The kernel, the clock and random numbers, for the endpoint and the driver.
 #[derive(Debug)]
 pub(super) struct KernelEnvironment {
     pub(super) xfrm: Xfrm,
@@ -27,7 +27,7 @@ impl KernelEnvironment {
         self.reqids.of_sas(peer, purpose)
     }
 
-    /// Writes reqids of parts that are not on disk yet and are due at `now`.
+    /// Writes the reqids of parts that are not on disk yet and are due at `now`.
     pub(super) fn save_reqids(&mut self, now: Instant) {
         if let Err(error) = self.reqids.save_parts(now) {
             self.incidents.error(format!("reqids cannot be written to disk: {error}"));
@@ -67,8 +67,8 @@ impl Environment for KernelEnvironment {
     }
 }
 
-/// Returns the source address that the kernel's routes give for `remote`: that of a connected
-/// socket. Sends nothing.
+/// Returns the source address that the kernel's routes give for `remote`, which is the local
+/// address of a connected socket. Sends nothing.
 pub(super) fn source_address(remote: IpAddr) -> Option<IpAddr> {
     let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;

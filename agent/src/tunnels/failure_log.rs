@@ -7,17 +7,18 @@ use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
 
-/// Number of failures of a period that get a separate line. The others share the line at its end.
+/// Number of failures in a period that get a separate line. The other failures share the line at
+/// the end of the period.
 const SINGLE_LINES: usize = 5;
 /// Length of a period, which begins with a failure.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// The failures of a period. The set grows with the number of peers that fail in it.
+/// The failures in a period. The set grows with the number of peers that fail in the period.
 #[derive(Debug, Default)]
 pub(super) struct FailureLog {
     ends: Option<Instant>,
     single: usize,
-    /// Peers of the failures that were not logged, and the number of these failures.
+    /// Peers whose failures were not logged, and the number of these failures.
     joined: BTreeSet<PeerName>,
     joined_failures: usize,
     first_joined: String,

@@ -1,6 +1,7 @@
 //! Tracks hubs that were lost and came back. Several hubs may front the same networks: nodes use
-//! the first one, in the order of their names, that is up. A hub that comes back is not used at
-//! once, since it may be lost again, and since other nodes notice its return at other moments.
+//! the first one, in the order of their names, that is up. A hub that comes back is not used
+//! immediately, since it may be lost again, and since other nodes notice its return at different
+//! moments.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use edge_ike::{Instant, PeerName};
 use crate::desired::{DesiredTunnel, TunnelState};
 
 /// How long the tunnel of a hub that came back must be up before the hub replaces another one.
-/// Cloud nodes wait for the same time.
+/// Cloud nodes use the same time.
 const HOLD: Duration = Duration::from_secs(30);
 
 /// The hubs that have been up. The sets grow with the number of hubs.
@@ -19,14 +20,15 @@ const HOLD: Duration = Duration::from_secs(30);
 pub(super) struct HubReturns {
     up: HashSet<PeerName>,
     lost: HashSet<PeerName>,
-    /// Hubs with a tunnel that do not answer.
+    /// Hubs that have a tunnel but do not answer.
     silent: HashSet<PeerName>,
     /// Hubs that came back, each with the end of its wait.
     returned: BTreeMap<PeerName, Instant>,
 }
 
 impl HubReturns {
-    /// Returns the state of a peer's tunnel, which is up or not. Only hubs wait.
+    /// Returns the state of a peer's tunnel. Only the state of a hub can be
+    /// [`TunnelState::Returned`].
     pub(super) fn state(
         &mut self,
         tunnel: Option<&Arc<DesiredTunnel>>,
@@ -41,7 +43,7 @@ impl HubReturns {
         if up { TunnelState::Up } else { TunnelState::Down }
     }
 
-    /// Records whether a hub's tunnel is up, and returns its state.
+    /// Records whether a hub's tunnel is up and returns the tunnel's state.
     fn observe(&mut self, hub: &PeerName, up: bool, now: Instant) -> TunnelState {
         if !up {
             // The peer has answered a new IKE SA.
@@ -61,14 +63,14 @@ impl HubReturns {
         if self.returned.get(hub).is_some_and(|until| now < *until) { TunnelState::Returned } else { TunnelState::Up }
     }
 
-    /// Records that a peer does not answer. Returns true if it is a hub, and another one should
-    /// take its packets, although its tunnel stays for now.
+    /// Records that a peer does not answer. Returns true if the peer is a hub, and another hub
+    /// should take its packets, although its tunnel stays for now.
     pub(super) fn silent(&mut self, tunnel: Option<&Arc<DesiredTunnel>>, peer: &PeerName) -> bool {
         tunnel.is_some_and(|tunnel| tunnel.hub) && self.silent.insert(peer.clone())
     }
 
-    /// Records that a message from a peer arrived. Returns true if it was a hub that did not
-    /// answer.
+    /// Records that a message from a peer arrived. Returns true if the peer is a hub that did not
+    /// answer before.
     pub(super) fn heard(&mut self, peer: &PeerName) -> bool {
         self.silent.remove(peer)
     }
@@ -107,7 +109,7 @@ mod tests {
         assert_eq!(returns.observe(&hub, false, at(2)), TunnelState::Down);
         assert_eq!(returns.observe(&hub, true, at(10)), TunnelState::Returned);
         assert_eq!((returns.next_due(), returns.take_due(at(39))), (Some(at(40)), vec![]));
-        // It goes down again, so the wait starts again.
+        // The tunnel goes down again, so the wait starts again.
         assert_eq!(returns.observe(&hub, false, at(39)), TunnelState::Down);
         assert_eq!(returns.observe(&hub, true, at(41)), TunnelState::Returned);
         assert_eq!(returns.take_due(at(71)), std::slice::from_ref(&hub));
@@ -124,7 +126,7 @@ mod tests {
         assert!(returns.heard(&hub) && !returns.heard(&hub));
         assert_eq!(returns.observe(&hub, true, at(2)), TunnelState::Returned);
         assert_eq!(returns.observe(&hub, true, at(32)), TunnelState::Up);
-        // Its tunnel goes down after that, and another one comes up.
+        // Then its tunnel goes down, and another tunnel comes up.
         returns.silent.insert(hub.clone());
         assert_eq!(returns.observe(&hub, true, at(40)), TunnelState::Down);
         assert_eq!(returns.observe(&hub, false, at(44)), TunnelState::Down);

@@ -1,11 +1,11 @@
-//! Tracks the tunnels on demand that are up, and when each was last used. Does no I/O.
+//! Tracks the on-demand tunnels that are up, and when each was last used. This module does no I/O.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
 
-/// The tunnels on demand that are up. The map grows with their number.
+/// The on-demand tunnels that are up. The map grows with the number of these tunnels.
 #[derive(Debug)]
 pub(super) struct IdleTunnels {
     timeout: Duration,
@@ -21,18 +21,18 @@ struct TunnelUse {
 }
 
 impl IdleTunnels {
-    /// Starts without tunnels. Each is closed after `timeout` without a packet.
+    /// Starts without tunnels. Each tunnel is closed after `timeout` without a packet.
     pub(super) fn new(timeout: Duration) -> Self {
         Self { timeout, tunnels: HashMap::new(), checks: BTreeSet::new() }
     }
 
-    /// Records that a tunnel on demand is up, or stays for another timeout.
+    /// Records that an on-demand tunnel is up, or stays for another timeout.
     pub(super) fn watch(&mut self, peer: &PeerName, now: Instant) {
         self.forget(peer);
         self.insert(peer.clone(), now);
     }
 
-    /// Records that a packet went through the tunnel of a peer, in either direction. Other peers
+    /// Records that a packet went through the tunnel to a peer, in either direction. Other peers
     /// are ignored.
     pub(super) fn used(&mut self, peer: &PeerName, now: Instant) {
         if let Some(tunnel) = self.tunnels.get_mut(peer) {

@@ -1,4 +1,4 @@
-//! The four UDP sockets of IKE: two ports in two families. systemd may have opened them
+//! The four UDP sockets for IKE: two ports in two address families. systemd may have opened them
 //! (`edge-agent.socket`), so that no local user can bind the ports, and datagrams wait while the
 //! agent restarts. Sockets that systemd did not open come from the holder of an earlier agent
 //! ([`socket_holder`]), or the agent opens them.
@@ -19,14 +19,14 @@ use crate::socket_holder::{self, client::HolderConnection};
 /// Maximum number of sockets that systemd may pass.
 const MAX_LISTEN_FDS: RawFd = 64;
 
-/// First wait before another holder is started; doubled after each failure.
+/// First delay before another holder is started; doubled after each failure.
 const MIN_RETRY: Duration = Duration::from_secs(1);
-/// Maximum wait before another holder is started.
+/// Maximum delay before another holder is started.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Opens all sockets, or takes them over from systemd or from a holder. With `hold`, a holder keeps
-/// those that systemd does not keep. Must be called within a tokio runtime. Fails if a port is in
-/// use, and names the user of the process that has it.
+/// the sockets that systemd does not keep. Must be called within a tokio runtime. Fails if a port
+/// is in use. The error names the user whose process has the port.
 pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<Arc<Socket>>> {
     let mut from_systemd = systemd_sockets()?;
     let (holder, mut held) = held_sockets();
@@ -67,7 +67,7 @@ pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<A
     if !taken.is_empty() {
         tracing::info!(sockets = taken.len(), "taken over from the holder that an earlier agent started");
     }
-    // A holder that has exactly these sockets continues.
+    // A holder that has exactly these sockets continues to hold them.
     let holder = holder.filter(|_| hold && opened.is_empty() && held.is_empty() && !taken.is_empty());
     let ours: Vec<Arc<Socket>> = taken.into_iter().chain(opened).collect();
     if hold && !ours.is_empty() {
@@ -81,8 +81,8 @@ fn remove(sockets: &mut Vec<Socket>, ipv4: bool, port: u16) -> Option<Socket> {
     Some(sockets.swap_remove(found))
 }
 
-/// Finds the holder of an earlier agent, and its sockets. A holder that cannot be used is logged,
-/// and counts as none.
+/// Finds the holder of an earlier agent, and its sockets. A holder that cannot be used is logged
+/// and ignored.
 fn held_sockets() -> (Option<HolderConnection>, Vec<Socket>) {
     let take = || -> anyhow::Result<_> {
         let Some(holder) = socket_holder::client::find()? else { return Ok((None, vec![])) };
@@ -96,7 +96,8 @@ fn held_sockets() -> (Option<HolderConnection>, Vec<Socket>) {
     })
 }
 
-/// Starts a holder for these sockets, unless one has them, and another one whenever it ends.
+/// Starts a holder for these sockets, unless a holder has them already, and starts another one
+/// whenever the holder ends.
 async fn keep_holder(mut holder: Option<HolderConnection>, sockets: Vec<Arc<Socket>>) {
     let mut wait = MIN_RETRY;
     loop {
@@ -118,7 +119,7 @@ async fn keep_holder(mut holder: Option<HolderConnection>, sockets: Vec<Arc<Sock
     }
 }
 
-/// Ends a holder of other sockets, and starts one for these.
+/// Ends a holder of other sockets and starts a holder for these.
 fn start_holder(sockets: &[Arc<Socket>]) -> anyhow::Result<HolderConnection> {
     if let Some(other) = socket_holder::client::find()? {
         other.end()?;

@@ -14,8 +14,8 @@ use super::installed_sa::InstalledSa;
 struct InheritedSa {
     sa: Sa,
     outbound: bool,
-    /// When it is deleted: an inbound one some time after its replacement, each at its lifetime's
-    /// end.
+    /// When the SA is deleted: at the end of its lifetime, or, if it is inbound, some time after
+    /// its replacement.
     until: Instant,
 }
 
@@ -33,8 +33,8 @@ impl InheritedSa {
     }
 }
 
-/// All inherited SAs, by the reqid of their peer: that of its outbound SAs and, except for hubs, of
-/// its inbound ones. The map only shrinks after the start.
+/// All inherited SAs, by the reqid of their peer, which its outbound SAs have and, except for hubs,
+/// also its inbound SAs. The map only shrinks after the start.
 #[derive(Debug, Default)]
 pub(super) struct InheritedSas {
     by_owner: HashMap<u32, Vec<InheritedSa>>,
@@ -43,7 +43,7 @@ pub(super) struct InheritedSas {
 }
 
 impl InheritedSas {
-    /// Adds SAs, each with a flag for outbound ones. They are deleted at `until`.
+    /// Adds SAs, each with a flag that is true for outbound SAs. The SAs are deleted at `until`.
     pub(super) fn add_all(&mut self, sas: Vec<(Sa, bool)>, until: Instant) {
         let outbound = sas.iter().filter(|(_, outbound)| *outbound);
         let by_remote: HashMap<IpAddr, u32> = outbound.map(|(sa, _)| (sa.id.destination, sa.reqid)).collect();
@@ -105,12 +105,12 @@ impl InheritedSas {
         due
     }
 
-    /// Returns when [`Self::take_due`] next takes something.
+    /// Returns when the next SA is due for [`Self::take_due`].
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(until, _)| *until)
     }
 
-    /// Limits the life of the SAs with this reqid to `until`.
+    /// Limits the lifetime of the SAs with this reqid to `until`.
     pub(super) fn limit(&mut self, reqid: Reqid, until: Instant) {
         for inherited in self.by_owner.get_mut(&reqid.raw()).into_iter().flatten() {
             if until < inherited.until {
@@ -127,7 +127,7 @@ impl InheritedSas {
         sas.iter().find(|inherited| inherited.sa.id == id)?.installed()
     }
 
-    /// Removes an SA, and returns it with the reqid of its peer.
+    /// Removes an SA and returns it with the reqid of its peer.
     pub(super) fn remove(&mut self, id: SaId) -> Option<(Reqid, InstalledSa)> {
         let owner = Reqid::ours(*self.owners.get(&id)?)?;
         self.take_if(owner, |inherited| inherited.sa.id == id).pop().map(|sa| (owner, sa))

@@ -14,11 +14,11 @@ pub(super) struct InstalledSa {
     pub(super) source: IpAddr,
     /// Destination address of the ESP packets, and SPI.
     pub(super) id: SaId,
-    /// Number that also appears in the templates of its peer's policies.
+    /// Number that also appears in the templates of the peer's policies.
     pub(super) reqid: Reqid,
     /// Tunnel or transport mode.
     pub(super) mode: Mode,
-    /// UDP ports, if ESP travels in UDP.
+    /// UDP ports, if ESP is encapsulated in UDP.
     pub(super) encap: Option<UdpEncap>,
 }
 

@@ -1,5 +1,6 @@
-//! Handles the kernel's notifications: connects to the peer of an acquired policy, rekeys SAs that
-//! expire or are gone, and compares objects that other programs changed.
+//! Handles the kernel's notifications: connects to a peer when the kernel needs an SA for its
+//! policy (ACQUIRE), rekeys SAs that expire or are gone, and compares objects that other programs
+//! changed.
 
 use std::collections::BTreeSet;
 
@@ -8,11 +9,13 @@ use edge_xfrm::events::Event;
 
 use super::driver::Driver;
 
-/// If more objects changed at once, everything is compared.
+/// Maximum number of changed objects that are compared one by one. If more changed at the same
+/// time, everything is compared.
 const MAX_SINGLE_CHECKS: usize = 256;
 
 impl Driver {
-    /// Handles the kernel's notifications, which exclude those of our own changes.
+    /// Handles the kernel's notifications. Notifications about the agent's own changes are not
+    /// among them.
     pub(super) fn handle_kernel_events(&mut self, events: Vec<Event>) {
         let (mut all_policies, mut all) = (false, false);
         let (mut keys, mut changed_sas) = (BTreeSet::new(), BTreeSet::new());

@@ -10,10 +10,10 @@ use ipnetwork::IpNetwork;
 use crate::desired::{DesiredTunnel, Origin};
 use crate::status::NotCarried;
 
-/// Selectors of a CHILD_SA: our side's and the peer's.
+/// Selectors of a CHILD_SA: on our side and on the peer's side.
 type Selectors<'a> = (&'a [IpNetwork], &'a [IpNetwork]);
 
-/// Returns pairs of configured networks that no CHILD_SA carries as a whole. Empty for peers of the
+/// Returns pairs of configured networks that no CHILD_SA carries as a whole. Empty for peers in the
 /// view.
 pub(super) fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<NotCarried> {
     if tunnel.origin != Origin::Configuration || status.phase != Phase::Up {
@@ -35,8 +35,8 @@ pub(super) fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<No
     missing
 }
 
-/// Returns whether packets between all hosts of two networks have a CHILD_SA. A peer may split one
-/// side over several CHILD_SAs, or write a network as several.
+/// Returns whether CHILD_SAs carry packets between all hosts in two networks. A peer may split one
+/// side over several CHILD_SAs, or write a network as several networks.
 fn is_carried(local: IpNetwork, remote: IpNetwork, sas: &[Selectors<'_>]) -> bool {
     let remotes: Vec<IpNetwork> =
         sas.iter().filter(|(ours, _)| is_within(local, ours)).flat_map(|(_, theirs)| *theirs).copied().collect();
@@ -98,7 +98,7 @@ mod tests {
         ));
         let quarters = &["10.2.0.0/18", "10.2.64.0/18", "10.2.128.0/18"];
         assert!(!carried("10.1.0.0/16", "10.2.0.0/16", &[(&["10.1.0.0/16"], quarters)]));
-        // Two pairs of halves leave the other two pairs uncarried.
+        // If only two pairs of halves are carried, the other two pairs are not.
         let pairs: &[(&[&str], &[&str])] =
             &[(&["10.1.0.0/17"], &["10.2.0.0/17"]), (&["10.1.128.0/17"], &["10.2.128.0/17"])];
         assert!(!carried("10.1.0.0/16", "10.2.0.0/16", pairs));

@@ -1,5 +1,5 @@
-//! Tunnels on demand. A policy without an SA makes the kernel report the first packet (ACQUIRE),
-//! and hold packets until the tunnel is up. An unused tunnel is closed, and the policy stays.
+//! On-demand tunnels. A policy without an SA makes the kernel report the first packet (ACQUIRE) and
+//! hold packets until the tunnel is up. An unused tunnel is closed, and the policy stays.
 
 use std::fs;
 use std::io;
@@ -21,7 +21,7 @@ const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
 const RESPONDER_WAIT: Duration = Duration::from_millis(500);
 
 impl Driver {
-    /// Defers the outbound SA of a new tunnel on demand that the peer initiated. The peer receives
+    /// Defers the outbound SA of a new on-demand tunnel that the peer initiated. The peer receives
     /// our response and our first packets at the same time, and drops packets until it has
     /// installed its SAs. So the kernel holds packets until a packet from the peer arrives, or for
     /// [`RESPONDER_WAIT`]. Returns false if there is no reason to wait.
@@ -52,7 +52,7 @@ impl Driver {
         self.deferred_switches.values().any(|deferred| deferred.peer == *peer)
     }
 
-    /// Returns when [`Self::end_deferrals`] has something to do.
+    /// Returns when the next deferral ends, for [`Self::end_deferrals`].
     pub(super) fn next_deferral_end(&self) -> Option<Instant> {
         self.deferred_switches.values().map(|deferred| deferred.until).min()
     }
@@ -76,7 +76,7 @@ impl Driver {
         }
     }
 
-    /// Records that a tunnel is up. One on demand is closed when it is idle.
+    /// Records that a tunnel is up. An on-demand tunnel is closed when it is idle.
     pub(super) fn watch_if_on_demand(&mut self, peer: &PeerName, now: Instant) {
         if self.is_on_demand(peer) && self.sas.sends(peer) {
             self.idle_tunnels.watch(peer, now);
@@ -105,7 +105,7 @@ impl Driver {
         }
     }
 
-    /// Makes the kernel hold packets that wait for a tunnel, if there are tunnels on demand.
+    /// Makes the kernel hold packets that wait for a tunnel, if there are on-demand tunnels.
     pub(super) fn hold_packets_if_on_demand(&mut self) {
         if !self.hold_packets || !self.desired.tunnels.values().any(|tunnel| tunnel.on_demand) {
             return;
@@ -121,7 +121,7 @@ impl Driver {
     }
 }
 
-/// Sets [`LARVAL_DROP`] to 0. Returns true if it had another value before.
+/// Sets [`LARVAL_DROP`] to 0. Returns true if the sysctl had another value before.
 fn hold_packets() -> io::Result<bool> {
     if fs::read_to_string(LARVAL_DROP)?.trim() == "0" {
         return Ok(false);

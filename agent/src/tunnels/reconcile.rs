@@ -21,7 +21,7 @@ use crate::clock::thread_cpu_time;
 use crate::desired::TunnelEnds;
 use crate::logging::peer_span;
 
-/// Wait between two attempts to find a route.
+/// Delay between two attempts to find a route.
 const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
 
 impl Driver {
@@ -126,7 +126,7 @@ impl Driver {
         }
     }
 
-    /// Compares all policies and SAs, and sets the time of the next comparison.
+    /// Compares all policies and SAs with the kernel's and sets the time of the next comparison.
     pub(super) fn check_kernel(&mut self) {
         let began = thread_cpu_time();
         let mut undone = self.desired.complete && self.reconcile();
@@ -135,7 +135,7 @@ impl Driver {
         self.check_at = tokio::time::Instant::now() + check_interval::until_next_check(cost, undone);
     }
 
-    /// Compares all SAs. Returns true if the kernel refused a change.
+    /// Compares all SAs with the kernel's. Returns true if the kernel refused a change.
     fn check_sas(&mut self) -> bool {
         let sas = match self.environment.xfrm.sas() {
             Ok(sas) => sas,
@@ -206,8 +206,8 @@ impl Driver {
         }
     }
 
-    /// Handles the end of an inherited SA. Another peer may now take the packets. After the last
-    /// inherited SA of a peer, an INITIAL_CONTACT has nothing to delete.
+    /// Handles the end of an inherited SA. Another peer may now take the packets. After a peer's
+    /// last inherited SA is gone, an INITIAL_CONTACT has nothing to delete.
     pub(super) fn inherited_sa_gone(&mut self, reqid: Reqid) {
         let Some(peer) = self.environment.reqids.peer(reqid.raw()) else { return };
         if !self.sas.has_inherited(reqid) {
@@ -216,8 +216,8 @@ impl Driver {
         self.changed_peers.insert(peer);
     }
 
-    /// This node's addresses changed: tells peers that speak MOBIKE, moves tunnels whose address is
-    /// gone, and tries peers again that could not be reached.
+    /// Handles a change of this node's addresses: informs peers that use MOBIKE, moves tunnels
+    /// whose address is gone, and tries peers again that could not be reached.
     pub(super) fn host_changed(&mut self) {
         let now = self.now();
         let addresses = self.host.borrow().uplink_addresses.clone();
@@ -226,9 +226,9 @@ impl Driver {
         self.endpoint.retry_unreached(now, &mut self.environment);
     }
 
-    /// Moves tunnels from an address that is gone to the one that the route now gives. If there is
-    /// no route yet (an address appears before its default route), tries again soon, since there is
-    /// no event for the route.
+    /// Moves tunnels from an address that is gone to the source address that the route now gives.
+    /// If there is no route yet (an address appears before its default route), tries again soon,
+    /// since there is no event for the route.
     pub(super) fn move_tunnels(&mut self) {
         let host = self.host.borrow_and_update().clone();
         let now = self.now();
@@ -241,7 +241,7 @@ impl Driver {
             .filter(|(_, local, _)| !host.local_addresses.contains(&local.ip()))
             .map(|(peer, local, remote)| (peer.clone(), local.ip(), remote.ip()))
             .collect();
-        // The endpoint moves all tunnels of an address at once.
+        // The endpoint moves all tunnels from an address together.
         let mut moved = BTreeSet::new();
         for (peer, old, remote) in gone {
             if moved.contains(&old) {

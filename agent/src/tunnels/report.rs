@@ -19,7 +19,7 @@ use crate::status::{
 };
 
 impl Driver {
-    /// Returns the number of tunnels that the view requests, and of those that are up.
+    /// Returns the number of tunnels that the view requests, and the number of these that are up.
     pub(super) fn count(&self) -> TunnelCount {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         TunnelCount { up: number(self.up_from_view.len()), wanted: number(self.wanted_from_view) }
@@ -33,7 +33,7 @@ impl Driver {
             (one.reqid, &one.direction, &one.spi).cmp(&(other.reqid, &other.direction, &other.spi))
         });
         let report = Reported { sas, boot_time: self.now(), wall_time: OffsetDateTime::now_utc() };
-        // Both are in the order of the names.
+        // Both iterators are in the order of the names.
         let mut statuses = self.endpoint.statuses().peekable();
         let mut status_of = |name: &PeerName| {
             while statuses.next_if(|status| status.name < *name).is_some() {}
@@ -123,7 +123,7 @@ impl Driver {
     }
 }
 
-/// The input of a report, read once for all peers.
+/// The input for a report, read once for all peers.
 struct Reported {
     /// The SAs in the kernel.
     sas: HashMap<SaId, Sa>,

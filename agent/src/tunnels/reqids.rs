@@ -18,23 +18,23 @@ use crate::state_dir::{ChangeLog, make_private, read_json_with_changes};
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
 
-/// How long a change of parts waits for others before the file is written: the peer chooses the
-/// parts, and its choices must not each cost a write to the disk.
+/// How long a change of parts waits for further changes before the file is written. The peer
+/// chooses the parts, and not every choice must cost a write to the disk.
 const PARTS_UNSAVED: Duration = Duration::from_secs(1);
 
 /// The reqids of each peer, and the file that stores them.
 #[derive(Debug)]
 pub(super) struct Reqids {
     state_dir: PathBuf,
-    /// Writes the file. A change in it is an object with the assigned reqids, and `null` for those
-    /// given back.
+    /// Writes the file. Each change is an object with the assigned reqids, and `null` for released
+    /// ones.
     log: ChangeLog,
     /// Reqids by [`key`].
     numbers: BTreeMap<String, u32>,
     /// Reqids of parts of configured children. The peer decides which parts exist, so their number
     /// is limited like that in `SaTable`.
     parts: HashMap<PeerName, BTreeMap<Purpose, u32>>,
-    /// Changes of the parts that are not in the file yet, in its form.
+    /// Changes of the parts that are not in the file yet, in the form in which the file has them.
     unsaved: BTreeMap<String, Option<u32>>,
     /// The time since when the file lacks a change.
     unsaved_since: Option<Instant>,
@@ -43,8 +43,8 @@ pub(super) struct Reqids {
 }
 
 impl Reqids {
-    /// Reads the file. If it is missing or damaged, all reqids are assigned again. Most stay the
-    /// same, since the first choice is a hash of the name.
+    /// Reads the file. If it is missing or damaged, all reqids are assigned again. Most reqids stay
+    /// the same, since the first choice for each is a hash of the name.
     pub(super) fn load(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
         let mut numbers = match read_json_with_changes(&path, "it is written again") {
@@ -139,7 +139,7 @@ impl Reqids {
         self.unsaved_since.get_or_insert(now);
     }
 
-    /// Gives back the reqids of the parts that are not among `purposes`.
+    /// Releases the reqids of the parts that are not among `purposes`.
     pub(super) fn retain_parts(&mut self, peer: &PeerName, purposes: &[Purpose], now: Instant) {
         let ended = self.end_parts(peer, |purpose| !purposes.contains(purpose));
         if !ended.is_empty() {
@@ -148,7 +148,7 @@ impl Reqids {
         }
     }
 
-    /// Gives back the reqids of these parts of the peer. Returns the change of the file.
+    /// Releases the reqids of these parts of the peer. Returns the change to the file.
     fn end_parts(&mut self, peer: &PeerName, ends: impl Fn(&Purpose) -> bool) -> Vec<(String, Option<u32>)> {
         let Some(parts) = self.parts.get_mut(peer) else { return vec![] };
         let ended: Vec<(Purpose, u32)> = parts.extract_if(.., |purpose, _| ends(purpose)).collect();
@@ -162,7 +162,7 @@ impl Reqids {
         ended.into_iter().map(change).collect()
     }
 
-    /// Returns when [`Self::save_parts`] has something to write.
+    /// Returns when [`Self::save_parts`] has changes to write.
     pub(super) fn save_due(&self) -> Option<Instant> {
         self.unsaved_since.map(|since| since + PARTS_UNSAVED)
     }
@@ -207,8 +207,8 @@ impl Reqids {
         self.peers.get(&number).cloned()
     }
 
-    /// Assigns a reqid to each child of each peer, removes those of former ones, and writes the
-    /// file. Fails if the file cannot be written; the reqids are still in use.
+    /// Assigns a reqid to each child of each peer, removes the reqids of former children and peers,
+    /// and writes the file. Fails if the file cannot be written; the reqids are still in use.
     pub(super) fn assign<'a>(
         &mut self,
         children: impl Iterator<Item = (&'a PeerName, &'a ChildName)>,
@@ -222,7 +222,7 @@ impl Reqids {
             let keep = keys.contains_key(name) && *number < TUNNELS;
             if !keep {
                 changed = true;
-                // Only a damaged file gives two peers one number.
+                // Only a damaged file gives two peers the same number.
                 if self.peers.get(number).is_some_and(|holder| holder.as_str() == peer_of_key(name)) {
                     self.peers.remove(number);
                 }
@@ -307,8 +307,8 @@ fn with_changes(
     numbers
 }
 
-/// Returns the key of a configured child in the file: the peer's name, followed by that of the
-/// child after a line break unless it is the only one. Names of peers contain no line break.
+/// Returns the key of a configured child in the file: the peer's name, followed by a line break and
+/// the child's name unless the child is the only one. Peer names contain no line break.
 fn key(peer: &PeerName, child: &ChildName) -> String {
     match child.as_str() {
         DEFAULT_CHILD => peer.as_str().to_owned(),
@@ -317,7 +317,7 @@ fn key(peer: &PeerName, child: &ChildName) -> String {
 }
 
 /// Returns the key of a part in the file: the peer's name, a line break, and the part in the form
-/// of [`Purpose`]. Names of children contain no bracket.
+/// of [`Purpose`]. Child names contain no bracket.
 fn part_key(peer: &PeerName, purpose: &Purpose) -> String {
     format!("{}\n{purpose}", peer.as_str())
 }
@@ -385,7 +385,7 @@ mod tests {
         let voices = known.of_child(&moon, &children[1]);
         assert_eq!(voices, [(voice.clone(), all[1]), (part.clone(), all[2])]);
         assert_eq!(known.peer(all[2].raw()), Some(moon.clone()));
-        // Its child is no longer configured.
+        // The part's child is no longer configured.
         known.assign([(&moon, &children[0])].into_iter()).unwrap();
         assert_eq!((known.of_purpose(&moon, &part), known.peer(all[2].raw())), (None, None));
         assert_eq!(Reqids::load(directory.path()).of_purpose(&moon, &part), None);

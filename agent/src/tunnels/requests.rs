@@ -1,4 +1,4 @@
-//! The requests that commands of `edge-agent` send to the driver.
+//! The requests that `edge-agent` commands send to the driver.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -25,7 +25,7 @@ pub enum DriverRequest {
 pub enum SasToRekey {
     /// All CHILD_SAs.
     AllChildren,
-    /// The CHILD_SAs of the configured child of this name.
+    /// The CHILD_SAs of the configured child with this name.
     ChildrenNamed(String),
     /// The IKE SA.
     Ike,

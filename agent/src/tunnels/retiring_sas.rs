@@ -17,7 +17,7 @@ pub(super) struct RetiringSas {
 }
 
 impl RetiringSas {
-    /// Adds an SA that is deleted at `until`, or changes that time.
+    /// Adds an SA that is deleted at `until`, or changes the time of an SA that was added before.
     pub(super) fn add(&mut self, sa: InstalledSa, until: Instant) {
         self.take(sa.id);
         self.until.insert(sa.id, until);
@@ -35,7 +35,7 @@ impl RetiringSas {
         self.queue.get(&(*self.until.get(&id)?, id))
     }
 
-    /// Makes the SAs with these reqids due at once.
+    /// Makes the SAs with these reqids due immediately.
     pub(super) fn end(&mut self, reqids: &[Reqid]) {
         let ending: Vec<InstalledSa> = self.all().filter(|sa| reqids.contains(&sa.reqid)).cloned().collect();
         for sa in ending {
@@ -54,7 +54,7 @@ impl RetiringSas {
         due
     }
 
-    /// Returns when [`Self::take_due`] next takes something.
+    /// Returns when the next SA is due for [`Self::take_due`].
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.queue.first_key_value().map(|((until, _), _)| *until)
     }

@@ -29,7 +29,7 @@ struct Child {
     sa: Arc<ChildSa>,
     inbound: Option<InstalledSa>,
     outbound: Option<InstalledSa>,
-    /// Whether its outbound SA has been in the kernel. If that SA is gone, it must not be installed
+    /// Whether the outbound SA has been in the kernel. If that SA is gone, it must not be installed
     /// again: its sequence numbers, and with them the AEAD's nonces, would repeat.
     outbound_used: bool,
 }
@@ -37,10 +37,10 @@ struct Child {
 /// Outcome of [`SaTable::switch_outbound`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OutboundSwitchOutcome {
-    /// The CHILD_SA sends.
+    /// The CHILD_SA sends now.
     Switched,
-    /// Its outbound SA is gone and must not be installed again, so a rekey must make a new
-    /// CHILD_SA. The previous one continues to send.
+    /// The CHILD_SA's outbound SA is gone and must not be installed again, so a rekey must create a
+    /// new CHILD_SA. The previous one continues to send.
     NeedsRekey,
 }
 
@@ -50,24 +50,24 @@ type PeerSas = BTreeMap<Purpose, PurposeSas>;
 /// The CHILD_SAs of one purpose.
 #[derive(Debug, Default)]
 struct PurposeSas {
-    /// Usually one, two while one replaces the other.
+    /// The CHILD_SAs: usually one, two while one replaces the other.
     children: Vec<ChildId>,
-    /// The ends of its tunnel, after it was up once. The value of `up` here is not used.
+    /// The ends of the tunnel, after it was up once. The value of their `up` is not used.
     ends: Option<TunnelEnds>,
-    /// The reqid of the inherited SAs that its policies use.
+    /// The reqid of the inherited SAs that this purpose's policies use.
     inherited: Option<Reqid>,
 }
 
 /// Maximum number of purposes of a peer whose tunnels are down and whose policies stay. The peer
-/// chooses the parts of a configured child, so further ones that are down are dropped.
+/// chooses the parts of a configured child, so further parts that are down are dropped.
 const MAX_DOWN: usize = 64;
 
 /// An SA that is no longer in the kernel.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum LostSa {
-    /// It belongs to a CHILD_SA of this peer, which must be rekeyed.
+    /// The SA belongs to a CHILD_SA with this peer, which must be rekeyed.
     OfChild(PeerName),
-    /// It was inherited, and belongs to the peer with this reqid.
+    /// The SA was inherited and belongs to the peer with this reqid.
     Inherited(Reqid),
 }
 
@@ -101,7 +101,7 @@ impl SaTable {
         self.inherited.contains(reqid)
     }
 
-    /// Returns local and remote address of the inherited SAs with this reqid.
+    /// Returns the local and the remote address of the inherited SAs with this reqid.
     pub(super) fn inherited_ends(&self, reqid: Reqid) -> Option<(IpAddr, IpAddr)> {
         self.inherited.outbound(reqid).map(|out| (out.source, out.id.destination))
     }
@@ -133,8 +133,8 @@ impl SaTable {
         of_purpose.children.iter().any(sends)
     }
 
-    /// Returns the ends of a peer's tunnels by purpose, those that are up first. A part is left out
-    /// if it is down and the tunnel for the whole is up, which also carries its packets.
+    /// Returns the ends of a peer's tunnels by purpose, tunnels that are up first. A part is left
+    /// out if it is down and the tunnel for the whole is up, which also carries its packets.
     pub(super) fn ends(&self, peer: &PeerName) -> Vec<(&Purpose, TunnelEnds)> {
         let ends = self.peers.get(peer).into_iter().flatten().filter_map(|(purpose, of_purpose)| {
             let inherited = of_purpose.inherited.is_some_and(|reqid| self.inherited.outbound(reqid).is_some());
@@ -239,8 +239,9 @@ impl SaTable {
     }
 
     /// Makes a CHILD_SA the only one of its purpose that sends. [`Self::expire`] later deletes the
-    /// outbound SAs of the others. `out_policies` are those that use the tunnel now.
-    /// `update_policies` is called if the policies' templates do not name the new SA's ends yet.
+    /// outbound SAs of the other CHILD_SAs. `out_policies` are the outbound policies that use the
+    /// tunnel now. `update_policies` is called if the policies' templates do not name the new SA's
+    /// ends yet.
     pub(super) fn switch_outbound(
         &mut self,
         xfrm: &mut Xfrm,
@@ -264,7 +265,8 @@ impl SaTable {
             mode: child.sa.mode,
             up: false,
         };
-        // Of two CHILD_SAs made at once, the survivor may have been replaced a moment ago.
+        // If two CHILD_SAs were created at the same time, the one that stays may have been replaced
+        // a moment ago.
         let retired = self.retiring.take(params.id());
         if child.outbound_used && retired.is_none() {
             return Ok(OutboundSwitchOutcome::NeedsRekey);
@@ -272,7 +274,7 @@ impl SaTable {
         let others = self.of_purpose(&peer, &purpose).children.clone();
         let mut old: Vec<InstalledSa> = others.into_iter().filter_map(|other| self.take_outbound(other)).collect();
         // This SA is still in the kernel and cannot be added again. Since the kernel prefers the SA
-        // that was added last, the others are deleted at once.
+        // that was added last, the other SAs are deleted immediately.
         if let Some(back) = retired {
             self.set_installed(id, back);
             if self.set_ends(&peer, &purpose, ends) {
@@ -286,9 +288,9 @@ impl SaTable {
         let of_children = old.clone();
         old.extend(self.inherited.outbound_installed(reqid));
 
-        // Between the same addresses the kernel uses the new SA at once. Between other addresses
-        // the policies' templates select the SA, so the templates must change. The old SA is
-        // deleted when no packet can be on its way to it any more.
+        // Between the same addresses the kernel uses the new SA immediately. Between other
+        // addresses the policies' templates select the SA, so the templates must change. The old SA
+        // is deleted when no packet can still be waiting for encryption with it.
         let same = old.iter().find(|old| (old.source, old.id.destination) == (params.source, params.destination));
         let installed = match same {
             Some(old) => xfrm.begin_switch_under(&params, old.id, out_policies).map(drop),
@@ -338,7 +340,7 @@ impl SaTable {
         }
     }
 
-    /// Limits the life of inherited SAs with this reqid to `until`, because the peer has a new
+    /// Limits the lifetime of inherited SAs with this reqid to `until`, because the peer has a new
     /// CHILD_SA.
     pub(super) fn limit_inherited(&mut self, reqid: Reqid, until: Instant) {
         self.inherited.limit(reqid, until);
@@ -385,8 +387,8 @@ impl SaTable {
         Ok(same)
     }
 
-    /// Deletes inherited and retiring SAs whose time is over. Returns the reqids of the inherited
-    /// ones' peers.
+    /// Deletes inherited and retiring SAs whose time is over. Returns the reqids of the peers whose
+    /// inherited SAs were deleted.
     pub(super) fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> (BTreeSet<Reqid>, Result<()>) {
         let outcome = delete_all(xfrm, self.retiring.take_due(now));
         let (reqids, inherited) = self.inherited.take_due(now).into_iter().unzip();
@@ -453,7 +455,7 @@ impl SaTable {
 /// How long inherited inbound SAs stay after the peer has a new CHILD_SA.
 pub(super) const INHERITED_LINGER: Duration = Duration::from_secs(10);
 
-/// Deletes SAs, and returns the first error.
+/// Deletes SAs and returns the first error.
 fn delete_all(xfrm: &mut Xfrm, sas: Vec<InstalledSa>) -> Result<()> {
     let mut outcome = Ok(());
     for sa in sas {

@@ -1,5 +1,5 @@
-//! Tests that views that would cut a node off are refused before any part is installed, or taken
-//! back.
+//! Tests that views that would cut a node off are refused before any part of them is installed, or
+//! are taken back.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use edge_agent::underlay::Underlay;
 use crate::lab::{Controller, ControllerProxy, Node, exists, until};
 
 const BEFORE: &str = "\"10.77.0.0/16\", \"fd77::/48\"";
-/// The ranges, and networks that contain addresses of the node.
+/// The cluster's ranges, and networks that contain addresses of the node.
 const CARELESS: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"192.168.0.0/16\", \"2001:db8::/32\"";
-/// The ranges, and a network that conflicts with no address that the node knows.
+/// The cluster's ranges, and a network that conflicts with no address that the node knows.
 const WIDER: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"10.99.0.0/16\"";
 const OTHER: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"10.98.0.0/16\"";
 
@@ -60,8 +60,8 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
             controller.nodes().await[0]["refused_view"].as_str().is_some_and(|why| why.contains(words))
         })
         .await;
-        // When the node has moved to another network, the view comes into force without an
-        // operator.
+        // When the node has moved to another network, the view comes into force without the
+        // operator's help.
         agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["198.51.100.7".parse().unwrap()]);
         agent.node.uplink.send_modify(|uplink| uplink.underlay.gateways.clear());
         agent.node.uplink.send_modify(|uplink| uplink.underlay.resolvers.clear());
@@ -162,7 +162,7 @@ async fn a_host_that_announces_the_network_that_the_next_view_adds_delays_that_n
     other.end().await;
 }
 
-/// Makes a member that reaches its controller through a proxy, with the former ranges.
+/// Makes a member that has the former ranges and reaches its controller through a proxy.
 async fn member_by_proxy() -> (Controller, Node, ControllerProxy) {
     let controller = Controller::with_ranges(BEFORE).await;
     let proxy = ControllerProxy::to(&controller).await;
@@ -185,7 +185,8 @@ async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_n
     let on_disk: edge_types::NodeView =
         serde_json::from_slice(&std::fs::read(node.file("view.json")).unwrap()).unwrap();
     assert_eq!(on_disk, *before.view);
-    // The controller is reached at once under the former view, so the other view caused the loss.
+    // The controller is reached immediately under the former view, so the other view caused the
+    // loss.
     let proxy = proxy.open().await;
     agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
     until("the operator's sight of it", || async {
@@ -194,7 +195,7 @@ async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_n
     .await;
     assert_eq!(agent.joined().await.view, before.view);
     agent.end().await;
-    // After a restart that view is not tried either, but another one is.
+    // After a restart that view is not tried either, but another view is.
     let agent = node.start();
     agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
     assert_eq!(agent.joined().await.view, before.view);

@@ -1,4 +1,4 @@
-//! Tests joining: how a node becomes a member and stays one, and the errors if it does not.
+//! Tests joining: how a node becomes and stays a member, and which errors appear if it does not.
 
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -77,7 +77,7 @@ async fn a_node_with_forty_addresses_gets_its_view_and_reports_the_likeliest_sev
         reported.len() == 7 && reported.iter().any(|address| address.contains("2001:db8::7"))
     })
     .await;
-    // Other nodes join and leave while it runs, and the stream continues.
+    // Other nodes join and leave while this node runs, and its view stream continues.
     agent.node.uplink.send_modify(|uplink| uplink.addresses.reverse());
     until("the next report", || async {
         controller.nodes().await[0]["endpoints"].to_string().contains("192.168.1.139")
@@ -127,7 +127,7 @@ async fn a_token_for_an_edge_makes_no_hub() {
     assert!(error.contains("says role hub") && error.contains("for role edge"), "{error}");
     agent.end().await;
     node.assert_no_member();
-    // An altered text of the token has no effect: the controller has its own record of the token.
+    // Altering the token's text has no effect: the controller has its own record of the token.
     let altered = JoinToken { role: Role::Hub, ..parsed(&token) };
     let text: Zeroizing<String> = altered.encode();
     node.put_token(&text);
@@ -190,7 +190,7 @@ async fn when_the_answer_to_a_join_was_lost_with_the_power_the_same_token_still_
     std::fs::write(node.file("key.pending"), &key).unwrap();
     let agent = node.start();
     agent.joined().await;
-    // Ended and not killed: otherwise a pending write could reach the restored directory.
+    // The agent is ended, not killed: otherwise a pending write could reach the restored directory.
     agent.end().await;
     std::fs::remove_dir_all(node.state()).unwrap();
     std::fs::create_dir_all(node.state()).unwrap();
@@ -208,7 +208,7 @@ async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else
     let node = controller.edge("edge-1").await;
     let (agent, before) = node.start_as_member().await;
     agent.end().await;
-    // After four of seven days.
+    // The time after four of the certificate's seven days.
     let clock = Arc::new(CertificateClock::default());
     clock.raise_floor(clock.unix_time() + 4 * 24 * 3600);
     controller.clock.advance(4 * 24 * 3600);
@@ -238,8 +238,8 @@ async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_ne
     assert!(exists(node.file("view.json")) && exists(node.file("identity.json")));
     node.put_token(&controller.token(Role::Edge, None).await);
     let is_new = |m: &edge_agent::membership::Membership| m.credentials.key != before.credentials.key;
-    // Its former segments are in quarantine. It has others now, and assigns no address of the
-    // former ones to pods.
+    // The node's former segments are in quarantine. It has other segments now and assigns no
+    // address from the former ones to pods.
     let has_others = |m: &edge_agent::membership::Membership| {
         m.view.segments.len() == 2 && !m.view.segments.iter().any(|segment| before.view.segments.contains(segment))
     };

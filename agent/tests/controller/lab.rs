@@ -1,5 +1,5 @@
-//! Runs a controller, and nodes that connect to it. Every wait is for an event; the limit only ends
-//! a test that hangs.
+//! Runs a controller, and nodes that connect to it. All functions wait for events; the timeout
+//! [`HANG`] only ends a test that hangs.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-/// Time limit for a test that hangs.
+/// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(60);
 
 /// Waits for an event that must occur.
@@ -42,7 +42,7 @@ pub(crate) struct Controller {
     pub(crate) clock: Clock,
     address: SocketAddr,
     ranges: &'static str,
-    /// Networks of the cloud, which hubs front.
+    /// The cloud's networks, which hubs front.
     networks: &'static str,
     server: Option<Server>,
 }
@@ -57,7 +57,7 @@ impl Controller {
         Self::with(ranges, "").await
     }
 
-    /// Starts a controller with these networks of the cloud.
+    /// Starts a controller with these networks as the cloud's networks.
     pub(crate) async fn with_networks(networks: &'static str) -> Self {
         Self::with("\"10.77.0.0/16\", \"fd77::/48\"", networks).await
     }
@@ -91,7 +91,7 @@ impl Controller {
         );
         std::fs::write(&path, text).unwrap();
         let config = edge_controller::config::Config::load(&path).unwrap();
-        // A stopped server closes its store when its last connection has ended.
+        // A stopped server closes its store when its last connection is closed.
         let server = soon("the start of the controller", async {
             loop {
                 match Server::start(config.clone(), self.clock.clone()).await {
@@ -108,7 +108,7 @@ impl Controller {
         self.server = Some(server);
     }
 
-    /// Starts another controller with the same authority and rows, as a replica.
+    /// Starts another controller with the same authority and database rows, as a replica.
     pub(crate) async fn replica(&self) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (self.directory.path().join("state"), directory.path().join("state"));
@@ -132,7 +132,7 @@ impl Controller {
         format!("https://{}", self.address)
     }
 
-    /// Returns the path of a file in its state directory.
+    /// Returns the path of a file in the controller's state directory.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join("state").join(name)
     }
@@ -164,7 +164,7 @@ impl Controller {
         serde_json::from_value::<TokenCreated>(created).unwrap().token
     }
 
-    /// Makes a node with a token for this role in its token file.
+    /// Makes a node whose token file has a token for this role.
     pub(crate) async fn invite(&self, name: &'static str, role: Role) -> Node {
         let node = Node::new(name, self);
         node.put_token(&self.token(role, None).await);
@@ -222,7 +222,7 @@ impl ControllerProxy {
         format!("https://{}", self.address)
     }
 
-    /// Closes all connections, and accepts no more.
+    /// Closes all connections and accepts no more.
     pub(crate) async fn close(&self) {
         self.task.abort();
         until("the end of the proxy", || async { self.task.is_finished() }).await;
@@ -241,9 +241,9 @@ pub(crate) struct Node {
     pub(crate) url: String,
     pub(crate) spare: u32,
     pub(crate) extra: &'static str,
-    /// The line of the configuration that names the join credential.
+    /// The configuration line that names the join credential.
     pub(crate) credential: &'static str,
-    /// Lines for `[controller]`.
+    /// Further configuration lines for `[controller]`.
     pub(crate) controller_extra: &'static str,
     /// The host's underlay when the agent starts.
     pub(crate) underlay: Underlay,
@@ -283,15 +283,14 @@ impl Node {
         serde_json::from_slice(&std::fs::read(self.file("segments.json")).unwrap()).unwrap()
     }
 
-    /// Asserts that no file of a member is on this node's disk.
+    /// Asserts that the files that only a member has are not on this node's disk.
     pub(crate) fn assert_no_member(&self) {
         for file in ["identity.json", "view.json", "segments.json", "application.json"] {
             assert!(!exists(self.file(file)), "{file} was left behind");
         }
     }
 
-    /// Starts the agent, and waits until it is a member with its first segments, one of each
-    /// family.
+    /// Starts the agent and waits until it is a member with its first segments, one in each family.
     pub(crate) async fn start_as_member(&self) -> (Agent, Membership) {
         let agent = self.start();
         let membership = agent.membership("segments of both families", |m| m.view.segments.len() == 2).await;
@@ -331,8 +330,8 @@ impl Node {
     }
 }
 
-/// Opens the state directory, after waiting until the former agent has closed it: its threads end a
-/// moment later than a process would.
+/// Opens the state directory, after waiting until the former agent has closed it: the former
+/// agent's threads end a moment later than a process would.
 fn open(path: &Path) -> Result<StateDir, StateDirError> {
     wait::expect("the agent before to let go of its state directory", HANG, || match StateDir::open(path) {
         Err(StateDirError::Running { .. }) => None,
@@ -406,7 +405,8 @@ impl Agent {
     }
 }
 
-/// Returns the counts of a plugin whose pods have `leased` addresses of the segments in `file`.
+/// Returns the counts that the plugin reports when pods have `leased` addresses from the segments
+/// in `file`.
 pub(crate) fn stock(file: &SegmentsFile, family: Family, leased: u64) -> Stock {
     Stock { family, free: edge_agent::state_dir::segments_file::capacity(file, family) - leased, leased }
 }

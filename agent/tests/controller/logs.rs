@@ -1,4 +1,4 @@
-//! Tests the logs of agent and controller at level `trace`.
+//! Tests that the logs of agent and controller contain no secret, even at level `trace`.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -41,8 +41,8 @@ impl Log {
     }
 }
 
-/// Returns the middle of a key in PEM, as base64 and as octets. The first octets are the same in
-/// every key.
+/// Returns the middle of a PEM key, as base64 and as octets. The first octets are the same in every
+/// key.
 fn of_key(pem: &str) -> Vec<String> {
     use base64::Engine;
     let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();

@@ -1,4 +1,4 @@
-//! Tests the behaviour without the controller, and after power cuts.
+//! Tests the agent's behaviour without the controller and after power cuts.
 
 use edge_agent::membership::ControllerStatus;
 use edge_types::{NodeView, Role};

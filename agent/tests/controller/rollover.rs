@@ -17,7 +17,8 @@ async fn oldest(controller: &Controller) -> Value {
     listed.as_array().unwrap().iter().find(|row| row["state"] != "retired").unwrap().clone()
 }
 
-/// Returns whether certificate and cross certificate exist, and both authorities are trusted.
+/// Returns whether the certificate and the cross certificate exist and both authorities are
+/// trusted.
 fn is_rolled_over(membership: &Membership) -> bool {
     (membership.credentials.chain.len(), membership.credentials.trust_anchors.len()) == (2, 2)
 }

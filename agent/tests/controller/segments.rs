@@ -1,4 +1,5 @@
-//! Tests segments: one request for several pods, one response for several attempts, and a spare.
+//! Tests segment requests: one request for several pods, one response for several attempts, and
+//! spare segments.
 
 use edge_types::agent_protocol::{AgentRequest, AgentResponse};
 use edge_types::api::Family;
@@ -49,7 +50,7 @@ async fn a_request_whose_response_was_lost_is_repeated_and_grants_nothing_twice(
     agent.membership("the segment", |m| m.view.segments.len() == 3).await;
     until("the end of the request", || async { !exists(node.file("application.json")) }).await;
     agent.kill().await;
-    // The same request again, as if the first response had been lost.
+    // The same request is sent again, as if the first response had been lost.
     std::fs::write(node.file("application.json"), &request).unwrap();
     let agent = node.start();
     until("the same answer", || async { !exists(node.file("application.json")) }).await;
@@ -87,7 +88,7 @@ async fn a_spare_is_kept_as_pods_take_addresses() {
     let taken = AgentRequest::AddressesTaken { stock: vec![stock(&first, Family::V4, 1)] };
     assert_eq!(agent.ask_and_wait(taken.clone()).await, AgentResponse::Done);
     until("the spare", || async { node.segments().segments.len() == 3 }).await;
-    // The same count again, from before the spare was granted, causes no second request.
+    // Repeating the count from before the spare segment was granted causes no second request.
     assert_eq!(agent.ask_and_wait(taken).await, AgentResponse::Done);
     let full = AgentRequest::RequestSegment { stock: vec![stock(&first, Family::V4, 61)] };
     assert_eq!(agent.ask_and_wait(full).await, AgentResponse::Done);

@@ -1,4 +1,5 @@
-//! Tests the view stream: changes add up to the view, also after the stream broke.
+//! Tests that the changes in the view stream add up to the controller's view, also after the stream
+//! broke.
 
 use edge_types::api::TunnelCount;
 use edge_types::{NodeView, Role};
@@ -11,7 +12,7 @@ async fn controller_view(controller: &Controller, node: &str) -> NodeView {
     serde_json::from_value(controller.operator("GET", &format!("/v1/nodes/{node}/view"), Value::Null).await).unwrap()
 }
 
-/// Waits until the agent has the controller's view, also on disk.
+/// Waits until the agent has the controller's view, in memory and on disk.
 async fn agrees(controller: &Controller, node: &Node, agent: &Agent) -> NodeView {
     let expected = controller_view(controller, node.name).await;
     let held = agent.membership("the controller's view", |m| m.view.version >= expected.version).await;

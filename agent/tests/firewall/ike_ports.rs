@@ -1,5 +1,5 @@
-//! Tests that pods do not block an edge's IKE, although they share its address: the ports of IKE
-//! stay reserved for the edge, and pods initiate few IKE SAs.
+//! Tests that pods do not block an edge's IKE, although they share its address: the IKE ports stay
+//! reserved for the edge, and pods can initiate only few IKE SAs.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -22,7 +22,8 @@ pub(crate) const TESTS: &[Test] = &[
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Returns the tables of a hub with the cloud's networks, and of other than the usual ports.
+/// Returns an edge's table, a hub's table with the cloud's networks, and a table with other than
+/// the usual IKE ports, each with its IKE ports.
 fn tables() -> [(Firewall, [u16; 2]); 3] {
     let hub = vec!["10.244.0.0/16".parse().unwrap(), "fd44::/64".parse().unwrap()];
     [
@@ -44,8 +45,8 @@ fn a_pod_that_sends_from_an_ike_port_gets_no_packets_of_peers_for_the_edge() {
     }
 }
 
-/// Lets a pod send first, from the port of IKE to that of a peer. Packets that the peer then sends
-/// to the edge's port must not look like an answer to the pod.
+/// Lets a pod send first, from the IKE port to a peer's IKE port. Packets that the peer then sends
+/// to the edge's port must not look like a reply to the pod.
 fn the_edge_keeps(world: &World, family: &Family, port: u16) {
     let socket = |name, address: &str| {
         let at = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);
@@ -70,7 +71,7 @@ fn the_edge_keeps(world: &World, family: &Family, port: u16) {
     assert_eq!(pod.recv_from(&mut buffer).unwrap().0, 6);
 }
 
-/// Makes an IKE header (RFC 7296 3.1) with a body. The number makes the initiator's SPI differ.
+/// Makes an IKE header (RFC 7296 3.1) with a body. `number` makes the initiator's SPI unique.
 fn ike(number: u64, responder_spi: u64, exchange: u8, version: u8) -> Vec<u8> {
     let mut message = [number.to_be_bytes(), responder_spi.to_be_bytes()].concat();
     message.extend([33, version, exchange, 8, 0, 0, 0, 0, 0, 0, 1, 0]);
@@ -85,7 +86,7 @@ fn pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer() {
     let world = World::new();
     world.apply(&World::edge());
     let mut begun = 0;
-    // A peer may have any port, for example behind a port forwarding.
+    // A peer may use any port, for example behind port forwarding.
     for (family, port) in BOTH.into_iter().flat_map(|family| [(family, 500), (family, 7000)]) {
         for marker in [&[][..], &[0; 4]] {
             let arrived = |make: &dyn Fn(u64) -> Vec<u8>| {
@@ -94,7 +95,7 @@ fn pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer() {
             };
             for version in [0x20, 0x2f] {
                 let arrived = arrived(&|number| ike(number, 0, IKE_SA_INIT, version));
-                // A peer accepts 64 in 30 s.
+                // A peer accepts 64 half-open IKE SAs from one address in 30 s.
                 assert!(arrived < 60, "{} {port} {version}: {arrived} of {SENT}", family.ip);
                 begun += arrived;
             }
@@ -105,8 +106,8 @@ fn pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer() {
     assert!(begun > 0 && world.refused("ike-sa-init") > 0, "{begun} began");
 }
 
-/// Counts these datagrams of a pod that arrive outside. Each is sent after the answer to a datagram
-/// that always passes, so that none is lost because a buffer is full.
+/// Counts how many of these datagrams from a pod arrive outside. Each datagram is sent after the
+/// response to a datagram that always passes, so that none is lost because a buffer is full.
 fn arrivals(world: &World, family: &Family, port: u16, datagrams: Vec<Vec<u8>>) -> usize {
     let at = SocketAddr::new(family.outside.parse::<IpAddr>().unwrap(), port);
     let peer = world.on("outside", move || UdpSocket::bind(at).unwrap());

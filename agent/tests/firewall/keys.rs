@@ -1,4 +1,4 @@
-//! Tests the effects of the keys of `[firewall]`, and of a node's role.
+//! Tests the effects of the keys in `[firewall]` and of a node's role.
 
 use edge_agent::host::firewall::Firewall;
 
@@ -58,7 +58,7 @@ fn masquerade() {
     ] {
         world.apply(&off);
         for family in BOTH {
-            // Hosts of the LAN have a route back through the edge.
+            // LAN hosts have a route back through the edge.
             assert_eq!(world.fetch("pod", family.lan, 80).as_deref(), Some(family.pod));
         }
     }
@@ -85,8 +85,8 @@ fn hub() {
     }
 }
 
-/// The far network is the hub, which sends the edges' packets unencrypted. The neighbour is a pod
-/// of the cloud's own CNI on this node.
+/// The far network stands for the hub, which sends the edges' packets unencrypted. The neighbour
+/// stands for a pod of the cloud's own CNI on this node.
 fn cloud() {
     let world = World::new();
     for name in ["far", "neighbour", "lan"] {
@@ -145,7 +145,7 @@ fn cloud() {
     }
 }
 
-/// A virtual machine on a bridge with the NIC as a port, with br_netfilter.
+/// A virtual machine is on a bridge that has the NIC as a port, with br_netfilter.
 fn bridged() {
     let world = World::new();
     world.serve("lan");
@@ -195,7 +195,7 @@ fn minimal() {
     }
 }
 
-/// The neighbour pod is on the second bridge, with another segment of this node.
+/// The neighbour pod is on the second bridge, with an address from another segment of this node.
 fn second_network() {
     let world = World::new();
     for name in ["pod", "neighbour", "far", "outside"] {
@@ -232,7 +232,7 @@ fn second_network() {
     }
 }
 
-/// The pods have addresses of the plugin's own segments, from before the first view.
+/// The pods have addresses from the plugin's own segments, from before the first view.
 fn former_segments() {
     let world = World::new();
     world.serve("outside");
@@ -251,13 +251,13 @@ fn former_segments() {
         assert_eq!(world.fetch("pod", family.outside, 80).as_deref(), Some(family.edge_up));
         assert_eq!(world.fetch("pod", family.neighbour, 80).as_deref(), Some(former));
         world.cannot_pose("pod", former, "far", family.far);
-        // A packet that the pod's neighbour would send.
+        // A packet such as the pod's neighbour would send.
         let unused = if family.ip == "ip" { "10.78.1.9" } else { "fd78::1:9" };
         world.cannot_pose("lan", unused, "edge", family.edge_lan);
         let forged = if family.ip == "ip" { "10.79.1.2" } else { "fd79::1:2" };
         world.cannot_pose("pod", forged, "outside", family.outside);
     }
-    // Another node has the former segments now.
+    // The former segments now belong to another node.
     let mut granted = former;
     granted.remote.extend(granted.pod_networks.clone());
     world.apply(&granted);
@@ -266,12 +266,12 @@ fn former_segments() {
     }
 }
 
-/// A host of the LAN has an address of the cloud's networks, which are behind a tunnel.
+/// A LAN host has an address within the cloud's networks, which are behind a tunnel.
 fn controller() {
     let world = World::new();
     world.serve("lan");
-    // Without this, the host would send neighbour solicitations from that address. A router between
-    // both sends them from its own address.
+    // Without this static neighbour entry, the host would send neighbour solicitations from that
+    // address. In reality a router between the two sends them from its own address.
     let mac = world.sh("edge", "cat /sys/class/net/lan/address");
     world.sh("lan", &format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", V6.edge_lan, mac.trim()));
     world.serve("edge");
@@ -297,7 +297,7 @@ fn controller() {
     }
 }
 
-/// A route of another program takes packets for a hub's network while the hub is gone.
+/// Another program's route takes packets to a hub's network while the hub is gone.
 fn former_networks() {
     let world = World::new();
     world.serve("outside");
@@ -317,7 +317,7 @@ fn isolated() {
     let world = World::new();
     world.serve("outside");
     world.serve("lan");
-    // A container runtime's bridge that was made later, with a container behind it.
+    // A container runtime's bridge, made later, with a container behind it.
     world.sh(
         "edge",
         "ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up && ip link set far nomaster master docker0 && ip addr flush dev far",
@@ -351,7 +351,7 @@ fn containers_of_others() {
         world.serve(name);
     }
     let (containers, others) = (["172.17.0.2", "fd17::2"], ["172.18.0.2", "fd18::2"]);
-    // These replace the far network and a pod.
+    // These hosts replace the far network and a pod.
     world.sh(
         "edge",
         "set -e
@@ -395,7 +395,7 @@ fn containers_of_others() {
         world.publish(8080, containers[index]);
         assert_eq!(world.fetch("lan", family.edge_lan, 8080).as_deref(), Some(family.lan), "what is published");
     }
-    // The pods of another CNI on a hub or cloud node are that CNI's responsibility.
+    // On a hub or cloud node, another CNI's pods are that CNI's responsibility.
     world.apply(&Firewall { fronted: networks(&["172.17.0.0/16", "fd17::/64"]), ..edge() });
     for (container, other) in containers.into_iter().zip(others) {
         assert!(world.fetch("lan", container, 80).is_some(), "{container} is a pod of the cloud's own CNI");

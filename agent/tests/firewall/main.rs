@@ -1,5 +1,6 @@
-//! Tests the table `inet edge-cni` on a real kernel: which hosts reach which, and with which source
-//! address. Each test has its own network namespaces. The lab tests packets from ESP.
+//! Tests the table `inet edge-cni` on a real kernel: which hosts can reach which other hosts, and
+//! with which source address. Each test has its own network namespaces. The lab tests packets that
+//! arrive in ESP.
 
 mod ike_ports;
 mod keys;

@@ -1,4 +1,4 @@
-//! Tests the handling of rules of other programs that drop pods' packets.
+//! Tests the handling of other programs' rules that drop pods' packets.
 
 use edge_agent::host::obstacles::{self, Obstacle, PodRequirements};
 
@@ -51,7 +51,7 @@ fn forward_drops() {
         let rules = |world: &World| programs.map(|program| world.sh("edge", &format!("{program} -S FORWARD"))).concat();
         let before = rules(&world);
         assert_eq!((look(&world, true), rules(&world)), (vec![], before), "once");
-        // With another range, the rules of the former one are removed.
+        // With another range, the rules for the former range are removed.
         let other = PodRequirements { ranges: vec!["10.78.0.0/16".parse().unwrap()], ..needs(true) };
         world.on("edge", move || obstacles::check(&other));
         assert!(!rules(&world).contains("10.77.") && rules(&world).contains("10.78.0.0/16"), "{}", rules(&world));
@@ -74,7 +74,7 @@ fn named() {
         assert!(world.fetch("pod", family.far, 80).is_some(), "the command helps");
     }
     assert_eq!(look(&world, true), []);
-    // The rule of firewalld.
+    // firewalld's rule.
     world.sh(
         "edge",
         "nft 'delete table inet filter; add table inet firewalld; add chain inet firewalld filter_FORWARD { type filter hook forward priority filter + 10; }; \
@@ -86,7 +86,8 @@ fn named() {
             && said[0].command.starts_with("firewall-cmd --permanent --zone=trusted --add-source=10.77.0.0/16"),
         "{said:?}"
     );
-    // With the ranges in zone `trusted` alone, the cloud's pods still do not reach pods here.
+    // With the ranges in zone `trusted` alone, the cloud's pods still do not reach pods on this
+    // node.
     world.sh(
         "edge",
         "nft 'add chain inet firewalld filter_FORWARD_ZONES; add rule inet firewalld filter_FORWARD_ZONES ip saddr 10.77.0.0/16 accept; \
@@ -107,7 +108,7 @@ fn unreadable() {
     let world = World::new();
     world.sh("edge", "iptables-legacy -P FORWARD DROP && ip6tables-legacy -P FORWARD ACCEPT");
     let mut said = world.on("edge", || {
-        // This applies to this thread and its children.
+        // Removing the capability affects only this thread and its children.
         rustix::thread::remove_capability_from_bounding_set(rustix::thread::CapabilitySet::NET_RAW).unwrap();
         obstacles::check(&needs(true))
     });

@@ -27,11 +27,11 @@ pub(crate) const TESTS: &[Test] = &[
     ("down_keeps_the_table_while_pods_are_attached_and_the_plugin_cannot_make_its_own", down),
 ];
 
-/// A service range, with a Service whose endpoint is on this node and one whose endpoint is on
-/// another.
+/// A service range, with a Service whose endpoint is on this node and a Service whose endpoint is
+/// on another node.
 const SERVICES: [[&str; 3]; 2] = [["10.96.0.0/12", "10.96.0.10", "10.96.0.11"], ["fd96::/112", "fd96::10", "fd96::11"]];
 
-/// Makes worlds with and without another program that masquerades everything that is forwarded.
+/// Makes worlds with and without another program that masquerades all forwarded packets.
 fn worlds() -> impl Iterator<Item = World> {
     [false, true].into_iter().map(|others| {
         let world = World::new();
@@ -227,8 +227,8 @@ fn lan_host_reaches_no_ipvs() {
     }
 }
 
-/// EdgeMesh and other userspace proxies: the Service is redirected to a process of the node, which
-/// calls the pod itself.
+/// With EdgeMesh and other userspace proxies, packets to the Service are redirected to a process on
+/// the node, which connects to the pod itself.
 fn lan_host_reaches_no_proxy() {
     for world in worlds() {
         world.serve("edge");
@@ -237,8 +237,8 @@ fn lan_host_reaches_no_proxy() {
         for ((family, [_, service, to_lan]), proxy) in BOTH.into_iter().zip(SERVICES).zip(proxies) {
             world.redirect(service, proxy);
             assert!(world.fetch("lan", service, 80).is_some(), "without a table {service} is reached");
-            // kube-proxy's rule for a process of the node that calls a Service outside of the
-            // cluster, such as the API server.
+            // kube-proxy's rule for a process on the node that calls a Service whose endpoint is
+            // outside of the cluster, such as the API server.
             let target =
                 if proxy.contains(':') { format!("[{}]:80", family.lan) } else { format!("{}:80", family.lan) };
             world.sh(
@@ -323,7 +323,7 @@ fn sent_for_others() {
     }
 }
 
-/// As with kube-proxy and portmap: a pod that is its own endpoint is masqueraded.
+/// As with kube-proxy and portmap, connections from a pod that is its own endpoint are masqueraded.
 fn hairpin() {
     for world in worlds() {
         world.apply(&World::edge());
@@ -350,7 +350,7 @@ fn hairpin() {
 }
 
 /// portmap and kube-proxy let packets to and from 127.0.0.0/8 cross links (`route_localnet`), so
-/// that the node's processes reach published ports there.
+/// that the node's processes reach published ports at 127.0.0.1.
 fn loopback() {
     let world = World::new();
     world.serve("edge");
@@ -414,7 +414,7 @@ fn plugins_table() {
     world.apply(&Firewall { lan_to_pods: lan, ..World::edge() });
     assert!(world.fetch("lan", V4.pod, 80).is_some());
     assert!(!world.sh("edge", "nft list tables").contains("edge-cni-pods"));
-    // This also succeeds if there is no such table.
+    // The transaction that deletes the plugin's table also succeeds if that table does not exist.
     world.apply(&World::edge());
     world.cannot_fetch("lan", V4.pod, 80);
 }
@@ -433,7 +433,8 @@ fn upgrade() {
     world.cannot_fetch("lan", "10.77.2.2", 80);
 }
 
-/// Since Linux 7.0, a set that is made with the rules that look in it is empty for a moment.
+/// Since Linux 7.0, a set that is made in the same transaction as the rules that use it is empty
+/// for a moment.
 fn replaced() {
     let world = World::new();
     world.serve("far");

@@ -1,5 +1,6 @@
-//! Makes an edge with two pods on its bridge, a LAN, the outside, and a far network in place of
-//! those behind tunnels. Each is in a separate network namespace, with both address families.
+//! Makes an edge with two pods on its bridge, a LAN, hosts outside, and a far network that stands
+//! for the networks behind tunnels. Each is in a separate network namespace, with both address
+//! families.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -13,25 +14,25 @@ use tokio::net::TcpSocket;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Time limit for packets that must not arrive, and for those that must arrive on a busy machine.
+/// Timeout for packets that must not arrive, and for packets that must arrive on a busy machine.
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(5);
 
 /// Addresses of one family.
 pub(crate) struct Family {
     pub(crate) ip: &'static str,
-    /// The edge's address on the LAN, and that of a host there.
+    /// The edge's address on the LAN, and the address of a LAN host.
     pub(crate) edge_lan: &'static str,
     pub(crate) lan: &'static str,
-    /// The edge's address outside, and that of a host there.
+    /// The edge's address on the uplink, and the address of a host outside.
     pub(crate) edge_up: &'static str,
     pub(crate) outside: &'static str,
-    /// Addresses of the bridge and its pods, and a free one.
+    /// Addresses of the bridge and its pods, and a free address.
     pub(crate) bridge: &'static str,
     pub(crate) pod: &'static str,
     pub(crate) neighbour: &'static str,
     pub(crate) unused: &'static str,
-    /// A pod of another node.
+    /// A pod on another node.
     pub(crate) far: &'static str,
     /// A pod of the cloud's own CNI, on the LAN's side.
     pub(crate) cloud: &'static str,
@@ -129,9 +130,9 @@ impl World {
             &["192.168.1.66/24", "2001:db8:1::66/64", "10.244.0.7/32", "fd44::7/128"],
             &["192.168.1.10", "2001:db8:1::10"],
         );
-        // The address is known, but only used on request.
+        // The address exists, but is used as a source only on request.
         world.sh("lan", "ip -6 addr change fd44::7/128 dev eth0 preferred_lft 0");
-        // It has no route to pods, so only translated packets get a response.
+        // This host has no route to pods, so only translated packets get a response.
         host("outside", &["203.0.113.1/24", "2001:db8:9::1/64"], &[]);
         host("far", &["10.0.0.2/24", "fd00::2/64", "10.77.2.2/32", "fd77::2:2/128"], &["10.0.0.1", "fd00::1"]);
         host("pod", &["10.77.1.2/24", "fd77::1:2/112"], &["10.77.1.1", "fd77::1:1"]);
@@ -148,7 +149,7 @@ impl World {
             remote: networks(&["10.77.2.0/24", "fd77::2:0/112"]),
             ranges: networks(&["10.77.0.0/16", "fd77::/64"]),
             addresses: vec![V4.bridge.parse().unwrap(), V6.bridge.parse().unwrap()],
-            // There is no ESP here, so the far network answers in clear.
+            // The test uses no ESP, so the far network responds without encryption.
             remote_in_clear: true,
             ike_ports: [500, 4500],
             masquerade: true,
@@ -176,13 +177,13 @@ impl World {
         self.on("edge", move || firewall.apply()).unwrap();
     }
 
-    /// Returns the number of packets that the edge dropped with this counter.
+    /// Returns the number of dropped packets in this counter of the edge.
     pub(crate) fn refused(&self, counter: &'static str) -> u64 {
         let refused = self.on("edge", firewall::dropped_packets).unwrap();
         refused.iter().find(|refused| refused.counter == counter).map_or(0, |refused| refused.packets)
     }
 
-    /// Adds rules of another program, which masquerade everything that the edge forwards.
+    /// Adds another program's rules, which masquerade all packets that the edge forwards.
     pub(crate) fn masquerade_by_others(&self) {
         self.sh("edge", "nft 'add table inet other; add chain inet other post { type nat hook postrouting priority srcnat; }; add rule inet other post oifname { far, wan, lan } masquerade'");
     }
@@ -207,8 +208,8 @@ impl World {
         ));
     }
 
-    /// Serves on port 80 of a host while the world exists. The response is the client's source
-    /// address.
+    /// Runs a server on port 80 of a host while the world exists. Its response is the client's
+    /// source address.
     pub(crate) fn serve(&self, name: &str) {
         let listener = self.on(name, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap());
         std::thread::spawn(move || {
@@ -220,7 +221,7 @@ impl World {
         });
     }
 
-    /// Returns the source that the server at `to` sees when a host connects to it.
+    /// Returns the source address that the server at `to` sees when a host connects to it.
     pub(crate) fn fetch(&self, from: &str, to: &str, port: u16) -> Option<String> {
         self.connect(from, to, port, LONG)
     }
@@ -275,7 +276,7 @@ impl World {
         receiver.recv_from(&mut [0; 16]).unwrap().1.ip().to_string()
     }
 
-    /// Returns whether an ICMP error says that no socket listens there.
+    /// Returns whether an ICMP error reports that no socket listens at `to`.
     pub(crate) fn is_refused(&self, from: &str, to: &str) -> bool {
         let to = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 9);
         let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { Ipv6Addr::UNSPECIFIED.into() };

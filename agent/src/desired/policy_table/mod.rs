@@ -1,5 +1,5 @@
 //! Keeps the desired policies up to date peer by peer: a change of one peer affects only that
-//! peer's policies and those that compete with them. This module does no I/O.
+//! peer's policies and the policies that compete with them. This module does no I/O.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,8 +11,8 @@ use edge_xfrm::policy::PolicyKey;
 ///
 /// The kernel keeps one policy for a direction and selector. If two peers may take the same packets
 /// (two hubs that front the same networks), the policy with the stronger priority is the desired
-/// one. Among equals the guard's policy is desired, then that of the peer with the best
-/// [`TunnelState`], then that of the peer whose name comes first.
+/// one. Among policies with the same priority, the guard's policy is desired, then the policy of
+/// the peer with the best [`TunnelState`], then the policy of the peer whose name comes first.
 ///
 /// The table grows with the number of policies.
 #[derive(Debug, Default)]
@@ -26,15 +26,15 @@ pub struct PolicyTable {
     changed: BTreeMap<PolicyKey, Option<Policy>>,
 }
 
-/// The state of a peer's tunnel, compared with others that may take the same packets. The best is
-/// first.
+/// The state of a peer's tunnel, to compare it with other tunnels that may take the same packets.
+/// The best state is first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TunnelState {
-    /// It can send.
+    /// The tunnel can send.
     Up,
-    /// It can send again, but only for a short time so far.
+    /// The tunnel can send again, but only for a short time so far.
     Returned,
-    /// It cannot send.
+    /// The tunnel cannot send.
     Down,
 }
 
@@ -53,7 +53,7 @@ pub struct PolicyChange {
 #[derive(Debug)]
 struct PoliciesOfKey {
     best: SourcedPolicy,
-    /// Strongest first. Nearly always empty.
+    /// The other policies, strongest first. Nearly always empty.
     others: Vec<SourcedPolicy>,
 }
 
@@ -118,8 +118,8 @@ impl PolicyTable {
         self.by_key.values().map(|of_key| &of_key.best.policy)
     }
 
-    /// Returns the desired policies with the keys of a peer, whether they are its own or those of a
-    /// stronger peer.
+    /// Returns the desired policies with the keys of a peer, whether they are the peer's own or
+    /// belong to a stronger peer.
     pub fn policies_of(&self, peer: &PeerName) -> impl Iterator<Item = &Policy> {
         self.keys.get(peer).into_iter().flatten().filter_map(|key| self.get(key))
     }
@@ -129,7 +129,7 @@ impl PolicyTable {
         !self.changed.is_empty()
     }
 
-    /// Returns the keys whose desired policy differs from that at the previous call.
+    /// Returns the keys whose desired policy differs from the one at the previous call.
     pub fn take_changes(&mut self) -> Vec<PolicyChange> {
         std::mem::take(&mut self.changed)
             .into_iter()
@@ -138,9 +138,11 @@ impl PolicyTable {
             .collect()
     }
 
-    /// Replaces the policies of a source, whose previous keys were `before`. Returns its new keys.
+    /// Replaces the policies from a source, whose previous keys were `before`. Returns the new
+    /// keys.
     fn replace(&mut self, before: &[PolicyKey], source: &PolicySource, policies: &[Policy]) -> Vec<PolicyKey> {
-        // Of two policies of a source with the same key, the first of the stronger priority counts.
+        // Of two policies from a source with the same key, the one with the stronger priority
+        // counts; if the priorities are equal, the first one.
         let mut new: BTreeMap<PolicyKey, Policy> = BTreeMap::new();
         for policy in policies {
             let held = new.entry(policy.key()).or_insert(*policy);
@@ -157,7 +159,7 @@ impl PolicyTable {
         new.into_keys().collect()
     }
 
-    /// Replaces the policy of a source for one key.
+    /// Replaces the policy from a source for one key.
     fn set_policy(&mut self, key: PolicyKey, source: &PolicySource, policy: Option<Policy>) {
         let peer = match source {
             PolicySource::Guard => None,

@@ -17,12 +17,12 @@ const NETWORKS: [&str; 7] =
     ["10.77.0.0/16", "10.77.1.0/26", "10.77.2.0/26", "10.244.0.0/16", "0.0.0.0/0", "fd77::/48", "fd77::100/120"];
 const PEERS: usize = 5;
 
-/// Something that changes the desired policies. Networks are numbers of [`NETWORKS`].
+/// An event that changes the desired policies. Networks are indexes into [`NETWORKS`].
 #[derive(Debug, Clone)]
 enum TableChange {
     /// The view grants other networks to a peer, or names it for the first time.
     Granted { peer: usize, local: Vec<usize>, remote: Vec<usize> },
-    /// A peer of the configuration.
+    /// The configuration names a static peer.
     Negotiated { peer: usize },
     /// The view no longer names a peer.
     Removed { peer: usize },
@@ -69,14 +69,14 @@ fn name(peer: usize) -> PeerName {
     PeerName::new(&format!("edge-{peer}"))
 }
 
-/// Of the peers, 3 and 4 are hubs.
+/// Peers 3 and 4 are hubs.
 fn reqids(name: &PeerName) -> Option<PeerReqids> {
     let number = name.as_str().trim_start_matches("edge-").parse().unwrap();
     let outbound = Reqid::tunnel(number)?;
     Some(PeerReqids { outbound, inbound: if number >= 3 { Reqid::FROM_HUBS } else { outbound } })
 }
 
-/// The state from which both computations start, and the table that follows its changes.
+/// The input of both computations, and the table that is updated with each change.
 struct Model {
     template: DesiredTunnel,
     desired: Desired,
@@ -98,7 +98,7 @@ impl Model {
         }
     }
 
-    /// Applies a change, and reports the affected peer to the table.
+    /// Applies a change and reports the affected peer to the table.
     fn apply(&mut self, change: &TableChange) {
         match change {
             TableChange::Granted { peer, local, remote } => {
@@ -226,7 +226,7 @@ fn a_peer_that_goes_up_takes_only_the_keys_of_those_it_competes_with() {
     let changes = table.take_changes();
     assert_eq!(changes.len(), 1);
     assert_eq!((changes[0].before, changes[0].now), (Some(policies(2001)[0]), Some(policies(2002)[0])));
-    // A hub that came back a moment ago does not displace another one.
+    // The policies of a hub that came back a moment ago do not replace those of another hub.
     table.set_peer(&first, TunnelState::Returned, &policies(2001));
     assert!(table.take_changes().is_empty());
     // A tunnel that goes up and down between two calls causes no change.

@@ -1,4 +1,4 @@
-//! Derives the contents of the table from configuration and desired state.
+//! Derives the contents of the table `inet edge-cni` from configuration and desired state.
 
 use std::net::IpAddr;
 
@@ -18,37 +18,39 @@ pub const PODS_TABLE: &str = "edge-cni-pods";
 /// The contents of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Firewall {
-    /// The pods' bridges: the agent's own, and those of other networks of the plugin.
+    /// The pods' bridges: the agent's own, and the bridges of the plugin's other networks.
     pub pod_bridges: Vec<String>,
-    /// Networks of the pods' bridges. Pods from before the first view may have addresses of
+    /// Networks of the pods' bridges. Pods that started before the first view may have addresses in
     /// segments that the view does not name.
     pub pod_networks: Vec<IpNetwork>,
     /// This node's segments: the source addresses of its pods.
     pub own: Vec<IpNetwork>,
-    /// On hubs and cloud nodes: the cloud's networks. Packets from these may arrive over the LAN.
+    /// On hubs and cloud nodes: the cloud's networks. Packets from these networks may arrive over
+    /// the LAN.
     pub fronted: Vec<IpNetwork>,
-    /// Networks of hubs that the view no longer names. Pods' packets for them are not masqueraded,
-    /// and the guard's device drops them.
+    /// Hub networks that the view no longer names. Packets from pods to these networks are not
+    /// masqueraded, and the guard's device drops them.
     pub former: Vec<IpNetwork>,
-    /// Networks behind tunnels; on a cloud node, those behind the hub.
+    /// Networks behind tunnels; on a cloud node, the networks behind the hub.
     pub remote: Vec<IpNetwork>,
     /// Whether packets from `remote` arrive without encryption. True on cloud nodes, where the hub
     /// sends them.
     pub remote_in_clear: bool,
-    /// UDP ports of IKE and of ESP in UDP. Their packets are accepted, since cryptography
-    /// authenticates them.
+    /// UDP ports for IKE and for ESP in UDP. Packets to these ports are accepted, since IKE and ESP
+    /// authenticate them.
     pub ike_ports: [u16; 2],
     /// TCP ports of the controllers, whose addresses may lie within the cloud's networks.
     pub controller_ports: Vec<u16>,
-    /// The cluster's ranges. A source address within them that is not ours is forged, and never
-    /// translated.
+    /// The cluster's ranges. A source address within the ranges that does not belong to this node
+    /// is forged, and never translated.
     pub ranges: Vec<IpNetwork>,
-    /// Source addresses, one of each family, for redirected connections and the node's own when
-    /// they enter a tunnel.
+    /// Source addresses, one for each family, that redirected connections and the node's own
+    /// connections get when they enter a tunnel.
     pub addresses: Vec<IpAddr>,
-    /// Local and remote networks between our segments and static peers.
+    /// Pairs of local and remote networks between which packets pass to and from static peers.
     pub static_pairs: Vec<(IpNetwork, IpNetwork)>,
-    /// Whether pods' packets to destinations outside of the cluster get this node's address.
+    /// Whether packets from pods to destinations outside of the cluster get this node's source
+    /// address.
     pub masquerade: bool,
     /// Destinations excepted from `masquerade`.
     pub masquerade_except: Vec<IpNetwork>,
@@ -56,12 +58,13 @@ pub struct Firewall {
     pub lan_to_pods: Vec<IpNetwork>,
     /// Sources outside of the cluster that may use the tunnels.
     pub lan_to_tunnels: Vec<IpNetwork>,
-    /// Ranges of Services that no view names.
+    /// Service ranges that no view names.
     pub service_ranges: Vec<IpNetwork>,
     /// Sources from which pods may send, in addition to our segments.
     pub pod_sources: Vec<IpNetwork>,
     /// Interfaces from which nothing is forwarded, except to pods and tunnels, for IPv4 and IPv6.
-    /// Empty for a family if the node forwarded before agent or plugin turned that on.
+    /// Empty for a family if the node forwarded packets before the agent or the plugin turned
+    /// forwarding on.
     pub isolated: [Vec<String>; 2],
     /// Whether to leave out features that small kernels lack: `masquerade` (nft_masq), `fib`
     /// (nft_fib_inet) and `limit` (nft_limit).
@@ -87,8 +90,9 @@ pub struct FirewallLinks {
 }
 
 impl Firewall {
-    /// Makes the table from configuration and desired state. `addresses` are the bridge's, or on a
-    /// cloud node those within the cloud's networks. `mtu` is in bytes, 0 if unknown.
+    /// Makes the table from configuration and desired state. `addresses` are the bridge's
+    /// addresses, or on a cloud node its addresses within the cloud's networks. `mtu` is in bytes,
+    /// 0 if unknown.
     #[must_use]
     pub fn desired(config: &Config, desired: &Desired, addresses: Vec<IpAddr>, links: FirewallLinks, mtu: u32) -> Self {
         let keys = &config.firewall;
@@ -138,7 +142,7 @@ impl Firewall {
     }
 
     /// Returns the first and last of the ports that pods' masqueraded datagrams may have: the
-    /// widest range without privileged ports and without those of IKE.
+    /// widest range without privileged ports and IKE ports.
     pub(super) fn ports_without_ike(&self) -> (u16, u16) {
         let mut ports = self.ike_ports;
         ports.sort_unstable();

@@ -1,4 +1,4 @@
-//! The counters of the table.
+//! The counters of dropped packets, and the meaning of each.
 
 /// Counters of dropped packets, and what each means for an operator.
 pub(super) const COUNTERS: [(&str, &str); 9] = [

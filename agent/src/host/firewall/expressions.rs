@@ -1,4 +1,5 @@
-//! Expressions and statements of nft's JSON, from which the rules are made (libnftables-json(5)).
+//! Expressions and statements in nft's JSON format (libnftables-json(5)), from which the rules are
+//! made.
 
 use std::net::IpAddr;
 
@@ -11,7 +12,7 @@ pub(super) struct Family {
     pub(super) ipv4: bool,
     /// `ip` or `ip6`.
     pub(super) protocol: &'static str,
-    /// Suffix of the names of its sets.
+    /// Suffix of the names of this family's sets.
     pub(super) suffix: &'static str,
 }
 
@@ -27,7 +28,7 @@ impl Family {
         json!({"payload": {"protocol": self.protocol, "field": field}})
     }
 
-    /// Makes `ip saddr @own4`.
+    /// Makes a match such as `ip saddr @own4`.
     pub(super) fn within(self, field: &str, set: &str) -> Value {
         is("==", self.field(field), json!(format!("@{set}{}", self.suffix)))
     }
@@ -41,7 +42,8 @@ impl Family {
         meta("==", "nfproto", json!(if self.ipv4 { "ipv4" } else { "ipv6" }))
     }
 
-    /// Matches an error of ICMP (RFC 792) or ICMPv6 (RFC 4443), for example about our ESP.
+    /// Matches an ICMP (RFC 792) or ICMPv6 (RFC 4443) error, for example about this node's ESP
+    /// packets.
     pub(super) fn icmp_error(self) -> Value {
         let (protocol, types) = if self.ipv4 {
             ("icmp", vec!["destination-unreachable", "time-exceeded", "parameter-problem"])
@@ -57,7 +59,8 @@ impl Family {
         is("==", sent_to, json!(format!("@{set}{}", self.suffix)))
     }
 
-    /// Matches sources outside that no key and no role allows to call Services.
+    /// Matches sources outside of the cluster that no configuration key and no role allows to call
+    /// Services.
     pub(super) fn no_exception(self) -> [Value; 3] {
         ["fronted", "lan-to-tunnels", "lan-to-pods"].map(|set| self.outside("saddr", set))
     }

@@ -1,16 +1,17 @@
-//! The nftables table `inet edge-cni`: it decides which senders may use the tunnels and which may
-//! reach pods, and sets the source addresses of packets that leave.
+//! The nftables table `inet edge-cni`, which decides which senders may use the tunnels and which
+//! may reach pods, and which sets the source addresses of outgoing packets.
 //!
 //! XFRM policies decide between which networks packets may flow, but they do not check the sender
-//! of a packet. The table does that. `docs/firewall.md` describes each chain, and the path of each
+//! of a packet. The table checks it. `docs/firewall.md` describes each chain, and the path of each
 //! kind of packet.
 //!
-//! - `contents`: the contents of the table, derived from configuration and desired state. No I/O.
+//! - `contents`: the contents of the table, derived from configuration and desired state. It does
+//!   no I/O.
 //! - `counters`: the counters of dropped packets, and the meaning of each.
-//! - `expressions`: the parts of rules in nft's JSON.
-//! - `rules`: the table as commands of `nft -j`. No I/O.
-//! - `sets`: the networks in its sets, and the commands that change them. No I/O.
-//! - `nft`: applies, updates, reads and removes the table.
+//! - `expressions`: expressions and statements in nft's JSON format, from which the rules are made.
+//! - `rules`: the table as commands for `nft -j`. It does no I/O.
+//! - `sets`: the table's named sets, and the commands that change them. It does no I/O.
+//! - `nft`: access to the table in the kernel through `nft -j`.
 
 mod contents;
 mod counters;

@@ -35,23 +35,23 @@ pub struct KernelTable {
 }
 
 impl Firewall {
-    /// Replaces the table, and returns it as the kernel has it. Fails if nft refuses it.
+    /// Replaces the table and returns it as the kernel has it. Fails if nft refuses it.
     pub fn apply(&self) -> anyhow::Result<KernelTable> {
         self.replace(&mut 0)
     }
 
     /// Replaces the table as [`Self::apply`] does. Adds the number of transactions that changed the
-    /// table.
+    /// table to `transactions`.
     ///
     /// The sets are changed before the rules that use them: since Linux 7.0, lookups find the
-    /// elements of a new set a moment after the rules of the same transaction come into force.
-    /// Packets of that moment would be dropped.
+    /// elements of a new set only a moment after the rules of the same transaction take effect.
+    /// Packets that arrive in that moment would be dropped.
     pub(in crate::host) fn replace(&self, transactions: &mut u32) -> anyhow::Result<KernelTable> {
         let replaced = match read()? {
             Some(found) => self.replace_in_steps(&found, transactions).inspect_err(|error| {
                 tracing::debug!("table inet {TABLE}: {error:#}");
             }),
-            // If the rules did not follow, the plugin would treat the table as complete.
+            // If the sets existed without rules, the plugin would treat the table as complete.
             None => Ok(false),
         };
         if !replaced.unwrap_or(false) {
@@ -64,7 +64,8 @@ impl Firewall {
         }
     }
 
-    /// Returns false if the table has objects that ours lacks, so that it must be deleted.
+    /// Returns false if the table in the kernel has objects that the desired table lacks, so that
+    /// it must be deleted.
     fn replace_in_steps(&self, found: &KernelTable, transactions: &mut u32) -> anyhow::Result<bool> {
         let Some(deletions) = found.delete_rules(&self.sets()) else { return Ok(false) };
         run_counted(changes(&found.sets, &self.sets()), transactions)?;
@@ -88,7 +89,7 @@ impl Firewall {
 
 impl KernelTable {
     /// Returns the commands that delete everything except the `wanted` sets and the counters.
-    /// `None` if there are objects that ours lacks.
+    /// `None` if the table in the kernel has objects that the desired table lacks.
     fn delete_rules(&self, wanted: &Sets) -> Option<Vec<Value>> {
         let table = json!({"table": {"family": "inet", "name": TABLE}});
         let mut commands = vec![json!({"flush": table})];
@@ -212,7 +213,7 @@ pub(in crate::host) fn run(commands: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs commands in one transaction, if there are any, and counts it.
+/// Runs commands, if there are any, in one transaction and counts the transaction.
 fn run_counted(commands: Vec<Value>, transactions: &mut u32) -> anyhow::Result<()> {
     if !commands.is_empty() {
         run(&json!({ "nftables": commands }))?;

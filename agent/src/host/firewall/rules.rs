@@ -1,4 +1,4 @@
-//! The table as commands of `nft -j`. `docs/firewall.md` explains every rule.
+//! The table as commands for `nft -j`. `docs/firewall.md` explains every rule.
 
 use std::net::IpAddr;
 
@@ -13,7 +13,7 @@ use super::expressions::{
 use super::sets;
 
 /// Priority before connection tracking (-200), which therefore does not see packets that are
-/// dropped here.
+/// dropped at this priority.
 const EARLY: i32 = -300;
 /// Priority after connection tracking, before every other chain that translates sources (100).
 const BEFORE_OTHERS: i32 = -150;
@@ -39,8 +39,8 @@ impl Commands {
 }
 
 impl Firewall {
-    /// Returns the commands that replace our table, whichever release made it, and the plugin's
-    /// [`PODS_TABLE`], in one transaction.
+    /// Returns the commands that replace the agent's table, whichever release made it, and delete
+    /// the plugin's [`PODS_TABLE`], in one transaction.
     pub(super) fn commands(&self) -> Value {
         let table = table(TABLE);
         // The table is added before it is deleted, since deletion fails if it does not exist.
@@ -51,8 +51,8 @@ impl Firewall {
         json!({ "nftables": commands })
     }
 
-    /// Returns the commands that make the chains with their rules, and delete [`PODS_TABLE`]. They
-    /// need the sets and the [`counters`].
+    /// Returns the commands that make the chains with their rules and delete [`PODS_TABLE`]. The
+    /// sets and the [`counters`] must exist already.
     pub(super) fn rules(&self) -> Vec<Value> {
         let plugins = table(PODS_TABLE);
         let mut commands = Commands(vec![json!({"add": plugins}), json!({"delete": plugins})]);
@@ -78,8 +78,8 @@ impl Firewall {
     fn prerouting(&self, commands: &mut Commands) {
         commands.chain("prerouting", "filter", "prerouting", EARLY);
         // The kernel drops such packets itself, unless portmap or kube-proxy has set
-        // `route_localnet`. Answers to their redirections of 127.0.0.1 have another destination
-        // here, before connection tracking restores it.
+        // `route_localnet`. Replies to connections to 127.0.0.1 that these programs redirected have
+        // another destination in this chain, since connection tracking restores it later.
         let loopback = prefix(&constant_network(IpAddr::from([127, 0, 0, 0]), 8));
         for field in ["daddr", "saddr"] {
             let matches = [meta("!=", "iifname", json!("lo")), is("==", FAMILIES[0].field(field), loopback.clone())];
@@ -89,8 +89,8 @@ impl Firewall {
             let elsewhere = meta("!=", "iifname", self.bridges_and_lo());
             let posing = [elsewhere.clone(), family.within("saddr", "own")].into_iter().chain(dropped("posing"));
             commands.rule("prerouting", posing);
-            // Packets from other networks of the plugin. A former segment may belong to another
-            // node by now.
+            // Packets from the plugin's other networks. A former segment may belong to another node
+            // by now.
             let of_bridges = [elsewhere, family.within("saddr", "bridged"), family.outside("saddr", "remote")];
             commands.rule("prerouting", of_bridges.into_iter().chain(dropped("posing")));
             commands.rule(
@@ -136,7 +136,7 @@ impl Firewall {
         }
     }
 
-    /// Drops packets of hosts outside to a Service's address that IPVS has put on an interface of
+    /// Drops packets from hosts outside to a Service's address that IPVS has put on an interface of
     /// this node (kube-ipvs0). IPVS forwards them to a pod from the node itself, so they never pass
     /// `forward`. A packet to an address of the interface on which it arrives is not such a packet.
     fn services_on_this_node(&self, commands: &mut Commands) {
@@ -151,13 +151,13 @@ impl Firewall {
         }
     }
 
-    /// Drops packets of hosts outside to a Service that were redirected to a proxy on this node
-    /// (EdgeMesh and other userspace proxies). The proxy would call the pod as a process of this
-    /// node.
+    /// Drops packets from hosts outside to a Service that were redirected to a proxy on this node
+    /// (EdgeMesh and other userspace proxies). The proxy would connect to the pod as a process of
+    /// this node.
     fn input(&self, commands: &mut Commands) {
         commands.chain("input", "filter", "input", BEFORE_OTHERS);
         for family in FAMILIES {
-            // If a process of this node calls a Service, the replies also have the status `dnat`.
+            // If a process on this node calls a Service, the replies also have the status `dnat`.
             let from_clients = is("==", json!({"ct": {"key": "direction"}}), json!("original"));
             let matches =
                 self.senders_outside().into_iter().chain([redirected(), from_clients, family.sent_to("services")]);
@@ -166,13 +166,14 @@ impl Firewall {
         }
     }
 
-    /// Matches packets of hosts outside: not of a pod, not of this node and not out of a tunnel.
+    /// Matches packets from hosts outside: not from a pod, not from this node and not from a
+    /// tunnel.
     fn senders_outside(&self) -> [Value; 2] {
         [meta("!=", "iifname", self.bridges_and_lo()), meta("==", "ipsec", json!(false))]
     }
 
-    /// Matches packets whose destination is this node. The minimal table cannot check that: it
-    /// matches packets whose destination is no pod.
+    /// Matches packets whose destination is this node. The minimal table cannot check that. There,
+    /// packets match if their destination is not a pod.
     fn to_node(&self, family: Family) -> Vec<Value> {
         if !self.minimal {
             return vec![is("==", json!({"fib": {"result": "type", "flags": ["daddr"]}}), json!("local"))];
@@ -182,13 +183,14 @@ impl Firewall {
         own.chain([family.outside("daddr", "own")]).collect()
     }
 
-    /// Decides what is forwarded. An accept ends this table's chain only; a drop is final.
+    /// Decides which packets are forwarded. An accept verdict ends only this table's chain; a drop
+    /// verdict is final.
     fn forward(&self, commands: &mut Commands) {
         for target in ["to-tunnels", "to-pods", "between-uplinks", "to-containers"] {
             commands.target(target);
         }
         commands.chain("forward", "filter", "forward", BEFORE_OTHERS);
-        // Accepts only replies. Packets of the client are checked again, since the connection may
+        // Accepts only replies. Packets from the client are checked again, since the connection may
         // be older than this table or its keys.
         let answers = is("==", json!({"ct": {"key": "direction"}}), json!("reply"));
         commands.rule("forward", [ct("state", json!("established")), answers, accept()]);
@@ -232,7 +234,7 @@ impl Firewall {
             }
             let on = |key: &str| meta("==", key, json!({"set": isolated}));
             commands.rule("forward", [family.any(), on("iifname"), on("oifname"), goto("between-uplinks")]);
-            // The cloud's own CNI decides who reaches its pods on this node.
+            // The cloud's own CNI decides which senders reach its pods on this node.
             commands.rule("forward", [on("iifname"), family.within("daddr", "fronted"), accept()]);
             commands.rule("forward", [family.any(), on("iifname"), goto("to-containers")]);
         }
@@ -247,14 +249,14 @@ impl Firewall {
         commands.rule("to-containers", dropped("to-containers"));
     }
 
-    /// Limits the IKE SAs that pods initiate with hosts outside, at any port. Pods share this
-    /// node's address, and a peer accepts 64 half-open IKE SAs of one address in 30 s: without the
-    /// limit, a pod could block this node's own IKE SAs.
+    /// Limits the IKE SAs that pods initiate with hosts outside, on any port. Pods share this
+    /// node's address, and a peer accepts 64 half-open IKE SAs from one address in 30 s: without
+    /// the limit, a pod could block this node's own IKE SAs.
     fn ike_of_pods(&self, commands: &mut Commands) {
         let bits = |offset: u32, length: u32| json!({"payload": {"base": "th", "offset": offset, "len": length}});
         commands.target("ike-of-pods");
-        // RFC 7296 3.1, behind the UDP header: no SPI of the responder, major version 2, exchange
-        // type IKE_SA_INIT. On the port behind NATs four octets of zero come before (RFC 3948 2.2).
+        // RFC 7296 3.1, after the UDP header: responder's SPI 0, major version 2, exchange type
+        // IKE_SA_INIT. On the port behind NATs four octets of zero come before (RFC 3948 2.2).
         for marker in [0, 32] {
             let mut matches = vec![self.over_bridges("iifname"), meta("==", "l4proto", json!("udp"))];
             if marker > 0 {
@@ -270,7 +272,7 @@ impl Firewall {
         commands.rule("ike-of-pods", [over].into_iter().chain(dropped("ike-sa-init")));
     }
 
-    /// Sets the source addresses of packets that leave. The first rule that matches a connection's
+    /// Sets the source addresses of outgoing packets. The first rule that matches a connection's
     /// first packet decides for the whole connection.
     fn sources(&self, commands: &mut Commands) {
         commands.chain("sources", "nat", "postrouting", BEFORE_OTHERS);
@@ -283,10 +285,11 @@ impl Firewall {
             }
             if let Some(address) = self.addresses.iter().find(|address| family.has(**address)) {
                 let ours = json!({"snat": {"family": family.protocol, "addr": address.to_string()}});
-                // For any sender. Forwarded packets have passed the chain `forward`. Others are the
-                // node's own, or IPVS sends them from the node with a client's source. No
-                // expression distinguishes these two on all kernels (since 5.7 IPVS's packets keep
-                // their `iif`; before that, no packet in postrouting has one).
+                // This rule applies to any sender. Forwarded packets have passed the chain
+                // `forward`. Other packets are the node's own, or IPVS sends them from the node
+                // with a client's source address. No expression distinguishes these two kinds on
+                // all kernels (since 5.7 IPVS's packets keep their `iif`; before that, no packet in
+                // postrouting has one).
                 let to = [family.within("daddr", "remote"), family.outside("saddr", "ranges")];
                 commands.rule("sources", to.into_iter().chain([ours]));
             }
@@ -320,7 +323,7 @@ impl Firewall {
                 let flags = json!({"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["syn", "rst"]]});
                 is("==", flags, json!("syn"))
             };
-            // nft_exthdr only ever lowers the value.
+            // nft_exthdr only lowers the value and never raises it.
             let clamp =
                 || json!({"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": size}});
             for chain in ["mss-forward", "mss-output"] {

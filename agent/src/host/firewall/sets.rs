@@ -1,4 +1,4 @@
-//! The table's named sets: the networks in each, and the commands that change them.
+//! The table's named sets, the networks in each, and the commands that change the sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use super::contents::{Firewall, TABLE};
 use super::expressions::{FAMILIES, constant_network, prefix};
 
-/// Networks of each set, by the set's name. No network contains another one of the same set.
+/// The networks in each set, by the set's name. No network contains another network in the same
+/// set.
 pub(super) type Sets = BTreeMap<String, BTreeSet<IpNetwork>>;
 
 impl Firewall {
@@ -39,7 +40,7 @@ impl Firewall {
     }
 }
 
-/// Adds a set of each family.
+/// Adds a set for each family.
 fn add<'a>(sets: &mut Sets, name: &str, networks: impl Iterator<Item = &'a IpNetwork>) {
     let (v4, v6): (Vec<_>, Vec<_>) = networks.partition(|network| network.is_ipv4());
     for (family, networks) in FAMILIES.into_iter().zip([v4, v6]) {
@@ -47,12 +48,13 @@ fn add<'a>(sets: &mut Sets, name: &str, networks: impl Iterator<Item = &'a IpNet
     }
 }
 
-/// Removes networks within others, because the elements of an interval set must not overlap.
+/// Removes networks that lie within other networks, because the elements of an interval set must
+/// not overlap.
 fn without_inner(mut networks: Vec<&IpNetwork>) -> BTreeSet<IpNetwork> {
     networks.sort_by_key(|network| (network.network(), network.prefix()));
     let mut kept: Vec<IpNetwork> = Vec::new();
     for network in networks {
-        // Since they are sorted, only the last one kept can contain it.
+        // Since the networks are sorted, only the last kept network can contain this one.
         if !kept.last().is_some_and(|outer| outer.contains(network.network())) {
             kept.push(constant_network(network.network(), network.prefix()));
         }

@@ -82,11 +82,12 @@ fn networks_are_kept_apart_unless_the_operator_wants_a_router() {
 fn without_a_view_no_table_is_wanted() {
     assert!(table("", &Desired::default()).is_empty());
     assert!(!table("", &of_role(Role::Edge)).is_empty());
-    // The first edge of a cluster has no peer. Its pods can still reach the outside.
+    // The first edge of a cluster has no peer. Its pods can still reach hosts outside of the
+    // cluster.
     assert!(!table("", &Desired { remote_networks: vec![], ..of_role(Role::Edge) }).is_empty());
 }
 
-/// Returns the statements of all rules of a chain, as text.
+/// Returns the statements of all rules in a chain, as text.
 fn rules(firewall: &Firewall, chain: &str) -> Vec<String> {
     let commands = firewall.commands();
     let all = commands["nftables"].as_array().unwrap().iter().map(|command| &command["add"]["rule"]);

@@ -20,7 +20,7 @@ use super::hub_choice::AgentAnswer;
 /// Prefix of IKE messages on the NAT traversal port (RFC 3948 2.2).
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
 /// Number of probes to one address whose answers still count. A restarted agent answers probes that
-/// its sockets kept.
+/// its sockets received in the meantime.
 const MAX_UNANSWERED: usize = 8;
 /// Maximum number of datagrams that are read from one address in a round.
 const MAX_READ: usize = 64;
@@ -36,7 +36,7 @@ pub(super) struct AgentProbes {
     sockets: HashMap<SocketAddr, ProbeSocket>,
 }
 
-/// A connected socket, so that the kernel drops packets of other senders.
+/// A connected socket, so that the kernel drops packets from other senders.
 #[derive(Debug)]
 struct ProbeSocket {
     socket: UdpSocket,
@@ -44,7 +44,7 @@ struct ProbeSocket {
 }
 
 impl AgentProbes {
-    /// Makes probes without any socket.
+    /// Makes an empty value, without any socket.
     pub(super) fn new() -> Self {
         Self { random: SystemRandom::new(), sockets: HashMap::new() }
     }
@@ -80,7 +80,7 @@ impl AgentProbes {
         probe_socket.socket.send(&[&NON_ESP_MARKER, probe(spi, nonce, share).as_slice()].concat()).map(drop)
     }
 
-    /// Reads the datagrams from an address. Returns its answer to a probe, if there is one.
+    /// Reads the datagrams from an address. Returns the answer to a probe, if one arrived.
     pub(super) fn answer(&mut self, from: SocketAddr) -> Option<AgentAnswer> {
         let probe_socket = self.sockets.get_mut(&from)?;
         let mut buffer = [0; 2048];
@@ -95,7 +95,7 @@ impl AgentProbes {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // ICMP errors of earlier probes.
+                // ICMP errors about earlier probes.
                 Err(_) => {}
             }
         }
@@ -138,7 +138,8 @@ fn probe(spi: u64, nonce: &[u8], share: &[u8]) -> Vec<u8> {
     Message { header, payloads }.encode()
 }
 
-/// Returns the SPI of an answer, and its meaning. Every response to a probe is a sign of life.
+/// Returns the SPI in an answer and the meaning of the answer. Every response to a probe is a sign
+/// of life.
 fn read_answer(datagram: &[u8]) -> Option<(u64, AgentAnswer)> {
     let message = Message::decode(datagram.strip_prefix(&NON_ESP_MARKER)?).ok()?;
     let answer = match message.payloads.notify(NotifyType::NoProposalChosen) {

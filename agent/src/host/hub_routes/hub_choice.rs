@@ -1,36 +1,36 @@
-//! Decides through which hub a cloud node routes. This module does no I/O: the caller provides
+//! Chooses the hub through which a cloud node routes. This module does no I/O: the caller provides
 //! signs of life and the time.
 //!
 //! Each gateway, an address of a hub, has two signals: its neighbour entry shows that the machine
-//! is alive, and answers to IKE probes show that its agent works. Both are probed once a second,
-//! and twice a second from the first missing answer on. The code counts rounds and not seconds, so
-//! that no hub seems dead because this process did not run for a while.
+//! is alive, and answers to IKE probes show that its agent works. Both signals are probed once a
+//! second, and twice a second after the first missing answer. The code counts rounds of probes, not
+//! seconds, so that no hub seems dead because this process did not run for a while.
 
 use std::time::{Duration, Instant};
 
 use crate::desired::HubGateway;
 
-/// Time between two rounds.
+/// Time between two rounds of probes.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
 /// Rounds without an answer after which a signal is lost: 3.0 to 3.5 s after the last answer, with
 /// five unanswered probes. An agent that is away for 2 s still answers one of these probes.
 const LOST_AFTER: u32 = 6;
-/// A signal that is lost or never appeared is probed only in every tenth round (5 s). If the
+/// A signal that is lost or never appeared is probed only in every tenth round (every 5 s). If the
 /// machine is gone, each probe causes a broadcast or multicast.
 const LOST_PACE: u32 = 10;
-/// A hub that was dead counts only after this time, unless there is no other, because edges must
-/// set up their tunnels to it again first.
+/// A hub that was dead is chosen only after this time, unless there is no other hub, because edges
+/// must first set up their tunnels to it again.
 const HOLD: Duration = Duration::from_secs(30);
 /// Number of rounds (60 s) in which a hub is not probed again after it answered that it has no
 /// peers: it logs each such probe, and it has no packets to forward.
 const PEERLESS_PAUSE: u32 = 120;
 
-/// The results of the probes of a gateway since the last round.
+/// The results of the probes to a gateway since the last round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ProbeResults {
     /// Whether the neighbour entry was confirmed, or cannot be probed.
     pub(super) neighbour: bool,
-    /// The answer of the hub's agent, if it answered.
+    /// The answer from the hub's agent, if it answered.
     pub(super) agent: Option<AgentAnswer>,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct ProbeResults {
 pub(super) enum AgentAnswer {
     /// The agent serves its peers.
     Serves,
-    /// The agent works, and has no peers.
+    /// The agent works but has no peers.
     HasNoPeers,
 }
 
@@ -61,7 +61,7 @@ pub(super) enum Health {
     AgentGone,
     /// The machine was dead less than [`HOLD`] ago, and its agent has never answered.
     ReturnedMute,
-    /// It was dead less than [`HOLD`] ago.
+    /// Machine and agent answer, but the gateway was dead less than [`HOLD`] ago.
     Returned,
     /// The machine answers. Its agent has never answered, so its state is unknown: perhaps a
     /// firewall drops the probes.
@@ -70,7 +70,7 @@ pub(super) enum Health {
     Good,
 }
 
-/// The gateways and what is known about them.
+/// The gateways and the state of their signals.
 #[derive(Debug, Default)]
 pub(super) struct HubChoice {
     gateways: Vec<(HubGateway, GatewayHealth)>,
@@ -81,14 +81,14 @@ struct GatewayHealth {
     neighbour: Signal,
     agent: Signal,
     dead: bool,
-    /// When it came back, or was added beside a gateway in use.
+    /// When the gateway came back, or was added while another gateway was in use.
     returned_at: Option<Instant>,
     pause: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Signal {
-    /// Rounds since the last sign.
+    /// Rounds since the last sign of life.
     silent: u32,
     ever: bool,
 }
@@ -103,8 +103,8 @@ impl Signal {
         self.silent >= LOST_AFTER
     }
 
-    /// Returns whether a probe is due. A sign of life answers the probe of the round before, so the
-    /// next probe follows a round later.
+    /// Returns whether a probe is due. A sign of life answers the previous round's probe, so the
+    /// next probe follows one round later.
     fn is_due(self) -> bool {
         match self.silent.checked_sub(LOST_AFTER) {
             Some(lost) => lost.is_multiple_of(LOST_PACE),
@@ -115,7 +115,7 @@ impl Signal {
 
 impl GatewayHealth {
     fn new(returned_at: Option<Instant>) -> Self {
-        // The signal starts with one silent round, so that it is probed at once.
+        // The signal starts with one silent round, so that it is probed immediately.
         let signal = Signal { silent: 1, ever: false };
         Self { neighbour: signal, agent: signal, dead: false, returned_at, pause: 0 }
     }
@@ -135,7 +135,7 @@ impl GatewayHealth {
     }
 
     fn machine_gone(&self) -> bool {
-        // An agent that answers proves the machine too.
+        // An answer from the agent also proves that the machine is alive.
         self.neighbour.is_lost() && (self.agent.is_lost() || !self.agent.ever)
     }
 
@@ -158,8 +158,9 @@ impl GatewayHealth {
 }
 
 impl HubChoice {
-    /// Sets the gateways, best first. The state of a gateway that stays is kept. A new one waits
-    /// like one that has come back, if packets of its family already take another way.
+    /// Sets the gateways, best first. The state of a gateway that stays is kept. A new gateway
+    /// waits like one that has come back, if packets of its family already go through another
+    /// gateway.
     pub(super) fn set(&mut self, gateways: Vec<HubGateway>, in_use: &[HubGateway], now: Instant) {
         let before = std::mem::take(&mut self.gateways);
         let known = |gateway: &HubGateway| before.iter().find(|(other, _)| other == gateway).map(|(_, known)| known);
@@ -182,7 +183,7 @@ impl HubChoice {
         probed.cloned().collect()
     }
 
-    /// Ends a round of a gateway, and returns the probes to send in the next one.
+    /// Ends a gateway's round and returns the probes to send in the next round.
     pub(super) fn round(&mut self, gateway: &HubGateway, results: ProbeResults, now: Instant) -> Probes {
         let Some((_, watched)) = self.gateways.iter_mut().find(|(known, _)| known == gateway) else {
             return Probes { neighbour: false, agent: false };
@@ -191,8 +192,9 @@ impl HubChoice {
         Probes { neighbour: watched.neighbour.is_due(), agent: watched.pause == 0 && watched.agent.is_due() }
     }
 
-    /// Returns the gateway of a family for now: the best one, and among equals the first. The one
-    /// in use stays if the best ones are dead or have come back only recently.
+    /// Returns the gateway that a family should use now: the best one, and among equally good ones
+    /// the first. The gateway in use stays if the best ones are dead or have come back only
+    /// recently.
     pub(super) fn choose(&self, ipv4: bool, in_use: Option<&HubGateway>, now: Instant) -> Option<&HubGateway> {
         let best = self.of_family(ipv4).map(|(_, watched)| watched.health(now)).max()?;
         let mut equals =
@@ -283,7 +285,7 @@ mod tests {
             self.rounds(seconds * 2)
         }
 
-        /// Returns the changes since the last call, in milliseconds from it.
+        /// Returns the changes since the last call, each with the milliseconds since that call.
         fn changes(&mut self) -> Vec<(u128, String)> {
             self.begun = self.now;
             std::mem::take(&mut self.changes)
@@ -359,7 +361,7 @@ mod tests {
         pair.answers[1] = (true, true);
         assert_eq!(pair.seconds(6).in_use(), "hub-2");
         pair.changes();
-        // Both wait now; the first one that comes back stays.
+        // Both hubs wait now; the first one that comes back stays in use.
         pair.answers[0] = (true, true);
         assert_eq!(pair.seconds(20).changes(), []);
         assert_eq!(pair.seconds(20).in_use(), "hub-1");
@@ -419,7 +421,7 @@ mod tests {
         }
         assert_eq!(hub_choice.choose(true, Some(&gateways[0]), now), Some(&gateways[2]));
         assert_eq!(hub_choice.choose(false, Some(&gateways[1]), now), Some(&gateways[1]));
-        // A hub that the view adds waits; the state of the others is kept.
+        // A hub that the view adds waits; the state of the other hubs is kept.
         let mut more = gateways.clone();
         more.insert(0, gateway("hub-0", "192.0.2.9"));
         hub_choice.set(more.clone(), &[gateways[2].clone()], now);

@@ -1,10 +1,12 @@
-//! On a cloud node: routes the cluster's ranges through a hub that is alive.
+//! Routes the cluster's ranges through a hub that is alive, on a cloud node.
 //!
-//! - [`hub_choice`]: decides which hub that is. It does no I/O.
-//! - [`neighbours`]: checks with the kernel whether a hub's machine answers.
-//! - [`agent_probes`]: checks with a hub's IKE responder whether its agent works.
+//! - [`hub_choice`]: chooses the hub. It does no I/O.
+//! - [`neighbours`]: checks the kernel's neighbour entries, which show whether a hub's machine
+//!   answers.
+//! - [`agent_probes`]: sends IKE probes, which show whether a hub's agent works.
 //!
-//! This is a separate task, since the reconciler runs programs, which may take seconds.
+//! The routes are kept by a separate task, since the reconciler runs programs, which may take
+//! seconds.
 
 mod agent_probes;
 mod hub_choice;
@@ -52,8 +54,9 @@ pub(super) struct HubRoutes {
 }
 
 impl HubRoutes {
-    /// Makes the task's state. `routes` gets the routes that are in place. The connection of
-    /// `handle` must not be shared: the kernel answers one dump at a time on each (`EBUSY`).
+    /// Makes the task's state. The task sends the routes that are in place to `routes`. The
+    /// connection of `handle` must not be shared: the kernel answers only one dump at a time on
+    /// each connection (`EBUSY`).
     pub(super) fn new(handle: Handle, incidents: Incidents, routes: watch::Sender<Vec<RouteEntry>>) -> Self {
         Self {
             handle,
@@ -69,7 +72,7 @@ impl HubRoutes {
         }
     }
 
-    /// Runs until `stop` is cancelled, and leaves the routes in place. `observed` is the kernel's
+    /// Runs until `stop` is cancelled and leaves the routes in place. `observed` is the kernel's
     /// state after each change.
     pub(super) async fn run(
         mut self,
@@ -110,7 +113,7 @@ impl HubRoutes {
         }
     }
 
-    /// Takes the hubs of the view that are neighbours of this node.
+    /// Uses the hubs in the view that are neighbours of this node as gateways.
     fn update_gateways(&mut self) {
         let gateways: Vec<HubGateway> = self
             .desired
@@ -137,7 +140,7 @@ impl HubRoutes {
         self.probes.retain(&probed);
     }
 
-    /// Reads the answers to the last probes, and sends the next ones.
+    /// Reads the answers to the last probes and sends the next probes.
     async fn round(&mut self) {
         let probed = std::mem::take(&mut self.probed_neighbours);
         for gateway in self.hub_choice.probed() {
@@ -147,7 +150,7 @@ impl HubRoutes {
                 Ok(known) => known,
                 Err(error) => {
                     self.incidents.error(format!("neighbour entry of hub {} ({address}): {error}", gateway.hub));
-                    // An error here says nothing about the hub.
+                    // An error while reading the entry says nothing about the hub.
                     Neighbour::Fixed
                 }
             };
@@ -280,7 +283,7 @@ impl HubRoutes {
         routed.all(|network| self.entry(*network).is_some())
     }
 
-    /// Installs the routes that are missing or lead elsewhere, and returns them.
+    /// Installs the routes that are missing or lead through another gateway and returns them.
     async fn install(&self) -> Vec<RouteEntry> {
         let mut installed = Vec::new();
         for network in &self.desired.hub_routes {
@@ -333,14 +336,15 @@ fn same_family(gateway: &HubGateway, network: &IpNetwork) -> bool {
     gateway.address.is_ipv4() == network.is_ipv4()
 }
 
-/// Returns whether another program's route has the place of ours: the kernel would replace it.
+/// Returns whether another program's route has the same destination and metric as our route would
+/// have, so that the kernel would replace it.
 fn occupies(route: &Route, network: IpNetwork) -> bool {
     let metric = if network.is_ipv4() { 0 } else { DEFAULT_IPV6_METRIC };
     route.destination == network && route.metric == metric && route.protocol != ROUTE_PROTOCOL
 }
 
-/// Adds a route, or replaces one to the same network in place, so that no packet is without one
-/// (`NLM_F_REPLACE`).
+/// Adds a route, or replaces a route to the same network in place, so that packets have a route at
+/// every moment (`NLM_F_REPLACE`).
 async fn replace(handle: &Handle, network: IpNetwork, via: IpAddr) -> Result<(), rtnetlink::Error> {
     let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
     let message: RouteMessage = match (network, via) {

@@ -13,14 +13,14 @@ use rtnetlink::{Error, Handle};
 /// `ENOENT`, positive.
 const NO_ENTRY: i32 = 2;
 
-/// What the kernel knows about a neighbour.
+/// The kernel's knowledge of a neighbour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Neighbour {
-    /// It answered the last question.
+    /// The neighbour answered the last probe.
     Confirmed,
-    /// It has not answered the present question yet.
+    /// The neighbour has not answered the current probe yet.
     Asked,
-    /// The kernel does not know its link-layer address.
+    /// The kernel does not know the neighbour's link-layer address.
     Unknown,
     /// Another program maintains the entry, or the link needs none. The entry cannot be probed.
     Fixed,
@@ -48,7 +48,7 @@ fn judge(entry: &NeighbourMessage) -> Neighbour {
     }
     match entry.header.state {
         NeighbourState::Permanent | NeighbourState::Noarp => Neighbour::Fixed,
-        // An entry that was probed becomes stale if the neighbour comes with another link-layer
+        // An entry that was probed becomes stale if the neighbour answers from another link-layer
         // address.
         NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay => Neighbour::Confirmed,
         NeighbourState::Probe => Neighbour::Asked,
@@ -73,7 +73,7 @@ pub(super) async fn ask(handle: &Handle, link: u32, address: IpAddr, known: Neig
     let mut responses = handle.clone().request(request)?;
     while let Some(response) = responses.next().await {
         match response.payload {
-            // The kernel has removed the entry in the meantime; the next round makes it again.
+            // The kernel has removed the entry in the meantime; the next round creates it again.
             NetlinkPayload::Error(error) if error.code.is_none() || error.raw_code().saturating_neg() == NO_ENTRY => {}
             NetlinkPayload::Error(error) => return Err(Error::NetlinkError(error)),
             _ => {}

@@ -22,7 +22,7 @@ use crate::config::proposal::{node_esp, node_ike};
 use crate::incidents::IncidentKind;
 
 const TEST: &str = "host::hub_routes::tests::a_cloud_node_with_two_hubs";
-/// Time limit for a test that hangs.
+/// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(60);
 
 #[test]
@@ -58,7 +58,7 @@ struct HubAgent {
 }
 
 impl HubAgent {
-    /// Starts it in the namespace `far`, where addresses can be used at once.
+    /// Starts the responder in the namespace `far`, where addresses can be used immediately.
     fn start(address: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -69,7 +69,7 @@ impl HubAgent {
         Self { stop, thread }
     }
 
-    /// Stops the agent. Returns 0 if the probes have left no half-open IKE SA and no event.
+    /// Stops the responder. Returns 0 if the probes have left no half-open IKE SA and no event.
     fn stop(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
@@ -146,7 +146,8 @@ fn a_cloud_node_with_two_hubs() {
     add_far_host();
     for line in [
         "sysctl -qw net.ipv6.conf.uplink.accept_dad=0",
-        // An hour. The kernel's own state of reachable neighbours must not count.
+        // One hour, so that the test does not depend on the kernel's own state of reachable
+        // neighbours.
         "sysctl -qw net.ipv4.neigh.uplink.base_reachable_time_ms=3600000",
         "sysctl -qw net.ipv6.neigh.uplink.base_reachable_time_ms=3600000",
         "ip addr add 192.0.2.10/24 dev uplink",
@@ -155,7 +156,7 @@ fn a_cloud_node_with_two_hubs() {
         "ip -n far addr add 192.0.2.2/24 dev far",
         "ip -n far addr add 2001:db8::1/64 dev far nodad",
         "ip -n far addr add 2001:db8::2/64 dev far nodad",
-        // Routes of ours through a hub that the view no longer has, and another program's.
+        // Our routes through a hub that the view no longer has, and another program's route.
         &format!("ip route add 10.77.0.0/16 via 192.0.2.99 proto {ROUTE_PROTOCOL}"),
         &format!("ip route add fd77::/48 via 2001:db8::99 proto {ROUTE_PROTOCOL}"),
         "ip route add 10.88.0.0/16 via 192.0.2.98 proto static",
@@ -204,7 +205,7 @@ fn a_cloud_node_with_two_hubs() {
     assert_eq!(incidents.latest().len(), 2, "{:?}", incidents.latest());
 }
 
-/// Starts the task, and another one that observes the kernel.
+/// Starts the task and another task that observes the kernel.
 fn start(incidents: Incidents) -> tokio::runtime::Runtime {
     let networks = ["10.77.0.0/16", "fd77::/48", "10.88.0.0/16"];
     let desired = Desired {

@@ -1,6 +1,6 @@
 //! Adds accept rules for the cluster's ranges to iptables' `FORWARD`, if its policy is `DROP`, as
-//! flannel and kube-proxy do for their networks. The rules are appended, so that rules of others
-//! come first, and carry a comment by which the agent recognises them.
+//! flannel and kube-proxy do for their networks. The rules are appended, so that other programs'
+//! rules come first, and carry a comment by which the agent recognises its own rules.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Obstacle, PodRequirements};
 use crate::host::firewall;
 
-/// Comment of our rules.
+/// Comment on the agent's rules.
 const COMMENT: &str = "edge-cni";
 
 /// Maintains the rules in `ip filter FORWARD` and `ip6 filter FORWARD`, the chains of
@@ -58,14 +58,15 @@ pub(super) fn nft(needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Ob
     })
 }
 
-/// Maintains the rules of `iptables-legacy`, which nftables does not show. Their changes cause no
-/// notifications, so they are read whenever something else changes.
+/// Maintains the rules of `iptables-legacy`, which nftables does not show. Changes of these rules
+/// cause no notifications, so the rules are read whenever something else changes.
 pub(super) fn legacy(needs: &PodRequirements) -> Vec<Obstacle> {
     let tables = [
         (true, "iptables-legacy", "/proc/thread-self/net/ip_tables_names"),
         (false, "ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names"),
     ];
-    // Running the program would load the module, so the code first checks whether the table exists.
+    // Running the program would load the kernel module, so the code first checks whether the table
+    // exists.
     let stands =
         |path: &str| std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "filter"));
     tables
@@ -94,7 +95,7 @@ pub(super) fn legacy(needs: &PodRequirements) -> Vec<Obstacle> {
         .collect()
 }
 
-/// Adds our missing rules, and deletes those that are no longer needed.
+/// Adds the agent's missing rules and deletes its rules that are no longer needed.
 fn reconcile(program: &str, needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Obstacle> {
     let ranges: Vec<&IpNetwork> = needs.ranges.iter().filter(|range| range.is_ipv4() == ipv4).collect();
     let needed: Vec<String> = ranges
@@ -138,7 +139,7 @@ fn no_rule_obstacle(program: &str, rules: &[String], why: &str) -> Obstacle {
     }
 }
 
-/// Removes our rules, for `down`. Returns their number.
+/// Removes the agent's rules, for `down`. Returns the number of removed rules.
 pub fn remove() -> anyhow::Result<usize> {
     let mut count = 0;
     for program in ["iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"] {
@@ -197,7 +198,7 @@ fn available(program: &str) -> bool {
 }
 
 fn call(program: &str, words: &[&str]) -> Result<String, String> {
-    // -w: waits for the lock, which other programs may hold.
+    // `-w` waits for the xtables lock, which other programs may hold.
     let output = Command::new(program)
         .args(["-w", "5"])
         .args(words)

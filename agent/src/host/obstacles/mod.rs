@@ -1,5 +1,5 @@
-//! Finds rules of other programs that drop pods' packets, and the command that removes the
-//! obstacle. The rules are read when rules or interfaces change, not on a timer. If the policy of
+//! Finds other programs' rules that drop pods' packets, and for each such obstacle the command that
+//! removes it. The rules are read when rules or interfaces change, not on a timer. If the policy of
 //! `FORWARD` is `DROP` (Docker, ufw), two accept rules for each range are added; everything else is
 //! only reported.
 
@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::firewall::{self, TABLE};
 
-/// A fact that keeps pods' packets from arriving: a rule of another program, or a failure of the
+/// A fact that keeps pods' packets from arriving: another program's rule, or a failure of the
 /// agent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Obstacle {
@@ -41,7 +41,8 @@ pub struct PodRequirements {
     pub accept: bool,
 }
 
-/// Checks other programs' rules, adds the accept rules, and returns the obstacles. Blocks.
+/// Checks other programs' rules, adds the accept rules, and returns the obstacles. Blocks the
+/// calling thread.
 #[must_use]
 pub fn check(needs: &PodRequirements) -> Vec<Obstacle> {
     if needs.ranges.is_empty() {
@@ -88,7 +89,7 @@ impl Chain {
     }
 }
 
-/// Returns filter chains of other programs, from the output of `nft -j list chains`.
+/// Returns other programs' filter chains from the output of `nft -j list chains`.
 fn chains(listed: &Value) -> Vec<Chain> {
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     let word = |chain: &Value, key: &str| chain[key].as_str().unwrap_or_default().to_owned();
@@ -108,14 +109,15 @@ fn chains(listed: &Value) -> Vec<Chain> {
 }
 
 /// Finds chains that drop forwarded packets. Docker and ufw use the policy of iptables' `FORWARD`,
-/// others the policy of a separate chain, firewalld its last rule.
+/// firewalld uses the last rule of its chain, and other programs use the policy of a separate
+/// chain.
 fn forward_chains(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
     for chain in chains.iter().filter(|chain| chain.hook == "forward").take(MAX_CHAINS) {
         let iptables =
             matches!(chain.family.as_str(), "ip" | "ip6") && chain.table == "filter" && chain.name == "FORWARD";
         if iptables {
-            // Called even if the policy is ACCEPT, because rules that were added earlier must
-            // follow the ranges.
+            // Called even if the policy is ACCEPT, because rules that were added earlier must be
+            // adapted when the ranges change.
             obstacles.extend(forward::nft(needs, chain.family == "ip", chain.drops));
             continue;
         }
@@ -184,11 +186,12 @@ fn mentions(rules: &[Value], needs: &PodRequirements) -> bool {
         || needs.ranges.iter().any(|range| text.contains(&format!("\"{}\"", range.network())))
 }
 
-/// Returns networks that no rule of firewalld names, so that firewalld checks their packets by the
-/// zone of the incoming link. Each needs to be a source of a zone, because packets out of a tunnel
-/// come from an uplink. If a rule names the bridge, the operator has decided.
+/// Returns networks that no firewalld rule names, so that firewalld checks packets from these
+/// networks by the zone of the incoming link. Each network needs to be a source of a zone, because
+/// packets from a tunnel arrive over an uplink. If a rule names the bridge, the operator has
+/// already decided about pods.
 fn unknown_to_firewalld(family: &str, needs: &PodRequirements) -> Vec<IpNetwork> {
-    // firewalld keeps zones by source in separate chains.
+    // firewalld keeps the zones that are chosen by source in separate chains.
     let Ok(Some(listed)) = firewall::list(&["list", "table", family, "firewalld"]) else { return vec![] };
     if listed.to_string().contains(&format!("\"{}\"", needs.bridge)) {
         return vec![];

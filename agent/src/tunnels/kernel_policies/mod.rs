@@ -1,4 +1,4 @@
-//! Maintains the policies in the kernel. A change of one peer causes requests about that peer's
+//! Maintains the policies in the kernel. A change to one peer causes requests about that peer's
 //! policies only; all policies are compared after notifications and at intervals.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,17 +13,17 @@ use edge_xfrm::{Action, Direction, Error, InstalledPolicy, Policy, Reqid, Xfrm};
 use crate::desired::{ChildEnds, Desired, PolicyTable, TunnelState, tunnel_policies};
 use crate::incidents::Incidents;
 
-/// How long a policy of the guard that is not desired stays. The plugin installs the guard of a new
+/// How long a guard policy that is not desired stays. The plugin installs the guard of a new
 /// segment before the view names that segment.
 const STRAY_GUARD_LINGER: Duration = Duration::from_secs(10);
 
 /// Whether the desired state is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DesiredCompleteness {
-    /// All peers are known, so other policies of ours are deleted.
+    /// Whether all peers are known, so that the agent's other policies are deleted.
     pub(super) complete: bool,
-    /// A complete desired state has been applied. So another policy of ours is an incident, and not
-    /// left by an earlier run.
+    /// Whether a complete desired state has been applied. If so, a policy of the agent's that is
+    /// not desired is an incident and was not left by an earlier run.
     pub(super) settled: bool,
 }
 
@@ -34,12 +34,12 @@ pub(super) struct KernelPolicies {
     /// Desired policies that are not in the kernel: another program holds the selector, or the
     /// kernel refused them.
     unmet: BTreeSet<PolicyKey>,
-    /// Policies of the guard that are not desired, by index, and since when.
+    /// Guard policies that are not desired, by index, and since when.
     stray_guards: BTreeMap<u32, Instant>,
 }
 
 impl KernelPolicies {
-    /// Computes the policies of a peer again. `children` and `state` are the present ones.
+    /// Computes the policies of a peer again. `children` and `state` are the peer's current ones.
     pub(super) fn update_peer(
         &mut self,
         peer: &PeerName,
@@ -56,7 +56,7 @@ impl KernelPolicies {
         problems.into_iter().for_each(|problem| incidents.error(problem));
     }
 
-    /// Computes the policies of the guard again.
+    /// Computes the guard's policies again.
     pub(super) fn update_guard(&mut self, config: &GuardConfig, incidents: &Incidents) {
         match guard::policies(config) {
             Ok(policies) => self.desired.set_guard(&policies),
@@ -86,9 +86,9 @@ impl KernelPolicies {
         self.desired.policies().filter(|policy| !self.unmet.contains(&policy.key()))
     }
 
-    /// Installs and deletes the changes since the last call, on the assumption that the kernel has
-    /// the rest: a few batches, however many policies there are. Returns true if the kernel refused
-    /// a change.
+    /// Installs and deletes the policies that changed since the last call, assuming that the kernel
+    /// has the rest. This takes a few batches, however many policies there are. Returns true if the
+    /// kernel refused a change.
     pub(super) fn install_changes(&mut self, xfrm: &mut Xfrm, incidents: &Incidents) -> bool {
         if !self.desired.has_changes() {
             return false;
@@ -122,9 +122,9 @@ impl KernelPolicies {
         self.record(outcome, &installed, xfrm, incidents)
     }
 
-    /// Reads all policies in the kernel and makes ours the desired ones. A missing or changed
-    /// policy that the kernel had is recorded as an incident. Returns true if a difference is left
-    /// for later, for example because the kernel refused the change.
+    /// Reads all policies in the kernel and corrects the agent's policies to the desired ones. A
+    /// missing or changed policy that the kernel had is recorded as an incident. Returns true if a
+    /// difference is left for later, for example because the kernel refused the change.
     pub(super) fn reconcile(
         &mut self,
         xfrm: &mut Xfrm,
@@ -232,7 +232,7 @@ impl KernelPolicies {
             }
         }
         if unclear {
-            // The error does not say which policies exist.
+            // The error does not show which policies exist.
             let holders = xfrm.holders(installed).unwrap_or_else(|_| vec![None; installed.len()]);
             let absent = installed.iter().zip(holders);
             let absent =
@@ -243,7 +243,7 @@ impl KernelPolicies {
     }
 }
 
-/// Reduces `stray`, our policies that are not desired, to those that are deleted now.
+/// Reduces `stray`, our policies that are not desired, to the policies that are deleted now.
 /// `desired_before`: whether a policy was desired until now.
 fn select_stray(
     stray_guards: &mut BTreeMap<u32, Instant>,

@@ -79,8 +79,8 @@ impl Node {
         self.policies.reconcile(&mut self.xfrm, &self.incidents, KNOWN, Instant::default());
     }
 
-    /// Carries out an event of a peer, and returns the number of requests to the kernel. `ends`:
-    /// the peer's address, and whether its tunnel is up.
+    /// Handles an event for a peer and returns the number of requests to the kernel. `ends`: the
+    /// peer's address, and whether its tunnel is up.
     fn event(&mut self, name: &str, ends: Option<(&str, bool)>) -> u32 {
         let name = PeerName::new(name);
         let child = self.desired.tunnels.get(&name).map(|tunnel| tunnel.peer.child.clone());
@@ -105,9 +105,9 @@ impl Node {
         self.xfrm.requests_sent() - before
     }
 
-    /// Plays another program that deletes one of our policies, changes one, and adds one with one
-    /// of our reqids. Returns the number of requests that correct it, after the kernel has sent its
-    /// notifications.
+    /// Acts as another program that deletes one of our policies, changes one, and adds one with one
+    /// of our reqids. Returns the number of requests that correct this, after the kernel has sent
+    /// its notifications.
     fn damage_and_repair(&mut self, inward: &str) -> u32 {
         let template = format!("tmpl src 0.0.0.0 dst 0.0.0.0 proto esp mode tunnel reqid {}", 0xec00_0005_u32);
         let mut events = EventSocket::open().unwrap();
