@@ -44,8 +44,8 @@ pub(super) struct ServerArguments {
 }
 
 impl ServerArguments {
-    /// Returns the admin socket of the running server: the one that an argument names, or the one
-    /// in the configuration.
+    /// Returns the admin socket of the running server: the one that an argument names, the one in
+    /// the configuration file, or the default.
     ///
     /// # Errors
     /// If the configuration cannot be used.
