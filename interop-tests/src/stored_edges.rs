@@ -25,7 +25,7 @@ pub fn name(index: u32) -> String {
 /// Returns the segment of an edge.
 ///
 /// # Errors
-/// If the range has no segment with this number.
+/// If the index is too large for the range.
 pub fn segment(index: u32) -> Result<IpNetwork> {
     let range: Ipv4Network = CLUSTER_RANGE.parse()?;
     // The address is in the upper half of the range, since the controller grants from the lower

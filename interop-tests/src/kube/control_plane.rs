@@ -383,7 +383,7 @@ impl ControlPlane {
             "--service-account-signing-key-file=tokens.key",
             "--allow-privileged=true",
             "--profiling=false",
-            // No limit for requests is configured; only the machine limits them.
+            // These limits are so high that only the machine limits the requests.
             "--max-requests-inflight=4000",
             "--max-mutating-requests-inflight=2000",
             // etcd drops old versions only when a test requests it.
