@@ -35,7 +35,7 @@ fn copy_of(layout: &Path) -> tempfile::TempDir {
     directory
 }
 
-/// The name of this version's layout.
+/// Returns the path of this version's layout.
 fn present() -> PathBuf {
     layouts().join(env!("CARGO_PKG_VERSION"))
 }

@@ -1,4 +1,4 @@
-//! Runs a controller with the embedded store, and an agent that joins it, in separate namespaces.
+//! Runs a controller with the embedded store, and an agent that joins it, in a separate namespace.
 
 use std::fs;
 use std::io::{Read as _, Write as _};

@@ -23,13 +23,13 @@ use crate::cluster::{Cluster, Node};
 
 /// Number of nodes that connect at the same time.
 const AT_ONCE: usize = 64;
-/// Number of bytes of a line that are examined.
+/// Number of bytes at the beginning of a line that are examined.
 const LOOK: usize = 4096;
 
-/// A line that arrived.
+/// A line that arrived on a view stream.
 pub(crate) struct ReceivedLine {
     pub(crate) at: Instant,
-    /// Its beginning.
+    /// The beginning of the line.
     pub(crate) line: Vec<u8>,
 }
 
