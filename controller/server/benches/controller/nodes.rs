@@ -75,7 +75,7 @@ pub(crate) async fn secure(address: SocketAddr, tls: Arc<ClientConfig>) -> TlsSt
     TlsConnector::from(tls).connect(ServerName::try_from("127.0.0.1").expect("a name"), stream).await.expect("TLS")
 }
 
-/// Runs work for every node, many at the same time. Returns the results in the order of the nodes.
+/// Runs work for every node, many at the same time. Returns the results in node order.
 pub(crate) async fn each<'a, T, F: Future<Output = T>>(
     cluster: &'a Cluster,
     work: impl Fn(usize, &'a Node) -> F,

@@ -1,12 +1,12 @@
 //! Limits the number of connections in total, from strangers (peers that have not shown a node's
 //! certificate), and from each node.
 //!
-//! If all connections for strangers are in use, a new connection is still admitted, and
-//! [`SourceShares`] decides which stranger's connection is closed for it. So a host that takes all
-//! of the strangers' connections loses its own. After an outage, nodes behind one address may
-//! reconnect at once and use all connections; a limit for each source would not allow that. A
-//! connection on which a node's certificate was shown does not count as a stranger's and is never
-//! closed for a stranger's.
+//! If all connections for strangers are in use, [`SourceShares`] decides which stranger's
+//! connection, if any, is closed to admit a new one. So a host that takes all of the strangers'
+//! connections loses its own. After an outage, nodes behind one address may reconnect at once and
+//! use all connections; a limit for each source would not allow that. A connection on which a
+//! node's certificate was shown does not count as a stranger's and is never closed for a
+//! stranger's.
 //!
 //! A node with too many connections loses its oldest one, because the node may have lost its
 //! network and reconnected before the controller notices. The closed connection is the oldest of

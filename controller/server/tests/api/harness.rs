@@ -74,7 +74,7 @@ impl Cloud {
         Self { server, clock, ..self }
     }
 
-    /// Stops, changes the state directory, and starts again.
+    /// Stops the controller, changes the state directory and starts the controller again.
     pub(crate) async fn restart_after(self, meanwhile: impl FnOnce(&Path)) -> Self {
         let (config, clock) = (self.config.clone(), self.clock.clone());
         self.server.stop().await;

@@ -191,7 +191,8 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
     assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 200, "and comes back");
     Node::join(target.address, target.ca.clone(), &later, "edge-2").await;
 
-    // Waits until all HTTP/1.1 connections are refused for their size or slowness, or displaced.
+    // Waits until all HTTP/1.1 connections are refused for their size or slowness, or closed for
+    // newer ones.
     let mut refused = 0;
     for (raw, _) in &mut strangers {
         let Some(raw) = raw.as_mut().filter(|raw| raw.get_ref().1.alpn_protocol() == Some(b"http/1.1")) else {
