@@ -1,4 +1,4 @@
-//! The cache of files that are built once per machine: their directories, and the lock for
+//! Caches files that are built once per machine: manages their directories and the lock for
 //! building.
 
 use std::fs::{self, File};
@@ -58,7 +58,8 @@ impl BuildCache {
             let base = file.file_name().context("a built file without a name")?;
             fs::copy(file, staged.path().join(base)).with_context(|| format!("keeping {}", file.display()))?;
         }
-        // A temporary directory is private. Another user of the same cache must see the build.
+        // A temporary directory is private. Another user of the same cache must be able to read the
+        // build.
         fs::set_permissions(staged.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let staged = staged.keep();
         if built.exists() {
@@ -69,7 +70,7 @@ impl BuildCache {
     }
 }
 
-/// Returns a short name for a build's inputs; other inputs have another name.
+/// Returns a short name for a build's inputs; different inputs have different names.
 pub(crate) fn digest(inputs: &[&str]) -> String {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     inputs.iter().for_each(|input| context.update(input.as_bytes()));

@@ -9,14 +9,14 @@ use serde_json::{Value, json};
 use crate::scenario::Lab;
 use crate::topology::{Node, Pod};
 
-/// The network configuration list that `edge-agent install-cni` writes and a runtime reads.
+/// Path of the network configuration list that `edge-agent install-cni` writes and a runtime reads.
 pub(crate) const CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 
 /// The plugin's exit status and output.
 pub(crate) struct PluginOutput {
-    /// Whether it ended with 0.
+    /// Whether the plugin's exit status was 0.
     pub(crate) ok: bool,
-    /// Its result or error.
+    /// The plugin's result or error, as JSON.
     pub(crate) body: Value,
 }
 
@@ -33,7 +33,7 @@ fn network_configuration(node: &Node) -> Result<Value> {
 /// Runs the plugin.
 ///
 /// # Errors
-/// If it cannot be run or its output is not JSON.
+/// If the plugin cannot be run or its output is not JSON.
 pub(crate) fn call(lab: &Lab, node: &Node, verb: &str, container_id: &str, netns: &str) -> Result<PluginOutput> {
     let stdin = node.out().join(format!("{}.cni-stdin.json", node.name()));
     std::fs::write(&stdin, network_configuration(node)?.to_string())?;

@@ -1,7 +1,7 @@
-//! What a program's command line tells its users beside `--help`: a reference in `docs/cli`, a
-//! manual page in `deploy/man`, and completions for shells in `deploy/completions`. All are made
-//! from the definitions that the program itself parses its arguments with. Tests of the programs
-//! compare them with the files.
+//! Makes a program's command line documentation: a reference in `docs/cli`, a manual page in
+//! `deploy/man` and shell completions in `deploy/completions`. All are made from the definitions
+//! with which the program parses its arguments. Tests of the programs compare the results with the
+//! files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,19 +10,19 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-/// Rewrites the files instead of comparing them.
+/// Environment variable that makes the tests rewrite the files instead of comparing them.
 const UPDATE: &str = "EDGE_UPDATE";
 /// Columns of the help texts in the reference.
 const WIDTH: usize = 100;
-/// The manual's section: system administration.
+/// The section of the manual pages: system administration.
 const SECTION: &str = "8";
 const MANUAL: &str = "edge-cni";
 
-/// A file below the workspace, and its text.
+/// A workspace file and its text.
 type MadeFile = (PathBuf, String);
 
-/// Compares what a command line makes with the files of the workspace, or writes them if the
-/// environment has `EDGE_UPDATE`. Panics, for tests, if a file differs.
+/// Compares the documentation of a command line with the workspace files, or writes the files if
+/// the environment has `EDGE_UPDATE`. Panics, for tests, if a file differs.
 pub fn compare(command: &Command) {
     let command = prepared(command);
     let name = command.get_name().to_owned();
@@ -78,8 +78,8 @@ fn compare_files(files: &[MadeFile], name: &str) {
     }
 }
 
-/// Returns the command as its users see it on every machine: with a fixed width, and without values
-/// of the environment.
+/// Returns the command as its users see it on every machine: with a fixed width and without values
+/// from the environment.
 fn prepared(command: &Command) -> Command {
     fn without_values(command: Command) -> Command {
         command.mut_args(|argument| argument.hide_env_values(true)).mut_subcommands(without_values)
@@ -150,10 +150,10 @@ fn manual_page(command: &Command) -> String {
         page += &format!(".SS {}\n", escaped_word(&path(&command)));
         for line in without_trailing_spaces(&text).lines() {
             match line {
-                // Within a section of the page there are paragraphs alone.
+                // A section of the page contains only paragraphs.
                 ".SH SYNOPSIS" => {}
                 line if line.starts_with(".SH ") => page += ".PP\n",
-                // One definition in a page is enough, and it comes before the title.
+                // One definition of the macro in a page is enough, and it comes before the title.
                 line if line.starts_with(".ie ") || line.starts_with(".el ") => {}
                 line => page += &format!("{line}\n"),
             }
@@ -162,7 +162,7 @@ fn manual_page(command: &Command) -> String {
     page
 }
 
-/// Writes a line of text for roff, in which a backslash begins an escape, and a dot or an
+/// Escapes a line of text for roff, in which a backslash begins an escape, and a dot or an
 /// apostrophe at the beginning of a line begins a request.
 fn escaped(line: &str) -> String {
     let text = escaped_word(line);

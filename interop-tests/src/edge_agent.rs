@@ -26,7 +26,7 @@ pub struct StaticPeer {
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
-    /// How both authenticate.
+    /// How the agent and the peer authenticate.
     pub auth: Auth,
     /// Networks behind the agent.
     pub local_subnets: Vec<String>,
@@ -41,7 +41,8 @@ pub struct StaticPeer {
 }
 
 impl StaticPeer {
-    /// Returns the table for `agent.toml`, and writes secrets and certificates to files beside it.
+    /// Returns the table for `agent.toml`. Writes secrets and certificates to files in the same
+    /// directory.
     fn install(&self, node: &Node) -> Result<String> {
         let directory = "/etc/edge-cni";
         let mut text = String::new();
@@ -96,10 +97,11 @@ pub struct ChildSpis {
 }
 
 impl<'a> Agent<'a> {
-    /// Starts an agent with only static peers. `more` is further text at the top of its file.
+    /// Starts an agent with only static peers. `more` is further configuration at the top of the
+    /// agent's file.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// If the agent cannot be started.
     pub fn start(lab: &Lab, node: &'a Node, more: &str, peers: &[StaticPeer]) -> Result<Self> {
         let mut config = format!("{more}\n");
         for peer in peers {
@@ -108,10 +110,10 @@ impl<'a> Agent<'a> {
         Self::start_with(lab, node, &config, "trace")
     }
 
-    /// Starts an agent with this configuration file and this filter for its log.
+    /// Starts an agent with this configuration file and this log filter.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// If the agent cannot be started.
     pub fn start_with(lab: &Lab, node: &'a Node, config: &str, log: &str) -> Result<Self> {
         node.write(CONFIG, config)?;
         node.sh(&format!("chmod 600 {CONFIG}"))?;
@@ -124,7 +126,7 @@ impl<'a> Agent<'a> {
     /// Waits until the agent answers on its socket.
     ///
     /// # Errors
-    /// If it ends, or does not answer in time.
+    /// If the agent ends or does not answer in time.
     pub fn wait_ready(&mut self) -> Result<()> {
         let mut ended = None;
         wait::for_event("the agent to answer", || {
@@ -156,7 +158,7 @@ impl<'a> Agent<'a> {
     /// Returns the CHILD_SA in use with a peer.
     ///
     /// # Errors
-    /// If there is none, or more than one.
+    /// If there is none or more than one.
     pub fn tunnel(&self, peer: &str) -> Result<ChildSpis> {
         tunnel(&self.status()?, peer)
     }
@@ -164,13 +166,14 @@ impl<'a> Agent<'a> {
     /// Returns the CHILD_SAs in use with several peers, from one status.
     ///
     /// # Errors
-    /// If there is none, or more than one, with one of them.
+    /// If a peer has none or more than one.
     pub fn tunnels(&self, peers: impl IntoIterator<Item = String>) -> Result<Vec<ChildSpis>> {
         let status = self.status()?;
         peers.into_iter().map(|peer| tunnel(&status, &peer)).collect()
     }
 
-    /// Returns the CHILD_SAs in use with a peer, by the networks of the peer that they carry.
+    /// Returns the CHILD_SAs in use with a peer, keyed by the peer's networks for which they carry
+    /// traffic.
     ///
     /// # Errors
     /// If the agent does not answer.
@@ -199,7 +202,7 @@ impl<'a> Agent<'a> {
     /// Waits for the CHILD_SA with a peer.
     ///
     /// # Errors
-    /// If there is none in time.
+    /// If no CHILD_SA is in use in time.
     pub fn wait_up(&mut self, peer: &str) -> Result<ChildSpis> {
         let mut ended = None;
         let got = wait::for_event(&format!("the agent's tunnel to {peer}"), || {
@@ -220,10 +223,10 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// Waits until the status shows this phase of a peer.
+    /// Waits until the status shows a peer in this phase.
     ///
     /// # Errors
-    /// If it does not in time.
+    /// If the status does not show the phase in time.
     pub fn wait_phase(&self, peer: &str, phase: &str) -> Result<()> {
         wait::for_event(&format!("{} to show {peer} as {phase}", self.node.name()), || {
             let status = self.status()?;
@@ -236,7 +239,7 @@ impl<'a> Agent<'a> {
     /// Returns the reason why the latest attempt with a peer failed.
     ///
     /// # Errors
-    /// If it did not fail, or has succeeded since.
+    /// If no attempt failed, or one has succeeded since.
     pub fn last_error(&self, peer: &str) -> Result<String> {
         let status = self.status()?;
         let error = report(&status, peer)?.get("last_error").and_then(Value::as_str);
@@ -279,7 +282,7 @@ impl<'a> Agent<'a> {
         self.run_rekey(peer, if ike { &["--ike"] } else { &[] })
     }
 
-    /// Runs `edge-agent rekey PEER --child CHILD`, and does not wait for the rekey.
+    /// Runs `edge-agent rekey PEER --child CHILD` and does not wait for the rekey.
     ///
     /// # Errors
     /// If it is refused.
@@ -339,7 +342,8 @@ impl<'a> Agent<'a> {
     }
 }
 
-/// Counts the peers with a CHILD_SA in use in this output of `edge-agent status --json`.
+/// Counts the peers that have a CHILD_SA in use according to this output of
+/// `edge-agent status --json`.
 #[must_use]
 pub fn count_up(status: &Value) -> usize {
     let in_use = |child: &Value| child.get("usage").and_then(Value::as_str) == Some("in-use");

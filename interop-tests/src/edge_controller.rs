@@ -14,12 +14,12 @@ const PORT: u16 = 8443;
 /// The range from which segments are cut.
 pub const CLUSTER_RANGE: &str = "10.64.0.0/10";
 
-/// The controller's state directory.
+/// Path of the controller's state directory.
 pub const STATE_DIR: &str = "/var/lib/edge-controller";
 
 /// A running controller with its own store.
 ///
-/// Its node needs its own directory `/etc/edge-controller`
+/// The controller's node needs its own directory `/etc/edge-controller`
 /// ([`NodePlan::own_directory`](crate::topology::NodePlan::own_directory)).
 pub struct Controller<'a> {
     lab: &'a Lab,
@@ -29,8 +29,8 @@ pub struct Controller<'a> {
 }
 
 impl<'a> Controller<'a> {
-    /// Starts a controller, which nodes reach at `address`, an IPv4 address. `more` is further text
-    /// at the top of its file.
+    /// Starts a controller, which nodes reach at the IPv4 address `address`. `more` is further
+    /// configuration at the top of the controller's file.
     ///
     /// # Errors
     /// If it does not answer.
@@ -83,8 +83,8 @@ impl<'a> Controller<'a> {
         Agent::start_with(self.lab, node, &config, "info")
     }
 
-    /// Makes a pod of an edge as a plugin would: with a port of the bridge and the first addresses
-    /// of the edge's segment. Also returns its address.
+    /// Makes a pod on an edge as a plugin would: with a port on the bridge and the first addresses
+    /// in the edge's segment. Also returns the pod's address.
     ///
     /// # Errors
     /// If the edge gets no segment, or an interface cannot be made.

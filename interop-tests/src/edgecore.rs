@@ -1,6 +1,6 @@
-//! KubeEdge's edgecore, built from its Go modules once per machine.
+//! Builds KubeEdge's edgecore from its Go modules, once per machine.
 //!
-//! That takes half an hour of CPU time, so no test builds it: `make edgecore` does.
+//! The build takes half an hour of CPU time, so no test builds edgecore; `make edgecore` does.
 
 use std::path::PathBuf;
 
@@ -26,7 +26,7 @@ const MODULE: GoModule = GoModule {
     sources: "KubeEdge (400 MB)",
     otherwise: "leave out the tests with edgecore",
     packages: 2400,
-    // Its database is SQLite.
+    // edgecore needs C code, because its database is SQLite.
     cgo: true,
 };
 
@@ -37,7 +37,7 @@ pub fn built() -> Option<PathBuf> {
     Some(cache.root().join(name).join(PROGRAM)).filter(|program| program.is_file())
 }
 
-/// Returns edgecore, which it builds if it is not there yet.
+/// Returns the path of edgecore. Builds edgecore if it is not there yet.
 ///
 /// # Errors
 /// If Go is missing or too old, the module proxy cannot be reached or the build fails. The message

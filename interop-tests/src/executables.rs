@@ -14,7 +14,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| is_executable(file))
 }
 
-/// Returns `PATH` for programs in the lab: this process's own and root's directories.
+/// Returns `PATH` for programs in the lab, with this process's own directories and root's.
 pub fn search_path() -> String {
     let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/local/bin:/usr/bin:/bin".to_owned());
     format!("{path}:{}", SBIN.join(":"))

@@ -1,4 +1,4 @@
-//! Programs that are built from Go modules, once per machine.
+//! Builds programs from Go modules, once per machine.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -15,9 +15,9 @@ const FETCHING_GO: u32 = 21;
 
 /// A module that requires the programs as its tools.
 pub(crate) struct GoModule {
-    /// The pinned release and its libraries.
+    /// The content of `go.mod`: the pinned release and its libraries.
     pub(crate) go_mod: &'static str,
-    /// The hashes of all downloads.
+    /// The content of `go.sum`: the hashes of all downloads.
     pub(crate) go_sum: &'static str,
     /// The programs, for messages.
     pub(crate) programs: &'static str,
@@ -27,7 +27,7 @@ pub(crate) struct GoModule {
     pub(crate) otherwise: &'static str,
     /// Number of packages in a build, for the progress.
     pub(crate) packages: usize,
-    /// Whether C code is in them.
+    /// Whether the programs contain C code.
     pub(crate) cgo: bool,
 }
 
@@ -74,7 +74,7 @@ impl GoModule {
 
         let mut progress = Progress::start(&format!("building {}", self.programs));
         let out = scratch.join("out");
-        // Without DWARF the objects are a quarter smaller.
+        // Without DWARF debugging data the objects are a quarter smaller.
         let args = [
             "build",
             "-v",

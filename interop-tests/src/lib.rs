@@ -1,15 +1,15 @@
 //! The lab runs networks of real programs on a real kernel with ESP, on an ordinary machine.
 //!
 //! [`kube`] is a real Kubernetes control plane for tests that need one. [`suite`] and [`netns`]
-//! support the tests of single crates that need privileges.
+//! support tests in single crates that need privileges.
 //!
-//! [`power_cuts`] kills the lab's kernel while the plugin runs on it.
-//! [`command_line`] makes references, manual pages and completions of the programs.
+//! [`power_cuts`] kills the lab's kernel while the plugin runs on it. [`command_line`] makes
+//! command line references, manual pages and completions for the programs.
 //!
-//! [`mod@bench`] measures the agent with thousands of peers, which [`ike_peers`] plays.
+//! [`mod@bench`] measures the agent with thousands of peers, which [`ike_peers`] simulates.
 //!
-//! `docs/lab.md` explains how the lab works, how to add a scenario, and how to investigate one that
-//! failed.
+//! `docs/lab.md` explains how the lab works, how to add a scenario, and how to investigate a
+//! scenario that failed.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! Network namespaces and programs for the tests of a single crate, without the lab. Like all
-//! tests, these functions panic if a requirement fails.
+//! Provides network namespaces, and runs programs in them, for tests in a single crate, without the
+//! lab. Like test assertions, these functions panic if something fails.
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Returns the reason why this machine cannot run tests in network namespaces; `None` if it can.
-/// Makes a namespace to find out.
+/// The check makes a namespace.
 #[must_use]
 pub fn unavailable() -> Option<String> {
     probe(|_| None)
@@ -27,7 +27,7 @@ pub fn unavailable_with_nft() -> Option<String> {
 }
 
 fn probe(inside: impl FnOnce(&str) -> Option<String>) -> Option<String> {
-    // Tests of one program probe at the same time.
+    // Several tests of one program may probe at the same time.
     static PROBES: AtomicU32 = AtomicU32::new(0);
     let name = format!("probe-{}-{}", std::process::id(), PROBES.fetch_add(1, Ordering::Relaxed));
     match Command::new("ip").args(["netns", "add", &name]).output() {
@@ -113,11 +113,12 @@ pub fn run(line: &str) {
     succeed(Command::new(words.next().unwrap_or_else(|| panic!("a command line without a program"))).args(words));
 }
 
-/// Set for the ignored tests that run in separate namespaces.
+/// Environment variable that is set for the ignored tests that run in separate namespaces.
 const IN_NAMESPACES: &str = "EDGE_TEST_IN_NAMESPACES";
 
 /// Makes a command that runs one ignored test of this program in namespaces. `prefix` enters or
-/// makes them, as `unshare --net` does. The test must return at once unless [`is_in_namespaces`].
+/// makes them, as `unshare --net` does. The test must return at once unless [`is_in_namespaces`]
+/// returns true.
 ///
 /// # Panics
 /// If `prefix` is empty or this program has no path.
@@ -139,7 +140,7 @@ pub fn passes_in_namespaces(name: &str) {
     assert!(output.contains("1 passed"), "{output}");
 }
 
-/// Returns whether [`ignored_test`] has started this test. Otherwise a person runs all ignored
+/// Returns whether [`ignored_test`] has started this test. If it has not, a person runs all ignored
 /// tests.
 #[must_use]
 pub fn is_in_namespaces() -> bool {
@@ -147,7 +148,8 @@ pub fn is_in_namespaces() -> bool {
 }
 
 /// In [`passes_in_namespaces`]: makes a second host, the network namespace `far`, on a wire. The
-/// wire's ends are `uplink` here and `far` there. Both are up and without addresses.
+/// wire's ends are `uplink` in this namespace and `far` in the other one. Both are up and without
+/// addresses.
 ///
 /// # Panics
 /// If the kernel refuses it.
@@ -191,8 +193,8 @@ impl UnnamedNamespace {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it starts a process")]
     pub fn new() -> Self {
-        // `unshare` becomes `cat`, which ends with its standard input, at the latest when this
-        // process ends. It answers once it is in the namespace.
+        // `unshare` becomes `cat`, which ends when its standard input is closed, at the latest when
+        // this process ends. `cat` answers once it is in the namespace.
         let mut command = Command::new("unshare");
         command.args(["--net", "cat"]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));

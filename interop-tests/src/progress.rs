@@ -1,4 +1,5 @@
-//! Progress on standard error: a spinner on a terminal, plain lines everywhere else.
+//! Reports progress on standard error, with a spinner on a terminal and plain lines everywhere
+//! else.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};

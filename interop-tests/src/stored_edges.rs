@@ -1,5 +1,5 @@
-//! Edges that exist only in a controller's store. They have no addresses, so no agent negotiates
-//! with them, but they are peers in views.
+//! Makes edges that exist only in a controller's store. These edges have no addresses, so no agent
+//! negotiates with them, but they are peers in views.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -25,11 +25,11 @@ pub fn name(index: u32) -> String {
 /// Returns the segment of an edge.
 ///
 /// # Errors
-/// If there are too many for the range.
+/// If the index is too large for the range.
 pub fn segment(index: u32) -> Result<IpNetwork> {
     let range: Ipv4Network = CLUSTER_RANGE.parse()?;
     // The address is in the upper half of the range, since the controller grants from the lower
-    // one.
+    // half.
     let address = Ipv4Addr::from(u32::from(range.network()) + (range.size() / 2) + (index << 6));
     Ok(IpNetwork::from(Ipv4Network::new(address, 26)?))
 }

@@ -1,5 +1,5 @@
-//! The test runner of binaries with `harness = false`: it runs their tests one after another, and
-//! counts tests that this machine cannot run as skipped, never as passed.
+//! The test runner for test binaries with `harness = false`. It runs their tests one after another.
+//! Tests that this machine cannot run count as skipped, never as passed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -11,15 +11,15 @@ pub type Test = (&'static str, fn());
 /// The treatment of tests that this machine cannot run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unrunnable {
-    /// They count as skipped.
+    /// The tests count as skipped.
     Skip,
-    /// They count as failed if the environment variable `CI` is set, otherwise as skipped.
+    /// The tests count as failed if the environment variable `CI` is set, otherwise as skipped.
     FailInCi,
 }
 
 /// Runs the tests whose names contain one of the words on the command line, or all of them. With
 /// `--exact` a name must be one of the words; with `--list` it prints the names. `unavailable`
-/// returns the reason why none of them can run on this machine.
+/// returns the reason why none of the tests can run on this machine.
 #[must_use]
 pub fn run(tests: &[Test], unavailable: impl FnOnce() -> Option<String>, unrunnable: Unrunnable) -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

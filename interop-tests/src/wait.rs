@@ -9,7 +9,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 const POLL: Duration = Duration::from_millis(20);
 
-/// Calls `probe` until it succeeds. After `timeout` the error contains the last one of `probe`,
+/// Calls `probe` until it succeeds. After `timeout` the error contains the last error from `probe`,
 /// which says what was still missing.
 ///
 /// # Errors

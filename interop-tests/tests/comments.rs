@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The last column of a comment, in characters.
 const WIDTH: usize = 100;
 
-/// Returns all Rust sources of the workspace.
+/// Returns all Rust source files in the workspace.
 fn sources() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let mut directories: Vec<PathBuf> =

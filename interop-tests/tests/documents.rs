@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The directories of the workspace whose files documents name between backticks.
+/// The workspace directories whose files the documents name between backticks.
 const FOLDERS: [&str; 9] = ["agent", "cni", "controller", "deploy", "docs", "ike", "interop-tests", "types", "xfrm"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
-/// Returns all Markdown files of the top level and below `docs`.
+/// Returns all Markdown files at the top level and below `docs`.
 fn documents() -> Vec<PathBuf> {
     let mut documents = Vec::new();
     for directory in ["", "docs", "docs/cli", "docs/decisions", "docs/install"].map(|folder| root().join(folder)) {

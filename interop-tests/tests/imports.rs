@@ -1,6 +1,6 @@
-//! Checks that files do not import each other in circles: at most two files may, if they are in the
-//! same folder. A file that uses a re-exported item imports both the re-exporting file and the file
-//! that defines the item. Tests and macros do not count.
+//! Checks that files do not import each other in circles. At most two files in the same folder may
+//! import each other. A file that uses a re-exported item imports both the re-exporting file and
+//! the file that defines the item. Tests and macros do not count.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -19,9 +19,9 @@ const REEXPORTS: usize = 16;
 #[derive(Default)]
 struct Module {
     file: PathBuf,
-    /// Its path in the crate; empty for the root.
+    /// Path of the module in the crate; empty for the root.
     path: Names,
-    /// The items that it defines.
+    /// The items that the module defines.
     items: BTreeSet<String>,
     /// The paths that its `use` lines import, by the name that they give to each.
     bindings: BTreeMap<String, Names>,
@@ -31,7 +31,7 @@ struct Module {
     used: BTreeSet<Names>,
 }
 
-/// The modules of one crate by their paths.
+/// The modules of one crate, keyed by path.
 #[derive(Default)]
 struct Crate(BTreeMap<Names, Module>);
 
@@ -172,7 +172,7 @@ impl Crate {
     }
 
     /// Returns the module that defines the item to which `names` leads in `module`. `None` if the
-    /// item is outside of the crate.
+    /// item is outside the crate.
     fn definition<'read>(
         &'read self,
         module: &'read Module,
@@ -239,7 +239,7 @@ impl Crate {
         imports
     }
 
-    /// Returns the module to which `names` leads in `module` through names of modules alone.
+    /// Returns the module to which `names` leads in `module` through module names alone.
     fn named<'read>(&'read self, module: &'read Module, names: &[String]) -> Option<&'read Module> {
         let mut at = module;
         for (index, name) in names.iter().enumerate() {
@@ -327,7 +327,7 @@ fn no_circle_of_imports_has_more_than_two_files_and_none_crosses_folders() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
-/// Writes a crate of these files, and returns the faults in its imports.
+/// Writes a crate with these files and returns the faults in its imports.
 fn faults_of(files: &[(&str, &str)]) -> Vec<String> {
     let folder = tempfile::tempdir().unwrap();
     for (path, source) in files {

@@ -1,5 +1,5 @@
 //! Checks that each requirement of an RFC that `ike/requirements` lists is cited where `ike`
-//! carries it out and where a test checks it, and that the tables in `docs` show this.
+//! implements it and where a test checks it, and that the tables in `docs` show both places.
 //! `EDGE_UPDATE=1` writes the tables.
 
 use std::collections::BTreeMap;
@@ -16,7 +16,8 @@ const RFCS: [u32; 1] = [7296];
 /// in the section, a colon and a short name.
 const CITATION: &str = "//= ";
 
-/// Rules of the simulation's oracle judge all runs of the simulation, so they count as tests.
+/// The rules in the simulation's oracle judge all runs of the simulation, so these rules count as
+/// tests.
 const ORACLE: &str = "tests/simulation/oracle/";
 
 fn root() -> PathBuf {
@@ -34,7 +35,8 @@ enum Level {
     Should,
     #[serde(rename = "SHOULD NOT")]
     ShouldNot,
-    /// Stated without one of the other words, and the protocol does not work without it.
+    /// A requirement that is stated without one of the other words, but without which the protocol
+    /// does not work.
     #[serde(rename = "REQUIRED")]
     Required,
 }
@@ -73,7 +75,7 @@ struct Section {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Requirement {
-    /// Number in its section, from 1. It never changes.
+    /// Number of the requirement in its section, from 1. The number never changes.
     number: u32,
     level: Level,
     text: String,
@@ -91,7 +93,7 @@ type Key = (u32, String, u32);
 /// A citation and the function (or other item) that contains it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Citation {
-    /// Path below `ike`.
+    /// Path of the source file below `ike`.
     file: String,
     line: usize,
     item: String,
@@ -105,14 +107,14 @@ impl Citation {
         format!("ike/{}:{}", self.file, self.line)
     }
 
-    /// Returns the place in the form of the table.
+    /// Returns the place of the citation in the form that the table uses.
     fn place(&self) -> String {
         let file = self.file.strip_prefix("src/").unwrap_or(&self.file);
         format!("`{}`: `{}`", file.trim_end_matches(".rs"), self.item)
     }
 }
 
-/// Parses the text after the marker.
+/// Parses the text of a citation after the marker.
 fn parse(text: &str) -> Result<(Key, Level), String> {
     let form = || format!("{text:?} is not of the form \"RFC 7296 2.8.1 SHOULD 3: short name\"");
     let (reference, name) = text.split_once(": ").ok_or_else(form)?;
@@ -173,7 +175,7 @@ fn is_test(lines: &[&str], at: usize) -> bool {
     before.take_while(|line| line.starts_with("//") || line.starts_with("#[")).any(|line| line == "#[test]")
 }
 
-/// Returns all citations of a source.
+/// Returns all citations in a source file.
 fn citations(file: &str, source: &str) -> Vec<Citation> {
     let lines: Vec<&str> = source.lines().collect();
     let tests_begin = lines.iter().position(|line| *line == "#[cfg(test)]").unwrap_or(lines.len());
@@ -195,7 +197,7 @@ fn citations(file: &str, source: &str) -> Vec<Citation> {
         .collect()
 }
 
-/// Returns the sources of `ike`, by their paths below it.
+/// Returns the source files of `ike`, keyed by path below `ike`.
 fn sources() -> BTreeMap<String, String> {
     let ike = root().join("ike");
     let mut directories: Vec<PathBuf> = ["src", "tests"].map(|name| ike.join(name)).into();
@@ -246,7 +248,7 @@ fn faults(row: &Row<'_>) -> Vec<&'static str> {
     faults
 }
 
-/// Joins the distinct places of citations.
+/// Joins the distinct places of citations into one text.
 fn places(citations: &[&Citation]) -> String {
     let mut places: Vec<String> = Vec::new();
     for place in citations.iter().map(|citation| citation.place()) {

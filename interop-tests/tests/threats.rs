@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Minimum length of a test's name. Shorter words are names of chains, sets and keys.
+/// Minimum length of a test's name. Shorter words are names of nftables chains, sets and keys.
 const SHORTEST_NAME: usize = 24;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
-/// Returns all Rust sources of the workspace, as one text.
+/// Returns all Rust source files in the workspace, as one text.
 fn sources() -> String {
     let mut text = String::new();
     let mut directories: Vec<PathBuf> =

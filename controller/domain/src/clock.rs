@@ -7,19 +7,19 @@ use std::time::Instant;
 /// Seconds since 1970-01-01 UTC.
 pub type Seconds = i64;
 
-/// 2026-11-01. No release of this program is older, so an earlier time of the machine's clock is
-/// wrong.
+/// 2026-11-01. No release of this program is older, so a machine's clock that shows an earlier time
+/// is wrong.
 const EARLIEST: Seconds = 1_793_491_200;
 /// One second in nanoseconds.
 const SECOND: i64 = 1_000_000_000;
 
 /// Wall-clock time that never runs backwards. It is at least 2026-11-01, and at least the time that
-/// [`Clock::not_before`] received. Machines without a battery clock start in 1970; quarantines and
-/// tokens must not be judged by that time.
+/// [`Clock::not_before`] received. Machines without a battery-backed clock start in 1970, and
+/// quarantines and tokens must not be judged by that time.
 ///
-/// If the machine's clock is set back, or starts behind the known time, this clock runs at half the
-/// pace until both agree. So nothing that has expired becomes valid again, nothing waits forever,
-/// and the effect of a machine's clock that was ahead for a while ends at some time.
+/// If the machine's clock is set back, or starts behind the latest time in the store, this clock
+/// runs at half speed until both agree. So nothing that has expired becomes valid again, nothing
+/// waits forever, and the effect of a machine's clock that was ahead for a while does not last.
 #[derive(Debug, Clone)]
 pub struct Clock(Arc<Inner>);
 
@@ -33,7 +33,7 @@ struct Inner {
     set: AtomicI64,
 }
 
-/// The last reading, nanoseconds.
+/// The last reading of both clocks, in nanoseconds.
 #[derive(Debug)]
 struct LastReading {
     monotonic: i64,
@@ -41,7 +41,7 @@ struct LastReading {
 }
 
 impl Clock {
-    /// Makes a clock that follows the machine's.
+    /// Makes a clock that follows the machine's clock.
     pub fn system() -> Self {
         Self(Arc::new(Inner {
             started: Instant::now(),
@@ -56,8 +56,7 @@ impl Clock {
         let (system, mut last) = (self.machine(), self.last());
         let monotonic = self.elapsed();
         let passed = (monotonic - last.monotonic).max(0);
-        // A machine's clock that shows a time before the first release gives no reason to slow
-        // down.
+        // A machine's clock that shows a time before the first release is no reason to slow down.
         let pace = if system < EARLIEST * SECOND { passed } else { passed / 2 };
         *last =
             LastReading { monotonic: last.monotonic.max(monotonic), now: system.max(last.now.saturating_add(pace)) };
@@ -78,7 +77,7 @@ impl Clock {
         if machine < EARLIEST { now } else { now.min(machine) }
     }
 
-    /// Returns the seconds since this clock was created, independent of changes of the machine's
+    /// Returns the seconds since this clock was created, independent of changes to the machine's
     /// clock.
     pub fn monotonic(&self) -> Seconds {
         self.elapsed() / SECOND
@@ -86,7 +85,7 @@ impl Clock {
 
     /// Advances the time. For tests.
     pub fn advance(&self, seconds: Seconds) {
-        // The time is read first, because it may have passed at another pace until now.
+        // The time is read first, because the clock may have run at another pace until now.
         self.now();
         self.0.passed.fetch_add(seconds * SECOND, Ordering::Relaxed);
     }
@@ -112,7 +111,7 @@ impl Clock {
     }
 }
 
-/// Formats the time as RFC 3339, UTC.
+/// Formats a time as RFC 3339, UTC.
 pub fn rfc3339(at: Seconds) -> String {
     time::OffsetDateTime::from_unix_timestamp(at)
         .ok()

@@ -1,20 +1,21 @@
 //! The domain of the controller: the segments and certificates that it issues, the rows that it
-//! stores, and the views that it computes for nodes. It depends on neither HTTP nor Kubernetes.
+//! stores, and the views that it computes for nodes. This crate depends on neither HTTP nor
+//! Kubernetes.
 //!
-//! - Segments: [`segments`].
+//! - Segments: [`segments`] are granted to nodes.
 //! - Certificates: [`ca`] signs them, [`node_certificates`] decides which ones a node may use, and
-//!   [`tokens`] let nodes join and get their first one.
+//!   [`tokens`] let nodes join and get their first certificate.
 //! - Rows: [`registry`] plans changes against the [`state`], commits them to the [`store`], then
 //!   publishes them. [`archive`] writes all rows and authorities into one file; [`state_files`]
 //!   names the files of a state directory.
 //! - Views: [`views`] are built from the state, from the [`networks`] that the operator configures,
 //!   and from addresses ([`node_addresses`]). [`reachability`] refuses networks that would cut
 //!   nodes off from the controller.
-//! - For the operator: reports of nodes ([`node_reports`]), and sessions of the page
-//!   ([`page_sessions`]).
-//! - Limits: [`mass_deletion`] limits how many nodes may disappear without a confirmation,
-//!   [`request_limits`] limits how often one node makes expensive requests, and [`source_shares`]
-//!   divides a limited resource fairly among unknown sources.
+//! - For the operator: [`node_reports`] keeps what nodes report, and [`page_sessions`] manages the
+//!   sessions of the operator's page.
+//! - Limits: [`mass_deletion`] limits how many nodes may disappear without the operator's
+//!   confirmation, [`request_limits`] limits how often one node makes expensive requests, and
+//!   [`source_shares`] divides a limited resource fairly among unknown sources.
 //! - [`clock`], [`random`] and [`text`] are used by the other modules.
 #![forbid(unsafe_code)]
 

@@ -1,16 +1,16 @@
 //! Limits how many nodes may disappear before the operator must confirm.
 //!
-//! Nodes are removed when the operator deregisters them, or when their object is deleted at the API
-//! server. One or two such deletions are probably intended. Many at once are more likely caused by
-//! a mistake, another cluster or a lost disk. In that case the nodes stay registered, and the
-//! operator must confirm.
+//! Nodes are removed when the operator deregisters them or when their objects are deleted at the
+//! API server. One or two deleted objects are probably intended. Many at once are more likely
+//! caused by a mistake, another cluster or a lost disk. In that case the nodes stay registered
+//! until the operator confirms.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Deletions within this time are judged together.
+/// Deletions within this time are judged together, as one group.
 pub const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// Deletions within this time are added up, so that several small groups of deletions also reach
 /// the limit.
@@ -24,7 +24,7 @@ const FEW: usize = 2;
 pub struct RecentDeletions(VecDeque<Instant>);
 
 impl RecentDeletions {
-    /// Returns whether `missing` deletions are too many, if `registered` nodes are left. Together
+    /// Returns whether `missing` deletions are too many, if `registered` nodes remain. Together
     /// with the deletions accepted before, three or more are too many if they are a tenth of the
     /// nodes.
     pub fn are_too_many(&mut self, missing: usize, registered: usize, now: Instant) -> bool {

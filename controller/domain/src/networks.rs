@@ -1,5 +1,5 @@
-//! The networks of the cluster, as the operator configures them: cluster ranges for the pods of
-//! edges, and cloud networks that are behind hubs.
+//! The networks of the cluster, as the operator configures them: cluster ranges for pods on edges,
+//! and cloud networks behind hubs.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,18 +11,18 @@ use edge_types::{IpNetwork, NodeName, Role};
 pub struct ClusterNetworks {
     /// Ranges from which the edges' segments are cut.
     pub ranges: Vec<IpNetwork>,
-    /// Cloud networks that a hub fronts unless `hubs` names others for it.
+    /// Cloud networks that a hub fronts, unless `hubs` names other networks for that hub.
     pub fronted: Vec<IpNetwork>,
-    /// Settings for single hubs.
+    /// Settings for individual hubs.
     pub hubs: BTreeMap<NodeName, HubNetworks>,
 }
 
 /// Settings for one hub.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HubNetworks {
-    /// Cloud networks that it fronts; `None` means those of [`ClusterNetworks::fronted`].
+    /// Cloud networks that the hub fronts; `None` means those in [`ClusterNetworks::fronted`].
     pub fronted: Option<Vec<IpNetwork>>,
-    /// Addresses of the hub. Peers try them before those that the hub reports.
+    /// Addresses of the hub. Peers try these addresses before those that the hub reports.
     pub endpoints: Vec<SocketAddr>,
 }
 

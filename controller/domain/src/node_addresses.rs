@@ -1,6 +1,6 @@
-//! Selects the addresses of a node that its peers get. A node's report makes hubs and members of
-//! its communities send packets to these addresses. So only usable addresses are passed on, their
-//! number is limited, and they cannot change quickly.
+//! Selects which addresses of a node are passed on to its peers. A node's report makes hubs and
+//! members of its communities send packets to the addresses in the report. So only usable addresses
+//! are passed on, their number is limited, and they cannot change quickly.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,15 +10,16 @@ use std::time::Duration;
 use edge_types::{IpNetwork, NodeName};
 use tokio::time::Instant;
 
-/// Maximum number of addresses of one node that its peers get. Addresses that the operator
-/// configures for a hub do not count.
+/// Maximum number of addresses of one node that are passed on to its peers. Addresses that the
+/// operator configures for a hub do not count.
 pub const MOST: usize = 8;
-/// Number of changes of a node's addresses that are passed on without a wait.
+/// Number of changes to a node's addresses that are passed on without delay.
 const BURST: u32 = 8;
 /// After the burst, one change is passed on in each period of this length, with the latest
 /// addresses.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Above this number of nodes, the limit drops those nodes that have their whole burst again.
+/// Above this number of nodes, the limits of nodes whose whole burst is available again are
+/// dropped.
 const REMEMBERED: usize = 1024;
 
 /// Returns whether peers may get this address. The address must mean the same on every machine and
@@ -33,29 +34,29 @@ pub fn is_reachable<'a>(address: &IpAddr, mut networks: impl Iterator<Item = &'a
     usable && !networks.any(|network| network.contains(address))
 }
 
-/// Returns whether the form of an address allows another host to reach a host there: it is not a
-/// loopback, multicast, broadcast or unspecified address.
+/// Returns whether an address by its form can be reached from another host: it is not a loopback,
+/// multicast, broadcast or unspecified address.
 pub fn is_of_a_host(address: &IpAddr) -> bool {
     let address = address.to_canonical();
     !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || address == Ipv4Addr::BROADCAST)
 }
 
 fn is_usable_v4(ip: &Ipv4Addr) -> bool {
-    // "This network" 0.0.0.0/8, and 240.0.0.0/4 with the broadcast address.
+    // 0.0.0.0/8 ("this network"), and 240.0.0.0/4, which contains the broadcast address.
     let reserved = ip.octets()[0] == 0 || ip.octets()[0] >= 240;
-    // The metadata service of clouds has a link-local address, 169.254.169.254.
+    // The metadata service in clouds has a link-local address, 169.254.169.254.
     !(reserved || ip.is_loopback() || ip.is_link_local() || ip.is_multicast())
 }
 
 fn is_usable_v6(ip: &Ipv6Addr) -> bool {
     let [first, second, third, ..] = ip.segments();
-    // ::/96 with :: and ::1, formerly IPv4-compatible addresses; 100::/64, which discards;
-    // 64:ff9b:1::/48, which each network translates in its own way.
+    // ::/96, formerly the IPv4-compatible addresses, which contains :: and ::1; 100::/64, the
+    // discard prefix; 64:ff9b:1::/48, which each network translates in its own way.
     let reserved =
         ip.segments()[..6] == [0; 6] || (first, second) == (0x0100, 0) || [first, second, third] == [0x64, 0xff9b, 1];
     // fe80::/10, and the deprecated site-local fec0::/10.
     let local = first & 0xff80 == 0xfe80;
-    // The metadata service of one cloud.
+    // The IPv6 address of one cloud's metadata service.
     let metadata = *ip == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
     !(reserved || local || metadata || ip.is_multicast()) && within(ip).is_none_or(|ip| is_usable_v4(&ip))
 }
@@ -72,9 +73,9 @@ fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
     }
 }
 
-/// Returns the first addresses of a node that its peers may get, in the node's order. They are at
+/// Returns the first addresses of a node that its peers may get, in the node's order. Returns at
 /// most one fewer than [`MOST`], to leave room for the address at which the controller saw the
-/// node: behind a NAT only that address works.
+/// node. Behind a NAT only that address works.
 pub fn usable_addresses<'a>(
     addresses: impl IntoIterator<Item = IpAddr>,
     networks: impl Iterator<Item = &'a IpNetwork> + Clone,
@@ -88,7 +89,7 @@ pub fn usable_addresses<'a>(
     passed
 }
 
-/// The addresses of one report of a node.
+/// The addresses from one report by a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportedAddresses {
     /// Addresses, the most likely first.
@@ -114,9 +115,9 @@ struct NodeLimit {
     /// The theoretical arrival time of the generic cell rate algorithm: when the next change would
     /// be allowed without a burst.
     due: Instant,
-    /// The latest addresses, while they wait.
+    /// The latest addresses, while they wait to be passed on.
     waiting: Option<ReportedAddresses>,
-    /// Whether a task waits to pass them on.
+    /// Whether a task waits to pass the addresses on.
     has_waiter: bool,
 }
 
@@ -125,7 +126,8 @@ struct NodeLimit {
 pub enum ChangeDecision {
     /// Pass the change on now.
     Apply,
-    /// Wait until [`AddressChangeLimits::next`] returns the latest addresses, and pass them on.
+    /// Wait until [`AddressChangeLimits::next`] returns the latest addresses, and pass those
+    /// addresses on.
     Schedule,
     /// Do nothing: another task already waits and will pass the change on.
     AlreadyScheduled,
@@ -149,7 +151,7 @@ impl NodeLimit {
         Self { due: now, waiting: None, has_waiter: false }
     }
 
-    /// Returns when the next change is allowed.
+    /// Returns when the node's next change is allowed.
     fn allowed_at(&self) -> Instant {
         self.due.checked_sub(PERIOD * (BURST - 1)).unwrap_or(self.due)
     }
@@ -170,8 +172,8 @@ impl AddressChangeLimits {
         self.with_limit(node, now, |limit| limit.take(now))
     }
 
-    /// Handles a report of other addresses than the node has. They are passed on now, or later
-    /// unless the node reports others until then.
+    /// Handles a report whose addresses differ from the node's present ones. The new addresses are
+    /// passed on now, or later unless the node reports different addresses before that time.
     pub fn moved(&self, node: &NodeName, addresses: &ReportedAddresses) -> ChangeDecision {
         self.moved_at(node, addresses, Instant::now())
     }
@@ -189,15 +191,15 @@ impl AddressChangeLimits {
         })
     }
 
-    /// Handles a report of the addresses that the node has: a waiting change is dropped.
+    /// Handles a report that repeats the node's present addresses: a waiting change is dropped.
     pub fn cancel_waiting(&self, node: &NodeName) {
         if let Some(limit) = self.nodes().all.get_mut(node) {
             limit.waiting = None;
         }
     }
 
-    /// Queues a change again that could not be stored, unless a later one waits. Returns whether
-    /// the caller must wait with it.
+    /// Queues a change that could not be stored again, unless a later change waits. Returns whether
+    /// the caller must wait and pass the change on.
     pub fn wait_again(&self, node: &NodeName, addresses: ReportedAddresses) -> bool {
         self.with_limit(node, Instant::now(), |limit| {
             let again = limit.waiting.is_none() && !limit.has_waiter;
@@ -343,7 +345,7 @@ mod tests {
         assert_eq!(changes.moved_at(&node, &addresses(102), now), ChangeDecision::Schedule);
         changes.cancel_waiting(&node);
         assert_eq!(changes.readiness_at(&node, now), Readiness::Now(None));
-        // A node without recent changes has its whole burst again.
+        // The whole burst is available again to a node without recent changes.
         let late = now + PERIOD * (BURST + 1);
         assert!((0..BURST).all(|_| take(late)) && !take(late));
     }

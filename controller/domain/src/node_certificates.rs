@@ -1,5 +1,5 @@
-//! Decides which certificates of a node the controller accepts, and changes them at joins and
-//! renewals.
+//! Decides which certificates the controller accepts from a node, and updates the node's record at
+//! joins and renewals.
 
 use edge_types::NodeName;
 
@@ -22,13 +22,13 @@ pub fn record_of(issued: &Issued, key: &NodeKey) -> Certificate {
 /// The reason why a node requests a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CertificateReason {
-    /// The node joins with a token, and has no certificate that counts.
+    /// The node joins with a token and has no accepted certificate.
     Join,
     /// The node renews its certificate.
     Renewal,
 }
 
-/// The reason why a certificate that was just signed does not enter a node's record.
+/// The reason why a certificate that was just signed is not written into the node's record.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
     /// The node got a newer certificate after this one was signed.
@@ -57,8 +57,8 @@ pub fn term(
         return Ok(Term { serial: same.serial.clone(), not_before: same.not_before, not_after: same.not_after });
     }
     let mut term = Term::days(days, now)?;
-    // This controller's clock may have been ahead, while the clocks of the peers that check the
-    // validity were not.
+    // This controller's clock may have been ahead, but not the clocks of the peers that check the
+    // validity.
     term.not_before = term.not_before.min(issue_time - BACKDATED);
     term.not_before = match reason {
         // The time is later than that of every earlier certificate of this node, even within one
@@ -67,20 +67,21 @@ pub fn term(
             let latest = known.map(|known| known.not_before).max().unwrap_or(0);
             term.not_before.max(latest).saturating_add(1)
         }
-        // However often a node renews, `notBefore` is never further ahead than that of its join.
+        // However often a node renews, `notBefore` is never further ahead than in the certificate
+        // from its join.
         CertificateReason::Renewal => term.not_before.max(record.map_or(0, |record| record.certificates_from)),
     };
     Ok(term)
 }
 
-/// Records the certificate with which the node joins. From now on neither the controller nor its
-/// peers accept another one.
+/// Records the certificate with which the node joins. From now on neither the controller nor the
+/// node's peers accept another certificate.
 pub fn join(record: &mut NodeRecord, certificate: &Certificate) -> Result<(), CertificateError> {
     if record.certificates.iter().any(|known| known.serial == certificate.serial) {
         record.certificates.retain(|known| known.serial == certificate.serial);
         return Ok(());
     }
-    // Both certificates were signed at the same moment.
+    // Both certificates were signed in the same second.
     if record.certificates.iter().any(|known| known.not_before >= certificate.not_before) {
         return Err(CertificateError::Concurrent(record.name.clone()));
     }
@@ -110,7 +111,7 @@ pub fn note_use(record: &mut NodeRecord, serial: &str) {
 }
 
 /// Returns whether a node could no longer connect if an authority were retired now: the node has a
-/// valid certificate of that authority, and has used none of another trusted one.
+/// valid certificate from that authority, and has used none from another trusted authority.
 pub fn needs(record: &NodeRecord, authority: &Authority, authorities: &Authorities, now: Seconds) -> bool {
     let valid = |known: &&Certificate| now < known.not_after;
     let (of_it, of_others): (Vec<&Certificate>, Vec<&Certificate>) =
@@ -126,7 +127,7 @@ pub fn pins(token: &TokenRecord, authority: &Authority, authorities: &Authoritie
     now < token.expires_at && token.used() < token.uses() && authorities.is_issuer(&token.authority, authority)
 }
 
-/// Returns the names for a message: the first 20 nodes, and the number of the others.
+/// Returns text for a message: the names of the first 20 nodes and the number of further nodes.
 pub fn shortened<'a>(names: impl ExactSizeIterator<Item = &'a NodeName>) -> Vec<String> {
     const SHOWN: usize = 20;
     let rest = names.len().saturating_sub(SHOWN);

@@ -1,5 +1,5 @@
-//! Keeps the nodes' reports about themselves, and when nodes were last seen, in memory, for the
-//! operator. The server writes the latter to disk periodically.
+//! Keeps in memory, for the operator, what nodes report about themselves and when they were last
+//! seen. The server periodically writes the times when nodes were last seen to disk.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,10 +10,10 @@ use edge_types::api::{LONGEST_OBSTACLE, LONGEST_VERSION, MOST_OBSTACLES, NodeRep
 use crate::clock::Seconds;
 use crate::text::is_invisible;
 
-/// Maximum length of a node's reason, in characters.
+/// Maximum length of a reason that a node reports, in characters.
 const LONGEST_REASON: usize = 500;
 
-/// The last report of each node to this replica. Clones share them.
+/// The last report from each node to this replica. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct NodeReports(Arc<Mutex<Reports>>);
 
@@ -28,29 +28,29 @@ struct Reports {
 /// characters that hide, reorder or break text are removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LastReport {
-    /// Its tunnels; `None` if the node has not counted them yet.
+    /// The node's tunnels; `None` if the node has not counted them yet.
     pub tunnels: Option<TunnelCount>,
-    /// Release of its agent; `None` if the agent does not report it.
+    /// Release of the node's agent; `None` if the agent does not report it.
     pub version: Option<String>,
-    /// The obstacles that keep its pods' packets from arriving, one sentence each.
+    /// The obstacles that keep packets of the node's pods from arriving, one sentence each.
     pub obstacles: Vec<String>,
-    /// The reason why its view is not in force; `None` if it is.
+    /// The reason why the node has not put its view in force; `None` if it has.
     pub refused_view: Option<String>,
 }
 
 /// Changes that the status writer has not read yet.
 #[derive(Debug, Default)]
 pub struct UnseenReports {
-    /// Nodes that opened a stream of their view here. Another replica may have written their status
-    /// in the meantime.
+    /// Nodes that opened a stream of their view at this replica. Another replica may have written
+    /// their status in the meantime.
     pub begun: HashSet<NodeName>,
     /// Nodes whose report changed.
     pub changed: HashSet<NodeName>,
 }
 
 impl LastReport {
-    /// Takes the content of a report. A report without tunnels keeps the count of the previous
-    /// report.
+    /// Takes the content of a report. If the report has no tunnel counts, those of the previous
+    /// report are kept.
     fn of(report: &NodeReport, before: Option<&Self>) -> Self {
         let obstacles = report.obstacles.iter().take(MOST_OBSTACLES);
         Self {
@@ -67,8 +67,8 @@ impl NodeReports {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records that a node opened a stream of its view here. It may have sent the same report to
-    /// this replica before.
+    /// Records that a node opened a stream of its view at this replica. The node may have sent the
+    /// same report to this replica before.
     pub fn begins(&self, node: &NodeName, now: Seconds) {
         let mut reports = self.reports();
         reports.last_seen.insert(node.clone(), now);
@@ -76,12 +76,12 @@ impl NodeReports {
         reports.unseen.changed.insert(node.clone());
     }
 
-    /// Records that a stream of a node's view ended here.
+    /// Records that a stream of a node's view ended at this replica.
     pub fn ends(&self, node: &NodeName, now: Seconds) {
         self.reports().last_seen.insert(node.clone(), now);
     }
 
-    /// Records a report of a node.
+    /// Records a report from a node.
     pub fn reported(&self, node: &NodeName, report: &NodeReport, now: Seconds) {
         let mut reports = self.reports();
         reports.last_seen.insert(node.clone(), now);
@@ -93,7 +93,7 @@ impl NodeReports {
         }
     }
 
-    /// Returns the last report of a node; `None` if it has not reported to this replica.
+    /// Returns a node's last report; `None` if the node has not reported to this replica.
     pub fn of(&self, node: &NodeName) -> Option<LastReport> {
         self.reports().last.get(node).cloned()
     }
@@ -128,7 +128,8 @@ impl NodeReports {
     }
 }
 
-/// Returns at most `longest` characters of a text, without those that hide, reorder or break text.
+/// Returns at most `longest` characters of a text, without characters that hide, reorder or break
+/// text.
 fn shown(text: &str, longest: usize) -> String {
     text.chars().filter(|character| !is_invisible(*character)).take(longest).collect()
 }

@@ -1,7 +1,7 @@
 //! Manages the sessions of the operator's page. A session is a random credential that only the
 //! operator can create. It gives read access to the data on the page.
 //!
-//! Sessions are kept in memory: they end with this run of the controller. Only hashes of their
+//! Sessions are kept in memory, so they end when the controller stops. Only hashes of their
 //! credentials are kept.
 
 use std::collections::VecDeque;
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use crate::clock::Seconds;
 use crate::random::{NoRandomness, octets};
 
-/// Maximum number of sessions. A further one ends the oldest.
+/// Maximum number of sessions. Opening a further session ends the oldest one.
 pub const MOST_SESSIONS: usize = 16;
 /// Lifetime of a session, in seconds: a working day, and at most one night.
 pub const SESSION_LIFETIME: Seconds = 12 * 3600;
@@ -28,13 +28,14 @@ const CREDENTIAL: usize = 32;
 pub struct PageSessions(Arc<Mutex<VecDeque<Session>>>);
 
 struct Session {
-    /// SHA-256 of its credential.
+    /// SHA-256 of the session's credential.
     hash: [u8; 32],
     expires_at: Seconds,
 }
 
 impl PageSessions {
-    /// Opens a session. Returns its credential, which is shown only once, and the time of its end.
+    /// Opens a session. Returns its credential, which is shown only once, and the time when the
+    /// session expires.
     pub fn open(&self, now: Seconds) -> Result<(Zeroizing<String>, Seconds), NoRandomness> {
         let credential = Zeroizing::new(URL_SAFE_NO_PAD.encode(&*octets(CREDENTIAL)?));
         let expires_at = now.saturating_add(SESSION_LIFETIME);
@@ -96,7 +97,7 @@ mod tests {
         let newest = open(100);
         assert!(!sessions.admits(&all[0], 100), "the oldest");
         assert!(all[1..].iter().chain([&newest]).all(|credential| sessions.admits(credential, 100)));
-        // The session of second 1 has expired by now.
+        // The session opened at second 1 has expired by now.
         open(SESSION_LIFETIME + 1);
         assert!(sessions.admits(&all[2], SESSION_LIFETIME + 1));
     }

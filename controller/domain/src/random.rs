@@ -18,7 +18,7 @@ pub fn octets(count: usize) -> Result<Zeroizing<Vec<u8>>, NoRandomness> {
     Ok(bytes)
 }
 
-/// Returns a random time up to `longest`, so that not all clients come at the same moment.
+/// Returns a random time up to `longest`, so that clients do not all connect at the same moment.
 pub fn jitter(longest: Duration) -> Duration {
     between(Duration::ZERO, longest)
 }

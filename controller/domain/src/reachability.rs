@@ -1,9 +1,9 @@
 //! Checks that nodes can still reach the controller, and each other, under a configuration.
 //!
 //! An address in a cluster range belongs to a pod: the guard of a node drops packets to that
-//! address unless a tunnel takes them. Packets to a hub's networks go through the tunnel to the
-//! hub. So an address that nodes must reach without a tunnel must not lie in either. A node that is
-//! cut off could not get the corrected configuration.
+//! address unless a tunnel carries them. Packets to a hub's networks go through the tunnel to the
+//! hub. So an address that nodes must reach without a tunnel must lie neither in a cluster range
+//! nor in a hub's network. A node that is cut off could not get the corrected configuration.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -19,9 +19,10 @@ use crate::store::Note;
 
 /// Time limit for resolving one name.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum number of node addresses that are logged if they are no reason to refuse.
+/// Maximum number of node addresses that are logged if they are no reason to refuse the
+/// configuration.
 const MOST_LOGGED: usize = 10;
-/// Maximum number of addresses of one name that are checked.
+/// Maximum number of addresses that are checked for one name.
 const MOST_ADDRESSES: usize = 64;
 
 /// One of `server_names` with its addresses.
@@ -30,7 +31,7 @@ pub struct ServerName {
     name: String,
     /// Whether the name is itself an address.
     literal: bool,
-    /// Empty if the name cannot be resolved on this machine.
+    /// The name's addresses; empty if the name cannot be resolved on this machine.
     addresses: Vec<IpAddr>,
 }
 
@@ -58,7 +59,8 @@ async fn resolve_name(name: &str) -> ServerName {
 }
 
 /// Cluster ranges and networks of the previous configuration. A node address that already lay in
-/// them is no reason to refuse, because it may have been there for a long time.
+/// one of them is no reason to refuse the configuration, because the node may have had the address
+/// for a long time.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PreviousNetworks {
     ranges: Vec<IpNetwork>,
@@ -71,7 +73,7 @@ impl From<&ClusterNetworks> for PreviousNetworks {
     }
 }
 
-/// Reads the ranges and networks of the last run; `None` if they were never stored or cannot be
+/// Reads the ranges and networks from the last run; `None` if they were never stored or cannot be
 /// read.
 pub async fn load_previous(registry: &Registry) -> Option<PreviousNetworks> {
     match registry.note(Note::Reach).await {
@@ -83,7 +85,8 @@ pub async fn load_previous(registry: &Registry) -> Option<PreviousNetworks> {
     }
 }
 
-/// Stores the ranges and networks in force. If that fails, the next start refuses less.
+/// Stores the ranges and networks in force. If that fails, the next start refuses fewer
+/// configurations.
 pub async fn store_current(registry: &Registry, networks: &ClusterNetworks) {
     let now = PreviousNetworks::from(networks);
     if load_previous(registry).await.as_ref() == Some(&now) {
@@ -141,7 +144,7 @@ fn check_names(networks: &ClusterNetworks, listen: &[SocketAddr], names: &[Serve
     let fronted = fronted(networks);
     let inside = |address: &IpAddr| range_of(&fronted, address);
     // A name that cannot be resolved on this machine, for example in an outage of DNS, may resolve
-    // to an address outside for nodes.
+    // to an address outside the network for nodes.
     let all_known = !names.is_empty() && names.iter().all(|name| !name.addresses.is_empty());
     if all_known && names.iter().flat_map(|name| &name.addresses).all(|address| inside(address).is_some()) {
         let names: Vec<&str> = names.iter().map(|name| name.name.as_str()).collect();
@@ -177,7 +180,8 @@ fn check_hubs(networks: &ClusterNetworks) -> Result<(), String> {
             continue;
         }
         let why = format!("hub.{name}.endpoints: {}, which is reached only through the tunnel", inside.join(", "));
-        // Other nodes may use an address outside, and nodes of the same site may use this one.
+        // Other nodes may use an address outside the network, and nodes at the same site may use
+        // this one.
         if inside.len() == hub.endpoints.len() {
             return Err(format!("{why}: the tunnel could never be set up; name an endpoint outside"));
         }
@@ -287,12 +291,14 @@ mod tests {
                 let why = check(&fronting, &[], None, &names, &none).unwrap_err();
                 assert!(why.contains("server_names") && why.contains(&names[0].name), "{why}");
             }
-            // As in the manifests: one name for nodes inside, another one for all others.
+            // As in the manifests: one name for nodes inside the cluster, another name for all
+            // other nodes.
             check(&fronting, &[], None, &named(&["10.1.2.3", "203.0.113.1"]), &none).unwrap();
             for names in [[inside.clone(), outside], [inside.clone(), named(&["203.0.113.1"])]] {
                 check(&fronting, &[], None, &names.concat(), &none).unwrap();
             }
-            // A name that cannot be resolved here may resolve to an address outside for nodes.
+            // A name that cannot be resolved on this machine may resolve to an address outside the
+            // network for nodes.
             for names in [[inside, named(&[])], [named(&[]), named(&["10.1.2.3"])]] {
                 check(&fronting, &[], None, &names.concat(), &none).unwrap();
             }

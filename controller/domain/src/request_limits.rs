@@ -9,11 +9,12 @@ use std::time::Duration;
 use edge_types::NodeName;
 use tokio::time::Instant;
 
-/// Number of requests of a node that are served without a wait.
+/// Number of requests from a node that are served without delay.
 const BURST: u32 = 16;
 /// After the burst, one request is served in each period of this length.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Above this number of nodes, those nodes are dropped that have their whole burst again.
+/// Above this number of nodes, the counts of nodes whose whole burst is available again are
+/// dropped.
 const REMEMBERED: usize = 1024;
 
 /// The reason why a request is not served now.
@@ -26,12 +27,12 @@ pub struct TooOften {
     pub seconds: u32,
 }
 
-/// Counts each node's requests of one kind. Clones share the counts.
+/// Counts requests of one kind from each node. Clones share the counts.
 #[derive(Debug, Clone, Default)]
 pub struct RequestLimit(Arc<Mutex<HashMap<NodeName, Instant>>>);
 
 impl RequestLimit {
-    /// Counts a request of a node.
+    /// Counts a request from a node.
     ///
     /// # Errors
     /// If the node has used its burst, and the period since its last request is not over. In that

@@ -1,11 +1,11 @@
-//! Divides a limited resource fairly among unknown sources: if the whole resource is in use, it
+//! Divides a limited resource fairly among unknown sources. If the whole resource is in use,
 //! decides which source loses a share to a new one.
 //!
 //! One customer has a /64 of IPv6, and often a /48 (RFC 6177, RFC 7934); neighbours in IPv4 share a
-//! /24. So shares are compared twice: the network that holds the most loses one, and within that
-//! network the source that holds the most loses its oldest one. A host that takes the whole
-//! resource displaces only its own shares, and a host with many addresses displaces shares of its
-//! own network. A host with a single address loses nothing to either.
+//! /24. So shares are compared at two levels. The network that holds the most loses a share, and
+//! within that network the source that holds the most loses its oldest share. If a host takes the
+//! whole resource, further requests cost only its own shares, and a host with many addresses costs
+//! only its own network. A host with a single address loses nothing to either of them.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -55,7 +55,8 @@ impl SourceShares {
         self.total
     }
 
-    /// Gives `from` a share. The token is cancelled if the share is later displaced.
+    /// Gives `from` a share. The token is cancelled if the share is displaced, which means that a
+    /// newer share takes its place.
     pub fn enter(&mut self, from: IpAddr, amount: usize, now: Instant) -> (Share, CancellationToken) {
         let share = Share { source: source(from), number: self.next };
         self.next += 1;
@@ -86,12 +87,12 @@ impl SourceShares {
         self.remove(share);
     }
 
-    /// Displaces the oldest share of the source that holds the most, for one more share of `from`.
-    /// If that source would hold no more than `from`, only a share older than `patience` is
-    /// displaced: otherwise many new sources would cut every handshake short, and none would ever
-    /// finish.
+    /// Displaces the oldest share of the source that holds the most, to make room for one more
+    /// share of `from`. If that source would hold no more than `from`, only a share older than
+    /// `patience` is displaced: otherwise many new sources would cut every handshake short, and no
+    /// handshake would ever finish.
     ///
-    /// Returns the source that lost its share; `None` if none did.
+    /// Returns the source that lost its share; `None` if no source lost one.
     pub fn displace_for(&mut self, from: IpAddr, amount: usize, patience: Duration, now: Instant) -> Option<IpAddr> {
         let newcomer = source(from);
         let (address, greediest) = most(self.networks.iter(), |network| network.total, |network| network.oldest())?;
@@ -151,7 +152,8 @@ fn most<'a, T: 'a>(
     all.max_by_key(|(_, one)| (total(one), Reverse(oldest(one))))
 }
 
-/// Returns the source to which an address counts: an IPv4 address itself, or its /64 of IPv6.
+/// Returns the source to which an address counts: the IPv4 address itself, or the /64 of an IPv6
+/// address.
 pub fn source(from: IpAddr) -> IpAddr {
     match from.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
@@ -159,7 +161,7 @@ pub fn source(from: IpAddr) -> IpAddr {
     }
 }
 
-/// Returns the network to which a source counts: a /24 of IPv4, or a /48 of IPv6.
+/// Returns the network to which a source counts: a /24 in IPv4, or a /48 in IPv6.
 fn network(source: IpAddr) -> IpAddr {
     match source {
         IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() >> 8 << 8).into(),

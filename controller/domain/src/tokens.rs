@@ -1,5 +1,5 @@
-//! Manages join tokens. The operator creates them for a limited number of uses and a limited time,
-//! and the controller stores only their hashes.
+//! Manages join tokens. The operator creates tokens for a limited number of uses and a limited
+//! time. The controller stores only hashes of the tokens.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -36,15 +36,15 @@ pub enum TokenError {
     Expired {
         /// Id of the token.
         id: String,
-        /// When it expired, RFC 3339.
+        /// When the token expired, RFC 3339.
         at: String,
     },
-    /// All uses of the token are used up.
+    /// The token was already used as often as it may be.
     #[error("join token {id} has been used {uses} of {uses} times; ask the operator for a new one")]
     Used {
         /// Id of the token.
         id: String,
-        /// How often it may be used.
+        /// How often the token may be used.
         uses: u32,
     },
     /// The token is for another node.
@@ -64,7 +64,7 @@ pub enum TokenError {
     Random(#[from] NoRandomness),
 }
 
-/// Creates a token: the token for the operator, and the record that is stored.
+/// Creates a token. Returns the token for the operator and the record to store.
 pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result<(JoinToken, TokenRecord), TokenError> {
     if request.ttl_seconds == 0 || request.ttl_seconds > LONGEST {
         let ttl = request.ttl_seconds;
@@ -96,7 +96,7 @@ pub fn create(request: &TokenRequest, ca_hash: [u8; 32], now: Seconds) -> Result
     Ok((token, record))
 }
 
-/// Checks that a credential belongs to a stored token, used up or not. The check costs one hash,
+/// Checks that a credential belongs to a stored token, used up or not. The check computes one hash,
 /// and only if the id is known.
 pub fn is_known(state: &State, credential: &str) -> Result<(), TokenError> {
     find(state, credential).map(drop)
@@ -111,7 +111,7 @@ fn find<'a>(state: &'a State, credential: &str) -> Result<&'a TokenRecord, Token
     }
 }
 
-/// Checks the credential of a node that joins with this key. Returns the record of the token after
+/// Checks the credential of a joining node with this key. Returns the record of the token after
 /// this use. An unchanged record means that this use repeats an earlier request: see
 /// [`is_repeated`].
 pub fn redeem(
@@ -279,7 +279,7 @@ mod tests {
         assert!(!info.used_by.iter().any(|name| name.as_str() == "node-500"), "it is not registered any more");
     }
 
-    /// The record is one of a release that recorded each join in the row of the token.
+    /// The record was written by a release that recorded each join in the token's row.
     #[test]
     fn the_uses_that_an_earlier_release_wrote_count_and_its_lost_answers_are_repeated() {
         let (mut state, token) = made(0x7fff, None);
@@ -342,7 +342,7 @@ mod tests {
 
     #[test]
     fn no_id_begins_like_an_option() {
-        // Without the rule, one of 64 ids would begin with a hyphen.
+        // Without the rule, one in 64 ids would begin with a hyphen.
         let begins: Vec<char> = (0..2000).map(|_| made(1, None).1.id.chars().next().unwrap()).collect();
         assert!(!begins.contains(&'-') && begins.contains(&'_'));
     }

@@ -1,10 +1,10 @@
-//! Checks whether the admission policy of `deploy/kubernetes/15-node-labels.yaml` prevents kubelets
-//! from setting labels that put nodes into communities. The check reads the objects themselves,
-//! because an object with the policy's name may contain anything.
+//! Checks whether the admission policy from `deploy/kubernetes/15-node-labels.yaml` prevents
+//! kubelets from setting labels that put nodes into communities. The check reads the objects
+//! themselves, because an object with the policy's name may contain anything.
 //!
 //! The policy may differ from the manifest only where it refuses more: further labels, speakers,
-//! rules and validations. The policy of another release, with other expressions, is not recognised.
-//! In that case the operator must apply the manifest of this release.
+//! rules and validations. A policy from another release, with other expressions, is not recognised.
+//! In that case the operator must apply this release's manifest.
 
 use k8s_openapi::api::admissionregistration::v1::{
     MatchResources, NamedRuleWithOperations, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
@@ -17,7 +17,7 @@ pub const NAME: &str = "edge-cni-node-labels";
 /// Manifest of the policy and its binding.
 pub const MANIFEST: &str = "deploy/kubernetes/15-node-labels.yaml";
 
-/// Variables that hold lists. The policy may have longer lists.
+/// CEL variables that hold lists. The policy's lists may be longer.
 const LISTS: [(&str, &str); 2] = [
     (
         "labels",
@@ -26,7 +26,7 @@ const LISTS: [(&str, &str); 2] = [
     ("speakers", r#"["system:serviceaccount:kubeedge:cloudcore"]"#),
 ];
 
-/// Variables that must be equal.
+/// CEL variables that must equal those in the manifest.
 const VARIABLES: [(&str, &str); 6] = [
     ("before", "oldObject != null && has(oldObject.metadata.labels) ? oldObject.metadata.labels : {}"),
     ("after", "has(object.metadata.labels) ? object.metadata.labels : {}"),
@@ -45,7 +45,7 @@ const VARIABLES: [(&str, &str); 6] = [
     ),
 ];
 
-/// Validations that must exist.
+/// Validations that the policy must have.
 const VALIDATIONS: [&str; 2] = [
     "!variables.node || variables.changed.size() == 0",
     r#"!(variables.user in variables.speakers) || variables.changed.all(key, key == "node-role.kubernetes.io/edge" && request.operation == "CREATE")"#,
@@ -58,7 +58,7 @@ const RESOURCES: [&str; 2] = ["nodes", "nodes/status"];
 /// Checks that the policy prevents kubelets from setting the labels.
 ///
 /// # Errors
-/// Returns what is missing or differs.
+/// Returns a text that names what is missing or differs.
 pub fn check(
     policy: Option<&ValidatingAdmissionPolicy>,
     bindings: &[&ValidatingAdmissionPolicyBinding],
@@ -73,7 +73,7 @@ pub fn check(
 }
 
 fn check_policy(spec: &ValidatingAdmissionPolicySpec) -> Result<(), String> {
-    // The default of a missing failure policy is Fail.
+    // The default failure policy is Fail.
     if spec.failure_policy.as_deref().is_some_and(|policy| policy != "Fail") {
         return Err("its failurePolicy is not Fail".into());
     }

@@ -1,5 +1,5 @@
 //! Keeps the certificate authorities in a Secret that all replicas share. If two replicas create
-//! them at the same time, the API server accepts one request, and the other replica takes the
+//! them at the same time, the API server accepts one request, and the other replica takes over the
 //! authorities of the first.
 
 use std::sync::{Mutex, PoisonError};
@@ -20,17 +20,17 @@ use super::client::{REQUEST, explain};
 /// Name of the Secret.
 pub const NAME: &str = "edge-cni-ca";
 const TYPE: &str = "edge-cni.io/authorities";
-/// Key of the whole document, private keys included.
+/// Key in the Secret for the whole document, private keys included.
 const DOCUMENT: &str = "ca.json";
-/// Key of the trusted certificates alone, for people who read the Secret.
+/// Key in the Secret for the trusted certificates alone, for people who read the Secret.
 const CERTIFICATES: &str = "ca.crt";
 const WHAT: &str = "secrets";
-/// Wait after a watch has failed.
+/// Delay after a watch has failed.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Seconds after which the API server ends a watch.
 const WATCH: u32 = 240;
 
-/// Keeps the document in a Secret of a namespace.
+/// Keeps the document with the authorities in a Secret in one namespace.
 pub struct CaSecret {
     api: Api<Secret>,
     /// The version at which the next watch starts. The API server may already have compacted the
@@ -49,7 +49,7 @@ impl CaSecret {
     }
 
     async fn read(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
-        // Lists instead of reading the Secret, because only a list says up to which version the
+        // Requests a list instead of the Secret, because only a list says up to which version the
         // Secret is unchanged.
         let params = ListParams::default().fields(&only());
         let list = with_timeout(self.api.list(&params)).await?;
@@ -120,7 +120,7 @@ impl CaSecret {
     }
 }
 
-/// Returns the field selector of the Secret.
+/// Returns the field selector that selects the Secret.
 fn only() -> String {
     format!("metadata.name={NAME}")
 }

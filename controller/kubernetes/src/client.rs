@@ -11,8 +11,7 @@ pub use kube::Client;
 use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-/// Time limit of a request. A request that is not answered in time fails, and its outcome is
-/// unknown.
+/// Time limit for a request. A request that is not answered in time fails, with an unknown outcome.
 pub const REQUEST: Duration = Duration::from_secs(10);
 /// Time limit for opening a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -22,11 +21,12 @@ const RIGHTS: &str = "deploy/kubernetes/10-rbac.yaml";
 /// Manifests of the custom resource definitions.
 const DEFINITIONS: &str = "deploy/crds";
 
-/// Makes the client that all parts share, from a kubeconfig, or as the service account of the
-/// controller's pod.
+/// Makes the client that all parts of the controller share, from a kubeconfig or as the service
+/// account of the controller's pod.
 ///
 /// # Errors
-/// If the kubeconfig cannot be read, or without one if this is not a pod with a service account.
+/// If the kubeconfig cannot be read, or if there is no kubeconfig and this is not a pod with a
+/// service account.
 pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     let mut config = match kubeconfig {
         Some(path) => {
@@ -46,7 +46,8 @@ pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     Client::try_from(config).context("the Kubernetes client")
 }
 
-/// Explains an error of a request about `what` (plural and group), with the command that helps.
+/// Explains an error of a request about `what` (plural and group), with the command that remedies
+/// it.
 pub fn explain(what: &str, error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if lacks_kind(status) => format!(
@@ -78,7 +79,7 @@ pub fn explain(what: &str, error: &kube::Error) -> String {
     }
 }
 
-/// Returns whether a 404 means that the kind is missing, and not one object.
+/// Returns whether a 404 means that the kind is missing, and not only one object.
 pub fn lacks_kind(status: &kube::core::Status) -> bool {
     status.code == 404 && status.details.as_ref().is_none_or(|details| details.name.is_empty())
 }
@@ -103,7 +104,7 @@ pub struct ApiFailures {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ApiFailure {
     why: String,
-    /// Nodes are served despite this failure; only people see less.
+    /// Nodes are served despite this failure; only people get less information.
     minor: bool,
 }
 
@@ -134,7 +135,7 @@ impl ApiFailures {
         }
     }
 
-    /// Removes the failure of `what`, which works again.
+    /// Removes the failure of `what`, because `what` works again.
     pub fn clear(&self, what: &str) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         if failing.remove(what).is_some() {
@@ -179,13 +180,13 @@ impl ApiFailures {
 }
 
 /// Reads a `resourceVersion` as a number. Versions of one kind can be compared: the API guarantees
-/// it since Kubernetes 1.35 (KEP-5504), and earlier releases behave in the same way. Versions of
+/// this since Kubernetes 1.35 (KEP-5504), and earlier releases behave in the same way. Versions of
 /// different kinds can be compared if all kinds are in one etcd, because the versions are etcd's
 /// revisions. So an API server with some of our kinds in a separate etcd
 /// (`--etcd-servers-overrides`) is not supported.
 ///
 /// # Errors
-/// If it is not a number.
+/// If the `resourceVersion` is not a number.
 pub fn version(text: Option<&str>) -> Result<u64, String> {
     let text = text.unwrap_or_default();
     text.parse().map_err(|_| format!("resourceVersion {text:?} is not a number: this API server cannot be followed"))

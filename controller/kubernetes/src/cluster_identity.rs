@@ -1,7 +1,7 @@
 //! Checks that the API server still belongs to the same cluster. Objects that are missing in
 //! another cluster say nothing about our nodes.
 //!
-//! A cluster is identified by the UID of its namespace `kube-system`, as is the custom: that
+//! A cluster is identified by the UID of its namespace `kube-system`, as is customary. That
 //! namespace is as old as the cluster, and its UID is unique. The store records the UID when the
 //! controller first sees it.
 
@@ -16,14 +16,14 @@ use super::client::{REQUEST, explain};
 
 const NAMESPACE: &str = "kube-system";
 
-/// Compares the cluster that answers with the known one.
+/// Compares the cluster that answers with the known cluster.
 #[derive(Clone)]
 pub struct ClusterIdentity {
     api: Api<Namespace>,
     registry: Registry,
-    /// UID of another cluster that the operator accepts in place of the known one.
+    /// UID of another cluster that the operator accepts in place of the known cluster.
     accepted: Option<String>,
-    /// The last known UID. A cluster that was built again has lost the UID in its store.
+    /// The last known UID. The store of a cluster that was built again no longer contains the UID.
     seen: Arc<Mutex<Option<String>>>,
 }
 
@@ -53,7 +53,7 @@ impl ClusterIdentity {
         Self { api: Api::all(client.clone()), registry, accepted, seen: Arc::default() }
     }
 
-    /// Checks that the cluster that answers now is the known one.
+    /// Checks that the cluster that answers now is the known cluster.
     ///
     /// # Errors
     /// If another cluster answers, or the check is not possible.

@@ -1,5 +1,6 @@
-//! Writes Kubernetes Events about objects, so that operators see them with the object. Each Event
-//! is written only once, even if several replicas see its cause, and no code waits for the write.
+//! Writes Kubernetes Events about objects, so that operators see what happened to the object. Each
+//! Event is written only once, even if several replicas see its cause, and no code waits until it
+//! is written.
 
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use super::resources::{Community, EdgeNode, Segment};
 
 /// Maximum number of Events that wait to be written; further Events are dropped.
 const WAITING: usize = 256;
-/// Shortest time between two Events, so that Events do not slow down requests for nodes.
+/// Minimum time between two Events, so that Events do not slow down requests for nodes.
 const PACE: Duration = Duration::from_millis(50);
 /// Namespace of Events about cluster-scoped objects.
 const NAMESPACE: &str = "default";
@@ -28,7 +29,7 @@ const CONTROLLER: &str = "edge-cni.io/edge-controller";
 const WHAT: &str = "events.events.k8s.io";
 /// Equal Events within this time are written as one.
 const ONCE: Duration = Duration::from_secs(3600);
-/// Maximum length of a note that the API accepts, in bytes.
+/// Maximum length of an Event's note that the API accepts, in bytes.
 const NOTE: usize = 1024;
 
 /// The kind of object that an Event is about.
@@ -96,7 +97,7 @@ async fn write(client: Client, replica: String, api_failures: ApiFailures, mut r
         let event = event(&pending, uid, &replica);
         match tokio::time::timeout(REQUEST, api.create(&PostParams::default(), &event)).await {
             Ok(Ok(_)) => api_failures.clear(WHAT),
-            // Another replica has written it.
+            // Another replica has written the Event.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => api_failures.clear(WHAT),
             Ok(Err(error)) => api_failures.record_minor(WHAT, explain(WHAT, &error)),
             Err(_) => api_failures.record_minor(WHAT, format!("the API server does not answer about {WHAT}")),
@@ -114,7 +115,7 @@ fn resource(regarding: Regarding) -> ApiResource {
     }
 }
 
-/// Returns the UID of the object. Readers find Events by this UID; a deleted object has none.
+/// Returns the UID of the object. Readers find Events by this UID; a deleted object has no UID.
 async fn uid(client: &Client, pending: &PendingEvent) -> Option<String> {
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource(pending.regarding));
     api.get_metadata_opt(&pending.name).await.ok().flatten()?.meta().uid.clone()

@@ -1,10 +1,10 @@
 //! Decides for the whole cluster whether labels of Node objects put nodes into communities
 //! (`trust_node_labels`); `node_trust` applies the decision to each Node. A kubelet can label its
-//! own Node, so these labels count only if our admission policy prevents kubelets from setting
-//! them. The policy is watched, because it may be added or removed at any time.
+//! own Node, so these labels count only if the project's admission policy prevents kubelets from
+//! setting them. The policy is watched, because it may be added or removed at any time.
 //!
-//! If the policy disappears, no member loses its community: a community from a label stays as long
-//! as the Node has the label, and no community is added.
+//! If the policy disappears, no member loses its community. A community from a label stays as long
+//! as the Node has the label, but no community is added.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -26,10 +26,10 @@ use super::client::{ApiFailures, version};
 use super::events::{EventRecorder, Regarding};
 use super::list_watch::{ListWatch, ListWatchEvent, WatchStream, list_and_watch};
 
-/// A label that puts an edge into communities and that kubelets cannot set: it always counts.
+/// A label that puts an edge into communities. Kubelets cannot set it, so it always counts.
 pub const RESTRICTED_COMMUNITY_LABEL: &str = "node-restriction.kubernetes.io/edge-community";
 
-/// Number of policies or bindings in one page.
+/// Number of policies or bindings on one page of a list.
 const PAGE: u32 = 500;
 /// How often failures of the API server are checked until the first lists have been read.
 const LOOK: Duration = Duration::from_secs(1);
@@ -48,8 +48,8 @@ pub enum TrustNodeLabels {
     Never,
 }
 
-/// The value in the configuration. Files may also have a boolean, which was the only form in the
-/// past.
+/// The value of `trust_node_labels` in the configuration. Files may also have a boolean, which was
+/// the only form in the past.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -89,16 +89,17 @@ impl From<TrustNodeLabels> for Written {
 pub enum LabelEffect {
     /// A label puts its node into the communities that it names.
     Count,
-    /// They add no community. A community that they gave before stays while the Node has the label.
+    /// The labels add no community. A community that a label gave before stays while the Node has
+    /// the label.
     Keep,
-    /// They do not count.
+    /// The labels do not count.
     Ignore,
 }
 
-/// The effect of labels, with its reason.
+/// The effect of community labels, with the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LabelTrust {
-    /// What community labels do.
+    /// The effect of community labels.
     pub effect: LabelEffect,
     /// The reason, for people.
     pub why: String,
@@ -168,7 +169,7 @@ impl LabelWatch {
         Self { client: client.clone(), trust, events }
     }
 
-    /// Watches the objects and reports. Never returns.
+    /// Watches the objects and reports changes. Never returns.
     pub async fn run(self) {
         // Nodes are served without this watch, so its failures do not affect readiness.
         let api_failures = ApiFailures::default();
@@ -265,13 +266,13 @@ impl<K: Resource> KnownObjects<K> {
         let name = object.name_any();
         match (self.matters)(&object) {
             true => drop(self.objects.insert(name, object)),
-            // The object may have affected the decision before.
+            // The object may have affected the decision before this event.
             false => drop(self.objects.remove(&name)),
         }
     }
 }
 
-/// Lists and watches whole objects. The second field is the plural.
+/// Lists and watches whole objects. The second field is the plural of the kind.
 struct WholeObjects<K>(Api<K>, &'static str);
 
 impl<K> ListWatch for WholeObjects<K>

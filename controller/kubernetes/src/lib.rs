@@ -1,22 +1,25 @@
-//! Reads from and writes to Kubernetes for the controller. Of the controller's crates, only this
-//! one uses `kube`.
+//! Connects the controller to the Kubernetes API server. Of the controller's crates, only this one
+//! uses `kube`.
 //!
 //! - [`resources`]: the custom resources.
 //! - [`client`]: connects to the API server and explains its errors.
-//! - [`ca_secret`]: the certificate authorities in a Secret that all replicas share.
-//! - [`events`], [`status_writer`]: Events and statuses, for people.
+//! - [`ca_secret`]: keeps the certificate authorities in a Secret that all replicas share.
+//! - [`events`], [`status_writer`]: write Events and statuses, for people.
 //! - [`node_statuses`]: reads what all replicas wrote into the statuses of nodes, for the operator.
-//! - [`replica_leases`]: which replica leads; [`orphans`]: what the leader collects.
-//! - [`list_watch`]: a list that is kept up to date by a watch.
-//! - [`own_rights`]: which rights the controller's account lacks.
+//! - [`replica_leases`]: decides which replica leads; [`orphans`]: deletes objects that no node
+//!   needs any more.
+//! - [`list_watch`]: keeps a list up to date by a watch.
+//! - [`own_rights`]: checks which rights the controller's account lacks.
 //! - [`cluster_identity`]: checks that the API server still belongs to the same cluster.
-//! - [`store`]: rows as custom resources that all replicas share.
-//! - [`nodes`]: communities and deregistration from Node objects; [`selector`]: selects Nodes.
-//! - [`node_trust`]: which labels and addresses of a Node count, since its kubelet can write them.
-//! - [`label_trust`]: whether community labels of Nodes count; [`admission_policy`]: the admission
-//!   policy that they need.
+//! - [`store`]: keeps rows as objects that all replicas share.
+//! - [`nodes`]: takes communities, addresses and deregistrations from Node objects; [`selector`]:
+//!   selects Nodes.
+//! - [`node_trust`]: decides which labels and addresses of a Node count, since its kubelet can
+//!   write them.
+//! - [`label_trust`]: decides whether community labels of Nodes count; [`admission_policy`]: checks
+//!   the admission policy that these labels need.
 //! - [`trust_bundle`]: publishes the trusted certificates for the agents' pods.
-//! - [`service_account`]: joins with the service account token of the node's pod.
+//! - [`service_account`]: lets nodes join with the service account token of their pod.
 #![forbid(unsafe_code)]
 
 pub mod admission_policy;

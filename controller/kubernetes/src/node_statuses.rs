@@ -1,4 +1,4 @@
-//! Reads what all replicas wrote about nodes into the statuses of EdgeNodes, for the operator.
+//! Reads, for the operator, what all replicas wrote about nodes into the statuses of EdgeNodes.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use super::client::explain;
 use super::resources::{EdgeNode, EdgeNodeStatus};
 
-/// Time limit of the API server's answer.
+/// Time limit for the API server's answer.
 const LIST: Duration = Duration::from_secs(5);
 const WHAT: &str = "edgenodes.edge-cni.io";
 
@@ -22,7 +22,7 @@ pub struct NodeStatuses {
     nodes: Api<EdgeNode>,
 }
 
-/// The content of a node's status. It may be some seconds old.
+/// The content of a node's status. It may be a few seconds old.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeStatus {
     /// The replica to which the node is connected.
@@ -30,16 +30,16 @@ pub struct NodeStatus {
     /// The time when the node was last connected; `None` while it is connected, or if the time is
     /// unknown.
     pub last_seen: Option<Seconds>,
-    /// Its tunnels.
+    /// The node's tunnels.
     pub tunnels: Option<TunnelCount>,
-    /// Release of its agent.
+    /// Release of the node's agent.
     pub version: Option<String>,
     /// The obstacles that keep packets of the node's pods from arriving.
     pub obstacles: Vec<String>,
 }
 
 impl NodeStatuses {
-    /// Makes a reader.
+    /// Makes a reader that uses this client.
     pub fn new(client: &Client) -> Self {
         Self { nodes: Api::all(client.clone()) }
     }

@@ -1,6 +1,6 @@
 //! Decides which labels and addresses of a Node count. The node's kubelet can write both. Labels
-//! put a node into communities only if kubelets cannot set them. The addresses change no more often
-//! than those that the node reports.
+//! put a node into communities only if kubelets cannot set them. The Node's addresses are limited
+//! to the same rate of changes as those that the node reports.
 
 use std::collections::BTreeSet;
 
@@ -12,12 +12,12 @@ use tokio::sync::watch;
 use super::events::{EventRecorder, Regarding};
 use super::label_trust::{LabelEffect, LabelTrust, TrustNodeLabels};
 
-/// Decides which labels and addresses count. Reports the ignored labels once for each node.
+/// Decides which labels and addresses of Nodes count. Reports ignored labels once for each node.
 pub struct NodeTrust {
     labels: watch::Receiver<LabelTrust>,
     address_changes: AddressChangeLimits,
     events: EventRecorder,
-    /// Nodes with ignored labels that were reported.
+    /// Nodes whose ignored labels were reported.
     reported: BTreeSet<NodeName>,
     /// Nodes with changed addresses that wait for the rate limit.
     waiting: BTreeSet<NodeName>,
@@ -26,12 +26,12 @@ pub struct NodeTrust {
 impl NodeTrust {
     /// Accepts no label that a kubelet can set.
     pub fn without_labels(address_changes: AddressChangeLimits, events: EventRecorder) -> Self {
-        // This value never changes.
+        // The value in this channel never changes.
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Never)).subscribe();
         Self { labels, address_changes, events, reported: BTreeSet::new(), waiting: BTreeSet::new() }
     }
 
-    /// Makes labels count as the value of this receiver says.
+    /// Makes labels count according to the value of this receiver.
     pub fn with_labels(self, labels: watch::Receiver<LabelTrust>) -> Self {
         Self { labels, ..self }
     }
@@ -62,7 +62,7 @@ impl NodeTrust {
         NodeObject { communities, public_addresses, ..said }
     }
 
-    /// Takes the nodes that must be checked again.
+    /// Takes the names of the nodes that must be checked again.
     pub fn take_waiting(&mut self) -> BTreeSet<NodeName> {
         std::mem::take(&mut self.waiting)
     }

@@ -25,15 +25,15 @@ use super::resources::EdgeNode;
 use crate::resources::kinds::is_blocked;
 
 /// How long a segment is held by an unregistered node before it is released. A join that is in
-/// progress is complete by then.
+/// progress completes within this time.
 pub const GRACE_PERIOD: Duration = Duration::from_secs(600);
-/// Grace period if the node was registered before: its deregistration releases the segments within
-/// moments.
+/// Grace period if the node was registered before. Its deregistration normally releases the
+/// segments within moments.
 const AFTER_DEREGISTRATION: Duration = Duration::from_secs(30);
 /// Number of checks in one grace period.
 const LOOKS_PER_GRACE_PERIOD: u32 = 60;
 
-/// Releases orphaned segments and deletes expired tokens while this replica leads.
+/// Releases orphaned segments and deletes long-expired tokens while this replica leads.
 pub struct OrphanCollector {
     registry: Registry,
     edge_nodes: Api<EdgeNode>,
@@ -44,7 +44,8 @@ pub struct OrphanCollector {
     registered: HashSet<NodeName>,
 }
 
-/// A segment and the time of its grant: a later grant of the same segment counts as another one.
+/// A segment and the time of its grant. A later grant of the same segment counts as a different
+/// grant.
 type OrphanedSegment = (IpNetwork, Seconds);
 
 impl OrphanCollector {

@@ -1,5 +1,5 @@
-//! Checks which rights the controller's account lacks, before they are needed. Otherwise a missing
-//! right to create segments would show only when the first node joins.
+//! Checks which rights the controller's account lacks before the rights are needed. Otherwise a
+//! missing right to create segments would be noticed only when the first node joins.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use super::nodes::CLUSTER;
 
 /// How often the rights are read.
 const PERIOD: Duration = Duration::from_secs(30);
-/// Manifest with the rights.
+/// Manifest that grants the rights.
 const MANIFEST: &str = "deploy/kubernetes/10-rbac.yaml";
 /// Name of the failure that lists the missing rights.
 const WHAT: &str = "rights";
 
-/// Rights to objects of one resource.
+/// Required rights to objects of one resource.
 struct Right {
     group: &'static str,
     resource: &'static str,
@@ -28,7 +28,7 @@ struct Right {
     needed_for: Need,
 }
 
-/// What the controller is configured to do with Kubernetes.
+/// The uses of Kubernetes for which the controller is configured.
 #[derive(Debug, Clone, Copy)]
 pub struct Uses {
     /// The store is at the API server.
@@ -48,7 +48,7 @@ enum Need {
     Store,
     /// Joins by service account.
     ServiceAccounts,
-    /// Reading whether community labels count.
+    /// Reading the admission policy that decides whether community labels count.
     Labels,
 }
 
@@ -99,7 +99,7 @@ pub struct OwnRights {
 }
 
 impl OwnRights {
-    /// Makes the check of the rights that these `uses` need. The store is in `namespace`.
+    /// Makes a check of the rights that these `uses` need. The store is in `namespace`.
     pub fn new(client: &Client, namespace: &str, uses: Uses, api_failures: ApiFailures) -> Self {
         let wanted = [
             (Need::Nodes, true),
@@ -112,7 +112,7 @@ impl OwnRights {
     }
 
     /// Checks the rights periodically. Never returns. If the API server does not answer, other
-    /// requests report that.
+    /// requests report the failure.
     pub async fn run(self) {
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client::{ApiFailures, REQUEST, explain, is_absent};
 
-/// Name of the Lease of the leader.
+/// Name of the leader's Lease.
 pub const LEADER: &str = "edge-cni-controller";
 /// Label of the Leases that show which replicas are running.
 const REPLICA: (&str, &str) = ("edge-cni.io/kind", "replica");
@@ -38,7 +38,7 @@ pub struct ReplicaLeases {
     api_failures: ApiFailures,
 }
 
-/// The last version of a Lease that this replica saw, and the time since when.
+/// The last version of a Lease that this replica saw and the time when the version was first seen.
 struct Seen {
     version: String,
     since: Instant,
@@ -56,8 +56,8 @@ impl ReplicaLeases {
         self.duration / 5
     }
 
-    /// Tries to lead until `stopping`, and reports in `leading` whether this replica leads. Gives
-    /// the Lease back at the end.
+    /// Tries to lead until `stopping`, and reports in `leading` whether this replica leads.
+    /// Releases the Lease at the end.
     pub async fn lead(&self, leading: watch::Sender<bool>, stopping: CancellationToken) {
         let mut seen: Option<Seen> = None;
         let mut renewed = Instant::now();
@@ -74,7 +74,7 @@ impl ReplicaLeases {
                 Ok(Err(error)) => self.api_failures.record(WHAT, explain(WHAT, &error)),
                 Err(_) => self.api_failures.record(WHAT, format!("the API server does not answer about {WHAT}")),
             }
-            // This is well before another replica takes the Lease.
+            // This replica stops leading well before another replica takes the Lease.
             if renewed.elapsed() >= self.duration * 2 / 3 {
                 self.set(&leading, false);
             }
@@ -188,13 +188,13 @@ impl ReplicaLeases {
 fn acquired(written: kube::Result<Lease>) -> kube::Result<bool> {
     match written {
         Ok(_) => Ok(true),
-        // Another replica was faster.
+        // Another replica has taken the Lease first.
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-/// The running replicas, as observed by one of them.
+/// The running replicas, as one replica observes them.
 #[derive(Default)]
 pub struct Replicas {
     seen: HashMap<String, Seen>,

@@ -1,12 +1,12 @@
-//! Label selectors in the syntax of `kubectl get --selector`. The controller evaluates them itself,
-//! because it also watches Nodes that are not edges.
+//! Evaluates label selectors in the syntax of `kubectl get --selector`. The controller evaluates
+//! the selectors itself, because it also watches Nodes that are not edges.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 /// Label with the role of a Node. A kubelet cannot set it: the NodeRestriction admission plugin
-/// prevents kubelets from setting labels with this prefix, and so does our own policy
+/// prevents kubelets from setting labels with this prefix, and so does the project's own policy
 /// (`deploy/kubernetes/15-node-labels.yaml`).
 pub const ROLE_LABEL: &str = "node-restriction.kubernetes.io/edge-cni-role";
 
@@ -27,18 +27,18 @@ enum Requirement {
 }
 
 impl NodeSelector {
-    /// Returns the default selector of edges.
+    /// Returns the default selector for edges.
     pub fn edges() -> Self {
         let key = String::from("node-role.kubernetes.io/edge");
         Self { text: key.clone(), requirements: vec![Requirement::Exists(key)] }
     }
 
-    /// Returns the default selector of hubs.
+    /// Returns the default selector for hubs.
     pub fn hubs() -> Self {
         Self::with_role("hub")
     }
 
-    /// Returns the default selector of other cloud nodes.
+    /// Returns the default selector for other cloud nodes.
     pub fn clouds() -> Self {
         Self::with_role("cloud")
     }

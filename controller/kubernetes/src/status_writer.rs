@@ -1,5 +1,5 @@
-//! Writes the status of objects for people. The controller never reads a status back as data, so
-//! nothing depends on it.
+//! Writes the statuses of objects, for people to read. The controller never reads a status back as
+//! data, so nothing depends on it.
 //!
 //! The replica to which a node is connected writes the node's connection and reports. The leader
 //! writes everything that follows from the rows. Changes within a few seconds are written together.
@@ -35,13 +35,13 @@ const WRITE_PERIOD: Duration = Duration::from_secs(2);
 const COMPARE_PERIOD: Duration = Duration::from_secs(5);
 /// Maximum number of concurrent requests.
 const CONCURRENT_WRITES: usize = 8;
-/// Maximum number of missing members in a status.
+/// Maximum number of missing members that a status names.
 const NAMED: usize = 20;
-/// Reason of the condition of a node that has not connected yet.
+/// Reason in the condition of a node that has not connected yet.
 const NEVER_CONNECTED: &str = "NeverConnected";
 /// Type of a community's condition.
 const COMPLETE: &str = "Complete";
-/// Number of objects in one page.
+/// Number of objects on one page of a list.
 const PAGE: u32 = 500;
 
 /// Computes the addresses that a node's peers receive.
@@ -53,7 +53,7 @@ pub struct StatusSources {
     pub registry: Registry,
     /// What nodes report about themselves.
     pub reports: NodeReports,
-    /// Segments that nodes claim but do not hold.
+    /// Conflicts about segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,
     /// Computes the addresses that a node's peers receive.
     pub endpoints: AddressesOf,
@@ -70,7 +70,7 @@ pub struct StatusWriter {
     replica: String,
 }
 
-/// A node and its new status.
+/// A node's name and its new status.
 type Write = (NodeName, Value);
 
 impl StatusWriter {
@@ -237,7 +237,7 @@ impl StatusWriter {
                 None => break,
             }
         }
-        // There are never many communities.
+        // There are never many communities, so they are read in one request.
         let communities = self.communities.list(&ListParams::default()).await;
         for object in communities.map_err(|e| explain("communities.edge-cni.io", &e))? {
             let (Some(name), Some(status)) = (object.metadata.name, object.status) else { continue };
@@ -415,9 +415,9 @@ impl StatusWriter {
 struct KnownStatuses {
     revision: Option<u64>,
     nodes: HashMap<NodeName, WrittenStatus>,
-    /// Keyed by the names of their objects.
+    /// The known statuses, keyed by object name.
     communities: HashMap<String, WrittenStatus>,
-    /// The replicas that existed at the last search for vanished replicas.
+    /// The replicas that existed when vanished replicas were last searched for.
     replicas: Option<Vec<String>>,
 }
 
@@ -483,8 +483,8 @@ fn member_counts(state: &StateGuard<'_>, community: &CommunityRecord) -> Value {
     })
 }
 
-/// Returns the condition that follows from the counts. Its time stays the same until its status
-/// changes.
+/// Returns the condition that follows from the counts. The condition's time stays the same until
+/// its status changes.
 fn complete_condition(shown: &Value, before: Option<&Condition>, now: i64) -> Condition {
     let complete = shown["listed"] == shown["registered"];
     let status = if complete { "True" } else { "False" };

@@ -1,9 +1,8 @@
 //! Publishes the trusted certificates in a ConfigMap, which the agents' pods mount. Agents that
-//! join with the token of their service account authenticate the controller with these
-//! certificates.
+//! join with their service account token authenticate the controller with these certificates.
 //!
-//! Only the leader writes the ConfigMap. A replica that does not know of a rollover yet would
-//! restore the old state.
+//! Only the leader writes the ConfigMap. A replica that does not know about a rollover yet would
+//! restore the old certificates.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +17,8 @@ use super::client::{ApiFailures, REQUEST, explain};
 
 /// Name of the ConfigMap.
 pub const NAME: &str = "edge-cni-trust";
-/// Key of the certificates, in PEM; the certificate of the signing authority is the first.
+/// Key in the ConfigMap for the certificates, in PEM. The signing authority's certificate is the
+/// first.
 pub const CERTIFICATES: &str = "ca.crt";
 /// How often the ConfigMap is compared with the authorities, and repaired if somebody has changed
 /// or deleted it.
@@ -33,12 +33,12 @@ pub struct TrustBundle {
 }
 
 impl TrustBundle {
-    /// Makes the publisher for this namespace.
+    /// Makes a publisher for this namespace.
     pub fn new(client: &Client, namespace: &str, ca: Arc<Ca>, api_failures: ApiFailures) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), ca, api_failures }
     }
 
-    /// Publishes while this replica leads. Returns when a sender is gone.
+    /// Publishes the certificates while this replica leads. Returns when a sender is gone.
     pub async fn run(self, mut leading: watch::Receiver<bool>) {
         let mut changes = self.ca.subscribe();
         loop {

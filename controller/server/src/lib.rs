@@ -5,7 +5,7 @@
 //! `edge_controller_kubernetes`. This crate is the program: [`server`] accepts connections and
 //! identifies callers; [`api`] turns requests into plans for the registry, and errors into problem
 //! documents ([`api::ApiError`]). [`live_config`] holds the [`config`] in force. `logs` keeps each
-//! record on one line, whatever strangers send. [`cli`] is the operator's side of the same API,
+//! log event on one line, whatever callers send. [`cli`] is the operator's client of the same API,
 //! [`observe`] serves monitoring, and `page` serves the operator's browser. `node_problems` lists
 //! what the operator should check.
 #![forbid(unsafe_code)]

@@ -23,9 +23,9 @@ pub struct ConfigInForce {
     pub config: Config,
     /// The rules for segments.
     pub policy: SegmentPolicy,
-    /// Networks that nodes reach through tunnels.
+    /// The networks that nodes reach through tunnels.
     pub networks: ClusterNetworks,
-    /// Computes views with these networks and sizes.
+    /// Builds views with these networks.
     pub views: ViewBuilder,
 }
 
@@ -58,7 +58,8 @@ pub struct LiveConfig {
 }
 
 impl LiveConfig {
-    /// Puts a configuration in force. Without a `reader` it cannot be read again.
+    /// Puts a configuration in force: from now on the server uses it. Without a `reader` the
+    /// configuration cannot be read again.
     pub fn new(config: Config, ca: Arc<Ca>, reader: Option<Reader>) -> Self {
         Self { in_force: RwLock::new(Arc::new(ConfigInForce::new(config, &ca))), reader, ca }
     }

@@ -1,5 +1,5 @@
-//! Limits the log: one event is one line, whatever text it contains from outside, and strangers
-//! cannot fill a disk.
+//! Limits the log. Each event is one line, whatever text from outside it contains, and callers
+//! without a certificate cannot fill a disk.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -14,10 +14,10 @@ pub(crate) const LONGEST_LINE: usize = 4 * 1024;
 /// Maximum length of text from outside in a line, in characters. In a JSON line that is too long,
 /// every text is shortened to this.
 const LONGEST_TEXT: usize = 512;
-/// Maximum number of lines per second about peers without a certificate. Omitted lines are counted,
-/// and the next line reports their number.
+/// Maximum number of log lines per second about peers without a certificate. Omitted lines are
+/// counted, and the next line reports their number.
 const STRANGERS_LINES: u32 = 20;
-/// Maximum number of lines per second about refusals to nodes.
+/// Maximum number of log lines per second about refused requests from nodes.
 const NODES_LINES: u32 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -98,15 +98,15 @@ pub(crate) fn shortened(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Returns whether a line about a stranger may be written now. Also logs how many were omitted
-/// before it.
+/// Returns whether a line about a peer without a certificate may be written now. Also logs how many
+/// such lines were omitted before.
 pub(crate) fn may_log_stranger() -> bool {
     static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(STRANGERS_LINES));
     may_log(&QUOTA, "strangers")
 }
 
-/// Returns whether a line about a refusal to a node may be written now. Also logs how many were
-/// omitted before it.
+/// Returns whether a line about a refused request from a node may be written now. Also logs how
+/// many such lines were omitted before.
 pub(crate) fn may_log_node() -> bool {
     static QUOTA: Mutex<Quota> = Mutex::new(Quota::of(NODES_LINES));
     may_log(&QUOTA, "what nodes were refused")

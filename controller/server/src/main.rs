@@ -1,4 +1,4 @@
-//! The program `edge-controller`. All code is in the library, where tests can reach it.
+//! The program `edge-controller`. All other code is in the library, where tests can use it.
 #![forbid(unsafe_code)]
 
 fn main() -> std::process::ExitCode {

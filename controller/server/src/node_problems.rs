@@ -1,11 +1,12 @@
-//! Describes the problems that the operator should check, of a node and of the network as a whole.
-//! `status` and the page show the same problems.
+//! Describes the problems that the operator should check, for each node and for the network as a
+//! whole. `status` and the page show the same problems.
 
 use edge_controller_domain::clock::rfc3339;
 use edge_types::AddressSource;
 use edge_types::api::{ControllerStatus, NodeInfo};
 
-/// Seconds before its end at which the certificate of the authority becomes a problem: half a year.
+/// Seconds before the expiry of the authority's certificate from which on the certificate is a
+/// problem: half a year.
 const AUTHORITY_ENDS_SOON: i64 = 183 * 24 * 3600;
 
 /// Returns all problems of a node.
@@ -56,9 +57,9 @@ pub(crate) fn common_problems(status: &ControllerStatus) -> Vec<String> {
     problems.iter().cloned().chain(authority).chain(full).collect()
 }
 
-/// Returns whether the node has joined but was never seen since.
+/// Returns whether the node has joined but has not been seen since.
 pub(crate) fn never_connected(node: &NodeInfo) -> bool {
-    // Addresses that the operator sets also have no port before the first report.
+    // Before the first report, addresses that the operator sets have no port either.
     node.endpoints.iter().all(|endpoint| endpoint.source == AddressSource::Configured)
 }
 

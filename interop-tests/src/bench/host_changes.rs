@@ -1,4 +1,4 @@
-//! Measures the pings that are lost between a pod of an edge and one in the cloud when another
+//! Measures the pings that are lost between a pod on an edge and a pod in the cloud when another
 //! program changes the edge's host: its bridge, routes, rules and settings.
 
 use anyhow::{Context as _, Result, ensure};
@@ -47,8 +47,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario("interruption/forward-drop", "what is lost when iptables' FORWARD drops by policy", |lab| {
         Site::build(lab)?.measure("forward-drop", REPAIRED, |site| {
-            // The script starts with a flush, so that the second run begins without the rules of
-            // the first one.
+            // The script starts with a flush, so that the second run begins without the rules from
+            // the first run.
             let script = "iptables -P FORWARD ACCEPT; iptables -F FORWARD; iptables -P FORWARD DROP";
             site.edge().sh(script).map(drop)
         })

@@ -1,7 +1,7 @@
 //! Measures the pings through a tunnel that are lost at an event.
 //!
-//! An edge behind a NAT has a tunnel to a hub, and a pod on each side pings the other one a hundred
-//! times a second. Each event happens three times; the median counts.
+//! An edge behind a NAT has a tunnel to a hub, and a pod on each side pings the pod on the other
+//! side a hundred times a second. Each event happens three times, and the median is reported.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::strongswan::charon::{Auth, Connection};
 use crate::topology::{Net, NetworkPlan, Node, Ping, PingReport, Pod};
 use crate::wait;
 
-/// The prefix of these measurements' names among all scenarios.
+/// Prefix that distinguishes the names of these measurements from other scenarios.
 pub(super) const AREA: &str = "interruption/";
 
 const SECRET: &str = "a secret of edge and hub";
@@ -27,7 +27,7 @@ const HUB: &str = "203.0.113.10";
 pub(super) const PACE: Duration = Duration::from_millis(10);
 /// Number of times that each event happens.
 const RUNS: usize = 3;
-/// Number of pings that must be answered before the next event.
+/// Number of pings that must be answered before the next event happens.
 const ANSWERED: u64 = 100;
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
@@ -194,8 +194,8 @@ impl<'a> Site<'a> {
     }
 }
 
-/// Measures an event between two pods. Each of them pings the address in its tuple: the edge's pod
-/// first, then the hub's.
+/// Measures an event between two pods. Each tuple has a pod and the address that it pings: first
+/// the edge's pod, then the hub's.
 pub(super) fn measure(
     lab: &Lab,
     what: &str,

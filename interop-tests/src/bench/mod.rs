@@ -1,18 +1,21 @@
 //! Measures the cost of edge-agent with many peers: CPU time, memory and traffic, compared with
 //! charon in the same guest.
 //!
-//! Each measurement is a scenario that runs by name only and leaves a file with its results. Times
-//! of the clock have little meaning on a busy machine, and the guest counts stolen time as CPU
-//! time. Ratios to charon have more meaning. Threads are slow in User-Mode Linux, so charon costs
-//! many times as much as on a real machine.
+//! Each measurement is a scenario that runs by name only and writes its results to a file. Elapsed
+//! times have little meaning on a busy machine, and the guest counts stolen time as CPU time.
+//! Ratios to charon have more meaning. Threads are slow in User-Mode Linux, so charon costs many
+//! times as much as on a real machine.
 //!
-//! - `tunnels`: N static peers against one agent: set up, at rest, rekeyed, listed.
-//! - `mesh`: agents that all have tunnels to each other, and an idle edge with one hub.
-//! - `interruptions`: the number of pings through a tunnel that are lost at an event, such as a
-//!   restart. `host_changes`: when another program changes the edge's bridge, routes, rules or
-//!   settings. `two_hubs`: when a hub dies and another one fronts the same networks.
-//! - `view`: the view of a hub with N edges changes by one edge.
-//! - `usage`: CPU time, memory and octets. `report`: the table, and the files in `target/bench`.
+//! - `tunnels`: measures N static peers against one agent when they are set up, at rest, rekeyed
+//!   and listed.
+//! - `mesh`: measures agents that all have tunnels to each other, and an idle edge with one hub.
+//! - `interruptions`: measures the pings through a tunnel that are lost at an event, such as a
+//!   restart. `host_changes`: the same when another program changes the edge's bridge, routes,
+//!   rules or settings. `two_hubs`: the same when a hub dies and another hub fronts the same
+//!   networks.
+//! - `view`: measures the change of a hub's view with N edges by one edge.
+//! - `usage`: reads CPU time, memory and traffic. `report`: writes the table and the files in
+//!   `target/bench`.
 
 mod host_changes;
 mod interruptions;
@@ -31,7 +34,7 @@ use crate::runner::{RunOptions, outcomes, target_directory};
 use crate::scenario::{Scenario, TestResult};
 use report::{Goal, Measured, Results};
 
-/// The prefix of the measurements' names among all scenarios.
+/// Prefix that distinguishes the names of measurements from other scenarios.
 const AREA: &str = "bench/";
 
 /// Measurements that run if no names are given. They take about an hour.
@@ -44,7 +47,7 @@ pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {
     agent.chain(events())
 }
 
-/// Returns the measurements of the losses at an event.
+/// Returns the measurements of pings lost at an event.
 fn events() -> impl Iterator<Item = &'static Scenario> {
     interruptions::SCENARIOS.iter().chain(host_changes::SCENARIOS).chain(two_hubs::SCENARIOS)
 }
@@ -59,8 +62,8 @@ pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
     measure(AREA, "agent", names, backend, growth)
 }
 
-/// Measures as [`main`] does, but the packets that are lost at an event, such as a restart of an
-/// agent. Writes `target/bench/interruptions.json`. Without names, runs all measurements.
+/// Does the same as [`main`], but measures the packets that are lost at an event, such as an
+/// agent's restart. Writes `target/bench/interruptions.json`. Without names, runs all measurements.
 ///
 /// # Errors
 /// As [`main`].
@@ -70,7 +73,8 @@ pub fn interruptions(names: &[String], backend: Option<String>) -> Result<ExitCo
     measure(interruptions::AREA, "interruptions", names, backend, |_| Vec::new())
 }
 
-/// Runs the measurements of one area. `summary` computes further results from all of them.
+/// Runs the measurements of one area. `summary` computes further results from the results of all
+/// these measurements.
 fn measure(
     area: &str,
     file: &str,

@@ -5,17 +5,17 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// Name of the file with a scenario's results, in its directory.
+/// Name of the file with a scenario's results, in the scenario's directory.
 pub(super) const RESULTS: &str = "results.json";
 
 /// A measured case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Measured {
-    /// `area/what`, or `area/what/N` for N peers.
+    /// Name of the case: `area/what`, or `area/what/N` for N peers.
     pub(super) case: String,
-    /// Unit of `ours`, `reference`, and of a goal for `ours`.
+    /// Unit of `ours`, of `reference`, and of a goal for `ours`.
     pub(super) unit: String,
-    /// Our value.
+    /// The value measured with our program.
     pub(super) ours: f64,
     /// The reference's value, measured in the same guest.
     pub(super) reference: Option<f64>,

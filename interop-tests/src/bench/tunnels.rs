@@ -26,8 +26,9 @@ const NETWORK: &str = "10.1.0.0/24";
 /// cookies, which would be measured too.
 const WINDOW: u32 = 48;
 
-/// How long a responder is watched at rest: each peer's liveness is checked once (every 2 minutes),
-/// and the comparison with the kernel (every 10 s at most) happens several times.
+/// How long a responder is watched at rest. In this time each peer's liveness is checked once
+/// (every 2 minutes), and the comparison with the kernel (every 10 s at most) happens several
+/// times.
 pub(super) const REST: Duration = Duration::from_secs(120);
 
 /// Above this number of peers charon is not measured: its cost for each peer stays the same, and
@@ -63,9 +64,9 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 /// The resources that a responder used for its tunnels.
 struct ResponderUsage {
-    /// CPU time of one tunnel, ms.
+    /// CPU time to set up one tunnel, ms.
     up_ms: f64,
-    /// Seconds until all were up.
+    /// Seconds until all tunnels were up.
     all_seconds: f64,
     /// Memory of one tunnel, KiB.
     memory_kib: f64,
@@ -77,7 +78,7 @@ struct ResponderUsage {
     rekey_ms: f64,
     /// Seconds until the list of all tunnels was printed.
     status_seconds: f64,
-    /// IKE SAs that ended, which should be none.
+    /// Number of IKE SAs that ended, which should be zero.
     downs: u32,
 }
 
@@ -112,7 +113,7 @@ fn plan() -> NetworkPlan {
     plan
 }
 
-/// Connects the node of the peers to one of the two responders, which have the same address.
+/// Connects the peers' node to one of the two responders, which have the same address.
 fn connect(peers: &Node, responder: &Node) -> Result<()> {
     peers
         .sh(&format!("ip -4 address flush scope global; ip address add {PEERS}/24 dev to-{}", responder.name()))
@@ -166,7 +167,7 @@ fn agent(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<ResponderUs
 fn charon(lab: &Lab, node: &Node, peers: &Node, count: u32) -> Result<ResponderUsage> {
     connect(peers, node)?;
     let connection = Connection {
-        // The interval is that of the agent.
+        // The interval is the same as the agent's.
         more: "dpd_delay = 120s".to_owned(),
         ..Connection::new("peers", Auth::Psk(SECRET.to_owned())).local(RESPONDER, RESPONDER_ID, NETWORK).remote(
             "%any",
@@ -260,7 +261,7 @@ fn fifty(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Returns the SPIs of the CHILD_SAs in use, once each peer has one.
+/// Returns the SPIs of the CHILD_SAs in use, once each peer has a CHILD_SA.
 fn in_use(agent: &Agent<'_>, count: u32) -> Result<Vec<u32>> {
     crate::wait::for_event("one CHILD_SA in use with each peer", || {
         let tunnels = agent.tunnels((0..count).map(PeerSet::name))?;

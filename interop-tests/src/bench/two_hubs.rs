@@ -1,8 +1,9 @@
 //! Measures the pings that are lost between a cloud pod and an edge pod when the first of two hubs
-//! dies, and when it comes back.
+//! dies, and when that hub comes back.
 //!
-//! Both hubs front the cloud's network. A cloud node, which has no tunnels, routes to edges through
-//! one of them. Each event happens once, since a hub that is back counts only 30 s later.
+//! Both hubs front the cloud's network. A cloud node, which has no tunnels, routes packets for
+//! edges through one of the hubs. Each event happens once, since a hub that comes back is used
+//! again only 30 s later.
 
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ const CLOUD_POD: &str = "10.244.1.2";
 
 /// Number of consecutive pings that must be answered before and after an event.
 const ANSWERED: u64 = 100;
-/// How long a hub that has come back is watched: longer than both ends wait before they use it.
+/// How long a hub that has come back is watched: longer than both ends wait before they use the hub
+/// again.
 const WATCHED: Duration = Duration::from_secs(45);
 /// Goal for the longest time without an answer, in seconds.
 const SILENCE: f64 = 5.0;
@@ -93,7 +95,7 @@ impl<'a> Site<'a> {
         let net = lab.build(&plan)?;
         let networks = format!("networks = [{CLOUD_NETWORK:?}]");
         let controller = Controller::start(lab, net.node("controller"), CONTROLLER, &networks)?;
-        // hub-1 is up first, so that no node waits for it.
+        // hub-1 is started first, so that no node waits for it.
         let mut hub_1 = controller.join(net.node("hub-1"), "hub")?;
         hub_1.wait_ready()?;
         let mut edge = controller.join(net.node("edge"), "edge")?;
@@ -125,7 +127,7 @@ impl<'a> Site<'a> {
         let hub = self.net.node("hub-1");
         hub.plug("cloud", false)?;
         self.hub_1.process().kill()?;
-        // Removes the process that holds its sockets, and the state of its kernel.
+        // Removes the process that holds the hub's sockets, and the hub's kernel state.
         hub.sh(
             "for pid in $(ss -Hlunp | grep -o 'pid=[0-9]*' | cut -d = -f 2 | sort -u); do kill -9 $pid; done
              ip xfrm state flush; ip xfrm policy flush; nft flush ruleset; ip link del ecni-guard; rm -rf /run/edge-cni",

@@ -1,4 +1,4 @@
-//! Reads CPU time and memory of a process, and the traffic of a node.
+//! Reads the CPU time and memory of a process and the traffic of a node.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use crate::topology::Namespaces;
 /// The resources that a process has used so far.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Usage {
-    /// CPU time of all its threads, in user and kernel mode. Its resolution is 10 ms.
+    /// CPU time of all threads of the process, in user and kernel mode. Its resolution is 10 ms.
     pub(super) cpu: Duration,
-    /// Memory that the process has allocated and touched (RssAnon), in KiB. Its program file and
-    /// the kernel's memory for its SAs are not included.
+    /// Memory that the process has allocated and touched (RssAnon), in KiB. The program file and
+    /// the kernel's memory for SAs are not included.
     pub(super) memory_kib: f64,
 }
 
@@ -69,7 +69,7 @@ pub(super) fn octets(node: &Namespaces) -> Result<u64> {
     objects.iter().find_map(|object| object["counter"]["bytes"].as_u64()).context("the counter is gone")
 }
 
-/// Converts octets in a shorter time to megabytes a day.
+/// Converts octets that were counted in a shorter time to megabytes a day.
 pub(super) fn per_day(octets: u64, during: Duration) -> f64 {
     octets as f64 / 1e6 * 86_400.0 / during.as_secs_f64()
 }

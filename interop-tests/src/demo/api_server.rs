@@ -1,4 +1,4 @@
-//! The Kubernetes API server of the demo's scenario with Kubernetes.
+//! The Kubernetes API server in the demo's Kubernetes scenario.
 
 use std::path::PathBuf;
 
@@ -15,7 +15,7 @@ pub(super) struct Kubernetes {
 
 impl Kubernetes {
     /// Starts the API server on a host, with the custom resources, the controller's account and
-    /// rights, and a Node object for each node. The flag of a node says whether it is an edge.
+    /// rights, and a Node object for each node. Each node's flag says whether the node is an edge.
     ///
     /// # Errors
     /// If the API server does not come up, or refuses a manifest in `deploy/`.
@@ -56,7 +56,7 @@ impl Kubernetes {
     /// Sets or (`key-`) removes a node's label.
     ///
     /// # Errors
-    /// If the API server refuses.
+    /// If the API server refuses the change.
     pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
         self.plane.kubectl(&["label", "node", node, label, "--overwrite"]).map(drop)
     }

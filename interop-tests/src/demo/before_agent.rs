@@ -1,4 +1,5 @@
-//! Checks pods before the first run of an agent, when only the plugin has installed the guard.
+//! Checks pods before the first run of an agent. At this time only the plugin has installed the
+//! guard, which drops packets that no tunnel carries.
 
 use anyhow::{Result, ensure};
 
@@ -13,8 +14,8 @@ const EARLY: [[&str; 2]; 4] = [
     ["10.77.0.152/29", "fd77::8300/120"],
 ];
 
-/// Checks that pods get addresses, reach no pod of another site, and that no pod's packet is on a
-/// wire.
+/// Checks that pods get addresses, reach no pod of another site, and that no pod's packet is seen
+/// on a wire.
 ///
 /// # Errors
 /// Returns the first check that fails.

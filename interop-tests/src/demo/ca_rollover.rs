@@ -1,6 +1,6 @@
-//! Checks that a new CA takes over and the first one is retired. Nodes that were authenticated by
-//! the first one are authenticated again, without a loss, and new tunnels come up with certificates
-//! of the new CA.
+//! Checks that a new CA takes over and the first CA is retired. Nodes that were authenticated by
+//! the first CA are authenticated again without a lost packet, and new tunnels come up with
+//! certificates of the new CA.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;

@@ -12,7 +12,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use ipnetwork::IpNetwork;
 use pcap_file::pcap::PcapReader;
 
-/// The kind of a frame, from the expected to the most suspicious.
+/// The kind of a frame, ordered from the expected to the most suspicious.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// ESP in UDP (RFC 3948 2.1).
@@ -29,8 +29,8 @@ pub(super) enum Kind {
     /// ARP, neighbour discovery, multicast reports, ICMP errors and redirects, between addresses
     /// that do not belong to pods.
     Housekeeping,
-    /// An ICMP echo between such addresses. The demo sends it: once it is in the capture, all
-    /// earlier frames are in it too.
+    /// An ICMP echo between such addresses. The demo sends such an echo as a mark: once the echo is
+    /// in the capture, all earlier frames are in it too.
     Mark,
     /// An unencrypted frame with an address of a pod or of the cluster.
     Clear {
@@ -49,13 +49,13 @@ pub(super) enum Kind {
 /// The addresses and ports by which frames are classified.
 #[derive(Debug, Clone)]
 pub(super) struct ExpectedTraffic {
-    /// The ranges of pods' addresses: the cluster's ranges and the cloud's networks.
+    /// The ranges of pod addresses: the cluster ranges and the cloud's networks.
     pub(super) guarded: Vec<IpNetwork>,
     /// TCP ports of the controller and of a second replica.
     pub(super) controller_ports: [u16; 2],
 }
 
-/// Numbers of captured frames.
+/// Numbers of captured frames, by kind.
 #[derive(Debug, Clone, Default)]
 pub(super) struct FrameCounts {
     /// Frames of each kind.
@@ -98,7 +98,7 @@ impl FrameCounts {
         }
     }
 
-    /// Returns the SPIs of ESP frames.
+    /// Returns the SPIs in ESP frames.
     #[must_use]
     pub(super) fn spis(&self) -> BTreeSet<u32> {
         self.counts.keys().filter_map(|kind| if let Kind::Esp { spi } = kind { Some(*spi) } else { None }).collect()

@@ -71,7 +71,7 @@ pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
     only_esp_on_the_wire(world, "through the change of address")
 }
 
-/// Fills a1's segments, with a spare one and without. Returns the pods.
+/// Fills a1's segments, with a spare segment and without. Returns the pods.
 ///
 /// # Errors
 /// Returns the first check that fails.
@@ -94,7 +94,7 @@ pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
             Ok(())
         })?;
         // Adds pods until a pod needs an address that is not in the first segments. The last of
-        // these is the spare one.
+        // these segments is the spare one.
         let mut last;
         loop {
             ensure!(made.len() < 60, "60 pods and the ledger has not grown");

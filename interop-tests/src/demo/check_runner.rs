@@ -12,14 +12,14 @@ use crate::wait;
 /// that it took is shown; but a busy machine may be slow.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The checks so far. The first failed check ends the demo.
+/// The checks that have run so far. The first failed check ends the demo.
 pub(super) struct Checks {
     passed: Cell<u32>,
     started: Instant,
 }
 
 impl Checks {
-    /// Starts without checks. The time starts now.
+    /// Makes a runner without checks. The time starts now.
     #[must_use]
     pub(super) fn new() -> Self {
         Self { passed: Cell::new(0), started: Instant::now() }
@@ -58,7 +58,7 @@ impl Checks {
         Ok(())
     }
 
-    /// Checks that `what` becomes true within `timeout`; shows the time that it took.
+    /// Checks that `what` becomes true within `timeout`. Shows the time that this took.
     ///
     /// # Errors
     /// As [`Self::check`].

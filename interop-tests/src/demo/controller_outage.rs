@@ -1,5 +1,5 @@
-//! Stops the controller, and checks that pods still reach each other, and that agents start from
-//! the files on their disks.
+//! Stops the controller and checks that pods still reach each other and that agents start from the
+//! files on their disks.
 
 use std::time::Instant;
 
@@ -11,11 +11,11 @@ use super::pod::{answered, reaches};
 use super::reach::{Pods, only_esp_on_the_wire};
 use super::world::World;
 
-/// CNI error: try again later.
+/// CNI error code for "try again later".
 const TRY_AGAIN_LATER: u64 = 11;
 
-/// Stops the controller, adds pods until no address is left, kills two agents and changes the
-/// address of one, and starts them again before the controller.
+/// Stops the controller, adds pods until no address is left, kills two agents, changes the address
+/// of one of them, and starts both again before the controller.
 ///
 /// # Errors
 /// Returns the first check that fails.
@@ -57,8 +57,8 @@ pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
     }
     world.node("edge-a2").sh("ip addr del 192.168.1.77/24 dev lan-a2 && ip addr add 192.168.1.99/24 dev lan-a2 && \
          ip route replace default via 192.168.1.1")?;
-    // Their pods still send: by SAs for an address that is gone, and to a socket that no process
-    // reads.
+    // The pods of the killed agents still send packets: through SAs for an address that is gone,
+    // and to a socket that no process reads.
     answered(&[(&*a1.pod, v4_a2.into()), (&*a2.pod, v4_a1.into())])?;
     only_esp_on_the_wire(world, "with the agents dead and the address gone")?;
     let began = Instant::now();

@@ -1,5 +1,5 @@
 //! Removes a node from its community and then from the cluster. On another node, removes the
-//! agent's objects from the kernel, and then everything else of edge-cni.
+//! agent's objects from the kernel, and then everything else that belongs to edge-cni.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -20,8 +20,8 @@ use super::world::{NODES, World};
 pub(super) fn a2_leaves(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("End: a2 leaves its community, then the cluster");
-    // An agent that still waits before its next attempt would get the next views only after the
-    // quarantine. So the test waits until all agents are connected.
+    // An agent that is still in the delay before its next attempt would get the next views only
+    // after the quarantine. So the test waits until all agents are connected.
     checks.eventually("the agents find the controller again", "*.edge-agent.log", TIMEOUT, || {
         for node in NODES {
             let status = world.status(node)?;
@@ -79,7 +79,7 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
         ensure!(super::status::peer(&world.status("cloud-1")?, "edge-a2").is_none(), "the hub still names it");
         Ok(())
     })?;
-    // a1 requests all segments, those in quarantine last.
+    // a1 requests all segments. Those in quarantine are granted last.
     world.restart_agent_with_spare("edge-a1", 60)?;
     checks.eventually(
         "a1 gets every free segment but a2's, which are in quarantine",
@@ -148,7 +148,7 @@ pub(super) fn agent_down(world: &World) -> Result<()> {
     })
 }
 
-/// Returns the state that `edge-agent uninstall` must restore: interfaces, addresses, routes,
+/// Returns the state that `edge-agent uninstall` must restore: the interfaces, addresses, routes,
 /// rules, settings and directories of a host.
 ///
 /// # Errors
@@ -163,7 +163,7 @@ pub(super) fn host_before_us(world: &World) -> Result<String> {
          ls -A /etc/edge-cni /run/edge-cni /var/lib/edge-cni 2>/dev/null || true")
 }
 
-/// Checks that `edge-agent uninstall` on c1 restores the host's first state.
+/// Checks that `edge-agent uninstall` on c1 restores the host's state from before the installation.
 ///
 /// # Errors
 /// Returns the first check that fails.

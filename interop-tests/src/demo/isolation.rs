@@ -16,10 +16,10 @@ use crate::topology::{Namespaces, Ping};
 const REFUSALS: [&str; 5] =
     ["XfrmInPolBlock", "XfrmOutPolBlock", "XfrmInNoPols", "XfrmInTmplMismatch", "XfrmFwdHdrError"];
 
-/// Checks that b1 and c1 reach neither a1 nor a2, and are not reached from there.
+/// Checks that b1 and c1 reach neither a1 nor a2, and that a1 and a2 do not reach b1 or c1.
 ///
 /// # Errors
-/// If any pair is answered.
+/// If a ping between any pair is answered.
 pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Result<()> {
     let mut pairs: Vec<(&Namespaces, IpAddr)> = Vec::new();
     for outsider in ["edge-b1", "edge-c1"] {
@@ -63,8 +63,8 @@ fn refused(namespaces: &Namespaces) -> Result<u64> {
     Ok(policies + dropped(namespaces)?)
 }
 
-/// Returns the number of packets that our nftables tables dropped. Only rules that drop have a
-/// counter.
+/// Returns the number of packets that our nftables tables dropped. Only rules that drop packets
+/// have a counter.
 fn dropped(namespaces: &Namespaces) -> Result<u64> {
     let listed =
         namespaces.sh("for family in inet bridge; do nft list table $family edge-cni 2>/dev/null || true; done")?;
@@ -146,7 +146,7 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
     let (pod, host, victim) = (&pods.of("edge-a2").pod, world.node("edge-a2"), world.node("edge-a1"));
     let source = forged(pods)?;
     let target = pods.of("edge-a1").v4.context("a1's pod has an IPv4 address")?;
-    // The template of the tunnel to a1, as the kernel has it.
+    // The template of the tunnel to a1, as the kernel shows it.
     let policies = host.xfrm_policies()?;
     let tunnel = policies
         .iter()
@@ -215,8 +215,8 @@ fn neighbour(world: &World, pods: &Pods) -> Result<()> {
         },
     )?;
     neighbour.sh(&format!("ip addr del {source}/32 dev lo && ip route del {target}/32"))?;
-    // The neighbour itself sent unencrypted packets on a1's wire. They are read here, so that they
-    // do not count.
+    // The neighbour itself sent unencrypted packets on a1's wire. They are read at this point, so
+    // that later checks do not count them.
     world.new_frames().map(drop)
 }
 
@@ -240,7 +240,7 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-/// Lets b1 join the community and leave it.
+/// Makes b1 join the community and then leave it.
 ///
 /// # Errors
 /// Returns the first check that fails.

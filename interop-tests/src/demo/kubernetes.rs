@@ -1,6 +1,6 @@
-//! The demo's communities with a real API server on cloud-1. Nodes are Node objects, which kubectl
-//! labels. The controller stores everything in its custom resources, with exactly the rights in
-//! `deploy/`.
+//! Runs the demo's communities with a real API server on cloud-1. Nodes are Node objects, which
+//! kubectl labels. The controller stores everything in its custom resources, with exactly the
+//! rights in `deploy/`.
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::Signal;
@@ -85,8 +85,8 @@ fn what_kubectl_shows(world: &World, kubernetes: &Kubernetes) -> Result<()> {
     })
 }
 
-/// Checks that agents change from a replica that dies or stops to another, without an effect on
-/// tunnels.
+/// Checks that agents switch from a replica that dies or stops to another replica without an effect
+/// on tunnels.
 fn two_replicas(world: &World, kubernetes: &Kubernetes, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("A second replica: the first is killed, then it is back and the second is stopped");

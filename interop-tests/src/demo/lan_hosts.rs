@@ -13,7 +13,7 @@ use crate::topology::Namespaces;
 /// a1's addresses on the LAN that it shares with the neighbour, one of each family.
 const A1: [&str; 2] = ["192.0.2.10", "2001:db8:a1::10"];
 
-/// Edge nodes, and addresses on the internet of families that the node has there.
+/// Edge nodes, each with internet addresses of the families that the node has on the internet.
 const OUTSIDE: [(&str, &str); 4] =
     [("edge-a1", "203.0.113.1"), ("edge-a1", "2001:db8::1"), ("edge-a2", "203.0.113.1"), ("edge-b1", "2001:db8::1")];
 
@@ -28,8 +28,8 @@ pub(super) fn no_way_in_but_a_way_out(world: &World, pods: &Pods) -> Result<()> 
     pods_reach_the_internet(world, pods)
 }
 
-/// Checks a neighbour that routes all our networks through a1. a1 forwards, and another program's
-/// rule there masquerades forwarded packets.
+/// Checks a neighbour that routes all our networks through a1. a1 forwards packets, and another
+/// program's rule on a1 masquerades forwarded packets.
 fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
     let neighbour = world.node("neighbour");
     route_through_a1(neighbour, "add")?;
@@ -49,7 +49,8 @@ fn lan_host_reaches_nothing(world: &World, pods: &Pods) -> Result<()> {
         },
     )?;
     route_through_a1(neighbour, "del")?;
-    // The neighbour itself sent unencrypted packets. They are read here, so that they do not count.
+    // The neighbour itself sent unencrypted packets. They are read at this point, so that later
+    // checks do not count them.
     world.new_frames().map(drop)
 }
 

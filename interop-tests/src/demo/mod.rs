@@ -1,18 +1,19 @@
-//! The demo: the whole system on six machines, and each of its claims checked.
+//! The demo, which runs the whole system on six machines and checks each of its claims.
 //!
 //! - `world`: the network, the captures on its routers, and the programs that run in it.
-//! - `operator`, `pod`, `status`: the actions of an operator, a container runtime and a script.
-//! - `captured_frames`: the content of the captures. `check_runner`: counts the checks and shows
-//!   them.
+//! - `operator`, `pod`, `status`: act as an operator, a container runtime and a script.
+//! - `captured_frames`: classifies and counts captured frames. `check_runner`: runs, counts and
+//!   shows the checks.
 //! - The demo's parts, in their order: `before_agent`, `reach`, `lan_hosts`, `isolation` with
 //!   `pod_spoofing`, `status_and_kernel`, `changes_under_load`, `controller_outage`,
 //!   `deregistration`. Each part calls `check_runner` once for each of its checks.
 //! - `kubernetes`: a scenario with nodes, labels and segments in a real API server (`api_server`).
-//!   Its parts: `ca_rollover`, and `tunnel_watch` for tunnels that must not be interrupted.
-//! - `firewall`: a scenario in the same network: hosts that route through an edge reach nothing,
-//!   and rules of other programs are handled or reported. `router_advertisements` is a part of it.
-//!   A second scenario there has the rules of Docker and firewalld.
-//! - [`chaos`]: random events in the same network.
+//!   Its parts are `ca_rollover`, and `tunnel_watch` for tunnels that must not be interrupted.
+//! - `firewall`: a scenario in the same network, which checks that hosts that route through an edge
+//!   reach nothing and that other programs' rules are handled or reported. `router_advertisements`
+//!   is a part of this scenario. A second scenario in `firewall` has the rules of Docker and
+//!   firewalld.
+//! - [`chaos`]: causes random events in the same network.
 
 mod api_server;
 mod before_agent;

@@ -1,4 +1,4 @@
-//! The actions of an operator: configures and starts controller and agents, runs their commands,
+//! Acts as an operator: configures and starts the controller and the agents, runs their commands,
 //! and reads their status.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::api_server::Kubernetes;
 use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, REPLICA_PORT, World, site};
 
-/// How long the segments of a deregistered node are granted to no other node.
+/// Quarantine: how long the segments of a deregistered node are granted to no other node.
 pub(super) const QUARANTINE: Duration = Duration::from_secs(10);
 
 const CONTROLLER_CONFIG: &str = "/etc/edge-controller/controller.toml";
@@ -19,7 +19,7 @@ const CONTROLLER_CONFIG: &str = "/etc/edge-controller/controller.toml";
 /// Path of the agents' configuration.
 pub(super) const AGENT_CONFIG: &str = "/etc/edge-cni/agent.toml";
 
-/// A row of the controller's ledger of segments.
+/// A row of the controller's segment ledger.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Row {
     /// The node that holds the segment.
@@ -32,7 +32,7 @@ impl World<'_> {
     /// Writes the controller's configuration and starts it on cloud-1.
     ///
     /// # Errors
-    /// If it does not come up.
+    /// If the controller does not come up.
     pub(super) fn start_controller(&self) -> Result<()> {
         self.node("cloud-1").write(CONTROLLER_CONFIG, &self.controller_config(CONTROLLER_PORT))?;
         self.start("controller", "cloud-1", "edge-controller", &["run", "--config", CONTROLLER_CONFIG])?;
@@ -42,7 +42,7 @@ impl World<'_> {
     /// Starts a second replica on the same host, which shares only the cluster with the first one.
     ///
     /// # Errors
-    /// If it does not come up.
+    /// If the controller does not come up.
     pub(super) fn start_replica(&self) -> Result<()> {
         let (config, socket) = ("/etc/edge-controller/replica.toml", "/run/edge-controller-2/admin.sock");
         let own = format!(
@@ -82,7 +82,7 @@ impl World<'_> {
     /// Runs a command of edge-controller, and returns its output.
     ///
     /// # Errors
-    /// If it does not end with 0.
+    /// If the command does not end with 0.
     pub(super) fn controller(&self, args: &[&str]) -> Result<String> {
         let host = self.node("cloud-1");
         host.run(host.command(self.lab.program("edge-controller")?).args(args))
@@ -172,7 +172,7 @@ impl World<'_> {
     /// If it fails.
     pub(super) fn join(&self, node: &str, options: &str) -> Result<String> {
         let program = self.lab.program("edge-agent")?;
-        // The configuration contains the URLs.
+        // The configuration contains the controller URLs.
         self.node(node).sh(&format!(
             "{} join --config {AGENT_CONFIG} {options} $(grep -o 'https://[^\"]*' {AGENT_CONFIG}) - </run/join-token",
             program.display()
@@ -190,7 +190,7 @@ impl World<'_> {
     /// Restarts a node's agent with another number of spare segments.
     ///
     /// # Errors
-    /// If it does not end, or cannot be started.
+    /// If the agent does not end or cannot be started.
     pub(super) fn restart_agent_with_spare(&self, node: &str, spare: u32) -> Result<()> {
         self.configure_agent(node, "edge", spare, false)?;
         self.restart_agent(node)
@@ -224,7 +224,7 @@ impl World<'_> {
     /// Runs a command of edge-agent.
     ///
     /// # Errors
-    /// If it does not end with 0.
+    /// If the command does not end with 0.
     pub(super) fn agent(&self, node: &str, args: &[&str]) -> Result<String> {
         let host = self.node(node);
         host.run(host.command(self.lab.program("edge-agent")?).args(args).args(["--config", AGENT_CONFIG]))
@@ -247,7 +247,7 @@ impl World<'_> {
     /// Checks that `node` reports that its tunnel to `peer` is up.
     ///
     /// # Errors
-    /// If it does not.
+    /// If the tunnel is not reported as up.
     pub(super) fn tunnel_is_up(&self, node: &str, peer: &str) -> Result<()> {
         let status = self.status(node)?;
         let entry = super::status::peer(&status, peer).with_context(|| format!("{node} does not know {peer}"))?;

@@ -1,4 +1,4 @@
-//! Pods, attached by running `edge-cni` exactly as a container runtime does.
+//! Attaches pods by running `edge-cni` exactly as a container runtime does.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -15,15 +15,15 @@ pub(super) const ANSWER: Duration = Duration::from_millis(700);
 
 /// A pod with the addresses that ADD gave it.
 pub(super) struct DemoPod {
-    /// The node it runs on.
+    /// The node on which the pod runs.
     pub(super) node: String,
     /// The pod's network namespace.
     pub(super) pod: Pod,
-    /// Its container ID.
+    /// The pod's container ID.
     pub(super) container_id: String,
-    /// IPv4 address; `None` if it has none.
+    /// IPv4 address; `None` if the pod has no IPv4 address.
     pub(super) v4: Option<Ipv4Addr>,
-    /// IPv6 address; `None` if it has none.
+    /// IPv6 address; `None` if the pod has no IPv6 address.
     pub(super) v6: Option<Ipv6Addr>,
 }
 
@@ -38,7 +38,7 @@ impl World<'_> {
     /// Writes a network configuration list as an operator does where no agent has run.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the list cannot be written.
     pub(super) fn write_early_conflist(&self, node: &str, segments: &[&str]) -> Result<()> {
         let list = json!({
             "cniVersion": "1.0.0",
@@ -58,7 +58,7 @@ impl World<'_> {
     /// Runs the plugin.
     ///
     /// # Errors
-    /// If it cannot be run or its output is not JSON.
+    /// If the plugin cannot be run or its output is not JSON.
     pub(super) fn cni(&self, node: &str, verb: &str, container_id: &str, netns: &str) -> Result<PluginOutput> {
         cni_plugin::call(self.lab, self.node(node), verb, container_id, netns)
     }
@@ -107,13 +107,14 @@ impl World<'_> {
 /// Checks that `to` answers a ping from `from`.
 ///
 /// # Errors
-/// If it does not.
+/// If `to` does not answer.
 pub(super) fn reaches(from: &Namespaces, to: IpAddr) -> Result<()> {
     ensure!(from.reaches(&to.to_string(), ANSWER)?, "{to} does not answer {}", from.name());
     Ok(())
 }
 
-/// Sends several pings between all pairs at the same time. Returns the pairs that were answered.
+/// Sends several pings between all pairs at the same time. Returns the pairs whose pings were
+/// answered.
 ///
 /// # Errors
 /// If ping cannot be run.

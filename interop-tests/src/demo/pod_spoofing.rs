@@ -1,4 +1,4 @@
-//! Checks a pod that uses the addresses of its neighbour, of the gateway and of a pod of another
+//! Checks a pod that uses the addresses of its neighbour, of the gateway and of a pod on another
 //! node.
 
 use std::net::IpAddr;
@@ -11,7 +11,7 @@ use super::reach::Pods;
 use super::world::World;
 use crate::topology::{Namespaces, Ping};
 
-/// A node, a pod of it, and another pod there that attacks.
+/// A node, a pod on that node, and another pod on the same node that attacks the first.
 struct Attack<'a> {
     world: &'a World<'a>,
     node: &'a Namespaces,
@@ -20,9 +20,9 @@ struct Attack<'a> {
 }
 
 /// Lets a second pod on the node take the first one's addresses by ARP, by ND and by its MAC
-/// address, the gateway's addresses, and those of another node's pod. Checks that the second pod
-/// receives none of the first pod's packets, that no packet with these addresses arrives anywhere,
-/// and that the first pod's traffic with the cloud continues.
+/// address, the gateway's addresses, and the addresses of a pod on another node. Checks that the
+/// second pod receives none of the first pod's packets, that no packet with these addresses arrives
+/// anywhere, and that the first pod's traffic with the cloud continues.
 ///
 /// # Errors
 /// Returns the first check that fails.
@@ -128,7 +128,7 @@ impl Attack<'_> {
         })
     }
 
-    /// Checks that packets of the pod with these sources arrive nowhere.
+    /// Checks that packets from the pod with these source addresses arrive nowhere.
     fn sends_nothing_as(&self, sources: &[IpAddr], targets: &[(&Namespaces, Vec<IpAddr>)]) -> Result<()> {
         let (thief, node) = (&self.thief.pod, self.node.name());
         let what = format!(
@@ -180,7 +180,7 @@ fn words(address: IpAddr) -> (&'static str, u8, &'static str) {
     if address.is_ipv4() { ("ip", 32, "") } else { ("ip6", 128, " nodad") }
 }
 
-/// Takes an address, and counts arriving packets to it.
+/// Makes the pod take an address, and counts packets that arrive for that address.
 fn watch(thief: &Namespaces, address: IpAddr) -> Result<()> {
     let (family, prefix, nodad) = words(address);
     thief
@@ -190,7 +190,7 @@ fn watch(thief: &Namespaces, address: IpAddr) -> Result<()> {
         .map(drop)
 }
 
-/// Takes an address and sends with it.
+/// Makes the pod take an address and send packets with it.
 fn take_address(thief: &Namespaces, address: IpAddr) -> Result<()> {
     watch(thief, address)?;
     ping_gateway(thief, address)

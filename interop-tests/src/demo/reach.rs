@@ -13,19 +13,19 @@ use crate::topology::Pod;
 
 /// The pods that exist during the whole demo.
 pub(super) struct Pods {
-    /// One on each edge node, attached by our plugin.
+    /// One pod on each edge node, attached by our plugin.
     ours: BTreeMap<&'static str, DemoPod>,
-    /// One on each cloud node, attached by the cloud's own CNI, outside our segments.
+    /// One pod on each cloud node, attached by the cloud's own CNI, outside our segments.
     pub(super) cloud: Vec<CloudPod>,
 }
 
-/// A pod of the cloud's own CNI.
+/// A pod that the cloud's own CNI attached.
 pub(super) struct CloudPod {
-    /// Name of the cloud node that it runs on.
+    /// Name of the cloud node on which the pod runs.
     pub(super) node: &'static str,
     /// The pod's network namespace.
     pub(super) pod: Pod,
-    /// IPv4 and IPv6.
+    /// The pod's IPv4 and IPv6 addresses.
     pub(super) addresses: [IpAddr; 2],
 }
 
@@ -35,7 +35,7 @@ impl Pods {
         &self.ours[node]
     }
 
-    /// Replaces the pod of an edge node by another one. Returns the former pod.
+    /// Replaces the pod on an edge node with another one. Returns the former pod.
     pub(super) fn replace(&mut self, node: &'static str, pod: DemoPod) -> Option<DemoPod> {
         self.ours.insert(node, pod)
     }
@@ -118,7 +118,7 @@ fn cloud_pod(world: &World, node: &'static str, number: u8) -> Result<CloudPod> 
     Ok(CloudPod { node, pod, addresses })
 }
 
-/// Checks pods to pods, hosts to pods, and a published port.
+/// Checks traffic between pods, from hosts to pods, and through a published port.
 ///
 /// # Errors
 /// Returns the first check that fails.
@@ -188,7 +188,7 @@ fn published_port(world: &World, pods: &Pods) -> Result<()> {
 /// housekeeping.
 ///
 /// # Errors
-/// If there was any other frame.
+/// If a frame of any other kind was captured.
 pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
     world.checks.check(&format!("{when}, the routers saw ESP, IKE and TLS, and no pod address"), "*.pcap", || {
         let seen = world.new_frames()?;
@@ -197,7 +197,8 @@ pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
     })
 }
 
-/// Checks as [`only_esp_on_the_wire`] does, and that `ip xfrm state` on some host shows each SPI.
+/// Checks as [`only_esp_on_the_wire`] does, and also that `ip xfrm state` on some host shows each
+/// SPI.
 ///
 /// # Errors
 /// If one of these checks fails.

@@ -12,7 +12,8 @@ const LOOK: &str = "edge-a1.kernel.txt (ip -6 route, nft list ruleset); *.radvd.
 const NODE: &str = "edge-a1";
 const UPLINK: &str = "lan-a1";
 
-/// Checks that a1 gets its default route from its router, and none from containers and pods.
+/// Checks that a1 gets its default route from its router, and no default route from containers or
+/// pods.
 ///
 /// # Errors
 /// Returns the first check that fails.
@@ -78,7 +79,7 @@ fn advertise(place: &Namespaces, interface: &str, prefix: &str) -> Result<Proces
         "interface {interface} {{\n  AdvSendAdvert on;\n  MinRtrAdvInterval 3;\n  MaxRtrAdvInterval 4;\n  AdvDefaultLifetime 1800;\n  \
          prefix {prefix} {{ AdvOnLink on; AdvAutonomous on; }};\n}};\n"
     );
-    // radvd advertises only where forwarding is on.
+    // radvd sends advertisements only if forwarding is on.
     place.sh("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
     let (settings_file, pid_file) =
         (format!("/run/{}.radvd.conf", place.name()), format!("/run/{}.radvd.pid", place.name()));

@@ -1,4 +1,4 @@
-//! A small TCP server and client, for published ports.
+//! Implements a small TCP server and client, to test published ports.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, TcpListener, TcpStream};
@@ -27,7 +27,7 @@ pub fn serve(port: u16, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Connects, and returns everything that the server sends.
+/// Connects and returns everything that the server sends.
 ///
 /// # Errors
 /// If there is no answer within two seconds.

@@ -1,5 +1,5 @@
-//! Watches that a1's pod reaches a2's pod without a loss and through the same SAs while the caller
-//! does something else.
+//! Checks that a1's pod reaches a2's pod without a lost ping and through the same SAs while the
+//! caller does something else.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,7 +22,7 @@ impl<'a> TunnelWatch<'a> {
     /// Starts pings, and waits until they are answered.
     ///
     /// # Errors
-    /// If none is answered.
+    /// If no ping is answered.
     pub(super) fn begin(world: &'a World<'a>, pods: &Pods) -> Result<Self> {
         let tunnels = tunnels(world)?;
         let address = pods.of("edge-a2").v4.context("no IPv4")?.to_string();

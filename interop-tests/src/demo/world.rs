@@ -1,4 +1,4 @@
-//! The demo's network: a cloud, four edge sites, and the internet between them.
+//! The demo's network, with a cloud, four edge sites and the internet between them.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,8 +19,8 @@ pub(super) const EDGES: [&str; 4] = ["edge-a1", "edge-a2", "edge-b1", "edge-c1"]
 /// All nodes that run an agent.
 pub(super) const NODES: [&str; 6] = ["cloud-1", "cloud-2", "edge-a1", "edge-a2", "edge-b1", "edge-c1"];
 
-/// The cluster ranges, from which segments are cut. The upper half of each is reserved for pods
-/// that exist before any agent.
+/// The cluster ranges, from which segments are cut. The upper half of each range is reserved for
+/// pods that exist before any agent runs.
 pub(super) const CLUSTER_RANGES: [&str; 2] = ["10.77.0.0/24", "fd77::/112"];
 
 /// The networks of the cloud's own CNI, which the hub fronts.
@@ -106,7 +106,7 @@ fn plan() -> NetworkPlan {
         .on("lan-a1", &["192.0.2.10/24", "2001:db8:a1::10/64"])
         .via("192.0.2.1")
         .via("2001:db8:a1::1")
-        // A rule of another program on this host masquerades all packets that it forwards.
+        // A rule from another program on this host masquerades all packets that the host forwards.
         .masquerade("lan-a1");
     plan.host("edge-a2").on("lan-a2", &["192.168.1.10/24"]).via("192.168.1.1");
     plan.host("edge-b1").on("lan-b1", &["2001:db8:b1::10/64"]).via("2001:db8:b1::1");
@@ -133,9 +133,9 @@ pub(super) struct World<'lab> {
     pub(super) lab: &'lab Lab,
     /// The hosts and routers.
     pub(super) net: &'lab Net,
-    /// The checks so far.
+    /// The checks that have run so far.
     pub(super) checks: Checks,
-    /// Agents and the controller, by `NODE` and `controller`.
+    /// The running agents, keyed by `NODE`, and the controller, keyed by `controller`.
     pub(super) running: RefCell<BTreeMap<String, Process>>,
     /// The API server from which the controller reads nodes. Without one, the operator's commands
     /// configure the nodes.
@@ -241,7 +241,7 @@ impl<'lab> World<'lab> {
     }
 
     /// Makes every router with the segment's family forward its packets towards the node that holds
-    /// it. So only our own policies keep packets from leaving unencrypted.
+    /// it. So only the agents' policies keep packets from leaving unencrypted.
     ///
     /// # Errors
     /// If the kernel refuses a route.

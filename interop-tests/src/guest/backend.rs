@@ -1,5 +1,5 @@
-//! Chooses the kernel that the lab runs on: its own kernel, or the host's if that has all required
-//! features.
+//! Chooses the kernel on which the lab runs: the lab kernel, or the host's kernel if it has all
+//! required features.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -20,7 +20,7 @@ pub enum Backend {
 /// on standard error.
 ///
 /// # Errors
-/// If the forced one is not available, or the lab kernel cannot be built.
+/// If the forced backend is not available, or the lab kernel cannot be built.
 pub fn choose(forced: Option<&str>) -> Result<Backend> {
     let host = host_suffices();
     match (forced, host) {

@@ -16,7 +16,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::backend::Backend;
 use super::spec::{Event, Spec};
 
-/// Memory of the guest, in MiB. It is a sparse file of the host, so only used memory counts.
+/// Memory of the guest, in MiB. The memory is a sparse file on the host, so only used memory takes
+/// space.
 const MEMORY_MIB: u64 = 2560;
 
 /// Number of console lines that an error shows. The registers of a panic are at the level "debug",
@@ -28,7 +29,7 @@ const CONSOLE_LINES: usize = 80;
 pub enum Output {
     /// This process's own output and error.
     Inherit,
-    /// The job gets this process's terminal.
+    /// The job uses this process's terminal.
     Terminal,
 }
 
@@ -41,15 +42,15 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Starts a lab for one [`Spec`].
+    /// Starts a guest for one [`Spec`].
     ///
-    /// The lab ends with the calling thread at the latest, even if that is killed.
+    /// The guest ends with the calling thread at the latest, even if the thread is killed.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn start(backend: &Backend, spec: &Spec, output: Output) -> Result<Self> {
         // The paths of this directory and of the program in it are on the kernel's command line, so
-        // they contain no blank.
+        // these paths must not contain blanks.
         let dir = tempfile::Builder::new().prefix("edge-lab-").tempdir_in("/tmp")?;
         fs::write(dir.path().join("spec.json"), serde_json::to_vec(spec)?)?;
         std::os::unix::fs::symlink(std::env::current_exe()?, dir.path().join("init"))?;
@@ -139,7 +140,8 @@ fn uml(
     output: Output,
 ) -> Result<(Child, Vec<JoinHandle<()>>)> {
     let mut lines = vec![format!("ssl0=null,fd:{}", events.as_raw_fd())];
-    // File descriptors that the kernel inherits. Our copies are closed once it has them.
+    // File descriptors that the kernel inherits. This process's copies are closed once the kernel
+    // has them.
     let mut ends = vec![events];
     let mut carriers = Vec::new();
     match output {
@@ -218,8 +220,8 @@ fn carry(from: OwnedFd, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
     })
 }
 
-/// Returns the directory of the guest's memory: in shared memory if there is enough (containers
-/// often get 64 MiB), otherwise on the disk.
+/// Returns the directory for the guest's memory file: in shared memory if there is enough
+/// (containers often get 64 MiB), otherwise on the disk.
 fn memory_directory() -> PathBuf {
     let shm = Path::new("/dev/shm");
     let enough = rustix::fs::statvfs(shm).is_ok_and(|fs| fs.f_frsize.saturating_mul(fs.f_bavail) >= MEMORY_MIB << 20);

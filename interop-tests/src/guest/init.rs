@@ -1,4 +1,4 @@
-//! Process 1 of the guest: mounts file systems, runs the worker, and powers off.
+//! Runs as process 1 of the guest: mounts file systems, runs the worker and powers the guest off.
 
 use std::ffi::CStr;
 use std::fs;
@@ -52,7 +52,7 @@ fn run(dir: &Path) -> Result<()> {
     }
 }
 
-/// Makes the root: an overlay in memory over the host's files.
+/// Makes the root file system, an overlay in memory over the host's files.
 fn mounts() -> Result<()> {
     const ROOT: &str = "/tmp/root";
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
@@ -78,7 +78,7 @@ fn mounts() -> Result<()> {
     for (name, to) in [("fd", "self/fd"), ("stdin", "self/fd/0"), ("stdout", "self/fd/1"), ("stderr", "self/fd/2")] {
         std::os::unix::fs::symlink(format!("/proc/{to}"), at(&format!("/dev/{name}")))?;
     }
-    // Sockets and pid files of the host's programs have no meaning here.
+    // Sockets and pid files of the host's programs have no meaning in the guest.
     fresh("tmpfs", &at("/run"), c"mode=0755")?;
     fs::create_dir("/tmp/root/run/lock")?;
 

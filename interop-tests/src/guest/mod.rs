@@ -1,12 +1,13 @@
-//! The guest is a User-Mode Linux kernel that runs as an ordinary process of the host.
+//! Runs the guest, a User-Mode Linux kernel that runs as an ordinary process on the host.
 //!
-//! Its root is the host's files, read-only, below an overlay in memory. So it changes nothing on
-//! the host, except in the directories that a [`Spec`] lists as writable. It reads one [`Spec`],
-//! runs its job, reports events as lines of JSON and powers off.
+//! The guest's root file system is an overlay in memory over the host's files, which are read-only.
+//! So the guest changes nothing on the host, except in the directories that a [`Spec`] lists as
+//! writable. The guest reads one [`Spec`], runs the job in it, reports events as lines of JSON and
+//! powers off.
 //!
-//! - `boot`: the host's side. It starts the kernel and copies its output.
-//! - `init`: process 1 of the guest. It mounts the file systems.
-//! - `job_io`, `tty`: the serial lines or pipes of a job's programs.
+//! - `boot`: runs the host's side of a guest: starts the kernel and copies its output.
+//! - `init`: runs as process 1 of the guest and mounts the file systems.
+//! - `job_io`, `tty`: connect a job's programs to serial lines or pipes.
 //! - `backend`: chooses between the guest and private namespaces of the host.
 
 mod backend;

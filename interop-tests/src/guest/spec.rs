@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::scenario::Outcome;
 
-/// One boot's work.
+/// The work for one boot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Spec {
     /// Directories of the host that the guest may write to, at the same path. Everything else that
     /// it writes is lost.
     pub writable: Vec<PathBuf>,
-    /// The image of a disk, which is `/dev/ubda` in the guest. A lab in the host's namespaces has
+    /// Path of a disk image, which is `/dev/ubda` in the guest. A lab in the host's namespaces has
     /// no disk.
     pub disk: Option<PathBuf>,
     /// The job's working directory.
@@ -21,7 +21,7 @@ pub struct Spec {
     pub env: Vec<(String, String)>,
     /// Rows and columns of the terminal, for a job that has one.
     pub window: Option<(u16, u16)>,
-    /// The work of the boot.
+    /// The job of the boot.
     pub job: Job,
 }
 
@@ -39,7 +39,7 @@ pub enum Job {
     Run {
         /// Whole names of the scenarios, in order.
         scenarios: Vec<String>,
-        /// The directory for the scenarios' directories; must be writable.
+        /// The directory that contains a directory for each scenario; must be writable.
         out: PathBuf,
         /// The directory of the programs under test.
         programs: PathBuf,

@@ -1,4 +1,4 @@
-//! The scenario's side: starts the process and sends it requests.
+//! Runs the scenario's side: starts the process with the peers and sends it requests.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -19,12 +19,12 @@ pub struct IkePeers {
 
 impl IkePeers {
     /// Starts the process on `node`, gives the node the peers' addresses, and opens the peers'
-    /// sockets. Its log is `NODE.ike-peers.log`.
+    /// sockets. The process's log is `NODE.ike-peers.log`.
     ///
     /// # Errors
     /// If the node has such a process already, or the process ends.
     pub fn start(node: &Node, set: &PeerSet) -> Result<Self> {
-        // All addresses of the network become the node's own with one route.
+        // One route makes all addresses in the network the node's own.
         node.sh(&format!("ip route replace local {} dev lo", PeerSet::addresses()))?;
         let log = File::options()
             .create(true)

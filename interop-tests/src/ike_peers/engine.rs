@@ -24,12 +24,12 @@ const PORT: u16 = 4500;
 const OTHER_FILES: u64 = 64;
 /// Maximum size of a datagram, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
-/// The epoll key of standard input. Peers use their index.
+/// The epoll key of standard input. The key of a peer is its index.
 const STDIN: u64 = u64::MAX;
 /// The peers do not check the responder's liveness, so that a slow responder loses no tunnel. The
 /// responder checks as it is configured.
 const LIVENESS: Duration = Duration::from_secs(24 * 3600);
-/// Maximum wait of the loop.
+/// Maximum time that the event loop waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs the peers of `set`, as JSON, until standard input ends.
@@ -52,7 +52,7 @@ struct Peer {
     local: SocketAddr,
     /// The peer's deadline in the heap.
     deadline: Option<Instant>,
-    /// Number of its CHILD_SAs.
+    /// Number of the peer's CHILD_SAs.
     children: u32,
     /// Whether the current request waits for the peer.
     awaited: bool,
@@ -160,7 +160,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Begins with further peers, or reports the end of the request.
+    /// Begins the request for further peers, or reports that the request is done.
     fn begin_next(&mut self) -> Result<()> {
         while let Some(work) = &mut self.work {
             if work.next < self.set.count && work.under_way < self.set.window {

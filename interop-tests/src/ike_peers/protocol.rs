@@ -1,4 +1,4 @@
-//! The messages between a scenario and the process with the peers.
+//! Defines the messages between a scenario and the process with the peers.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 /// Network of the peers' own addresses. Peer `i` has the address number `i + 1`.
 pub(super) const ADDRESSES: (Ipv4Addr, u8) = (Ipv4Addr::new(172, 16, 0, 0), 12);
 
-/// Network behind all peers. Peer `i` has the /24 number `i`.
+/// Network behind all peers. Behind peer `i` is the /24 network number `i`.
 const NETWORKS: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 128, 0, 0), 9);
 
-/// Maximum number of peers of a set: the number of /24 in the network behind all peers.
+/// Maximum number of peers in a set: the number of /24 networks in the network behind all peers.
 pub(super) const MAX_PEERS: u32 = 1 << 15;
 
 /// A set of peers with one responder.
@@ -27,7 +27,7 @@ pub struct PeerSet {
     pub responder_id: String,
     /// Network behind the responder.
     pub responder_network: IpNetwork,
-    /// How both ends authenticate.
+    /// How peers and responder authenticate.
     pub authentication: Authentication,
 }
 
@@ -72,14 +72,15 @@ impl PeerSet {
     /// Returns the network behind a peer.
     ///
     /// # Panics
-    /// Never: 24 is a prefix length.
+    /// Never, because 24 is a valid prefix length.
     #[must_use]
     pub fn network(index: u32) -> IpNetwork {
         Ipv4Network::new(Ipv4Addr::from(u32::from(NETWORKS.0) + (index << 8)), 24).expect("a prefix length").into()
     }
 }
 
-/// A request to the process. It applies to all peers, at most `window` at the same time.
+/// A request to the process. The request applies to all peers, at most `window` of them at the same
+/// time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Request {
@@ -87,22 +88,22 @@ pub(super) enum Request {
     Up,
     /// Rekey the CHILD_SA.
     Rekey,
-    /// Only report.
+    /// Only report the state of the peers.
     Report,
 }
 
 /// The state of the peers when a request is done.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Peers with a CHILD_SA.
+    /// Number of peers with a CHILD_SA.
     pub up: u32,
-    /// CHILD_SAs that were rekeyed, since the start of the process.
+    /// Number of CHILD_SAs that were rekeyed since the start of the process.
     pub rekeyed: u32,
-    /// Attempts that failed, since the start of the process.
+    /// Number of attempts that failed since the start of the process.
     pub failures: u32,
-    /// IKE SAs that ended, since the start of the process.
+    /// Number of IKE SAs that ended since the start of the process.
     pub downs: u32,
-    /// The latest failure.
+    /// The reason for the latest failure.
     pub last_error: Option<String>,
     /// Duration of the request, in seconds.
     pub seconds: f64,

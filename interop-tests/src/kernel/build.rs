@@ -82,7 +82,8 @@ fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Pro
 }
 
 /// Checks that the configuration has all options. Kconfig silently drops unknown options, and
-/// options with missing dependencies. This check finds that before a scenario fails without ESP.
+/// options with missing dependencies. This check finds such options before a scenario fails because
+/// ESP is missing.
 fn require_options(config: &str, options: &str) -> Result<()> {
     let have: std::collections::HashSet<_> = config.lines().collect();
     let lost: Vec<_> = options.lines().filter(|line| line.starts_with("CONFIG_") && !have.contains(line)).collect();

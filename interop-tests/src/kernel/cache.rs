@@ -1,4 +1,4 @@
-//! The cache of built kernels.
+//! Caches built kernels.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ impl Cache {
         self.cache.scratch()
     }
 
-    /// Keeps a built kernel, in one step.
+    /// Puts a built kernel into the cache in one step.
     pub(super) fn publish(&self, version: &str, linux: &Path) -> Result<PathBuf> {
         Ok(self.cache.publish(&self.name(version), &[linux])?.join("linux"))
     }

@@ -1,8 +1,9 @@
-//! The lab kernel is Debian's newest `linux-source`, built as User-Mode Linux once per machine.
+//! Builds the lab kernel, Debian's newest `linux-source` built as User-Mode Linux, once per
+//! machine.
 //!
-//! Its path is `$XDG_CACHE_HOME/edge-cni/lab-kernel/VERSION-OPTIONS/linux`. `OPTIONS` is a hash of
-//! `lab.config`, so a changed option leads to a new build, and the same options are never built
-//! twice.
+//! The path of the kernel is `$XDG_CACHE_HOME/edge-cni/lab-kernel/VERSION-OPTIONS/linux`. `OPTIONS`
+//! is a hash of `lab.config`, so a changed option leads to a new build, and the same options are
+//! never built twice.
 
 mod build;
 mod cache;
@@ -17,9 +18,9 @@ pub use build::OVERRIDE;
 /// The kernel options on top of `allnoconfig`.
 const OPTIONS: &str = include_str!("../../lab.config");
 
-/// Returns the path of a lab kernel, which it builds if there is none yet.
+/// Returns the path of a lab kernel. Builds the kernel if there is none yet.
 ///
-/// With `update` it checks the package archive for a newer version, even if a kernel exists.
+/// With `update`, the package archive is checked for a newer version even if a kernel exists.
 ///
 /// # Errors
 /// If a tool is missing, the archive cannot be reached or the build fails. The message contains the
@@ -37,7 +38,7 @@ pub fn ensure(update: bool) -> Result<PathBuf> {
         return Ok(kernel);
     }
     let _lock = cache.lock()?;
-    // Another process may have built it while this one waited for the lock.
+    // Another process may have built the kernel while this one waited for the lock.
     if !update && let Some(kernel) = cache.newest()? {
         return Ok(kernel);
     }

@@ -1,5 +1,5 @@
-//! Fetches the kernel's source: the package that sid's `linux-source` names. The machine's own apt
-//! is not changed.
+//! Fetches the kernel's source, which is the package that `linux-source` in Debian sid names. The
+//! machine's own apt is not changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -78,7 +78,7 @@ fn apt_command(program: &str, apt: &Path) -> Command {
         command.arg("-o").arg(format!("{key}={}", value.display()));
     }
     // An expired index is good enough for a source with a checked signature. apt's sandbox user
-    // cannot write here.
+    // cannot write to this directory.
     command.args(["-o", "Acquire::Check-Valid-Until=false"]);
     command.args(["-o", "Acquire::Languages=none"]);
     command.args(["-o", "APT::Sandbox::User="]);

@@ -1,4 +1,4 @@
-//! Builds the programs from Go modules.
+//! Builds the Kubernetes programs from Go modules.
 
 use crate::go_module::GoModule;
 

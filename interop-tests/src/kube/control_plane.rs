@@ -20,13 +20,13 @@ use super::reserved_port::ReservedPort;
 const ETCD_CLIENTS: &str = "unix://etcd:1";
 const ETCD_PEERS: &str = "unix://etcd:2";
 
-/// Issuer and audience of the tokens of service accounts.
+/// Issuer and audience of service account tokens.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// The place of etcd's data.
+/// Where etcd keeps its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Storage {
-    /// In shared memory if there is enough of it; fsync costs nothing there.
+    /// In shared memory if there is enough of it. In shared memory, fsync costs nothing.
     #[default]
     Memory,
     /// On the disk of the target directory. Each write waits for the disk, as in a real cluster.
@@ -36,16 +36,16 @@ pub enum Storage {
 /// Options of a control plane.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The place of etcd's data.
+    /// Where etcd keeps its data.
     pub storage: Storage,
     /// Further flags of `kube-apiserver`. If a flag is repeated, the last one counts. With
     /// `--watch-cache=false` the API server forgets versions as soon as etcd does.
     pub api_server: Vec<String>,
-    /// A command prefix for each program, such as the words that enter the namespaces of a lab's
-    /// host. The programs' directory must be visible there.
+    /// A command prefix for each program, such as the words that enter the namespaces of a lab
+    /// host. The programs' directory must be visible in those namespaces.
     pub prefix: Vec<OsString>,
-    /// A directory for logs, which is emptied first; by default a directory with the name of the
-    /// control plane below `target/kube-logs`.
+    /// A directory for logs, which is emptied first; by default the directory below
+    /// `target/kube-logs` with the control plane's name.
     pub logs: Option<PathBuf>,
 }
 
@@ -77,7 +77,7 @@ impl ControlPlane {
     /// `target/kube-logs`.
     ///
     /// # Errors
-    /// As [`Self::start_with`].
+    /// As for [`Self::start_with`].
     pub fn start(name: &str) -> Result<Self> {
         Self::start_with(name, Options::default())
     }
@@ -92,7 +92,7 @@ impl ControlPlane {
         let programs = programs::ensure()?;
         let helpers = Helpers::find()?;
         let logs = options.logs.clone().unwrap_or_else(|| target_directory().join("kube-logs").join(name));
-        // The directory contains the logs of the last run only.
+        // The directory contains only the logs of the last run.
         fs::remove_dir_all(&logs).ok();
         fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
         let directory = Directory::new_in(&match options.storage {
@@ -138,7 +138,8 @@ impl ControlPlane {
         format!("https://127.0.0.1:{}", self.port.number)
     }
 
-    /// Returns the certificate of the cluster's authority, which signed the API server's.
+    /// Returns the certificate of the cluster's authority, which signed the API server's
+    /// certificate.
     #[must_use]
     pub fn certificate(&self) -> &str {
         &self.authority.certificate
@@ -156,8 +157,8 @@ impl ControlPlane {
         &self.kubeconfig
     }
 
-    /// Makes a kubeconfig of a user with a client certificate, who has only the rights that a test
-    /// grants.
+    /// Makes a kubeconfig for a user with a client certificate. The user has only the rights that a
+    /// test grants.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -166,7 +167,7 @@ impl ControlPlane {
         self.write_kubeconfig(&Proof::Certificate(&client))
     }
 
-    /// Makes a kubeconfig of an existing service account, with a new token that is valid for one
+    /// Makes a kubeconfig for an existing service account, with a new token that is valid for one
     /// hour.
     ///
     /// # Errors
@@ -213,7 +214,7 @@ impl ControlPlane {
         output(self.kubectl_command().args(["apply", "-f"]).arg(path), &format!("kubectl apply -f {}", path.display()))
     }
 
-    /// Applies manifests from a text.
+    /// Applies the manifests in a text.
     ///
     /// # Errors
     /// If `kubectl apply` fails.
@@ -236,8 +237,8 @@ impl ControlPlane {
         let words = self.words(&self.programs.api_server, &self.api_server_flags());
         let log = self.logs.join("kube-apiserver.log");
         let daemon = Daemon::start("kube-apiserver", &log, &words, self.directory.path())?;
-        // The daemon is stored first, so that a program that does not become ready ends with the
-        // others.
+        // The daemon is stored first, so that a program that does not become ready is ended with
+        // the other programs.
         let daemon = running.api_server.insert(daemon);
         daemon.until_output("Serving securely on")?;
         daemon.until("the API server to be ready", |_| self.ready())
@@ -297,7 +298,7 @@ impl ControlPlane {
             &format!("--initial-cluster=one={ETCD_PEERS}"),
         ];
         let words = self.words(&self.helpers.etcd, &flags);
-        // A killed etcd leaves its sockets, to which another one cannot bind.
+        // A killed etcd leaves its sockets, to which another etcd cannot bind.
         for socket in ["etcd:1", "etcd:2"] {
             fs::remove_file(self.directory.path().join(socket)).ok();
         }
@@ -341,8 +342,8 @@ impl ControlPlane {
         }
     }
 
-    /// Makes the control plane drop all earlier versions. A client that requests changes since one
-    /// of them gets 410 Gone, and must list again. This restarts the API server.
+    /// Makes the control plane drop all earlier versions. A client that requests the changes since
+    /// a dropped version gets 410 Gone and must list again. This restarts the API server.
     ///
     /// # Errors
     /// If etcd refuses, or the API server cannot be restarted.
@@ -382,7 +383,7 @@ impl ControlPlane {
             "--service-account-signing-key-file=tokens.key",
             "--allow-privileged=true",
             "--profiling=false",
-            // Only the machine limits the requests.
+            // These limits are so high that only the machine limits the requests.
             "--max-requests-inflight=4000",
             "--max-mutating-requests-inflight=2000",
             // etcd drops old versions only when a test requests it.
@@ -422,9 +423,9 @@ impl ControlPlane {
 }
 
 /// Returns whether this is a guest of User-Mode Linux. Its kernel runs one thread of a process at a
-/// time, and a thread on the other CPU spins until the first one yields. Go's programs have at
-/// least one thread for each CPU, and start many times slower there, unless each is bound to one
-/// CPU.
+/// time, and a thread on another CPU spins until the running one yields. Go's programs have at
+/// least one thread for each CPU, and start many times slower in such a guest, unless each program
+/// is bound to one CPU.
 fn in_user_mode_linux() -> bool {
     static FOUND: LazyLock<bool> =
         LazyLock::new(|| fs::read_to_string("/proc/cpuinfo").is_ok_and(|info| info.contains("User Mode Linux")));

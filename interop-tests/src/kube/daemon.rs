@@ -1,4 +1,4 @@
-//! Runs a program until it is stopped, and never longer than this process.
+//! Runs a program until it is stopped, but never longer than this process.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -33,8 +33,8 @@ impl Daemon {
     pub(super) fn start(name: &'static str, log: &Path, words: &[impl AsRef<OsStr>], directory: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
         let begins = file.metadata()?.len();
-        // setpriv ends the program with this process, however that ends. The program gets its own
-        // process group, so that Ctrl-C at the test does not reach it.
+        // setpriv ends the program with this process, however this process ends. The program gets
+        // its own process group, so that Ctrl-C at the test does not reach it.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
@@ -82,9 +82,9 @@ impl Daemon {
         })
     }
 
-    /// Sends SIGTERM to the program, and waits for its end.
+    /// Sends SIGTERM to the program and waits until it ends.
     pub(super) fn stop(mut self) -> Result<()> {
-        // The process has not been waited for, so no other process has its number.
+        // The process has not been waited for, so no other process has the same id.
         if self.child.try_wait()?.is_none() {
             let pid = Pid::from_child(&self.child);
             kill_process(pid, Signal::TERM).with_context(|| format!("ending {}", self.name))?;

@@ -1,9 +1,9 @@
-//! A real Kubernetes control plane for tests: etcd from Debian, and `kube-apiserver` and `kubectl`
-//! built from the Go modules of one release, once per machine.
+//! Runs a real Kubernetes control plane for tests: etcd from Debian, and `kube-apiserver` and
+//! `kubectl` built from the Go modules of one release, once per machine.
 //!
-//! No registry ships these programs, and no substitute has their conflicts, watches, admission and
-//! RBAC. There is no controller manager, scheduler or kubelet. So a test makes the Node objects
-//! itself, and a deleted namespace stays in `Terminating`.
+//! No package registry ships these programs, and no substitute has the same conflicts, watches,
+//! admission and RBAC. There is no controller manager, scheduler or kubelet. So a test makes the
+//! Node objects itself, and a deleted namespace stays in `Terminating`.
 
 mod build;
 mod control_plane;

@@ -1,4 +1,4 @@
-//! The programs of a control plane: finds or builds them.
+//! Finds or builds the programs of a control plane.
 
 use std::path::{Path, PathBuf};
 
@@ -15,12 +15,12 @@ pub const RELEASE: &str = "v1.37.2";
 const API_SERVER: &str = "kube-apiserver";
 const KUBECTL: &str = "kubectl";
 
-/// Both programs of the release.
+/// The paths of both programs of the release.
 #[derive(Debug, Clone)]
 pub struct Programs {
-    /// `kube-apiserver`.
+    /// Path of `kube-apiserver`.
     pub api_server: PathBuf,
-    /// `kubectl`.
+    /// Path of `kubectl`.
     pub kubectl: PathBuf,
 }
 
@@ -60,7 +60,7 @@ impl Helpers {
     }
 }
 
-/// Returns `kube-apiserver` and `kubectl`, which it builds if they are not there yet.
+/// Returns `kube-apiserver` and `kubectl`. Builds them if they are not there yet.
 ///
 /// # Errors
 /// If Go is missing or too old, the module proxy cannot be reached or the build fails. The message
@@ -75,7 +75,7 @@ pub fn ensure() -> Result<Programs> {
         return Ok(programs);
     }
     let _lock = cache.lock()?;
-    // Another process may have built them while this one waited for the lock.
+    // Another process may have built the programs while this one waited for the lock.
     if let Some(programs) = Programs::in_directory(&built) {
         return Ok(programs);
     }
@@ -87,8 +87,8 @@ pub fn ensure() -> Result<Programs> {
     Programs::in_directory(&built).with_context(|| format!("{} lost what was just put there", built.display()))
 }
 
-/// Returns the reason why this machine cannot run a control plane; `None` if it can. Builds nothing
-/// to find out.
+/// Returns the reason why this machine cannot run a control plane; `None` if it can. The check
+/// builds nothing.
 #[must_use]
 pub fn unavailable() -> Option<String> {
     let found = || -> Result<()> {

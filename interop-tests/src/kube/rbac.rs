@@ -1,4 +1,4 @@
-//! RBAC: granting, revoking and checking rights.
+//! Grants, revokes and checks rights by RBAC.
 
 use anyhow::{Result, anyhow, ensure};
 
@@ -36,7 +36,7 @@ impl ControlPlane {
     /// ClusterRole and a ClusterRoleBinding called `name`. Returns when the right is in effect.
     ///
     /// # Errors
-    /// If they exist already, or do not take effect.
+    /// If the role or the binding exists already, or the right does not take effect.
     pub fn grant(&self, name: &str, subject: Subject<'_>, verbs: &[&str], resources: &[&str]) -> Result<()> {
         ensure!(!verbs.is_empty() && !resources.is_empty(), "a right needs verbs and resources");
         let (verb, resource) = (verbs.join(","), resources.join(","));
@@ -49,7 +49,7 @@ impl ControlPlane {
     /// later: see [`Self::wait_right`].
     ///
     /// # Errors
-    /// If there are none.
+    /// If `name` has no rights.
     pub fn revoke(&self, name: &str) -> Result<()> {
         self.kubectl(&["delete", "clusterrolebinding,clusterrole", name]).map(drop)
     }
@@ -73,7 +73,7 @@ impl ControlPlane {
     /// Waits until a subject has a right, or no longer has it, according to `wanted`.
     ///
     /// # Errors
-    /// If that does not happen in time.
+    /// If the right does not change in time.
     pub fn wait_right(&self, subject: Subject<'_>, verb: &str, resource: &str, wanted: bool) -> Result<()> {
         let what =
             format!("{} to be {} {verb} {resource}", subject.user(), if wanted { "allowed to" } else { "denied to" });

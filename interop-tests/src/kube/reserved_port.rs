@@ -1,4 +1,4 @@
-//! TCP ports that stay reserved while their server is down.
+//! Reserves TCP ports, also while their servers are down.
 
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};

@@ -1,4 +1,4 @@
-//! A control plane for interactive use.
+//! Runs a control plane for interactive use.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitCode};
@@ -9,7 +9,7 @@ use super::control_plane::{ControlPlane, Options};
 use super::programs;
 use crate::progress::Progress;
 
-/// Runs `argv`, by default a shell, with a fresh control plane, and returns its exit status.
+/// Runs `argv`, by default a shell, with a fresh control plane. Returns the exit status of `argv`.
 ///
 /// # Errors
 /// If the control plane or the command does not start.

@@ -1,5 +1,5 @@
-//! Runs a test binary's tests that need a control plane. On a build machine (`CI` is set) they must
-//! run; elsewhere they are skipped if no control plane can be started.
+//! Runs the tests of a test binary that need a control plane. On a build machine (`CI` is set)
+//! these tests must run; elsewhere they are skipped if no control plane can be started.
 
 use std::process::ExitCode;
 

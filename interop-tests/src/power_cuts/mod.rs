@@ -2,9 +2,9 @@
 //! directory on an ext4 disk, and boots again with the same disk.
 //!
 //! A boot attaches a pod for each address of a segment, detaches two of them, and then attaches two
-//! more while it detaches a third (`guest.sh`). Everything that it reported before the cut must be
-//! on the disk after the cut. The next boot's pods get all addresses of the segment, each of them
-//! once: so no address is lost forever, and no two pods hold the same one.
+//! more while it detaches a third (`guest.sh`). Everything that the boot reported before the cut
+//! must be on the disk after the cut. The next boot's pods get all addresses in the segment, each
+//! address once. So no address is lost forever, and no two pods hold the same address.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::guest::{Event, Guest, Job, Output, Spec, choose};
 use crate::runner::programs;
 use crate::scenario::{Outcome, TestResult};
 
-/// The script of a boot.
+/// The script that a boot runs.
 const SCRIPT: &str = include_str!("guest.sh");
 
 /// Addresses for pods in the segment of [`SCRIPT`].
@@ -65,7 +65,7 @@ struct Machine {
 
 impl Machine {
     fn new(plugin: PathBuf) -> Result<Self> {
-        // Uses a separate kernel, since the host's cannot be killed.
+        // Uses a lab kernel, since the host's kernel cannot be killed.
         let backend = choose(Some("uml"))?;
         // The path is on the kernel's command line, where a comma has a meaning.
         let folder = tempfile::Builder::new().prefix("edge-power-cuts-").tempdir_in("/tmp")?;
@@ -95,7 +95,7 @@ impl Machine {
                 .with_context(|| format!("after cut {boot} of {cuts}, which came after {:?}", before.names))?;
             match whole {
                 Some(whole) if boot < cuts => {
-                    // Some cuts come after the last step.
+                    // Some cuts come after the script's last step.
                     let moment = Duration::mul_f64(whole, random.f64() * 1.1);
                     wait_until(&mut guest, &report, mounted + moment)?;
                 }
@@ -168,7 +168,7 @@ fn step(guest: &mut Guest, report: &Path, time: Duration) -> Result<()> {
     }
 }
 
-/// The reports of a boot, in no order.
+/// The reports from a boot, in no particular order.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Reports {
     names: BTreeSet<String>,
@@ -228,8 +228,8 @@ impl Reports {
     }
 }
 
-/// Returns the containers that have a lease in a journal (docs/cni.md, "On disk"). A line without
-/// its end does not count.
+/// Returns the containers that have a lease in a journal (docs/cni.md, "On disk"). A line without a
+/// line end does not count.
 fn leased(journal: &[u8]) -> BTreeSet<String> {
     let mut leased = BTreeSet::new();
     for line in String::from_utf8_lossy(journal).split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {

@@ -34,8 +34,8 @@ pub(crate) fn programs() -> Result<PathBuf> {
     Ok(target_directory()?.join("lab"))
 }
 
-/// Builds the crates' own tests that these scenarios run. Returns the environment variables with
-/// their paths.
+/// Builds the crate tests that these scenarios run. Returns the environment variables with their
+/// paths.
 pub(super) fn tests(scenarios: &[&Scenario]) -> Result<Vec<(String, String)>> {
     let mut named = Vec::new();
     for test in scenarios.iter().filter_map(|scenario| crate_test(scenario)) {
@@ -90,8 +90,8 @@ fn cargo(verb: &str) -> Result<Command> {
         .args([verb, "--quiet"])
         .env("CARGO_TARGET_DIR", target_directory()?)
         .stdin(Stdio::null());
-    // `cargo run` sets variables about this package. Build scripts that look at them would cause
-    // rebuilds each time.
+    // `cargo run` sets variables about this package. Build scripts that read these variables would
+    // cause a rebuild each time.
     let ours = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(ours)) {
         command.env_remove(name);

@@ -60,8 +60,8 @@ pub fn list(all: &[&'static Scenario], json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs scenarios and writes a line of JSON for each to standard output. The exit status is 1 if
-/// any failed.
+/// Runs scenarios. Writes a line of JSON for each to standard output. The exit status is 1 if any
+/// failed.
 ///
 /// # Errors
 /// As [`outcomes`].
@@ -112,7 +112,7 @@ pub fn outcomes(
         all.push(outcome);
         anyhow::Ok(())
     };
-    // The scenario that is repeated because the lab's kernel panicked.
+    // Name of the scenario that is repeated because the lab kernel panicked.
     let mut repeated = None;
     while !queue.is_empty() {
         let (done, death) = one_lab(&queue, &backend, &out, &programs, &env, options.keep, |mut outcome| {
@@ -137,7 +137,7 @@ pub fn outcomes(
     Ok(all)
 }
 
-/// A lab that ended while a scenario ran, or after the last one.
+/// A lab that ended unexpectedly, while a scenario ran or after the last one.
 struct LabDeath {
     /// The description, with the lab's console.
     why: String,
@@ -146,14 +146,14 @@ struct LabDeath {
     seconds: f64,
 }
 
-/// Returns whether a kernel ended by its own fault. It also panics if its first process ends, which
-/// is our program.
+/// Returns whether a kernel ended by its own fault. A kernel also panics if its first process ends,
+/// but that process is our program.
 fn is_kernel_panic(console: &str) -> bool {
     console.contains("Kernel panic") && !console.contains("Attempted to kill init")
 }
 
-/// Runs scenarios in one lab until all of them or the lab have ended. Returns how many have ended,
-/// and the death of the lab if it died.
+/// Runs scenarios in one lab until all of them or the lab have ended. Returns how many scenarios
+/// have ended, and how the lab ended if it ended early.
 fn one_lab(
     queue: &[&Scenario],
     backend: &Backend,

@@ -1,10 +1,12 @@
-//! Runs scenarios: from the command line, through a guest, to a process for each scenario.
+//! Runs scenarios, from the command line through a guest to a separate process for each scenario.
 //!
 //! - `build`: builds the programs that the scenarios run.
-//! - `cli`: the host's side. It boots a guest, gives it the names, and prints the outcomes.
-//! - `worker`: the guest's side. It runs a job: one program, or scenarios.
-//! - `serial`: runs one scenario after the other in fresh namespaces, and kills it at its deadline.
-//! - `single`: the scenario's own process.
+//! - `cli`: runs the host's side: boots a guest, sends it the scenario names and prints the
+//!   outcomes.
+//! - `worker`: runs a job on the guest's side: one program, or scenarios.
+//! - `serial`: runs one scenario after the other in fresh namespaces and kills a scenario that
+//!   misses its deadline.
+//! - `single`: runs one scenario in its own process.
 
 mod build;
 mod cli;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use crate::guest::{Event, JobIo};
 use crate::scenario::{Outcome, Scenario, TestResult, directory, find};
 
-/// Time after its deadline in which a scenario can write its outcome. Then it is killed.
+/// Time after its deadline in which a scenario can write its outcome. After that it is killed.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// The values that all scenarios of a run share.
@@ -60,8 +60,8 @@ fn run_one(scenario: &Scenario, context: &RunContext<'_>) -> Result<Outcome> {
     let kept = directory(context.out, scenario.name);
     fresh(&kept)?;
     // In the guest, logs are kept in memory until the scenario has ended. In a directory of the
-    // host, a file's size is visible in the guest with a delay, so readers of logs would miss their
-    // ends.
+    // host, a file's size is visible in the guest with a delay, so readers would miss the ends of
+    // logs.
     let out = match context.io {
         JobIo::Inherited => kept.clone(),
         JobIo::Lines | JobIo::Terminal(_) => directory(Path::new("/tmp/edge-lab-out"), scenario.name),

@@ -1,4 +1,4 @@
-//! The tools of a scenario.
+//! The tools that a scenario uses.
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub struct Skip(pub String);
 /// Ends a scenario as skipped: `return skip("this kernel has no IP-TFS")`.
 ///
 /// # Errors
-/// Always: the error is a [`Skip`].
+/// Always. The error is a [`Skip`].
 pub fn skip<T>(why: &str) -> Result<T> {
     Err(Skip(why.to_owned()).into())
 }

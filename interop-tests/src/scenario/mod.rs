@@ -12,16 +12,16 @@ pub use lab::{Lab, Skip, skip};
 /// A test of whole programs in the lab.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
-    /// `area/what`, unique.
+    /// Unique name, in the form `area/what`.
     pub name: &'static str,
     /// Description in one line.
     pub about: &'static str,
-    /// Time after which it is killed, in the guest's time.
+    /// Time after which the scenario is killed, in the guest's time.
     pub deadline: Duration,
     /// Whether `run` without names runs it. Scenarios that are long, or that must fail, run by name
     /// only.
     pub by_default: bool,
-    /// Programs that a run builds for it, in addition to the programs under test.
+    /// Programs that a run builds for the scenario, in addition to the programs under test.
     pub needs: Needs,
     /// The scenario itself.
     pub run: fn(&Lab) -> Result<()>,
@@ -61,7 +61,7 @@ impl CrateTest {
 pub enum TestResult {
     /// All checks passed.
     Pass,
-    /// A check failed, or it did not end in time.
+    /// A check failed, or the scenario did not end in time.
     Fail,
     /// The scenario cannot run on this machine.
     Skip,

@@ -47,7 +47,7 @@ fn two_hosts(delay: u32) -> NetworkPlan {
     plan
 }
 
-/// Returns the table of host `us`, one of the two hosts, about the other one.
+/// Returns the peer table for host `us`, one of the two hosts, which describes the other host.
 fn peer(us: &str, start: &'static str) -> StaticPeer {
     let (them, remote) = if us == "edge" { ("moon", "192.0.2.10") } else { ("edge", "203.0.113.10") };
     StaticPeer {
@@ -156,7 +156,7 @@ fn ping(lab: &Lab) -> Result<()> {
         let is = |key: &str, value: Value| result.get(key) == Some(&value);
         ensure!(is("sent", 4.into()) && is("received", 4.into()) && is("peer", "moon".into()), "{result}");
         ensure!(is("source", from.into()), "{result}");
-        // The wire is 50 ms long.
+        // The wire delays each packet by 50 ms.
         let shortest = result.pointer("/round_trip_ms/min").and_then(Value::as_f64).unwrap_or_default();
         ensure!(shortest >= 50.0, "{result}");
     }

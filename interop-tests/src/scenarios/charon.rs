@@ -93,7 +93,7 @@ fn psk(lab: &Lab) -> Result<()> {
     wire.expect_none("net 10.0.0.0/8")?;
     let seen = wire.esp_spis()?;
     ensure!(seen.contains(&child.spi_in) && seen.contains(&child.spi_out), "the wire has {seen:x?}, not {child:?}");
-    // An unencrypted packet of the same pods shows that the capture works.
+    // An unencrypted packet between the same pods shows that the capture works.
     moon.sh("ip xfrm policy flush; ip xfrm state flush; ip route add 10.1.0.0/24 via 203.0.113.1")?;
     ensure!(!moon_pod.reaches("10.1.0.2", Duration::from_millis(200))?, "a clear ping must not reach sun's pod");
     wire.wait_for("icmp and src 10.2.0.2 and dst 10.1.0.2")?;

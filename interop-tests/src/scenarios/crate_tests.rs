@@ -1,5 +1,5 @@
-//! Runs tests of single crates that need root and a kernel with ESP. The lab runs all of them, so
-//! that none is skipped.
+//! Runs the tests of single crates that need root and a kernel with ESP. The lab runs all these
+//! tests, so that none is skipped.
 
 use std::time::Duration;
 

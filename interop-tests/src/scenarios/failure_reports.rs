@@ -1,5 +1,5 @@
 //! Tests the runner itself: a scenario that fails, panics, crashes or hangs is reported as failed,
-//! its logs are kept, and the next one runs.
+//! its logs are kept, and the next scenario runs.
 
 use std::time::Duration;
 

@@ -70,7 +70,7 @@ fn loss_is_counted(lab: &Lab) -> Result<()> {
     let mut ping = a.ping("203.0.113.10")?;
     ping.wait_more(5)?;
     b.slow("internet", Some(Netem::delay(1).loss(100.0)))?;
-    // `ping` keeps sending while the wire loses everything.
+    // `ping` keeps sending while the wire loses every packet.
     ensure!(!a.reaches("203.0.113.10", Duration::from_millis(500))?, "a wire that loses all lost nothing");
     b.slow("internet", None)?;
     ping.wait_more(5)?;

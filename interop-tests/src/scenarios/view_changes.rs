@@ -24,7 +24,7 @@ const CLOUD: &str = "203.0.113.1";
 /// Number of times that the third member joins and leaves.
 const TIMES: usize = 30;
 
-/// Interval of the pings. A packet is lost only if it meets the moment of a change.
+/// Interval of the pings. A packet is lost only if it is sent at the moment of a change.
 const PACE: Duration = Duration::from_millis(2);
 
 fn peer_comes_and_goes(lab: &Lab) -> Result<()> {
@@ -75,8 +75,8 @@ fn peer_comes_and_goes(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Returns the chains of the agent's table with their handles, which change when a chain is made
-/// again.
+/// Returns the chains of the agent's table with their handles, which change when a chain is deleted
+/// and created again.
 fn chains(node: &Node) -> Result<String> {
     node.sh("nft -a list table inet edge-cni | grep 'chain .* # handle'")
 }

@@ -1,4 +1,5 @@
-//! strongSwan's IKE daemon on a host of the lab, driven by `swanctl` as an operator does.
+//! Runs strongSwan's IKE daemon on a host of the lab and controls it with `swanctl`, as an operator
+//! does.
 
 use std::fmt::Write as _;
 
@@ -59,12 +60,12 @@ pub struct Charon<'a> {
 pub enum Auth {
     /// A pre-shared key.
     Psk(String),
-    /// Certificates of one authority: our credentials, and the authority's certificate.
+    /// Certificates from one authority: charon's credentials and the authority's certificate.
     Certificate(Credentials, String),
 }
 
 impl Auth {
-    /// Makes certificates of `authority`.
+    /// Makes the variant with certificates from `authority`.
     #[must_use]
     pub fn certificate(credentials: Credentials, authority: &Authority) -> Self {
         Self::Certificate(credentials, authority.certificate_pem.clone())
@@ -84,7 +85,7 @@ pub struct Connection {
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
-    /// How both authenticate.
+    /// How charon and the peer authenticate.
     pub auth: Auth,
     /// Networks behind charon, separated by commas.
     pub local_ts: String,
@@ -117,7 +118,7 @@ impl Connection {
         }
     }
 
-    /// Sets our address, identity and networks.
+    /// Sets charon's address, identity and networks.
     #[must_use]
     pub fn local(mut self, address: &str, id: &str, networks: &str) -> Self {
         (self.local, self.local_id, self.local_ts) = (address.to_owned(), id.to_owned(), networks.to_owned());
@@ -187,7 +188,7 @@ impl Connection {
             esp = self.esp,
         )?;
         if let Auth::Psk(secret) = &self.auth {
-            // In hexadecimal, so that no byte of a secret has a special meaning.
+            // The secret is written in hexadecimal, so that no byte of it has a special meaning.
             let hex = HEXLOWER.encode(secret.as_bytes());
             writeln!(
                 text,
@@ -210,15 +211,15 @@ impl Connection {
 pub struct IkeSa {
     /// The connection's name.
     pub name: String,
-    /// charon's number of the IKE SA.
+    /// The number that charon gives to the IKE SA.
     pub unique_id: u64,
-    /// `ESTABLISHED`, `CONNECTING`, ...
+    /// State: `ESTABLISHED`, `CONNECTING`, ...
     pub state: String,
     /// The peer's authenticated identity.
     pub remote_id: String,
     /// Initiator's and responder's SPI, hexadecimal.
     pub spis: (String, String),
-    /// Encryption of IKE, and the key exchange.
+    /// The encryption of IKE and the key exchange method.
     pub algorithms: String,
     /// The CHILD_SAs that it negotiated.
     pub children: Vec<ChildSa>,
@@ -229,17 +230,17 @@ pub struct IkeSa {
 pub struct ChildSa {
     /// The child's name.
     pub name: String,
-    /// `INSTALLED`, `REKEYED`, `DELETED`, ...
+    /// State: `INSTALLED`, `REKEYED`, `DELETED`, ...
     pub state: String,
-    /// SPI of packets that it receives.
+    /// SPI of packets that charon receives.
     pub spi_in: u32,
-    /// SPI of packets that it sends.
+    /// SPI of packets that charon sends.
     pub spi_out: u32,
     /// Whether ESP travels in UDP.
     pub encap: bool,
-    /// Packets through the inbound SA.
+    /// Number of packets through the inbound SA.
     pub packets_in: u64,
-    /// Packets through the outbound SA.
+    /// Number of packets through the outbound SA.
     pub packets_out: u64,
     /// Negotiated traffic selectors of charon's side.
     pub local_ts: Vec<String>,
@@ -302,10 +303,10 @@ impl<'a> Charon<'a> {
         Ok(charon)
     }
 
-    /// Replaces the connection; SAs that are up stay.
+    /// Replaces the connection. Established SAs stay.
     ///
     /// # Errors
-    /// If charon refuses it.
+    /// If charon refuses the connection.
     pub fn load(&mut self, connection: &Connection) -> Result<()> {
         let node = self.node;
         if let Auth::Certificate(credentials, authority) = &connection.auth {
@@ -350,7 +351,7 @@ impl<'a> Charon<'a> {
     /// others are unchanged.
     ///
     /// # Errors
-    /// If that does not happen in time.
+    /// If this does not happen in time.
     pub fn rekey_one_child(&self, child: &str) -> Result<()> {
         let spis = |name: bool| -> Result<Vec<u32>> {
             let mut of: Vec<u32> =
@@ -388,7 +389,7 @@ impl<'a> Charon<'a> {
     /// its CHILD_SA.
     ///
     /// # Errors
-    /// If that does not happen in time.
+    /// If this does not happen in time.
     pub fn rekey_ike(&self) -> Result<()> {
         let before: Vec<_> = self.sas()?.into_iter().map(|sa| sa.spis).collect();
         self.swanctl(&["--rekey", "--ike", &self.loaded])?;
@@ -439,7 +440,7 @@ impl<'a> Charon<'a> {
     /// returns the CHILD_SA.
     ///
     /// # Errors
-    /// If that does not happen in time.
+    /// If this does not happen in time.
     pub fn wait_up(&self) -> Result<ChildSa> {
         wait::for_event(&format!("the tunnel of charon on {}", self.node.name()), || {
             let sas = self.sas()?;

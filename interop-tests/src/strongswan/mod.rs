@@ -1,4 +1,4 @@
-//! Runs IKE implementations of other projects on hosts of the lab, and makes their certificates.
+//! Runs IKE implementations from other projects on hosts of the lab and makes their certificates.
 
 pub mod charon;
 mod pki;

@@ -1,11 +1,11 @@
-//! Certificates for peers.
+//! Makes certificates for peers.
 
 use anyhow::{Context as _, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 
-/// Kind of key of an end entity.
+/// Type of an end entity's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyKind {
     /// Ed25519 (RFC 8410), as PKCS#8 version 1.
@@ -35,7 +35,7 @@ impl KeyKind {
     }
 }
 
-/// The organization in subjects.
+/// The organization in certificate subjects.
 const ORGANIZATION: &str = "Edge Lab";
 
 /// Returns the subject that [`Authority::issue_by_subject`] gives to `name`, as text.
@@ -102,8 +102,8 @@ impl Authority {
         self.issue_for(Vec::new(), subject, kind)
     }
 
-    /// Issues a certificate as [`Self::issue`] does, with so many further names that it does not
-    /// fit into one datagram.
+    /// Issues a certificate as [`Self::issue`] does, with so many further names that the
+    /// certificate does not fit into one datagram.
     ///
     /// # Errors
     /// If it cannot be made.

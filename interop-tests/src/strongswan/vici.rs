@@ -14,7 +14,7 @@ pub(super) struct Section {
 
 impl Section {
     /// Parses all replies and events in the text. `list-sa event {` and the like become sections
-    /// with a number in their names.
+    /// with a number added to their names.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let mut top = Self::default();

@@ -13,11 +13,11 @@ use super::namespace_holder::{Setup, feed};
 use super::namespaces::Namespaces;
 use super::plan::{Netem, NetworkPlan, NodePlan};
 
-/// Directories of which each node has its own.
+/// Directories that each node has for itself.
 const PRIVATE: [&str; 6] =
     ["/run", "/var/lib/edge-cni", "/var/lib/edge-controller", "/etc/edge-cni", "/etc/cni", "/etc/swanctl"];
 
-/// A running network. It ends with the scenario's process.
+/// A running network, which ends with the scenario's process.
 pub struct Net {
     nodes: BTreeMap<String, Node>,
 }
@@ -68,7 +68,7 @@ impl Net {
         let fabric = fabric(plan, &holders)?;
         feed("ip", &["-batch", "-"], &fabric.ip).context("laying the wires")?;
         feed("tc", &["-batch", "-"], &fabric.tc).context("slowing the wires")?;
-        // All holders work at the same time; then all answers are read.
+        // All holders work at the same time, and after that all answers are read.
         for (node, holder) in plan.nodes.iter().zip(&mut holders) {
             holder.ask(&setup(node)?)?;
         }
@@ -145,8 +145,8 @@ impl Node {
     }
 
     /// Makes a pod without a plugin: a veth pair with `address` in the pod (`eth0`), `gateway` on
-    /// the host's end, and a default route. Both have a prefix length and are of one family. Also
-    /// turns the host's forwarding on.
+    /// the host's end, and a default route. Both addresses have a prefix length and are of the same
+    /// family. Also turns the host's forwarding on.
     ///
     /// # Errors
     /// If the kernel refuses it.
@@ -182,8 +182,8 @@ struct Fabric {
     ports: Vec<BTreeMap<String, String>>,
 }
 
-/// Makes the commands for the namespace of the wires: a bridge for each wire, and a veth pair for
-/// each node on it.
+/// Makes the commands for the namespace with the wires: a bridge for each wire, and a veth pair for
+/// each node on the wire.
 fn fabric(plan: &NetworkPlan, holders: &[NamespaceHolder]) -> Result<Fabric> {
     let mut ip = String::new();
     let mut tc = String::new();
@@ -278,8 +278,8 @@ impl NamespaceHolder {
         let stdin = child.stdin.take().context("no standard input")?;
         let stdout = BufReader::new(child.stdout.take().context("no standard output")?);
         let mut holder = Self { child, stdin, stdout };
-        // The holder's first line proves that it has left our namespaces. Before that, its pid
-        // would lead to ours.
+        // The holder's first line proves that the holder has left this process's namespaces. Before
+        // that, its pid would lead to the namespaces of this process.
         holder.line()?;
         Ok(holder)
     }

@@ -32,7 +32,7 @@ impl Capture {
             &format!("tcpdump-{interface}"),
             namespaces
                 .command("tcpdump")
-                // tcpdump writes each packet at once, and stays root.
+                // tcpdump writes each packet at once and stays root.
                 .args(["--immediate-mode", "-U", "-n", "-s", "0", "-B", "8192", "-Z", "root"])
                 .args(["-i", interface, "-w"])
                 .arg(&file),
@@ -47,7 +47,8 @@ impl Capture {
         &self.file
     }
 
-    /// Returns the packets so far that match a filter (pcap-filter(7)), each as a line of tcpdump.
+    /// Returns the packets captured so far that match a filter (pcap-filter(7)), each as a line
+    /// from tcpdump.
     ///
     /// # Errors
     /// If the filter is invalid.
@@ -66,7 +67,7 @@ impl Capture {
         Ok(String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect())
     }
 
-    /// Returns the SPIs of the ESP packets so far, with and without UDP.
+    /// Returns the SPIs of the ESP packets captured so far, with and without UDP.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -82,7 +83,7 @@ impl Capture {
         Ok(spis)
     }
 
-    /// Fails if a packet so far matches the filter. The message shows the first ones.
+    /// Fails if a packet captured so far matches the filter. The message shows the first ones.
     ///
     /// # Errors
     /// If a packet matches, or the filter is invalid.

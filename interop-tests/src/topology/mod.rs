@@ -1,14 +1,14 @@
 //! Builds networks of hosts, routers and pods.
 //!
-//! A [`NetworkPlan`] declares wires, and nodes with addresses on them. [`Net`] is the network built
-//! from it. Each node is a network namespace with its own mount namespace (own `/run`,
-//! `/var/lib/edge-cni`, `/etc/swanctl`, ...). Each wire is a bridge in another namespace, so that
-//! it can be slowed down from outside the nodes.
+//! A [`NetworkPlan`] declares wires, and nodes with addresses on them. [`Net`] is the network that
+//! is built from the plan. Each node is a network namespace with its own mount namespace (own
+//! `/run`, `/var/lib/edge-cni`, `/etc/swanctl`, ...). Each wire is a bridge in another namespace,
+//! so that the wire can be slowed down from outside the nodes.
 //!
-//! - `plan`, `build`, `namespace_holder`: declare a network and make it.
-//! - [`Namespaces`]: the namespaces of a [`Node`] or a [`Pod`], in which programs run.
-//! - [`Process`], [`Ping`], [`Capture`]: running programs.
-//! - [`xfrm`]: the kernel's SAs and policies.
+//! - `plan`, `build`, `namespace_holder`: declare a network and build it.
+//! - [`Namespaces`]: runs programs in the namespaces of a [`Node`] or a [`Pod`].
+//! - [`Process`], [`Ping`], [`Capture`]: run programs in the background.
+//! - [`xfrm`]: reads the kernel's SAs and policies.
 
 mod build;
 mod capture;

@@ -1,8 +1,8 @@
 //! The process that keeps a node's namespaces alive and sets them up from inside.
 //!
-//! `unshare` starts it, and it writes `ready`. When the node's interfaces exist, it reads a line of
-//! JSON, carries it out, and answers `ok` or the error. Then it waits until its standard input is
-//! closed.
+//! `unshare` starts the process, which then writes `ready`. When the node's interfaces exist, the
+//! process reads a line of JSON, sets the node up accordingly, and answers `ok` or the error. Then
+//! it waits until its standard input is closed.
 
 use std::ffi::CStr;
 use std::fs;
@@ -38,7 +38,8 @@ pub fn main() -> Result<ExitCode> {
     let mut stdout = std::io::stdout();
     let mut stdin = std::io::stdin().lock();
     let mut line = String::new();
-    // This comes before the interfaces are made, since each copies the defaults at that moment.
+    // This setting comes before the interfaces are made, since each interface copies the defaults
+    // when it is made.
     defaults()?;
     writeln!(stdout, "ready")?;
     while stdin.read_line(&mut line)? > 0 {

@@ -64,8 +64,8 @@ impl Namespaces {
         std::fs::read_to_string(self.path(path)).with_context(|| format!("reading {path} on {}", self.name))
     }
 
-    /// Makes a command that runs here. `nsenter` executes the program in its own process, so the
-    /// pid is the program's. The program starts in `/`.
+    /// Makes a command that runs in these namespaces. `nsenter` executes the program in its own
+    /// process, so the pid is the program's. The program starts in `/`.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let words = self.nsenter();
@@ -74,7 +74,8 @@ impl Namespaces {
         command
     }
 
-    /// Returns the command prefix, `nsenter` with its arguments, that makes a command run here.
+    /// Returns the command prefix, `nsenter` with its arguments, that makes a command run in these
+    /// namespaces.
     #[must_use]
     pub fn nsenter(&self) -> Vec<OsString> {
         let holder = self.holder;
@@ -132,13 +133,13 @@ impl Namespaces {
         let out = self.output(self.command("ping").args(["-n", "-q", "-c", "1", "-W", &seconds, to]))?;
         match out.status.code() {
             Some(0) => Ok(true),
-            // ping ends with 2 if the kernel refuses to send; that is also no answer.
+            // ping exits with 2 if the kernel refuses to send, which also counts as no answer.
             Some(1 | 2) => Ok(false),
             _ => bail!("on {}: ping {to} {}: {}", self.name, out.status, String::from_utf8_lossy(&out.stderr)),
         }
     }
 
-    /// Returns the kernel's SAs here, with their counters.
+    /// Returns the kernel's SAs in these namespaces, with their counters.
     ///
     /// # Errors
     /// If `ip` cannot be run or its output cannot be parsed.
@@ -146,7 +147,7 @@ impl Namespaces {
         xfrm::State::parse_all(&self.run(self.command("ip").args(["-s", "xfrm", "state", "list", "nokeys"]))?)
     }
 
-    /// Returns the kernel's policies here.
+    /// Returns the kernel's policies in these namespaces.
     ///
     /// # Errors
     /// If `ip` cannot be run or its output cannot be parsed.
@@ -164,8 +165,8 @@ impl Namespaces {
         xfrm::parse_stat(&text)
     }
 
-    /// Returns the kernel's state here, for the directory of a failed scenario: addresses, routes,
-    /// SAs, policies, rules, sockets.
+    /// Returns the kernel's state in these namespaces, for the directory of a failed scenario:
+    /// addresses, routes, SAs, policies, rules, sockets.
     #[must_use]
     pub fn kernel_dump(&self) -> String {
         const SHOW: &str = "for c in 'ip -s address' 'ip neigh' 'ip -4 route show table all' 'ip -6 route show table all' 'ip rule' \

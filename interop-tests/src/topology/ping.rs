@@ -13,8 +13,8 @@ use crate::wait;
 /// A running ping.
 pub struct Ping {
     process: Process,
-    /// Position in the log where this run begins. The log may contain an earlier run to the same
-    /// address.
+    /// Position in the log at which the output of this run begins. The log may contain an earlier
+    /// run to the same address.
     begin: usize,
     pace: Duration,
 }
@@ -22,24 +22,26 @@ pub struct Ping {
 /// The result of a ping.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PingReport {
-    /// Echo requests sent.
+    /// Number of echo requests sent.
     pub sent: u64,
-    /// Requests that were answered.
+    /// Number of requests that were answered.
     pub received: u64,
-    /// Runs of requests without an answer.
+    /// The gaps: runs of requests without an answer.
     pub gaps: Vec<Gap>,
-    /// Longest time between two consecutive answers, by the clock. Zero with fewer than two.
+    /// Longest time between two consecutive answers, by the clock. Zero if there are fewer than two
+    /// answers.
     pub longest_silence: Duration,
 }
 
 /// Consecutive requests that were not answered.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gap {
-    /// Sequence number of the first one, from 1.
+    /// Sequence number of the first unanswered request, from 1.
     pub first: u64,
     /// Number of requests in the gap.
     pub count: u64,
-    /// Seconds from the start of the ping to the first one, computed from the interval.
+    /// Seconds from the start of the ping to the first unanswered request, computed from the
+    /// interval.
     pub at: f64,
 }
 
@@ -53,7 +55,7 @@ impl PingReport {
     /// Fails if a request was lost, or if fewer than five were sent, which would prove nothing.
     ///
     /// # Errors
-    /// If one of these is the case. The message contains the gaps.
+    /// If a request was lost or fewer than five were sent. The message contains the gaps.
     pub fn expect_none_lost(&self) -> Result<()> {
         anyhow::ensure!(self.sent >= 5, "only {} pings were sent, which proves nothing", self.sent);
         anyhow::ensure!(
@@ -101,7 +103,7 @@ impl Ping {
     /// Waits until `count` more requests were answered.
     ///
     /// # Errors
-    /// If they were not in time.
+    /// If the requests were not answered in time.
     pub fn wait_more(&mut self, count: u64) -> Result<()> {
         let goal = self.received() + count;
         wait::for_event(&format!("{count} more answers to a ping"), || {
@@ -161,8 +163,8 @@ impl Ping {
     }
 }
 
-/// Returns the sequence numbers of answered requests. They have 16 bits on the wire, so a much
-/// smaller number after a larger one has wrapped around.
+/// Returns the sequence numbers of answered requests. Sequence numbers have 16 bits on the wire, so
+/// a much smaller number after a larger one has wrapped around.
 fn parse_replies(text: &str) -> BTreeSet<u64> {
     let mut replies = BTreeSet::new();
     let mut last = 0;

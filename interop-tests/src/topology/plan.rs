@@ -1,4 +1,4 @@
-//! Declares a network.
+//! Declares a network of nodes and wires.
 
 /// The nodes and wires of a network. A wire exists as soon as a node names it.
 ///
@@ -89,8 +89,8 @@ impl NodePlan {
         self
     }
 
-    /// Masquerades packets that the node forwards to this wire (IPv4 and IPv6). On a router that is
-    /// NAT, on a host it is another program's masquerade rule.
+    /// Masquerades packets that the node forwards to this wire (IPv4 and IPv6). On a router the
+    /// rule acts as NAT, on a host as another program's masquerade rule.
     pub fn masquerade(&mut self, wire: &str) -> &mut Self {
         self.masquerade.push(wire.to_owned());
         self

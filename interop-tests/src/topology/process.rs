@@ -1,4 +1,4 @@
-//! A program that runs in the background on a node or pod.
+//! Runs a program in the background on a node or pod.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::namespaces::Namespaces;
 use crate::wait;
 
-/// A started program. It goes on running if this handle is dropped, and ends with the scenario at
+/// A started program. The program continues if this handle is dropped and ends with the scenario at
 /// the latest.
 #[derive(Debug)]
 pub struct Process {
@@ -67,7 +67,7 @@ impl Process {
     /// Waits until the log contains `text`.
     ///
     /// # Errors
-    /// If it does not in time, or the program ends before that.
+    /// If the text does not appear in time, or the program ends before that.
     pub fn wait_log(&mut self, text: &str) -> Result<()> {
         let what = format!("{:?} in the log of {}", text, self.name);
         let mut ended = None;
@@ -125,7 +125,7 @@ impl Process {
         Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
-    /// Sends SIGTERM, and waits for the program's end.
+    /// Sends SIGTERM and waits until the program ends.
     ///
     /// # Errors
     /// If the program does not end within 10 s. In that case it is killed.

@@ -1,4 +1,5 @@
-//! Reads the kernel's SAs and policies with `ip -s xfrm`, which is not our own program.
+//! Reads the kernel's SAs and policies with `ip -s xfrm`, which is independent of the tested
+//! programs.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,7 +7,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, bail};
 use ipnetwork::IpNetwork;
 
-/// An SA of the kernel.
+/// An SA in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct State {
     /// Source address of the ESP packets.
@@ -17,7 +18,7 @@ pub struct State {
     pub spi: u32,
     /// Number by which policies refer to the SA.
     pub reqid: u32,
-    /// `tunnel` or `transport`.
+    /// Mode: `tunnel` or `transport`.
     pub mode: String,
     /// UDP encapsulation: source and destination port.
     pub encap: Option<(u16, u16)>,
@@ -29,22 +30,22 @@ pub struct State {
     pub packets: u64,
 }
 
-/// A policy of the kernel.
+/// A policy in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Selector: source.
+    /// Source network of the selector.
     pub src: IpNetwork,
-    /// Selector: destination.
+    /// Destination network of the selector.
     pub dst: IpNetwork,
-    /// `in`, `out`, `fwd`, or `socket in`, `socket out`.
+    /// Direction: `in`, `out`, `fwd`, or `socket in`, `socket out`.
     pub dir: String,
-    /// `allow` or `block`.
+    /// Action: `allow` or `block`.
     pub action: String,
     /// Priority. A smaller number has precedence.
     pub priority: u32,
-    /// The index by which the kernel identifies it.
+    /// The index by which the kernel identifies the policy.
     pub index: u32,
-    /// Reqids of its templates.
+    /// Reqids of the policy's templates.
     pub reqids: Vec<u32>,
 }
 

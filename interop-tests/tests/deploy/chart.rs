@@ -1,4 +1,5 @@
-//! Tests the chart: the effect of its values, and Helm on a real API server.
+//! Tests the effect of the chart's values, and the chart's installation by Helm on a real API
+//! server.
 
 use std::fs;
 use std::process::Command;
@@ -102,7 +103,7 @@ fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     objects.iter().find(|object| is(object, kind, name)).unwrap_or_else(|| panic!("{kind} {name}"))
 }
 
-/// Returns the files in the ConfigMaps: the name of the map, and the content.
+/// Returns the files in the ConfigMaps, each with the name of its ConfigMap and its content.
 fn files<'a>(objects: &'a [Value], file: &str) -> Vec<(&'a str, &'a str)> {
     let maps = objects.iter().filter(|object| object["kind"] == "ConfigMap");
     maps.filter_map(|map| Some((map["metadata"]["name"].as_str()?, map["data"][file].as_str()?))).collect()
@@ -118,8 +119,8 @@ fn configurations() {
             fs::write(&path, text).unwrap();
             let out =
                 Command::new(built("edge-agent")).args(["check", "--json", "--config"]).arg(&path).output().unwrap();
-            // Exit code 1 is a finding, since this machine has no token. 2 means that the file is
-            // refused.
+            // Exit code 1 reports a finding, since this machine has no token. Exit code 2 means
+            // that the file is refused.
             assert_ne!(out.status.code(), Some(2), "{map}: {}\n{text}", String::from_utf8_lossy(&out.stderr));
             let findings: Value = serde_json::from_slice(&out.stdout).unwrap();
             let about = |what: &str| {
@@ -140,7 +141,7 @@ fn configurations() {
         let cleanup = arguments.contains(&"--set=cleanup.enabled=true");
         assert_eq!(seen.len(), if cleanup { 5 } else { 4 }, "{seen:?}");
     }
-    // The additions of the values appear at the place where they take effect.
+    // What the values add appears at the place where it takes effect.
     let objects = objects(&template(&values(&all)).unwrap());
     let agent = |map: &str| {
         let text = files(&objects, "agent.toml").into_iter().find(|(name, _)| *name == map).expect("the agent's").1;
@@ -219,7 +220,7 @@ fn installed() {
     plane.apply_text(SERVICE_MONITORS).unwrap();
     let crd = "crd/servicemonitors.monitoring.coreos.com";
     plane.kubectl(&["wait", "--for=condition=Established", crd, "--timeout=120s"]).unwrap();
-    // The command of docs/install/kubernetes.md.
+    // The command from docs/install/kubernetes.md.
     plane.kubectl(&["create", "namespace", "edge-cni"]).unwrap();
     let label = "pod-security.kubernetes.io/enforce=privileged";
     plane.kubectl(&["label", "namespace", "edge-cni", label]).unwrap();
@@ -249,7 +250,7 @@ fn installed() {
         names.sort();
         names
     };
-    // The API server reports an unknown field only on request.
+    // The API server reports unknown fields only on request.
     let rendered = template(&values(&all)).unwrap();
     let mut file = tempfile::NamedTempFile::new().unwrap();
     std::io::Write::write_all(&mut file, rendered.as_bytes()).unwrap();
@@ -284,6 +285,6 @@ fn installed() {
     let cluster = "clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding";
     let left = plane.kubectl(&["get", cluster, "--output=name"]).unwrap();
     assert!(!left.contains("edge-cni"), "{left}");
-    // Helm keeps definitions, and with them the rows.
+    // Helm keeps the resource definitions (CRDs), and with them the rows.
     plane.kubectl(&["get", "segments,edgenodes,communities"]).unwrap();
 }

@@ -1,4 +1,4 @@
-//! Runs the chart's cleanup of a node as its pod does.
+//! Runs the chart's cleanup of a node as the cleanup pod does.
 
 use std::fs;
 use std::process::Command;

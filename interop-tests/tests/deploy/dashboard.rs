@@ -26,7 +26,7 @@ fn panels_of(dashboard: &Value) -> Vec<&Value> {
     dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row").collect()
 }
 
-/// Returns the queries, with values in place of Grafana's variables.
+/// Returns the dashboard's queries, with values in place of Grafana's variables.
 fn queries(dashboard: &Value) -> Vec<String> {
     let targets = panels_of(dashboard).into_iter().flat_map(|panel| panel["targets"].as_array().unwrap());
     let expressions = targets.map(|target| target["expr"].as_str().unwrap());

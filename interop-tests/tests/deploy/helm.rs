@@ -29,7 +29,7 @@ pub(crate) fn template(arguments: &[&str]) -> Result<String, String> {
     )
 }
 
-/// Returns the objects of a stream of YAML documents.
+/// Returns the objects in a stream of YAML documents.
 pub(crate) fn objects(yaml: &str) -> Vec<Value> {
     let documents = yaml.split("\n---\n").map(|text| text.trim_start_matches("---\n"));
     let parsed = documents.map(|text| serde_saphyr::from_str(text).unwrap_or_else(|e| panic!("{e}:\n{text}")));

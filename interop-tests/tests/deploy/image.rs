@@ -1,4 +1,4 @@
-//! Tests the image in containerd: its programs run as in the manifests.
+//! Tests in containerd that the programs in the image run as in the manifests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub(crate) fn unavailable() -> Option<String> {
     (!missing.is_empty()).then(|| format!("{} missing: apt-get install containerd", missing.join(" and ")))
 }
 
-/// Writes the image of this workspace's programs.
+/// Writes the image with this workspace's programs.
 fn image(directory: &Path, name: &str) -> PathBuf {
     let [programs, _, _] = ["edge-agent", "edge-controller", "edge-cni"].map(built);
     let file = directory.join(name);
@@ -77,7 +77,7 @@ impl Containerd {
         output(&mut self.command(arguments)).map_err(anyhow::Error::msg)
     }
 
-    /// Starts a container of the image. The same paths are writable as in the manifests.
+    /// Starts a container from the image. The same paths are writable as in the manifests.
     fn run(&self, name: &str, more: &[&str], argv: &[&str]) -> Running<'_> {
         let writable = ["type=tmpfs,dst=/var/lib,options=rw", "type=tmpfs,dst=/run,options=rw"];
         let mut command = self.command(&["run", "--rm", "--read-only", "--snapshotter", "native"]);
@@ -151,7 +151,7 @@ fn run() {
     let arguments = ["run", "--server-names", "controller.example", "--segments-cluster-ranges", "10.77.0.0/16"];
     let controller = containerd.run("controller", &[], &[&["edge-controller"][..], &arguments].concat());
     controller.answers("CONNECTED", &["edge-controller", "node", "list"]);
-    // The plugin, and nft with its libraries.
+    // Runs the plugin, and nft with its libraries.
     controller.answers("edge-cni", &["edge-cni", "--version"]);
     controller.answers("nftables v", &["nft", "--version"]);
     assert!(controller.end().contains("stopped"));

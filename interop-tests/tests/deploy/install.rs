@@ -1,5 +1,4 @@
-//! Tests the pages in `docs/install`: the files and commands that they contain are accepted
-//! unchanged.
+//! Tests that the files and commands in the pages of `docs/install` are accepted unchanged.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_commands_in_the_pages_about_installing_are_understood", commands),
 ];
 
-/// A block of code: the page, the language, and the text.
+/// A block of code, with its page, its language and its text.
 struct Block {
     page: String,
     language: String,
@@ -51,8 +50,8 @@ fn files() {
             }
             "toml" => {
                 let out = Command::new(built("edge-agent")).args(["check", "--config"]).arg(&path).output().unwrap();
-                // Exit code 1 is a finding, since this machine has neither token nor secret. 2
-                // means that the file is refused.
+                // Exit code 1 reports a finding, since this machine has neither token nor secret.
+                // Exit code 2 means that the file is refused.
                 assert_ne!(out.status.code(), Some(2), "{page}: {}", String::from_utf8_lossy(&out.stderr));
                 "agent.toml"
             }
@@ -72,8 +71,8 @@ fn files() {
 }
 
 /// Calls a program with `--help` after the words of a command. The program refuses unknown
-/// subcommands and flags, and does nothing else. Words from a URL on are left out: a join token may
-/// begin with a hyphen, so a flag after it would be read as the token.
+/// subcommands and flags, and does nothing else. The first URL and all words after it are left out:
+/// a join token may begin with a hyphen, so a flag after it would be read as the token.
 fn understood(mut command: Command, page: &str, line: &str, words: &[&str]) {
     let words = words.split(|word| word.contains("://")).next().unwrap_or_default();
     if let Err(why) = output(command.args(words).arg("--help")) {
@@ -104,7 +103,7 @@ fn commands() {
                 "apt-get" | "ctr" | "podman" => {}
                 other => panic!("{page}: {line}: nothing here knows {other}"),
             }
-            // Checks the files of this repository that a command names.
+            // Checks the files in this repository that a command names.
             for path in words.iter().filter(|word| word.starts_with("deploy/") && !word.contains(':')) {
                 assert!(Path::new(&workspace(path)).exists(), "{page}: {line}: {path} is missing");
             }

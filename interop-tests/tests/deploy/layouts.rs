@@ -1,8 +1,8 @@
-//! State that earlier releases left on disk. Each directory of `interop-tests/tests/data/layouts`
-//! has the state directories of a controller and of an agent that joined it, as that release wrote
-//! them; the keys in them were made for this test. `EDGE_UPDATE=1` writes that of the present
-//! version: do so for each release. The node's certificate ends after 825 days: remove what is as
-//! old.
+//! Tests that the programs accept state that earlier releases left on disk. Each directory in
+//! `interop-tests/tests/data/layouts` has the state directories of a controller and of an agent
+//! that joined it, as one release wrote them; the keys in them were made for this test.
+//! `EDGE_UPDATE=1` writes the directory for the present version; do this for each release. The
+//! node's certificate expires after 825 days; remove directories that are as old.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,8 @@ fn layouts() -> PathBuf {
     workspace("interop-tests/tests/data/layouts")
 }
 
-/// A copy that only its owner can read, as the programs want it: git keeps no permissions.
+/// Makes a copy that only its owner can read, as the programs require, because git keeps no
+/// permissions.
 fn copy_of(layout: &Path) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     output(Command::new("cp").arg("-rT").arg(layout).arg(directory.path())).unwrap();
@@ -34,7 +35,7 @@ fn copy_of(layout: &Path) -> tempfile::TempDir {
     directory
 }
 
-/// The layout of this version.
+/// Returns the path of this version's layout.
 fn present() -> PathBuf {
     layouts().join(env!("CARGO_PKG_VERSION"))
 }
@@ -66,7 +67,7 @@ fn every_release() {
         let directory = copy_of(&layout);
         let identity = fs::read(directory.path().join("agent/identity.json")).unwrap();
         let segments: Value = json(&directory.path().join("agent/segments.json"));
-        // There is no token: the agent connects as who it was.
+        // There is no join token, so the agent connects with its stored identity.
         let pair = Pair::start(directory.path(), NODE);
         pair.until_connected();
         let nodes = pair.operator(&["node", "list"]);
@@ -87,7 +88,7 @@ fn json(path: &Path) -> Value {
 fn later() {
     for (program, file) in [("edge-controller", "controller/ca.json"), ("edge-agent", "agent/identity.json")] {
         let directory = copy_of(&present());
-        // The files that configure both.
+        // The files that configure both programs.
         let pair = Pair::start(directory.path(), NODE);
         pair.until_connected();
         pair.stop();

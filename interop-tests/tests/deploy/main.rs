@@ -1,17 +1,17 @@
-//! Tests the content of `deploy/`: the chart and the manifests that are rendered from it, the
-//! image, the packages.
+//! Tests the content of `deploy/`: the chart, the manifests that are rendered from the chart, the
+//! image and the packages.
 //!
-//! - `chart`: the chart's values, and a real API server that Helm installs it on.
-//! - `cleanup`: the chart's cleanup of a node.
-//! - `dashboard`: the Grafana dashboard.
-//! - `image`: the image in containerd.
-//! - `install`: the files and commands in `docs/install`.
-//! - `layouts`: state that earlier releases left on disk.
-//! - `manifests`: `deploy/kubernetes` is the chart with its default values.
-//! - `monitoring`: the alert rules.
-//! - `packages`: the Debian packages in a copy of this machine's system.
-//! - `helm`: renders the chart; `pair`: controller and agent; `programs`: files and programs of the
-//!   workspace.
+//! - `chart`: tests the effect of the chart's values, and Helm on a real API server.
+//! - `cleanup`: tests the chart's cleanup of a node.
+//! - `dashboard`: tests the Grafana dashboard.
+//! - `image`: tests the image in containerd.
+//! - `install`: tests the files and commands in `docs/install`.
+//! - `layouts`: tests state that earlier releases left on disk.
+//! - `manifests`: checks that `deploy/kubernetes` is the chart with its default values.
+//! - `monitoring`: tests the alert rules.
+//! - `packages`: tests the Debian packages in a copy of this machine's system.
+//! - `helm`: renders the chart; `pair`: runs a controller and an agent; `programs`: finds workspace
+//!   files and runs programs.
 
 mod chart;
 mod cleanup;

@@ -1,4 +1,4 @@
-//! A controller with the embedded store, and an agent that joins it, in a namespace of their own.
+//! Runs a controller with the embedded store, and an agent that joins it, in a separate namespace.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -12,11 +12,11 @@ use interop_tests::wait;
 
 use crate::programs::{built, output};
 
-/// Where the controller serves its metrics, and the agent.
+/// Addresses at which the controller and the agent serve their metrics.
 pub(crate) const CONTROLLER: &str = "127.0.0.1:9643";
 pub(crate) const AGENT: &str = "127.0.0.1:9644";
 
-/// The two programs. Their state is in `controller` and `agent` below one directory.
+/// The two running programs. Their state is in `controller` and `agent` below one directory.
 pub(crate) struct Pair {
     directory: PathBuf,
     namespace: UnnamedNamespace,
@@ -25,7 +25,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Starts both. An agent without an identity joins under this name.
+    /// Starts both programs. An agent without an identity joins under this name.
     pub(crate) fn start(directory: &Path, name: &str) -> Self {
         let namespace = UnnamedNamespace::new();
         output(namespace.command("ip").args(["link", "set", "lo", "up"])).unwrap();
@@ -56,7 +56,7 @@ impl Pair {
         .unwrap();
     }
 
-    /// `/metrics`, as somebody gets it who asks for no format.
+    /// Returns `/metrics`, as a client receives it that requests no particular format.
     pub(crate) fn page(&self, address: &'static str) -> Option<String> {
         let path = self.namespace.path();
         let thread = std::thread::spawn(move || {
@@ -70,12 +70,12 @@ impl Pair {
         thread.join().unwrap()
     }
 
-    /// The response of an operator's command, as JSON.
+    /// Returns the response to an operator's command, as JSON.
     pub(crate) fn operator(&self, arguments: &[&str]) -> serde_json::Value {
         serde_json::from_str(&output(operator(&self.directory).args(arguments).arg("--json")).unwrap()).unwrap()
     }
 
-    /// Stops both as systemd does.
+    /// Stops both programs as systemd does.
     pub(crate) fn stop(mut self) {
         for program in [&mut self.agent, &mut self.controller] {
             output(Command::new("kill").arg(program.0.id().to_string())).unwrap();
@@ -90,7 +90,8 @@ fn operator(directory: &Path) -> Command {
     command
 }
 
-/// A program of the pair. `nsenter` becomes the program, so a signal reaches it.
+/// Starts a program of the pair. `nsenter` executes the program in its own process, so a signal
+/// reaches the program.
 fn start(namespace: &UnnamedNamespace, directory: &Path, program: &str, config: &str) -> KilledOnDrop {
     let log = fs::File::create(directory.join(format!("{program}.log"))).unwrap();
     let mut command = namespace.command(built(program).to_str().expect("a path in UTF-8"));

@@ -1,9 +1,9 @@
-//! Finds files of the workspace, and runs programs.
+//! Finds workspace files and runs programs.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Returns the path of a file of the workspace.
+/// Returns the path of a workspace file.
 pub(crate) fn workspace(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
@@ -16,7 +16,8 @@ pub(crate) fn built(program: &str) -> PathBuf {
     path
 }
 
-/// Runs a command to its end. Returns its standard output, or its standard error.
+/// Runs a command to its end. Returns its standard output if it succeeds, otherwise its standard
+/// error.
 pub(crate) fn output(command: &mut Command) -> Result<String, String> {
     let out = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");

@@ -29,7 +29,7 @@ const TESTS: &[suite::Test] = &[
     ("nothing_outlives_a_test_that_is_killed", outlived),
 ];
 
-/// The control plane of the tests that leave it unchanged.
+/// The control plane for the tests that leave it unchanged.
 static SHARED: LazyLock<ControlPlane> = LazyLock::new(|| ControlPlane::start("shared").unwrap());
 
 /// Environment variable that makes this program the test that is killed.
@@ -116,7 +116,7 @@ fn forgotten() {
         let page = maps.list(&ListParams::default().limit(1)).await.unwrap();
         let next = page.metadata.continue_.unwrap();
 
-        // Before that, the API server serves both versions.
+        // Until then the API server serves both versions.
         let mut watch = std::pin::pin!(maps.watch(&WatchParams::default(), &version).await.unwrap());
         let event = watch.next().await.unwrap().unwrap();
         assert!(matches!(&event, WatchEvent::Added(map) if map.metadata.name.as_deref() == Some("forgotten-2")));
@@ -173,7 +173,7 @@ fn tokens() {
         let good = review(&token).await;
         assert_eq!(good.authenticated, Some(true));
         assert_eq!(good.user.unwrap().username.unwrap(), "system:serviceaccount:default:robot");
-        // Another signature of the right length.
+        // The token gets another signature of the right length.
         let (signed, signature) = token.rsplit_once('.').unwrap();
         let forged: String = signature.chars().rev().collect();
         assert_ne!(review(&format!("{signed}.{forged}")).await.authenticated, Some(true));
@@ -186,7 +186,7 @@ fn two() {
     other.kubectl(&["create", "configmap", "of-the-other", "--from-literal=key=value"]).unwrap();
     let error = SHARED.kubectl(&["get", "configmap", "of-the-other"]).unwrap_err().to_string();
     assert!(error.contains("NotFound"), "{error}");
-    // The administrator of one has no rights in the other.
+    // The administrator of one control plane has no rights in the other.
     let stranger = format!("--server={}", SHARED.url());
     assert!(other.kubectl(&["get", "namespaces", &stranger]).is_err());
     let (directory, url) = (other.kubeconfig().to_owned(), other.url());

@@ -1,4 +1,4 @@
-//! The content of an archive, and the lines of its file.
+//! The content of an archive and the lines of the archive file.
 
 use std::collections::HashSet;
 
@@ -13,19 +13,19 @@ use crate::state::{CommunityRecord, NodeRecord, Snapshot, TokenRecord};
 /// The value of `format` in the header.
 pub(super) const FORMAT: &str = "edge-controller-archive";
 
-/// The version that this release writes, and the latest that it reads.
+/// The format version that this release writes, and the latest that it reads.
 pub(super) const VERSION: u32 = 1;
 
 /// The content of an archive.
 #[derive(Debug)]
 pub struct Archive {
-    /// Time of writing, in seconds since 1970-01-01 UTC.
+    /// Time at which the archive was written, in seconds since 1970-01-01 UTC.
     pub written_at: Seconds,
     /// Number of segments whose holders are not among the rows. These segments count as released.
     pub orphans: usize,
-    /// All rows, as the store had them at one revision.
+    /// All rows of the store at one revision.
     pub rows: Snapshot,
-    /// The authorities; `None` if the store had none yet.
+    /// The certificate authorities; `None` if the store had none yet.
     pub ca: Option<CaDocument>,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Header {
     /// Revision of the store when the archive was written. No view of that store has a later
     /// version.
     pub(super) revision: u64,
-    /// The latest time that the store knew.
+    /// The latest time that the store had recorded.
     pub(super) time: Seconds,
 }
 
@@ -62,11 +62,11 @@ pub(super) struct End {
 }
 
 impl Archive {
-    /// Makes an archive that is written at this time.
+    /// Makes an archive with this time of writing.
     ///
     /// A store that writes one row after the other may hold a segment of a node that is just
     /// joining or has just been deregistered. Such a segment is written as released at this time:
-    /// otherwise it might stay held forever in the store that the archive is restored to.
+    /// otherwise it might stay held forever in the store into which the archive is restored.
     pub fn new(written_at: Seconds, mut rows: Snapshot, ca: Option<CaDocument>) -> Self {
         let nodes: HashSet<&NodeName> = rows.nodes.iter().map(|node| &node.name).collect();
         let mut orphans = 0;

@@ -17,21 +17,21 @@ use crate::store::{Note, Store, StoreError};
 /// distance, nodes treat the views from the import on as newer.
 const AHEAD: u64 = 1 << 32;
 
-/// The reason why an archive was not imported, or only in part.
+/// The reason why an archive was not imported, or was imported only in part.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The store has other rows than the archive.
+    /// The store has rows that the archive lacks.
     #[error(
         "the store is not empty: it holds {0}, which the archive lacks or has with another content; an import goes into an empty store, or goes on with \
          one that was interrupted"
     )]
     NotEmpty(RowKey),
-    /// Other authorities are stored already.
+    /// Other certificate authorities are stored already.
     #[error(
         "another certificate authority is stored already, which no node of the archive trusts; an import goes into an empty store"
     )]
     OtherAuthority,
-    /// The authorities cannot be stored.
+    /// The certificate authorities cannot be stored.
     #[error("{0}; import again to go on where it stopped")]
     Ca(#[from] CaError),
     /// The store could not be read or written. Rows written so far stay.
@@ -53,20 +53,20 @@ pub async fn import(
     }
     let (revision, time) = (archive.rows.revision, archive.rows.time);
     let wanted: BTreeMap<RowKey, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
-    // This read does not take part in the store: loading would put our segment sizes in force, even
-    // if the import is refused.
+    // This read does not load the store. Loading would make this controller's segment sizes the
+    // ones in force, even if the import is refused.
     without(&wanted, store.read().await?)?;
     store.begin_import().await?;
     let wanted = without(&wanted, store.load(mpsc::channel(1).0).await?)?;
-    // The revision is raised first: a controller that uses the half filled store then issues no
+    // The revision is raised first: a controller that uses the partly filled store then issues no
     // versions that nodes treat as old.
     store.raise_revision(revision.saturating_add(AHEAD)).await?;
-    // The note is written before any row: a controller that serves the rows must know that they
-    // lack later grants.
+    // The note is written before any row, because a controller that serves the rows must know that
+    // they lack later grants.
     store.set_note(Note::Restored, Restored::at(now.max(time)).to_note()).await?;
     let missing = wanted.len();
-    // Each row is a separate element: a store without large transactions writes the rows one by
-    // one, and the embedded store writes all of them in one transaction.
+    // Each row is a separate batch element. A store without large transactions writes the rows one
+    // by one, and the embedded store writes all of them in one transaction.
     let batch = wanted.into_values().map(|change| vec![claim(change)]).collect();
     for result in store.commit(batch, now.max(time)).await.results {
         result?;

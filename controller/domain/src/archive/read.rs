@@ -11,7 +11,7 @@ use crate::ca::hex;
 use crate::segments::overlap;
 use crate::state::Snapshot;
 
-/// Maximum length of a line, in bytes. A row has a few hundred.
+/// Maximum length of a line, in bytes. A row has a few hundred bytes.
 const LONGEST: u64 = 16 * 1024 * 1024;
 
 /// The reason why a file cannot be used. No part of the file was used.
@@ -20,7 +20,7 @@ pub enum ArchiveError {
     /// The file cannot be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The file is not an archive.
+    /// The file is not an archive of this controller.
     #[error(
         "it is not an archive of edge-controller (expected a first line {{\"header\":{{\"format\":\"{FORMAT}\",...}}}})"
     )]
@@ -37,7 +37,7 @@ pub enum ArchiveError {
     /// A line cannot be read.
     #[error("line {line}: {why}")]
     Line {
-        /// Number of the line, from 1.
+        /// Line number, from 1.
         line: u64,
         /// The error in the line.
         why: String,
@@ -47,7 +47,7 @@ pub enum ArchiveError {
     Rows(String),
 }
 
-/// The part of the first line that every version has.
+/// The part of the first line that every format version has.
 #[derive(Deserialize)]
 struct FirstLine {
     header: Versioned,

@@ -1,5 +1,5 @@
 //! Replaces the content of a state directory with an archive. The new content is built in a
-//! separate directory, and the former content is kept in another one.
+//! separate directory, and the former content is moved to another directory.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -27,8 +27,8 @@ pub fn check_not_restoring(state_dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Replaces the content of a state directory with that of an archive. Returns the directory with
-/// the former content; `None` if there was none.
+/// Replaces the content of a state directory with the content of an archive. Returns the directory
+/// with the former content; `None` if there was none.
 pub async fn restore(
     archive: Archive,
     state_dir: &Path,
@@ -76,8 +76,8 @@ pub async fn restore(
     Ok(former)
 }
 
-/// Returns the names of the controller's files in a directory, without the directories of restores.
-/// All other files stay.
+/// Returns the names of the controller's files in a directory, without the directories that
+/// restores create. Files that are not the controller's stay.
 fn content(directory: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {

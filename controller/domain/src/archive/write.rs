@@ -1,4 +1,4 @@
-//! Writes an archive in pieces, so that a large one is never in memory twice.
+//! Writes an archive in pieces, so that a large archive is never in memory twice.
 
 use std::io::{self, Write};
 
@@ -7,7 +7,7 @@ use ring::digest::{Context, SHA256};
 use super::format::{Archive, End, FORMAT, Header, Line, VERSION};
 use crate::ca::hex;
 
-/// Minimum size of a piece, in bytes; the last one may be smaller.
+/// Minimum size of a piece, in bytes. The last piece may be smaller.
 const PIECE: usize = 64 * 1024;
 
 /// The bytes of an archive, in pieces.
@@ -64,7 +64,7 @@ impl Iterator for Chunks {
 }
 
 fn encoded(line: &Line) -> Vec<u8> {
-    // Rows always serialise: the stores serialise them in the same way.
+    // Serialising a row never fails: the stores serialise rows in the same way.
     let mut bytes = serde_json::to_vec(line).unwrap_or_default();
     bytes.push(b'\n');
     bytes

@@ -1,4 +1,5 @@
-//! Holds all authorities at one moment: the trusted ones, the signing one, and the retired ones.
+//! Holds all certificate authorities at one moment: the trusted ones (one of which signs) and the
+//! retired ones.
 
 use std::sync::Arc;
 
@@ -34,24 +35,24 @@ pub struct Authorities {
 /// An authority that is not trusted any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetiredAuthority {
-    /// SHA-256 of its key, hexadecimal.
+    /// SHA-256 of the authority's key, hexadecimal.
     pub id: String,
-    /// Subject of its certificate (RFC 5280), as text.
+    /// Subject of the authority's certificate (RFC 5280), as text.
     pub subject: String,
-    /// Its self-signed certificate, PEM.
+    /// The authority's self-signed certificate, PEM.
     pub pem: String,
-    /// When it began to sign, seconds since 1970-01-01 UTC.
+    /// When the authority began to sign, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
-    /// When it was retired, seconds since 1970-01-01 UTC.
+    /// When the authority was retired, seconds since 1970-01-01 UTC.
     pub retired_at: Seconds,
-    /// `notAfter` of its certificate.
+    /// `notAfter` of the authority's certificate.
     pub not_after: Seconds,
 }
 
 /// A certificate that was just signed for a node.
 pub struct Issued {
-    /// PEM: the certificate, then the cross certificates that lead from older authorities to its
-    /// issuer.
+    /// The certificate, then the cross certificates that lead from older authorities to its issuer,
+    /// PEM.
     pub chain: String,
     /// Serial number and validity of the certificate.
     pub term: Term,
@@ -60,7 +61,7 @@ pub struct Issued {
 }
 
 impl Authorities {
-    /// Returns whether these are the same authorities, read again.
+    /// Returns whether `other` has the same authorities, from another read of the document.
     pub(super) fn same_as(&self, other: &Self) -> bool {
         let same = self.trusted.iter().zip(&other.trusted).all(|(one, other)| Arc::ptr_eq(one, other));
         same && self.trusted.len() == other.trusted.len()
@@ -68,7 +69,7 @@ impl Authorities {
             && (&self.cross, &self.retired, &self.first) == (&other.cross, &other.retired, &other.first)
     }
 
-    /// Reads a document. Authorities that `before` already has are reused.
+    /// Reads the authorities from a document. Authorities that `before` already has are reused.
     pub(super) fn of(document: &CaDocument, before: Option<&Authorities>) -> Result<Self, CaError> {
         let mut trusted: Vec<Arc<Authority>> = Vec::new();
         let mut retired = Vec::new();
@@ -121,8 +122,8 @@ impl Authorities {
         &self.retired
     }
 
-    /// Returns the certificates of all trusted authorities, PEM. The signing authority's is the
-    /// first.
+    /// Returns the certificates of all trusted authorities, PEM. The signing authority's
+    /// certificate is the first.
     pub fn anchors(&self) -> Vec<String> {
         self.trusted.iter().rev().map(|authority| authority.pem().to_owned()).collect()
     }
@@ -168,8 +169,8 @@ impl Authorities {
         term: &Term,
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
         let (leaf, key) = self.active().sign_server(names, term)?;
-        // The chain ends with the authorities themselves, the one that signs last: a node that
-        // joins knows only the hash of one of them.
+        // The chain ends with the self-signed certificates of all trusted authorities, the signing
+        // authority's last, because a joining node knows only the key hash of one authority.
         let roots = self.trusted.iter().map(|authority| authority.certificate().clone());
         Ok((std::iter::once(leaf).chain(self.cross.iter().cloned()).chain(roots).collect(), key))
     }

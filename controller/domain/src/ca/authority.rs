@@ -29,7 +29,7 @@ pub const BACKDATED: Seconds = 3600;
 const LIFETIME: Seconds = 10 * 366 * DAY;
 const DAY: Seconds = 24 * 3600;
 
-/// The serial number and the validity of a certificate.
+/// The serial number and validity period of a certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Term {
     /// Serial number, hexadecimal.
@@ -41,7 +41,7 @@ pub struct Term {
 }
 
 impl Term {
-    /// Makes a new serial number and a validity of `days` days from now on.
+    /// Makes a new serial number and a validity period of `days` days from `now`.
     pub fn days(days: u32, now: Seconds) -> Result<Self, CaError> {
         Ok(Self { serial: hex(&serial()?), not_before: now - BACKDATED, not_after: now + i64::from(days) * DAY })
     }
@@ -62,7 +62,7 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Reads the record of an authority that is not retired. The error names the fault.
+    /// Reads the record of an authority that is not retired. The error describes the fault.
     pub(super) fn new(record: &AuthorityRecord) -> Result<Self, String> {
         let pair = key(record.key.as_ref().map(SecretPem::expose).unwrap_or_default())?;
         let certificate = CertificateDer::from_pem_slice(record.certificate.as_bytes())
@@ -88,7 +88,8 @@ impl Authority {
             certificate: certificate.clone(),
         };
         // Verifiers compare names octet by octet (RFC 5280 7.1), and rcgen encodes the name again
-        // in each certificate that it signs. A trial signature shows whether both are the same.
+        // in each certificate that it signs. A trial signature shows whether both encodings are the
+        // same.
         let term = Term::days(1, record.created_at).map_err(|e| e.to_string())?;
         let mut probe = leaf(&term).map_err(|e| e.to_string())?;
         probe.distinguished_name = reencoded(parsed.subject());
@@ -152,7 +153,7 @@ impl Authority {
     }
 
     /// Signs a node's certificate, PEM. The dNSName contains the name of the node, the URI its
-    /// role. The certificate ends with the authority's own certificate at the latest.
+    /// role. The certificate expires no later than the authority's own certificate.
     pub(super) fn sign_node(
         &self,
         node: &NodeName,
@@ -162,7 +163,8 @@ impl Authority {
     ) -> Result<(String, Term), CaError> {
         let term = self.limited(term)?;
         let mut params = leaf(&term)?;
-        // ub-common-name is 64 characters (RFC 5280 A.1). A longer name is only in the dNSName.
+        // ub-common-name is 64 characters (RFC 5280 A.1). A longer name appears only in the
+        // dNSName.
         if node.as_str().len() <= 64 {
             params.distinguished_name.push(DnType::CommonName, node.as_str());
         }
@@ -194,8 +196,8 @@ impl Authority {
         Ok((leaf.der().clone(), PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()))))
     }
 
-    /// Signs a cross certificate for `newer`, PEM. With it, a node that trusts this authority
-    /// verifies certificates that the newer one signs.
+    /// Signs a cross certificate for `newer`, PEM. With the cross certificate, a node that trusts
+    /// this authority can verify certificates that the newer authority signs.
     pub(super) fn cross_sign(&self, newer: &Authority, now: Seconds) -> Result<String, CaError> {
         let (_, parsed) =
             X509Certificate::from_der(&newer.certificate).map_err(|_| rcgen::Error::CouldNotParseCertificate)?;
@@ -211,8 +213,8 @@ impl Authority {
         set_term(&mut params, &self.limited(&Term { not_after: newer.not_after, ..Term::days(1, now)? })?)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        // Some verifiers require the usages of a leaf from every issuer in its chain as well. These
-        // are all usages in our certificates.
+        // Some verifiers require the usages of a leaf from every issuer in its chain as well. The
+        // list has all usages that our certificates contain.
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
@@ -243,7 +245,7 @@ pub(super) fn self_signed(key: &KeyPair, now: Seconds) -> Result<String, CaError
     params.distinguished_name = DistinguishedName::new();
     let term = Term { serial: hex(&serial()?), not_before: now - BACKDATED, not_after: now + LIFETIME };
     set_term(&mut params, &term)?;
-    // Every installation has another subject, so that two authorities are never confused by name.
+    // Every authority has a different subject, so that two authorities are never confused by name.
     let tag: String = term.serial.chars().take(8).collect();
     params.distinguished_name.push(DnType::CommonName, format!("edge-cni CA {tag}"));
     // A path length of one allows the cross certificate of the next authority.
@@ -252,7 +254,7 @@ pub(super) fn self_signed(key: &KeyPair, now: Seconds) -> Result<String, CaError
     Ok(params.self_signed(key)?.pem())
 }
 
-/// Reads a private key. The error names the fault and never contains the text that was read.
+/// Reads a private key. The error describes the fault and never contains the text that was read.
 pub(super) fn key(pem: &str) -> Result<KeyPair, String> {
     if pem.contains("BEGIN EC PRIVATE KEY") {
         return Err("is a SEC 1 key; convert it: openssl pkcs8 -topk8 -nocrypt -in OLD -out NEW".into());

@@ -1,21 +1,24 @@
-//! The stored form of the authorities: their certificates, their keys, and the cross certificates.
+//! The stored form of the certificate authorities: their certificates, their keys and the cross
+//! certificates.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::clock::Seconds;
 
-/// The layout version that this release writes. A later one is refused and never overwritten.
+/// The layout version that this release writes. A document with a later version is refused and
+/// never overwritten.
 pub const VERSION: u32 = 1;
 
-/// All authorities. The serialised form contains their private keys: only its owner may read it.
+/// All authorities. The serialised form contains their private keys, so only the file's owner may
+/// read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaDocument {
-    /// [`VERSION`].
+    /// Layout version of the document: see [`VERSION`].
     pub version: u32,
     /// All authorities that were ever in use, oldest first. The last one that is not retired signs.
     pub authorities: Vec<AuthorityRecord>,
-    /// Cross certificates: an older authority signed the name and key of a newer one.
+    /// Cross certificates, in which an older authority signed the name and key of a newer one.
     #[serde(default)]
     pub cross: Vec<CrossRecord>,
 }
@@ -23,14 +26,14 @@ pub struct CaDocument {
 /// An authority as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityRecord {
-    /// Its certificate, PEM.
+    /// The authority's certificate, PEM.
     pub certificate: String,
-    /// Its private key, PKCS #8 in PEM; `None` once it is retired.
+    /// The authority's private key, PKCS #8 in PEM; `None` once the authority is retired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<SecretPem>,
-    /// When it began to sign, seconds since 1970-01-01 UTC.
+    /// When the authority began to sign, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
-    /// When it was retired; `None` while it is trusted.
+    /// When the authority was retired; `None` while it is trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Seconds>,
 }
@@ -42,7 +45,7 @@ pub struct CrossRecord {
     pub subject: String,
     /// SHA-256 of the older authority's key, hexadecimal.
     pub issuer: String,
-    /// The certificate, PEM.
+    /// The cross certificate, PEM.
     pub certificate: String,
 }
 
@@ -51,7 +54,7 @@ pub struct CrossRecord {
 pub struct SecretPem(Zeroizing<String>);
 
 impl SecretPem {
-    /// Wraps the PEM of a key.
+    /// Wraps a private key in PEM.
     pub fn new(pem: Zeroizing<String>) -> Self {
         Self(pem)
     }

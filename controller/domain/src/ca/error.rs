@@ -1,6 +1,6 @@
 //! The reasons why the authorities cannot be used or changed.
 
-/// Maximum number of trusted authorities. Each one adds a certificate to every chain.
+/// Maximum number of trusted authorities. Each one adds a certificate to every certificate chain.
 pub(super) const MOST_TRUSTED: usize = 4;
 
 /// The reason why the authorities cannot be used or changed.
@@ -19,7 +19,7 @@ pub enum CaError {
     Content {
         /// Path of the file.
         path: std::path::PathBuf,
-        /// The fault, and what to do about it.
+        /// The fault and its remedy.
         why: String,
     },
     /// The file or the Secret with the authorities could not be read or written.
@@ -28,7 +28,7 @@ pub enum CaError {
     /// The stored document cannot be used.
     #[error("the stored authorities cannot be used: {0}; restore them from a backup")]
     Document(String),
-    /// The storage lacks all authorities that nodes trust.
+    /// The stored document lacks every authority that nodes trust.
     #[error(
         "registered nodes have certificates of an authority ({0}) that is not stored any more: restore it from a backup (the Secret \
          edge-cni-ca, or ca.json in state_dir); without a backup every node must join again: start with an empty store"
@@ -40,9 +40,9 @@ pub enum CaError {
     /// The authority's own certificate has expired.
     #[error("the authority {subject} expired at {at}; `edge-controller ca rollover` begins a new one")]
     Ended {
-        /// Subject of its certificate.
+        /// Subject of the expired certificate.
         subject: String,
-        /// When it expired, RFC 3339.
+        /// When the certificate expired, RFC 3339.
         at: String,
     },
     /// The limit of trusted authorities is reached.

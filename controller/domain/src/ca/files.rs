@@ -1,6 +1,7 @@
-//! Stores the document as a file in the state directory. A new version is written to another file,
-//! synced and renamed, so a power cut leaves either the former or the new version complete. A
-//! second file has the trusted certificates alone, for people and for clients such as curl.
+//! Stores the document with the certificate authorities as a file in the state directory. A new
+//! version is written to another file, synced and renamed, so a power cut leaves either the former
+//! or the new version complete. A second file has only the trusted certificates, for people and for
+//! clients such as curl.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +20,7 @@ use crate::clock::Seconds;
 pub const DOCUMENT: &str = "ca.json";
 /// File with the trusted certificates, PEM.
 pub const CERTIFICATES: &str = "ca.crt";
-/// File with the key in earlier releases, beside [`CERTIFICATES`].
+/// File in which earlier releases kept the private key, next to [`CERTIFICATES`].
 pub const FORMER_KEY: &str = "ca.key";
 
 /// Stores the document in a directory that only this process uses.
@@ -29,13 +30,13 @@ pub struct Files {
 }
 
 impl Files {
-    /// Makes a storage in this directory. `now` is the creation time of an authority that an
-    /// earlier release left.
+    /// Makes a storage in this directory. `now` becomes the creation time of an authority that an
+    /// earlier release stored.
     pub fn new(directory: &Path, now: Seconds) -> Self {
         Self { directory: directory.into(), now }
     }
 
-    /// Returns whether this directory has an authority, of this release or an earlier one.
+    /// Returns whether this directory has an authority that this or an earlier release stored.
     pub fn are_in(directory: &Path) -> bool {
         [DOCUMENT, CERTIFICATES, FORMER_KEY].iter().any(|name| directory.join(name).exists())
     }
@@ -48,7 +49,7 @@ impl Files {
             remove(&self.directory, FORMER_KEY)?;
             return Ok(Some((former, revision)));
         };
-        // A power cut may have prevented the removal before.
+        // A power cut may have prevented the removal of the key file earlier.
         remove(&self.directory, FORMER_KEY)?;
         let content = |why: String| content(&self.directory, DOCUMENT, why);
         let document: CaDocument =
@@ -76,7 +77,7 @@ impl Files {
         Ok(revision_of(&text))
     }
 
-    /// Reads the files of an earlier release: its key, and its certificate unless a power cut came
+    /// Reads the files of an earlier release: the key, and the certificate unless a power cut came
     /// between the two writes.
     fn former(&self) -> Result<Option<CaDocument>, CaError> {
         let key = match (read(&self.directory, FORMER_KEY)?, read(&self.directory, CERTIFICATES)?) {

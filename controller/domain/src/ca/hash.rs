@@ -1,4 +1,4 @@
-//! SHA-256 and its hexadecimal form.
+//! Computes SHA-256 hashes and writes them in hexadecimal.
 
 use data_encoding::HEXLOWER;
 use ring::digest::{SHA256, digest};

@@ -1,4 +1,5 @@
-//! Manages the authorities in use: creates them at the first start, rolls over and retires.
+//! Manages the certificate authorities in use: creates the first one, rolls over to a new one and
+//! retires old ones.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,9 +24,9 @@ pub struct Ca {
 }
 
 impl Ca {
-    /// Checks that the stored authorities include one that nodes trust, before a new one is created
-    /// beside them. `issuers`: key hashes of the authorities that signed the certificates of
-    /// registered nodes.
+    /// Checks that the stored authorities include one that nodes trust, before a new authority is
+    /// created in addition. `issuers` are the key hashes of the authorities that signed the
+    /// certificates of registered nodes.
     pub async fn check_stored(
         storage: &dyn CaStorage,
         operator_ca: Option<&OperatorCa>,
@@ -46,7 +47,8 @@ impl Ca {
         }
     }
 
-    /// Reads the authorities. If there are none, stores the operator's authority, or creates one.
+    /// Reads the stored authorities. If none are stored, stores the operator's authority or a newly
+    /// created one.
     pub async fn open(
         storage: Box<dyn CaStorage>,
         operator_ca: Option<OperatorCa>,
@@ -64,7 +66,7 @@ impl Ca {
             let document = CaDocument { version: document::VERSION, authorities: vec![record], cross: Vec::new() };
             match storage.store(&document, None).await {
                 Ok(_) => tracing::info!(given = provided.is_some(), "a new certificate authority is in use"),
-                // Another replica stored its authority first, and that one is in use.
+                // Another replica stored its authority first, so that authority is in use.
                 Err(CaError::Conflict) => continue,
                 Err(error) => return Err(error),
             }
@@ -83,7 +85,7 @@ impl Ca {
         Ok(Self { storage, operator_ca, changing: Default::default(), current: watch::Sender::new(Arc::new(current)) })
     }
 
-    /// Returns the authorities in force. They may be replaced after this call.
+    /// Returns the authorities in use. They may be replaced after this call.
     pub fn current(&self) -> Arc<Authorities> {
         self.current.borrow().clone()
     }
@@ -98,7 +100,7 @@ impl Ca {
         self.current().active().not_after()
     }
 
-    /// Receives the authorities after every change.
+    /// Returns a receiver that gets the authorities after every change.
     pub fn subscribe(&self) -> watch::Receiver<Arc<Authorities>> {
         self.current.subscribe()
     }
@@ -116,15 +118,15 @@ impl Ca {
         }
     }
 
-    /// Stores the authorities in memory again after somebody deleted the stored ones. The keys
-    /// exist only in memory then.
+    /// Stores the authorities again from memory after somebody deleted the stored document. Until
+    /// then the keys exist only in memory.
     async fn store_again(&self) {
         let current = self.current();
         match self.storage.store(&current.document, None).await {
             Ok(_) => {
                 tracing::error!("the stored authorities were deleted; they were stored again from memory")
             }
-            // Another replica has stored them again.
+            // Another replica has stored the authorities again.
             Err(CaError::Conflict) => {}
             Err(error) => tracing::error!(
                 %error,
@@ -133,8 +135,8 @@ impl Ca {
         }
     }
 
-    /// Starts to sign with a new authority: the operator's, or one that is created. The former ones
-    /// stay trusted, and each signs a cross certificate for the new one.
+    /// Starts to sign with a new authority, which is either the operator's or newly created. The
+    /// former authorities stay trusted, and each signs a cross certificate for the new one.
     pub async fn rollover(&self, now: Seconds) -> Result<Arc<Authority>, CaError> {
         let provided = self.operator_ca.as_ref().map(|operator_ca| operator_ca.load(now)).transpose()?;
         self.change(move |document| {
@@ -178,7 +180,7 @@ impl Ca {
         Ok(active)
     }
 
-    /// Stops trusting an authority, and wipes its key.
+    /// Stops trusting an authority and wipes its key.
     pub async fn retire(&self, id: &str, now: Seconds) -> Result<(), CaError> {
         self.change(|document| {
             let before = Authorities::of(document, None)?;
@@ -202,7 +204,7 @@ impl Ca {
         Ok(())
     }
 
-    /// Changes the stored document, then the authorities in use. Repeats the plan if another
+    /// Changes the stored document first, then the authorities in use. Repeats `plan` if another
     /// replica changed the document first.
     async fn change(&self, plan: impl Fn(&mut CaDocument) -> Result<(), CaError>) -> Result<(), CaError> {
         let _changing = self.changing.lock().await;
@@ -235,8 +237,9 @@ impl Ca {
                 if now.same_as(&before) {
                     return;
                 }
-                // An authority that was retired in the meantime would still be listed. So the
-                // stored authorities belong to another cluster, or are new ones that replaced ours.
+                // Retired authorities stay in the document. If it lists none of the present
+                // authorities, it belongs to another cluster, or new authorities have replaced
+                // ours.
                 if !before.ids().any(|id| now.ids().any(|other| other == id)) {
                     tracing::error!(
                         stored = now.active().id(),

@@ -1,18 +1,18 @@
 //! Manages the certificate authorities. One of them signs the certificates of nodes and of the
 //! controller. Earlier ones stay trusted until they are retired.
 //!
-//! - [`Ca`]: the authorities in use, and how they change. [`Authorities`]: all authorities at one
-//!   moment.
-//! - [`Authority`]: one authority, and the certificates that it signs. [`OperatorCa`]: an authority
+//! - [`Ca`]: manages the authorities in use. [`Authorities`]: all authorities at one moment.
+//! - [`Authority`]: one authority and the certificates that it signs. [`OperatorCa`]: an authority
 //!   that the operator provides.
 //! - [`document`]: the stored form of the authorities. [`storage`]: the trait of its storage.
 //!   [`Files`]: the storage in the state directory.
 //! - [`request`]: a node's certificate request.
 //!
 //! At a rollover every authority that is still trusted signs a cross certificate for the new one,
-//! with the new one's name and key. Each certificate that the new authority signs comes with the
-//! cross certificates. So a node that does not know of the rollover yet verifies such a certificate
-//! too, and no tunnel depends on which of its ends gets the new authority first.
+//! which contains the new authority's name and key. Each certificate that the new authority signs
+//! comes with the cross certificates. So a node that does not know about the rollover yet can
+//! verify such a certificate too, and a tunnel works no matter which of its two nodes gets the new
+//! authority first.
 
 mod authorities;
 mod authority;

@@ -1,5 +1,5 @@
-//! An authority that the operator provides: a certificate and its key, PEM. They must be able to
-//! sign every certificate of nodes and of the controller.
+//! An authority that the operator provides: a certificate and its key, PEM. The authority must be
+//! able to sign every certificate for nodes and for the controller.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use super::document::{AuthorityRecord, SecretPem};
 use super::error::CaError;
 use crate::clock::{Seconds, rfc3339};
 
-/// The files of the operator's authority: `ca_certificate` and `ca_key` of the configuration.
+/// The files of the operator's authority: `ca_certificate` and `ca_key` in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperatorCa {
-    /// Path of the certificate.
+    /// Path of the certificate file.
     pub certificate: PathBuf,
-    /// Path of the key.
+    /// Path of the key file.
     pub key: PathBuf,
 }
 
@@ -40,7 +40,8 @@ impl OperatorCa {
         check(&certificate, now).map_err(|why| wrong(&self.certificate, why))?;
         let file = |error| CaError::File { path: self.key.clone(), error };
         let mode = std::fs::metadata(&self.key).map_err(file)?.permissions().mode();
-        // The group may read it: Kubernetes mounts Secrets like this for a user that is not root.
+        // The file's group may read the key, because Kubernetes mounts Secrets like this for a user
+        // that is not root.
         if mode & 0o027 != 0 {
             let why = format!("may be read by others, or changed by its group (mode {:04o}): chmod 600", mode & 0o7777);
             return Err(wrong(&self.key, why));

@@ -1,5 +1,5 @@
-//! A node's certificate request (PKCS #10, RFC 2986). Only its key is used. The controller decides
-//! the names in the certificate.
+//! A node's certificate request (PKCS #10, RFC 2986). Only the key in the request is used. The
+//! controller decides the names in the certificate.
 
 use edge_types::NodeName;
 use rcgen::SubjectPublicKeyInfo;
@@ -16,7 +16,7 @@ use x509_parser::x509::SubjectPublicKeyInfo as Spki;
 #[error("the certificate request is refused: {0}")]
 pub struct CsrError(String);
 
-/// A public key. Its holder has proved that it has the private key.
+/// A public key whose holder has proved that it has the private key.
 pub struct NodeKey {
     public: SubjectPublicKeyInfo,
     /// SHA-256 of the DER SubjectPublicKeyInfo, hexadecimal.
@@ -34,8 +34,8 @@ pub fn hash(spki: &[u8]) -> [u8; 32] {
     super::hash::sha256(spki)
 }
 
-/// Reads a request. Checks its signature and the kind of its key, and that it requests no other
-/// name than the node's.
+/// Reads a request. Checks its signature and key type, and that it requests no name other than the
+/// node's.
 pub fn read(pem: &str, node: &NodeName) -> Result<NodeKey, CsrError> {
     let refuse = CsrError;
     let der = CertificateSigningRequestDer::from_pem_slice(pem.as_bytes())
@@ -87,7 +87,7 @@ fn check_names(csr: &X509CertificationRequest<'_>, node: &NodeName) -> Result<()
             ParsedExtension::BasicConstraints(constraints) if constraints.ca => {
                 return Err(CsrError("it asks to be a certificate authority".into()));
             }
-            // The role decides the usages, whatever the request contains.
+            // The node's role decides the key usages, whatever the request contains.
             _ => {}
         }
     }

@@ -1,4 +1,5 @@
-//! Durable storage of the authorities' document. Replicas of the controller agree through it.
+//! Durable storage for the document with the certificate authorities. Controller replicas agree on
+//! their authorities through it.
 
 use futures_util::future::BoxFuture;
 
@@ -14,16 +15,17 @@ pub trait CaStorage: Send + Sync {
     /// Reads the document; `None` if none is stored yet.
     fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>>;
 
-    /// Replaces the stored document durably if its revision is still `over` (`None`: if no document
-    /// is stored yet). Otherwise returns [`CaError::Conflict`] and changes nothing.
+    /// Replaces the stored document durably if its revision is still `over`, or, if `over` is
+    /// `None`, if no document is stored yet. Otherwise returns [`CaError::Conflict`] and changes
+    /// nothing.
     fn store<'a>(
         &'a self,
         document: &'a CaDocument,
         over: Option<&'a Revision>,
     ) -> BoxFuture<'a, Result<Revision, CaError>>;
 
-    /// Returns when another replica may have changed the document. A storage with one user never
-    /// returns.
+    /// Returns when another replica may have changed the document. For a storage with one user, the
+    /// call never returns.
     fn changed(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
     }

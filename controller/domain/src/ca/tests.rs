@@ -144,7 +144,8 @@ async fn after_a_rollover_the_new_authority_signs_and_all_before_it_cross_sign_i
         assert!(constraints.ca && constraints.path_len_constraint == Some(0));
     }
     assert_eq!(current.anchors()[0], current.active().pem());
-    // Everything survives a restart, and the last root in the TLS chain is the signing one.
+    // All authorities survive a restart, and the last root in the TLS chain is the signing
+    // authority.
     let again = open(directory.path()).await.unwrap().current();
     assert_eq!(again.anchors(), current.anchors());
     let (server, _) = again.sign_server(&["cloud".into()], &Term::days(1, NOW).unwrap()).unwrap();
@@ -245,7 +246,8 @@ async fn an_operators_authority_of_either_kind_signs_and_a_later_one_signs_after
         assert!(matches!(ca.rollover(NOW).await, Err(CaError::SameOperatorCa(_))));
         let second = KeyPair::generate_for(algorithm).unwrap();
         operator_ca(directory.path(), &second, |_| {});
-        // The start uses the stored authority. The one in the files is used after a rollover.
+        // At the start the controller uses the stored authority. It uses the one in the files after
+        // a rollover.
         let ca = open_with_operator_ca(directory.path(), &paths).await.unwrap();
         let (first, _) = (ca.current().active().id(), ca.rollover(NOW).await.unwrap());
         let current = ca.current();

@@ -1,12 +1,12 @@
-//! The registry plans a change against the state, commits it to the store, then publishes it.
+//! The registry plans each change against the state, commits it to the store, then publishes it.
 //!
-//! One task takes plans from a queue. It makes all waiting plans, each based on the one before,
-//! undoes their changes, and commits them to the store together. It applies and publishes the
-//! changes that the store accepted, and then replies to the callers. So no response and no view
-//! shows a change that may still be lost, and readers never wait for the store. If another replica
-//! changed the same rows first, the plan is repeated on the new state.
+//! One task takes plans from a queue. The task makes all waiting plans, each based on the one
+//! before, undoes their changes in memory, and commits them to the store together. It applies and
+//! publishes the changes that the store accepted and then replies to the callers. So no response
+//! and no view shows a change that may still be lost, and readers never wait for the store. If
+//! another replica changed the same rows first, the plan is repeated on the new state.
 //!
-//! - [`Registry`]: reads the state, and carries out plans.
+//! - [`Registry`]: reads the state and carries out plans.
 //! - `view_versions`: the version of each node's view, and the changes since earlier versions.
 //! - `peer_cache`: the JSON of peers, serialised once for all views.
 
@@ -43,14 +43,14 @@ const BATCH: usize = 256;
 const EVENTS: usize = 256;
 /// Maximum number of registrations that are kept for a slow subscriber.
 const REGISTRATIONS: usize = 1024;
-/// How long a plan is repeated when other replicas change the same rows first. A replica conflicts
-/// while its watch is behind, or while it does not know why an object is missing. That takes a few
-/// seconds on a busy API server.
+/// Time for which a plan is repeated when other replicas change the same rows first. A replica
+/// conflicts while its watch is behind, or while it does not know why an object is missing. That
+/// takes a few seconds on a busy API server.
 const RETRY_TIME: Duration = Duration::from_secs(10);
-/// Maximum wait before the next attempt.
+/// Maximum delay before the next attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Reads the state and changes it. Clones share both.
+/// Reads and changes the state. Clones share the state.
 #[derive(Clone)]
 pub struct Registry {
     shared: Arc<RwLock<Shared>>,
@@ -78,10 +78,10 @@ struct Shared {
     revision: u64,
 }
 
-/// A command to the task.
+/// A command to the registry's task.
 enum Command {
     Plan(Plan),
-    /// Every view may have changed although no row did.
+    /// Every view may have changed although no row changed.
     Refresh(oneshot::Sender<()>),
 }
 
@@ -110,8 +110,8 @@ impl Registry {
         let mut state = State::load(snapshot, trust_node_labels);
         state.ledger_mut().watch_releases(clock.clone());
         state.set_restored(restored(&*store, clock.now()).await?);
-        // The configuration, and every view with it, may have changed since the last run. An empty
-        // commit gives the views of this run a revision of their own.
+        // The configuration, and every view with it, may have changed since the last run of the
+        // controller. An empty commit gives the views in this run a revision of their own.
         let revision = store.commit(vec![Vec::new()], clock.now()).await;
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
         let revision = revision.revision;
@@ -202,7 +202,7 @@ impl Registry {
         received.await.map_err(|_| stopped())?
     }
 
-    /// Gives every view a new version, after a change of the parts of views that are not rows.
+    /// Gives every view a new version, after a change to parts of views that do not come from rows.
     pub async fn refresh(&self) {
         let (done, waited) = oneshot::channel();
         if self.commands.send(Command::Refresh(done)).await.is_ok() {
@@ -210,7 +210,7 @@ impl Registry {
         }
     }
 
-    /// Reads the state. All of its content is durable.
+    /// Reads the state. All of its content is committed durably.
     pub async fn read(&self) -> StateGuard<'_> {
         StateGuard { shared: self.shared.read().await }
     }
@@ -225,12 +225,12 @@ impl Registry {
         self.store.reload_segments().await
     }
 
-    /// Reads a note that the store keeps beside the rows.
+    /// Reads a note that the store keeps in addition to the rows.
     pub async fn note(&self, note: Note) -> Result<Option<String>, StoreError> {
         self.store.note(note).await
     }
 
-    /// Writes a note that the store keeps beside the rows.
+    /// Writes a note that the store keeps in addition to the rows.
     pub async fn set_note(&self, note: Note, text: String) -> Result<(), StoreError> {
         self.store.set_note(note, text).await
     }
@@ -274,7 +274,7 @@ impl Deref for StateGuard<'_> {
 
 impl StateGuard<'_> {
     /// Returns the revision of the state: the state contains everything that was committed up to
-    /// it. Every view that is computed from this state has it as its version.
+    /// it. Every view that is computed from this state has this revision as its version.
     pub fn revision(&self) -> u64 {
         self.shared.revision
     }
@@ -291,8 +291,8 @@ impl StateGuard<'_> {
         self.shared.view_versions.changed_since(&self.shared.state, node, version)
     }
 
-    /// Returns a registered node as JSON, as its viewers see it. `make` is called if nothing is
-    /// cached since the node changed. `None` if the node cannot be serialised.
+    /// Returns a registered node as JSON, as its viewers see it. `make` is called if no JSON has
+    /// been cached since the node changed. `None` if the node cannot be serialised.
     pub fn peer(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
         self.shared.peers.get_or_make(name, make)
     }
@@ -325,7 +325,7 @@ impl Task {
         let mut commands = Vec::new();
         loop {
             tokio::select! {
-                // Plans are made on the latest events from other replicas.
+                // Plans are based on the latest events from other replicas.
                 biased;
                 Some(event) = events.recv() => self.handle(event).await,
                 count = queue.recv_many(&mut commands, BATCH) => {
@@ -389,7 +389,7 @@ impl Task {
             shared.view_versions.publish_all(shared.revision);
             shared.peers.clear();
         }
-        // Callers get their replies last, so that they find their change in the state.
+        // Callers get their replies last, so that callers find their changes in the state.
         replies.into_iter().for_each(|(reply, result)| reply(result));
         for done in refreshed {
             // The caller may have stopped waiting.
@@ -422,8 +422,8 @@ impl Task {
 }
 
 impl Shared {
-    /// Applies changes. A change without effect, such as the echo of our own, does not change a
-    /// view.
+    /// Applies changes. A change without effect, such as the echo of this replica's own commit,
+    /// does not change a view.
     fn apply(&mut self, changes: Vec<Change>) {
         for change in changes {
             let change = match change {
@@ -465,11 +465,11 @@ impl Shared {
 
     fn publish(&mut self, revision: u64) {
         let changed = self.state.take_changed_views();
-        // Events from other replicas may arrive after a later commit of ours. Such changes also get
-        // a new revision.
+        // Events from other replicas may arrive after a later commit by this replica. Such changes
+        // also get a new revision.
         let late = u64::from(std::mem::take(&mut self.changed));
         self.revision = revision.max(self.revision + late);
-        // Drops the JSON of all nodes that changed in a view.
+        // Drops the cached JSON of all nodes that changed in a view.
         self.peers.forget(changed.peers());
         self.view_versions.publish(&self.state, changed, self.revision);
     }

@@ -1,5 +1,5 @@
-//! Caches the JSON of each peer. It is serialised once for all views that contain the peer, because
-//! one change may affect a thousand views at the same moment.
+//! Caches the JSON of each peer. A peer is serialised once for all views that contain the peer,
+//! because one change may affect a thousand views at the same moment.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ pub struct PeerJson(Arc<RawValue>);
 
 impl PeerJson {
     fn new(peer: &Peer) -> Option<Self> {
-        // A peer always serialises: all its map keys are field names.
+        // Serialising a peer never fails: all its map keys are field names.
         serde_json::value::to_raw_value(peer).ok().map(|json| Self(json.into()))
     }
 }

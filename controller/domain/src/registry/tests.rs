@@ -9,10 +9,10 @@ use crate::state::{CommunityRecord, NodeRecord, Snapshot};
 use crate::store::Committed;
 use crate::store::embedded::Embedded;
 
-/// A time longer than any of these tests takes.
+/// A time longer than any test in this file takes.
 const HANG: Duration = Duration::from_secs(3600);
 
-/// The embedded store on a disk that fills up when the test says so.
+/// The embedded store on a disk that fills up when the test requests it.
 struct FullDisk {
     store: Embedded,
     full: Arc<AtomicBool>,
@@ -111,7 +111,8 @@ async fn a_row_that_is_deleted_and_written_again_counts_as_created_again() {
     let puts = vec![Change::PutNode(NodeRecord::new(name("a"), Role::Edge, 0)), Change::PutCommunity(community)];
     let deletions = vec![Change::DeleteNode(name("a")), Change::DeleteCommunity("alpha".parse().unwrap())];
     let mut before = registry.read().await.revision();
-    // The last round does both in one commit, so that no reader sees the state without the row.
+    // The last round deletes and creates in one commit, so that no reader sees the state without
+    // the row.
     for changes in [puts.clone(), puts.clone(), [deletions, puts].concat()].into_iter().enumerate() {
         let (round, changes) = changes;
         registry.change(move |_| Ok::<_, StoreError>(((), changes.clone()))).await.unwrap();

@@ -1,5 +1,5 @@
 //! Keeps the version of each node's view and its latest changes. A node that knows an earlier
-//! version gets only the difference.
+//! version of its view gets only the difference.
 //!
 //! A changed node is recorded once for each of its visibility groups, however many viewers the
 //! group has. Peers that enter or leave a view are recorded for that viewer.
@@ -19,7 +19,7 @@ const REMEMBERED: usize = 64;
 pub(super) struct ViewVersions {
     viewers: HashMap<NodeName, Viewer>,
     groups: HashMap<VisibilityGroup, Log<NodeName>>,
-    /// If a group has no log, all of its changes were in versions up to this one.
+    /// Version up to which all changes of a group without a log were made.
     since: u64,
 }
 
@@ -51,7 +51,7 @@ impl<T> Log<T> {
         self.entries.push_back((version, entry));
     }
 
-    /// Returns the changes of all versions above `known`; `None` if some of them are no longer
+    /// Returns the changes in all versions above `known`; `None` if some of them are no longer
     /// kept.
     fn after(&self, known: u64) -> Option<impl Iterator<Item = &T>> {
         let entries = self.entries.iter().rev().take_while(move |(version, _)| *version > known);
@@ -71,7 +71,7 @@ impl ViewVersions {
         Self { viewers, groups: HashMap::new(), since: revision }
     }
 
-    /// Records the changes and wakes the viewers that they concern.
+    /// Records the changes and wakes the viewers whose views changed.
     pub(super) fn publish(&mut self, state: &State, changed: ChangedViews, revision: u64) {
         for (name, parts) in changed.views {
             if state.node(&name).is_none() {

@@ -1,4 +1,4 @@
-//! Counts free segments, and decides which state a segment is in.
+//! Counts free segments and determines the state of a segment.
 
 use edge_types::IpNetwork;
 use edge_types::api::{Family, RangeUsage, SegmentState};
@@ -8,15 +8,15 @@ use super::policy::SegmentPolicy;
 use super::range::{bounds, contains, size};
 use crate::clock::Seconds;
 
-/// Counts the segments of a family that can be granted now: they overlap nothing that is held, in
+/// Counts the segments of a family that can be granted now, which overlap nothing that is held, in
 /// quarantine or reserved.
 pub fn free_segments(ledger: &Ledger, policy: &SegmentPolicy, family: Family, now: Seconds) -> u128 {
     let blocked = blocked(ledger, policy, family, now);
     policy.ranges(family).map(|range| free_in(range, &blocked, policy)).fold(0, u128::saturating_add)
 }
 
-/// Computes how much of each range is granted, in the order of the ranges. Rows outside of all
-/// ranges are left out.
+/// Computes how much of each range is granted, in the order of the ranges. Rows outside all ranges
+/// are left out.
 pub fn range_usage(ledger: &Ledger, policy: &SegmentPolicy, now: Seconds) -> Vec<RangeUsage> {
     let number = |count: u128| u64::try_from(count).unwrap_or(u64::MAX);
     let blocked = [Family::V4, Family::V6].map(|family| blocked(ledger, policy, family, now));
@@ -59,7 +59,7 @@ fn blocked(ledger: &Ledger, policy: &SegmentPolicy, family: Family, now: Seconds
     blocked
 }
 
-/// Counts the segments of a range that overlap nothing in `blocked`.
+/// Counts the segments in a range that overlap nothing in `blocked`.
 fn free_in(range: &IpNetwork, blocked: &[(u128, u128)], policy: &SegmentPolicy) -> u128 {
     let family = Family::of(range);
     let step = size(family, policy.prefix(family));

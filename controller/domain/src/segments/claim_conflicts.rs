@@ -1,5 +1,5 @@
-//! Keeps conflicts between the segments that nodes claim and the ledger in memory, for the
-//! operator.
+//! Keeps in memory, for the operator, the conflicts between the segments that nodes claim and the
+//! ledger.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,8 +11,8 @@ use super::claim_check::ClaimConflict;
 
 /// Maximum number of conflicts that are kept for one node.
 const MOST: usize = 8;
-/// Minimum time between two reports of new conflicts of one node, in the log and as Events. A node
-/// may claim other segments with every report.
+/// Minimum time between two announcements of new conflicts of one node, in the log and as Events. A
+/// node may claim different segments in every report.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// The conflicts of each node, as of its last report. Clones share them.
@@ -22,16 +22,16 @@ pub struct ClaimConflicts(Arc<Mutex<BTreeMap<NodeName, NodeConflicts>>>);
 /// The conflicts of one node.
 #[derive(Debug, Default)]
 struct NodeConflicts {
-    /// Conflicts of its latest report, at most [`MOST`].
+    /// Conflicts from the node's latest report, at most [`MOST`].
     conflicts: Vec<ClaimConflict>,
-    /// When a new conflict was last reported. The time stays when the conflicts are gone, since
-    /// they may appear and disappear with every report.
+    /// When a new conflict was last announced. The time is kept when the conflicts are gone, since
+    /// conflicts may appear and disappear with every report.
     reported_at: Option<Instant>,
 }
 
 impl NodeConflicts {
-    /// Returns whether `conflicts` has a new one and at least [`PAUSE`] has passed since the last
-    /// report of a new one.
+    /// Returns whether `conflicts` has a new one and at least [`PAUSE`] has passed since a new one
+    /// was last announced.
     fn has_new(&self, conflicts: &[ClaimConflict], now: Instant) -> bool {
         let new = conflicts.iter().take(MOST).any(|conflict| !self.conflicts.contains(conflict));
         new && self.reported_at.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE)
@@ -56,7 +56,7 @@ impl ClaimConflicts {
         all.get(node).is_none_or(|reported| reported.has_new(conflicts, Instant::now()))
     }
 
-    /// Replaces the conflicts of one node. Returns those that the caller must report now.
+    /// Replaces the conflicts of one node. Returns the conflicts that the caller must announce now.
     pub fn note(&self, node: &NodeName, mut conflicts: Vec<ClaimConflict>, now: Instant) -> Vec<ClaimConflict> {
         conflicts.truncate(MOST);
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +87,7 @@ mod tests {
         let start = Instant::now();
         let mut reported_count = 0;
         for n in 0..600 {
-            // Ten reports a second. Every second report has no conflict.
+            // The node sends ten reports a second. Every second one has no conflict.
             let reported = if n % 2 == 0 { vec![foreign(n)] } else { vec![] };
             reported_count += conflicts.note(&node, reported, start + Duration::from_millis(100) * n).len();
         }

@@ -1,4 +1,4 @@
-//! The ledger: records which node holds which segment, and which nodes held it before.
+//! The ledger, which records which node holds which segment and which nodes held it before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,11 +17,11 @@ const NAMED_HOLDERS: usize = 10;
 /// granted again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SegmentRecord {
-    /// Address range of the segment.
+    /// Address range of the segment, as a network.
     pub network: IpNetwork,
-    /// The node that holds it, or held it last.
+    /// The node that holds the segment, or held it last.
     pub node: NodeName,
-    /// Id of the node's request for which the segment was granted.
+    /// Id of the node's request that led to the grant.
     pub request_id: String,
     /// When it was granted, seconds since 1970-01-01 UTC.
     pub granted_at: Seconds,
@@ -29,7 +29,7 @@ pub struct SegmentRecord {
     #[serde(default)]
     pub released_at: Option<Seconds>,
     /// Until this time the segment is granted to no node, even after its quarantine: the node that
-    /// held it may still use it.
+    /// held it may still use its addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_until: Option<Seconds>,
     /// Earlier grants, the latest first; at most [`SegmentRecord::KEPT`].
@@ -86,9 +86,9 @@ impl SegmentRecord {
 /// A segment that [`Ledger::grant`] chose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// Address range of the segment.
+    /// Address range of the segment, as a network.
     pub network: IpNetwork,
-    /// Released rows of another size that overlap it. They are deleted with the grant.
+    /// Released rows of other sizes that overlap the segment. They are deleted with the grant.
     pub replaces: Vec<IpNetwork>,
 }
 
@@ -97,11 +97,11 @@ pub struct Grant {
 #[error("no {family} segment (/{prefix}) is left in {ranges}: {holders}; widen cluster_ranges or deregister nodes that are gone",
     family = match family { Family::V4 => "IPv4", Family::V6 => "IPv6" })]
 pub struct Exhausted {
-    /// Address family that was requested.
+    /// The requested address family.
     pub family: Family,
     /// Prefix length of a segment.
     pub prefix: u8,
-    /// The ranges, as text.
+    /// The ranges of the family, as text.
     pub ranges: String,
     /// The nodes that hold segments, with their numbers of segments, as text.
     pub holders: String,
@@ -113,13 +113,13 @@ pub struct Ledger {
     rows: BTreeMap<AddressKey, SegmentRecord>,
     held: BTreeMap<NodeName, BTreeSet<AddressKey>>,
     released: BTreeSet<AddressKey>,
-    /// For each range, the address below which nothing was free at the last search. It only saves
-    /// time: the whole range is searched before a grant is refused.
+    /// For each range, the address below which nothing was free at the last search. The address
+    /// only speeds up the search: the whole range is searched before a grant is refused.
     searched: BTreeMap<AddressKey, u128>,
     /// Releases that this process has seen, with the time by [`Clock::monotonic`]. Their quarantine
     /// is measured by that clock, so no change of the machine's clock shortens it.
     seen: BTreeMap<AddressKey, Release>,
-    /// The clock for `seen`. Without a clock, `seen` records no release.
+    /// The clock for the times in `seen`. Without a clock, no release is recorded in `seen`.
     clock: Option<Clock>,
 }
 
@@ -208,8 +208,8 @@ impl Ledger {
         self.rows.insert(place, row);
     }
 
-    /// Records when a release was seen. If a tried change is undone, the earlier time stays in
-    /// force.
+    /// Records when a release was seen. If a tried change is undone, the earlier time stays
+    /// recorded.
     fn note_release(&mut self, place: AddressKey, row: &SegmentRecord) {
         let Some(clock) = &self.clock else { return };
         if let Some(before) = self.rows.get(&place)
@@ -286,7 +286,7 @@ impl Ledger {
             }
             match reserved.max(taken) {
                 None => return Some(Grant { network, replaces }),
-                // Continues at the next multiple of the segment's size behind that row.
+                // The search continues at the next multiple of the segment size after that row.
                 Some(blocked_to) => at = (blocked_to.max(end) | (step - 1)).checked_add(1)?,
             }
         }
@@ -294,7 +294,7 @@ impl Ledger {
     }
 
     /// Returns the rows that overlap `first..=last`. Rows do not overlap each other, so at most one
-    /// of them begins before `first`.
+    /// of the returned rows begins before `first`.
     fn overlapping(&self, family: Family, first: u128, last: u128) -> impl Iterator<Item = &SegmentRecord> {
         let before = self.rows.range(..(family, first)).next_back();
         let before = before.filter(|(place, row)| place.0 == family && bounds(&row.network).1 >= first);

@@ -1,15 +1,17 @@
-//! Segments: networks of the cluster's ranges that are granted to nodes and never overlap.
+//! Segments: networks in the cluster ranges that are granted to nodes and never overlap.
 //!
-//! - [`SegmentPolicy`]: the operator's rules: ranges, sizes, and how many segments a node may hold.
-//! - [`Ledger`]: the row of every segment. Chooses the next grant; time and changes are arguments.
+//! - [`SegmentPolicy`]: the operator's rules for ranges, segment sizes, and how many segments a
+//!   node may hold.
+//! - [`Ledger`]: keeps the row of every segment and chooses the next grant. Time and changes are
+//!   arguments.
 //! - `claim_check`: decides whether a node may hold a segment that it claims, or returns a
-//!   [`ClaimConflict`]. [`ClaimConflicts`]: the conflicts of all nodes.
-//! - [`Restored`], [`GrantsPaused`]: grants wait after a restore.
-//! - `capacity`: counts the free segments.
+//!   [`ClaimConflict`]. [`ClaimConflicts`]: keeps the conflicts of all nodes.
+//! - [`Restored`], [`GrantsPaused`]: delay grants after a restore.
+//! - `capacity`: counts free segments and determines the state of a segment.
 //!
 //! A released segment keeps its row. It is granted to no node until its quarantine has passed, so
-//! that no peer with an old view sends packets for one node to another. After the quarantine it is
-//! granted before addresses that were never used, the lowest first.
+//! that no peer with an old view sends packets to the wrong node. After the quarantine, released
+//! segments are granted before addresses that were never used, the lowest address first.
 
 mod capacity;
 mod claim_check;

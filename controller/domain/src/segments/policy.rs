@@ -12,7 +12,7 @@ use super::range::{contains, overlap};
 pub struct SegmentPolicy {
     /// Ranges from which segments are cut, in order of preference.
     pub ranges: Vec<IpNetwork>,
-    /// Parts of the ranges that are never granted.
+    /// Parts of the ranges from which no segment is granted.
     pub reserved: Vec<IpNetwork>,
     /// Prefix lengths of segments.
     pub prefix: SegmentPrefix,
@@ -20,8 +20,8 @@ pub struct SegmentPolicy {
     pub max_per_node: u32,
     /// Seconds for which a released segment is granted to no node.
     pub quarantine: i64,
-    /// Seconds after a restore during which nothing is granted while an edge has not reported its
-    /// segments.
+    /// Seconds after a restore during which no segment is granted while an edge has not reported
+    /// its segments.
     pub restore_grace: i64,
     /// Seconds after a restore during which a node may claim a segment that the ledger does not
     /// know as its own.
@@ -55,7 +55,7 @@ impl SegmentPolicy {
             && !self.reserved.iter().any(|reserved| overlap(reserved, network))
     }
 
-    /// Checks the rules. The error has the configuration's key and the reason.
+    /// Checks the rules. The error names the configuration key and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if self.ranges.is_empty() {
             return Err(("cluster_ranges", "at least one range is needed".into()));

@@ -6,7 +6,7 @@ use edge_types::IpNetwork;
 use edge_types::api::Family;
 pub use edge_types::network::{contains, overlap};
 
-/// The first address of a network: its family and the address as a number.
+/// The first address of a network, as the address family and a number.
 pub(super) type AddressKey = (Family, u128);
 
 /// Returns the first and last address of a network.

@@ -1,5 +1,5 @@
-//! After a restore the ledger lacks every grant that was made after the backup. Until the nodes
-//! have reported their segments, no segment is known to be free.
+//! Delays grants after a restore, because the ledger then lacks every grant that was made after the
+//! backup. Until the nodes have reported their segments, no segment is known to be free.
 
 use edge_types::NodeName;
 use serde::{Deserialize, Serialize};
@@ -10,19 +10,19 @@ use crate::clock::{Seconds, rfc3339};
 /// Maximum number of nodes that an error names.
 const NAMED: usize = 5;
 
-/// A restore or an import of the rows. The store keeps this beside the rows.
+/// A restore or an import of the rows. The store keeps it as a note in addition to the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
     /// Time of the restore, in seconds since 1970-01-01 UTC.
     pub at: Seconds,
     /// When a controller first served the restored rows; `None` until one does. The waiting time
-    /// starts here, since no node can report earlier.
+    /// starts at this time, since no node can report earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_from: Option<Seconds>,
 }
 
 impl Restored {
-    /// Makes a restore at this time that no controller has served yet.
+    /// Makes the entry for a restore at this time that no controller has served yet.
     pub fn at(now: Seconds) -> Self {
         Self { at: now, served_from: None }
     }
@@ -30,14 +30,14 @@ impl Restored {
     /// Reads a text that [`Restored::to_note`] wrote.
     ///
     /// # Errors
-    /// If the text is something else. The error quotes it.
+    /// If the text has another form. The error quotes the text.
     pub fn from_note(note: &str) -> Result<Self, String> {
         serde_json::from_str(note).map_err(|error| format!("expected {{\"at\":SECONDS}}, found {note:?}: {error}"))
     }
 
     /// Returns the text that the store keeps.
     pub fn to_note(self) -> String {
-        // A struct of two numbers always serialises.
+        // Serialising a struct of two numbers never fails.
         serde_json::to_string(&self).unwrap_or_default()
     }
 
@@ -53,7 +53,7 @@ impl Restored {
     }
 }
 
-/// No segment is granted yet, because a node that has not reported may use any of them. The text
+/// No segment is granted yet, because a node that has not reported may use any segment. The text
 /// goes to the requesting node, so it names no other node: see [`Self::for_the_operator`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -65,11 +65,11 @@ impl Restored {
 pub struct GrantsPaused {
     /// When the store was restored.
     pub restored_at: Seconds,
-    /// Latest end of the wait.
+    /// The latest time at which grants start again.
     pub until: Seconds,
     /// How many edges have not reported.
     pub missing: usize,
-    /// The names of the first [`NAMED`] of them, and "..." if there are more.
+    /// The names of the first [`NAMED`] of these edges, and "..." if there are more.
     pub named: Vec<String>,
 }
 

@@ -7,7 +7,7 @@ use crate::clock::Seconds;
 use crate::segments::{GrantsPaused, Restored, SegmentPolicy};
 
 impl State {
-    /// Records when the rows were restored; `None` if they never were.
+    /// Records when the rows were restored; `None` if the rows never were restored.
     pub fn set_restored(&mut self, restored: Option<Restored>) {
         self.restored = restored;
     }
@@ -16,7 +16,7 @@ impl State {
     /// reported its segments, or until the grace period has passed.
     ///
     /// # Errors
-    /// Says how long grants wait, and which edges have not reported yet.
+    /// Names the time until which grants wait and the edges that have not reported yet.
     pub fn may_grant(&self, policy: &SegmentPolicy, now: Seconds) -> Result<(), GrantsPaused> {
         let waiting = self.restored.filter(|restored| now < restored.grants_wait_until(policy));
         let Some(restored) = waiting else { return Ok(()) };

@@ -1,5 +1,5 @@
-//! Records which views a change alters, and in which part, so that the controller sends a node only
-//! the difference.
+//! Records which views a change alters and in which part, so that the controller sends each node
+//! only the difference.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use edge_types::NodeName;
 pub struct ChangedParts {
     /// The node was registered just now. An earlier view under this name belonged to another node.
     pub new: bool,
-    /// The part about the node itself changed: role, communities, segments.
+    /// The part about the node itself (role, communities, segments) changed.
     pub own: bool,
     /// Peers that entered the view, left it, or changed.
     pub peers: BTreeSet<NodeName>,
@@ -22,7 +22,7 @@ impl ChangedParts {
         !self.new && !self.own && self.peers.is_empty()
     }
 
-    /// Adds another change of the same view.
+    /// Adds another change to the same view.
     pub fn join(&mut self, other: &Self) {
         self.new |= other.new;
         self.own |= other.own;
@@ -33,10 +33,11 @@ impl ChangedParts {
 /// The effect of a series of changes on all views.
 #[derive(Debug, Default)]
 pub struct ChangedViews {
-    /// Nodes whose viewers see them changed. The viewers are not listed here: they follow from the
-    /// node's visibility groups.
+    /// Nodes whose viewers see them changed. The viewers are not listed, because they follow from
+    /// the node's visibility groups.
     pub changed_nodes: BTreeSet<NodeName>,
-    /// Views that changed for another reason: a peer came or left, or the node's own part changed.
+    /// Views that changed for another reason: a peer entered or left the view, or the part about
+    /// the node itself changed.
     pub views: BTreeMap<NodeName, ChangedParts>,
 }
 
@@ -82,7 +83,7 @@ impl ChangedViews {
         (parts.new, parts.own) = (true, true);
     }
 
-    /// Drops the changes of the view of `viewer`, which was deregistered.
+    /// Drops the changes to the view of `viewer`, which was deregistered.
     pub(super) fn forget(&mut self, viewer: &NodeName) {
         self.views.remove(viewer);
     }

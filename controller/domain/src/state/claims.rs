@@ -6,14 +6,14 @@ use super::{Change, State};
 use crate::clock::Seconds;
 use crate::segments::{ClaimConflict, Grant, SegmentPolicy, SegmentRecord};
 
-/// Number of claims in one report that are checked beyond the number of segments that a node may
-/// hold.
+/// Number of claims that are checked in one report in addition to the number of segments that a
+/// node may hold.
 const FEW: usize = 8;
-/// Request id of a segment that a node reported but did not request.
+/// Request id recorded for a segment that a node reported but did not request.
 const REPORTED: &str = "reported";
 
 impl State {
-    /// Plans the changes that grant the node those claimed segments that no other node holds. Also
+    /// Plans changes that grant the node those claimed segments that no other node holds. Also
     /// returns a conflict for each other claimed segment.
     pub fn claims(
         &self,
@@ -28,8 +28,8 @@ impl State {
         }
         let (ledger, may_be_unknown) = (&self.ledger, self.takes_unknown_claims(policy, now));
         let (mut chosen, mut conflicts): (Vec<Grant>, Vec<ClaimConflict>) = Default::default();
-        // A node may hold at most this many in both families. A few more are checked, so that
-        // conflicts name them.
+        // A node may hold at most this many segments in both families together. A few more claims
+        // are checked, so that conflicts name those segments.
         let most = 2 * policy.max_per_node as usize + FEW;
         for segment in claimed.iter().take(most) {
             match ledger.check_claim(policy, node, segment, &chosen, may_be_unknown, now) {

@@ -1,4 +1,4 @@
-//! The changes that deregister a node and release its segments.
+//! Plans the changes that deregister a node and release its segments.
 
 use edge_types::NodeName;
 
@@ -7,8 +7,8 @@ use crate::clock::Seconds;
 use crate::segments::SegmentRecord;
 
 impl State {
-    /// Deregisters a node and releases its segments. Returns the released rows and all changes;
-    /// `None` if the node is not registered.
+    /// Plans the deregistration of a node and the release of its segments. Returns the released
+    /// rows and all changes; `None` if the node is not registered.
     pub fn deregistration(&self, node: &NodeName, now: Seconds) -> Option<(Vec<SegmentRecord>, Vec<Change>)> {
         self.nodes.get(node)?;
         let held = self.ledger.held_by(node).into_iter();
@@ -19,9 +19,9 @@ impl State {
         Some((rows, changes))
     }
 
-    /// Deregisters a node whose machine may still exist. Its segments are kept as long as its
-    /// latest certificate is valid, since its pods may use them until then. Otherwise like
-    /// [`State::deregistration`].
+    /// Plans the deregistration of a node whose machine may still exist. Its segments are kept as
+    /// long as its latest certificate is valid, since its pods may use them until then. Otherwise
+    /// like [`State::deregistration`].
     pub fn deregistration_keeping_segments(
         &self,
         node: &NodeName,

@@ -1,4 +1,4 @@
-//! Plans the grants of segments that nodes request.
+//! Plans grants of the segments that nodes request.
 
 use edge_types::api::Family;
 use edge_types::{IpNetwork, NodeName};
@@ -9,9 +9,9 @@ use crate::clock::Seconds;
 use crate::segments::{SegmentPolicy, SegmentRecord};
 
 impl State {
-    /// Plans the response to a request for one segment of each family. `families` is in order and
-    /// has no repetitions. Returns the segments and the changes. A request with an id for which
-    /// segments were granted already gets the same segments again.
+    /// Plans the response to a request for one segment of each family. `families` is sorted and has
+    /// no duplicates. Returns the segments and the changes. A request with an id for which segments
+    /// were granted already gets the same segments again.
     pub fn plan_segment_request(
         &mut self,
         policy: &SegmentPolicy,

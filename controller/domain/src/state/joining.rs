@@ -1,4 +1,4 @@
-//! Plans the record and the segments of a node that joins.
+//! Plans the record and the segments of a joining node.
 
 use edge_types::api::Family;
 use edge_types::{NodeName, Role};
@@ -33,7 +33,7 @@ impl State {
         Ok(record.clone())
     }
 
-    /// Plans the changes of segments at a join. An edge then holds at least `min` segments of each
+    /// Plans changes to segments at a join. An edge then holds at least `min` segments of each
     /// family, unless grants wait after a restore.
     pub fn segments_at_join(
         &mut self,
@@ -62,13 +62,13 @@ impl State {
     }
 
     /// Returns the segments that the ledger has under this name although no such node is
-    /// registered. A replica may be about to release them, or may have stopped before it did so or
-    /// before a join was complete. An edge gets them: their rows are written again, so that a
-    /// replica that would release them finds another grant. If the node is no edge, they are
-    /// released.
+    /// registered. A replica may be about to release these segments, or may have stopped before the
+    /// release or before a join was complete. An edge gets the segments: their rows are written
+    /// again, so that a replica that is about to release them finds another grant. If the node is
+    /// not an edge, the segments are released.
     fn leftovers(&self, node: &NodeName, role: Role, now: Seconds) -> impl Iterator<Item = SegmentRecord> {
-        // The time differs from that of the former grant. It never lies in the future, because a
-        // replica that starts takes the latest time in the store as known.
+        // The time of the new grant differs from that of the former grant. It never lies in the
+        // future, because a replica that starts takes the latest time in the store as known.
         let granted_at = move |before: Seconds| if before < now { now } else { before.saturating_sub(1) };
         self.ledger.held_by(node).into_iter().map(move |row| match role {
             Role::Edge => {
@@ -78,15 +78,15 @@ impl State {
         })
     }
 
-    /// Returns the segments that are kept for a node that lost its Node object. The node gets them
-    /// back, since its pods may use them.
+    /// Returns the segments that are kept for a node that lost its Node object. The node gets these
+    /// segments back, since its pods may use them.
     fn given_back(&self, policy: &SegmentPolicy, node: &NodeName, now: Seconds) -> Vec<SegmentRecord> {
         let kept = self.segments_kept_for(node, now).filter(|row| policy.allows(&row.network));
         kept.map(|row| row.regranted(node.clone(), JOIN_REQUEST.into(), now)).collect()
     }
 
-    /// Returns the families in which a node lacks segments up to `min`, apart from those that it
-    /// gets back.
+    /// Returns the families in which a node lacks segments up to `min`, apart from the segments
+    /// that it gets back.
     fn missing_at_join(
         &self,
         policy: &SegmentPolicy,

@@ -1,16 +1,16 @@
-//! Holds all rows in memory, a copy of the store's content, with indexes over them.
+//! Holds a copy of all rows of the store in memory, with indexes over them.
 //!
-//! - [`State`]: the rows and the indexes. [`State::apply`] is the only way to change them.
+//! - [`State`]: the rows and the indexes. Only [`State::apply`] changes them.
 //! - `records`: the rows, and [`Change`], which writes or removes one.
-//! - `visibility`: the rule by which nodes see each other. `peers`: which nodes see which by that
-//!   rule.
-//! - `changed_views`: which views a change alters, and in which part.
-//! - `grants`: the segments that a node gets on request. `claims`: the changes that follow from the
-//!   segments that a node claims to hold.
+//! - `visibility`: the rule that decides which nodes see each other. `peers`: computes which nodes
+//!   see which by that rule.
+//! - `changed_views`: records which views a change alters and in which part.
+//! - `grants`: plans grants of the segments that nodes request. `claims`: plans the changes that
+//!   follow from the segments that nodes claim to hold.
 //! - `errors`: the reasons why a node gets no segment, or may not join.
-//! - `joining`: the row of a node that joins, and the segments that it then has.
-//! - `deregistration`: the changes that deregister a node.
-//! - `after_restore`: which nodes have not reported since the rows were restored.
+//! - `joining`: plans the record and the segments of a joining node.
+//! - `deregistration`: plans the changes that deregister a node.
+//! - `after_restore`: applies the effects of a restore to grants and claims.
 
 mod after_restore;
 mod changed_views;
@@ -57,7 +57,7 @@ pub struct State {
     changed_views: ChangedViews,
 }
 
-/// The nodes that see a node, and those that it sees, at one moment.
+/// The nodes that see a node and the nodes that it sees, at one moment.
 #[derive(Default)]
 struct Neighbours {
     viewers: BTreeSet<NodeName>,
@@ -65,15 +65,15 @@ struct Neighbours {
 }
 
 impl State {
-    /// Builds the state from a snapshot of the store. Records no changes of views, since nothing
-    /// watches them yet. `trust_node_labels`: whether labels of Kubernetes Node objects make a node
-    /// a member of communities. A kubelet can set such labels on its own Node.
+    /// Builds the state from a snapshot of the store. Records no view changes, since nothing
+    /// watches views yet. `trust_node_labels`: whether labels of Kubernetes Node objects make a
+    /// node a member of communities. A kubelet can set such labels on its own Node object.
     pub fn load(snapshot: Snapshot, trust_node_labels: bool) -> Self {
         let mut state = Self { trust_node_labels, ..Self::default() };
         snapshot.communities.into_iter().for_each(|community| state.put_community(community));
         snapshot.tokens.into_iter().for_each(|token| state.put_token(token));
-        // `put_node` would also compute which views each node changes. That is most of the work,
-        // and not needed here.
+        // `put_node` would also compute which views each node changes. That is most of the work and
+        // not needed while the state is built.
         for node in snapshot.nodes {
             let communities = state.communities_of(&node);
             state.index.insert(&node, &communities);
@@ -100,8 +100,8 @@ impl State {
             .chain(self.ledger.rows().map(|row| Change::DeleteSegment(row.network)))
             .chain(self.communities.keys().map(|name| Change::DeleteCommunity(name.clone())));
         changes.extend(ours.filter(|change| !kept.contains(&change.key())));
-        // A row that is already the same is left out: otherwise it would be written, and change
-        // views, without need.
+        // A row that is already the same is left out, because writing it would change views without
+        // need.
         changes.extend(puts.into_iter().filter(|change| self.inverse(change) != *change));
         changes
     }
@@ -117,7 +117,7 @@ impl State {
         }
     }
 
-    /// Returns the row of a node; `None` if it is not registered.
+    /// Returns the row of a node; `None` if the node is not registered.
     pub fn node(&self, name: &NodeName) -> Option<&NodeRecord> {
         self.nodes.get(name)
     }
@@ -132,7 +132,7 @@ impl State {
         self.index.of_role(role).filter_map(|name| self.nodes.get(name))
     }
 
-    /// Returns the row of a join token; `None` if it was never created or is deleted.
+    /// Returns the row of a join token; `None` if the token was never created or is deleted.
     pub fn token(&self, id: &str) -> Option<&TokenRecord> {
         self.tokens.get(id)
     }
@@ -162,13 +162,14 @@ impl State {
         &mut self.ledger
     }
 
-    /// Returns the members of every community, by its name: registered edges, by label or by list.
+    /// Returns the members of every community, by community name: registered edges that a label or
+    /// a list makes members.
     pub fn communities(&self) -> impl Iterator<Item = (&Community, &BTreeSet<NodeName>)> {
         self.index.communities()
     }
 
     /// Returns the communities to which a node belongs: by the operator's labels, by labels of its
-    /// Node object if they are trusted, and by lists.
+    /// Node object if node labels are trusted, and by lists.
     pub fn communities_of(&self, node: &NodeRecord) -> Communities {
         let mut all = node.communities.clone();
         if self.trust_node_labels {
@@ -185,13 +186,13 @@ impl State {
     }
 
     /// Returns the key hashes of the authorities that signed the certificates of registered nodes.
-    /// Certificates of earlier releases, which did not record the issuer, are left out.
+    /// Certificates from earlier releases, which did not record the issuer, are left out.
     pub fn issuers(&self) -> BTreeSet<String> {
         let certificates = self.nodes().flat_map(|record| &record.certificates);
         certificates.map(|certificate| certificate.issuer.clone()).filter(|issuer| !issuer.is_empty()).collect()
     }
 
-    /// Applies one change, and records which views it changes.
+    /// Applies one change and records which views it changes.
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::PutNode(node) => self.put_node(node),
@@ -289,7 +290,7 @@ impl State {
         members.difference(&old).for_each(|member| self.set_listed(member, &name, true));
     }
 
-    /// Adds a node to the list of a community, or removes it.
+    /// Adds a node to a community's list or removes it from the list.
     fn set_listed(&mut self, member: &NodeName, community: &Community, add: bool) {
         let node = self.nodes.get(member).cloned();
         let before = node.as_ref().map(|node| (self.neighbours(node), self.communities_of(node)));
@@ -315,14 +316,14 @@ impl State {
     }
 
     /// Records that a node's visibility changed: it enters or leaves views, and other nodes enter
-    /// or leave its own view.
+    /// or leave the node's own view.
     fn note_move(&mut self, name: &NodeName, before: &Neighbours, after: &Neighbours) {
         self.changed_views.note_peer(before.viewers.symmetric_difference(&after.viewers), name);
         self.changed_views.note_peers(name, before.peers.symmetric_difference(&after.peers));
     }
 
-    /// Records that the holder of a segment changed: both holders change, for themselves and for
-    /// their viewers.
+    /// Records that the holder of a segment changed: both the former and the new holder change, in
+    /// their own views and in those of their viewers.
     fn note_segment(&mut self, rows: [Option<SegmentRecord>; 2]) {
         let holders: BTreeSet<NodeName> =
             rows.into_iter().flatten().filter(|row| row.released_at.is_none()).map(|row| row.node).collect();
@@ -334,7 +335,7 @@ impl State {
         }
     }
 
-    /// Returns the changes of all views since the last call.
+    /// Returns the changes to all views since the last call.
     pub fn take_changed_views(&mut self) -> ChangedViews {
         std::mem::take(&mut self.changed_views)
     }

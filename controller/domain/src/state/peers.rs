@@ -1,5 +1,5 @@
-//! Computes the nodes that a node sees, those that see it, and its groups, all by the rule of
-//! [`Visibility`].
+//! Computes the nodes that a node sees, the nodes that see it, and the node's groups, all by the
+//! rule in [`Visibility`].
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ impl State {
         peers.filter(|peer| **peer != node.name).collect()
     }
 
-    /// Returns the nodes that have this one in their views: the reverse of [`State::peers_of`].
+    /// Returns the nodes that have this node in their views: the reverse of [`State::peers_of`].
     pub fn viewers_of(&self, node: &NodeRecord) -> BTreeSet<&NodeName> {
         let groups = self.groups_of(node);
         let viewers = groups.iter().flat_map(|group| self.group_viewers(group));
@@ -46,14 +46,15 @@ impl State {
         roles.chain(self.community_groups(node)).collect()
     }
 
-    /// Returns the groups of the communities of which a node is a member. Its members see them.
+    /// Returns the groups of the communities of which a node is a member. The members of these
+    /// communities see the groups.
     fn community_groups(&self, node: &NodeRecord) -> impl Iterator<Item = VisibilityGroup> + use<> {
         let communities = Visibility::of(node.role).joins_communities.then(|| self.communities_of(node));
         communities.into_iter().flatten().map(VisibilityGroup::Community)
     }
 
-    /// Returns the nodes that see a group. A member of a community is among them, although it does
-    /// not see itself.
+    /// Returns the nodes that see a group. The members of a community are among the nodes that see
+    /// its group, although no member sees itself.
     pub fn group_viewers<'a>(&'a self, group: &VisibilityGroup) -> Box<dyn Iterator<Item = &'a NodeName> + 'a> {
         match group {
             VisibilityGroup::Role(role) => Box::new(roles_that_see(*role).flat_map(|role| self.index.of_role(role))),
@@ -87,9 +88,9 @@ mod tests {
     use super::super::{Change, CommunityRecord};
     use super::*;
 
-    /// Whether a node of the first role sees one of the second: always, never, or if both are
-    /// members of one community. The table is written from the architecture, independently of the
-    /// rule.
+    /// Whether a node of the first role sees one of the second: always, never, or only if both are
+    /// members of one community. The table is written from the architecture documentation,
+    /// independently of the code.
     const EXPECTED: [(Role, Role, &str); 9] = [
         (Role::Edge, Role::Edge, "in one community"),
         (Role::Edge, Role::Hub, "always"),
@@ -121,8 +122,8 @@ mod tests {
     }
 
     fn expected(viewer: &NodeRecord, peer: &NodeRecord) -> bool {
-        // Independently of the code: edge-none and edge-beta share gamma, the others share
-        // communities by label.
+        // Computed independently of the code: edge-none and edge-beta share gamma, the other nodes
+        // share communities by label.
         let communities = |node: &NodeRecord| match node.name.as_str().split_once('-').unwrap().1 {
             "none" => vec!["gamma"],
             "alpha" => vec!["alpha"],
@@ -159,7 +160,7 @@ mod tests {
                 assert_eq!(heard, sees, "group_viewers: {pair}");
             }
         }
-        // Both results occur if communities decide, and every pair of roles occurs.
+        // Both results occur where communities decide, and every pair of roles occurs.
         assert_eq!(pairs.len(), EXPECTED.len() + 1, "{pairs:?}");
     }
 

@@ -1,4 +1,4 @@
-//! The rows that the store keeps, and the changes of rows.
+//! The rows that the store keeps and the changes to rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,12 +15,12 @@ use crate::segments::SegmentRecord;
 pub struct NodeRecord {
     /// Name of the node, the key of the row.
     pub name: NodeName,
-    /// Its role, from the token with which it joined.
+    /// The node's role, from the token with which it joined.
     pub role: Role,
     /// Labels that the operator set.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// Communities that the labels name.
+    /// Communities that these labels name.
     #[serde(default)]
     pub communities: Communities,
     /// Data from its Kubernetes Node object; `None` until a Node of this name was seen.
@@ -29,28 +29,28 @@ pub struct NodeRecord {
     /// Addresses that the node reported, the most likely first.
     #[serde(default)]
     pub reported: Vec<IpAddr>,
-    /// Its UDP port for IKE; 0 before its first report.
+    /// The node's UDP port for IKE; 0 before its first report.
     #[serde(default)]
     pub port: u16,
-    /// Source address of its last report, as the controller saw it.
+    /// Source address of the node's last report, as the controller saw it.
     #[serde(default)]
     pub observed: Option<IpAddr>,
     /// Certificates that the controller accepts from the node: the newest one, and the one with
     /// which the node requested it.
     #[serde(default)]
     pub certificates: Vec<Certificate>,
-    /// `notBefore` of the certificate from the node's last join. Peers refuse certificates that
-    /// begin earlier.
+    /// `notBefore` of the certificate from the node's last join. Peers refuse certificates with an
+    /// earlier `notBefore`.
     #[serde(default)]
     pub certificates_from: Seconds,
-    /// When it was registered, seconds since 1970-01-01 UTC.
+    /// When the node was registered, seconds since 1970-01-01 UTC.
     pub joined_at: Seconds,
     /// Id of the join token of the last join; `None` if the node joined without one, or if an
     /// earlier release wrote the row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub join_token: Option<String>,
-    /// Time of the restore after which the node reported its segments; `None` if it has not
-    /// reported since one.
+    /// Time of the restore after which the node reported its segments; `None` if the node has not
+    /// reported since a restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported_since_restore: Option<Seconds>,
 }
@@ -58,13 +58,13 @@ pub struct NodeRecord {
 /// Data that the controller takes from a Kubernetes Node object.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeObject {
-    /// `metadata.uid`. Another UID under the same name is another node.
+    /// `metadata.uid`. A Node with another UID under the same name is another node.
     pub uid: String,
-    /// `status.nodeInfo.machineID`. A Node of another UID with the same machine ID is the same
+    /// `status.nodeInfo.machineID`. A Node with another UID but the same machine ID is the same
     /// machine. Empty if unknown.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
-    /// Communities that its labels name. They count only if node labels are trusted.
+    /// Communities that the Node's labels name. They count only if node labels are trusted.
     #[serde(default)]
     pub communities: Communities,
     /// Communities that a restricted label names. No kubelet can set that label, so they always
@@ -113,7 +113,7 @@ impl std::str::FromStr for PublicAddress {
 pub struct CommunityRecord {
     /// Name of the community, the key of the row.
     pub name: Community,
-    /// Its members. They need not be registered yet.
+    /// The members of the community. They need not be registered yet.
     #[serde(default)]
     pub members: BTreeSet<NodeName>,
 }
@@ -123,17 +123,18 @@ pub struct CommunityRecord {
 pub struct Certificate {
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// SHA-256 of its key (DER SubjectPublicKeyInfo), hexadecimal.
+    /// SHA-256 of the certificate's key (DER SubjectPublicKeyInfo), hexadecimal.
     pub key: String,
     /// `notAfter`, seconds since 1970-01-01 UTC.
     pub not_after: Seconds,
     /// `notBefore`; 0 if an earlier release did not record it.
     #[serde(default)]
     pub not_before: Seconds,
-    /// SHA-256 of its issuer's key, hexadecimal; empty if an earlier release did not record it.
+    /// SHA-256 of the issuer's key, hexadecimal; empty if an earlier release did not record it.
     #[serde(default)]
     pub issuer: String,
-    /// Whether the node has used it. If so, the certificate before it is not needed any more.
+    /// Whether the node has used this certificate. If so, the previous certificate is not needed
+    /// any more.
     #[serde(default)]
     pub used: bool,
 }
@@ -143,28 +144,29 @@ pub struct Certificate {
 pub struct TokenRecord {
     /// Public name of the token, in lists and messages.
     pub id: String,
-    /// SHA-256 of its secret, hexadecimal. The secret has 256 random bits, so a plain hash cannot
-    /// be reversed by trial.
+    /// SHA-256 of the token's secret, hexadecimal. The secret has 256 random bits, so it cannot be
+    /// guessed from a plain hash.
     pub secret_hash: String,
-    /// Role of the nodes that join with it.
+    /// Role of the nodes that join with this token.
     pub role: Role,
-    /// The only node that may join with it; `None` if any node may.
+    /// The only node that may join with this token; `None` if any node may.
     #[serde(default)]
     pub node: Option<NodeName>,
-    /// How many nodes may still join with it; joins in `redemptions` are not subtracted. The store
-    /// calls it `uses`, because earlier releases enforce it under this name.
+    /// Number of nodes that may still join with this token; joins in `redemptions` are not
+    /// subtracted. The store calls it `uses`, because earlier releases enforce the limit under this
+    /// name.
     #[serde(rename = "uses")]
     pub uses_left: u32,
-    /// How many nodes could join with it when it was created. 0 if an earlier release wrote the
-    /// row: in that case `uses_left` counts.
+    /// Number of nodes that could join with this token when it was created. 0 if an earlier release
+    /// wrote the row: in that case `uses_left` counts.
     #[serde(default)]
     pub created_uses: u32,
-    /// When it was created, seconds since 1970-01-01 UTC.
+    /// When the token was created, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
     /// Time from which the token is refused.
     pub expires_at: Seconds,
-    /// SHA-256 of the key of the authority that it pins, hexadecimal; empty if an earlier release
-    /// did not record it.
+    /// SHA-256 of the key of the authority that the token pins, hexadecimal; empty if an earlier
+    /// release did not record it.
     #[serde(default)]
     pub authority: String,
     /// Joins that an earlier release wrote. The row of the node now names the token of its join
@@ -174,18 +176,18 @@ pub struct TokenRecord {
 }
 
 impl TokenRecord {
-    /// Returns how many nodes may join with it in all.
+    /// Returns how many nodes may join with this token in total.
     pub fn uses(&self) -> u32 {
         if self.created_uses == 0 { self.uses_left } else { self.created_uses }
     }
 
-    /// Returns how often it was used.
+    /// Returns how often the token was used.
     pub fn used(&self) -> u32 {
         let noted = u32::try_from(self.redemptions.len()).unwrap_or(u32::MAX);
         self.uses().saturating_sub(self.uses_left).saturating_add(noted)
     }
 
-    /// Sets how often it was used. The joins that an earlier release wrote are not kept.
+    /// Sets how often the token was used. The joins that an earlier release wrote are not kept.
     pub fn set_used(&mut self, used: u32) {
         self.created_uses = self.uses();
         self.uses_left = self.created_uses.saturating_sub(used);
@@ -198,8 +200,8 @@ impl TokenRecord {
 pub struct Redemption {
     /// The node that joined.
     pub node: NodeName,
-    /// Its key, as [`Certificate::key`]. A node that did not receive the response repeats its
-    /// request with the same key. The repetition does not count as another use.
+    /// The node's key, as [`Certificate::key`]. A node that did not receive the response repeats
+    /// its request with the same key. The repetition does not count as another use.
     pub key: String,
 }
 
@@ -216,7 +218,7 @@ pub struct Snapshot {
     pub communities: Vec<CommunityRecord>,
     /// Number of the last commit, from which the versions of views are derived.
     pub revision: u64,
-    /// The latest time that the store has seen.
+    /// The latest time that the store has recorded.
     pub time: Seconds,
 }
 
@@ -318,7 +320,7 @@ impl NodeRecord {
         Ok(())
     }
 
-    /// Returns whether the views of its peers show it in the same way as `other`.
+    /// Returns whether the views of peers show this node in the same way as `other`.
     pub fn looks_like(&self, other: &Self) -> bool {
         self.role == other.role
             && self.certificates_from == other.certificates_from
@@ -333,8 +335,8 @@ impl NodeRecord {
     }
 
     /// Returns the addresses at which peers may find the node: those that the operator sets, those
-    /// that the node reported, then the one at which the controller saw it. Empty before the node's
-    /// first report, because its port is unknown.
+    /// that the node reported, then the address at which the controller saw the node. Empty before
+    /// the node's first report, because the node's port is unknown.
     pub fn endpoints(&self) -> Vec<NodeAddress> {
         if self.port == 0 {
             return Vec::new();

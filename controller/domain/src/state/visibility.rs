@@ -7,9 +7,9 @@ use edge_types::{Community, Role};
 
 /// The nodes that nodes of one role have in their views.
 pub(super) struct Visibility {
-    /// They see every node of these roles.
+    /// Nodes of the role see every node of these roles.
     pub(super) sees_roles: &'static [Role],
-    /// They are members of communities: members of one community see each other.
+    /// Nodes of the role are members of communities. Members of one community see each other.
     pub(super) joins_communities: bool,
 }
 

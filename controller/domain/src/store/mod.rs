@@ -1,10 +1,11 @@
 //! Stores the rows durably. Replicas of the controller that share a store synchronise through it.
 //!
 //! - [`Store`]: the trait of all stores.
-//! - [`embedded`]: one redb file, the default. One process at a time uses it.
+//! - [`embedded`]: the embedded store, one redb file, which one process at a time uses. It is the
+//!   default.
 //!
-//! `edge_controller_kubernetes` has the other store: objects at the API server, which any number of
-//! replicas share.
+//! `edge_controller_kubernetes` has the other store, which keeps rows as objects at the API server.
+//! Any number of replicas share it.
 
 pub mod embedded;
 
@@ -41,19 +42,19 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(Err(refused)))
     }
 
-    /// Reads a note that is kept beside the rows; `None` if it was never written.
+    /// Reads a note that is kept in addition to the rows; `None` if it was never written.
     fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
         let _ = note;
         Box::pin(std::future::ready(Ok(None)))
     }
 
-    /// Writes a note that is kept beside the rows.
+    /// Writes a note that is kept in addition to the rows.
     fn set_note(&self, note: Note, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
         let refused = StoreError::Failed(format!("this store cannot store the note {} ({text})", note.key()));
         Box::pin(std::future::ready(Err(refused)))
     }
 
-    /// Prepares for an import: the next rows come from a backup, and the former ones are known to
+    /// Prepares for an import: the next rows come from a backup, and the former rows are known to
     /// be lost.
     fn begin_import(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
@@ -73,17 +74,18 @@ pub trait Store: Send + Sync {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Reports that the state has the event of this revision. Plans that are committed from now on
-    /// were made with the event.
+    /// Reports that the state contains the event of this revision. Plans that are committed from
+    /// now on were made on that state.
     fn acknowledge(&self, revision: u64);
 }
 
-/// A text that the store keeps beside the rows.
+/// A text that the store keeps in addition to the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
     /// UID of the namespace kube-system of the cluster whose nodes are registered.
     Cluster,
-    /// Cluster ranges and networks of the last configuration in force: see [`crate::reachability`].
+    /// Cluster ranges and networks from the last configuration in force: see
+    /// [`crate::reachability`].
     Reach,
     /// Time of the last restore: see [`crate::segments::Restored`].
     Restored,
@@ -109,7 +111,7 @@ pub struct Committed {
     pub results: Vec<Result<(), StoreError>>,
 }
 
-/// An event of the store: other replicas changed rows, or the store requests the rows.
+/// An event from the store: other replicas changed rows, or the store requests all rows.
 #[derive(Debug)]
 pub enum StoreEvent {
     /// Other replicas, or people, changed rows.
@@ -119,13 +121,13 @@ pub enum StoreEvent {
         /// Rows whose objects the store wrote again, unchanged. The status on the former objects is
         /// lost.
         recreated: Vec<RowKey>,
-        /// Revision with these changes, higher than that of the event before. Earlier changes of
+        /// Revision with these changes, higher than that of the previous event. Earlier changes of
         /// other replicas may still arrive later: see [`Store::catch_up`].
         revision: u64,
     },
     /// The store read all rows again, since it may have missed a change.
     Snapshot(Snapshot),
-    /// The store requests all rows of the state, since its own may be lost.
+    /// The store requests all rows of the state, since the stored rows may be lost.
     Rows(oneshot::Sender<Snapshot>),
 }
 
@@ -143,7 +145,7 @@ pub enum StoreError {
         "the store holds {table} {key:?}, which cannot be read ({why}); restore it from a backup or use the release that wrote it"
     )]
     Unreadable {
-        /// The table that holds it.
+        /// The table that holds the row.
         table: &'static str,
         /// The key of the row.
         key: String,

@@ -1,6 +1,6 @@
 //! Builds views, which tell a node about itself and its peers.
 //!
-//! - `view_change`: the message about a changed part of a view.
+//! - `view_change`: builds the message about a changed part of a view.
 
 mod view_change;
 
@@ -29,7 +29,7 @@ impl ViewBuilder {
         Self { networks, segment_prefix, ca }
     }
 
-    /// Returns the view of a registered node; `None` if it is not registered.
+    /// Returns the view of a registered node; `None` if the node is not registered.
     pub fn view(&self, state: &State, node: &NodeName, version: u64) -> Option<NodeView> {
         self.build(state, node, version, |peer| Some(self.peer(state, peer).into()))
     }
@@ -73,8 +73,8 @@ impl ViewBuilder {
     }
 
     /// Returns the addresses of a node that its peers get, the most likely first: those that the
-    /// operator configures, those that the node or its Node object reports, then the one at which
-    /// the controller saw it.
+    /// operator configures, those that the node or its Node object reports, then the address at
+    /// which the controller saw the node.
     pub fn endpoints(&self, node: &NodeRecord) -> Vec<NodeAddress> {
         let configured = self.networks.hubs.get(&node.name).filter(|_| node.role == Role::Hub);
         let configured = configured.into_iter().flat_map(|hub| &hub.endpoints);
@@ -89,7 +89,8 @@ impl ViewBuilder {
     }
 
     /// Returns the addresses from the node's record that a peer can use, at most
-    /// [`node_addresses::MOST`]. The one at which the controller saw the node is always among them.
+    /// [`node_addresses::MOST`]. The address at which the controller saw the node is always among
+    /// them.
     fn record_addresses(&self, node: &NodeRecord) -> Vec<NodeAddress> {
         let reachable =
             |endpoint: &NodeAddress| is_reachable(&endpoint.address.ip(), self.networks.tunnelled(node.role));

@@ -15,7 +15,7 @@ use crate::state::{Change, CommunityRecord, NodeObject};
 use crate::store::StoreError;
 use crate::store::embedded::Embedded;
 
-/// One step in the history of a cluster.
+/// One event in the history of a cluster.
 #[derive(Debug, Clone)]
 enum Event {
     Change(Vec<Change>),
@@ -65,7 +65,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// Generates an event, and which nodes read their views after it.
+/// Generates an event and the nodes that read their views after it.
 fn step() -> impl Strategy<Value = (Event, Vec<bool>)> {
     let event = prop_oneof![
         15 => prop::collection::vec(change(), 1..4).prop_map(Event::Change),

@@ -1,4 +1,4 @@
-//! Builds the small message to a node when a part of its view changed.
+//! Builds the small message that a node receives when a part of its view changed.
 
 use edge_types::{NodeName, ViewChange};
 

@@ -1,9 +1,9 @@
-//! Keeps a list up to date: it reads the list in pages and then watches changes from that version
-//! on.
+//! Keeps a list up to date: it reads the list in pages and then watches for changes after the
+//! list's version.
 //!
-//! Every event is certain. An error, a closed connection, a lost permission or an incomplete list
-//! causes no event, and in particular no deletion. The caller keeps its previous state, and the
-//! request is repeated.
+//! Every reported event is certain. An error, a closed connection, a lost permission or an
+//! incomplete list causes no event, and in particular no deletion. The caller keeps its previous
+//! state, and the request is repeated.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -24,16 +24,16 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds after which the API server ends a watch. The next watch starts at the version where the
 /// previous one ended.
 const WATCH_SECONDS: u32 = 60;
-/// A watch that has not ended this long after its time has a dead connection.
+/// If a watch has not ended this long after its time limit, its connection is dead.
 const WATCH_GRACE: Duration = Duration::from_secs(15);
-/// First and longest wait after a failure.
+/// First and maximum delay after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// One event of a list that is kept up to date.
 #[derive(Debug)]
 pub enum ListWatchEvent<T> {
-    /// A list begins, or begins again after a failure. The [`ListWatchEvent::Listed`] that follows
-    /// is newer than everything that was known before.
+    /// The list is read for the first time, or again after a failure. The
+    /// [`ListWatchEvent::Listed`] that follows is newer than everything that was known before.
     ListStarted,
     /// All objects that exist, and the resourceVersion of this list.
     Listed(Vec<T>, u64),
@@ -47,7 +47,7 @@ pub enum ListWatchEvent<T> {
 
 /// Objects that can be listed and watched.
 pub trait ListWatch: Send + Sync + 'static {
-    /// An object as it is delivered.
+    /// An object in the form in which it is delivered.
     type Object: Send + Clone + 'static;
     /// Returns plural and group of the resource, for messages: `segments.edge-cni.io`.
     fn what(&self) -> &str;
@@ -79,8 +79,8 @@ pub trait ListWatch: Send + Sync + 'static {
 /// The events of one watch, as the API server sends them.
 pub type WatchStream<T> = BoxStream<'static, kube::Result<WatchEvent<T>>>;
 
-/// Lists and watches only the metadata of objects. Nothing else is needed of Nodes, and their
-/// metadata is a fraction of their size. The second field is the plural.
+/// Lists and watches only the metadata of objects. Only the metadata of Nodes is needed, which is a
+/// fraction of their size. The second field is the plural of the kind.
 pub struct Metadata<K>(pub Api<K>, pub &'static str);
 
 impl<K> ListWatch for Metadata<K>

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// An API server that returns these responses in this order.
+/// A fake API server that returns these responses in this order.
 #[derive(Clone, Default)]
 struct Scripted(Arc<Mutex<Script>>);
 

@@ -2,7 +2,7 @@
 //!
 //! If somebody deletes one or two Nodes, their nodes are deregistered. If many Nodes disappear at
 //! once, or a list has no Node at all, no node is deregistered and the operator must confirm.
-//! Answers of another cluster do not count.
+//! Answers from another cluster do not count.
 
 use std::collections::BTreeSet;
 
@@ -34,12 +34,12 @@ impl NodeWatch {
         }
     }
 
-    /// Returns whether a decision is open for a node without its Node object.
+    /// Returns whether a decision is pending for a node without its Node object.
     pub(super) fn is_undecided(&self) -> bool {
         self.deleted.iter().any(|(name, deleted)| !deleted.confirmed || !self.asked.contains(name))
     }
 
-    /// Requests that the nodes in question are read again.
+    /// Requests that the undecided nodes are read again.
     pub(super) fn recheck(&mut self) {
         self.deleted.values_mut().filter(|deleted| !deleted.replaced).for_each(|deleted| deleted.confirmed = false);
     }
@@ -55,7 +55,7 @@ impl NodeWatch {
             self.deleted.iter().filter(|(_, deleted)| deleted.confirmed).map(|(name, _)| name.clone()).collect();
         let (asked, new): (BTreeSet<NodeName>, BTreeSet<NodeName>) =
             confirmed.iter().cloned().partition(|name| self.asked.contains(name));
-        // Nodes that are read again stay in question.
+        // Nodes that are read again stay undecided.
         let asked: BTreeSet<NodeName> =
             asked.into_iter().chain(self.deleted.keys().filter(|name| self.asked.contains(name)).cloned()).collect();
         if new.is_empty() {
@@ -104,7 +104,7 @@ impl NodeWatch {
     }
 
     /// Reads each node by its name from the API server, many at the same time. Events of other
-    /// Nodes wait until then.
+    /// Nodes wait until all of them are read.
     async fn confirm_by_name(&mut self) {
         let unconfirmed = self.deleted.iter().filter(|(_, deleted)| !deleted.confirmed);
         let unconfirmed: Vec<NodeName> = unconfirmed.map(|(name, _)| name.clone()).collect();
@@ -188,7 +188,7 @@ mod tests {
     use crate::events::EventRecorder;
     use crate::selector::NodeSelector;
 
-    /// A watch of three registered nodes with Node objects. Nothing listens at its API server's
+    /// A watch of three registered nodes with Node objects. Nothing listens at the API server's
     /// address, because these tests send no request.
     async fn watch_of_three(directory: &tempfile::TempDir) -> NodeWatch {
         let store = Arc::new(Embedded::open(directory.path()).unwrap());

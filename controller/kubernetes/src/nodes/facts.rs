@@ -13,7 +13,7 @@ use crate::label_trust::RESTRICTED_COMMUNITY_LABEL;
 use crate::selector::NodeSelector;
 
 /// Annotation with the addresses at which a node is reached from outside, for a node that does not
-/// know them itself.
+/// know these addresses itself.
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 
 /// Maximum length of an address with its port, in bytes.
@@ -23,7 +23,7 @@ const LONGEST_ADDRESS: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NodeFacts {
     pub(super) object: NodeObject,
-    /// Messages about labels and addresses that are not valid.
+    /// Messages about invalid labels and addresses.
     pub(super) rejected: Vec<String>,
 }
 
@@ -31,8 +31,8 @@ pub(super) fn name_of(metadata: &ObjectMeta) -> Option<NodeName> {
     metadata.name.as_ref()?.parse().ok()
 }
 
-/// Reads the metadata of a Node; `None` without a UID. Labels count only if `selector` selects the
-/// Node.
+/// Reads the metadata of a Node; `None` if it has no UID. Labels count only if `selector` selects
+/// the Node.
 pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<NodeFacts> {
     let none = BTreeMap::new();
     let labels = metadata.labels.as_ref().unwrap_or(&none);

@@ -2,14 +2,15 @@
 //! addresses at which nodes are reached, and the deletion of a Node deregisters its node.
 //!
 //! Every replica acts on the Nodes that it sees; a plan that would change nothing writes nothing.
-//! Everything that comes from a Node is kept in the node's record, so losing the API server changes
-//! nothing either. A Node counts as deleted only when the API server says so for its name: a failed
-//! or empty list, or the state NotReady, does not count as a deletion.
+//! Everything that comes from a Node is kept in the node's record, so losing the connection to the
+//! API server changes nothing either. A Node counts as deleted only when the API server says so for
+//! its name: a failed or empty list, or the state NotReady, does not count as a deletion.
 //!
-//! - [`watch`]: [`NodeWatch`], which takes events of Nodes and holds the work to be done.
-//! - [`facts`]: what the controller takes from a Node object.
+//! - [`watch`]: watches Nodes with [`NodeWatch`], which records the work to be done.
+//! - [`facts`]: reads what the controller takes from a Node object.
 //! - [`record`]: writes that information into the node's record.
-//! - [`deleted`]: what a missing Node object means; [`pending`]: the nodes in question.
+//! - [`deleted`]: handles nodes whose Node object is missing or was replaced; [`pending`]: holds
+//!   these nodes.
 
 mod deleted;
 mod facts;

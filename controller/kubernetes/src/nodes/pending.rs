@@ -9,8 +9,8 @@ use tokio::time::Instant;
 /// Maximum number of nodes that a message names.
 const NAMED: usize = 10;
 
-/// Registered nodes for which the operator must confirm the deregistration. Their number is limited
-/// by the number of registered nodes.
+/// Registered nodes for which the operator must confirm the deregistration. There are at most as
+/// many as registered nodes.
 #[derive(Debug, Clone, Default)]
 pub struct PendingDeregistrations(Arc<Mutex<BTreeSet<NodeName>>>);
 
@@ -20,8 +20,8 @@ impl PendingDeregistrations {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(node)
     }
 
-    /// Returns a message with the nodes and the command that confirms; `None` if there are no
-    /// nodes.
+    /// Returns a message with the nodes and the command that confirms their deregistration; `None`
+    /// if there are no nodes.
     pub fn note(&self) -> Option<String> {
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let named: Vec<&str> = asked.iter().take(NAMED).map(NodeName::as_str).collect();
@@ -36,7 +36,7 @@ impl PendingDeregistrations {
         })
     }
 
-    /// Replaces the nodes in question. Returns the new ones.
+    /// Replaces the nodes that wait for confirmation. Returns those that were added.
     pub(super) fn set(&self, nodes: BTreeSet<NodeName>) -> Vec<NodeName> {
         let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = nodes.difference(&asked).cloned().collect();
@@ -51,7 +51,7 @@ pub(super) struct DeletedNode {
     /// UID of the deleted object.
     pub(super) uid: String,
     pub(super) since: Instant,
-    /// Another Node has its name now.
+    /// Another Node now has the deleted Node's name.
     pub(super) replaced: bool,
     /// The API server has confirmed the deletion for this name.
     pub(super) confirmed: bool,

@@ -13,15 +13,15 @@ use super::watch::{NodeWatch, WHAT};
 use crate::client::{REQUEST, explain};
 use crate::events::Regarding;
 
-/// Time in which a new Node must report its machine ID.
+/// Time within which a new Node must report its machine ID.
 const MACHINE_ID_WAIT: Duration = Duration::from_secs(60);
-/// Maximum length of a machine ID, in bytes; systemd's has 32.
+/// Maximum length of a machine ID, in bytes; a systemd machine ID has 32.
 const LONGEST_MACHINE_ID: usize = 128;
-/// Maximum number of concurrent plans; the registry commits them together.
+/// Maximum number of concurrent plans. The registry commits concurrent plans together.
 const CONCURRENT_PLANS: usize = 64;
 
 impl NodeWatch {
-    /// Updates the records. Updates that fail are kept for the next call.
+    /// Updates the records of nodes. Updates that fail are tried again at the next call.
     pub(super) async fn record_changes(&mut self) {
         let differing: Vec<(NodeName, NodeObject)> = {
             let state = self.registry.read().await;
@@ -166,7 +166,7 @@ impl NodeWatch {
         Ok(machine_id.filter(|machine_id| machine_id.len() <= LONGEST_MACHINE_ID).unwrap_or_default())
     }
 
-    /// Logs a deregistration and sends an Event.
+    /// Logs a deregistration and writes an Event.
     fn report_deregistered(&self, name: &NodeName, segments: usize, why: &str) {
         tracing::info!(node = %name, segments, "deregistered: {why}");
         let note = format!("{why}; its certificate is refused from now on");
@@ -181,8 +181,8 @@ enum RecordOutcome {
     Done,
     /// The update must be repeated.
     NotYet,
-    /// The record is of the Node with this UID. The Node that now has the name is, or may be, of
-    /// another machine.
+    /// The record belongs to the Node with this UID. The Node that now has the name belongs, or may
+    /// belong, to another machine.
     Replaced(String),
     /// As `Replaced`, but the new Node has not reported its machine ID yet.
     MachineUnknown(String),

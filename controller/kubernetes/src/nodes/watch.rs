@@ -28,9 +28,9 @@ use crate::selector::NodeSelector;
 pub(super) const WHAT: &str = "nodes";
 /// Name of the failure to confirm that the API server still belongs to the same cluster.
 pub(crate) const CLUSTER: &str = "the cluster";
-/// Wait before the cluster's identity is checked again.
+/// Delay before the cluster's identity is checked again.
 const IDENTITY_RETRY: Duration = Duration::from_secs(5);
-/// Wait before failed work is repeated.
+/// Delay before failed work is repeated.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often all Nodes are compared with their records, even without an event.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ pub struct NodeWatch {
     /// Nodes with a machine ID that was read since the last resync.
     pub(super) machines_read: BTreeSet<NodeName>,
     /// Nodes whose Node object has another UID and has not reported its machine ID yet, each with
-    /// the time since when.
+    /// the time when this was first seen.
     pub(super) machine_unknown: BTreeMap<NodeName, Instant>,
     /// Registered nodes without their Node object.
     pub(super) deleted: DeletedNodes,
@@ -95,13 +95,13 @@ impl NodeWatch {
     }
 
     /// Sets whether the operator must confirm before many nodes are deregistered at once. `asked`
-    /// then holds the nodes in question.
+    /// then holds the nodes that wait for confirmation.
     pub fn asking(self, confirm: bool, asked: PendingDeregistrations) -> Self {
         Self { confirm, asked, ..self }
     }
 
-    /// Makes community labels count as the value of this receiver says; without it they do not
-    /// count.
+    /// Makes community labels count according to the value of this receiver. Without a receiver
+    /// these labels do not count.
     pub fn with_labels(mut self, labels: watch::Receiver<LabelTrust>) -> Self {
         self.trust = self.trust.with_labels(labels);
         self
@@ -191,7 +191,7 @@ impl NodeWatch {
                 }
             }
             ListWatchEvent::Listed(nodes, _) => {
-                // A list of another cluster says nothing about our nodes.
+                // A list from another cluster says nothing about our nodes.
                 self.identity.check().await?;
                 self.none_listed = nodes.is_empty();
                 let listed: BTreeSet<NodeName> =
@@ -204,7 +204,7 @@ impl NodeWatch {
                     let deleted =
                         self.deleted.entry(name.clone()).or_insert_with(|| DeletedNode::new(object.uid.clone()));
                     if deleted.replaced {
-                        // The Node that replaced it is gone too.
+                        // The Node that replaced the deleted Node is gone too.
                         *deleted = DeletedNode::new(object.uid.clone());
                     }
                 }
@@ -213,8 +213,8 @@ impl NodeWatch {
         Ok(())
     }
 
-    /// Takes the metadata of a Node. Returns its name if the name is valid. The record is compared
-    /// later.
+    /// Takes the metadata of a Node. Returns its name if the name is valid. The node's record is
+    /// compared with the metadata later.
     pub(super) fn observe(&mut self, metadata: ObjectMeta) -> Option<NodeName> {
         let name = name_of(&metadata)?;
         let facts = facts(&metadata, &self.selector)?;
@@ -233,7 +233,7 @@ impl NodeWatch {
             self.known.insert(name.clone(), facts);
         }
         if another {
-            // Information about the earlier Node does not apply to this one.
+            // Information about the earlier Node does not apply to this Node.
             self.machine_unknown.remove(&name);
         }
         let uid = self.known.get(&name).map(|facts| &facts.object.uid);

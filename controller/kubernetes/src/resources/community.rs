@@ -1,4 +1,4 @@
-//! `Community`: nodes that may reach each other, listed by the operator.
+//! The custom resource `Community`: nodes that may reach each other, listed by the operator.
 
 use edge_controller_domain::state::CommunityRecord;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;

@@ -1,4 +1,4 @@
-//! `EdgeNode`: a registered node. Deleting the object deregisters the node.
+//! The custom resource `EdgeNode`: a registered node. Deleting the object deregisters the node.
 
 use std::collections::BTreeMap;
 
@@ -191,7 +191,7 @@ pub struct ObstaclesStatus {
 }
 
 impl EdgeNodeSpec {
-    /// Returns the spec of a record.
+    /// Returns the spec for a node's record.
     pub fn of(record: &NodeRecord) -> Self {
         let NodeRecord {
             name: _,

@@ -15,7 +15,7 @@ use super::raw_object::{Metadata, RawObject, Spec};
 use super::{Community, CommunitySpec, EdgeNode, EdgeNodeSpec, Segment, SegmentSpec, token};
 use crate::client::version;
 
-/// A kind of object, which is also a kind of row.
+/// A kind of object that holds one kind of row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     Node,
@@ -34,8 +34,8 @@ pub(crate) const TOKENS: &str = "edge-cni.io/kind=join-token";
 /// deletion is the controller's own.
 pub(crate) const DELETING: &str = "edge-cni.io/deleting";
 
-/// Name of the pretended holder of a segment with an unreadable object, so that the segment is not
-/// granted. No real node has this name.
+/// Name that stands for the holder of a segment with an unreadable object, so that the segment is
+/// not granted. No real node has this name.
 const UNREADABLE: &str = "unreadable.invalid";
 
 impl Kind {
@@ -68,7 +68,7 @@ impl Kind {
     }
 }
 
-/// The API of each kind.
+/// The API endpoint of each kind.
 #[derive(Clone)]
 pub(crate) struct Apis {
     all: [Api<DynamicObject>; 4],
@@ -101,7 +101,8 @@ fn resource(kind: Kind) -> ApiResource {
     }
 }
 
-/// Metadata that others may have added to an object. Our writes keep that metadata.
+/// Metadata that other programs or people may have added to an object. The controller's writes keep
+/// it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct ForeignMetadata(Option<Box<ObjectMeta>>);
 
@@ -112,7 +113,7 @@ impl ForeignMetadata {
             labels.remove(token::KIND_LABEL);
             labels
         });
-        // A replica that writes the object wants it to stay.
+        // A write shows that the object is to stay, so the mark for deletion is removed.
         let annotations = annotations.map(|mut annotations| {
             annotations.remove(DELETING);
             annotations
@@ -137,7 +138,7 @@ pub(crate) struct StoredObject {
     /// The change that writes the row, or the reason why the object cannot be read.
     pub(crate) row: Result<Change, String>,
     pub(crate) foreign: ForeignMetadata,
-    /// A replica has marked it for deletion.
+    /// Whether a replica has marked the object for deletion.
     pub(crate) deleting: bool,
 }
 
@@ -145,7 +146,7 @@ impl StoredObject {
     /// Reads an object; a row that cannot be read is kept as an error.
     ///
     /// # Errors
-    /// If the name, the UID or the version is missing. The API server always sends them.
+    /// If the name, the UID or the version is missing. The API server always sends all three.
     pub(crate) fn of<S: Spec>(kind: Kind, object: RawObject<S>) -> Result<Self, String> {
         let RawObject { metadata, spec, data } = object;
         let (Some(name), Some(uid)) = (metadata.name.clone(), metadata.uid.clone()) else {

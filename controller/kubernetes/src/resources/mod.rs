@@ -1,18 +1,18 @@
-//! The custom resources: how a row is written as an object, for the API server and for people who
-//! read the object with kubectl.
+//! The custom resources: the form of rows as objects, for the API server and for people who read
+//! the objects with kubectl.
 //!
-//! - [`Segment`], [`EdgeNode`], [`Community`]: the kinds. Their plurals are the ones that
-//!   Kubernetes derives from a kind, and do not end in "ss" or "status". So proxies that derive
+//! - [`Segment`], [`EdgeNode`], [`Community`]: the custom resources. Their plurals are those that
+//!   Kubernetes derives from the kind, and do not end in "ss" or "status". So proxies that derive
 //!   resource names, such as KubeEdge's, derive them correctly.
 //! - [`token`]: join tokens, which are Secrets.
 //! - [`Timestamp`]: a time in RFC 3339 format.
 //! - [`kinds`]: maps rows to objects and back; [`raw_object`]: an object as the API server sends
 //!   it.
 //!
-//! Every record is one `spec`. One request writes the whole `spec`, and the API server refuses the
-//! request if the object has changed in the meantime. `status` is only for people: it is written
-//! separately and never read back. Requests for the object leave its status unchanged, and requests
-//! for the status leave the object unchanged.
+//! Every record is the `spec` of one object. One request writes the whole `spec`, and the API
+//! server refuses the request if the object has changed in the meantime. `status` is only for
+//! people: it is written separately and never read back as data. Requests for the object leave its
+//! status unchanged, and requests for the status leave the object unchanged.
 
 #[allow(
     unreachable_pub,
@@ -47,10 +47,10 @@ pub use edge_node::{EdgeNode, EdgeNodeSpec, EdgeNodeStatus, ObstaclesStatus, Tun
 pub use segment::{Segment, SegmentSpec, network_of, object_name};
 pub use timestamp::Timestamp;
 
-/// API group of the custom resources, and prefix of our labels and annotations.
+/// API group of the custom resources, and prefix of the project's labels and annotations.
 pub const GROUP: &str = "edge-cni.io";
 
-/// Returns the definitions of all kinds, each with its file name in `deploy/crds`.
+/// Returns the definitions (CRDs) of all kinds, each with its file name in `deploy/crds`.
 pub fn definitions() -> [(&'static str, CustomResourceDefinition); 3] {
     [
         ("segments.yaml", short_names(Segment::crd())),

@@ -1,4 +1,4 @@
-//! An object as the API server sends it, reduced to what rows and writes need.
+//! Decodes an object as the API server sends it, reduced to the parts that rows and writes need.
 
 use std::collections::BTreeMap;
 
@@ -23,13 +23,13 @@ pub(crate) struct RawObject<S> {
     pub(crate) data: Value,
 }
 
-/// Default of `spec`. `#[serde(default)]` would require that `S` has a default.
+/// Default for `spec`. `#[serde(default)]` would require that `S` has a default.
 fn absent<S>() -> Option<S> {
     None
 }
 
-/// A spec that is not decoded yet, so that an error in one spec affects one object and not the
-/// list.
+/// A spec that is not decoded yet, so that an error in one spec affects only that object and not
+/// the whole list.
 pub(crate) trait Spec {
     fn read<T: DeserializeOwned>(self) -> serde_json::Result<T>;
 }

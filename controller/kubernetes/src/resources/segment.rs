@@ -1,6 +1,6 @@
-//! `Segment`: records which node holds a segment. The object is named after the network, so
-//! creating the object grants the segment: if two replicas grant the same segment, the API server
-//! accepts one.
+//! The custom resource `Segment`: records which node holds a segment. The object is named after the
+//! network, so creating the object grants the segment: if two replicas grant the same segment, the
+//! API server accepts only one of the two requests.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -101,7 +101,7 @@ pub struct HoldingSpec {
 }
 
 impl SegmentSpec {
-    /// Returns the spec of a row.
+    /// Returns the spec for a segment's row.
     pub fn of(row: &SegmentRecord) -> Self {
         let SegmentRecord { network, node, request_id, granted_at, released_at, kept_until, past } = row;
         Self {

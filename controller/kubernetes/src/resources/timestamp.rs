@@ -1,4 +1,4 @@
-//! Times in custom resources.
+//! The format of times in custom resources.
 
 use std::borrow::Cow;
 

@@ -1,5 +1,5 @@
-//! Join tokens as Secrets in the controller's namespace. A Secret holds the hash of the token's
-//! secret, never the secret itself.
+//! Stores join tokens as Secrets in the controller's namespace. A Secret holds the hash of the
+//! token's secret, never the secret itself.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,7 +7,7 @@ use edge_controller_domain::ca::hex;
 use edge_controller_domain::state::TokenRecord;
 use serde_json::{Value, json};
 
-/// Label that says what one of our Secrets holds.
+/// Label that says what one of the controller's Secrets holds.
 pub const KIND_LABEL: &str = "edge-cni.io/kind";
 /// Value of [`KIND_LABEL`] for join tokens.
 pub const KIND: &str = "join-token";
@@ -31,7 +31,8 @@ pub fn content(record: &TokenRecord) -> Result<Value, serde_json::Error> {
 /// Reads a token from the Secret with this name and `data`.
 ///
 /// # Errors
-/// Returns what is missing or damaged, or that the Secret holds another token.
+/// Returns a text that names the missing or damaged part, or says that the Secret holds another
+/// token.
 pub fn record(name: &str, data: &Value) -> Result<TokenRecord, String> {
     let text = data.get(KEY).and_then(Value::as_str);
     let bytes = STANDARD.decode(text.ok_or_else(|| format!("data.{KEY} is missing"))?);

@@ -1,4 +1,4 @@
-//! The service accounts whose tokens let a node join.
+//! The service accounts whose tokens let nodes join.
 
 use edge_types::{NodeName, Role};
 use schemars::JsonSchema;
@@ -23,7 +23,7 @@ pub struct JoinAccounts {
 }
 
 impl JoinAccounts {
-    /// Returns the role of a user of the API server.
+    /// Returns the role for a user name at the API server.
     pub(super) fn role_of(&self, username: &str) -> Option<Role> {
         let all = [(&self.edge, Role::Edge), (&self.hub, Role::Hub), (&self.cloud, Role::Cloud)];
         all.into_iter()
@@ -34,7 +34,7 @@ impl JoinAccounts {
     /// Checks that no account is configured for two roles.
     ///
     /// # Errors
-    /// If an account has two roles.
+    /// If an account is configured for two roles.
     pub fn check(&self) -> Result<(), String> {
         let mut all: Vec<&ServiceAccount> = [&self.edge, &self.hub, &self.cloud].into_iter().flatten().collect();
         let count = all.len();

@@ -1,5 +1,5 @@
-//! Limits how many service account tokens are reviewed at the same time, so that strangers with
-//! wrong tokens neither overload the API server nor block other clients.
+//! Limits how many service account tokens are reviewed at the same time, so that callers with wrong
+//! tokens neither overload the API server nor block other clients.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,20 +11,20 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 /// Maximum number of concurrent reviews.
 const AT_ONCE: usize = 8;
-/// Maximum number of concurrent reviews of one source. The next free review goes to another source,
-/// however many requests of this source wait.
+/// Maximum number of concurrent reviews for one source. The next free review goes to another
+/// source, however many requests from this source wait.
 const OF_ONE_SOURCE: usize = 4;
-/// Maximum number of reviews of one source that run or wait, with their request bodies; further
-/// ones are refused at once.
+/// Maximum number of reviews for one source that run or wait, with their request bodies. Further
+/// reviews are refused at once.
 const OF_ONE_SOURCE_IN_ALL: usize = 32;
 /// Maximum wait for a review.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The limits of all sources.
+/// The limits for all sources.
 #[derive(Debug)]
 pub struct ReviewLimits {
     all: Arc<Semaphore>,
-    /// The limits of sources with reviews that run or wait.
+    /// The limits for sources with reviews that run or wait.
     sources: Mutex<HashMap<IpAddr, Arc<Semaphore>>>,
 }
 
@@ -43,15 +43,17 @@ impl Default for ReviewLimits {
 
 impl ReviewLimits {
     /// Waits for permission to review a token from this address; `None` if too many reviews are
-    /// waiting, or if none became free in time.
+    /// waiting, or if the permission does not come in time.
     pub async fn acquire(&self, from: Option<IpAddr>) -> Option<ReviewPermit<'_>> {
         let source = source_shares::source(from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
         let of_source = self.sources().entry(source).or_insert_with(|| Arc::new(Semaphore::new(OF_ONE_SOURCE))).clone();
-        // The map, this call and every other running or waiting review hold a reference.
+        // The map, this call and every other running or waiting review hold a reference to the
+        // source's limits.
         if Arc::strong_count(&of_source) > OF_ONE_SOURCE_IN_ALL + 1 {
             return None;
         }
-        // The permit is made first, so that a caller that stops waiting is removed too.
+        // The permit is made first, so that the entry of a caller that stops waiting is removed
+        // too.
         let mut permit = ReviewPermit { limits: self, source, permits: None };
         let both = async {
             let own = of_source.acquire_owned().await?;
@@ -70,7 +72,7 @@ impl Drop for ReviewPermit<'_> {
     fn drop(&mut self) {
         let mut sources = self.limits.sources();
         self.permits = None;
-        // Every running or waiting review holds a reference.
+        // Every running or waiting review holds a reference to the source's limits.
         if sources.get(&self.source).is_some_and(|source| Arc::strong_count(source) == 1) {
             sources.remove(&self.source);
         }

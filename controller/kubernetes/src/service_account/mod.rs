@@ -2,9 +2,10 @@
 //!
 //! - [`check_token`]: checks a token without its signature, before the API server reviews it.
 //! - [`ReviewLimits`]: limits how many reviews run at the same time.
-//! - [`Reviewer`]: has the API server review a token; [`ReviewError`]: the reason for a refusal.
-//! - [`JoinAccounts`]: the service account of each role; [`RoleSelectors`]: the Nodes that may have
-//!   each role.
+//! - [`Reviewer`]: has the API server review a token; [`ReviewError`]: the reason why a token is
+//!   refused.
+//! - [`JoinAccounts`]: the service accounts for each role; [`RoleSelectors`]: the Nodes that may
+//!   have each role.
 
 mod accounts;
 mod error;

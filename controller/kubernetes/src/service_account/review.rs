@@ -14,7 +14,8 @@ use super::token::AUDIENCE;
 const NODE: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 const POD: &str = "authentication.kubernetes.io/pod-name";
-/// Maximum length of a token that is sent to the API server, in bytes. Real ones are below 2 KiB.
+/// Maximum length of a token that is sent to the API server, in bytes. Real tokens are shorter than
+/// 2 KiB.
 const LONGEST: usize = 16 * 1024;
 
 /// Reviews tokens at the API server.
@@ -28,9 +29,9 @@ pub struct Reviewer {
 /// The parts of the review about the token's pod.
 #[derive(Debug, PartialEq, Eq)]
 struct Bound {
-    /// The role of its account.
+    /// The role of the pod's service account.
     role: Role,
-    /// UID of its Node, if the token contains it.
+    /// UID of the pod's Node, if the token contains it.
     node_uid: Option<String>,
 }
 

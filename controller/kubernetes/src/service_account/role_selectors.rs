@@ -1,4 +1,4 @@
-//! Checks which role a Node may have. The service account shows the role of a pod, but DaemonSets
+//! Checks which roles a Node may have. The service account shows the role of a pod, but DaemonSets
 //! place pods by labels. So the labels of the pod's Node are checked too, with selectors that a
 //! kubelet cannot satisfy on its own.
 
@@ -12,7 +12,7 @@ use super::error::ReviewError;
 use crate::client::{REQUEST, explain};
 use crate::selector::NodeSelector;
 
-/// The Nodes of each role, as configured in `[kubernetes]`.
+/// Selectors for the Nodes of each role, as configured in `[kubernetes]`.
 #[derive(Debug, Clone)]
 pub struct RoleSelectors {
     /// Nodes that may join only as edges (`edge_selector`).
@@ -25,8 +25,8 @@ pub struct RoleSelectors {
 
 impl RoleSelectors {
     /// Refuses a role that a Node with these labels may not have. An edge may not join with another
-    /// role's account, and a hub or another cloud node must be selected as one. The role edge has
-    /// the fewest rights, so any Node may have it.
+    /// role's account, and a hub or other cloud node must be selected by the selector for its role.
+    /// The role edge has the fewest rights, so any Node may have it.
     fn check_labels(&self, role: Role, node: &NodeName, labels: &BTreeMap<String, String>) -> Result<(), ReviewError> {
         let (key, selector) = match role {
             Role::Edge => return Ok(()),
@@ -48,8 +48,8 @@ impl RoleSelectors {
         Ok(())
     }
 
-    /// Reads the Node and refuses a role that the Node may not have. `uid`: UID of the Node to
-    /// which the token is bound, if the token contains it.
+    /// Reads the Node and refuses a role that the Node may not have. `uid` is the UID of the Node
+    /// to which the token is bound, if the token contains it.
     pub async fn check(
         &self,
         client: &Client,

@@ -8,13 +8,13 @@ use serde::Deserialize;
 
 /// The audience that the token must have. A pod's token for the API server itself is not accepted.
 pub(super) const AUDIENCE: &str = "edge-cni";
-/// Maximum length of a token, in bytes. The API server's tokens are below 2 KiB; ours are bound to
-/// one audience and one pod.
+/// Maximum length of a token, in bytes. The API server's tokens are shorter than 2 KiB; those for
+/// this controller are bound to one audience and one pod.
 const LONGEST: usize = 8 * 1024;
 /// Maximum difference between our clock and that of the API server, which judges the token, in
 /// seconds.
 const SKEW: Seconds = 600;
-/// Longest validity that the API server grants, in seconds, whatever a pod requests
+/// Maximum validity that the API server grants, in seconds, whatever a pod requests
 /// (`--service-account-max-token-expiration` is a year at most by default).
 const FARTHEST: Seconds = 366 * 24 * 3600;
 
@@ -24,7 +24,7 @@ struct Header {
     alg: String,
 }
 
-/// Claims (RFC 7519 section 4.1); the API server checks the others.
+/// Claims (RFC 7519 section 4.1); the API server checks the other claims.
 #[derive(Deserialize)]
 struct JwtClaims {
     iss: String,
@@ -41,10 +41,10 @@ enum Audiences {
     Several(Vec<String>),
 }
 
-/// Checks that this may be a service account token for us.
+/// Checks that this may be a service account token for this controller.
 ///
 /// # Errors
-/// Returns the reason why it cannot be one. The text contains no part of the token.
+/// Returns the reason why it cannot be such a token. The text contains no part of the token.
 pub fn check(token: &str, now: Seconds) -> Result<(), String> {
     let not = |why: &str| format!("{why}; it must be a projected token for the audience {AUDIENCE:?}");
     if token.is_empty() {

@@ -1,7 +1,7 @@
 //! Writes a batch of changes.
 //!
 //! Elements that change the same rows are written in order. If one of them fails, the elements that
-//! were planned on it fail as conflicts. Other elements are written at the same time.
+//! were planned on its result fail as conflicts. Independent elements are written at the same time.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,14 +20,14 @@ use super::requests::{Failure, read_object, send};
 use super::store_core::StoreCore;
 use crate::resources::kinds::Kind;
 
-/// Maximum number of chains that are written at the same time: the API server and etcd process many
-/// writes in little more than the time of one.
+/// Maximum number of chains (groups of elements that share rows) that are written at the same time.
+/// The API server and etcd process many concurrent writes in little more time than one write.
 const CONCURRENT_CHAINS: usize = 128;
-/// Attempts to release a segment, if others write its object at the same time.
+/// Number of attempts to release a segment if others write its object at the same time.
 const RELEASE_ATTEMPTS: u32 = 4;
 
 pub(super) async fn commit(core: Arc<StoreCore>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {
-    // Grants are checked when they are confirmed.
+    // For grants the shared configuration is checked when they are confirmed.
     if batch.iter().flatten().any(|change| !matches!(change, Change::GrantSegment(_)))
         && let Err(error) = core.shared_config.understood_since_now().await
     {
@@ -113,8 +113,8 @@ fn stage(change: &Change) -> u8 {
 }
 
 async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(), StoreError> {
-    // This check comes before any change of the element: a node stays if its segments could not be
-    // kept for it.
+    // This check comes before any change of the element is written: a node stays registered if its
+    // segments could not be kept for it.
     element.iter().try_for_each(|change| core.check_fields(change)).map_err(StoreError::Failed)?;
     let mut stages: Vec<u8> = element.iter().map(stage).collect();
     stages.sort_unstable();
@@ -202,8 +202,8 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
         Err(Failure::Changed) => {
             let now = read_object(core, &object_key).await;
             let mut objects = core.objects();
-            // The current state is handled like a watch event, in its place among them, so that the
-            // registry does not go back to an earlier state.
+            // The current state is handled like a watch event, in order with the other events, so
+            // that the registry does not return to an earlier state.
             let current = match now {
                 Ok(Some(object)) => {
                     let row = object.row.clone();
@@ -218,7 +218,7 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
                     objects.observe(object_key.clone(), ObjectEvent::Deleted { uid, version, by_replica: false });
                     Ok(match object_key.0 {
                         Kind::Token => vec![deletion(&key)],
-                        // The reason why the object is missing must be known first.
+                        // The write must wait until the reason why the object is missing is known.
                         _ => Vec::new(),
                     })
                 }
@@ -259,15 +259,15 @@ async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError
         }
         result = write(core, &change).await.map(drop);
         if result.is_ok() {
-            // The write follows the event that the plan did not know.
+            // This write comes after the event that the plan did not know.
             core.objects().publish_write(change.clone());
         }
     }
     result
 }
 
-/// Gives back the use of a token whose element failed. If that fails too, the use is lost: the
-/// token then lets one node fewer join.
+/// Gives back the use of a token if the element that used it failed. If that fails too, the use is
+/// lost: the token then lets one node fewer join.
 async fn give_back_tokens(core: &StoreCore, done: &mut Vec<Change>) {
     let used = done.iter().position(|change| matches!(change, Change::PutToken(token) if token.used() > 0));
     let Some(index) = used else { return };

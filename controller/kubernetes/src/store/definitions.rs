@@ -1,5 +1,5 @@
-//! The definitions of the custom resources (CRDs). An object exists only as long as its definition:
-//! the API server deletes both together.
+//! Checks the definitions of the custom resources (CRDs). An object exists only as long as its
+//! definition: the API server deletes both together.
 //!
 //! When a definition is deleted, it first gets a `deletionTimestamp`. Then its objects are deleted,
 //! and then the definition itself. So if the definition is read after an object was deleted, and
@@ -28,10 +28,10 @@ pub(super) struct Definitions {
     api: Api<CustomResourceDefinition>,
     /// The definitions under which the known objects exist.
     known: Mutex<Uids>,
-    /// The fields that each definition drops, with the generation of the definition.
+    /// The fields that each definition drops, with the definition's generation.
     dropped: Mutex<BTreeMap<Kind, (Generation, Vec<String>)>>,
     namespaces: Api<Namespace>,
-    /// UID of the cluster in which the definitions exist, from the first response on.
+    /// UID of the cluster in which the definitions exist, known after the first response.
     cluster: OnceLock<String>,
 }
 
@@ -45,7 +45,7 @@ pub(super) enum DefinitionState {
     Unchanged,
     /// The definition is missing or about to be deleted, with a message.
     Unavailable(String),
-    /// It was deleted and created again, with this UID.
+    /// The definition was deleted and created again, with this UID.
     Recreated(String),
 }
 
@@ -56,7 +56,7 @@ impl Definitions {
     }
 
     /// Checks that the API server still belongs to the same cluster, so that rows are not written
-    /// into another one.
+    /// into another cluster.
     pub(super) async fn check_cluster(&self) -> Result<(), String> {
         let found = cluster_identity::uid(&self.namespaces).await?;
         let known = self.cluster.get_or_init(|| found.clone());
@@ -72,7 +72,7 @@ impl Definitions {
     /// Returns the UIDs of all definitions.
     ///
     /// # Errors
-    /// If one of them is missing or about to be deleted, or the API server cannot be reached.
+    /// If a definition is missing or about to be deleted, or the API server cannot be reached.
     pub(super) async fn require_all(&self) -> Result<Uids, StoreError> {
         let mut uids = Uids::new();
         for kind in Kind::CUSTOM {
@@ -116,8 +116,8 @@ impl Definitions {
     }
 
     /// Returns the fields that the served definition of a kind drops from what this program writes.
-    /// The definition is read in full only when it has changed. A definition that is missing drops
-    /// nothing, since nothing is written then.
+    /// The definition is read in full only when it has changed. A missing definition drops nothing,
+    /// since nothing is written while it is missing.
     ///
     /// # Errors
     /// If the API server cannot be reached.
@@ -149,8 +149,7 @@ impl Definitions {
     }
 
     async fn read(&self, kind: Kind) -> Result<Option<ObjectMeta>, StoreError> {
-        // The request is by name and without a version, because the API server then reads from
-        // etcd.
+        // The request names the object and no version, so that the API server reads from etcd.
         match tokio::time::timeout(REQUEST, self.api.get_metadata(kind.what())).await {
             Ok(Ok(found)) => Ok(Some(found.metadata)),
             Ok(Err(error)) if is_absent(&error) => Ok(None),

@@ -1,5 +1,5 @@
-//! Finds fields that this program writes and the served definition (CRD) does not know. The API
-//! server drops such fields without an error.
+//! Finds fields that this program writes but that the served definition (CRD) does not know. The
+//! API server drops such fields without an error.
 
 use edge_controller_domain::state::Change;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -14,10 +14,10 @@ use crate::resources::kinds::Kind;
 const NAMED: usize = 10;
 
 /// The only field that must not be lost. Without it a segment goes to another node after the
-/// quarantine, while the pods of the node that lost its Node object still use the segment. Fields
-/// that were added after the first release only give a node something: a community, or the end of a
-/// waiting time. `certificatesFrom`, whose loss would let an earlier certificate count, is older
-/// than that.
+/// quarantine, while the pods of the node that lost its Node object still use the segment. Other
+/// fields that were added after the first release only give a node something, such as a community
+/// or the end of a waiting time. `certificatesFrom`, whose loss would make an earlier certificate
+/// count, is older than those fields.
 const KEPT_UNTIL: &str = "spec.keptUntil";
 
 /// Returns the fields of a kind that the served definition drops, as paths: `spec.keptUntil`.
@@ -66,7 +66,8 @@ fn compare(ours: &JSONSchemaProps, served: &JSONSchemaProps, path: &str, dropped
     }
 }
 
-/// Names the dropped fields and the command that restores them. `None` if nothing is dropped.
+/// Returns a text with the dropped fields and the command that restores them. `None` if nothing is
+/// dropped.
 pub(super) fn warning(kind: Kind, dropped: &[String]) -> Option<String> {
     let more = if dropped.len() > NAMED { ", ..." } else { "" };
     let named = dropped.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -87,10 +88,10 @@ fn loses_kept_until(kind: Kind, dropped: &[String]) -> bool {
     kind == Kind::Segment && dropped.iter().any(|path| path == KEPT_UNTIL)
 }
 
-/// Refuses a change that must not lose a field, if the served definition drops that field.
+/// Refuses a change with a field that must not be lost, if the served definition drops that field.
 ///
 /// # Errors
-/// Returns the reason, and the command that helps.
+/// Returns the reason and the command that remedies it.
 pub(super) fn check(change: &Change, dropped: &[String]) -> Result<(), String> {
     match change {
         Change::PutSegment(row) | Change::GrantSegment(row)

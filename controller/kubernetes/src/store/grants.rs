@@ -1,5 +1,5 @@
-//! Confirms grants of segments. A grant is announced only after the sizes in force have been read
-//! again, and is rolled back if they differ (see `shared_config`).
+//! Confirms segment grants. A grant is announced only after the segment sizes in force have been
+//! read again, and is rolled back if its size differs from them (see `shared_config`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,12 +15,12 @@ use super::requests::{Failure, read_object, send};
 use super::store_core::StoreCore;
 use crate::resources::kinds::{ObjectKey, StoredObject};
 
-/// Attempts to roll a grant back, if others write its object at the same time.
+/// Number of attempts to roll a grant back if others write its object at the same time.
 const ATTEMPTS: u32 = 4;
-/// Wait before grants are checked again.
+/// Delay before grants are checked again.
 const SETTLE_RETRY: Duration = Duration::from_secs(1);
 
-/// A segment that was granted and is not announced yet.
+/// A grant that is not announced yet.
 pub(super) struct UnconfirmedGrant {
     pub(super) object_key: ObjectKey,
     pub(super) row: SegmentRecord,
@@ -28,7 +28,8 @@ pub(super) struct UnconfirmedGrant {
     pub(super) written: StoredObject,
 }
 
-/// Announces grants if the sizes are still in force; otherwise rolls them back.
+/// Announces grants if this replica's segment sizes are still in force; otherwise rolls the grants
+/// back.
 pub(super) async fn confirm(core: &Arc<StoreCore>, grants: Vec<UnconfirmedGrant>) -> Result<(), StoreError> {
     match core.shared_config.in_force_since_now().await {
         Ok(Ok(())) => {
@@ -45,7 +46,7 @@ pub(super) async fn confirm(core: &Arc<StoreCore>, grants: Vec<UnconfirmedGrant>
         }
         Err(error) => {
             // The grants are neither announced nor dropped: their objects stay in flight until the
-            // sizes in force are known.
+            // segment sizes in force are known.
             core.unsettled.fetch_add(1, Ordering::SeqCst);
             tokio::spawn(settle(core.clone(), grants));
             Err(error)
@@ -93,7 +94,7 @@ async fn roll_back(core: &StoreCore, grants: Vec<UnconfirmedGrant>) {
             match send(core, &change, &object_key, &upon).await {
                 Ok(None) => return core.objects().end_rolled_back(object_key, written, &Change::GrantSegment(row)),
                 Ok(Some(_)) => return core.objects().end(&object_key),
-                // Somebody else has written the object, perhaps without a change of the row.
+                // Somebody else has written the object, perhaps without changing the row.
                 Err(Failure::Changed) => match read_object(core, &object_key).await {
                     Ok(Some(now)) if is_same_grant(&now, &row) => written = now,
                     Ok(_) => return core.objects().end(&object_key),

@@ -1,8 +1,8 @@
 //! Decides what a missing object means. An object may be missing although nobody deleted it on
 //! purpose.
 //!
-//! - Its definition (CRD) is missing or about to be deleted: all rows of this kind stay in force,
-//!   and none is written. When the definition exists again, all objects are created again.
+//! - Its definition (CRD) is missing or about to be deleted: all rows of this kind stay in the
+//!   state, and none is written. When the definition exists again, all objects are created again.
 //! - Somebody deleted a segment: its object is created again while its node is registered or its
 //!   quarantine may last.
 //! - Somebody deleted an EdgeNode: that deregisters the node. If many are deleted at once, they are
@@ -32,7 +32,7 @@ use crate::resources::object_name;
 
 /// How often the definitions are checked, even without an event.
 const CHECK_PERIOD: Duration = Duration::from_secs(10);
-/// Wait before an open decision is repeated.
+/// Delay before a pending decision is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 /// Maximum number of objects that are created again at the same time.
 const CONCURRENT_WRITES: usize = 32;
@@ -65,7 +65,7 @@ async fn decide(core: &StoreCore, kind: Kind, recent: &mut RecentDeletions) -> b
     if let Err(error) = core.look_at_fields(kind).await {
         tracing::debug!(kind = kind.what(), %error, "it is not known whether its definition drops fields");
     }
-    // These objects are known to be missing before the definition is read.
+    // These objects were found missing before the definition is read.
     let missing = core.objects().missing(kind);
     let what = format!("the definition {}", kind.what());
     match core.definitions.state(kind).await {
@@ -127,8 +127,8 @@ async fn recreate_all(core: &StoreCore, kind: Kind, uid: String) -> Result<usize
     if let Some(why) = failed.first() {
         return Err(format!("{} of {count} objects are not created yet: {why}", failed.len()));
     }
-    // The last known state of the others stays in force as long as this process lives, because
-    // their objects cannot be created.
+    // The last known state of the other objects is kept as long as this process runs, because their
+    // objects cannot be created.
     let left = core.objects().missing(kind);
     left.iter().for_each(|missing| core.objects().keep_row(&missing.object_key));
     let known = core.definitions.set_known_kind(kind, uid);
@@ -180,7 +180,7 @@ async fn recreate_rows(core: &StoreCore, changes: Vec<Change>) -> Vec<(Change, R
     writes.buffer_unordered(CONCURRENT_WRITES).collect().await
 }
 
-/// Creates objects again that etcd has lost because it was restored from a backup.
+/// Creates again the objects that etcd has lost because it was restored from a backup.
 async fn recreate_lost_by_restore(core: &StoreCore, missing: Vec<MissingObject>, rows: &KnownRows) -> bool {
     let mut changes = Vec::new();
     for MissingObject { object_key, key, .. } in missing {

@@ -1,22 +1,24 @@
-//! The Kubernetes store: rows are objects at the API server, and any number of replicas share them.
+//! The Kubernetes store, which keeps rows as objects at the API server. Any number of replicas
+//! share it.
 //!
-//! - [`store_core`]: what the parts of the store share.
-//! - [`object_versions`]: the version of every object, and what the registry knows about it.
+//! - [`store_core`]: the state that the parts of the store share.
+//! - [`object_versions`]: tracks the version of every object, and whether the registry knows that
+//!   version.
 //! - [`commit`]: writes a batch, each object over the version that the plan knew; [`grants`]:
-//!   confirms granted segments or rolls them back; [`requests`]: single requests.
-//! - [`recreate`]: creates an object again that was deleted.
+//!   confirms granted segments or rolls them back; [`requests`]: sends single requests.
+//! - [`recreate`]: creates a deleted object again.
 //! - [`source`]: lists and watches objects.
-//! - [`missing_objects`]: decides what a missing object means; [`definitions`]: whether its
-//!   definition (CRD) exists; [`fields`]: which fields the definition drops.
-//! - [`shared_config`]: what all replicas must agree on.
+//! - [`missing_objects`]: decides what a missing object means; [`definitions`]: checks the
+//!   definitions (CRDs) of the objects; [`fields`]: finds fields that a definition drops.
+//! - [`shared_config`]: keeps the configuration on which all replicas must agree.
 //! - [`single_flight`]: shares one result among concurrent callers.
 //!
 //! The API server has no transactions. The elements of a batch, and the objects of one element, are
 //! written one by one, in an order in which a partial write does no harm. A join first grants
-//! segments, then uses up a token, then registers the node. If it fails on the way, a node that is
-//! not registered holds a segment; the leader finds and releases that segment after a while. A
-//! deregistration first deletes the node and then releases its segments, and a failure leaves the
-//! same state. A plan that is repeated finds its own partial write and completes it.
+//! segments, then uses up a token, then registers the node. If the join fails in between, a node
+//! that is not registered holds a segment; the leader finds and releases that segment after a grace
+//! period. A deregistration first deletes the node and then releases its segments, and a failure
+//! leaves the same state. A plan that is repeated finds its own partial write and completes it.
 
 mod commit;
 mod definitions;
@@ -58,7 +60,7 @@ use store_core::StoreCore;
 
 /// Maximum number of changes that are sent to the registry together.
 const EVENTS_PER_SEND: usize = 4096;
-/// If a read did not reach the requested revision, `catch_up` reads nothing for this long.
+/// If a read did not reach the requested revision, `catch_up` does not read again for this long.
 const CATCH_UP_PAUSE: Duration = Duration::from_secs(1);
 
 /// The store of rows as Kubernetes objects.
@@ -74,7 +76,7 @@ pub struct Kubernetes {
 
 impl Kubernetes {
     /// Makes a store in the cluster that the client reaches. `namespace` holds the join tokens and
-    /// the configuration that all replicas share. Segments have these sizes.
+    /// the configuration that all replicas share. Segments are granted in these sizes.
     pub fn new(
         client: &Client,
         namespace: &str,
@@ -115,7 +117,8 @@ impl Kubernetes {
 impl Store for Kubernetes {
     fn load(&self, followed: mpsc::Sender<StoreEvent>) -> BoxFuture<'_, Result<Snapshot, StoreError>> {
         Box::pin(async move {
-            // The sizes are put in force before the segments are listed: see `shared_config`.
+            // The segment sizes are put in force before the segments are listed: see
+            // `shared_config`.
             let noted = self.core.shared_config.put_in_force().await?;
             self.core.objects().begin_above(noted.offset);
             let _ = self.core.registry_events.set(followed.clone());
@@ -123,7 +126,7 @@ impl Store for Kubernetes {
             for kind in Kind::CUSTOM {
                 self.core.look_at_fields(kind).await?;
             }
-            // A task of its own decodes each list.
+            // A separate task decodes each list.
             let lists = Kind::ALL.map(|kind| {
                 let core = self.core.clone();
                 AbortOnDropHandle::new(tokio::spawn(async move { core.list(kind).await }))
@@ -214,7 +217,7 @@ impl Store for Kubernetes {
         Box::pin(async move {
             let version = self.core.objects().version_of(revision);
             if !self.core.objects().behind(version).is_empty() {
-                // One caller reads for all that wait.
+                // One caller reads for all callers that wait.
                 let mut in_vain = self.catching_up.lock().await;
                 let behind = self.core.objects().behind(version);
                 if !behind.is_empty() && in_vain.is_none_or(|last| last.elapsed() >= CATCH_UP_PAUSE) {
@@ -269,7 +272,7 @@ fn add_row(snapshot: &mut Snapshot, row: Change) {
     }
 }
 
-/// Sends events to the registry. All waiting events go together.
+/// Sends events to the registry. All waiting events are sent together.
 async fn forward(mut events: mpsc::UnboundedReceiver<NumberedEvent>, followed: mpsc::Sender<StoreEvent>) {
     let mut numbered = Vec::new();
     while events.recv_many(&mut numbered, EVENTS_PER_SEND).await > 0 {

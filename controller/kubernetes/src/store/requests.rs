@@ -1,4 +1,4 @@
-//! Sends single requests that write or read the object of a row.
+//! Sends single requests that write or read the object that holds a row.
 
 use edge_controller_domain::state::Change;
 use k8s_openapi::jiff::Timestamp;
@@ -43,7 +43,8 @@ pub(super) async fn send(
         (Some(object), WriteBase::Nothing) => {
             with_timeout(kind, api.create(&PostParams::default(), &object)).await?.map_err(failure).and_then(stored)
         }
-        // A plan that knew that a node holds the segment would not grant it.
+        // The plan did not know that a node holds the segment; otherwise it would not grant the
+        // segment.
         (Some(_), WriteBase::Object { held: true, .. }) if matches!(change, Change::GrantSegment(_)) => {
             Err(Failure::Changed)
         }

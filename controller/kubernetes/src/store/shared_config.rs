@@ -1,8 +1,8 @@
 //! Keeps the configuration on which all replicas must agree in one ConfigMap: the segment sizes in
-//! force, and the layout of all objects.
+//! force (those in which segments are granted) and the layout of all objects.
 //!
-//! A release does not start or write if a later layout has been in use. It would drop the fields
-//! that it does not know from every object that it writes.
+//! A release does not start or write if a later layout has been in use, because it would drop the
+//! fields that it does not know from every object that it writes.
 //!
 //! Two segments of the same size are either equal or do not overlap, and of two equal segments the
 //! API server accepts only one. Segments of different sizes may overlap. So only one pair of sizes
@@ -37,13 +37,13 @@ const VERSION: &str = "layout";
 const V4: &str = "v4-prefix";
 const V6: &str = "v6-prefix";
 const TIME: &str = "time";
-/// All revisions are higher than this one.
+/// Lower bound: all revisions are higher than this one.
 const OFFSET: &str = "revision-offset";
 /// A counter that is increased to get a new resourceVersion.
 const TOUCHED: &str = "touched";
 /// Prefix of the keys that hold the UIDs of the definitions (CRDs) with which the objects exist.
 const DEFINITION: &str = "definition.";
-/// Attempts for a write that conflicts with those of other replicas.
+/// Number of attempts for a write that conflicts with those of other replicas.
 const ATTEMPTS: u32 = 20;
 
 pub(super) struct SharedConfig {
@@ -57,12 +57,12 @@ pub(super) struct SharedConfig {
 pub(super) struct StoredConfig {
     /// The latest time that was stored, seconds since the epoch.
     pub(super) time: Seconds,
-    /// All revisions are higher than this one.
+    /// Lower bound: all revisions are higher than this one.
     pub(super) offset: u64,
 }
 
-/// Whether our sizes are in force. The inner error says why they are not; the outer error says why
-/// that is unknown.
+/// Whether this replica's segment sizes are in force. The inner error says why they are not; the
+/// outer error says why that is unknown.
 type InForce = Result<Result<(), String>, StoreError>;
 
 impl SharedConfig {
@@ -75,15 +75,15 @@ impl SharedConfig {
         }
     }
 
-    /// Reads the values that earlier runs have stored, without taking part in the cluster.
+    /// Reads the values that earlier runs have stored, without putting any value in force.
     pub(super) async fn noted(&self) -> Result<StoredConfig, StoreError> {
         let data = self.get().await?.unwrap_or_default().data.unwrap_or_default();
         check_layout(&data).map_err(StoreError::Failed)?;
         Ok(StoredConfig { time: time(&data), offset: offset(&data) })
     }
 
-    /// Puts our sizes and our layout in force, and returns the values that earlier runs have
-    /// stored.
+    /// Puts this replica's segment sizes and layout in force. Returns the values that earlier runs
+    /// have stored.
     pub(super) async fn put_in_force(&self) -> Result<StoredConfig, StoreError> {
         let (v4, v6) = (self.ours.v4.to_string(), self.ours.v6.to_string());
         let (before, _) = self
@@ -106,8 +106,8 @@ impl SharedConfig {
     /// Stores the definitions under which the objects in the latest list exist.
     ///
     /// # Errors
-    /// If other definitions are stored. The objects were deleted with those definitions, so the
-    /// list is not complete.
+    /// If other definitions are stored. In that case objects were deleted with those definitions,
+    /// so the list is not complete.
     pub(super) async fn note_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
         let others = |data: &BTreeMap<String, String>| {
             let other = definitions.iter().find(|(kind, uid)| {

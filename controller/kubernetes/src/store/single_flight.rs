@@ -7,7 +7,7 @@ use tokio::sync::Mutex;
 /// Counts calls and keeps the last result.
 pub(super) struct SingleFlight<T> {
     calls: AtomicU64,
-    /// The last result, and the number of the last call before its work began.
+    /// The last result, and the number of the last call before the work for that result began.
     result: Mutex<Option<(u64, T)>>,
 }
 
@@ -50,8 +50,8 @@ mod tests {
         };
         let mut results = join_all((0..10).map(|_| start())).await;
         results.sort_unstable();
-        // The first call does its own work. All others came before the second work began, so they
-        // share its result.
+        // The first call does its own work. All other calls came before the second work began, so
+        // they share its result.
         assert!(results.iter().all(|result| *result <= 2), "{results:?}");
         assert_eq!(start().await, results[9] + 1, "a later call does not get an old result");
     }

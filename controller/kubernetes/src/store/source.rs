@@ -1,13 +1,13 @@
-//! Lists and watches objects. Only the parts that rows and writes need are read. They are read from
-//! the API server's watch cache if that loses nothing.
+//! Lists and watches objects. Reads only the parts that rows and writes need, from the API server's
+//! watch cache if that loses nothing.
 //!
 //! A complete list is normally read from etcd, and the API server decodes every object on the way.
-//! The watch cache needs a quarter of the time. API servers use the watch cache for complete lists
-//! only from 1.31 on, and only with an etcd that can report the progress of a watch (3.4.31, 3.5.13
-//! or later). For long lists, this module makes the cache usable in any version: it first writes
-//! one of the objects ([`RowSource::write_one`]) and requests a list that is not older than that
-//! write. The cache receives the write by the same watch as all earlier changes, so its response
-//! contains them all.
+//! A list from the watch cache takes a quarter of the time. API servers use the watch cache for
+//! complete lists only from 1.31 on, and only with an etcd that can report the progress of a watch
+//! (3.4.31, 3.5.13 or later). For long lists, this module makes the cache usable in any version: it
+//! first writes one of the objects ([`RowSource::write_one`]) and requests a list that is not older
+//! than that write. The cache receives the write by the same watch as all earlier changes, so its
+//! response contains them all.
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt};
@@ -24,9 +24,9 @@ use crate::resources::GROUP;
 use crate::resources::kinds::{Kind, StoredObject};
 use crate::resources::raw_object::RawObject;
 
-/// Up to this number of further objects, reading from etcd costs less than a write.
+/// Up to this number of further objects, reading them from etcd costs less than a write.
 const FEW: i64 = 500;
-/// Attempts to write an object that others write at the same time.
+/// Number of attempts to write an object that others write at the same time.
 const ATTEMPTS: usize = 3;
 
 /// Lists and watches the objects of a kind that hold rows.
@@ -50,7 +50,8 @@ impl RowSource {
             let many = first.metadata.remaining_item_count.is_some_and(|more| more > FEW);
             let Some(mut object) = first.items.into_iter().next().filter(|_| many) else { return Ok(None) };
             let (uid, version) = (object.metadata.uid.clone(), object.metadata.resource_version.clone());
-            // Somebody else has written the object in the meantime: that version serves as well.
+            // Somebody else has written the object in the meantime: that version can be used as
+            // well.
             if last_seen.as_ref().is_some_and(|(last_uid, last_version)| *last_uid == uid && *last_version != version) {
                 return Ok(version);
             }
@@ -83,8 +84,8 @@ impl ListWatch for RowSource {
         self.kind.selector()
     }
 
-    /// A page has about five megabytes. If the API server reads from etcd, each page costs nearly
-    /// the same, whatever its size.
+    /// A page of the list has about five megabytes. If the API server reads from etcd, each page
+    /// costs nearly the same, whatever its size.
     fn page_size(&self) -> u32 {
         5000
     }

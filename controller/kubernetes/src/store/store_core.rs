@@ -55,7 +55,7 @@ impl StoreCore {
         Ok(())
     }
 
-    /// Refuses a change if the definition of its kind drops a field that must not be lost.
+    /// Refuses a change if the served definition of its kind drops a field that must not be lost.
     pub(super) fn check_fields(&self, change: &Change) -> Result<(), String> {
         fields::check(change, &self.definitions.dropped(Kind::object_key(&change.key()).0))
     }

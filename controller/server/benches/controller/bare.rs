@@ -1,6 +1,6 @@
-//! Measures TLS alone, with a server that is as simple as possible. The same nodes connect to it.
-//! When a member of a community sends a byte, the server sends as many bytes to the community as
-//! the controller does.
+//! Measures TLS alone, with a server that is as simple as possible. The simulated nodes are the
+//! same as for the controller. When a member of a community sends a byte, the server sends as many
+//! bytes to the community as the controller does.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::nodes;
 use crate::program::{Program, free_port};
 use crate::streams::Measured;
 
-/// The argument that runs this program as that server.
+/// The argument that makes this program run as the bare server.
 pub(crate) const WORD: &str = "bare-server";
 /// Length in bytes of a line about one peer.
 const LINE: usize = 400;
@@ -34,7 +34,7 @@ pub(crate) fn start(cluster: &Cluster, core: usize) -> Program {
     Program::this(cluster, &arguments, address, core)
 }
 
-/// Runs the server until its process ends.
+/// Runs the bare server until its process ends.
 pub(crate) fn serve(state: &Path, port: u16) -> ! {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
@@ -50,7 +50,7 @@ pub(crate) fn serve(state: &Path, port: u16) -> ! {
                 let mut stream = config.accept(stream).await?;
                 let community = &communities[usize::from(stream.read_u8().await?)];
                 let mut received = community.subscribe();
-                // The byte shows that the connection is registered.
+                // The server sends a byte to show that the connection is registered.
                 stream.write_u8(0).await?;
                 stream.flush().await?;
                 let mut byte = [0];
@@ -92,7 +92,7 @@ async fn tls(state: &Path) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-/// Measures the same values as for the controller.
+/// Measures the same values as are measured for the controller.
 pub(crate) async fn measure(cluster: &Cluster, size: Size, server: &Program) -> Measured {
     let (arrivals, mut arrived) = mpsc::unbounded_channel();
     let address: SocketAddr = server.address;

@@ -26,12 +26,12 @@ const SEGMENTS: usize = 4;
 
 pub(crate) struct Cluster {
     directory: tempfile::TempDir,
-    /// The first is a hub. The others are edges, community after community.
+    /// The nodes. The first is a hub; the others are edges, community after community.
     pub(crate) nodes: Vec<Node>,
     /// All nodes share one key, because their keys are not measured.
     key: Vec<u8>,
     roots: Arc<RootCertStore>,
-    /// Further configuration of the controller.
+    /// Further configuration for the controller.
     pub(crate) config: String,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Node {
 }
 
 impl Cluster {
-    /// Makes a cluster in a state directory.
+    /// Makes a cluster with its store in a state directory.
     pub(crate) fn embedded(size: Size) -> Self {
         let directory = directory();
         let state = directory.path().join("state");
@@ -51,7 +51,7 @@ impl Cluster {
         runtime.block_on(Self::fill(size, directory, &store, ca_storage, String::new()))
     }
 
-    /// Makes a cluster in another store, which the controller finds by `config`.
+    /// Makes a cluster in another store, which the configuration in `config` names.
     pub(crate) async fn elsewhere(
         size: Size,
         store: &dyn Store,
@@ -116,7 +116,7 @@ impl Cluster {
         Self { directory, nodes, key: key.serialize_der(), roots: Arc::new(roots), config }
     }
 
-    /// Returns a path in the same directory as the state.
+    /// Returns a path next to the state directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -148,7 +148,8 @@ fn directory() -> tempfile::TempDir {
     directory
 }
 
-/// Returns a different segment for each pair; none lies where the next segments are granted.
+/// Returns a different segment for each pair of arguments. No returned segment lies where the next
+/// segments are granted.
 fn segment(node: usize, nth: usize) -> IpNetwork {
     let number = (node * SEGMENTS / 2 + nth / 2) as u32;
     if nth.is_multiple_of(2) {

@@ -1,6 +1,6 @@
-//! Measures the segments granted per second to nodes that request them at the same time. Each grant
-//! is durable before the response. The reference is the number of single synchronous writes to the
-//! same disk.
+//! Measures how many segments are granted per second to nodes that request them at the same time.
+//! Each grant is durable before the response. The reference is the number of single synchronous
+//! writes to the same disk.
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -14,12 +14,12 @@ use crate::nodes::Connection;
 use crate::program::Program;
 use crate::report::{Goal, Report};
 
-/// Goal, as a fraction of the reference.
+/// Goal, as a fraction of the reference value.
 pub(crate) const GOAL: Goal = Goal::RatioAtLeast(0.5);
-/// Size of a write of the reference in bytes: a page.
+/// Size of a write in the reference measurement, in bytes: a page.
 const PAGE: usize = 4096;
-/// Number of pages of the reference's file, which exist already, so that no write makes the file
-/// grow.
+/// Number of pages in the reference measurement's file. The pages exist already, so that no write
+/// makes the file grow.
 const PAGES: u64 = 1024;
 
 pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
@@ -33,7 +33,7 @@ pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
     report.add("grant/embedded", "1/s", grants, (reference, "fdatasync, a page each"), GOAL);
 }
 
-/// Returns the segments granted per second.
+/// Returns the number of segments granted per second.
 pub(crate) async fn grants(cluster: &Cluster, size: Size, controller: &Program, limit: Duration) -> f64 {
     let mut connections = Vec::new();
     for node in &cluster.nodes[1..=size.requesters] {
@@ -54,7 +54,7 @@ pub(crate) async fn grants(cluster: &Cluster, size: Size, controller: &Program, 
     f64::from(granted) / started.elapsed().as_secs_f64()
 }
 
-/// Returns the writes per second, each on disk before the next one.
+/// Returns the number of writes per second. Each write is on disk before the next one starts.
 fn writes(cluster: &Cluster, limit: Duration) -> f64 {
     let file = std::fs::File::create(cluster.path("pages")).expect("a file");
     file.write_all_at(&vec![1; PAGE * PAGES as usize], 0).and_then(|()| file.sync_all()).expect("a file");

@@ -1,7 +1,6 @@
-//! Measures rows as objects of a real API server, with an etcd that waits for its disk. Grants per
-//! second to nodes that request them at the same time are compared with bare creates of such
-//! objects by as many clients. The start with the objects of all nodes is compared with bare lists
-//! of them.
+//! Measures the store at a real API server, with an etcd that waits for its disk. Grants per second
+//! to nodes that request them at the same time are compared with bare creates of such objects by as
+//! many clients. The start with the objects of all nodes is compared with bare lists of them.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -29,17 +28,17 @@ use crate::report::{Goal, Report, percentile};
 const NAMESPACE: &str = "edge-cni";
 /// The controller's default sizes.
 const SIZES: SegmentPrefix = SegmentPrefix { v4: 26, v6: 120 };
-/// Goal in milliseconds.
+/// Goal for the start, in milliseconds.
 const START: Goal = Goal::AtMost(2000.0);
 /// Time limit for a run that hangs.
 const SHOWN: Duration = Duration::from_secs(300);
-/// Objects in a page of the bare lists; larger pages are not cheaper.
+/// Number of objects on a page of the bare lists; larger pages are not cheaper.
 const PAGE: u32 = 5000;
 
-/// Measures grants, the start, or both.
+/// Measures grants, the controller's start, or both.
 pub(crate) fn measure(mut size: Size, report: &mut Report, [grant, start]: [bool; 2]) {
     if !start {
-        // Writing thousands of objects takes minutes, and grants do not depend on them.
+        // Writing thousands of objects takes minutes, and grants do not depend on these objects.
         size.nodes = size.nodes.min(2 * size.requesters);
     }
     let plane = match ControlPlane::start_with("bench", Options { storage: Storage::Disk, ..Options::default() }) {
@@ -123,8 +122,8 @@ async fn shown(client: &Client) {
     }
 }
 
-/// Returns the segments created per second by this number of clients. Each client waits for one
-/// before the next.
+/// Returns the number of segments created per second by this number of clients. Each client waits
+/// for one create before it sends the next.
 async fn creates(client: &Client, clients: usize, number: &mut u32, limit: Duration) -> f64 {
     let began = Instant::now();
     let first = *number;

@@ -1,17 +1,19 @@
-//! Measures the controller at the size that it is made for: 10,000 nodes.
+//! Measures the controller at the size for which it is made: 10,000 nodes.
 //!
 //! `cargo bench -p edge-controller --bench controller` prints a table and writes
-//! `target/bench/controller.json`. Names of cases as arguments select some of them
-//! (`-- start grant`); the others keep their results in the file. The exit code is 1 if a goal is
-//! missed or a selected case cannot be measured. The program itself is measured, with nodes that
+//! `target/bench/controller.json`. Names of cases as arguments select those cases
+//! (`-- start grant`); the other cases keep their results in the file. The exit code is 1 if a goal
+//! is missed or a selected case cannot be measured. The program itself is measured, with nodes that
 //! connect over the loopback interface as agents do. Without `--bench` (as under
 //! `cargo test --all-targets`) each case runs once with few nodes.
 //!
 //! - `rss/10000-nodes`, `fanout/p99` (`streams`): all nodes hold their view streams open; the
 //!   controller has one core, the nodes have another. The reference is the same number of bare TLS
 //!   connections (`bare`). `fanout-2000/p99`: the same with communities of 2,000 instead of 1,000.
-//! - `grant/embedded` (`grants`): compared with the disk's own rate of synchronous writes.
-//! - `start/10000` (`start`): compared with reading the same rows from the same file.
+//! - `grant/embedded` (`grants`): grants per second, compared with the disk's own rate of
+//!   synchronous writes.
+//! - `start/10000` (`start`): the time to start, compared with reading the same rows from the same
+//!   file.
 //! - `grant/kubernetes`, `start/kubernetes` (`kubernetes`): the same on a real API server, with
 //!   etcd on a disk, compared with bare creates of the same objects and with bare lists of them.
 //!
@@ -46,7 +48,7 @@ pub(crate) struct Size {
     pub(crate) requesters: usize,
     /// Seconds for which nodes request segments.
     pub(crate) seconds: u64,
-    /// Number of starts; the median counts.
+    /// Number of measured starts; the median is reported.
     pub(crate) starts: usize,
 }
 
@@ -89,7 +91,7 @@ fn main() -> ExitCode {
         if rss || fanout {
             streams::measure(&cluster, size, "fanout/p99", Some("rss/10000-nodes"), &mut report);
         }
-        // This case runs last, because it makes the store grow.
+        // This case is measured last, because it makes the store grow.
         if grant {
             grants::measure(&cluster, size, &mut report);
         }

@@ -23,13 +23,13 @@ use crate::cluster::{Cluster, Node};
 
 /// Number of nodes that connect at the same time.
 const AT_ONCE: usize = 64;
-/// Number of bytes of a line that are examined.
+/// Number of bytes at the beginning of a line that are examined.
 const LOOK: usize = 4096;
 
-/// A line that arrived.
+/// A line that arrived on a view stream.
 pub(crate) struct ReceivedLine {
     pub(crate) at: Instant,
-    /// Its beginning.
+    /// The beginning of the line.
     pub(crate) line: Vec<u8>,
 }
 
@@ -75,7 +75,7 @@ pub(crate) async fn secure(address: SocketAddr, tls: Arc<ClientConfig>) -> TlsSt
     TlsConnector::from(tls).connect(ServerName::try_from("127.0.0.1").expect("a name"), stream).await.expect("TLS")
 }
 
-/// Runs work for every node, many at the same time. Returns the results in the order of the nodes.
+/// Runs work for every node, many at the same time. Returns the results in node order.
 pub(crate) async fn each<'a, T, F: Future<Output = T>>(
     cluster: &'a Cluster,
     work: impl Fn(usize, &'a Node) -> F,

@@ -1,4 +1,4 @@
-//! Runs the measured programs as an operator would.
+//! Runs the measured programs as an operator does.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -113,8 +113,8 @@ impl Drop for Program {
     }
 }
 
-/// The environment that the systemd unit gives the controller. A variable that is set here counts
-/// more, so that other values can be tried.
+/// The environment that the systemd unit gives the controller. A variable in this process's
+/// environment takes precedence, so that other values can be tried.
 fn unit_environment() -> Vec<(&'static str, &'static str)> {
     let unit = include_str!("../../../../deploy/systemd/edge-controller.service");
     let assignments = unit.lines().filter_map(|line| line.strip_prefix("Environment="));
@@ -123,7 +123,8 @@ fn unit_environment() -> Vec<(&'static str, &'static str)> {
     named.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect()
 }
 
-/// A core for the measured program, and another one, if there is one, for the measuring side.
+/// A core for the measured program, and a different core, if there is one, for the measuring
+/// program.
 pub(crate) fn cores() -> [usize; 2] {
     let allowed = sched_getaffinity(None).expect("an affinity");
     let allowed: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();

@@ -12,7 +12,7 @@ pub(crate) struct Report {
     failed: bool,
 }
 
-/// A goal.
+/// A goal for a measured value.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
     /// The measured value is at most this.
@@ -22,7 +22,7 @@ pub(crate) enum Goal {
 }
 
 impl Report {
-    /// Adds a case.
+    /// Adds the result of a case.
     pub(crate) fn add(&mut self, case: &str, unit: &str, ours: f64, reference: (f64, &str), goal: Goal) {
         let (reference, name) = reference;
         let ratio = ours / reference;

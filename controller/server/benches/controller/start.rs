@@ -1,5 +1,5 @@
-//! Measures the time from the start of the program until it is ready, on a store of all nodes and
-//! their segments. The reference only reads the same rows.
+//! Measures the time from the start of the program until it is ready, with a store that holds all
+//! nodes and their segments. The reference only reads the same rows.
 
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ pub(crate) fn measure(cluster: &Cluster, size: Size, report: &mut Report) {
     report.add("start/10000", "ms", percentile(&mut ours, 0.5), reference, GOAL);
 }
 
-/// Returns the milliseconds to read the rows.
+/// Returns how many milliseconds it takes to read the rows.
 fn read(cluster: &Cluster) -> f64 {
     let started = Instant::now();
     let database = Database::open(cluster.state().join(FILE)).expect("the store");

@@ -1,5 +1,5 @@
-//! All nodes hold their view streams open. Measures the memory for that, and the time until all
-//! members of a community know the new address of one of them.
+//! Measures the controller while all nodes hold their view streams open: its memory, and the time
+//! until all members of a community know the new address of one member.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ const LATENCY: Goal = Goal::AtMost(250.0);
 /// Time limit for a run that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
-/// The results of one program.
+/// The results for one program.
 pub(crate) struct Measured {
     pub(crate) memory: (f64, f64),
     /// Milliseconds, one for each change and each member that received it.

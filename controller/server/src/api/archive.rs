@@ -23,7 +23,7 @@ pub(super) async fn download(
     caller.require_operator()?;
     let ca = ca.document().await.map_err(|e| ApiError::Store(e.to_string()))?;
     let now = registry.clock.now();
-    // The code copies the rows at one moment, so that a slow reader delays no other request.
+    // The rows are copied at one moment, so that a slow reader delays no other request.
     let state = registry.read().await;
     let rows = Snapshot {
         nodes: state.nodes().cloned().collect(),

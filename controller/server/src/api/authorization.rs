@@ -1,6 +1,6 @@
-//! Checks the access to a route before the body of the request is read: see the column `access` of
-//! the table of routes. `caller` identifies the caller, and this module decides what the caller may
-//! do.
+//! Checks whether the caller has access to a route before the request body is read. The column
+//! `access` in the table of routes has the rules. `caller` identifies the caller, and this module
+//! decides what the caller may do.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::error::ApiError;
 use super::request_span;
 use super::route::Access;
 
-/// The checks of a route.
+/// The access checks for a route.
 #[derive(Clone)]
 pub(super) struct Authorization {
     pub(super) registry: Registry,
@@ -29,12 +29,13 @@ pub(super) struct Authorization {
     pub(super) names_node: bool,
 }
 
-/// Maximum number of octets of a refused body that are still read, and the time limit. If the
-/// connection ended while the caller still sends, the caller would lose the response.
+/// Maximum number of octets that are still read from the body of a refused request, and the time
+/// limit for that. If the connection ended while the caller still sends, the caller would lose the
+/// response.
 const DISCARDED: usize = 64 * 1024;
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Passes on the requests of callers that have access.
+/// Passes on requests from callers that have access.
 pub(super) async fn authorize(
     State(authorization): State<Authorization>,
     caller: Caller,
@@ -45,7 +46,7 @@ pub(super) async fn authorize(
     match authorization.check(&caller, &mut parts).await {
         Ok(()) => Ok(next.run(Request::from_parts(parts, body)).await),
         Err(refusal) => {
-            // HTTP/2 ends only the stream.
+            // HTTP/2 ends only the stream, not the connection.
             if parts.version < Version::HTTP_2 && !body.is_end_stream() {
                 tokio::spawn(tokio::time::timeout(PATIENCE, discard(body)));
             }
@@ -77,7 +78,8 @@ impl Authorization {
     async fn check(&self, caller: &Caller, parts: &mut Parts) -> Result<(), ApiError> {
         match (self.access, &caller.identity) {
             (Access::Anyone, _) => Ok(()),
-            // This check is first, so that a stranger gets no information about other errors.
+            // This check is first, so that an unauthenticated caller gets no information about
+            // other errors.
             (_, CallerIdentity::Anonymous) => Err(ApiError::NoCertificate),
             (Access::Operator, _) => {
                 caller.require_operator()?;

@@ -1,5 +1,5 @@
-//! Extracts the input after [`super::authorization`]: a JSON body with limits of size and time, and
-//! the node of the path.
+//! Extracts a handler's input after [`super::authorization`]: a JSON body, limited in size and
+//! time, and the node that the path names.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 
-/// Maximum size of a request's body, in bytes. The largest real ones are certificate requests of
+/// Maximum size of a request body, in bytes. The largest real bodies are certificate requests of
 /// about 1 KiB.
 const LIMIT: usize = 64 * 1024;
 /// Time limit for a body to arrive.

@@ -1,5 +1,5 @@
-//! Identifies the caller. The certificate names the node, and is read once for each connection. The
-//! registry decides at each request whether the certificate still counts.
+//! Identifies the caller. The caller's certificate names the node and is read once for each
+//! connection. At each request, the registry decides whether the certificate still counts.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -21,11 +21,11 @@ use super::error::ApiError;
 /// The other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Its identity, as shown by TLS or the socket.
+    /// The caller's identity, as shown by TLS or the socket.
     pub identity: CallerIdentity,
-    /// Its address; `None` on the admin socket.
+    /// The caller's address; `None` on the admin socket.
     pub address: Option<IpAddr>,
-    /// Cancel it to cut the connection.
+    /// Cancelling this token closes the connection.
     pub connection: CancellationToken,
 }
 
@@ -34,11 +34,11 @@ pub struct Caller {
 pub enum CallerIdentity {
     /// The operator, on the admin socket.
     Operator,
-    /// TLS without a certificate: such a caller may join.
+    /// TLS without a certificate. Such a caller may join.
     Anonymous,
-    /// TLS with a certificate of our CA that names a node.
+    /// TLS with a certificate from our CA that names a node.
     Node(NodeCertificate),
-    /// TLS with a certificate of our CA that names no node, with the reason.
+    /// TLS with a certificate from our CA that names no node, with the reason.
     Unrecognised(String),
 }
 
@@ -51,7 +51,7 @@ pub struct NodeCertificate {
     pub role: Role,
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// End of the certificate.
+    /// When the certificate expires.
     pub not_after: Seconds,
 }
 
@@ -141,14 +141,15 @@ impl Caller {
         Ok(certificate.clone())
     }
 
-    /// Calls [`Caller::require_node`] with the present state and time.
+    /// Does the same as [`Caller::require_node`] with the present state and time.
     pub async fn require_node_now(&self, registry: &Registry, node: &NodeName) -> Result<NodeCertificate, ApiError> {
         self.require_node(&registry.read().await, node, registry.clock.now())
     }
 }
 
 impl fmt::Display for Caller {
-    /// Writes the caller for the log: the address, and the node that its certificate names.
+    /// Formats the caller for the log: the address and the node that the caller's certificate
+    /// names.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.address, &self.identity) {
             (_, CallerIdentity::Operator) => f.write_str("the operator"),
@@ -163,7 +164,7 @@ impl<S: Sync> FromRequestParts<S> for Caller {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // The listeners insert the caller. A request without one counts as a stranger's.
+        // The listeners insert the caller. A request without a caller counts as unauthenticated.
         Ok(parts.extensions.get::<Caller>().cloned().unwrap_or_else(|| Caller {
             identity: CallerIdentity::Anonymous,
             address: None,

@@ -8,7 +8,7 @@ use edge_types::{IpNetwork, NodeName};
 
 use super::state::from_substates;
 
-/// Publishes which claims were granted and which refused.
+/// Publishes which claims were granted and which were refused.
 #[derive(Clone)]
 pub(super) struct ClaimReporter {
     pub(super) conflicts: ClaimConflicts,
@@ -18,8 +18,8 @@ pub(super) struct ClaimReporter {
 from_substates!(ClaimReporter { conflicts, events });
 
 impl ClaimReporter {
-    /// Publishes the results. `taken`: segments that belong to the node from now on. `conflicts`:
-    /// the claims that were refused.
+    /// Publishes the results. `taken` are the segments that belong to the node from now on, and
+    /// `conflicts` are the claims that were refused.
     pub(super) fn publish(&self, node: &NodeName, taken: &[IpNetwork], conflicts: Vec<ClaimConflict>) {
         if !taken.is_empty() {
             tracing::warn!(%node, segments = ?taken, "it uses segments that no node was known to hold, and holds them from now on; was an old backup restored?");

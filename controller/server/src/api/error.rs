@@ -1,4 +1,4 @@
-//! The errors of the API, and the problem document (RFC 9457) of each.
+//! The API's errors, and the problem document (RFC 9457) for each.
 
 use edge_controller_domain::ca::CaError;
 use edge_controller_domain::ca::request::CsrError;
@@ -34,7 +34,8 @@ pub enum ApiError {
     /// The body did not arrive within this number of seconds.
     #[error("the body did not arrive within {0} seconds")]
     TooSlow(u64),
-    /// The budget for bodies of strangers is used up, and this body was dropped for another one.
+    /// The memory budget for bodies from callers without a certificate is used up, and this body
+    /// was dropped to make room for another one.
     #[error("too many requests without a certificate arrive at this moment; try again in a few seconds")]
     Crowded,
     /// The header Content-Type does not declare JSON.
@@ -56,15 +57,15 @@ pub enum ApiError {
         "this needs a node's certificate; join first (POST /v1/join with a token), then present the certificate in TLS"
     )]
     NoCertificate,
-    /// The certificate is of our CA, but does not belong to a node.
+    /// The certificate is from our CA but does not belong to a node.
     #[error("the certificate does not name a node: {0}")]
     NotANode(String),
     /// The certificate belongs to another node.
     #[error("the certificate is of node {caller}, which may not act for {node}")]
     ForeignNode {
-        /// The node of the certificate.
+        /// The node that the certificate names.
         caller: NodeName,
-        /// The node of the path.
+        /// The node that the path names.
         node: NodeName,
     },
     /// The node was deregistered.
@@ -113,7 +114,7 @@ pub enum ApiError {
     /// The certificate request (PKCS #10) is refused.
     #[error(transparent)]
     Csr(#[from] CsrError),
-    /// The certificate authorities failed, or refused the change.
+    /// The certificate authorities failed or refused the change.
     #[error(transparent)]
     Ca(#[from] CaError),
     /// Nodes or join tokens still need the authority.
@@ -122,7 +123,7 @@ pub enum ApiError {
          --force: each of them must then join with a new token", by.join(", ")
     )]
     AuthorityNeeded {
-        /// Hash of its key.
+        /// Hash of the authority's key.
         authority: String,
         /// The nodes and join tokens, in words.
         by: Vec<String>,
@@ -155,7 +156,7 @@ pub enum ApiError {
     LabelsNotTrusted {
         /// Name of the node.
         node: NodeName,
-        /// The reason why they do not count.
+        /// The reason why such labels do not count.
         why: String,
     },
     /// A label contains an invalid name of a community.
@@ -169,7 +170,7 @@ pub enum ApiError {
     /// The operating system provides no random numbers.
     #[error(transparent)]
     Random(#[from] NoRandomness),
-    /// The configuration was not put in force.
+    /// The configuration was read again but not put in force.
     #[error("{0}")]
     Reload(String),
     /// The store could not be read or written. Nothing was changed.
@@ -295,7 +296,7 @@ impl ApiError {
         }
     }
 
-    /// Returns the kind's name, as below `/problems/`.
+    /// Returns the kind's name, as it appears below `/problems/`.
     pub fn name(&self) -> &'static str {
         self.kind().1
     }

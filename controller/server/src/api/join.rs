@@ -1,4 +1,4 @@
-//! Gives a node its certificates: the first one by a token, each later one by the previous
+//! Issues a node's certificates: the first one for a token, each later one for the previous
 //! certificate. `unauthenticated_body` and `connection_limits` limit floods of joins.
 
 use std::borrow::Cow;
@@ -27,8 +27,8 @@ use super::state::{CertificateLimit, from_substates};
 use super::unauthenticated_body::UnauthenticatedBody;
 use crate::live_config::LiveConfig;
 
-/// The credentials in the body of a join. They are checked before the rest of the body: a stranger
-/// without a valid token gets no information, costs little, and causes no log line.
+/// The credentials in the body of a join request. They are checked before the rest of the body, so
+/// that a caller without a valid token gets no information, costs little and causes no log line.
 #[derive(Deserialize)]
 struct JoinCredentials<'a> {
     #[serde(borrow, default)]
@@ -68,8 +68,8 @@ pub(super) async fn join(
     request_span::set_node(&caller, &node);
     let key = request::read(&csr, &node)?;
     let role = admission.role();
-    // Nothing is signed for a caller that may not have the name, and the request does not count
-    // against the node's limit.
+    // Nothing is signed for a caller that may not use the node's name, and the caller's request
+    // does not count against the node's limit.
     admission.record(&*registry.read().await, &node, &key.fingerprint, now)?;
     issuer.limit.0.take(&node)?;
     let issued = issuer.issue(&node, role, &key, CertificateReason::Join).await?;
@@ -92,7 +92,7 @@ pub(super) async fn join(
     Ok(axum::Json(issuer.response(node, role, issued)))
 }
 
-/// Returns the error for a body, without any of its content.
+/// Returns the error for an invalid body, without any of the body's content.
 fn error_without_content(error: &serde_json::Error) -> ApiError {
     let place = format!("at line {}, column {}", error.line(), error.column());
     match error.classify() {
@@ -129,9 +129,9 @@ pub(super) async fn renew(
 
 /// The credential that admits a node.
 enum Admission {
-    /// The credential of a join token, and the role that the token gives.
+    /// The credential from a join token, and the role that the token gives.
     Token(Zeroizing<String>, Role),
-    /// The service account of a pod on the node, and the role that the account stands for.
+    /// The service account of a pod on the node, and the role that belongs to the account.
     ServiceAccount(Role),
 }
 
@@ -142,8 +142,8 @@ impl Admission {
         }
     }
 
-    /// Returns the record of the node after a join with this key, and that of its token if the
-    /// token is used.
+    /// Returns the node's record after a join with this key, and the token's record if the token is
+    /// used.
     fn record(
         &self,
         state: &Rows,
@@ -158,10 +158,11 @@ impl Admission {
                 let repeated = tokens::is_repeated(state, &used);
                 let mut record = state.joining(name, used.role, used.node.is_some() || repeated, now)?;
                 record.join_token = Some(used.id.clone());
-                // A repeated request uses nothing, so that nothing is given back if it fails.
+                // A repeated request uses up nothing, so nothing is given back if the request
+                // fails.
                 Ok((record, (!repeated).then_some(used)))
             }
-            // The API server confirms that the pod runs on the node of this name.
+            // The API server has confirmed that the pod runs on the node of this name.
             Admission::ServiceAccount(role) => {
                 let record = state.joining(name, *role, true, now)?;
                 Ok((NodeRecord { join_token: None, ..record }, None))

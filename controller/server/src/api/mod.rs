@@ -1,18 +1,18 @@
 //! The HTTP API below `/v1`, for nodes (over mutual TLS) and for the operator (over the admin
 //! socket).
 //!
-//! - [`caller`]: identifies the caller and decides what it may do. [`authorization`] checks the
-//!   access before a body is read.
-//! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: the requests of
-//!   nodes.
-//! - [`claim_reporter`]: log lines and Events about segments that nodes claim to hold.
-//! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): the
-//!   requests of the operator.
-//! - [`routes`]: the table of all of these, each a [`route`]; the router and the document of
-//!   [`openapi`] are made from the table.
+//! - [`caller`]: identifies the caller and decides what it may do. [`authorization`]: checks access
+//!   before a body is read.
+//! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: handle the requests
+//!   from nodes.
+//! - [`claim_reporter`]: writes log lines and Events about segments that nodes claim to hold.
+//! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): handle
+//!   the requests from the operator.
+//! - [`routes`]: the table of all routes, each a [`route`]. The router and the document in
+//!   [`openapi`] are made from this table.
 //! - [`state`]: the parts of the server that handlers can use.
-//! - [`body`]: JSON input within limits; [`unauthenticated_body`]: the same for callers that may be
-//!   strangers. [`problem`]: RFC 9457 problem documents as output.
+//! - [`body`]: reads JSON bodies within limits; [`unauthenticated_body`]: reads bodies from callers
+//!   that may have no certificate. [`problem`]: writes errors as RFC 9457 problem documents.
 //! - [`request_span`]: the span of a request, which names the node in the log.
 
 mod archive;
@@ -53,7 +53,7 @@ use crate::observe;
 use authorization::Authorization;
 use state::ApiState;
 
-/// Makes the router of all routes, and the overview that it serves.
+/// Makes the router for all routes, and the overview that the router serves.
 pub fn router(services: Services) -> (Router, Overview) {
     let (registry, metrics) = (services.registry.clone(), services.metrics.clone());
     let state = ApiState::from(services);

@@ -1,5 +1,5 @@
-//! Collects the information about nodes for the operator: their rows, their reports, and the data
-//! of other replicas.
+//! Collects information about nodes for the operator: their rows, their reports, and data from
+//! other replicas.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use edge_types::api::NodeInfo;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 
-/// Collects the information about nodes for the operator.
+/// Collects information about nodes for the operator.
 #[derive(Clone)]
 pub(super) struct NodeInfos {
     live: Arc<LiveConfig>,
@@ -35,7 +35,7 @@ from_substates!(NodeInfos { live, reports, conflicts, asked, statuses, replica }
 pub struct ReplicaName(pub String);
 
 impl NodeInfos {
-    /// Returns all nodes, with the data of other replicas, and the reason if that data is missing.
+    /// Returns all nodes, with data from other replicas, and the reason if that data is missing.
     pub(super) async fn all(&self, registry: &Registry) -> (Vec<NodeInfo>, Option<String>) {
         let (statuses, why) = match &self.statuses {
             None => (HashMap::new(), None),
@@ -84,15 +84,15 @@ impl NodeInfos {
     }
 }
 
-/// Returns whether less than a third of the validity of a certificate is left. If its beginning is
-/// unknown, returns whether it has ended.
+/// Returns whether less than a third of the validity of a certificate is left. If `notBefore` is
+/// unknown, returns whether the certificate has expired.
 fn ends_soon(certificate: &Certificate, now: Seconds) -> bool {
     let Certificate { not_before, not_after, .. } = *certificate;
     let validity = if not_before == 0 { 0 } else { not_after.saturating_sub(not_before) };
     not_after.saturating_sub(now) < validity / 3 || now >= not_after
 }
 
-/// Adds the content of a node's status, unless this replica, `own`, has better data.
+/// Adds the content of a node's status, unless this replica (`own`) has newer data.
 fn add_status(info: &mut NodeInfo, status: NodeStatus, own: &str, now: Seconds) {
     if info.connected {
         return;
@@ -102,7 +102,7 @@ fn add_status(info: &mut NodeInfo, status: NodeStatus, own: &str, now: Seconds) 
         info.connected = true;
         info.last_seen = Some(now);
         info.replica = elsewhere;
-        // The node reports to the other replica now. The report to this replica is older.
+        // The node now reports to the other replica, so the report to this replica is older.
         (info.tunnels, info.version) = (status.tunnels, status.version);
         (info.obstacles, info.refused_view) = (status.obstacles, None);
         return;
@@ -145,7 +145,7 @@ mod tests {
         };
         let (here, there) = ("here".to_owned(), "there".to_owned());
         let none = String::new();
-        // The node is connected to this replica, whatever was written before.
+        // The node is connected to this replica, whatever the status says.
         let connected = info(true, Some(100));
         assert_eq!(merged(connected.clone(), status(Some("two"), None)), (true, none.clone(), Some(100), here.clone()));
         // The node is connected to another replica.
@@ -153,7 +153,7 @@ mod tests {
             merged(info(false, Some(50)), status(Some("two"), None)),
             (true, "two".into(), Some(100), there.clone())
         );
-        // This replica lost the connection a moment ago, and has not written that yet.
+        // This replica lost the connection a moment ago, and has not written the disconnection yet.
         assert_eq!(
             merged(info(false, Some(99)), status(Some("own"), None)),
             (false, none.clone(), Some(99), here.clone())
@@ -174,7 +174,7 @@ mod tests {
             issuer: String::new(),
             used: true,
         };
-        // At 70, 30 of 90 seconds are left.
+        // At second 70, 30 of 90 seconds are left.
         assert!(!ends_soon(&at(10, 100), 70));
         assert!(ends_soon(&at(10, 100), 71));
         assert!(ends_soon(&at(10, 100), 200));

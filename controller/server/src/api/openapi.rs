@@ -1,4 +1,5 @@
-//! Describes the API as an OpenAPI 3.1 document, made from the table of routes and from the types.
+//! Describes the API as an OpenAPI 3.1 document, made from the table of routes and from the Rust
+//! types.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::route::{Access, Route};
 
-/// Makes the document of these routes.
+/// Makes the document for these routes.
 pub(super) fn document(routes: Vec<Route>) -> Value {
     let settings = |contract| {
         let settings = SchemaSettings::draft2020_12().with(|settings| {
@@ -61,7 +62,7 @@ pub(super) fn document(routes: Vec<Route>) -> Value {
     })
 }
 
-/// Replaces the links of Rust's documentation with their visible text.
+/// Replaces rustdoc links with their visible text.
 fn without_links(value: &mut Value) {
     match value {
         Value::Object(map) => {

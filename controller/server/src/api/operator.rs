@@ -1,4 +1,4 @@
-//! Serves the operator's requests, on the admin socket only.
+//! Handles the operator's requests, on the admin socket only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub(super) async fn label(
         .change(move |state| -> Result<_, ApiError> {
             let mut record = state.node(&node).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?.clone();
             // Labels that were set before the Node object existed still count, and can only be
-            // removed here.
+            // removed by this request.
             let only_removes = patch.values().all(Option::is_none);
             if record.object.is_some() && !only_removes {
                 return Err(match trust.effect {
@@ -87,7 +87,7 @@ pub(super) async fn deregister(
         .change(move |state| -> Result<_, ApiError> {
             let (rows, changes) = match state.deregistration(&node, now) {
                 Some(deregistration) => deregistration,
-                // The node is already gone. Its segments need not be kept for it any longer.
+                // The node is already gone. The node's segments need not be kept for it any longer.
                 None => state.end_keeping_segments(&node, now).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?,
             };
             tracing::info!(%node, segments = rows.len(), "deregistered");
@@ -219,8 +219,8 @@ pub(super) async fn reload(
     Ok(axum::Json(live.reload(&registry).await?))
 }
 
-/// Applies a JSON merge patch (RFC 7396) to labels. Refuses labels that the rules of Kubernetes
-/// forbid.
+/// Applies a JSON merge patch (RFC 7396) to labels. Refuses labels that break the rules of
+/// Kubernetes.
 fn patched(mut labels: BTreeMap<String, String>, patch: LabelsPatch) -> Result<BTreeMap<String, String>, ApiError> {
     for (key, value) in patch {
         match value {

@@ -1,4 +1,4 @@
-//! Manages sessions of the page: the operator opens them on the admin socket.
+//! Handles requests for the page's sessions, which the operator opens on the admin socket.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use edge_types::page::PageSession;
 use super::caller::Caller;
 use super::error::ApiError;
 
-/// The page's sessions, and the addresses at which the page is served.
+/// The page's sessions and the addresses at which the page is served.
 #[derive(Clone)]
 pub struct ServedPage {
     /// The open sessions.

@@ -1,4 +1,4 @@
-//! Writes errors as HTTP responses (RFC 9457), and into the log.
+//! Writes errors as HTTP responses (RFC 9457) and into the log.
 
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
@@ -11,8 +11,8 @@ use super::error::ApiError;
 use crate::logs;
 use crate::observe::requests::ProblemKind;
 
-/// The log text of an error. It is passed in the extensions of the response to [`log`], which knows
-/// the caller.
+/// The log text of an error. The text is passed to [`log`], which knows the caller, in the
+/// extensions of the response.
 #[derive(Clone, Debug)]
 struct LoggedError {
     status: u16,
@@ -23,7 +23,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let problem = self.problem();
         let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        // A struct of strings always serialises.
+        // Serialising a struct of strings never fails.
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let kind = axum::Extension(ProblemKind(self.name()));
         let logged = axum::Extension(LoggedError { status: problem.status, text: problem.detail });
@@ -43,7 +43,7 @@ pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Respons
     let may_tell = match (&caller.identity, kind) {
         (CallerIdentity::Operator, _) => true,
         (CallerIdentity::Anonymous | CallerIdentity::Unrecognised(_), _) => logs::may_log_stranger(),
-        // A caller whose certificate no longer counts is a stranger too.
+        // A caller whose certificate no longer counts is also unauthenticated.
         (_, "node-deregistered" | "certificate-superseded" | "certificate-expired") => logs::may_log_stranger(),
         _ => logs::may_log_node(),
     };
@@ -52,7 +52,7 @@ pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Respons
     }
     let text = logs::shortened(&text);
     match status {
-        // The controller has no fault: it withholds segments on purpose.
+        // This is no fault of the controller, which withholds segments on purpose.
         503 if kind == "segments-withheld" => tracing::info!(from = %caller, kind, "refused: {text}"),
         500.. => tracing::error!(from = %caller, kind, "{text}"),
         _ => tracing::info!(from = %caller, kind, "refused: {text}"),

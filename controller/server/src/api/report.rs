@@ -1,4 +1,4 @@
-//! Handles the reports of nodes about themselves.
+//! Handles the reports in which nodes describe themselves.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,8 +35,8 @@ pub(super) struct Reports {
 
 from_substates!(Reports { registry, live, reports, addresses, claims });
 
-/// Handles a report. Addresses that peers cannot use, and those beyond the limit, are left out: the
-/// node still gets its view.
+/// Handles a report. Addresses that peers cannot use, and addresses beyond the limit, are left out,
+/// but the node still gets its view.
 pub(super) async fn report(
     State(reports): State<Reports>,
     caller: Caller,
@@ -51,8 +51,8 @@ pub(super) async fn report(
     reports.reported(&node, &report, registry.clock.now());
     let in_force = live.now();
     let tunnelled = in_force.networks.tunnelled(shown.role);
-    // The source address of a report does not show the node's place if the report came through a
-    // tunnel or from this machine.
+    // The source address of a report does not show where the node can be reached if the report came
+    // through a tunnel or from this machine.
     let observed = caller.address.map(|address| address.to_canonical());
     let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
     let place =
@@ -60,7 +60,7 @@ pub(super) async fn report(
     let place = addresses.now_or_postpone(&node, place).await;
     let noted = NotedReport { node, serial: shown.serial, place, segments: report.segments };
     let (mut taken, mut conflicts) = note_report(&registry, &live, noted.clone()).await?;
-    // Another replica may have granted a segment that this one does not know yet.
+    // Another replica may have granted a segment that this replica does not know yet.
     let unknown = conflicts.iter().any(|conflict| matches!(conflict, ClaimConflict::Unknown { .. }));
     if unknown && claims.conflicts.has_new(&noted.node, &conflicts) {
         registry.reload_segments().await?;
@@ -68,7 +68,7 @@ pub(super) async fn report(
         taken.extend(more);
         conflicts = remaining;
     }
-    // A report without the segments of the node does not resolve an earlier conflict.
+    // A report without the node's segments does not resolve an earlier conflict.
     if noted.segments.is_some() {
         claims.publish(&noted.node, &taken, conflicts);
     }
@@ -79,9 +79,9 @@ pub(super) async fn report(
 #[derive(Clone)]
 struct NotedReport {
     node: NodeName,
-    /// Serial of the certificate that the node showed.
+    /// Serial number of the certificate that the node showed.
     serial: String,
-    /// The place of the node; `None` if it does not change now.
+    /// The node's place (its addresses and IKE port); `None` if the place does not change now.
     place: Option<ReportedAddresses>,
     /// Segments that the node claims to use; `None` if the report does not list them.
     segments: Option<Vec<IpNetwork>>,
@@ -92,7 +92,7 @@ fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresse
     record.reported.clone_from(&place.reported);
     record.port = place.port;
     // A machine between the nodes and the controller, such as a cloud node that forwards, may
-    // replace their address with its own.
+    // replace the nodes' addresses with its own.
     let of_the_cloud = |address: &IpAddr| {
         let mut others = state.nodes_of_role(Role::Hub).chain(state.nodes_of_role(Role::Cloud));
         record.role == Role::Edge && others.any(|other| other.is_at(address))
@@ -101,8 +101,8 @@ fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresse
     record.observed = observed.or(record.observed);
 }
 
-/// Records a report. Returns the segments that belong to the node from now on, and the conflicts of
-/// the others.
+/// Records a report. Returns the segments that belong to the node from now on, and the conflicts
+/// about the other claimed segments.
 async fn note_report(
     registry: &Registry,
     live: &Arc<LiveConfig>,
@@ -132,7 +132,8 @@ async fn note_report(
     registry.change(plan).await
 }
 
-/// Records changes of nodes' places. A node that moves often must wait.
+/// Records changes of nodes' places. A node that moves often must wait until its next change is
+/// recorded.
 #[derive(Clone)]
 pub(super) struct AddressChanges {
     registry: Registry,

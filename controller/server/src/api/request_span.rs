@@ -1,5 +1,5 @@
-//! The span of a request: `request{node=NAME}`. It contains every log line that a request or a view
-//! stream writes, so that the log of one node can be filtered.
+//! The span of a request: `request{node=NAME}`. The span contains every log line that a request or
+//! a view stream writes, so that the log of one node can be filtered.
 
 use axum::extract::Request;
 use axum::middleware::Next;

@@ -1,4 +1,4 @@
-//! A route: a method of a path, its handler, and its input and output.
+//! A route: a method and path, with the handler, the input and the output.
 
 use axum::http::Method;
 use axum::routing::MethodRouter;
@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::state::ApiState;
 
-/// One method of one path.
+/// One method on one path.
 pub(super) struct Route {
     pub(super) method: Method,
     pub(super) path: &'static str,
@@ -19,7 +19,7 @@ pub(super) struct Route {
     pub(super) status: u16,
     /// Media types of the response and their schemas; empty if the response has no body.
     pub(super) responses: Vec<(&'static str, Option<MakeSchema>)>,
-    /// Statuses of errors other than those that follow from the other fields.
+    /// HTTP statuses of errors, apart from those that follow from the other fields.
     pub(super) errors: &'static [u16],
 }
 
@@ -27,9 +27,10 @@ pub(super) struct Route {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
     Anyone,
-    /// The node that the path names.
+    /// Only the node that the path names.
     Node,
-    /// That node, or the operator. If the path names no node: any node, or the operator.
+    /// The node that the path names, or the operator. If the path names no node, any node or the
+    /// operator.
     NodeOrOperator,
     Operator,
 }

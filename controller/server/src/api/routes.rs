@@ -1,5 +1,5 @@
-//! The table of routes: paths, handlers, inputs and outputs. A new route only needs a new entry
-//! here.
+//! The table of routes, with paths, handlers, inputs and outputs. A new route only needs a new
+//! entry here.
 
 use std::sync::LazyLock;
 
@@ -27,8 +27,8 @@ pub fn openapi_document() -> Value {
     openapi::document(routes())
 }
 
-/// Serves the document to nodes and the operator only: a response is 300 times as large as its
-/// request, and strangers could keep the controller busy with encrypting it.
+/// Serves the document to nodes and the operator only. A response is 300 times as large as its
+/// request, so unauthenticated callers could keep the controller busy with encrypting responses.
 async fn serve_openapi() -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI.clone())
 }
@@ -146,7 +146,7 @@ pub(super) fn routes() -> Vec<Route> {
 mod tests {
     use super::*;
 
-    /// `EDGE_UPDATE=1 cargo test -p edge-controller --lib openapi` updates it.
+    /// `EDGE_UPDATE=1 cargo test -p edge-controller --lib openapi` updates the document.
     #[test]
     fn the_committed_openapi_document_is_the_one_that_the_types_make() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/openapi.json");

@@ -1,4 +1,4 @@
-//! Lists a node's segments, and handles requests for more.
+//! Lists a node's segments and handles requests for more segments.
 
 use std::sync::Arc;
 
@@ -52,8 +52,8 @@ pub(super) async fn request(
     if families.is_empty() {
         return Err(ApiError::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
-    // This check comes before any request to the store: many nodes may repeat their segment
-    // requests until all have reported.
+    // This check comes before any request to the store, because many nodes may repeat their segment
+    // requests until all edges have reported.
     may_grant(&registry, &live.now().policy, &node, &request_id).await?;
     if repeated {
         reloads.0.take(&node)?;
@@ -102,8 +102,8 @@ async fn may_grant(
 }
 
 /// Releases the segments that were already granted for a refused request. If segments are granted
-/// one by one, another replica may have taken the last segment of one family after that of the
-/// other was granted; or the replica that granted it died between the two.
+/// one by one, another replica may have taken the last segment of one family after the segment of
+/// the other family was granted, or the granting replica may have died between the two grants.
 async fn release_partial_grant(registry: &Registry, node: &NodeName, request_id: String) {
     let (name, now) = (node.clone(), registry.clock.now());
     let released = registry.change(move |state| -> Result<_, ApiError> {

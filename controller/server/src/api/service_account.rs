@@ -1,4 +1,4 @@
-//! Lets nodes join with the service account of their own pod.
+//! Checks the service account tokens with which nodes join.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The parts of the server that the API uses, and their extraction for handlers.
+//! The parts of the server that the API uses, and how handlers extract them.
 
 use std::sync::Arc;
 
@@ -27,19 +27,19 @@ use crate::observe::Metrics;
 pub struct Services {
     /// The rows, and the plans that change them.
     pub registry: Registry,
-    /// The authorities, which sign certificates.
+    /// The certificate authorities, which sign certificates.
     pub ca: Arc<Ca>,
     /// The configuration in force.
     pub live: Arc<LiveConfig>,
     /// Reviews service account tokens; `None` if nodes may not join by them.
     pub reviewer: Option<Reviewer>,
-    /// Counters of the handlers' work.
+    /// Metrics that handlers update.
     pub metrics: Metrics,
     /// Publishes Kubernetes Events.
     pub events: EventRecorder,
-    /// The nodes' reports about themselves.
+    /// What nodes report about themselves.
     pub reports: NodeReports,
-    /// Segments that nodes claim but do not hold.
+    /// Conflicts about segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,
     /// Whether labels of Node objects put nodes into communities.
     pub label_trust: watch::Receiver<LabelTrust>,
@@ -49,15 +49,15 @@ pub struct Services {
     pub statuses: Option<NodeStatuses>,
     /// Name of this run of this replica.
     pub replica: ReplicaName,
-    /// The failures of requests to the API server of Kubernetes.
+    /// The failures of requests to the Kubernetes API server.
     pub api_failures: ApiFailures,
-    /// Sessions of the page, and the addresses at which it is served.
+    /// The page's sessions and the addresses at which the page is served.
     pub page: ServedPage,
-    /// Cancelled when the server stops; the view streams end then.
+    /// Cancelled when the server stops, which ends the view streams.
     pub stopping: CancellationToken,
 }
 
-/// The state of the router. A handler takes the parts that it needs.
+/// The state of the router. A handler extracts the parts that it needs.
 #[derive(Clone)]
 pub(super) struct ApiState(Arc<Shared>);
 

@@ -1,4 +1,4 @@
-//! Makes the overview for the operator: nodes, communities, ranges, and problems.
+//! Makes the overview for the operator, with nodes, communities, ranges and problems.
 
 use std::sync::Arc;
 

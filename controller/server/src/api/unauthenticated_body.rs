@@ -1,8 +1,9 @@
-//! Reads bodies of requests without a certificate. All of them share one budget of memory.
+//! Reads the bodies of requests from callers without a certificate. All these bodies share one
+//! memory budget.
 //!
-//! A body counts from its first octet, with its present size in memory. When the budget is used up,
-//! the oldest body from the network that sends the most is dropped ([`SourceShares`]). A node that
-//! joins sends its 2 KiB at once, so its body is complete before it is the oldest.
+//! A body counts from its first octet on, with its present size in memory. When the budget is used
+//! up, the oldest body from the network that sends the most is dropped ([`SourceShares`]). A
+//! joining node sends its 2 KiB at once, so its body is complete before it becomes the oldest.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,17 +18,18 @@ use super::body::check_media_type;
 use super::caller::Caller;
 use super::error::ApiError;
 
-/// Memory for all bodies together, in octets.
+/// Memory budget for all bodies together, in octets.
 const BUDGET: usize = 4 * 1024 * 1024;
-/// Maximum size of a body, in octets. A join takes 1 KiB, and 3 KiB with a service account token.
+/// Maximum size of a body, in octets. A join request takes 1 KiB, or 3 KiB with a service account
+/// token.
 const LIMIT: usize = 16 * 1024;
-/// Octets by which the memory of a body grows. A body has this much from the start, which also
-/// covers the other costs of a request.
+/// Octets by which the memory of a body grows. A body is counted with this much from the start,
+/// which also covers the other memory of a request.
 const STEP: usize = 4 * 1024;
 /// Time limit for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The free memory for bodies, and the shares of the used memory.
+/// The free memory for bodies and the shares of the memory in use.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BodyBudget(Arc<Mutex<SourceShares>>);
 
@@ -78,7 +80,7 @@ impl Arriving<'_> {
     async fn take(&self, mut body: axum::body::Body) -> Result<Zeroizing<Vec<u8>>, ApiError> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(STEP));
         while let Some(frame) = body.frame().await {
-            // The text of hyper's error contains nothing of the body.
+            // The text of hyper's error contains no part of the body.
             let frame = frame.map_err(|error| ApiError::BadJson(error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             let length = bytes.len() + data.len();
@@ -100,7 +102,7 @@ impl Arriving<'_> {
     fn grow(&self, more: usize) -> Result<(), ApiError> {
         let mut shares = self.bodies.shares();
         BodyBudget::make_room(&mut shares, self.from, more, Instant::now());
-        // This body may be the one that was dropped.
+        // The dropped body may be this one.
         if shares.grow(self.share, more) { Ok(()) } else { Err(ApiError::Crowded) }
     }
 }

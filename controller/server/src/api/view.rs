@@ -26,11 +26,11 @@ use super::state::from_substates;
 use crate::live_config::LiveConfig;
 use crate::observe::{Metrics, OpenStream, StreamEnd};
 
-/// A reader that does not take a line within this time loses its connection.
+/// Time within which a reader must take a line; otherwise its connection is closed.
 const SLOWEST_READER: Duration = Duration::from_secs(20);
 
-/// Number of streams per second that this controller hands over to others when it stops, and the
-/// time limit for all of them.
+/// Number of streams per second that this controller hands over to other controllers when it stops,
+/// and the time limit for all streams.
 const HANDED_OVER_A_SECOND: u32 = 2000;
 const HANDOVER: Duration = Duration::from_secs(5);
 
@@ -50,8 +50,9 @@ pub(super) struct Parameters {
     epoch: Option<String>,
 }
 
-/// Maximum number of streams of its view that a node may have open. The node uses one. Others may
-/// belong to lost connections, until the controller notices; each of them gets every change.
+/// Maximum number of streams of its view that a node may have open. The node uses one stream.
+/// Others may belong to lost connections until the controller notices the loss; each stream gets
+/// every change.
 const MOST_STREAMS: usize = 16;
 
 type Line = ViewEvent<PeerJson>;
@@ -87,15 +88,15 @@ pub(super) async fn view(
     let mut changes = state.watch(&node).ok_or_else(missing)?;
     streams.reports.begins(&node, streams.registry.clock.now());
     drop(state);
-    // Marked as changed, so that the first view is sent.
+    // The receiver is marked as changed, so that the first view is sent.
     changes.mark_changed();
     // At most one line waits. Changes in the meantime become one later line.
     let (lines, taken) = mpsc::channel(1);
     let reader = Reader::new(&parameters, streams.registry.epoch());
     let work = async move {
         send_lines(&streams, caller, &node, reader, &mut changes, lines).await;
-        // This comes before `changes` is dropped: a node that is no longer connected was seen until
-        // now.
+        // The node was seen until now. This is recorded before `changes` is dropped, which marks
+        // the node as no longer connected.
         streams.reports.ends(&node, streams.registry.clock.now());
     };
     tokio::spawn(work.in_current_span());
@@ -105,16 +106,16 @@ pub(super) async fn view(
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
 }
 
-/// The parameters of a reader, and the version that it has.
+/// The parameters of a reader and the version of the view that the reader has.
 struct Reader {
     /// Whether the reader wants only changes after its first view.
     changes: bool,
-    /// The version that the reader has from elsewhere: another replica, or an earlier run. It gets
-    /// no older view. 0 once this replica knows that version.
+    /// The version that the reader has from another replica or an earlier run. The reader gets no
+    /// older view. 0 once this replica knows that version.
     not_before: u64,
-    /// Whether the reader waits for that version. The wait is logged once.
+    /// Whether the reader waits until this replica knows that version. The wait is logged once.
     waits: bool,
-    /// The version of this epoch that the reader has; `None` if it needs a whole view.
+    /// The version in this epoch that the reader has; `None` if the reader needs a whole view.
     known: Option<u64>,
 }
 
@@ -188,7 +189,7 @@ fn kind(event: &Line) -> &'static str {
 }
 
 fn line(event: &Line) -> Bytes {
-    // Views and versions always serialise.
+    // Serialising views and versions never fails.
     let mut line = serde_json::to_vec(event).unwrap_or_default();
     line.push(b'\n');
     line.into()
@@ -204,7 +205,7 @@ async fn send_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
         () = lines.closed() => return,
     }
     let event = Line::Goodbye { reason: "it is stopping".into() };
-    // A reader that does not take the line now loses its connection when the server ends.
+    // A reader that does not take the line in time loses its connection when the server ends.
     if lines.send_timeout(line(&event), HANDOVER).await.is_ok() {
         stream.sent(kind(&event));
     }
@@ -226,7 +227,8 @@ async fn next_line(
     }
     let state = streams.registry.read().await;
     caller.require_node_or_operator(&state, node, streams.registry.clock.now())?;
-    // Nothing is published while the state is read. Later changes are sent later.
+    // Nothing is published while the state is locked for reading. Later changes are sent in a later
+    // line.
     changes.mark_unchanged();
     let missing = || ApiError::NoSuchNode(node.clone());
     let changed = reader.known.and_then(|known| Some((known, state.changed_since(node, known)?)));
@@ -244,8 +246,9 @@ async fn next_line(
     Ok(Some(event))
 }
 
-/// Makes sure that the state is at least as new as the reader's version: if it is not, waits for
-/// it, for one heartbeat at most. Returns `false` if that is still not known.
+/// Makes sure that the state is at least as new as the reader's version: if it is older, waits for
+/// that version, for one heartbeat at most. Returns `false` if it is still unknown whether the
+/// state is new enough.
 async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) -> bool {
     let version = reader.not_before;
     if streams.registry.read().await.revision() >= version {
@@ -256,8 +259,8 @@ async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) 
         .await
     {
         Ok(Ok(())) => {
-            // If the state is still older, the store has nothing newer. The reader notices that,
-            // and reports it.
+            // If the state is still older, the store has nothing newer. The reader notices this and
+            // reports it.
             if streams.registry.read().await.revision() < version {
                 tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
                 reader.known = None;

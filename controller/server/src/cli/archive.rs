@@ -1,4 +1,4 @@
-//! Implements backup, restore, export and import.
+//! Implements the commands backup, restore, export and import.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write};
@@ -16,7 +16,7 @@ use super::client::Client;
 use crate::config::Config;
 use crate::server::Backends;
 
-/// Beginning and end of the names of archives in a directory, with the time between them.
+/// Beginning and end of an archive's name in a directory. The time of writing stands between them.
 const PREFIX: &str = "edge-controller-";
 const SUFFIX: &str = ".archive";
 
@@ -29,15 +29,15 @@ pub(super) async fn backup(client: &Client, target: &ArchiveTarget) -> anyhow::R
     let file = &target.path(Clock::system().now());
     let staged = StagedFile::create(file)?;
     client.download("/v1/backup", &mut &staged.open).await?;
-    // A backup that cannot be read must be noticed now, and not when it is needed.
+    // An unreadable backup must be noticed now and not when it is needed.
     let archive = read(&staged.path)?;
     staged.publish(file)?;
     report(file, &archive.summary());
     target.remove_older()
 }
 
-/// Exports the store. A store in the state directory is exported while no server runs, a store at
-/// the API server at any time.
+/// Exports the store. A store in the state directory can be exported only while no server runs, a
+/// store at the API server at any time.
 pub(super) async fn export(config: &Config, target: &ArchiveTarget) -> anyhow::Result<()> {
     target.check()?;
     check_store(config)?;
@@ -70,8 +70,8 @@ impl ArchiveTarget {
         Ok(())
     }
 
-    /// Returns the path of the file that is written. In a directory the file gets a generated name,
-    /// which sorts by time.
+    /// Returns the path of the file to write. In a directory the file gets a generated name, so
+    /// that names sort by time.
     fn path(&self, now: Seconds) -> PathBuf {
         match self.file.is_dir() {
             true => self.file.join(format!("{PREFIX}{}{SUFFIX}", rfc3339(now).replace([':', '-'], ""))),
@@ -79,7 +79,7 @@ impl ArchiveTarget {
         }
     }
 
-    /// Removes the oldest archives of the directory if there are more than the number to keep.
+    /// Removes the oldest archives from the directory if there are more than the number to keep.
     /// Files with other names stay.
     fn remove_older(&self) -> anyhow::Result<()> {
         let Some(keep) = self.keep.filter(|_| self.file.is_dir()) else { return Ok(()) };
@@ -136,7 +136,7 @@ pub(super) async fn restore(config: &Config, file: &Path, replace: bool) -> anyh
     Ok(())
 }
 
-/// Records that the store is an old copy that was restored by other means than these commands.
+/// Records that the store is an old copy that was restored by means other than these commands.
 pub(super) async fn restored(config: &Config) -> anyhow::Result<()> {
     check_store(config)?;
     let clock = Clock::system();
@@ -147,7 +147,7 @@ pub(super) async fn restored(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses to create a new store if one should exist.
+/// Refuses to create a new store if a store should exist already.
 fn check_store(config: &Config) -> anyhow::Result<()> {
     if !config.store_is_at_api_server() {
         let store = config.state_dir.join(embedded::FILE);
@@ -166,7 +166,8 @@ fn report(file: &Path, summary: &str) {
     eprintln!("wrote {}: {summary}. It holds the authorities' private keys: keep it as secret as that", file.display());
 }
 
-/// A file that is first written under a temporary name, and removed unless it is published.
+/// A file that is first written under a temporary name and is removed unless it is published under
+/// its final name.
 pub(super) struct StagedFile {
     path: PathBuf,
     pub(super) open: File,
@@ -177,7 +178,7 @@ impl StagedFile {
         let mut name = file.file_name().with_context(|| format!("{} is no file name", file.display()))?.to_owned();
         name.push(".part");
         let path = file.with_file_name(name);
-        // A file from an earlier run may have other permissions.
+        // A temporary file from an earlier run may have other permissions.
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot replace {}", path.display()));

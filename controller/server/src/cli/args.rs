@@ -44,7 +44,8 @@ pub(super) struct ServerArguments {
 }
 
 impl ServerArguments {
-    /// The admin socket of the running server: the one that is named, or that of the configuration.
+    /// Returns the admin socket of the running server: the one that an argument names, the one in
+    /// the configuration file, or the default.
     ///
     /// # Errors
     /// If the configuration cannot be used.
@@ -422,7 +423,7 @@ mod tests {
         assert!(missing.contains("/nowhere/c.toml") && missing.matches("os error").count() == 1, "{missing}");
     }
 
-    /// `EDGE_UPDATE=1 cargo test -p edge-controller --lib command_line` writes them.
+    /// `EDGE_UPDATE=1 cargo test -p edge-controller --lib command_line` writes the files.
     #[test]
     fn reference_manual_page_and_completions_are_those_of_the_command_line() {
         let command = <Cli as clap::CommandFactory>::command();

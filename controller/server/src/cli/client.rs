@@ -22,7 +22,7 @@ impl Client {
         Self { socket }
     }
 
-    /// Sends a request and reads the JSON of the response. A refusal becomes a [`Problem`].
+    /// Sends a request and reads the JSON body of the response. A refusal becomes a [`Problem`].
     pub(super) async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -35,7 +35,7 @@ impl Client {
         serde_json::from_slice(&body).context("the server's response cannot be read; are both of one release?")
     }
 
-    /// Requests a large response and writes it as it arrives.
+    /// Sends a request with a large response and writes the response as it arrives.
     pub(super) async fn download(&self, path: &str, to: &mut impl Write) -> anyhow::Result<()> {
         let response = self.request(Method::GET, path, None::<&()>).await?;
         let mut body = response.into_body();

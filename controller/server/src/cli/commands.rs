@@ -1,4 +1,4 @@
-//! Sends the requests of the operator's commands, and prints the responses.
+//! Sends the requests for the operator's commands and prints the responses.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use super::{archive, gather, import_fabedge, page};
 use crate::node_problems::problems;
 
 const NOTHING: Option<&()> = None;
-/// Maximum number of nodes that are named in a cell.
+/// Maximum number of nodes that are named in a table cell.
 const NAMED: usize = 10;
 
 pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> anyhow::Result<()> {
@@ -205,8 +205,8 @@ fn show_nodes(nodes: &[NodeInfo]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the addresses at which the controller sees several edges, and which these do not report
-/// themselves.
+/// Returns the addresses at which the controller sees several edges, and which these edges do not
+/// report themselves.
 fn shared(nodes: &[NodeInfo]) -> BTreeMap<SocketAddr, Vec<&NodeName>> {
     let mut seen: BTreeMap<SocketAddr, Vec<&NodeName>> = BTreeMap::new();
     for node in nodes.iter().filter(|node| node.role == Role::Edge) {
@@ -285,7 +285,7 @@ fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {
     )
 }
 
-/// Returns the first few of several nodes, and the number of the others.
+/// Returns text with the first few of several nodes and the number of further nodes.
 pub(super) fn first_of(nodes: &[NodeName]) -> String {
     if nodes.is_empty() {
         return "-".into();

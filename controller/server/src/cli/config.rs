@@ -1,12 +1,12 @@
-//! Prints the configuration, with the source of each value.
+//! Prints the configuration with the source of each value.
 
 use serde_json::{Value, json};
 
 use super::table::{print, print_line};
 use crate::config::LoadedConfig;
 
-/// Returns all values as JSON. None is a secret: keys are in files, and the configuration has only
-/// their paths.
+/// Returns all values as JSON. No value is a secret: private keys are in files, and the
+/// configuration has only their paths.
 pub(super) fn values(loaded: &LoadedConfig) -> Value {
     let all = loaded.values().map(|(key, value, origin)| {
         json!({"key": key.path, "value": value, "from": origin.to_string(), "env": key.env, "flag": key.flag})

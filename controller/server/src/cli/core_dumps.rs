@@ -1,5 +1,5 @@
-//! Keeps this process's memory, which contains the authorities' private keys, from disks and from
-//! other processes of the same user.
+//! Prevents this process's memory, which contains the authorities' private keys, from being written
+//! to disks or read by other processes of the same user.
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 

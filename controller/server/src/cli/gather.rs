@@ -19,8 +19,8 @@ use super::client::Client;
 use super::config;
 use crate::config::{Config, ConfigSources};
 
-/// Requests for data that the operator may read. No response contains a secret: tokens appear as
-/// ids, and authorities as certificates.
+/// Paths of the API from which data is gathered. No response contains a secret: tokens appear as
+/// ids and authorities as certificates.
 const REQUESTS: [(&str, &str); 5] = [
     ("status", "/v1/status"),
     ("segments", "/v1/segments"),
@@ -28,15 +28,15 @@ const REQUESTS: [(&str, &str); 5] = [
     ("tokens", "/v1/tokens"),
     ("authorities", "/v1/ca"),
 ];
-/// Pages of the listener for health and metrics.
+/// Pages on the listener for health and metrics.
 const PAGES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 /// Time limit for a page.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum size of a page, in bytes.
 const LARGEST_PAGE: usize = 8 << 20;
 
-/// Writes the file. Data that cannot be read appears in it as an error, so that the file also helps
-/// if the server does not run.
+/// Writes the file. Data that cannot be read appears in it as an error, so that the file is also
+/// useful if the server does not run.
 pub(super) async fn gather(client: &Client, file: &Path, sources: &ConfigSources) -> anyhow::Result<()> {
     let mut document = Map::new();
     document.insert("format".into(), "edge-controller-gather".into());
@@ -69,7 +69,7 @@ fn or_error(found: anyhow::Result<Value>) -> Value {
     found.unwrap_or_else(|error| json!({"error": edge_types::error::with_causes(error.as_ref())}))
 }
 
-/// Reads the pages of the first listener for health and metrics.
+/// Reads the pages from the first listener for health and metrics.
 async fn pages(config: &Config) -> Map<String, Value> {
     let Some(listen) = config.observe.listen.first() else { return Map::new() };
     let mut pages = Map::new();

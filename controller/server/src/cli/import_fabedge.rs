@@ -19,13 +19,13 @@ use super::table::print_line;
 
 /// API group of FabEdge's resources.
 const GROUP: &str = "fabedge.io/";
-/// Annotation of a Node: the networks of its pods, separated by commas.
+/// Annotation of a Node with the networks of the node's pods, separated by commas.
 const SUBNETS: &str = "fabedge.io/subnets";
-/// Annotation of a Node: the addresses at which peers find it, separated by commas.
+/// Annotation of a Node with the addresses at which peers reach the node, separated by commas.
 const PUBLIC_ADDRESSES: &str = "fabedge.io/node-public-addresses";
-/// The equivalent annotation of this project.
+/// The equivalent annotation in this project.
 const OUR_PUBLIC_ADDRESSES: &str = "edge-cni.io/public-addresses";
-/// Name and type of FabEdge's hub.
+/// Name and type of the hub in FabEdge.
 const CONNECTOR: (&str, &str) = ("connector", "Connector");
 
 /// The fields of an object, or of a list of objects, that are read.
@@ -82,15 +82,15 @@ struct Mapping {
     communities: BTreeMap<Community, BTreeSet<NodeName>>,
     /// Addresses for the annotation of a Node.
     addresses: BTreeMap<String, BTreeSet<IpAddr>>,
-    /// Networks of the cloud, for `networks`.
+    /// Networks of the cloud, for the key `networks`.
     networks: BTreeSet<IpNetwork>,
-    /// Networks that FabEdge's edges use, for `reserved`.
+    /// Networks that FabEdge's edges use, for the key `reserved`.
     reserved: BTreeSet<IpNetwork>,
     /// The parts that are not carried over, with the reasons.
     notes: Vec<String>,
 }
 
-/// Prints the translated resources. With `apply` the communities are also listed at the running
+/// Prints the translated resources. With `apply` the communities are also created at the running
 /// server.
 pub(super) async fn import(client: &Client, file: &Path, cluster: Option<&str>, apply: bool) -> anyhow::Result<()> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -280,7 +280,7 @@ mod tests {
                  "subnets": ["10.233.103.192/26"]}]}},
             {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "edge-2.site", "annotations": {
                 "fabedge.io/subnets": "10.233.103.0/24,2001:db8::/120", "fabedge.io/node-public-addresses": "60.247.88.195, "}}},
-            // A resource of another project with the same kind.
+            // A resource of the same kind from another project.
             {"apiVersion": "cluster.x-k8s.io/v1", "kind": "Cluster", "metadata": {"name": "shenzhen"}, "spec": {}}
         ]})
     }

@@ -1,15 +1,15 @@
-//! The command line: the server, and the operator's commands, which send requests to the server
-//! through the admin socket.
+//! The command line, which runs the server or the operator's commands. These send requests to the
+//! server through the admin socket.
 //!
 //! - [`args`]: the arguments of each command.
-//! - [`archive`]: backup, restore, export, import.
-//! - [`client`]: HTTP over the admin socket.
-//! - [`config`]: prints the configuration.
-//! - [`commands`]: the requests and the output of each command.
-//! - [`status`]: the overview. [`page`]: sessions of the page.
+//! - [`archive`]: implements backup, restore, export and import.
+//! - [`client`]: sends HTTP requests over the admin socket.
+//! - [`config`]: prints the configuration with the source of each value.
+//! - [`commands`]: sends the requests for the other commands and prints the responses.
+//! - [`status`]: shows the overview. [`page`]: opens and ends sessions of the page.
 //! - [`gather`]: writes information for finding faults into one file.
 //! - [`import_fabedge`]: translates FabEdge's resources.
-//! - [`core_dumps`]: keeps keys out of core files.
+//! - [`core_dumps`]: keeps private keys out of core files.
 
 mod archive;
 mod args;
@@ -45,7 +45,8 @@ const UNREACHABLE: u8 = 3;
 /// failures with their meaning.
 const LOGGED: &str = "info,kube_client=off";
 
-/// Runs the command of the command line. Returns its exit code: 0, [`REFUSED`] or [`UNREACHABLE`].
+/// Runs the command that the arguments name. Returns its exit code: 0, [`REFUSED`] or
+/// [`UNREACHABLE`].
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = core_dumps::forbid() {
@@ -139,7 +140,7 @@ async fn run(sources: ConfigSources, log_json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Signals that request the end of the server.
+/// Signals that make the server stop.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -44,10 +44,11 @@ pub(super) async fn show(client: &Client, json: bool, arguments: &StatusArgument
     }
 }
 
-/// Waits for [`WATCH_INTERVAL`]. Returns earlier, and `true`, if standard output has no reader.
+/// Waits for [`WATCH_INTERVAL`]. Returns `true`, and earlier, if the reader of standard output has
+/// closed it.
 fn wait_or_reader_gone() -> anyhow::Result<bool> {
     let out = io::stdout();
-    // A closed reader shows as an error of the descriptor, without any requested event.
+    // A closed reader is reported as an error on the descriptor, even if no event was requested.
     let mut polled = [PollFd::new(&out, PollFlags::empty())];
     Ok(poll(&mut polled, Some(&Timespec::try_from(WATCH_INTERVAL)?))? > 0)
 }
@@ -141,8 +142,8 @@ fn range_row(range: &RangeUsage) -> [String; 4] {
     ]
 }
 
-/// Draws a bar that is filled in proportion. Any use shows, and the bar is full only if everything
-/// is taken.
+/// Draws a bar that is filled in proportion. Any use is visible, and the bar is full only if
+/// everything is in use.
 fn bar(taken: u64, all: u64) -> String {
     let filled = u64::try_from(u128::from(taken) * u128::from(BAR) / u128::from(all).max(1)).unwrap_or(BAR);
     let filled = if taken == 0 { 0 } else { filled.clamp(1, BAR) };

@@ -1,4 +1,4 @@
-//! Prints tables for people, and lines, on standard output.
+//! Prints tables for people, and single lines, on standard output.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -25,8 +25,8 @@ pub(super) fn rendered<const N: usize>(header: [&str; N], rows: impl IntoIterato
     table
 }
 
-/// Writes a line. A reader that has closed its end, such as `head`, is not an error: the command
-/// still completes its work.
+/// Writes a line. It is not an error if the reader, such as `head`, has closed the pipe: the
+/// command still completes its work.
 pub(super) fn print_line(line: impl Display) -> anyhow::Result<()> {
     match write(&line) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -34,7 +34,7 @@ pub(super) fn print_line(line: impl Display) -> anyhow::Result<()> {
     }
 }
 
-/// Writes a line that must not be lost. Here a missing reader is an error.
+/// Writes a line that must not be lost. For such a line a closed pipe is an error.
 pub(super) fn print_required_line(line: impl Display) -> anyhow::Result<()> {
     write(&line).context("cannot write to standard output")
 }
@@ -45,7 +45,7 @@ fn write(line: &impl Display) -> io::Result<()> {
     to.flush()
 }
 
-/// Joins several values in one cell.
+/// Joins several values into the text of one table cell.
 pub(super) fn list<T: ToString>(things: impl IntoIterator<Item = T>) -> String {
     let things: Vec<String> = things.into_iter().map(|thing| thing.to_string()).collect();
     if things.is_empty() { "-".into() } else { things.join("\n") }

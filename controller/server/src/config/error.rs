@@ -13,12 +13,12 @@ pub enum ConfigError {
         /// The system's error.
         error: std::io::Error,
     },
-    /// The file is not TOML of this shape.
+    /// The file is not TOML, or has an unexpected structure.
     #[error("{path}: {error}")]
     Syntax {
         /// Path of the configuration file.
         path: PathBuf,
-        /// Line, column and what is wrong there.
+        /// Line and column, and the error at that place.
         error: Box<toml::de::Error>,
     },
     /// A value is invalid.
@@ -26,22 +26,22 @@ pub enum ConfigError {
     Value {
         /// The source of the value.
         origin: String,
-        /// The key that holds it.
+        /// The key of the value.
         key: String,
         /// The error, and the expected value.
         why: String,
     },
-    /// A key without default is set nowhere.
+    /// A key without a default is not set by any source.
     #[error("{key} is set nowhere; set it in the file (--config), as {env}, or by --{flag}")]
     Missing {
         /// Path of the key with dots: `segments.cluster_ranges`.
         key: String,
-        /// The environment variable that sets it.
+        /// The environment variable that sets the key.
         env: String,
-        /// The flag that sets it, without the dashes before it.
+        /// The flag that sets the key, without leading dashes.
         flag: String,
     },
-    /// An environment variable has our prefix but sets no key.
+    /// An environment variable has the controller's prefix but sets no key.
     #[error("the environment variable {0} sets nothing that is known; `edge-controller run --help` lists all")]
     Variable(String),
 }

@@ -1,4 +1,4 @@
-//! Defines the keys of the configuration, their defaults, and the checks of their values. A new key
+//! Defines the configuration keys with their defaults and the checks of their values. A new key
 //! only needs a new field here.
 
 use std::collections::BTreeMap;
@@ -254,7 +254,7 @@ fn default_quarantine() -> u64 {
 fn default_restore_grace() -> u64 {
     600
 }
-/// Converts seconds to the type of the clock, up to its maximum.
+/// Converts seconds to the clock's type, up to the type's maximum.
 fn seconds(configured: u64) -> i64 {
     i64::try_from(configured).unwrap_or(i64::MAX)
 }
@@ -292,7 +292,7 @@ impl Config {
             );
             return Err(("page.listen", why));
         }
-        // One lost heartbeat must not make a node connect again.
+        // One lost heartbeat must not make a node reconnect.
         let most = VIEW_SILENCE_SECONDS / 2;
         if self.heartbeat_seconds == 0 || self.heartbeat_seconds > most {
             return Err(("heartbeat_seconds", format!("{} is not within 1 to {most}", self.heartbeat_seconds)));
@@ -335,8 +335,8 @@ impl Config {
         self.check_networks()
     }
 
-    /// Some segment must be left. Ranges of one family may be reserved as a whole, so that they are
-    /// granted no more while nodes still hold segments in them.
+    /// At least one segment must not be reserved. All ranges of one family may be reserved, so that
+    /// no further segments are granted from them while nodes still hold some.
     fn check_reserved(&self) -> Result<(), (&'static str, String)> {
         let policy = self.segment_policy();
         let free = |family| free_segments(&Ledger::default(), &policy, family, 0);

@@ -1,5 +1,5 @@
-//! The table of keys. It is made from the schema of [`Config`], so that flags, environment
-//! variables and the file always have the same keys.
+//! The table of configuration keys. It is made from the schema of [`Config`], so that flags,
+//! environment variables and the file always have the same keys.
 
 use std::sync::OnceLock;
 
@@ -14,22 +14,22 @@ pub(super) const ENV_PREFIX: &str = "EDGE_CONTROLLER_";
 /// A key of the configuration.
 #[derive(Debug)]
 pub struct ConfigKey {
-    /// Path in the file, with dots: `segments.cluster_ranges`.
+    /// Path of the key in the file, with dots: `segments.cluster_ranges`.
     pub path: String,
-    /// The environment variable that sets it: `EDGE_CONTROLLER_SEGMENTS_CLUSTER_RANGES`.
+    /// The environment variable that sets the key: `EDGE_CONTROLLER_SEGMENTS_CLUSTER_RANGES`.
     pub env: String,
-    /// Its flag, without the dashes before it.
+    /// The flag that sets the key, without leading dashes.
     pub flag: String,
     /// Description for `--help`, from the schema.
     pub help: String,
-    /// Whether it must be set.
+    /// Whether the key must be set.
     pub required: bool,
-    /// Whether it may change while the server runs.
+    /// Whether the value may change while the server runs, and the effect of a change.
     pub reload: Reload,
     pub(super) kind: Kind,
 }
 
-/// The effect of a change of a key while the server runs.
+/// The effect of changing a key's value while the server runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reload {
     /// The reload is refused: the server must be restarted.

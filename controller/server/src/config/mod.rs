@@ -1,9 +1,10 @@
-//! The configuration of `edge-controller run`. Unknown keys are refused. The full example stands in
-//! `docs/configuration.md`.
+//! The configuration of `edge-controller run`. Unknown keys are refused. `docs/configuration.md`
+//! has a full example.
 //!
-//! - [`Config`]: all keys, and the checks of their values.
-//! - [`keys()`]: the table of keys that follows from it.
-//! - [`ConfigSources`]: file, environment and flags.
+//! - [`Config`]: all keys with their defaults and the checks of their values.
+//! - [`keys()`]: the table of keys, made from the schema of [`Config`].
+//! - [`ConfigSources`]: the file, the environment and the flags from which the configuration is
+//!   read.
 //! - [`ConfigError`]: the reasons why a configuration cannot be used.
 
 mod error;

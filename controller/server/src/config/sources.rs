@@ -12,11 +12,11 @@ use super::error::ConfigError;
 use super::file::Config;
 use super::keys::{ConfigKey, ENV_PREFIX, keys};
 
-/// Variables with our prefix that set no key.
+/// Variables with the controller's prefix that set no key.
 const OTHERS: [&str; 2] = ["EDGE_CONTROLLER_SOCKET", "EDGE_CONTROLLER_CONFIG"];
 
-/// The file and the flags of the command line. The environment is read when the configuration is
-/// loaded.
+/// The configuration file and the command line flags. The environment is read when the
+/// configuration is loaded.
 #[derive(Debug, Clone, Default)]
 pub struct ConfigSources {
     file: Option<PathBuf>,
@@ -26,13 +26,13 @@ pub struct ConfigSources {
 /// The source of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// It is the key's default.
+    /// The value is the key's default.
     Default,
-    /// It is in the configuration file with this path.
+    /// The configuration file with this path sets the value.
     File(PathBuf),
-    /// The environment variable of this name sets it.
+    /// The environment variable of this name sets the value.
     Environment(String),
-    /// The flag of this name, without dashes, sets it.
+    /// The flag of this name, without dashes, sets the value.
     Flag(String),
 }
 
@@ -52,14 +52,14 @@ impl fmt::Display for Origin {
 pub struct LoadedConfig {
     /// The values of all keys.
     pub config: Config,
-    /// The sources of values, by path of the key; all other values are defaults.
+    /// The sources of values that are not defaults, by path of the key.
     origins: BTreeMap<String, Origin>,
 }
 
 impl LoadedConfig {
     /// Returns every key with its value and its source. Keys without a value are left out.
     pub fn values(&self) -> impl Iterator<Item = (&'static ConfigKey, toml::Value, Origin)> {
-        // A configuration that was read can also be written.
+        // Serialising a configuration that was read never fails.
         let table = toml::Table::try_from(&self.config).unwrap_or_default();
         keys().iter().filter_map(move |key| {
             let origin = self.origins.get(&key.path).cloned().unwrap_or(Origin::Default);
@@ -83,7 +83,7 @@ impl ConfigSources {
         self.load_with(std::env::vars_os().filter_map(ours).collect())
     }
 
-    /// Loads the configuration with this environment.
+    /// Loads the configuration from the sources, with this environment.
     pub(super) fn load_with(&self, environment: BTreeMap<String, String>) -> Result<LoadedConfig, ConfigError> {
         let (mut table, mut origins) = (toml::Table::new(), BTreeMap::new());
         let file = self.file.clone().or_else(|| environment.get("EDGE_CONTROLLER_CONFIG").map(PathBuf::from));
@@ -105,7 +105,7 @@ impl ConfigSources {
         for (key, text, origin) in variables.chain(flags) {
             let wrong = |why: String| ConfigError::Value { origin: origin.to_string(), key: key.path.clone(), why };
             key.set(&mut table, key.parse(text).map_err(wrong)?);
-            // The value is tried at once, so that the error names its source.
+            // Each value is checked at once, so that an error names the value's source.
             if let Err(error) = Config::deserialize(table.clone())
                 && !is_missing(&error)
             {
@@ -185,7 +185,7 @@ impl FromArgMatches for ConfigSources {
 }
 
 impl Config {
-    /// Reads and checks a file, under the environment as it is.
+    /// Reads and checks a file, with the environment of the test.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Ok(ConfigSources::file(path.into()).load()?.config)
     }

@@ -1,5 +1,5 @@
-//! Implements the checks of `/healthz` and `/readyz`: one line for each, in the format of
-//! Kubernetes' own programs.
+//! Implements the checks for `/healthz` and `/readyz`. Each check gives one line, in the format
+//! that Kubernetes' own programs use.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use super::server_parts::ServerParts;
 /// Time limit for a plan that changes nothing, including the wait for earlier plans.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Runs the checks of `/healthz`. A process that fails one of them does not recover by itself.
+/// Runs the checks for `/healthz`. A process that fails one of them does not recover by itself.
 pub(super) async fn healthz(server: &ServerParts) -> Vec<Check> {
     let mut checks = vec![("registry", registry_works(server).await.map(drop))];
     checks.extend(server.health.tasks());
     checks
 }
 
-/// Runs the checks of `/readyz`, which decide whether nodes should be sent to this replica.
+/// Runs the checks for `/readyz`, which decide whether nodes should be sent to this replica.
 pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
     let store = registry_works(server).await.and_then(|works| match works {
         true => Ok(()),
@@ -64,7 +64,7 @@ pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
 }
 
 /// Returns whether the registry still carries out plans: `false` if it does not answer in time, an
-/// error if it never will.
+/// error if the registry has ended.
 async fn registry_works(server: &ServerParts) -> Result<bool, String> {
     let nothing = server.registry.change(|_| Ok::<_, StoreError>(((), Vec::new())));
     match tokio::time::timeout(PATIENCE, nothing).await {

@@ -7,7 +7,8 @@ use edge_controller_domain::clock::Seconds;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-/// The tasks of this process, whether it stops, and the end of its own certificate.
+/// The tasks of this process, whether the process is stopping, and when its own certificate
+/// expires.
 #[derive(Debug, Default)]
 pub struct Health {
     /// Tasks that run as long as the server does.
@@ -18,7 +19,7 @@ pub struct Health {
     server_certificate_end: AtomicI64,
 }
 
-/// The name of a check, and its error.
+/// The name of a check and its error.
 pub(super) type Check = (&'static str, Result<(), String>);
 
 impl Health {
@@ -38,22 +39,23 @@ impl Health {
         self.leading.get().is_some_and(|leading| *leading.borrow())
     }
 
-    /// Records that the server stops and is no longer ready.
+    /// Records that the server is stopping and no longer ready.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Records the end of the certificate that nodes now see.
+    /// Records when the certificate that nodes now receive expires.
     pub(crate) fn server_certificate(&self, not_after: Seconds) {
         self.server_certificate_end.store(not_after, Ordering::Relaxed);
     }
 
-    /// Returns the end of the certificate that nodes now see; `None` before there is one.
+    /// Returns when the certificate that nodes now receive expires; `None` before there is a
+    /// certificate.
     pub(super) fn server_certificate_end(&self) -> Option<Seconds> {
         Some(self.server_certificate_end.load(Ordering::Relaxed)).filter(|end| *end != 0)
     }
 
-    /// Returns whether the server stops.
+    /// Returns whether the server is stopping.
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }

@@ -20,7 +20,7 @@ use super::process::Process;
 /// Prefix of the names of our metrics.
 const PREFIX: &str = "edge_controller";
 
-/// All metrics. Clones share their counters, and are cheap.
+/// All metrics. Clones share their counters and are cheap.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Registry>,
@@ -132,14 +132,14 @@ impl EncodeLabelValue for FamilyLabel {
 /// The reason why a view stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StreamEnd {
-    /// The reader closed it or is gone.
+    /// The reader closed the stream or is gone.
     ReaderGone,
-    /// The reader did not keep up and was cut off.
+    /// The reader did not keep up and was disconnected.
     CutOff,
     /// The node may no longer read its view: it was deregistered, or its certificate does not
     /// count.
     Refused,
-    /// The server stops and ends all streams.
+    /// The server is stopping and ends all streams.
     Stopping,
 }
 
@@ -162,10 +162,10 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Makes all metrics with the value zero.
+    /// Makes all metrics, each with the value zero.
     pub fn new() -> Self {
-        // The buckets range from half a millisecond to sixteen seconds. A read takes less; a commit
-        // to a slow disk takes some milliseconds.
+        // The buckets range from half a millisecond to sixteen seconds. A read takes less than the
+        // first bucket; a commit to a slow disk takes some milliseconds.
         let seconds = || Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         let mut metrics = Self {
             registry: Arc::default(),
@@ -265,8 +265,9 @@ impl Metrics {
         OpenStream { metrics: self.clone(), why: StreamEnd::ReaderGone }
     }
 
-    /// Counts a commit to the store. `plans`: number of requests that shared it. `conflicts`:
-    /// number of these that must be planned again, because another replica committed first.
+    /// Counts a commit to the store. `plans` is the number of requests that shared the commit, and
+    /// `conflicts` the number of those that must be planned again because another replica committed
+    /// first.
     pub(super) fn commit(&self, plans: usize, took: Duration, failed: bool, conflicts: usize) {
         let result = if failed { "failed" } else { "done" };
         self.commits.get_or_create(&ResultLabels { result }).inc();

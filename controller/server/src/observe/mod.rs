@@ -1,14 +1,14 @@
-//! Serves monitoring: metrics, and whether this process is alive and ready. It uses plain HTTP on a
-//! separate listener. No data here is secret. No label names a node, so the number of series stays
-//! small.
+//! Serves data for monitoring: metrics, and whether this process is alive and ready. Monitoring
+//! uses plain HTTP on a separate listener, because none of this data is secret. No metric label
+//! names a node, so the number of series stays small.
 //!
 //! - [`Metrics`]: counters that are updated with each event.
 //! - [`requests`]: counts each request of the API, with its outcome and duration.
-//! - [`MeasuredStore`]: a store whose commits are measured.
-//! - [`scrape`]: gauges that are read from the state at each scrape.
-//! - [`process`]: memory, descriptors and processor time of this process.
-//! - [`Health`]: the health of this process; [`checks`]: `/healthz` and `/readyz`.
-//! - [`ServerParts`]: the data for checks and scrapes.
+//! - [`MeasuredStore`]: wraps a store to measure its commits.
+//! - [`scrape`]: reads gauges from the state and writes all metrics at each scrape.
+//! - [`process`]: reads memory, descriptors and processor time of this process.
+//! - [`Health`]: the health of this process; [`checks`]: the checks for `/healthz` and `/readyz`.
+//! - [`ServerParts`]: the data that checks and scrapes read.
 
 mod checks;
 mod health;
@@ -34,7 +34,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use edge_types::exposition::Exposition;
 
-/// Makes the router of the three paths.
+/// Makes the router for the three paths.
 pub(crate) fn router(server: Arc<ServerParts>) -> Router {
     Router::new()
         .route("/healthz", get(healthz))

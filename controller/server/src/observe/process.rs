@@ -1,5 +1,5 @@
-//! Reads the kernel's data about this process, under the names that Prometheus' client libraries
-//! use.
+//! Reads the kernel's data about this process, and reports it under the metric names that
+//! Prometheus' client libraries use.
 
 use std::fmt;
 use std::fs;

@@ -9,14 +9,14 @@ use axum::response::Response;
 
 use super::metrics::{ActionLabels, KindLabels, Metrics, RequestLabels, RouteLabels};
 
-/// The kind of problem of an error response. It is passed in the extensions of the response to
-/// [`count`].
+/// The kind of problem in an error response. It is passed to [`count`] in the extensions of the
+/// response.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProblemKind(pub(crate) &'static str);
 
 /// Middleware that counts requests.
 pub(crate) async fn count(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
-    // The path with its placeholders, so that it contains no node's name.
+    // The route's path with placeholders, so that the label contains no node's name.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let method = method_label(request.method());
     let begun = Instant::now();
@@ -43,8 +43,8 @@ pub(crate) async fn count(State(metrics): State<Metrics>, request: Request, next
 const JOIN: &str = "/v1/join";
 const RENEW: &str = "/v1/nodes/{node}/certificate";
 
-/// Returns the label of a method. A caller can invent methods, and the number of series must not
-/// grow with them.
+/// Returns the metric label for an HTTP method. A caller can invent methods, and the number of
+/// series must not grow with them.
 fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",

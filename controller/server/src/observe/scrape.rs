@@ -1,4 +1,4 @@
-//! Reads gauges from the state, and writes all metrics as OpenMetrics text.
+//! Reads gauges from the state and writes all metrics as OpenMetrics text.
 
 use std::collections::BTreeMap;
 

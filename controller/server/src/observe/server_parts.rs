@@ -20,15 +20,16 @@ pub(crate) struct ServerParts {
     pub(crate) registry: Registry,
     /// The configuration in force.
     pub(crate) live: Arc<LiveConfig>,
-    /// The authorities; their end is a gauge and a check.
+    /// The certificate authorities; the expiry of their certificates is reported by a gauge and a
+    /// check.
     pub(crate) ca: Arc<Ca>,
-    /// The nodes' reports about themselves.
+    /// What nodes report about themselves.
     pub(crate) reports: NodeReports,
     /// The counters that are updated with each event.
     pub(crate) metrics: Metrics,
     /// The health of this process.
     pub(crate) health: Arc<Health>,
-    /// The failures of requests to the API server of Kubernetes.
+    /// The failures of requests to the Kubernetes API server.
     pub(crate) api_failures: ApiFailures,
     /// Whether labels of Node objects put nodes into communities.
     pub(crate) label_trust: watch::Receiver<LabelTrust>,

@@ -16,17 +16,17 @@ use super::metrics::Metrics;
 pub struct MeasuredStore {
     store: Arc<dyn Store>,
     metrics: Metrics,
-    // The field is declared after `store`, so that it is dropped later.
+    // This field is declared after `store`, so that it is dropped after it.
     closed: DropGuard,
 }
 
 impl MeasuredStore {
-    /// Counts the commits of this store in these metrics.
+    /// Counts and times the commits of this store in these metrics.
     pub fn new(store: Arc<dyn Store>, metrics: Metrics) -> Self {
         Self { store, metrics, closed: CancellationToken::new().drop_guard() }
     }
 
-    /// Returns a token that is cancelled when the store is closed because it has no user any more.
+    /// Returns a token that is cancelled when the store is closed because nothing uses it any more.
     pub fn closed(&self) -> CancellationToken {
         self.closed.token().clone()
     }

@@ -1,5 +1,5 @@
-//! Makes the data of the page. Only the page of the same release reads it: scripts read
-//! `/v1/status`.
+//! Makes the data for the operator's page. Only the page from the same release reads this data;
+//! scripts read `/v1/status`.
 
 use edge_controller_domain::tokens;
 use edge_types::api::{NodeInfo, RangeUsage, TokenInfo, TunnelCount};
@@ -9,11 +9,11 @@ use serde::Serialize;
 use crate::api::Overview;
 use crate::node_problems::{common_problems, never_connected, node_problems};
 
-/// Maximum number of open join tokens that are shown. Those that expire first are shown, the others
-/// are counted.
+/// Maximum number of open join tokens that are shown. The tokens that expire first are shown, the
+/// others are only counted.
 const MOST_TOKENS: usize = 50;
 
-/// All data of the page. It stays the same while nothing happens, so it does not contain the
+/// All data for the page. The data stays the same while nothing happens, so it does not contain the
 /// present time.
 #[derive(Debug, Serialize)]
 pub(super) struct PageData {
@@ -38,7 +38,7 @@ struct PageNode {
     segments: Vec<IpNetwork>,
     addresses: Vec<String>,
     connected: bool,
-    /// `None` while the node is connected, and if the time is unknown.
+    /// `None` while the node is connected or if the time is unknown.
     last_seen: Option<i64>,
     never_connected: bool,
     replica: Option<String>,
@@ -62,7 +62,7 @@ struct OpenToken {
     id: String,
     role: Role,
     node: Option<NodeName>,
-    /// Number of nodes that may still join with it.
+    /// Number of nodes that may still join with the token.
     left: u32,
     expires_at: i64,
 }
@@ -118,8 +118,8 @@ impl PageNode {
     }
 }
 
-/// Returns the tokens that may still be used, those that expire first, and the number of the
-/// others.
+/// Returns the first tokens to expire among those that may still be used, and the number of the
+/// other usable tokens.
 fn open_tokens(tokens: Vec<TokenInfo>, now: i64) -> (Vec<OpenToken>, usize) {
     let open = tokens.into_iter().filter(|token| token.expires_at > now && token.used < token.uses);
     let mut open: Vec<OpenToken> = open

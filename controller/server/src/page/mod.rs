@@ -1,14 +1,14 @@
-//! Serves the operator's page, which shows the data of `status` in a browser. It uses plain HTTP on
-//! a separate loopback listener, and is read-only.
+//! Serves the operator's page, which shows the data of `status` in a browser. The page is read-only
+//! and uses plain HTTP on a separate loopback listener.
 //!
-//! - `data`: the data of the page, as JSON.
-//! - `assets`: the page itself. It has one HTML, one CSS, one script and one icon file, which refer
+//! - `data`: makes the data for the page.
+//! - `assets`: the page itself, with one HTML, one CSS, one script and one icon file, which refer
 //!   to no other sites.
 //!
-//! Anyone who reaches the listener can read the page itself: it contains no data of the network.
-//! The data needs the credential of a session ([`PageSessions`]), which only the operator can open.
-//! The browser sends the credential in the header Authorization and not in a cookie, so that no
-//! other page can use it.
+//! Anyone who reaches the listener can read the page itself: it contains no data about the network.
+//! Access to the data requires the credential of a session ([`PageSessions`]), which only the
+//! operator can open. The browser sends the credential in the header Authorization and not in a
+//! cookie, so that no other site's page can use it.
 
 mod data;
 
@@ -34,16 +34,16 @@ use data::PageData;
 /// Path of the page on its listener.
 pub(crate) const PATH: &str = "/ui/";
 
-/// For how long one reading of the data serves all readers, so that many readers cost no more than
-/// one.
+/// Time for which the data, once read, is served to all readers, so that many readers cost no more
+/// than one.
 const SHARED_FOR: Duration = Duration::from_secs(1);
 
 /// Header with the controller's time, in seconds since 1970-01-01 UTC. The time is not part of the
 /// data, which would otherwise change every second.
 const TIME: HeaderName = HeaderName::from_static("edge-controller-time");
 
-/// The resources that the page may load, and the pages that may embed it. Its script makes no HTML
-/// from text.
+/// The Content-Security-Policy: the resources that the page may load and the pages that may embed
+/// it. The page's script makes no HTML from text.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
      connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
      require-trusted-types-for 'script'; trusted-types 'none'";
@@ -62,7 +62,7 @@ const HEADERS: [(HeaderName, HeaderValue); 6] = [
 struct Page {
     overview: Overview,
     sessions: PageSessions,
-    /// The latest reading of the data.
+    /// The data as it was last read.
     latest: Arc<Mutex<Option<Reading>>>,
 }
 
@@ -74,7 +74,7 @@ struct Reading {
     tag: HeaderValue,
 }
 
-/// Makes the router of the page.
+/// Makes the router for the page.
 pub(crate) fn router(overview: Overview, sessions: PageSessions) -> Router {
     Router::new()
         .route("/", get(async || Redirect::to(PATH)))
@@ -122,7 +122,7 @@ async fn data(State(page): State<Page>, headers: HeaderMap) -> Response {
     (about, [(header::CONTENT_TYPE, "application/json")], reading.json).into_response()
 }
 
-/// Returns the credential of a request (RFC 6750 section 2.1).
+/// Returns the credential in a request (RFC 6750 section 2.1).
 fn credential(headers: &HeaderMap) -> Option<&str> {
     let (scheme, credential) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("Bearer").then_some(credential)
@@ -135,7 +135,7 @@ fn unauthorized() -> Response {
         status: 401,
         detail: "the session has ended, or there was none; `edge-controller page` opens one".into(),
     };
-    // A struct of strings always serialises.
+    // Serialising a struct of strings never fails.
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     let headers = [(header::WWW_AUTHENTICATE, "Bearer"), (header::CONTENT_TYPE, PROBLEM_MEDIA_TYPE)];
     (StatusCode::UNAUTHORIZED, headers, body).into_response()

@@ -1,4 +1,4 @@
-//! Serves the same API on the operator's socket, for every user who may open the file.
+//! Serves the API on the operator's socket, to every user who may open the socket file.
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::connections::{self, OpenConnections};
 use crate::api::caller::CallerIdentity;
 
-/// Opens the socket with mode 0600, in place of one that a killed server left behind.
+/// Opens the socket with mode 0600, in place of a socket that a killed server left behind.
 pub(super) fn open(path: &Path) -> anyhow::Result<UnixListener> {
     if let Some(directory) = path.parent().filter(|directory| !directory.exists()) {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);

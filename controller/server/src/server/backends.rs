@@ -1,4 +1,4 @@
-//! Opens the store and the certificate authorities at the configured place.
+//! Opens the store and the storage of the certificate authorities, as configured.
 
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ impl Backends {
     /// Opens the configured backends. The state directory must exist.
     ///
     /// # Errors
-    /// If the store or the API server cannot be opened, or a store is missing that has been used
-    /// before.
+    /// If the store cannot be opened, the API server cannot be reached, or a store that has been
+    /// used before is missing.
     pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
         let (api_failures, replica) = (ApiFailures::default(), replica_leases::replica_name());
         let Some(kubernetes) = &config.kubernetes else {

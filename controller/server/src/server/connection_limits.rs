@@ -1,16 +1,17 @@
-//! Limits connections: in total, for those that have shown no node's certificate (strangers), and
-//! for each node.
+//! Limits the number of connections in total, from strangers (peers that have not shown a node's
+//! certificate), and from each node.
 //!
-//! A new connection is admitted and a stranger's connection is closed for it, as [`SourceShares`]
-//! decides. A host that takes all of the strangers' connections displaces its own. After an outage,
-//! nodes behind one address may reconnect at once and use all connections; a limit for each source
-//! would not allow that. A connection that has shown a node's certificate does not count as a
-//! stranger's and is never closed for one.
+//! If all connections for strangers are in use, [`SourceShares`] decides which stranger's
+//! connection, if any, is closed to admit a new one. So a host that takes all of the strangers'
+//! connections loses its own. After an outage, nodes behind one address may reconnect at once and
+//! use all connections; a limit for each source would not allow that. A connection on which a
+//! node's certificate was shown does not count as a stranger's and is never closed for a
+//! stranger's.
 //!
-//! A node with too many connections loses its oldest: the node may have lost its network and
-//! reconnected before the controller notices. It loses the oldest connection of the certificate
-//! with the most connections. So the holder of a former certificate of a node that has joined again
-//! cannot cut off that node.
+//! A node with too many connections loses its oldest one, because the node may have lost its
+//! network and reconnected before the controller notices. The closed connection is the oldest of
+//! those with the certificate that has the most connections. So if a node has joined again, the
+//! holder of the node's former certificate cannot cut the node off.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -28,22 +29,22 @@ use crate::logs;
 
 /// Maximum number of connections; 10,000 nodes have one each.
 pub(super) const CONNECTIONS: usize = 20_000;
-/// Maximum number of strangers' connections: still in their handshake, or joining.
+/// Maximum number of strangers' connections, which are still in their handshake or joining.
 const STRANGERS: usize = 1024;
-/// Divisor for the case that only few files may be open: strangers then have at most this fraction
-/// of all connections.
+/// Divisor that applies if only few files may be open: strangers then have at most one in this many
+/// connections.
 const STRANGERS_DIVISOR: usize = 4;
-/// Number of files that are kept for everything else: store, API server, health and metrics, the
-/// operator.
+/// Number of open files that are kept for everything else: store, API server, health and metrics,
+/// the operator.
 const OTHER_FILES: usize = 128;
-/// Time that a handshake may take over a slow path to a busy controller. A connection that is
-/// younger is not displaced by its own source.
+/// Time that a handshake may take over a slow path to a busy controller. A younger connection is
+/// not closed for another one from its own source.
 const HANDSHAKE_ALLOWANCE: Duration = Duration::from_secs(3);
 /// Maximum number of connections of one node. A node has one, and a second one for a moment when
 /// its certificate is renewed.
 const PER_NODE: usize = 8;
 
-/// The limits for all listeners.
+/// The connection limits, shared by all listeners.
 pub(super) struct ConnectionLimits {
     all: Arc<Semaphore>,
     /// Maximum number of strangers' connections.
@@ -60,7 +61,7 @@ struct Connections {
 }
 
 struct NodeConnection {
-    /// Serial number of its certificate.
+    /// Serial number of the node's certificate.
     serial: String,
     connection: CancellationToken,
 }
@@ -223,7 +224,7 @@ mod tests {
         let nodes: Vec<_> = nodes.collect();
         assert_eq!(limits.taken().strangers.total(), 0, "who has shown a certificate is no stranger");
         // The connections come from the address of the nodes, from another one, and from as many
-        // networks as there are connections.
+        // other networks as there are connections.
         for from in ["192.0.2.1", "198.51.100.1"] {
             for _ in 0..2 * STRANGERS {
                 let _ = limits.admit(address(from), Instant::now()).map(std::mem::forget);

@@ -1,5 +1,5 @@
-//! Serves HTTP/2 and HTTP/1.1 on connections within limits. Connections that are slow, silent or
-//! too many are cut off.
+//! Serves HTTP/2 and HTTP/1.1 on connections within limits. Connections that are slow, silent or in
+//! excess of the limits are closed.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -37,16 +37,16 @@ const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
 /// the kernel notices.
 const IDLE_SHUTDOWN: Duration = Duration::from_secs(1);
 
-/// Limits of the buffers and the work for one connection.
+/// Limits on the buffers and the work for one connection.
 #[derive(Debug)]
 pub(super) struct ConnectionBounds {
-    /// Concurrent requests on HTTP/2.
+    /// Maximum number of concurrent requests on HTTP/2.
     streams: u32,
     /// Maximum size of all headers of a request, in bytes: on HTTP/2 as counted in RFC 9113 section
     /// 6.5.2, on HTTP/1.1 with the request line and at least 8 KiB, the minimum of hyper.
     head: u32,
-    /// Bytes of a body that may arrive before they are read, for each stream and for the
-    /// connection. (A connection has at least 64 KiB at first: RFC 9113 section 6.9.2.)
+    /// Maximum number of bytes of a body that may arrive before they are read, for each stream and
+    /// for the connection. (A connection has at least 64 KiB at first: RFC 9113 section 6.9.2.)
     window: (u32, u32),
     /// Maximum number of response bytes that wait to be sent, for each stream.
     response: usize,
@@ -75,14 +75,14 @@ static STRANGER: ConnectionBounds = ConnectionBounds {
 /// The connections that a listener has accepted.
 #[derive(Clone)]
 pub(super) struct OpenConnections {
-    /// Ends them after their open requests.
+    /// Cancelled to end the connections after their open requests.
     pub(super) stopping: CancellationToken,
-    /// The tasks that serve them.
+    /// The tasks that serve the connections.
     pub(super) tasks: TaskTracker,
 }
 
 /// Raises the limit of open files to the number that the connections need, as far as the system
-/// allows: the limit that a shell sets is intended for other programs. Returns the number of files
+/// allows, because the default limit is intended for other programs. Returns the number of files
 /// that may be open.
 pub(super) fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
@@ -131,8 +131,8 @@ pub(super) async fn serve_nodes(
         };
         let (tls, router, stopping) = (tls.clone(), router.clone(), open.stopping.clone());
         open.tasks.spawn(async move {
-            // Boxed here and below, so that ten thousand tasks do not keep memory that they need
-            // only for a short time.
+            // This future and those below are boxed, so that ten thousand tasks do not keep memory
+            // that they need only for a short time.
             let accepted = handshake::accept(stream, tls, from.ip().to_canonical());
             let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, accepted));
             let handshake = tokio::select! {
@@ -166,7 +166,7 @@ pub(super) async fn serve_nodes(
     }
 }
 
-/// Makes the caller of a new connection.
+/// Makes the [`Caller`] for a new connection.
 pub(super) fn caller(identity: CallerIdentity, address: Option<IpAddr>) -> Caller {
     Caller { identity, address, connection: CancellationToken::new() }
 }
@@ -192,8 +192,8 @@ fn http(bounds: &ConnectionBounds) -> Builder<TokioExecutor> {
 static HTTP_FOR_KNOWN: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&KNOWN));
 static HTTP_FOR_STRANGERS: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&STRANGER));
 
-/// Serves one connection until it ends or is cut off, or the server stops. In the last case open
-/// requests are finished.
+/// Serves one connection until it ends or is closed, or the server stops. When the server stops,
+/// open requests are finished first.
 pub(super) fn serve<S>(
     stream: S,
     caller: Caller,

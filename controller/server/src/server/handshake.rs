@@ -1,4 +1,5 @@
-//! Performs TLS handshakes within limits, so that a stranger cannot fill our buffers.
+//! Performs TLS handshakes within limits, so that a stranger (a peer without a node's certificate)
+//! cannot fill the controller's buffers.
 
 use std::io;
 use std::net::IpAddr;
@@ -17,14 +18,14 @@ use crate::api::caller::{Caller, CallerIdentity, NodeCertificate};
 
 /// A peer that acknowledges nothing for this time counts as gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
-/// Maximum number of bytes from the peer in a handshake. A certificate chain of ours with its cross
+/// Maximum number of bytes from the peer in a handshake. A node's certificate chain with its cross
 /// certificates has less than 6 KiB; rustls would buffer 64 KiB of a message that never ends.
 const LONGEST: usize = 16 * 1024;
 /// Maximum number of bytes from a stranger after the handshake. A join takes 4 KiB. The limit also
-/// ends streams of frames that cost us more than their sender (PING, SETTINGS, headers).
+/// ends streams of frames that cost the controller more than the sender (PING, SETTINGS, headers).
 const STRANGERS_REQUESTS: usize = 256 * 1024;
-/// Maximum number of encrypted bytes that wait for a stranger who does not read them; rustls allows
-/// 64 KiB.
+/// Maximum number of encrypted bytes that wait for a stranger that does not read them; rustls
+/// allows 64 KiB.
 const STRANGERS_RESPONSES: usize = 8 * 1024;
 
 /// A connection after its handshake.
@@ -46,7 +47,7 @@ pub(super) async fn accept(stream: TcpStream, tls: Tls, address: IpAddr) -> io::
     let (_, session) = stream.get_ref();
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = leaf.map_or(CallerIdentity::Anonymous, CallerIdentity::of_certificate);
-    // The connection is cancelled when the authority that issued the certificate is retired.
+    // The connection is closed when the authority that issued the certificate is retired.
     let authority = leaf.and_then(|leaf| authorities.issuer_of(leaf));
     let connection = authority.map_or_else(CancellationToken::new, |authority| authority.valid().child_token());
     let caller = Caller { identity, address: Some(address), connection };

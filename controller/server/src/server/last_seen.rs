@@ -1,5 +1,5 @@
-//! Keeps the times when nodes were last seen in the state directory across restarts. It is for the
-//! embedded store: with the API server, the status of each EdgeNode has the time.
+//! Keeps the times when nodes were last seen in the state directory across restarts. This is for
+//! the embedded store: with the store at the API server, the status of each EdgeNode has the time.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -15,12 +15,13 @@ use edge_types::durable::replace_file;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-/// Time between two writes. A controller that is killed loses at most this much.
+/// Time between two writes of the file. A controller that is killed loses the times from at most
+/// this period.
 const PERIOD: Duration = Duration::from_secs(300);
 /// Maximum size of the file, in octets: 100,000 nodes with names of 100 octets. A larger file is
 /// ignored.
 const LARGEST: u64 = 16 << 20;
-/// Version of the layout.
+/// Layout version of the file.
 const VERSION: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -51,11 +52,11 @@ impl LastSeen {
         Self { path, registry, reports, written }
     }
 
-    /// Writes until `stopping`, and one last time then.
+    /// Writes the file periodically until `stopping`, then one last time.
     pub(super) async fn run(mut self, stopping: CancellationToken) {
         let mut period = tokio::time::interval(PERIOD);
         period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // The first tick comes at once, when there is nothing new yet.
+        // The first tick comes immediately, when there is nothing new to write yet.
         period.tick().await;
         loop {
             let last = stopping.run_until_cancelled(period.tick()).await.is_none();

@@ -1,16 +1,16 @@
 //! Runs the server: opens its parts in order, serves nodes and the operator, and stops in order.
 //!
-//! - [`tls`]: verifies nodes' certificates and renews the controller's own.
-//! - [`state_dir`]: the directory of local state, for its owner alone.
-//! - [`backends`]: opens the store and the authorities.
-//! - [`cluster`]: the tasks that also run if Kubernetes is configured.
-//! - [`connections`]: serves HTTP on one connection, within limits.
-//! - [`handshake`]: TLS on a new connection, and the identity of the peer.
-//! - [`connection_limits`]: how many connections there may be, and which one is closed for a new
-//!   one.
-//! - [`admin`]: the operator's socket.
-//! - [`plain_listener`]: plain HTTP, for health and metrics and for the page.
-//! - [`last_seen`]: when nodes were last seen, across restarts.
+//! - [`tls`]: verifies nodes' certificates and renews the controller's own certificate.
+//! - [`state_dir`]: closes the state directory to other users.
+//! - [`backends`]: opens the store and the storage of the authorities.
+//! - [`cluster`]: runs the additional tasks if Kubernetes is configured.
+//! - [`connections`]: serves HTTP on connections within limits.
+//! - [`handshake`]: performs TLS handshakes within limits.
+//! - [`connection_limits`]: limits the number of connections and decides which one is closed for a
+//!   new one.
+//! - [`admin`]: serves the API on the operator's socket.
+//! - [`plain_listener`]: listens for plain HTTP, for health and metrics and for the page.
+//! - [`last_seen`]: keeps the times when nodes were last seen across restarts.
 
 mod admin;
 mod backends;
@@ -62,7 +62,7 @@ pub(crate) use state_dir::make as make_state_dir;
 
 /// Time limit for open requests to end when the server stops.
 const GRACE: Duration = Duration::from_secs(7);
-/// Time limit for health and metrics to end after them.
+/// Time limit after that for the listener for health and metrics to end.
 const OBSERVE_GRACE: Duration = Duration::from_millis(500);
 /// Time limit for the whole stop. The store may wait for a busy disk and gets the rest of this
 /// time. systemd kills the process after ten seconds.
@@ -101,7 +101,7 @@ impl Server {
         state_dir::make(&config)?;
         archive::check_not_restoring(&config.state_dir)?;
         let metrics = Metrics::new();
-        // The resolution runs while the rows are read.
+        // The names are resolved while the rows are read.
         let names = config.server_names.clone();
         let ways = AbortOnDropHandle::new(tokio::spawn(async move { reachability::resolve(&names).await }));
         let networks = config.cluster_networks();
@@ -115,8 +115,8 @@ impl Server {
         if let Some((client, kubernetes)) = client.as_ref().zip(config.kubernetes.as_ref()) {
             let identity = ClusterIdentity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
             match identity.check().await {
-                // Without the API server the last known state stays in force. The watch of Nodes
-                // repeats the check.
+                // Without the API server the last known state is kept. The watch of Nodes repeats
+                // the check.
                 Ok(()) | Err(ClusterIdentityError::Unknown(_)) => {}
                 Err(error @ ClusterIdentityError::Other { .. }) => return Err(error.into()),
             }
@@ -252,7 +252,7 @@ impl Server {
         })
     }
 
-    /// Reads the configuration again, and logs the result.
+    /// Reads the configuration again and logs the result.
     pub async fn reload(&self) {
         if let Err(error) = self.live.reload(&self.registry).await {
             tracing::error!("the configuration is not put in force: {error}");
@@ -276,7 +276,7 @@ impl Server {
         self.silent.cancel();
         self.observing.close();
         let Self { registry, observing, closed, .. } = self;
-        // A request that is open now still gets a response.
+        // A request that is open at this point still gets a response.
         let _ = tokio::time::timeout(OBSERVE_GRACE, observing.wait()).await;
         // A store that was closed needs no repair when it is opened again.
         drop(registry);

@@ -1,9 +1,10 @@
-//! Listeners for plain HTTP: health and metrics, and the page. The listener for health and metrics
-//! closes after the other listeners, so that a server that stops can still report its state.
+//! Listens for plain HTTP, which serves health and metrics, and the page. The listener for health
+//! and metrics closes after the other listeners, so that a server that stops can still report its
+//! state.
 //!
-//! Clients need no certificate. So connections are short, and if all are in use, a new one
-//! displaces the oldest of the source with the most connections. A probe is answered within a
-//! millisecond.
+//! Clients need no certificate. So connections have a short lifetime, and if all are in use, the
+//! oldest connection of the source with the most connections is closed for a new one (it is
+//! displaced). A probe is answered within a millisecond.
 
 use std::convert::Infallible;
 use std::io;
@@ -25,14 +26,14 @@ use tower::ServiceExt;
 use super::connections::{self, OpenConnections};
 use crate::api::caller::CallerIdentity;
 
-/// Maximum number of connections: a few probes and scrapers, or a few browsers.
+/// Maximum number of connections, enough for a few probes and scrapers or a few browsers.
 const CONNECTIONS: usize = 64;
 /// Maximum number of displaced connections that are not closed yet.
 const DISPLACED: usize = 8;
 /// Time limit for the head of a request, also of the next one on the same connection.
 const HEAD: Duration = Duration::from_secs(5);
-/// Maximum lifetime of a connection. It limits how long a scraper that does not read its metrics
-/// keeps them in memory.
+/// Maximum lifetime of a connection. This limits how long a scraper that does not read its response
+/// keeps the metrics in memory.
 const LIFETIME: Duration = Duration::from_secs(30);
 /// Maximum size of a request's head in bytes, which is the minimum of hyper, and maximum number of
 /// headers; a browser sends twenty.
@@ -42,9 +43,9 @@ const HEADERS: usize = 64;
 /// The connections of all listeners for one purpose.
 pub(super) struct PlainConnections {
     shares: Mutex<SourceShares>,
-    /// Sockets that may be open: the connections, and those that were displaced but are not closed
-    /// yet. While they are all in use, new connections wait in the listener's queue. Without this
-    /// limit, a burst would open files faster than displaced connections close them.
+    /// Permits for open sockets, which belong to connections and to displaced connections that are
+    /// not closed yet. While all permits are in use, new connections wait in the listener's queue.
+    /// Without this limit, a burst would open files faster than displaced connections close them.
     sockets: Arc<Semaphore>,
 }
 
@@ -103,8 +104,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, limits: Arc<Pla
     }
 }
 
-/// Serves one connection until it ends or the server stops. In the latter case an open request is
-/// finished.
+/// Serves one connection until it ends or the server stops. When the server stops, an open request
+/// is finished first.
 async fn serve_connection(stream: TcpStream, from: IpAddr, router: Router, stopping: CancellationToken) {
     let caller = connections::caller(CallerIdentity::Anonymous, Some(from));
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {

@@ -1,7 +1,8 @@
-//! The state directory has mode 0700 and our files in it 0600, even if an earlier release, a copy
-//! or an operator has left them open to others. Files of others stay unchanged, and so does a
-//! directory that holds such files or that all users share: closing `/var/lib` or `/tmp` would stop
-//! the machine.
+//! Closes the state directory to other users. The directory gets mode 0700 and the controller's
+//! files in it 0600, even if an earlier release, a copy or an operator has left them open to
+//! others. Other users' and programs' files stay unchanged, and so does a directory that holds such
+//! files or that all users share: closing `/var/lib` or `/tmp` to other users would break the
+//! machine.
 
 use std::fs::{self, Metadata, Permissions};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -18,10 +19,11 @@ const OTHERS: u32 = 0o077;
 /// share it.
 const STICKY: u32 = 0o1000;
 
-/// Creates the directory if it is missing, and removes the permissions of others from it and from
-/// our files. Permissions that the process may not change stay and are logged: Kubernetes, for
-/// example, mounts a volume that belongs to root and is open to the pod. A directory that is shared
-/// with others is refused, unless it already contains state or no state is kept there.
+/// Creates the directory if it is missing, and removes other users' permissions from it and from
+/// the controller's files. Permissions that the process may not change stay and are logged:
+/// Kubernetes, for example, mounts a volume that belongs to root and is open to the pod. A
+/// directory that is shared with others is refused, unless it already contains state or no state is
+/// kept there.
 pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
     let path = &config.state_dir;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -56,10 +58,10 @@ pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
 /// The content of the directory.
 #[derive(Default)]
 struct DirectoryContents {
-    /// Our files and directories. Links are left out, because they may lead anywhere. A directory
-    /// among them (an earlier state) is closed as a whole.
+    /// The controller's files and directories. Links are left out, because they may point anywhere.
+    /// A directory in this list (a former state) is closed as a whole.
     ours: Vec<PathBuf>,
-    /// A file or directory that is not ours.
+    /// A file or directory that is not the controller's.
     foreign: Option<PathBuf>,
     /// Whether the directory contains a controller's state, and not a file of the same name that
     /// another user created.
@@ -149,8 +151,8 @@ mod tests {
     fn a_volume_that_only_its_file_system_has_been_in_is_closed() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("lost+found")).unwrap();
-        // The socket is as an earlier run leaves it, and the directory as Kubernetes creates a
-        // volume for the pod's group.
+        // The socket looks as an earlier run leaves it, and the directory has the mode with which
+        // Kubernetes creates a volume for the pod's group.
         put(&directory.path().join("admin.sock"));
         set(directory.path(), 0o2775);
         make(&config(directory.path(), "")).unwrap();
@@ -172,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_another_user_put_under_our_name_is_no_state_of_ours() {
-        // Only root can create a file of another user.
+        // Only root can create a file that belongs to another user.
         if !rustix::process::geteuid().is_root() {
             return;
         }

@@ -1,6 +1,6 @@
-//! TLS 1.3 with the controller's own certificate, which is renewed while it runs, and with nodes'
-//! certificates, which are verified against our own authorities. A node without a certificate is
-//! admitted in order to join; [`crate::api::caller`] decides what it may do.
+//! Sets up TLS 1.3. The controller's own certificate is renewed while the controller runs, and
+//! nodes' certificates are verified against the controller's own authorities. A node without a
+//! certificate is admitted in order to join; [`crate::api::caller`] decides what it may do.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(super) struct Tls {
     built: Arc<RwLock<BuiltTls>>,
 }
 
-/// The sources of the certificate, its key, the authorities and the registered nodes.
+/// The sources of the controller's certificate and key, the authorities and the registered nodes.
 #[derive(Clone)]
 pub(super) struct TlsSources {
     pub(super) registry: Registry,
@@ -76,7 +76,8 @@ impl Tls {
     }
 
     /// Returns whether the caller is a registered node with a valid certificate. A node that was
-    /// deregistered, or shows a certificate that was replaced, is a stranger.
+    /// deregistered, or that shows a replaced certificate, counts as a caller without a
+    /// certificate.
     pub(super) async fn is_known(&self, caller: &Caller) -> bool {
         let registry = &self.from.registry;
         caller.require_registered(&registry.read().await, registry.clock.now()).is_ok()
@@ -117,8 +118,8 @@ impl BuiltTls {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(own));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        // A node has one long connection, so a session ticket would only extend the use of an old
-        // certificate.
+        // A node has one long-lived connection, so a session ticket would only extend the use of an
+        // old certificate.
         config.send_tls13_tickets = 0;
         Ok(Self { authorities, signed_at, config: Arc::new(config) })
     }
@@ -136,8 +137,8 @@ impl TimeProvider for Time {
     }
 }
 
-/// Renews the controller's own certificate when a third of its life is left. The wall clock is read
-/// each time, because it may have been set.
+/// Renews the controller's own certificate when a third of its validity period is left. The wall
+/// clock is read each time, because the clock may have been set.
 pub(super) async fn renew(tls: Tls, stopping: CancellationToken) {
     let lifetime = i64::from(tls.from.live.now().config.certificates.server_days) * 24 * 3600;
     loop {

@@ -1,4 +1,4 @@
-//! Tests which caller may do what.
+//! Tests which requests each kind of caller may send.
 
 use crate::harness::{Cloud, Connection, Node, kind, request_of};
 use hyper::Method;

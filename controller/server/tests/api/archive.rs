@@ -1,4 +1,4 @@
-//! Tests backups, and moves from one store to another, with the real program.
+//! Tests backups and moves from one store to another with the real program.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -58,7 +58,7 @@ fn rows(file: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Reports as an agent does, before it follows its view. Returns the status.
+/// Sends a report as an agent does before it follows its view. Returns the HTTP status.
 async fn reports(node: &Node, segments: &[String]) -> u16 {
     let report = json!({"addresses": ["192.0.2.1"], "port": 4500, "segments": segments});
     node.ask(Method::PUT, "", Some(report)).await.0
@@ -346,7 +346,7 @@ async fn archives_in_a_directory_are_named_after_the_time_and_only_the_latest_ar
     let args = ["export", directory.to_str().unwrap(), "--keep", "2", "--config", config.to_str().unwrap()];
     done(program, &args);
     let now = names();
-    // Both may have been made in the same second.
+    // Both archives may have been made in the same second.
     assert!(now.len() == 2 && !now.contains(&older[0].to_owned()) && now[1] >= kept[2], "{now:?}");
     assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 2 + foreign.len());
     let file = program.path("file");

@@ -11,7 +11,7 @@ use crate::harness::{Cloud, Node, Stream};
 use crate::page::{SERVED, session};
 use crate::webdriver::{Browser, ENTER, TAB, with_browser};
 
-/// The report of a hostile node.
+/// The report from a hostile node.
 const HOSTILE: &str = "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=1</script> ufw drops";
 
 /// Returns an expression for whether a node's row contains this text after the name.
@@ -120,7 +120,7 @@ async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
         let elsewhere =
             "performance.getEntriesByType('resource').filter(entry => !entry.name.startsWith(location.origin)).length";
         assert_eq!(browser.value(elsewhere).await, 0);
-        // Changes are shown, and announced to screen readers.
+        // Changes are shown and announced to screen readers.
         assert_eq!(edge.ask(Method::PUT, "", Some(report(2, 2, &[]))).await.0, 204);
         browser.wait(&row_says("edge-1", "connected")).await;
         browser.wait("document.getElementById('announce').innerText === 'edge-1: connected'").await;
@@ -135,7 +135,7 @@ async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
         assert_eq!(at.operator(Method::DELETE, "/v1/page-sessions", None).await.0, 204);
         browser.wait("document.getElementById('sign-in-error').innerText.includes('The session has ended')").await;
         assert_eq!(browser.value("sessionStorage.length").await, 0);
-        // The controller becomes unreachable: the known data stays, and is marked as old.
+        // The controller becomes unreachable. The page keeps the data and marks it as old.
         sign_in(&browser, &at).await;
         drop(hub_stream);
         let Ok(cloud) = Arc::try_unwrap(at) else { panic!("nobody else holds it") };
@@ -147,7 +147,7 @@ async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
     .await;
 }
 
-/// Computes the contrast of text to its background (WCAG 2.2, 1.4.3), the lowest first.
+/// Computes the contrast of texts to their backgrounds (WCAG 2.2, 1.4.3), the lowest first.
 const CONTRASTS: &str = "(() => {
     const parse = text => { const all = text.match(/[\\d.]+/g).map(Number); return all.length < 4 ? [...all, 1] : all; };
     const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)

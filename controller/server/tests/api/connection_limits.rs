@@ -1,4 +1,5 @@
-//! Tests that a client that takes more connections than others displaces its own.
+//! Tests that a client that takes more connections than others loses its own connections to new
+//! ones.
 
 use std::net::Ipv4Addr;
 
@@ -28,7 +29,7 @@ async fn a_host_that_takes_all_places_of_strangers_keeps_no_node_of_another_out(
     for _ in 0..STRANGERS {
         silent_ones.push(silent(&cloud).await);
     }
-    // Connections are accepted in order: all the earlier ones are admitted.
+    // Connections are accepted in order, so all earlier ones are admitted.
     assert_eq!(node.ask(Method::GET, "/view", None).await.0, 200);
     let ended = silent_ones[0].read(&mut [0]).await;
     assert!(matches!(ended, Ok(0) | Err(_)), "the oldest of that host made room");

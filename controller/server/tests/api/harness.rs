@@ -1,4 +1,4 @@
-//! Runs a controller for one test, and clients that act as nodes and as the operator.
+//! Runs a controller for one test, with clients that act as nodes and as the operator.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ impl Cloud {
         Self::with("cluster_ranges = [\"10.77.0.0/24\", \"fd77::/118\"]").await
     }
 
-    /// Starts with this content of `[segments]`, and the tables after it.
+    /// Starts a controller with this content of `[segments]` and the tables after it.
     pub(crate) async fn with(segments: &str) -> Self {
         Self::with_state(segments, |_| {}).await
     }
@@ -61,20 +61,20 @@ impl Cloud {
         Self { server, clock, directory, config }
     }
 
-    /// Stops and starts again on the same state.
+    /// Stops the controller and starts it again on the same state.
     pub(crate) async fn restart(self) -> Self {
         let clock = self.clock.clone();
         self.restart_with(clock).await
     }
 
-    /// Restarts with another clock.
+    /// Restarts the controller with another clock.
     pub(crate) async fn restart_with(self, clock: Clock) -> Self {
         self.server.stop().await;
         let server = Server::start(self.config.clone(), clock.clone()).await.unwrap();
         Self { server, clock, ..self }
     }
 
-    /// Stops, changes the state directory, and starts again.
+    /// Stops the controller, changes the state directory and starts the controller again.
     pub(crate) async fn restart_after(self, meanwhile: impl FnOnce(&Path)) -> Self {
         let (config, clock) = (self.config.clone(), self.clock.clone());
         self.server.stop().await;
@@ -83,7 +83,8 @@ impl Cloud {
         Self { server, clock, directory: self.directory, config: self.config }
     }
 
-    /// Stops, changes the state directory, and starts again. Returns the error of the start.
+    /// Stops the controller, changes the state directory and starts the controller again. Returns
+    /// the error from the start.
     pub(crate) async fn restart_refused(self, meanwhile: impl FnOnce(&std::path::Path)) -> String {
         self.server.stop().await;
         meanwhile(&self.directory.path().join("state"));
@@ -144,7 +145,7 @@ impl Cloud {
     }
 }
 
-/// Returns status and whole response of a page for health and metrics.
+/// Returns the status and the whole response of a page for health and metrics.
 pub(crate) async fn monitoring_page(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
@@ -455,7 +456,7 @@ impl Stream {
     }
 }
 
-/// Returns status and kind of a problem document, without the kind's URL prefix.
+/// Returns the status and the kind from a problem document, without the kind's URL prefix.
 pub(crate) fn kind(response: &HttpResponse) -> (u16, &str) {
     (response.0, response.1["type"].as_str().unwrap_or("no problem").trim_start_matches("/problems/"))
 }

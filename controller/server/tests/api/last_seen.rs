@@ -1,4 +1,5 @@
-//! Tests when nodes were last seen, across restarts of a controller with the embedded store.
+//! Tests that a controller with the embedded store keeps the times when nodes were last seen across
+//! restarts.
 
 use hyper::Method;
 use serde_json::Value;

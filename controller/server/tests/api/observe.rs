@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 impl Cloud {
-    /// Returns status, content type and text of a monitoring page.
+    /// Returns the status, content type and text of a monitoring page.
     async fn page(&self, path: &str) -> (u16, String, String) {
         self.page_for(path, "*/*").await
     }
@@ -132,7 +132,7 @@ async fn metrics_count_what_happened_and_every_line_of_them_is_understood() {
     stream.view().await;
     let report = json!({"addresses": [], "port": 4500, "tunnels": {"up": 1, "wanted": 3}, "obstacles": ["ufw drops"]});
     assert_eq!(edge.ask(Method::PUT, "", Some(report.clone())).await.0, 204);
-    // The node is not connected here, so another replica may count it.
+    // The node is not connected to this replica, so another replica may count it.
     assert_eq!(hub.ask(Method::PUT, "", Some(report)).await.0, 204);
     let csr = json!({"csr": request_of(&KeyPair::generate().unwrap())});
     assert_eq!(hub.ask(Method::POST, "/certificate", Some(csr)).await.0, 200);
@@ -286,7 +286,7 @@ async fn silent_connections_keep_no_probe_out_and_are_cut_off_themselves() {
     for path in ["/healthz", "/readyz", "/metrics"] {
         assert_eq!(cloud.page(path).await.0, 200, "{path}");
     }
-    // The first connections were displaced, and the last ones take too long.
+    // The first connections were closed for newer ones, and the last ones take too long.
     for nth in [0, 1, 190, 191] {
         let _ = silent[nth].read_to_end(&mut Vec::new()).await;
     }

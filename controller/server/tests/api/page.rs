@@ -138,7 +138,7 @@ async fn the_data_needs_the_credential_of_a_session_and_changes_nothing() {
     assert_eq!((tokens.len(), &tokens[0]["id"]), (1, &json!(joined.id)), "the one of edge-1 is used up");
     let (_, status) = cloud.operator(Method::GET, "/v1/status", None).await;
     assert_eq!(data["ranges"], status["ranges"]);
-    // The page contains no secret: neither the token's nor its hash.
+    // The page contains no secret: neither the token's secret nor the secret's hash.
     let all = text(&response.body);
     assert!(!all.contains(&*joined.secret) && !all.contains("hash"), "{all}");
     // The credential gives no other access.
@@ -158,7 +158,7 @@ async fn a_reader_who_has_the_data_already_gets_it_again_only_when_something_has
     let mut again = ask(at, Method::GET, "/ui/data", &[("authorization", &bearer), ("if-none-match", &tag)]).await;
     assert_eq!((again.status, again.body.len()), (304, 0));
     assert!(!again.header("edge-controller-time").is_empty());
-    // A reading is shared for a second.
+    // Data that was read is served for a second.
     cloud.label("edge-1", Some("alpha")).await;
     while again.status == 304 {
         again = ask(at, Method::GET, "/ui/data", &[("authorization", &bearer), ("if-none-match", &tag)]).await;

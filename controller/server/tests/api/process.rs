@@ -1,4 +1,4 @@
-//! Runs the program as an operator does.
+//! Runs the controller's program as an operator does.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

@@ -1,4 +1,5 @@
-//! Tests service account tokens of strangers. A fake API server counts its requests.
+//! Tests service account tokens from callers without a certificate. A fake API server counts the
+//! requests that it receives.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-/// Limits of concurrent reviews: in total, and of one source.
+/// Limits of concurrent reviews, in total and for one source.
 const AT_ONCE: usize = 8;
 const OF_ONE_SOURCE: usize = 4;
 
@@ -129,7 +130,7 @@ async fn the_api_server_is_asked_about_few_tokens_at_once_and_never_about_what_i
     for _ in 0..OF_ONE_SOURCE {
         api.came.recv().await.unwrap();
     }
-    // Other sources get their reviews while the first waits, up to the total limit.
+    // Other sources get their reviews while the first source waits, up to the total limit.
     for nth in 2..6 {
         for _ in 0..OF_ONE_SOURCE {
             joins.spawn(join(target.clone(), nth, one.clone()));

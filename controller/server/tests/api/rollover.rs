@@ -1,5 +1,5 @@
 //! Tests rollover and retirement of the authority while nodes are connected, and node names that
-//! change their owner.
+//! pass to another machine.
 
 use crate::harness::{Cloud, Connection, Node, detail, kind, request_of};
 use edge_controller_domain::ca::{hex, request::hash};
@@ -138,7 +138,8 @@ async fn peers_hear_at_once_that_the_certificates_of_a_name_that_changed_hands_a
     // A renewal, by the node itself, revokes nothing.
     let renewed = b.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert_eq!(from(&view_of(&a).await), first);
-    // Frequent renewals give a node no later start than that of the next owner of its name.
+    // However often a node renews, its certificate's `notBefore` is not later than that of the next
+    // owner of its name.
     let mut latest = renewed;
     for _ in 0..5 {
         latest = latest.renew(&cloud, &KeyPair::generate().unwrap()).await;

@@ -1,4 +1,4 @@
-//! Tests segment requests, and the later state of the segments.
+//! Tests segment requests and the later state of the segments.
 
 use crate::harness::{Cloud, detail, kind};
 use hyper::Method;

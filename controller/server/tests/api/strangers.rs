@@ -1,5 +1,5 @@
-//! Tests the cost of strangers, which have shown no node's certificate, with many connections and
-//! unfinished requests.
+//! Tests what strangers (peers that have not shown a node's certificate) cost the controller with
+//! many connections and unfinished requests.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 
 /// Number of strangers' connections.
 const CONNECTIONS: usize = 1000;
-/// Maximum memory for all of them.
+/// Maximum memory for all of these connections.
 const MOST: u64 = 64 * 1024 * 1024;
 
 /// The address at which strangers reach a controller.
@@ -97,7 +97,8 @@ fn half_a_body(length: usize) -> Vec<u8> {
 /// Sends everything but the last bytes, over HTTP/1.1.
 async fn slowly_by_http_1(target: &AttackTarget, from: Ipv4Addr, length: usize) -> Option<TlsStream<TcpStream>> {
     let mut stream = target.open(from, b"http/1.1").await.ok()?;
-    // The server has ended the handshake: another limit applies to bytes that arrive with its end.
+    // The server has completed the handshake. A different limit applies to bytes that arrive with
+    // the end of the handshake.
     head_of_response(&mut stream, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let head = format!(
         "POST /v1/join HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -190,7 +191,8 @@ async fn a_thousand_strangers_with_half_sent_bodies_take_little_memory_and_keep_
     assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 200, "and comes back");
     Node::join(target.address, target.ca.clone(), &later, "edge-2").await;
 
-    // Waits until all HTTP/1.1 connections are refused for their size or slowness, or displaced.
+    // Waits until all HTTP/1.1 connections are refused for their size or slowness, or closed for
+    // newer ones.
     let mut refused = 0;
     for (raw, _) in &mut strangers {
         let Some(raw) = raw.as_mut().filter(|raw| raw.get_ref().1.alpn_protocol() == Some(b"http/1.1")) else {
@@ -365,7 +367,8 @@ async fn headers_that_are_too_many_are_refused_by_both_protocols() {
     let cloud = Cloud::start().await;
     let target = AttackTarget::of_cloud(&cloud);
     let mut stranger = target.open(host(4), b"http/1.1").await.unwrap();
-    // The server has ended the handshake: another limit applies to bytes that arrive with its end.
+    // The server has completed the handshake. A different limit applies to bytes that arrive with
+    // the end of the handshake.
     head_of_response(&mut stranger, "GET /v1/nodes HTTP/1.1\r\nhost: x\r\n\r\n").await;
     // The bytes fit into one TLS record. Bytes that the server does not read reset the connection,
     // and the response would be lost.

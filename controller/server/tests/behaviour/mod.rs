@@ -20,9 +20,9 @@ use edge_types::{IpNetwork, NodeName, Role};
 use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::mpsc;
 
-/// A place where a store keeps its rows, empty at first.
+/// A testbed in which a store keeps its rows. It is empty at first.
 pub(crate) trait StoreFixture: Sync {
-    /// Opens a store on the existing rows. An earlier store is not used any more.
+    /// Opens a store on the existing rows. Stores that were opened before are not used any more.
     fn open(&self) -> BoxFuture<'_, Arc<dyn Store>>;
 }
 
@@ -278,7 +278,7 @@ impl Grants {
     }
 }
 
-/// Asserts that no address has two owners.
+/// Asserts that no address belongs to two nodes.
 pub(crate) fn assert_disjoint(networks: &[IpNetwork]) {
     for (index, network) in networks.iter().enumerate() {
         for other in &networks[index + 1..] {
@@ -393,14 +393,14 @@ pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_repo
     let grants = imported(fixture).await;
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
     for (node, missing) in [("a", Some("b")), ("b", None)] {
-        // The change is the same as that of a report.
+        // The change is the same as after a report.
         let reported = grants.registry.change(move |state| -> Result<_, StoreError> {
             let mut record = state.node(&name(node)).unwrap().clone();
             state.note_reported(&mut record);
             Ok(((), vec![Change::PutNode(record)]))
         });
         reported.await.unwrap();
-        // A controller that starts now also knows it.
+        // A controller that starts now also knows of the report.
         let grants = Grants::start(fixture.open().await).await;
         match missing {
             Some(missing) => assert_eq!(waits_for(&grants, "r1").await, [missing]),
@@ -413,7 +413,7 @@ pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_repor
     let grants = imported(fixture).await;
     grants.registry.clock.advance(300);
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);
-    // The wait began with the first start, and this start does not begin it again.
+    // The waiting time began with the first start, and this start does not begin it again.
     let grants = Grants::start(fixture.open().await).await;
     grants.registry.clock.advance(300);
     assert_eq!(waits_for(&grants, "r1").await, ["a", "b"]);

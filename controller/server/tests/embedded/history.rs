@@ -1,5 +1,5 @@
-//! Runs random histories on the embedded store: one program, which is killed at any moment and
-//! started again on its file.
+//! Runs random histories (sequences of operations) on the embedded store. One program is killed at
+//! any moment and started again on its file.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Tests missing objects, which were not necessarily deleted on purpose: no node is deregistered
-//! because of them, and no segment is granted twice.
+//! Tests missing objects, which were not necessarily deleted on purpose. No node is deregistered
+//! because of missing objects, and no segment is granted twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -217,7 +217,7 @@ fn held() {
         replicas[1].register("b").await;
         let others = replicas[1].request_segments("b", "r").await;
         assert!(others.iter().all(|network| !granted.contains(network)), "{others:?}");
-        // When its node is deregistered, its quarantine is also kept.
+        // When the segment's node is deregistered, the segment's quarantine is also kept.
         replicas[0].deregister("a").await;
         PLANE.kubectl(&["delete", "segment", &object]).unwrap();
         until("it to come back", async || cluster.segments().get_opt(&object).await.unwrap().map(drop)).await;
@@ -250,7 +250,7 @@ fn all_edge_nodes() {
     });
 }
 
-/// Returns status and text of a health page.
+/// Returns the status and text of a health page.
 async fn health(cloud: &Cloud, path: &str) -> (u16, String) {
     monitoring_page(cloud.server.observe[0], path).await
 }
@@ -271,7 +271,7 @@ fn served() {
         })
         .await;
         assert!(message.contains("kubectl apply -f deploy/crds"), "{message}");
-        // A restart would lose the replica's knowledge.
+        // A restart would lose what the replica knows.
         assert_eq!(health(&cloud, "/healthz").await.0, 200);
         let again = node.watch().await.view().await;
         assert_eq!((again.segments, again.peers), (view.segments.clone(), view.peers.clone()));
@@ -358,8 +358,8 @@ fn older() {
         assert!(refused.contains("keptUntil") && refused.contains("kubectl apply -f deploy/crds"), "{refused}");
         assert!(cluster.edge_nodes().get_opt("a").await.unwrap().is_some(), "it stays registered");
         registered(&replica, 1).await;
-        // Changes that lose nothing are written, and a replica that starts now reports the same
-        // immediately.
+        // Changes that lose no field are written, and a replica that starts now reports the same
+        // failure immediately.
         let more = replica.request_segments("a", "r2").await;
         let cloud = controller(&cluster).await;
         let (status, text) = health(&cloud, "/readyz").await;

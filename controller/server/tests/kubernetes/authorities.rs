@@ -1,4 +1,4 @@
-//! Tests the authorities in their Secret, and how replicas receive a change.
+//! Tests the certificate authorities in their Secret and how replicas receive a change.
 
 use std::sync::Arc;
 

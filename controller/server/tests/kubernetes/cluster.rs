@@ -1,4 +1,4 @@
-//! Runs one control plane for all tests; each test starts without any of our objects.
+//! Runs one control plane for all tests. Each test starts without any of the controller's objects.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -111,7 +111,8 @@ pub(crate) async fn as_user(kubeconfig: &Path) -> Cluster {
     Cluster { client, sizes: SIZES, api_failures: ApiFailures::default() }
 }
 
-/// Waits for an Event with this reason and note; `about`: kind and name of its object.
+/// Waits for an Event with this reason and note. `about` is the kind and name of the Event's
+/// object.
 pub(crate) async fn event(client: Client, reason: &str, about: Option<(&str, &str)>, note: &str) {
     let events: Api<Event> = Api::namespaced(client, "default");
     until(&format!("the Event {reason}"), async || {
@@ -198,7 +199,7 @@ impl Drop for RunningWatch {
     }
 }
 
-/// Makes a kubeconfig of an account with exactly the permissions that a controller needs.
+/// Makes a kubeconfig for an account with exactly the permissions that a controller needs.
 pub(crate) fn controller(name: &str) -> PathBuf {
     use interop_tests::kube::Subject;
     let subject = Subject::User(name);

@@ -1,5 +1,5 @@
-//! Runs random histories of three controllers on one API server. Any controller is killed at any
-//! moment, and so are the API server and etcd.
+//! Runs random histories (sequences of operations) with three controllers on one API server. Any
+//! controller, the API server or etcd may be killed at any moment.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -36,8 +36,8 @@ impl Shared {
         Api::all(self.administrator.clone())
     }
 
-    /// Clears `kept_until` in the segments of one node, or of all: these tests have too few
-    /// segments to wait for its end.
+    /// Clears `kept_until` in the segments of one node or of all nodes. These tests have too few
+    /// segments to wait until that time.
     async fn clear_kept_until(&self, node: Option<&str>) {
         until("no segment to be kept", async || {
             let all = self.cluster.segments().list(&ListParams::default()).await.ok()?;
@@ -47,7 +47,8 @@ impl Shared {
             for mut segment in kept {
                 segment.spec.kept_until = None;
                 let name = segment.metadata.name.clone()?;
-                // The write fails if another writer was faster; `until` tries again.
+                // The write fails if another writer has changed the object first; `until` tries
+                // again.
                 let _ = self.cluster.segments().replace(&name, &PostParams::default(), &segment).await;
             }
             none.then_some(())

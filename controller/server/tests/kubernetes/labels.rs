@@ -1,4 +1,4 @@
-//! Tests who may label a Node, and which labels count, with the credentials of kubelets, on an API
+//! Tests who may label a Node and which labels count. The tests use kubelets' credentials on an API
 //! server with NodeRestriction, as in real clusters.
 
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ const POLICY: &str = "kubernetes/15-node-labels.yaml";
 const COMMUNITY: &str = "fabedge/edge-community";
 const RESTRICTED: &str = "node-restriction.kubernetes.io/edge-community";
 
-/// The control plane of these tests.
+/// The control plane for these tests.
 static PLANE: LazyLock<ControlPlane> = LazyLock::new(|| {
     let api_server = vec!["--enable-admission-plugins=NodeRestriction".into()];
     let plane = ControlPlane::start_with("labels", Options { api_server, ..Options::default() }).unwrap();

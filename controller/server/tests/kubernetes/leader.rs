@@ -1,4 +1,4 @@
-//! Tests which replica leads, and the leader's work.
+//! Tests which replica leads and what the leader does.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Tests long lists, and whether they are read from the watch cache.
+//! Tests whether long lists are read from the watch cache.
 
 use edge_controller_domain::state::Change;
 use edge_types::IpNetwork;

@@ -1,22 +1,23 @@
 //! Tests the controller on a real Kubernetes API server.
 //!
-//! - `behaviour`: the tests for every store, run on this one.
-//! - `cluster`: the control plane, as a replica reaches it.
-//! - `replicas`: several replicas at once.
-//! - `absences`: definitions and objects are deleted; another cluster answers.
-//! - `outages`: the API server restarts, loses its history, and revokes permissions.
-//! - `objects`: objects as people see and edit them.
-//! - `authorities`: the authorities in their Secret.
-//! - `join`: nodes join by the service account of their pod.
-//! - `nodes`: labels and addresses of Node objects; `node_deletions`: Node objects that are
-//!   deleted.
-//! - `labels`: who may label Nodes, and which labels count.
-//! - `leader`: which replica leads, and the leader's work.
-//! - `lists`: long lists.
-//! - `history`: random histories of three controllers, which are killed, as is the API server.
-//! - `streams`: nodes that follow their views at one replica and continue at another.
-//! - `shipped`: the controller as the manifests run it.
-//! - `server`: the whole controller, with nodes that connect.
+//! - `behaviour`: runs the tests for every store on the Kubernetes store.
+//! - `cluster`: runs the control plane for all tests.
+//! - `replicas`: tests several replicas at once.
+//! - `absences`: tests missing objects and definitions, and another cluster that answers.
+//! - `outages`: tests an API server that restarts, loses its history or revokes permissions.
+//! - `objects`: tests objects as people see and edit them.
+//! - `authorities`: tests the certificate authorities in their Secret.
+//! - `join`: tests joins with the service account of the node's pod.
+//! - `nodes`: tests labels and addresses of Node objects; `node_deletions`: tests Node objects that
+//!   are deleted.
+//! - `labels`: tests who may label Nodes and which labels count.
+//! - `leader`: tests which replica leads and what the leader does.
+//! - `lists`: tests whether long lists are read from the watch cache.
+//! - `history`: runs random sequences of operations while controllers, the API server and etcd are
+//!   killed.
+//! - `streams`: tests nodes that follow their views at one replica and continue at another.
+//! - `shipped`: tests the controller as the manifests run it.
+//! - `server`: tests the whole controller, with nodes that connect.
 
 mod absences;
 mod authorities;

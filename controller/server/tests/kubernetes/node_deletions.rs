@@ -1,4 +1,4 @@
-//! Tests Node objects that are deleted, replaced, or of another cluster.
+//! Tests Node objects that are deleted, are replaced or belong to another cluster.
 
 use std::sync::Arc;
 
@@ -247,7 +247,7 @@ fn asked_again() {
         caught_up(&replica, ["d", "e"]).await;
         until("the operator to be asked still", asked).await;
         assert_eq!((registered(&replica).await, seen(&replica, "a").await), (5, first.clone()));
-        // Its own machine comes back.
+        // The node's own machine comes back.
         make("a", "");
         machine("a", "machine-a");
         until("the new Node to be seen", async || (seen(&replica, "a").await != first).then_some(())).await;

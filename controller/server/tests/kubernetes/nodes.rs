@@ -1,4 +1,4 @@
-//! Tests Node objects: labels, addresses, and the deletion of one.
+//! Tests Node objects: their labels, their addresses and the deletion of a Node.
 
 use edge_types::name::COMMUNITY_LABEL;
 use futures_util::{StreamExt, stream};

@@ -42,7 +42,7 @@ pub(crate) async fn controller_of(cluster: &Cluster, range: &str, more: &str) ->
         *CONTROLLER
     ))
     .await;
-    // The nodes of these tests read it from this place.
+    // The nodes in these tests read the CA certificate from this path.
     let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
     let secret = secrets.get(ca_secret::NAME).await.unwrap();
     let certificates = secret.data.unwrap().remove("ca.crt").unwrap().0;

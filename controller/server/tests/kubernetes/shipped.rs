@@ -26,7 +26,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("no_edge_and_no_node_that_labels_itself_is_given_a_pod_of_the_hubs_or_the_cloud", selected),
 ];
 
-/// A program that is ended with the test, whatever the result is.
+/// A program that is ended with the test, whatever the test's result.
 struct Running(Child);
 
 impl Drop for Running {

@@ -1,5 +1,5 @@
-//! Tests a node that follows its view at one replica and continues at another: it misses nothing
-//! and receives nothing older.
+//! Tests that a node that follows its view at one replica and continues at another misses no change
+//! and receives no older view.
 
 use std::path::Path;
 use std::time::Duration;
@@ -75,7 +75,7 @@ struct Follower {
     view: NodeView,
     epoch: String,
     stream: Stream,
-    /// Whether it has received nothing since it moved here.
+    /// Whether the node has received nothing since it moved to this replica.
     arrived: bool,
 }
 
@@ -147,7 +147,7 @@ impl Follower {
         }
     }
 
-    /// Asserts that its view is complete.
+    /// Asserts that the node's view is complete.
     async fn has_all(&mut self, node: &Node) {
         until("it to have what there is", async || {
             let (status, body) = node.ask(Method::GET, "/view", None).await;

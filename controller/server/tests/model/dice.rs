@@ -1,6 +1,6 @@
 //! Generates random numbers from a seed.
 
-/// A generator. The same seed and thrower give the same numbers (SplitMix64).
+/// A generator of random numbers (SplitMix64). The same seed and thrower give the same numbers.
 pub(crate) struct Dice(u64);
 
 impl Dice {

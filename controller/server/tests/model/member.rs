@@ -1,4 +1,4 @@
-//! A node and its actions.
+//! Simulates a node and its actions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,7 +13,7 @@ use super::world::{CAPACITY, TimeLimit, World};
 use crate::harness::{Connection, HttpResponse, Node, chain, kind, request_of};
 
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
-/// Name of the request for the segments that a node gets when it joins.
+/// Name that stands for the request for the segments that a node gets when it joins.
 const JOIN: &str = "join";
 
 /// The reason why a segment request has no segments.
@@ -31,7 +31,8 @@ pub(super) struct Member<'a> {
     dice: Dice,
     life: u32,
     registered: Option<Registered>,
-    /// Whether it has an object. The deletion of that object deregisters the node.
+    /// Whether the node has a Kubernetes Node object. The deletion of that object deregisters the
+    /// node.
     has_object: bool,
     /// Whether an interrupted action may have left segments: the node may hold more than it knows.
     leftovers: bool,
@@ -50,7 +51,7 @@ impl<'a> Member<'a> {
         Self { world, name: name.into(), dice, life: 0, registered: None, has_object: false, leftovers: false }
     }
 
-    /// Acts according to the dice until the history ends.
+    /// Acts according to the dice until the sequence of operations ends.
     pub(super) async fn live(&mut self) {
         while !self.world.is_over() {
             match (self.registered.is_some(), self.dice.below(100)) {
@@ -284,7 +285,8 @@ impl<'a> Member<'a> {
         }
     }
 
-    /// After the history: repeats all its segment requests and compares.
+    /// Repeats, at the end of the history, all segment requests of the node and compares the
+    /// responses.
     pub(super) async fn settle(&mut self) {
         if self.registered.is_some() {
             for (request, granted) in self.segment_requests() {

@@ -1,12 +1,13 @@
-//! Runs random histories of a controller, and compares them with a simple model of its guarantees;
-//! the same on every store.
+//! Runs random histories (sequences of operations) on a controller and compares the results with a
+//! simple model of the controller's guarantees. The model is the same for every store.
 //!
-//! Nodes join, request segments, repeat their requests and are deregistered, each by its own dice
-//! and over the API. Meanwhile controllers, which are separate programs, are killed at any moment
-//! and started again. A node without a response repeats its request, as agents do. Throughout, and
-//! at the end:
+//! Nodes join, request segments, repeat their requests and are deregistered, each according to its
+//! own random numbers ("dice") and over the API. Meanwhile controllers, which are separate
+//! programs, are killed at any moment and started again. A node without a response repeats its
+//! request, as agents do. Throughout, and at the end:
 //!
-//! - No address has two owners, and none gets another owner before its quarantine is over.
+//! - No address belongs to two nodes, and no address passes to another node before its quarantine
+//!   is over.
 //! - A granted segment is held until its node is deregistered, and nothing else is held: a
 //!   segment request that is repeated because its response was lost is carried out once.
 //! - A node that repeats a segment request gets the same segments.
@@ -17,10 +18,10 @@
 //! concurrent programs does not come from the dice: a seed reproduces the requests and the kinds of
 //! disturbance, not their exact moments. `EDGE_MODEL_SECONDS` makes a history longer.
 //!
-//! - [`dice`]: random numbers from a seed.
-//! - [`model`]: the conditions that must hold.
-//! - [`world`]: the controllers and their disturbances.
-//! - [`member`]: a node and its actions.
+//! - [`dice`]: generates random numbers from a seed.
+//! - [`model`]: checks the conditions that must hold.
+//! - [`world`]: runs and disturbs the controllers.
+//! - [`member`]: simulates a node and its actions.
 
 mod dice;
 mod member;

@@ -1,4 +1,5 @@
-//! The conditions that must hold, whichever node sends requests and whichever controller dies.
+//! Checks the conditions that must hold, whichever node sends requests and whichever controller
+//! dies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

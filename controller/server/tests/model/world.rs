@@ -1,4 +1,4 @@
-//! The controllers and their disturbances.
+//! Runs and disturbs the controllers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

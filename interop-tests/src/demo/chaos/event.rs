@@ -10,13 +10,13 @@ use super::super::world::{EDGES, NODES};
 const BEHIND_NAT: [&str; 2] = ["edge-a2", "edge-c1"];
 /// Edges that join and leave community alpha, to which a1 and a2 always belong.
 const GUESTS: [&str; 2] = ["edge-b1", "edge-c1"];
-/// Maximum number of events of a round.
+/// Maximum number of events in a round.
 const MOST_AT_ONCE: usize = 3;
 /// Duration of an interruption in a round, in milliseconds.
 const LASTS_MS: std::ops::RangeInclusive<u64> = 0..=4000;
 
-/// An event at one node or at the controller. An event begins and, if it has a duration, ends with
-/// its round.
+/// An event at one node or at the controller. An event begins with its round and, if it has a
+/// duration, ends with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
     /// The agent is restarted.
@@ -25,15 +25,15 @@ pub(super) enum Event {
     AgentKilled,
     /// An edge's cable is unplugged until the end of the round.
     LinkDown,
-    /// An edge gets another address of its LAN.
+    /// An edge gets another address on its LAN.
     AddressReplaced,
-    /// The edge's NAT forgets its mappings; new ones are ports from this one on.
+    /// The edge's NAT forgets its mappings; new mappings use ports from this one on.
     NatRebooted { from_port: u16 },
     /// SAs and policies are flushed.
     XfrmFlushed,
     /// All nftables rules are flushed.
     NftFlushed,
-    /// All routes are flushed; those of the uplink are restored at the end of the round.
+    /// All routes are flushed; the uplink's routes are restored at the end of the round.
     RoutesFlushed,
     /// The pods' bridge is deleted.
     BridgeDeleted,
@@ -41,11 +41,11 @@ pub(super) enum Event {
     ForwardingOff,
     /// iptables' `FORWARD` drops by policy.
     ForwardDrops,
-    /// The CHILD_SAs with all peers are rekeyed, or the IKE SAs.
+    /// The CHILD_SAs with all peers, or the IKE SAs, are rekeyed.
     Rekeyed { ike: bool },
     /// The edge's pod is replaced by another one.
     PodReplaced,
-    /// The edge joins community alpha, or leaves it.
+    /// The edge joins or leaves community alpha.
     Member { alpha: bool },
     /// The controller is killed, and started at the end of the round.
     ControllerKilled,
@@ -54,13 +54,14 @@ pub(super) enum Event {
 /// Events that happen at the same time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Round {
-    /// The events, each with its node or `controller`. Each place occurs once.
+    /// The events, each with its node or `controller`. Each node, and `controller`, occurs at most
+    /// once.
     pub(super) events: Vec<(&'static str, Event)>,
     /// Time from the beginning to the end of the events.
     pub(super) lasts: Duration,
 }
 
-/// The endless rounds of a seed.
+/// The endless sequence of rounds that follows from a seed.
 pub(super) struct Rounds {
     random: Rng,
     /// The guests that are members of alpha.

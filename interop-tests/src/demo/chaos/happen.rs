@@ -7,7 +7,7 @@ use super::super::reach::Pods;
 use super::super::world::{World, site};
 use super::event::{Event, Round};
 
-/// Begins all events of a round. `number` is the round's.
+/// Begins all events of a round. `number` is the number of the round.
 ///
 /// # Errors
 /// If a command that must succeed fails.
@@ -29,7 +29,7 @@ pub(super) fn end(world: &World, round: &Round) -> Result<()> {
         end_one(world, place, event).with_context(|| format!("{event:?} on {place} does not end"))?;
     }
     if round.events.iter().any(|(_, event)| matches!(event, Event::NatRebooted { .. })) {
-        // The router lost these routes with its address.
+        // The router lost these routes when its address was deleted.
         world.route_ledger_in_clear()?;
     }
     Ok(())

@@ -1,9 +1,9 @@
-//! Random events at the demo's nodes, with the demo's claims checked after each round. No pod's
-//! packet is unencrypted on the wires. Pods that may reach each other do so again, and pods that
-//! must not reach each other never do. At rest there is one IKE SA for each pair, and the kernel's
-//! state matches the status.
+//! Causes random events at the demo's nodes and checks the demo's claims after each round. No pod's
+//! packet appears unencrypted on the wires. Pods that may reach each other do so again, and pods
+//! that must not reach each other never do. At rest there is one IKE SA for each pair, and the
+//! kernel's state matches the status.
 //!
-//! - `event`: draws events from a seed. `happen`: carries them out.
+//! - `event`: draws the events of a round from a seed. `happen`: carries out these events.
 
 mod event;
 mod happen;
@@ -28,7 +28,7 @@ use event::{Event, Round, Rounds};
 const SEED: &str = "EDGE_CHAOS_SEED";
 const SECONDS: &str = "EDGE_CHAOS_SECONDS";
 
-/// Number of rounds of the run by default; its seed follows.
+/// Number of rounds in the default run, and the seed of that run.
 const ROUNDS: usize = 5;
 const DEFAULT_SEED: u64 = 1;
 /// Maximum duration of a run, in seconds.
@@ -136,7 +136,7 @@ fn play(
         }
     }
     // Pairs that may reach each other neither before nor after the round. A pod that is replaced
-    // cannot ping to the end.
+    // cannot ping until the end of the round.
     let replaced = |edge: &str| round.events.contains(&(edge_name(edge), Event::PodReplaced));
     let mut forbidden = Vec::new();
     for (from, to) in pairs().filter(|(from, to)| !replaced(from) && !replaced(to)) {
@@ -175,14 +175,14 @@ fn edge_name(name: &str) -> &'static str {
     EDGES.into_iter().find(|edge| *edge == name).unwrap_or("no edge")
 }
 
-/// Returns whether two edges have a community in common. `guests` are those that are members of
-/// alpha now.
+/// Returns whether two edges have a community in common. `guests` are the edges from [`event`] that
+/// are members of alpha now.
 fn may_reach(guests: &BTreeSet<&'static str>, from: &str, to: &str) -> bool {
     [from, to].into_iter().all(|edge| matches!(edge, "edge-a1" | "edge-a2") || guests.contains(edge))
 }
 
 /// Returns whether a tunnel between two edges must come up: a1 has a public address of each family.
-/// Between the others, NATs or different families may prevent it.
+/// Between other edges, NATs or different address families may prevent a tunnel.
 fn has_path(from: &str, to: &str) -> bool {
     from == "edge-a1" || to == "edge-a1"
 }
@@ -220,8 +220,8 @@ fn recovered(world: &World, pods: &Pods, guests: &BTreeSet<&'static str>) -> Res
     })
 }
 
-/// Sends a ping for each pair at the same time. Returns the pairs that were not answered, and the
-/// reason for the last one.
+/// Sends a ping for each pair at the same time. Returns the pairs whose pings were not answered,
+/// and the reason for the last one.
 fn unreached<'a>(pairs: &[(&'a Namespaces, IpAddr)]) -> (Vec<(&'a Namespaces, IpAddr)>, String) {
     std::thread::scope(|scope| {
         let pings: Vec<_> =
@@ -241,8 +241,8 @@ fn unreached<'a>(pairs: &[(&'a Namespaces, IpAddr)]) -> (Vec<(&'a Namespaces, Ip
     })
 }
 
-/// Fails unless a node has one IKE SA with each peer of `tunnels`, no more than one with others,
-/// and no peers with which it has no community in common.
+/// Fails unless a node has one IKE SA with each peer of `tunnels`, no more than one with other
+/// peers, and no peer with which it has no community in common.
 fn at_rest(world: &World, node: &str, tunnels: &[(&str, &str)], guests: &BTreeSet<&'static str>) -> Result<()> {
     let status = world.status(node)?;
     for peer in status["peers"].as_array().context("the status has no peers")? {

@@ -1,6 +1,6 @@
-//! Checks a host on the LAN of the hub and the cloud nodes, which uses either as its router. The
-//! host may send with addresses of the networks that the hub fronts (`docs/threats.md`). With its
-//! own address it reaches no edge.
+//! Checks a host on the LAN of the hub and the cloud nodes, which uses the hub or a cloud node as
+//! its router. The host may send with addresses from the networks that the hub fronts
+//! (`docs/threats.md`). With its own address it reaches no edge.
 
 use std::net::IpAddr;
 
@@ -16,7 +16,7 @@ use crate::topology::Namespaces;
 
 const HOST: &str = "cloud-neighbour";
 const LOOK: &str = "cloud-1.kernel.txt, cloud-2.kernel.txt (nft list ruleset); *.edge-agent.log";
-/// Services' addresses within the cloud's networks. The operator configures their ranges.
+/// Services' addresses within the cloud's networks. The operator configures the Services' ranges.
 const SERVICES: [&str; 2] = ["10.244.99.5", "fd44::99:5"];
 const SERVICE_RANGES: [&str; 2] = ["10.244.99.0/24", "fd44::99:0/112"];
 
@@ -24,9 +24,10 @@ const SERVICE_RANGES: [&str; 2] = ["10.244.99.0/24", "fd44::99:0/112"];
 struct CloudNode {
     name: &'static str,
     role: &'static str,
-    /// Its addresses on the LAN.
+    /// The node's addresses on the LAN.
     lan: [IpAddr; 2],
-    /// Its addresses within the cloud's networks. Edges see these as the source of its packets.
+    /// The node's addresses within the cloud's networks. Edges see these as the source of its
+    /// packets.
     within: [IpAddr; 2],
 }
 
@@ -51,7 +52,7 @@ pub(super) fn host_reaches_no_edge(test: &LanTest) -> Result<()> {
             within: both(["10.244.2.1", "fd44::2:1"])?,
         },
     ];
-    // Without this, the nodes would redirect the host to each other and to the router.
+    // Without these settings, the nodes would redirect the host to each other and to the router.
     world.node(HOST).sh(
         "sysctl -qw net.ipv4.conf.all.accept_redirects=0 net.ipv4.conf.cloud.accept_redirects=0 net.ipv6.conf.cloud.accept_redirects=0",
     )?;
@@ -105,8 +106,8 @@ fn published_port(test: &LanTest, node: &CloudNode) -> Result<()> {
     Ok(())
 }
 
-/// Checks that Services of the cloud's networks are served until the operator configures their
-/// ranges.
+/// Checks that Services in the cloud's networks are served until the operator configures the
+/// Services' ranges.
 fn calls_no_service(test: &LanTest, node: &CloudNode) -> Result<()> {
     let (host, machine) = (test.world.node(HOST), test.world.node(node.name));
     let services = both(SERVICES)?;

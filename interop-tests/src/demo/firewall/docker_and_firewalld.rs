@@ -1,7 +1,7 @@
-//! Checks rules of Docker and of firewalld, added before the agent starts and while it runs. The
-//! rules are those that dockerd 20.10.24 (with `--ipv6 --experimental --ip6tables`) and firewalld
-//! 1.3.3 write by default. The programs themselves do not run here: they are large, and their
-//! installation would change the firewall of the machine that runs the tests.
+//! Checks the agent with rules from Docker and firewalld, added before the agent starts and while
+//! it runs. The rules are those that dockerd 20.10.24 (with `--ipv6 --experimental --ip6tables`)
+//! and firewalld 1.3.3 write by default. The programs themselves do not run in the test: they are
+//! large, and their installation would change the firewall of the machine that runs the tests.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -76,7 +76,7 @@ fn serve(pod: &Namespaces) -> Result<Process> {
     pod.start("source", pod.command(&own).args(["guest", "tcp-serve", &PORT.to_string(), SOURCE]))
 }
 
-/// Checks that the pod of an edge and the cloud's pod reach each other, and that the edge's pod
+/// Checks that a pod on an edge and the cloud's pod reach each other, and that the edge's pod
 /// reaches the internet.
 fn works(test: &LanTest, node: &str, when: &str) -> Result<()> {
     let pods: &Pods = test.pods;

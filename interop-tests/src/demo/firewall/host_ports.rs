@@ -1,5 +1,5 @@
-//! Checks hostPorts of a pod, with the real `portmap` that `edge-agent install-cni` chains after
-//! our plugin.
+//! Checks a pod's hostPorts, with the real `portmap` that `edge-agent install-cni` chains after our
+//! plugin.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -21,8 +21,8 @@ const HOST_PORT: u16 = 8090;
 /// Path of Debian's portmap plugin.
 const PORTMAP: &str = "/usr/lib/cni/portmap";
 
-/// Checks that a hostPort of a pod on a1 is served to a host on the LAN, to a1, to pods of other
-/// nodes and of this one, and to the pod itself.
+/// Checks that a hostPort of a pod on a1 is served to a host on the LAN, to a1, to pods on other
+/// nodes and on a1, and to the pod itself.
 ///
 /// # Errors
 /// Returns the first check that fails.
@@ -90,7 +90,7 @@ fn outside(node: &str, family: usize) -> Result<&'static str> {
     site(node).outside[family].with_context(|| format!("{node}'s router has no such address"))
 }
 
-/// Runs `portmap` as the runtime does after our plugin, with the entry of the installed list and
+/// Runs `portmap` as the runtime does after our plugin, with the entry from the installed list and
 /// our plugin's result.
 fn portmap(test: &LanTest, verb: &str, pod: &DemoPod, result: &Value) -> Result<()> {
     let edge = test.world.node(NODE);

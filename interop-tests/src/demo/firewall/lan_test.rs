@@ -1,4 +1,4 @@
-//! The network of these checks, and their common steps.
+//! The network for the firewall checks and the steps that they share.
 
 use std::net::IpAddr;
 
@@ -20,13 +20,13 @@ pub(super) const NEIGHBOUR: [&str; 2] = ["192.0.2.66", "2001:db8:a1::66"];
 /// Addresses of a machine on the internet.
 pub(super) const INTERNET: [&str; 2] = ["203.0.113.1", "2001:db8::1"];
 
-/// The network with its addresses, one of each family.
+/// The network with its addresses, one for each family.
 pub(super) struct LanTest<'a> {
     pub(super) world: &'a World<'a>,
     pub(super) pods: &'a Pods,
     /// a1's addresses on its LAN.
     pub(super) edge: [IpAddr; 2],
-    /// Addresses of a1's bridge.
+    /// The addresses of a1's bridge.
     pub(super) bridge: [IpAddr; 2],
     /// Addresses of a1's pod.
     pub(super) own: [IpAddr; 2],
@@ -55,7 +55,7 @@ pub(super) fn fetched(from: &Namespaces, to: IpAddr, port: u16) -> Result<String
     from.run(from.command(&own).args(["guest", "tcp-fetch", &socket(to, port)]))
 }
 
-/// Returns an address of the same /120 or /29 that no pod has; pods have the first ones.
+/// Returns an address in the same /120 or /29 that no pod has; pods have the first addresses.
 pub(super) fn beside(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(v4) => IpAddr::V4((u32::from(v4) + 2).into()),
@@ -263,7 +263,7 @@ impl<'a> LanTest<'a> {
             let client: IpAddr = NEIGHBOUR[family].parse()?;
             let reached = self.edge[family];
             let what = format!("{others}, a published port of a1's pod is served at {reached}");
-            // A program that masquerades towards the LAN alone does not change this source.
+            // A program that masquerades only towards the LAN does not change this source.
             self.seen_as(neighbour, reached, 8080, client, &what)?;
             let what = format!("{others}, a published port of a2's pod is served at {reached}");
             self.seen_as(neighbour, reached, 30080, self.bridge[family], &what)?;

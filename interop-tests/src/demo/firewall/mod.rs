@@ -1,13 +1,13 @@
 //! Checks that a host on an edge's LAN reaches nothing by routing through the edge, that pods reach
-//! the outside, and that the agent handles rules of other programs or reports them in the status.
+//! the outside, and that the agent handles other programs' rules or reports them in its status.
 //! Everything is checked in the demo's network with real tunnels and both families, with and
 //! without another program that masquerades all packets that it forwards.
 //!
-//! - `lan_test`: the network, and the common steps of the checks.
-//! - `cloud_lan`: a host on the LAN of the hub and the cloud nodes.
-//! - `services`: ClusterIPs, which hosts on either LAN route through a node.
-//! - `host_ports`: hostPorts with the real `portmap`.
-//! - `docker_and_firewalld`: a separate scenario, with the rules of these two.
+//! - `lan_test`: the network for the checks and the steps that they share.
+//! - `cloud_lan`: checks a host on the LAN of the hub and the cloud nodes.
+//! - `services`: checks ClusterIPs, which a host on a LAN may route through a node.
+//! - `host_ports`: checks hostPorts with the real `portmap`.
+//! - `docker_and_firewalld`: a separate scenario that checks the rules of Docker and firewalld.
 
 mod cloud_lan;
 mod docker_and_firewalld;
@@ -32,7 +32,7 @@ use crate::topology::Namespaces;
 
 pub use docker_and_firewalld::SCENARIO as DOCKER_AND_FIREWALLD;
 
-/// The scenario of hosts on an edge's LAN and rules of other programs.
+/// The scenario with hosts on an edge's LAN and other programs' rules.
 pub const SCENARIO: Scenario = Scenario {
     name: "firewall/lan-hosts",
     about: "a LAN host reaches nothing by routing through an edge, a hub or a cloud node, hostPorts by portmap, a pod poses as nobody, pods reach the outside, others' rules are coped with or named, router advertisements are heard by uplinks alone",
@@ -175,7 +175,7 @@ impl LanTest<'_> {
         Ok(())
     }
 
-    /// Checks a policy as Docker and ufw set it.
+    /// Checks a forward policy as Docker and ufw set it.
     fn forward_drop(&self) -> Result<()> {
         let edge = self.world.node("edge-a1");
         let pod = &self.pods.of("edge-a1").pod;

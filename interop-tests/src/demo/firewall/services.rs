@@ -1,5 +1,5 @@
 //! Checks ClusterIPs, which kube-proxy redirects for every sender. Only pods and the nodes may call
-//! them; a host on a LAN that routes them through a node may not.
+//! them; a host on a LAN that routes its calls through a node may not.
 
 use std::net::IpAddr;
 
@@ -40,10 +40,10 @@ pub(super) fn forget(node: &Namespaces) -> Result<()> {
     node.sh("nft 'delete table ip service; delete table ip6 service'").map(drop)
 }
 
-/// Calls all these Services at the same time, and fails if one is served to `from`.
+/// Calls all these Services from `from` at the same time. Fails if any of them answers.
 ///
 /// # Errors
-/// If one is served.
+/// If a Service answers.
 pub(super) fn none_is_served(from: &Namespaces, services: &[IpAddr]) -> Result<()> {
     let served: Vec<String> = std::thread::scope(|scope| {
         let calls: Vec<_> =

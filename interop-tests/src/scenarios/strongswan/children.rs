@@ -1,5 +1,5 @@
-//! Several CHILD_SAs under one IKE SA with charon: configured at both ends, and one for each pair
-//! of networks where the agent has one for all pairs, as appliances do.
+//! Runs several CHILD_SAs under one IKE SA with charon. Either both ends configure them, or charon,
+//! as appliances do, makes one for each pair of networks where the agent has one for all pairs.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! MOBIKE (RFC 4555) with charon: either end gets another address, and the IKE SA stays.
+//! Runs MOBIKE (RFC 4555) with charon: either end gets another address, and the IKE SA stays.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,7 +13,8 @@ use crate::strongswan::charon::{Auth, Connection};
 use crate::topology::{NetworkPlan, Node, Ping, Pod};
 use crate::wait;
 
-/// A network of both hosts: edge-agent's address and the one that it gets, and charon's.
+/// Addresses in a network that both hosts share: edge-agent's address, the address to which it
+/// changes, and charon's address.
 pub(super) struct Addresses {
     edge: [&'static str; 2],
     moon: [&'static str; 2],
@@ -76,7 +77,7 @@ pub(super) fn both_move(lab: &Lab, initiator: Initiator, addresses: Addresses) -
         on_path(edge, ours[1], theirs[1])?;
         on_path(moon, theirs[1], ours[1])
     })?;
-    // Both ends agree about everything else too.
+    // Both ends also agree about everything else.
     agent.rekey("moon")?;
     charon.rekey_child()?;
     charon.rekey_ike()?;
@@ -84,7 +85,7 @@ pub(super) fn both_move(lab: &Lab, initiator: Initiator, addresses: Addresses) -
     Ok(())
 }
 
-/// Checks an initiator behind a NAT that gets another address there.
+/// Checks an initiator behind a NAT that gets another address on the same side of the NAT.
 pub(super) fn behind_nat(lab: &Lab, initiator: Initiator) -> Result<()> {
     let net = lab.build(&Site::plan(initiator))?;
     let mut site = Site::new(net, initiator)?;
@@ -147,7 +148,7 @@ fn check_move(
 
 /// Replaces the host's address on this wire.
 fn replace(node: &Node, wire: &str, [old, new]: [&str; 2], prefix: u8) -> Result<()> {
-    // Without duplicate address detection, which would delay the address.
+    // The address is added without duplicate address detection, which would delay its use.
     let nodad = if new.contains(':') { "nodad" } else { "" };
     node.sh(&format!("ip addr del {old}/{prefix} dev {wire} && ip addr add {new}/{prefix} dev {wire} {nodad}"))
         .map(drop)

@@ -1,5 +1,5 @@
-//! edge-agent with static peers against Debian's strongSwan, each as initiator and as responder,
-//! with pre-shared keys and with certificates.
+//! Runs edge-agent with static peers against Debian's strongSwan, each as initiator and as
+//! responder, with pre-shared keys and with certificates.
 
 mod children;
 mod migrate;
@@ -224,7 +224,7 @@ fn on_demand(lab: &Lab) -> Result<()> {
             ensure!(charon.sas()?.is_empty(), "it still has one");
             Ok(())
         })?;
-        // One packet, which sets up the tunnel.
+        // This single packet sets up the tunnel.
         ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(60))?, "the first packet was lost");
     }
     lab.step("the first packet is answered, and the idle tunnel goes");
@@ -263,7 +263,7 @@ fn certificates(lab: &Lab, initiator: Initiator, edge_key: KeyKind, moon_key: Ke
     let moon = Auth::certificate(authority.issue("moon.example", moon_key)?, &authority);
     let charon = Charon::start(site.moon, &site.connection(moon))?;
 
-    // The right chain for another name: one letter differs.
+    // The right certificate chain for another name, which differs in one letter.
     let mut wrong = site.peer(Auth::certificate(ours.clone(), &authority));
     wrong.remote_id = "noon.example".to_owned();
     let mut agent = Agent::start(lab, site.edge, "", &[wrong])?;
@@ -283,7 +283,7 @@ fn certificates(lab: &Lab, initiator: Initiator, edge_key: KeyKind, moon_key: Ke
     agent.process().stop()?;
     lab.step("a wrong name is reported");
 
-    // The right name under an authority that we do not trust.
+    // The right name in a certificate from an authority that the agent does not trust.
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::certificate(ours.clone(), &unknown))])?;
     site.check_refusal(&mut agent, &charon, &["moon", "certificate"])?;
     agent.process().stop()?;
@@ -359,7 +359,7 @@ fn nothing_in_common(lab: &Lab, initiator: Initiator) -> Result<()> {
     for (what, peer, words) in cases {
         let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
         site.check_refusal(&mut agent, &charon, words)?;
-        // charon as initiator keeps the IKE SA without a CHILD_SA.
+        // As initiator, charon keeps the IKE SA without a CHILD_SA.
         if !charon.sas()?.is_empty() {
             charon.terminate()?;
         }

@@ -1,4 +1,4 @@
-//! A host with edge-agent, a host with charon, and the checks of a tunnel between them.
+//! Sets up a host with edge-agent and a host with charon, and checks the tunnel between them.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub(super) const WRONG_SECRET: &str = "correct horse cattery";
 const EDGE_NET: &str = "10.1.0.0/24";
 const MOON_NET: &str = "10.2.0.0/24";
 
-/// The initiator. It is at home behind a NAT, and the responder has a public address.
+/// The end that initiates. Its host is behind a NAT, and the responder has a public address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Initiator {
     Edge,
@@ -130,7 +130,7 @@ impl<'a> Site<'a> {
         lab.step("rekeyed by charon");
         charon.rekey_ike()?;
         self.same_spis(agent, charon)?;
-        // The CHILD_SA belongs to the new IKE SA now, and can be rekeyed there.
+        // The CHILD_SA now belongs to the new IKE SA and can be rekeyed under it.
         agent.rekey("moon")?;
         self.same_spis(agent, charon)?;
         charon.rekey_child()?;
@@ -145,7 +145,7 @@ impl<'a> Site<'a> {
             ping.wait_more(3)?;
             back.wait_more(3)?;
         }
-        // The CHILD_SA belongs to the new IKE SA, from either end.
+        // The CHILD_SA belongs to the new IKE SA, whichever end rekeyed the IKE SA.
         agent.rekey("moon")?;
         charon.rekey_child()?;
         self.same_spis(agent, charon)?;
@@ -161,10 +161,10 @@ impl<'a> Site<'a> {
             ensure!(seen.contains(&spi), "{spi:08x} was not on the wire, but {seen:x?}");
         }
         self.wire.expect_none("net 10.0.0.0/8")?;
-        // An unencrypted packet of the same pods shows that the capture works.
+        // An unencrypted packet between the same pods shows that the capture works.
         self.moon.sh("ip xfrm policy flush; ip xfrm state flush")?;
         let through = self.moon_pod.reaches("10.1.0.2", Duration::from_millis(200))?;
-        // The NAT gives it the router's address, for which there is no policy of the tunnel.
+        // The NAT gives the packet the router's address, for which the tunnel has no policy.
         ensure!(!through || self.initiator == Initiator::Moon, "a clear ping with a tunnelled source came through");
         self.wire.wait_for("icmp and dst 10.1.0.2")?;
         self.wire.stop()
@@ -248,8 +248,8 @@ impl<'a> Site<'a> {
             ensure!(!log.contains(secret), "the secret is in the agent's log");
         }
         ensure!(agent.tunnel("moon").is_err(), "there is a tunnel");
-        // An attempt of the agent makes a CHILD_SA for a moment: charon receives the refusal
-        // afterwards.
+        // An attempt by the agent creates a CHILD_SA for a moment, because charon receives the
+        // refusal only afterwards.
         wait::for_event("charon to have no CHILD_SA", || {
             let installed = charon.installed()?;
             ensure!(installed.is_empty(), "charon has {} CHILD_SAs", installed.len());

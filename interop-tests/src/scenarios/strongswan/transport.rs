@@ -1,5 +1,5 @@
-//! Transport mode between two hosts, edge-agent and charon: pings between their own addresses, of
-//! both families, as ESP on the wire.
+//! Runs transport mode between a host with edge-agent and a host with charon: pings between the
+//! hosts' own addresses, of both families, are ESP on the wire.
 
 use anyhow::{Result, ensure};
 
@@ -10,7 +10,7 @@ use crate::strongswan::Charon;
 use crate::topology::{NetworkPlan, Node};
 use crate::wait;
 
-/// Addresses of edge-agent's host and charon's.
+/// Addresses of edge-agent's host and charon's host.
 pub(super) const IPV4: (&str, &str) = ("192.0.2.1", "192.0.2.2");
 pub(super) const IPV6: (&str, &str) = ("2001:db8::1", "2001:db8::2");
 

@@ -1,5 +1,5 @@
-//! The embedded store: one redb file. A commit is one write transaction, which is on disk before
-//! the call returns. After a power cut the file holds the last complete commit.
+//! The embedded store, which is one redb file. A commit is one write transaction, which is on disk
+//! before the call returns. After a power cut the file holds the last complete commit.
 
 #[cfg(test)]
 mod tests;
@@ -29,7 +29,7 @@ use crate::state::{Change, Snapshot};
 /// Name of the file in the state directory.
 pub const FILE: &str = "controller.redb";
 
-// Rows are JSON: a newer release may add keys, an older one ignores them.
+// Rows are JSON. A newer release may add keys, which an older release ignores.
 type Table = TableDefinition<'static, &'static str, &'static [u8]>;
 const NODES: Table = TableDefinition::new("nodes");
 const TOKENS: Table = TableDefinition::new("tokens");
@@ -73,7 +73,7 @@ impl Embedded {
         }
     }
 
-    /// Creates a store under a temporary name, and renames it when it is complete.
+    /// Creates a store under a temporary name and renames it when it is complete.
     fn create(state_dir: &Path) -> Result<Self, StoreError> {
         let (path, new) = (state_dir.join(FILE), state_dir.join(format!("{FILE}.new")));
         let explain = |error: DatabaseError| StoreError::Failed(format!("{}: {}", path.display(), reason(error)));
@@ -81,7 +81,7 @@ impl Embedded {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(explain(error.into())),
             _ => {}
         }
-        // Created here and not by redb, in order to set its permissions.
+        // This code and not redb creates the file, in order to set the file's permissions.
         let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
         made.map_err(|error| explain(error.into()))?;
         let store = Self::prepare(Database::create(&new).map_err(explain)?)?;
@@ -117,8 +117,8 @@ impl Embedded {
         })
     }
 
-    /// Writes the whole batch in one transaction. Its elements share one wait for the disk, and
-    /// succeed or fail together.
+    /// Writes the whole batch in one transaction. All elements of the batch are synced to disk
+    /// together, and succeed or fail together.
     fn write(&self, batch: &[Vec<Change>], revision: u64, now: Seconds) -> Result<(), StoreError> {
         let write = self.database.begin_write().map_err(failed)?;
         for change in batch.iter().flatten() {
@@ -153,8 +153,7 @@ impl Embedded {
                 Committed { revision, results: batch.iter().map(|_| Ok(())).collect() }
             }
             Err(error) => {
-                // It is unknown whether the commit is on disk. The rows that can be read are in
-                // force.
+                // It is unknown whether the commit is on disk. The rows that can be read count.
                 match (self.read(), self.events.get()) {
                     (Ok(snapshot), Some(events)) => {
                         self.revision.fetch_max(snapshot.revision, Ordering::Relaxed);
@@ -226,7 +225,7 @@ impl Store for Embedded {
     }
 
     fn acknowledge(&self, _: u64) {
-        // A store with one user sends no events that need an acknowledgement.
+        // A store with one user sends no events that must be acknowledged.
     }
 }
 
@@ -248,8 +247,8 @@ pub fn is_in_use(state_dir: &Path) -> std::io::Result<bool> {
 /// file that is damaged or of a newer release.
 fn copy(path: &Path) -> Result<Database, DatabaseError> {
     let file = std::fs::File::open(path)?;
-    // The process that uses the file holds a lock. A copy that is made while it writes would look
-    // damaged.
+    // The process that uses the file holds a lock. A copy that is made while that process writes
+    // would look damaged.
     file.try_lock_shared().map_err(|error| match error {
         TryLockError::WouldBlock => DatabaseError::DatabaseAlreadyOpen,
         TryLockError::Error(error) => error.into(),
@@ -263,7 +262,7 @@ fn copy(path: &Path) -> Result<Database, DatabaseError> {
     redb::Builder::new().set_check_integrity_on_open(true).create_with_backend(memory)
 }
 
-/// Explains what is wrong with a file and what to do.
+/// Returns an error that explains what is wrong with a file and what to do.
 fn reason(error: DatabaseError) -> String {
     match error {
         DatabaseError::DatabaseAlreadyOpen | DatabaseError::LockProtocolMismatch => {

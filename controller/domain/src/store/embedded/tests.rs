@@ -91,7 +91,7 @@ async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_c
             drop(store);
             std::fs::copy(directory.path().join(FILE), copy.path().join(FILE)).unwrap();
         } else {
-            // The copy is in the state that a power cut leaves.
+            // The copy is in the state in which a power cut leaves the file.
             std::fs::copy(directory.path().join(FILE), copy.path().join(FILE)).unwrap();
             drop(store);
         }
@@ -108,7 +108,7 @@ async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_c
 }
 
 /// Flips each bit and cuts the file at each length. The result is an error, all rows, or the rows
-/// of the commit before.
+/// of the previous commit.
 #[tokio::test]
 async fn damage_anywhere_is_refused_or_harmless_and_never_other_rows() {
     let directory = tempfile::tempdir().unwrap();
@@ -142,7 +142,7 @@ async fn damage_anywhere_is_refused_or_harmless_and_never_other_rows() {
                 harmless += 1;
             }
             // A file of length zero is a new store. A file with one lost header page holds the
-            // commit before.
+            // previous commit.
             Ok(found) if found.nodes.is_empty() => assert_eq!(place, 0),
             Ok(found) => assert_eq!((found.revision, found.nodes.len()), (whole.revision - 1, 200), "{place}"),
         }

@@ -1,4 +1,4 @@
-//! Holds what is known about one object, and the events about it.
+//! Holds the known state of one object and the events about it.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -30,11 +30,12 @@ pub(super) struct Entry {
     /// Whether the object exists. If it was deleted, `version` is the version of the deletion or of
     /// the deleted object.
     pub(super) present: bool,
-    /// Number of the last event about the object; 0 if the registry knew the object at once.
+    /// Number of the last event about the object; 0 if the registry knew the object without an
+    /// event.
     pub(super) last_event: u64,
     /// Digest of the row, used to recognise events that change nothing.
     pub(super) digest: u64,
-    /// Whether it is a segment that a node holds.
+    /// Whether the object is a segment that a node holds.
     pub(super) held: bool,
     pub(super) foreign: ForeignMetadata,
 }
@@ -44,7 +45,7 @@ pub(super) struct Entry {
 #[allow(clippy::large_enum_variant, reason = "most are the large one")]
 pub(in crate::store) enum ObjectEvent {
     Applied(StoredObject),
-    /// `by_replica`: a replica deleted it.
+    /// The object was deleted; `by_replica` says whether a replica deleted it.
     Deleted {
         uid: Option<String>,
         version: u64,
@@ -52,7 +53,7 @@ pub(in crate::store) enum ObjectEvent {
     },
 }
 
-/// A missing object whose row stays in force.
+/// A missing object whose row is kept.
 pub(super) struct AbsentObject {
     pub(super) uid: String,
     pub(super) version: u64,
@@ -67,7 +68,7 @@ pub(in crate::store) struct MissingObject {
     pub(in crate::store) object_key: ObjectKey,
     pub(in crate::store) key: RowKey,
     pub(in crate::store) since: Instant,
-    /// Whether the object exists again, as another object.
+    /// Whether an object of the same name exists again.
     pub(in crate::store) recreated: bool,
     /// Whether etcd was restored from a backup that is older than this object.
     pub(in crate::store) restored: bool,

@@ -1,4 +1,4 @@
-//! Handles missing objects. Their rows stay in force until the reason is known.
+//! Handles missing objects. Their rows are kept until the reason is known.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::versions::ObjectVersions;
 use crate::resources::kinds::{ForeignMetadata, Kind, ObjectKey, StoredObject};
 
 impl ObjectVersions {
-    /// Records that an object is missing. Its row stays in force until the reason is known.
+    /// Records that an object is missing. Its row is kept until the reason is known.
     pub(super) fn mark_missing(&mut self, object_key: ObjectKey, uid: Option<String>, version: u64) {
         let Some(entry) = self.entries.get(&object_key) else { return drop(self.unreadable.remove(&object_key)) };
         if !entry.present || uid.is_some_and(|uid| uid != entry.uid) || version < entry.version {
@@ -41,7 +41,7 @@ impl ObjectVersions {
         missing.collect()
     }
 
-    /// Removes the row of a missing object, because somebody who may do so deleted the object.
+    /// Removes the row of a missing object, because somebody who may delete the object did so.
     pub(in crate::store) fn accept_deletion(&mut self, object_key: &ObjectKey) {
         let Some(absent) = self.absent.remove(object_key) else { return };
         self.delete(object_key, Some(&absent.uid), absent.version);
@@ -83,7 +83,8 @@ impl ObjectVersions {
         let entry = Entry { last_event, ..Entry::of(uid, version, foreign, change) };
         self.entries.insert(object_key.clone(), entry);
         self.send_event(RowEvent::Recreated(change.key()), 0);
-        // The order matters: first the events before the write, then those during the write.
+        // The order matters: the events from before the write come first, then those that arrived
+        // during the write.
         let mut events: Vec<ObjectEvent> = absent.into_iter().flat_map(|absent| absent.waiting).collect();
         events.extend(self.in_flight.remove(object_key).unwrap_or_default());
         events.into_iter().for_each(|event| self.observe(object_key.clone(), event));

@@ -1,4 +1,4 @@
-//! Tracks the version of every object, and whether the registry knows that version.
+//! Tracks the version of every object and whether the registry knows that version.
 //!
 //! A change may be written only over the version on which it was planned. The registry plans on the
 //! events that it has processed and on its own writes. A plan does not know events that were sent
@@ -6,17 +6,18 @@
 //! last one that it has processed ([`ObjectVersions::acknowledged`]). An object with a later event
 //! is not overwritten: that is a conflict, as if the API server had refused the write.
 //!
-//! While a write of this replica is in flight, the watch's events of that object wait. They may be
-//! the echo of the write, or earlier or later changes. After the API server has answered, the
-//! versions show which they are.
+//! While a write of this replica is in flight, the watch's events about that object wait. These
+//! events may be the echo of the write, or earlier or later changes. After the API server has
+//! answered, the versions show which of these they are.
 //!
 //! A missing object was not necessarily deleted on purpose: its definition (CRD) may have been
-//! deleted. So its row stays until the reason is known (see `missing_objects`), unless a replica
+//! deleted. So its row is kept until the reason is known (see `missing_objects`), unless a replica
 //! has marked the object for its own deletion.
 //!
-//! - [`versions`]: [`ObjectVersions`], which takes lists and events.
-//! - [`entry`]: what is known about one object, and the events about it.
-//! - [`missing`]: missing objects; [`writes`]: writes of this replica.
+//! - [`versions`]: tracks the versions of all objects in [`ObjectVersions`], which takes lists and
+//!   events.
+//! - [`entry`]: holds the known state of one object and the events about it.
+//! - [`missing`]: handles missing objects; [`writes`]: handles writes by this replica.
 
 mod entry;
 mod missing;

@@ -19,8 +19,8 @@ pub(in crate::store) struct ObjectVersions {
     pub(super) entries: HashMap<ObjectKey, Entry>,
     /// The resourceVersion up to which each kind is completely known.
     pub(super) at: [u64; 4],
-    /// Offset that is added to revisions from resourceVersions. Rows from another store brought
-    /// their own revisions.
+    /// Offset that is added to revisions from resourceVersions. Rows that were imported from
+    /// another store brought their own revisions.
     pub(super) offset: u64,
     /// Highest number of an event or a write.
     pub(super) number: u64,
@@ -30,13 +30,13 @@ pub(in crate::store) struct ObjectVersions {
     pub(super) acknowledged: u64,
     pub(super) sender: mpsc::UnboundedSender<NumberedEvent>,
     pub(super) events: EventRecorder,
-    /// Objects that cannot be read, with the reasons. Each reason is reported once and not with
-    /// every list.
+    /// Objects that cannot be read, with the reasons. Each reason is reported once and not at every
+    /// list.
     pub(super) unreadable: HashMap<ObjectKey, String>,
     /// Objects that this replica is writing, with the watch's events since the write began.
     pub(super) in_flight: HashMap<ObjectKey, Vec<ObjectEvent>>,
-    /// Missing objects whose reason is not known yet. Each entry has at most one; the number of
-    /// events that wait there is limited by the number of changes that people make.
+    /// Missing objects whose reason is not known yet. Each entry has at most one missing object.
+    /// The number of events that wait in it is limited by the number of changes that people make.
     pub(super) absent: HashMap<ObjectKey, AbsentObject>,
     /// Kinds with a definition that is missing or was created again, with the reason why deletions
     /// of this kind do not count.
@@ -183,8 +183,8 @@ impl ObjectVersions {
     fn apply(&mut self, object_key: ObjectKey, object: StoredObject) {
         let before = self.entries.get_mut(&object_key);
         if let Some(entry) = before {
-            // The event is the echo of a write, or older than what is known. This also holds for an
-            // object that is gone.
+            // The event is the echo of a write, or older than what is known. This also holds for
+            // events about an object that is gone.
             if object.version <= entry.version {
                 return;
             }
@@ -296,12 +296,12 @@ impl ObjectVersions {
         self.send_change(None, 0);
     }
 
-    /// Records the version of a write of this replica that changed no row.
+    /// Records the version of a write by this replica that changed no row.
     pub(in crate::store) fn raise_number(&mut self, version: u64) {
         self.number = self.number.max(self.revision_of(version));
     }
 
-    /// Sends the registry a write of this replica that the registry does not know.
+    /// Sends the registry a write by this replica that the registry does not know.
     pub(in crate::store) fn publish_write(&mut self, change: Change) {
         let object_key = Kind::object_key(&change.key());
         let last_event = self.send_change(Some(change), 0);
@@ -318,7 +318,7 @@ impl ObjectVersions {
         }
     }
 
-    /// Returns the revision that includes everything that is known.
+    /// Returns the revision that includes everything known.
     pub(in crate::store) fn revision(&self) -> u64 {
         self.number
     }

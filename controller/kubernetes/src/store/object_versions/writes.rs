@@ -1,4 +1,5 @@
-//! Handles writes of this replica: while one is in flight, the watch's events of its object wait.
+//! Handles writes by this replica. While a write is in flight, the watch's events about its object
+//! wait.
 
 use edge_controller_domain::state::Change;
 
@@ -11,7 +12,7 @@ use crate::resources::kinds::{ForeignMetadata, ObjectKey, StoredObject};
 pub(in crate::store) enum WriteBase {
     /// The object does not exist.
     Nothing,
-    /// The object is this one. `held`: it is a segment that a node holds.
+    /// The object exists and is this one. `held` says whether it is a segment that a node holds.
     Object { uid: String, version: u64, held: bool, foreign: ForeignMetadata },
 }
 
