@@ -1,4 +1,4 @@
-//! `edge-agent`: negotiates IPsec tunnels with its peers by IKEv2 and installs them in the kernel.
+//! `edge-agent`: negotiates IPsec tunnels with its peers using IKEv2 and installs them in the kernel.
 //! See `docs/agent.md`.
 #![forbid(unsafe_code)]
 

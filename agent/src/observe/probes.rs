@@ -12,8 +12,8 @@ pub(super) async fn healthz(observer: &Observer) -> Result<String, String> {
     }
 }
 
-/// Checks readiness. Obstacles do not make the node unready, because its other pods work; the
-/// response lists the obstacles.
+/// Checks readiness. The response lists obstacles, but they do not make the node unready: pods that
+/// they do not affect work.
 pub(super) async fn readyz(observer: &Observer) -> Result<String, String> {
     let status = observer.status().await.ok_or_else(|| format!("{NO_STATUS}\n"))?;
     let mut text = String::new();

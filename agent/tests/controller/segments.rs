@@ -88,7 +88,7 @@ async fn a_spare_is_kept_as_pods_take_addresses() {
     let taken = AgentRequest::AddressesTaken { stock: vec![stock(&first, Family::V4, 1)] };
     assert_eq!(agent.ask_and_wait(taken.clone()).await, AgentResponse::Done);
     until("the spare", || async { node.segments().segments.len() == 3 }).await;
-    // Repeating the count from before the spare segment was granted causes no second request.
+    // Reporting the old count again, after the spare was granted, does not cause a second request.
     assert_eq!(agent.ask_and_wait(taken).await, AgentResponse::Done);
     let full = AgentRequest::RequestSegment { stock: vec![stock(&first, Family::V4, 61)] };
     assert_eq!(agent.ask_and_wait(full).await, AgentResponse::Done);

@@ -130,8 +130,8 @@ impl TableContent {
         messages
     }
 
-    /// Returns the rules about connections to Services that this host itself would relay to a pod,
-    /// so that they do not pass the chain `forward`. These are connections that are redirected to a
+    /// Returns the rules for Service connections that this host proxies to a pod itself. They bypass
+    /// the chain `forward`. These are connections that are redirected to a
     /// proxy on this host (EdgeMesh) and, with `fib`, connections to addresses that IPVS has put on
     /// a link of this host (kube-ipvs0). An address of the link on which the packet arrived is the
     /// host's own.

@@ -108,7 +108,7 @@ pub(crate) fn first_fragment(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// Shortens the content of an IPv4 packet to this length.
+/// Truncates the payload of an IPv4 packet to `length` bytes.
 pub(crate) fn shortened(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
     frame.truncate(34 + length);
     frame[16..18].copy_from_slice(&(20 + length as u16).to_be_bytes());

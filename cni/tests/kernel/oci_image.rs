@@ -12,7 +12,8 @@ pub(crate) const NAME: &str = "localhost/busybox:test";
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// Makes the archive of a root file system below `folder`. Containers of the image sleep.
+/// Packs `rootfs` into an image archive below `folder` and returns its path. The image's command is
+/// `sleep`.
 pub(crate) fn write(rootfs: &Path, folder: &Path) -> PathBuf {
     let blobs = folder.join("image/blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();

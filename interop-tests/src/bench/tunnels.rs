@@ -1,4 +1,4 @@
-//! Measures N peers against one agent, and then the same peers against charon.
+//! Measures one agent with N peers, and then charon with the same peers.
 
 use std::time::{Duration, Instant};
 

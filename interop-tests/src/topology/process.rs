@@ -52,7 +52,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Returns the path of the file with its standard output and error.
+    /// Returns the path of the log file, which holds the process's standard output and error.
     #[must_use]
     pub fn log_path(&self) -> &Path {
         &self.log

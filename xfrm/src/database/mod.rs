@@ -233,8 +233,8 @@ impl Xfrm {
         policies::install(&mut self.netlink, policy)
     }
 
-    /// Reads the policy with the direction and selector of this one, which may belong to any
-    /// program.
+    /// Reads the installed policy with the same direction and selector as `policy`. Another program
+    /// may own it.
     pub fn policy(&mut self, policy: &Policy) -> Result<Option<InstalledPolicy>> {
         Ok(self.holders(std::slice::from_ref(policy))?.pop().flatten())
     }

@@ -210,7 +210,7 @@ fn granted_by_policies() {
     let pair = pair();
     let forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
     connect(&pair, &forth, &reversed(&forth, 0x1001), None);
-    // A adds its own policies, as a hostile member would.
+    // Node `a` installs a policy of its own, as a hostile member would.
     pair.a.ip("addr add 10.77.5.1/32 dev lo");
     let reqid = forth.reqid;
     pair.a.run(move || {

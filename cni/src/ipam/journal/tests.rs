@@ -1,4 +1,4 @@
-//! Tests how the journal handles a kill, a power cut or a mistake.
+//! Tests the journal after a kill or a power cut, and with damaged or wrong lines.
 
 use std::fs;
 

@@ -77,8 +77,8 @@ impl Files {
         Ok(revision_of(&text))
     }
 
-    /// Reads the files of an earlier release: the key, and the certificate unless a power cut came
-    /// between the two writes.
+    /// Reads the files of an earlier release: the key and, unless a power cut came between
+    /// the two writes, the certificate.
     fn former(&self) -> Result<Option<CaDocument>, CaError> {
         let key = match (read(&self.directory, FORMER_KEY)?, read(&self.directory, CERTIFICATES)?) {
             (None, None) => return Ok(None),

@@ -10,8 +10,8 @@ use crate::segments::{SegmentPolicy, SegmentRecord};
 
 impl State {
     /// Plans the response to a request for one segment of each family. `families` is sorted and has
-    /// no duplicates. Returns the segments and the changes. A request with an id for which segments
-    /// were granted already gets the same segments again.
+    /// no duplicates. Returns the segments and the changes. Repeating a request's id returns the
+    /// segments that were granted for it before.
     pub fn plan_segment_request(
         &mut self,
         policy: &SegmentPolicy,

@@ -2,8 +2,8 @@
 //!
 //! - [`State`]: the rows and the indexes. Only [`State::apply`] changes them.
 //! - `records`: the rows, and [`Change`], which writes or removes one.
-//! - `visibility`: the rule that decides which nodes see each other. `peers`: computes which nodes
-//!   see which by that rule.
+//! - `visibility`: the rule that decides which nodes see each other. `peers`: applies that rule
+//!   to find each node's peers.
 //! - `changed_views`: records which views a change alters and in which part.
 //! - `grants`: plans grants of the segments that nodes request. `claims`: plans the changes that
 //!   follow from the segments that nodes claim to hold.

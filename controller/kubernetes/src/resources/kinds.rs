@@ -15,7 +15,7 @@ use super::raw_object::{Metadata, RawObject, Spec};
 use super::{Community, CommunitySpec, EdgeNode, EdgeNodeSpec, Segment, SegmentSpec, token};
 use crate::client::version;
 
-/// A kind of object that holds one kind of row.
+/// The kinds of Kubernetes objects, one for each type of row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     Node,

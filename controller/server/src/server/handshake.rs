@@ -21,8 +21,9 @@ pub(super) const SILENCE: Duration = Duration::from_secs(30);
 /// Maximum number of bytes from the peer in a handshake. A node's certificate chain with its cross
 /// certificates has less than 6 KiB; rustls would buffer 64 KiB of a message that never ends.
 const LONGEST: usize = 16 * 1024;
-/// Maximum number of bytes from a stranger after the handshake. A join takes 4 KiB. The limit also
-/// ends streams of frames that cost the controller more than the sender (PING, SETTINGS, headers).
+/// Maximum number of bytes from a stranger, a caller without a certificate, after the handshake. A
+/// join takes 4 KiB. The limit also ends streams of frames that are cheap to send but costly to
+/// handle (PING, SETTINGS, headers).
 const STRANGERS_REQUESTS: usize = 256 * 1024;
 /// Maximum number of encrypted bytes that wait for a stranger that does not read them; rustls
 /// allows 64 KiB.

@@ -38,8 +38,8 @@ pub(in crate::store) struct ObjectVersions {
     /// Missing objects whose reason is not known yet. Each entry has at most one missing object.
     /// The number of events that wait in it is limited by the number of changes that people make.
     pub(super) absent: HashMap<ObjectKey, AbsentObject>,
-    /// Kinds with a definition that is missing or was created again, with the reason why deletions
-    /// of this kind do not count.
+    /// Kinds whose definition is missing or was created again. The value explains why deletions of
+    /// the kind's objects are ignored.
     pub(super) frozen: HashMap<Kind, String>,
     /// Notified when an object goes missing.
     pub(super) absence: Arc<Notify>,
