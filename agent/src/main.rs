@@ -1,5 +1,5 @@
-//! `edge-agent`: negotiates IPsec tunnels with its peers using IKEv2 and installs them in the kernel.
-//! See `docs/agent.md`.
+//! `edge-agent`: negotiates IPsec tunnels with its peers using IKEv2 and installs them in the
+//! kernel. See `docs/agent.md`.
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;

@@ -130,11 +130,11 @@ impl TableContent {
         messages
     }
 
-    /// Returns the rules for Service connections that this host proxies to a pod itself. They bypass
-    /// the chain `forward`. These are connections that are redirected to a
-    /// proxy on this host (EdgeMesh) and, with `fib`, connections to addresses that IPVS has put on
-    /// a link of this host (kube-ipvs0). An address of the link on which the packet arrived is the
-    /// host's own.
+    /// Returns the rules for Service connections that this host proxies to a pod itself. They
+    /// bypass the chain `forward`. These are connections that are redirected to a proxy on this
+    /// host (EdgeMesh) and, with `fib`, connections to addresses that IPVS has put on a link of
+    /// this host (kube-ipvs0). An address of the link on which the packet arrived is the host's
+    /// own.
     fn rules_of_services_here(&self, fib: bool) -> Vec<Rule> {
         let accepted = vec![Expression::Verdict(Verdict::Accept)];
         let mut rules: Vec<Vec<Expression>> = vec![
