@@ -18,3 +18,11 @@ pub(crate) fn empty_view() -> NodeView {
         segment_prefix: Default::default(),
     }
 }
+
+/// Returns a new trust anchor, PEM.
+pub(crate) fn anchor() -> String {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    parameters.self_signed(&key).unwrap().pem()
+}

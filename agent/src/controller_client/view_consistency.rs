@@ -216,14 +216,7 @@ mod tests {
     use edge_types::{Peer, Role, ViewChange};
 
     use super::*;
-    use crate::test_view::empty_view;
-
-    fn anchor() -> String {
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
-        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        parameters.self_signed(&key).unwrap().pem()
-    }
+    use crate::test_view::{anchor, empty_view};
 
     fn segment(number: u32) -> IpNetwork {
         let address = std::net::Ipv4Addr::from(0x0a00_0000 + (number << 6));

@@ -149,15 +149,8 @@ impl ControllerClient {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_view::empty_view;
+    use crate::test_view::{anchor, empty_view};
     use edge_types::{Peer, SharedPeer};
-
-    fn anchor() -> String {
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-        let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
-        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        parameters.self_signed(&key).unwrap().pem()
-    }
 
     fn view(version: u64) -> NodeView {
         NodeView {
