@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_ike::config::{Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
+use edge_ike::config::{AgentNotifications, Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
 use edge_ike::{ChildName, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
@@ -392,6 +392,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         force_encapsulation: config.encap == Encap::Force,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: timing(config, peer.role),
     }
 }

@@ -94,6 +94,8 @@ impl Driver {
                 }
             }
             Event::PeerHeard { peer } => self.peer_heard(&peer),
+            // No peer is configured as an agent of ours.
+            Event::AgentNotification { .. } => {}
             Event::PeerFailed { peer, error } => {
                 if self.failures.record(&peer, &error, self.now()) {
                     tracing::warn!("peer {peer}: {error}");
@@ -232,6 +234,7 @@ fn peer_of(event: &Event) -> Option<&PeerName> {
         | Event::OutboundSwitch { peer, .. }
         | Event::ChildDown { peer, .. }
         | Event::PeerMoved { peer, .. }
+        | Event::AgentNotification { peer, .. }
         | Event::PeerSilent { peer }
         | Event::PeerHeard { peer }
         | Event::PeerFailed { peer, .. } => Some(peer),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::agent_peer::AgentPeer;
 use super::channel::Channel;
 use super::initiation::Initiation;
 use super::last_response::LastResponse;
@@ -108,6 +109,9 @@ pub(crate) struct IkeSa {
     pub(super) timers: Timers,
     /// The MOBIKE state. `None`: one of the ends does not speak MOBIKE.
     pub(super) mobike: Option<Mobike>,
+    /// What is known about the peer as an agent of ours. `None`: it did not announce that it is
+    /// one.
+    pub(super) agent: Option<AgentPeer>,
 }
 
 impl IkeSa {
@@ -144,6 +148,7 @@ impl IkeSa {
             outcome: None,
             timers,
             mobike: None,
+            agent: None,
         };
         sa.set_timers(cx.now);
         sa
@@ -221,6 +226,7 @@ impl IkeSa {
         // The peer's statement about our address is a hash that contains the SPIs of this IKE SA,
         // so it is not valid for the new one.
         let mut new = new.with_mobike(self.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike }));
+        new.agent = self.agent;
         new.channel.unchecked = self.channel.unchecked;
         if !mutation!("authentication_prolonged_by_rekey") {
             new.lifetime = self.lifetime.rekeyed(&self.profile, cx.now);

@@ -204,6 +204,7 @@ impl IkeSa {
             Some(OutstandingRequest::UpdateAddresses(_)) => Some(QueuedRequest::UpdateAddresses),
             Some(OutstandingRequest::AnnounceAddresses(..)) => Some(QueuedRequest::AnnounceAddresses),
             Some(OutstandingRequest::CheckAddress(_)) => Some(QueuedRequest::CheckAddress),
+            Some(OutstandingRequest::NotifyAgent(notification)) => Some(QueuedRequest::NotifyAgent(notification)),
             other => {
                 self.outstanding = other;
                 None
@@ -219,6 +220,11 @@ impl IkeSa {
                 request => new.enqueue(request),
             }
         }
+    }
+
+    /// Sends queued requests if the window is free.
+    pub(crate) fn send_requests(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        self.send_queued(child_sas, cx);
     }
 
     /// Begins to send requests after [`Self::hand_over`].
@@ -476,6 +482,7 @@ impl IkeSa {
 
     /// Sends queued requests while the window is free.
     pub(super) fn send_queued(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        self.tell_changed_address();
         //= RFC 7296 2.3 MUST 2: one request at a time
         //= RFC 7296 2.3 MUST NOT 4: within the peer's window
         //= RFC 7296 2.3 MUST 5: wait for the window

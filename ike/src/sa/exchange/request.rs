@@ -3,6 +3,7 @@
 use super::{addresses, create_child_request, informational, rekey_ike_request};
 use crate::child_sas::ChildSas;
 use crate::output::Context;
+use crate::sa::agent_peer;
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::wire::{Delete, ExchangeType, Payloads};
@@ -23,6 +24,7 @@ pub(super) fn begin(
         QueuedRequest::UpdateAddresses => addresses::update(sa, cx),
         QueuedRequest::AnnounceAddresses => addresses::announce(sa, cx),
         QueuedRequest::CheckAddress => addresses::check(sa, cx),
+        QueuedRequest::NotifyAgent(notification) => agent_peer::notify(sa, notification, cx),
         QueuedRequest::CreateChild(purpose) => create_child_request::begin(sa, None, purpose, None, child_sas, cx),
         QueuedRequest::RekeyChild(old) => {
             let purpose = child_sas.live(old)?.sa.purpose.clone();
@@ -73,7 +75,9 @@ pub(super) fn finish(
             addresses::liveness_checked(sa, payloads);
             SaStep::Continue
         }
-        OutstandingRequest::DeleteRemoved | OutstandingRequest::Abandoned => SaStep::Continue,
+        OutstandingRequest::NotifyAgent(_) | OutstandingRequest::DeleteRemoved | OutstandingRequest::Abandoned => {
+            SaStep::Continue
+        }
         OutstandingRequest::UpdateAddresses(cookie) => addresses::updated(sa, cookie, payloads, child_sas, cx),
         OutstandingRequest::AnnounceAddresses(address, additional) => {
             addresses::announced(sa, address, additional, payloads, cx)
