@@ -230,6 +230,7 @@ mod tests {
             endpoints: vec![],
             segments: segments.to_vec(),
             networks: vec![],
+            mapped: vec![],
             certificates_from: 0,
         };
         peer.into()

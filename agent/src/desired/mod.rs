@@ -364,7 +364,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         name: name.clone(),
         local: None,
         remotes: candidate_addresses::peer_candidates(
-            peer.endpoints.iter().map(|endpoint| endpoint.address),
+            peer.mapped.iter().copied().chain(peer.endpoints.iter().map(|endpoint| endpoint.address)),
             &membership.view.cluster_ranges,
         ),
         local_id: Identity::Fqdn(membership.view.node.to_string()),
@@ -392,7 +392,10 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         force_encapsulation: config.encap == Encap::Force,
         mobike: true,
         keep_existing: false,
-        agent_notifications: AgentNotifications::Off,
+        agent_notifications: match membership.view.role {
+            Role::Hub => AgentNotifications::TellAddress,
+            Role::Edge | Role::Cloud => AgentNotifications::Exchange,
+        },
         timing: timing(config, peer.role),
     }
 }

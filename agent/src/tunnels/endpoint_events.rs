@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use edge_ike::event::DownReason;
+use edge_ike::wire::AgentNotification;
 use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose};
 use edge_xfrm::{Reqid, Xfrm};
 
@@ -29,6 +30,7 @@ impl Driver {
                 // This node or the hub is connected to its network again.
                 let hub = self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);
                 self.retry_unreached |= hub && !self.sas.sends(&peer);
+                self.mapped_changed |= hub;
             }
             Event::IkeReplaced { old, new, .. } => tracing::info!(
                 old = format_args!("{:016x}_{:016x}", old.initiator, old.responder),
@@ -38,6 +40,7 @@ impl Driver {
             Event::IkeDown { ike, reason, .. } => {
                 let ike = format!("{:016x}_{:016x}", ike.initiator, ike.responder);
                 tracing::info!(ike, reason = why(reason), "IKE SA gone");
+                self.mapped_changed = true;
             }
             Event::ChildUp { peer, child, replaces } => {
                 tracing::info!(
@@ -94,8 +97,7 @@ impl Driver {
                 }
             }
             Event::PeerHeard { peer } => self.peer_heard(&peer),
-            // No peer is configured as an agent of ours.
-            Event::AgentNotification { .. } => {}
+            Event::AgentNotification { peer, notification } => self.handle_notification(&peer, &notification),
             Event::PeerFailed { peer, error } => {
                 if self.failures.record(&peer, &error, self.now()) {
                     tracing::warn!("peer {peer}: {error}");
@@ -116,6 +118,13 @@ impl Driver {
         let left = self.sas.forget_unwanted(peer, wanted);
         let now = self.now();
         self.environment.reqids.retain_parts(peer, &left, now);
+    }
+
+    /// Handles a notification of a peer that is an agent of ours.
+    fn handle_notification(&mut self, peer: &PeerName, notification: &AgentNotification) {
+        tracing::debug!(?notification, "the peer's agent has sent a notification");
+        let hub = self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.hub);
+        self.mapped_changed |= hub && matches!(notification, AgentNotification::MappedAddress(_));
     }
 
     /// Handles a peer that did not answer and is reachable again.
