@@ -159,7 +159,7 @@ pub(super) enum Command {
     /// configuration, health and metrics.
     ///
     /// The file contains the names, addresses and labels of nodes. If the server is not running,
-    /// the file says so and contains the configuration only.
+    /// the file says so, and still contains the configuration.
     Gather {
         /// File to write (JSON, mode 0600).
         file: PathBuf,
