@@ -115,8 +115,8 @@ pub(super) enum Command {
         #[command(flatten)]
         sources: ConfigSources,
     },
-    /// Import a file that backup or export wrote into the configured store, which must be empty.
-    /// This also moves rows from one kind of store to the other.
+    /// Import a file from backup or export into the configured store, which must be empty. With
+    /// export and import, rows can be moved from one kind of store to the other.
     ///
     /// To resume an interrupted import, import the same file again.
     Import {
@@ -296,7 +296,7 @@ pub(super) enum CommunityCommand {
     /// Set the list of a community's members. Nodes with its label are members too. The listed
     /// nodes need not be registered yet.
     ///
-    /// The list replaces the previous list:
+    /// The new list replaces the previous one:
     ///
     ///   edge-controller community set alpha edge-a1 edge-b1
     #[command(verbatim_doc_comment)]
