@@ -96,7 +96,7 @@ pub struct NodeView<P = SharedPeer> {
     pub segment_prefix: SegmentPrefix,
 }
 
-/// The changes of a view from one version to another.
+/// The changes from one version of a view to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ViewChange<P = SharedPeer> {
@@ -191,7 +191,7 @@ pub struct Peer {
     pub name: NodeName,
     /// The peer's role, which its certificate must also contain.
     pub role: Role,
-    /// The peer's addresses, likeliest first.
+    /// The peer's addresses, the most likely first.
     pub endpoints: Vec<NodeAddress>,
     /// Segments of the peer's pods.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]

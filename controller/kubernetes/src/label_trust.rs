@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 #[serde(try_from = "Written", into = "Written")]
 #[schemars(with = "String")]
 pub enum TrustNodeLabels {
-    /// Labels count while the policy is in force.
+    /// Labels are used while the policy is in force.
     #[default]
     Auto,
     /// Labels always count, also those that kubelets set.

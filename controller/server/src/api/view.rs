@@ -36,16 +36,16 @@ const HANDOVER: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize, schemars::JsonSchema)]
 pub(super) struct Parameters {
-    /// A stream of lines, for as long as the reader likes.
+    /// Whether the response is a stream of lines that stays open until the reader closes it.
     #[serde(default)]
     watch: bool,
-    /// After the first view only what changes.
+    /// Whether only changes are sent after the first view.
     #[serde(default)]
     changes: bool,
-    /// The version that the reader has.
+    /// The version of the view that the reader has.
     #[serde(default)]
     from: Option<u64>,
-    /// The epoch of which it is.
+    /// The epoch of the version in `from`.
     #[serde(default)]
     epoch: Option<String>,
 }
