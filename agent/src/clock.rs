@@ -83,7 +83,9 @@ impl CertificateClock {
         match state.read_json::<ClockFile>(CLOCK_FILE, "it is written again") {
             Ok(Some(kept)) => self.raise_floor(kept.unix_time),
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "the last known time is lost"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the last known time; using the system clock and the release date")
+            }
         }
     }
 

@@ -37,7 +37,7 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
 pub(crate) fn refuse_beside_agent(config: &Config) -> anyhow::Result<()> {
     let socket = config.admin_socket();
     if UnixStream::connect(&socket).is_ok() {
-        bail!("the agent is running ({}); stop it first, or it puts everything back", socket.display());
+        bail!("the agent is running ({}); stop it first, because it would restore everything", socket.display());
     }
     Ok(())
 }
@@ -65,7 +65,7 @@ impl Removal {
     pub(crate) fn result(&self) -> anyhow::Result<()> {
         match self.failures.is_empty() {
             true => Ok(()),
-            false => bail!("not everything is removed: {}", self.failures.join("; ")),
+            false => bail!("some things could not be removed: {}", self.failures.join("; ")),
         }
     }
 }

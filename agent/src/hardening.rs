@@ -11,7 +11,7 @@ pub fn forbid_dumps() {
         tracing::warn!(%error, "core dumps cannot be forbidden");
     }
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!(%error, "the process cannot be made undumpable");
+        tracing::warn!(%error, "cannot clear the process's dumpable flag");
     }
 }
 

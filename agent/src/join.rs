@@ -52,7 +52,7 @@ pub fn join(options: &JoinOptions, token: &str) -> anyhow::Result<()> {
     if let (Some(name), Some(bound)) = (&options.name, &parsed.node)
         && name != bound
     {
-        bail!("--name says {name}, the join token is for {bound} alone: leave --name out, or get a token for {name}");
+        bail!("--name is {name}, but the join token is for {bound} alone: omit --name, or get a token for {name}");
     }
     let config = ensure_configuration(options)?;
     let token_file = token_path(&config, &options.file)?;
@@ -90,7 +90,10 @@ fn ensure_configuration(options: &JoinOptions) -> anyhow::Result<Config> {
             );
         }
         if let Some(name) = options.name.as_ref().filter(|name| config.name.as_ref() != Some(name)) {
-            bail!("{} is there without `name = \"{name}\"`: correct it, and run this again", file.display());
+            bail!(
+                "{} exists and does not contain `name = \"{name}\"`: correct it and run the command again",
+                file.display()
+            );
         }
         return Ok(config);
     }

@@ -103,7 +103,7 @@ fn refuse_second_agent(ours: Option<usize>) -> anyhow::Result<()> {
                  namespace of its own"
             ),
             LockHolder::OtherUser(user) => {
-                tracing::warn!(user, "@{}: a process of another user holds this name; it is skipped", name(number));
+                tracing::warn!(user, "@{}: another user's process holds this name; skipping it", name(number));
             }
             LockHolder::Nobody => {}
         }
@@ -121,7 +121,7 @@ fn holder(number: usize) -> anyhow::Result<LockHolder> {
         // The queue is full (EAGAIN), or the socket is not a stream socket. An agent empties its
         // queue, so the holder is not an agent.
         Err(error) => {
-            tracing::warn!(%error, "@{}: what holds this name accepts no connection; it is skipped", name(number));
+            tracing::warn!(%error, "@{}: the process that holds this name accepts no connection; skipping it", name(number));
             return Ok(LockHolder::Nobody);
         }
     }

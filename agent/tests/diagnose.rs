@@ -323,7 +323,7 @@ fn a_capture_ends_with_its_process_its_time_a_full_disk_and_the_agent() {
     drop(agent);
     let output = last.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("the agent has stopped, and with it the capture"), "{said}");
+    assert!(said.contains("the agent has stopped, so the capture has ended"), "{said}");
     assert_eq!(output.status.code(), Some(1));
 }
 

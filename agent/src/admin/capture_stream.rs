@@ -102,7 +102,7 @@ impl CaptureStream {
             let mut chunk = vec![0; CHUNK];
             let length = self.socket.read(&mut chunk).context("the agent's messages")?;
             if length == 0 {
-                bail!("the agent has stopped, and with it the capture");
+                bail!("the agent has stopped, so the capture has ended");
             }
             self.received.extend(chunk.iter().take(length));
         }

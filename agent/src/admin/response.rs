@@ -71,7 +71,7 @@ pub(super) fn pass_on(response: impl Read, out: &mut impl Write) -> anyhow::Resu
     loop {
         let part = response.fill_buf().context("the agent did not answer to the end")?;
         if part.is_empty() {
-            bail!("the agent's answer ends in the middle; is the agent ending?");
+            bail!("the agent's answer is incomplete; the agent may be shutting down");
         }
         let found = end.find(part);
         let length = match found {

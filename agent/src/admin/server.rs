@@ -59,7 +59,7 @@ pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<A
             if !path.exists() {
                 match listen(&path) {
                     Ok(again) => listener = again,
-                    Err(error) => tracing::error!(%error, "{} cannot be opened again", path.display()),
+                    Err(error) => tracing::error!(%error, "cannot reopen {}", path.display()),
                 }
             }
             continue;

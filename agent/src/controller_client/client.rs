@@ -203,7 +203,7 @@ impl ControllerClient {
             if let Some(before) = current.clone()
                 && let Some(part) = self.allowed_part(&before, &view, &refusal)
             {
-                warn!(version = view.version, %refusal, "only a part of a view comes into force");
+                warn!(version = view.version, %refusal, "only part of the view is in force");
                 self.put_in_force(&mut current, member, Arc::new(part), None).await?;
             }
             return Err(refusal.into());
@@ -299,7 +299,7 @@ impl ControllerClient {
         if let Some(view) = current.as_ref()
             && let Err(error) = self.write_segments(Some(view.clone()), view.clone()).await
         {
-            error!(%error, "segments are not written; pods get no new addresses");
+            error!(%error, "cannot write the segments; pods get no new addresses");
         }
     }
 
@@ -313,7 +313,7 @@ impl ControllerClient {
             if let Some(view) = current.as_ref().filter(|_| mtu != 0 && mtu != written) {
                 match self.write_segments(Some(view.clone()), view.clone()).await {
                     Ok(_) => written = mtu,
-                    Err(error) => error!(%error, mtu, "the pods' MTU is not written"),
+                    Err(error) => error!(%error, mtu, "cannot write the pods' MTU"),
                 }
             }
             drop(current);
@@ -376,7 +376,7 @@ impl ControllerClient {
 pub(super) enum ViewError {
     #[error("a view from the controller is refused: {0}")]
     Refused(#[from] ViewRefusal),
-    #[error("a view from the controller cannot be kept: {0}")]
+    #[error("cannot store a view from the controller: {0}")]
     Store(#[from] StateDirError),
     #[error(transparent)]
     Controller(#[from] ControllerError),

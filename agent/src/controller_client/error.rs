@@ -35,7 +35,7 @@ pub enum ControllerError {
         why: String,
     },
     /// The response is a problem document (RFC 9457).
-    #[error("the controller answers {}: {}: {}", .0.status, .0.title, .0.detail)]
+    #[error("the controller answered {}: {}: {}", .0.status, .0.title, .0.detail)]
     Problem(Problem),
     /// The response does not follow the API.
     #[error(

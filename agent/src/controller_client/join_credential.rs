@@ -48,7 +48,7 @@ impl JoinCredential {
         let path = config.path(path);
         let Some(text) = text(&path, "the join token")? else { return Ok(None) };
         if std::fs::metadata(&path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
-            tracing::warn!(file = %path.display(), "others may read the join token: chmod 600");
+            tracing::warn!(file = %path.display(), "other users can read the join token: chmod 600");
         }
         text.parse()
             .map(|token| Some(Self::Token(token)))

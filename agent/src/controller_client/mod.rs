@@ -72,7 +72,7 @@ impl ControllerClient {
             () = self.stop.cancelled() => {}
         }
         if let Err(error) = self.clock.save_floor(&self.state) {
-            warn!(%error, "the time is not kept");
+            warn!(%error, "cannot store the last known time");
         }
     }
 }

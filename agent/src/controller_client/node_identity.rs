@@ -205,7 +205,7 @@ pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, ControllerError> 
         let key = PrivatePkcs8KeyDer::from_pem_slice(&text).ok().and_then(|der| KeyPair::try_from(&der).ok());
         match key {
             Some(key) => return Ok(key),
-            None => tracing::warn!(file = PENDING_KEY_FILE, "it is damaged; a new key is made"),
+            None => tracing::warn!(file = PENDING_KEY_FILE, "the file is damaged; generating a new key"),
         }
     }
     let key = KeyPair::generate_for(&PKCS_ED25519)

@@ -53,7 +53,7 @@ pub(super) async fn run(controller: &ControllerClient) {
         tokio::select! {
             () = sleep(wait) => {
                 if let Err(error) = controller.clock.save_floor(&controller.state) {
-                    warn!(%error, "the time is not kept");
+                    warn!(%error, "cannot store the last known time");
                 }
             }
             _ = members.changed() => {}

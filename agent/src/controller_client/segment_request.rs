@@ -26,7 +26,7 @@ impl ControllerClient {
         match self.state.read_json::<SegmentRequest>(REQUEST_FILE, "a new request is made") {
             Ok(request) => request,
             Err(error) => {
-                warn!(%error, "a segment request is lost; if it was granted, the next view shows the segments");
+                warn!(%error, "cannot read the pending segment request; if it was granted, the next view contains the segments");
                 None
             }
         }

@@ -185,7 +185,7 @@ async fn follow_stream(
                                 return Err(ControllerError::UnexpectedResponse { url: connection.url.to_string(), received, expected });
                             }
                             EventOutcome::Goodbye(reason) => {
-                                info!(url = %connection.url, reason, "the controller says goodbye; going on at another one");
+                                info!(url = %connection.url, reason, "the controller is stopping; connecting to another one");
                                 http.try_next_after(&connection.url).await;
                                 return Ok(Reopen::AtAnotherController);
                             }
@@ -381,7 +381,7 @@ async fn granted(controller: &ControllerClient) -> Option<Vec<IpNetwork>> {
             Some(granted.into_iter().flatten().take(MAX_REPORTED_SEGMENTS).collect())
         }
         Err(error) => {
-            warn!(%error, "the report to the controller does not say which segments this node uses");
+            warn!(%error, "cannot read this node's segments; the report to the controller leaves them out");
             None
         }
     }

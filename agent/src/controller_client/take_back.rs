@@ -79,7 +79,7 @@ impl ControllerClient {
         self.status.send_if_modified(|status| {
             let differs = status.conflicts != conflicts;
             for conflict in conflicts.iter().filter(|conflict| !status.conflicts.contains(*conflict)) {
-                warn!(version = view.version, "in force, but {conflict}");
+                warn!(version = view.version, "the view is in force although {conflict}");
             }
             status.conflicts = conflicts;
             differs
@@ -151,7 +151,10 @@ impl ControllerClient {
             undecided.blamed = true;
             self.state.write_json(TAKEN_BACK_FILE, &*undecided)
         } else {
-            info!(version = undecided.version, "the controller was away; the view that was taken back may come again");
+            info!(
+                version = undecided.version,
+                "the controller was unreachable; the view that was taken back will be accepted again"
+            );
             *taken_back = None;
             self.state.remove(TAKEN_BACK_FILE)
         };
@@ -180,7 +183,7 @@ impl ControllerClient {
             tokio::select! {
                 () = lost, if end.is_some() => {
                     if let Err(error) = self.take_back().await {
-                        error!("the view before cannot be put back: {error}; trying again");
+                        error!("cannot restore the previous view: {error}; trying again");
                         tokio::time::sleep(TAKE_BACK_RETRY).await;
                     }
                 }
@@ -196,7 +199,7 @@ impl ControllerClient {
         if let Some(view) = refused {
             let version = view.version;
             match self.take_view(view, None).await {
-                Ok(()) => info!(version, "a view that was refused is taken"),
+                Ok(()) => info!(version, "accepted a view that had been refused"),
                 Err(error) => tracing::debug!(version, %error, "a view is still refused"),
             }
         }
@@ -222,7 +225,7 @@ impl ControllerClient {
         let before = match partial_view(&view, &unconfirmed.before, &added) {
             Ok(before) => Arc::new(before),
             Err(refusal) => {
-                warn!(%refusal, "the view before cannot be put back");
+                warn!(%refusal, "the previous view cannot be restored");
                 self.set_unconfirmed(None);
                 self.state.remove(BEFORE_FILE)?;
                 return Ok(());

@@ -14,7 +14,7 @@ use crate::underlay::AddressConflict;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ViewRefusal {
     /// The view belongs to another node.
-    #[error("it is for node {found}, this is {expected}")]
+    #[error("it is for node {found}, but this node is {expected}")]
     Node {
         /// This node.
         expected: NodeName,

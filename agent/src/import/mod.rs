@@ -51,9 +51,9 @@ pub fn execute(file: &Path, into: Option<&Path>) -> anyhow::Result<()> {
         }
     }
     match import.refused() {
-        0 if import.connections.is_empty() => bail!("{}: it has no connection", file.display()),
+        0 if import.connections.is_empty() => bail!("{}: the file defines no connection", file.display()),
         0 => Ok(()),
-        refused => bail!("{refused} of {} connections are not carried over", import.connections.len()),
+        refused => bail!("{refused} of {} connections were not converted", import.connections.len()),
     }
 }
 
@@ -279,7 +279,7 @@ impl Import {
                     std::io::ErrorKind::AlreadyExists => "; choose an empty directory, and move the files afterwards",
                     _ => "",
                 };
-                bail!("{}: {error}{advice}; nothing is written", path.display());
+                bail!("{}: {error}{advice}; nothing was written", path.display());
             }
         }
         let path = directory.join(CONFIGURATION);

@@ -250,7 +250,7 @@ fn nothing_is_replaced_and_nothing_is_half_written() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("agent.toml"), "mine").unwrap();
     let error = import.write(directory.path()).unwrap_err().to_string();
-    assert!(error.contains("agent.toml") && error.contains("nothing is written"), "{error}");
+    assert!(error.contains("agent.toml") && error.contains("nothing was written"), "{error}");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     assert_eq!(fs::read_to_string(directory.path().join("agent.toml")).unwrap(), "mine");
 }

@@ -60,7 +60,7 @@ async fn open(address: SocketAddr) -> TcpListener {
         match TcpListener::bind(address).await {
             Ok(listener) => return listener,
             Err(error) if !failed => {
-                tracing::error!(%error, "[observe] listen: {address} cannot be opened, and is tried again every {RETRY:?}");
+                tracing::error!(%error, "[observe] listen: cannot listen on {address}; retrying every {RETRY:?}");
                 failed = true;
             }
             Err(_) => {}

@@ -23,7 +23,7 @@ pub fn find() -> anyhow::Result<Option<HolderConnection>> {
         Err(error) => return Err(error).context("the holder of the sockets"),
     };
     if !is_trusted(&stream) {
-        bail!("the abstract socket of the sockets' holder belongs to another user; `ss -xlp` shows whose it is");
+        bail!("the abstract socket of the socket holder belongs to another user; `ss -xlp` shows the process");
     }
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
@@ -62,8 +62,8 @@ impl HolderConnection {
         send(&self.0, END, &[]).context("the holder of the sockets")?;
         match self.0.read(&mut [0; MAX_MESSAGE]) {
             Ok(0) => Ok(()),
-            Ok(_) => bail!("the holder of the sockets does not end"),
-            Err(error) => Err(error).context("the holder of the sockets does not end"),
+            Ok(_) => bail!("the socket holder does not exit"),
+            Err(error) => Err(error).context("the socket holder does not exit"),
         }
     }
 

@@ -100,7 +100,7 @@ fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<Se
         Err(error @ StateDirError::Damaged { .. }) => {
             // The view contains everything that was in the file.
             let aside = state.put_aside(SEGMENTS_FILE)?;
-            tracing::error!(%error, aside = %aside.display(), "segments are written again");
+            tracing::error!(%error, aside = %aside.display(), "the segments file was unreadable and is written again");
             None
         }
         Err(error) => return Err(error),

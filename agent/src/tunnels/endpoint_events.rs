@@ -89,7 +89,7 @@ impl Driver {
             }
             Event::PeerSilent { peer } => {
                 if self.hub_returns.silent(self.desired.tunnels.get(&peer), &peer) {
-                    tracing::info!("the hub does not answer: another one is used if there is one");
+                    tracing::info!("the hub does not answer; using another hub if one is available");
                     self.changed_peers.insert(peer);
                 }
             }

@@ -65,7 +65,7 @@ pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<A
         );
     }
     if !taken.is_empty() {
-        tracing::info!(sockets = taken.len(), "taken over from the holder that an earlier agent started");
+        tracing::info!(sockets = taken.len(), "took over the sockets from the holder of an earlier agent");
     }
     // A holder that has exactly these sockets continues to hold them.
     let holder = holder.filter(|_| hold && opened.is_empty() && held.is_empty() && !taken.is_empty());
@@ -112,7 +112,7 @@ async fn keep_holder(mut holder: Option<HolderConnection>, sockets: Vec<Arc<Sock
         let since = Instant::now();
         if let Some(holder) = holder.take() {
             holder.ended().await;
-            tracing::warn!("the process that holds the UDP sockets ended; another one is started");
+            tracing::warn!("the process that holds the UDP sockets exited; starting another one");
         }
         wait = if since.elapsed() > MAX_RETRY { MIN_RETRY } else { (wait * 2).min(MAX_RETRY) };
         tokio::time::sleep(wait).await;

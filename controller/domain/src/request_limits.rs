@@ -19,7 +19,7 @@ const REMEMBERED: usize = 1024;
 
 /// The reason why a request is not served now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("node {node} asks for this more often than {BURST} times at once and then every {} s; it may ask again in {seconds} s", PERIOD.as_secs())]
+#[error("node {node} exceeds the limit for this request, a burst of {BURST} and then one every {} s; it may ask again in {seconds} s", PERIOD.as_secs())]
 pub struct TooOften {
     /// Name of the node.
     pub node: NodeName,

@@ -31,7 +31,7 @@ pub struct ClusterIdentity {
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterIdentityError {
     /// It is not known which cluster answers.
-    #[error("it is not known which cluster answers: {0}")]
+    #[error("cannot identify the cluster that answers: {0}")]
     Unknown(String),
     /// The API server belongs to another cluster than the registered nodes.
     #[error(

@@ -182,10 +182,10 @@ pub enum CredentialError {
     NoCertificate,
     /// Our certificate chain has more than [`MAX_CHAIN`] certificates. Holds the number of
     /// certificates.
-    #[error("{0} certificates in the chain, at most {limit} are possible", limit = MAX_CHAIN)]
+    #[error("{0} certificates in the chain; the limit is {limit}", limit = MAX_CHAIN)]
     ChainTooLong(usize),
     /// One of our certificates is larger than [`MAX_CERTIFICATE`]. Holds the size, bytes.
-    #[error("a certificate of {0} octets, at most {limit} are possible", limit = MAX_CERTIFICATE)]
+    #[error("a certificate of {0} octets; the limit is {limit}", limit = MAX_CERTIFICATE)]
     CertificateTooLarge(usize),
     /// Our certificate cannot be parsed.
     #[error("our certificate is not DER of an X.509 certificate with an Ed25519, ECDSA (P-256, P-384) or RSA key")]

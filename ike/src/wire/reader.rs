@@ -58,14 +58,14 @@ pub enum InvalidMessage {
     #[error("unknown payload type {0} is marked critical")]
     UnsupportedCriticalPayload(u8),
     /// A payload type that may occur only once occurs twice.
-    #[error("payload {0} stands twice")]
+    #[error("payload {0} occurs twice")]
     Duplicate(PayloadType),
     /// The message lacks a payload that it must have.
     #[error("payload {0} is missing")]
     Missing(PayloadType),
     /// SK or SKF where only unencrypted payloads are allowed (RFC 7296 3.14: it is the last
     /// payload, and not nested).
-    #[error("an encrypted payload stands where none can be")]
+    #[error("an encrypted payload occurs where none is allowed")]
     MisplacedEncrypted,
     /// An exchange that must be encrypted was sent in clear.
     #[error("no encrypted payload, but this exchange needs one")]

@@ -32,10 +32,10 @@ pub enum ImportError {
     )]
     OtherAuthority,
     /// The certificate authorities cannot be stored.
-    #[error("{0}; import again to go on where it stopped")]
+    #[error("{0}; import the same file again to resume")]
     Ca(#[from] CaError),
     /// The store could not be read or written. Rows written so far stay.
-    #[error("{0}; import again to go on where it stopped")]
+    #[error("{0}; import the same file again to resume")]
     Store(#[from] StoreError),
 }
 

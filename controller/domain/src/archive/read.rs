@@ -32,7 +32,7 @@ pub enum ArchiveError {
     #[error("it is cut short: no end after line {0}; take another copy")]
     CutShort(u64),
     /// The content does not match its hash.
-    #[error("it is damaged: its content has another hash than its last line says; take another copy")]
+    #[error("it is damaged: the hash in its last line does not match its content; use another copy")]
     Damaged,
     /// A line cannot be read.
     #[error("line {line}: {why}")]

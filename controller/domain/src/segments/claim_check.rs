@@ -33,7 +33,7 @@ pub enum ClaimConflict {
         segment: IpNetwork,
     },
     /// The node already holds the maximum number of segments.
-    #[error("it uses {segment} and holds {held} other segments, which is as many as a node may hold")]
+    #[error("it uses {segment} but already holds {held} other segments, the maximum for a node")]
     TooMany {
         /// The segment that the node claims.
         segment: IpNetwork,

@@ -105,7 +105,7 @@ impl NodeWatch {
             _ => match self.machine_id(name, &object.uid).await {
                 Ok(machine_id) => machine_id,
                 Err(why) => {
-                    tracing::warn!(node = %name, why, "what its Node object says is not recorded yet");
+                    tracing::warn!(node = %name, why, "data from its Node object is not stored yet");
                     return RecordOutcome::NotYet;
                 }
             },
@@ -145,7 +145,7 @@ impl NodeWatch {
                 recorded
             }
             Err(error) => {
-                tracing::warn!(node = %name, %error, "what its Node object says is not recorded yet");
+                tracing::warn!(node = %name, %error, "data from its Node object is not stored yet");
                 RecordOutcome::NotYet
             }
         }

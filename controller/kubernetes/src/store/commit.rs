@@ -275,7 +275,7 @@ async fn give_back_tokens(core: &StoreCore, done: &mut Vec<Change>) {
     token.set_used(token.used() - 1);
     match write(core, &Change::PutToken(token.clone())).await {
         Ok(_) => drop(done.remove(index)),
-        Err(error) => tracing::warn!(id = token.id, %error, "a use of a join token was not given back"),
+        Err(error) => tracing::warn!(id = token.id, %error, "cannot undo a use of a join token"),
     }
 }
 

@@ -152,7 +152,7 @@ async fn decide_missing(
     let rows = match core.known_rows().await {
         Ok(rows) => KnownRows::from(rows),
         Err(why) => {
-            tracing::warn!(why, "missing objects are not decided about yet");
+            tracing::warn!(why, "cannot decide yet what to do about missing objects");
             return false;
         }
     };

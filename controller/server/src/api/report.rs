@@ -186,7 +186,7 @@ impl AddressChanges {
             });
             match noted.await {
                 Ok(()) => return,
-                Err(error) => tracing::warn!(node = %name, %error, "where it is now is not noted yet"),
+                Err(error) => tracing::warn!(node = %name, %error, "its new address is not stored yet"),
             }
             if !changes.wait_again(&name, place) {
                 return;
