@@ -35,7 +35,8 @@ pub struct AddressRequest {
 }
 
 impl AddressRequest {
-    /// `RTM_NEWADDR`. If `nodad` is set, the kernel does no duplicate address detection.
+    /// Returns the `RTM_NEWADDR` request. If `nodad` is set, the kernel does no duplicate address
+    /// detection.
     #[must_use]
     pub fn create(&self, nodad: bool) -> RawMessage {
         let mut attributes = Attributes::default();
@@ -47,7 +48,7 @@ impl AddressRequest {
         self.message(RTM_NEWADDR, &attributes)
     }
 
-    /// `RTM_DELADDR`.
+    /// Returns the `RTM_DELADDR` request.
     #[must_use]
     pub fn delete(&self) -> RawMessage {
         let mut attributes = Attributes::default();
@@ -61,7 +62,7 @@ impl AddressRequest {
 }
 
 fn body(family: u8, prefix: u8, index: u32, attributes: &Attributes) -> Vec<u8> {
-    // Flags, for which there is also an attribute, and scope.
+    // Zeros for the flags, for which there is also an attribute, and for the scope.
     let mut body = vec![family, prefix, 0, 0];
     body.extend(index.to_ne_bytes());
     body.extend(attributes.octets());
@@ -82,19 +83,19 @@ pub struct AddressMessage {
 }
 
 impl AddressMessage {
-    /// Requests the addresses of a link, or of all links for index 0.
+    /// Returns a request for the addresses of a link, or of all links if the index is 0.
     #[must_use]
     pub fn dump(index: u32) -> RawMessage {
         RawMessage { kind: RTM_GETADDR, body: body(0, 0, index, &Attributes::default()) }
     }
 
-    /// Requests the IPv6 addresses of a link.
+    /// Returns a request for the IPv6 addresses of a link.
     #[must_use]
     pub fn dump_ipv6(index: u32) -> RawMessage {
         RawMessage { kind: RTM_GETADDR, body: body(FAMILY_IPV6, 0, index, &Attributes::default()) }
     }
 
-    /// Reads the kernel's response to this request.
+    /// Parses the kernel's response to `request`.
     ///
     /// # Errors
     /// Returns an error if the message is not an `RTM_NEWADDR`, or is malformed.
