@@ -134,7 +134,7 @@ impl ChildSas {
         self.children.get(&id).filter(|child| child.lingering.is_none())
     }
 
-    /// Returns the same as [`Self::live`], mutably.
+    /// Returns the CHILD_SA of [`Self::live`] as mutable.
     pub(crate) fn live_mut(&mut self, id: ChildId) -> Option<&mut Child> {
         self.children.get_mut(&id).filter(|child| child.lingering.is_none())
     }

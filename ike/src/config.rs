@@ -126,7 +126,7 @@ pub struct PeerConfig {
     pub ike_proposals: Vec<IkeProposal>,
     /// The CHILD_SA that IKE_AUTH creates if we are the initiator.
     pub child: ChildConfig,
-    /// CHILD_SAs that are wanted in addition to `child`, under the same IKE SA (RFC 7296 1.3.1).
+    /// CHILD_SAs that should exist in addition to `child`, under the same IKE SA (RFC 7296 1.3.1).
     /// Their names differ from each other and from the name of `child`.
     pub additional_children: Vec<ChildConfig>,
     /// Maximum number of purposes of CHILD_SAs of one IKE SA. CHILD_SAs for further purposes are
@@ -134,9 +134,9 @@ pub struct PeerConfig {
     /// nodes. With more, the peer may create several CHILD_SAs within the selectors of one child,
     /// for example one for each pair of its subnets.
     pub max_children: usize,
-    /// Whether we start an attempt without a trigger, and again when the peer is lost. Otherwise,
-    /// an attempt starts when the peer sends a request, or when a packet for the peer waits
-    /// ([`crate::Endpoint::acquire`]).
+    /// Whether we start an attempt as soon as the peer is configured, and again when the peer is
+    /// lost. Otherwise, an attempt starts when the peer sends a request, or when a packet for the
+    /// peer waits ([`crate::Endpoint::acquire`]).
     pub initiate: bool,
     /// Whether we make both ends detect a NAT that need not exist, so that ESP travels in UDP.
     pub force_encapsulation: bool,

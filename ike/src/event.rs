@@ -98,12 +98,12 @@ pub enum Event {
     IkeReplaced {
         /// The peer.
         peer: PeerName,
-        /// The IKE SA that is gone.
+        /// The IKE SA that has ended.
         old: IkeId,
         /// The IKE SA that stays.
         new: IkeId,
     },
-    /// An IKE SA is gone. Earlier [`Event::ChildDown`]s reported its CHILD_SAs.
+    /// An IKE SA has ended. Earlier [`Event::ChildDown`]s reported its CHILD_SAs.
     IkeDown {
         /// The peer.
         peer: PeerName,

@@ -16,14 +16,14 @@ pub const SEGMENT_REQUEST_TIMEOUT_SECONDS: u64 = 5;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentRequest {
     /// Requests another segment, because few free addresses are left. The agent responds when the
-    /// new segments are in the state directory, or at once if an earlier request has added segments
-    /// since the plugin counted its addresses.
+    /// new segments are in the state directory, or immediately if an earlier request has added
+    /// segments since the plugin counted its addresses.
     RequestSegment {
         /// The families that need addresses.
         stock: Vec<Stock>,
     },
     /// Reports that an ADD took addresses. The agent checks whether it needs a new spare segment,
-    /// and responds at once.
+    /// and responds immediately.
     AddressesTaken {
         /// Every family that has a segment.
         stock: Vec<Stock>,

@@ -39,7 +39,7 @@ impl Exposition {
         if open_metrics > 0 && open_metrics >= text { Self::OpenMetrics } else { Self::Prometheus }
     }
 
-    /// The format's media type.
+    /// Returns the format's media type.
     #[must_use]
     pub const fn media_type(self) -> &'static str {
         match self {

@@ -23,8 +23,7 @@
 //!     Policy::protect_in(Direction::Fwd, outward.reversed(), reqid),
 //! ];
 //!
-//! // In a kernel without policies, all of them are missing. `Xfrm::reconcile_policies` installs
-//! them.
+//! // In a kernel without policies, all are missing. `Xfrm::reconcile_policies` installs them.
 //! let plan = reconcile::policies(&desired, &[]);
 //! assert_eq!(plan.missing, desired);
 //! assert!(plan.stray.is_empty() && plan.occupied.is_empty());

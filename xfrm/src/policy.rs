@@ -275,7 +275,7 @@ impl InstalledPolicy {
         self.mark == (0, 0) && self.if_id == 0
     }
 
-    /// Returns whether the policy is exactly the wanted one.
+    /// Returns whether the policy is exactly the `wanted` one.
     pub fn matches(&self, wanted: &Policy) -> bool {
         let template = match wanted.action {
             Action::Allow => None,

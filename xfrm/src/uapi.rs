@@ -36,8 +36,8 @@ pub(crate) fn split(body: &[u8], fixed: usize) -> Result<(&[u8], &[u8]), String>
     body.split_at_checked(fixed).ok_or_else(|| format!("{} bytes, at least {fixed} expected", body.len()))
 }
 
-/// Calls `take` with the type and value of each attribute. Stops at a malformed attribute with an
-/// error.
+/// Calls `take` with the type and value of each attribute. Returns an error at the first malformed
+/// attribute.
 pub(crate) fn attributes<'a>(
     bytes: &'a [u8],
     mut take: impl FnMut(u16, &'a [u8]) -> Result<(), String>,

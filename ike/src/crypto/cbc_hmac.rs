@@ -90,10 +90,10 @@ impl CbcHmac {
         context.sign()
     }
 
-    /// RFC 7296 3.14 and RFC 3602 3 require an initialization vector that an attacker cannot
-    /// predict. The result is the encryption of a unique block under the same key: the first method
-    /// of NIST SP 800-38A C. This method needs no random numbers, so it cannot fail for lack of
-    /// them.
+    /// Computes an initialization vector that an attacker cannot predict, as RFC 7296 3.14 and RFC
+    /// 3602 3 require. The result is the encryption of a unique block under the same key: the first
+    /// method of NIST SP 800-38A C. This method needs no random numbers, so it cannot fail for lack
+    /// of them.
     //= RFC 7296 3.14 MUST 3: an IV that cannot be predicted
     fn initialization_vector(&self, number: u64) -> Option<Block> {
         let mut block = [0; BLOCK_LEN];

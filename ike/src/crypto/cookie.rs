@@ -27,7 +27,7 @@ struct CookieSecret {
 }
 
 impl Cookies {
-    /// Makes a first secret.
+    /// Makes the first secret.
     pub fn new(env: &mut dyn Environment, now: Instant) -> Self {
         Self { current: CookieSecret::new(0, env, now), previous: None }
     }

@@ -94,8 +94,8 @@ impl IkeCipher {
         let part_len = self.seal.contents_len(room).max(MIN_FRAGMENT_PART);
         let parts = inner.chunks(part_len);
         let total = u16::try_from(parts.len()).ok().filter(|&total| total <= MAX_FRAGMENTS).ok_or(too_large)?;
-        // RFC 7383 2.5: the first fragment names the first payload, the other fragments name no
-        // payload.
+        // RFC 7383 2.5: the first fragment states the type of the first payload, and the other
+        // fragments state no type.
         let firsts = std::iter::once(first).chain(std::iter::repeat(PayloadType::None));
         (1..=total)
             .zip(parts)

@@ -96,7 +96,7 @@ impl IkeKeys {
     }
 
     /// Derives the keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17).
-    /// The nonces come from the exchange that makes the CHILD_SA.
+    /// The nonces come from the exchange that creates the CHILD_SA.
     pub fn child(&self, cipher: Cipher, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
         let shared = shared.filter(|_| !mutation!("child_keys_without_secret"));
         let shared = shared.map_or([].as_slice(), Secret::expose);

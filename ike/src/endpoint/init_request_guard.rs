@@ -44,7 +44,7 @@ pub(super) struct InitRequestGuard {
 pub(super) enum InitDecision {
     /// The request is a retransmission. This half-open IKE SA has the response.
     Retransmission(Spi),
-    /// The request may make a half-open IKE SA.
+    /// The request may create a half-open IKE SA.
     Accept,
     /// Nothing more is done: a cookie was sent back, or there are too many half-open IKE SAs in
     /// total or from this source, or too many expensive key exchanges.

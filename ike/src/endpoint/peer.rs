@@ -217,7 +217,7 @@ impl Peer {
         Some(PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, detail))
     }
 
-    /// Returns the next time at which this peer needs to be handled.
+    /// Returns the earliest deadline of this peer.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         [self.child_sas.next_deadline(), self.retry_at].into_iter().flatten().min()
     }

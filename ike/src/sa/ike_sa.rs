@@ -445,8 +445,8 @@ impl IkeSa {
         matches!(self.outstanding, Some(OutstandingRequest::DeleteUnused(_))) || self.queue.iter().any(queued)
     }
 
-    /// If `outbound` is the peer's SPI of a CHILD_SA that only the peer has and whose deletion we
-    /// have only queued, cancels the deletion and returns our SPI.
+    /// Cancels the deletion of a CHILD_SA that only the peer has, if `outbound` is the peer's SPI
+    /// of it and our DELETE is still queued. Returns our SPI in that case.
     pub(super) fn take_unused(&mut self, outbound: u32, cx: &mut Context<'_>) -> Option<u32> {
         let is = |request: &QueuedRequest| matches!(request, QueuedRequest::DeleteUnused(unused) if unused.outbound == Some(outbound));
         let at = self.queue.iter().position(is)?;

@@ -162,7 +162,7 @@ impl InitiatorAuth {
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
             Ok(negotiated) => Ok(negotiated.into_sa(inbound, true, &channel)),
-            // If the peer has installed the CHILD_SA, it ends with the IKE SA.
+            // If the peer has installed the CHILD_SA, that CHILD_SA ends with the IKE SA.
             //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
             Err(error) => {
                 inbound.release(&profile, cx);
@@ -192,7 +192,8 @@ impl InitiatorAuth {
     ) -> Result<(String, Option<PeerCertificate>), (PeerError, bool)> {
         let config = &self.profile.config;
         let Ok(authentication) = payloads.authentication() else {
-            // RFC 7296 2.21.2: without AUTH there is no IKE SA, and the peer need not be notified.
+            // RFC 7296 2.21.2: without AUTH there is no IKE SA. If the peer sent an error, it need
+            // not be notified.
             return Err(match payloads.error() {
                 Some(notify) => (failure::notified(IKE_AUTH, notify.kind, config), false),
                 None => (failure::invalid(IKE_AUTH, InvalidMessage::Missing(PayloadType::Authentication)), true),

@@ -46,7 +46,7 @@ impl Notify {
         Self::with_data(NotifyType::SignatureHashAlgorithms, data)
     }
 
-    /// Makes an INVALID_KE_PAYLOAD notification with the group that we want (RFC 7296 1.3).
+    /// Makes an INVALID_KE_PAYLOAD notification with the group that we require (RFC 7296 1.3).
     pub fn invalid_ke(group: u16) -> Self {
         Self::with_data(NotifyType::InvalidKePayload, group.to_be_bytes().to_vec())
     }

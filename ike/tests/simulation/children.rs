@@ -117,8 +117,8 @@ pub fn a_new_authentication_makes_all_child_sas_before_the_old_ones_go() {
     }
 }
 
-/// `a` has a child for each pair of two networks on each side, as many appliances have, and `b` has
-/// one child for all of them.
+/// Makes a pair in which `a` has a child for each pair of two networks on each side, as many
+/// appliances have, and `b` has one child for all of them.
 fn pair_of_pairs(seed: u64, b_begins: bool) -> Pair {
     let mut pair = Pair::new(seed, LinkQuality::REORDERING);
     let networks = |texts: [&str; 2]| texts.map(|text| text.parse().unwrap()).to_vec();

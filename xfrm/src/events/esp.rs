@@ -3,8 +3,9 @@
 //! The kernel reports an SA's sequence numbers (`XFRM_MSG_NEWAE`) while a socket is a member of the
 //! group `XFRMNLGRP_AEVENTS`. Our SAs set no threshold of packets (`XFRMA_REPLAY_THRESH` is 0), so
 //! only the timer matters (`replay_maxage`, `net/xfrm/xfrm_replay.c`): the first packet after an
-//! idle interval is reported at once (`XFRM_TIME_DEFER`), further packets are reported at the end
-//! of each interval, and an idle SA is not reported. An inbound packet counts after its ICV and its
+//! idle interval is reported immediately (`XFRM_TIME_DEFER`), further packets are reported at the
+//! end of each interval, and an idle SA is not reported. An inbound packet counts after its ICV and
+//! its
 //! sequence number were checked.
 //!
 //! The interval is the kernel's default for new SAs. An attribute of the SA could set another

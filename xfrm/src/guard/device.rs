@@ -106,7 +106,7 @@ impl Device {
         for kind in KINDS {
             let mut device = LinkRequest::named(DEVICE);
             // A dummy device does not use ARP. ARP is turned off for a bridge too, so that packets
-            // are dropped at once, without a neighbour lookup.
+            // are dropped immediately, without a neighbour lookup.
             device.up(true);
             device.without_arp();
             device.kind(kind);

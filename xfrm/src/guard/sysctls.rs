@@ -71,7 +71,7 @@ fn bypasses_below(root: &Path) -> Vec<Bypass> {
     found
 }
 
-/// The sort key: interface, then family and setting.
+/// Returns the sort key: interface, then family and setting.
 fn order(bypass: &Bypass) -> (&str, &str, &str) {
     (&bypass.interface, bypass.family, bypass.setting)
 }

@@ -25,7 +25,7 @@ pub enum Error {
         /// The kernel's response.
         refusal: KernelRefusal,
     },
-    /// No response came.
+    /// There was no response within 5 s.
     #[error("{request}: no answer from the kernel within {ANSWER_TIMEOUT:?}")]
     Timeout {
         /// The request.

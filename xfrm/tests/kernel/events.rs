@@ -65,7 +65,7 @@ fn esp() {
         let expected = EspEvent { id: forth.id(), reqid: forth.reqid.raw() };
         let since = Instant::now();
         let mut reported = [0_u64; 2];
-        // Each packet is reported, at once or at the end of the interval, at both ends.
+        // Both ends report each packet, immediately or at the end of the interval.
         for _ in 0..3 {
             for _ in 0..20 {
                 pair.a.send("10.99.0.1", "10.99.0.2:7", "of another program");
@@ -95,7 +95,7 @@ fn esp() {
             }
         }
         assert!(late <= 1, "{late} events of an idle SA");
-        // The first packet after the idle time is reported at once: its response cannot have
+        // The first packet after the idle time is reported immediately: its response cannot have
         // arrived yet.
         pair.a.send("10.77.0.1", "10.77.1.1:7", "again");
         assert_eq!(next_esp(&mut at_a), expected);

@@ -297,7 +297,7 @@ fn mac(namespace: &Namespace) -> String {
     link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
 }
 
-/// Two nodes with one pod each, both guarded, and a tunnel between them.
+/// Sends packets between two guarded nodes with one pod each, through a tunnel between the nodes.
 fn tunnel() {
     let nodes = [Namespace::new(), Namespace::new()];
     let pods = [Namespace::new(), Namespace::new()];

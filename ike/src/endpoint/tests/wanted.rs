@@ -187,7 +187,7 @@ fn a_packet_brings_a_child_sa_on_an_ike_sa_that_has_none_although_the_peer_usual
     let mut pair = Pair::new().one_sided();
     pair.start();
     pair.run_for(5 * SECOND);
-    // The initiator no longer wants a CHILD_SA and deletes it.
+    // The initiator is no longer configured to initiate, and deletes the CHILD_SA.
     pair.configs[0].initiate = false;
     pair.configure(0);
     delete_children(&mut pair, 0);

@@ -516,7 +516,7 @@ impl Node {
         Ok(())
     }
 
-    /// Records that an IKE SA is gone, together with its CHILD_SAs.
+    /// Records that an IKE SA has ended, together with its CHILD_SAs.
     pub fn close(&mut self, spis: Spis) {
         if let Some(sa) = self.sas.get_mut(&spis) {
             sa.closed = true;

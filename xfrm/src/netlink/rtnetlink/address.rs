@@ -103,7 +103,7 @@ impl AddressMessage {
         read(request, message, RTM_NEWADDR, Self::read_body)
     }
 
-    /// Returns whether duplicate address detection is under way (`IFA_F_TENTATIVE`).
+    /// Returns whether duplicate address detection is in progress (`IFA_F_TENTATIVE`).
     #[must_use]
     pub fn tentative(&self) -> bool {
         self.flags & IFA_F_TENTATIVE != 0

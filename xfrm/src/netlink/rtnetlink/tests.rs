@@ -170,7 +170,7 @@ fn the_library_reads_requests_about_addresses_and_routes_as_they_are_meant() {
     assert_eq!(by_library(&RouteMessage::dump_over(4, false)), RouteNetlinkMessage::GetRoute(expected));
 }
 
-/// A bridge port with attributes, two of which our types do not read.
+/// Makes a bridge port with attributes, two of which our types do not read.
 fn port() -> RawMessage {
     let mut link = library_link(
         7,
