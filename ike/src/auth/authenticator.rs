@@ -113,8 +113,7 @@ impl Authenticator {
     }
 
     /// Checks what the peer presented: its ID must be `expected`, and AUTH must prove it.
-    /// `unix_time`
-    /// comes from [`Environment::unix_time`](crate::Environment::unix_time).
+    /// `unix_time` comes from [`Environment::unix_time`](crate::Environment::unix_time).
     ///
     /// # Errors
     /// Returns the reason why the check failed. The peer receives AUTHENTICATION_FAILED in all

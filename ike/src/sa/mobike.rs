@@ -128,7 +128,7 @@ pub(super) fn protection(path: &Path, ike: IkeId, forced: bool) -> Vec<Payload> 
 /// Returns whether the peer forbids NATs, but there is one: the addresses of its datagram differ
 /// from those in its notification.
 pub(super) fn finds_unexpected_nat(payloads: &Payloads, local: SocketAddr, remote: SocketAddr) -> bool {
-    // RFC 4555 3.9: compare the addresses in the notification with the IP header.
+    // RFC 4555 3.9: the addresses in the notification are compared with the IP header.
     let expected = Notify::no_nats_allowed(remote, local);
     payloads.notifies().any(|notify| notify.kind == NotifyType::NoNatsAllowed && notify.data != expected.data)
 }
@@ -159,7 +159,7 @@ impl Cookie2 {
 }
 
 /// Returns the peer's COOKIE2 unchanged, for our response.
-// RFC 4555 3.7: copy COOKIE2.
+// RFC 4555 3.7: COOKIE2 is copied unchanged.
 pub(super) fn returned_cookie(payloads: &Payloads) -> Option<Payload> {
     let cookie = payloads.notify(NotifyType::Cookie2).filter(|notify| COOKIE2_OCTETS.contains(&notify.data.len()))?;
     Some(Payload::Notify(Notify::with_data(NotifyType::Cookie2, cookie.data.clone())))

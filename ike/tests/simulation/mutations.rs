@@ -1,6 +1,6 @@
 //! Tests that the tests detect mistakes: each mistake in `edge_ike::mutations` is activated, and
 //! some test in this folder must fail. Two ends with the same mistake often agree with each other,
-//! so most mistakes are found only by the oracle.
+//! so most mistakes are found by the oracle.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -5,8 +5,7 @@
 //! only the timer matters (`replay_maxage`, `net/xfrm/xfrm_replay.c`): the first packet after an
 //! idle interval is reported immediately (`XFRM_TIME_DEFER`), further packets are reported at the
 //! end of each interval, and an idle SA is not reported. An inbound packet counts after its ICV and
-//! its
-//! sequence number were checked.
+//! its sequence number were checked.
 //!
 //! The interval is the kernel's default for new SAs. An attribute of the SA could set another
 //! interval (`XFRMA_ETIMER_THRESH`), but its unit is jiffies, and the kernel does not report the

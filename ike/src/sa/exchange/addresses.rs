@@ -274,7 +274,7 @@ pub(super) fn checked(
     child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
-    // RFC 4555 3.7: compare COOKIE2.
+    // RFC 4555 3.7: COOKIE2 is compared with the one that was sent.
     if !cookie.is_returned(payloads) {
         return wrong_cookie();
     }
@@ -337,7 +337,7 @@ pub(super) fn answer(
     let announced = mobike::additional_of(payloads);
     let mut path = Path { local, remote, ..sa.channel.path };
     if payloads.notify(NotifyType::NatDetectionSourceIp).is_some() && path.nat_traversal {
-        // RFC 4555 3.8: answer NAT detection with NAT detection.
+        // RFC 4555 3.8: NAT detection is answered by NAT detection.
         answer.extend(path.notifies(sa.channel.ike, sa.forced()).map(Payload::Notify));
         path.detect(sa.channel.ike, payloads, sa.forced());
     }
