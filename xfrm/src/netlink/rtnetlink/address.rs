@@ -30,7 +30,7 @@ pub struct AddressRequest {
     pub index: u32,
     /// The address.
     pub address: IpAddr,
-    /// Its prefix length, bits.
+    /// Prefix length of the address, bits.
     pub prefix: u8,
 }
 
@@ -77,7 +77,7 @@ pub struct AddressMessage {
     /// The address: `IFA_LOCAL`, or `IFA_ADDRESS` if that is absent. IPv6 addresses have no
     /// `IFA_LOCAL` unless there is a peer.
     pub address: Option<IpAddr>,
-    /// Its prefix length, bits.
+    /// Prefix length of the address, bits.
     pub prefix: u8,
     flags: u32,
 }
