@@ -37,8 +37,8 @@ pub struct EndpointConfig {
     /// whenever the peer has been silent for [`Timing::liveness`].
     pub esp_reported: bool,
     /// Addresses of this node at which peers may reach it ([`crate::Endpoint::set_addresses`]).
-    /// Peers that support MOBIKE receive the first eight of them in addition to the address in use,
-    /// except addresses that no other host can reach (loopback, link-local, multicast).
+    /// Peers that support MOBIKE receive the address in use and up to eight others. Addresses that
+    /// no other host can reach (loopback, link-local, multicast) are left out and do not count.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -204,7 +204,7 @@ pub struct Timing {
     /// Maximum delay between attempts.
     pub retry_max: Duration,
     /// Time without a packet from us after which a NAT keepalive is sent if we are behind a NAT
-    /// (RFC 3948 4). Up to one second is subtracted at random.
+    /// (RFC 3948 4). It is sent up to one second earlier, so that it falls on a whole second.
     pub nat_keepalive: Duration,
 }
 

@@ -18,7 +18,7 @@ pub(crate) enum Timer {
     Reauthenticate,
     /// The time at which the IKE SA's lifetime may have ended.
     Expire,
-    /// The time by which the peer should have deleted an SA.
+    /// The time by which the peer should have deleted an SA, or an IKE SA should have a CHILD_SA.
     Cleanup,
 }
 

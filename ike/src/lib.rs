@@ -80,7 +80,7 @@
 //!
 //! - [`config`]: the peers, and the parameters that may be negotiated with them.
 //! - [`endpoint`]: the [`Endpoint`] itself, and the order in which its owner must call it.
-//! - [`event`]: the events that the owner must carry out in the kernel and may log.
+//! - [`event`]: the events that the owner must carry out in the kernel and may display.
 //! - [`capture`]: copies of messages with their payloads decrypted.
 //! - [`wire`]: the encoding of messages.
 //! - [`crypto`]: key exchange, key derivation, and the protection of messages.

@@ -1,7 +1,7 @@
 //! Tests the cryptographic primitives that IKE uses with the vectors of Project Wycheproof, which
 //! cover edge cases in which implementations have had bugs. Key exchanges are tested through our
 //! own code, since that code decides which public values are refused. The other primitives are
-//! tested with the same calls of the libraries as in our code.
+//! tested with the same library calls as in our code.
 #![allow(missing_docs)]
 
 use std::net::IpAddr;

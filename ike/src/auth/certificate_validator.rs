@@ -143,7 +143,8 @@ impl CertificateValidator {
             Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
                 Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
             }
-            // If another CA has the same name as one of ours, only its signatures differ.
+            // If another CA has the same name as one of ours, only the signature shows the
+            // difference.
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
                 let invalid =
                     verify(self.anchors.all()).ok().and_then(|path| self.anchors.invalid(path.anchor(), unix_time));

@@ -59,8 +59,8 @@ impl Endpoint {
         }
     }
 
-    /// Starts queued attempts, as far as the limit allows. Skips peers for which no packet waits
-    /// any more.
+    /// Starts queued attempts, as far as the limit allows. Skips peers that no longer need an
+    /// attempt, for example because no packet waits any more.
     pub(super) fn start_queued_attempts(&mut self, now: Instant, env: &mut dyn Environment) {
         while let Some(name) = self.acquire_queue.next(self.config.acquire_limit.max(1)) {
             let idle = |peer: &&super::peer::Peer| {

@@ -17,7 +17,7 @@ pub(super) struct AcquireQueue {
 }
 
 impl AcquireQueue {
-    /// Starts the attempt of a peer or queues it. Returns true if it may run now.
+    /// Records the attempt of a peer as running, or queues it. Returns true if it may run now.
     pub(super) fn begin(&mut self, name: &PeerName, has_failed: bool, limit: usize) -> bool {
         if self.running.len() < limit || self.running.contains(name) {
             self.running.insert(name.clone());

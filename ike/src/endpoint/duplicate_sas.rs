@@ -63,8 +63,8 @@ impl Endpoint {
                 let unconfirmed = present.and_then(|id| peer.child_sas.live(id)).is_some_and(
                     |child| matches!(self.sas.get(&child.owner), Some(SaState::Established(_, owner)) if !owner.is_confirmed()),
                 );
-                // As the responder, we know that the peer is ready only after its next message. If
-                // there is no other CHILD_SA with which to send, we send immediately.
+                // As the responder, we know only after the peer's next message that the peer is
+                // ready. If there is no other CHILD_SA with which to send, we send immediately.
                 let ready = match (sa.initiator(), duplicates.survivor) {
                     (true, None) => true,
                     (true, Some(_)) => unconfirmed,

@@ -91,8 +91,8 @@ impl HalfOpenTable {
     }
 }
 
-/// Returns the source as which an address counts: an IPv4 address, or an IPv6 network with a 64-bit
-/// prefix, since one host may have all addresses of such a network.
+/// Returns the source to which an address belongs: an IPv4 address, or an IPv6 network with a
+/// 64-bit prefix, since one host may have all addresses of such a network.
 fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),

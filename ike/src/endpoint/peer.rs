@@ -185,8 +185,8 @@ impl Peer {
         let mut remotes: Vec<SocketAddr> = Vec::new();
         let mut unroutable = Vec::new();
         for remote in current.into_iter().chain(self.config().remotes.iter().copied()) {
-            // The current address may be a configured one on the NAT traversal port, or one to
-            // which a NAT maps.
+            // The current address may be a configured one with another port: the NAT traversal
+            // port, or a port that a NAT has chosen.
             let is_current = current.is_some_and(|current| current != remote && current.ip() == remote.ip());
             if is_current || remotes.contains(&remote) || unroutable.contains(&remote) {
                 continue;

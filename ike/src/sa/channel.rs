@@ -343,8 +343,9 @@ impl Channel {
         self.candidate = None;
     }
 
-    /// Returns the time at which the next NAT keepalive is due. It is a whole second, so that an
-    /// owner with many IKE SAs wakes up once a second for all of them, not once for each.
+    /// Returns the time at which the next NAT keepalive is due. It is on a whole second if the
+    /// interval contains one, so that an owner with many IKE SAs wakes up once a second for all of
+    /// them, not once for each.
     pub(crate) fn keepalive_at(&self) -> Instant {
         on_whole_second(self.last_sent, self.timing.nat_keepalive)
     }

@@ -17,8 +17,8 @@ use crate::time::Instant;
 /// Time for which an IKE SA continues after the configured credentials have changed. Within this
 /// time, the operator must also change them at the peer.
 const CREDENTIALS_CHANGE_GRACE: Duration = Duration::from_secs(300);
-/// Time over which new authentications are spread after a change of credentials, with all peers for
-/// which we are the initiator.
+/// Time over which the new authentications are spread after a change of credentials. There is one
+/// with each peer for which we are the initiator.
 const CREDENTIALS_CHANGE_SPREAD: Duration = Duration::from_secs(60);
 /// Minimum time between two authentications of a peer, even if a certificate expires earlier.
 const MIN_RENEWAL: Duration = Duration::from_secs(60);
@@ -71,7 +71,7 @@ impl Lifetime {
         self.keyed + soft(profile.config.timing.ike_lifetime, initiation, cx)
     }
 
-    /// Returns the time at which the peer must authenticate again.
+    /// Returns the time at which the peer should authenticate again.
     pub(super) fn reauthentication(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
         let by_lifetime = soft(profile.config.timing.authentication_lifetime, initiation, cx);
         // A certificate is renewed before it expires, and the peer must receive the new certificate
@@ -88,8 +88,9 @@ impl Lifetime {
         self.authenticated + wait
     }
 
-    /// Applies a change of a configured lifetime. If the new lifetime has already ended, the IKE SA
-    /// continues for [`CREDENTIALS_CHANGE_GRACE`], so that it can be replaced.
+    /// Applies a change of a configured lifetime. The IKE SA continues for at least
+    /// [`CREDENTIALS_CHANGE_GRACE`], even if the new lifetime has already ended, so that it can be
+    /// replaced.
     pub(super) fn change(&mut self, profile: &Profile, now: Instant) {
         let (timing, grace) = (profile.config.timing, now + CREDENTIALS_CHANGE_GRACE);
         self.authentication_end = (self.authenticated + timing.authentication_hard_lifetime()).max(grace);

@@ -140,7 +140,7 @@ impl Channel {
     /// Updates the address of a peer behind a NAT from a new authentic message (RFC 7296 2.23), and
     /// our own address if the kernel chose it. The SAs move only if the message is a response to
     /// one that we sent to the new address (`confirmed`). Therefore it is safe to follow the peer
-    /// even if we are behind a NAT too, although 2.23 forbids this to such hosts.
+    /// even if we are behind a NAT too, although 2.23 says that such hosts SHOULD NOT do this.
     pub(super) fn update_path(&mut self, local: SocketAddr, remote: SocketAddr, confirmed: bool) {
         //= RFC 7296 2.11 MUST 3: the response comes from there
         self.response_path = (local, remote);

@@ -226,8 +226,8 @@ impl HalfOpen {
         self.path.remote
     }
 
-    /// Derives the keys. IKE_AUTH may come from another port than IKE_SA_INIT, since the initiator
-    /// switches to port 4500, which a NAT may map differently (RFC 7296 2.23).
+    /// Derives the keys. IKE_AUTH may come from a different port than IKE_SA_INIT, since the
+    /// initiator switches to port 4500, which a NAT may map differently (RFC 7296 2.23).
     fn derive_keys(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
         let KeyState::Pending(key_exchange) = std::mem::replace(&mut self.key_state, KeyState::Invalid) else {
             return;

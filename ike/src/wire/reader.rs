@@ -6,7 +6,7 @@ use super::numbers::PayloadType;
 /// [`InvalidMessage::notify`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMessage {
-    /// A structure ends before all its fields.
+    /// A structure ends before its last field does.
     #[error("{what} ends early: {needed} more octets needed, {left} left")]
     Truncated {
         /// The structure, by its name in the RFC.

@@ -333,8 +333,8 @@ impl Hostile {
         self.send(sealed, world);
     }
 
-    /// Responds to the endpoint's newest request, or with a message ID before or after it,
-    /// depending on `back`.
+    /// Responds with the message ID of the endpoint's newest request (`back` is 0), the next one
+    /// (1), or the previous one (2).
     pub(crate) fn answer(&mut self, exchange: ExchangeType, back: u32, payloads: &Payloads, world: &mut World) {
         let ours = world.sent.iter().rev().filter_map(|sent| Header::decode(sent).ok());
         let newest = ours.filter(|header| !header.response).map(|header| header.message_id).next().unwrap_or(0);

@@ -47,7 +47,7 @@ pub fn an_idle_peer_is_asked_every_two_minutes() {
     let (messages, keepalives) = sent(&pair);
     // There are 10 to 11 checks of two messages each, started by the end whose deadline is earlier.
     assert!((20..=24).contains(&messages), "{messages} messages");
-    // Both ends send keepalives every 20 s, and fewer after a check.
+    // Both ends send keepalives every 20 s, less often after a check.
     assert!((90..=120).contains(&keepalives), "{keepalives} keepalives");
     pair.assert_connected();
 }

@@ -21,7 +21,7 @@ fn no_certificate_and_garbage_are_refused() {
     let by_url = Certificate { encoding: CertificateEncoding::HashAndUrl, data: vec![1; 30] };
     assert_eq!(verify(&[by_url]), AuthError::NoCertificate);
     assert!(matches!(verify(&[x509(vec![0x30, 3, 1])]), AuthError::MalformedCertificate(_)));
-    // Neither a prefix of a good certificate nor the certificate with an extra octet is accepted.
+    // No prefix of a good certificate is accepted, nor the certificate with an extra octet.
     let good = auth.certificates()[0].data.clone();
     for len in 0..good.len() {
         assert_eq!(verify(&[x509(good[..len].to_vec())]).kind(), PeerErrorKind::UntrustedCertificate);

@@ -305,7 +305,7 @@ pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
 /// Handles the response to a liveness check.
 pub(super) fn liveness_checked(sa: &mut IkeSa, payloads: &Payloads) {
     let by_us = sa.initiation().by_us();
-    // Without a NAT, the peer receives from the address that we send from.
+    // Without a NAT, the peer sees the address from which we send.
     let as_from_here = nat_detection_hash(sa.channel.ike, sa.channel.path.local).to_vec();
     let Some(mobike) = sa.mobike.as_mut().filter(|_| by_us) else { return };
     let seen = seen_as(payloads);

@@ -399,7 +399,8 @@ impl IkeSa {
     }
 
     /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if the first
-    /// configured child is missing, and only a new IKE SA can create it.
+    /// configured child has ended although `initiate` is set, so that only a new IKE SA can create
+    /// it.
     fn expire_children(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let me = self.spi();
         let over: Vec<_> = child_sas

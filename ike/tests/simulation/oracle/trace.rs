@@ -9,7 +9,7 @@ use edge_ike::Event;
 use super::octets::{Header, Message, PROTOCOL_ESP, exchange, notify, payload};
 use crate::network::brief;
 
-/// Maximum number of lines of a trace that are shown. The last lines are shown. `TRACE=n` sets
+/// Maximum number of lines of a trace that are shown. Only the last lines are shown. `TRACE=n` sets
 /// another number.
 const SHOWN: usize = 120;
 
