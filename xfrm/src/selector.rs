@@ -8,7 +8,7 @@ use netlink_packet_xfrm as nl;
 
 use crate::uapi;
 
-/// The error for a selector whose sides are of different families.
+/// The error for a selector or an SA with one IPv4 side and one IPv6 side.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{one} and {other} are of different address families")]
 pub struct MixedFamilies {
@@ -32,7 +32,7 @@ impl PortMask {
     /// Any port.
     pub const ANY: PortMask = PortMask { value: 0, mask: 0 };
 
-    /// Returns the mask for exactly this port.
+    /// Returns the value and mask that match exactly this port.
     pub const fn exactly(value: u16) -> PortMask {
         PortMask { value, mask: 0xffff }
     }

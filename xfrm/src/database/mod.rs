@@ -195,9 +195,9 @@ impl Xfrm {
         Ok(old_is_there)
     }
 
-    /// Sends the packets that the kernel holds for these `out` policies of a reqid until there is
-    /// an SA. Replaces each policy by an identical one, which makes the kernel look up the SA again
-    /// (`xfrm_policy_requeue`). Policies that the kernel does not have are skipped.
+    /// Sends the packets that the kernel holds for these `out` policies of a reqid. Call this when
+    /// the SA exists. Replaces each policy by an identical one, which makes the kernel look up the
+    /// SA again (`xfrm_policy_requeue`). Policies that the kernel does not have are skipped.
     pub fn send_held_packets(&mut self, reqid: Reqid, policies: &[Policy]) -> Result<()> {
         let installed: Vec<InstalledPolicy> = self.holders(policies)?.into_iter().flatten().collect();
         policies::renew_outbound(&mut self.netlink, reqid, &installed)

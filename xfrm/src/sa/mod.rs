@@ -356,7 +356,7 @@ pub(crate) fn base_info(
 
 impl SaParams {
     /// Returns the request. The request holds a copy of the key. Put it into a
-    /// [`crate::message::XfrmRequest`] immediately, which wipes the key when dropped.
+    /// [`crate::message::XfrmRequest`] immediately: that type wipes the key when dropped.
     pub(crate) fn to_kernel(&self, features: Features) -> Result<nl::state::ModifyMessage, MixedFamilies> {
         let mut info = base_info(self.source, self.destination, self.spi, self.reqid)?;
         info.mode = self.mode.to_kernel();
