@@ -104,9 +104,9 @@ impl Endpoint {
         self.peers.values().map(|peer| self.status(peer))
     }
 
-    /// Returns the peers that lack a configured CHILD_SA although nothing that would create it is
-    /// in progress or scheduled. There must never be such a peer. Tests check this after each
-    /// change.
+    /// Returns the peers with `initiate` set that lack a configured CHILD_SA, and for which nothing
+    /// that would create it is in progress or scheduled. There must never be such a peer. Tests
+    /// check this after each change.
     #[doc(hidden)]
     pub fn stranded_peers(&self) -> Vec<PeerName> {
         let wanted = |peer: &&Peer| peer.config().initiate && !peer.terminated && !peer.config().remotes.is_empty();

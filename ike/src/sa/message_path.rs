@@ -54,7 +54,7 @@ impl Channel {
         self.candidate = None;
     }
 
-    /// Returns to sending IKE messages on the path of ESP.
+    /// Sends IKE messages on the path of ESP again.
     pub(crate) fn leave_unchecked_path(&mut self) {
         self.unchecked = None;
     }

@@ -155,8 +155,7 @@ impl Oracle {
         }
     }
 
-    /// Returns a request that is still outstanding although the network is at rest, if there is
-    /// one.
+    /// Returns the first violation that [`Self::judge_at_rest`] would report, if there is one.
     pub fn unrest(&self) -> Option<Violation> {
         self.nodes.iter().find_map(|node| node.judge_at_rest().err())
     }
