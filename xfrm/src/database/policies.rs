@@ -118,10 +118,10 @@ fn update(policy: &Policy, holder: &InstalledPolicy) -> XfrmRequest {
     XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
 }
 
-/// Carries out a plan: replacements and peers' policies first, then allows, then blocks, and
-/// deletions last. In this order no packet passes in clear that must not, and no tunnel is
-/// interrupted. Policies that other programs changed after the plan was made are handled one by
-/// one.
+/// Carries out a plan: replacements and peers' policies first, then allow policies, then block
+/// policies, and deletions last. In this order no packet passes in clear that must not, and no
+/// tunnel is interrupted. Policies that other programs changed after the plan was made are handled
+/// one by one.
 pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Error>> {
     let mut refused = Vec::new();
     let mut one_by_one: Vec<Policy> = Vec::new();
