@@ -137,7 +137,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// The family of a network.
+    /// Returns the family of a network.
     pub fn of(network: &IpNetwork) -> Self {
         if network.is_ipv4() { Family::V4 } else { Family::V6 }
     }
