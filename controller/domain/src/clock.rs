@@ -70,8 +70,8 @@ impl Clock {
         last.now = last.now.max(known.saturating_mul(SECOND));
     }
 
-    /// Returns the earlier of the time now and the machine's clock. Validity that other machines
-    /// check begins at this time, since their clocks were not ahead when this one was.
+    /// Returns the earlier of the time now and the machine's clock. A validity period that other
+    /// machines check begins at this time: this clock may have been ahead, but theirs may not.
     pub fn issue_time(&self) -> Seconds {
         let (now, machine) = (self.now(), self.machine() / SECOND);
         if machine < EARLIEST { now } else { now.min(machine) }

@@ -34,7 +34,7 @@ pub fn is_reachable<'a>(address: &IpAddr, mut networks: impl Iterator<Item = &'a
     usable && !networks.any(|network| network.contains(address))
 }
 
-/// Returns whether an address by its form can be reached from another host: it is not a loopback,
+/// Returns whether an address is of a kind that other hosts can reach: it is not a loopback,
 /// multicast, broadcast or unspecified address.
 pub fn is_of_a_host(address: &IpAddr) -> bool {
     let address = address.to_canonical();
@@ -61,8 +61,8 @@ fn is_usable_v6(ip: &Ipv6Addr) -> bool {
     !(reserved || local || metadata || ip.is_multicast()) && within(ip).is_none_or(|ip| is_usable_v4(&ip))
 }
 
-/// Returns the IPv4 address to which packets are translated or tunnelled: 64:ff9b::/96 (RFC 6052
-/// 2.1), 2002::/16 (RFC 3056 2).
+/// Returns the IPv4 address to which packets for this IPv6 address are translated or tunnelled:
+/// 64:ff9b::/96 (RFC 6052 2.1), 2002::/16 (RFC 3056 2).
 fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
     let [first, second, third, .., seventh, eighth] = ip.segments();
     let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
@@ -340,7 +340,8 @@ mod tests {
         // In the long run at most one change passes in each period.
         let passed = (0..100).filter(|n| take(begin + PERIOD + PERIOD / 10 * *n)).count();
         assert_eq!(passed, 9);
-        // If the node reports its former addresses before that, no change waits any more.
+        // If the node reports its former addresses before the change is passed on, no change waits
+        // any more.
         let now = begin + PERIOD * 11 - Duration::from_secs(1);
         assert_eq!(changes.moved_at(&node, &addresses(102), now), ChangeDecision::Schedule);
         changes.cancel_waiting(&node);

@@ -53,8 +53,8 @@ pub async fn import(
     }
     let (revision, time) = (archive.rows.revision, archive.rows.time);
     let wanted: BTreeMap<RowKey, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
-    // This read does not load the store. Loading would make this controller's segment sizes the
-    // ones in force, even if the import is refused.
+    // This read does not load the store. Loading would put this controller's segment sizes into
+    // effect, even if the import is refused.
     without(&wanted, store.read().await?)?;
     store.begin_import().await?;
     let wanted = without(&wanted, store.load(mpsc::channel(1).0).await?)?;

@@ -25,8 +25,8 @@ pub struct Authorities {
     cross: Vec<CertificateDer<'static>>,
     /// The retired authorities, oldest first.
     retired: Vec<RetiredAuthority>,
-    /// Key hash of the first authority of all. It is the issuer of every certificate whose issuer
-    /// was not recorded.
+    /// Key hash of the first authority that was ever in use. It is the issuer of every certificate
+    /// whose issuer was not recorded.
     first: String,
     /// The document from which these authorities were made.
     pub(super) document: CaDocument,
@@ -144,8 +144,8 @@ impl Authorities {
         authority.id() == if issuer.is_empty() { self.first.as_str() } else { issuer }
     }
 
-    /// Returns the trusted authority that signed a certificate. The certificate was verified
-    /// before.
+    /// Returns the trusted authority that signed a certificate. The caller has already verified the
+    /// certificate.
     pub fn issuer_of(&self, certificate: &CertificateDer<'_>) -> Option<&Arc<Authority>> {
         if let [only] = self.trusted.as_slice() {
             return Some(only);

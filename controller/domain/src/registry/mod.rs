@@ -74,14 +74,14 @@ struct Shared {
     created_at: HashMap<RowKey, u64>,
     /// Whether something changed since a revision was published.
     changed: bool,
-    /// The state contains everything that was committed up to this revision.
+    /// Revision up to which the state contains all commits.
     revision: u64,
 }
 
 /// A command to the registry's task.
 enum Command {
     Plan(Plan),
-    /// Every view may have changed although no row changed.
+    /// Gives every view a new version, because every view may have changed although no row did.
     Refresh(oneshot::Sender<()>),
 }
 
@@ -111,7 +111,7 @@ impl Registry {
         state.ledger_mut().watch_releases(clock.clone());
         state.set_restored(restored(&*store, clock.now()).await?);
         // The configuration, and every view with it, may have changed since the last run of the
-        // controller. An empty commit gives the views in this run a revision of their own.
+        // controller. An empty commit gives the views in this run a new revision.
         let revision = store.commit(vec![Vec::new()], clock.now()).await;
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
         let revision = revision.revision;
@@ -240,14 +240,15 @@ impl Registry {
         self.shared.read().await.registrations.subscribe()
     }
 
-    /// Identifies this run of this replica. Deltas are known only between versions of one epoch.
+    /// Returns the identifier of this run of this replica. Changes are known only between versions
+    /// of one epoch.
     pub fn epoch(&self) -> &str {
         &self.epoch
     }
 }
 
-/// Reads whether the rows were restored from a backup. The first start after a restore begins the
-/// time during which grants wait for nodes.
+/// Reads the note that says whether the rows were restored from a backup. The first start after a
+/// restore begins the time during which grants wait for nodes.
 async fn restored(store: &dyn Store, now: Seconds) -> Result<Option<Restored>, StoreError> {
     let Some(note) = store.note(Note::Restored).await? else { return Ok(None) };
     let unreadable = |why| StoreError::Unreadable { table: "note", key: Note::Restored.key().to_owned(), why };
@@ -274,7 +275,7 @@ impl Deref for StateGuard<'_> {
 
 impl StateGuard<'_> {
     /// Returns the revision of the state: the state contains everything that was committed up to
-    /// it. Every view that is computed from this state has this revision as its version.
+    /// this revision. Every view that is computed from this state has this revision as its version.
     pub fn revision(&self) -> u64 {
         self.shared.revision
     }

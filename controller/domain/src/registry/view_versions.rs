@@ -78,7 +78,8 @@ impl ViewVersions {
                 continue;
             }
             if parts.new {
-                // A former node of this name is gone. Dropping its sender ends its streams.
+                // A former node with this name was deregistered. Dropping its sender ends its
+                // streams.
                 self.viewers.insert(name, Viewer::new(revision));
                 continue;
             }

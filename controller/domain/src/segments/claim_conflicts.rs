@@ -30,8 +30,8 @@ struct NodeConflicts {
 }
 
 impl NodeConflicts {
-    /// Returns whether `conflicts` has a new one and at least [`PAUSE`] has passed since a new one
-    /// was last announced.
+    /// Returns whether `conflicts` includes a new conflict and at least [`PAUSE`] has passed since
+    /// a new conflict was last announced.
     fn has_new(&self, conflicts: &[ClaimConflict], now: Instant) -> bool {
         let new = conflicts.iter().take(MOST).any(|conflict| !self.conflicts.contains(conflict));
         new && self.reported_at.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE)

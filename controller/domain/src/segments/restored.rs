@@ -29,8 +29,7 @@ impl Restored {
 
     /// Reads a text that [`Restored::to_note`] wrote.
     ///
-    /// # Errors
-    /// If the text has another form. The error quotes the text.
+    /// # Errors Returns an error that quotes the text if the text has another format.
     pub fn from_note(note: &str) -> Result<Self, String> {
         serde_json::from_str(note).map_err(|error| format!("expected {{\"at\":SECONDS}}, found {note:?}: {error}"))
     }
@@ -79,7 +78,7 @@ impl GrantsPaused {
         format!("{self}. Missing: {}", self.named.join(", "))
     }
 
-    /// Returns the error of a segment request while the edges in `missing` have not reported;
+    /// Returns the error for segment requests while the edges in `missing` have not reported;
     /// `None` if there are none.
     pub fn until_all_reported<'a>(
         restored: &Restored,

@@ -64,11 +64,12 @@ pub struct NodeObject {
     /// machine. Empty if unknown.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
-    /// Communities that the Node's labels name. They count only if node labels are trusted.
+    /// Communities that the Node's labels name. These communities apply only if node labels are
+    /// trusted.
     #[serde(default)]
     pub communities: Communities,
-    /// Communities that a restricted label names. No kubelet can set that label, so they always
-    /// count.
+    /// Communities that a restricted label names. No kubelet can set that label, so these
+    /// communities always apply.
     #[serde(default)]
     pub restricted_communities: Communities,
     /// Addresses at which the node can be reached from outside, from the annotation.
@@ -181,13 +182,14 @@ impl TokenRecord {
         if self.created_uses == 0 { self.uses_left } else { self.created_uses }
     }
 
-    /// Returns how often the token was used.
+    /// Returns how many times the token was used.
     pub fn used(&self) -> u32 {
         let noted = u32::try_from(self.redemptions.len()).unwrap_or(u32::MAX);
         self.uses().saturating_sub(self.uses_left).saturating_add(noted)
     }
 
-    /// Sets how often the token was used. The joins that an earlier release wrote are not kept.
+    /// Sets how many times the token was used. The joins that an earlier release wrote are not
+    /// kept.
     pub fn set_used(&mut self, used: u32) {
         self.created_uses = self.uses();
         self.uses_left = self.created_uses.saturating_sub(used);

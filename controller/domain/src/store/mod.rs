@@ -84,7 +84,7 @@ pub trait Store: Send + Sync {
 pub enum Note {
     /// UID of the namespace kube-system of the cluster whose nodes are registered.
     Cluster,
-    /// Cluster ranges and networks from the last configuration in force: see
+    /// Cluster ranges and networks from the last configuration that was in use: see
     /// [`crate::reachability`].
     Reach,
     /// Time of the last restore: see [`crate::segments::Restored`].

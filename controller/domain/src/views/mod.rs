@@ -1,4 +1,4 @@
-//! Builds views, which tell a node about itself and its peers.
+//! Builds views. A view describes a node and its peers to that node.
 //!
 //! - `view_change`: builds the message about a changed part of a view.
 

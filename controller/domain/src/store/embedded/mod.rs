@@ -153,7 +153,8 @@ impl Embedded {
                 Committed { revision, results: batch.iter().map(|_| Ok(())).collect() }
             }
             Err(error) => {
-                // It is unknown whether the commit is on disk. The rows that can be read count.
+                // It is unknown whether the commit is on disk. The rows that can be read from the
+                // file are taken as the result.
                 match (self.read(), self.events.get()) {
                     (Ok(snapshot), Some(events)) => {
                         self.revision.fetch_max(snapshot.revision, Ordering::Relaxed);
