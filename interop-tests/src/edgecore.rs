@@ -40,8 +40,8 @@ pub fn built() -> Option<PathBuf> {
 /// Returns the path of edgecore. Builds edgecore if it is not there yet.
 ///
 /// # Errors
-/// If Go is missing or too old, the module proxy cannot be reached or the build fails. The message
-/// contains the remedy.
+/// Returns an error if Go is missing or too old, the module proxy cannot be reached or the build
+/// fails. The message contains the remedy.
 pub fn ensure() -> Result<PathBuf> {
     let (cache, name) = build_cache()?;
     let _lock = cache.lock()?;

@@ -13,7 +13,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// which says what was still missing.
 ///
 /// # Errors
-/// If the event does not happen in time.
+/// Returns an error if the event does not happen in time.
 pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     loop {
@@ -44,7 +44,7 @@ pub fn expect<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Optio
 /// Calls [`until`] with [`TIMEOUT`].
 ///
 /// # Errors
-/// If the event does not happen in time.
+/// Returns an error if the event does not happen in time.
 pub fn for_event<T>(what: &str, probe: impl FnMut() -> Result<T>) -> Result<T> {
     until(what, TIMEOUT, probe)
 }

@@ -34,8 +34,9 @@ pub struct RequestLimit(Arc<Mutex<HashMap<NodeName, Instant>>>);
 impl RequestLimit {
     /// Counts a request from a node.
     ///
-    /// # Errors Returns [`TooOften`] if the node has used its burst and the period since its last
-    /// request is not over. In that case the request does not count.
+    /// # Errors
+    /// Returns [`TooOften`] if the node has used its burst and the period since its last request is
+    /// not over. In that case the request does not count.
     pub fn take(&self, node: &NodeName) -> Result<(), TooOften> {
         self.take_at(node, Instant::now())
     }

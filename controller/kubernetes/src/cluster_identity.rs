@@ -56,7 +56,7 @@ impl ClusterIdentity {
     /// Checks that the cluster that answers now is the known cluster.
     ///
     /// # Errors
-    /// If another cluster answers, or the check is not possible.
+    /// Returns an error if another cluster answers, or the check is not possible.
     pub async fn check(&self) -> Result<(), ClusterIdentityError> {
         let found = uid(&self.api).await.map_err(ClusterIdentityError::Unknown)?;
         let seen = self.seen().clone();
@@ -92,7 +92,7 @@ impl ClusterIdentity {
 /// Reads the UID of the cluster that answers.
 ///
 /// # Errors
-/// If the API server cannot be reached.
+/// Returns an error if the API server cannot be reached.
 pub async fn uid(api: &Api<Namespace>) -> Result<String, String> {
     match tokio::time::timeout(REQUEST, api.get_metadata(NAMESPACE)).await {
         Ok(Ok(namespace)) => namespace.metadata.uid.ok_or_else(|| format!("the namespace {NAMESPACE} has no UID")),

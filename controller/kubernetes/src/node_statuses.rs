@@ -47,7 +47,7 @@ impl NodeStatuses {
     /// Returns the statuses of all nodes that have one, from the API server's watch cache.
     ///
     /// # Errors
-    /// If the API server cannot be reached, or does not answer in time.
+    /// Returns an error if the API server cannot be reached, or does not answer in time.
     pub async fn read(&self) -> Result<HashMap<NodeName, NodeStatus>, String> {
         let params = ListParams {
             resource_version: Some("0".into()),

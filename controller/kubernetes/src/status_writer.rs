@@ -51,7 +51,7 @@ pub type AddressesOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync
 pub struct StatusSources {
     /// The rows, and which nodes are connected.
     pub registry: Registry,
-    /// What nodes report about themselves.
+    /// The last reports of the nodes about themselves.
     pub reports: NodeReports,
     /// Conflicts about segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,

@@ -56,7 +56,7 @@ fn events() -> impl Iterator<Item = &'static Scenario> {
 /// a case could not be measured. A missed goal appears only in the table.
 ///
 /// # Errors
-/// If there is no lab, a name is unknown, or the file cannot be written.
+/// Returns an error if there is no lab, a name is unknown, or the file cannot be written.
 pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
     let names = if names.is_empty() { DEFAULT.map(str::to_owned).into() } else { names.to_owned() };
     measure(AREA, "agent", names, backend, growth)

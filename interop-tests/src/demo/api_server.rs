@@ -18,7 +18,7 @@ impl Kubernetes {
     /// rights, and a Node object for each node. Each node's flag says whether the node is an edge.
     ///
     /// # Errors
-    /// If the API server does not come up, or refuses a manifest in `deploy/`.
+    /// Returns an error if the API server does not come up, or refuses a manifest in `deploy/`.
     pub(super) fn start(host: &Namespaces, nodes: &[(&str, bool)]) -> Result<Self> {
         let (prefix, logs) = (host.nsenter(), Some(host.out().join("kube")));
         let plane = ControlPlane::start_with("demo", Options { prefix, logs, ..Options::default() })?;
@@ -47,7 +47,7 @@ impl Kubernetes {
     /// Returns the leading replica's identity.
     ///
     /// # Errors
-    /// If the API server does not answer.
+    /// Returns an error if the API server does not answer.
     pub(super) fn leader(&self) -> Result<String> {
         let lease = ["get", "lease", "edge-cni-controller", "--namespace=edge-cni"];
         self.plane.kubectl(&[&lease[..], &["--output=jsonpath={.spec.holderIdentity}"]].concat())
@@ -56,7 +56,7 @@ impl Kubernetes {
     /// Sets or (`key-`) removes a node's label.
     ///
     /// # Errors
-    /// If the API server refuses the change.
+    /// Returns an error if the API server refuses the change.
     pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
         self.plane.kubectl(&["label", "node", node, label, "--overwrite"]).map(drop)
     }

@@ -51,7 +51,8 @@ impl Checks {
     /// the check.
     ///
     /// # Errors
-    /// If the probe fails. The message contains the expectation, the observation and `look`.
+    /// Returns an error if the probe fails. The message contains the expectation, the observation
+    /// and `look`.
     pub(super) fn check<T: Display>(&self, what: &str, look: &str, probe: impl FnOnce() -> Result<T>) -> Result<()> {
         let seen = probe().map_err(|error| failed(what, look, &error))?;
         self.passed_check(what, &seen.to_string());

@@ -152,7 +152,7 @@ pub(super) fn agent_down(world: &World) -> Result<()> {
 /// rules, settings and directories of a host.
 ///
 /// # Errors
-/// If a program of the host cannot be run.
+/// Returns an error if a program of the host cannot be run.
 pub(super) fn host_before_us(world: &World) -> Result<String> {
     world.node("edge-c1").sh("ip -o link show | cut -d' ' -f2
          ip -o address show | cut -d' ' -f2-7

@@ -19,7 +19,7 @@ const REFUSALS: [&str; 5] =
 /// Checks that b1 and c1 reach neither a1 nor a2, and that a1 and a2 do not reach b1 or c1.
 ///
 /// # Errors
-/// If a ping between any pair is answered.
+/// Returns an error if a ping between any pair is answered.
 pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Result<()> {
     let mut pairs: Vec<(&Namespaces, IpAddr)> = Vec::new();
     for outsider in ["edge-b1", "edge-c1"] {

@@ -188,7 +188,7 @@ fn published_port(world: &World, pods: &Pods) -> Result<()> {
 /// housekeeping.
 ///
 /// # Errors
-/// If a frame of any other kind was captured.
+/// Returns an error if a frame of any other kind was captured.
 pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
     world.checks.check(&format!("{when}, the routers saw ESP, IKE and TLS, and no pod address"), "*.pcap", || {
         let seen = world.new_frames()?;
@@ -201,7 +201,7 @@ pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
 /// SPI.
 ///
 /// # Errors
-/// If one of these checks fails.
+/// Returns an error if one of these checks fails.
 pub(super) fn spis_are_the_kernels(world: &World) -> Result<()> {
     world.checks.check("every SPI on the wires is in ip xfrm state, and nothing is in clear", "*.pcap", || {
         let seen = world.new_frames()?;

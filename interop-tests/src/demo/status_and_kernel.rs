@@ -54,7 +54,7 @@ fn diagnosis_names_the_way(world: &World, pods: &Pods) -> Result<()> {
 /// Checks that a node's status and its kernel have the same SAs and policies.
 ///
 /// # Errors
-/// If they differ.
+/// Returns an error if they differ.
 pub(super) fn agree(world: &World, node: &str) -> Result<()> {
     let status = world.status(node)?;
     let host = world.node(node);

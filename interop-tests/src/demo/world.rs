@@ -148,7 +148,7 @@ impl<'lab> World<'lab> {
     /// Builds the network and starts the captures.
     ///
     /// # Errors
-    /// If the kernel refuses something.
+    /// Returns an error if the kernel refuses something.
     pub(super) fn build(lab: &'lab Lab) -> Result<Self> {
         let net = lab.build(&plan())?;
         let mut captures = Vec::new();
@@ -178,7 +178,7 @@ impl<'lab> World<'lab> {
     /// were sent before this call.
     ///
     /// # Errors
-    /// If a mark is not answered, or a file cannot be read.
+    /// Returns an error if a mark is not answered, or a file cannot be read.
     pub(super) fn new_frames(&self) -> Result<FrameCounts> {
         let mut all = FrameCounts::default();
         for wire in self.captures.borrow_mut().iter_mut() {
@@ -206,7 +206,7 @@ impl<'lab> World<'lab> {
     /// Ends the captures. Fails if one has missed a packet.
     ///
     /// # Errors
-    /// If a capture has missed a packet.
+    /// Returns an error if a capture has missed a packet.
     pub(super) fn end_captures(&self) -> Result<()> {
         self.captures.borrow_mut().iter_mut().try_for_each(|wire| wire.capture.stop())
     }
@@ -214,7 +214,7 @@ impl<'lab> World<'lab> {
     /// Starts a program on a node and remembers it as `key`. Its log is `NODE.PROGRAM.log`.
     ///
     /// # Errors
-    /// If it cannot be run.
+    /// Returns an error if it cannot be run.
     pub(super) fn start(&self, key: &str, node: &str, program: &str, args: &[&str]) -> Result<()> {
         let node = self.node(node);
         let process = node.start(program, node.command(self.lab.program(program)?).args(args))?;
@@ -225,7 +225,7 @@ impl<'lab> World<'lab> {
     /// Ends a started program: with SIGKILL at once, as a power cut would, otherwise with SIGTERM.
     ///
     /// # Errors
-    /// If it was not running.
+    /// Returns an error if it was not running.
     pub(super) fn end(&self, key: &str, signal: Signal) -> Result<()> {
         let mut process = self.running.borrow_mut().remove(key).with_context(|| format!("{key} is not running"))?;
         if signal == Signal::KILL {
@@ -244,7 +244,7 @@ impl<'lab> World<'lab> {
     /// it. So only the agents' policies keep packets from leaving unencrypted.
     ///
     /// # Errors
-    /// If the kernel refuses a route.
+    /// Returns an error if the kernel refuses a route.
     pub(super) fn route_in_clear(&self, segment: IpNetwork, node: &str) -> Result<()> {
         let family = usize::from(segment.is_ipv6());
         let home = site(node);

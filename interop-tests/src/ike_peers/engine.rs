@@ -35,7 +35,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Runs the peers of `set`, as JSON, until standard input ends.
 ///
 /// # Errors
-/// If the set is invalid, or a socket cannot be opened or used.
+/// Returns an error if the set is invalid, or a socket cannot be opened or used.
 pub fn main(set: &str) -> Result<ExitCode> {
     let set: PeerSet = serde_json::from_str(set).context("the set of peers is not understood")?;
     ensure!(set.count <= MAX_PEERS, "{} peers; at most {MAX_PEERS} have addresses", set.count);

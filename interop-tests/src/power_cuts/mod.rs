@@ -40,7 +40,7 @@ const PACE: Duration = Duration::from_millis(20);
 /// form of scenarios to standard output. The exit status is 1 if an address was lost or held twice.
 ///
 /// # Errors
-/// If there is no lab, no `mkfs.ext4`, or the programs do not build.
+/// Returns an error if there is no lab, no `mkfs.ext4`, or the programs do not build.
 pub fn main(cuts: u32, seed: u64) -> Result<ExitCode> {
     ensure!((1..=MOST_CUTS).contains(&cuts), "--cuts must be from 1 to {MOST_CUTS}");
     let machine = Machine::new(programs()?.join("edge-cni"))?;

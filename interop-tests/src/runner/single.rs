@@ -15,7 +15,7 @@ use crate::topology::dump_all;
 /// `out`.
 ///
 /// # Errors
-/// If the namespaces cannot be prepared or the outcome cannot be written.
+/// Returns an error if the namespaces cannot be prepared or the outcome cannot be written.
 pub fn main(scenarios: &[&'static Scenario], name: &str, out: &Path, programs: &Path, keep: bool) -> Result<ExitCode> {
     let Some(scenario) = find(scenarios, name) else {
         bail!("there is no scenario {name:?}");

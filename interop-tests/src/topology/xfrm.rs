@@ -54,7 +54,7 @@ impl State {
     /// only reserved.
     ///
     /// # Errors
-    /// If a field is missing that every state has.
+    /// Returns an error if a field is missing that every state has.
     pub fn parse_all(text: &str) -> Result<Vec<Self>> {
         let mut states = Vec::new();
         for block in blocks(text) {
@@ -101,7 +101,7 @@ impl Policy {
     /// Parses the output of `ip -s xfrm policy`.
     ///
     /// # Errors
-    /// If a field is missing that every policy has.
+    /// Returns an error if a field is missing that every policy has.
     pub fn parse_all(text: &str) -> Result<Vec<Self>> {
         blocks(text)
             .iter()

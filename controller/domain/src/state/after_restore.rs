@@ -15,8 +15,9 @@ impl State {
     /// Checks that segments may be granted. After a restore grants wait until every edge has
     /// reported its segments, or until the grace period has passed.
     ///
-    /// # Errors Returns an error that names the time until which grants wait and the edges that
-    /// have not reported yet.
+    /// # Errors
+    /// Returns an error that names the time until which grants wait and the edges that have not
+    /// reported yet.
     pub fn may_grant(&self, policy: &SegmentPolicy, now: Seconds) -> Result<(), GrantsPaused> {
         let waiting = self.restored.filter(|restored| now < restored.grants_wait_until(policy));
         let Some(restored) = waiting else { return Ok(()) };

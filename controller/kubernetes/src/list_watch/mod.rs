@@ -119,8 +119,8 @@ where
 /// and reads page by page if that fails.
 ///
 /// # Errors
-/// If the API server cannot be reached, does not answer in time, or returns a resourceVersion that
-/// is not a number.
+/// Returns an error if the API server cannot be reached, does not answer in time, or returns a
+/// resourceVersion that is not a number.
 pub async fn list<S: ListWatch>(source: &S) -> Result<(Vec<S::Object>, u64), String> {
     let not_older_than = within(source, REQUEST, source.not_older_than()).await;
     let read = match not_older_than {
@@ -154,8 +154,8 @@ async fn within<S: ListWatch, T>(
 /// the latest state, and the other pages are of the same version.
 ///
 /// # Errors
-/// If the API server cannot be reached, does not answer in time, or returns a resourceVersion that
-/// is not a number.
+/// Returns an error if the API server cannot be reached, does not answer in time, or returns a
+/// resourceVersion that is not a number.
 pub async fn list_pages<S: ListWatch>(
     source: &S,
     not_older_than: Option<&str>,

@@ -19,7 +19,7 @@ pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 /// Maximum length of an address with its port, in bytes.
 const LONGEST_ADDRESS: usize = 64;
 
-/// What the controller takes from a Node.
+/// The data that the controller takes from a Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NodeFacts {
     pub(super) object: NodeObject,

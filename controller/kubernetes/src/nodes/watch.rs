@@ -53,7 +53,7 @@ pub struct NodeWatch {
     pub(super) machine_unknown: BTreeMap<NodeName, Instant>,
     /// Registered nodes without their Node object.
     pub(super) deleted: DeletedNodes,
-    /// The last list was empty, and no Node has come since.
+    /// Whether the last list was empty and no Node has been added since.
     pub(super) none_listed: bool,
     /// Nodes that were recently deregistered because their Node object was deleted.
     pub(super) recent: RecentDeletions,

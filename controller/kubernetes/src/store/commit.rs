@@ -119,7 +119,7 @@ async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(),
     let mut stages: Vec<u8> = element.iter().map(stage).collect();
     stages.sort_unstable();
     stages.dedup();
-    // A node that leaves releases its segments, whatever happened to their rows in the meantime.
+    // A node that leaves releases its segments, even if their rows have changed in the meantime.
     let leaves = element.iter().any(|change| matches!(change, Change::DeleteNode(_)));
     let mut done: Vec<Change> = Vec::new();
     for now in stages {

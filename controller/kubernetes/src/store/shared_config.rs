@@ -106,8 +106,8 @@ impl SharedConfig {
     /// Stores the definitions under which the objects in the latest list exist.
     ///
     /// # Errors
-    /// If other definitions are stored. In that case objects were deleted with those definitions,
-    /// so the list is not complete.
+    /// Returns an error if other definitions are stored. In that case objects were deleted with
+    /// those definitions, so the list is not complete.
     pub(super) async fn note_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
         let others = |data: &BTreeMap<String, String>| {
             let other = definitions.iter().find(|(kind, uid)| {

@@ -29,7 +29,7 @@ pub(super) struct StoreCore {
     pub(super) confirm: AtomicBool,
     /// Sends events to the registry.
     pub(super) registry_events: OnceLock<mpsc::Sender<StoreEvent>>,
-    /// The registry has processed the events up to this number.
+    /// Number of the last event that the registry has processed.
     pub(super) acknowledged: watch::Sender<u64>,
     /// Batches of grants that are neither confirmed nor rolled back yet.
     pub(super) unsettled: AtomicUsize,
@@ -82,7 +82,7 @@ impl StoreCore {
     /// Returns all rows as the registry knows them.
     ///
     /// # Errors
-    /// If the store is not loaded, or the registry does not answer in time.
+    /// Returns an error if the store is not loaded, or the registry does not answer in time.
     pub(super) async fn known_rows(&self) -> Result<Snapshot, String> {
         let registry = self.registry_events.get().ok_or("the store is not loaded yet")?;
         let (rows, received) = oneshot::channel();

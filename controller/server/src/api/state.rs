@@ -37,7 +37,7 @@ pub struct Services {
     pub metrics: Metrics,
     /// Publishes Kubernetes Events.
     pub events: EventRecorder,
-    /// What nodes report about themselves.
+    /// The last reports of the nodes about themselves.
     pub reports: NodeReports,
     /// Conflicts about segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,

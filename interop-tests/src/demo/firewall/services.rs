@@ -14,7 +14,7 @@ const SERVICE_PORT: u16 = 80;
 /// Redirects each Service's address to an endpoint on a node, as kube-proxy does.
 ///
 /// # Errors
-/// If the kernel refuses a rule.
+/// Returns an error if the kernel refuses a rule.
 pub(super) fn redirect(node: &Namespaces, services: &[(IpAddr, IpAddr)]) -> Result<()> {
     for (family, name) in [(true, "ip"), (false, "ip6")] {
         let rules: String = services
@@ -35,7 +35,7 @@ pub(super) fn redirect(node: &Namespaces, services: &[(IpAddr, IpAddr)]) -> Resu
 /// Removes the rules of [`redirect`].
 ///
 /// # Errors
-/// If the rules do not exist.
+/// Returns an error if the rules do not exist.
 pub(super) fn forget(node: &Namespaces) -> Result<()> {
     node.sh("nft 'delete table ip service; delete table ip6 service'").map(drop)
 }
@@ -43,7 +43,7 @@ pub(super) fn forget(node: &Namespaces) -> Result<()> {
 /// Calls all these Services from `from` at the same time. Fails if any of them answers.
 ///
 /// # Errors
-/// If a Service answers.
+/// Returns an error if a Service answers.
 pub(super) fn none_is_served(from: &Namespaces, services: &[IpAddr]) -> Result<()> {
     let served: Vec<String> = std::thread::scope(|scope| {
         let calls: Vec<_> =

@@ -26,7 +26,7 @@ pub(in crate::store) struct ObjectVersions {
     pub(super) number: u64,
     /// Number of the last event.
     pub(super) last_event: u64,
-    /// The registry has processed the events up to this number.
+    /// Number of the last event that the registry has processed.
     pub(super) acknowledged: u64,
     pub(super) sender: mpsc::UnboundedSender<NumberedEvent>,
     pub(super) events: EventRecorder,
@@ -310,8 +310,8 @@ impl ObjectVersions {
         }
     }
 
-    /// Lets the next write of this object count as planned on its latest state, whatever the
-    /// registry knows.
+    /// Treats the next write of this object as planned on its latest state, even if the registry
+    /// does not have that state.
     pub(in crate::store) fn plan_knows(&mut self, object_key: &ObjectKey) {
         if let Some(entry) = self.entries.get_mut(object_key) {
             entry.last_event = 0;
