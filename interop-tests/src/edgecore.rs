@@ -13,7 +13,7 @@ use crate::go_module::GoModule;
 /// pins another one.
 pub const RELEASE: &str = "v1.23.0";
 
-/// Why tests with edgecore do not run on a machine that has not built it.
+/// The reason why tests with edgecore do not run on a machine that has not built edgecore.
 pub const MISSING: &str =
     "edgecore is not built on this machine; `make edgecore` builds it, in half an hour of CPU time";
 

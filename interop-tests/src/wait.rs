@@ -32,7 +32,7 @@ pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result
 /// it returns a value.
 ///
 /// # Panics
-/// If `probe` returns no value within `timeout`.
+/// Panics if `probe` returns no value within `timeout`.
 #[track_caller]
 pub fn expect<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     match until(what, timeout, || probe().ok_or_else(|| anyhow!("it did not happen"))) {

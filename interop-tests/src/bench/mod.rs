@@ -66,7 +66,7 @@ pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
 /// agent's restart. Writes `target/bench/interruptions.json`. Without names, runs all measurements.
 ///
 /// # Errors
-/// As [`main`].
+/// Returns the same errors as [`main`].
 pub fn interruptions(names: &[String], backend: Option<String>) -> Result<ExitCode> {
     let all = || events().map(|scenario| scenario.name.to_owned()).collect();
     let names = if names.is_empty() { all() } else { names.to_owned() };
@@ -91,7 +91,7 @@ fn measure(
         if outcome.result != TestResult::Pass {
             eprintln!("{}: {}\n  logs: {}", outcome.scenario, outcome.why, kept.display());
         }
-        // Results that were measured before a failure count.
+        // Results that were measured before a failure are reported too.
         results.extend(report::read(kept)?);
         report::merge(&directory, file, &results)
     })?;

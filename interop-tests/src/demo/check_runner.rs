@@ -62,7 +62,7 @@ impl Checks {
     /// Checks that `what` becomes true within `timeout`. Shows the time that this took.
     ///
     /// # Errors
-    /// As [`Self::check`].
+    /// Returns the same errors as [`Self::check`].
     pub(super) fn eventually<T>(
         &self,
         what: &str,

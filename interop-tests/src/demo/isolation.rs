@@ -164,8 +164,8 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
         .find(|state| state.reqid == reqid && state.src.to_string().starts_with("192.168.1."))
         .context("a2 has no SA towards a1")?;
     let selectors = format!("src {source}/32 dst {target}/32");
-    // The agent would remove a policy with our mark that it does not want. A hostile member runs no
-    // agent.
+    // The agent would remove a policy with our mark that is not among its desired policies. A
+    // hostile member runs no agent.
     world.end("edge-a2", Signal::KILL)?;
     host.sh("nft 'delete table bridge edge-cni; delete table inet edge-cni'")?;
     host.sh(&format!(

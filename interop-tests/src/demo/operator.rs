@@ -109,7 +109,7 @@ impl World<'_> {
     /// Returns the segments of one node and family.
     ///
     /// # Errors
-    /// As [`Self::ledger`].
+    /// Returns the same errors as [`Self::ledger`].
     pub(super) fn segments_of(&self, node: &str, v6: bool) -> Result<Vec<IpNetwork>> {
         let rows = self.ledger()?;
         Ok(rows
@@ -199,7 +199,7 @@ impl World<'_> {
     /// Restarts a node's agent.
     ///
     /// # Errors
-    /// As [`Self::restart_agent_with_spare`].
+    /// Returns the same errors as [`Self::restart_agent_with_spare`].
     pub(super) fn restart_agent(&self, node: &str) -> Result<()> {
         self.end(node, Signal::TERM)?;
         self.start_agent(node)?;

@@ -75,7 +75,7 @@ impl World<'_> {
     /// plugin of a list receives.
     ///
     /// # Errors
-    /// As [`Self::add_pod`].
+    /// Returns the same errors as [`Self::add_pod`].
     pub(super) fn add_pod_with_result(&self, node: &str, name: &str) -> Result<(DemoPod, Value)> {
         let (pod, result) = cni_plugin::add(self.lab, self.node(node), name)?;
         let container_id = cni_plugin::container_id(self.node(node), name);

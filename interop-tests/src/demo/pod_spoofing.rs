@@ -210,7 +210,7 @@ fn gateway(address: IpAddr) -> IpAddr {
 }
 
 /// Pings the gateway from that address. The request for the gateway's MAC address contains the
-/// sender's, which neighbours learn.
+/// sender's MAC address, which neighbours store.
 fn ping_gateway(pod: &Namespaces, source: IpAddr) -> Result<()> {
     pod.sh("ip neigh flush dev eth0")?;
     ping_from(pod, source, gateway(source))

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 /// Placeholder in a server's text for the client's address as the server sees it.
 pub const SOURCE: &str = "{source}";
 
-/// Sends `text` to each client, until it is killed.
+/// Sends `text` to each client until this process is killed.
 ///
 /// # Errors
 /// Returns an error if the port cannot be bound.

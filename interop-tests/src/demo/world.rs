@@ -111,8 +111,8 @@ fn plan() -> NetworkPlan {
     plan.host("edge-a2").on("lan-a2", &["192.168.1.10/24"]).via("192.168.1.1");
     plan.host("edge-b1").on("lan-b1", &["2001:db8:b1::10/64"]).via("2001:db8:b1::1");
     plan.host("edge-c1").on("lan-c1", &["192.168.1.10/24"]).via("192.168.1.1");
-    // Neighbours of a1 and a2. The first is hostile, and the second answers marks whatever address
-    // a2 has.
+    // Neighbours of a1 and a2. The first neighbour is hostile. The second answers the marks, which
+    // then do not depend on a2's address.
     plan.host("neighbour").on("lan-a1", &["192.0.2.66/24", "2001:db8:a1::66/64"]).via("192.0.2.1");
     plan.host("printer").on("lan-a2", &["192.168.1.254/24"]).via("192.168.1.1");
     // A hostile machine on the cloud's LAN.
@@ -211,7 +211,7 @@ impl<'lab> World<'lab> {
         self.captures.borrow_mut().iter_mut().try_for_each(|wire| wire.capture.stop())
     }
 
-    /// Starts a program on a node and remembers it as `key`. Its log is `NODE.PROGRAM.log`.
+    /// Starts a program on a node and stores it under `key`. Its log is `NODE.PROGRAM.log`.
     ///
     /// # Errors
     /// Returns an error if it cannot be run.

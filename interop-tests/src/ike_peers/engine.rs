@@ -202,7 +202,8 @@ impl Engine {
                 peer.endpoint.handle(&buffer[..length], peer.local, remote, now, &mut self.system);
                 self.drain(index)
             }
-            // ICMP said that an earlier datagram was refused; the endpoint sends it again.
+            // An ICMP error reports that an earlier datagram was refused; the endpoint sends it
+            // again.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionRefused) => Ok(()),
             Err(error) => Err(error).with_context(|| format!("receiving on {}", peer.local)),
         }

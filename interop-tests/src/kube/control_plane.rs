@@ -23,7 +23,7 @@ const ETCD_PEERS: &str = "unix://etcd:2";
 /// Issuer and audience of service account tokens.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// Where etcd keeps its data.
+/// The place where etcd keeps its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Storage {
     /// In shared memory if there is enough of it. In shared memory, fsync costs nothing.
@@ -36,7 +36,7 @@ pub enum Storage {
 /// Options of a control plane.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Where etcd keeps its data.
+    /// The place where etcd keeps its data.
     pub storage: Storage,
     /// Further flags of `kube-apiserver`. If a flag is repeated, the last one counts. With
     /// `--watch-cache=false` the API server forgets versions as soon as etcd does.
@@ -77,7 +77,7 @@ impl ControlPlane {
     /// `target/kube-logs`.
     ///
     /// # Errors
-    /// As for [`Self::start_with`].
+    /// Returns the same errors as [`Self::start_with`].
     pub fn start(name: &str) -> Result<Self> {
         Self::start_with(name, Options::default())
     }

@@ -229,7 +229,7 @@ impl Reports {
 }
 
 /// Returns the containers that have a lease in a journal (docs/cni.md, "On disk"). A line without a
-/// line end does not count.
+/// line end is ignored.
 fn leased(journal: &[u8]) -> BTreeSet<String> {
     let mut leased = BTreeSet::new();
     for line in String::from_utf8_lossy(journal).split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
@@ -261,7 +261,7 @@ mod tests {
         assert!(error.contains("the lease of c is lost"), "{error}");
         let error = reports(&["attached-b", "detaching-b", "detached-b"]).compare(JOURNAL).unwrap_err().to_string();
         assert!(error.contains("the lease of b is back"), "{error}");
-        // Half a line does not count.
+        // An incomplete line is ignored.
         assert!(reports(&["attached-d"]).compare(b"1 + d eth0 pods - 10.77.3.2").is_err());
     }
 

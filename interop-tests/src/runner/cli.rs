@@ -64,7 +64,7 @@ pub fn list(all: &[&'static Scenario], json: bool) -> Result<ExitCode> {
 /// failed.
 ///
 /// # Errors
-/// As [`outcomes`].
+/// Returns the same errors as [`outcomes`].
 pub fn run(all: &[&'static Scenario], options: &RunOptions) -> Result<ExitCode> {
     let outcomes = outcomes(all, options, |outcome, kept| {
         let mut stdout = std::io::stdout().lock();

@@ -38,7 +38,7 @@ impl Lab {
     /// network.
     ///
     /// # Errors
-    /// As [`Net::build`], or if the scenario has a network already.
+    /// Returns the errors of [`Net::build`], or an error if the scenario has a network already.
     pub fn build(&self, plan: &NetworkPlan) -> Result<&Net> {
         let net = Net::build(plan, &self.out)?;
         anyhow::ensure!(self.net.set(net).is_ok(), "a scenario has one network");

@@ -262,7 +262,7 @@ impl<'a> Charon<'a> {
     /// Starts charon as [`Self::start`] does, with settings for thousands of peers and a quiet log.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// Returns the same errors as [`Self::start`].
     pub fn start_for_many(node: &'a Node, connection: &Connection) -> Result<Self> {
         Self::start_with(node, MANY_PEERS_CONF, connection)
     }
@@ -343,7 +343,7 @@ impl<'a> Charon<'a> {
     /// Initiates one of several children and waits until it is up.
     ///
     /// # Errors
-    /// As [`Self::initiate`].
+    /// Returns the same errors as [`Self::initiate`].
     pub fn initiate_child(&self, child: &str) -> Result<()> {
         self.swanctl(&["--initiate", "--child", child, "--timeout", "20"]).map(drop)
     }

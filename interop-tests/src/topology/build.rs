@@ -88,7 +88,7 @@ impl Net {
     /// Returns a node by its name.
     ///
     /// # Panics
-    /// If the plan has no such node.
+    /// Panics if the plan has no such node.
     #[must_use]
     #[track_caller]
     pub fn node(&self, name: &str) -> &Node {

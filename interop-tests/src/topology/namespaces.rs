@@ -119,7 +119,7 @@ impl Namespaces {
     /// Runs a shell command; returns its standard output.
     ///
     /// # Errors
-    /// As [`Self::run`].
+    /// Returns the same errors as [`Self::run`].
     pub fn sh(&self, script: &str) -> Result<String> {
         self.run(self.command("sh").args(["-c", script]))
     }

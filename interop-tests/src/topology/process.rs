@@ -72,7 +72,8 @@ impl Process {
         let what = format!("{:?} in the log of {}", text, self.name);
         let mut ended = None;
         let waited = wait::for_event(&what, || {
-            // The status is read before the log, so that the program's last output counts.
+            // The status is read before the log, so that the program's last output is also
+            // searched.
             ended = self.exit_status()?;
             if self.log().contains(text) {
                 return Ok(true);

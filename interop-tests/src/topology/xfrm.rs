@@ -147,7 +147,7 @@ pub(super) fn parse_stat(text: &str) -> Result<BTreeMap<String, u64>> {
         .collect()
 }
 
-/// Splits the output into entries. An entry's first line is not indented, the others are.
+/// Splits the output into entries. The first line of an entry is not indented; its other lines are.
 fn blocks(text: &str) -> Vec<String> {
     let mut blocks: Vec<String> = Vec::new();
     for line in text.lines() {

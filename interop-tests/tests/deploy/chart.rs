@@ -19,8 +19,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("helm_installs_upgrades_cleans_up_and_uninstalls_on_an_api_server", installed),
 ];
 
-/// Values that turn on everything that is off, and change values that have another form in that
-/// case.
+/// Values that enable everything that is off by default, and change the values whose form depends
+/// on that.
 const EVERYTHING: &str = r#"
 image: {repository: registry.example.org/edge-cni, tag: "7", pullPolicy: Always, pullSecrets: [registry]}
 segments: {clusterRanges: ["10.80.0.0/16", "fd77::/48"], reserved: ["10.80.255.0/24"], v4Prefix: 25, v6Prefix: 121}
@@ -141,7 +141,7 @@ fn configurations() {
         let cleanup = arguments.contains(&"--set=cleanup.enabled=true");
         assert_eq!(seen.len(), if cleanup { 5 } else { 4 }, "{seen:?}");
     }
-    // What the values add appears at the place where it takes effect.
+    // Settings from the values appear in the objects in which they take effect.
     let objects = objects(&template(&values(&all)).unwrap());
     let agent = |map: &str| {
         let text = files(&objects, "agent.toml").into_iter().find(|(name, _)| *name == map).expect("the agent's").1;

@@ -14,7 +14,7 @@ pub(crate) const TESTS: &[Test] =
 
 /// Runs the commands in separate directories, with a mount point for each volume, as in the pod.
 /// `$1`: a directory with the configuration. `$2`: the agent's program. `$3`: the mount points. The
-/// rest: the commands, one word each, with `;` between them.
+/// other arguments: the commands, one word each, with `;` between them.
 const SCRIPT: &str = r#"
 set -eu
 config=$1 agent=$2 volumes=$3

@@ -30,7 +30,7 @@ impl Restored {
     /// Reads a text that [`Restored::to_note`] wrote.
     ///
     /// # Errors
-    /// Returns an error if the text has another form. The error quotes the text.
+    /// Returns an error that quotes the text if the text has another format.
     pub fn from_note(note: &str) -> Result<Self, String> {
         serde_json::from_str(note).map_err(|error| format!("expected {{\"at\":SECONDS}}, found {note:?}: {error}"))
     }

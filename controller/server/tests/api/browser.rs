@@ -14,7 +14,7 @@ use crate::webdriver::{Browser, ENTER, TAB, with_browser};
 /// The report from a hostile node.
 const HOSTILE: &str = "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=1</script> ufw drops";
 
-/// Returns an expression for whether a node's row contains this text after the name.
+/// Returns a JavaScript expression that is true if a node's row contains this text after the name.
 fn row_says(node: &str, text: &str) -> String {
     format!(
         "[...document.querySelectorAll('#node-rows tr')].some(row => row.innerText.startsWith('{node}') && row.innerText.includes('{text}'))"

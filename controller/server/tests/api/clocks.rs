@@ -27,7 +27,7 @@ async fn a_clock_that_is_set_back_reopens_no_token_and_keeps_none_from_ending() 
     let late = cloud.token_with(ttl(60)).await;
     cloud.clock.advance(120);
     assert_eq!(kind(&cloud.join(&late, "a", &csr).await), (403, "token-expired"));
-    // Every write also stores the time, which is known after a restart.
+    // Every write also stores the time, so the time is known after a restart.
     cloud.token("edge", None).await;
     let cloud = cloud.restart_with(edge_controller_domain::clock::Clock::system()).await;
     for token in [early, late] {

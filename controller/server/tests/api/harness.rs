@@ -43,7 +43,7 @@ impl Cloud {
         Self::with_state(segments, |_| {}).await
     }
 
-    /// Like [`Self::with`], with a state directory that is filled before the start.
+    /// Does the same as [`Self::with`], with a state directory that `fill` fills before the start.
     pub(crate) async fn with_state(segments: &str, fill: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("controller.toml");

@@ -13,7 +13,7 @@ use super::world::{CAPACITY, TimeLimit, World};
 use crate::harness::{Connection, HttpResponse, Node, chain, kind, request_of};
 
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
-/// Name that stands for the request for the segments that a node gets when it joins.
+/// Name under which the model records the request for the segments that a node gets when it joins.
 const JOIN: &str = "join";
 
 /// The reason why a segment request has no segments.
@@ -24,7 +24,7 @@ enum NotGranted {
     TooOften,
 }
 
-/// A node name with one life for each join.
+/// A node name. Each join begins a new life of the node.
 pub(super) struct Member<'a> {
     world: &'a World<'a>,
     name: String,

@@ -23,7 +23,7 @@ pub(super) fn begin(world: &World, pods: &mut Pods, round: &Round, number: usize
 /// Ends the events that have a duration.
 ///
 /// # Errors
-/// As [`begin`].
+/// Returns the same errors as [`begin`].
 pub(super) fn end(world: &World, round: &Round) -> Result<()> {
     for (place, event) in &round.events {
         end_one(world, place, event).with_context(|| format!("{event:?} on {place} does not end"))?;
