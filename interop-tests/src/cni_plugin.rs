@@ -56,7 +56,7 @@ pub(crate) fn call(lab: &Lab, node: &Node, verb: &str, container_id: &str, netns
     Ok(PluginOutput { ok: out.status.success(), body })
 }
 
-/// Makes a pod's namespace and runs ADD. Returns the plugin's result too.
+/// Makes a pod's namespace and runs ADD. Also returns the plugin's result.
 ///
 /// # Errors
 /// Returns an error if ADD fails.

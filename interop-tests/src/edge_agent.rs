@@ -314,7 +314,8 @@ impl<'a> Agent<'a> {
         Ok(sas.iter().map(|sa| (text(sa, "initiator_spi"), text(sa, "responder_spi"))).collect())
     }
 
-    /// Returns whether both ends of every IKE SA with a peer speak MOBIKE, as the status shows it.
+    /// Returns whether both ends of every IKE SA with a peer support MOBIKE, as the status shows
+    /// it.
     ///
     /// # Errors
     /// Returns an error if the agent does not answer, or there is no IKE SA.

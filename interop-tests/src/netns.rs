@@ -147,9 +147,9 @@ pub fn is_in_namespaces() -> bool {
     std::env::var_os(IN_NAMESPACES).is_some()
 }
 
-/// In [`passes_in_namespaces`]: makes a second host, the network namespace `far`, on a wire. The
-/// wire's ends are `uplink` in this namespace and `far` in the other one. Both are up and without
-/// addresses.
+/// For tests in [`passes_in_namespaces`]: makes a second host, the network namespace `far`, on a
+/// wire. The wire's ends are `uplink` in this namespace and `far` in the other one. Both are up and
+/// without addresses.
 ///
 /// # Panics
 /// Panics if the kernel refuses it.

@@ -10,7 +10,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Calls `probe` until it succeeds. After `timeout` the error contains the last error from `probe`,
-/// which says what was still missing.
+/// which describes what was still missing.
 ///
 /// # Errors
 /// Returns an error if the event does not happen in time.

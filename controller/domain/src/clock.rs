@@ -15,7 +15,7 @@ const SECOND: i64 = 1_000_000_000;
 
 /// Wall-clock time that never runs backwards. It is at least 2026-11-01, and at least the time that
 /// [`Clock::not_before`] received. Machines without a battery-backed clock start in 1970, and
-/// quarantines and tokens must not be judged by that time.
+/// quarantines and tokens must not be measured by that time.
 ///
 /// If the machine's clock is set back, or starts behind the latest time in the store, this clock
 /// runs at half speed until both agree. So nothing that has expired becomes valid again, nothing

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Deletions within this time are judged together, as one group.
+/// Deletions within this time are evaluated together as one group.
 pub const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// Deletions within this time are added up, so that several small groups of deletions also reach
 /// the limit.

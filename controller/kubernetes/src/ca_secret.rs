@@ -49,8 +49,8 @@ impl CaSecret {
     }
 
     async fn read(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
-        // Requests a list instead of the Secret, because only a list says up to which version the
-        // Secret is unchanged.
+        // Requests a list instead of the Secret, because only the response to a list contains the
+        // version up to which the Secret is unchanged.
         let params = ListParams::default().fields(&only());
         let list = with_timeout(self.api.list(&params)).await?;
         self.watch_from(list.metadata.resource_version.unwrap_or_default());

@@ -1,5 +1,5 @@
-//! Checks that the API server still belongs to the same cluster. Objects that are missing in
-//! another cluster say nothing about our nodes.
+//! Checks that the API server still belongs to the same cluster. An object that is missing in
+//! another cluster does not mean that it was deleted in ours.
 //!
 //! A cluster is identified by the UID of its namespace `kube-system`, as is customary. That
 //! namespace is as old as the cluster, and its UID is unique. The store records the UID when the

@@ -26,7 +26,7 @@ use super::client::{ApiFailures, version};
 use super::events::{EventRecorder, Regarding};
 use super::list_watch::{ListWatch, ListWatchEvent, WatchStream, list_and_watch};
 
-/// A label that puts an edge into communities. Kubelets cannot set it, so it always counts.
+/// A label that puts an edge into communities. Kubelets cannot set it, so the label always applies.
 pub const RESTRICTED_COMMUNITY_LABEL: &str = "node-restriction.kubernetes.io/edge-community";
 
 /// Number of policies or bindings on one page of a list.
@@ -92,7 +92,7 @@ pub enum LabelEffect {
     /// The labels add no community. A community that a label gave before stays while the Node has
     /// the label.
     Keep,
-    /// The labels do not count.
+    /// The labels are ignored.
     Ignore,
 }
 

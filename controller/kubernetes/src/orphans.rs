@@ -120,7 +120,7 @@ impl OrphanCollector {
     async fn exists(&self, node: &NodeName) -> Result<bool, String> {
         match tokio::time::timeout(REQUEST, self.edge_nodes.get_metadata(node.as_str())).await {
             Ok(Ok(_)) => Ok(true),
-            // If the API server no longer knows the kind, the response is another 404.
+            // If the definition of the kind has been deleted, the response is another 404.
             Ok(Err(error)) if is_absent(&error) => Ok(false),
             Ok(Err(error)) => Err(explain("edgenodes.edge-cni.io", &error)),
             Err(_) => Err(format!("the API server did not answer within {} s", REQUEST.as_secs())),

@@ -204,7 +204,7 @@ pub struct Replicas {
 
 impl Replicas {
     /// Returns the identities of the replicas that renew their Leases, and removes the Leases of
-    /// the others.
+    /// the other replicas.
     ///
     /// # Errors
     /// Returns an error if the API server cannot be reached.

@@ -1,8 +1,8 @@
 //! Publishes the trusted certificates in a ConfigMap, which the agents' pods mount. Agents that
 //! join with their service account token authenticate the controller with these certificates.
 //!
-//! Only the leader writes the ConfigMap. A replica that does not know about a rollover yet would
-//! restore the old certificates.
+//! Only the leader writes the ConfigMap. A replica that has not yet read a rollover would restore
+//! the old certificates.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -91,7 +91,7 @@ fn measure(
         if outcome.result != TestResult::Pass {
             eprintln!("{}: {}\n  logs: {}", outcome.scenario, outcome.why, kept.display());
         }
-        // Results that were measured before a failure are reported too.
+        // Results that were measured before a failure are also reported.
         results.extend(report::read(kept)?);
         report::merge(&directory, file, &results)
     })?;

@@ -23,7 +23,7 @@ const PEERS: &str = "192.0.2.2";
 const NETWORK: &str = "10.1.0.0/24";
 
 /// Maximum number of simultaneous attempts. With more than 64 half-open IKE SAs the agent requests
-/// cookies, which would be measured too.
+/// cookies, which would also be measured.
 const WINDOW: u32 = 48;
 
 /// How long a responder is watched at rest. In this time each peer's liveness is checked once

@@ -15,7 +15,8 @@ pub(super) struct Kubernetes {
 
 impl Kubernetes {
     /// Starts the API server on a host, with the custom resources, the controller's account and
-    /// rights, and a Node object for each node. Each node's flag says whether the node is an edge.
+    /// rights, and a Node object for each node. The flag of each node is true if the node is an
+    /// edge.
     ///
     /// # Errors
     /// Returns an error if the API server does not come up, or refuses a manifest in `deploy/`.

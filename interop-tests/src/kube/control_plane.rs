@@ -38,7 +38,7 @@ pub enum Storage {
 pub struct Options {
     /// The place where etcd keeps its data.
     pub storage: Storage,
-    /// Further flags of `kube-apiserver`. If a flag is repeated, the last one counts. With
+    /// Further flags of `kube-apiserver`. If a flag is repeated, the last value applies. With
     /// `--watch-cache=false` the API server forgets versions as soon as etcd does.
     pub api_server: Vec<String>,
     /// A command prefix for each program, such as the words that enter the namespaces of a lab

@@ -15,7 +15,7 @@ pub enum Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// Returns the name by which the API server knows the subject.
+    /// Returns the name of the subject at the API server.
     fn user(&self) -> String {
         match self {
             Self::User(name) => (*name).to_owned(),

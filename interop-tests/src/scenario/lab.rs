@@ -24,7 +24,7 @@ pub struct Skip(pub String);
 /// Ends a scenario as skipped: `return skip("this kernel has no IP-TFS")`.
 ///
 /// # Errors
-/// Always. The error is a [`Skip`].
+/// Always returns an error, which is a [`Skip`].
 pub fn skip<T>(why: &str) -> Result<T> {
     Err(Skip(why.to_owned()).into())
 }

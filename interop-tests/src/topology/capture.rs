@@ -83,7 +83,8 @@ impl Capture {
         Ok(spis)
     }
 
-    /// Fails if a packet captured so far matches the filter. The message shows the first ones.
+    /// Fails if a packet captured so far matches the filter. The message contains the first
+    /// matching packets.
     ///
     /// # Errors
     /// Returns an error if a packet matches, or the filter is invalid.

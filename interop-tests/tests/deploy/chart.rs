@@ -188,7 +188,7 @@ fn roles() {
     assert_eq!(kubernetes["hub_selector"].as_str(), Some("node-restriction.kubernetes.io/edge-hub=yes"));
     assert_eq!(kubernetes["cloud_selector"].as_str(), Some("node-restriction.kubernetes.io/edge-cloud=yes"));
     // Otherwise a kubelet could make its own Node an edge with a label that the policy does not
-    // know.
+    // list.
     let variables = &find(&objects, "ValidatingAdmissionPolicy", "edge-cni-node-labels")["spec"]["variables"];
     assert_eq!(variables[0]["name"], "labels");
     let protected: Vec<String> = serde_json::from_str(variables[0]["expression"].as_str().unwrap()).unwrap();

@@ -170,7 +170,7 @@ impl Authorities {
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
         let (leaf, key) = self.active().sign_server(names, term)?;
         // The chain ends with the self-signed certificates of all trusted authorities, the signing
-        // authority's last, because a joining node knows only the key hash of one authority.
+        // authority's last, because a joining node has only the key hash of one authority.
         let roots = self.trusted.iter().map(|authority| authority.certificate().clone());
         Ok((std::iter::once(leaf).chain(self.cross.iter().cloned()).chain(roots).collect(), key))
     }

@@ -44,7 +44,7 @@ const EVENTS: usize = 256;
 /// Maximum number of registrations that are kept for a slow subscriber.
 const REGISTRATIONS: usize = 1024;
 /// Time for which a plan is repeated when other replicas change the same rows first. A replica
-/// conflicts while its watch is behind, or while it does not know why an object is missing. That
+/// conflicts while its watch is behind, or while the reason for a missing object is unknown. That
 /// takes a few seconds on a busy API server.
 const RETRY_TIME: Duration = Duration::from_secs(10);
 /// Maximum delay before the next attempt.
@@ -142,9 +142,9 @@ impl Registry {
         })
     }
 
-    /// Carries out a plan. The plan reads the state and returns changes, or refuses. This method
+    /// Carries out a plan. The plan reads the state and returns changes or an error. This method
     /// returns when the changes are durable. It may call the plan several times, for up to
-    /// [`RETRY_TIME`]; only the last result counts.
+    /// [`RETRY_TIME`]; only the result of the last call is used.
     pub async fn change<T: Send + 'static, E: From<StoreError> + Send + 'static>(
         &self,
         plan: impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static,

@@ -144,8 +144,8 @@ impl Ledger {
         self.rows.get(&bounds(network).0).filter(|row| row.network == *network)
     }
 
-    /// Records the monotonic time of releases from now on. Earlier releases are judged by the wall
-    /// clock.
+    /// Records the monotonic time of releases from now on. For earlier releases, the quarantine is
+    /// measured by the wall clock.
     pub fn watch_releases(&mut self, clock: Clock) {
         self.clock = Some(clock);
     }

@@ -46,8 +46,8 @@ impl Restored {
         self.served_from.unwrap_or(self.at).saturating_add(policy.restore_grace)
     }
 
-    /// Returns the time until which a node may claim a segment that the ledger does not know as its
-    /// own.
+    /// Returns the time until which a node may claim a segment for which the ledger has no grant to
+    /// the node.
     pub fn claims_count_until(&self, policy: &SegmentPolicy) -> Seconds {
         self.served_from.unwrap_or(self.at).saturating_add(policy.claims_after_restore)
     }

@@ -29,8 +29,8 @@ impl State {
         }
     }
 
-    /// Returns whether a node may claim a segment that the ledger does not know as its own. Nodes
-    /// may do so for some time after a restore.
+    /// Returns whether a node may claim a segment for which the ledger has no grant to the node.
+    /// Nodes may do so for some time after a restore.
     pub fn takes_unknown_claims(&self, policy: &SegmentPolicy, now: Seconds) -> bool {
         self.restored.is_some_and(|restored| now < restored.claims_count_until(policy))
     }

@@ -194,8 +194,8 @@ pub async fn list_pages<S: ListWatch>(
     }
 }
 
-/// Delivers all objects, unless the caller knows them up to `at`, and then every change. Never
-/// returns.
+/// Delivers all objects, unless the caller has them up to version `at`. Then delivers every change.
+/// Never returns.
 pub async fn list_and_watch<S: ListWatch>(
     source: S,
     mut at: Option<u64>,

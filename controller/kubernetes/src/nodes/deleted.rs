@@ -161,7 +161,7 @@ impl NodeWatch {
     }
 }
 
-/// Reads one Node; `None` only if the API server says that it does not exist.
+/// Reads one Node; `None` only if the API server responds that it does not exist.
 async fn look_up(api: &Api<Node>, name: &NodeName) -> Result<Option<ObjectMeta>, String> {
     match tokio::time::timeout(REQUEST, api.get_metadata_opt(name.as_str())).await {
         Ok(Ok(node)) => Ok(node.map(|node| node.metadata)),

@@ -12,8 +12,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::label_trust::RESTRICTED_COMMUNITY_LABEL;
 use crate::selector::NodeSelector;
 
-/// Annotation with the addresses at which a node is reached from outside, for a node that does not
-/// know these addresses itself.
+/// Annotation with the addresses at which a node is reached from outside, for a node that cannot
+/// determine these addresses itself.
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 
 /// Maximum length of an address with its port, in bytes.

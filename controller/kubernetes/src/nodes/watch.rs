@@ -191,7 +191,7 @@ impl NodeWatch {
                 }
             }
             ListWatchEvent::Listed(nodes, _) => {
-                // A list from another cluster says nothing about our nodes.
+                // A list from another cluster does not contain our Nodes.
                 self.identity.check().await?;
                 self.none_listed = nodes.is_empty();
                 let listed: BTreeSet<NodeName> =
@@ -204,7 +204,7 @@ impl NodeWatch {
                     let deleted =
                         self.deleted.entry(name.clone()).or_insert_with(|| DeletedNode::new(object.uid.clone()));
                     if deleted.replaced {
-                        // The Node that replaced the deleted Node is gone too.
+                        // The Node that replaced the deleted Node has also been deleted.
                         *deleted = DeletedNode::new(object.uid.clone());
                     }
                 }

@@ -23,7 +23,7 @@ use crate::resources::kinds::Kind;
 /// Maximum number of chains (groups of elements that share rows) that are written at the same time.
 /// The API server and etcd process many concurrent writes in little more time than one write.
 const CONCURRENT_CHAINS: usize = 128;
-/// Number of attempts to release a segment if others write its object at the same time.
+/// Number of attempts to release a segment if other writers change its object at the same time.
 const RELEASE_ATTEMPTS: u32 = 4;
 
 pub(super) async fn commit(core: Arc<StoreCore>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {

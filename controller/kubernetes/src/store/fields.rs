@@ -1,4 +1,4 @@
-//! Finds fields that this program writes but that the served definition (CRD) does not know. The
+//! Finds fields that this program writes but that are missing from the served definition (CRD). The
 //! API server drops such fields without an error.
 
 use edge_controller_domain::state::Change;

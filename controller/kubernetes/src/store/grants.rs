@@ -15,7 +15,7 @@ use super::requests::{Failure, read_object, send};
 use super::store_core::StoreCore;
 use crate::resources::kinds::{ObjectKey, StoredObject};
 
-/// Number of attempts to roll a grant back if others write its object at the same time.
+/// Number of attempts to roll a grant back if other writers change its object at the same time.
 const ATTEMPTS: u32 = 4;
 /// Delay before grants are checked again.
 const SETTLE_RETRY: Duration = Duration::from_secs(1);

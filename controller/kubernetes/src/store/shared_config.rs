@@ -1,8 +1,8 @@
 //! Keeps the configuration on which all replicas must agree in one ConfigMap: the segment sizes in
 //! force (those in which segments are granted) and the layout of all objects.
 //!
-//! A release does not start or write if a later layout has been in use, because it would drop the
-//! fields that it does not know from every object that it writes.
+//! A release does not start or write if a later layout has been in use, because it would drop
+//! unknown fields from every object that it writes.
 //!
 //! Two segments of the same size are either equal or do not overlap, and of two equal segments the
 //! API server accepts only one. Segments of different sizes may overlap. So only one pair of sizes
@@ -37,7 +37,7 @@ const VERSION: &str = "layout";
 const V4: &str = "v4-prefix";
 const V6: &str = "v6-prefix";
 const TIME: &str = "time";
-/// Lower bound: all revisions are higher than this one.
+/// Lower bound: all revisions are higher than this value.
 const OFFSET: &str = "revision-offset";
 /// A counter that is increased to get a new resourceVersion.
 const TOUCHED: &str = "touched";
@@ -57,12 +57,12 @@ pub(super) struct SharedConfig {
 pub(super) struct StoredConfig {
     /// The latest time that was stored, seconds since the epoch.
     pub(super) time: Seconds,
-    /// Lower bound: all revisions are higher than this one.
+    /// Lower bound: all revisions are higher than this value.
     pub(super) offset: u64,
 }
 
-/// Whether this replica's segment sizes are in force. The inner error says why they are not; the
-/// outer error says why that is unknown.
+/// Whether this replica's segment sizes are in force. The inner error contains the reason why they
+/// are not; the outer error contains the reason why that is unknown.
 type InForce = Result<Result<(), String>, StoreError>;
 
 impl SharedConfig {

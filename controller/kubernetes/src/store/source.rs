@@ -26,7 +26,7 @@ use crate::resources::raw_object::RawObject;
 
 /// Up to this number of further objects, reading them from etcd costs less than a write.
 const FEW: i64 = 500;
-/// Number of attempts to write an object that others write at the same time.
+/// Number of attempts to write an object that other writers change at the same time.
 const ATTEMPTS: usize = 3;
 
 /// Lists and watches the objects of a kind that hold rows.

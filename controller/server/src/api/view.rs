@@ -108,7 +108,7 @@ pub(super) async fn view(
 
 /// The parameters of a reader and the version of the view that the reader has.
 struct Reader {
-    /// Whether the reader wants only changes after its first view.
+    /// Whether the reader requested only changes after its first view.
     changes: bool,
     /// The version that the reader has from another replica or an earlier run. The reader gets no
     /// older view. 0 once this replica knows that version.

@@ -23,8 +23,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 const BAR: u64 = 20;
 
 /// Prints the status, once or repeatedly until the reader closes the output. On a terminal each
-/// status replaces the last one. With `json` each is a line. If the server does not answer, the
-/// command waits for it.
+/// status replaces the last one. With `json` each status is one line. If the server does not
+/// answer, the command waits for it.
 pub(super) async fn show(client: &Client, json: bool, arguments: &StatusArguments) -> anyhow::Result<()> {
     if !arguments.watch {
         let status = ask(client, arguments).await?;

@@ -75,7 +75,7 @@ impl DirectoryContents {
         for entry in fs::read_dir(&config.state_dir)? {
             let entry = entry?;
             let (name, path) = (entry.file_name(), entry.path());
-            // These belong to the file system, or are the socket of an earlier run.
+            // These names belong to the file system, or are the socket of an earlier run.
             if name == "lost+found" || path == config.admin_socket {
                 continue;
             }

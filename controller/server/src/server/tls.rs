@@ -47,8 +47,8 @@ struct BuiltTls {
     config: Arc<ServerConfig>,
 }
 
-/// The controller's certificate, for any requested name: a node may use a name that the controller
-/// does not know.
+/// The controller's certificate, for any requested name: a node may use a name that is not in the
+/// controller's configuration.
 #[derive(Debug)]
 struct OwnCertificate(Arc<CertifiedKey>);
 

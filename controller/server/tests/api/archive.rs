@@ -176,7 +176,7 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     let refused = second.request_segments("r", &["ipv4"]).await;
     assert!(counts(&refused), "{}", detail(&refused));
     assert_eq!(reports(&second, &[]).await, 204);
-    // After a restart the controller still knows of the restore and of the nodes that have
+    // After a restart the controller still has the record of the restore and of the nodes that have
     // reported.
     other.kill();
     other.start();

@@ -89,7 +89,7 @@ async fn what_is_gathered_helps_to_find_a_fault_and_contains_no_secret() {
         assert!(kept.contains(secret) || secret == token.secret.as_str() || secret == hash);
         assert!(!written.contains(secret), "a secret of {} characters is in it", secret.len());
     }
-    // Without the server, the file says what is missing, and contains the rest.
+    // Without the server, the file names the missing parts and contains the rest.
     program.kill();
     let output = program.run(&args);
     assert!(output.status.success(), "{}", text(&output.stderr));

@@ -43,7 +43,7 @@ async fn definition(name: &str) -> (Api<CustomResourceDefinition>, Option<Custom
     (api, found)
 }
 
-/// Returns the holder of each segment, as a replica knows it.
+/// Returns the holder of each segment, in a replica's state.
 async fn known(replica: &Grants) -> BTreeMap<IpNetwork, NodeName> {
     let state = replica.registry.read().await;
     state.ledger().rows().map(|row| (row.network, row.node.clone())).collect()
@@ -271,7 +271,7 @@ fn served() {
         })
         .await;
         assert!(message.contains("kubectl apply -f deploy/crds"), "{message}");
-        // A restart would lose what the replica knows.
+        // A restart would lose the replica's state.
         assert_eq!(health(&cloud, "/healthz").await.0, 200);
         let again = node.watch().await.view().await;
         assert_eq!((again.segments, again.peers), (view.segments.clone(), view.peers.clone()));

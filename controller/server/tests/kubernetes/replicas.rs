@@ -67,7 +67,7 @@ fn three() {
         assert_eq!(granted.len(), 15 * 2 * 3);
         assert_disjoint(&granted);
         granted.sort();
-        // Every replica knows all segments, and so does the API server.
+        // Every replica has all segments in its state, and the API server stores all of them.
         for replica in &replicas {
             until("the replica to know all that was granted", async || {
                 let mut held: Vec<IpNetwork> = replica.held().await.into_iter().map(|(network, _)| network).collect();

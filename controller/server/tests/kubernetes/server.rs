@@ -258,8 +258,8 @@ fn two() {
         })
         .await;
         let replica = of_one.status.unwrap().replica;
-        // The other replica serves the node in its present state, and knows the segment request
-        // that the first one answered.
+        // The other replica serves the node in its present state, and has the segment request that
+        // the first replica answered.
         node.move_to(&other);
         let stream_of_other = node.watch().await;
         let (code, again) = node.request_segments("r", &["ipv4", "ipv6"]).await;

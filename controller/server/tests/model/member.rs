@@ -34,7 +34,8 @@ pub(super) struct Member<'a> {
     /// Whether the node has a Kubernetes Node object. The deletion of that object deregisters the
     /// node.
     has_object: bool,
-    /// Whether an interrupted action may have left segments: the node may hold more than it knows.
+    /// Whether an interrupted action may have left segments: the node may hold more segments than
+    /// it has received.
     leftovers: bool,
 }
 
@@ -104,8 +105,8 @@ impl<'a> Member<'a> {
                             ways.push((self.token().await, KeyPair::generate().unwrap()));
                             turn = ways.len() - 1;
                         }
-                        // An earlier attempt has joined the node, or this controller still knows
-                        // its earlier life.
+                        // An earlier attempt has joined the node, or this controller still has the
+                        // row of its earlier life.
                         Ok((409, _)) if refused(&response, "name-taken") && (unsure || self.world.lags()) => turn += 1,
                         Ok((403, _)) if refused(&response, "token-unknown") && self.world.lags() => {}
                         Ok((503, _)) | Err(_) => unsure = true,

@@ -151,7 +151,7 @@ impl<'a> World<'a> {
         Self { testbed, model, ca, replicas, sent, over }
     }
 
-    /// Returns whether one of several controllers may not know yet what another one knows.
+    /// Returns whether the state of one controller may be older than that of another.
     pub(super) fn lags(&self) -> bool {
         self.replicas.len() > 1
     }
