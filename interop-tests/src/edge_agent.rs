@@ -26,7 +26,7 @@ pub struct StaticPeer {
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
-    /// How the agent and the peer authenticate.
+    /// Authentication of the agent and the peer.
     pub auth: Auth,
     /// Networks behind the agent.
     pub local_subnets: Vec<String>,

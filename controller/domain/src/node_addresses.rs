@@ -15,10 +15,10 @@ use tokio::time::Instant;
 pub const MOST: usize = 8;
 /// Number of changes to a node's addresses that are passed on without delay.
 const BURST: u32 = 8;
-/// After the burst, one change is passed on in each period of this length, with the latest
+/// Length of the period in which, after the burst, one change is passed on, with the latest
 /// addresses.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Above this number of nodes, the limits of nodes whose whole burst is available again are
+/// Number of nodes above which the limits of nodes whose whole burst is available again are
 /// dropped.
 const REMEMBERED: usize = 1024;
 
@@ -121,7 +121,7 @@ struct NodeLimit {
     has_waiter: bool,
 }
 
-/// What the caller must do with a change.
+/// The action that the caller must take for a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChangeDecision {
     /// Pass the change on now.

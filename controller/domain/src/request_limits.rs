@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 /// Number of requests from a node that are served without delay.
 const BURST: u32 = 16;
-/// After the burst, one request is served in each period of this length.
+/// Length of the period in which, after the burst, one request is served.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Above this number of nodes, the counts of nodes whose whole burst is available again are
+/// Number of nodes above which the counts of nodes whose whole burst is available again are
 /// dropped.
 const REMEMBERED: usize = 1024;
 

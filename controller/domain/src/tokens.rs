@@ -36,7 +36,7 @@ pub enum TokenError {
     Expired {
         /// Id of the token.
         id: String,
-        /// When the token expired, RFC 3339.
+        /// Time at which the token expired, RFC 3339.
         at: String,
     },
     /// The token has already been used the maximum number of times.

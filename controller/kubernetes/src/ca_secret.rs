@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Seconds after which the API server ends a watch.
 const WATCH: u32 = 240;
 
-/// Keeps the document with the authorities in a Secret in one namespace.
+/// Storage for the document with the authorities in a Secret in one namespace.
 pub struct CaSecret {
     api: Api<Secret>,
     /// The version at which the next watch starts. The API server may already have compacted the

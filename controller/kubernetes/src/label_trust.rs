@@ -31,7 +31,7 @@ pub const RESTRICTED_COMMUNITY_LABEL: &str = "node-restriction.kubernetes.io/edg
 
 /// Number of policies or bindings on one page of a list.
 const PAGE: u32 = 500;
-/// How often failures of the API server are checked until the first lists have been read.
+/// Interval at which failures of the API server are checked until the first lists have been read.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The value of `trust_node_labels`.

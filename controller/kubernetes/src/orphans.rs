@@ -24,8 +24,8 @@ use super::client::{REQUEST, explain, is_absent};
 use super::resources::EdgeNode;
 use crate::resources::kinds::is_blocked;
 
-/// How long a segment is held by an unregistered node before it is released. A join that is in
-/// progress completes within this time.
+/// Time for which an unregistered node holds a segment before the segment is released. A join that
+/// is in progress completes within this time.
 pub const GRACE_PERIOD: Duration = Duration::from_secs(600);
 /// Grace period if the node was registered before. Its deregistration normally releases the
 /// segments within moments.

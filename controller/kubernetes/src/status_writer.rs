@@ -29,9 +29,9 @@ use super::client::{ApiFailures, REQUEST, explain, is_absent};
 use super::replica_leases::{ReplicaLeases, Replicas};
 use super::resources::{Community, EdgeNode, Timestamp, community_object_name};
 
-/// How often changes are written.
+/// Interval at which changes are written.
 const WRITE_PERIOD: Duration = Duration::from_secs(2);
-/// How often the leader compares all statuses with the rows, if the rows have changed.
+/// Interval at which the leader compares all statuses with the rows, if the rows have changed.
 const COMPARE_PERIOD: Duration = Duration::from_secs(5);
 /// Maximum number of concurrent requests.
 const CONCURRENT_WRITES: usize = 8;

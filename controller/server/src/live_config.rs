@@ -50,7 +50,7 @@ pub enum ReloadError {
     Store(#[from] StoreError),
 }
 
-/// Holds the configuration in force.
+/// The configuration in force, with the means to read it again.
 pub struct LiveConfig {
     in_force: RwLock<Arc<ConfigInForce>>,
     reader: Option<Reader>,

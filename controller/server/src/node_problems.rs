@@ -5,8 +5,8 @@ use edge_controller_domain::clock::rfc3339;
 use edge_types::AddressSource;
 use edge_types::api::{ControllerStatus, NodeInfo};
 
-/// Seconds before the expiry of the authority's certificate from which on the certificate is a
-/// problem: half a year.
+/// Time before the expiry of the authority's certificate from which on the expiry is reported as a
+/// problem, in seconds: half a year.
 const AUTHORITY_ENDS_SOON: i64 = 183 * 24 * 3600;
 
 /// Returns all problems of a node.

@@ -33,7 +33,7 @@ const MOST_CUTS: u32 = 10_000;
 /// Time limit for a complete boot, on a busy machine. A boot that takes longer fails the run.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How often the host reads a guest's reports.
+/// Interval at which the host reads a guest's reports.
 const PACE: Duration = Duration::from_millis(20);
 
 /// Cuts the power `cuts` times at moments that follow from `seed`, and writes an outcome in the

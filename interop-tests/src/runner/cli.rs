@@ -143,7 +143,7 @@ struct LabDeath {
     /// The description, with the lab's console.
     why: String,
     console: String,
-    /// How long the scenario had run, in seconds.
+    /// Time for which the scenario had run, in seconds.
     seconds: f64,
 }
 

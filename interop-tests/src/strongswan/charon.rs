@@ -55,7 +55,7 @@ pub struct Charon<'a> {
     loaded: String,
 }
 
-/// How charon and its peer authenticate.
+/// Authentication of charon and its peer.
 #[derive(Clone)]
 pub enum Auth {
     /// A pre-shared key.
@@ -85,7 +85,7 @@ pub struct Connection {
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
-    /// How charon and the peer authenticate.
+    /// Authentication of charon and the peer.
     pub auth: Auth,
     /// Networks behind charon, separated by commas.
     pub local_ts: String,

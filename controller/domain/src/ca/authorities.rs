@@ -41,9 +41,9 @@ pub struct RetiredAuthority {
     pub subject: String,
     /// The authority's self-signed certificate, PEM.
     pub pem: String,
-    /// When the authority began to sign, seconds since 1970-01-01 UTC.
+    /// Time at which the authority began to sign, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
-    /// When the authority was retired, seconds since 1970-01-01 UTC.
+    /// Time at which the authority was retired, seconds since 1970-01-01 UTC.
     pub retired_at: Seconds,
     /// `notAfter` of the authority's certificate.
     pub not_after: Seconds,

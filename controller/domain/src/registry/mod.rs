@@ -69,8 +69,8 @@ struct Shared {
     view_versions: ViewVersions,
     peers: PeerCache,
     registrations: broadcast::Sender<NodeName>,
-    /// For each node and listed community that was created since the start: the revision of its
-    /// creation.
+    /// The revision at which each node or listed community was created; only those created since
+    /// the start.
     created_at: HashMap<RowKey, u64>,
     /// Whether something changed since a revision was published.
     changed: bool,
@@ -240,8 +240,8 @@ impl Registry {
         self.shared.read().await.registrations.subscribe()
     }
 
-    /// Returns the identifier of this run of this replica. Changes are known only between versions
-    /// of one epoch.
+    /// Returns the identifier of this run of this replica. The registry keeps changes only between
+    /// versions of one epoch.
     pub fn epoch(&self) -> &str {
         &self.epoch
     }

@@ -37,7 +37,7 @@ pub enum ClaimConflict {
     TooMany {
         /// The segment that the node claims.
         segment: IpNetwork,
-        /// How many segments of the family the node holds.
+        /// Number of segments of the family that the node holds.
         held: usize,
     },
     /// The ledger has no grant of this segment to the node.

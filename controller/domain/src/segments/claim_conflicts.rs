@@ -24,8 +24,8 @@ pub struct ClaimConflicts(Arc<Mutex<BTreeMap<NodeName, NodeConflicts>>>);
 struct NodeConflicts {
     /// Conflicts from the node's latest report, at most [`MOST`].
     conflicts: Vec<ClaimConflict>,
-    /// When a new conflict was last announced. The time is kept when the conflicts are gone, since
-    /// conflicts may appear and disappear with every report.
+    /// Time at which a new conflict was last announced. The time is kept when the conflicts are
+    /// gone, since conflicts may appear and disappear with every report.
     reported_at: Option<Instant>,
 }
 

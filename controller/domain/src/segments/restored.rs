@@ -15,8 +15,8 @@ const NAMED: usize = 5;
 pub struct Restored {
     /// Time of the restore, in seconds since 1970-01-01 UTC.
     pub at: Seconds,
-    /// When a controller first served the restored rows; `None` until one does. The waiting time
-    /// starts at this time, since no node can report earlier.
+    /// Time at which a controller first served the restored rows; `None` until one does. The
+    /// waiting time starts at this time, since no node can report earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_from: Option<Seconds>,
 }
@@ -63,11 +63,11 @@ impl Restored {
     rfc3339(*until), rfc3339(*restored_at), missing
 )]
 pub struct GrantsPaused {
-    /// When the store was restored.
+    /// Time at which the store was restored.
     pub restored_at: Seconds,
     /// The latest time at which grants start again.
     pub until: Seconds,
-    /// How many edges have not reported.
+    /// Number of edges that have not reported.
     pub missing: usize,
     /// The names of the first [`NAMED`] of these edges, and "..." if there are more.
     pub named: Vec<String>,

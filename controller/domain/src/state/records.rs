@@ -43,7 +43,7 @@ pub struct NodeRecord {
     /// earlier `notBefore`.
     #[serde(default)]
     pub certificates_from: Seconds,
-    /// When the node was registered, seconds since 1970-01-01 UTC.
+    /// Time at which the node was registered, seconds since 1970-01-01 UTC.
     pub joined_at: Seconds,
     /// Id of the join token of the last join; `None` if the node joined without one, or if an
     /// earlier release wrote the row.
@@ -162,7 +162,7 @@ pub struct TokenRecord {
     /// wrote the row: in that case `uses_left` counts.
     #[serde(default)]
     pub created_uses: u32,
-    /// When the token was created, seconds since 1970-01-01 UTC.
+    /// Time at which the token was created, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
     /// Time from which the token is refused.
     pub expires_at: Seconds,

@@ -68,8 +68,7 @@ pub trait Store: Send + Sync {
     }
 
     /// Waits until the state has every segment that any replica granted before this call, even if
-    /// the replica that granted it has received no response. A store with one user has nothing to
-    /// wait for.
+    /// the outcome is still unknown at that replica. A store with one user has nothing to wait for.
     fn reload_segments(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
     }

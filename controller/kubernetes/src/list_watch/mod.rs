@@ -24,7 +24,8 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds after which the API server ends a watch. The next watch starts at the version where the
 /// previous one ended.
 const WATCH_SECONDS: u32 = 60;
-/// If a watch has not ended this long after its time limit, its connection is dead.
+/// Time after a watch's time limit after which, if the watch has not ended, its connection is
+/// considered dead.
 const WATCH_GRACE: Duration = Duration::from_secs(15);
 /// First and maximum delay after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -93,7 +94,8 @@ where
         self.1
     }
 
-    /// The API server reads whole objects for a page, and a Node may have tens of kilobytes.
+    /// Returns a small number, because the API server reads whole objects for a page, and a Node
+    /// may have tens of kilobytes.
     fn page_size(&self) -> u32 {
         500
     }

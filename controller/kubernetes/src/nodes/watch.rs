@@ -32,7 +32,7 @@ pub(crate) const CLUSTER: &str = "the cluster";
 const IDENTITY_RETRY: Duration = Duration::from_secs(5);
 /// Delay before failed work is repeated.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often all Nodes are compared with their records, even without an event.
+/// Interval at which all Nodes are compared with their records, even without an event.
 const RESYNC: Duration = Duration::from_secs(60);
 
 /// Watches Nodes and records their labels and addresses.

@@ -27,7 +27,7 @@ const CONCURRENT_CHAINS: usize = 128;
 const RELEASE_ATTEMPTS: u32 = 4;
 
 pub(super) async fn commit(core: Arc<StoreCore>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {
-    // For grants the shared configuration is checked when they are confirmed.
+    // For grants, the shared configuration is checked later, when the grants are confirmed.
     if batch.iter().flatten().any(|change| !matches!(change, Change::GrantSegment(_)))
         && let Err(error) = core.shared_config.understood_since_now().await
     {

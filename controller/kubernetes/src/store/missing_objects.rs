@@ -30,7 +30,7 @@ use crate::events::Regarding;
 use crate::resources::kinds::{Kind, is_blocked};
 use crate::resources::object_name;
 
-/// How often the definitions are checked, even without an event.
+/// Interval at which the definitions are checked, even without an event.
 const CHECK_PERIOD: Duration = Duration::from_secs(10);
 /// Delay before a pending decision is tried again.
 const RETRY: Duration = Duration::from_millis(500);

@@ -60,7 +60,8 @@ use store_core::StoreCore;
 
 /// Maximum number of changes that are sent to the registry together.
 const EVENTS_PER_SEND: usize = 4096;
-/// If a read did not reach the requested revision, `catch_up` does not read again for this long.
+/// Time for which `catch_up` does not read again after a read that did not reach the requested
+/// revision.
 const CATCH_UP_PAUSE: Duration = Duration::from_secs(1);
 
 /// The store of rows as Kubernetes objects.

@@ -24,7 +24,7 @@ use crate::resources::GROUP;
 use crate::resources::kinds::{Kind, StoredObject};
 use crate::resources::raw_object::RawObject;
 
-/// Up to this number of further objects, reading them from etcd costs less than a write.
+/// Maximum number of further objects for which reading them from etcd costs less than a write.
 const FEW: i64 = 500;
 /// Number of attempts to write an object that other writers change at the same time.
 const ATTEMPTS: usize = 3;

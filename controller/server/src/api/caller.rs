@@ -51,7 +51,7 @@ pub struct NodeCertificate {
     pub role: Role,
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// When the certificate expires.
+    /// `notAfter` of the certificate.
     pub not_after: Seconds,
 }
 

@@ -32,7 +32,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 /// Maximum lifetime of a connection that has shown no node's certificate.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
-/// When the server stops, the time for a connection without an open request to take its last
+/// Time that a connection without an open request has, when the server stops, to take its last
 /// response and close. Without this limit, a peer that is gone would keep the connection open until
 /// the kernel notices.
 const IDLE_SHUTDOWN: Duration = Duration::from_secs(1);

@@ -21,7 +21,7 @@ use crate::api::caller::Caller;
 use crate::live_config::LiveConfig;
 use crate::observe::Health;
 
-/// How often the age of the controller's own certificate is checked.
+/// Interval at which the age of the controller's own certificate is checked.
 const CHECK_PERIOD: Duration = Duration::from_secs(600);
 
 /// TLS for nodes.

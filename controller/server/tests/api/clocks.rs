@@ -46,7 +46,8 @@ async fn a_certificate_begins_early_enough_for_all_whatever_the_clock_was_for_a_
     let after = cloud.node("edge", "c").await;
     assert!(begins(&after) <= truth, "{} s late", begins(&after) - truth);
     assert_eq!(after.ask(Method::GET, "/segments", None).await.0, 200);
-    // Earlier certificates are renewed so that they are also valid.
+    // The clock is set back by an hour. The renewed certificate does not begin before the previous
+    // one, and is already valid.
     cloud.clock.step(-HOUR);
     let renewed = after.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert!(begins(&renewed) >= begins(&after) && begins(&renewed) <= truth);

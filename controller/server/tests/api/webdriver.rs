@@ -27,8 +27,8 @@ const FLAGS: [&str; 9] = [
     "--disable-sync",
     "--window-size=1280,1400",
 ];
-/// Time limit for the expected state of a page, in milliseconds. It is so long only for busy
-/// machines.
+/// Time limit for the expected state of a page, in milliseconds. The limit is this long because the
+/// machine may be busy.
 const PATIENCE: u64 = 240_000;
 
 /// The keys of WebDriver (section 17.4.2).

@@ -332,7 +332,7 @@ pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(fixture: &dyn S
     grants.try_request_segments("c", "r").await.expect_err("not yet");
     clock.advance(70);
     assert_eq!(grants.request_segments("c", "r").await, [network("10.77.0.0/28"), network("fd77::/124")]);
-    // A replica that starts now has only its clock, and grants no segment that a node holds.
+    // A replica that starts now has only its clock, and takes no held segment from its node.
     let held = grants.held().await;
     drop(grants);
     let mut grants = Grants::start(fixture.open().await).await;

@@ -270,7 +270,8 @@ fn on_behalf() {
             let why = create(&cloudcore, &node).expect_err(key);
             assert!(why.contains("edge-cni-node-labels"), "{key}: {why}");
         }
-        // An edge stays one, and becomes one when it registers.
+        // cloudcore cannot remove the role label from an edge, but can set it when it registers a
+        // Node.
         ask(&cloudcore, &["label", "node", "edge-1", "node-role.kubernetes.io/edge-"]).unwrap_err();
         let labels = "{node-role.kubernetes.io/edge: '', node-role.kubernetes.io/agent: ''}";
         create(&cloudcore, &format!("apiVersion: v1\nkind: Node\nmetadata: {{name: edge-8, labels: {labels}}}\n"))

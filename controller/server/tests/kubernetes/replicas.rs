@@ -185,7 +185,8 @@ fn sizes() {
         let mut granted = first.request_segments("a", "r1").await;
         let second = large.replica().await;
         second.register("b").await;
-        // Both request segments at once, repeatedly. One of them gets only refusals.
+        // Both replicas request segments at the same time, repeatedly. The first replica, whose
+        // segment sizes are no longer in force, gets only refusals.
         for round in 0..20 {
             let (request, more) = (format!("r{round}"), format!("more {round}"));
             let refused = first.try_request_segments("a", &more);

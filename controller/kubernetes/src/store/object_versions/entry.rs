@@ -22,7 +22,7 @@ pub(in crate::store) enum RowEvent {
     Recreated(RowKey),
 }
 
-/// What is known about one object.
+/// The known state of one object.
 pub(super) struct Entry {
     pub(super) key: RowKey,
     pub(super) uid: String,
