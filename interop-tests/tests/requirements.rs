@@ -87,7 +87,7 @@ struct Requirement {
     untested: Option<String>,
 }
 
-/// Identifies a requirement: RFC, section and number in the section.
+/// The identifier of a requirement: RFC, section and number in the section.
 type Key = (u32, String, u32);
 
 /// A citation and the function (or other item) that contains it.

@@ -16,7 +16,7 @@ use super::client::{REQUEST, explain};
 
 const NAMESPACE: &str = "kube-system";
 
-/// Compares the cluster that answers with the known cluster.
+/// A check that compares the cluster that answers with the known cluster.
 #[derive(Clone)]
 pub struct ClusterIdentity {
     api: Api<Namespace>,

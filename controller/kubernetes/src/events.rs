@@ -56,7 +56,7 @@ struct PendingEvent {
     note: String,
 }
 
-/// Writes Events; does nothing without Kubernetes.
+/// A writer of Events, which does nothing without Kubernetes.
 #[derive(Debug, Clone, Default)]
 pub struct EventRecorder(Option<mpsc::Sender<PendingEvent>>);
 

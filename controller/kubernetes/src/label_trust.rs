@@ -156,7 +156,7 @@ impl std::fmt::Display for LabelTrust {
     }
 }
 
-/// Watches the policy and its bindings.
+/// A watch of the policy and its bindings.
 pub struct LabelWatch {
     client: Client,
     trust: watch::Sender<LabelTrust>,

@@ -16,7 +16,7 @@ use super::resources::{EdgeNode, EdgeNodeStatus};
 const LIST: Duration = Duration::from_secs(5);
 const WHAT: &str = "edgenodes.edge-cni.io";
 
-/// Reads the statuses of EdgeNodes.
+/// A reader of the statuses of EdgeNodes.
 #[derive(Clone)]
 pub struct NodeStatuses {
     nodes: Api<EdgeNode>,

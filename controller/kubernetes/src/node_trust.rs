@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use super::events::{EventRecorder, Regarding};
 use super::label_trust::{LabelEffect, LabelTrust, TrustNodeLabels};
 
-/// Decides which labels and addresses of Nodes count. Reports ignored labels once for each node.
+/// The rules that decide which labels and addresses of Nodes count. Ignored labels are reported
+/// once for each node.
 pub struct NodeTrust {
     labels: watch::Receiver<LabelTrust>,
     address_changes: AddressChangeLimits,

@@ -90,7 +90,7 @@ const RIGHTS: &[Right] = &[
     right(Need::Labels, ADMISSION, "validatingadmissionpolicybindings", None, &["list", "watch"]),
 ];
 
-/// Reads the rights of the account periodically.
+/// A periodic check of the account's rights.
 pub struct OwnRights {
     api: Api<SelfSubjectRulesReview>,
     namespace: String,

@@ -44,7 +44,7 @@ const COMPLETE: &str = "Complete";
 /// Number of objects on one page of a list.
 const PAGE: u32 = 500;
 
-/// Computes the addresses that a node's peers receive.
+/// A function that computes the addresses that a node's peers receive.
 pub type AddressesOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync>;
 
 /// The data from which the statuses are made.
@@ -55,13 +55,13 @@ pub struct StatusSources {
     pub reports: NodeReports,
     /// Conflicts about segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,
-    /// Computes the addresses that a node's peers receive.
+    /// The function that computes the addresses that a node's peers receive.
     pub endpoints: AddressesOf,
-    /// Records failures of requests.
+    /// The failures of requests.
     pub api_failures: ApiFailures,
 }
 
-/// Writes the statuses of EdgeNodes and Communities.
+/// A writer of the statuses of EdgeNodes and Communities.
 pub struct StatusWriter {
     sources: StatusSources,
     nodes: Api<EdgeNode>,

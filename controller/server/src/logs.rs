@@ -21,8 +21,8 @@ const STRANGERS_LINES: u32 = 20;
 const NODES_LINES: u32 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Writes lines in a form that is safe for terminals and programs. Characters that move a cursor,
-/// break a line or change the direction of text are written as in JSON (`\u001b`).
+/// A writer of lines in a form that is safe for terminals and programs. Characters that move a
+/// cursor, break a line or change the direction of text are written as in JSON (`\u001b`).
 pub(crate) struct Lines<W>(W);
 
 impl<W: Write> Lines<W> {

@@ -31,7 +31,7 @@ const WINDOW: u32 = 48;
 /// times.
 pub(super) const REST: Duration = Duration::from_secs(120);
 
-/// Maximum number of peers for which charon is measured. With more peers its cost for each peer
+/// Maximum number of peers for which charon is measured. Above it the cost of charon for each peer
 /// stays the same, and the measurement takes long.
 const REFERENCE_UP_TO: u32 = 1000;
 

@@ -50,13 +50,13 @@ const RETRY_TIME: Duration = Duration::from_secs(10);
 /// Maximum delay before the next attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Reads and changes the state. Clones share the state.
+/// A handle that reads and changes the state. Clones share the state.
 #[derive(Clone)]
 pub struct Registry {
     shared: Arc<RwLock<Shared>>,
     commands: mpsc::Sender<Command>,
     store: Arc<dyn Store>,
-    /// Identifies this run of this replica. Versions can be compared within one epoch only.
+    /// Identifier of this run of this replica. Versions can be compared within one epoch only.
     epoch: Arc<str>,
     /// The clock for plans.
     pub clock: Clock,
@@ -69,7 +69,7 @@ struct Shared {
     view_versions: ViewVersions,
     peers: PeerCache,
     registrations: broadcast::Sender<NodeName>,
-    /// The revision at which each node or listed community was created; only those created since
+    /// The revisions at which nodes and listed communities were created; only those created since
     /// the start.
     created_at: HashMap<RowKey, u64>,
     /// Whether something changed since a revision was published.

@@ -208,8 +208,8 @@ impl Ledger {
         self.rows.insert(place, row);
     }
 
-    /// Records when a release was seen. If a tried change is undone, the earlier time stays
-    /// recorded.
+    /// Records when a release was seen. If a planned change is undone in memory, the earlier time
+    /// stays recorded.
     fn note_release(&mut self, place: AddressKey, row: &SegmentRecord) {
         let Some(clock) = &self.clock else { return };
         if let Some(before) = self.rows.get(&place)

@@ -72,7 +72,7 @@ pub struct NodeObject {
     /// communities always apply.
     #[serde(default)]
     pub restricted_communities: Communities,
-    /// Addresses at which the node can be reached from outside, from the annotation.
+    /// Addresses at which the node can be reached from other networks, as given in the annotation.
     #[serde(default)]
     pub public_addresses: Vec<PublicAddress>,
 }
@@ -247,7 +247,7 @@ pub enum Change {
     DeleteCommunity(Community),
 }
 
-/// Identifies the row that a [`Change`] writes or removes.
+/// Identifier of the row that a [`Change`] writes or removes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowKey {
     /// The name of a node.

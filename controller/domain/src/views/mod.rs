@@ -15,7 +15,7 @@ use crate::node_addresses::{self, is_reachable};
 use crate::registry::{PeerJson, StateGuard};
 use crate::state::{NodeRecord, State};
 
-/// Builds views from the state, the configuration and the authorities.
+/// A builder of views from the state, the configuration and the authorities.
 #[derive(Clone)]
 pub struct ViewBuilder {
     networks: ClusterNetworks,

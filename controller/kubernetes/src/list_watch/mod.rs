@@ -24,8 +24,8 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds after which the API server ends a watch. The next watch starts at the version where the
 /// previous one ended.
 const WATCH_SECONDS: u32 = 60;
-/// Time after a watch's time limit after which, if the watch has not ended, its connection is
-/// considered dead.
+/// Additional time for a watch to end after its time limit. After that its connection is considered
+/// dead.
 const WATCH_GRACE: Duration = Duration::from_secs(15);
 /// First and maximum delay after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));

@@ -35,7 +35,7 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Interval at which all Nodes are compared with their records, even without an event.
 const RESYNC: Duration = Duration::from_secs(60);
 
-/// Watches Nodes and records their labels and addresses.
+/// A watch of Nodes that records their labels and addresses.
 pub struct NodeWatch {
     pub(super) api: Api<Node>,
     pub(super) registry: Registry,

@@ -18,7 +18,7 @@ const POD: &str = "authentication.kubernetes.io/pod-name";
 /// 2 KiB.
 const LONGEST: usize = 16 * 1024;
 
-/// Reviews tokens at the API server.
+/// A client that has the API server review tokens.
 #[derive(Clone)]
 pub struct Reviewer {
     client: kube::Client,

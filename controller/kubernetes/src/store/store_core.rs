@@ -27,7 +27,7 @@ pub(super) struct StoreCore {
     pub(super) events: EventRecorder,
     /// Whether many deletions at once are undone until the operator confirms them.
     pub(super) confirm: AtomicBool,
-    /// Sends events to the registry.
+    /// The channel for events to the registry.
     pub(super) registry_events: OnceLock<mpsc::Sender<StoreEvent>>,
     /// Number of the last event that the registry has processed.
     pub(super) acknowledged: watch::Sender<u64>,

@@ -171,7 +171,7 @@ impl Admission {
     }
 }
 
-/// Signs nodes' certificates.
+/// The parts of the server that sign nodes' certificates.
 #[derive(Clone)]
 pub(super) struct Issuer {
     registry: Registry,

@@ -17,7 +17,7 @@ use edge_types::api::NodeInfo;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 
-/// Collects information about nodes for the operator.
+/// The parts of the server from which information about nodes is collected for the operator.
 #[derive(Clone)]
 pub(super) struct NodeInfos {
     live: Arc<LiveConfig>,

@@ -31,11 +31,11 @@ pub struct Services {
     pub ca: Arc<Ca>,
     /// The configuration in force.
     pub live: Arc<LiveConfig>,
-    /// Reviews service account tokens; `None` if nodes may not join by them.
+    /// The reviewer of service account tokens; `None` if nodes may not join by them.
     pub reviewer: Option<Reviewer>,
     /// Metrics that handlers update.
     pub metrics: Metrics,
-    /// Publishes Kubernetes Events.
+    /// The publisher of Kubernetes Events.
     pub events: EventRecorder,
     /// The last reports of the nodes about themselves.
     pub reports: NodeReports,

@@ -25,7 +25,7 @@ pub(crate) struct Backends {
     pub(crate) client: Option<Client>,
     /// The failures of requests to the API server.
     pub(crate) api_failures: ApiFailures,
-    /// Writes Kubernetes Events.
+    /// The writer of Kubernetes Events.
     pub(crate) events: EventRecorder,
     /// Name of this run of this replica.
     pub(crate) replica: String,

@@ -20,7 +20,7 @@ pub(crate) struct Program {
     pub(crate) addresses: [SocketAddr; 2],
     /// The log lines of all runs, each from the time when the server began to serve.
     said: Arc<Mutex<Vec<String>>>,
-    /// Reads the log of the present or the last run.
+    /// The thread that reads the log of the present or the last run.
     listener: Option<JoinHandle<()>>,
 }
 

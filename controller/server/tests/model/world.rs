@@ -87,7 +87,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Retries until a time limit.
+/// A time limit for retries.
 pub(super) struct TimeLimit {
     what: String,
     since: Instant,

@@ -50,7 +50,7 @@ const OURS: u64 = 1;
 pub struct Embedded {
     database: Arc<Database>,
     revision: Arc<AtomicU64>,
-    /// Receives the rows of the file after a commit with an unknown outcome.
+    /// The channel that receives the rows of the file after a commit with an unknown outcome.
     events: Arc<OnceLock<mpsc::Sender<StoreEvent>>>,
 }
 

@@ -68,7 +68,7 @@ impl ObjectVersions {
         }
     }
 
-    /// Makes all revisions higher than this one. Called before anything is loaded.
+    /// Makes all revisions higher than this one. Must be called before any object is loaded.
     pub(in crate::store) fn begin_above(&mut self, offset: u64) {
         self.offset = offset;
         self.number = self.number.max(offset);
