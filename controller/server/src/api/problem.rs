@@ -35,7 +35,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Logs errors, with the address of the caller. This is middleware.
+/// Logs errors, with the address of the caller. Runs as middleware.
 pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let kind = response.extensions().get::<ProblemKind>().map_or("", |kind| kind.0);

@@ -9,7 +9,7 @@ use tracing::{Instrument, Span, field};
 
 use super::caller::{Caller, CallerIdentity};
 
-/// Serves a request within its span. This is middleware. The span names the node from its
+/// Serves a request within its span. Runs as middleware. The span names the node from its
 /// certificate. For callers without a certificate, [`set_node`] sets the name.
 pub(super) async fn within(caller: Caller, request: Request, next: Next) -> Response {
     let span = tracing::info_span!("request", node = field::Empty);
