@@ -71,7 +71,8 @@ impl Clock {
     }
 
     /// Returns the earlier of the time now and the machine's clock. A validity period that other
-    /// machines check begins at this time: this clock may have been ahead, but theirs may not.
+    /// machines check begins at this time: this machine's clock may have been ahead for a while,
+    /// but the clocks of the other machines were not.
     pub fn issue_time(&self) -> Seconds {
         let (now, machine) = (self.now(), self.machine() / SECOND);
         if machine < EARLIEST { now } else { now.min(machine) }

@@ -152,7 +152,7 @@ pub fn is_repeated(before: &State, after: &TokenRecord) -> bool {
     before.token(&after.id).is_some_and(|token| token.used() == after.used())
 }
 
-/// Returns the ids of tokens that expired at least 30 days ago and are deleted.
+/// Returns the ids of tokens that expired at least 30 days ago. The caller deletes these tokens.
 pub fn forgotten(state: &State, now: Seconds) -> Vec<String> {
     let old = |token: &&TokenRecord| now >= token.expires_at.saturating_add(KEPT_AFTER_EXPIRY);
     state.tokens().filter(old).map(|token| token.id.clone()).collect()

@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Seconds after which the API server ends a watch.
 const WATCH: u32 = 240;
 
-/// Storage for the document with the authorities in a Secret in one namespace.
+/// A storage for the document with the authorities, in a Secret in one namespace.
 pub struct CaSecret {
     api: Api<Secret>,
     /// The version at which the next watch starts. The API server may already have compacted the
@@ -39,7 +39,7 @@ pub struct CaSecret {
 }
 
 impl CaSecret {
-    /// Uses the Secret in this namespace.
+    /// Makes a storage that uses the Secret in this namespace.
     pub fn new(client: &Client, namespace: &str) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), known: Mutex::default() }
     }

@@ -143,7 +143,7 @@ impl ApiFailures {
         }
     }
 
-    /// Returns the reasons of all failures, joined by `; `; `None` if all works.
+    /// Returns the reasons of all failures, joined by `; `; `None` if there are no failures.
     pub fn all_reasons(&self) -> Option<String> {
         self.join_reasons(|_, _| true)
     }

@@ -48,7 +48,7 @@ pub enum ClusterIdentityError {
 }
 
 impl ClusterIdentity {
-    /// Checks the cluster that the client reaches.
+    /// Makes a check of the cluster that the client reaches.
     pub fn new(client: &Client, registry: Registry, accepted: Option<String>) -> Self {
         Self { api: Api::all(client.clone()), registry, accepted, seen: Arc::default() }
     }

@@ -25,7 +25,7 @@ pub struct NodeTrust {
 }
 
 impl NodeTrust {
-    /// Accepts no label that a kubelet can set.
+    /// Makes rules that accept no label that a kubelet can set.
     pub fn without_labels(address_changes: AddressChangeLimits, events: EventRecorder) -> Self {
         // The value in this channel never changes.
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Never)).subscribe();

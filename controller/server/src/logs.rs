@@ -26,7 +26,7 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(crate) struct Lines<W>(W);
 
 impl<W: Write> Lines<W> {
-    /// Writes to this writer; each `write` is one event.
+    /// Wraps a writer; each `write` is one event.
     pub(crate) fn new(to: W) -> Self {
         Self(to)
     }

@@ -253,7 +253,7 @@ async fn an_operators_authority_of_either_kind_signs_and_a_later_one_signs_after
         let current = ca.current();
         assert_eq!(current.active().key_hash(), request::hash(&rcgen::PublicKeyData::subject_public_key_info(&second)));
         let (_, chain) = issue(&current, Role::Edge);
-        // Both authorities have the same subject. They are told apart by their keys.
+        // Both authorities have the same subject. Only their keys differ.
         assert_eq!(current.issuer_of(&chain[0]).unwrap().id(), current.active().id());
         assert_eq!(current.trusted()[0].id(), first);
         ca.retire(&first, NOW).await.unwrap();

@@ -148,8 +148,8 @@ async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(),
         }
         if let Some(error) = failed {
             // The changes that were written stay, and the registry receives them like changes of
-            // other replicas. It must know them before it plans again: otherwise the new plan might
-            // grant further segments.
+            // other replicas. The registry must receive them before it plans again: otherwise the
+            // new plan might grant further segments.
             give_back_tokens(core, &mut done).await;
             let mut objects = core.objects();
             done.iter().cloned().for_each(|change| objects.publish_write(change));
@@ -259,7 +259,7 @@ async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError
         }
         result = write(core, &change).await.map(drop);
         if result.is_ok() {
-            // This write comes after the event that the plan did not know.
+            // The registry must apply this write after the event on which the plan was not based.
             core.objects().publish_write(change.clone());
         }
     }

@@ -2,9 +2,9 @@
 //! share it.
 //!
 //! - [`store_core`]: the state that the parts of the store share.
-//! - [`object_versions`]: tracks the version of every object, and whether the registry knows that
-//!   version.
-//! - [`commit`]: writes a batch, each object over the version that the plan knew; [`grants`]:
+//! - [`object_versions`]: tracks the version of every object, and whether the registry has
+//!   processed that version.
+//! - [`commit`]: writes a batch, each object over the version on which it was planned; [`grants`]:
 //!   confirms granted segments or rolls them back; [`requests`]: sends single requests.
 //! - [`recreate`]: creates a deleted object again.
 //! - [`source`]: lists and watches objects.

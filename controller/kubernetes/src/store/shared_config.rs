@@ -11,9 +11,9 @@
 //! before it announces them, and rolls them back if other sizes are in force.
 //!
 //! As an example, X creates grants of one size and Y starts with another. If X reads after Y
-//! writes, X sees Y's sizes and rolls its grants back. If X reads before Y writes, X's grants exist
-//! before Y lists the segments, and Y grants around them. In both cases no grant of Y overlaps one
-//! that X has announced.
+//! writes, X reads Y's sizes and rolls its grants back. If X reads before Y writes, X's grants
+//! exist before Y lists the segments, and Y grants around them. In both cases no grant of Y
+//! overlaps one that X has announced.
 
 use std::collections::BTreeMap;
 

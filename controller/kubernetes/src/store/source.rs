@@ -50,8 +50,7 @@ impl RowSource {
             let many = first.metadata.remaining_item_count.is_some_and(|more| more > FEW);
             let Some(mut object) = first.items.into_iter().next().filter(|_| many) else { return Ok(None) };
             let (uid, version) = (object.metadata.uid.clone(), object.metadata.resource_version.clone());
-            // Somebody else has written the object in the meantime: that version can be used as
-            // well.
+            // Another writer has written the object in the meantime: that version can also be used.
             if last_seen.as_ref().is_some_and(|(last_uid, last_version)| *last_uid == uid && *last_version != version) {
                 return Ok(version);
             }

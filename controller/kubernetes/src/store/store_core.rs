@@ -79,7 +79,7 @@ impl StoreCore {
         waited.map_err(|_| late())?.map(drop).map_err(|_| late())
     }
 
-    /// Returns all rows as the registry knows them.
+    /// Returns all rows in the registry's state.
     ///
     /// # Errors
     /// Returns an error if the store is not loaded, or the registry does not answer in time.

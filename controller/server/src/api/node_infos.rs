@@ -55,7 +55,7 @@ impl NodeInfos {
         (infos.collect(), why)
     }
 
-    /// Returns a node as this replica knows it.
+    /// Returns information about a node from this replica's own data.
     pub(super) fn info(&self, state: &StateGuard<'_>, record: &NodeRecord, now: Seconds) -> NodeInfo {
         let connected = state.is_connected(&record.name);
         let last_seen = if connected { Some(now) } else { self.reports.last_seen(&record.name) };

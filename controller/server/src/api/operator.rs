@@ -87,7 +87,8 @@ pub(super) async fn deregister(
         .change(move |state| -> Result<_, ApiError> {
             let (rows, changes) = match state.deregistration(&node, now) {
                 Some(deregistration) => deregistration,
-                // The node is already gone. The node's segments need not be kept for it any longer.
+                // The node is no longer registered. Its segments need not be kept for it any
+                // longer.
                 None => state.end_keeping_segments(&node, now).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?,
             };
             tracing::info!(%node, segments = rows.len(), "deregistered");

@@ -44,8 +44,8 @@ pub(super) async fn show(client: &Client, json: bool, arguments: &StatusArgument
     }
 }
 
-/// Waits for [`WATCH_INTERVAL`]. Returns `true`, and earlier, if the reader of standard output has
-/// closed it.
+/// Waits for [`WATCH_INTERVAL`], or until the reader of standard output closes it. Returns `true`
+/// if the reader has closed it.
 fn wait_or_reader_gone() -> anyhow::Result<bool> {
     let out = io::stdout();
     // A closed reader is reported as an error on the descriptor, even if no event was requested.

@@ -1,7 +1,7 @@
 //! Generates random numbers from a seed.
 
-/// A generator of random numbers (SplitMix64). The same arguments of [`Dice::new`] give the same
-/// numbers.
+/// A generator of random numbers (SplitMix64). Generators that [`Dice::new`] makes from the same
+/// arguments return the same numbers.
 pub(crate) struct Dice(u64);
 
 impl Dice {

@@ -80,8 +80,8 @@ pub(crate) async fn check(testbed: &dyn Testbed, normally: Duration) {
     world.stop().await;
 }
 
-/// A report with the data that is needed to examine a failure. It is printed when it is dropped
-/// while the thread panics.
+/// A report with the data that is needed to examine a failure. The report is printed if this value
+/// is dropped while the thread panics.
 struct FailureReport {
     seed: u64,
     words: Box<dyn Fn() -> String>,

@@ -30,8 +30,8 @@ pub(super) struct Entry {
     /// Whether the object exists. If it was deleted, `version` is the version of the deletion or of
     /// the deleted object.
     pub(super) present: bool,
-    /// Number of the last event about the object; 0 if the registry knew the object without an
-    /// event.
+    /// Number of the last event about the object; 0 if the registry has the object's state without
+    /// an event.
     pub(super) last_event: u64,
     /// Digest of the row, used to recognise events that change nothing.
     pub(super) digest: u64,

@@ -1,4 +1,4 @@
-//! Tracks the version of every object and whether the registry knows that version.
+//! Tracks the version of every object and whether the registry has processed that version.
 //!
 //! A change may be written only over the version on which it was planned. The registry plans on the
 //! events that it has processed and on its own writes. A plan is not based on events that were sent

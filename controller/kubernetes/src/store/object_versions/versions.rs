@@ -35,8 +35,9 @@ pub(in crate::store) struct ObjectVersions {
     pub(super) unreadable: HashMap<ObjectKey, String>,
     /// Objects that this replica is writing, with the watch's events since the write began.
     pub(super) in_flight: HashMap<ObjectKey, Vec<ObjectEvent>>,
-    /// Missing objects whose reason is not known yet. Each entry has at most one missing object.
-    /// The number of events that wait in it is limited by the number of changes that people make.
+    /// Missing objects whose reason is not known yet. There is at most one for each object in
+    /// `entries`. The number of events that wait in it is limited by the number of changes that
+    /// people make.
     pub(super) absent: HashMap<ObjectKey, AbsentObject>,
     /// Kinds whose definition is missing or was created again. The value explains why deletions of
     /// the kind's objects are ignored.
@@ -301,7 +302,7 @@ impl ObjectVersions {
         self.number = self.number.max(self.revision_of(version));
     }
 
-    /// Sends the registry a write by this replica that the registry does not know.
+    /// Sends the registry a write by this replica that the registry has not received.
     pub(in crate::store) fn publish_write(&mut self, change: Change) {
         let object_key = Kind::object_key(&change.key());
         let last_event = self.send_change(Some(change), 0);
