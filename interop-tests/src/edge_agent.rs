@@ -158,7 +158,7 @@ impl<'a> Agent<'a> {
     /// Returns the CHILD_SA in use with a peer.
     ///
     /// # Errors
-    /// Returns an error if there is none or more than one.
+    /// Returns an error if there is no such CHILD_SA or more than one.
     pub fn tunnel(&self, peer: &str) -> Result<ChildSpis> {
         tunnel(&self.status()?, peer)
     }
@@ -166,7 +166,7 @@ impl<'a> Agent<'a> {
     /// Returns the CHILD_SAs in use with several peers, from one status.
     ///
     /// # Errors
-    /// Returns an error if a peer has none or more than one.
+    /// Returns an error if a peer has no such CHILD_SA or more than one.
     pub fn tunnels(&self, peers: impl IntoIterator<Item = String>) -> Result<Vec<ChildSpis>> {
         let status = self.status()?;
         peers.into_iter().map(|peer| tunnel(&status, &peer)).collect()
@@ -249,7 +249,7 @@ impl<'a> Agent<'a> {
     /// Runs `edge-agent rekey PEER`, then waits until another CHILD_SA is in use.
     ///
     /// # Errors
-    /// Returns an error if it is refused, or none comes in time.
+    /// Returns an error if the command is refused, or no new SA is in use in time.
     pub fn rekey(&self, peer: &str) -> Result<ChildSpis> {
         let before = self.tunnel(peer)?;
         self.ask_to_rekey(peer, false)?;
@@ -263,7 +263,7 @@ impl<'a> Agent<'a> {
     /// Runs `edge-agent rekey --ike PEER`, then waits until another IKE SA is the only one.
     ///
     /// # Errors
-    /// Returns an error if it is refused, or none comes in time.
+    /// Returns an error if the command is refused, or no new SA is in use in time.
     pub fn rekey_ike(&self, peer: &str) -> Result<()> {
         let before = self.ike_sas(peer)?;
         self.ask_to_rekey(peer, true)?;
@@ -277,7 +277,7 @@ impl<'a> Agent<'a> {
     /// Runs `edge-agent rekey PEER`, optionally with `--ike`, and does not wait for the rekey.
     ///
     /// # Errors
-    /// Returns an error if it is refused.
+    /// Returns an error if the command is refused.
     pub fn ask_to_rekey(&self, peer: &str, ike: bool) -> Result<()> {
         self.run_rekey(peer, if ike { &["--ike"] } else { &[] })
     }
@@ -285,7 +285,7 @@ impl<'a> Agent<'a> {
     /// Runs `edge-agent rekey PEER --child CHILD` and does not wait for the rekey.
     ///
     /// # Errors
-    /// Returns an error if it is refused.
+    /// Returns an error if the command is refused.
     pub fn ask_to_rekey_child(&self, peer: &str, child: &str) -> Result<()> {
         self.run_rekey(peer, &["--child", child])
     }
@@ -298,7 +298,7 @@ impl<'a> Agent<'a> {
     /// Runs a command of `edge-agent` while the agent runs. Returns its standard output.
     ///
     /// # Errors
-    /// Returns an error if it does not end with 0. The message has its output.
+    /// Returns an error if it does not exit with status 0. The message has its output.
     pub fn command(&self, words: &[&str]) -> Result<String> {
         self.node.run(self.node.command(&self.program).args(words).args(["--config", CONFIG]))
     }
@@ -330,7 +330,7 @@ impl<'a> Agent<'a> {
     /// configurations.
     ///
     /// # Errors
-    /// Returns an error if it does not end with 0.
+    /// Returns an error if it does not exit with status 0.
     pub fn install_cni(&self, lab: &Lab) -> Result<()> {
         let plugin = lab.program("edge-cni")?;
         let mut command = self.node.command(&self.program);

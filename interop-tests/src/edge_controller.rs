@@ -50,7 +50,7 @@ impl<'a> Controller<'a> {
     /// Runs a command of edge-controller, and returns its output.
     ///
     /// # Errors
-    /// Returns an error if it does not end with 0.
+    /// Returns an error if it does not exit with status 0.
     pub fn run(&self, args: &[&str]) -> Result<String> {
         self.node.run(self.node.command(self.lab.program("edge-controller")?).args(args))
     }

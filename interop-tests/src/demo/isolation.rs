@@ -43,7 +43,7 @@ pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Resu
 /// Checks every sender that must not get through.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn check_isolation(world: &World, pods: &Pods) -> Result<()> {
     world.checks.part("No reach");
     outsiders_stay_out(world, pods, "with all agents running")?;
@@ -243,7 +243,7 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
 /// Makes b1 join the community and then leave it.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     let (b1, a1) = (pods.of("edge-b1"), pods.of("edge-a1"));
     let address: IpAddr = a1.v4.context("a1's pod has an IPv4 address")?.into();

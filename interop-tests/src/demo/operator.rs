@@ -39,7 +39,8 @@ impl World<'_> {
         crate::wait::for_event("the controller to answer", || self.controller(&["node", "list"]).map(drop))
     }
 
-    /// Starts a second replica on the same host, which shares only the cluster with the first one.
+    /// Starts a second replica on the same host, which shares only the cluster with the first
+    /// replica.
     ///
     /// # Errors
     /// Returns an error if the controller does not come up.
@@ -82,7 +83,7 @@ impl World<'_> {
     /// Runs a command of edge-controller, and returns its output.
     ///
     /// # Errors
-    /// Returns an error if the command does not end with 0.
+    /// Returns an error if the command does not exit with status 0.
     pub(super) fn controller(&self, args: &[&str]) -> Result<String> {
         let host = self.node("cloud-1");
         host.run(host.command(self.lab.program("edge-controller")?).args(args))
@@ -166,10 +167,10 @@ impl World<'_> {
         self.join(node, "--timeout 0").map(drop)
     }
 
-    /// Runs `edge-agent join` with the node's join token. Returns what it prints.
+    /// Runs `edge-agent join` with the node's join token. Returns the output.
     ///
     /// # Errors
-    /// Returns an error if it fails.
+    /// Returns an error if the join fails.
     pub(super) fn join(&self, node: &str, options: &str) -> Result<String> {
         let program = self.lab.program("edge-agent")?;
         // The configuration contains the controller URLs.
@@ -182,7 +183,7 @@ impl World<'_> {
     /// Starts a node's agent.
     ///
     /// # Errors
-    /// Returns an error if it cannot be run.
+    /// Returns an error if the agent cannot be run.
     pub(super) fn start_agent(&self, node: &str) -> Result<()> {
         self.start(node, node, "edge-agent", &["run", "--config", AGENT_CONFIG])
     }
@@ -224,7 +225,7 @@ impl World<'_> {
     /// Runs a command of edge-agent.
     ///
     /// # Errors
-    /// Returns an error if the command does not end with 0.
+    /// Returns an error if the command does not exit with status 0.
     pub(super) fn agent(&self, node: &str, args: &[&str]) -> Result<String> {
         let host = self.node(node);
         host.run(host.command(self.lab.program("edge-agent")?).args(args).args(["--config", AGENT_CONFIG]))

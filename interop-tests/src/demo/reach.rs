@@ -44,7 +44,7 @@ impl Pods {
 /// Starts controller and agents, labels the nodes, and adds pods.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn bring_up(world: &World) -> Result<Pods> {
     let checks = &world.checks;
     checks.part("The cloud and all agents start; a1 and a2 are labelled alpha, b1 beta");
@@ -121,7 +121,7 @@ fn cloud_pod(world: &World, node: &'static str, number: u8) -> Result<CloudPod> 
 /// Checks traffic between pods, from hosts to pods, and through a published port.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn everyone_reaches(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Reach");

@@ -111,8 +111,8 @@ fn plan() -> NetworkPlan {
     plan.host("edge-a2").on("lan-a2", &["192.168.1.10/24"]).via("192.168.1.1");
     plan.host("edge-b1").on("lan-b1", &["2001:db8:b1::10/64"]).via("2001:db8:b1::1");
     plan.host("edge-c1").on("lan-c1", &["192.168.1.10/24"]).via("192.168.1.1");
-    // Neighbours of a1 and a2. The first neighbour is hostile. The second answers the marks, which
-    // then do not depend on a2's address.
+    // Neighbours of a1 and a2. The first neighbour is hostile. The second answers the marks on a2's
+    // LAN, so that the marks do not depend on a2's address.
     plan.host("neighbour").on("lan-a1", &["192.0.2.66/24", "2001:db8:a1::66/64"]).via("192.0.2.1");
     plan.host("printer").on("lan-a2", &["192.168.1.254/24"]).via("192.168.1.1");
     // A hostile machine on the cloud's LAN.
@@ -148,7 +148,7 @@ impl<'lab> World<'lab> {
     /// Builds the network and starts the captures.
     ///
     /// # Errors
-    /// Returns an error if the kernel refuses something.
+    /// Returns an error if the kernel refuses a command.
     pub(super) fn build(lab: &'lab Lab) -> Result<Self> {
         let net = lab.build(&plan())?;
         let mut captures = Vec::new();
@@ -203,7 +203,7 @@ impl<'lab> World<'lab> {
         Ok(all)
     }
 
-    /// Ends the captures. Fails if one has missed a packet.
+    /// Ends the captures. Fails if a capture has missed a packet.
     ///
     /// # Errors
     /// Returns an error if a capture has missed a packet.
@@ -214,7 +214,7 @@ impl<'lab> World<'lab> {
     /// Starts a program on a node and stores it under `key`. Its log is `NODE.PROGRAM.log`.
     ///
     /// # Errors
-    /// Returns an error if it cannot be run.
+    /// Returns an error if the program cannot be run.
     pub(super) fn start(&self, key: &str, node: &str, program: &str, args: &[&str]) -> Result<()> {
         let node = self.node(node);
         let process = node.start(program, node.command(self.lab.program(program)?).args(args))?;
@@ -225,7 +225,7 @@ impl<'lab> World<'lab> {
     /// Ends a started program: with SIGKILL at once, as a power cut would, otherwise with SIGTERM.
     ///
     /// # Errors
-    /// Returns an error if it was not running.
+    /// Returns an error if the program was not running.
     pub(super) fn end(&self, key: &str, signal: Signal) -> Result<()> {
         let mut process = self.running.borrow_mut().remove(key).with_context(|| format!("{key} is not running"))?;
         if signal == Signal::KILL {
@@ -240,8 +240,9 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    /// Makes every router with the segment's family forward its packets towards the node that holds
-    /// it. So only the agents' policies keep packets from leaving unencrypted.
+    /// Makes every router that has an address of the segment's family forward packets for the
+    /// segment towards `node`, which holds the segment. So only the agents' policies prevent
+    /// packets from leaving unencrypted.
     ///
     /// # Errors
     /// Returns an error if the kernel refuses a route.

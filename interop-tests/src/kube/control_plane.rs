@@ -201,7 +201,7 @@ impl ControlPlane {
     /// Runs `kubectl` to its end; returns its standard output.
     ///
     /// # Errors
-    /// Returns an error if it does not end with 0. The message has its standard error.
+    /// Returns an error if it does not exit with status 0. The message has its standard error.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         output(self.kubectl_command().args(args), &format!("kubectl {}", args.join(" ")))
     }

@@ -100,7 +100,8 @@ impl Namespaces {
     /// Runs a command made by [`Self::command`]; returns its standard output.
     ///
     /// # Errors
-    /// Returns an error if the command does not end with 0. The message contains its output.
+    /// Returns an error if the command does not exit with status 0. The message contains the
+    /// output.
     pub fn run(&self, command: &mut Command) -> Result<String> {
         let out = self.output(command)?;
         if !out.status.success() {

@@ -25,7 +25,7 @@ const PORTMAP: &str = "/usr/lib/cni/portmap";
 /// nodes and on a1, and to the pod itself.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn served_to_all(test: &LanTest, others: &str) -> Result<()> {
     let (world, edge) = (test.world, test.world.node(NODE));
     let plugin = world.lab.program("edge-cni")?.display().to_string();

@@ -61,7 +61,7 @@ pub(super) fn none_is_served(from: &Namespaces, services: &[IpAddr]) -> Result<(
 /// endpoints on a1 and on a2.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn lan_host_calls_none(test: &LanTest) -> Result<()> {
     let (edge, neighbour) = (test.world.node("edge-a1"), test.world.node("neighbour"));
     let (here, elsewhere) = (both(["10.244.99.3", "fd44::99:3"])?, both(["10.244.99.4", "fd44::99:4"])?);
@@ -91,7 +91,7 @@ pub(super) fn lan_host_calls_none(test: &LanTest) -> Result<()> {
 /// but not if its endpoint is at another edge.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn endpoint_at_another_edge(test: &LanTest) -> Result<()> {
     let hub = test.world.node("cloud-1");
     let pod = &test.pods.of("edge-a1").pod;
