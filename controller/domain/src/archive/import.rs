@@ -61,8 +61,8 @@ pub async fn import(
     // The revision is raised first: a controller that uses the partly filled store then issues no
     // versions that nodes treat as old.
     store.raise_revision(revision.saturating_add(AHEAD)).await?;
-    // The note is written before any row, because a controller that serves the rows must know that
-    // they lack later grants.
+    // The note is written before any row, because a controller that serves the rows must take into
+    // account that they lack later grants.
     store.set_note(Note::Restored, Restored::at(now.max(time)).to_note()).await?;
     let missing = wanted.len();
     // Each row is a separate batch element. A store without large transactions writes the rows one

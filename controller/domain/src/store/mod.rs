@@ -161,7 +161,7 @@ pub enum StoreError {
         path: std::path::PathBuf,
         /// The layout version that was found.
         found: u64,
-        /// The latest layout version that this release knows.
+        /// The latest layout version that this release supports.
         ours: u64,
     },
     /// Another replica changed the same rows first. A plan that is repeated with `current` may

@@ -76,8 +76,8 @@ pub(super) async fn send(
     }
 }
 
-/// Marks an object for deletion, so that the other replicas know that a replica deletes it. Returns
-/// the object's new version; `None` if the object is already gone.
+/// Marks an object for deletion, so that the other replicas can tell that a replica deletes it.
+/// Returns the object's new version; `None` if the object is already gone.
 async fn mark(
     api: &Api<DynamicObject>,
     kind: Kind,

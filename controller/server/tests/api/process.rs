@@ -137,7 +137,7 @@ impl Program {
         self.said.lock().unwrap().iter().fold(String::new(), |log, line| log + line + "\n")
     }
 
-    /// Returns the last lines of its log.
+    /// Returns the last lines of the log.
     pub(crate) fn last_words(&self, count: usize) -> String {
         let said = self.said.lock().unwrap();
         said[said.len().saturating_sub(count)..].join("\n")

@@ -51,7 +51,7 @@ fn a_token_stands_alone_on_standard_output_and_refusals_end_with_1() {
     assert_eq!(program.json(&["token", "list"]), Value::Array(Vec::new()));
 }
 
-/// A reader such as `head` closes its end when it has enough.
+/// Scenario: a reader such as `head` closes its end of the pipe early.
 #[test]
 fn a_reader_that_goes_away_ends_no_command_with_an_error() {
     let mut program = Program::new();

@@ -14,8 +14,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-/// Chromium must neither send requests beyond this machine nor need a display. Root needs
-/// --no-sandbox.
+/// Flags for Chromium, which must neither send requests beyond this machine nor need a display.
+/// Root needs --no-sandbox.
 const FLAGS: [&str; 9] = [
     "--headless",
     "--no-sandbox",

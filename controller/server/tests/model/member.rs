@@ -337,7 +337,7 @@ impl<'a> Member<'a> {
     }
 
     /// Deregisters the node as the operator. Returns whether the deregistration may be incomplete,
-    /// or was done by a controller that did not know everything.
+    /// or was done by a controller whose state was not up to date.
     async fn is_deregistered(&mut self) -> bool {
         let known: BTreeSet<IpNetwork> =
             self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();

@@ -285,7 +285,7 @@ fn reason(error: DatabaseError) -> String {
     }
 }
 
-/// Refuses a layout that this release does not know.
+/// Refuses a layout that this release does not support.
 fn check_schema(path: &Path, read: &redb::ReadTransaction) -> Result<(), StoreError> {
     let meta = match read.open_table(META) {
         Ok(meta) => meta,

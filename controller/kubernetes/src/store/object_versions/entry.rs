@@ -45,7 +45,7 @@ pub(super) struct Entry {
 #[allow(clippy::large_enum_variant, reason = "most are the large one")]
 pub(in crate::store) enum ObjectEvent {
     Applied(StoredObject),
-    /// The object was deleted; `by_replica` says whether a replica deleted it.
+    /// The object was deleted. `by_replica`: whether a replica deleted it.
     Deleted {
         uid: Option<String>,
         version: u64,

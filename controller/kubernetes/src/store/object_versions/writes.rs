@@ -12,7 +12,7 @@ use crate::resources::kinds::{ForeignMetadata, ObjectKey, StoredObject};
 pub(in crate::store) enum WriteBase {
     /// The object does not exist.
     Nothing,
-    /// The object exists and is this one. `held` says whether it is a segment that a node holds.
+    /// The object exists and is this one. `held`: whether it is a segment that a node holds.
     Object { uid: String, version: u64, held: bool, foreign: ForeignMetadata },
 }
 
