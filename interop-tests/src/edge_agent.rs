@@ -298,7 +298,7 @@ impl<'a> Agent<'a> {
     /// Runs a command of `edge-agent` while the agent runs. Returns its standard output.
     ///
     /// # Errors
-    /// Returns an error if it does not exit with status 0. The message has its output.
+    /// Returns an error if the command does not exit with status 0. The message has its output.
     pub fn command(&self, words: &[&str]) -> Result<String> {
         self.node.run(self.node.command(&self.program).args(words).args(["--config", CONFIG]))
     }
@@ -330,7 +330,7 @@ impl<'a> Agent<'a> {
     /// configurations.
     ///
     /// # Errors
-    /// Returns an error if it does not exit with status 0.
+    /// Returns an error if the command does not exit with status 0.
     pub fn install_cni(&self, lab: &Lab) -> Result<()> {
         let plugin = lab.program("edge-cni")?;
         let mut command = self.node.command(&self.program);

@@ -33,7 +33,7 @@ impl<'a> Controller<'a> {
     /// configuration at the top of the controller's file.
     ///
     /// # Errors
-    /// Returns an error if it does not answer.
+    /// Returns an error if the controller does not answer.
     pub fn start(lab: &'a Lab, node: &'a Node, address: &str, more: &str) -> Result<Self> {
         let config = format!(
             "server_names = [{address:?}]\nlisten = [\"0.0.0.0:{PORT}\"]\n{more}\n\
@@ -50,7 +50,7 @@ impl<'a> Controller<'a> {
     /// Runs a command of edge-controller, and returns its output.
     ///
     /// # Errors
-    /// Returns an error if it does not exit with status 0.
+    /// Returns an error if the command does not exit with status 0.
     pub fn run(&self, args: &[&str]) -> Result<String> {
         self.node.run(self.node.command(self.lab.program("edge-controller")?).args(args))
     }
@@ -72,7 +72,7 @@ impl<'a> Controller<'a> {
     /// Starts the agent of a node that has joined.
     ///
     /// # Errors
-    /// Returns an error if it cannot be started.
+    /// Returns an error if the agent cannot be started.
     pub fn start_again<'n>(&self, node: &'n Node) -> Result<Agent<'n>> {
         let name = node.name();
         let config = format!(

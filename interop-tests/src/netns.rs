@@ -58,7 +58,7 @@ pub fn is_root_or_skips() -> bool {
 /// Makes a named network namespace (`ip netns add`).
 ///
 /// # Panics
-/// Panics if it cannot be made.
+/// Panics if the namespace cannot be made.
 pub fn add(name: &str) {
     succeed(Command::new("ip").args(["netns", "add", name]));
 }
@@ -87,7 +87,7 @@ pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
 /// Moves this thread into the network namespace that a path names.
 ///
 /// # Panics
-/// Panics if it cannot be entered.
+/// Panics if the namespace cannot be entered.
 pub fn enter(path: &Path) {
     let moved = File::open(path)
         .and_then(|file| Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?));
@@ -107,7 +107,7 @@ pub fn succeed(command: &mut Command) -> String {
 /// Runs a program and its arguments, separated by blanks, as [`succeed`] does.
 ///
 /// # Panics
-/// Panics if it cannot be run or fails.
+/// Panics if the program cannot be run or fails.
 pub fn run(line: &str) {
     let mut words = line.split_whitespace();
     succeed(Command::new(words.next().unwrap_or_else(|| panic!("a command line without a program"))).args(words));
@@ -134,7 +134,7 @@ pub fn ignored_test(prefix: &[&str], name: &str) -> Command {
 /// Runs one ignored test of this program in its own network and mount namespaces.
 ///
 /// # Panics
-/// Panics if it does not pass.
+/// Panics if the test does not pass.
 pub fn passes_in_namespaces(name: &str) {
     let output = succeed(&mut ignored_test(&["unshare", "--net", "--mount"], name));
     assert!(output.contains("1 passed"), "{output}");
@@ -152,7 +152,7 @@ pub fn is_in_namespaces() -> bool {
 /// without addresses.
 ///
 /// # Panics
-/// Panics if the kernel refuses it.
+/// Panics if the host cannot be made.
 pub fn add_far_host() {
     for line in [
         "mount --make-rprivate /",
@@ -189,7 +189,7 @@ impl UnnamedNamespace {
     /// Makes the namespace.
     ///
     /// # Panics
-    /// Panics if it cannot be made.
+    /// Panics if the namespace cannot be made.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it starts a process")]
     pub fn new() -> Self {

@@ -83,7 +83,7 @@ impl Results {
 /// Reads the results of a scenario with its logs in `directory`; none if the scenario wrote none.
 ///
 /// # Errors
-/// Returns an error if the file has another form.
+/// Returns an error if the file has another format.
 pub(super) fn read(directory: &Path) -> Result<Vec<Measured>> {
     let file = directory.join(RESULTS);
     match std::fs::read(&file) {

@@ -47,7 +47,7 @@ impl Guest {
     /// The guest ends with the calling thread at the latest, even if the thread is killed.
     ///
     /// # Errors
-    /// Returns an error if it cannot be started.
+    /// Returns an error if the guest cannot be started.
     pub fn start(backend: &Backend, spec: &Spec, output: Output) -> Result<Self> {
         // The paths of this directory and of the program in it are on the kernel's command line, so
         // these paths must not contain blanks.

@@ -26,8 +26,8 @@ const OTHER_FILES: u64 = 64;
 const MAX_DATAGRAM: usize = 65_535;
 /// The epoll key of standard input. The key of a peer is its index.
 const STDIN: u64 = u64::MAX;
-/// The peers do not check the responder's liveness, so that a slow responder loses no tunnel. The
-/// responder checks as it is configured.
+/// Interval of the peers' liveness checks. It is so long that the peers make no check, so that a
+/// slow responder loses no tunnel. The responder checks as it is configured.
 const LIVENESS: Duration = Duration::from_secs(24 * 3600);
 /// Maximum time that the event loop waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);

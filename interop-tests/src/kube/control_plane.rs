@@ -161,7 +161,7 @@ impl ControlPlane {
     /// test grants.
     ///
     /// # Errors
-    /// Returns an error if it cannot be written.
+    /// Returns an error if the kubeconfig cannot be written.
     pub fn kubeconfig_for_user(&self, user: &str, group: Option<&str>) -> Result<PathBuf> {
         let client = self.authority.client(user, group)?;
         self.write_kubeconfig(&Proof::Certificate(&client))
@@ -201,7 +201,8 @@ impl ControlPlane {
     /// Runs `kubectl` to its end; returns its standard output.
     ///
     /// # Errors
-    /// Returns an error if it does not exit with status 0. The message has its standard error.
+    /// Returns an error if `kubectl` does not exit with status 0. The message has its standard
+    /// error.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         output(self.kubectl_command().args(args), &format!("kubectl {}", args.join(" ")))
     }
@@ -247,7 +248,7 @@ impl ControlPlane {
     /// Stops the API server, which completes its requests first.
     ///
     /// # Errors
-    /// Returns an error if it does not run, or does not end.
+    /// Returns an error if the API server does not run, or does not end.
     pub fn stop_api_server(&self) -> Result<()> {
         self.running().api_server.take().context("the API server is not running")?.stop()
     }
@@ -255,7 +256,7 @@ impl ControlPlane {
     /// Kills the API server.
     ///
     /// # Errors
-    /// Returns an error if it does not run.
+    /// Returns an error if the program does not run.
     pub fn kill_api_server(&self) -> Result<()> {
         self.running().api_server.take().context("the API server is not running").map(drop)
     }
@@ -272,7 +273,7 @@ impl ControlPlane {
     /// Kills etcd. The API server continues to run, and answers with errors.
     ///
     /// # Errors
-    /// Returns an error if it does not run.
+    /// Returns an error if the program does not run.
     pub fn kill_etcd(&self) -> Result<()> {
         self.running().etcd.take().context("etcd is not running").map(drop)
     }

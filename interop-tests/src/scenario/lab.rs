@@ -55,7 +55,7 @@ impl Lab {
     /// built for this run.
     ///
     /// # Errors
-    /// Returns an error if it was not built.
+    /// Returns an error if the program was not built.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.programs.join(name);
         anyhow::ensure!(path.is_file(), "{} is not there: it was not built", path.display());

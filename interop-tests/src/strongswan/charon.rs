@@ -254,7 +254,7 @@ impl<'a> Charon<'a> {
     /// Starts charon on `node` and loads the connection.
     ///
     /// # Errors
-    /// Returns an error if it does not start or refuses the configuration.
+    /// Returns an error if charon does not start or refuses the configuration.
     pub fn start(node: &'a Node, connection: &Connection) -> Result<Self> {
         Self::start_with(node, STRONGSWAN_CONF, connection)
     }
@@ -296,7 +296,7 @@ impl<'a> Charon<'a> {
     /// certificates and keys must exist already.
     ///
     /// # Errors
-    /// Returns an error if it does not start or refuses the configuration.
+    /// Returns an error if charon does not start or refuses the configuration.
     pub fn start_with_file(node: &'a Node, name: &str, swanctl_conf: &str) -> Result<Self> {
         let mut charon = Self::spawn(node, STRONGSWAN_CONF)?;
         charon.load_file(name, swanctl_conf)?;
@@ -372,7 +372,7 @@ impl<'a> Charon<'a> {
     /// Makes charon rekey the child, and waits until a new one is installed.
     ///
     /// # Errors
-    /// Returns an error if none is installed in time.
+    /// Returns an error if no new CHILD_SA is installed in time.
     pub fn rekey_child(&self) -> Result<()> {
         let before: Vec<_> = self.installed()?.iter().map(|child| child.spi_in).collect();
         self.swanctl(&["--rekey", "--child", "net"])?;
@@ -407,7 +407,7 @@ impl<'a> Charon<'a> {
     /// Ends the connection's IKE SA.
     ///
     /// # Errors
-    /// Returns an error if there is none.
+    /// Returns an error if there is no such SA.
     pub fn terminate(&self) -> Result<()> {
         self.swanctl(&["--terminate", "--ike", &self.loaded, "--timeout", "10"]).map(drop)
     }
@@ -415,7 +415,7 @@ impl<'a> Charon<'a> {
     /// Deletes the CHILD_SA; the IKE SA stays.
     ///
     /// # Errors
-    /// Returns an error if there is none.
+    /// Returns an error if there is no such SA.
     pub fn terminate_child(&self) -> Result<()> {
         self.swanctl(&["--terminate", "--child", "net", "--timeout", "10"]).map(drop)
     }

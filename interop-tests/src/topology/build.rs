@@ -149,7 +149,7 @@ impl Node {
     /// family. Also turns the host's forwarding on.
     ///
     /// # Errors
-    /// Returns an error if the kernel refuses it.
+    /// Returns an error if the kernel refuses a command.
     pub fn wired_pod(&self, name: &str, address: &str, gateway: &str) -> Result<Pod> {
         let pod = self.pod(name)?;
         let via = gateway.split('/').next().unwrap_or(gateway);

@@ -103,7 +103,7 @@ impl Capture {
     /// Waits until a packet matches the filter.
     ///
     /// # Errors
-    /// Returns an error if none comes in time.
+    /// Returns an error if no such packet is captured in time.
     pub fn wait_for(&self, filter: &str) -> Result<()> {
         crate::wait::for_event(&format!("a packet in {} ({filter})", self.file.display()), || {
             ensure!(!self.packets(filter)?.is_empty(), "none came");

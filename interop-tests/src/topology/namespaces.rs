@@ -47,7 +47,7 @@ impl Namespaces {
     /// Writes a file on this node, and makes its directory if needed.
     ///
     /// # Errors
-    /// Returns an error if it cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let real = self.path(path);
         if let Some(directory) = real.parent() {
@@ -59,7 +59,7 @@ impl Namespaces {
     /// Reads a file on this node.
     ///
     /// # Errors
-    /// Returns an error if it cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn read(&self, path: &str) -> Result<String> {
         std::fs::read_to_string(self.path(path)).with_context(|| format!("reading {path} on {}", self.name))
     }
@@ -88,7 +88,7 @@ impl Namespaces {
     /// status.
     ///
     /// # Errors
-    /// Returns an error if it cannot be run.
+    /// Returns an error if the command cannot be run.
     pub fn output(&self, command: &mut Command) -> Result<Output> {
         let started = Instant::now();
         let shown = shown(command);
@@ -160,7 +160,7 @@ impl Namespaces {
     /// name.
     ///
     /// # Errors
-    /// Returns an error if it cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn xfrm_stat(&self) -> Result<std::collections::BTreeMap<String, u64>> {
         let text = self.run(self.command("cat").arg("/proc/net/xfrm_stat"))?;
         xfrm::parse_stat(&text)

@@ -27,7 +27,7 @@ impl Namespaces {
     /// in the scenario's directory, and ends with the scenario at the latest.
     ///
     /// # Errors
-    /// Returns an error if it cannot be run.
+    /// Returns an error if the command cannot be run.
     pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
         Process::start(self, name, command)
     }
@@ -58,7 +58,7 @@ impl Process {
         &self.log
     }
 
-    /// Returns its output so far.
+    /// Returns the program's output so far.
     #[must_use]
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
@@ -118,7 +118,7 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Errors
-    /// Returns an error if it has ended.
+    /// Returns an error if the program has ended.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if let Some(status) = self.exit_status()? {
             bail!("{} has ended ({status}):\n{}", self.name, self.tail());

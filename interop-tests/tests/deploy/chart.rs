@@ -198,8 +198,8 @@ fn roles() {
     assert_eq!(variables[1]["expression"], r#"["system:serviceaccount:kubeedge:cloudcore", "cloudcore"]"#);
 }
 
-/// The parts of the Prometheus operator's resource that the API server must know. The operator is
-/// not installed here.
+/// The parts of the definition of the Prometheus operator's resource that the API server needs. The
+/// operator is not installed here.
 const SERVICE_MONITORS: &str = "
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition
