@@ -100,7 +100,7 @@ pub struct ReportedAddresses {
     pub observed: Option<IpAddr>,
 }
 
-/// Limits how often each node changes its addresses. Clones share the limits.
+/// The limits on how often each node changes its addresses. Clones share the limits.
 #[derive(Debug, Clone, Default)]
 pub struct AddressChangeLimits(Arc<Mutex<Nodes>>);
 

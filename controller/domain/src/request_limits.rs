@@ -27,7 +27,7 @@ pub struct TooOften {
     pub seconds: u32,
 }
 
-/// Counts requests of one kind from each node. Clones share the counts.
+/// A limit on the requests of one kind from each node. Clones share the counts.
 #[derive(Debug, Clone, Default)]
 pub struct RequestLimit(Arc<Mutex<HashMap<NodeName, Instant>>>);
 

@@ -272,7 +272,7 @@ impl<K: Resource> KnownObjects<K> {
     }
 }
 
-/// Lists and watches whole objects. The second field is the plural of the kind.
+/// A source that lists and watches whole objects. The second field is the plural of the kind.
 struct WholeObjects<K>(Api<K>, &'static str);
 
 impl<K> ListWatch for WholeObjects<K>

@@ -33,7 +33,7 @@ const AFTER_DEREGISTRATION: Duration = Duration::from_secs(30);
 /// Number of checks in one grace period.
 const LOOKS_PER_GRACE_PERIOD: u32 = 60;
 
-/// Releases orphaned segments and deletes long-expired tokens while this replica leads.
+/// A task that releases orphaned segments and deletes long-expired tokens while this replica leads.
 pub struct OrphanCollector {
     registry: Registry,
     edge_nodes: Api<EdgeNode>,

@@ -60,7 +60,7 @@ pub struct Registry {
     epoch: Arc<str>,
     /// The clock for plans.
     pub clock: Clock,
-    /// Limits how often nodes change their addresses.
+    /// The limits on how often nodes change their addresses.
     pub address_changes: AddressChangeLimits,
 }
 

@@ -80,8 +80,8 @@ pub trait ListWatch: Send + Sync + 'static {
 /// The events of one watch, as the API server sends them.
 pub type WatchStream<T> = BoxStream<'static, kube::Result<WatchEvent<T>>>;
 
-/// Lists and watches only the metadata of objects. Only the metadata of Nodes is needed, which is a
-/// fraction of their size. The second field is the plural of the kind.
+/// A source that lists and watches only the metadata of objects. Only the metadata of Nodes is
+/// needed, which is a fraction of their size. The second field is the plural of the kind.
 pub struct Metadata<K>(pub Api<K>, pub &'static str);
 
 impl<K> ListWatch for Metadata<K>

@@ -29,7 +29,7 @@ const FEW: i64 = 500;
 /// Number of attempts to write an object that other writers change at the same time.
 const ATTEMPTS: usize = 3;
 
-/// Lists and watches the objects of a kind that hold rows.
+/// A source that lists and watches the objects of one kind that hold rows.
 pub(super) struct RowSource {
     pub(super) kind: Kind,
     pub(super) api: Api<DynamicObject>,

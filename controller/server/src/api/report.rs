@@ -132,8 +132,8 @@ async fn note_report(
     registry.change(plan).await
 }
 
-/// Records changes of nodes' places. A node that moves often must wait until its next change is
-/// recorded.
+/// The parts of the server that record changes of nodes' places. A node that moves often must wait
+/// until its next change is recorded.
 #[derive(Clone)]
 pub(super) struct AddressChanges {
     registry: Registry,

@@ -69,11 +69,11 @@ struct Shared {
     reloads: ReloadLimit,
 }
 
-/// Limits how often a node gets a certificate.
+/// The limit on how often a node gets a certificate.
 #[derive(Clone, Default)]
 pub(super) struct CertificateLimit(pub(super) RequestLimit);
 
-/// Limits how often a node makes the store read all segments again.
+/// The limit on how often a node makes the store read all segments again.
 #[derive(Clone, Default)]
 pub(super) struct ReloadLimit(pub(super) RequestLimit);
 
