@@ -21,7 +21,7 @@ const CLOUD: &str = "203.0.113.1";
 /// Number of edges that are deregistered, one after the other.
 const CHANGES: u32 = 20;
 
-/// How long the hub is watched before the change, to measure its cost at rest.
+/// Time for which the hub is watched before the change, to measure its cost at rest.
 const REST: Duration = Duration::from_secs(20);
 
 const fn scenario(name: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {

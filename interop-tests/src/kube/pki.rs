@@ -75,7 +75,7 @@ pub(super) fn token_keys() -> Result<(String, String)> {
     Ok((key.serialize_pem(), key.public_key_pem()))
 }
 
-/// How a client authenticates.
+/// Proof of a client's identity.
 pub(super) enum Proof<'a> {
     Certificate(&'a Credentials),
     Token(&'a str),

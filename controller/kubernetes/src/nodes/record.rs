@@ -184,7 +184,7 @@ enum RecordOutcome {
     /// The record belongs to the Node with this UID. The Node that now has the name belongs, or may
     /// belong, to another machine.
     Replaced(String),
-    /// As `Replaced`, but the new Node has not reported its machine ID yet.
+    /// The same as `Replaced`, but the new Node has not reported its machine ID yet.
     MachineUnknown(String),
 }
 

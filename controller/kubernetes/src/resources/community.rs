@@ -72,7 +72,7 @@ impl CommunitySpec {
     /// Reads the record of the object with this name.
     ///
     /// # Errors
-    /// Names the field that is wrong, and the reason.
+    /// Returns an error that names the wrong field and the reason.
     pub fn record(&self, object: &str) -> Result<CommunityRecord, String> {
         let name = self.name.as_deref().unwrap_or(object);
         if name.to_ascii_lowercase() != object {

@@ -227,7 +227,7 @@ impl EdgeNodeSpec {
     /// Reads the record of the object with this name.
     ///
     /// # Errors
-    /// Names the field that is wrong, and the reason.
+    /// Returns an error that names the wrong field and the reason.
     pub fn record(&self, name: &str) -> Result<NodeRecord, String> {
         let read = |key: &str, error: &dyn std::fmt::Display| format!("spec.{key}: {error}");
         Ok(NodeRecord {

@@ -121,7 +121,7 @@ impl SegmentSpec {
     /// Reads the row of the object with this name.
     ///
     /// # Errors
-    /// Names the field that is wrong, and the reason.
+    /// Returns an error that names the wrong field and the reason.
     pub fn row(&self, name: &str) -> Result<SegmentRecord, String> {
         let network: IpNetwork = self.network.parse().map_err(|e| format!("spec.network {:?}: {e}", self.network))?;
         if object_name(&network) != name {

@@ -16,7 +16,7 @@ use super::client::Client;
 use crate::config::Config;
 use crate::server::Backends;
 
-/// Beginning and end of an archive's name in a directory. The time of writing stands between them.
+/// Beginning and end of an archive's name in a directory. The time of writing is between them.
 const PREFIX: &str = "edge-controller-";
 const SUFFIX: &str = ".archive";
 

@@ -48,7 +48,7 @@ impl ServerArguments {
     /// the configuration file, or the default.
     ///
     /// # Errors
-    /// If the configuration cannot be used.
+    /// Returns an error if the configuration cannot be used.
     pub(super) fn admin_socket(&self) -> Result<PathBuf, ConfigError> {
         match (&self.socket, &self.config) {
             (Some(socket), _) => Ok(socket.clone()),

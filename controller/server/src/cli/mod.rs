@@ -1,5 +1,5 @@
-//! The command line, which runs the server or the operator's commands. These send requests to the
-//! server through the admin socket.
+//! The command line, which runs the server or the operator's commands. The commands send requests
+//! to the server through the admin socket.
 //!
 //! - [`args`]: the arguments of each command.
 //! - [`archive`]: implements backup, restore, export and import.

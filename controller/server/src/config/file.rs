@@ -26,7 +26,7 @@ pub const ADMIN_SOCKET: &str = "/run/edge-controller/admin.sock";
 /// Port on which nodes reach the controller, unless configured otherwise.
 pub const PORT: u16 = 8443;
 
-/// Where health and metrics are served, unless configured otherwise.
+/// Address at which health and metrics are served, unless configured otherwise.
 const OBSERVE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9643);
 
 /// The whole file.
@@ -345,8 +345,8 @@ impl Config {
         self.check_networks()
     }
 
-    /// At least one segment must not be reserved. All ranges of one family may be reserved, so that
-    /// no further segments are granted from them while nodes still hold some.
+    /// Checks that at least one segment is not reserved. All ranges of one family may be reserved,
+    /// so that no further segments are granted from them while nodes still hold some.
     fn check_reserved(&self) -> Result<(), (&'static str, String)> {
         let policy = self.segment_policy();
         let free = |family| free_segments(&Ledger::default(), &policy, family, 0);

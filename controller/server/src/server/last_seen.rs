@@ -31,7 +31,7 @@ struct LastSeenFile {
     last_seen: BTreeMap<NodeName, Seconds>,
 }
 
-/// Writes the file periodically, and when the server stops.
+/// A task that writes the file periodically, and when the server stops.
 pub(super) struct LastSeen {
     path: PathBuf,
     registry: Registry,
