@@ -7,11 +7,10 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FirewallSection {
-    /// Whether packets from pods to destinations outside of cluster and tunnels get this node's
-    /// source address. Default: yes on edges, no on hubs and cloud nodes.
+    /// Whether packets from pods to destinations outside of the cluster and the tunnels are sent
+    /// with this node's source address. Default: yes on edges, no on hubs and cloud nodes.
     pub masquerade: Option<bool>,
-    /// Destinations excepted from `masquerade`: packets to these destinations keep the pod's own
-    /// source address.
+    /// Destinations excepted from `masquerade`: packets to them keep the pod's source address.
     pub masquerade_except: Vec<IpNetwork>,
     /// Sources outside of the cluster that may reach this node's pods without encryption.
     pub lan_to_pods: Vec<IpNetwork>,
@@ -23,7 +22,7 @@ pub struct FirewallSection {
     pub service_ranges: Vec<IpNetwork>,
     /// Sources from which pods may send, in addition to their own addresses.
     pub pod_sources: Vec<IpNetwork>,
-    /// Whether the node also routes between its own networks if the agent or the plugin turned on
+    /// Whether the node also routes between its other networks if the agent or the plugin turned on
     /// forwarding.
     pub forward_others: bool,
     /// Whether the `FORWARD` chain of iptables gets accept rules for the cluster's ranges if its
