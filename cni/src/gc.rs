@@ -30,8 +30,8 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     for link in links.all()? {
         let Some(attachment) = veth::attachment_by_alias(&link) else { continue };
         let lease = leases.lease(&attachment)?;
-        // A link whose name and alias do not match may belong to another program, unless its alias
-        // names a lease.
+        // A link whose name does not match its alias may belong to another program, unless there is
+        // a lease for the attachment in the alias.
         if lease.is_none() && veth::attachment_of(&link).is_none() {
             continue;
         }

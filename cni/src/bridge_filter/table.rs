@@ -207,7 +207,7 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod-arp", vec![count_and_drop()], Some("ARP sender"));
 
     // Messages to the client port are dropped too, since clients accept answers from any source
-    // port. Pods may still be DHCP clients.
+    // port, and a pod may be a client.
     rule("pod-ipv4", vec![layer4(UDP), transport(&[0, 67]), count_and_drop()], Some("DHCP server"));
     rule("pod-ipv4", vec![layer4(UDP), to_transport_port(68), count_and_drop()], Some("DHCP server"));
     // With `route_localnet`, which portmap and kube-proxy set, the host would accept such a packet
