@@ -11,8 +11,8 @@ pub const MAX_CANDIDATES: usize = 8;
 /// Maximum number of addresses in a report. The controller adds the source address of the node's
 /// connection: behind a NAT only that address works.
 const MAX_REPORTED: usize = MAX_CANDIDATES - 1;
-/// Minimum number of addresses of each family in a report, if the node has that many. The node does
-/// not know over which family it reaches its peers.
+/// Minimum number of addresses of each family in a report, if the node has that many. A node cannot
+/// determine in advance over which family it reaches its peers.
 const MIN_OF_EACH_FAMILY: usize = 2;
 
 /// Returns whether this can be the address of a node as other nodes see it. Addresses that are

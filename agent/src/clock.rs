@@ -122,8 +122,8 @@ fn since_boot() -> Duration {
 #[allow(unsafe_code)]
 fn read(clock: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is our own timespec, which the call fills. The call cannot fail: every kernel
-    // since 2.6.39 knows these clocks.
+    // SAFETY: `now` is a local timespec, which the call fills. The call cannot fail, because every
+    // kernel since 2.6.39 supports these clocks.
     unsafe { libc::clock_gettime(clock, &raw mut now) };
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

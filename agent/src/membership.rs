@@ -22,7 +22,7 @@ use crate::underlay::Underlay;
 /// This node's view and its credentials.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    /// The view in force, which the agent applies. It comes from the controller or from disk.
+    /// The current view, which the agent applies. It comes from the controller or from disk.
     pub view: Arc<NodeView>,
     /// The current certificate with its key.
     pub credentials: Arc<NodeCredentials>,
@@ -100,7 +100,7 @@ pub struct ControllerStatus {
     pub connected: bool,
     /// The time of the last change of `connected`, in seconds since 1970-01-01 UTC.
     pub since: Option<i64>,
-    /// Source of the view in force: `controller` or `disk`.
+    /// Source of the current view: `controller` or `disk`.
     pub view_source: Option<String>,
     /// notAfter of this node's certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: Option<i64>,
@@ -109,7 +109,7 @@ pub struct ControllerStatus {
     /// The reason why the controller's latest view is refused; `None` if it is not refused.
     #[serde(default)]
     pub refused_view: Option<String>,
-    /// Addresses that this node needs and that lie within networks of the view in force; at most
+    /// Addresses that this node needs and that lie within networks of the current view; at most
     /// eight.
     #[serde(default)]
     pub conflicts: Vec<String>,

@@ -6,7 +6,7 @@
 //!
 //! Any host on the node's network can change most of these addresses with a router advertisement or
 //! a DHCP lease. For this reason, an address leads to the refusal of a view only if no network of
-//! the view in force contains it. Otherwise one such packet could block all later views and their
+//! the current view contains it. Otherwise one such packet could block all later views and their
 //! revocations.
 
 use std::fmt;
@@ -75,7 +75,7 @@ impl Underlay {
     }
 
     /// Returns the first conflict: an address within the networks of `view`, but not within those
-    /// of `current`, the view in force. `controllers` are the controllers' addresses.
+    /// of `current`, the current view. `controllers` are the controllers' addresses.
     pub fn conflict(
         &self,
         current: Option<&NodeView>,
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!(judged(&wider), None, "it takes away no more");
         let careless = view(Role::Edge, &["10.77.0.0/16", "fd77::/48", "192.168.0.0/16"], &["10.244.0.0/16"]);
         assert!(judged(&careless).unwrap().contains("192.168.0.0/16 holds this node's own address 192.168.1.10"));
-        // Without a view in force, every address leads to a refusal.
+        // Without a current view, every address leads to a refusal.
         assert!(here.conflict(None, &current, &[]).is_some());
     }
 
@@ -343,7 +343,7 @@ mod tests {
             let refused = here.conflict(None, &view(Role::Edge, ranges, hub), &[]).unwrap().to_string();
             assert!(refused.contains(words) && refused.contains("resolvers_behind_tunnels"), "{refused}");
         }
-        // Neither address is a reason to refuse the next view if the view in force already contains
+        // Neither address is a reason to refuse the next view if the current view already contains
         // it.
         let current = view(Role::Edge, &["10.77.0.0/16"], &[]);
         assert_eq!(here.conflict(Some(&current), &current, &[]), None);

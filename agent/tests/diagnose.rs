@@ -71,7 +71,8 @@ impl Node {
         self.directory.path().join("log")
     }
 
-    /// Waits until the agent has logged `count` times that the reader of a capture has gone.
+    /// Waits until the agent has logged `count` times that a capture has ended because its reader
+    /// closed the output.
     fn ends_captures(&self, count: usize) {
         wait::expect("the end of a capture", HANG, || {
             let log = fs::read_to_string(self.log()).unwrap();

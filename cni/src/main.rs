@@ -246,8 +246,8 @@ fn line(value: Value) -> String {
 mod tests {
     use super::*;
 
-    /// `EDGE_UPDATE=1 cargo test -p edge-cni --bins manual_page` writes the reference and the
-    /// manual page from the help text.
+    /// Checks the reference and the manual page against the help text. `EDGE_UPDATE=1 cargo test -p
+    /// edge-cni --bins manual_page` writes them.
     #[test]
     fn reference_and_manual_page_are_the_help() {
         interop_tests::command_line::compare_help("edge-cni", "the CNI plugin of edge-cni", HELP);

@@ -70,8 +70,8 @@ pub(crate) fn reclaim(arguments: &[OsString]) -> Result<Value> {
     Ok(json!({ "reclaimed": reclaimed, "missed": left.len() }))
 }
 
-/// Immediately ends the leases of the chosen attachments that have no host end. Returns their
-/// number.
+/// Ends the leases of the chosen attachments that have no host end, without a grace time. Returns
+/// their number.
 pub(crate) fn end_without_host_end(
     state_dir: &StateDir,
     links: &mut Links,

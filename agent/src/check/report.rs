@@ -14,7 +14,7 @@ const ENDS_SOON: i64 = 30 * 24 * 3600;
 pub enum Level {
     /// The agent accepts this part of the configuration.
     Ok,
-    /// The configuration works, but is probably not what the operator wants.
+    /// The configuration works, but probably not as the operator intended.
     Warning,
     /// The agent does not start, or the tunnel cannot come up.
     Error,

@@ -1,8 +1,9 @@
 //! Distinguished names as text, with the attributes in the order of the certificate: `C=DE,
 //! O=Example, CN=moon`.
 //!
-//! strongSwan, `openssl x509 -subject` and our own errors use this form. RFC 4514 uses the opposite
-//! order. That order is not accepted, because the order cannot be determined from the text.
+//! strongSwan, `openssl x509 -subject` and this program's errors use this form. RFC 4514 uses the
+//! opposite order. That order is not accepted, because the order cannot be determined from the
+//! text.
 
 use yasna::Tag;
 use yasna::models::ObjectIdentifier;

@@ -14,8 +14,8 @@ pub struct FirewallSection {
     pub masquerade_except: Vec<IpNetwork>,
     /// Sources outside of the cluster that may reach this node's pods without encryption.
     pub lan_to_pods: Vec<IpNetwork>,
-    /// Sources outside of the cluster that may use this node's tunnels. Their packets get the
-    /// bridge's source address.
+    /// Sources outside of the cluster that may use this node's tunnels. Their packets are sent with
+    /// the bridge's address as their source.
     pub lan_to_tunnels: Vec<IpNetwork>,
     /// Ranges of Services (ClusterIPs) that no view names. They are not published: hosts outside of
     /// the cluster cannot reach pods through these addresses.
@@ -25,7 +25,7 @@ pub struct FirewallSection {
     /// Whether the node also routes between its other networks if the agent or the plugin turned on
     /// forwarding.
     pub forward_others: bool,
-    /// Whether the `FORWARD` chain of iptables gets accept rules for the cluster's ranges if its
+    /// Whether the `FORWARD` chain of iptables gets accept rules for the cluster ranges if its
     /// policy is `DROP`.
     pub accept_in_forward: bool,
 }

@@ -123,7 +123,7 @@ impl Remote {
         }
     }
 
-    /// Returns the port; 500 unless given (RFC 7296 2).
+    /// Returns the port; 500 if none is given (RFC 7296 2).
     pub fn port_or_default(&self) -> u16 {
         self.port.unwrap_or(500)
     }

@@ -1,5 +1,5 @@
-//! The state of the controller client, which its tasks share. The view in force is the view that
-//! the agent has applied.
+//! The state of the controller client, which its tasks share. The current view is the view that the
+//! agent has applied.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError};
@@ -38,13 +38,13 @@ pub struct ControllerClient {
     pub(super) status: watch::Sender<ControllerStatus>,
     /// `None` until this node has joined.
     pub(super) member: watch::Sender<Option<Member>>,
-    /// The view in force. The lock is held while files that depend on it are written.
+    /// The current view. The lock is held while files that depend on it are written.
     pub(super) view: Mutex<Option<Arc<NodeView>>>,
     /// Checks that views from the stream are consistent.
     pub(super) consistency: std::sync::Mutex<ViewConsistency>,
-    /// Writes the view in force to disk.
+    /// Writes the current view to disk.
     pub(super) view_file: std::sync::Mutex<ChangeLog>,
-    /// Set while this node may have lost the controller because of the view in force.
+    /// Set while this node may have lost the controller because of the current view.
     pub(super) unconfirmed: watch::Sender<Option<UnconfirmedView>>,
     pub(super) taken_back: std::sync::Mutex<Option<TakenBackView>>,
     /// The latest view that this host refuses. It is validated again when the host changes.
@@ -141,12 +141,13 @@ impl ControllerClient {
         self.member.borrow().as_ref().map(|member| member.identity.node.clone())
     }
 
-    /// Returns the view and the credentials in force.
+    /// Returns a receiver of the current view and credentials.
     pub fn membership(&self) -> watch::Receiver<Option<Membership>> {
         self.membership.subscribe()
     }
 
-    /// Returns connection, certificate and view, for `edge-agent status`.
+    /// Returns a receiver of the data about connection, certificate and view, for `edge-agent
+    /// status`.
     pub fn status(&self) -> watch::Receiver<ControllerStatus> {
         self.status.subscribe()
     }
@@ -175,8 +176,8 @@ impl ControllerClient {
             Err(error) => return Err(error),
         };
         match validate(&identity.node, identity.role, None, &view) {
-            // This view was in force before the restart. The node keeps its tunnels even if the
-            // host has moved to another network, or appears to have moved.
+            // This view was applied before the restart. The node keeps its tunnels even if the host
+            // has moved to another network, or appears to have moved.
             Ok(_) => Ok(Some(view)),
             Err(refusal) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;
@@ -218,12 +219,12 @@ impl ControllerClient {
         if validated == Validated::Unchanged {
             return Ok(());
         }
-        // The file on disk holds the view in force, so the change must be relative to that view.
+        // The file on disk holds the current view, so the change must be relative to that view.
         let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
         self.put_in_force(&mut current, member, view, change.map(|step| step.change)).await
     }
 
-    /// Writes a view to disk, then publishes it. The view replaces `current`, the view in force;
+    /// Writes a view to disk, then publishes it. The view replaces `current`, the current view;
     /// `change` is the difference between the two, if it is known.
     async fn put_in_force(
         &self,
@@ -293,7 +294,7 @@ impl ControllerClient {
         Ok(credentials)
     }
 
-    /// Writes `segments.json` from the view in force, in case the file was lost or damaged.
+    /// Writes `segments.json` from the current view, in case the file was lost or damaged.
     pub(super) async fn restore_segments_file(&self) {
         let current = self.view.lock().await;
         if let Some(view) = current.as_ref()
@@ -371,7 +372,7 @@ impl ControllerClient {
     }
 }
 
-/// The reason why a view from the controller is not in force.
+/// The reason why a view from the controller was not applied.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ViewError {
     #[error("a view from the controller is refused: {0}")]

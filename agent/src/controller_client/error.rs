@@ -15,7 +15,7 @@ pub enum ControllerError {
         /// The error from the network, TLS or HTTP.
         why: String,
     },
-    /// The server's certificate is not that of our controller.
+    /// The server's certificate is not that of the cluster's controller.
     #[error("controller {url} is not trusted: {why}")]
     Untrusted {
         /// The controller's URL.
@@ -52,8 +52,8 @@ pub enum ControllerError {
     /// This node has no certificate yet.
     #[error("this node has not joined the cluster yet: `edge-agent status` says why")]
     NotJoined,
-    /// A response, the configuration or this host rules the request out. The text says how to solve
-    /// it.
+    /// A response, the configuration or the state of this host does not allow the request. The text
+    /// says how to solve it.
     #[error("{0}")]
     Unacceptable(String),
     /// The state directory cannot be read or written.

@@ -1,9 +1,9 @@
 //! Keeps the networks of a hub guarded after the hub has disappeared from the view. Packets to them
-//! must not leave without encryption while the hub is away: the hub may be joining again, or the
-//! controller may not know the hub because an old backup was restored. So these networks stay
-//! guarded for a day, or until a hub in the view has them again. If a hub is still in the view but
-//! no longer has a network, that network does not stay guarded, since the operator corrected the
-//! hub's networks.
+//! must not leave without encryption while the hub is not in the view: the hub may be joining
+//! again, or the controller may not know the hub because an old backup was restored. So these
+//! networks stay guarded for a day, or until a hub in the view has them again. If a hub is still in
+//! the view but no longer has a network, that network does not stay guarded, since the operator
+//! corrected the hub's networks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};

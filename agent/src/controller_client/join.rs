@@ -21,7 +21,7 @@ use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::state_dir::{StateDir, segments_file};
 
-/// Joins, and writes the identity to disk.
+/// Joins the cluster, and writes the identity to disk.
 pub(super) async fn join(
     config: &Config,
     credential: &JoinCredential,

@@ -1,10 +1,10 @@
 //! The controller client: joins this node, renews its certificate, follows the view and requests
 //! segments. It publishes the view and the credentials through the channels of
-//! [`crate::membership`]: first those on disk, then those from the controller. The view in force is
+//! [`crate::membership`]: first those on disk, then those from the controller. The current view is
 //! the view that the agent has applied. While the controller is unreachable, the published view and
 //! credentials stay in use.
 //!
-//! - `client`: the state that the client's tasks share: mainly the view in force, the member's
+//! - `client`: the state that the client's tasks share: mainly the current view, the member's
 //!   identity and the status.
 //! - `session`: the session with the controller: joining if needed, reports, and the view stream.
 //! - `stream_state`: the last view from the controller, to which its next change applies.
@@ -12,8 +12,8 @@
 //!   cut this host off.
 //! - `view_consistency`: the check that a view is consistent; its time depends only on the number
 //!   of changes.
-//! - `view_file`: the file with the view in force, stored as a whole view and the changes since
-//!   that view.
+//! - `view_file`: the file with the current view, stored as a whole view and the changes since that
+//!   view.
 //! - `partial_view`: views from which some of the added networks are left out.
 //! - `unconfirmed_view`: the views that `take_back` needs: the previous view, and the view that was
 //!   taken back last.

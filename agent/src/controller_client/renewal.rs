@@ -98,8 +98,8 @@ impl Rollover {
     }
 
     /// Records that a renewal succeeded. If the new certificate is still not from the signing
-    /// authority (because a replica of the controller does not know of the rollover yet), the next
-    /// attempt is postponed.
+    /// authority (because a replica of the controller still signs with the former authority), the
+    /// next attempt is postponed.
     fn attempted(&mut self) {
         if let Some((_, due)) = &mut self.due {
             *due = Instant::now() + REFUSED_WAIT;

@@ -47,7 +47,7 @@ impl ControllerClient {
                 let families = families.to_vec();
                 let request = SegmentRequest { request_id: request_id()?, families, repeated: true };
                 // The request is stored with `repeated` set, since an agent that reads it after a
-                // restart cannot know whether it was sent.
+                // restart cannot determine whether it was sent.
                 self.state.write_json(REQUEST_FILE, &request)?;
                 SegmentRequest { repeated: false, ..request }
             }

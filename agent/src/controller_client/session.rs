@@ -170,7 +170,8 @@ async fn follow_stream(
                         let event = match serde_json::from_str::<ViewEvent>(&line) {
                             Ok(event) => event,
                             Err(error) => {
-                                // A later release may send events that this release does not know.
+                                // A later release may send events that this release does not
+                                // support.
                                 debug!(%error, bytes = line.len(), "a line of the view stream is unknown and skipped");
                                 continue;
                             }
@@ -227,7 +228,8 @@ async fn follow_stream(
                 obstacles.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
-            // After a renewal the node reconnects, so that the controller sees the new certificate.
+            // After a renewal the node reconnects, so that the controller receives the new
+            // certificate.
             Ok(()) = identity.changed() => {
                 let now = identity.borrow_and_update();
                 let shown = &member.identity.credentials.chain;

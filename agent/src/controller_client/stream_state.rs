@@ -1,5 +1,5 @@
 //! Holds the last view from the controller, to which its next change applies. Usually that is the
-//! view in force. If that view is refused, it is still kept here, because the change that corrects
+//! current view. If that view is refused, it is still kept here, because the change that corrects
 //! it is relative to it.
 
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl StreamState {
     }
 
     /// Returns the query parameters `&from=VERSION&epoch=EPOCH`, which make the controller send
-    /// only the changes since `held`, the view in force.
+    /// only the changes since `held`, the current view.
     pub(super) fn query(state: Option<&Self>, held: Option<&NodeView>) -> String {
         let Some(held) = held else { return String::new() };
         let mut query = format!("&from={}", held.version);

@@ -41,7 +41,7 @@ const TAKE_BACK_RETRY: Duration = Duration::from_secs(5);
 /// Interval at which a refused view is validated again, in addition to the validation after changes
 /// of the uplink.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// Maximum number of conflicts of the view in force that are reported.
+/// Maximum number of conflicts of the current view that are reported.
 const MAX_REPORTED_CONFLICTS: usize = 8;
 
 impl ControllerClient {
@@ -72,7 +72,7 @@ impl ControllerClient {
     }
 
     /// Reports in `status` and in the log which addresses that this node needs lie within networks
-    /// of the view in force.
+    /// of the current view.
     pub(super) fn report_conflicts(&self, view: &NodeView) {
         let controllers = self.bypass.controller_addresses(self.urls());
         let conflicts = self.uplink.borrow().underlay.conflicts(view, &controllers);
@@ -116,7 +116,7 @@ impl ControllerClient {
         }
     }
 
-    /// Confirms the view in force, because a message from the controller arrived.
+    /// Confirms the current view, because a message from the controller arrived.
     pub(super) fn confirm_view(&self) {
         let installed = CONFIRM_AFTER.min(self.take_back_timeout() / 2);
         if self.unconfirmed().is_none_or(|unconfirmed| unconfirmed.began.elapsed() < installed) {
@@ -135,8 +135,8 @@ impl ControllerClient {
         }
     }
 
-    /// Called when the controller is reached again. Decides whether the view that was taken back
-    /// counts as the cause of the lost connection.
+    /// Decides whether the view that was taken back counts as the cause of the lost connection.
+    /// Must be called when the controller is reached again.
     pub(super) async fn controller_reached(&self) {
         if self.settle_taken_back_view() {
             self.retry_refused_view().await;

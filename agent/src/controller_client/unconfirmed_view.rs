@@ -1,5 +1,5 @@
-//! The two views that `take_back` needs in addition to the view in force: the previous view, and
-//! the view that was taken back last.
+//! The two views that `take_back` needs in addition to the current view: the previous view, and the
+//! view that was taken back last.
 
 use std::sync::Arc;
 
@@ -14,13 +14,13 @@ pub(super) const TAKEN_BACK_FILE: &str = "taken-back.json";
 /// Time after which a view that was taken back once is tried again, in seconds.
 const SECOND_TRY_AFTER_SECONDS: u64 = 3600;
 
-/// Exists while the view in force is unconfirmed: no message from the controller has arrived under
+/// Exists while the current view is unconfirmed: no message from the controller has arrived under
 /// it yet.
 #[derive(Debug, Clone)]
 pub(super) struct UnconfirmedView {
     /// The view to restore.
     pub(super) before: Arc<NodeView>,
-    /// The time at which the view in force replaced `before`.
+    /// The time at which the current view replaced `before`.
     pub(super) began: Instant,
 }
 

@@ -1,4 +1,4 @@
-//! Keeps the view in force on disk: `view.json`, and a second file with the changes since
+//! Keeps the current view on disk: `view.json`, and a second file with the changes since
 //! `view.json` was written.
 
 use std::path::Path;

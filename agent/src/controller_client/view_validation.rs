@@ -1,4 +1,4 @@
-//! Decides whether a view may replace the one in force. A view determines which nodes this node
+//! Decides whether a view may replace the current one. A view determines which nodes this node
 //! trusts and which it removes, so a view that contradicts itself is refused as a whole.
 
 use std::sync::PoisonError;
@@ -31,13 +31,13 @@ pub(super) enum ViewRefusal {
         /// Role in the view.
         found: Role,
     },
-    /// The view is older than the view in force.
+    /// The view is older than the current view.
     #[error(
         "its version {found} is older than version {expected} in force: was the controller restored from a backup? \
          To take it nevertheless, stop the agent, remove view.json from the state directory, and start it again"
     )]
     Older {
-        /// Version of the view in force.
+        /// Version of the current view.
         expected: u64,
         /// Version of the refused view.
         found: u64,
@@ -80,13 +80,13 @@ pub(super) enum ViewRefusal {
 /// Outcome of [`validate`] for a view that is not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Validated {
-    /// The view may replace the view in force.
+    /// The view may replace the current view.
     New,
-    /// The view equals the view in force.
+    /// The view equals the current view.
     Unchanged,
 }
 
-/// Validates `new` against this node's name and role, and the view in force.
+/// Validates `new` against this node's name and role, and the current view.
 pub(super) fn validate(
     node: &NodeName,
     role: Role,
@@ -125,7 +125,7 @@ pub(super) fn validate_with(
 
 impl ControllerClient {
     /// Checks whether the view would cut this host off. Fails if a network of the view contains an
-    /// address that this host needs and that no network of the view in force contains, or if the
+    /// address that this host needs and that no network of the current view contains, or if the
     /// view adds the networks of a view that was taken back.
     pub(super) fn check_against_host(&self, current: Option<&NodeView>, view: &NodeView) -> Result<(), ViewRefusal> {
         let controllers = self.bypass.controller_addresses(self.urls());

@@ -277,8 +277,8 @@ fn granted_policies(
 }
 
 /// Returns the policies for packets to a peer from sources that do not belong to this node. XFRM
-/// sees a packet from a NodePort's client, or from a process that called a Service, after it was
-/// redirected to a peer's pod and before its source is translated. So these policies send the
+/// processes a packet from a NodePort's client, or from a process that called a Service, after it
+/// was redirected to a peer's pod and before its source is translated. So these policies send the
 /// packet into the tunnel, and the firewall then translates its source to the bridge's address,
 /// since the peer accepts no other. XFRM cannot distinguish such a packet from a LAN host's packet
 /// that is only routed through this node; the firewall drops the LAN host's packet before

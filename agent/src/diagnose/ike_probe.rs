@@ -94,7 +94,7 @@ fn is_response(datagram: &[u8], port: u16, spi: u64) -> bool {
     message.and_then(Header::peek).is_some_and(|header| header.response && header.initiator_spi == spi)
 }
 
-/// Returns the kernel's path MTU to the connected address, if the kernel knows it.
+/// Returns the kernel's path MTU to the connected address, if the kernel has one.
 fn path_mtu(socket: &UdpSocket, address: SocketAddr) -> Option<u32> {
     if address.is_ipv4() {
         rustix::net::sockopt::ip_mtu(socket).ok()

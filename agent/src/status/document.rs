@@ -21,7 +21,7 @@ pub struct Status {
     pub node: Option<String>,
     /// Role of this node; absent without a view.
     pub role: Option<String>,
-    /// Version of the view in force.
+    /// Version of the current view.
     pub view_version: Option<u64>,
     /// Connection, certificate and view; absent without `[controller]`.
     #[serde(rename = "cloud")]
@@ -54,7 +54,7 @@ pub struct TunnelsReport {
     pub node: Option<String>,
     /// Role of this node; absent without a view.
     pub role: Option<String>,
-    /// Version of the view in force.
+    /// Version of the current view.
     pub view_version: Option<u64>,
     /// Peers, in the order of their names.
     pub peers: Vec<PeerReport>,

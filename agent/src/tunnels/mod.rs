@@ -11,7 +11,7 @@
 //! - `environment`: the implementation of [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
 //! - `endpoint_events`: the handling of the endpoint's events.
-//! - `failure_log`: which failures get a separate log line.
+//! - `failure_log`: the choice of the failures that get a separate log line.
 //! - `hub_returns`: the hubs that were lost and came back.
 //! - `idle_tunnels`: the on-demand tunnels that are up, and the time at which each was last used.
 //! - `inherited_sas`: the SAs that an earlier run left in the kernel.

@@ -45,8 +45,9 @@ fn a_pod_that_sends_from_an_ike_port_gets_no_packets_of_peers_for_the_edge() {
     }
 }
 
-/// A pod sends first, from the IKE port to a peer's IKE port. Then the peer sends to the edge's IKE
-/// port. These packets must reach the edge, and must not be treated as replies to the pod.
+/// Checks that the edge keeps its IKE port. A pod sends first, from the IKE port to a peer's IKE
+/// port. Then the peer sends to the edge's IKE port. These packets must reach the edge, and must
+/// not be treated as replies to the pod.
 fn the_edge_keeps(world: &World, family: &Family, port: u16) {
     let socket = |name, address: &str| {
         let at = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);

@@ -274,8 +274,9 @@ fn same_port() -> Vec<Expression> {
     [input_name(), vec![output], in_set(FilterSet::Ports)].concat()
 }
 
-/// `PACKET_HOST` (`linux/if_packet.h`) marks a frame that was sent to the bridge's own MAC address.
-/// Such a frame was sent to a Service, and br_netfilter returned it to the bridge.
+/// Matches frames that were not sent to the bridge's own MAC address (`PACKET_HOST`,
+/// `linux/if_packet.h`). A frame to that address was sent to a Service, and br_netfilter returned
+/// it to the bridge.
 fn not_for_us() -> Vec<Expression> {
     let kind = Expression::Meta { key: Meta::PacketType, register: 1 };
     vec![kind, Expression::Compare { operation: Comparison::NotEqual, value: vec![0] }]

@@ -277,8 +277,8 @@ fn rules_of_prerouting() -> Vec<Rule> {
 const HOST_ENDIAN: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 
-/// `NFTNL_UDATA_SET_KEYBYTEORDER` (libnftnl/udata.h), from which nft(8) determines how to show the
-/// keys.
+/// Returns the user data `NFTNL_UDATA_SET_KEYBYTEORDER` (libnftnl/udata.h), from which nft(8)
+/// determines how to show the keys.
 fn byte_order(order: u32) -> Vec<u8> {
     [&[0, 4][..], &order.to_ne_bytes()].concat()
 }

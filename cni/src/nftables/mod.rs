@@ -1,7 +1,6 @@
 //! The part of nf_tables that the plugin uses, through nfnetlink. The program `nft` is not
 //! necessary.
 //!
-//! - `attributes`: the encoding of a message's attributes.
 //! - [`expression`]: the expressions of rules.
 //! - [`wire`]: the messages to nf_tables.
 

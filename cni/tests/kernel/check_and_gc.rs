@@ -1,5 +1,5 @@
 //! Tests that CHECK finds missing parts of a pod's connection, and that GC removes attachments that
-//! the runtime no longer knows.
+//! the runtime no longer lists.
 
 use interop_tests::suite::Test;
 use serde_json::{Value, json};

@@ -157,7 +157,7 @@ fn a_cut_journal_is_named_and_nothing_is_given_or_lost() {
     }
     // The pods are not affected.
     assert!(pings(&first.netns, &got[0]));
-    // DEL detaches a pod from the bridge, but asks the runtime to try again.
+    // DEL detaches a pod from the bridge, but its error makes the runtime try again.
     let answer = world.verb("DEL", &second);
     assert_eq!(answer.json["code"], 100, "{}", answer.json);
     assert_eq!(world.ports().len(), 1);

@@ -174,7 +174,8 @@ pub(crate) fn neighbour(flags: u8, target: Ipv6Addr, option: u8, link: Mac) -> V
     [&[flags, 0, 0, 0][..], &target.octets(), &[option, 1], &link].concat()
 }
 
-/// Builds an ICMP error (RFC 792) about a datagram between these addresses.
+/// Builds an ICMP error (RFC 792) about a datagram between these addresses. `error6` does the same
+/// for ICMPv6.
 pub(crate) fn error4(kind: u8, about: (Ipv4Addr, Ipv4Addr)) -> Vec<u8> {
     let datagram = ipv4(BROADCAST, BROADCAST, 17, about, &udp(4500, 4500, &[0; 32]));
     let mut message = [&[kind, 4, 0, 0, 0, 0, 2, 88][..], &datagram[14..]].concat();

@@ -27,7 +27,7 @@ const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 pub(crate) const HOST: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
 pub(crate) const NEIGHBOUR: [&str; 2] = ["192.0.2.66", "2001:db8:1::66"];
 
-/// A host on the node's LAN that uses the node as its router.
+/// Creates a host on the node's LAN that uses the node as its router.
 pub(crate) fn neighbour(world: &World) -> Pod {
     let lan = world.pod();
     world.ip(&format!("link add lan0 type veth peer name eth0 netns {}", lan.netns));

@@ -129,7 +129,7 @@ fn pods_go_and_are_checked_on_a_read_only_disk() {
     others.iter().for_each(|pod| drop(world.add(pod)));
 }
 
-/// The agent runs `edge-cni up` before it checks forwarding itself.
+/// Tests `edge-cni up`, which the agent runs before it checks forwarding itself.
 fn a_disk_that_cannot_be_written_makes_no_router() {
     let world = World::new(DUAL);
     let disk = Disk::mount(&world);

@@ -12,7 +12,7 @@ use super::expressions::{
 };
 use super::sets;
 
-/// Priority before connection tracking (-200), which therefore does not see packets that are
+/// Priority before connection tracking (-200), which therefore does not track packets that are
 /// dropped at this priority.
 const EARLY: i32 = -300;
 /// Priority after connection tracking, before the usual priority of chains that translate sources

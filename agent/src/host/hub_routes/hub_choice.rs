@@ -193,9 +193,9 @@ impl HubChoice {
         Probes { neighbour: watched.neighbour.is_due(), agent: watched.pause == 0 && watched.agent.is_due() }
     }
 
-    /// Returns the gateway that a family should use now: the best one, and among equally good ones
-    /// the first. The gateway in use is kept if the best gateways are dead or have come back only
-    /// recently.
+    /// Returns the gateway that a family should use now: the best one, or the first of several
+    /// equally good ones. The gateway in use is kept if the best gateways are dead or have come
+    /// back only recently.
     pub(super) fn choose(&self, ipv4: bool, in_use: Option<&HubGateway>, now: Instant) -> Option<&HubGateway> {
         let best = self.of_family(ipv4).map(|(_, watched)| watched.health(now)).max()?;
         let mut equals =

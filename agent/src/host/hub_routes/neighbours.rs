@@ -20,7 +20,7 @@ pub(super) enum Neighbour {
     Confirmed,
     /// The kernel has probed the neighbour, which has not answered yet.
     Asked,
-    /// The kernel does not know the neighbour's link-layer address.
+    /// The kernel has no link-layer address of the neighbour.
     Unknown,
     /// Another program maintains the entry, or the link needs no neighbour entries. The entry
     /// cannot be probed.

@@ -1,4 +1,4 @@
-//! Tests the index against the whole journal: both must always give the same answers.
+//! Tests the index against the whole journal: queries must always have the same results with both.
 
 use std::fs;
 
