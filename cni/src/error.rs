@@ -54,7 +54,7 @@ pub(crate) enum Code {
     /// The guard that prevents pods' packets from leaving in clear cannot be installed. No pod is
     /// attached without it.
     Guard = 104,
-    /// No address is free, and the controller will not grant another segment later.
+    /// No address is free, and no further segment will become available.
     RangeFull = 105,
     /// CHECK: the container is no longer configured as ADD left it.
     NotAsAttached = 106,

@@ -122,7 +122,7 @@ pub(crate) fn remove_elements(ended: &[Attachment]) {
     remove_ports(&names);
 }
 
-/// The removal of the elements of ports, during which the kernel works in the background.
+/// A removal of the elements of ports, which runs in the kernel while the caller does other work.
 #[derive(Debug)]
 pub(crate) struct ElementRemoval {
     /// The filter; `None` if this kernel does not support it.

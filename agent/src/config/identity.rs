@@ -1,7 +1,7 @@
 //! IKE identities (RFC 7296 3.5) as text.
 //!
 //! The agent accepts the same forms as strongSwan and libreswan, so that a value can be copied.
-//! Unsupported forms are refused instead of being parsed as another type of identity.
+//! Unsupported forms are refused, and are never parsed as another type of identity.
 
 use std::net::IpAddr;
 

@@ -53,7 +53,7 @@ pub enum ControllerError {
     #[error("this node has not joined the cluster yet: `edge-agent status` says why")]
     NotJoined,
     /// A response, the configuration or the state of this host does not allow the request. The text
-    /// says how to solve it.
+    /// also says how to solve the problem.
     #[error("{0}")]
     Unacceptable(String),
     /// The state directory cannot be read or written.

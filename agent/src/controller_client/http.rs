@@ -104,7 +104,8 @@ impl HttpClient {
     }
 
     /// Makes the next connection go to the controller after `url`, because the controller at `url`
-    /// failed or shuts down. Has no effect if only one controller is configured.
+    /// failed or shuts down. If only one controller is configured, the next connection goes to the
+    /// same one.
     pub(super) async fn try_next_after(&self, url: &Uri) {
         let mut active = self.active.lock().await;
         active.connection.take_if(|connection| connection.url == *url);

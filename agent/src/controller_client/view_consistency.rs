@@ -29,7 +29,7 @@ struct ConsistentView {
 type Segments = BTreeMap<Position, Holder>;
 
 /// Address and prefix length of a segment, which define the order of the segments. If two networks
-/// overlap, one contains the other, so overlapping networks are neighbours in this order.
+/// overlap, one contains the other.
 type Position = (IpAddr, u8);
 
 /// The holder of a segment: a peer, or this node (`None`).

@@ -19,7 +19,7 @@ use crate::desired::Desired;
 use crate::incidents::Incidents;
 use crate::install_cni::CONFLIST;
 
-/// The absolute value of `-EEXIST`.
+/// `EEXIST`, as a positive number.
 const ALREADY_THERE: i32 = 17;
 /// The metric of IPv6 routes that the kernel creates (`IP6_RT_PRIO_ADDRCONF`).
 const KERNEL_IPV6_METRIC: u32 = 256;

@@ -51,7 +51,7 @@ const FIREWALL_PAUSE: Duration = Duration::from_millis(700);
 /// Minimum and maximum time between two readings of other programs' rules. If a reading takes long,
 /// as on a host with thousands of rules, the time after it is longer.
 const OBSTACLES_PAUSE: RangeInclusive<Duration> = Duration::from_millis(700)..=Duration::from_secs(30);
-/// Reading rules may take at most one part in this number of the time, which is 5%.
+/// Divisor for the maximum share of the time that reading rules may take, which is 5%.
 const OBSTACLES_SHARE: u32 = 20;
 
 /// Keeps routes, bridge, sysctls and firewall of this host in the desired state.

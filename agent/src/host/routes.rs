@@ -12,7 +12,7 @@ use super::RouteEntry;
 use super::network_state::{NetworkState, Route};
 use crate::desired::Desired;
 
-/// The absolute value of `-ESRCH`.
+/// `ESRCH`, as a positive number.
 const NO_ROUTE: i32 = 3;
 
 /// Returns the expected routes through the guard's device, for `status`.

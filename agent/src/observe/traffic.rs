@@ -82,7 +82,8 @@ mod tests {
         assert_eq!(add(&mut direction, &[("a", 8), ("b", 2)]), (10, 1000));
         assert_eq!(add(&mut direction, &[("b", 4)]), (12, 1200));
         assert_eq!(direction.last.len(), 1);
-        // Another SA has the same SPI. Then there is no SA.
+        // The counters of `b` have decreased, so it is another SA with the same SPI. In the end,
+        // there are no SAs.
         assert_eq!(add(&mut direction, &[("b", 1)]), (13, 1300));
         assert_eq!(add(&mut direction, &[]), (13, 1300));
     }

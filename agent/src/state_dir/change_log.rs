@@ -15,7 +15,7 @@ use super::dir::{StateDirError, io_error, parse_json, read_file};
 /// written as a whole. That is fast enough, and the whole content is in one file for the operator
 /// and other programs.
 const SMALLEST: usize = 64 << 10;
-/// Divisor that yields the maximum size of the changes from the file's size. Reading more changes
+/// Divisor of the file's size that yields the maximum size of the changes. Reading more changes
 /// would take long.
 const SHARE: usize = 4;
 /// Suffix of the name of the second file. Its first line is the digest of the file to which the

@@ -118,7 +118,8 @@ pub struct IkeStatus {
     pub proposal: String,
     /// The peer's authentication method.
     pub authentication: String,
-    /// Whether this node is behind a NAT, or encapsulation in UDP is forced.
+    /// Whether this node is behind a NAT, or a NAT is assumed because encapsulation in UDP is
+    /// forced.
     pub nat_local: bool,
     /// Whether the peer is behind a NAT.
     pub nat_remote: bool,

@@ -27,7 +27,7 @@ impl KernelEnvironment {
         self.reqids.of_sas(peer, purpose)
     }
 
-    /// Writes the reqids of parts to disk that are not on disk yet and are due at `now`.
+    /// Writes those reqids of parts to disk that are due at `now` and not on disk yet.
     pub(super) fn save_reqids(&mut self, now: Instant) {
         if let Err(error) = self.reqids.save_parts(now) {
             self.incidents.error(format!("reqids cannot be written to disk: {error}"));

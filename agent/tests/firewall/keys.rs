@@ -397,7 +397,7 @@ fn containers_of_others() {
         world.publish(8080, containers[index]);
         assert_eq!(world.fetch("lan", family.edge_lan, 8080).as_deref(), Some(family.lan), "what is published");
     }
-    // On a hub or a cloud node, the cloud's CNI is responsible for the access to its pods.
+    // On a hub or a cloud node, another CNI is responsible for the access to its own pods.
     world.apply(&Firewall { fronted: networks(&["172.17.0.0/16", "fd17::/64"]), ..edge() });
     for (container, other) in containers.into_iter().zip(others) {
         assert!(world.fetch("lan", container, 80).is_some(), "{container} is a pod of the cloud's own CNI");

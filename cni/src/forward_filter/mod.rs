@@ -53,7 +53,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     }
     let content = content(links, config, segments, isolated(config))?;
     // The kernel refuses the addition if another release created the table, or if the table has
-    // networks that overlap these.
+    // networks that overlap those in `segments`.
     let add_or_replace = |netlink: &mut Netlink| {
         transact(netlink, rules::add_bridge(&config.bridge, &segments.segments))
             .or_else(|_| fill(TABLE.delete_and_create().to_vec(), &content, |messages| transact(netlink, messages)))

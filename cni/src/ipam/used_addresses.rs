@@ -128,8 +128,8 @@ impl UsedAddresses {
     }
 
     /// Returns the next address of a family to lease. It is from the first segment with an address
-    /// that was never used or has cooled down. If no segment has such an address, it is the one
-    /// that was freed longest ago. `longest_ago` returns the address that was freed longest ago,
+    /// that was never used or has cooled down. If no segment has such an address, the address that
+    /// was freed longest ago is next. `longest_ago` returns the address that was freed longest ago,
     /// among those that a predicate accepts.
     pub(super) fn next_address<E>(
         &self,

@@ -135,8 +135,7 @@ pub fn read() -> anyhow::Result<Option<KernelTable>> {
     Ok(Some(KernelTable { objects: table["nftables"].take(), sets }))
 }
 
-/// Reads the counters of dropped packets that are above 0; returns none if the table does not
-/// exist.
+/// Returns the counters of dropped packets that are above 0; none if the table does not exist.
 pub fn dropped_packets() -> anyhow::Result<Vec<DroppedPackets>> {
     let listed = list(&["list", "counters", "table", "inet", TABLE])?.unwrap_or_default();
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -10,7 +10,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Error, Handle};
 
-/// The absolute value of `-ENOENT`.
+/// `ENOENT`, as a positive number.
 const NO_ENTRY: i32 = 2;
 
 /// The state of a neighbour entry in the kernel.

@@ -76,7 +76,7 @@ pub(super) struct Journal {
     lines: u64,
     /// The index, if it is valid for the current state of the journal.
     index: Option<Index>,
-    /// All leases, as soon as they have been read.
+    /// All leases; empty until they are read.
     whole: OnceCell<Leases>,
 }
 
@@ -316,7 +316,8 @@ impl Journal {
         {
             return Ok(found);
         }
-        // If that fails, reading the whole journal returns an error that describes the defect.
+        // If the lookup through the index fails, reading the whole journal returns an error that
+        // describes the defect.
         let leases = self.whole()?;
         Ok(leases.line(attachment).zip(leases.get(attachment)))
     }
