@@ -27,7 +27,7 @@ const GUARDED_SECONDS: i64 = 24 * 3600;
 const MAX_FORMER_NETWORKS: usize = 256;
 
 impl ControllerClient {
-    /// Reads the networks that an earlier run kept guarded from disk.
+    /// Reads from disk the networks that an earlier run kept guarded.
     pub(super) fn load_former_networks(&self) {
         let read = self.state.read_json::<Vec<FormerNetwork>>(FORMER_NETWORKS_FILE, "it is ignored");
         let former = read.unwrap_or_else(|error| {

@@ -114,8 +114,8 @@ fn update(segments: &mut Segments, view: &NodeView, changes: &[PeerChange<'_>]) 
 }
 
 /// Returns the peers that differ. The peers of `before` are in the order of their names, each once.
-/// `None` if the peers of `now` are not in that order, or if the views differ in anything but
-/// peers. Peers that both views share in memory are not compared.
+/// `None` if the peers of `now` are not in that order, or if the views also differ in another field
+/// that the check reads. Peers that both views share in memory are not compared.
 fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<PeerChange<'a>>> {
     let same = before.node == now.node
         && before.cluster_ranges == now.cluster_ranges
@@ -174,7 +174,8 @@ fn add_peer(segments: &mut Segments, view: &NodeView, peer: &SharedPeer) -> Resu
 }
 
 /// Adds a segment. Fails if the segment lies outside of all cluster ranges, where it would not be
-/// guarded, or overlaps a segment of another node, which would receive the traffic of this one.
+/// guarded, or overlaps another segment. If two nodes had the same addresses, one would receive the
+/// other's traffic.
 fn add_segment(
     segments: &mut Segments,
     view: &NodeView,

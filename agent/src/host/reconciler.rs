@@ -68,8 +68,7 @@ pub struct HostReconciler {
     bridge_table: BridgeTable,
     sysctls: Sysctls,
     obstacles: Obstacles,
-    /// Whether the plugin's table changed during a pass, so that the reconciliation pass must be
-    /// repeated.
+    /// Whether one of the plugin's tables changed during a pass, so that the pass must be repeated.
     again: bool,
     guarded: Option<GuardConfig>,
     guard_failure: Option<String>,

@@ -41,8 +41,8 @@ pub(super) fn uplinks<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a L
     observed.links.iter().filter(candidate).filter(wanted).collect()
 }
 
-/// Returns the links from which a node that was not a router forwards packets only to pods:
-/// uplinks, tunnels and VPNs, but no links of containers or other CNIs.
+/// Returns the links from which a node that was not a router forwards packets only to pods and
+/// tunnels: uplinks, tunnels and VPNs, but no links of containers or other CNIs.
 pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a Link> {
     let uplinks = uplinks(observed, bridge);
     let ours = |link: &Link| link.name == bridge || link.pod_bridge || link.name == DEVICE;

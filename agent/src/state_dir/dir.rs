@@ -238,8 +238,8 @@ pub(super) fn parse_json<T: DeserializeOwned>(
 /// Reads a file as [`StateDir::read_layout`] does, for programs other than the agent.
 ///
 /// # Errors
-/// [`StateDirError::Newer`] if the layout number is higher than `known`, even if the rest of the
-/// file is not readable; otherwise the same errors as [`read_json`].
+/// [`StateDirError::Newer`] if the layout number is higher than `known`, whatever else the JSON
+/// object contains; otherwise the same errors as [`read_json`].
 pub fn read_layout<T: DeserializeOwned>(
     directory: &Path,
     name: &str,

@@ -73,8 +73,8 @@ pub struct Driver {
     /// The time at which to look for a route again, if a tunnel's local address has been removed
     /// and there is no route yet.
     pub(super) retry_move_at: Option<tokio::time::Instant>,
-    /// Whether to try peers that could not be reached again after the pending events, because a hub
-    /// came up.
+    /// Whether to make another attempt to reach the unreached peers after the pending events,
+    /// because a hub came up.
     pub(super) retry_unreached: bool,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
@@ -313,7 +313,8 @@ impl Driver {
         for name in &changes.set {
             let hub = self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
             if self.environment.reqids.set_hub(name, hub) {
-                // The inbound SAs of a node that has become a hub no longer match the policies.
+                // The inbound SAs of a node that has become a hub, or is no longer a hub, do not
+                // match the policies any more.
                 self.to_rekey.push(name.clone());
             }
         }

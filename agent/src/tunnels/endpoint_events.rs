@@ -117,7 +117,7 @@ impl Driver {
         self.environment.reqids.retain_parts(peer, &left, now);
     }
 
-    /// Handles that a peer answers again after it did not answer.
+    /// Handles a peer that answers again after it did not answer.
     pub(super) fn peer_heard(&mut self, peer: &PeerName) {
         if self.hub_returns.heard(peer) {
             self.changed_peers.insert(peer.clone());

@@ -27,7 +27,7 @@ impl KernelEnvironment {
         self.reqids.of_sas(peer, purpose)
     }
 
-    /// Writes those reqids of parts to disk that are due at `now` and not on disk yet.
+    /// Writes to disk those reqids of parts that are not on disk yet and are due at `now`.
     pub(super) fn save_reqids(&mut self, now: Instant) {
         if let Err(error) = self.reqids.save_parts(now) {
             self.incidents.error(format!("reqids cannot be written to disk: {error}"));

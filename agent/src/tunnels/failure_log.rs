@@ -13,7 +13,8 @@ const SINGLE_LINES: usize = 5;
 /// Length of a period, which begins with a failure.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// The failures in a period. The size of the set is the number of peers that fail in the period.
+/// The failures in a period. The size of the set is at most the number of peers that fail in the
+/// period.
 #[derive(Debug, Default)]
 pub(super) struct FailureLog {
     ends: Option<Instant>,

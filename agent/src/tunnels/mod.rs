@@ -1,6 +1,6 @@
-//! The IKE driver: passes datagrams to the IKE endpoint, and installs the SAs and policies that the
-//! endpoint negotiates in the kernel. All of this runs on one thread, since the state of the kernel
-//! and of the endpoint must change together.
+//! The IKE driver: passes datagrams to the IKE endpoint, and installs in the kernel the SAs and
+//! policies that the endpoint negotiates. All of this runs on one thread, since the state of the
+//! kernel and of the endpoint must change together.
 //!
 //! - `capture`: the copies of IKE messages for `edge-agent capture`.
 //! - `check_interval`: the time until the next comparison of all policies and SAs with the kernel.

@@ -45,7 +45,7 @@ fn is_carried(local: IpNetwork, remote: IpNetwork, sas: &[Selectors<'_>]) -> boo
     is_within(remote, &remotes) || is_within(local, &locals)
 }
 
-/// Returns whether all addresses of a network are in one of `networks`.
+/// Returns whether each address of a network is in one of `networks`.
 fn is_within(network: IpNetwork, networks: &[IpNetwork]) -> bool {
     if networks.iter().any(|wide| contains(wide, &network)) {
         return true;

@@ -210,8 +210,9 @@ impl Driver {
     }
 
     /// Handles the deletion of an inherited SA. The policies are computed again, since another peer
-    /// may now receive the packets. When a peer has no inherited SAs any more, its INITIAL_CONTACT
-    /// has nothing to delete.
+    /// may now receive the packets. When a peer has no inherited SAs any more, the peer is
+    /// configured again, so that INITIAL_CONTACT may be sent to it: there is nothing left that the
+    /// peer should keep.
     pub(super) fn inherited_sa_gone(&mut self, reqid: Reqid) {
         let Some(peer) = self.environment.reqids.peer(reqid.raw()) else { return };
         if !self.sas.has_inherited(reqid) {
@@ -221,7 +222,7 @@ impl Driver {
     }
 
     /// Handles a change of this node's addresses: informs peers that use MOBIKE, moves tunnels
-    /// whose address was removed, and tries peers that could not be reached again.
+    /// whose address was removed, and makes another attempt to reach the unreached peers.
     pub(super) fn host_changed(&mut self) {
         let now = self.now();
         let addresses = self.host.borrow().uplink_addresses.clone();

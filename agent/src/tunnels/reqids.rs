@@ -168,7 +168,8 @@ impl Reqids {
     }
 
     /// Writes changes of the parts that are due at `now`. Fails if the file cannot be written. In
-    /// that case the reqids are used nevertheless, and the next change writes the file again.
+    /// that case the reqids are used nevertheless, and the next change of parts causes another
+    /// attempt.
     pub(super) fn save_parts(&mut self, now: Instant) -> io::Result<()> {
         if self.save_due().is_none_or(|due| due > now) {
             return Ok(());

@@ -8,8 +8,8 @@ use edge_xfrm::{Reqid, SaId};
 use super::installed_sa::InstalledSa;
 
 /// The replaced SAs, in the order of their deletion. Each stays for [`edge_xfrm::IN_FLIGHT`], so
-/// there are as many as rekeys in that time. If the kernel refused the replacement, an SA stays
-/// until its peer is removed.
+/// their number is the number of rekeys in that time. An SA whose replacement the kernel refused
+/// stays until its peer is removed.
 #[derive(Debug, Default)]
 pub(super) struct RetiringSas {
     queue: BTreeMap<(Instant, SaId), InstalledSa>,

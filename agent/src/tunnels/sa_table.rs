@@ -136,7 +136,7 @@ impl SaTable {
         of_purpose.children.iter().any(sends)
     }
 
-    /// Returns the ends of a peer's tunnels by purpose, with the tunnels that are up first. A part
+    /// Returns the ends of a peer's tunnels by purpose. The tunnels that are up come first. A part
     /// that is down is left out if the tunnel for the whole child is up, because that tunnel also
     /// carries the part's packets.
     pub(super) fn ends(&self, peer: &PeerName) -> Vec<(&Purpose, TunnelEnds)> {
@@ -331,7 +331,8 @@ impl SaTable {
         changed || inherited
     }
 
-    /// Assigns outbound SAs to the CHILD_SAs from which they were taken again.
+    /// Assigns outbound SAs again to the CHILD_SAs from which they were taken. An SA without such a
+    /// CHILD_SA stays until its peer is removed.
     fn restore(&mut self, peer: &PeerName, purpose: &Purpose, old: Vec<InstalledSa>) {
         for old in old {
             let of_purpose = self.peers.get(peer).and_then(|of_peer| of_peer.get(purpose));

@@ -134,8 +134,8 @@ impl Firewall {
         }
     }
 
-    /// Returns whether no table is necessary. This is the case without a controller, where the
-    /// firewall is left to the operator.
+    /// Returns whether no table is necessary. This is the case without a view, for example without
+    /// a controller, where the firewall is left to the operator.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.own.is_empty() && self.remote.is_empty()

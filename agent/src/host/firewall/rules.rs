@@ -92,8 +92,9 @@ impl Firewall {
             let elsewhere = meta("!=", "iifname", self.bridges_and_lo());
             let posing = [elsewhere.clone(), family.within("saddr", "own")].into_iter().chain(dropped("posing"));
             commands.rule("prerouting", posing);
-            // Matches packets from the plugin's other networks, except former segments, which may
-            // belong to another node by now.
+            // Matches packets with a source in the plugin's other networks that did not arrive over
+            // a pods' bridge. Sources in `remote` are excepted, since a former segment may belong
+            // to another node by now.
             let of_bridges = [elsewhere, family.within("saddr", "bridged"), family.outside("saddr", "remote")];
             commands.rule("prerouting", of_bridges.into_iter().chain(dropped("posing")));
             commands.rule(

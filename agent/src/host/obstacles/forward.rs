@@ -159,7 +159,7 @@ pub fn remove() -> anyhow::Result<usize> {
     Ok(count + remove_nft()?)
 }
 
-/// Removes the agent's rules with `nft`.
+/// Removes the rules that the agent has added through `nft` instead of iptables.
 fn remove_nft() -> anyhow::Result<usize> {
     let mut count = 0;
     for family in ["ip", "ip6"] {

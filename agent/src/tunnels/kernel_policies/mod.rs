@@ -83,8 +83,8 @@ impl KernelPolicies {
         self.desired.policies_of(peer).filter(sends).copied().collect()
     }
 
-    /// Returns the policies that the kernel should have except those whose selector another program
-    /// occupies or that the kernel refused.
+    /// Returns the policies that the kernel should have, except those whose selector another
+    /// program occupies and those that the kernel refused.
     pub(super) fn installed(&self) -> impl Iterator<Item = &Policy> {
         self.desired.policies().filter(|policy| !self.unmet.contains(&policy.key()))
     }
