@@ -266,11 +266,11 @@ struct EarlierPort {
     mac: Mac,
 }
 
-/// Returns the names of the ports that may keep their MAC address. A pod may have set the address
-/// of a neighbour, of the bridge or of this host, so an address that is in use elsewhere is
-/// refused. If two ports have the same address, the port that is already in the filter with this
-/// address keeps it. For the remaining ports, the filter contains the address that is derived from
-/// their attachment, so their pods cannot send.
+/// Returns the names of the ports that may keep their MAC address, each with this address. A pod
+/// may have set the address of a neighbour, of the bridge or of this host, so an address that is in
+/// use elsewhere is refused. If two ports have the same address, the port that is already in the
+/// filter with this address keeps it. For the remaining ports, the filter contains the address that
+/// is derived from their attachment, so their pods cannot send.
 fn macs_to_keep(
     former: &[EarlierPort],
     ports: &[PodPort],

@@ -8,7 +8,7 @@ use super::*;
 use crate::nftables::BaseChain;
 use crate::nftables::expression::{Base, Comparison, Expression, Rule, Verdict};
 
-/// Parses the attributes that nft(8) sent from hexadecimal digits.
+/// Parses hexadecimal digits, which are the attributes that nft(8) sent.
 fn sent(text: &str) -> Vec<u8> {
     let digits: String = text.split_whitespace().collect();
     let octets = (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap());

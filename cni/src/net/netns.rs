@@ -15,7 +15,7 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// statfs(2) f_type of `/proc/PID/ns/net` and its bind mounts (linux/magic.h, NSFS_MAGIC).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
-/// A network namespace. It continues to exist as long as this value.
+/// A network namespace. It continues to exist as long as this value does.
 #[derive(Debug)]
 pub(crate) struct Namespace {
     file: File,

@@ -91,7 +91,8 @@ fn a_pods_own_broadcasts_do_not_come_back() {
     neighbour.send(&last);
     let seen = tap.until(&last);
     for frame in [&broadcast, &multicast, &unknown] {
-        // The socket receives each frame that it sent once.
+        // A packet socket also receives the frames that are sent on its interface, so it receives
+        // each frame exactly once.
         assert_eq!(seen.iter().filter(|other| *other == frame).count(), 1);
     }
     assert!(pings(&own.pod.netns, &other.v4.to_string()));

@@ -59,8 +59,8 @@ const MAX_FREED: usize = 4096;
 /// Maximum space that the next line needs, in bytes.
 const ROOM: u64 = 1024;
 
-/// A journal is rewritten when it has more than twice as many lines as a rewritten journal plus
-/// this number.
+/// A journal is rewritten when its number of lines is larger than the sum of this number and twice
+/// the number of lines of a rewritten journal.
 const REWRITE_MARGIN: usize = 256;
 
 /// The open journal. The process that has this value holds the lock of the state directory.
