@@ -16,7 +16,8 @@ const MAX_REPORTED: usize = MAX_CANDIDATES - 1;
 const MIN_OF_EACH_FAMILY: usize = 2;
 
 /// Returns whether this can be the address of a node as other nodes see it. Addresses that are
-/// local to a host or link, and addresses within the cluster ranges, are not candidates.
+/// local to a host or link are not candidates, nor are addresses within the cluster ranges, which
+/// are reached through a tunnel.
 pub fn is_candidate(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
     let nowhere = match address.to_canonical() {
         // 0.0.0.0/8 "this network", 240.0.0.0/4 reserved, and within it the limited broadcast (RFC

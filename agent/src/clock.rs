@@ -68,8 +68,8 @@ impl CertificateClock {
         unix_time.saturating_sub(self.floor().saturating_sub(system))
     }
 
-    /// Raises the baseline to a time that has certainly passed. The time comes from disk, from the
-    /// authenticated controller, or from the notBefore of this node's certificate.
+    /// Raises the baseline to a time that has certainly been reached. The time comes from disk,
+    /// from the authenticated controller, or from the notBefore of this node's certificate.
     pub fn raise_floor(&self, unix_time: u64) {
         let boot = since_boot();
         let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);

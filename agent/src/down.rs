@@ -86,7 +86,7 @@ pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     let closed = if for_pods { close_pods(config) } else { Ok(()) };
     match closed {
         Ok(()) => {
-            // Without a table, the node would forward packets between its other networks.
+            // Without a table, the node would forward packets between its own networks.
             match restore_forwarding(config, for_pods) {
                 Ok(lines) => removal.notes.extend(lines),
                 Err(error) => removal.failures.push(format!("forwarding: {error:#}")),

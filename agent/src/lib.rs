@@ -7,7 +7,7 @@
 //!
 //! - [`cli`]: the commands of `edge-agent`.
 //! - [`config`]: the agent's TOML file.
-//! - [`membership`]: the channels from the controller client to the rest of the agent.
+//! - [`membership`]: the channels between the controller client and the rest of the agent.
 //! - [`controller_client`]: the controller client, which joins, renews the certificate, follows the
 //!   view and requests segments.
 //! - [`install_cni`]: the conflist, through which the container runtime finds the plugin.

@@ -3,7 +3,8 @@
 //! At start the controller client publishes the [`Membership`] on disk, and later a new one
 //! whenever the view or the certificate changes. The rest of the agent derives tunnels, policies
 //! and routes from the membership. In the other direction, it publishes [`UplinkFacts`], from which
-//! the controller client takes the addresses for its reports and the pods' MTU.
+//! the controller client takes the addresses that it reports, and the pods' MTU, which it writes to
+//! `segments.json`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -104,13 +105,13 @@ pub struct ControllerStatus {
     pub view_source: Option<String>,
     /// notAfter of this node's certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: Option<i64>,
-    /// The last error, and how to solve it.
+    /// The last error, and how to correct it.
     pub last_error: Option<String>,
     /// The reason why the controller's latest view is refused; `None` if it is not refused.
     #[serde(default)]
     pub refused_view: Option<String>,
-    /// Addresses that this node needs and that lie within networks of the current view; at most
-    /// eight.
+    /// Addresses that this node needs outside of every tunnel, but that the current view takes into
+    /// tunnels; at most eight.
     #[serde(default)]
     pub conflicts: Vec<String>,
 }

@@ -59,8 +59,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         // for a moment, remove this node's addresses from its peers' views.
         node.uplink.send_replace(runtime.block_on(host::read_uplink(&config))?);
         let controller = ControllerClient::load(controller, state)?;
-        // The configured name is used as well, since otherwise the span would have no name before
-        // the node has joined.
+        // Before the node has joined, the configured name is used. Otherwise, the span would have
+        // no name until then.
         if let Some(name) = controller.node().or(config.name.clone()) {
             logging::set_node(&span, &name);
         }

@@ -1,6 +1,7 @@
 //! Resolves the host names in the static peers' `remote`. Names are resolved in separate tasks,
-//! never on the thread of the tunnels, for as long as the agent runs, so that a peer with a dynamic
-//! address is found again. If a name cannot be resolved, its last addresses stay in use.
+//! never on the thread of the tunnels. Lookups continue for as long as the agent runs, so that a
+//! peer with a dynamic address is found again. If a name cannot be resolved, its last addresses
+//! stay in use.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -166,8 +166,8 @@ pub fn host_resolvers(behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     resolvers(&[read("/etc/resolv.conf"), read("/run/systemd/resolve/resolv.conf")], behind_tunnels)
 }
 
-/// Returns the name servers in files in the format of resolv.conf(5), each once, without the host's
-/// own addresses and without those in `behind_tunnels`.
+/// Returns the name servers in files in the format of resolv.conf(5), each once, without loopback
+/// addresses and without those in `behind_tunnels`.
 fn resolvers(files: &[String], behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     let server = |line: &str| -> Option<IpAddr> {
         let mut words = line.split_whitespace();

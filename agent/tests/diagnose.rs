@@ -71,8 +71,8 @@ impl Node {
         self.directory.path().join("log")
     }
 
-    /// Waits until the agent has logged `count` times that a capture has ended because its reader
-    /// closed the output.
+    /// Waits until the agent has logged `count` times that a capture has ended because its command
+    /// has closed the connection.
     fn ends_captures(&self, count: usize) {
         wait::expect("the end of a capture", HANG, || {
             let log = fs::read_to_string(self.log()).unwrap();

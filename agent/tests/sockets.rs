@@ -267,7 +267,7 @@ fn without_systemd_the_sockets_outlive_an_agent_that_is_killed() {
     };
     let first = killed(4500, 14500);
     assert_eq!(killed(4500, 14500), first, "the next agent has the same socket");
-    // When the configuration changes, the new ports replace the earlier ones in the holder.
+    // When the configuration has other ports, a holder of these ports replaces the earlier one.
     killed(14500, 4500);
     assert_eq!(namespace.inode(4500), None);
 

@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Size of the read buffer in bytes, as large as the buffer of the socket.
+/// Size of the read buffer in bytes, enough for what the kernel buffers for a socket by default.
 pub(super) const BUFFER: usize = 256 << 10;
 /// The error for a response that this release does not understand.
 pub(super) const OTHER_RELEASE: &str = "the agent's answer is not understood; are both of one release?";

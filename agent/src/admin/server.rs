@@ -32,9 +32,10 @@ pub enum Reply {
 const MAX_LINE: u64 = 4096;
 /// Interval at which the existence of the socket file is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Size of the buffer for a response in bytes, as large as the buffer of the socket.
+/// Size of the buffer for a response in bytes, enough for what the kernel buffers for a socket by
+/// default.
 const BUFFER: usize = 256 << 10;
-/// Maximum time that a connection stays open, except the connection of a running capture.
+/// Maximum time for which a connection stays open. It does not apply to a running capture.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the socket, readable and writable by its owner only. Replaces the socket file that a

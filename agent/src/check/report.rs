@@ -28,7 +28,7 @@ pub struct Finding {
     /// The part of the configuration: `[controller]`, or a peer's name.
     #[serde(rename = "in")]
     pub section: String,
-    /// What was found, and how to solve it.
+    /// What was found, and how to correct it.
     pub what: String,
 }
 

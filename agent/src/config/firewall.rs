@@ -22,8 +22,8 @@ pub struct FirewallSection {
     pub service_ranges: Vec<IpNetwork>,
     /// Sources from which pods may send, in addition to their own addresses.
     pub pod_sources: Vec<IpNetwork>,
-    /// Whether the node also routes between its other networks if the agent or the plugin turned on
-    /// forwarding.
+    /// Whether the node also routes between its own networks, and to containers and virtual
+    /// machines of other programs, if the agent or the plugin turned on forwarding.
     pub forward_others: bool,
     /// Whether the `FORWARD` chain of iptables gets accept rules for the cluster ranges if its
     /// policy is `DROP`.

@@ -307,8 +307,8 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks the file. Fails if it contains a pre-shared key and other users may read
-    /// it.
+    /// Reads and checks the file. Also fails if the file contains a pre-shared key and other users
+    /// may access it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read_error = |error| ConfigError::Read { path: path.to_owned(), error };
         let text = Zeroizing::new(fs::read_to_string(path).map_err(read_error)?);

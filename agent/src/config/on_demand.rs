@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::duration;
 
-/// Default maximum number of members for which tunnels are set up immediately.
+/// Default maximum number of members up to which all tunnels are set up immediately.
 const EAGER: usize = 64;
 /// Default time without packets after which an on-demand tunnel is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);

@@ -66,7 +66,8 @@ pub struct PeerSection {
     /// Networks behind the peer. Empty if `children` lists the networks.
     #[serde(default)]
     pub remote_subnets: Vec<IpNetwork>,
-    /// The CHILD_SAs with this peer, each with its own networks; empty if there is only one.
+    /// The children of this peer, each with its own networks. Empty if `local_subnets` and
+    /// `remote_subnets` list the networks of a single child.
     #[serde(default, rename = "child")]
     pub children: Vec<ChildSection>,
     /// IKE proposals, best first.

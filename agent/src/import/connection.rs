@@ -141,8 +141,9 @@ fn children<'a>(connection: &'a Section, report: &mut ImportReport) -> Vec<(&'a 
     all
 }
 
-/// Returns which end initiates, as the value of the key `start` of `[[peer]]`. It must be the same
-/// for all children.
+/// Returns which end initiates, as the value of the key `start` of `[[peer]]`, which applies to all
+/// children. If their values differ, the first of `initiate`, `on-demand` and `respond` that occurs
+/// is returned, and a note is added.
 fn start(children: &[(&str, &Section)], report: &mut ImportReport) -> &'static str {
     let mut starts = Vec::new();
     for (_, child) in children {

@@ -18,7 +18,8 @@ use crate::config::parse_identity;
 const KEY_DIRECTORIES: [&str; 4] = ["private", "pkcs8", "ecdsa", "rsa"];
 /// Maximum number of files in one directory; more files are an error.
 const MAX_FILES: usize = 1000;
-/// Maximum size of a file, in octets; larger files are not certificates or keys.
+/// Maximum size of a file, in octets; a larger file is an error, since it contains no certificate
+/// and no key.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Credentials of a connection that authenticates with certificates.

@@ -215,7 +215,8 @@ impl Parser<'_> {
     fn value(&mut self) -> Result<Zeroizing<String>, String> {
         self.skip_blanks();
         let mut value = Zeroizing::new(String::new());
-        // Number of octets at the beginning of the value from which no trailing blanks are removed.
+        // Length of the value at the end of its last quoted part. Trailing blanks are removed only
+        // after that.
         let mut quoted = 0;
         while let Some(&next) = self.characters.peek() {
             match next {

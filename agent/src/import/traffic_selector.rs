@@ -15,8 +15,8 @@ pub(super) struct NextLayer {
     pub(super) port: Option<u16>,
 }
 
-/// Parses a selector: the networks, then in brackets the protocol and port, unless the selector
-/// matches all of them.
+/// Parses a selector: the networks, then in brackets the protocol and the port. Without brackets,
+/// the selector matches every protocol and port.
 pub(super) fn parse(text: &str, dynamic: Option<IpAddr>) -> Result<(Vec<IpNetwork>, NextLayer), String> {
     let Some((addresses, rest)) = text.split_once('[') else {
         return Ok((networks(text, dynamic)?, NextLayer::default()));

@@ -106,7 +106,8 @@ fn supports_version(program: &Path) -> bool {
 fn versions(program: &Path) -> anyhow::Result<Vec<String>> {
     let mut call = Command::new(program);
     call.env("CNI_COMMAND", "VERSION").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    // An installer may still have the program open for writing (ETXTBSY), so this tries again.
+    // An installer may still have the program open for writing (ETXTBSY). In that case, the program
+    // is started once more.
     let mut child = match call.spawn() {
         Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
             #[expect(clippy::disallowed_methods, reason = "the kernel tells no one when a program can be run again")]

@@ -43,8 +43,7 @@ pub struct PingOptions {
 pub(super) struct Answers {
     /// Number of requests.
     pub(super) sent: u16,
-    /// The round-trip time of each request that was answered. There are at most as many as requests
-    /// that were sent.
+    /// The round-trip time of each request that was answered; at most `sent` elements.
     pub(super) round_trips: Vec<Duration>,
     /// The latest error from the operating system, as text.
     pub(super) error: Option<String>,

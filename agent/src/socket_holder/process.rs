@@ -18,8 +18,8 @@ const AWAY: Duration = Duration::from_secs(600);
 /// connections are closed immediately.
 const MAX_CONNECTIONS: usize = 4;
 
-/// Receives sockets from standard input and holds them until a client requests it to exit, or until
-/// no agent has been connected for ten minutes.
+/// Receives sockets from standard input and holds them until a client sends `END`, or until no
+/// agent has been connected for ten minutes.
 pub fn run() -> anyhow::Result<()> {
     let agent = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // A session leader gets no signals from the agent's terminal.
@@ -34,7 +34,7 @@ pub fn run() -> anyhow::Result<()> {
     hold(listener, vec![agent], sockets, AWAY)
 }
 
-/// Serves agents until one requests it to exit, or until no agent has been connected for `away`.
+/// Serves agents until one sends `END`, or until no agent has been connected for `away`.
 fn hold(
     listener: UnixListener,
     mut agents: Vec<UnixStream>,

@@ -107,9 +107,9 @@ fn pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer() {
     assert!(begun > 0 && world.refused("ike-sa-init") > 0, "{begun} began");
 }
 
-/// Sends datagrams from a pod to the host outside, and returns how many arrive. Each is sent only
-/// after the response to another datagram, which always passes, so that none is lost because a
-/// buffer is full.
+/// Sends datagrams from a pod to the host outside, and returns how many arrive. After each, the pod
+/// sends a datagram that always passes. The next one is sent only after that datagram has arrived,
+/// so that none is lost because a buffer is full.
 fn arrivals(world: &World, family: &Family, port: u16, datagrams: Vec<Vec<u8>>) -> usize {
     let at = SocketAddr::new(family.outside.parse::<IpAddr>().unwrap(), port);
     let peer = world.on("outside", move || UdpSocket::bind(at).unwrap());

@@ -58,7 +58,8 @@ fn masquerade() {
     ] {
         world.apply(&off);
         for family in BOTH {
-            // LAN hosts see the pod's address, since they have a route back through the edge.
+            // The LAN host answers to the pod's address, since it has a route back through the
+            // edge.
             assert_eq!(world.fetch("pod", family.lan, 80).as_deref(), Some(family.pod));
         }
     }
