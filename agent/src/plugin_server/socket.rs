@@ -73,8 +73,8 @@ impl Socket {
         made.with_context(|| format!("making the plugin's socket {}", path.display()))
     }
 
-    /// Returns when the socket file no longer exists, so that no client can connect any more. Other
-    /// programs may wipe directories below /run at any time.
+    /// Returns when the socket file has been removed or replaced, so that no client can connect any
+    /// more. Other programs may wipe directories below /run at any time.
     async fn file_gone(&self) {
         while fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             tokio::time::sleep(CHECK_INTERVAL).await;

@@ -320,7 +320,7 @@ fn isolated() {
     let world = World::new();
     world.serve("outside");
     world.serve("lan");
-    // A container runtime later creates a bridge with a container.
+    // A container runtime has created a bridge, which is not an uplink, with a container behind it.
     world.sh(
         "edge",
         "ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up && ip link set far nomaster master docker0 && ip addr flush dev far",

@@ -103,8 +103,8 @@ fn named() {
     assert_eq!(look(&world, true), []);
 }
 
-/// Without CAP_NET_RAW, the rules of iptables-legacy cannot be read, because it reads them through a
-/// raw socket.
+/// Without CAP_NET_RAW, the rules of iptables-legacy cannot be read, because reading them requires
+/// a raw socket.
 fn unreadable() {
     let world = World::new();
     world.sh("edge", "iptables-legacy -P FORWARD DROP && ip6tables-legacy -P FORWARD ACCEPT");

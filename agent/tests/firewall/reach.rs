@@ -326,8 +326,8 @@ fn sent_for_others() {
     }
 }
 
-/// A pod connects to a published port or Service whose endpoint is the pod itself. As with
-/// kube-proxy and portmap, the connection is masqueraded.
+/// A pod connects to a published port whose endpoint is the pod itself. As with kube-proxy and
+/// portmap, the connection is masqueraded.
 fn hairpin() {
     for world in worlds() {
         world.apply(&World::edge());
