@@ -257,7 +257,7 @@ enum Command {
 impl Cli {
     /// Runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
     pub fn execute(self) -> ExitCode {
-        // Called before the configuration is read, which may hold a pre-shared key.
+        // Called before the configuration is read, because it may contain a pre-shared key.
         hardening::forbid_dumps();
         match self.command {
             Command::Run { config } => with_config(&config, run::run),
@@ -313,7 +313,7 @@ impl Cli {
     }
 }
 
-/// Reads a duration as the configuration writes them.
+/// Parses a duration in the same form as the configuration.
 fn duration(text: &str) -> Result<Duration, String> {
     config::parse_duration(text).ok_or_else(|| config::EXPECTED_DURATION.to_owned())
 }
@@ -356,7 +356,8 @@ mod tests {
 
     use super::*;
 
-    /// `EDGE_UPDATE=1 cargo test -p edge-agent --lib command_line` writes them.
+    /// Checks the generated files. `EDGE_UPDATE=1 cargo test -p edge-agent --lib command_line`
+    /// writes them.
     #[test]
     fn reference_manual_page_and_completions_are_those_of_the_command_line() {
         Cli::command().debug_assert();

@@ -1,5 +1,5 @@
-//! `edge-agent join`: turns a plain machine into a node. Writes the configuration and the join
-//! token, starts the agent's unit, and waits until the node has joined.
+//! `edge-agent join`: turns a machine into a node. Writes the configuration and the join token,
+//! starts the agent's unit, and waits until the node has joined.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -36,14 +36,14 @@ pub struct JoinOptions {
     pub urls: Vec<String>,
     /// Path of the configuration.
     pub file: PathBuf,
-    /// The node's name, if it comes neither from the token nor from the host name.
+    /// The node's name, if neither the token nor the host name determines it.
     pub name: Option<NodeName>,
     /// Timeout for joining; zero means not to wait.
     pub timeout: Duration,
 }
 
 /// Joins this machine to the cluster. `token` is the join token, or `-` to read it from standard
-/// input, where other users of this machine do not see it. A second run with the same controller
+/// input, where other users of this machine do not see it. A second run for the same controller
 /// only waits and shows the status, or installs a new token. Fails if a configuration exists and
 /// names another controller.
 pub fn join(options: &JoinOptions, token: &str) -> anyhow::Result<()> {
@@ -121,8 +121,8 @@ fn token_path(config: &Config, file: &Path) -> anyhow::Result<PathBuf> {
     Ok(config.path(token_file))
 }
 
-/// Enables and starts the agent's units. Without systemd, or without the units, prints the command
-/// to run.
+/// Enables and starts the agent's units. Without systemd or without the units, prints the command
+/// that the operator must run.
 fn start_units(file: &Path) -> anyhow::Result<()> {
     let has_unit = || {
         let found = Command::new("systemctl").args(["cat", UNITS[2]]).output();
@@ -210,7 +210,7 @@ mod tests {
         let file = token_path(&config, &options.file).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap().trim(), token(None));
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        // Again, with a new token.
+        // The second run has a new token.
         let text = fs::read(&options.file).unwrap();
         join(&options, &token(Some("edge-1"))).unwrap();
         assert_eq!(fs::read(&options.file).unwrap(), text);
