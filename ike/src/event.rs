@@ -88,7 +88,8 @@ pub enum Event {
         remote: SocketAddr,
         /// Whether we are the initiator of the IKE SA.
         initiator: bool,
-        /// The chosen proposal, the peer's authentication and NATs, for display.
+        /// The chosen proposal, how the peer authenticated and the NATs that were detected, for
+        /// display.
         details: IkeDetails,
     },
     /// An IKE SA has been replaced by another, which an earlier [`Event::IkeUp`] reported. After a

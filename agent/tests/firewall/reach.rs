@@ -303,8 +303,9 @@ fn former_flows() {
     }
 }
 
-/// IPVS sends a NodePort's packets from the node itself, with the client's source address. Their
-/// connection does not have the status `dnat`.
+/// IPVS sends NodePort traffic through the output hook with the client's source address, and its
+/// connection does not have the status `dnat`. The source address must still be rewritten to the
+/// bridge's address.
 fn sent_for_others() {
     let world = World::new();
     for family in BOTH {

@@ -140,7 +140,8 @@ fn a_disk_that_cannot_be_written_makes_no_router() {
     fs::remove_file(world.state("forwarding.json")).unwrap();
     world.forward(false);
     disk.fill();
-    // The record can be written neither on the disk nor in the sockets' directory.
+    // `forwarding.json` cannot be written anywhere: the disk is full, and the directory of the
+    // agent's socket, which is the fallback, is a regular file.
     let run = world.folder.path().join("run");
     fs::write(&run, "no folder").unwrap();
     world.set("agentSocket", json!(run.join("agent.sock")));

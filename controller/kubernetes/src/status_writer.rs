@@ -156,8 +156,8 @@ impl StatusWriter {
             "connectedSince": null, "lastSeen": Timestamp(last_seen), "replica": null,
             "conditions": connection_condition(now, "False", "NoViewStream", message),
         });
-        // Written only over the version that was read: another replica may write at this moment
-        // that the node is connected.
+        // Write only if the resourceVersion is still the one that was read: another replica may be
+        // marking the node as connected right now.
         let version = json!({"resourceVersion": object.metadata.resource_version});
         self.patch(name, json!({"metadata": version, "status": status})).await
     }

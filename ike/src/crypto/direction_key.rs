@@ -159,7 +159,7 @@ impl Cipher {
         }
     }
 
-    /// Returns the size of SK_ai and SK_ar, bytes. It is 0 for an AEAD (RFC 5282 7).
+    /// Returns the size of SK_ai and SK_ar, in octets. It is 0 for an AEAD (RFC 5282 7).
     pub(super) fn integrity_key_len(self) -> usize {
         self.integrity().map_or(0, crate::config::Integrity::key_len)
     }

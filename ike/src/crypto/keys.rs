@@ -121,9 +121,9 @@ pub struct ChildKeys {
 }
 
 impl Cipher {
-    /// Returns the size of the keying material for one direction, bytes. An AEAD has a key and 4
-    /// octets of salt (RFC 4106 8.1, RFC 7634 2). Otherwise, there are an encryption key and an
-    /// integrity key (RFC 7296 2.17).
+    /// Returns the size of the keying material for one direction, in octets. An AEAD needs a key
+    /// and 4 octets of salt (RFC 4106 8.1, RFC 7634 2). Another cipher needs an encryption key and
+    /// an integrity key (RFC 7296 2.17).
     //= RFC 7296 2.17 MUST 2: the encryption key first
     pub fn keymat_len(self) -> usize {
         self.encryption_key_len().saturating_add(self.integrity_key_len())

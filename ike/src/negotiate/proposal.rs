@@ -121,9 +121,8 @@ fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec
         .collect()
 }
 
-/// Chooses the best of our proposals among the peer's offers. `sent` is the key exchange method of
-/// the share that the peer sent. That method is preferred, since any other method costs a round
-/// trip.
+/// Chooses our most preferred proposal that the peer also offers. `sent` is the key exchange method
+/// of the peer's KE payload. It is preferred, since any other method costs another round trip.
 //= RFC 7296 2.7 MUST 1: one suite
 //= RFC 7296 3.3.6 MUST 1: one set of parameters
 pub(crate) fn choose_ike<'a>(

@@ -141,8 +141,9 @@ fn protect_becomes_allow() {
         xfrm.delete_policy(&installed).unwrap();
         installed.index
     });
-    // The index of our policy is taken, so the kernel chooses another index, which would not mark
-    // an allow policy as ours.
+    // Occupy the index that our policy would get, so that the kernel assigns one outside our range.
+    // A protect policy is still recognised as ours by the reqid of its template. An allow policy
+    // has no template and is recognised only by its index.
     let squat = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel";
     namespace.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out index {index} {squat}"));
     namespace.run(move || {

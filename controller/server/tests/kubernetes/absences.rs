@@ -43,7 +43,7 @@ async fn definition(name: &str) -> (Api<CustomResourceDefinition>, Option<Custom
     (api, found)
 }
 
-/// Returns the holder of each segment, in a replica's state.
+/// Returns the holder of each segment, according to the state in the replica's memory.
 async fn known(replica: &Grants) -> BTreeMap<IpNetwork, NodeName> {
     let state = replica.registry.read().await;
     state.ledger().rows().map(|row| (row.network, row.node.clone())).collect()
