@@ -1,10 +1,11 @@
-//! A blind relay on a hub, for two nodes that find no path to each other: the hub has a UDP port for
-//! each of them, and copies datagrams from one port to the other without looking into them. IKE and
-//! ESP in UDP go that way as between any two ends with NATs between them, so the hub reads nothing.
+//! A blind relay on a hub, for two nodes that find no path to each other: the hub has a UDP port
+//! for each of them, and copies datagrams from one port to the other without looking into them. IKE
+//! and ESP in UDP go that way as between any two ends with NATs between them, so the hub reads
+//! nothing.
 //!
-//! Both nodes must ask for each other within their IKE SAs with the hub. Each asks only for a node in
-//! its own view, so no node is relayed to one that may not talk to it, and nobody else's quota is
-//! used up.
+//! Both nodes must ask for each other within their IKE SAs with the hub. Each asks only for a node
+//! in its own view, so no node is relayed to one that may not talk to it, and nobody else's quota
+//! is used up.
 //!
 //! - [`RelayTable`]: who has asked for whom, the open pairs, and their limits. No I/O.
 //! - [`PairState`]: which datagrams of one pair are copied, and to where. No I/O.

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use edge_ike::Instant;
 
-/// Time without a copied datagram after which a pair closes. Nodes behind NATs send a keepalive every
-/// 20 s.
+/// Time without a copied datagram after which a pair closes. Nodes behind NATs send a keepalive
+/// every 20 s.
 const IDLE: Duration = Duration::from_secs(90);
-/// How long the port from which a node sends must be silent before another port of its address takes
-/// its place. Until then, nobody else behind the same NAT diverts the node's datagrams.
+/// How long the port from which a node sends must be silent before another port of its address
+/// takes its place. Until then, nobody else behind the same NAT diverts the node's datagrams.
 const PORT_SILENCE: Duration = Duration::from_secs(10);
-/// Maximum number of datagrams of a pair that are copied in one second, in both directions together.
-/// Further ones are dropped, as on a full link.
+/// Maximum number of datagrams of a pair that are copied in one second, in both directions
+/// together. Further ones are dropped, as on a full link.
 const MAX_RATE: u32 = 20_000;
 
 /// One of the two nodes.

@@ -10,7 +10,8 @@ use tokio::sync::watch;
 
 use super::pair::{PairEnd, PairState};
 
-/// Size of the buffer for one datagram, bytes. A larger datagram than a jumbo frame holds is dropped.
+/// Size of the buffer for one datagram, bytes. A larger datagram than a jumbo frame holds is
+/// dropped.
 const BUFFER: usize = 9216;
 /// Maximum number of ports that are tried for one socket.
 const MAX_TRIES: u16 = 64;

@@ -144,10 +144,10 @@ impl Endpoint {
         }
     }
 
-    /// Starts an attempt at some of the peer's configured addresses, to find a better path to a peer
-    /// that is up. The present IKE SA stays until another one is up, and a failure is not reported.
-    /// Returns false if the peer is not up, an attempt is running, or none of the addresses is
-    /// another host's.
+    /// Starts an attempt at some of the peer's configured addresses, to find a better path to a
+    /// peer that is up. The present IKE SA stays until another one is up, and a failure is not
+    /// reported. Returns false if the peer is not up, an attempt is running, or none of the
+    /// addresses is another host's.
     pub fn try_addresses(
         &mut self,
         name: &PeerName,

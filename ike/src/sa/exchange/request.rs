@@ -1,9 +1,8 @@
 //! Our requests, which are sent when the window is free, and the peer's responses to them.
 
-use super::{addresses, create_child_request, informational, rekey_ike_request};
+use super::{addresses, agent_notifications, create_child_request, informational, rekey_ike_request};
 use crate::child_sas::ChildSas;
 use crate::output::Context;
-use crate::sa::agent_peer;
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::wire::{Delete, ExchangeType, Payloads};
@@ -24,7 +23,7 @@ pub(super) fn begin(
         QueuedRequest::UpdateAddresses => addresses::update(sa, cx),
         QueuedRequest::AnnounceAddresses => addresses::announce(sa, cx),
         QueuedRequest::CheckAddress => addresses::check(sa, cx),
-        QueuedRequest::NotifyAgent(notification) => agent_peer::notify(sa, notification, cx),
+        QueuedRequest::NotifyAgent(notification) => agent_notifications::notify(sa, notification, cx),
         QueuedRequest::CreateChild(purpose) => create_child_request::begin(sa, None, purpose, None, child_sas, cx),
         QueuedRequest::RekeyChild(old) => {
             let purpose = child_sas.live(old)?.sa.purpose.clone();
