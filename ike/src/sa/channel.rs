@@ -246,7 +246,7 @@ impl Channel {
         self.transmit(&packets, local, remote, cx);
         let request = std::mem::take(&mut self.partial_request).first_datagram.unwrap_or_default();
         //= RFC 7296 2.1 MUST 4: the response is kept
-        let kept = LastResponse::new(request, packets);
+        let kept = LastResponse::new(request, packets, cx.now);
         self.last_response = Some(kept).filter(|_| !mutation!("response_not_kept"));
     }
 
