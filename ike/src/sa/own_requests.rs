@@ -52,7 +52,7 @@ pub(super) enum OutstandingRequest {
     RekeyIke(Box<RekeyIkeRequest>),
     DeleteChild(ChildId),
     DeleteUnused(UnusedChild),
-    DeleteRemoved,
+    DeleteRemoved(ChildId),
     DeleteIke,
     /// The IKE SA was reported down: the response does not matter.
     Abandoned,
@@ -143,7 +143,7 @@ impl OutstandingRequest {
             | Self::CheckAddress(_)
             | Self::RekeyIke(_)
             | Self::DeleteChild(_)
-            | Self::DeleteRemoved
+            | Self::DeleteRemoved(_)
             | Self::DeleteIke
             | Self::Abandoned => {}
         }

@@ -201,6 +201,7 @@ impl IkeSa {
             }
             Some(OutstandingRequest::DeleteChild(id)) => Some(QueuedRequest::DeleteChild(id)),
             Some(OutstandingRequest::DeleteUnused(unused)) => Some(QueuedRequest::DeleteUnused(unused)),
+            Some(OutstandingRequest::DeleteRemoved(id)) => Some(QueuedRequest::DeleteRemoved(id)),
             Some(OutstandingRequest::UpdateAddresses(_)) => Some(QueuedRequest::UpdateAddresses),
             Some(OutstandingRequest::AnnounceAddresses(..)) => Some(QueuedRequest::AnnounceAddresses),
             Some(OutstandingRequest::CheckAddress(_)) => Some(QueuedRequest::CheckAddress),
@@ -411,8 +412,13 @@ impl IkeSa {
             child_sas.remove_at_once(*id, DownReason::Expired, cx.out);
             self.drop_requests_of(*id);
             self.keep_last_child(purpose, child_sas, cx.now);
-            //= RFC 7296 2.4 MUST 9: the peer is told of a deleted CHILD_SA
-            self.enqueue(QueuedRequest::DeleteRemoved(*id));
+            if matches!(self.outstanding, Some(OutstandingRequest::DeleteChild(child)) if child == *id) {
+                // Its DELETE is under way already.
+                self.outstanding = Some(OutstandingRequest::DeleteRemoved(*id));
+            } else {
+                //= RFC 7296 2.4 MUST 9: the peer is told of a deleted CHILD_SA
+                self.enqueue(QueuedRequest::DeleteRemoved(*id));
+            }
             let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";
             self.report(PeerError::new(failure::CREATE_CHILD_SA, PeerErrorKind::Expired, detail.to_owned()), cx);
             let config = &self.profile.config;

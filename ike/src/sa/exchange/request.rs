@@ -43,7 +43,7 @@ pub(super) fn begin(
         }
         QueuedRequest::DeleteRemoved(id) => {
             informational::delete(sa, Delete::child(id.0), cx);
-            Some(OutstandingRequest::DeleteRemoved)
+            Some(OutstandingRequest::DeleteRemoved(id))
         }
         QueuedRequest::RekeyIke => rekey_ike_request::begin(sa, None, cx),
         QueuedRequest::DeleteIke => {
@@ -73,7 +73,7 @@ pub(super) fn finish(
             addresses::liveness_checked(sa, payloads);
             SaStep::Continue
         }
-        OutstandingRequest::DeleteRemoved | OutstandingRequest::Abandoned => SaStep::Continue,
+        OutstandingRequest::DeleteRemoved(_) | OutstandingRequest::Abandoned => SaStep::Continue,
         OutstandingRequest::UpdateAddresses(cookie) => addresses::updated(sa, cookie, payloads, child_sas, cx),
         OutstandingRequest::AnnounceAddresses(address, additional) => {
             addresses::announced(sa, address, additional, payloads, cx)
