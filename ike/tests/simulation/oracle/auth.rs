@@ -156,7 +156,9 @@ impl Node {
         // 2.8.2: if two IKE SAs replace the same one, the one with the lowest of the four nonces is
         // redundant.
         let mut inherits_from = vec![old];
-        if let Some((other, rival)) = collision.and_then(|other| Some((other, self.sas.get_mut(&other)?)))
+        if late {
+            inherits_from.clear();
+        } else if let Some((other, rival)) = collision.and_then(|other| Some((other, self.sas.get_mut(&other)?)))
             && !rival.closed
         {
             if rival.rekey.as_ref().is_some_and(|rival| lowest_nonce < rival.lowest_nonce) {

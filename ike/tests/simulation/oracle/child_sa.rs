@@ -50,8 +50,6 @@ pub struct Child {
     /// The survivor of a collision in which this CHILD_SA is the redundant one. [`Node::survivor`]
     /// checks whether it still exists.
     pub redundant_to: Option<u32>,
-    /// When ESP of the CHILD_SA was last reported as received.
-    pub esp_received: Option<Duration>,
     at: Duration,
     replaces: Option<u32>,
     /// Whether the CHILD_SA that it replaces was gone when it was made.
@@ -166,7 +164,6 @@ impl Node {
             dead: false,
             expired: false,
             redundant_to: None,
-            esp_received: None,
             at,
             replaces: None,
             late: false,
@@ -487,7 +484,11 @@ impl Node {
         if let Some(error) = response.error() {
             if let Some(old) = old.and_then(|old| self.children.get_mut(&old)) {
                 match error {
-                    notify::TEMPORARY_FAILURE => old.retry_after = step.at + TEMPORARY_FAILURE_WAIT,
+                    // 2.25, 2.25.2: the peer refuses because of an operation on this IKE SA. If the
+                    // CHILD_SA has moved to another one, its rekey there is another operation.
+                    notify::TEMPORARY_FAILURE if old.ike == spis => {
+                        old.retry_after = step.at + TEMPORARY_FAILURE_WAIT;
+                    }
                     // If the peer has rekeyed the CHILD_SA meanwhile, its DELETE has not arrived
                     // yet.
                     notify::CHILD_SA_NOT_FOUND if own.collision.is_none() => old.dead = true,
@@ -527,7 +528,9 @@ impl Node {
             own.ike_collision.take_if(|other| *other == spis)?;
             Some(sa.spis)
         });
-        for child in self.children.values_mut().filter(|child| child.ike == spis && !child.dead) {
+        // A DELETE may still be due for a CHILD_SA that has expired.
+        let of = |child: &&mut Child| child.ike == spis && (!child.dead || child.expired);
+        for child in self.children.values_mut().filter(of) {
             match heir {
                 Some(heir) => child.ike = heir,
                 None => child.dead = true,

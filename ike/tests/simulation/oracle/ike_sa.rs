@@ -113,6 +113,9 @@ pub struct IkeSa {
     pub deleting: bool,
     /// When the IKE SA may be rekeyed again after TEMPORARY_FAILURE.
     pub rekey_after: Duration,
+    /// When ESP of one of its CHILD_SAs was last reported as received. ESP is proof of liveness for
+    /// the IKE SA to which the CHILD_SA belonged then (2.4).
+    pub esp_received: Option<Duration>,
     /// Whether the IKE SA was reported up.
     pub up: bool,
     /// Whether the IKE SA was reported down, or deleted by either end.
@@ -147,6 +150,7 @@ impl IkeSa {
             redundant_to: None,
             deleting: false,
             rekey_after: Duration::ZERO,
+            esp_received: None,
             up: false,
             closed: false,
             next_own: first_ids.0,

@@ -104,8 +104,9 @@ impl Node {
             Cause::Timer(_) | Cause::Owner => Effect::None,
             Cause::EspSent => Effect::Nothing,
             Cause::EspReceived(spi) => {
-                if let Some(child) = self.children.get_mut(&spi) {
-                    child.esp_received = Some(step.at);
+                let owner = self.children.get(&spi).and_then(|child| self.sas.get_mut(&child.ike));
+                if let Some(sa) = owner {
+                    sa.esp_received = Some(step.at);
                 }
                 Effect::Nothing
             }
