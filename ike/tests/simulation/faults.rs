@@ -473,9 +473,9 @@ fn runs_that_failed_once_come_to_rest() {
     }
 }
 
-/// Number of seeds in a test run, which takes 40 s on two cores. `make soak SEEDS=n` runs more,
+/// Number of seeds in a test run, which takes 100 s on two cores. `make soak SEEDS=n` runs more,
 /// starting with `SEED`.
-const SEEDS: u64 = 3000;
+const SEEDS: u64 = 20_000;
 
 #[test]
 fn every_pair_comes_to_rest_after_any_faults() {

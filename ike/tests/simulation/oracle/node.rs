@@ -139,12 +139,16 @@ impl Node {
         for sent in self.messages(step)? {
             let spis = sent.header.spis;
             if sent.header.exchange == exchange::IKE_SA_INIT && !sent.header.response() {
-                trace.message(step.at, step.node, true, sent.remote, sent.header, clear(sent.datagrams[0]));
+                let message = clear(sent.datagrams[0]);
+                note_nonce(message.as_ref(), shared);
+                trace.message(step.at, step.node, true, sent.remote, sent.header, message);
                 self.send_init_request(&sent, &effect)?;
                 continue;
             }
             if let (Effect::Unauthenticated, Cause::Received(request, local, from)) = (&effect, step.cause) {
-                trace.message(step.at, step.node, true, sent.remote, sent.header, clear(sent.datagrams[0]));
+                let message = clear(sent.datagrams[0]);
+                note_nonce(message.as_ref(), shared);
+                trace.message(step.at, step.node, true, sent.remote, sent.header, message);
                 require!(
                     sent.remote == from && sent.local == local,
                     "RFC 7296 2.11",
@@ -156,6 +160,7 @@ impl Node {
                 continue;
             }
             let message = self.read(&sent)?;
+            note_nonce(message.as_ref(), shared);
             trace.message(step.at, step.node, true, sent.remote, sent.header, message.clone());
             let last_esp = self.last_esp(spis);
             let Some(sa) = self.sas.get_mut(&spis) else { continue };
@@ -362,6 +367,12 @@ fn is_liveness_check(message: &Message) -> bool {
     let detection = [notify::NAT_DETECTION_SOURCE_IP, notify::NAT_DETECTION_DESTINATION_IP];
     message.header.exchange == exchange::INFORMATIONAL
         && message.notifies().iter().filter(|notify| detection.contains(&notify.kind)).count() == message.payloads.len()
+}
+
+fn note_nonce(message: Option<&Message>, shared: &mut Shared) {
+    if let Some(nonce) = message.and_then(Message::nonce) {
+        shared.private_keys.is_nonce(nonce);
+    }
 }
 
 /// A datagram without the non-ESP marker.
