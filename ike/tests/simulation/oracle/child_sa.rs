@@ -209,7 +209,7 @@ impl Node {
     pub fn requested(&mut self, spis: Spis, message: Option<&Message>, step: &Step<'_>) -> Judged {
         let Some(message) = message else { return Ok(()) };
         match message.header.exchange {
-            exchange::IKE_AUTH => self.request_auth(spis, message),
+            exchange::IKE_AUTH => self.request_auth(spis, message, step),
             exchange::CREATE_CHILD_SA => {
                 let closed = self.sas.get(&spis).is_none_or(|sa| sa.closed);
                 //= RFC 7296 1.3.2 SHOULD NOT 2: nothing new on the old IKE SA

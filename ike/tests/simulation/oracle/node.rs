@@ -210,7 +210,10 @@ impl Node {
         self.judge_switches()?;
         let open = |spis: &Spis| self.sas.get(spis).is_some_and(|sa| sa.up && !sa.closed);
         match &effect {
-            Effect::Request(spis, header, _) if open(spis) => {
+            // Without the keys the oracle does not know whether a request is authentic.
+            Effect::Request(spis, header, _)
+                if open(spis) && self.sas.get(spis).is_some_and(|sa| sa.keys.is_some()) =>
+            {
                 let ours = matches!(header.exchange, exchange::CREATE_CHILD_SA | exchange::INFORMATIONAL);
                 //= RFC 7296 1.4 MUST 4: every request is answered
                 require!(answered || !ours, "RFC 7296 2.1", "request {} has no response", header.id);
