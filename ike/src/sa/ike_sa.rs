@@ -1,7 +1,7 @@
 //! The state of an established IKE SA.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,7 +158,13 @@ impl IkeSa {
             Some(_) => Following::Update,
         };
         self.mobike = mobike;
+        self.channel.peer_may_move = self.peer_may_move();
         self
+    }
+
+    // RFC 4555 3.11: the responder waits long.
+    fn peer_may_move(&self) -> bool {
+        self.mobike.is_some() && !self.initiation.by_us() && !self.profile.config.initiate
     }
 
     /// SPIs of both ends.
@@ -197,6 +203,7 @@ impl IkeSa {
         }
         self.channel.timing = profile.config.timing;
         self.profile = profile;
+        self.channel.peer_may_move = self.peer_may_move();
         self.set_timers(cx.now);
     }
 
@@ -247,6 +254,17 @@ impl IkeSa {
     /// Our address and the peer's.
     pub(crate) fn addresses(&self) -> (SocketAddr, SocketAddr) {
         (self.channel.path.local, self.channel.path.remote)
+    }
+
+    /// Returns whether ESP or IKE messages of this IKE SA are sent from this address of ours.
+    pub(crate) fn sends_from(&self, local: IpAddr) -> bool {
+        self.channel.sends_from(local)
+    }
+
+    /// Our address and the peer's for IKE messages. They differ from [`Self::addresses`] while a
+    /// new path is checked (RFC 4555 3.7).
+    pub(crate) fn message_addresses(&self) -> (SocketAddr, SocketAddr) {
+        self.channel.message_addresses()
     }
 
     /// The end that began the IKE SA, and the time at which it did.
@@ -333,8 +351,15 @@ impl IkeSa {
 
     /// Handles the end of the IKE SA that superseded this one; `lifecycle` is that IKE SA's last
     /// phase. If it was superseded itself, its successor now supersedes this one. Otherwise this
-    /// one becomes active again, unless it is already being deleted.
-    pub(crate) fn reinstate(&mut self, gone: IkeId, lifecycle: Lifecycle) {
+    /// one becomes active again, unless it is already being deleted, and the peer is told the
+    /// address that we have got meanwhile.
+    pub(crate) fn reinstate(
+        &mut self,
+        gone: IkeId,
+        lifecycle: Lifecycle,
+        child_sas: &mut ChildSas,
+        cx: &mut Context<'_>,
+    ) {
         let deleting = matches!(self.outstanding, Some(OutstandingRequest::DeleteIke))
             || self.queue.contains(&QueuedRequest::DeleteIke);
         if self.lifecycle != Lifecycle::Superseded(gone) {
@@ -347,6 +372,7 @@ impl IkeSa {
             self.delete_when_served = false;
             self.channel.signs.reinstated();
             self.timers.stop(Timer::Cleanup);
+            self.tell_missed_move(child_sas, cx);
         }
     }
 

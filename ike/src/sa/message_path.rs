@@ -8,6 +8,10 @@ use super::channel::Channel;
 use super::path::Path;
 use crate::output::Context;
 
+/// Maximum number of pairs of addresses between which a request is sent besides those in use.
+/// Further ones are not tried.
+const MAX_ALTERNATIVES: usize = 16;
+
 /// When to follow a peer whose messages come from another address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Following {
@@ -51,6 +55,7 @@ impl Channel {
     pub(crate) fn use_path(&mut self, path: Path) {
         self.path = path;
         self.unchecked = None;
+        self.given_up = None;
         self.candidate = None;
     }
 
@@ -59,26 +64,34 @@ impl Channel {
         self.unchecked = None;
     }
 
-    /// Changes our address, also on the unchecked path if that has the same address.
-    pub(crate) fn set_local_ip(&mut self, local: IpAddr) {
-        let old = self.path.local.ip();
-        self.path.local.set_ip(local);
+    /// Replaces our address on both paths. If the new one is of another family than the unchecked
+    /// path, that path is left.
+    pub(crate) fn replace_local_ip(&mut self, old: IpAddr, new: IpAddr) {
+        if self.path.local.ip() == old {
+            self.path.local.set_ip(new);
+        }
+        self.unchecked.take_if(|unchecked| unchecked.local.ip() == old && unchecked.remote.is_ipv4() != new.is_ipv4());
         if let Some(unchecked) = self.unchecked.as_mut().filter(|unchecked| unchecked.local.ip() == old) {
-            unchecked.local.set_ip(local);
+            unchecked.local.set_ip(new);
         }
     }
 
-    /// Sends the request under way to these addresses too, now and at each retransmission.
-    pub(crate) fn send_to_alternatives(&mut self, alternatives: Vec<SocketAddr>, cx: &mut Context<'_>) {
-        let local = self.message_path().local;
+    /// Returns whether ESP or IKE messages are sent from this address of ours.
+    pub(crate) fn sends_from(&self, local: IpAddr) -> bool {
+        [self.path, self.message_path()].iter().any(|path| path.local.ip() == local)
+    }
+
+    /// Sends the request under way between these addresses too, now and at each retransmission.
+    pub(crate) fn send_to_alternatives(&mut self, alternatives: Vec<(SocketAddr, SocketAddr)>, cx: &mut Context<'_>) {
         let Some(mut in_flight) = self.in_flight.take() else { return };
-        for alternative in alternatives {
-            if alternative != self.message_path().remote
-                && alternative.is_ipv4() == local.is_ipv4()
-                && !self.alternatives.contains(&alternative)
+        for (local, remote) in alternatives {
+            if (local, remote) != self.message_addresses()
+                && local.is_ipv4() == remote.is_ipv4()
+                && self.alternatives.len() < MAX_ALTERNATIVES
+                && !self.alternatives.contains(&(local, remote))
             {
-                self.transmit(&in_flight.packets, local, alternative, cx);
-                self.alternatives.push(alternative);
+                self.transmit(&in_flight.packets, local, remote, cx);
+                self.alternatives.push((local, remote));
                 in_flight.between = None;
             }
         }
@@ -91,9 +104,18 @@ impl Channel {
         self.answered_between == Some(self.message_addresses()) || mutation!("any_answer_shows_path")
     }
 
-    /// Takes the address at which the peer has answered, if IKE messages are sent to another one.
-    pub(crate) fn take_answered_elsewhere(&mut self) -> Option<SocketAddr> {
+    /// Takes the addresses between which the peer has answered, if IKE messages are sent between
+    /// others.
+    pub(crate) fn take_answered_elsewhere(&mut self) -> Option<(SocketAddr, SocketAddr)> {
         self.answered_elsewhere.take()
+    }
+
+    /// Takes the path on which the peer did not answer our check, if the peer's last request came on
+    /// it and no other one is being checked.
+    pub(crate) fn take_given_up(&mut self) -> Option<Path> {
+        let unchecked = self.is_unchecked();
+        let used = self.response_path;
+        self.given_up.take_if(|path| !unchecked && (path.local, path.remote) == used)
     }
 
     /// Our address and the peer's address in the request that was received last.
@@ -151,7 +173,7 @@ impl Channel {
         if self.path.remote == remote || self.message_path().remote == remote {
             self.candidate = None;
         } else if confirmed && self.following != Following::Answer {
-            self.answered_elsewhere = Some(remote);
+            self.answered_elsewhere = Some((local, remote));
             self.candidate = None;
         } else if confirmed || mutation!("followed_without_nat") {
             //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed

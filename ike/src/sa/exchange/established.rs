@@ -66,9 +66,10 @@ impl IkeSa {
         // Nothing more is sent on an IKE SA that is gone. If it was rekeyed, the new one takes over
         // the queue first.
         if !matches!(step, SaStep::Closed(_) | SaStep::Rekeyed { .. }) {
-            if let Some(remote) = self.channel.take_answered_elsewhere() {
-                self.move_to_peers_address(remote, cx);
+            if let Some((local, remote)) = self.channel.take_answered_elsewhere() {
+                self.move_to(local, remote, cx);
             }
+            self.check_given_up(cx);
             self.probe_candidate(cx);
             self.send_queued(child_sas, cx);
         }
@@ -83,7 +84,7 @@ impl IkeSa {
             match timer {
                 Timer::Retransmit => {
                     if self.channel.retransmit_at().is_some_and(|at| at <= cx.now)
-                        && self.channel.retransmit(cx).is_none()
+                        && self.channel.retransmit(self.is_patient(), cx).is_none()
                     {
                         //= RFC 7296 2.1 REQUIRED 7: an unanswered IKE SA goes
                         return SaStep::Closed(CloseReason::Timeout);
@@ -202,7 +203,7 @@ impl IkeSa {
             Some(OutstandingRequest::DeleteChild(id)) => Some(QueuedRequest::DeleteChild(id)),
             Some(OutstandingRequest::DeleteUnused(unused)) => Some(QueuedRequest::DeleteUnused(unused)),
             Some(OutstandingRequest::DeleteRemoved(id)) => Some(QueuedRequest::DeleteRemoved(id)),
-            Some(OutstandingRequest::UpdateAddresses(_)) => Some(QueuedRequest::UpdateAddresses),
+            Some(OutstandingRequest::UpdateAddresses(..)) => Some(QueuedRequest::UpdateAddresses),
             Some(OutstandingRequest::AnnounceAddresses(..)) => Some(QueuedRequest::AnnounceAddresses),
             Some(OutstandingRequest::CheckAddress(_)) => Some(QueuedRequest::CheckAddress),
             other => {
@@ -250,22 +251,26 @@ impl IkeSa {
         self.delete(child_sas, cx);
     }
 
-    /// Changes our address. Returns true if the peer switches to it: the peer speaks MOBIKE and
+    /// Replaces our address `old` on the path of ESP and on the unchecked one. Returns true if the peer switches to it: the peer speaks MOBIKE and
     /// gets a message about it (RFC 4555), or it detected a NAT in front of us, gets the new
     /// address from the authentic message that is sent now, and switches as soon as we have
     /// answered from it (RFC 7296 2.23). Returns false if the peer continues to send to the old
     /// address until a new IKE SA replaces this one.
     pub(crate) fn change_local_address(
         &mut self,
+        old: IpAddr,
         local: IpAddr,
         child_sas: &mut ChildSas,
         cx: &mut Context<'_>,
     ) -> bool {
-        if self.channel.path.remote.is_ipv4() != local.is_ipv4() {
+        let before = self.channel.path.local.ip();
+        if before == old && self.channel.path.remote.is_ipv4() != local.is_ipv4() {
             return false;
         }
-        self.channel.set_local_ip(local);
-        self.report_move(child_sas, cx);
+        self.channel.replace_local_ip(old, local);
+        if self.channel.path.local.ip() != before {
+            self.report_move(child_sas, cx);
+        }
         if self.mobike.is_some() {
             self.local_address_changed(child_sas, cx);
             return true;

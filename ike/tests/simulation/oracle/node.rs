@@ -166,8 +166,8 @@ impl Node {
             let Some(sa) = self.sas.get_mut(&spis) else { continue };
             if !sent.header.response() {
                 let message = message.as_ref();
-                let (remote, datagrams) = (sent.remote, &sent.datagrams);
-                if sa.send_request(&sent.header, message, datagrams, remote, step.at, step.cause, last_esp)? {
+                let (ends, datagrams) = ((sent.local, sent.remote), &sent.datagrams);
+                if sa.send_request(&sent.header, message, datagrams, ends, step.at, step.cause, last_esp)? {
                     self.requested(spis, message, step)?;
                 }
                 continue;
