@@ -1,14 +1,14 @@
-//! Decides when our request is sent again, and when it is given up. `channel` sends it.
+//! Decides when our request is sent again, and when it is abandoned. `channel` sends it.
 
 use std::time::Duration;
 
 use crate::config::Timing;
 use crate::time::Instant;
 
-/// How long a request is repeated while ESP from the peer arrives, counted from the first
-/// transmission. A full uplink loses many packets, so a lost request does not prove that such a
-/// peer is dead. But the check must also detect that a peer's IKE daemon is gone while its kernel
-/// continues to send.
+/// Maximum time for which a request is repeated while ESP from the peer arrives, counted from the
+/// first transmission. A congested uplink loses many packets, so a lost request does not prove that
+/// such a peer is dead. However, the check must also detect that a peer's IKE daemon is gone while
+/// its kernel continues to send.
 const ESP_ARRIVES: Duration = Duration::from_secs(60);
 
 /// How long the responder of an IKE SA with MOBIKE repeats a request, counted from the first
@@ -27,7 +27,7 @@ pub(crate) enum Persistence {
     PeerMayMove,
 }
 
-/// When a request is sent again, and when it is given up (RFC 7296 2.4).
+/// The times at which a request is sent again and is abandoned (RFC 7296 2.4).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RetransmissionTimer {
     begun: Instant,
@@ -41,19 +41,19 @@ impl RetransmissionTimer {
         Self { begun: now, sent: 1, next: now + timing.retransmit }
     }
 
-    /// The number of transmissions. Those beyond the limit, which happen while ESP arrives, do not
-    /// count.
+    /// Returns the number of transmissions. Transmissions beyond the limit, which happen while ESP
+    /// arrives, do not count.
     pub(crate) fn sent(&self) -> u32 {
         self.sent
     }
 
-    /// The time at which the next transmission is due.
+    /// Returns the time at which the next transmission is due.
     pub(crate) fn next(&self) -> Instant {
         self.next
     }
 
-    /// Counts one more transmission, up to `limit` and as `persistence` says beyond it. `None`: all
-    /// transmissions are used up. The interval doubles each time, but unless `grows` the last one is
+    /// Counts one more transmission, up to `limit` and as `persistence` says beyond it. Returns
+    /// `None` if all transmissions are used up. The interval doubles each time, but unless `grows` the last one is
     /// only as long as the one before it, since no transmission follows it.
     pub(crate) fn advance(
         &mut self,
