@@ -347,7 +347,9 @@ impl Channel {
             self.transmit(&in_flight.packets, local, remote, cx);
         }
         if let Some(candidate) = self.candidate {
-            self.transmit(&in_flight.packets, local, candidate, cx);
+            if !self.alternatives.contains(&(local, candidate)) {
+                self.transmit(&in_flight.packets, local, candidate, cx);
+            }
             self.candidate_is_new = false;
             in_flight.sent_to = Some(candidate);
             in_flight.between = None;

@@ -86,6 +86,7 @@ impl Channel {
         let Some(mut in_flight) = self.in_flight.take() else { return };
         for (local, remote) in alternatives {
             if (local, remote) != self.message_addresses()
+                && self.candidate.is_none_or(|candidate| (self.message_path().local, candidate) != (local, remote))
                 && local.is_ipv4() == remote.is_ipv4()
                 && self.alternatives.len() < MAX_ALTERNATIVES
                 && !self.alternatives.contains(&(local, remote))
@@ -113,9 +114,11 @@ impl Channel {
     /// Takes the path on which the peer did not answer our check, if the peer's last request came on
     /// it and no other one is being checked.
     pub(crate) fn take_given_up(&mut self) -> Option<Path> {
-        let unchecked = self.is_unchecked();
         let used = self.response_path;
-        self.given_up.take_if(|path| !unchecked && (path.local, path.remote) == used)
+        // The initiator chooses paths by itself. The outstanding request is on its way there if the
+        // path is among the alternatives.
+        let wait = self.following != Following::Update || self.is_unchecked() || self.alternatives.contains(&used);
+        self.given_up.take_if(|path| !wait && (path.local, path.remote) == used)
     }
 
     /// Our address and the peer's address in the request that was received last.
@@ -149,7 +152,9 @@ impl Channel {
         let Some(mut in_flight) = self.in_flight.take() else {
             return true;
         };
-        self.transmit(&in_flight.packets, self.path.local, candidate, cx);
+        if !self.alternatives.contains(&(self.path.local, candidate)) {
+            self.transmit(&in_flight.packets, self.path.local, candidate, cx);
+        }
         self.candidate_is_new = false;
         in_flight.sent_to = Some(candidate);
         in_flight.between = None;

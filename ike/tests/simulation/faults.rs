@@ -447,7 +447,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 }
 
 /// Seeds of runs that failed in the past, and the reasons.
-const FAILED_ONCE: [(u64, &str); 18] = [
+const FAILED_ONCE: [(u64, &str); 20] = [
     (1_065, "the waits of a request stopped growing while its IKE SA was superseded"),
     (1_146, "a CHILD_SA was denied that a request had made whose response was late, and it was taken when that came"),
     (3_313, "the oracle took a corrupted response for the one that the endpoint took, and could not read the IKE SA"),
@@ -465,6 +465,8 @@ const FAILED_ONCE: [(u64, &str); 18] = [
     (29_854, "the oracle gave CHILD_SAs to an IKE SA whose rekey was answered after its predecessor had been deleted"),
     (44_086, "the oracle wanted an answer to a corrupted request on an IKE SA that it could not read"),
     (48_574, "the oracle did not see that an IKE SA was given up in the step that sent INITIAL_CONTACT"),
+    (3_479, "a path that was given up was checked again although the request had just gone there"),
+    (3_839, "a request went twice to an address that was both a candidate and an alternative"),
     (102_217, "the oracle took a CHILD_SA whose lifetime was over for the survivor of a collision"),
 ];
 
