@@ -239,10 +239,10 @@ impl Endpoint {
 
     /// Reports that our address `old` is gone. `source` returns our address towards an address of a
     /// peer, since the routes to two peers may differ. If it returns `None`, there is no route yet,
-    /// and `old` is used for that peer until the next call. We notify a peer that supports MOBIKE. A
-    /// peer without MOBIKE that detected a NAT in front of us sends a request to the source of our
-    /// next authentic message, and moves the SAs when we respond. For all other peers, a new IKE SA
-    /// replaces the old one immediately. No peer has to wait for a timeout.
+    /// and `old` is used for that peer until the next call. We notify a peer that supports MOBIKE.
+    /// A peer without MOBIKE that detected a NAT in front of us sends a request to the source of
+    /// our next authentic message, and moves the SAs when we respond. For all other peers, a new
+    /// IKE SA replaces the old one immediately. No peer has to wait for a timeout.
     pub fn local_address_changed(
         &mut self,
         old: IpAddr,

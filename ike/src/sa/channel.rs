@@ -82,8 +82,8 @@ pub(crate) struct Channel {
     /// Further pairs of our address and the peer's between which the outstanding request is sent,
     /// because the peer does not respond. Their number has a limit.
     pub(super) alternatives: Vec<(SocketAddr, SocketAddr)>,
-    /// A path on which the peer did not respond to our check. It is checked again when the peer uses
-    /// it again.
+    /// A path on which the peer did not respond to our check. It is checked again when the peer
+    /// uses it again.
     pub(super) given_up: Option<Path>,
     /// The addresses between which the last answered request was sent, if it was sent between only
     /// one pair.

@@ -262,8 +262,8 @@ impl IkeSa {
         self.channel.sends_from(local)
     }
 
-    /// Returns our address and the peer's for IKE messages. They differ from [`Self::addresses`] while a
-    /// new path is checked (RFC 4555 3.7).
+    /// Returns our address and the peer's for IKE messages. They differ from [`Self::addresses`]
+    /// while a new path is checked (RFC 4555 3.7).
     pub(crate) fn message_addresses(&self) -> (SocketAddr, SocketAddr) {
         self.channel.message_addresses()
     }

@@ -111,8 +111,8 @@ impl Channel {
         self.answered_elsewhere.take()
     }
 
-    /// Takes the path on which the peer did not answer our check, if the peer's last request came on
-    /// it and no other one is being checked.
+    /// Takes the path on which the peer did not answer our check, if the peer's last request came
+    /// on it and no other one is being checked.
     pub(crate) fn take_given_up(&mut self) -> Option<Path> {
         let used = self.response_path;
         // The initiator chooses paths by itself. The outstanding request is on its way there if the

@@ -53,8 +53,8 @@ impl RetransmissionTimer {
     }
 
     /// Counts one more transmission, up to `limit` and as `persistence` says beyond it. Returns
-    /// `None` if all transmissions are used up. The interval doubles each time, but unless `grows` the last one is
-    /// only as long as the one before it, since no transmission follows it.
+    /// `None` if all transmissions are used up. The interval doubles each time, but unless `grows`
+    /// the last one is only as long as the one before it, since no transmission follows it.
     pub(crate) fn advance(
         &mut self,
         timing: &Timing,

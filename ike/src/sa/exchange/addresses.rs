@@ -86,8 +86,8 @@ impl IkeSa {
         cx.env.source_address(remote).map(|ip| SocketAddr::new(ip, local.port()))
     }
 
-    /// Moves to these addresses of ours and of the peer. ESP follows after the peer has returned our
-    /// COOKIE2.
+    /// Moves to these addresses of ours and of the peer. ESP follows after the peer has returned
+    /// our COOKIE2.
     pub(super) fn move_to(&mut self, local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
         if self.mobike.is_none() || self.lifecycle != Lifecycle::Active {
             return;

@@ -253,10 +253,11 @@ impl IkeSa {
     }
 
     /// Replaces our address `old` on the path of ESP and on a path under check. Returns true if the
-    /// peer switches to the new address. A peer that supports MOBIKE receives a message about the change (RFC 4555). A peer that detected a NAT
-    /// in front of us receives an authentic message from the new address, and switches as soon as
-    /// we have responded from there (RFC 7296 2.23). Returns false if the peer continues to send to
-    /// the old address until a new IKE SA replaces this one.
+    /// peer switches to the new address. A peer that supports MOBIKE receives a message about the
+    /// change (RFC 4555). A peer that detected a NAT in front of us receives an authentic message
+    /// from the new address, and switches as soon as we have responded from there (RFC 7296 2.23).
+    /// Returns false if the peer continues to send to the old address until a new IKE SA replaces
+    /// this one.
     pub(crate) fn change_local_address(
         &mut self,
         old: IpAddr,
