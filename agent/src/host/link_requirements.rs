@@ -29,8 +29,8 @@ impl LinkRequirements {
     }
 }
 
-/// Returns the networks that are routed into the guard's device: the cluster ranges, and peers'
-/// networks outside of these.
+/// Returns the networks that are routed into the guard's device: the cluster ranges, and those
+/// networks of peers that lie outside of the ranges.
 fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     let ranges = &desired.guard.cluster_ranges;
     let mut networks = ranges.clone();

@@ -1,5 +1,5 @@
 //! Settings below `/proc/sys/net` in the thread's network namespace. A setting is written only if
-//! its value is wrong, so that a read-only `/proc/sys` with the right values causes no error.
+//! it has another value, so that a read-only `/proc/sys` with the right values causes no error.
 
 use std::fs;
 use std::io;
@@ -29,21 +29,21 @@ pub(crate) fn set_if_present(name: &str, value: &str) -> Result<()> {
     if Path::new(ROOT).join(name).exists() { set(name, value) } else { Ok(()) }
 }
 
-/// Makes an interface ignore routes and addresses from router advertisements. Does nothing on a
-/// kernel without IPv6.
+/// Configures an interface to ignore routes and addresses from router advertisements. Does nothing
+/// on a kernel without IPv6.
 pub(crate) fn ignore_router_advertisements(interface: &str) -> Result<()> {
     set_if_present(&format!("ipv6/conf/{interface}/accept_ra"), "0")?;
     set_if_present(&format!("ipv6/conf/{interface}/autoconf"), "0")
 }
 
-/// Makes the kernel announce the interface's addresses whenever its MAC address is set, with
-/// gratuitous ARP (RFC 5227 2.3) and unsolicited neighbour advertisements (RFC 4861 7.2.6).
+/// Configures the kernel to announce the interface's addresses whenever its MAC address is set,
+/// with gratuitous ARP (RFC 5227 2.3) and unsolicited neighbour advertisements (RFC 4861 7.2.6).
 pub(crate) fn announce_addresses(interface: &str) -> Result<()> {
     set(&format!("ipv4/conf/{interface}/arp_notify"), "1")?;
     set_if_present(&format!("ipv6/conf/{interface}/ndisc_notify"), "1")
 }
 
-/// Returns whether this host forwards packets of the family. A setting that cannot be read counts
+/// Returns whether this host forwards packets of this family. A setting that cannot be read counts
 /// as off.
 pub(crate) fn forwards(family: Family) -> bool {
     let name = if family == Family::V4 { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
@@ -62,8 +62,8 @@ pub(crate) fn has_ipv6() -> bool {
 
 /// Turns IPv6 forwarding on. A host that forwards ignores router advertisements unless `accept_ra`
 /// is 2, and would lose its default route. Therefore `accept_ra` of the uplinks is set to 2 first.
-/// Other interfaces are not changed, since this host must not take routes from them. `note` is
-/// called before each change.
+/// Other interfaces are not changed, since this host must not accept routes from their networks.
+/// `note` is called before each change.
 pub(crate) fn forward_ipv6(uplinks: &[String], mut note: impl FnMut(&str)) -> Result<()> {
     let conf = Path::new(ROOT).join("ipv6/conf");
     for uplink in uplinks {
@@ -78,7 +78,7 @@ fn accept_ra_while_forwarding(accept_ra: &Path, note: impl FnOnce()) -> Result<(
     }
     note();
     if let Err(error) = fs::write(accept_ra, "2")
-        // The interface may have been removed meanwhile.
+        // The interface may have been removed in the meantime.
         && error.kind() != io::ErrorKind::NotFound
     {
         return Err(Error::io("write", accept_ra, error));
