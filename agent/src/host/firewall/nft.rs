@@ -75,8 +75,8 @@ impl Firewall {
         Ok(true)
     }
 
-    /// Changes the elements of the sets of `table`, which is the table of `applied` and has the rules
-    /// of this firewall.
+    /// Changes the elements of the sets of `table`, which is the table of `applied` and has the
+    /// rules of this firewall.
     pub(in crate::host) fn update(
         &self,
         applied: &Self,
