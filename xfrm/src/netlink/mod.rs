@@ -41,8 +41,8 @@ const MAX_DATAGRAM: usize = 64 << 10;
 const DUMP_WAIT: Duration = Duration::from_millis(2);
 /// Maximum delay before another attempt.
 const LONGEST_DUMP_WAIT: Duration = Duration::from_millis(50);
-/// Maximum number of requests in one datagram of a batch. Their acknowledgements fit into the
-/// smallest receive buffer.
+/// Maximum number of requests in one datagram of a batch. If all are refused, the refusals fit into
+/// the smallest receive buffer.
 const MAX_BATCH: usize = 128;
 /// Maximum number of requests in one datagram if each is answered by a message.
 const MAX_QUERIES: usize = 32;
@@ -104,6 +104,9 @@ impl Netlink {
     /// Sends several requests in one datagram, and returns the outcome of each, in the same order.
     /// The kernel carries the requests out one after another within the system call. A refusal does
     /// not stop the following requests. More than 128 requests are sent in several datagrams.
+    ///
+    /// Only the last request of a datagram is acknowledged. Refusals arrive in any case, and before
+    /// that acknowledgement.
     pub fn batch<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -114,23 +117,27 @@ impl Netlink {
         while messages.peek().is_some() {
             let first = self.sequence.wrapping_add(1);
             let mut bytes = Zeroizing::new(Vec::new());
-            let mut count = 0usize;
-            for (message, flags) in messages.by_ref().take(MAX_BATCH) {
-                self.append(&mut bytes, message, NLM_F_REQUEST | NLM_F_ACK | flags);
-                count += 1;
+            let mut outcomes = Vec::new();
+            while let Some((message, flags)) = messages.next_if(|_| outcomes.len() < MAX_BATCH) {
+                let last = outcomes.len() + 1 == MAX_BATCH || messages.peek().is_none();
+                let acknowledge = if last { NLM_F_ACK } else { 0 };
+                self.append(&mut bytes, message, NLM_F_REQUEST | acknowledge | flags);
+                outcomes.push(Ok(()));
             }
             self.send(&bytes)?;
-            let mut answers: Vec<Option<Result<(), KernelRefusal>>> = (0..count).map(|_| None).collect();
-            while answers.iter().any(Option::is_none) {
+            let mut answered = false;
+            while !answered {
                 self.receive(request, |frame| {
                     let number = frame.sequence.wrapping_sub(first) as usize;
-                    if let (Some(slot @ None), Some(outcome)) = (answers.get_mut(number), frame.outcome()?) {
-                        *slot = Some(outcome);
+                    let is_last = number + 1 == outcomes.len();
+                    if let (Some(slot), Some(outcome)) = (outcomes.get_mut(number), frame.outcome()?) {
+                        *slot = outcome;
+                        answered |= is_last;
                     }
                     Ok(())
                 })?;
             }
-            results.extend(answers.into_iter().flatten());
+            results.extend(outcomes);
         }
         Ok(results)
     }
