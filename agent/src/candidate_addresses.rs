@@ -5,18 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-/// Maximum number of a peer's candidates that a node tries. This limits to how many invented
-/// addresses a malicious node can make each peer send.
+/// Maximum number of a peer's candidates that a node tries. This limits the number of invented
+/// addresses to which a malicious node can make each peer send.
 pub const MAX_CANDIDATES: usize = 8;
 /// Maximum number of addresses in a report. The controller adds the source address of the node's
 /// connection: behind a NAT only that address works.
 const MAX_REPORTED: usize = MAX_CANDIDATES - 1;
-/// Minimum number of addresses of each family in a report, if the node has that many. The node does
-/// not know over which family it reaches its peers.
+/// Minimum number of addresses of each family in a report, if the node has that many. A node cannot
+/// determine in advance over which family it reaches its peers.
 const MIN_OF_EACH_FAMILY: usize = 2;
 
 /// Returns whether this can be the address of a node as other nodes see it. Addresses that are
-/// local to a machine or link, and addresses that are reached through a tunnel, are not candidates.
+/// local to a host or link are not candidates, nor are addresses within the cluster ranges, which
+/// are reached through a tunnel.
 pub fn is_candidate(address: IpAddr, cluster_ranges: &[IpNetwork]) -> bool {
     let nowhere = match address.to_canonical() {
         // 0.0.0.0/8 "this network", 240.0.0.0/4 reserved, and within it the limited broadcast (RFC
@@ -54,10 +55,10 @@ pub fn peer_candidates(
     usable
 }
 
-/// Returns the addresses that this node reports, and the number of usable ones that it leaves out.
-/// `advertised` comes from the configuration. `towards_controller` is this node's address on the
-/// connection to the controller, which peers most likely reach. `own` has the likeliest addresses
-/// first.
+/// Returns the addresses that this node reports, and the number of usable addresses that are left
+/// out. `advertised` comes from the configuration. `towards_controller` is this node's address on
+/// the connection to the controller, which peers can most likely reach. `own` has the likeliest
+/// addresses first.
 pub fn addresses_to_report(
     advertised: &[IpAddr],
     towards_controller: IpAddr,

@@ -1,4 +1,4 @@
-//! `edge-agent capture`: writes the decrypted IKE messages to and from one peer, in libpcap's
+//! `edge-agent capture`: writes the decrypted IKE messages to and from one peer, in libpcap's file
 //! format. The running agent copies the messages; no key leaves the agent.
 
 use std::collections::BTreeSet;
@@ -33,7 +33,7 @@ const PACKET_HEADER: u64 = 16;
 /// Hop limit of the packets that are written. The packets on the network had the kernel's default.
 const HOP_LIMIT: u8 = 64;
 
-/// The peer to capture, the destination of the capture, and its limits.
+/// What to capture, where to write it, and the limits.
 #[derive(Debug, Clone)]
 pub struct CaptureOptions {
     /// The peer's name.
@@ -68,7 +68,7 @@ pub fn capture(config: &Config, options: &CaptureOptions) -> anyhow::Result<()> 
         None => File::from(io::stdout().as_fd().try_clone_to_owned().context("standard output")?),
     };
     match write_messages(config, options, addresses, to) {
-        // The reader of standard output has closed it.
+        // The program that reads standard output has closed it.
         Err(error) if is_broken_pipe(&error) => Ok(()),
         outcome => outcome,
     }
@@ -123,11 +123,11 @@ fn write_messages(
     }
 }
 
-/// The destination of packets. Each packet is written as a whole.
+/// The file, or standard output, to which packets are written. Each packet is written as a whole.
 struct Output {
     file: File,
     writer: PcapWriter<File>,
-    /// Whether the command has created the file.
+    /// Whether the command created the file, as opposed to writing to standard output.
     is_ours: bool,
     size: u64,
     max_size: u64,
@@ -141,7 +141,8 @@ impl Output {
         Ok(Self { file, writer, is_ours: options.file.is_some(), size: FILE_HEADER, max_size: options.max_size })
     }
 
-    /// Writes a packet, `at` in microseconds since 1970-01-01 UTC. Returns whether there is room.
+    /// Writes a packet, `at` in microseconds since 1970-01-01 UTC. Returns whether the packet fits
+    /// within the maximum size.
     fn write(&mut self, at: u64, packet: &[u8]) -> anyhow::Result<bool> {
         let size = self.size + PACKET_HEADER + packet.len() as u64;
         if size > self.max_size {
@@ -159,7 +160,8 @@ impl Output {
     }
 }
 
-/// Returns only the operating system's error. The library describes every error as a read failure.
+/// Returns the operating system's error without the library's description, which calls every error
+/// a read failure.
 fn system_error(error: PcapError) -> anyhow::Error {
     match error {
         PcapError::IoError(error) => error.into(),
@@ -172,8 +174,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     causes.any(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Makes an IP packet with the message, as it would have been sent without encryption. `None` if
-/// the message came in fragments and is too large for one packet.
+/// Builds the IP packet in which the message would have been sent without encryption. `None` if the
+/// message arrived in fragments and is too large for one packet.
 fn packet(captured: &CapturedIke, nat_port: u16) -> Option<Vec<u8>> {
     let CapturedIke { outgoing, local, remote, message, .. } = captured;
     let (from, to) = if *outgoing { (local, remote) } else { (remote, local) };

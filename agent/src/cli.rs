@@ -17,11 +17,11 @@ use crate::{
     admin, capture, check, diagnose, down, hardening, import, install_cni, join, ping, run, socket_holder, uninstall,
 };
 
-/// Joins this node to its peers by IPsec tunnels that it negotiates itself.
+/// Connects this node to its peers through IPsec tunnels, with its own implementation of IKEv2.
 ///
-/// The agent speaks IKEv2 with its peers and programs the kernel. Who the peers are comes from the
-/// controller ([controller] in the configuration), from [[peer]] tables, or both.
-/// `docs/configuration.md` holds a full example.
+/// The agent negotiates the tunnels and programs the kernel's IPsec states and policies. It takes
+/// its peers from the controller ([controller] in the configuration), from [[peer]] tables, or from
+/// both. `docs/configuration.md` has a full example.
 #[derive(Debug, Parser)]
 #[command(name = "edge-agent", version, max_term_width = 120)]
 pub struct Cli {
@@ -34,17 +34,18 @@ struct ConfigArgument {
     /// The TOML file
     #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_PATH, env = "EDGE_AGENT_CONFIG")]
     config: PathBuf,
-    /// This node's name, instead of the one in the file, so that many nodes can share a file
+    /// This node's name. It overrides the name in the file, so that several nodes can share a file
     #[arg(long, value_name = "NODE", env = "EDGE_AGENT_NAME")]
     name: Option<edge_types::NodeName>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run in the foreground until SIGTERM; what is in the kernel stays there (see `down`)
+    /// Run in the foreground until SIGTERM; tunnels and routes stay in the kernel afterwards (see
+    /// `down`)
     ///
-    /// Logs to standard error. The environment variable EDGE_AGENT_LOG is a filter, such as debug,
-    /// edge_ike=trace or info,[peer{peer=edge-2}]=debug. (Default: info)
+    /// Logs to standard error. The environment variable EDGE_AGENT_LOG sets the log filter, for
+    /// example debug, edge_ike=trace or info,[peer{peer=edge-2}]=debug. (Default: info)
     Run {
         #[command(flatten)]
         config: ConfigArgument,
@@ -52,31 +53,34 @@ enum Command {
     /// Make this machine a node: write the configuration and the join token, start the agent's
     /// unit, wait until the node has joined, and show its status
     ///
-    /// Get a token by `edge-controller token create --role edge --node NODE`. Without systemd,
-    /// start `edge-agent run` yourself meanwhile. A configuration that is there is not changed. A
-    /// second run waits and shows the status. Exits with 1 if the node has not joined in time.
+    /// Create a token with `edge-controller token create --role edge --node NODE`. Without systemd,
+    /// start `edge-agent run` in another terminal while this command waits. An existing
+    /// configuration is not changed. If the command is run again, it only waits and shows the
+    /// status. Exits with 1 if the node has not joined in time.
     Join {
         /// The TOML file
         #[arg(long, short, value_name = "FILE", default_value = config::DEFAULT_PATH, env = "EDGE_AGENT_CONFIG")]
         config: PathBuf,
-        /// This node's name, if the token is bound to none. (Default: the host name)
+        /// This node's name, if the token is not bound to a name. (Default: the host name)
         #[arg(long, value_name = "NODE")]
         name: Option<edge_types::NodeName>,
-        /// Longest wait, seconds; 0: only write the files and start the unit
+        /// Maximum time to wait, in seconds; 0 only writes the files and starts the unit
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         timeout: u64,
-        /// The controller's addresses, https://HOST:PORT, tried in this order
+        /// The controller's URLs, https://HOST:PORT, tried in this order
         #[arg(value_name = "URL", required = true)]
         urls: Vec<String>,
-        /// The join token; - reads it from standard input, where other users do not see it
+        /// The join token; - reads it from standard input, so that other users cannot see it in the
+        /// process list
         #[arg(value_name = "TOKEN")]
         token: String,
     },
-    /// Judge the configuration and the files that it names; needs no running agent, changes nothing
+    /// Check the configuration and the files that it names; needs no running agent and changes
+    /// nothing
     ///
-    /// Reads keys, certificates and tokens, and reports what would fail on the first attempt: a
-    /// certificate that ended or is for another name, a key that does not belong to it, networks
-    /// that overlap. Exits with 1 if there is an error.
+    /// Reads keys, certificates and tokens, and reports what would fail when the agent uses them:
+    /// for example, a certificate that has expired or is for another name, a key that does not
+    /// match its certificate, or networks that overlap. Exits with 1 if there is an error.
     Check {
         #[command(flatten)]
         config: ConfigArgument,
@@ -84,18 +88,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Make a configuration of strongSwan's swanctl.conf, to judge with `check`; changes nothing
-    /// else
+    /// Convert strongSwan's swanctl.conf into a configuration for the agent; changes nothing else
     ///
     /// Each connection becomes a [[peer]], with its keys and certificates from the directories
-    /// beside the file. What is different is said with file and line. A connection whose tunnel
-    /// would be another one is left out, with the reason, and the exit code is 1.
+    /// beside the file. Each difference is reported with file and line. A connection for which the
+    /// agent would negotiate a different tunnel is left out, with the reason, and the exit code is
+    /// 1. Verify the result with `check`.
     Import {
-        /// The file; the files that it includes are read too
+        /// The swanctl.conf; the files that it includes are read too
         #[arg(value_name = "FILE", default_value = "/etc/swanctl/swanctl.conf")]
         file: PathBuf,
-        /// Write agent.toml and the files that it names into this directory; files that are there
-        /// are not replaced. Without it, print the configuration
+        /// Write agent.toml and the files that it names into this directory; existing files are not
+        /// replaced. Without this option, print the configuration
         #[arg(long, value_name = "DIRECTORY")]
         into: Option<PathBuf>,
     },
@@ -103,23 +107,23 @@ enum Command {
     Status {
         #[command(flatten)]
         config: ConfigArgument,
-        /// Show only these peers, with their SAs, selectors and traffic; `*` stands for any text
+        /// Show only these peers, with their SAs, selectors and traffic; `*` matches any text
         #[arg(value_name = "PEER")]
         peers: Vec<String>,
-        /// Show it again every 2 s, until Ctrl-C
+        /// Refresh every 2 s, until Ctrl-C
         #[arg(long, short)]
         watch: bool,
-        /// Print JSON, for scripts; with --watch one document in a line
+        /// Print JSON, for scripts; with --watch, one document per line
         #[arg(long)]
         json: bool,
     },
-    /// Say what keeps this node, a peer or a pod from being reached, and what to do; changes
+    /// Find out why this node, a peer or a pod cannot be reached, and what to do about it; changes
     /// nothing
     ///
-    /// Looks at configuration, disk, controller, view, firewall, obstacles, tunnels and the
-    /// kernel's counters, and asks whether an IKE daemon answers at the addresses of the peer, or
-    /// of the peers that are not up. Takes up to 3 s. Ends with one sentence. Exits with 1 if
-    /// something is wrong.
+    /// Checks the configuration, disk, controller, view, firewall, obstacles, tunnels and the
+    /// kernel's counters, and whether an IKE daemon answers at the addresses of the peer or,
+    /// without a peer, of all peers that have no tunnel. Takes up to 3 s. The last line states the
+    /// result in one sentence. Exits with 1 if something is wrong.
     Diagnose {
         #[command(flatten)]
         config: ConfigArgument,
@@ -130,11 +134,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Measure round trip and loss through the tunnel to a peer or a pod
+    /// Measure round-trip time and packet loss through the tunnel to a peer or a pod
     ///
-    /// Sends ICMP echo requests from an address of this node. Of a peer of the view, the address of
-    /// its bridge is asked, in each family; of others, name an address. If nothing can be sent,
-    /// says why. Exits with 1 then, and if an address has not answered at all.
+    /// Sends ICMP echo requests from an address of this node. For a peer in the view, they go to
+    /// the address of its bridge, in each address family. For other peers, give an address. If no
+    /// request can be sent, prints the reason. Exits with 1 in that case, and if an address did not
+    /// answer any request.
     Ping {
         #[command(flatten)]
         config: ConfigArgument,
@@ -144,66 +149,68 @@ enum Command {
         /// Number of requests
         #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=i64::from(ping::MAX_COUNT)))]
         count: u16,
-        /// Time from one request to the next, at least 10ms
+        /// Time between two requests, at least 10ms
         #[arg(long, value_name = "TIME", default_value = "500ms", value_parser = ping_interval)]
         interval: Duration,
-        /// Longest wait for the answers to the last requests
+        /// Maximum time to wait for the answers to the last requests
         #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
         timeout: Duration,
         /// Print JSON, for scripts
         #[arg(long)]
         json: bool,
     },
-    /// Write the IKE messages with a peer, without their encryption, for Wireshark and tcpdump
+    /// Write the IKE messages exchanged with a peer, decrypted, for Wireshark and tcpdump
     ///
-    /// The running agent copies what it sends to and receives from the peer's addresses, also while
-    /// no tunnel comes up. Of an encrypted message the payloads stand in clear, and one that came
-    /// in fragments is whole; what is sent again is written once. Keys are never written, neither
-    /// those of an SA nor a pre-shared one; the capture names the peers and their networks.
-    /// Messages that the agent cannot read are missing. A new capture ends an earlier one.
+    /// The running agent copies the messages that it sends to and receives from the peer's
+    /// addresses, even if no tunnel comes up. The payloads of an encrypted message are written in
+    /// clear text, and a fragmented message is written whole. A retransmitted message is written
+    /// once. The capture never contains keys, neither those of an SA nor a pre-shared key, but it
+    /// does contain the names of the peers and their networks. Messages that the agent cannot
+    /// decrypt or parse are missing. A new capture ends an earlier one.
     Capture {
         #[command(flatten)]
         config: ConfigArgument,
         /// The peer's name, as `status` shows it
         peer: String,
-        /// Another address from which the peer comes, if the agent knows none
+        /// Another address from which the peer sends, if the agent knows none
         #[arg(long, value_name = "ADDRESS")]
         from: Vec<std::net::IpAddr>,
-        /// Make this file; without it, write to standard output
+        /// Write to this file, which is created; without this option, write to standard output
         #[arg(long, value_name = "FILE")]
         write: Option<PathBuf>,
-        /// End after this time
+        /// Stop after this time
         #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
         duration: Duration,
-        /// End before more than this many octets are written
+        /// Stop before the capture exceeds this size in octets
         #[arg(long, value_name = "OCTETS", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
         max_size: u64,
     },
-    /// Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table, and
-    /// last the guard
+    /// Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table and,
+    /// last, the guard
     ///
-    /// Remaining pods may then send in clear. Certificate, view and segments stay on disk; `run`
-    /// puts everything back.
+    /// After that, the packets of remaining pods may leave unencrypted. The certificate, view and
+    /// segments stay on disk; `run` restores everything.
     Down {
         #[command(flatten)]
         config: ConfigArgument,
     },
-    /// Remove all that agent and plugin made on this host, so that it is as before
+    /// Remove everything that the agent and the plugin created on this host
     ///
-    /// Removes conflist and plugin, the bridge, what `down` removes, and the files below state_dir
-    /// and run_dir, with this node's certificate. Turns forwarding off if it was off before. Stop
-    /// the agent and drain the node first. A second run finds nothing.
+    /// Removes the conflist, the plugin, the bridge, everything that `down` removes, and the files
+    /// below state_dir and run_dir, including this node's certificate. Turns IP forwarding off if
+    /// it was off before. Stop the agent and drain the node first. Running the command again does
+    /// no harm.
     Uninstall {
         #[command(flatten)]
         config: ConfigArgument,
-        /// Go on although pods are attached: they lose the network
+        /// Continue even if pods are attached; they lose their network
         #[arg(long)]
         cut_off_pods: bool,
         /// Remove the configuration and the join token as well; keys of static peers stay
         #[arg(long)]
         purge: bool,
     },
-    /// Give the CHILD_SAs or the IKE SA with a peer new keys now, without losing a packet
+    /// Rekey the CHILD_SAs or the IKE SA of a peer now, without packet loss
     Rekey {
         #[command(flatten)]
         config: ConfigArgument,
@@ -216,12 +223,12 @@ enum Command {
         #[arg(long, value_name = "NAME", conflicts_with = "ike")]
         child: Option<String>,
     },
-    /// Hold the agent's UDP sockets while no agent runs; started by `run`, not by hand
+    /// Hold the agent's UDP sockets open while no agent runs; started by `run`, not by hand
     #[command(hide = true)]
     HoldSockets,
     /// Register the plugin with the container runtime, once this node has its first segment
     ///
-    /// Writes 10-edge-cni.conflist, atomically, into the directory named by [cni] conf_dir
+    /// Writes 10-edge-cni.conflist atomically into the directory named by [cni] conf_dir
     /// (/etc/cni/net.d; on k3s /var/lib/rancher/k3s/agent/etc/cni/net.d, with bin_dir
     /// /var/lib/rancher/k3s/data/cni). Nothing else in that directory is changed. Waits for the
     /// first segment, which the running agent requests.
@@ -231,17 +238,17 @@ enum Command {
         /// Copy this edge-cni program into [cni] bin_dir first
         #[arg(long, value_name = "FILE")]
         plugin: Option<PathBuf>,
-        /// Longest wait for the first segment, seconds; 0 checks once
+        /// Maximum time to wait for the first segment, in seconds; 0 checks once
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         timeout: u64,
-        /// Copy the plugin and do nothing else; for use before the agent has run
+        /// Copy the plugin and do nothing else; for use before the agent has been started
         #[arg(long, requires = "plugin")]
         plugin_only: bool,
-        /// Keep running: wait for the first segment for as long as it takes, and write the conflist
-        /// again whenever it is lost or its content changes
+        /// Keep running: wait for the first segment without a time limit, and write the conflist
+        /// again whenever it is missing or its content must change
         #[arg(long, conflicts_with_all = ["timeout", "plugin_only"])]
         keep: bool,
-        /// Remove the conflist instead: the runtime starts no more pods with this network
+        /// Remove the conflist instead; the runtime then starts no new pods with this network
         #[arg(long, conflicts_with_all = ["plugin", "timeout", "plugin_only", "keep"])]
         remove: bool,
     },
@@ -250,7 +257,7 @@ enum Command {
 impl Cli {
     /// Runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
     pub fn execute(self) -> ExitCode {
-        // Called before the configuration is read, which may hold a pre-shared key.
+        // Called before the configuration is read, because it may contain a pre-shared key.
         hardening::forbid_dumps();
         match self.command {
             Command::Run { config } => with_config(&config, run::run),
@@ -306,7 +313,7 @@ impl Cli {
     }
 }
 
-/// Reads a duration as the configuration writes them.
+/// Parses a duration in the same form as the configuration.
 fn duration(text: &str) -> Result<Duration, String> {
     config::parse_duration(text).ok_or_else(|| config::EXPECTED_DURATION.to_owned())
 }
@@ -349,7 +356,8 @@ mod tests {
 
     use super::*;
 
-    /// `EDGE_UPDATE=1 cargo test -p edge-agent --lib command_line` writes them.
+    /// Checks the generated files. `EDGE_UPDATE=1 cargo test -p edge-agent --lib command_line`
+    /// writes them.
     #[test]
     fn reference_manual_page_and_completions_are_those_of_the_command_line() {
         Cli::command().debug_assert();

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::state_dir::{StateDir, StateDirError};
 
-/// A lower bound of the current time, in seconds since 1970-01-01 UTC (2026-11-01): this release
-/// was made later.
+/// A lower bound of the current time, in seconds since 1970-01-01 UTC (2026-11-01). This release
+/// was built later than that.
 const RELEASE_TIME: u64 = 1_793_491_200;
 
 /// Name of the file in the state directory with the baseline of [`CertificateClock`].
@@ -20,8 +20,8 @@ const CLOCK_FILE: &str = "clock.json";
 /// last time that is known for certain, and advances with the boot-time clock.
 ///
 /// Only times from an authenticated source raise the baseline, which is also kept on disk. The
-/// system clock never raises it: otherwise, if the system clock once ran ahead, every certificate
-/// would look expired from then on.
+/// system clock never raises it. Otherwise, a system clock that once ran ahead would make every
+/// certificate look expired from then on.
 #[derive(Debug)]
 pub struct CertificateClock {
     floor: Mutex<Floor>,
@@ -60,8 +60,8 @@ impl CertificateClock {
         self.floor().max(system)
     }
 
-    /// Converts a time of this clock to one of the system clock, which the kernel's timestamps use.
-    /// The result is correct as long as the system clock is not set.
+    /// Converts a time of this clock to the system clock, which the kernel's timestamps use. The
+    /// result is correct as long as the system clock is not set.
     pub fn to_system_clock(&self, unix_time: u64) -> u64 {
         #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
         let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
@@ -83,7 +83,9 @@ impl CertificateClock {
         match state.read_json::<ClockFile>(CLOCK_FILE, "it is written again") {
             Ok(Some(kept)) => self.raise_floor(kept.unix_time),
             Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "the last known time is lost"),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the last known time; using the system clock and the release date")
+            }
         }
     }
 
@@ -122,8 +124,8 @@ fn since_boot() -> Duration {
 #[allow(unsafe_code)]
 fn read(clock: libc::clockid_t) -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is our own timespec, which the call fills. The call cannot fail: every kernel
-    // since 2.6.39 knows these clocks.
+    // SAFETY: `now` is a local timespec, which the call fills. The call cannot fail, because every
+    // kernel since 2.6.39 supports these clocks.
     unsafe { libc::clock_gettime(clock, &raw mut now) };
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }

@@ -19,9 +19,9 @@ use crate::install_cni::{self, CONFLIST};
 use crate::socket_holder;
 use crate::stdout::print;
 
-/// Removes the agent's SAs, policies, routes, nftables tables and the guard, and no objects of
+/// Removes the agent's SAs, policies, routes, nftables tables and the guard, but no objects of
 /// other programs. Hosts outside of the cluster still cannot reach remaining pods: if the plugin
-/// cannot make its own table for these pods, the agent's table stays. Continues after a failure and
+/// cannot create its table for these pods, the agent's table stays. Continues after a failure and
 /// reports all failures. Fails if the agent runs.
 pub fn down(config: &Config) -> anyhow::Result<()> {
     refuse_beside_agent(config)?;
@@ -33,19 +33,19 @@ pub fn down(config: &Config) -> anyhow::Result<()> {
     removal.result()
 }
 
-/// Fails if the agent runs, because it would restore everything.
+/// Fails if the agent runs, because it would restore the removed objects.
 pub(crate) fn refuse_beside_agent(config: &Config) -> anyhow::Result<()> {
     let socket = config.admin_socket();
     if UnixStream::connect(&socket).is_ok() {
-        bail!("the agent is running ({}); stop it first, or it puts everything back", socket.display());
+        bail!("the agent is running ({}); stop it first, because it would restore everything", socket.display());
     }
     Ok(())
 }
 
-/// The removed objects, and the failures.
+/// What was removed, and the failures.
 #[derive(Debug, Default)]
 pub(crate) struct Removal {
-    /// Each kind of object, and the number removed.
+    /// Each kind of object, and the number of objects removed.
     pub(crate) removed: Vec<(String, usize)>,
     /// Further notes for the operator, one line each.
     pub(crate) notes: Vec<String>,
@@ -65,20 +65,20 @@ impl Removal {
     pub(crate) fn result(&self) -> anyhow::Result<()> {
         match self.failures.is_empty() {
             true => Ok(()),
-            false => bail!("not everything is removed: {}", self.failures.join("; ")),
+            false => bail!("some things could not be removed: {}", self.failures.join("; ")),
         }
     }
 }
 
-/// Removes the objects of agent and plugin from the kernel, except bridges and pods' interfaces.
-/// With `for_pods`, the objects that remaining pods need stay: a table that protects them from
-/// hosts outside, and forwarding.
+/// Removes the objects of the agent and the plugin from the kernel, except the bridges and the
+/// pods' interfaces. With `for_pods`, the objects that remaining pods need stay: a table that
+/// protects them from hosts outside of the cluster, and forwarding.
 pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     let mut removal = Removal::default();
     removal.record("held sockets", held_sockets());
     removal.record("SAs", sas());
-    // The guard is removed last: until then packets from remaining pods are dropped and do not
-    // leave without encryption.
+    // The guard is removed last: until then, packets from remaining pods are dropped instead of
+    // leaving without encryption.
     removal.record("policies", policies());
     removal.record("routes", routes());
     // Both tables only drop packets, and neither accepts packets that the other drops, so both may
@@ -86,7 +86,7 @@ pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     let closed = if for_pods { close_pods(config) } else { Ok(()) };
     match closed {
         Ok(()) => {
-            // Without a table the node would forward packets between its own networks.
+            // Without a table, the node would forward packets between its own networks.
             match restore_forwarding(config, for_pods) {
                 Ok(lines) => removal.notes.extend(lines),
                 Err(error) => removal.failures.push(format!("forwarding: {error:#}")),
@@ -166,8 +166,9 @@ fn routes() -> anyhow::Result<usize> {
     })
 }
 
-/// Makes the plugin's table, which protects pods from hosts outside as the agent's table does.
-/// Fails if pods are attached and the table is needed but does not exist afterwards.
+/// Creates the plugin's table, which protects pods from hosts outside of the cluster like the
+/// agent's table does. Fails if pods are attached and the table is necessary but does not exist
+/// afterwards.
 fn close_pods(config: &Config) -> anyhow::Result<()> {
     match make_pods_table(config) {
         Err(error) if host::has_attached_pods(&config.bridge)? => Err(error),
@@ -185,7 +186,7 @@ fn make_pods_table(config: &Config) -> anyhow::Result<()> {
     }
     let mut command = Command::new(&plugin);
     command.arg("ingress").stdout(Stdio::piped()).stderr(Stdio::piped());
-    // `install-cni --remove` may have removed the file, but not the pods.
+    // The pods may still be attached after `install-cni --remove` has removed the file.
     let text = if conflist.exists() {
         command.arg(&conflist).stdin(Stdio::null());
         String::new()
@@ -211,8 +212,8 @@ fn make_pods_table(config: &Config) -> anyhow::Result<()> {
         let said = [output.stdout, output.stderr].concat();
         bail!("{} ingress: {}", plugin.display(), String::from_utf8_lossy(&said).trim());
     }
-    // Earlier releases of the plugin make no table while the agent's table exists, and do not
-    // support this request.
+    // Earlier releases of the plugin do not support this request, and create no table while the
+    // agent's table exists.
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     if !answer["table"].is_boolean() {
         bail!(
@@ -223,9 +224,9 @@ fn make_pods_table(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Turns forwarding off again if it was off before agent or plugin turned it on. If the plugin's
-/// table stays `for_pods`, forwarding stays on: the table has the same rules, and pods need
-/// forwarding.
+/// Turns forwarding off again if it was off before the agent or the plugin turned it on. With
+/// `for_pods`, forwarding stays on if the plugin's table exists: this table has the same rules as
+/// the agent's table, and pods need forwarding.
 fn restore_forwarding(config: &Config, for_pods: bool) -> anyhow::Result<Vec<String>> {
     if for_pods && firewall::pods_table_exists()? {
         return Ok(vec![]);

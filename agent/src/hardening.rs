@@ -1,17 +1,17 @@
-//! Process settings that keep private and pre-shared keys from other users.
+//! Process settings that protect private keys and pre-shared keys from other users.
 
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
 
 /// Forbids core dumps (`RLIMIT_CORE`), and access to this process's memory by users other than root
-/// (`PR_SET_DUMPABLE`, prctl(2)). A failure is logged.
+/// (`PR_SET_DUMPABLE`, prctl(2)). A failure is only logged.
 pub fn forbid_dumps() {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     if let Err(error) = setrlimit(Resource::Core, none) {
         tracing::warn!(%error, "core dumps cannot be forbidden");
     }
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tracing::warn!(%error, "the process cannot be made undumpable");
+        tracing::warn!(%error, "cannot clear the process's dumpable flag");
     }
 }
 

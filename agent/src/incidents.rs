@@ -16,11 +16,11 @@ const MAX_INCIDENTS: usize = 200;
 pub struct Incident {
     /// Time of the last occurrence, RFC 3339.
     pub at: String,
-    /// Whether an object was repaired, left to its owner, or an operation failed.
+    /// Whether an object was repaired, an object was left to its owner, or an operation failed.
     pub kind: IncidentKind,
     /// Description, which names the peer or the object.
     pub what: String,
-    /// Number of occurrences in a row.
+    /// Number of occurrences that were merged into this incident.
     pub times: u32,
 }
 
@@ -28,9 +28,10 @@ pub struct Incident {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IncidentKind {
-    /// One of our policies, routes or similar objects was missing or changed, and was restored.
+    /// One of the agent's policies, routes or similar objects was missing or changed, and was
+    /// restored.
     Repaired,
-    /// Another program's policy or route is where the agent's would be, and was left unchanged.
+    /// Another program's policy or route is in the place of the agent's, and was left unchanged.
     Foreign,
     /// An operation failed. The agent repeats it at the next change or check.
     Error,
@@ -46,7 +47,7 @@ impl Incidents {
         self.record(IncidentKind::Repaired, what.into());
     }
 
-    /// Records that another program's object is where the agent's would be.
+    /// Records that another program's object is in the place of the agent's.
     pub fn foreign(&self, what: impl Into<String>) {
         self.record(IncidentKind::Foreign, what.into());
     }
@@ -64,7 +65,7 @@ impl Incidents {
     fn record(&self, kind: IncidentKind, what: String) {
         let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         let mut incidents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A repetition is counted and not logged again.
+        // A repeated incident is counted, but not logged again.
         if let Some(same) =
             incidents.iter_mut().rev().take(8).find(|incident| incident.kind == kind && incident.what == what)
         {

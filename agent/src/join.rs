@@ -1,5 +1,5 @@
-//! `edge-agent join`: turns a plain machine into a node. Writes the configuration and the join
-//! token, starts the agent's unit, and waits until the node has joined.
+//! `edge-agent join`: turns a machine into a node. Writes the configuration and the join token,
+//! starts the agent's unit, and waits until the node has joined.
 
 use std::fs;
 use std::io::{self, Read as _};
@@ -36,14 +36,14 @@ pub struct JoinOptions {
     pub urls: Vec<String>,
     /// Path of the configuration.
     pub file: PathBuf,
-    /// The node's name, if it comes neither from the token nor from the host name.
+    /// The node's name, if neither the token nor the host name determines it.
     pub name: Option<NodeName>,
     /// Timeout for joining; zero means not to wait.
     pub timeout: Duration,
 }
 
 /// Joins this machine to the cluster. `token` is the join token, or `-` to read it from standard
-/// input, where other users of this machine do not see it. A second run with the same controller
+/// input, where other users of this machine do not see it. A second run for the same controller
 /// only waits and shows the status, or installs a new token. Fails if a configuration exists and
 /// names another controller.
 pub fn join(options: &JoinOptions, token: &str) -> anyhow::Result<()> {
@@ -52,7 +52,7 @@ pub fn join(options: &JoinOptions, token: &str) -> anyhow::Result<()> {
     if let (Some(name), Some(bound)) = (&options.name, &parsed.node)
         && name != bound
     {
-        bail!("--name says {name}, the join token is for {bound} alone: leave --name out, or get a token for {name}");
+        bail!("--name is {name}, but the join token is for {bound} alone: omit --name, or get a token for {name}");
     }
     let config = ensure_configuration(options)?;
     let token_file = token_path(&config, &options.file)?;
@@ -90,7 +90,10 @@ fn ensure_configuration(options: &JoinOptions) -> anyhow::Result<Config> {
             );
         }
         if let Some(name) = options.name.as_ref().filter(|name| config.name.as_ref() != Some(name)) {
-            bail!("{} is there without `name = \"{name}\"`: correct it, and run this again", file.display());
+            bail!(
+                "{} exists and does not contain `name = \"{name}\"`: correct it and run the command again",
+                file.display()
+            );
         }
         return Ok(config);
     }
@@ -118,8 +121,8 @@ fn token_path(config: &Config, file: &Path) -> anyhow::Result<PathBuf> {
     Ok(config.path(token_file))
 }
 
-/// Enables and starts the agent's units. Without systemd, or without the units, prints the command
-/// to run.
+/// Enables and starts the agent's units. Without systemd or without the units, prints the command
+/// that the operator must run.
 fn start_units(file: &Path) -> anyhow::Result<()> {
     let has_unit = || {
         let found = Command::new("systemctl").args(["cat", UNITS[2]]).output();
@@ -207,7 +210,7 @@ mod tests {
         let file = token_path(&config, &options.file).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap().trim(), token(None));
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        // Again, with a new token.
+        // The second run has a new token.
         let text = fs::read(&options.file).unwrap();
         join(&options, &token(Some("edge-1"))).unwrap();
         assert_eq!(fs::read(&options.file).unwrap(), text);

@@ -17,20 +17,20 @@
 //! - [`clock`]: the clocks, boot time for lifetimes and wall-clock time for certificates.
 //! - [`static_peer_names`]: the resolution of static peers' host names.
 //! - [`desired`]: the desired state, computed from the view and the static peers. It does no I/O.
-//! - [`candidate_addresses`]: the addresses that nodes report for themselves and try for their
-//!   peers. It does no I/O.
-//! - [`underlay`]: the addresses that this node needs outside of every tunnel, and the check for
-//!   views that would take them away. It does no I/O.
+//! - [`candidate_addresses`]: the addresses that nodes report for themselves, and those at which
+//!   they try to reach peers. It does no I/O.
+//! - [`underlay`]: the addresses that this node needs outside of every tunnel, and the check
+//!   whether a view would make them unreachable. It does no I/O.
 //! - [`tunnels`]: the IKE driver, which runs the IKE endpoint, its sockets and XFRM in one loop.
 //! - [`host`]: the agent's other objects on the host: routes, bridge, firewall and sysctls.
 //! - [`incidents`]: the latest repairs, conflicts with other programs, and errors.
 //! - [`logging`]: the log, its filter, and the spans that name node and peer.
-//! - [`status`]: the document of `status --json`, and the table of `status`.
+//! - [`status`]: the document of `status --json` and the table of `status`.
 //! - `observe`: the metrics and probes for monitoring.
-//! - [`hardening`]: the process settings that keep keys from other users.
-//! - [`netns_lock`]: the lock that allows one agent in a network namespace.
+//! - [`hardening`]: the process settings that protect keys from other users.
+//! - [`netns_lock`]: the lock that allows only one agent in each network namespace.
 //! - [`run`]: the command `run`, which starts and ends the parts of the agent.
-//! - [`join`]: the command `join`, which turns a plain machine into a node.
+//! - [`join`]: the command `join`, which turns a machine into a node.
 //! - [`down`]: the command `down`, which removes everything that an agent installed in the kernel.
 //! - [`uninstall`]: the command `uninstall`, which removes everything, so that the host is as
 //!   before.
@@ -39,13 +39,13 @@
 //! - [`check`]: the command `check`, which checks a configuration without a running agent.
 //! - [`diagnose`]: the command `diagnose`, which finds the reason why a node, a peer or a pod
 //!   cannot be reached.
-//! - [`ping`]: the command `ping`, which measures round trip and loss through a tunnel.
+//! - [`ping`]: the command `ping`, which measures round-trip time and packet loss through a tunnel.
 //! - [`capture`]: the command `capture`, which writes the decrypted IKE messages to and from a
 //!   peer.
 //! - [`stdout`]: the standard output of the commands.
 //! - [`admin`]: the socket on which the operator's commands send requests to a running agent.
-// Only `tunnels::datagram_socket` (IP_PKTINFO, descriptors from systemd and for tokio) and the
-// clock need unsafe code.
+// Only `tunnels::datagram_socket` (IP_PKTINFO, and descriptors that come from systemd or are passed
+// to tokio) and `clock` contain unsafe code.
 #![deny(unsafe_code)]
 
 pub mod admin;

@@ -1,9 +1,10 @@
-//! The channels between the controller client and the rest of the agent.
+//! The channels that connect the controller client with the rest of the agent.
 //!
 //! At start the controller client publishes the [`Membership`] on disk, and later a new one
 //! whenever the view or the certificate changes. The rest of the agent derives tunnels, policies
-//! and routes from the membership. In the other direction it publishes [`UplinkFacts`], from which
-//! the controller client reports this node's addresses and writes the pods' MTU.
+//! and routes from the membership. In the other direction, it publishes [`UplinkFacts`], from which
+//! the controller client takes the addresses that it reports, and the pods' MTU, which it writes to
+//! `segments.json`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,11 +23,11 @@ use crate::underlay::Underlay;
 /// This node's view and its credentials.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    /// The view in force, that is the one that the agent applies, from the controller or from disk.
+    /// The current view, which the agent applies. It comes from the controller or from disk.
     pub view: Arc<NodeView>,
     /// The current certificate with its key.
     pub credentials: Arc<NodeCredentials>,
-    /// Hub networks that the view no longer names. No packet to them leaves unencrypted.
+    /// Hub networks that the view no longer names. No packet to these networks leaves unencrypted.
     pub former_networks: Arc<Vec<FormerNetwork>>,
 }
 
@@ -40,7 +41,7 @@ pub struct FormerNetwork {
     /// Time at which the hub disappeared from the view, seconds since 1970-01-01 UTC. Used only
     /// after a reboot.
     pub since: u64,
-    /// The same time by the boot-time clock, which cannot be set.
+    /// The same time, measured by the boot-time clock, which cannot be set.
     #[serde(default)]
     pub boot_time: Option<BootTime>,
 }
@@ -50,7 +51,7 @@ pub struct FormerNetwork {
 pub struct BootTime {
     /// The boot, from `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
-    /// Seconds since that boot; negative for a time before it.
+    /// Seconds since that boot; negative for a time before the boot.
     pub seconds: i64,
 }
 
@@ -84,8 +85,8 @@ pub struct UplinkFacts {
     /// Global addresses, starting with those on interfaces with a default route. Addresses of the
     /// bridge and of pods are left out.
     pub addresses: Vec<IpAddr>,
-    /// MTU for pods, bytes: the smallest uplink MTU less the overhead of ESP in UDP; 0 without an
-    /// uplink.
+    /// MTU for pods, bytes: the smallest MTU of the uplinks minus the overhead of ESP in UDP; 0
+    /// without an uplink.
     pub pod_mtu: u32,
     /// Addresses that this node needs outside of every tunnel.
     pub underlay: Underlay,
@@ -98,18 +99,19 @@ pub struct ControllerStatus {
     pub url: Option<String>,
     /// Whether the view stream is open.
     pub connected: bool,
-    /// When `connected` last changed, seconds since 1970-01-01 UTC.
+    /// The time of the last change of `connected`, in seconds since 1970-01-01 UTC.
     pub since: Option<i64>,
-    /// Source of the view in force: `controller` or `disk`.
+    /// Source of the current view: `controller` or `disk`.
     pub view_source: Option<String>,
     /// notAfter of this node's certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: Option<i64>,
-    /// The last error, with the remedy.
+    /// The last error, and how to correct it.
     pub last_error: Option<String>,
     /// The reason why the controller's latest view is refused; `None` if it is not refused.
     #[serde(default)]
     pub refused_view: Option<String>,
-    /// Addresses that this node needs and that the view in force takes into tunnels; at most eight.
+    /// Addresses that this node needs outside of every tunnel, but that the current view takes into
+    /// tunnels; at most eight.
     #[serde(default)]
     pub conflicts: Vec<String>,
 }
@@ -119,7 +121,7 @@ pub struct ControllerStatus {
 pub struct ControllerChannels {
     /// The agent's configuration, which has a `[controller]` table.
     pub config: Arc<Config>,
-    /// Clock for checking certificates; the controller client raises the clock's baseline.
+    /// Clock for checking certificates, whose baseline the controller client raises.
     pub clock: Arc<CertificateClock>,
     /// Addresses to report, and the pods' MTU.
     pub uplink: watch::Receiver<UplinkFacts>,
@@ -135,7 +137,7 @@ pub struct ControllerChannels {
     pub stop: CancellationToken,
 }
 
-/// The ends of the channels for tunnels, host and status.
+/// The ends of the channels for the rest of the agent: tunnels, host and status.
 #[derive(Debug)]
 pub struct NodeChannels {
     /// The agent's configuration.
@@ -156,7 +158,7 @@ pub struct NodeChannels {
     pub stop: CancellationToken,
 }
 
-/// Makes the channels between the controller client and the rest of the agent.
+/// Creates the channels between the controller client and the rest of the agent.
 pub fn channels(
     config: Arc<Config>,
     clock: Arc<CertificateClock>,

@@ -1,12 +1,13 @@
-//! The lock that allows one agent in a network namespace. All agents use the same identifiers for
-//! their objects in the kernel (reqids, the guard's device, the nftables table, the routes'
-//! protocol). So a second agent would remove the first agent's objects, even with other directories
-//! and ports.
+//! The lock that allows only one agent in each network namespace. All agents use the same
+//! identifiers for their objects in the kernel (reqids, the guard's device, the nftables table, the
+//! routes' protocol). A second agent would therefore remove the first agent's objects, even with
+//! other directories and ports.
 //!
 //! The lock is an abstract unix socket (`unix(7)`). Such a name belongs to the network namespace,
-//! and the kernel frees it however the process ends. But any user may bind the name. So a name is
-//! skipped if another user's process holds it (SO_PEERCRED: neither root nor our own user), or if
-//! its holder accepts no connection. Therefore no local user can keep the agent from starting.
+//! and the kernel frees it no matter how the process ends. However, any user may bind the name. A
+//! name is therefore skipped if another user's process holds it (SO_PEERCRED: neither root nor the
+//! agent's own user), or if its holder accepts no connection. As a result, no local user can
+//! prevent the agent from starting.
 
 use std::io::{self, Read};
 use std::os::linux::net::SocketAddrExt;
@@ -45,13 +46,13 @@ enum LockHolder {
     Nobody,
     /// Another agent, with its description.
     Agent(String),
-    /// Another user's process, with the user id.
+    /// Another user's process, with the user ID.
     OtherUser(u32),
 }
 
 impl NetnsLock {
     /// Takes the lock. Must be called before any change in this namespace. Fails if another agent
-    /// holds it.
+    /// holds the lock.
     pub fn acquire(state_dir: &Path) -> anyhow::Result<Self> {
         let state_dir = std::path::absolute(state_dir).unwrap_or_else(|_| state_dir.to_owned());
         let description = format!("process {}, state directory {}\n", std::process::id(), state_dir.display());
@@ -60,8 +61,8 @@ impl NetnsLock {
             match UnixListener::bind_addr(&address(number)?) {
                 Ok(listener) => {
                     // Another agent may have bound a name since the first check. The check is
-                    // repeated, so that if two agents start at the same moment, at least one sees
-                    // the other.
+                    // therefore repeated. If two agents start at the same moment, at least one of
+                    // them finds the other.
                     refuse_second_agent(Some(number))?;
                     listener.set_nonblocking(true)?;
                     return Ok(Self { listener: Some(listener), description });
@@ -78,7 +79,7 @@ impl NetnsLock {
         Ok(Self { listener: None, description })
     }
 
-    /// Sends the description to each agent that connects. Never returns.
+    /// Sends the description to each agent that connects. This future never completes.
     pub async fn serve(self) {
         let Some(listener) = self.listener.and_then(|listener| tokio::net::UnixListener::from_std(listener).ok())
         else {
@@ -103,7 +104,7 @@ fn refuse_second_agent(ours: Option<usize>) -> anyhow::Result<()> {
                  namespace of its own"
             ),
             LockHolder::OtherUser(user) => {
-                tracing::warn!(user, "@{}: a process of another user holds this name; it is skipped", name(number));
+                tracing::warn!(user, "@{}: another user's process holds this name; skipping it", name(number));
             }
             LockHolder::Nobody => {}
         }
@@ -112,16 +113,17 @@ fn refuse_second_agent(ours: Option<usize>) -> anyhow::Result<()> {
 }
 
 fn holder(number: usize) -> anyhow::Result<LockHolder> {
-    // Non-blocking: if the holder's queue is full, connect(2) would otherwise wait for it.
+    // The socket is non-blocking, since connect(2) would otherwise wait if the holder's queue is
+    // full.
     let socket =
         socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC, None)?;
     match connect(&socket, &SocketAddrUnix::new_abstract_name(name(number).as_bytes())?) {
         Ok(()) => {}
         Err(Errno::CONNREFUSED) => return Ok(LockHolder::Nobody),
-        // The queue is full (EAGAIN), or the socket is not a stream socket. An agent empties its
-        // queue, so the holder is not an agent.
+        // The queue is full (EAGAIN), or the socket is not a stream socket. The holder is not an
+        // agent, since an agent empties its queue.
         Err(error) => {
-            tracing::warn!(%error, "@{}: what holds this name accepts no connection; it is skipped", name(number));
+            tracing::warn!(%error, "@{}: the process that holds this name accepts no connection; skipping it", name(number));
             return Ok(LockHolder::Nobody);
         }
     }

@@ -1,5 +1,5 @@
-//! `edge-agent run`: starts controller client, host reconciler and admin socket on a small thread
-//! pool, and the tunnels on a separate thread. Also stops these parts.
+//! `edge-agent run`: starts and stops the agent's parts. The controller client, the host reconciler
+//! and the admin socket run on a small thread pool, and the tunnels on a separate thread.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -35,7 +35,8 @@ use crate::{hardening, host, logging, membership, observe, plugin_server, state_
 /// Minimum time between two reports of changed obstacles.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Runs until SIGTERM or SIGINT, or until a part fails. Leaves the objects in the kernel.
+/// Runs until SIGTERM or SIGINT, or until a part of the agent fails. The objects in the kernel
+/// stay.
 pub fn run(config: Config) -> anyhow::Result<()> {
     logging::start();
     let span = logging::node_span();
@@ -54,11 +55,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (controller, node) = membership::channels(config.clone(), Arc::new(CertificateClock::default()), stop.clone());
     if config.controller.is_some() {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
-        // The uplink is read before the view on disk comes into force. A report without addresses
-        // would, for a moment, remove this node's addresses from its peers' views.
+        // The uplink is read before the view on disk is applied. A report without addresses would,
+        // for a moment, remove this node's addresses from its peers' views.
         node.uplink.send_replace(runtime.block_on(host::read_uplink(&config))?);
         let controller = ControllerClient::load(controller, state)?;
-        // Without the configured name, the span would have no name before the node has joined.
+        // Before the node has joined, the configured name is used. Otherwise, the span would have
+        // no name until then.
         if let Some(name) = controller.node().or(config.name.clone()) {
             logging::set_node(&span, &name);
         }
@@ -155,7 +157,7 @@ fn start_tunnels(
             })
         };
         let outcome = work();
-        // The agent ends when the tunnels' thread ends.
+        // The whole agent ends when the tunnels' thread ends.
         stop.cancel();
         let _ = done_tx.send(outcome);
     })?;

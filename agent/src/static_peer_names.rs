@@ -1,6 +1,7 @@
 //! Resolves the host names in the static peers' `remote`. Names are resolved in separate tasks,
-//! never on the tunnels' thread, and for as long as the agent runs, so that a peer with a dynamic
-//! address is found again. If a name cannot be resolved, its last addresses stay in use.
+//! never on the thread of the tunnels. Lookups continue for as long as the agent runs, so that a
+//! peer with a dynamic address is found again. If a name cannot be resolved, its last addresses
+//! stay in use.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,7 +21,7 @@ use crate::incidents::Incidents;
 /// The intervals at which a name is looked up.
 #[derive(Debug, Clone, Copy)]
 struct LookupTiming {
-    /// Maximum time between two lookups. Up to a fifth is subtracted.
+    /// Maximum time between two lookups. Up to a fifth of it is subtracted at random.
     interval: Duration,
     /// Delay after the first failed lookup. It is doubled after each further failure, up to
     /// `interval`.
@@ -30,13 +31,13 @@ struct LookupTiming {
 /// The intervals for real names: providers of dynamic DNS names use a TTL of about a minute.
 const LOOKUP_TIMING: LookupTiming =
     LookupTiming { interval: Duration::from_secs(60), first_retry: Duration::from_secs(2) };
-/// Maximum number of addresses of one name that are used. Each is tried.
+/// Maximum number of addresses of one name that are used. Each address is tried.
 const MAX_ADDRESSES: usize = 8;
 
 /// The addresses of each name that has been resolved.
 type Addresses = BTreeMap<String, Vec<IpAddr>>;
 
-/// The static peers in the configuration.
+/// The static peers in the configuration, with the addresses and names in `remote`.
 #[derive(Debug, Clone)]
 pub struct StaticPeers(Vec<(PeerConfig, Vec<Remote>)>);
 
@@ -82,7 +83,7 @@ impl StaticPeers {
             };
             let (name, found, retry) = match finished {
                 None => return,
-                // A lookup does not panic, and is never cancelled.
+                // This does not occur, because a lookup does not panic and is never cancelled.
                 Some(Err(_)) => continue,
                 Some(Ok(finished)) => finished,
             };
@@ -142,7 +143,7 @@ impl StaticPeers {
     }
 }
 
-/// Queries the system's resolver. The addresses are sorted, since resolvers rotate them. All
+/// Queries the system's resolver. The addresses are sorted, since resolvers change their order. All
 /// addresses are candidates.
 async fn lookup(name: String) -> io::Result<Vec<IpAddr>> {
     let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
@@ -182,7 +183,8 @@ local_subnets = ['10.1.0.0/16']
 remote_subnets = ['10.3.0.0/16']
 ";
 
-    /// A resolver that knows the addresses of some names; the lookup of any other name fails.
+    /// A resolver that returns the stored addresses of some names. The lookup of any other name
+    /// fails.
     #[derive(Clone, Default)]
     struct Resolver(Arc<Mutex<BTreeMap<String, Vec<IpAddr>>>>);
 

@@ -1,11 +1,11 @@
-//! Writes the commands' standard output. A closed pipe, as from `head`, is not an error: the
-//! command still completes its work.
+//! Writes the commands' standard output. A closed pipe, for example to `head`, is not an error: the
+//! command completes its work.
 
 use std::io::{self, Write};
 
 use anyhow::Context;
 
-/// Prints a text. Returns whether standard output is still read.
+/// Prints a text. Returns `false` if the reader has closed standard output.
 ///
 /// # Errors
 /// If standard output cannot be written for another reason, such as a full disk.

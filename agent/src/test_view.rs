@@ -1,4 +1,4 @@
-//! The view from which unit tests start.
+//! The view that unit tests start from.
 
 use edge_types::{NodeView, Role};
 
@@ -19,7 +19,7 @@ pub(crate) fn empty_view() -> NodeView {
     }
 }
 
-/// Returns a new trust anchor, PEM.
+/// Creates a trust anchor, in PEM.
 pub(crate) fn anchor() -> String {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();

@@ -1,12 +1,13 @@
-//! The underlay: addresses that this node needs outside of every tunnel. These are the node's own
-//! addresses, the addresses of its gateways, its name servers and the controller, and addresses
-//! that every host needs, such as multicast addresses. A view whose networks contain one of these
-//! addresses is refused, since the node could not receive a correction. Except for
-//! [`host_resolvers`], this module does no I/O.
+//! The underlay: addresses that this node needs outside of every tunnel. These are the addresses of
+//! the node, its gateways, its name servers and the controller, and addresses that every host
+//! needs, such as multicast addresses. A view whose networks contain one of these addresses is
+//! refused, since the node could no longer receive a corrected view. Except for [`host_resolvers`],
+//! this module does no I/O.
 //!
 //! Any host on the node's network can change most of these addresses with a router advertisement or
-//! a DHCP lease. So an address is a reason to refuse a view only if the view in force does not
-//! contain it. Otherwise one such packet could block all later views and their revocations.
+//! a DHCP lease. For this reason, an address leads to the refusal of a view only if no network of
+//! the current view contains it. Otherwise one such packet could block all later views and their
+//! revocations.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -43,7 +44,7 @@ pub struct AddressConflict {
 }
 
 impl AddressConflict {
-    /// Returns the view's network that contains the address.
+    /// Returns the network in the view that contains the address.
     pub fn network(&self) -> IpNetwork {
         self.network
     }
@@ -73,8 +74,8 @@ impl Underlay {
         if ipv4 { self.uplink_v4.as_deref() } else { self.uplink_v6.as_deref() }
     }
 
-    /// Returns the first address that the view's networks contain and the networks of the view in
-    /// force do not. `controllers` are the controllers' addresses.
+    /// Returns the first conflict: an address within the networks of `view`, but not within those
+    /// of `current`, the current view. `controllers` are the controllers' addresses.
     pub fn conflict(
         &self,
         current: Option<&NodeView>,
@@ -86,9 +87,9 @@ impl Underlay {
         self.conflicts(view, controllers).into_iter().find(is_new)
     }
 
-    /// Returns the conflicts of a view, at most one for each address.
+    /// Returns the conflicts of a view, with at most one for each address.
     pub fn conflicts(&self, view: &NodeView, controllers: &[IpAddr]) -> Vec<AddressConflict> {
-        // Only a few of ten thousand peers are hubs.
+        // The hubs are collected once, since only a few of ten thousand peers are hubs.
         let hubs: Vec<&SharedPeer> = view.peers.iter().filter(|peer| !peer.networks.is_empty()).collect();
         let find = |address: &IpAddr, what| {
             let (network, of) = holder(view, &hubs, *address)?;
@@ -134,16 +135,17 @@ fn special_networks(view: &NodeView, hubs: &[&SharedPeer]) -> Vec<AddressConflic
     networks.into_iter().filter_map(conflict).collect()
 }
 
-/// Returns the view's network that makes packets to this address enter a tunnel, with a
+/// Returns the network in the view that routes packets to this address into a tunnel, with a
 /// description.
 fn holder(view: &NodeView, hubs: &[&SharedPeer], address: IpAddr) -> Option<(IpNetwork, String)> {
     let of = |networks: &[IpNetwork], what: &str| {
         networks.iter().find(|network| network.contains(address)).map(|network| (*network, what.to_owned()))
     };
-    // A hub's own surroundings are the networks that it fronts, which are not guarded.
+    // On a hub, the networks that it fronts are not guarded.
     let fronted = view.networks.iter().any(|network| network.contains(address));
     let in_ranges = if fronted { None } else { of(&view.cluster_ranges, "cluster range") };
-    // The bridge gets an address from each of our segments.
+    // Segments are checked as well, because the bridge gets an address from each segment of this
+    // node.
     in_ranges.or_else(|| of(&view.segments, "segment")).or_else(|| {
         if view.role == Role::Cloud {
             // A cloud node reaches the cloud's networks without a tunnel.
@@ -164,8 +166,8 @@ pub fn host_resolvers(behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     resolvers(&[read("/etc/resolv.conf"), read("/run/systemd/resolve/resolv.conf")], behind_tunnels)
 }
 
-/// Returns the name servers in files in the format of resolv.conf(5), each once, without the host
-/// itself and without those in `behind_tunnels`.
+/// Returns the name servers in files in the format of resolv.conf(5), each once, without loopback
+/// addresses and without those in `behind_tunnels`.
 fn resolvers(files: &[String], behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     let server = |line: &str| -> Option<IpAddr> {
         let mut words = line.split_whitespace();
@@ -182,7 +184,7 @@ fn resolvers(files: &[String], behind_tunnels: &[IpAddr]) -> Vec<IpAddr> {
     found
 }
 
-/// Returns the networks that a view makes unreachable outside of a tunnel, each once, in order.
+/// Returns the networks that a view makes unreachable outside of a tunnel, each once, sorted.
 pub fn guarded(view: &NodeView) -> Vec<IpNetwork> {
     let mut networks: Vec<IpNetwork> = view.cluster_ranges.clone();
     if view.role != Role::Cloud {
@@ -193,8 +195,8 @@ pub fn guarded(view: &NodeView) -> Vec<IpNetwork> {
     networks
 }
 
-/// Returns the guarded networks of `new` that lie within none of `old`. Only these can newly cut
-/// the node off.
+/// Returns the guarded networks of `new` that lie within none of `old`. Only these networks can
+/// additionally cut the node off.
 pub fn added(old: &NodeView, new: &NodeView) -> Vec<IpNetwork> {
     let old = guarded(old);
     guarded(new).into_iter().filter(|network| !old.iter().any(|known| contains(known, network))).collect()
@@ -299,8 +301,8 @@ mod tests {
 
     #[test]
     fn what_the_view_in_force_takes_away_already_is_no_reason_to_refuse_another() {
-        // A router advertisement gave this node an address within the cluster's range, and a DHCP
-        // lease another name server.
+        // A router advertisement has given this node an address within the cluster range, and a
+        // DHCP lease has given it another name server.
         let here = Underlay {
             addresses: addresses(&["192.168.1.10", "fd77::abcd"]),
             gateways: addresses(&["192.168.1.1"]),
@@ -323,7 +325,7 @@ mod tests {
         assert_eq!(judged(&wider), None, "it takes away no more");
         let careless = view(Role::Edge, &["10.77.0.0/16", "fd77::/48", "192.168.0.0/16"], &["10.244.0.0/16"]);
         assert!(judged(&careless).unwrap().contains("192.168.0.0/16 holds this node's own address 192.168.1.10"));
-        // Without a view in force every address counts.
+        // Without a current view, every address leads to a refusal.
         assert!(here.conflict(None, &current, &[]).is_some());
     }
 
@@ -341,7 +343,7 @@ mod tests {
             let refused = here.conflict(None, &view(Role::Edge, ranges, hub), &[]).unwrap().to_string();
             assert!(refused.contains(words) && refused.contains("resolvers_behind_tunnels"), "{refused}");
         }
-        // Neither address is a reason to refuse the next view if the view in force already contains
+        // Neither address is a reason to refuse the next view if the current view already contains
         // it.
         let current = view(Role::Edge, &["10.77.0.0/16"], &[]);
         assert_eq!(here.conflict(Some(&current), &current, &[]), None);
@@ -355,7 +357,7 @@ mod tests {
             Underlay { addresses: addresses(&["10.1.0.5"]), gateways: addresses(&["10.1.0.1"]), ..Underlay::default() };
         let controller = addresses(&["10.96.0.20"]);
         let fronted = ["10.1.0.0/16", "10.96.0.0/12"];
-        // Another hub fronts the same networks.
+        // There is another hub that fronts the same networks.
         let mut hub = view(Role::Hub, &["10.77.0.0/16"], &fronted);
         hub.networks = networks(&fronted);
         assert_eq!(cloud.conflict(None, &hub, &controller), None);
@@ -388,11 +390,11 @@ mod tests {
         let host = "# made by hand\nsearch lan\nnameserver 192.168.1.1\nnameserver fe80::1%eth0\n nameserver 127.0.0.53\noptions edns0\n";
         assert_eq!(read(&[host], &[]), addresses(&["192.168.1.1", "fe80::1"]));
         assert!(read(&["nameserver\nnameserver x\n"], &[]).is_empty());
-        // systemd-resolved uses other servers, even if the file names more than systemd-resolved
-        // itself.
+        // The servers that systemd-resolved uses are included, even if resolv.conf names other
+        // servers besides systemd-resolved.
         let asked = "nameserver 192.168.1.1\nnameserver 10.0.0.53\n";
         assert_eq!(read(&[host, asked], &[]), addresses(&["192.168.1.1", "fe80::1", "10.0.0.53"]));
-        // Only the operator decides that a name server belongs to the cluster.
+        // A name server counts as part of the cluster only if the operator configures it.
         let pod = "search edge-cni.svc.cluster.local svc.cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n";
         assert_eq!(read(&[pod], &[]), addresses(&["10.96.0.10"]));
         assert_eq!(read(&[pod, asked], &["10.96.0.10", "::ffff:10.0.0.53"]), addresses(&["192.168.1.1"]));

@@ -17,7 +17,7 @@ const NAMED_PODS: usize = 10;
 /// Sysctl: whether the kernel drops packets that wait for an SA (ip-sysctl.rst).
 const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
 
-/// The extent of the removal.
+/// Options for what is removed.
 #[derive(Debug, Clone, Copy)]
 pub struct Extent {
     /// Continue although pods are attached. These pods lose the network.
@@ -26,17 +26,18 @@ pub struct Extent {
     pub purge: bool,
 }
 
-/// Removes everything that agent and plugin keep on this host: the conflist and the plugin,
+/// Removes everything that the agent and the plugin keep on this host: the conflist and the plugin,
 /// everything that `down` removes, bridges, forwarding, and the files below `state_dir` and
-/// `run_dir`. `file` is the configuration. Changes nothing if the agent runs, or if pods are
-/// attached and may not be cut off. Otherwise continues after a failure and reports all failures.
+/// `run_dir`. `file` is the path of the configuration. Changes nothing if the agent runs, or if
+/// pods are attached and may not be cut off. Otherwise continues after a failure and reports all
+/// failures.
 pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result<()> {
     refuse_beside_agent(config).context(
         "on a host with systemd: systemctl disable --now edge-agent-install-cni edge-agent edge-agent.socket edge-agent-ipv6.socket",
     )?;
     refuse_attached_pods(extent)?;
     let mut removal = Removal::default();
-    // From now on the runtime attaches no more pods.
+    // Without the conflist, the runtime attaches no more pods.
     let conflist = config.path(&config.cni.conf_dir).join(install_cni::CONFLIST);
     remove_file(&mut removal, &conflist);
     // A pod may have been attached since the first check.
@@ -48,8 +49,8 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
     removal.failures.extend(kernel.failures);
     if removal.failures.is_empty() {
         remove_file(&mut removal, &install_cni::plugin_path(config));
-        // The record of forwarding and the identity stay until everything else is removed, so that
-        // the command can be repeated.
+        // The record of forwarding and the identity are kept until everything else is removed, so
+        // that the command can be repeated.
         for directory in [&config.run_dir, &config.state_dir] {
             remove_directory(&mut removal, directory);
         }
@@ -57,7 +58,8 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
     if extent.purge && removal.failures.is_empty() {
         purge(&mut removal, config, file);
     }
-    // The setting is not restored: it applies to all programs, and its earlier value is unknown.
+    // The setting is not restored, because it applies to all programs and its earlier value is
+    // unknown.
     if fs::read_to_string(LARVAL_DROP).is_ok_and(|value| value.trim() == "0") {
         removal.notes.push(
             "net.core.xfrm_larval_drop is 0, perhaps for our tunnels on demand; the kernel's default: sysctl -w net.core.xfrm_larval_drop=1"
@@ -108,7 +110,7 @@ fn remove_directory(removal: &mut Removal, directory: &Path) {
 }
 
 /// Removes the configuration and the join token, and their directory if it is then empty. Keys and
-/// certificates of static peers belong to the operator.
+/// certificates of static peers stay, because they belong to the operator.
 fn purge(removal: &mut Removal, config: &Config, file: &Path) {
     if let Some(token) = config.controller.as_ref().and_then(|controller| controller.token_file.as_ref()) {
         remove_file(removal, &config.path(token));

@@ -18,7 +18,7 @@ use pcap_file::pcap::PcapReader;
 const HANG: Duration = Duration::from_secs(120);
 const SECRET: &str = "correct horse battery staple";
 
-/// A node with one static peer, at the other end of its veth pair.
+/// A node with one static peer at the other end of its veth pair.
 struct Node {
     namespace: UnnamedNamespace,
     directory: tempfile::TempDir,
@@ -71,7 +71,8 @@ impl Node {
         self.directory.path().join("log")
     }
 
-    /// Waits until the agent has logged `count` times that a capture has lost its reader.
+    /// Waits until the agent has logged `count` times that a capture has ended because its command
+    /// has closed the connection.
     fn ends_captures(&self, count: usize) {
         wait::expect("the end of a capture", HANG, || {
             let log = fs::read_to_string(self.log()).unwrap();
@@ -97,8 +98,8 @@ impl Node {
     }
 }
 
-/// Makes two nodes, connected by a veth pair. earth has 192.0.2.1 and 2001:db8::1, moon has
-/// 192.0.2.2 and 2001:db8::2.
+/// Creates two nodes that are connected by a veth pair. earth has 192.0.2.1 and 2001:db8::1, moon
+/// has 192.0.2.2 and 2001:db8::2.
 fn joined() -> (Node, Node) {
     let (earth, moon) = (Node::new("earth"), Node::new("moon"));
     earth.ip(&format!("link add cable type veth peer name cable netns {}", moon.namespace.pid()));
@@ -224,11 +225,11 @@ fn captures_in_clear(here: &str, there: &str, closed: &str) {
     assert!(String::from_utf8_lossy(&output.stderr).contains("agent.toml: cannot be made"), "{output:?}");
 
     let mut capture = KilledOnDrop(earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap());
-    // The file header arrives once the capture has begun.
+    // The file header is written when the capture has begun.
     let mut reader = PcapReader::new(capture.0.stdout.take().unwrap()).unwrap();
     let _moon = moon.start();
     let (mut seen, mut octets) = (BTreeSet::new(), Vec::new());
-    // Waits for request and response of IKE_SA_INIT and of IKE_AUTH.
+    // Waits for the requests and responses of IKE_SA_INIT and IKE_AUTH.
     while seen.len() < 4 {
         let packet = reader.next_packet().expect("the capture goes on").unwrap();
         octets.extend_from_slice(&packet.data);
@@ -249,7 +250,7 @@ fn captures_in_clear(here: &str, there: &str, closed: &str) {
     let mut second = KilledOnDrop(earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap());
     let second_reader = PcapReader::new(second.0.stdout.take().unwrap()).unwrap();
     assert_eq!(capture.0.wait().unwrap().code(), Some(1));
-    // A capture whose reader is gone ends without an error.
+    // A capture ends without an error if its reader closes the output.
     drop(second_reader);
     assert_eq!(second.0.wait().unwrap().code(), Some(0));
     earth.ends_captures(1);
@@ -271,8 +272,8 @@ fn a_capture_ends_with_its_process_its_time_a_full_disk_and_the_agent() {
     killed.wait().unwrap();
     earth.ends_captures(1);
     drop(reader);
-    // While the output of a capture is not read, the agent continues to copy and serves another
-    // command.
+    // While the output of a capture is not read, the agent continues to copy messages, and serves
+    // another command.
     let mut unread = KilledOnDrop(earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).spawn().unwrap());
     let mut reader = PcapReader::new(unread.0.stdout.take().unwrap()).unwrap();
     let _moon = moon.start();
@@ -298,7 +299,7 @@ fn a_capture_ends_with_its_process_its_time_a_full_disk_and_the_agent() {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let no_room = "the capture ends: it cannot be written: No space left on device";
     refused(earth.agent(&["capture", "moon"]).stdout(full), no_room);
-    // On a disk of 4096 octets, every packet that was written is complete.
+    // On a disk of 4096 octets, all packets in the file are complete.
     let small = earth.directory.path().join("small");
     fs::create_dir(&small).unwrap();
     let script =
@@ -317,13 +318,13 @@ fn a_capture_ends_with_its_process_its_time_a_full_disk_and_the_agent() {
     }
     assert!(packets > 1, "{packets}");
 
-    // The capture has begun once it has written its header.
+    // The capture has begun when the file header has been written.
     let mut last = earth.agent(&["capture", "moon"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let _reader = PcapReader::new(last.stdout.take().unwrap()).unwrap();
     drop(agent);
     let output = last.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("the agent has stopped, and with it the capture"), "{said}");
+    assert!(said.contains("the agent has stopped, so the capture has ended"), "{said}");
     assert_eq!(output.status.code(), Some(1));
 }
 

@@ -31,7 +31,7 @@ fn forwards() -> [bool; 2] {
 /// `until`.
 fn reconcile(directory: &Path, until: impl FnMut(&HostState) -> bool) -> HostState {
     run("ip link set lo up");
-    // Links with a default route are the node's own networks, whatever their kind.
+    // Links with a default route count as uplinks, whatever their kind.
     for (link, peer, metric) in [("uplink", "far", 1), ("lan", "host", 2)] {
         run(&format!("ip link add {link} type veth peer name {peer}"));
         run(&format!("ip link set {peer} up"));
@@ -75,7 +75,7 @@ fn reconcile(directory: &Path, until: impl FnMut(&HostState) -> bool) -> HostSta
 
 fn passes(name: &str, path: Option<&Path>) {
     let mut test = ignored_test(&["unshare", "--net"], name);
-    // The test makes its own objects; the reconciler finds no `nft`.
+    // With this search path, the reconciler finds no `nft`.
     if let Some(path) = path {
         test.env("PATH", path);
     }
@@ -104,7 +104,8 @@ fn with_nft() {
     let table = succeed(std::process::Command::new("nft").args(["list", "table", "inet", "edge-cni"]));
     assert!(table.contains("\"lan\"") && table.contains("\"uplink\""), "the table isolates the node's links: {table}");
 
-    // `down` removes the table and turns off forwarding, which is not allowed without the table.
+    // `down` removes the table, and turns off forwarding, since forwarding must not be on without
+    // the table.
     let file = directory.path().join("agent.toml");
     let down =
         succeed(std::process::Command::new(env!("CARGO_BIN_EXE_edge-agent")).args(["down", "--config"]).arg(&file));

@@ -1,5 +1,5 @@
-//! Tests `edge-agent install-cni` as an init container and as a container beside the agent. The
-//! program runs on temporary directories.
+//! Tests `edge-agent install-cni` as an init container and as a container next to the agent. The
+//! program uses temporary directories.
 
 use std::fs;
 use std::path::Path;
@@ -23,7 +23,7 @@ fn agent(directory: &Path, arguments: &[&str]) -> Command {
     let text = "state_dir = \"state\"\nrun_dir = \"run\"\n[cni]\nconf_dir = \"net.d\"\nbin_dir = \"bin\"\n[controller]\nurls = [\"https://c\"]\n";
     fs::write(&file, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
-    // Relative directories in `[cni]` are relative to the working directory.
+    // Relative directories in `[cni]` are resolved against the working directory.
     command.current_dir(directory).arg("install-cni").arg("--config").arg(file).args(arguments);
     command
 }

@@ -35,7 +35,7 @@ fn configure(directory: &Path) -> PathBuf {
     file
 }
 
-/// Makes a namespace whose uplink reaches no other host.
+/// Creates a namespace whose uplink reaches no other host.
 fn namespace() -> UnnamedNamespace {
     let namespace = UnnamedNamespace::new();
     for line in [
@@ -71,7 +71,7 @@ fn a_filter_for_one_peer_shows_more_of_it_than_of_another_peer() {
     let of = |line: &str, level: &str, peer: &str| {
         line.contains(&format!(" {level} node{{node=edge-1}}:peer{{peer={peer}}}: "))
     };
-    // The endpoint logs a failure at debug, then the agent logs a warning.
+    // The endpoint logs a failure at level debug. Then the agent logs a warning.
     let (mut details, mut warning_of_other) = (false, false);
     while !(details && warning_of_other) {
         let line = log.recv_timeout(HANG).expect("the agent logs the failures of both peers");

@@ -1,5 +1,5 @@
-//! Tests the lock that allows one agent in a network namespace. The program runs in separate
-//! namespaces, with a static peer that does not answer.
+//! Tests the lock that allows only one agent in each network namespace. The program runs in
+//! separate namespaces, with a static peer that does not answer.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -87,8 +87,8 @@ fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_proces
     assert_refused(&second(&first, &two), &first, &one);
     assert!(!two.join("state").exists() && !two.join("run").exists(), "nothing was touched");
     assert!(first.0.try_wait().unwrap().is_none(), "the first goes on");
-    // The second agent runs in a separate namespace, and also in the first agent's namespace after
-    // that agent was killed.
+    // The second agent runs in a separate namespace, and also in the namespace of the first agent
+    // after that agent was killed.
     drop(start(&two));
     drop(first);
     drop(start(&one));
@@ -97,14 +97,14 @@ fn a_second_agent_in_one_network_namespace_is_refused_with_the_first_ones_proces
 /// Another user's socket with one of the lock's names, and the connection that fills its queue.
 type ForeignListener = (UnixListener, Option<UnixStream>);
 
-/// Listens on names as another user, in a process's namespace. With `full` the queue accepts no
-/// further connection.
+/// Listens on names as another user, in the namespace of a process. With `full`, the queue accepts
+/// no further connections.
 fn squat(names: Vec<String>, process: u32, full: bool) -> Vec<ForeignListener> {
     let path = format!("/proc/{process}/ns/net");
     std::thread::spawn(move || {
         let namespace = fs::File::open(path).unwrap();
-        // SAFETY: the system calls change the network namespace and user of this thread only. The
-        // thread ends right afterwards.
+        // SAFETY: the system calls change the network namespace and the user of this thread only,
+        // and the thread ends immediately afterwards.
         unsafe {
             assert_eq!(libc::setns(std::os::fd::AsRawFd::as_raw_fd(&namespace), libc::CLONE_NEWNET), 0);
             assert_eq!(libc::syscall(libc::SYS_setresuid, STRANGER, STRANGER, STRANGER), 0);
@@ -131,7 +131,7 @@ fn starts_beside_a_squatter(full: bool) {
     }
     let directory = tempfile::tempdir().unwrap();
     let (one, two) = (directory.path().join("one"), directory.path().join("two"));
-    // The names are taken before an agent starts.
+    // Another user has bound the names before an agent starts.
     let holder = UnnamedNamespace::new();
     let squatters = squat(vec!["edge-cni-agent".into(), "edge-cni-agent-1".into()], holder.pid(), full);
     let namespace = format!("--net={}", holder.path());

@@ -49,7 +49,7 @@ fn request(method: &str, path: &str) -> std::io::Result<(String, String)> {
     request_for(method, path, "*/*")
 }
 
-/// Returns the same as [`request`], for a request that accepts this media type.
+/// Sends a request as [`request`] does, with this media type in `Accept`.
 fn request_for(method: &str, path: &str, accept: &str) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect(ADDRESS)?;
     stream.set_read_timeout(Some(HANG))?;

@@ -1,5 +1,5 @@
-//! Tests a node whose LAN or resolver lies within the cluster's ranges. The program runs with a
-//! real controller and real XFRM policies, in separate namespaces.
+//! Tests a node whose LAN or resolver lies within the cluster ranges. The program runs with a real
+//! controller and real XFRM policies, in separate namespaces.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -39,8 +39,8 @@ fn a_view_whose_ranges_hold_a_resolver_is_refused_unless_the_operator_lists_it()
     passes_in_namespaces("a_resolver_in_the_clusters_range");
 }
 
-/// Makes the node's network, and starts the controller and another server in the other namespace.
-/// Both end with the process. Writes a token for the node.
+/// Creates the node's network, starts the controller and another server in the other namespace, and
+/// writes a token for the node. Both servers end with the process.
 fn start_controller(directory: &Path, range: &str) {
     add_far_host();
     for line in [
@@ -75,7 +75,7 @@ fn start_controller(directory: &Path, range: &str) {
     fs::write(directory.join("token"), token["token"].as_str().unwrap()).unwrap();
 }
 
-/// The agent, with these lines in its configuration.
+/// A running agent.
 struct Agent<'a> {
     directory: &'a Path,
     _process: KilledOnDrop,
@@ -101,7 +101,7 @@ impl<'a> Agent<'a> {
         command
     }
 
-    /// Returns the controller part of `status`, once it satisfies the condition.
+    /// Returns the controller part of `status`, as soon as it satisfies the condition.
     fn status<T>(&self, what: &str, condition: impl Fn(&Value) -> Option<T>) -> T {
         wait::expect(what, HANG, || {
             let status = Self::command(self.directory, "status").arg("--json").output().unwrap();
@@ -163,7 +163,7 @@ fn a_resolver_in_the_clusters_range() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     start_controller(directory, "10.77.0.0/16");
-    // Another resolver, outside of the range, and a search list such as pods have make no
+    // Another resolver outside of the range and a search list like that of a pod make no
     // difference.
     let text = "search svc.cluster.local\nnameserver 192.0.2.53\nnameserver 10.77.0.53\n";
     fs::write(directory.join("resolv.conf"), text).unwrap();

@@ -11,7 +11,7 @@ use interop_tests::netns::{KilledOnDrop, UnnamedNamespace, is_root_or_skips};
 use interop_tests::wait;
 use serde_json::Value;
 
-/// Timeout after which a test fails. After a failed lookup a name is looked up again within a
+/// Timeout after which a test fails. After a failed lookup, a name is looked up again within a
 /// minute.
 const HANG: Duration = Duration::from_secs(180);
 
@@ -42,7 +42,7 @@ fn a_peer_with_a_name_that_is_resolved_later_is_looked_for_at_its_addresses() {
     );
     fs::write(&config, text).unwrap();
     fs::set_permissions(&config, fs::Permissions::from_mode(0o600)).unwrap();
-    // In a separate mount namespace the program has this hosts file.
+    // The program runs in a separate mount namespace with this hosts file.
     let start = format!(
         "mount --bind {} /etc/hosts && exec {} run --config {}",
         hosts.display(),
@@ -54,7 +54,8 @@ fn a_peer_with_a_name_that_is_resolved_later_is_looked_for_at_its_addresses() {
     wait::expect("the agent to run although nothing resolves its peer", HANG, || {
         endpoints(directory).filter(|endpoints| endpoints.is_empty())
     });
-    // The file is written in place, because the mount refers to this file and not to its name.
+    // The file is written in place, because the mount refers to the file itself instead of its
+    // name.
     fs::write(&hosts, "192.0.2.7 moon.example\n2001:db8::7 moon.example\n").unwrap();
     wait::expect("the agent to find the peer's addresses", HANG, || {
         endpoints(directory).filter(|endpoints| endpoints == &["[2001:db8::7]:4500", "192.0.2.7:4500"])

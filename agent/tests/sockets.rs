@@ -56,8 +56,8 @@ impl Namespace {
     fn within<T: Send + 'static>(&self, user: libc::c_long, work: impl FnOnce() -> T + Send + 'static) -> T {
         let namespace = fs::File::open(self.path()).unwrap();
         std::thread::spawn(move || {
-            // SAFETY: the system calls change the network namespace and user of this thread only.
-            // The thread ends right afterwards.
+            // SAFETY: the system calls change the network namespace and the user of this thread
+            // only, and the thread ends immediately afterwards.
             unsafe {
                 assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
                 assert_eq!(libc::syscall(libc::SYS_setresuid, user, user, user), 0);
@@ -68,7 +68,7 @@ impl Namespace {
         .unwrap()
     }
 
-    /// Makes the agent's command, which passes these sockets as systemd does.
+    /// Creates the command that runs the agent and passes these sockets to it, as systemd does.
     fn agent(&self, directory: &Path, nat_port: u16, passed: &[OwnedFd]) -> Command {
         let file = directory.join("agent.toml");
         let text = format!(
@@ -82,7 +82,7 @@ impl Namespace {
         fs::write(&file, text).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         let mut command = self.namespace.command("sh");
-        // LISTEN_PID must be the child's process id, which exec keeps.
+        // LISTEN_PID must be the process ID of the child. `exec` does not change it.
         let start = format!("LISTEN_PID=$$ exec {} run --config {}", env!("CARGO_BIN_EXE_edge-agent"), file.display());
         command.args(["-c", &start]).stderr(Stdio::piped());
         let fds: Vec<RawFd> = passed.iter().map(AsRawFd::as_raw_fd).collect();
@@ -112,7 +112,7 @@ impl Namespace {
         agent
     }
 
-    /// Runs the agent until it ends with an error and returns its standard error.
+    /// Runs the agent until it ends with an error. Returns its standard error.
     fn fail(&self, directory: &Path, nat_port: u16, passed: &[OwnedFd]) -> String {
         let child = self.agent(directory, nat_port, passed).spawn().unwrap();
         let id = child.id();
@@ -154,15 +154,15 @@ fn bind_only(address: &str) -> OwnedFd {
     fd
 }
 
-/// Binds a port that another socket had until now. A program that another test starts has a copy of
-/// that socket for a moment, between fork and exec.
+/// Binds a port that another socket had until now. This may fail for a moment, since a program that
+/// another test starts has a copy of that socket between fork and exec.
 fn when_free<T>(bind: impl FnMut() -> Option<T>) -> T {
     wait::expect("the port to be free", HANG, bind)
 }
 
 fn encapsulation(fd: &OwnedFd) -> libc::c_int {
     let (mut value, mut length) = (0, std::mem::size_of::<libc::c_int>() as libc::socklen_t);
-    // SAFETY: the value outlives the call, and the length is the value's length.
+    // SAFETY: the value outlives the call, and `length` is its size.
     let done = unsafe {
         libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_UDP, UDP_ENCAP, (&raw mut value).cast(), &raw mut length)
     };
@@ -181,8 +181,8 @@ fn sockets_that_systemd_opened_are_taken_over_and_outlive_the_agent() {
     let mut sockets = namespace.within(0, udp(ALL));
     for _ in 0..2 {
         let agent = namespace.start(directory.path(), 4500, &sockets);
-        // The agent sets the option on the shared socket: the kernel decapsulates ESP on sockets of
-        // the NAT traversal port.
+        // The agent has set `UDP_ENCAP` on the shared sockets of the NAT traversal port, so that
+        // the kernel decapsulates ESP there.
         assert_eq!(sockets.iter().map(encapsulation).collect::<Vec<_>>(), [0, 2, 0, 2]);
         drop(agent);
         fs::remove_dir_all(directory.path().join("run")).unwrap();
@@ -235,7 +235,7 @@ fn state_and_sockets_are_private_without_a_controller_too_and_no_core_is_written
     }
     let (namespace, directory) = (Namespace::new(), tempfile::tempdir().unwrap());
     let mode = |path: &str| fs::metadata(directory.path().join(path)).unwrap().permissions().mode() & 0o777;
-    // The state that an earlier release leaves.
+    // The state directory is as an earlier release leaves it.
     fs::create_dir(directory.path().join("state")).unwrap();
     fs::write(directory.path().join("state/reqids.json"), "{}").unwrap();
     fs::set_permissions(directory.path().join("state"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -256,7 +256,7 @@ fn without_systemd_the_sockets_outlive_an_agent_that_is_killed() {
     let killed = |nat_port, other_port| {
         let agent = namespace.start(directory.path(), nat_port, &[]);
         let inode = namespace.inode(nat_port);
-        // A holder of other ports ends first.
+        // The holder of other ports ends first.
         wait::expect("the holder", HANG, || {
             (namespace.is_held() && namespace.inode(other_port).is_none()).then_some(())
         });
@@ -267,7 +267,7 @@ fn without_systemd_the_sockets_outlive_an_agent_that_is_killed() {
     };
     let first = killed(4500, 14500);
     assert_eq!(killed(4500, 14500), first, "the next agent has the same socket");
-    // The ports in another configuration replace the earlier ones.
+    // When the configuration has other ports, a holder of these ports replaces the earlier one.
     killed(14500, 4500);
     assert_eq!(namespace.inode(4500), None);
 
@@ -290,7 +290,7 @@ fn a_local_user_gets_no_held_socket() {
         use std::os::linux::net::SocketAddrExt;
         let name = std::os::unix::net::SocketAddr::from_abstract_name("edge-cni-sockets").unwrap();
         let mut stream = std::os::unix::net::UnixStream::connect_addr(&name).unwrap();
-        // The holder may close before we write.
+        // The holder may close the connection before the write.
         let _ = stream.write_all(b"take 1\n");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).map(|_| answer).unwrap_or_default()

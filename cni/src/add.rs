@@ -1,5 +1,5 @@
-//! ADD attaches a container. It makes links, addresses and routes, and announces the addresses to
-//! the neighbours. If a step fails, ADD undoes the earlier ones.
+//! ADD attaches a container. It creates links, addresses and routes, and announces the addresses to
+//! the neighbours. If a step fails, ADD undoes the earlier steps.
 
 use edge_types::IpNetwork;
 use edge_types::agent_protocol::Stock;
@@ -27,7 +27,7 @@ use crate::route_selection::{self, PodsRoutes};
 use crate::segment::{self, PodAddress};
 
 /// Maximum number of attempts of one ADD to take an address. Before each further attempt, the ADD
-/// requests another segment, because other ADDs took all addresses of the last one.
+/// requests another segment, because other ADDs have taken all addresses of the last segment.
 const ATTEMPTS: usize = 3;
 
 /// Attaches a container. Returns the result for standard output.
@@ -46,7 +46,7 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     }
     let requested = config.requested.clone().and(&request.requested);
     let requested = &requested.map_err(|why| Error::new(Code::InvalidConfig, why))?;
-    // This comes before any change that a failure would have to undo.
+    // This is done first, so that a failure has no changes to undo.
     let dns = match (&config.dns, &config.resolv_conf) {
         (None, Some(file)) => Some(resolv_conf::read(file)?),
         (dns, _) => dns.clone(),
@@ -58,7 +58,7 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
 
     let segments = ensure_free(config, &state_dir, &mut links, attachment)?;
     if *requested != RequestedAddresses::default() {
-        // A refusal must come before any change.
+        // A refusal must occur before any change.
         refuse_taken(&state_dir.lock()?, &mut links, attachment, requested, &segments.segments)?;
     }
     let bridge = node_setup::ensure(&mut links, config, &segments)?;
@@ -71,7 +71,8 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     if !StateDir::has_own_segments(config)? {
         agent_client::report_stock(&config.agent_socket, made.stock);
     }
-    // The kernel lowers a bridge's MTU to the smallest MTU of its ports.
+    // The bridge is read again if its MTU differs, since the kernel lowers a bridge's MTU to the
+    // smallest MTU of its ports.
     let bridge = if bridge.mtu == made.host.mtu { bridge } else { links.find(&config.bridge)?.unwrap_or(bridge) };
     let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
     let sandbox = path.to_string_lossy().into_owned();
@@ -96,7 +97,7 @@ struct AttachedPod {
     pod: Link,
 }
 
-/// Leases addresses, gives them to the pod's end, and announces them once the bridge forwards.
+/// Leases addresses, sets them on the pod end, and announces them when the bridge forwards.
 fn lease_and_configure(
     config: &Config,
     request: &RuntimeRequest,
@@ -109,12 +110,12 @@ fn lease_and_configure(
     let attachment = &request.attachment;
     let (addresses, stock, segments, commit) = lease_addresses(config, request, requested, state_dir, links)?;
     if segments != seen {
-        // Another segment was added meanwhile. Its gateway address is not on the bridge yet, and
-        // the guard does not include the segment.
+        // Another segment was added in the meantime. Its gateway address is not on the bridge yet,
+        // and the guard does not include it yet.
         node_setup::ensure(links, config, &segments)?;
     }
     let filtered = pod_filter::admit(config, state_dir, links, request, requested.mac, &addresses)?;
-    // Without the filter a pod's own broadcasts would come back to it in hairpin mode.
+    // In hairpin mode without the filter, a pod would receive its own broadcasts.
     let hairpin = filtered && config.hairpin_mode;
     veth::set_host_up(links, attachment, PortSettings { hairpin, isolated: config.port_isolation })?;
     let routes = |pod: &mut Links| {
@@ -132,15 +133,15 @@ fn lease_and_configure(
     Ok(AttachedPod { addresses, routes: end.routes, stock, host, pod: end.link })
 }
 
-/// Ensures that each family has a free address. Requests another segment if free addresses run
-/// short. Returns the segments.
+/// Ensures that each family has a free address. Requests another segment if too few addresses are
+/// free. Returns the segments.
 fn ensure_free(
     config: &Config,
     state_dir: &StateDir,
     links: &mut Links,
     attachment: &Attachment,
 ) -> Result<SegmentsFile> {
-    // An earlier DEL may have failed to end the lease, if the disk was full or read-only.
+    // An earlier DEL may have failed to end the lease, because the disk was full or read-only.
     let mut end_leftover_lease = || reclaim::end_without_host_end(state_dir, links, |other| other == attachment);
     let (segments, stock) = match read_stock(config, state_dir, attachment) {
         Err(error) if error.code == Code::AlreadyAttached && end_leftover_lease()? > 0 => {
@@ -166,7 +167,7 @@ fn ensure_free(
     let outcome = request_segment(config, short)?;
     let (segments, stock) = read_stock(config, state_dir, attachment)?;
     match segments {
-        // The remaining addresses are enough for this pod, even if the request failed.
+        // Even if the request failed, the remaining addresses are enough for this pod.
         Some(segments) if stock.iter().all(|stock| stock.free > 0) && !stock.is_empty() => Ok(segments),
         Some(_) => Err(no_address_free(&stock, outcome)),
         None => Err(no_segments(outcome)),
@@ -183,7 +184,7 @@ fn request_segment(config: &Config, short: Vec<Stock>) -> Result<SegmentRequestO
     Ok(agent_client::request_segment(&config.agent_socket, short))
 }
 
-/// Reads segments and stock under one lock.
+/// Reads the segments and the stock under one lock.
 fn read_stock(
     config: &Config,
     state_dir: &StateDir,
@@ -206,7 +207,7 @@ fn refuse_second_add(leases: &LockedLeases, attachment: &Attachment) -> Result<(
 }
 
 /// Returns the stock of the families with fewer free addresses than the low-water mark. If there is
-/// no segment, returns the stock of all families that the cluster has.
+/// no segment, returns the stock of all families of the cluster.
 fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>, stock: &[Stock]) -> Vec<Stock> {
     if segments.is_none_or(|segments| segments.segments.is_empty()) {
         let mut families = segment::families(&config.cluster_ranges);
@@ -221,8 +222,9 @@ fn families_short_of_addresses(config: &Config, segments: Option<&SegmentsFile>,
     stock.iter().filter(|stock| stock.free < config.low_water.max(1)).copied().collect()
 }
 
-/// Leases an address of each family. Requests another segment again if other ADDs have taken the
-/// addresses of the requested one. The lease is made durable while the rest of the ADD continues.
+/// Leases an address of each family. Requests another segment if other ADDs have taken all
+/// addresses of the one that was requested. The lease is made durable while the rest of the ADD
+/// continues.
 fn lease_addresses(
     config: &Config,
     request: &RuntimeRequest,
@@ -252,7 +254,7 @@ fn lease_addresses(
     Err(no_segments(outcome))
 }
 
-/// Fails if another pod or this host has a requested address.
+/// Fails if another pod or this host already has a requested address.
 fn refuse_taken(
     leases: &LockedLeases,
     links: &mut Links,
@@ -311,13 +313,13 @@ fn unavailable(what: &str, outcome: SegmentRequestOutcome) -> Error {
     }
 }
 
-/// Undoes the changes of a failed ADD. Returns the error, extended by the changes that could not be
-/// undone.
+/// Undoes the changes of a failed ADD. Returns the error, with the changes that could not be undone
+/// added to its text.
 fn undo(error: Error, state_dir: &StateDir, links: &mut Links, attachment: &Attachment) -> Error {
     let undone = veth::remove(links, attachment).and_then(|()| {
         let mut leases = state_dir.lock()?;
-        // If an ADD was refused because the container is attached already, the first ADD's lease
-        // must stay.
+        // If an ADD was refused because the container is already attached, the lease of the first
+        // ADD must stay.
         if error.code != Code::AlreadyAttached {
             let ended = leases.end(attachment)?;
             pod_filter::remove_elements(std::slice::from_ref(attachment));

@@ -10,10 +10,11 @@ use edge_types::frame::{self, FrameError};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// How long a finished ADD may take to report its stock of addresses. A report may be lost.
+/// Maximum time that a finished ADD spends on reporting its stock of addresses. A report may be
+/// lost.
 const NOTICE_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How long the agent may take to answer a ping.
+/// Timeout for the agent's answer to a ping.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The result of a segment request.
@@ -42,10 +43,11 @@ pub(crate) fn request_segment(socket: &Path, stock: Vec<Stock>) -> SegmentReques
     }
 }
 
-/// Reports the stock of addresses to the agent if the agent runs. Does not wait for an answer.
+/// Reports the stock of addresses to the agent, if the agent runs. Does not wait for an answer.
 pub(crate) fn report_stock(socket: &Path, stock: Vec<Stock>) {
     let deadline = Instant::now() + NOTICE_TIMEOUT;
-    // The agent needs the report to keep a spare segment, but the pod is up even if it fails.
+    // The agent needs the report to keep a spare segment, but the pod is attached even if the
+    // report fails.
     let _ = connect_within(socket, deadline).and_then(|mut stream| {
         frame::write(&mut stream, &AgentRequest::AddressesTaken { stock }).map_err(io::Error::other)
     });
@@ -63,8 +65,8 @@ fn request(socket: &Path, request: &AgentRequest, limit: Duration) -> Result<Age
     frame::read(&mut DeadlineReader { stream, deadline })
 }
 
-/// Connects. The time limit is set first, since connecting also waits if the listener's queue is
-/// full.
+/// Connects to the agent. The timeout is set first, since connecting also waits if the listener's
+/// queue is full.
 fn connect_within(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let address = SocketAddrUnix::new(socket)?;
     let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -73,7 +75,7 @@ fn connect_within(socket: &Path, deadline: Instant) -> io::Result<UnixStream> {
     Ok(fd.into())
 }
 
-/// Reads no longer than until a deadline, even if the bytes come one at a time.
+/// A reader that fails after a deadline, even if the bytes arrive one at a time.
 struct DeadlineReader {
     stream: UnixStream,
     deadline: Instant,
@@ -119,7 +121,7 @@ mod tests {
         vec![Stock { family: Family::V4, free: 0, leased: 61 }]
     }
 
-    /// Starts an agent that reads one request and answers with these bytes.
+    /// Starts a fake agent that reads one request and answers with these bytes.
     fn answering(answer: Vec<u8>) -> (tempfile::TempDir, std::thread::JoinHandle<AgentRequest>) {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("agent.sock")).unwrap();

@@ -1,4 +1,4 @@
-//! CHECK tests whether a container still has everything that ADD gave it. It changes and repairs
+//! CHECK tests whether a container still has everything that ADD configured. It changes and repairs
 //! nothing.
 
 use std::net::IpAddr;
@@ -19,8 +19,8 @@ use crate::pod_filter;
 use crate::request::{Attachment, RuntimeRequest};
 use crate::segment;
 
-/// Compares the lease, the bridge's filter, the guard, the host's end and the pod's end with the
-/// result of the ADD.
+/// Compares the lease, the bridge's filter, the guard, the host end and the pod end with the result
+/// of the ADD.
 pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
     let result = config.previous.as_ref().ok_or_else(|| {
         Error::new(
@@ -49,7 +49,7 @@ pub(crate) fn check(config: &Config, request: &RuntimeRequest) -> Result<()> {
             format!("{missing}; run `edge-cni up`, or start edge-agent, which does"),
         ));
     }
-    // If an earlier release made the pair, the kernel chose the MAC addresses.
+    // If an earlier release created the pair, the kernel chose the MAC addresses.
     let filtered = host.mac == veth::host_mac(attachment) && !config.excepts(request.pod.as_deref());
     let pod = ExpectedPod {
         mac: filtered.then(|| leased.mac.unwrap_or_else(|| veth::pod_mac(attachment))),
@@ -68,8 +68,8 @@ struct ExpectedPod {
     gateways: Vec<IpAddr>,
     /// The MAC address, if the bridge's filter restricts the pod to one.
     mac: Option<Mac>,
-    /// The allowed MTUs of the pod's interface, bytes: the MTU of the host's end, and the MTU in
-    /// the result, which a later plugin may have changed.
+    /// The allowed MTUs of the pod's interface, bytes: the MTU of the host end, and the MTU in the
+    /// result, which a later plugin may have changed.
     mtus: Vec<u32>,
     /// The node's MTU for pods, bytes, if known.
     largest_mtu: Option<u32>,
@@ -86,7 +86,7 @@ struct CheckedLease {
     missing_elements: Option<String>,
 }
 
-/// Returns the addresses that the result gives to this interface in the pod. Addresses of later
+/// Returns the addresses of this interface in the pod according to the result. Addresses of later
 /// plugins are not checked.
 fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpNetwork>> {
     let nonsense = |what: &str| Error::new(Code::InvalidConfig, format!("prevResult makes no sense: {what}"));
@@ -109,7 +109,7 @@ fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpNetwork>> {
     Ok(addresses)
 }
 
-/// Returns the MTU that the result gives to this interface in the pod, which results contain since
+/// Returns the MTU of this interface in the pod according to the result. Results contain it since
 /// CNI 1.1.0.
 fn expected_mtu(result: &Value, ifname: &str) -> Option<u32> {
     let mut interfaces = result["interfaces"].as_array()?.iter();
@@ -155,7 +155,7 @@ fn check_lease(
     Ok(CheckedLease { file, segments, mac: lease.mac, missing_elements })
 }
 
-/// Compares the bridge and the host's end. Returns the host's end.
+/// Checks the bridge and the host end. Returns the host end.
 fn check_host(links: &mut Links, config: &Config, attachment: &Attachment, segments: &[IpNetwork]) -> Result<Link> {
     let name = veth::host_name(attachment);
     let missing = |what: &str| not_as_attached(format!("{what} is missing on the host"));

@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Result};
 use crate::net::bridge;
 use crate::net::link::Links;
 
-/// Files that name the resolvers. If the first one names systemd-resolved, the second one names the
+/// Files with the resolvers. If the first file names systemd-resolved, the second file contains the
 /// resolvers that systemd-resolved uses.
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
@@ -30,8 +30,8 @@ pub(crate) fn all(config: &Config, segments: Option<&SegmentsFile>) -> Vec<IpNet
 }
 
 /// Refuses ranges that contain addresses that this host needs, before anything is installed. If a
-/// range is guarded already, a refusal would have no benefit, and any neighbour that sends router
-/// advertisements or DHCP leases could stop this node. In that case the conflict is only reported,
+/// range is already guarded, a refusal would be of no use, and any neighbour that sends router
+/// advertisements or DHCP leases could block this node. In that case the conflict is only reported,
 /// and pods are attached.
 pub(crate) fn refuse_cutting_off_this_host(
     links: &mut Links,
@@ -48,8 +48,8 @@ pub(crate) fn refuse_cutting_off_this_host(
         if guarded.contains(range) {
             continue;
         }
-        // The agent has checked its own ranges. After a reboot a neighbour's advertisement may
-        // arrive before the guard is in place, so the agent's ranges are not checked again.
+        // Ranges from the agent are not checked again, because the agent has checked them. After a
+        // reboot, a neighbour's advertisement may arrive before the guard is in place.
         let agents =
             segments.is_some_and(|file| file.source == SegmentsSource::Agent && file.cluster_ranges.contains(range));
         if !agents && !is_guarded(*range) {
@@ -68,12 +68,12 @@ pub(crate) fn refuse_cutting_off_this_host(
 struct AddressConflict {
     range: IpNetwork,
     what: String,
-    /// The address, if it belongs to a resolver. The operator may exempt resolvers.
+    /// The address, if it belongs to a resolver. The operator can exempt resolvers.
     resolver: Option<IpAddr>,
 }
 
-/// Finds all addresses that this host needs and that are in the ranges. Networks that a hub fronts
-/// are exempt, as in the guard.
+/// Finds all addresses within the ranges that this host needs. Networks that a hub fronts are
+/// exempt, as in the guard.
 fn conflicts(
     links: &mut Links,
     config: &Config,
@@ -89,10 +89,11 @@ fn conflicts(
     let own = links.find(&config.bridge)?.map(|bridge| bridge.index);
     let addresses = links.all_addresses()?.into_iter().filter(|(index, _)| Some(*index) != own);
     let addresses: Vec<_> = addresses.filter_map(|(index, address)| Some((index, address, held(address)?))).collect();
-    // A node with many pods has many links, so the links are read only if needed.
+    // A node with many pods has many links, so the links are read only if necessary.
     let present = if addresses.is_empty() { Vec::new() } else { links.all()? };
     for (index, address, range) in addresses {
-        // The plugin's other bridges have gateway addresses as well.
+        // The plugin's own bridges are left out, since they have gateway addresses within the
+        // ranges.
         if let Some(link) = present.iter().find(|link| link.index == index && !bridge::is_ours(link)) {
             let what = format!("this host's own address {address} on {}", link.name);
             conflicts.push(AddressConflict { range, what, resolver: None });
@@ -117,17 +118,17 @@ fn is_listed(config: &Config, resolver: IpAddr) -> bool {
     config.resolvers_behind_tunnels.iter().any(|listed| listed.to_canonical() == resolver.to_canonical())
 }
 
-/// Returns whether the guard of a range is installed. A part of it is enough: the guard was
-/// installed before, and another program has removed the rest.
+/// Returns whether the guard of a range is installed. A part of it is enough, since it shows that
+/// the guard was installed before and another program has removed the rest.
 fn is_guarded(range: IpNetwork) -> bool {
     let guard = GuardConfig { cluster_ranges: vec![range], ..GuardConfig::default() };
     let wanted = guard::policies(&guard).map(|policies| policies.len() + 1);
     let missing = guard::check(&guard).map(|defects| {
-        // A changed policy counts as installed. It occurs if a segment is the whole range.
+        // A changed policy counts as installed. A policy differs if a segment is the whole range.
         let missing = |defect: &&Defect| matches!(defect, Defect::Missing(_) | Defect::Occupied(..) | Defect::Route(_));
         defects.iter().filter(missing).count()
     });
-    // If the guard cannot be read, it was not installed.
+    // If the guard cannot be read, it counts as not installed.
     matches!((missing, wanted), (Ok(missing), Ok(wanted)) if missing < wanted)
 }
 

@@ -10,7 +10,7 @@ use crate::error::{Code, Context, Error, Result};
 /// The file to which the agent writes the network configuration list.
 pub(crate) const DEFAULT_CONFLIST: &str = "/etc/cni/net.d/10-edge-cni.conflist";
 
-/// Reads our plugin's configuration from this file, which contains a list or one plugin's
+/// Reads the configuration of this plugin from a file, which contains a list or one plugin's
 /// configuration.
 pub(crate) fn read(path: &Path) -> Result<Config> {
     let text = std::fs::read(path).context("read", path)?;
@@ -21,8 +21,8 @@ pub(crate) fn read(path: &Path) -> Result<Config> {
     Ok(config)
 }
 
-/// The configuration of our plugin. From a list it takes our entry and adds the list's name and
-/// version, as a runtime does.
+/// Returns the configuration of this plugin. From a list, takes the plugin's entry and adds the
+/// list's name and version, as a runtime does.
 fn plugin_of(mut json: Map<String, Value>) -> Result<Map<String, Value>> {
     let Some(plugins) = json.remove("plugins") else { return Ok(json) };
     let ours = plugins

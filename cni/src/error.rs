@@ -5,8 +5,8 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 
-/// The reason why an operation failed. The content is in a box, so that a function that may fail
-/// returns a pointer and not a hundred bytes.
+/// The reason why an operation failed. The content is in a box, so that a fallible function returns
+/// a pointer instead of a hundred bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Error(Box<Failure>);
 
@@ -19,16 +19,16 @@ pub(crate) struct Failure {
     pub(crate) details: String,
 }
 
-/// Result with an [`Error`] of this crate.
+/// A result with the [`Error`] of this crate.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Error codes. Codes below 100 are defined by the CNI specification ("Error"), codes from 100 on
 /// by this plugin (`docs/cni.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
-    /// We do not support the configuration's cniVersion.
+    /// The plugin does not support the configuration's cniVersion.
     IncompatibleVersion = 1,
-    /// The configuration has a key that we do not know.
+    /// The configuration has a key that the plugin does not support.
     UnsupportedField = 2,
     /// An environment variable is missing or invalid.
     InvalidEnvironment = 4,
@@ -38,55 +38,55 @@ pub(crate) enum Code {
     Decode = 6,
     /// The configuration contains an impossible or contradictory value.
     InvalidConfig = 7,
-    /// The operation may succeed later without anybody's action: for example, no address is free
-    /// just now.
+    /// The operation may succeed later without any action, for example because no address is free
+    /// at the moment.
     TryAgainLater = 11,
-    /// Answer to STATUS: no pod can be attached at present.
+    /// STATUS: no pod can be attached at the moment.
     NotAvailable = 50,
     /// A file in the state directory is corrupt.
     DamagedState = 100,
     /// This container already has this interface.
     AlreadyAttached = 101,
-    /// A name that we need on the host or in the pod is in use by something else.
+    /// A name that the plugin needs on the host or in the pod is already in use.
     NameTaken = 102,
     /// The kernel refused a request.
     Kernel = 103,
-    /// The guard that keeps pods' packets from leaving in clear cannot be installed. No pod is
+    /// The guard that prevents pods' packets from leaving in clear cannot be installed. No pod is
     /// attached without it.
     Guard = 104,
-    /// No address is free, and waiting will not yield another segment.
+    /// No address is free, and no further segment will become available.
     RangeFull = 105,
-    /// CHECK: the container no longer has what ADD gave it.
+    /// CHECK: the container is no longer configured as ADD left it.
     NotAsAttached = 106,
-    /// A table of nf_tables cannot be made: the bridge's filter, or the table that blocks outside
+    /// An nftables table cannot be created: the bridge's filter, or the table that blocks outside
     /// hosts from reaching pods. Without it no pod is attached, unless the operator allows it.
     Filter = 107,
 }
 
 impl Error {
-    /// Makes an error with this message.
+    /// Creates an error with this message.
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self(Box::new(Failure { code, message: message.into(), details: String::new() }))
     }
 
-    /// Makes an error about a file. `what` is the verb that failed, for example `read`.
+    /// Creates an error about a file. `what` is the verb that failed, for example `read`.
     pub(crate) fn io(what: &str, path: &Path, error: impl fmt::Display) -> Self {
         Self::new(Code::Io, format!("cannot {what} {}: {error}", path.display()))
     }
 
-    /// The same error with another code.
+    /// Returns the same error with another code.
     pub(crate) fn with_code(mut self, code: Code) -> Self {
         self.code = code;
         self
     }
 
-    /// Adds details that help a person to find the cause.
+    /// Adds details that help an operator to find the cause.
     pub(crate) fn with_details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
         self
     }
 
-    /// Puts the subject before the message, such as the pod or the file.
+    /// Prefixes the message with its subject, such as the pod or the file.
     pub(crate) fn with_subject(mut self, subject: impl fmt::Display) -> Self {
         self.message = format!("{subject}: {}", self.message);
         self
@@ -114,9 +114,9 @@ impl fmt::Display for Error {
     }
 }
 
-/// Turns the error of an [`std::io`] or [`rustix`] call on a path into an [`Error`].
+/// Converts the error of an [`std::io`] or [`rustix`] call on a path into an [`Error`].
 pub(crate) trait Context<T> {
-    /// `what` is a verb: "read", "create".
+    /// Converts the error of a result. `what` is the verb that failed, such as "read" or "create".
     fn context(self, what: &str, path: &Path) -> Result<T>;
 }
 

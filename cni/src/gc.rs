@@ -1,5 +1,6 @@
 //! GC removes the pairs of links and the leases of this network that belong to no attachment in the
-//! runtime's list. For runtimes that never call GC, `reclaim` ends the leases of vanished pods.
+//! runtime's list. For runtimes that never call GC, `reclaim` ends the leases of pods that
+//! disappeared.
 
 use serde_json::Value;
 
@@ -29,7 +30,8 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     for link in links.all()? {
         let Some(attachment) = veth::attachment_by_alias(&link) else { continue };
         let lease = leases.lease(&attachment)?;
-        // A renamed link may belong to another program, unless its alias names a lease.
+        // A link whose name does not match its alias may belong to another program, unless there is
+        // a lease for the attachment in the alias.
         if lease.is_none() && veth::attachment_of(&link).is_none() {
             continue;
         }
@@ -47,7 +49,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     });
     pod_filter::remove_vanished(&mut links);
     match ended.and_then(|ended| if ended.is_empty() { Ok(()) } else { leases.commit() }) {
-        // The pods are detached from the bridge. An ADD ends their leases later.
+        // The pods are detached from the bridge. A later ADD ends their leases.
         Err(error) if error.code == Code::Io => {
             eprintln!("edge-cni: GC could not end all leases that no container needs: {error}; an ADD will end them");
         }
@@ -63,7 +65,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
 }
 
 /// Reads `cni.dev/valid-attachments` (the specification, "GC"), each `{"containerID": .., "ifname":
-/// ..}`. An absent list differs from an empty one. `cnitool gc` sends none.
+/// ..}`. An absent list is not the same as an empty one. `cnitool gc` sends no list.
 fn valid_attachments(list: Option<&Value>) -> Result<Option<SortedSet<Attachment>>> {
     let Some(list) = list.filter(|list| !list.is_null()) else { return Ok(None) };
     let wrong = |why: &str| {

@@ -1,6 +1,6 @@
-//! `edge-cni ingress` makes the table that controls which packets this host forwards, even while
-//! the agent's table controls them. `edge-agent down` runs this command before it removes the
-//! agent's table.
+//! `edge-cni ingress` creates the table that controls which packets this host forwards, even while
+//! the agent's table exists. `edge-agent down` runs this command before it removes the agent's
+//! table.
 
 use std::path::Path;
 
@@ -13,8 +13,8 @@ use crate::ipam::StateDir;
 use crate::net::link::Links;
 use crate::net::veth;
 
-/// Blocks outside hosts from the attached pods, as the configuration in this file requires. `table`
-/// in the result states whether the table was needed and made.
+/// Prevents outside hosts from reaching the attached pods, as the configuration in this file
+/// requires. `table` in the result states whether the table is necessary and was created.
 pub(crate) fn ingress(path: &Path) -> Result<Value> {
     let config = config_file::read(path)?;
     let segments = StateDir::create(&config, veth::count_attached)?.lock()?.segments(&config)?.ok_or_else(|| {

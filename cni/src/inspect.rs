@@ -15,11 +15,11 @@ use crate::{config_file, segment, status};
 /// The arguments of these commands.
 struct Arguments {
     json: bool,
-    /// The network configuration, a list or one plugin's.
+    /// The file with the network configuration: a list, or the configuration of one plugin.
     file: PathBuf,
 }
 
-/// Lists the leases, sorted by container. With `--json` it prints an array.
+/// Lists the leases, sorted by container. With `--json`, prints an array.
 pub(crate) fn leases(arguments: &[OsString]) -> Result<String> {
     let arguments = parse(arguments)?;
     let leases = open_leases(&arguments)?;
@@ -44,7 +44,7 @@ pub(crate) fn leases(arguments: &[OsString]) -> Result<String> {
 }
 
 /// Lists the segments, with the numbers of leased and free addresses of each, and the program that
-/// provided them. With `--json` it prints an array.
+/// provided them. With `--json`, prints an array.
 pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
     let arguments = parse(arguments)?;
     let config = config_file::read(&arguments.file)?;
@@ -75,8 +75,8 @@ pub(crate) fn segments(arguments: &[OsString]) -> Result<String> {
 }
 
 /// Describes each problem that prevents the node from attaching pods, with its solution. The
-/// boolean is true if the next ADD is not certain to fail and no setting bypasses the guard. With
-/// `--json` it prints an object.
+/// boolean is `true` if the next ADD is not certain to fail and no setting bypasses the guard. With
+/// `--json`, prints an object.
 pub(crate) fn check(arguments: &[OsString]) -> Result<(String, bool)> {
     let arguments = parse(arguments)?;
     let found = status::findings(&config_file::read(&arguments.file)?);

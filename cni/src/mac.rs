@@ -3,7 +3,7 @@
 
 use std::net::Ipv6Addr;
 
-/// Six octets.
+/// A MAC address, six octets.
 pub(crate) type Mac = [u8; 6];
 
 /// Formats an address in hexadecimal, such as `02:00:00:00:00:01`.
@@ -11,8 +11,8 @@ pub(crate) fn text(mac: Mac) -> String {
     mac.map(|octet| format!("{octet:02x}")).join(":")
 }
 
-/// Reads six octets of two digits, separated by `:` or `-`. `None` for any other text, and for
-/// addresses that no interface may have: group addresses, and the all-zero address.
+/// Parses six octets of two digits each, separated by `:` or `-`. `None` for any other text, and
+/// for addresses that no interface may have: group addresses, and the all-zero address.
 pub(crate) fn parse(text: &str) -> Option<Mac> {
     let octet = |digits: &str| {
         let good = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
@@ -24,8 +24,8 @@ pub(crate) fn parse(text: &str) -> Option<Mac> {
     (first & 1 == 0 && mac != Mac::default()).then_some(mac)
 }
 
-/// Returns the link-local address that the kernel gives an interface with this MAC address: EUI-64
-/// (RFC 4291 appendix A), `addr_gen_mode` 0.
+/// Returns the link-local address that the kernel assigns to an interface with this MAC address:
+/// EUI-64 (RFC 4291 appendix A), `addr_gen_mode` 0.
 pub(crate) fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac;
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])

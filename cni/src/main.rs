@@ -7,15 +7,15 @@
 //! from standard output.
 //!
 //! - [`add`], [`del`], [`check`], [`gc`], [`status`], [`up`], [`ingress`] and [`reclaim`] carry out
-//!   the verbs, one file for each. [`inspect`] contains the commands for people.
+//!   the verbs, one file for each. [`inspect`] contains the commands for operators.
 //! - [`config_file`] reads the configuration from a file, for verbs that runtimes do not call.
 //! - [`node_setup`] sets up a node before its first pod. [`forward_filter`] controls which packets
-//!   the node forwards while the agent's firewall does not.
+//!   the node forwards while the agent's firewall does not exist.
 //! - [`ipam`] leases addresses from the node's segments ([`segment`]). [`route_selection`] chooses
 //!   a pod's routes.
 //! - [`net`] changes links, addresses and routes.
 //! - [`bridge_filter`] manages the bridge's filter, and [`pod_filter`] the pods' elements in it.
-//!   [`nftables`] makes the messages for the tables of the bridge's filter and of the forwarding
+//!   [`nftables`] builds the messages for the tables of the bridge's filter and of the forwarding
 //!   rules.
 //! - [`cluster_ranges`] refuses ranges that would cut this host off, and [`obstacles`] finds host
 //!   settings that break the pods' network.
@@ -75,10 +75,10 @@ mod version;
 #[global_allocator]
 static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
-/// Maximum size of a configuration, bytes. Real configurations have a few kilobytes.
+/// Maximum size of a configuration, in bytes. Real configurations have a few kilobytes.
 const MAX_INPUT: usize = 1 << 20;
 
-/// Room for a configuration at first, bytes. It grows up to [`MAX_INPUT`].
+/// Room for a configuration at first, in bytes. It grows up to [`MAX_INPUT`].
 const INPUT_ROOM: usize = 2048;
 
 const HELP: &str = "\
@@ -134,8 +134,8 @@ fn main() -> ExitCode {
     code
 }
 
-/// Runs the commands for people and the agent. Returns the text to print, and whether the exit
-/// status is 0.
+/// Runs the commands for operators and for the agent. Returns the text to print, and whether the
+/// exit status is 0.
 fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<(String, bool)> {
     let text = match (argument.to_str(), rest) {
         (Some("--help" | "-h" | "help"), []) => HELP.into(),
@@ -163,7 +163,7 @@ fn run_argument(argument: &OsString, rest: &[OsString]) -> Result<(String, bool)
 }
 
 /// Runs the verbs of the CNI specification. Sets `version` to the configuration's version as soon
-/// as it is known, since errors contain it as well.
+/// as it is known, since errors also contain the version.
 fn run_command(version: &mut Version) -> Result<String> {
     let lookup: request::Lookup<'_> = &|name| std::env::var_os(name);
     let command = request::optional(lookup, "CNI_COMMAND")?.ok_or_else(|| {
@@ -185,8 +185,8 @@ fn run_command(version: &mut Version) -> Result<String> {
 #[inline(never)]
 fn run_verb(command: Command, input: &[u8], lookup: request::Lookup<'_>, version: &mut Version) -> Result<String> {
     let json = config::parse_object(input)?;
-    // DEL, CHECK and GC must work for attached pods even after a rollback or with a mistake in the
-    // configuration. They need only these keys.
+    // DEL, CHECK and GC must work for attached pods even after a rollback, or with a mistake in the
+    // configuration. They need only the listed keys.
     let needed: Option<&[&str]> = match command {
         Command::Del => Some(&["stateDir"]),
         Command::Check => Some(&["stateDir", "bridge"]),
@@ -234,7 +234,7 @@ fn run_verb(command: Command, input: &[u8], lookup: request::Lookup<'_>, version
 }
 
 fn version_info(input: &[u8]) -> Result<Value> {
-    // A runtime may send no input and must still get an answer.
+    // A runtime that sends no input must still receive an answer.
     let asked = if input.trim_ascii().is_empty() {
         Version::CURRENT.as_str().to_owned()
     } else {
@@ -283,8 +283,8 @@ fn line(value: Value) -> String {
 mod tests {
     use super::*;
 
-    /// `EDGE_UPDATE=1 cargo test -p edge-cni --bins manual_page` writes the reference and the
-    /// manual page.
+    /// Checks the reference and the manual page against the help text. `EDGE_UPDATE=1 cargo test -p
+    /// edge-cni --bins manual_page` writes them.
     #[test]
     fn reference_and_manual_page_are_the_help() {
         interop_tests::command_line::compare_help("edge-cni", "the CNI plugin of edge-cni", HELP);

@@ -17,8 +17,8 @@ use crate::net::link::{Link, Links};
 use crate::net::{bridge, sysctl, uplink};
 use crate::{cluster_ranges, forward_filter, obstacles, segment};
 
-/// Creates the missing parts of the bridge, the table and the guard. An error ends the ADD, since
-/// no pod is attached without them.
+/// Creates the missing parts of the bridge, the table and the guard. An error makes the ADD fail,
+/// since no pod is attached without them.
 pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<Link> {
     cluster_ranges::refuse_cutting_off_this_host(links, config, Some(segments))?;
     let cluster_ranges = cluster_ranges::all(config, Some(segments));
@@ -38,7 +38,8 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     if forwarded || config.forward_others {
         forward_filter::ensure(links, config, segments)?;
     } else {
-        // The rules depend on the record, and must be in place before this host forwards.
+        // The rules depend on the record of forwarding, and must be in place before this host
+        // forwards.
         forward_filter::recreate(links, config, segments)?;
     }
     forward(links, config, turned_on)?;
@@ -53,8 +54,8 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
 
 fn guard_config(config: &Config, segments: &SegmentsFile) -> Result<GuardConfig> {
     let cluster_ranges = cluster_ranges::all(config, Some(segments));
-    // Other nodes know only the addresses of the cluster's segments. Therefore the node's own
-    // packets must not have an address of a further network as their source.
+    // Other nodes accept only addresses of the cluster's segments. Therefore the node's own packets
+    // must not have an address of an additional network as their source.
     let known = |segment: &&IpNetwork| cluster_ranges.iter().any(|range| contains(range, segment));
     let known: Vec<&IpNetwork> = match StateDir::has_own_segments(config)? {
         true => Vec::new(),
@@ -87,8 +88,8 @@ pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option
     }
 }
 
-/// Returns whether a pod has an address of a network that is in none of the node's segments. The
-/// network's gateway stays until the last of these pods is gone.
+/// Returns whether a pod has an address within a network that belongs to none of the node's
+/// segments. The network's gateway stays until the last of these pods is removed.
 fn has_pods(config: &Config, segments: &SegmentsFile, network: &IpNetwork) -> Result<bool> {
     let Some(state_dir) = StateDir::existing(config) else { return Ok(false) };
     let leases = state_dir.lock()?;
@@ -105,7 +106,8 @@ fn forward(links: &mut Links, config: &Config, [ipv4, ipv6]: [bool; 2]) -> Resul
     if ipv6 {
         let mut forwarding = forward_filter::forwarding(config);
         sysctl::forward_ipv6(&uplink::names(links)?, |uplink| {
-            // Without the record `edge-agent down` leaves the setting as it is.
+            // An error is ignored: without the record, `edge-agent down` leaves the setting as it
+            // is.
             let _ = forwarding.note_accept_ra(uplink);
         })?;
     }
@@ -113,7 +115,7 @@ fn forward(links: &mut Links, config: &Config, [ipv4, ipv6]: [bool; 2]) -> Resul
 }
 
 /// Records that forwarding was off until now. The agent and the plugin read the record, and prevent
-/// this host from becoming a router between its own networks.
+/// this host from becoming a router between its other networks.
 fn record(config: &Config, turned_on: [bool; 2]) -> Result<()> {
     forward_filter::forwarding(config).note(turned_on).map_err(|error| {
         let (state_dir, run_dir) = (config.state_dir.display(), config.run_dir().display());

@@ -1,5 +1,5 @@
-//! Finds host settings that break the pods' network, and the commands that correct them. STATUS and
-//! `edge-cni up` report these settings.
+//! Finds host settings that break the pods' network, and determines the commands that correct them.
+//! STATUS and `edge-cni up` report these settings.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::{cluster_ranges, segment};
 pub(crate) struct Obstacle {
     /// Whether the setting bypasses the guard, so that no pod should be placed on this node.
     pub(crate) bypasses_guard: bool,
-    /// The setting, its consequence, and what to do.
+    /// The setting, its consequence, and how to correct it.
     pub(crate) message: String,
 }
 
@@ -46,14 +46,14 @@ fn minor(message: String) -> Obstacle {
 }
 
 /// Returns the obstacle for an interface that bypasses IPsec. `None` if it does not affect pods.
-/// VTI interfaces bypass IPsec on purpose.
+/// VTI interfaces bypass IPsec intentionally.
 fn of_bypass(bypass: &Bypass, config: &Config, uplinks: &[String]) -> Option<Obstacle> {
     let interface = &bypass.interface;
     let everywhere = interface == "all";
     let concerned = if bypass.is_inbound() {
         everywhere || *interface == config.bridge || uplinks.contains(interface)
     } else {
-        // Packets to other nodes' pods are routed to the guard's device, where policies encrypt
+        // Packets to pods of other nodes are routed to the guard's device, where policies encrypt
         // them.
         everywhere || interface == guard::DEVICE
     };

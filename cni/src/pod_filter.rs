@@ -1,6 +1,6 @@
 //! The pods' elements in the bridge's filter, and the options of their ports (hairpin, isolation).
 //! ADD adds a pod's elements before its port forwards, and DEL removes them with its lease. If the
-//! table was lost, the elements are restored for all leases.
+//! table was removed, the elements are restored for all leases.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,12 +16,12 @@ use crate::request::{Attachment, RuntimeRequest};
 use crate::segment::PodAddress;
 use crate::sort::SortedSet;
 
-/// Maximum number of attempts to make the table while the ruleset changes.
+/// Maximum number of attempts to create the table while the ruleset changes.
 const ATTEMPTS: usize = 8;
 
-/// Lets a pod send with its leased addresses, and with the MAC address that the runtime requested
-/// for it. Returns false if this kernel does not support the filter and the operator has exempted
-/// the pod.
+/// Allows a pod to send with its leased addresses, and with the MAC address that the runtime
+/// requested for it. Returns `false` if this kernel does not support the filter and the operator
+/// has exempted the pod.
 pub(crate) fn admit(
     config: &Config,
     state_dir: &StateDir,
@@ -41,8 +41,8 @@ pub(crate) fn admit(
         if added {
             return Ok(());
         }
-        // This is the first pod since the boot, or something removed the table. Make the table with
-        // all attached pods. The lock keeps another ADD from doing the same at the same time.
+        // This is the first pod since the boot, or the table was removed. The table is created with
+        // all attached pods. The lock prevents another ADD from doing the same at the same time.
         let leases = state_dir.lock()?;
         with_all_ports(config, &leases, links, Filter::ensure).map(drop)
     });
@@ -56,7 +56,7 @@ pub(crate) fn admit(
     }
 }
 
-/// Replaces the filter's table by one with every attached pod.
+/// Replaces the filter's table with one that contains every attached pod.
 pub(crate) fn restore(config: &Config, leases: &LockedLeases, links: &mut Links) -> Result<()> {
     let ports = match with_all_ports(config, leases, links, Filter::replace) {
         Err(error) if config.excepts(None) => {
@@ -75,10 +75,10 @@ pub(crate) fn restore(config: &Config, leases: &LockedLeases, links: &mut Links)
     here.into_iter().try_for_each(|link| links.configure_port(link, wanted))
 }
 
-/// Makes the table with the ports of all pods, including pods of other networks on this host.
+/// Creates the table with the ports of all pods, including pods of other networks on this host.
 /// Returns the ports. The leases of networks with another state directory are read without their
-/// lock: any change of leases meanwhile also changes the ruleset, and in that case everything is
-/// read again.
+/// lock: any change of leases in the meantime also changes the ruleset, and in that case everything
+/// is read again.
 fn with_all_ports(
     config: &Config,
     leases: &LockedLeases,
@@ -90,8 +90,8 @@ fn with_all_ports(
         let directories = other_state_dirs(config, links)?;
         let generation = if directories.is_empty() { None } else { Some(filter.generation()?) };
         let mut ports = attached_ports(config, leases, links)?;
-        // Only the other network's configuration states whether its pods are exempt, so the
-        // existing elements decide.
+        // Only the other network's configuration states whether its pods are exempt, so this is
+        // taken from the existing elements.
         let unfiltered = if directories.is_empty() { Vec::new() } else { filter.unfiltered()? };
         for directory in directories {
             let leases = StateDir::leases_in(&directory)?;
@@ -109,23 +109,23 @@ fn with_all_ports(
     ))
 }
 
-/// The state directories of other networks on this host.
+/// Returns the state directories of other networks on this host.
 fn other_state_dirs(config: &Config, links: &mut Links) -> Result<SortedSet<PathBuf>> {
     let directories = links.all()?;
     Ok(directories.iter().filter_map(bridge::state_dir_of).filter(|directory| *directory != config.state_dir).collect())
 }
 
-/// Removes the elements of these attachments. A failure is reported on standard error and does no
-/// harm, since only the same container can get a port with that name again.
+/// Removes the elements of these attachments. A failure is reported on standard error. It is
+/// harmless, since only the same container can get a port with that name again.
 pub(crate) fn remove_elements(ended: &[Attachment]) {
     let names: Vec<String> = ended.iter().map(veth::host_name).collect();
     remove_ports(&names);
 }
 
-/// Removes the elements of ports in the background of other work.
+/// A removal of the elements of ports, which runs in the kernel while the caller does other work.
 #[derive(Debug)]
 pub(crate) struct ElementRemoval {
-    /// `None` if this kernel does not support the filter.
+    /// The filter; `None` if this kernel does not support it.
     filter: Option<Filter>,
     names: Vec<String>,
 }
@@ -140,7 +140,8 @@ impl ElementRemoval {
         removal
     }
 
-    /// Removes elements that were added again meanwhile. Called when links and leases are gone.
+    /// Removes elements that were added again in the meantime. Called after links and leases were
+    /// removed.
     pub(crate) fn finish(&mut self) {
         let known = self.filter.as_mut().and_then(|filter| filter.ports().ok()).unwrap_or_default();
         if known.iter().any(|name| self.names.contains(name)) {
@@ -160,7 +161,8 @@ impl ElementRemoval {
 /// Removes the elements of ports that no longer exist.
 pub(crate) fn remove_vanished(links: &mut Links) {
     let vanished = Filter::open().and_then(|mut filter| {
-        // The order of these reads matters, since a port is made before its elements are added.
+        // The elements are read before the links, since a port is created before its elements are
+        // added.
         let known = filter.ports()?;
         let present: SortedSet<String> = links.all()?.into_iter().map(|link| link.name).collect();
         Ok(known.into_iter().filter(|name| !present.contains(name)).collect::<Vec<_>>())
@@ -180,8 +182,8 @@ fn remove_ports(names: &[String]) {
     }
 }
 
-/// Describes the elements that the filter lacks for a pod. `None` if it lacks none, or if the pod
-/// is exempt and there is no filter.
+/// Describes the elements that the filter lacks for a pod. `None` if none are missing, or if the
+/// pod is exempt and the filter does not exist.
 pub(crate) fn missing_elements(
     config: &Config,
     links: &mut Links,
@@ -196,7 +198,7 @@ pub(crate) fn missing_elements(
     }
 }
 
-/// Returns the port of one lease, if it has a host's end.
+/// Returns the port of one lease, if its host end exists.
 fn port_of(
     config: &Config,
     leases: &LockedLeases,
@@ -206,7 +208,8 @@ fn port_of(
     let name = veth::host_name(attachment);
     let link = links.find(&name)?.filter(|link| link.kind == "veth");
     let (Some(link), Some(lease)) = (link, leases.lease(attachment)?) else { return Ok(None) };
-    // Which MAC address a pod of an earlier release keeps depends on all other ports.
+    // All ports are read, since the MAC address that a pod of an earlier release keeps depends on
+    // the other ports.
     if link.mac != veth::host_mac(attachment) {
         return Ok(attached_ports(config, leases, links)?.into_iter().find(|port| port.name == name));
     }
@@ -215,13 +218,13 @@ fn port_of(
     Ok(Some(PodPort { name, mac, addresses: lease.addresses, unfiltered }))
 }
 
-/// Returns the ports of all leases that have a host's end.
+/// Returns the ports of all leases whose host end exists.
 fn attached_ports(config: &Config, leases: &LockedLeases, links: &mut Links) -> Result<Vec<PodPort>> {
     ports_of(leases.all()?, links, |_, pod| config.excepts(pod))
 }
 
-/// Does the same as [`attached_ports`]. `excepted` returns whether a pod is exempt, given its
-/// port's name and the pod.
+/// Does the same as [`attached_ports`]. `excepted` is called with the port's name and the pod, and
+/// returns whether the pod is exempt.
 fn ports_of(
     leases: impl Iterator<Item = (Attachment, Lease)>,
     links: &mut Links,
@@ -234,8 +237,8 @@ fn ports_of(
         let name = veth::host_name(&attachment);
         let Some(link) = present.iter().find(|link| link.name == name && link.kind == "veth") else { continue };
         // For a pod that an earlier release attached, the kernel chose the MAC address, so the
-        // address is read. For a pod of this release it is not read, since the pod may have changed
-        // it.
+        // address is read. For a pod of this release, it is not read, since the pod may have
+        // changed it.
         if link.mac != veth::host_mac(&attachment) {
             let Some(mac) = links.peer_mac(link)? else { continue };
             former.push(EarlierPort { name: name.clone(), pod: lease.pod.clone().unwrap_or_default(), mac });
@@ -255,19 +258,19 @@ fn ports_of(
     Ok(ports)
 }
 
-/// A port that an earlier release made, with its pod's present MAC address, which the kernel or the
-/// pod chose.
+/// A port that an earlier release created, with the current MAC address of its pod, which the
+/// kernel or the pod chose.
 struct EarlierPort {
     name: String,
     pod: String,
     mac: Mac,
 }
 
-/// Returns the names of the ports that may keep their MAC address. A pod may have taken the address
-/// of a neighbour, of the bridge or of this host, so an address that is in use elsewhere is
-/// refused. Of two ports with the same address, the one that is already in the filter with it keeps
-/// it. In the filter, the other ports get the address that is derived from their attachment, so
-/// their pods cannot send.
+/// Returns the names of the ports that may keep their MAC address, each with this address. A pod
+/// may have set the address of a neighbour, of the bridge or of this host, so an address that is in
+/// use elsewhere is refused. If two ports have the same address, the port that is already in the
+/// filter with this address keeps it. For the remaining ports, the filter contains the address that
+/// is derived from their attachment, so their pods cannot send.
 fn macs_to_keep(
     former: &[EarlierPort],
     ports: &[PodPort],
@@ -330,8 +333,8 @@ mod tests {
         let b = ("b".to_owned(), neighbours);
         assert_eq!(choice(own, &[]), [("a".to_owned(), own), b.clone()]);
         assert_eq!(choice(ports[0].mac, &[]), [("a".to_owned(), ports[0].mac), b.clone()]);
-        // The host's address, the address of a pod of this release, and the address derived from
-        // the neighbour's attachment.
+        // The addresses are the host's address, the address of a pod of this release, and the
+        // address that is derived from the neighbour's attachment.
         for taken in [[2, 0, 0, 0, 0, 1], ports[2].mac, ports[1].mac] {
             assert_eq!(choice(taken, &[]), std::slice::from_ref(&b));
         }

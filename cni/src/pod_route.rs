@@ -29,16 +29,16 @@ pub(crate) struct PodRoute {
     /// The metric; a lower one is preferred.
     #[serde(default)]
     pub(crate) priority: Option<u32>,
-    /// The routing table. `None`: the main table.
+    /// The routing table; `None` for the main table.
     #[serde(default)]
     pub(crate) table: Option<u32>,
-    /// `RT_SCOPE_*`. `None`: 0 (universe).
+    /// The scope, `RT_SCOPE_*`; `None` for 0 (universe).
     #[serde(default)]
     pub(crate) scope: Option<u8>,
 }
 
 impl PodRoute {
-    /// Makes a route through a gateway, with the kernel's defaults.
+    /// Creates a route through a gateway, with the kernel's defaults.
     pub(crate) fn to(destination: IpNetwork, gateway: IpAddr) -> Self {
         let gateway = Some(gateway);
         Self { destination, gateway, mtu: None, advmss: None, priority: None, table: None, scope: None }
@@ -63,7 +63,8 @@ impl PodRoute {
         Ok(())
     }
 
-    /// Formats the route for the result. Before CNI 1.1.0 only gateway and destination exist.
+    /// Formats the route for the result. Before CNI 1.1.0, only the gateway and the destination
+    /// exist.
     pub(crate) fn to_json(&self, version: Version) -> Value {
         let mut value = json!({ "dst": self.destination.to_string() });
         if let Some(gateway) = self.gateway {

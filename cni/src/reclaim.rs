@@ -1,7 +1,8 @@
-//! Ends leases of pods that are gone without a DEL, for example after the runtime was killed.
+//! Ends leases of pods that disappeared without a DEL, for example after the runtime was killed.
 //!
-//! If the host's end of its pair is gone, a pod is certainly gone, since the kernel removes that
-//! end with the pod's network namespace. An ADD makes the host's end before it takes an address.
+//! A pod whose host end does not exist has certainly disappeared, since the kernel removes the host
+//! end together with the pod's network namespace, and an ADD creates the host end before it leases
+//! an address.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,19 +19,19 @@ use crate::net::veth;
 use crate::pod_filter;
 use crate::request::Attachment;
 
-/// How long the host's end must have been missing before `edge-cni reclaim` ends the lease,
-/// seconds. This gives a runtime that restarts time for its own DEL.
+/// Time in seconds for which the host end must have been missing before `edge-cni reclaim` ends the
+/// lease. This gives a runtime that restarts time to run DEL.
 const GRACE_SECONDS: u64 = 120;
 
-/// The file in the state directory with the time at which each host's end was first found missing,
-/// in seconds since the boot, by attachment.
+/// The file in the state directory with the time at which each host end was first found missing, in
+/// seconds since the boot, by attachment.
 const MISSED_FILE: &str = "missed.json";
 
-/// The time at which each host's end was first found missing, by its attachment as text.
+/// The time at which each host end was first found missing, by the attachment as text.
 type MissingLeases = BTreeMap<String, u64>;
 
-/// Ends the leases, of all networks in the state directory, whose host's end has been missing for
-/// the grace time. Returns them.
+/// Ends the leases whose host end has been missing for the grace time, in all networks of the state
+/// directory. Returns these leases.
 pub(crate) fn reclaim(arguments: &[OsString]) -> Result<Value> {
     let (grace, file) = parse(arguments)?;
     let config = config_file::read(&file)?;
@@ -69,7 +70,8 @@ pub(crate) fn reclaim(arguments: &[OsString]) -> Result<Value> {
     Ok(json!({ "reclaimed": reclaimed, "missed": left.len() }))
 }
 
-/// Ends at once the leases of the chosen attachments that have no host's end. Returns their number.
+/// Ends the leases of the chosen attachments that have no host end, without a grace time. Returns
+/// their number.
 pub(crate) fn end_without_host_end(
     state_dir: &StateDir,
     links: &mut Links,
@@ -83,8 +85,8 @@ pub(crate) fn end_without_host_end(
     Ok(ended.len())
 }
 
-/// Returns the chosen attachments with a lease and without a host's end. The host's end counts as
-/// present if a link with its name or its alias exists.
+/// Returns the chosen attachments that have a lease but no host end. The host end counts as present
+/// if a link with its name or its alias exists.
 fn without_host_end(
     leases: &LockedLeases,
     links: &mut Links,
@@ -98,13 +100,14 @@ fn without_host_end(
     Ok(leases.all()?.map(|(attachment, _)| attachment).filter(is_missing).collect())
 }
 
-/// Returns the time since which each of the missing host's ends has been missing.
+/// Returns, for each attachment in `missing`, the time since which its host end has been missing.
 fn missed_since(before: &MissingLeases, missing: &[Attachment], now: u64) -> MissingLeases {
     let since = |name: &String| before.get(name).copied().filter(|since| *since <= now).unwrap_or(now);
     missing.iter().map(ToString::to_string).map(|name| (name.clone(), since(&name))).collect()
 }
 
-/// Reads the findings of the last call. If the file cannot be read, the grace time begins again.
+/// Reads the findings of the previous call. If the file cannot be read, the grace time starts
+/// again.
 fn read_missed(path: &Path) -> MissingLeases {
     std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }

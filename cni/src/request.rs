@@ -9,14 +9,14 @@ use crate::error::{Code, Error, Result};
 use crate::requested_addresses::RequestedAddresses;
 use crate::version::Version;
 
-/// Maximum length of a container ID, bytes. The alias of the host's end (255 bytes) must have room
-/// for it and the interface's name.
+/// Maximum length of a container ID, bytes. The alias of the host end (255 bytes) must have room
+/// for the ID and the interface's name.
 const MAX_CONTAINER_ID: usize = 200;
 
-/// Maximum length of an interface name, bytes (linux/if.h, IFNAMSIZ less the final zero).
+/// Maximum length of an interface name, bytes (linux/if.h, IFNAMSIZ minus the final zero).
 const MAX_IFNAME: usize = 15;
 
-/// Looks up an environment variable. Tests pass their own function.
+/// A function that looks up an environment variable. Tests pass their own one.
 pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The verb, `CNI_COMMAND`.
@@ -33,7 +33,7 @@ pub(crate) enum Command {
 impl Command {
     const ALL: [Self; 6] = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status, Self::Version];
 
-    /// The verb as the value of `CNI_COMMAND`.
+    /// Returns the verb as the value of `CNI_COMMAND`.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",
@@ -45,7 +45,7 @@ impl Command {
         }
     }
 
-    /// The first version of the specification that defines the verb.
+    /// Returns the first version of the specification that defines the verb.
     pub(crate) const fn since(self) -> Version {
         match self {
             Self::Add | Self::Del | Self::Version => Version::V0_1_0,
@@ -54,7 +54,7 @@ impl Command {
         }
     }
 
-    /// Reads `CNI_COMMAND`.
+    /// Parses the value of `CNI_COMMAND`.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|command| command.as_str() == text).ok_or_else(|| {
             let known = Self::ALL.map(Self::as_str).join(", ");
@@ -63,7 +63,7 @@ impl Command {
     }
 }
 
-/// One interface of one container. It identifies an attached pod and its lease.
+/// One interface of one container, which identifies an attached pod and its lease.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Attachment {
     /// `CNI_CONTAINERID`.
@@ -84,8 +84,8 @@ pub(crate) struct RuntimeRequest {
     pub(crate) attachment: Attachment,
     /// `CNI_NETNS`; optional for DEL.
     pub(crate) netns: Option<PathBuf>,
-    /// `namespace/name` from `CNI_ARGS`, if the runtime gave it. Podman gives no namespace; in that
-    /// case this is the name.
+    /// `namespace/name` from `CNI_ARGS`, if the runtime passed it. Podman passes no namespace; in
+    /// that case this is only the name.
     pub(crate) pod: Option<String>,
     /// The addresses that `CNI_ARGS` requests for the pod.
     pub(crate) requested: RequestedAddresses,
@@ -165,7 +165,7 @@ fn invalid(name: &str, value: &str, expected: &str) -> Error {
     Error::new(Code::InvalidEnvironment, format!("{name} is {value:?}; {expected}"))
 }
 
-/// Reads a variable. An empty one counts as absent, since runtimes set unused variables to the
+/// Reads a variable. An empty variable counts as absent, since runtimes set unused variables to the
 /// empty string.
 pub(crate) fn optional(lookup: Lookup<'_>, name: &str) -> Result<Option<String>> {
     match lookup(name) {
@@ -195,7 +195,7 @@ struct Args {
     requested: RequestedAddresses,
 }
 
-/// Reads `CNI_ARGS`: `KEY=VALUE` separated by `;`.
+/// Parses `CNI_ARGS`: `KEY=VALUE` pairs, separated by `;`.
 fn read_args(text: &str) -> Result<Args> {
     let mut requested = RequestedAddresses::default();
     let (mut namespace, mut name, mut unknown, mut ignore_unknown) = (None, None, None, false);
@@ -243,8 +243,8 @@ fn read_args(text: &str) -> Result<Args> {
 }
 
 /// Makes a name safe for messages and for the leases: no control characters or blanks, and at most
-/// 253 characters, as in Kubernetes. With a `/`, a name without a namespace would look like a pod
-/// in a namespace, which `unfilteredPods` may exempt.
+/// 253 characters, as in Kubernetes. A `/` is replaced too, since it would make a name without a
+/// namespace look like a pod in a namespace, which `unfilteredPods` may exempt.
 fn printable(value: &str) -> String {
     let safe = |c: char| if c.is_control() || c.is_whitespace() || c == '/' { '?' } else { c };
     value.chars().take(253).map(safe).collect()

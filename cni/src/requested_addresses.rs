@@ -11,7 +11,7 @@ use crate::mac::{self, Mac};
 /// The requested addresses, without duplicates. A pod gets no other address of the same family.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RequestedAddresses {
-    /// Contains at most one address of each family.
+    /// The IP addresses, at most one of each family.
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) mac: Option<Mac>,
 }
@@ -56,7 +56,7 @@ impl RequestedAddresses {
         }
     }
 
-    /// Adds a MAC address. An empty text requests none.
+    /// Adds a MAC address. An empty text requests no address.
     pub(crate) fn add_mac(&mut self, text: &str) -> Result<(), String> {
         if text.is_empty() {
             return Ok(());
@@ -72,7 +72,7 @@ impl RequestedAddresses {
         }
     }
 
-    /// Combines both requests. Fails if they request different addresses.
+    /// Combines two requests. Fails if they request different addresses.
     pub(crate) fn and(mut self, other: &Self) -> Result<Self, String> {
         other.addresses.iter().try_for_each(|address| self.add_address(&address.to_string()))?;
         other.mac.iter().try_for_each(|mac| self.add_mac(&mac::text(*mac)))?;

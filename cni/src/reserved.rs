@@ -18,7 +18,8 @@ pub(crate) struct AddressRange {
 }
 
 impl AddressRange {
-    /// Makes a range. `None` if the last address is less than the first, or has another family.
+    /// Creates a range. `None` if the last address is less than the first one, or if their families
+    /// differ.
     pub(crate) fn new(first: IpAddr, last: IpAddr) -> Option<Self> {
         (first.is_ipv4() == last.is_ipv4() && first <= last).then_some(Self { first, last })
     }
@@ -39,7 +40,7 @@ impl AddressRange {
 impl FromStr for AddressRange {
     type Err = String;
 
-    /// Reads an address, a network, or two addresses separated by a hyphen.
+    /// Parses an address, a network, or two addresses that are separated by a hyphen.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("{text:?}; expected an address, a network, or two addresses with '-' between them");
         if let Some((first, last)) = text.split_once('-') {
@@ -51,7 +52,7 @@ impl FromStr for AddressRange {
     }
 }
 
-/// Sorted ranges that do not overlap.
+/// The reserved addresses, as sorted ranges that do not overlap.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Reserved(Vec<AddressRange>);
 
@@ -68,17 +69,17 @@ impl Reserved {
         Self(merged)
     }
 
-    /// All ranges, in order.
+    /// Returns all ranges, in order.
     pub(crate) fn ranges(&self) -> &[AddressRange] {
         &self.0
     }
 
-    /// The range that contains the address, if any.
+    /// Returns the range that contains the address, if there is one.
     pub(crate) fn range_of(&self, address: IpAddr) -> Option<&AddressRange> {
         self.0.iter().find(|range| range.contains(address))
     }
 
-    /// Returns the number of pods that fit into a segment, at most `u64::MAX`.
+    /// Returns the number of addresses for pods in a segment, at most `u64::MAX`.
     pub(crate) fn capacity(&self, segment: &IpNetwork) -> u64 {
         let reserved = self.0.iter().map(|range| segment::count_for_pods(segment, range.first, range.last));
         let (first, last) = segment::pod_range(segment);
@@ -107,7 +108,7 @@ mod tests {
         ] {
             assert_eq!(reserved(texts).capacity(&segment), capacity, "{texts:?}");
         }
-        // A reserved part of a segment with more addresses than can be counted.
+        // A part of a segment is reserved. The segment has more addresses than can be counted.
         let large = "fd00::/32".parse().unwrap();
         assert_eq!(reserved(&["fd00::/64"]).capacity(&large), pod_capacity(&large));
         assert_eq!(reserved(&["fd00::/32"]).capacity(&large), 0);

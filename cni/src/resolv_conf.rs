@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Context, Result};
 
-/// Maximum number of bytes of the file that are read. Real files have a few hundred.
+/// Maximum number of bytes of the file that are read. Real files have a few hundred bytes.
 const MAX_SIZE: u64 = 64 << 10;
 
 /// Reads the file and converts it to the format of the result's `dns`.
@@ -25,7 +25,7 @@ fn parse(text: &str) -> Value {
         match words.next().as_deref() {
             Some("nameserver") => servers.extend(words.next()),
             Some("domain") => domain = words.next(),
-            // The last line takes precedence.
+            // The last `search` line takes precedence.
             Some("search") => search = words.collect(),
             Some("options") => options.extend(words),
             _ => {}

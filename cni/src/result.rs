@@ -20,19 +20,19 @@ pub(crate) struct Interface {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AddResult {
     pub(crate) bridge: Interface,
-    /// The veth's end on the host.
+    /// The host end of the veth pair.
     pub(crate) host: Interface,
-    /// The veth's end in the pod.
+    /// The pod end of the veth pair.
     pub(crate) pod: Interface,
     /// `CNI_NETNS`.
     pub(crate) sandbox: String,
     pub(crate) addresses: Vec<PodAddress>,
-    /// The routes that the pod got.
+    /// The routes that were added in the pod.
     pub(crate) routes: Vec<PodRoute>,
 }
 
 impl AddResult {
-    /// The result as JSON.
+    /// Returns the result as JSON.
     pub(crate) fn to_json(&self, version: Version, dns: Option<&Value>) -> Value {
         let dns = dns.cloned().unwrap_or_else(|| json!({}));
         if version < Version::V0_3_0 {
@@ -55,7 +55,7 @@ impl AddResult {
                 let mut value = json!({
                     "address": format!("{}/{}", assigned.address, assigned.segment.prefix()),
                     "gateway": assigned.gateway().to_string(),
-                    // The index of the pod's own interface in `interfaces`.
+                    // The index of the pod end in `interfaces`.
                     "interface": 2,
                 });
                 if version < Version::V1_0_0 {
@@ -78,8 +78,8 @@ impl AddResult {
         })
     }
 
-    /// The result of CNI 0.1.0 and 0.2.0: one address of each family, with its routes, and no
-    /// interfaces.
+    /// Returns the result in the format of CNI 0.1.0 and 0.2.0: one address of each family, with
+    /// its routes, and no interfaces.
     fn by_family(&self, version: Version, dns: Value) -> Value {
         let mut result = json!({ "cniVersion": version.as_str(), "dns": dns });
         for (key, ipv4) in [("ip4", true), ("ip6", false)] {

@@ -42,7 +42,8 @@ pub(crate) fn of_pod(
         let configured = || config.routes.iter().filter(move |route| route.destination.is_ipv4() == ipv4);
         let mut defaults = others.default.iter().filter(|route| route.main && route.ipv4 == ipv4).peekable();
         let has_default = defaults.peek().is_some();
-        // The pod already reaches the cluster through another interface on a network of the plugin.
+        // Whether the pod already reaches the cluster through another interface, on a network of
+        // the plugin.
         let reaches_cluster =
             defaults.any(|route| route.gateway.is_some_and(|gateway| others.gateways.contains(&gateway)));
         if !configured().any(PodRoute::is_default) && !reaches_cluster {
@@ -53,7 +54,8 @@ pub(crate) fn of_pod(
                 let routed = networks.iter().filter(|network| network.is_ipv4() == ipv4);
                 // The pod's own segment needs no route, since it is on the pod's link.
                 let routed = routed.filter(|network| !contains(&assigned.segment, network));
-                // Another interface may have a route to the cluster instead of a default route.
+                // Networks to which the pod already has a route are left out, since another
+                // interface may have routes to the cluster instead of a default route.
                 let routed = routed.filter(|network| !others.destinations.contains(network));
                 routes.extend(routed.map(|network| PodRoute::to(*network, gateway)));
             }
@@ -66,7 +68,7 @@ pub(crate) fn of_pod(
     routes
 }
 
-/// The network of all addresses of a family.
+/// Returns the network of all addresses of a family.
 fn any_network(ipv4: bool) -> IpNetwork {
     const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
@@ -75,8 +77,8 @@ fn any_network(ipv4: bool) -> IpNetwork {
     IpNetwork::new(address, 0).unwrap_or_else(|_| address.into())
 }
 
-/// Returns the networks that pods reach in the cluster: its ranges, networks of the cloud, and
-/// Services. A network within another one is left out.
+/// Returns the networks that pods reach in the cluster: the cluster ranges, networks of the cloud,
+/// and Services. A network that lies within another one is left out.
 fn cluster(config: &Config, segments: &SegmentsFile) -> Vec<IpNetwork> {
     let mut networks = cluster_ranges::all(config, Some(segments));
     networks.extend(segments.networks.iter().chain(&segments.hub_networks).chain(&config.service_ranges));

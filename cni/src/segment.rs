@@ -1,5 +1,5 @@
-//! Arithmetic within a segment. The gateway has the first address after the network's address, and
-//! pods get the remaining addresses.
+//! Arithmetic within a segment. The gateway has the first address after the network's address. The
+//! remaining addresses are for pods.
 
 use std::net::IpAddr;
 
@@ -14,13 +14,13 @@ pub(crate) struct PodAddress {
 }
 
 impl PodAddress {
-    /// The bridge's address in this segment.
+    /// Returns the bridge's address in this segment.
     pub(crate) fn gateway(&self) -> IpAddr {
         gateway(&self.segment)
     }
 }
 
-/// The families that have segments, IPv4 first.
+/// Returns the families that have segments, IPv4 first.
 pub(crate) fn families(segments: &[IpNetwork]) -> Vec<Family> {
     [Family::V4, Family::V6]
         .into_iter()
@@ -28,12 +28,12 @@ pub(crate) fn families(segments: &[IpNetwork]) -> Vec<Family> {
         .collect()
 }
 
-/// The address of the bridge in a segment: the first host address.
+/// Returns the address of the bridge in a segment, which is the first host address.
 pub(crate) fn gateway(segment: &IpNetwork) -> IpAddr {
     nth(segment, 1)
 }
 
-/// The first and the last address that a pod of this segment may have.
+/// Returns the first and the last address that a pod of this segment may have.
 pub(crate) fn pod_range(segment: &IpNetwork) -> (IpAddr, IpAddr) {
     (nth(segment, 2), nth(segment, last_offset(segment)))
 }
@@ -65,7 +65,7 @@ pub(crate) fn previous(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// The addresses for pods in ascending order. Their number is
+/// Returns the addresses for pods, in ascending order. Their number is
 /// [`edge_types::shared_files::pod_capacity`].
 #[cfg(test)]
 pub(crate) fn pod_addresses(segment: &IpNetwork) -> impl Iterator<Item = IpAddr> + '_ {
@@ -77,7 +77,7 @@ pub(crate) fn holds_pod(segment: &IpNetwork, address: IpAddr) -> bool {
     segment.contains(address) && (2..=last_offset(segment)).contains(&offset(segment, address))
 }
 
-/// Returns the offset of the last pod's address from the network's address.
+/// Returns the offset of the last pod address from the network's address.
 fn last_offset(segment: &IpNetwork) -> u128 {
     match segment {
         IpNetwork::V4(segment) => (1u128 << (32 - segment.prefix())).saturating_sub(2),
@@ -101,7 +101,7 @@ fn number(address: IpAddr) -> u128 {
 
 fn nth(segment: &IpNetwork, offset: u128) -> IpAddr {
     match segment.network() {
-        // An offset within an IPv4 segment fits 32 bits.
+        // An offset within an IPv4 segment fits into 32 bits.
         IpAddr::V4(network) => IpAddr::V4(network.to_bits().wrapping_add(offset as u32).into()),
         IpAddr::V6(network) => IpAddr::V6(network.to_bits().wrapping_add(offset).into()),
     }

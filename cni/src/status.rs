@@ -1,5 +1,5 @@
-//! STATUS reports whether an ADD could succeed. An unreachable controller is not a failure, since a
-//! runtime would report the whole node as not ready.
+//! STATUS reports whether an ADD could succeed. An unreachable controller is not a failure, since
+//! it would make the runtime report the whole node as not ready.
 
 use crate::agent_client;
 use crate::bridge_filter::Filter;
@@ -32,10 +32,10 @@ pub(crate) fn status(config: &Config) -> Result<()> {
 
 /// Finds the reasons why the next ADD would certainly fail: leases or segments cannot be read, the
 /// disk is read-only or full, there are no segments and no agent that could provide any, the
-/// cluster's ranges would cut this host off, the bridge's filter cannot be made and not all pods
-/// are exempt, or the table for forwarded packets cannot be made. Also finds settings that bypass
-/// the guard, and other obstacles. It is not a failure if all addresses are taken: pods that end
-/// free addresses, and the next ADD reports the lack of addresses.
+/// cluster ranges would cut this host off, the bridge's filter cannot be created and not all pods
+/// are exempt, or the table for forwarded packets cannot be created. Also finds settings that
+/// bypass the guard, and other obstacles. It is not a failure if all addresses are leased, since
+/// addresses become free when pods end, and the next ADD reports the lack of addresses.
 pub(crate) fn findings(config: &Config) -> Findings {
     let mut found = Findings::default();
     let leases = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());

@@ -1,7 +1,7 @@
-//! `edge-cni up` sets up a node as for its first pod, but without a pod. The agent runs it after a
-//! reboot, so that the node's own packets to remote pods can have the bridge's address as their
-//! source. The agent also runs it after another program has removed the bridge, to attach the pods
-//! again.
+//! `edge-cni up` sets up a node as an ADD does for the first pod, but without a pod. The agent runs
+//! it after a reboot, so that the node's own packets to remote pods can have the bridge's address
+//! as their source. The agent also runs it after another program has removed the bridge, to attach
+//! the pods again.
 
 use std::path::Path;
 
@@ -23,14 +23,15 @@ use crate::{forward_filter, obstacles, pod_filter, segment};
 /// Maximum number of pods that one message names.
 const NAMED_PODS: usize = 20;
 
-/// Creates the bridge and the guard for the configuration in this file. The file holds one plugin's
-/// configuration, or a list of plugins with ours in it.
+/// Creates the bridge and the guard for the configuration in this file. The file contains the
+/// configuration of this plugin, or a list of plugins that includes it.
 pub(crate) fn up(path: &Path) -> Result<Value> {
     let config = config_file::read(path)?;
     let state_dir = StateDir::create(&config, veth::count_attached)?;
     let leases = state_dir.lock()?;
     let mut links = Links::open()?;
-    // The filter comes first, so that pods cannot use others' addresses even if the rest fails.
+    // The filter comes first, so that pods cannot use addresses of other pods even if the rest
+    // fails.
     let restored = pod_filter::restore(&config, &leases, &mut links);
     let segments = leases.segments(&config)?.ok_or_else(|| {
         Error::new(
@@ -44,7 +45,7 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     let bridge = node_setup::ensure(&mut links, &config, &segments)?;
     let attached = attach_detached_pods(&config, &state_dir.lock()?, &mut links, &bridge)?;
     if !attached.is_empty() {
-        // A port may have a smaller MTU than the new bridge.
+        // The bridge is set up again, since a port may have a smaller MTU than the new bridge.
         node_setup::ensure(&mut links, &config, &segments)?;
         announce_gateways(&mut links, &bridge)?;
     }
@@ -58,7 +59,7 @@ pub(crate) fn up(path: &Path) -> Result<Value> {
     )
 }
 
-/// Attaches the host's ends of this network's pods to the bridge again if they are not ports of a
+/// Attaches the host ends of this network's pods to the bridge again if they are not ports of a
 /// bridge, because another program removed the bridge or detached them. Returns their names.
 fn attach_detached_pods(
     config: &Config,
@@ -68,7 +69,7 @@ fn attach_detached_pods(
 ) -> Result<Vec<String>> {
     let mut detached: Vec<Link> =
         links.all()?.into_iter().filter(|link| link.kind == "veth" && link.master.is_none()).collect();
-    // Usually no pod is detached, and the leases need not be read.
+    // Usually, no pod is detached, so that the leases need not be read.
     if detached.is_empty() {
         return Ok(Vec::new());
     }
@@ -83,8 +84,8 @@ fn attach_detached_pods(
     Ok(detached.into_iter().map(|link| link.name).collect())
 }
 
-/// Announces the bridge's MAC address to the pods. The address differs from the former bridge's if
-/// the plugin now runs in a container with another machine-id.
+/// Announces the bridge's MAC address to the pods. The address differs from that of the former
+/// bridge if the plugin now runs in a container with another machine ID.
 fn announce_gateways(links: &mut Links, bridge: &Link) -> Result<()> {
     sysctl::announce_addresses(
         &InterfaceSettings::open(&bridge.name, Family::V4)?,
@@ -94,8 +95,8 @@ fn announce_gateways(links: &mut Links, bridge: &Link) -> Result<()> {
 }
 
 /// Returns a message with the names of the attached pods whose MTU is larger than the node's
-/// present MTU for pods. `None` if there are none. Only a restart of the pod changes its MTU: if
-/// only the host's end had the smaller MTU, it would drop the pod's packets silently.
+/// current MTU for pods. `None` if there are none. Only a restart of a pod changes its MTU. If only
+/// the host end had the smaller MTU, it would silently drop the pod's packets.
 fn pods_with_larger_mtu(
     config: &Config,
     segments: &SegmentsFile,

@@ -2,7 +2,7 @@
 
 use crate::error::{Code, Error, Result};
 
-/// A supported version. Later versions compare greater.
+/// A supported version. Later versions compare as greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Version {
     V0_1_0,
@@ -19,13 +19,13 @@ impl Version {
     pub(crate) const ALL: [Self; 7] =
         [Self::V0_1_0, Self::V0_2_0, Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
 
-    /// The version that an absent `cniVersion` stands for.
+    /// The version of a configuration without `cniVersion`.
     pub(crate) const UNNAMED: Self = Self::V0_1_0;
 
     /// The version in errors about a configuration that could not be read.
     pub(crate) const CURRENT: Self = Self::V1_1_0;
 
-    /// The version as the configuration states it.
+    /// Returns the version as in the configuration.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::V0_1_0 => "0.1.0",
@@ -38,7 +38,7 @@ impl Version {
         }
     }
 
-    /// Reads the configuration's `cniVersion`.
+    /// Parses the configuration's `cniVersion`.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|version| version.as_str() == text).ok_or_else(|| {
             let known = Self::ALL.map(Self::as_str).join(", ");

@@ -1,7 +1,7 @@
 //! Two endpoints bring up an IKE SA and a CHILD_SA with a pre-shared key, over UDP on loopback.
 //!
-//! `cargo run -p edge-ike --example loopback` needs no privileges: it prints what a program would
-//! install in the kernel, and installs nothing. Read [`Node::run`] first: it is the loop that
+//! `cargo run -p edge-ike --example loopback` needs no privileges. It prints what a program would
+//! install in the kernel, but installs nothing. Read [`Node::run`] first: it is the loop that
 //! drives an endpoint.
 
 use std::error::Error;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The state of one end when its tunnel is up.
 #[derive(Debug)]
 pub(crate) struct Up {
-    /// What was negotiated for the IKE SA.
+    /// The parameters negotiated for the IKE SA.
     pub(crate) ike: IkeDetails,
     /// The CHILD_SA, whose keys a program would give to the kernel.
     pub(crate) child: Arc<ChildSa>,
@@ -64,8 +64,8 @@ pub(crate) fn run() -> Result<[Up; 2], Failure> {
     Ok([left, right])
 }
 
-/// Makes one end's configuration for the other end. `remote` is the address at which to begin;
-/// without it the peer begins.
+/// Makes one end's configuration for the other end. `remote` is the address to which this end sends
+/// the first request. If it is `None`, the other end initiates.
 fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> PeerConfig {
     let everything = || vec!["0.0.0.0/0".parse().expect("a network"), "::/0".parse().expect("a network")];
     PeerConfig {
@@ -110,8 +110,7 @@ struct Node {
 impl Node {
     fn new(socket: UdpSocket, peer: PeerConfig, first_spi: u32) -> Result<Self, Failure> {
         let local = socket.local_addr()?;
-        // One socket is enough if both ends use the NAT traversal port from the first message
-        // on.
+        // One socket is enough if both ends use the NAT traversal port from the first message.
         let config = EndpointConfig { nat_port: local.port(), ..EndpointConfig::default() };
         let (mut endpoint, mut system) = (Endpoint::new(config), System { next_spi: first_spi });
         endpoint.set_peer(peer, Instant::default(), &mut system)?;
@@ -120,8 +119,8 @@ impl Node {
         Ok(Self { endpoint, socket, local, system, started })
     }
 
-    /// The loop around an endpoint: carry out events, send, then wait for a datagram or the next
-    /// deadline.
+    /// Drives the endpoint: carries out events, sends datagrams, then waits for a datagram or the
+    /// next deadline.
     fn run(mut self) -> Result<Up, Failure> {
         let (mut ike, mut child) = (None, None);
         let mut buffer = [0; 4096];
@@ -177,7 +176,8 @@ impl Environment for System {
     }
 
     fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
-        // A program asks the kernel, so that no other program has the same SPI.
+        // A real program requests the SPI from the kernel, so that no other program has the same
+        // SPI.
         let spi = self.next_spi;
         self.next_spi += 1;
         Some(spi)

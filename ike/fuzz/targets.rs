@@ -16,7 +16,7 @@ use edge_ike::{
 /// A target: its name and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All targets.
+/// All fuzz targets.
 pub const TARGETS: &[Target] =
     &[("message", message), ("payloads", payloads), ("reassembly", reassembly), ("endpoint", endpoint)];
 
@@ -58,7 +58,7 @@ pub fn reassembly(octets: &[u8]) {
     }
 }
 
-/// The kernel and the randomness of the endpoint.
+/// A simulated kernel, with pseudorandom numbers for the endpoint.
 struct Kernel {
     drawn: u64,
     reserved: BTreeSet<u32>,
@@ -118,7 +118,7 @@ fn peer() -> PeerConfig {
 }
 
 /// Fuzzes a whole endpoint with a script. The first two octets of each part are its length and its
-/// action. A datagram may borrow its SPIs from what the endpoint has sent.
+/// action. A datagram may contain the SPI of a message that the endpoint has sent.
 pub fn endpoint(octets: &[u8]) {
     let mut kernel = Kernel { drawn: 1, reserved: BTreeSet::new(), next: 0x1000 };
     let mut endpoint =
@@ -138,7 +138,7 @@ pub fn endpoint(octets: &[u8]) {
                 endpoint.handle_timeout(now, &mut kernel);
             }
             1 => {
-                // The endpoint gets its own message back, changed at some places.
+                // The endpoint receives its own last message with some octets changed.
                 if let Some(own) = sent.last().cloned() {
                     let mut own: Vec<u8> = own;
                     for (octet, change) in own.iter_mut().zip(part) {

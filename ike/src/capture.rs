@@ -1,16 +1,16 @@
 //! Copies of IKE messages with their payloads in clear, for debugging. The copies contain no keys:
-//! the peer also sees the key exchange shares, nonces and AUTH payloads in them.
+//! the key exchange shares, nonces and AUTH payloads in them are also known to the peer.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::wire::{Header, Message, Payloads};
 
-/// Maximum total size of copied messages that wait for the owner, bytes. Further messages are
+/// Maximum total size of copies that the owner has not taken yet, bytes. Further messages are
 /// dropped and counted.
 const MAX_OCTETS: usize = 1 << 20;
 /// Maximum number of IKE SAs whose messages are captured even after the peer has moved to another
-/// address. At the limit the oldest one is forgotten.
+/// address. At the limit, the oldest IKE SA is removed from the capture.
 const MAX_SAS: usize = 64;
 
 /// A copy of an IKE message.
@@ -22,8 +22,8 @@ pub struct CapturedMessage {
     pub local: SocketAddr,
     /// The peer's address and port.
     pub remote: SocketAddr,
-    /// The message, without non-ESP marker. The payloads of an encrypted message are in clear, and
-    /// a message that came in fragments is reassembled.
+    /// The message, without the non-ESP marker. The payloads of an encrypted message are decrypted,
+    /// and a message that came in fragments is reassembled.
     pub message: Vec<u8>,
 }
 
@@ -36,7 +36,7 @@ pub struct Captured {
     pub dropped: u64,
 }
 
-/// The selection of messages to copy, and the copies that wait for the owner.
+/// The selection of messages to copy, and the copies that the owner has not taken yet.
 #[derive(Debug, Default)]
 pub(crate) struct Capture {
     addresses: BTreeSet<IpAddr>,

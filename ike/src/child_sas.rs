@@ -1,9 +1,9 @@
-//! The CHILD_SAs of one peer, under all of its IKE SAs: which of them we send with, which of them
-//! linger, and the events that update the kernel without a gap in traffic. This module does not
+//! The CHILD_SAs of one peer, under all of its IKE SAs: with which of them we send, which of them
+//! linger, and the events that update the kernel without interrupting traffic. This module does not
 //! handle messages.
 //!
-//! The events leave at most one outbound SA of each purpose in the kernel. There may be several
-//! inbound SAs.
+//! The events keep at most one outbound SA of each purpose in the kernel. There may be several
+//! inbound SAs of one purpose.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::time::Instant;
 pub(crate) type Spi = u64;
 
 /// Maximum number of lingering CHILD_SAs of one purpose. An honest peer has one or two. At the
-/// limit the oldest one is removed.
+/// limit, the oldest CHILD_SA is removed.
 const MAX_LINGERING: usize = 8;
 
-/// A CHILD_SA, and what is planned for it.
+/// A CHILD_SA with its deadlines and state.
 #[derive(Debug)]
 pub(crate) struct Child {
     /// SPIs, keys, addresses and selectors.
@@ -31,14 +31,15 @@ pub(crate) struct Child {
     pub(crate) owner: Spi,
     /// When the CHILD_SA was established.
     pub(crate) established: Instant,
-    /// When to rekey the CHILD_SA. `None`: never, or a replacement is already under way.
+    /// When to rekey the CHILD_SA. `None` if it is never rekeyed, or if a replacement is already
+    /// being made.
     pub(crate) rekey: Option<Instant>,
     /// When the CHILD_SA expires if it has not been rekeyed.
     pub(crate) end: Instant,
-    /// Whether it is the redundant CHILD_SA of two simultaneous rekeys (RFC 7296 2.8.1). It stays
+    /// Whether this is the redundant CHILD_SA of two simultaneous rekeys (RFC 7296 2.8.1). It stays
     /// until its initiator deletes it.
     pub(crate) redundant: bool,
-    /// Set when its IKE SA has released it.
+    /// Set when the IKE SA of the CHILD_SA has released it.
     lingering: Option<Lingering>,
 }
 
@@ -58,25 +59,27 @@ pub(crate) struct ChildLifetime {
 /// How a CHILD_SA is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChildUse {
-    /// Both directions: its outbound SA is the one in the kernel.
+    /// Both directions. Its outbound SA is installed in the kernel.
     InUse,
     /// Inbound only. We send with it once the peer is known to be ready.
     Successor,
-    /// Inbound only, for packets that are still under way.
+    /// Inbound only, for packets that are still in the network.
     Lingering,
 }
 
 /// How a CHILD_SA is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// With a new IKE SA, and the peer is ready. We send with it from now on.
+    /// With a new IKE SA, and the peer is ready. We send with the CHILD_SA from now on.
     Ready,
     /// With a new IKE SA, but the peer is not ready yet or the IKE SA is redundant. We continue to
     /// send with another CHILD_SA of the same purpose, if there is one.
     Waiting,
-    /// In place of another CHILD_SA, by an exchange that we began. We send with it from now on.
+    /// In place of another CHILD_SA, by an exchange that we initiated. We send with the new
+    /// CHILD_SA from now on.
     RekeyedByUs(ChildId),
-    /// In place of another CHILD_SA, by an exchange that the peer began. We switch later.
+    /// In place of another CHILD_SA, by an exchange that the peer initiated. We switch to the new
+    /// CHILD_SA later.
     RekeyedByPeer(ChildId),
 }
 
@@ -85,7 +88,7 @@ pub(crate) enum Arrival {
 pub(crate) struct ChildSas {
     peer: PeerName,
     children: BTreeMap<ChildId, Child>,
-    /// The CHILD_SA of each purpose that we send with.
+    /// For each purpose, the CHILD_SA with which we send.
     outbound: BTreeMap<Purpose, ChildId>,
 }
 
@@ -95,18 +98,18 @@ impl ChildSas {
         Self { peer, children: BTreeMap::new(), outbound: BTreeMap::new() }
     }
 
-    /// The CHILD_SA of this purpose that we send with.
+    /// Returns the CHILD_SA of this purpose with which we send.
     pub(crate) fn outbound(&self, purpose: &Purpose) -> Option<ChildId> {
         self.outbound.get(purpose).copied()
     }
 
-    /// The CHILD_SAs that we send with, one of each purpose.
+    /// Returns the CHILD_SAs with which we send, one of each purpose.
     pub(crate) fn all_outbound(&self) -> impl Iterator<Item = ChildId> {
         self.outbound.values().copied()
     }
 
-    /// The CHILD_SAs of this configured child that we send with: one for all of its traffic, or one
-    /// for each part.
+    /// Returns the CHILD_SAs of this configured child with which we send: one for all of its
+    /// traffic, or one for each part.
     pub(crate) fn outbound_named(&self, child: &ChildName) -> impl Iterator<Item = ChildId> {
         self.outbound.iter().filter(move |(purpose, _)| purpose.child == *child).map(|(_, id)| *id)
     }
@@ -131,12 +134,12 @@ impl ChildSas {
         self.children.get(&id).filter(|child| child.lingering.is_none())
     }
 
-    /// Mutable form of [`Self::live`].
+    /// Returns the CHILD_SA of [`Self::live`] as mutable.
     pub(crate) fn live_mut(&mut self, id: ChildId) -> Option<&mut Child> {
         self.children.get_mut(&id).filter(|child| child.lingering.is_none())
     }
 
-    /// The live CHILD_SAs of an IKE SA.
+    /// Returns the live CHILD_SAs of an IKE SA.
     pub(crate) fn children_of(&self, owner: Spi) -> impl Iterator<Item = (ChildId, &Child)> {
         self.children
             .iter()
@@ -144,12 +147,12 @@ impl ChildSas {
             .map(|(id, child)| (*id, child))
     }
 
-    /// The identifiers of the live CHILD_SAs of an IKE SA.
+    /// Returns the identifiers of the live CHILD_SAs of an IKE SA.
     pub(crate) fn ids_of(&self, owner: Spi) -> Vec<ChildId> {
         self.children_of(owner).map(|(id, _)| id).collect()
     }
 
-    /// The identifiers of the live CHILD_SAs of an IKE SA that have this purpose.
+    /// Returns the identifiers of the live CHILD_SAs of an IKE SA that have this purpose.
     pub(crate) fn ids_for(&self, owner: Spi, purpose: &Purpose) -> Vec<ChildId> {
         self.children_of(owner).filter(|(_, child)| child.sa.purpose == *purpose).map(|(id, _)| id).collect()
     }
@@ -165,22 +168,22 @@ impl ChildSas {
         others.any(|child| child.sa.purpose.serves(purpose))
     }
 
-    /// The purposes of the live CHILD_SAs of an IKE SA.
+    /// Returns the purposes of the live CHILD_SAs of an IKE SA.
     pub(crate) fn purposes_of(&self, owner: Spi) -> BTreeSet<&Purpose> {
         self.children_of(owner).map(|(_, child)| &child.sa.purpose).collect()
     }
 
-    /// The identifiers of all CHILD_SAs of an IKE SA, including those that linger.
+    /// Returns the identifiers of all CHILD_SAs of an IKE SA, including those that linger.
     pub(crate) fn ids_with_lingering(&self, owner: Spi) -> Vec<ChildId> {
         self.children.iter().filter(|(_, child)| child.owner == owner).map(|(id, _)| *id).collect()
     }
 
-    /// The live CHILD_SA of an IKE SA with this outbound SPI.
+    /// Returns the live CHILD_SA of an IKE SA that has this outbound SPI.
     pub(crate) fn by_outbound_spi(&self, owner: Spi, spi: u32) -> Option<ChildId> {
         self.children_of(owner).find(|(_, child)| child.sa.outbound_spi == spi).map(|(id, _)| id)
     }
 
-    /// All CHILD_SAs, including those that linger, with their use.
+    /// Returns all CHILD_SAs, including those that linger, with their use.
     pub(crate) fn all(&self) -> impl Iterator<Item = (ChildUse, &Child)> {
         self.children.iter().map(|(id, child)| {
             let usage = match (&child.lingering, self.outbound(&child.sa.purpose) == Some(*id)) {
@@ -221,8 +224,9 @@ impl ChildSas {
         let ready = match arrival {
             Arrival::Ready => true,
             Arrival::Waiting => false,
-            // We send with the replaced CHILD_SA, unless it belongs to a redundant IKE SA. In that
-            // case nothing is switched.
+            // Normally we send with the replaced CHILD_SA and switch to the new one. If the
+            // replaced CHILD_SA belongs to a redundant IKE SA, we do not send with it, and do not
+            // switch.
             Arrival::RekeyedByUs(replaced) => old == Some(replaced),
             //= RFC 7296 2.8 REQUIRED 11: the responder sends on the old SA
             Arrival::RekeyedByPeer(_) => mutation!("sent_before_peer_is_ready"),
@@ -243,7 +247,7 @@ impl ChildSas {
         id
     }
 
-    /// Sends with this live CHILD_SA from now on.
+    /// Starts sending with this live CHILD_SA.
     pub(crate) fn switch_to(&mut self, id: ChildId, out: &mut Output) {
         let Some(new) = self.live(id).map(|child| Arc::clone(&child.sa)).filter(|_| !self.is_outbound(id)) else {
             return;
@@ -253,9 +257,9 @@ impl ChildSas {
         }
     }
 
-    /// Handles the release of this CHILD_SA by its IKE SA. If we can send with another one, we
-    /// switch to it, and this one lingers so that packets under way still arrive. Otherwise, or if
-    /// `linger` is zero, it is removed at once.
+    /// Handles the release of this CHILD_SA by its IKE SA. If we can send with another CHILD_SA, we
+    /// switch to it, and the released one lingers so that packets in the network still arrive.
+    /// Otherwise, or if `linger` is zero, the released one is removed immediately.
     pub(crate) fn retire(&mut self, id: ChildId, linger: Duration, reason: DownReason, now: Instant, out: &mut Output) {
         if self.live(id).is_none() {
             return;
@@ -275,8 +279,8 @@ impl ChildSas {
         }
     }
 
-    /// Removes the CHILD_SAs that have lingered longest, so that a peer that rekeys without pause
-    /// cannot fill the memory.
+    /// Removes the CHILD_SAs that have lingered longest, down to [`MAX_LINGERING`], so that a peer
+    /// that rekeys without pause cannot fill the memory.
     fn limit_lingering(&mut self, purpose: &Purpose, out: &mut Output) {
         let mut lingering: Vec<(Instant, ChildId, DownReason)> = self
             .children
@@ -293,8 +297,8 @@ impl ChildSas {
         }
     }
 
-    /// Removes this CHILD_SA at once, whether it is live or lingers. Switches to another one if
-    /// there is one.
+    /// Removes this CHILD_SA immediately, whether it is live or lingers. If we sent with it,
+    /// switches to another one if possible.
     pub(crate) fn remove_at_once(&mut self, id: ChildId, reason: DownReason, out: &mut Output) {
         if self.is_outbound(id)
             && let Some(successor) = self.successor(id)
@@ -306,8 +310,8 @@ impl ChildSas {
         }
     }
 
-    /// Chooses the live CHILD_SA of the same purpose to send with when `leaving` is removed. It
-    /// prefers CHILD_SAs that are not redundant, then those of the same IKE SA, then the newest.
+    /// Returns the live CHILD_SA of the same purpose with which to send when `leaving` is removed.
+    /// Prefers CHILD_SAs that are not redundant, then those of the same IKE SA, then the newest.
     fn successor(&self, leaving: ChildId) -> Option<ChildId> {
         let Child { owner, sa, .. } = self.children.get(&leaving)?;
         let living = self.children.iter().filter(|(id, child)| **id != leaving && child.lingering.is_none());
@@ -322,7 +326,7 @@ impl ChildSas {
         out.event(Event::ChildDown { peer: self.peer.clone(), child: id, reason });
     }
 
-    /// Removes everything at once, including what lingers.
+    /// Removes all CHILD_SAs immediately, including those that linger.
     pub(crate) fn clear(&mut self, reason: DownReason, out: &mut Output) {
         let ids: Vec<ChildId> = self.children.keys().copied().collect();
         for id in ids {
@@ -330,7 +334,8 @@ impl ChildSas {
         }
     }
 
-    /// The newest live CHILD_SA of each purpose of an IKE SA, without the redundant ones.
+    /// Returns the newest live CHILD_SA of each purpose of an IKE SA. Redundant CHILD_SAs do not
+    /// count.
     pub(crate) fn newest_of(&self, owner: Spi) -> Vec<ChildId> {
         let mut newest: BTreeMap<&Purpose, (Instant, ChildId)> = BTreeMap::new();
         for (id, child) in self.children_of(owner).filter(|(_, child)| !child.redundant) {
@@ -340,8 +345,8 @@ impl ChildSas {
         newest.into_values().map(|(_, id)| id).collect()
     }
 
-    /// Moves the live CHILD_SAs of one IKE SA to the IKE SA that replaces it (RFC 7296 2.18). If
-    /// the rekey of a CHILD_SA was under way on the old IKE SA, that rekey starts again at `rekey`.
+    /// Moves the live CHILD_SAs of one IKE SA to the IKE SA that replaces it (RFC 7296 2.18). If a
+    /// CHILD_SA was being rekeyed on the old IKE SA, its rekey starts again at `rekey`.
     pub(crate) fn move_to(&mut self, from: Spi, to: Spi, rekey: Instant) {
         let moving = self.ids_of(from);
         for id in &moving {
@@ -357,7 +362,7 @@ impl ChildSas {
         }
     }
 
-    /// The earliest time at which a CHILD_SA has lingered long enough.
+    /// Returns the earliest time at which a CHILD_SA has lingered long enough.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.children.values().filter_map(|child| child.lingering.as_ref().map(|lingering| lingering.until)).min()
     }

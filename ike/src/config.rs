@@ -1,4 +1,4 @@
-//! The configuration: the peers, and what may be negotiated with them.
+//! The configuration: the peers, and the parameters that may be negotiated with them.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -17,29 +17,28 @@ pub struct EndpointConfig {
     pub port: u16,
     /// UDP port for IKE with the non-ESP marker and for ESP in UDP (4500).
     pub nat_port: u16,
-    /// From this number of half-open IKE SAs on, a new initiator must return a cookie (RFC 7296
-    /// 2.6).
+    /// Number of half-open IKE SAs from which a new initiator must return a cookie (RFC 7296 2.6).
     pub cookie_threshold: usize,
-    /// Maximum number of half-open IKE SAs. At the limit further IKE_SA_INIT requests are dropped.
+    /// Maximum number of half-open IKE SAs. At the limit, further IKE_SA_INIT requests are dropped.
     pub half_open_limit: usize,
-    /// Maximum number of simultaneous attempts that packets cause ([`crate::Endpoint::acquire`]). 0
-    /// counts as 1.
+    /// Maximum number of simultaneous attempts that are caused by packets
+    /// ([`crate::Endpoint::acquire`]). 0 counts as 1.
     pub acquire_limit: usize,
-    /// Messages larger than this are sent in fragments if the peer supports that (RFC 7383). Size
-    /// of the UDP payload, bytes.
+    /// Maximum size of the UDP payload, bytes. Larger messages are sent in fragments if the peer
+    /// supports fragmentation (RFC 7383).
     pub fragment_size: usize,
     /// How long an IKE SA may continue after the peer's certificate has expired. New handshakes
-    /// with an expired certificate are always refused. Zero: the IKE SA ends when the certificate
-    /// expires.
+    /// with an expired certificate are always refused. If it is zero, the IKE SA ends when the
+    /// certificate expires.
     pub certificate_grace: Duration,
     /// Whether the owner reports ESP by [`crate::Endpoint::esp_sent`] and
     /// [`crate::Endpoint::esp_received`]. If it does, the liveness of a peer is checked soon only
-    /// if ESP was sent to the peer and nothing came back. Otherwise it is checked whenever the peer
-    /// has been silent for [`Timing::liveness`].
+    /// if ESP was sent to the peer and nothing was received in return. Otherwise it is checked
+    /// whenever the peer has been silent for [`Timing::liveness`].
     pub esp_reported: bool,
     /// Addresses of this node at which peers may reach it ([`crate::Endpoint::set_addresses`]).
-    /// Peers that speak MOBIKE are sent the first eight in addition to the address in use, without
-    /// addresses that no other host can reach (loopback, link-local, multicast).
+    /// Peers that support MOBIKE receive the address in use and up to eight others. Addresses that
+    /// no other host can reach (loopback, link-local, multicast) are left out and do not count.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -69,7 +68,7 @@ impl PeerName {
         Self(name.into())
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -88,7 +87,8 @@ impl fmt::Debug for PeerName {
 }
 
 /// An IKE identity (RFC 7296 3.5). Identities are ordered by type, then by content. If both ends
-/// begin an IKE SA at once, the one from the end with the smaller identity stays.
+/// initiate an IKE SA at the same time, the one initiated by the end with the smaller identity
+/// stays.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Identity {
     /// ID_IPV4_ADDR or ID_IPV6_ADDR.
@@ -108,61 +108,62 @@ pub enum Identity {
 pub struct PeerConfig {
     /// Our name for the peer.
     pub name: PeerName,
-    /// Our address towards this peer. `None`: the kernel chooses the address from its routes.
+    /// Our address towards this peer. If it is `None`, the kernel chooses the address by its
+    /// routes.
     pub local: Option<IpAddr>,
-    /// Addresses of the peer, likeliest first; all are tried at once. Empty: only the peer can
-    /// begin. Messages to ports other than 500 carry the non-ESP marker from the first message on
-    /// (RFC 7296 2.23).
+    /// Addresses of the peer, likeliest first. An attempt tries all of them at the same time. If
+    /// there are none, only the peer can initiate. Messages to ports other than 500 carry the
+    /// non-ESP marker from the first message on (RFC 7296 2.23).
     pub remotes: Vec<SocketAddr>,
     /// Our identity.
     pub local_id: Identity,
-    /// The peer's identity. As initiator we accept only this one; as responder we find the peer by
-    /// it.
+    /// The peer's identity. As initiator we accept only this identity. As responder we find the
+    /// peer by it.
     pub remote_id: Identity,
     /// How both ends authenticate.
     pub auth: Auth,
     /// IKE SA proposals, best first.
     pub ike_proposals: Vec<IkeProposal>,
-    /// The CHILD_SA that IKE_AUTH makes if we are the initiator.
+    /// The CHILD_SA that IKE_AUTH creates if we are the initiator.
     pub child: ChildConfig,
-    /// CHILD_SAs that are wanted in addition to `child`, under the same IKE SA (RFC 7296 1.3.1).
+    /// CHILD_SAs that should exist in addition to `child`, under the same IKE SA (RFC 7296 1.3.1).
     /// Their names differ from each other and from the name of `child`.
     pub additional_children: Vec<ChildConfig>,
     /// Maximum number of purposes of CHILD_SAs of one IKE SA. CHILD_SAs for further purposes are
     /// refused with NO_ADDITIONAL_SAS. With 1, one CHILD_SA carries all traffic, as between our own
-    /// nodes. With more, the peer may make several CHILD_SAs within the selectors of one child, for
-    /// example one for each pair of its subnets.
+    /// nodes. With more, the peer may create several CHILD_SAs within the selectors of one child,
+    /// for example one for each pair of its subnets.
     pub max_children: usize,
-    /// Whether we start an attempt by ourselves, and again when the peer is lost. Otherwise an
-    /// attempt begins when the peer sends a request, or when a packet needs the peer
-    /// ([`crate::Endpoint::acquire`]).
+    /// Whether we start an attempt as soon as the peer is configured, and again when the peer is
+    /// lost. Otherwise, an attempt starts when the peer sends a request, or when a packet for the
+    /// peer waits ([`crate::Endpoint::acquire`]).
     pub initiate: bool,
-    /// Whether we make both ends detect a NAT, so that ESP travels in UDP.
+    /// Whether we make both ends detect a NAT that need not exist, so that ESP travels in UDP.
     pub force_encapsulation: bool,
-    /// Whether we speak MOBIKE (RFC 4555) with a peer that does too, so that an IKE SA and its
+    /// Whether we use MOBIKE (RFC 4555) if the peer supports it, so that an IKE SA and its
     /// CHILD_SAs can move to other addresses of either end. MOBIKE is never used with a child in
-    /// transport mode. A change applies from the next IKE_SA_INIT on.
+    /// transport mode. A change of this setting takes effect with the next IKE_SA_INIT.
     pub mobike: bool,
-    /// Whether this peer's kernel SAs from before a restart are kept. If they are, INITIAL_CONTACT
-    /// is not sent.
+    /// Whether the kernel SAs with this peer from before a restart are kept. If they are,
+    /// INITIAL_CONTACT is not sent.
     pub keep_existing: bool,
     /// Timers.
     pub timing: Timing,
 }
 
 impl PeerConfig {
-    /// All configured children: `child`, then the additional ones.
+    /// Returns all configured children: `child`, then the additional ones.
     pub fn children(&self) -> impl Iterator<Item = &ChildConfig> {
         std::iter::once(&self.child).chain(&self.additional_children)
     }
 
-    /// Returns whether we announce MOBIKE. It supports tunnel mode only (RFC 4555 1.3): in
-    /// transport mode the selectors are the addresses of both ends, so nothing can move.
+    /// Returns whether we announce MOBIKE. MOBIKE supports only tunnel mode (RFC 4555 1.3): in
+    /// transport mode the selectors are the addresses of both ends, so the addresses cannot change.
     pub(crate) fn speaks_mobike(&self) -> bool {
         self.mobike && self.children().all(|child| child.mode == Mode::Tunnel)
     }
 
-    /// The child with this name.
+    /// Returns the child with this name.
     pub fn child_named(&self, name: &ChildName) -> Option<&ChildConfig> {
         self.children().find(|child| child.name == *name)
     }
@@ -171,27 +172,30 @@ impl PeerConfig {
 /// Timers of one peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// Silence after which liveness is checked (RFC 7296 2.4). If the owner reports ESP
-    /// ([`EndpointConfig::esp_reported`]), only a silence after something was sent counts.
+    /// Time without a message from the peer after which liveness is checked (RFC 7296 2.4). If the
+    /// owner reports ESP ([`EndpointConfig::esp_reported`]), only silence after ESP was sent
+    /// counts.
     pub liveness: Duration,
-    /// If the owner reports ESP: time without an IKE message after which liveness is checked in any
-    /// case. Up to a tenth is subtracted at random.
+    /// Time without an IKE message after which liveness is checked in any case, if the owner
+    /// reports ESP. Up to a tenth is subtracted at random.
     pub idle_liveness: Duration,
     /// Delay before the first retransmission of a request. It doubles each time.
     pub retransmit: Duration,
-    /// Transmissions of one request before the IKE SA is given up.
+    /// Number of transmissions of one request before the IKE SA is abandoned.
     pub transmissions: u32,
     /// Lifetime of a CHILD_SA, after which it is rekeyed. Up to a tenth is subtracted at random. A
     /// CHILD_SA that cannot be rekeyed expires after 1.5 times this lifetime.
     pub child_lifetime: Duration,
     /// Lifetime of the keys of an IKE SA, after which it is rekeyed (RFC 7296 1.3.2). Up to a tenth
-    /// is subtracted at random. If the peer refuses, IKE_SA_INIT and IKE_AUTH make a new IKE SA to
-    /// replace it. An IKE SA that cannot be replaced expires after 1.5 times this lifetime.
+    /// is subtracted at random. If the peer refuses the rekey, IKE_SA_INIT and IKE_AUTH create a
+    /// new IKE SA to replace the old one. An IKE SA that cannot be replaced expires after 1.5 times
+    /// this lifetime.
     pub ike_lifetime: Duration,
-    /// How long the peer's authentication is valid. After that, IKE_SA_INIT and IKE_AUTH make a new
-    /// IKE SA, which replaces the present one without a gap (RFC 7296 2.8.3). Up to a tenth is
-    /// subtracted at random. A rekey of the IKE SA does not prolong the authentication. If a peer
-    /// has not authenticated again after 1.5 times this lifetime, its IKE SA ends.
+    /// How long the peer's authentication is valid. After that, IKE_SA_INIT and IKE_AUTH create a
+    /// new IKE SA, which replaces the present one without interrupting traffic (RFC 7296 2.8.3). Up
+    /// to a tenth is subtracted at random. A rekey of the IKE SA does not prolong the
+    /// authentication. If a peer has not authenticated again after 1.5 times this lifetime, its IKE
+    /// SA ends.
     pub authentication_lifetime: Duration,
     /// How long an old inbound SA lingers after a rekey.
     pub linger: Duration,
@@ -199,34 +203,34 @@ pub struct Timing {
     pub retry: Duration,
     /// Maximum delay between attempts.
     pub retry_max: Duration,
-    /// Silence after which a NAT keepalive is sent if we are behind a NAT (RFC 3948 4), less up to
-    /// a second.
+    /// Time without a packet from us after which a NAT keepalive is sent if we are behind a NAT
+    /// (RFC 3948 4). It is sent up to one second earlier, so that it falls on a whole second.
     pub nat_keepalive: Duration,
 }
 
-/// Maximum of [`Timing::child_retry_max`].
+/// Upper limit of [`Timing::child_retry_max`].
 const LONGEST_CHILD_RETRY: Duration = Duration::from_secs(10);
 
 impl Timing {
-    /// Maximum lifetime of a CHILD_SA, counted from its creation (RFC 7296 2.8: a CHILD_SA MUST NOT
-    /// be used beyond its lifetime).
+    /// Returns the maximum lifetime of a CHILD_SA, counted from its creation (RFC 7296 2.8: a
+    /// CHILD_SA MUST NOT be used beyond its lifetime).
     pub(crate) fn child_hard_lifetime(&self) -> Duration {
         self.child_lifetime.saturating_add(self.child_lifetime / 2)
     }
 
-    /// Maximum delay between two requests for a CHILD_SA on an IKE SA that is up. The peer answers,
-    /// so a long delay, as for a silent peer, is not needed.
+    /// Returns the maximum delay between two requests for a CHILD_SA on an IKE SA that is up. The
+    /// peer responds on such an IKE SA, so a long delay, as for a silent peer, is not needed.
     pub(crate) fn child_retry_max(&self) -> Duration {
         self.retry_max.min(LONGEST_CHILD_RETRY).max(self.retry)
     }
 
-    /// Maximum lifetime of an IKE SA, counted from the creation of its keys.
+    /// Returns the maximum lifetime of an IKE SA, counted from the creation of its keys.
     pub(crate) fn ike_hard_lifetime(&self) -> Duration {
         self.ike_lifetime.saturating_add(self.ike_lifetime / 2)
     }
 
-    /// Maximum lifetime of an IKE SA together with the IKE SAs that it was rekeyed from, counted
-    /// from the peer's authentication.
+    /// Returns the maximum lifetime of an IKE SA together with the IKE SAs from which it was
+    /// rekeyed, counted from the peer's authentication.
     pub(crate) fn authentication_hard_lifetime(&self) -> Duration {
         self.authentication_lifetime.saturating_add(self.authentication_lifetime / 2)
     }
@@ -271,10 +275,10 @@ pub struct CertificateAuth {
     /// A URI that the peer's certificate must have as subjectAltName, in addition to `remote_id`.
     pub remote_uri: Option<String>,
     /// Extended key usages, as DER content of the OID. The peer's certificate must have one of
-    /// them. Empty: none is required.
+    /// them. If the list is empty, none is required.
     pub remote_key_usages: Vec<Vec<u8>>,
     /// Certificates of the peer whose notBefore is earlier are revoked. Seconds since 1970-01-01
-    /// UTC; 0: none is revoked. Raising this value ends the IKE SAs in which the peer used a
+    /// UTC. With 0, none is revoked. Raising this value ends the IKE SAs in which the peer used a
     /// certificate that is now revoked.
     pub remote_not_before: u64,
 }
@@ -306,7 +310,8 @@ pub enum Cipher {
 }
 
 impl Cipher {
-    /// The integrity algorithm used with AES-CBC. `None`: the cipher is an AEAD.
+    /// Returns the integrity algorithm that is used with AES-CBC, or `None` if the cipher is an
+    /// AEAD.
     pub fn integrity(self) -> Option<Integrity> {
         match self {
             Self::AesCbc(_, integrity) => Some(integrity),
@@ -338,7 +343,7 @@ pub enum AesKeyLength {
 }
 
 impl AesKeyLength {
-    /// The length in bits.
+    /// Returns the length in bits.
     pub fn bits(self) -> u16 {
         match self {
             Self::Bits128 => 128,
@@ -393,19 +398,19 @@ impl fmt::Display for Prf {
 /// A key exchange method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Group {
-    /// Curve25519 (RFC 8031), 31.
+    /// Curve25519 (RFC 8031), transform ID 31.
     X25519,
-    /// 256-bit random ECP (RFC 5903), 19.
+    /// 256-bit random ECP (RFC 5903), transform ID 19.
     P256,
-    /// 384-bit random ECP (RFC 5903), 20.
+    /// 384-bit random ECP (RFC 5903), transform ID 20.
     P384,
-    /// 521-bit random ECP (RFC 5903), 21.
+    /// 521-bit random ECP (RFC 5903), transform ID 21.
     P521,
-    /// 2048-bit MODP (RFC 3526), 14.
+    /// 2048-bit MODP (RFC 3526), transform ID 14.
     Modp2048,
-    /// 3072-bit MODP (RFC 3526), 15.
+    /// 3072-bit MODP (RFC 3526), transform ID 15.
     Modp3072,
-    /// 4096-bit MODP (RFC 3526), 16.
+    /// 4096-bit MODP (RFC 3526), transform ID 16.
     Modp4096,
 }
 
@@ -426,14 +431,15 @@ pub struct IkeProposal {
 pub struct EspProposal {
     /// Encryption and integrity.
     pub ciphers: Vec<Cipher>,
-    /// Key exchange methods for rekeying with forward secrecy. Empty: without forward secrecy.
+    /// Key exchange methods for rekeying with forward secrecy. If the list is empty, there is no
+    /// forward secrecy.
     pub groups: Vec<Group>,
     /// Whether extended sequence numbers are offered and accepted. 32-bit sequence numbers are
     /// always offered and accepted.
     pub esn: bool,
 }
 
-/// A CHILD_SA that is wanted with a peer.
+/// The configuration of a CHILD_SA that should exist with a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildConfig {
     /// Our name for the CHILD_SA.
@@ -447,29 +453,29 @@ pub struct ChildConfig {
     /// Protocol and ports that the CHILD_SA carries. The selectors of both sides contain them (RFC
     /// 7296 3.13.1).
     pub next_layer: NextLayer,
-    /// What ESP protects. In transport mode `local` and `remote` are the addresses of the IKE SA.
+    /// The mode of ESP. In transport mode `local` and `remote` are the addresses of the IKE SA.
     pub mode: Mode,
 }
 
-/// What ESP protects (RFC 4301 4.1).
+/// The part of a packet that ESP protects (RFC 4301 4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Mode {
     /// Whole packets.
     #[default]
     Tunnel,
-    /// The payload of packets between the two ends themselves. Transport mode is not negotiated
-    /// through a NAT.
+    /// The payload of packets between the two ends themselves. We do not negotiate transport mode
+    /// if there is a NAT.
     Transport,
 }
 
 /// The next layer protocol and the ports of traffic selectors (RFC 4301 4.4.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NextLayer {
-    /// IP protocol; 0 is any.
+    /// IP protocol. 0 matches any protocol.
     pub protocol: u8,
-    /// Port of our side. `None`: any.
+    /// Port of our side. `None` matches any port.
     pub local_port: Option<u16>,
-    /// Port of the peer's side. `None`: any.
+    /// Port of the peer's side. `None` matches any port.
     pub remote_port: Option<u16>,
 }
 

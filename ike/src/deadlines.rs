@@ -5,20 +5,20 @@ use std::hash::Hash;
 
 use crate::time::Instant;
 
-/// What an IKE SA waits for.
+/// The deadlines of an IKE SA, by purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Timer {
-    /// Our request is to be retransmitted.
+    /// The time to retransmit our request.
     Retransmit,
     /// The peer has been silent for the liveness interval (RFC 7296 2.4).
     Liveness,
     /// We have been silent for the keepalive interval behind a NAT (RFC 3948 4).
     Keepalive,
-    /// A new IKE SA must replace this one.
+    /// The time at which a new IKE SA must replace this one.
     Reauthenticate,
-    /// The IKE SA's lifetime may have ended.
+    /// The time at which the IKE SA's lifetime may have ended.
     Expire,
-    /// The peer has not deleted an SA that it should have deleted.
+    /// The time by which the peer should have deleted an SA, or an IKE SA should have a CHILD_SA.
     Cleanup,
 }
 
@@ -30,7 +30,7 @@ const TIMERS: [Timer; 6] =
 pub(crate) struct Timers([Option<Instant>; TIMERS.len()]);
 
 impl Timers {
-    /// Sets a timer, or changes it.
+    /// Sets the deadline of a timer. Replaces an earlier deadline.
     pub(crate) fn set(&mut self, timer: Timer, at: Instant) {
         if let Some(slot) = self.0.get_mut(timer as usize) {
             *slot = Some(at);
@@ -44,17 +44,17 @@ impl Timers {
         }
     }
 
-    /// The deadline of a timer. `None`: it is not set.
+    /// Returns the deadline of a timer, or `None` if the timer is not set.
     pub(crate) fn get(&self, timer: Timer) -> Option<Instant> {
         self.0.get(timer as usize).copied().flatten()
     }
 
-    /// The earliest deadline of the timers that are set.
+    /// Returns the earliest deadline of all timers.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.0.iter().flatten().min().copied()
     }
 
-    /// Returns a timer whose deadline has passed and stops it.
+    /// Returns a timer whose deadline has passed and stops it. Returns `None` if there is none.
     pub(crate) fn expired(&mut self, now: Instant) -> Option<Timer> {
         let timer = TIMERS.into_iter().find(|&timer| self.get(timer).is_some_and(|at| at <= now))?;
         self.stop(timer);
@@ -70,12 +70,12 @@ pub(crate) struct Deadlines<O> {
 }
 
 impl<O: Clone + Ord + Hash> Deadlines<O> {
-    /// A table in which no owner has a deadline.
+    /// Makes a table in which no owner has a deadline.
     pub(crate) fn new() -> Self {
         Self { queue: BTreeSet::new(), by_owner: HashMap::new() }
     }
 
-    /// Sets the owner's next deadline, or removes it.
+    /// Sets the owner's next deadline. `None` removes it.
     pub(crate) fn set(&mut self, owner: O, at: Option<Instant>) {
         let before = match at {
             Some(at) => self.by_owner.insert(owner.clone(), at),
@@ -97,7 +97,7 @@ impl<O: Clone + Ord + Hash> Deadlines<O> {
         self.by_owner.contains_key(owner)
     }
 
-    /// The earliest deadline of all owners.
+    /// Returns the earliest deadline of all owners.
     pub(crate) fn next(&self) -> Option<Instant> {
         self.queue.first().map(|(at, _)| *at)
     }

@@ -1,29 +1,29 @@
-//! What the owner of an endpoint provides, and the datagrams that the endpoint hands to the owner
-//! for sending.
+//! The functions that the owner of an endpoint provides, and the datagrams that the owner must
+//! send.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::PeerName;
 
-/// Functions that the owner provides to an endpoint. Like the time, they are passed with every
-/// call.
+/// Functions that the owner provides to an endpoint. The environment, like the time, is passed with
+/// every call.
 pub trait Environment {
     /// Fills `bytes` with cryptographically secure random bytes.
     fn fill_random(&mut self, bytes: &mut [u8]);
-    /// Seconds since 1970-01-01 UTC, for certificates: max(clock, build time, last time kept on
-    /// disk).
+    /// Returns the seconds since 1970-01-01 UTC, for checking certificates: max(clock, build time,
+    /// last time stored on disk).
     fn unix_time(&self) -> u64;
-    /// Reserves an SPI for an inbound ESP SA towards `local` (XFRM_MSG_ALLOCSPI). `None`: the
-    /// kernel refused, and the CHILD_SA fails.
+    /// Reserves an SPI for an inbound ESP SA towards `local` (XFRM_MSG_ALLOCSPI). Returns `None` if
+    /// the kernel refuses; the CHILD_SA then fails.
     fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32>;
-    /// The source address that the kernel would use towards `remote`, for peers without a
-    /// configured local address. `None`: unknown. The peer then detects a NAT in front of us and
-    /// sends ESP in UDP.
+    /// Returns the source address that the kernel would use towards `remote`, for peers without a
+    /// configured local address. Returns `None` if it is unknown. In that case the peer detects a
+    /// NAT in front of us and sends ESP in UDP.
     fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {
         let _ = remote;
         None
     }
-    /// Gives back a reserved SPI that no [`ChildSa`](crate::ChildSa) event has carried.
+    /// Releases a reserved SPI that has not been part of a [`ChildSa`](crate::ChildSa) event.
     fn release_spi(&mut self, peer: &PeerName, local: IpAddr, spi: u32);
 }
 
@@ -31,8 +31,8 @@ pub trait Environment {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
     /// Address and port to send from. The port selects the socket. On the NAT traversal port the
-    /// payload already has the non-ESP marker (RFC 3948 2.2). An unspecified address lets the
-    /// kernel choose.
+    /// payload already has the non-ESP marker (RFC 3948 2.2). If the address is unspecified, the
+    /// kernel chooses one.
     pub local: SocketAddr,
     /// Address and port to send to.
     pub remote: SocketAddr,

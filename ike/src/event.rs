@@ -1,5 +1,5 @@
-//! What an endpoint reports to its owner. The owner must carry out events in the order in which
-//! they come, so that a rekey loses no packet.
+//! Events, which an endpoint reports to its owner. The owner must carry out events in order, so
+//! that no packet is lost in a rekey.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use crate::secret::Secret;
 /// The SPIs of an IKE SA. They identify it in events and logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IkeId {
-    /// IKE SA initiator's SPI.
+    /// SPI of the IKE SA's initiator.
     pub initiator: u64,
-    /// IKE SA responder's SPI.
+    /// SPI of the IKE SA's responder.
     pub responder: u64,
 }
 
@@ -30,11 +30,11 @@ pub struct ChildSa {
     pub id: ChildId,
     /// The IKE SA that the CHILD_SA belongs to now.
     pub ike: IkeId,
-    /// What the CHILD_SA is for. We send with one of the CHILD_SAs of each purpose.
+    /// The purpose of the CHILD_SA. We send with only one of the CHILD_SAs of each purpose.
     pub purpose: Purpose,
-    /// SPI that we allocated; the peer sends with it.
+    /// SPI that we allocated. The peer sends with it.
     pub inbound_spi: u32,
-    /// SPI that the peer allocated; we send with it.
+    /// SPI that the peer allocated. We send with it.
     pub outbound_spi: u32,
     /// Cipher of both directions.
     pub cipher: Cipher,
@@ -44,7 +44,7 @@ pub struct ChildSa {
     pub outbound_key: Secret,
     /// Whether extended sequence numbers are used.
     pub esn: bool,
-    /// Our end of the tunnel. The port counts only if `encapsulated`.
+    /// Our end of the tunnel. The port is used only if `encapsulated` is set.
     pub local: SocketAddr,
     /// The peer's end of the tunnel.
     pub remote: SocketAddr,
@@ -58,22 +58,22 @@ pub struct ChildSa {
     pub next_layer: NextLayer,
     /// Tunnel or transport mode.
     pub mode: Mode,
-    /// Whether we began the exchange that made this CHILD_SA.
+    /// Whether we initiated the exchange that created this CHILD_SA.
     pub initiator: bool,
 }
 
 /// When to send through the new SA of a rekey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutboundSwitch {
-    /// At once, in one batch: add the new outbound, delete the old outbound.
+    /// Immediately, in one batch: add the new outbound SA, delete the old one.
     Now,
-    /// Not before [`Event::OutboundSwitch`]: the peer may not have its new inbound SA yet.
+    /// Only after [`Event::OutboundSwitch`], since the peer may not have its new inbound SA yet.
     Later,
 }
 
-/// Something that happened. Carry out an event before the next call into the endpoint, and before
-/// you send the datagrams that the endpoint gives after it: the peer may use an SA as soon as it
-/// has our response.
+/// An event, which the owner must carry out. Do so before the next call into the endpoint, and
+/// before you send the datagrams that the endpoint returns after the event: the peer may use an SA
+/// as soon as it has our response.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// An IKE SA is established.
@@ -88,22 +88,23 @@ pub enum Event {
         remote: SocketAddr,
         /// Whether we are the initiator of the IKE SA.
         initiator: bool,
-        /// The chosen proposal, the peer's authentication and NATs, to show to people.
+        /// The chosen proposal, how the peer authenticated and the NATs that were detected, for
+        /// display.
         details: IkeDetails,
     },
     /// An IKE SA has been replaced by another, which an earlier [`Event::IkeUp`] reported. After a
-    /// rekey its CHILD_SAs have moved to the new one. After a new authentication they linger,
-    /// unless the peer no longer has the old IKE SA. One `IkeReplaced` or one `IkeDown` follows
-    /// every `IkeUp`.
+    /// rekey, the CHILD_SAs have moved to the new IKE SA. After a new authentication, they linger,
+    /// unless the peer no longer has the old IKE SA. Every `IkeUp` is followed by exactly one
+    /// `IkeReplaced` or `IkeDown`.
     IkeReplaced {
         /// The peer.
         peer: PeerName,
-        /// The IKE SA that is gone.
+        /// The IKE SA that has ended.
         old: IkeId,
         /// The IKE SA that stays.
         new: IkeId,
     },
-    /// An IKE SA is gone. Earlier [`Event::ChildDown`]s reported its CHILD_SAs.
+    /// An IKE SA has ended. Earlier [`Event::ChildDown`]s reported its CHILD_SAs.
     IkeDown {
         /// The peer.
         peer: PeerName,
@@ -112,10 +113,10 @@ pub enum Event {
         /// The reason.
         reason: DownReason,
     },
-    /// A CHILD_SA that replaces none, or one that belongs to a new IKE SA. Install the inbound SA,
-    /// then the outbound one. Leave other CHILD_SAs as they are: only those of the same [`Purpose`]
-    /// replace each other. If `replaces` is set, delete the outbound SA of that CHILD_SA in the
-    /// same batch; its inbound SA stays until its [`Event::ChildDown`].
+    /// A CHILD_SA was created that does not replace another, or that belongs to a new IKE SA.
+    /// Install the inbound SA, then the outbound one. Do not change other CHILD_SAs: only those of
+    /// the same [`Purpose`] replace each other. If `replaces` is set, delete the outbound SA of
+    /// that CHILD_SA in the same batch. Its inbound SA stays until its [`Event::ChildDown`].
     ChildUp {
         /// The peer.
         peer: PeerName,
@@ -124,8 +125,8 @@ pub enum Event {
         /// The CHILD_SA whose outbound SA this one replaces.
         replaces: Option<ChildId>,
     },
-    /// A CHILD_SA that rekeys another, or one that belongs to a second IKE SA with the peer.
-    /// Install the new inbound SA, and switch the outbound SA as `switch` says.
+    /// A CHILD_SA was created that rekeys another, or that belongs to a second IKE SA with the
+    /// peer. Install the new inbound SA, and switch the outbound SA at the time given by `switch`.
     ChildRekeyed {
         /// The peer.
         peer: PeerName,
@@ -136,18 +137,19 @@ pub enum Event {
         /// When to switch the outbound SA.
         switch: OutboundSwitch,
     },
-    /// Switch from the old to the new outbound SA now, in one batch. `new` may be the older
-    /// CHILD_SA, if that one survives.
+    /// Switch from the old to the new outbound SA now, in one batch. `new` may be the CHILD_SA that
+    /// was established earlier, if that one survives.
     OutboundSwitch {
         /// The peer.
         peer: PeerName,
         /// The CHILD_SA whose outbound SA is in use.
         old: ChildId,
-        /// The CHILD_SA to send with. An earlier event had you install its inbound SA.
+        /// The CHILD_SA with which to send from now on. Its inbound SA was installed by an earlier
+        /// event.
         new: Arc<ChildSa>,
     },
-    /// Remove what is left of this CHILD_SA: the inbound SA, and the outbound one unless it was
-    /// already replaced.
+    /// A CHILD_SA has ended. Remove its inbound SA, and its outbound SA unless that was already
+    /// replaced.
     ChildDown {
         /// The peer.
         peer: PeerName,
@@ -156,8 +158,8 @@ pub enum Event {
         /// The reason.
         reason: DownReason,
     },
-    /// The peer's or our address or port changed: update the SAs of these CHILD_SAs, including
-    /// those that only linger.
+    /// The peer's address or port changed, or ours. Update the SAs of these CHILD_SAs, including
+    /// those that linger.
     PeerMoved {
         /// The peer.
         peer: PeerName,
@@ -167,7 +169,7 @@ pub enum Event {
         local: SocketAddr,
         /// The peer's new address.
         remote: SocketAddr,
-        /// Whether ESP travels in UDP now. This may have changed too.
+        /// Whether ESP now travels in UDP. This may also have changed.
         encapsulated: bool,
     },
     /// The peer has not answered three transmissions of a request and sends no ESP. Its IKE SA
@@ -181,16 +183,16 @@ pub enum Event {
         /// The peer.
         peer: PeerName,
     },
-    /// An attempt failed; the endpoint will try again by itself if the peer's configuration says
-    /// `initiate`.
+    /// An attempt failed. The endpoint tries again if `initiate` is set in the peer's
+    /// configuration.
     PeerFailed {
         /// The peer.
         peer: PeerName,
-        /// The exchange, what was expected, what came, what to do.
+        /// The exchange, what was expected, what was received, and what to do.
         error: PeerError,
     },
-    /// An initiator was refused that is not a configured peer, or that failed before its identity
-    /// was known.
+    /// An initiator was refused. It is not a configured peer, or the handshake failed before its
+    /// identity was known.
     Refused {
         /// The initiator's address.
         from: SocketAddr,
@@ -201,7 +203,7 @@ pub enum Event {
     },
 }
 
-/// What was negotiated for an IKE SA, to show to people.
+/// The negotiated parameters of an IKE SA, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IkeDetails {
     /// Encryption, PRF, key exchange, for example `AES_GCM_16-256/PRF_HMAC_SHA2_256/CURVE_25519`.
@@ -212,13 +214,14 @@ pub struct IkeDetails {
     pub nat_local: bool,
     /// Whether a NAT in front of the peer was detected.
     pub nat_remote: bool,
-    /// Whether both ends speak MOBIKE (RFC 4555), so that the IKE SA follows changes of addresses.
+    /// Whether both ends support MOBIKE (RFC 4555), so that the IKE SA follows changes of
+    /// addresses.
     pub mobike: bool,
     /// The peer's certificate, if it authenticated with one.
     pub certificate: Option<PeerCertificate>,
 }
 
-/// The fields of a peer's certificate that are kept.
+/// The stored fields of a peer's certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerCertificate {
     /// Serial number, hexadecimal.
@@ -239,7 +242,7 @@ pub enum DownReason {
     DeletedByUs,
     /// The peer did not answer.
     Timeout,
-    /// Replaced by a rekey, by the survivor of two IKE SAs that both ends began at once, or by
+    /// Replaced by a rekey, by the surviving IKE SA after a simultaneous initiation, or by
     /// INITIAL_CONTACT.
     Replaced,
     /// A protocol error ended the SA.
@@ -249,7 +252,7 @@ pub enum DownReason {
     Expired,
 }
 
-/// An error that names the exchange, what was expected, what arrived and what to do.
+/// An error that names the exchange, what was expected, what was received and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{exchange}: {kind}: {detail}")]
 pub struct PeerError {
@@ -258,7 +261,7 @@ pub struct PeerError {
     pub exchange: &'static str,
     /// The kind of failure.
     pub kind: PeerErrorKind,
-    /// What was expected, what came, what to do. Holds no secret.
+    /// What was expected, what was received, and what to do. Contains no secret.
     pub detail: String,
 }
 
@@ -287,7 +290,7 @@ pub enum PeerErrorKind {
     /// usage.
     #[error("the peer's certificate is not trusted")]
     UntrustedCertificate,
-    /// The peer's identity or certificate is not the expected one.
+    /// The peer's identity or certificate differs from the expected one.
     #[error("the peer is not who was expected")]
     WrongIdentity,
     /// No peer with this identity is configured.
@@ -296,10 +299,10 @@ pub enum PeerErrorKind {
     /// TS_UNACCEPTABLE, from either end.
     #[error("traffic selectors unacceptable")]
     TrafficSelectors,
-    /// One end wants transport mode, and the other end or a NAT on the way does not allow it.
+    /// One end requires transport mode, and the other end or a NAT on the path does not allow it.
     #[error("transport mode is not possible")]
     TransportMode,
-    /// The peer broke the protocol.
+    /// The peer violated the protocol.
     #[error("protocol error")]
     Protocol,
     /// This node or its kernel failed, for example to reserve an SPI.
@@ -308,7 +311,7 @@ pub enum PeerErrorKind {
     /// The lifetime of an SA has ended, and nothing has replaced the SA.
     #[error("the lifetime is over")]
     Expired,
-    /// The peer asks for more CHILD_SAs than [`PeerConfig::max_children`](crate::PeerConfig).
+    /// The peer requests more CHILD_SAs than [`PeerConfig::max_children`](crate::PeerConfig).
     #[error("too many CHILD_SAs")]
     TooManyChildren,
     /// Any other error notification from the peer.

@@ -1,11 +1,11 @@
-//! IKEv2 (RFC 7296) as a library without input or output: datagrams and time go in, datagrams and
-//! events come out.
+//! IKEv2 (RFC 7296) as a library that does no I/O: it takes datagrams and the time, and returns
+//! datagrams and events.
 //!
-//! One [`Endpoint`] holds all IKE SAs of a node. Its owner gives it datagrams
-//! ([`Endpoint::handle`]) and time ([`Endpoint::handle_timeout`]), and then drains
-//! [`Endpoint::poll_event`], [`Endpoint::poll_transmit`] and [`Endpoint::poll_timeout`].
-//! Randomness, the wall clock and SPIs come through [`Environment`], so a whole network of
-//! endpoints runs in one thread of a test.
+//! One [`Endpoint`] holds all IKE SAs of a node. Its owner passes it datagrams
+//! ([`Endpoint::handle`]) and the time ([`Endpoint::handle_timeout`]), and then drains
+//! [`Endpoint::poll_event`], [`Endpoint::poll_transmit`] and [`Endpoint::poll_timeout`]. Random
+//! numbers, the wall clock and SPIs come from an [`Environment`], so a test can run a whole network
+//! of endpoints in one thread.
 //!
 //! ```
 //! use std::net::IpAddr;
@@ -15,7 +15,7 @@
 //! use edge_ike::{Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment};
 //! use edge_ike::{Identity, Instant, PeerConfig, PeerName, Secret};
 //!
-//! /// What an endpoint cannot know by itself.
+//! /// The functions that an endpoint needs from the system.
 //! struct System;
 //!
 //! impl Environment for System {
@@ -67,31 +67,31 @@
 //! let mut endpoint = Endpoint::new(EndpointConfig::default());
 //! endpoint.set_peer(peer, Instant::default(), &mut System)?;
 //!
-//! // The endpoint begins: its first datagram is an IKE_SA_INIT request for the peer.
+//! // The endpoint initiates: its first datagram is an IKE_SA_INIT request to the peer.
 //! let transmit = endpoint.poll_transmit().expect("a datagram to send");
 //! assert_eq!(transmit.remote, "198.51.100.1:500".parse()?);
 //! assert_eq!(Message::decode(&transmit.payload)?.header.exchange, ExchangeType::IkeSaInit);
-//! // It wants to be called again when the request has to be sent again.
+//! // The owner must call the endpoint again when it is time to retransmit the request.
 //! assert!(endpoint.poll_timeout().is_some());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! `examples/loopback.rs` shows the loop that drives an endpoint over sockets.
 //!
-//! - [`config`]: the peers, and what may be negotiated with them.
+//! - [`config`]: the peers, and the parameters that may be negotiated with them.
 //! - [`endpoint`]: the [`Endpoint`] itself, and the order in which its owner must call it.
-//! - [`event`]: the events that the owner must carry out in the kernel and may show to people.
-//! - [`capture`]: copies of messages with their payloads in clear.
+//! - [`event`]: the events that the owner must carry out in the kernel and may display.
+//! - [`capture`]: copies of messages with their payloads decrypted.
 //! - [`wire`]: the encoding of messages.
 //! - [`crypto`]: key exchange, key derivation, and the protection of messages.
 //! - [`auth`]: the authentication of both ends.
 //!
-//! Private modules: `sa` has the states and exchanges of one IKE SA. `child_sas` has the CHILD_SAs
-//! of one peer and the order of their events. `negotiate` chooses algorithms and selectors that
-//! both ends accept. `deadlines` holds deadlines, and `output` holds datagrams and events until the
-//! owner takes them. `tests/simulation` tests whole networks of endpoints, and `tests/hostile`
-//! tests hostile peers. `mutations` holds deliberate mistakes, which these tests must notice; no
-//! release build has them.
+//! Private modules: `sa` contains the states and exchanges of one IKE SA. `child_sas` contains the
+//! CHILD_SAs of one peer and the order of their events. `negotiate` chooses algorithms and
+//! selectors that both ends accept. `deadlines` stores deadlines, and `output` stores datagrams and
+//! events until the owner takes them. `tests/simulation` tests whole networks of endpoints, and
+//! `tests/hostile` tests hostile peers. `mutations` contains deliberate mistakes, which these tests
+//! must detect. Release builds do not contain them.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 

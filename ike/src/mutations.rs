@@ -1,6 +1,6 @@
-//! Deliberate mistakes, each of which the tests must notice: `tests/simulation/mutations.rs` makes
-//! one after another. They exist only with the feature `mutations` and with debug assertions; in
-//! every other build `mutation!` is false, and the compiler leaves the mistake out.
+//! Deliberate mistakes, each of which the tests must detect. `tests/simulation/mutations.rs`
+//! activates one after another. They exist only with the feature `mutations` and with debug
+//! assertions. In every other build `mutation!` is false, and the compiler removes the mistake.
 
 /// Returns whether the mistake with this name is active.
 macro_rules! mutation {
@@ -9,7 +9,7 @@ macro_rules! mutation {
     };
 }
 
-/// Returns false: this build contains no mistakes.
+/// Returns false, since this build contains no mistakes.
 #[cfg(not(all(feature = "mutations", debug_assertions)))]
 #[inline(always)]
 pub(crate) const fn is_active(_: &str) -> bool {
@@ -20,7 +20,7 @@ pub(crate) const fn is_active(_: &str) -> bool {
 mod active {
     use std::cell::Cell;
 
-    /// The names of all mistakes, and the rules that they break.
+    /// The names of all mistakes, and the rules that they violate.
     pub const ALL: &[(&str, &str)] = &[
         ("nonce_rule_inverted", "RFC 7296 2.8.1: the other SA of a collision is redundant."),
         (
@@ -119,7 +119,7 @@ mod active {
         static ACTIVE: Cell<Option<&'static str>> = const { Cell::new(None) };
     }
 
-    /// Activates this mistake in this thread, in place of the one that was active.
+    /// Activates this mistake in this thread. Deactivates the previous one.
     pub fn activate(name: Option<&'static str>) {
         ACTIVE.set(name);
     }

@@ -61,8 +61,8 @@ impl Context<'_> {
         bytes
     }
 
-    /// Shortens a time by up to a tenth at random, so that two ends, or a thousand peers, seldom
-    /// act at once.
+    /// Shortens a time by up to a tenth at random, so that two ends, or a thousand peers, rarely
+    /// act at the same time.
     //= RFC 7296 2.8.1 SHOULD 1: jitter
     pub(crate) fn jittered(&mut self, time: std::time::Duration) -> std::time::Duration {
         let share = if mutation!("no_jitter") { 0 } else { u32::from(u16::from_be_bytes(self.random())) };

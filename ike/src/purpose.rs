@@ -18,7 +18,7 @@ impl ChildName {
         Self(name.into())
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -30,13 +30,13 @@ impl fmt::Display for ChildName {
     }
 }
 
-/// What a CHILD_SA is for. We send with one of the CHILD_SAs of each purpose; a rekey or a new IKE
-/// SA replaces that CHILD_SA. CHILD_SAs of different purposes do not affect each other.
+/// The purpose of a CHILD_SA. We send with only one of the CHILD_SAs of each purpose. A rekey or a
+/// new IKE SA replaces that CHILD_SA. CHILD_SAs of different purposes do not affect each other.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Purpose {
     /// The configured child.
     pub child: ChildName,
-    /// The part of the child's traffic that the peer accepts. `None`: all of it.
+    /// The part of the child's traffic that the peer accepts. `None` means all of it.
     pub part: Option<Arc<TrafficPart>>,
 }
 
@@ -50,19 +50,19 @@ pub struct TrafficPart {
 }
 
 impl Purpose {
-    /// All traffic of a configured child.
+    /// Makes the purpose of all traffic of a configured child.
     pub fn whole(child: &ChildName) -> Self {
         Self { child: child.clone(), part: None }
     }
 
     /// Returns whether a CHILD_SA of this purpose serves the `other` one. A CHILD_SA for all
-    /// traffic of a child serves every part of it. A CHILD_SA for a part serves the whole, since
-    /// the peer accepts no more.
+    /// traffic of a child serves every part of it. A CHILD_SA for a part also serves the whole,
+    /// since the peer does not accept more.
     pub(crate) fn serves(&self, other: &Self) -> bool {
         self.child == other.child && (self.part.is_none() || other.part.is_none() || self.part == other.part)
     }
 
-    /// The traffic between these networks.
+    /// Makes the purpose of the traffic between these networks.
     pub(crate) fn part(child: &ChildName, mut local: Vec<IpNetwork>, mut remote: Vec<IpNetwork>) -> Self {
         for networks in [&mut local, &mut remote] {
             networks.sort();
@@ -72,7 +72,7 @@ impl Purpose {
     }
 }
 
-/// Formats as `net`, or for a part as `net[10.1.0.0/24,10.1.1.0/24=10.2.0.0/24]`: the networks of
+/// Formats as `net` or, for a part, as `net[10.1.0.0/24,10.1.1.0/24=10.2.0.0/24]`: the networks of
 /// our side, then those of the peer's side.
 impl fmt::Display for Purpose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,7 +84,7 @@ impl fmt::Display for Purpose {
     }
 }
 
-/// Error: the text does not have the format in which [`Purpose`] displays.
+/// The error for a text that does not have the display format of [`Purpose`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected NAME or NAME[NETWORK,...=NETWORK,...]")]
 pub struct InvalidPurpose;

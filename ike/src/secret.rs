@@ -2,7 +2,8 @@
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-/// Secret bytes: wiped when dropped, never shown by `Debug`, compared in constant time.
+/// Secret bytes. They are wiped when dropped, never shown by `Debug`, and compared in constant
+/// time.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 //= RFC 7296 2.12 MUST 1: keys are forgotten
 pub struct Secret(Vec<u8>);
@@ -13,7 +14,7 @@ impl Secret {
         Self(bytes)
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }

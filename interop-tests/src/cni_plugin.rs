@@ -33,7 +33,7 @@ fn network_configuration(node: &Node) -> Result<Value> {
 /// Runs the plugin.
 ///
 /// # Errors
-/// If the plugin cannot be run or its output is not JSON.
+/// Returns an error if the plugin cannot be run or its output is not JSON.
 pub(crate) fn call(lab: &Lab, node: &Node, verb: &str, container_id: &str, netns: &str) -> Result<PluginOutput> {
     let stdin = node.out().join(format!("{}.cni-stdin.json", node.name()));
     std::fs::write(&stdin, network_configuration(node)?.to_string())?;
@@ -56,10 +56,10 @@ pub(crate) fn call(lab: &Lab, node: &Node, verb: &str, container_id: &str, netns
     Ok(PluginOutput { ok: out.status.success(), body })
 }
 
-/// Makes a pod's namespace and runs ADD. Returns the plugin's result too.
+/// Makes a pod's namespace and runs ADD. Also returns the plugin's result.
 ///
 /// # Errors
-/// If ADD fails.
+/// Returns an error if ADD fails.
 pub(crate) fn add(lab: &Lab, node: &Node, name: &str) -> Result<(Pod, Value)> {
     let pod = node.pod(name)?;
     let answer = call(lab, node, "ADD", &container_id(node, name), pod.netns())?;

@@ -26,7 +26,7 @@ pub struct StaticPeer {
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
-    /// How the agent and the peer authenticate.
+    /// Authentication of the agent and the peer.
     pub auth: Auth,
     /// Networks behind the agent.
     pub local_subnets: Vec<String>,
@@ -101,7 +101,7 @@ impl<'a> Agent<'a> {
     /// agent's file.
     ///
     /// # Errors
-    /// If the agent cannot be started.
+    /// Returns an error if the agent cannot be started.
     pub fn start(lab: &Lab, node: &'a Node, more: &str, peers: &[StaticPeer]) -> Result<Self> {
         let mut config = format!("{more}\n");
         for peer in peers {
@@ -113,7 +113,7 @@ impl<'a> Agent<'a> {
     /// Starts an agent with this configuration file and this log filter.
     ///
     /// # Errors
-    /// If the agent cannot be started.
+    /// Returns an error if the agent cannot be started.
     pub fn start_with(lab: &Lab, node: &'a Node, config: &str, log: &str) -> Result<Self> {
         node.write(CONFIG, config)?;
         node.sh(&format!("chmod 600 {CONFIG}"))?;
@@ -126,7 +126,7 @@ impl<'a> Agent<'a> {
     /// Waits until the agent answers on its socket.
     ///
     /// # Errors
-    /// If the agent ends or does not answer in time.
+    /// Returns an error if the agent ends or does not answer in time.
     pub fn wait_ready(&mut self) -> Result<()> {
         let mut ended = None;
         wait::for_event("the agent to answer", || {
@@ -142,7 +142,7 @@ impl<'a> Agent<'a> {
     /// Returns the output of `edge-agent status --json`.
     ///
     /// # Errors
-    /// If the agent does not answer.
+    /// Returns an error if the agent does not answer.
     pub fn status(&self) -> Result<Value> {
         serde_json::from_str(&self.status_text()?).context("the agent's status is not JSON")
     }
@@ -150,7 +150,7 @@ impl<'a> Agent<'a> {
     /// Returns the same status as [`Self::status`], as the printed text.
     ///
     /// # Errors
-    /// If the agent does not answer.
+    /// Returns an error if the agent does not answer.
     pub fn status_text(&self) -> Result<String> {
         self.node.run(self.node.command(&self.program).args(["status", "--json", "--config", CONFIG]))
     }
@@ -158,7 +158,7 @@ impl<'a> Agent<'a> {
     /// Returns the CHILD_SA in use with a peer.
     ///
     /// # Errors
-    /// If there is none or more than one.
+    /// Returns an error if there is no such CHILD_SA or more than one.
     pub fn tunnel(&self, peer: &str) -> Result<ChildSpis> {
         tunnel(&self.status()?, peer)
     }
@@ -166,7 +166,7 @@ impl<'a> Agent<'a> {
     /// Returns the CHILD_SAs in use with several peers, from one status.
     ///
     /// # Errors
-    /// If a peer has none or more than one.
+    /// Returns an error if a peer has no such CHILD_SA or more than one.
     pub fn tunnels(&self, peers: impl IntoIterator<Item = String>) -> Result<Vec<ChildSpis>> {
         let status = self.status()?;
         peers.into_iter().map(|peer| tunnel(&status, &peer)).collect()
@@ -176,7 +176,7 @@ impl<'a> Agent<'a> {
     /// traffic.
     ///
     /// # Errors
-    /// If the agent does not answer.
+    /// Returns an error if the agent does not answer.
     pub fn children(&self, peer: &str) -> Result<BTreeMap<String, ChildSpis>> {
         let status = self.status()?;
         let children = list(report(&status, peer)?, "child_sas");
@@ -192,7 +192,7 @@ impl<'a> Agent<'a> {
     /// Returns the networks of a peer that no CHILD_SA carries although they are configured.
     ///
     /// # Errors
-    /// If the agent does not answer.
+    /// Returns an error if the agent does not answer.
     pub fn not_carried(&self, peer: &str) -> Result<Vec<String>> {
         let status = self.status()?;
         let missing = list(report(&status, peer)?, "not_carried");
@@ -202,7 +202,7 @@ impl<'a> Agent<'a> {
     /// Waits for the CHILD_SA with a peer.
     ///
     /// # Errors
-    /// If no CHILD_SA is in use in time.
+    /// Returns an error if no CHILD_SA is in use in time.
     pub fn wait_up(&mut self, peer: &str) -> Result<ChildSpis> {
         let mut ended = None;
         let got = wait::for_event(&format!("the agent's tunnel to {peer}"), || {
@@ -226,7 +226,7 @@ impl<'a> Agent<'a> {
     /// Waits until the status shows a peer in this phase.
     ///
     /// # Errors
-    /// If the status does not show the phase in time.
+    /// Returns an error if the status does not show the phase in time.
     pub fn wait_phase(&self, peer: &str, phase: &str) -> Result<()> {
         wait::for_event(&format!("{} to show {peer} as {phase}", self.node.name()), || {
             let status = self.status()?;
@@ -239,7 +239,7 @@ impl<'a> Agent<'a> {
     /// Returns the reason why the latest attempt with a peer failed.
     ///
     /// # Errors
-    /// If no attempt failed, or one has succeeded since.
+    /// Returns an error if no attempt failed, or one has succeeded since.
     pub fn last_error(&self, peer: &str) -> Result<String> {
         let status = self.status()?;
         let error = report(&status, peer)?.get("last_error").and_then(Value::as_str);
@@ -249,7 +249,7 @@ impl<'a> Agent<'a> {
     /// Runs `edge-agent rekey PEER`, then waits until another CHILD_SA is in use.
     ///
     /// # Errors
-    /// If it is refused, or none comes in time.
+    /// Returns an error if the command is refused, or no new SA is in use in time.
     pub fn rekey(&self, peer: &str) -> Result<ChildSpis> {
         let before = self.tunnel(peer)?;
         self.ask_to_rekey(peer, false)?;
@@ -263,7 +263,7 @@ impl<'a> Agent<'a> {
     /// Runs `edge-agent rekey --ike PEER`, then waits until another IKE SA is the only one.
     ///
     /// # Errors
-    /// If it is refused, or none comes in time.
+    /// Returns an error if the command is refused, or no new SA is in use in time.
     pub fn rekey_ike(&self, peer: &str) -> Result<()> {
         let before = self.ike_sas(peer)?;
         self.ask_to_rekey(peer, true)?;
@@ -277,7 +277,7 @@ impl<'a> Agent<'a> {
     /// Runs `edge-agent rekey PEER`, optionally with `--ike`, and does not wait for the rekey.
     ///
     /// # Errors
-    /// If it is refused.
+    /// Returns an error if the command is refused.
     pub fn ask_to_rekey(&self, peer: &str, ike: bool) -> Result<()> {
         self.run_rekey(peer, if ike { &["--ike"] } else { &[] })
     }
@@ -285,7 +285,7 @@ impl<'a> Agent<'a> {
     /// Runs `edge-agent rekey PEER --child CHILD` and does not wait for the rekey.
     ///
     /// # Errors
-    /// If it is refused.
+    /// Returns an error if the command is refused.
     pub fn ask_to_rekey_child(&self, peer: &str, child: &str) -> Result<()> {
         self.run_rekey(peer, &["--child", child])
     }
@@ -298,7 +298,7 @@ impl<'a> Agent<'a> {
     /// Runs a command of `edge-agent` while the agent runs. Returns its standard output.
     ///
     /// # Errors
-    /// If it does not end with 0. The message has its output.
+    /// Returns an error if the command does not exit with status 0. The message has its output.
     pub fn command(&self, words: &[&str]) -> Result<String> {
         self.node.run(self.node.command(&self.program).args(words).args(["--config", CONFIG]))
     }
@@ -306,7 +306,7 @@ impl<'a> Agent<'a> {
     /// Returns the SPIs of the IKE SAs with a peer, as the status shows them.
     ///
     /// # Errors
-    /// If the agent does not answer.
+    /// Returns an error if the agent does not answer.
     pub fn ike_sas(&self, peer: &str) -> Result<Vec<(String, String)>> {
         let status = self.status()?;
         let text = |sa: &Value, key| sa.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -314,10 +314,11 @@ impl<'a> Agent<'a> {
         Ok(sas.iter().map(|sa| (text(sa, "initiator_spi"), text(sa, "responder_spi"))).collect())
     }
 
-    /// Returns whether both ends of every IKE SA with a peer speak MOBIKE, as the status shows it.
+    /// Returns whether both ends of every IKE SA with a peer support MOBIKE, as the status shows
+    /// it.
     ///
     /// # Errors
-    /// If the agent does not answer, or there is no IKE SA.
+    /// Returns an error if the agent does not answer, or there is no IKE SA.
     pub fn mobike(&self, peer: &str) -> Result<bool> {
         let status = self.status()?;
         let sas = report(&status, peer)?.get("ike_sas").and_then(Value::as_array).cloned().unwrap_or_default();
@@ -329,7 +330,7 @@ impl<'a> Agent<'a> {
     /// configurations.
     ///
     /// # Errors
-    /// If it does not end with 0.
+    /// Returns an error if the command does not exit with status 0.
     pub fn install_cni(&self, lab: &Lab) -> Result<()> {
         let plugin = lab.program("edge-cni")?;
         let mut command = self.node.command(&self.program);

@@ -33,7 +33,7 @@ impl<'a> Controller<'a> {
     /// configuration at the top of the controller's file.
     ///
     /// # Errors
-    /// If it does not answer.
+    /// Returns an error if the controller does not answer.
     pub fn start(lab: &'a Lab, node: &'a Node, address: &str, more: &str) -> Result<Self> {
         let config = format!(
             "server_names = [{address:?}]\nlisten = [\"0.0.0.0:{PORT}\"]\n{more}\n\
@@ -50,7 +50,7 @@ impl<'a> Controller<'a> {
     /// Runs a command of edge-controller, and returns its output.
     ///
     /// # Errors
-    /// If it does not end with 0.
+    /// Returns an error if the command does not exit with status 0.
     pub fn run(&self, args: &[&str]) -> Result<String> {
         self.node.run(self.node.command(self.lab.program("edge-controller")?).args(args))
     }
@@ -58,7 +58,7 @@ impl<'a> Controller<'a> {
     /// Makes a join token for `node` and starts its agent. `role` is `edge`, `hub` or `cloud`.
     ///
     /// # Errors
-    /// If the token is refused, or the agent cannot be started.
+    /// Returns an error if the token is refused, or the agent cannot be started.
     pub fn join<'n>(&self, node: &'n Node, role: &str) -> Result<Agent<'n>> {
         let name = node.name();
         let printed = self.run(&["token", "create", "--role", role, "--node", name])?;
@@ -72,7 +72,7 @@ impl<'a> Controller<'a> {
     /// Starts the agent of a node that has joined.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// Returns an error if the agent cannot be started.
     pub fn start_again<'n>(&self, node: &'n Node) -> Result<Agent<'n>> {
         let name = node.name();
         let config = format!(
@@ -87,7 +87,7 @@ impl<'a> Controller<'a> {
     /// in the edge's segment. Also returns the pod's address.
     ///
     /// # Errors
-    /// If the edge gets no segment, or an interface cannot be made.
+    /// Returns an error if the edge gets no segment, or an interface cannot be made.
     pub fn pod_of(&self, edge: &Node) -> Result<(Pod, String)> {
         let segment = wait::for_event("the edge's segment", || {
             let rows: serde_json::Value = serde_json::from_str(&self.run(&["segment", "list", "--json"])?)?;

@@ -13,7 +13,7 @@ use crate::go_module::GoModule;
 /// pins another one.
 pub const RELEASE: &str = "v1.23.0";
 
-/// Why tests with edgecore do not run on a machine that has not built it.
+/// The reason why tests with edgecore do not run on a machine that has not built edgecore.
 pub const MISSING: &str =
     "edgecore is not built on this machine; `make edgecore` builds it, in half an hour of CPU time";
 
@@ -40,8 +40,8 @@ pub fn built() -> Option<PathBuf> {
 /// Returns the path of edgecore. Builds edgecore if it is not there yet.
 ///
 /// # Errors
-/// If Go is missing or too old, the module proxy cannot be reached or the build fails. The message
-/// contains the remedy.
+/// Returns an error if Go is missing or too old, the module proxy cannot be reached or the build
+/// fails. The message contains the remedy.
 pub fn ensure() -> Result<PathBuf> {
     let (cache, name) = build_cache()?;
     let _lock = cache.lock()?;

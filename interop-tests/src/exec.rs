@@ -15,7 +15,7 @@ use crate::guest::{Event, Guest, Job, Output, Spec, choose};
 /// Files that the command writes are lost, except below the `writable` directories.
 ///
 /// # Errors
-/// If the lab or the command does not start.
+/// Returns an error if the lab or the command does not start.
 pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> Result<ExitCode> {
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let window = rustix::termios::tcgetwinsize(std::io::stdout()).ok().map(|size| (size.ws_row, size.ws_col));

@@ -23,7 +23,7 @@ pub(crate) struct GoModule {
     pub(crate) programs: &'static str,
     /// Name and size of the sources, for messages.
     pub(crate) sources: &'static str,
-    /// What can replace the build, for messages.
+    /// The alternatives to the build, for messages.
     pub(crate) otherwise: &'static str,
     /// Number of packages in a build, for the progress.
     pub(crate) packages: usize,

@@ -9,11 +9,11 @@ use clap::{Parser, Subcommand};
 use interop_tests::runner::RunOptions;
 use interop_tests::scenarios::all;
 
-/// Runs networks of real programs on a real kernel with IPsec, on an ordinary machine.
+/// Runs test networks of real programs on a real kernel with IPsec, on an ordinary machine.
 ///
-/// If the host's kernel has ESP and we are root, the lab is a set of network namespaces.
-/// Everywhere else it is a User-Mode Linux kernel, an ordinary process, which is built once (about
-/// 10 CPU-minutes) and kept in $XDG_CACHE_HOME/edge-cni.
+/// If the host's kernel has ESP and this program runs as root, the lab uses network namespaces of
+/// the host. Otherwise it runs in a User-Mode Linux kernel, which is an ordinary process. That
+/// kernel is built once (about 10 CPU-minutes) and kept in $XDG_CACHE_HOME/edge-cni.
 #[derive(Parser)]
 #[command(name = "interop-tests", version)]
 struct Cli {
@@ -25,53 +25,53 @@ struct Cli {
 enum Verb {
     /// Run one command as root in the lab, in the current directory, and return its exit status.
     ///
-    /// The command sees the host's files; what it writes is lost, except below the directories
-    /// of --writable. On a terminal it gets the terminal (try `exec -- bash`), else an empty
-    /// standard input.
+    /// The command sees the host's files. Its changes to files are discarded, except below the
+    /// directories given with --writable. If standard input is a terminal, the command gets it (try
+    /// `exec -- bash`); otherwise its standard input is empty.
     Exec {
         /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
-        /// A directory in which the command's changes are kept; may be repeated.
+        /// A directory in which the command's changes are kept; the option may be repeated.
         #[arg(long, value_name = "DIR")]
         writable: Vec<PathBuf>,
         /// The command and its arguments, after `--`.
         #[arg(required = true, last = true, value_name = "COMMAND")]
         argv: Vec<String>,
     },
-    /// Show the scenarios.
+    /// List the scenarios.
     List {
-        /// As JSON.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Run scenarios, and print one line of JSON for each.
     ///
-    /// Logs, captures and the kernels' state are in target/lab-logs/SCENARIO. The exit status is
-    /// 1 if any failed.
+    /// Logs, captures and the kernels' state are in target/lab-logs/SCENARIO. The exit status is 1
+    /// if a scenario failed.
     Run {
-        /// Whole names or beginnings, such as `strongswan/`; all by default.
+        /// Names of scenarios, or prefixes such as `strongswan/`; all scenarios by default.
         names: Vec<String>,
         /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
-        /// Open a shell in the lab of a failed scenario; its programs still run.
+        /// Open a shell in the lab of a failed scenario, while its programs still run.
         #[arg(long)]
         keep: bool,
     },
-    /// Run the demo: a cloud, four edge sites, and every claim checked.
+    /// Run the demo: a cloud and four edge sites, with a check of every claim.
     ///
-    /// Ends with `demo: N checks passed`, or with the check that failed, what was seen and where to
-    /// look, and exit status 1.
+    /// Ends with `demo: N checks passed`, or with exit status 1 and the check that failed, what was
+    /// observed and where to look.
     Demo {
         /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
-        /// Open a shell in the lab if a check fails; its programs still run.
+        /// Open a shell in the lab if a check fails, while its programs still run.
         #[arg(long)]
         keep: bool,
     },
-    /// Let random events happen in the demo's network, and check its claims after each round.
+    /// Cause random events in the demo's network, and check its claims after each round.
     ///
     /// The same seed gives the same events. Ends at the first check that fails, with exit status 1.
     Chaos {
@@ -86,12 +86,12 @@ enum Verb {
         backend: Option<String>,
     },
     /// Kill the lab's kernel at random moments of ADD and DEL, with the leases on an ext4 disk, and
-    /// check after each boot that no lease is lost, and that pods get each address once.
+    /// check after each boot that no lease is lost and that no two pods get the same address.
     ///
-    /// Prints one line of JSON, as `run` does. The same seed gives the same moments, as far as the
-    /// machine is as busy.
+    /// Prints one line of JSON, as `run` does. The same seed gives the same moments if the load on
+    /// the machine is the same.
     PowerCuts {
-        /// How often the power is cut.
+        /// Number of power cuts.
         #[arg(long, default_value_t = 3)]
         cuts: u32,
         /// The seed of the moments.
@@ -100,20 +100,21 @@ enum Verb {
     },
     /// Measure edge-agent with many peers, print a table and write target/bench/agent.json.
     ///
-    /// Run it from a build as quick as a release's, with programs of the same kind in
-    /// $EDGE_LAB_PROGRAMS: `make bench-agent` does both. Cases that are not measured this time keep
-    /// their earlier results in the file.
+    /// Run it from an optimized build, with optimized programs in $EDGE_LAB_PROGRAMS; `make
+    /// bench-agent` does both. Cases that are not measured this time keep their earlier results in
+    /// the file.
     Bench {
-        /// Measurements: tunnels-N with N peers (see `list`); by default a few that take minutes.
+        /// Measurements: tunnels-N with N peers (see `list`); by default a few, which take minutes.
         names: Vec<String>,
         /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
     },
-    /// Measure what is lost when something happens: agents restarted or killed, a link down, SAs
-    /// deleted or flushed.
+    /// Measure packet loss during events: agents restarted or killed, a link down, SAs deleted or
+    /// flushed.
     ///
-    /// Prints a table with the wanted values, and writes target/bench/interruptions.json.
+    /// Prints a table with the measured and the required values, and writes
+    /// target/bench/interruptions.json.
     Interruptions {
         /// Measurements (see `list`); all by default.
         names: Vec<String>,
@@ -121,31 +122,31 @@ enum Verb {
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
         backend: Option<String>,
     },
-    /// Build the lab kernel, if it is not there yet, and print its path.
+    /// Build the lab kernel if it does not exist yet, and print its path.
     Kernel {
-        /// Ask the package archive for a newer one.
+        /// Look for a newer kernel in the package archive.
         #[arg(long)]
         update: bool,
     },
-    /// Build kube-apiserver and kubectl, if they are not there yet, and print the path of
+    /// Build kube-apiserver and kubectl if they do not exist yet, and print the path of
     /// kube-apiserver; kubectl is in the same directory.
     KubeApiserver,
-    /// Build KubeEdge's edgecore, if it is not there yet, and print its path.
+    /// Build KubeEdge's edgecore if it does not exist yet, and print its path.
     Edgecore,
-    /// Run one command, by default a shell, beside a fresh Kubernetes control plane, and return its
-    /// exit status.
+    /// Start a fresh Kubernetes control plane, run one command (by default a shell) against it, and
+    /// return the command's exit status.
     ///
-    /// KUBECONFIG names its administrator's, and kubectl is the one of the release. The control
-    /// plane is removed afterwards.
+    /// KUBECONFIG names the kubeconfig of the control plane's administrator, and kubectl has the
+    /// same release as the control plane. The control plane is removed afterwards.
     Kube {
-        /// A further flag for kube-apiserver; may be repeated.
+        /// An additional flag for kube-apiserver; the option may be repeated.
         #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
         api_server: Vec<String>,
         /// The command and its arguments, after `--`.
         #[arg(last = true, value_name = "COMMAND")]
         argv: Vec<String>,
     },
-    /// The lab's own processes; not for use by people.
+    /// The lab's internal processes; not for direct use.
     #[command(hide = true, subcommand)]
     Guest(GuestVerb),
 }

@@ -58,7 +58,7 @@ pub fn is_root_or_skips() -> bool {
 /// Makes a named network namespace (`ip netns add`).
 ///
 /// # Panics
-/// If it cannot be made.
+/// Panics if the namespace cannot be made.
 pub fn add(name: &str) {
     succeed(Command::new("ip").args(["netns", "add", name]));
 }
@@ -73,7 +73,7 @@ pub fn delete(name: &str) {
 /// Runs `work` on a separate thread in a named network namespace.
 ///
 /// # Panics
-/// If the namespace cannot be entered, or `work` panics.
+/// Panics if the namespace cannot be entered, or `work` panics.
 pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
@@ -87,7 +87,7 @@ pub fn within<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
 /// Moves this thread into the network namespace that a path names.
 ///
 /// # Panics
-/// If it cannot be entered.
+/// Panics if the namespace cannot be entered.
 pub fn enter(path: &Path) {
     let moved = File::open(path)
         .and_then(|file| Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?));
@@ -97,7 +97,7 @@ pub fn enter(path: &Path) {
 /// Runs a program to its end, which must be a success. Returns its standard output.
 ///
 /// # Panics
-/// If the program cannot be run or fails; the message contains its standard error.
+/// Panics if the program cannot be run or fails; the message contains its standard error.
 pub fn succeed(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -107,7 +107,7 @@ pub fn succeed(command: &mut Command) -> String {
 /// Runs a program and its arguments, separated by blanks, as [`succeed`] does.
 ///
 /// # Panics
-/// If it cannot be run or fails.
+/// Panics if the program cannot be run or fails.
 pub fn run(line: &str) {
     let mut words = line.split_whitespace();
     succeed(Command::new(words.next().unwrap_or_else(|| panic!("a command line without a program"))).args(words));
@@ -121,7 +121,7 @@ const IN_NAMESPACES: &str = "EDGE_TEST_IN_NAMESPACES";
 /// returns true.
 ///
 /// # Panics
-/// If `prefix` is empty or this program has no path.
+/// Panics if `prefix` is empty or this program has no path.
 #[must_use]
 pub fn ignored_test(prefix: &[&str], name: &str) -> Command {
     let (program, arguments) = prefix.split_first().unwrap_or_else(|| panic!("{name} has no prefix"));
@@ -134,7 +134,7 @@ pub fn ignored_test(prefix: &[&str], name: &str) -> Command {
 /// Runs one ignored test of this program in its own network and mount namespaces.
 ///
 /// # Panics
-/// If it does not pass.
+/// Panics if the test does not pass.
 pub fn passes_in_namespaces(name: &str) {
     let output = succeed(&mut ignored_test(&["unshare", "--net", "--mount"], name));
     assert!(output.contains("1 passed"), "{output}");
@@ -147,12 +147,12 @@ pub fn is_in_namespaces() -> bool {
     std::env::var_os(IN_NAMESPACES).is_some()
 }
 
-/// In [`passes_in_namespaces`]: makes a second host, the network namespace `far`, on a wire. The
-/// wire's ends are `uplink` in this namespace and `far` in the other one. Both are up and without
-/// addresses.
+/// For tests in [`passes_in_namespaces`]: makes a second host, the network namespace `far`, on a
+/// wire. The wire's ends are `uplink` in this namespace and `far` in the other one. Both are up and
+/// without addresses.
 ///
 /// # Panics
-/// If the kernel refuses it.
+/// Panics if the host cannot be made.
 pub fn add_far_host() {
     for line in [
         "mount --make-rprivate /",
@@ -189,7 +189,7 @@ impl UnnamedNamespace {
     /// Makes the namespace.
     ///
     /// # Panics
-    /// If it cannot be made.
+    /// Panics if the namespace cannot be made.
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it starts a process")]
     pub fn new() -> Self {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often a step reports its progress, if standard error is not a terminal.
+/// Interval at which a step reports its progress, if standard error is not a terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(20);
 
 /// A long step that reports its progress.

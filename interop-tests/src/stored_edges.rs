@@ -25,7 +25,7 @@ pub fn name(index: u32) -> String {
 /// Returns the segment of an edge.
 ///
 /// # Errors
-/// If the index is too large for the range.
+/// Returns an error if the index is too large for the range.
 pub fn segment(index: u32) -> Result<IpNetwork> {
     let range: Ipv4Network = CLUSTER_RANGE.parse()?;
     // The address is in the upper half of the range, since the controller grants from the lower
@@ -37,7 +37,7 @@ pub fn segment(index: u32) -> Result<IpNetwork> {
 /// Fills the store of a new controller with edges, each with a segment.
 ///
 /// # Errors
-/// If the store cannot be written.
+/// Returns an error if the store cannot be written.
 pub fn fill(state: &Path, count: u32) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

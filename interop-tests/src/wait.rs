@@ -10,10 +10,10 @@ pub const TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(20);
 
 /// Calls `probe` until it succeeds. After `timeout` the error contains the last error from `probe`,
-/// which says what was still missing.
+/// which describes what was still missing.
 ///
 /// # Errors
-/// If the event does not happen in time.
+/// Returns an error if the event does not happen in time.
 pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result<T>) -> Result<T> {
     let started = Instant::now();
     loop {
@@ -32,7 +32,7 @@ pub fn until<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Result
 /// it returns a value.
 ///
 /// # Panics
-/// If `probe` returns no value within `timeout`.
+/// Panics if `probe` returns no value within `timeout`.
 #[track_caller]
 pub fn expect<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     match until(what, timeout, || probe().ok_or_else(|| anyhow!("it did not happen"))) {
@@ -44,7 +44,7 @@ pub fn expect<T>(what: &str, timeout: Duration, mut probe: impl FnMut() -> Optio
 /// Calls [`until`] with [`TIMEOUT`].
 ///
 /// # Errors
-/// If the event does not happen in time.
+/// Returns an error if the event does not happen in time.
 pub fn for_event<T>(what: &str, probe: impl FnMut() -> Result<T>) -> Result<T> {
     until(what, TIMEOUT, probe)
 }

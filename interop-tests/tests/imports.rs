@@ -110,10 +110,10 @@ impl<'source> Visit<'source> for Module {
         }
     }
 
-    /// Modules are read separately.
+    /// Does nothing, because modules are read separately.
     fn visit_item_mod(&mut self, _: &'source ItemMod) {}
 
-    /// `pub(in crate::folder)` imports nothing.
+    /// Does nothing, because `pub(in crate::folder)` imports nothing.
     fn visit_visibility(&mut self, _: &'source Visibility) {}
 
     fn visit_item_use(&mut self, item: &'source ItemUse) {

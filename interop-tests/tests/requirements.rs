@@ -16,7 +16,7 @@ const RFCS: [u32; 1] = [7296];
 /// in the section, a colon and a short name.
 const CITATION: &str = "//= ";
 
-/// The rules in the simulation's oracle judge all runs of the simulation, so these rules count as
+/// The rules in the simulation's oracle check all runs of the simulation, so these rules count as
 /// tests.
 const ORACLE: &str = "tests/simulation/oracle/";
 
@@ -87,7 +87,7 @@ struct Requirement {
     untested: Option<String>,
 }
 
-/// Identifies a requirement: RFC, section and number in the section.
+/// The identifier of a requirement: RFC, section and number in the section.
 type Key = (u32, String, u32);
 
 /// A citation and the function (or other item) that contains it.

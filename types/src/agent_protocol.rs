@@ -8,27 +8,27 @@ use crate::api::Family;
 /// Default path of the agent's socket.
 pub const AGENT_SOCKET: &str = "/run/edge-cni/agent.sock";
 
-/// How long the plugin waits for the response to [`AgentRequest::RequestSegment`] before it fails
-/// with CNI error 11, seconds.
+/// Maximum time for which the plugin waits for the response to [`AgentRequest::RequestSegment`],
+/// seconds. The plugin then fails with CNI error 11.
 pub const SEGMENT_REQUEST_TIMEOUT_SECONDS: u64 = 5;
 
 /// A request from the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentRequest {
     /// Requests another segment, because few free addresses are left. The agent responds when the
-    /// new segments are in the state directory, or at once if an earlier request has added segments
-    /// since the plugin counted its addresses.
+    /// new segments are in the state directory, or immediately if an earlier request has added
+    /// segments since the plugin counted its addresses.
     RequestSegment {
         /// The families that need addresses.
         stock: Vec<Stock>,
     },
     /// Reports that an ADD took addresses. The agent checks whether it needs a new spare segment,
-    /// and responds at once.
+    /// and responds immediately.
     AddressesTaken {
         /// Every family that has a segment.
         stock: Vec<Stock>,
     },
-    /// Checks whether the agent is running. CNI STATUS sends it.
+    /// Checks whether the agent is running. The plugin sends it for CNI STATUS.
     Ping,
 }
 
@@ -39,16 +39,16 @@ pub enum AgentRequest {
 pub struct Stock {
     /// The family.
     pub family: Family,
-    /// Addresses in this node's segments that are free for pods.
+    /// Number of addresses in this node's segments that are free for pods.
     pub free: u64,
-    /// Addresses in this node's segments that pods have.
+    /// Number of addresses in this node's segments that pods have.
     pub leased: u64,
 }
 
 /// A response from the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentResponse {
-    /// The request is done. The state directory holds the result.
+    /// The request was carried out. The result is in the state directory.
     Done,
     /// The request failed.
     Failed {

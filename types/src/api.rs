@@ -61,8 +61,8 @@ pub struct RenewalRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct NodeReport {
-    /// Addresses of the node's uplinks, likeliest first. The controller sends the first few that a
-    /// peer may use to the peers, and adds the address from which the report came.
+    /// Addresses of the node's uplinks, the most likely first. The controller passes the first few
+    /// that a peer may use on to the peers, and adds the address from which the report came.
     pub addresses: Vec<IpAddr>,
     /// UDP port of the node's IKE and ESP in UDP.
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
@@ -137,7 +137,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// The family of a network.
+    /// Returns the family of a network.
     pub fn of(network: &IpNetwork) -> Self {
         if network.is_ipv4() { Family::V4 } else { Family::V6 }
     }

@@ -3,7 +3,8 @@
 use std::error::Error;
 
 /// Returns the error with its causes in one line, separated by `: `. The outermost errors of an
-/// HTTP client say little by themselves. A cause that the text already contains is not repeated.
+/// HTTP client alone give little information. A cause whose text is already part of the line is not
+/// repeated.
 #[must_use]
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -11,9 +11,9 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// Chooses the format for a request with this `Accept` header (RFC 9110 section 12.5.1). It is
-    /// OpenMetrics if the header names it and does not prefer text. Otherwise it is the text
-    /// format, which every scraper reads.
+    /// Chooses the format for a request with this `Accept` header (RFC 9110 section 12.5.1). The
+    /// result is OpenMetrics if the header names it and does not prefer text. Otherwise the result
+    /// is the text format, which every scraper reads.
     #[must_use]
     pub fn accepted(accept: Option<&str>) -> Self {
         let (mut open_metrics, mut text) = (0, 0);
@@ -39,7 +39,7 @@ impl Exposition {
         if open_metrics > 0 && open_metrics >= text { Self::OpenMetrics } else { Self::Prometheus }
     }
 
-    /// The format's media type.
+    /// Returns the format's media type.
     #[must_use]
     pub const fn media_type(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ impl Exposition {
 /// Reads a weight (RFC 9110 section 12.4.2) in thousandths. A malformed weight counts as 0.
 fn thousandths(weight: &str) -> u32 {
     match weight.parse::<f32>() {
-        // The range is checked: the conversion is exact enough and cannot overflow.
+        // The range was checked, so the conversion cannot overflow, and it is exact enough.
         Ok(weight) if (0.0..=1.0).contains(&weight) => (weight * 1000.0) as u32,
         _ => 0,
     }
@@ -70,7 +70,7 @@ fn thousandths(weight: &str) -> u32 {
 
 fn prometheus(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
-    // The HELP line of the family whose TYPE line follows.
+    // The HELP line of the metric family whose TYPE line comes next.
     let mut help = None;
     for line in open_metrics.lines() {
         let Some(metadata) = line.strip_prefix("# ") else {
@@ -83,7 +83,7 @@ fn prometheus(open_metrics: &str) -> String {
         match what {
             Some("HELP") => help = Some(rest),
             Some("TYPE") => {
-                // In this format TYPE and HELP name the samples.
+                // In this format the TYPE and HELP lines contain the name of the samples.
                 let (name, kind) = match rest {
                     "counter" => (format!("{name}_total"), "counter"),
                     "info" => (format!("{name}_info"), "gauge"),

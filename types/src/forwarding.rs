@@ -1,7 +1,7 @@
 //! Records whether we turned forwarding on, and on which uplinks we set `accept_ra` because of it.
-//! A host that already forwarded packets is a router and stays one. If the agent or the plugin
+//! A host that forwarded packets before is a router and remains one. If the agent or the plugin
 //! turned forwarding on for pods, the agent's firewall keeps the host from routing between its own
-//! networks. Both programs write the same file, which is valid for one boot, like the settings.
+//! networks. Both programs write the same file, which is valid for one boot, as the settings are.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ const MAX_UPLINKS: usize = 64;
 struct Record {
     /// The boot for which the record is valid.
     boot_id: String,
-    /// Whether our programs turned forwarding on: IPv4 and IPv6.
+    /// Whether our programs turned forwarding on, for IPv4 and for IPv6.
     ours: [bool; 2],
     /// The interfaces whose `accept_ra` our programs changed. Earlier releases did not write this
     /// field.
@@ -36,7 +36,7 @@ struct Record {
 /// The changes that our programs made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Changes {
-    /// Whether our programs turned forwarding on: IPv4 and IPv6.
+    /// Whether our programs turned forwarding on, for IPv4 and for IPv6.
     ours: [bool; 2],
     /// The interfaces whose `accept_ra` our programs changed from 1 to 2.
     accept_ra: BTreeSet<String>,
@@ -55,8 +55,9 @@ impl Changes {
 #[derive(Debug, Clone)]
 pub struct Forwarding {
     sysctls: PathBuf,
-    /// The state directory, then the directory of the sockets. The second one is in memory, so it
-    /// is writable even if the disk is full or read-only. The record need not survive a reboot.
+    /// The state directory, then the directory of the sockets. The directory of the sockets is in
+    /// memory, so it is writable even if the disk is full or read-only. The record need not survive
+    /// a reboot.
     directories: [PathBuf; 2],
     boot_id: String,
     /// The changes that this process has recorded, even if no file could be written.
@@ -64,14 +65,14 @@ pub struct Forwarding {
 }
 
 impl Forwarding {
-    /// Uses the settings of the thread's network namespace, and the file in this state directory.
+    /// Uses the settings of the thread's network namespace, and the files in these directories.
     #[must_use]
     pub fn new(state_dir: &Path, run_dir: &Path) -> Self {
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self::at("/proc/sys/net".into(), [state_dir, run_dir], boot_id.trim())
     }
 
-    /// For tests: uses settings below this directory, and this boot identifier.
+    /// Uses settings below the directory `sysctls`, and this boot identifier. For tests.
     #[must_use]
     pub fn at(sysctls: PathBuf, directories: [&Path; 2], boot_id: &str) -> Self {
         let directories = directories.map(Path::to_owned);
@@ -85,9 +86,9 @@ impl Forwarding {
         self.on_disk().and(self.noted.clone()).ours
     }
 
-    /// Call it before you turn forwarding of these families on. It records the families for which
-    /// forwarding is off now. It replaces the file as a whole. Both programs would write the same
-    /// content, so neither undoes the other's record.
+    /// Records the families for which forwarding is off now. Call this function before you turn
+    /// forwarding of these families on. It replaces the file as a whole. Both programs write the
+    /// same content, so neither removes the other's record.
     ///
     /// # Errors
     /// Returns an error if the record cannot be written to either directory. [`Self::ours`]
@@ -101,7 +102,8 @@ impl Forwarding {
         self.record(Changes { ours: off, ..Changes::default() })
     }
 
-    /// Call it before you set `accept_ra` of this interface from 1 to 2.
+    /// Records that `accept_ra` of this interface is about to change from 1 to 2. Call this
+    /// function before the change.
     ///
     /// # Errors
     /// Returns the same errors as [`Self::note`].
@@ -119,8 +121,8 @@ impl Forwarding {
         let [state_dir, run_dir] = &self.directories;
         self.write(state_dir, &all).or_else(|error| {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(run_dir)?;
-            // The error of the state directory is the one that the operator must correct, since the
-            // run directory is lost at a reboot.
+            // Return the error of the state directory: that is the one the operator must correct,
+            // since the run directory is lost at a reboot.
             self.write(run_dir, &all).map_err(|_| error)
         })
     }
@@ -130,8 +132,8 @@ impl Forwarding {
     /// IPv6, whether it turned forwarding off.
     ///
     /// # Errors
-    /// Returns an error if a setting cannot be written or a file cannot be deleted. In the first
-    /// case the record stays.
+    /// Returns an error if a setting cannot be written or a file cannot be deleted. If a setting
+    /// cannot be written, the record stays.
     pub fn restore(&mut self) -> io::Result<[bool; 2]> {
         let mut turned_off = [false; 2];
         let changes = self.on_disk().and(self.noted.clone());
@@ -142,7 +144,7 @@ impl Forwarding {
                 *turned_off = true;
             }
         }
-        // This must come after forwarding is off: on a forwarding host, 1 would make the kernel
+        // Do this after forwarding is off: on a forwarding host, the value 1 would make the kernel
         // drop the default route.
         for interface in &changes.accept_ra {
             let setting = self.sysctls.join("ipv6/conf").join(interface).join("accept_ra");
@@ -252,8 +254,8 @@ mod tests {
             fs::create_dir(accept_ra(interface).parent().unwrap()).unwrap();
             fs::write(accept_ra(interface), value).unwrap();
         }
-        // The last interface had the value 2 before. The operator has changed eth1 since, and usb0
-        // is unplugged.
+        // `accept_ra` of the last interface was already 2 before. The operator has changed eth1
+        // since, and usb0 is unplugged.
         for interface in ["eth0.5", "eth1", "usb0"] {
             of(&host, "b1").note_accept_ra(interface).unwrap();
         }

@@ -50,8 +50,8 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     Ok(frame)
 }
 
-/// Returns the length of the body that follows a header, bytes. Checks the version and the limit
-/// first.
+/// Checks the version and the limit in a header. Returns the length of the body that follows,
+/// bytes.
 pub fn body_length(header: [u8; 5]) -> Result<usize, FrameError> {
     let [version, a, b, c, d] = header;
     if version != VERSION {

@@ -6,16 +6,17 @@
 //! - [`page`]: the bodies of the HTTP API for sessions on the operator's page.
 //! - [`agent_protocol`]: the protocol between plugin and agent, on the agent's unix socket.
 //! - [`shared_files`]: the files below the state directory that plugin and agent share.
-//! - [`forwarding`]: the record of whether we turned forwarding on, and of the uplinks changed for
-//!   it.
+//! - [`forwarding`]: the record of whether we turned forwarding on, and of the uplinks whose
+//!   settings we changed for it.
 //! - [`durable`]: files that are replaced as a whole and survive a power cut.
-//! - [`error`]: the format of errors in logs, with their causes in one line.
+//! - [`error`]: formats an error and its causes in one line, for logs.
 //! - [`exposition`]: the text formats of `/metrics`.
 //! - [`frame`]: bincode frames with a size limit and a version byte.
 //! - `jitter`: delays of random length, only with the feature `jitter`.
-//! - [`network`]: relations of two networks, networks with a special use, and names of bridges.
+//! - [`network`]: relations between two networks, networks with a special use, and names of
+//!   bridges.
 //! - [`pods`]: the patterns for pods in configuration files, and limits of other keys.
-//! - [`pki`]: the names and usages in certificates.
+//! - [`pki`]: the names and key usages in certificates.
 //! - [`token`]: the join token, with which a new node joins.
 //!
 //! Nodes and controller ignore unknown keys in messages from each other, so that programs one minor

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Node label that carries a node's communities.
 pub const COMMUNITY_LABEL: &str = "fabedge/edge-community";
-/// Alias of [`COMMUNITY_LABEL`]. If a node has both, the union of their communities applies.
+/// Alias of [`COMMUNITY_LABEL`]. If a node has both labels, the union of their communities applies.
 pub const COMMUNITY_LABEL_ALIAS: &str = "bocloud.com/edge-community";
 
 /// The reason why a text is not a name.
@@ -34,7 +34,7 @@ pub enum NameError {
 pub struct NodeName(String);
 
 impl NodeName {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -95,7 +95,7 @@ impl fmt::Display for NodeName {
 pub struct Community(String);
 
 impl Community {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -150,12 +150,12 @@ impl fmt::Display for Community {
 /// The communities of one node.
 pub type Communities = BTreeSet<Community>;
 
-/// Reads a label value: communities separated by `_`. An empty value names none.
+/// Parses a label value: communities separated by `_`. An empty value contains no community.
 pub fn communities_of_label(value: &str) -> Result<Communities, NameError> {
     value.split('_').filter(|part| !part.is_empty()).map(str::parse).collect()
 }
 
-/// Reads both labels of a node. If it has both, the union of their communities applies.
+/// Parses the community labels of a node. If it has both, the union of their communities applies.
 pub fn communities_of_labels<'a>(
     labels: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<Communities, NameError> {

@@ -1,4 +1,4 @@
-//! Relations of two networks, which `ipnetwork` supports only for [`ipnetwork::Ipv4Network`];
+//! Relations between two networks, which `ipnetwork` supports only for [`ipnetwork::Ipv4Network`];
 //! networks with a special use on every host; names of bridges; and the limit on resolvers behind
 //! tunnels.
 
@@ -7,21 +7,21 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-/// Returns whether every address of `inner` is in `outer`. A network contains itself. Networks of
-/// different families never contain each other.
+/// Returns whether every address of `inner` is in `outer`. Every network contains itself. Networks
+/// of different families never contain each other.
 #[must_use]
 pub fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
     outer.prefix() <= inner.prefix() && outer.contains(inner.network())
 }
 
-/// Returns whether the networks share an address. Networks of different families never do.
+/// Returns whether the networks share an address. Networks of different families never share one.
 #[must_use]
 pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     contains(a, b) || contains(b, a)
 }
 
 /// Maximum number of addresses in the plugin's `resolversBehindTunnels` and the agent's
-/// `resolvers_behind_tunnels`. A host has two or three resolvers.
+/// `resolvers_behind_tunnels`. A host usually has two or three resolvers.
 pub const MAX_RESOLVERS_BEHIND_TUNNELS: usize = 16;
 
 /// The rules of [`is_bridge_name`], for error messages.
@@ -36,9 +36,9 @@ pub fn is_bridge_name(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%'))
 }
 
-/// Addresses that every host needs for itself or on its links (RFC 6890), so neither pods nor
-/// Services can have them. For example, IPv6 neighbour discovery needs multicast and link-local
-/// addresses.
+/// A network of addresses that every host needs for itself or on its links (RFC 6890). Neither pods
+/// nor Services can have these addresses. For example, IPv6 neighbour discovery needs multicast and
+/// link-local addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpecialUse {
     /// The whole network.
@@ -53,7 +53,7 @@ impl fmt::Display for SpecialUse {
     }
 }
 
-/// Returns the first of these networks that shares an address with `network`.
+/// Returns the first special-use network that shares an address with `network`.
 #[must_use]
 pub fn special_use(network: &IpNetwork) -> Option<SpecialUse> {
     let v4 = |a, b, length, what| (IpAddr::from(Ipv4Addr::new(a, b, 0, 0)), length, what);

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PageSession {
-    /// The page at each address on which it is served, without the credential.
+    /// The page's URL for each address on which it is served, without the credential.
     pub urls: Vec<String>,
-    /// Signs in to the page, with read access only.
+    /// The credential for signing in to the page, with read access only.
     pub credential: String,
-    /// When the session ends, seconds since 1970-01-01 UTC.
+    /// End of the session, seconds since 1970-01-01 UTC.
     pub expires_at: i64,
 }
 

@@ -1,4 +1,4 @@
-//! The names and usages in certificates.
+//! The names and key usages in certificates.
 //!
 //! A node's certificate has the node's name as dNSName. It also has a URI with the node's role and
 //! name, `edge-cni://hub/NAME`, so that a peer cannot mistake an edge's certificate for a hub's.
@@ -22,7 +22,7 @@ pub fn node_uri(role: Role, node: &NodeName) -> String {
     format!("edge-cni://{role}/{node}")
 }
 
-/// Reads a URI that [`node_uri`] made. `None`: the URI has another format.
+/// Parses a URI that [`node_uri`] made. Returns `None` if the URI has another format.
 pub fn parse_node_uri(uri: &str) -> Option<(Role, NodeName)> {
     let (role, node) = uri.strip_prefix("edge-cni://")?.split_once('/')?;
     Some((role.parse().ok()?, node.parse().ok()?))

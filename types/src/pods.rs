@@ -6,13 +6,13 @@
 /// a rule for each, all in one message.
 pub const MAX_LAN_TO_PODS: usize = 128;
 
-/// Maximum number of ranges of Services. A cluster has one or two, and more if they are extended.
+/// Maximum number of ranges of Services. A cluster has one or two, and more if they were extended.
 pub const MAX_SERVICE_RANGES: usize = 64;
 
-/// The forms of patterns, for error messages.
+/// The allowed forms of a pattern, for error messages.
 pub const EXPECTED: &str = "\"namespace/name\", \"namespace/beginning*\", or \"*\" for all pods";
 
-/// Returns whether a text is a pattern.
+/// Returns whether a text is a valid pattern.
 pub fn is_pattern(pattern: &str) -> bool {
     let beginning = pattern.strip_suffix('*').unwrap_or(pattern);
     let (namespace, name) = beginning.split_once('/').unwrap_or_default();

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 /// Default state directory.
 pub const STATE_DIR: &str = "/var/lib/edge-cni";
-/// A program that reads files in order to change them locks this file exclusively.
+/// Lock file. A program that reads files in order to change them locks it exclusively.
 pub const LOCK_FILE: &str = "lock";
 /// Segments of this node, JSON ([`SegmentsFile`]). The agent writes it. Without an agent, the
 /// plugin writes it once from its configuration.
 pub const SEGMENTS_FILE: &str = "segments.json";
-/// Leases of pods in the plugin's own format. A directory or a file with this name.
+/// Leases of pods, in the plugin's own format. Name of a directory or a file.
 pub const LEASES_FILE: &str = "leases";
 /// The agent's last view, JSON ([`crate::NodeView`]).
 pub const VIEW_FILE: &str = "view.json";
@@ -23,12 +23,12 @@ pub const VIEW_FILE: &str = "view.json";
 pub struct SegmentsFile {
     /// Version of the layout: 1.
     pub version: u32,
-    /// Who provided the segments.
+    /// The program that provided the segments.
     pub source: SegmentsSource,
     /// Segments in the order in which they were granted. Pods get addresses from the first segment
     /// with a free address.
     pub segments: Vec<IpNetwork>,
-    /// All ranges from which segments are cut in the whole cluster. The guard protects them.
+    /// All ranges from which segments are cut, in the whole cluster. The guard protects them.
     #[serde(default)]
     pub cluster_ranges: Vec<IpNetwork>,
     /// MTU for pods, bytes. 0 if the agent does not know it.
@@ -43,8 +43,8 @@ pub struct SegmentsFile {
     /// port.
     #[serde(default)]
     pub hub_networks: Vec<IpNetwork>,
-    /// The bridge with a gateway in each segment, if the plugin wrote the file. A network of the
-    /// plugin with another bridge may have its own segments.
+    /// The bridge with a gateway in each segment, if the plugin wrote the file. A plugin network
+    /// with another bridge may have its own segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,
 }
@@ -59,9 +59,9 @@ pub enum SegmentsSource {
     Agent,
 }
 
-/// Returns the number of pods that fit into a segment, at most `u64::MAX`. Pods do not get the
-/// network's address (in IPv6 the subnet-router anycast address, RFC 4291 2.6.1), the first host
-/// address, which is the bridge's, and in IPv4 the broadcast address.
+/// Returns the number of pods that fit into a segment, at most `u64::MAX`. These addresses are
+/// reserved: the network's address (in IPv6 the subnet-router anycast address, RFC 4291 2.6.1), the
+/// first host address, which the bridge has, and in IPv4 the broadcast address.
 pub fn pod_capacity(segment: &IpNetwork) -> u64 {
     let (bits, reserved) = match segment {
         IpNetwork::V4(segment) => (32 - segment.prefix(), 3),

@@ -32,7 +32,7 @@ use crate::view::Role;
 /// The beginning of every token. The digit is the version of the layout.
 pub const PREFIX: &str = "ecni1.";
 
-/// Maximum size of a token that is read, bytes.
+/// Maximum size of a token that is accepted, bytes.
 const MAX_LENGTH: usize = 2048;
 
 /// A join token. `Debug` does not show the secret, and it is wiped when dropped.
@@ -50,7 +50,7 @@ pub struct JoinToken {
     pub secret: Zeroizing<String>,
 }
 
-/// The reason why a text is not a join token. Holds no part of the text.
+/// The reason why a text is not a join token. No variant holds any part of the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseTokenError {
     /// The text does not begin with [`PREFIX`].
@@ -87,14 +87,14 @@ impl JoinToken {
             id: self.id.clone(),
             secret: self.secret.to_string(),
         };
-        // A struct of strings always serialises.
+        // Serialising a struct of strings cannot fail.
         let json = Zeroizing::new(serde_json::to_vec(&body).unwrap_or_default());
         let mut text = Zeroizing::new(PREFIX.to_owned());
         URL_SAFE_NO_PAD.encode_string(&*json, &mut text);
         text
     }
 
-    /// The value of [`crate::api::JoinRequest::token`]: `id.secret`.
+    /// Returns the value of [`crate::api::JoinRequest::token`]: `id.secret`.
     pub fn credential(&self) -> Zeroizing<String> {
         Zeroizing::new(format!("{}.{}", self.id, *self.secret))
     }
@@ -103,7 +103,7 @@ impl JoinToken {
 impl FromStr for JoinToken {
     type Err = ParseTokenError;
 
-    /// Reads a token. Leading and trailing white space, such as a file's last newline, is ignored.
+    /// Parses a token. Leading and trailing white space, such as a file's last newline, is ignored.
     fn from_str(text: &str) -> Result<Self, ParseTokenError> {
         let body = text.trim().strip_prefix(PREFIX).ok_or(ParseTokenError::Prefix)?;
         if body.len() > MAX_LENGTH {

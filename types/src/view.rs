@@ -26,7 +26,7 @@ pub enum Role {
 }
 
 impl Role {
-    /// The word used in tokens, certificates and configuration.
+    /// Returns the word for this role in tokens, certificates and configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Role::Edge => "edge",
@@ -96,7 +96,7 @@ pub struct NodeView<P = SharedPeer> {
     pub segment_prefix: SegmentPrefix,
 }
 
-/// The changes of a view from one version to another.
+/// The changes from one version of a view to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ViewChange<P = SharedPeer> {
@@ -116,8 +116,8 @@ pub struct ViewChange<P = SharedPeer> {
 }
 
 impl ViewChange {
-    /// Makes the new version of a view. `None`: the changes apply to a version other than that of
-    /// `view`.
+    /// Returns the new version of a view, or `None` if the changes apply to a version other than
+    /// that of `view`.
     pub fn apply_to(self, view: NodeView) -> Option<NodeView> {
         if view.version != self.from {
             return None;
@@ -135,11 +135,11 @@ impl ViewChange {
     }
 }
 
-/// Maximum number of changes that are made within the list of peers. Each of them moves a part of
-/// the list. If there are more, the list is rebuilt.
+/// Maximum number of changes that are made in place in the list of peers. Each change moves a part
+/// of the list. If there are more changes, the list is rebuilt.
 const FEW_CHANGES: usize = 64;
 
-/// Changes a list of peers that is sorted by name.
+/// Changes a list of peers that is sorted by name, in place.
 fn change_in_place(mut peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[NodeName]) -> Vec<SharedPeer> {
     for name in gone {
         if let Ok(at) = peers.binary_search_by(|peer| peer.name.cmp(name)) {
@@ -156,7 +156,7 @@ fn change_in_place(mut peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[Nod
     peers
 }
 
-/// Changes a list of peers in any order. The result is sorted by name.
+/// Rebuilds a list of peers that may be in any order. The result is sorted by name.
 fn change_all(peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[NodeName]) -> Vec<SharedPeer> {
     let mut by_name: BTreeMap<NodeName, SharedPeer> = peers.into_iter().map(|peer| (peer.name.clone(), peer)).collect();
     for name in gone {
@@ -191,7 +191,7 @@ pub struct Peer {
     pub name: NodeName,
     /// The peer's role, which its certificate must also contain.
     pub role: Role,
-    /// The peer's addresses, likeliest first.
+    /// The peer's addresses, the most likely first.
     pub endpoints: Vec<NodeAddress>,
     /// Segments of the peer's pods.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
@@ -231,14 +231,14 @@ pub enum AddressSource {
 }
 
 /// A peer that several versions of a view share. Two references to the same peer in memory are
-/// equal without a comparison of their content, so that comparing views takes time only for the
+/// equal without a comparison of their content. Comparing views therefore takes time only for the
 /// peers that changed.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(from = "Peer")]
 pub struct SharedPeer(Arc<Peer>);
 
 impl SharedPeer {
-    /// Returns whether both refer to the same peer in memory.
+    /// Returns whether both references point to the same peer in memory.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -284,15 +284,16 @@ impl schemars::JsonSchema for SharedPeer {
 }
 
 impl<P> NodeView<P> {
-    /// The networks that peers may reach on this node: our segments and, on a hub, the cloud's
-    /// networks.
+    /// Returns the networks that peers may reach on this node: our segments and, on a hub, the
+    /// cloud's networks.
     pub fn local_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.segments.iter().chain(&self.networks).copied()
     }
 }
 
 impl Peer {
-    /// The networks that are reachable through this peer, and from which its packets may come.
+    /// Returns the networks that are reachable through this peer. Its packets may come only from
+    /// them.
     pub fn remote_networks(&self) -> impl Iterator<Item = IpNetwork> + '_ {
         self.segments.iter().chain(&self.networks).copied()
     }
@@ -353,7 +354,7 @@ mod tests {
             let gone: Vec<NodeName> = gone.iter().map(|number| name(*number).parse().unwrap()).collect();
             assert_eq!(change_in_place(all.clone(), put.clone(), &gone), change_all(all.clone(), put, &gone));
         }
-        // A list in another order, or with a name twice, is also sorted.
+        // A list in another order, or with a name twice, also becomes sorted.
         let odd = view(4, vec![peer("c", 1), peer("a", 1), peer("c", 2)]);
         let change = ViewChange { from: 4, version: 5, own: None, put: vec![peer("b", 1)], gone: vec![] };
         assert_eq!(change.apply_to(odd).unwrap().peers, [peer("a", 1), peer("b", 1), peer("c", 2)]);

@@ -10,7 +10,7 @@ use crate::selector::MixedFamilies;
 /// The result of an operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An operation on the kernel's IPsec databases failed. No variant ever holds a key.
+/// The reason why an operation on the kernel's IPsec databases failed. No variant holds a key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -24,9 +24,9 @@ pub enum Error {
          remove it there (see `ip xfrm policy`), or leave its networks out of ours"
     )]
     OccupiedByOther {
-        /// The policy that we wanted.
+        /// The policy that should have been installed.
         wanted: Box<Policy>,
-        /// The policy that is there.
+        /// The installed policy.
         theirs: Box<InstalledPolicy>,
     },
     /// An SA with this destination and SPI exists already.
@@ -52,7 +52,7 @@ pub enum Error {
     /// The policy is not tagged as ours, so another program owns it. It was not changed.
     #[error("policy {policy} is not one of ours: left alone")]
     PolicyOfOther {
-        /// The policy that is there.
+        /// The installed policy.
         policy: Box<InstalledPolicy>,
     },
     /// One address or network is IPv4, the other IPv6.
@@ -71,7 +71,7 @@ pub enum Error {
         /// The kernel's reason.
         reason: String,
     },
-    /// The guard's configuration contradicts itself.
+    /// The guard's configuration would allow a whole cluster range.
     #[error(
         "guard: {network} ({what}) contains the whole cluster range {range}: allowing it would let every pod's packets leave in clear; name narrower networks"
     )]
@@ -116,7 +116,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Returns whether a notification socket lost messages. If so, dump all SAs and policies again.
+    /// Returns whether a notification socket lost messages. In that case, read all SAs and policies
+    /// again.
     pub fn is_overrun(&self) -> bool {
         matches!(self, Error::Netlink(netlink::Error::Overrun))
     }
@@ -128,7 +129,8 @@ mod tests {
 
     use super::*;
 
-    /// A program that prints an error with its causes would print such a cause twice.
+    /// If `source` returned such a cause, a program that prints an error with its causes would
+    /// print it twice.
     #[test]
     fn an_error_whose_text_has_the_cause_does_not_give_it_as_source_too() {
         let refused = || std::io::Error::from(std::io::ErrorKind::PermissionDenied);

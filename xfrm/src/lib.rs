@@ -2,12 +2,12 @@
 //! notifications about them.
 //!
 //! All calls are synchronous and need no runtime: each request is one or two system calls. [`Xfrm`]
-//! holds the databases of SAs and policies. [`events::EventSocket`] reads changes to them.
-//! [`reconcile`] compares desired with existing SAs and policies. [`guard`] prevents pods' packets
-//! from leaving in clear. [`netlink`] is the underlying request socket, which also works with other
-//! netlink protocols.
+//! reads and changes the databases of SAs and policies. [`events::EventSocket`] reports changes to
+//! them. [`reconcile`] compares desired with existing SAs and policies. [`guard`] prevents pods'
+//! packets from leaving in clear. [`netlink`] is the underlying request socket, which also works
+//! with other netlink protocols.
 //!
-//! The crate never touches SAs and policies of other programs. Our SAs have a reqid from our own
+//! The crate never changes SAs and policies of other programs. Our SAs have a reqid from our own
 //! range ([`reqid`]). Our policies have a template with such a reqid; those without a template have
 //! an index from our own range.
 //!
@@ -23,7 +23,7 @@
 //!     Policy::protect_in(Direction::Fwd, outward.reversed(), reqid),
 //! ];
 //!
-//! // Against an empty kernel all of them are missing. `Xfrm::reconcile_policies` installs them.
+//! // In a kernel without policies, all are missing. `Xfrm::reconcile_policies` installs them.
 //! let plan = reconcile::policies(&desired, &[]);
 //! assert_eq!(plan.missing, desired);
 //! assert!(plan.stray.is_empty() && plan.occupied.is_empty());

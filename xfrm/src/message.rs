@@ -51,7 +51,7 @@ impl NetlinkSerializable for XfrmRequest {
     }
 }
 
-/// An SA in XFRM's response to a request. `None`: a message of a type that we did not ask for.
+/// An SA in XFRM's response to a request. `None` for a message of a type that was not requested.
 pub(crate) struct SaResponse(pub(crate) Option<Box<Sa>>);
 
 impl NetlinkDeserializable for SaResponse {
@@ -65,9 +65,9 @@ impl NetlinkDeserializable for SaResponse {
     }
 }
 
-/// A policy in XFRM's response to a request. `None`: a per-socket policy, or a message of a type
-/// that we did not ask for. A separate type, so that the CNI plugin, which uses only policies,
-/// contains no machine code that reads SAs.
+/// A policy in XFRM's response to a request. `None` for a per-socket policy, or for a message of a
+/// type that was not requested. This is a separate type, so that the CNI plugin, which uses only
+/// policies, contains no machine code that reads SAs.
 pub(crate) struct PolicyResponse(pub(crate) Option<Box<InstalledPolicy>>);
 
 impl NetlinkDeserializable for PolicyResponse {

@@ -1,5 +1,5 @@
-//! Tunnel and transport mode: ESP protects whole packets in a tunnel, or the payload of packets
-//! between the two hosts.
+//! Tunnel and transport mode: in tunnel mode ESP protects whole packets, and in transport mode the
+//! payload of packets between the two hosts.
 
 use std::fmt;
 

@@ -18,7 +18,7 @@ pub enum Direction {
     In = nl::XFRM_POLICY_IN,
     /// Packets that leave this host, whether they originate on this host or are forwarded.
     Out = nl::XFRM_POLICY_OUT,
-    /// Packets that this host forwards, when they come in.
+    /// Packets that this host forwards, at the time they arrive.
     Fwd = nl::XFRM_POLICY_FWD,
 }
 
@@ -50,12 +50,14 @@ pub mod priority {
 
     /// The smallest number among the priorities of peers' policies; see [`peer`].
     pub const PEER: u32 = 10_000;
-    /// The guard's allows for own segments.
+    /// Priority of the guard's allow policies for our own segments.
     pub const ALLOW: u32 = 20_000;
-    /// Peers whose selector has a side of prefix length 0. They have lower precedence than the
-    /// allows for our own segments, which they would otherwise override.
+    /// Priority of policies for peers whose selector has a side of prefix length 0. They have lower
+    /// precedence than the allow policies for our own segments, which they would otherwise
+    /// override.
     pub const PEER_DEFAULT_ROUTE: u32 = 25_000;
-    /// The guard's blocks, with lower precedence than all our other policies.
+    /// Priority of the guard's block policies. They have lower precedence than all our other
+    /// policies.
     pub const BLOCK: u32 = 30_000;
 
     /// The difference in priority between policies for one protocol and policies for any protocol.
@@ -82,20 +84,21 @@ pub struct Template {
     /// Mode of the SAs.
     pub mode: Mode,
     /// Tunnel ends (source, destination) for `out`. `None` for `in` and `fwd`: the kernel then
-    /// accepts any, so a change of the peer's address does not change these policies. `None` in
-    /// transport mode: the ends are the addresses of the packet.
+    /// accepts any ends, so a change of the peer's address does not change these policies. `None`
+    /// in transport mode: the ends are the addresses of the packet.
     pub outer: Option<(IpAddr, IpAddr)>,
 }
 
 /// The treatment of packets that match a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Protected by SAs: outgoing packets become ESP, and incoming packets in clear are refused.
+    /// Packets are protected by SAs: outgoing packets become ESP, and incoming packets in clear are
+    /// refused.
     Protect(Template),
-    /// Allowed in clear, or protected by SAs in transport mode: packets that came through a tunnel
-    /// are refused.
+    /// Packets are allowed in clear, or protected by SAs in transport mode. Packets that came
+    /// through a tunnel are refused.
     Allow,
-    /// Dropped, and counted as `XfrmInPolBlock` or `XfrmOutPolBlock`.
+    /// Packets are dropped and counted as `XfrmInPolBlock` or `XfrmOutPolBlock`.
     Block,
 }
 
@@ -144,17 +147,17 @@ impl Policy {
         Self { direction, selector, priority: priority::peer(&selector), action: Action::Protect(template) }
     }
 
-    /// Makes an allow of the guard.
+    /// Makes an allow policy of the guard.
     pub fn allow(direction: Direction, selector: Selector) -> Self {
         Self { direction, selector, priority: priority::ALLOW, action: Action::Allow }
     }
 
-    /// Makes a block of the guard.
+    /// Makes a block policy of the guard.
     pub fn block(direction: Direction, selector: Selector) -> Self {
         Self { direction, selector, priority: priority::BLOCK, action: Action::Block }
     }
 
-    /// The direction and selector, which identify a policy in the kernel.
+    /// Returns the direction and selector, which identify a policy in the kernel.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
@@ -183,7 +186,7 @@ impl Policy {
     }
 }
 
-/// The template of a block, which has no SAs. It only marks the policy as ours.
+/// The template of block policies. It has no SAs and only marks the policy as ours.
 const BLOCK_TAG: Template = Template { reqid: Reqid::BLOCK, mode: Mode::Tunnel, outer: None };
 
 fn template_to_kernel(template: &Template, selector: &Selector) -> nl::UserTemplate {
@@ -196,7 +199,7 @@ fn template_to_kernel(template: &Template, selector: &Selector) -> nl::UserTempl
         mode: template.mode.to_kernel(),
         share: nl::XFRM_SHARE_ANY,
         optional: 0,
-        // Any algorithm. These bit masks do not cover AEADs.
+        // Any algorithm. These bit masks do not include AEADs.
         aalgos: u32::MAX,
         ealgos: u32::MAX,
         calgos: u32::MAX,
@@ -214,9 +217,9 @@ pub struct InstalledTemplate {
     pub spi: u32,
     /// Reqid, 0 for any.
     pub reqid: u32,
-    /// `XFRM_MODE_*`; 1 is tunnel.
+    /// `XFRM_MODE_*`. Tunnel mode is 1.
     pub mode: u8,
-    /// IP protocol; 50 is ESP.
+    /// IP protocol. ESP is 50.
     pub protocol: u8,
     /// Whether unprotected packets are accepted as well.
     pub optional: bool,
@@ -231,13 +234,14 @@ pub struct InstalledPolicy {
     pub direction: Direction,
     /// The packets that the policy matches.
     pub selector: Selector,
-    /// Priority. A lower number is matched first.
+    /// Priority. Smaller numbers have higher precedence.
     pub priority: u32,
     /// The kernel's number for the policy.
     pub index: u32,
     /// Whether the policy drops the packets that it matches.
     pub blocks: bool,
-    /// The SAs that packets need. Our blocks have one template as a mark. Our allows have none.
+    /// The SAs that packets need. Our block policies have one template as a mark. Our allow
+    /// policies have none.
     pub templates: Vec<InstalledTemplate>,
     /// Mark and mask. 0/0 means none.
     pub mark: (u32, u32),
@@ -260,7 +264,7 @@ impl InstalledPolicy {
         }
     }
 
-    /// The direction and selector, which identify a policy in the kernel.
+    /// Returns the direction and selector, which identify a policy in the kernel.
     pub fn key(&self) -> PolicyKey {
         (self.direction, self.selector)
     }
@@ -271,7 +275,7 @@ impl InstalledPolicy {
         self.mark == (0, 0) && self.if_id == 0
     }
 
-    /// Returns whether the policy is exactly the wanted one.
+    /// Returns whether the policy is exactly the `wanted` one.
     pub fn matches(&self, wanted: &Policy) -> bool {
         let template = match wanted.action {
             Action::Allow => None,
@@ -320,7 +324,7 @@ impl InstalledPolicy {
         self.matches(&policy).then_some(policy)
     }
 
-    /// Reads a policy. `Ok(None)` for per-socket policies.
+    /// Parses a policy. Returns `Ok(None)` for per-socket policies.
     pub(crate) fn decode(body: &[u8]) -> Result<Option<Self>, String> {
         let (fixed, rest) = uapi::split(body, nl::XFRM_USER_POLICY_INFO_LEN)?;
         let info = nl::UserPolicyInfo::parse(fixed).map_err(|error| error.to_string())?;

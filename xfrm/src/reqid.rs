@@ -12,9 +12,9 @@ pub const LAST_REQID: u32 = 0xECFF_FFFF;
 /// and [`Reqid::FROM_HUBS`].
 pub const TUNNELS: u32 = 0x00F0_0000;
 
-/// First policy index of our range. An allow has no template and therefore no reqid that marks it
-/// as ours. Its index from this range marks it instead: the kernel uses the caller's index if it is
-/// free (`xfrm_gen_index`), and counts its own indexes up from 8.
+/// First policy index of our range. An allow policy has no template and therefore no reqid that
+/// marks it as ours. An index from this range marks it instead: the kernel uses the caller's index
+/// if it is free (`xfrm_gen_index`), and counts its own indexes up from 8.
 pub const FIRST_INDEX: u32 = 0xEC00_0000;
 /// Last policy index of our range.
 pub const LAST_INDEX: u32 = 0xECFF_FFFF;
@@ -24,31 +24,32 @@ pub const LAST_INDEX: u32 = 0xECFF_FFFF;
 pub struct Reqid(u32);
 
 impl Reqid {
-    /// Marks blocks. No SA ever has it.
+    /// Reqid that marks block policies. No SA ever has it.
     pub const BLOCK: Reqid = Reqid(FIRST_REQID + TUNNELS);
 
-    /// Inbound SAs of all hubs, and the policies for packets from hubs. Several hubs front the same
-    /// networks, and the kernel keeps one policy for packets from these networks.
+    /// Reqid of the inbound SAs of all hubs, and of the policies for packets from hubs. Several
+    /// hubs front the same networks, and the kernel keeps one policy for packets from these
+    /// networks.
     pub const FROM_HUBS: Reqid = Reqid(FIRST_REQID + TUNNELS + 1);
 
-    /// The reqid of tunnel number `n`, below [`TUNNELS`]. A peer keeps it as long as it exists,
-    /// across rekeys and changes of address.
+    /// Returns the reqid of tunnel number `n`, or `None` if `n` is not below [`TUNNELS`]. A peer
+    /// keeps its reqid as long as the peer exists, across rekeys and changes of address.
     pub const fn tunnel(n: u32) -> Option<Reqid> {
         if n < TUNNELS { Some(Reqid(FIRST_REQID + n)) } else { None }
     }
 
-    /// Checks a reqid that the kernel reported. `None`: it belongs to another program.
+    /// Checks a reqid that the kernel reported. Returns `None` if it belongs to another program.
     pub const fn ours(raw: u32) -> Option<Reqid> {
         if raw >= FIRST_REQID && raw <= LAST_REQID { Some(Reqid(raw)) } else { None }
     }
 
-    /// The number of the tunnel. `None`: the reqid does not belong to a single tunnel.
+    /// Returns the number of the tunnel, or `None` if the reqid does not belong to a single tunnel.
     pub const fn tunnel_number(self) -> Option<u32> {
         let n = self.0 - FIRST_REQID;
         if n < TUNNELS { Some(n) } else { None }
     }
 
-    /// The value in the kernel.
+    /// Returns the value that the kernel uses.
     pub const fn raw(self) -> u32 {
         self.0
     }

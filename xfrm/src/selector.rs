@@ -8,7 +8,7 @@ use netlink_packet_xfrm as nl;
 
 use crate::uapi;
 
-/// Error: one side is IPv4, the other IPv6.
+/// The error for a selector or an SA with one IPv4 side and one IPv6 side.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{one} and {other} are of different address families")]
 pub struct MixedFamilies {
@@ -18,13 +18,13 @@ pub struct MixedFamilies {
     pub other: String,
 }
 
-/// A port and the mask of its significant bits (`xfrm_selector` in `linux/xfrm.h`). All zero: any
-/// port.
+/// A port and the mask of its significant bits (`xfrm_selector` in `linux/xfrm.h`). All zeros match
+/// any port.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PortMask {
     /// Value of the port.
     pub value: u16,
-    /// Mask: `0xffff` for one port, 0 for any.
+    /// Mask: `0xffff` for one port, 0 for any port.
     pub mask: u16,
 }
 
@@ -32,7 +32,7 @@ impl PortMask {
     /// Any port.
     pub const ANY: PortMask = PortMask { value: 0, mask: 0 };
 
-    /// Exactly this port.
+    /// Returns the value and mask that match exactly this port.
     pub const fn exactly(value: u16) -> PortMask {
         PortMask { value, mask: 0xffff }
     }
@@ -71,7 +71,7 @@ impl Selector {
     }
 
     /// Narrows the selector to one IP protocol (6 TCP, 17 UDP, ...) and to ports. Protocol 0
-    /// matches any.
+    /// matches any protocol.
     #[must_use]
     pub fn with_protocol(mut self, protocol: u8, source_port: PortMask, destination_port: PortMask) -> Self {
         self.protocol = protocol;
@@ -80,7 +80,7 @@ impl Selector {
         self
     }
 
-    /// The same selector with source and destination exchanged.
+    /// Returns the same selector with source and destination exchanged.
     #[must_use]
     pub fn reversed(self) -> Self {
         Self {
@@ -92,32 +92,32 @@ impl Selector {
         }
     }
 
-    /// Source network.
+    /// Returns the source network.
     pub fn source(&self) -> IpNetwork {
         self.source
     }
 
-    /// Destination network.
+    /// Returns the destination network.
     pub fn destination(&self) -> IpNetwork {
         self.destination
     }
 
-    /// IP protocol, 0 for any.
+    /// Returns the IP protocol, 0 for any.
     pub fn protocol(&self) -> u8 {
         self.protocol
     }
 
-    /// Source port.
+    /// Returns the source port.
     pub fn source_port(&self) -> PortMask {
         self.source_port
     }
 
-    /// Destination port.
+    /// Returns the destination port.
     pub fn destination_port(&self) -> PortMask {
         self.destination_port
     }
 
-    /// Returns whether it is IPv4.
+    /// Returns whether the selector is for IPv4.
     pub fn is_ipv4(&self) -> bool {
         self.source.is_ipv4()
     }
@@ -136,7 +136,7 @@ impl Selector {
         }
     }
 
-    /// The unspecified address of this family.
+    /// Returns the unspecified address of this selector's family.
     pub(crate) fn any_address(&self) -> IpAddr {
         any_network(self.is_ipv4()).ip()
     }
@@ -158,7 +158,8 @@ impl Selector {
         }
     }
 
-    /// Reads a selector from the kernel. `None` if family or prefix length is invalid.
+    /// Parses a selector from the kernel. Returns `None` if the family or a prefix length is
+    /// invalid.
     pub(crate) fn from_kernel(raw: &nl::Selector) -> Option<Self> {
         let network = |address: &nl::Address, prefix: u8| {
             let ip = uapi::address(address, raw.family)?;
@@ -220,7 +221,7 @@ impl fmt::Debug for Selector {
     }
 }
 
-/// `0.0.0.0/0` or `::/0`.
+/// Returns `0.0.0.0/0` or `::/0`.
 pub(crate) fn any_network(ipv4: bool) -> IpNetwork {
     let unspecified: IpAddr =
         if ipv4 { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };

@@ -19,10 +19,10 @@ const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
 const IP_XFRM_POLICY: libc::c_int = 17;
 const IPV6_XFRM_POLICY: libc::c_int = 35;
 
-/// Lets this socket send and receive in clear regardless of policies, so that IKE is neither
-/// blocked nor sent through the tunnel that it makes. The kernel applies this to packets of the
-/// socket's own family: use one socket for each family, the IPv6 one with `IPV6_V6ONLY`. Needs
-/// `CAP_NET_ADMIN`.
+/// Lets this socket send and receive in clear regardless of policies, so that IKE messages are
+/// neither blocked nor sent through the tunnel that they establish. The kernel applies this to
+/// packets of the socket's own family. Use one socket for each family, and set `IPV6_V6ONLY` on the
+/// IPv6 socket. Needs `CAP_NET_ADMIN`.
 pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
     for direction in [Direction::In, Direction::Out] {
         if ipv6 {
@@ -37,14 +37,15 @@ pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
 }
 
 /// Sets whether the kernel decapsulates ESP in UDP that arrives on this socket (RFC 3948 2.1), IPv4
-/// or IPv6. The setting applies as long as the socket is open in any process. IKE messages on the
-/// socket then begin with four zero bytes.
+/// or IPv6. The setting applies as long as any process has the socket open. While it is on, IKE
+/// messages on the socket begin with four zero bytes.
 pub fn decapsulate_esp(socket: &impl AsFd, on: bool) -> Result<()> {
     let kind = if on { UDP_ENCAP_ESPINUDP } else { 0 };
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &kind.to_ne_bytes())
 }
 
-/// Accepts only datagrams with this byte at this offset (`SO_ATTACH_FILTER`, `socket(7)`).
+/// Makes the socket accept only datagrams with this byte at this offset (`SO_ATTACH_FILTER`,
+/// `socket(7)`).
 pub(crate) fn accept_byte(socket: &impl AsFd, offset: u32, byte: u8) -> Result<()> {
     let instruction = |code: u32, jump_false: u8, operand: u32| libc::sock_filter {
         code: code as u16,
@@ -60,8 +61,8 @@ pub(crate) fn accept_byte(socket: &impl AsFd, offset: u32, byte: u8) -> Result<(
     ];
     let filter = libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
     let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
-    // SAFETY: the descriptor is borrowed for the call, the value is one live `sock_fprog` of this
-    // length, and the program that it points to outlives the call, which copies it.
+    // SAFETY: the descriptor is borrowed for the call. The value is one live `sock_fprog` of this
+    // length. The program that it points to outlives the call, which copies the program.
     let outcome = unsafe {
         libc::setsockopt(
             socket.as_fd().as_raw_fd(),
@@ -78,7 +79,7 @@ pub(crate) fn accept_byte(socket: &impl AsFd, offset: u32, byte: u8) -> Result<(
     }
 }
 
-/// Makes the `struct xfrm_userpolicy_info` of an allow without template.
+/// Makes the `struct xfrm_userpolicy_info` of an allow policy without template.
 fn bypass_policy(direction: Direction, family: u16) -> Vec<u8> {
     let info = nl::UserPolicyInfo {
         selector: nl::Selector { family, ..nl::Selector::default() },
@@ -94,8 +95,8 @@ fn bypass_policy(direction: Direction, family: u16) -> Vec<u8> {
 
 fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, option: &'static str, value: &[u8]) -> Result<()> {
     let length = value.len() as libc::socklen_t;
-    // SAFETY: the descriptor is borrowed for the call, and pointer and length are those of one live
-    // slice, which is only read.
+    // SAFETY: the descriptor is borrowed for the call. Pointer and length are those of one live
+    // slice, which the call only reads.
     let outcome = unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, value.as_ptr().cast(), length) };
     if outcome == 0 { Ok(()) } else { Err(Error::SocketOption { option, error: io::Error::last_os_error() }) }
 }

@@ -8,7 +8,7 @@ const PATH: &str = "/proc/net/xfrm_stat";
 
 /// Reads the counters of this thread's network namespace. The keys are the kernel's names, such as
 /// `XfrmInNoPols`, `XfrmInTmplMismatch`, `XfrmInPolBlock`, `XfrmOutPolBlock`,
-/// `XfrmInStateProtoError`. Newer kernels have more.
+/// `XfrmInStateProtoError`. Newer kernels have more counters.
 pub fn read() -> Result<BTreeMap<String, u64>> {
     // /proc/net shows the namespace of the process's first thread, while /proc/thread-self/net
     // shows the namespace of this thread.

@@ -1,19 +1,20 @@
-//! Reads the kernel's structures, and checks every length first. `netlink-packet-xfrm` panics on a
-//! body shorter than its fixed part and drops the attributes of some messages, so only its
-//! structures are used, not its message decoders.
+//! Parses the kernel's structures and checks every length first. The decoders of
+//! `netlink-packet-xfrm` panic on a body shorter than its fixed part, and drop the attributes of
+//! some messages. This crate therefore uses only the structures of that library, not its message
+//! decoders.
 
 use std::net::IpAddr;
 
 use netlink_packet_core::{NlaBuffer, NlasIterator};
 use netlink_packet_xfrm as nl;
 
-/// `XFRMA_SA_DIR` (`linux/xfrm.h`, since 6.10), which `netlink-packet-xfrm` does not know.
+/// `XFRMA_SA_DIR` (`linux/xfrm.h`, since 6.10), which `netlink-packet-xfrm` does not define.
 pub(crate) const XFRMA_SA_DIR: u16 = 33;
 
-/// `XFRMA_SA_PCPU` (since 6.13), which `netlink-packet-xfrm` does not know either.
+/// `XFRMA_SA_PCPU` (since 6.13), which `netlink-packet-xfrm` does not define either.
 pub(crate) const XFRMA_SA_PCPU: u16 = 35;
 
-/// Address family number of an address, as XFRM's structures hold it.
+/// Returns the address family number of an address, as it appears in XFRM's structures.
 pub(crate) fn family_of(address: IpAddr) -> u16 {
     match address {
         IpAddr::V4(_) => nl::AF_INET,
@@ -21,7 +22,7 @@ pub(crate) fn family_of(address: IpAddr) -> u16 {
     }
 }
 
-/// Reads an address of XFRM's structures: 16 bytes, whose family another field holds.
+/// Parses an address in XFRM's structures. It has 16 bytes, and another field holds its family.
 pub(crate) fn address(raw: &nl::Address, family: u16) -> Option<IpAddr> {
     match family {
         nl::AF_INET => Some(raw.to_ipv4().into()),
@@ -35,7 +36,7 @@ pub(crate) fn split(body: &[u8], fixed: usize) -> Result<(&[u8], &[u8]), String>
     body.split_at_checked(fixed).ok_or_else(|| format!("{} bytes, at least {fixed} expected", body.len()))
 }
 
-/// Calls `take` with the type and value of each attribute. Returns an error at a malformed
+/// Calls `take` with the type and value of each attribute. Returns an error at the first malformed
 /// attribute.
 pub(crate) fn attributes<'a>(
     bytes: &'a [u8],
@@ -50,7 +51,7 @@ pub(crate) fn attributes<'a>(
     Ok(())
 }
 
-/// Reads an attribute that contains one `u32` in host byte order.
+/// Parses an attribute that contains one `u32` in host byte order.
 pub(crate) fn u32_of(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_ne_bytes)
 }

@@ -1,5 +1,5 @@
-//! The connection from `edge-agent capture` to the running agent. The agent copies IKE messages as
-//! long as the connection is open.
+//! The connection from `edge-agent capture` to the running agent. The agent copies IKE messages to
+//! the command while the connection is open.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -18,7 +18,7 @@ use super::response::{OTHER_RELEASE, document};
 use crate::config::Config;
 use crate::tunnels::CapturedBatch;
 
-/// Maximum number of octets that one read returns.
+/// Maximum number of octets that one read from the socket returns.
 const CHUNK: usize = 64 << 10;
 /// Maximum length of a line from the agent, in octets. A batch of messages is shorter.
 const MAX_LINE: usize = 4 << 20;
@@ -33,16 +33,16 @@ pub struct CaptureStream {
 /// The next event of a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
-    /// Messages.
+    /// Messages that the agent has copied since the last batch.
     Batch(CapturedBatch),
     /// The program that reads the output has closed it.
     ReaderGone,
-    /// The deadline has passed.
+    /// The deadline passed to [`CaptureStream::next`] has passed.
     TimeOver,
 }
 
 impl CaptureStream {
-    /// Makes the running agent copy the messages to and from these addresses.
+    /// Asks the running agent to copy the messages to and from these addresses.
     ///
     /// # Errors
     /// If no agent answers, or the agent refuses to copy the messages.
@@ -55,8 +55,7 @@ impl CaptureStream {
         }
     }
 
-    /// Waits for messages until the deadline, or until the program that reads `output` has closed
-    /// it.
+    /// Waits for messages until the deadline, or until the program that reads `output` closes it.
     ///
     /// # Errors
     /// If the capture has ended.
@@ -85,8 +84,8 @@ impl CaptureStream {
         }
     }
 
-    /// Waits for octets from the agent and reads them. Returns whether the reader of the output has
-    /// closed it.
+    /// Waits for octets from the agent and reads them. Returns whether the program that reads
+    /// `output` has closed it.
     fn is_reader_gone(&mut self, output: Option<BorrowedFd<'_>>, longest: Duration) -> anyhow::Result<bool> {
         let mut agent = [PollFd::new(&self.socket, PollFlags::IN)].to_vec();
         // poll(2) reports a closed pipe as an error on the descriptor even if no event is
@@ -102,7 +101,7 @@ impl CaptureStream {
             let mut chunk = vec![0; CHUNK];
             let length = self.socket.read(&mut chunk).context("the agent's messages")?;
             if length == 0 {
-                bail!("the agent has stopped, and with it the capture");
+                bail!("the agent has stopped, so the capture has ended");
             }
             self.received.extend(chunk.iter().take(length));
         }

@@ -20,8 +20,8 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval between two status requests of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Prints the agent's status as a table or as JSON, which is indented on a terminal and otherwise
-/// on one line. `peers` are patterns. If there are any, only the data of matching peers is printed.
+/// Prints the agent's status as a table or as JSON, indented on a terminal, otherwise on one line.
+/// `peers` are patterns for peer names. If there are any, prints only the data of matching peers.
 /// Fails if no agent answers, or no peer matches.
 pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     if json && peers.is_empty() && !io::stdout().is_terminal() {
@@ -34,8 +34,8 @@ pub fn status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<(
 }
 
 /// Prints the agent's status repeatedly, until the reader closes the output. On a terminal each
-/// status replaces the last one. With `json` each status is one line. If the agent does not answer,
-/// the command waits until it does.
+/// status replaces the one before. With `json` each status is one line. If the agent does not
+/// answer, the command waits until it does.
 pub fn watch_status(config: &Config, peers: &[String], json: bool) -> anyhow::Result<()> {
     let out = io::stdout();
     // Moves the cursor home and clears the screen below it (ECMA-48 CUP, ED).

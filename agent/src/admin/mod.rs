@@ -20,7 +20,7 @@ use crate::tunnels::CapturedBatch;
 pub enum AdminRequest {
     /// Requests the document that `status --json` prints.
     Status,
-    /// Rekey the CHILD_SAs or the IKE SA with a peer.
+    /// Rekeys the CHILD_SAs or the IKE SA with a peer.
     Rekey {
         /// Name of the peer as `status` lists it.
         peer: String,
@@ -32,7 +32,8 @@ pub enum AdminRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         child: Option<String>,
     },
-    /// Copy the decrypted IKE messages to and from these addresses until the connection is closed.
+    /// Copies the decrypted IKE messages to and from these addresses until the connection is
+    /// closed.
     Capture {
         /// The peer's addresses.
         addresses: BTreeSet<IpAddr>,
@@ -48,17 +49,17 @@ pub enum AdminResponse {
         /// The document that `status --json` prints.
         status: Box<Status>,
     },
-    /// Response to [`AdminRequest::Capture`]. The first one is sent immediately without messages,
-    /// the next ones whenever there are messages.
+    /// Response to [`AdminRequest::Capture`]. The first batch is sent immediately and is empty.
+    /// Later batches are sent whenever there are messages.
     Captured {
-        /// Messages.
+        /// The messages since the last batch.
         batch: CapturedBatch,
     },
-    /// The request is carried out or under way.
+    /// The request has been carried out, or has been started.
     Done,
     /// The request was not carried out.
     Failed {
-        /// The reason, and what to do.
+        /// The reason, and how to solve the problem.
         reason: String,
     },
 }

@@ -1,6 +1,6 @@
 //! Reads the agent's response in an `edge-agent` command. The status document can be passed on
-//! while it arrives: for ten thousand peers it has tens of megabytes, and only [`BUFFER`] bytes of
-//! it are in memory at a time.
+//! while it arrives: for ten thousand peers its size is tens of megabytes, and only [`BUFFER`]
+//! bytes of it are in memory at a time.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
@@ -8,15 +8,15 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Size of the buffer, bytes: as much as the socket holds.
+/// Size of the read buffer in bytes, enough for what the kernel buffers for a socket by default.
 pub(super) const BUFFER: usize = 256 << 10;
 /// The error for a response that this release does not understand.
 pub(super) const OTHER_RELEASE: &str = "the agent's answer is not understood; are both of one release?";
-/// Beginning of the line that an agent sends with its status. Another release may write the same
-/// content in another form; in that case the whole line is read first.
+/// Beginning of the line that an agent sends with its status. Another release may format the same
+/// content differently; in that case the whole line is read first.
 const BEGINNING: &[u8] = b"{\"answer\":\"status\",\"status\":";
 
-/// A response, with the status as the agent wrote it. Reading it as an
+/// A response whose status stays the text that the agent wrote. Parsing it as an
 /// [`AdminResponse`](super::AdminResponse) would copy the whole document once more.
 #[derive(Deserialize)]
 struct RawResponse<'a> {
@@ -38,8 +38,8 @@ enum Answer {
     Failed,
 }
 
-/// Returns the document in a response; `None` if the request was carried out and has no document.
-/// Fails if the request was not carried out.
+/// Returns the document in a response; `None` if the request was carried out and its response has
+/// no document. Fails if the request was not carried out.
 pub(super) fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
     let response: RawResponse<'_> = serde_json::from_str(line).context(OTHER_RELEASE)?;
     let document = match response.answer {
@@ -71,7 +71,7 @@ pub(super) fn pass_on(response: impl Read, out: &mut impl Write) -> anyhow::Resu
     loop {
         let part = response.fill_buf().context("the agent did not answer to the end")?;
         if part.is_empty() {
-            bail!("the agent's answer ends in the middle; is the agent ending?");
+            bail!("the agent's answer is incomplete; the agent may be shutting down");
         }
         let found = end.find(part);
         let length = match found {
@@ -115,7 +115,7 @@ enum Scan {
 }
 
 impl ObjectEnd {
-    /// Reads the next part.
+    /// Reads the next part and returns whether the object ends in it.
     fn find(&mut self, part: &[u8]) -> Scan {
         for (at, byte) in part.iter().enumerate() {
             match byte {
@@ -150,7 +150,7 @@ mod tests {
         let reason = "there is no peer \"moon\"".to_owned();
         let refused = document(&line(&AdminResponse::Failed { reason: reason.clone() })).unwrap_err();
         assert_eq!(refused.to_string(), reason);
-        // A later release may add keys and white space.
+        // The response of a later release may have more keys and white space.
         let text = "{\"version\": \"9\",  \"later\": [1, {\"a\": null}]}";
         let later = format!("{{\"answer\":\"status\",\"status\":{text},\"more\":1}}\n");
         assert_eq!(document(&later).unwrap().unwrap().get(), text);
@@ -161,7 +161,7 @@ mod tests {
         }
     }
 
-    /// Gives a few bytes at a time, as a slow socket does.
+    /// Returns a few bytes per read, as a slow socket does.
     struct Drops<'a>(&'a [u8], usize);
 
     impl Read for Drops<'_> {
@@ -190,7 +190,7 @@ mod tests {
                 for line in [
                     format!("{{\"answer\":\"status\",\"status\":{document}}}\n"),
                     format!("{{\"answer\":\"status\",\"status\": {document},\"later\":{{}}}}\n"),
-                    // Another release may write the keys in another order.
+                    // The response of another release may have its keys in another order.
                     format!("{{\"later\":1,\"status\":{document},\"answer\":\"status\"}}\n"),
                 ] {
                     assert_eq!(passed_on(&line, at_once).unwrap().trim_start(), format!("{document}\n"), "{line}");

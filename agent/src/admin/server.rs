@@ -32,13 +32,14 @@ pub enum Reply {
 const MAX_LINE: u64 = 4096;
 /// Interval at which the existence of the socket file is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Size of the buffer for a response, bytes: as much as the socket holds.
+/// Size of the buffer for a response in bytes, enough for what the kernel buffers for a socket by
+/// default.
 const BUFFER: usize = 256 << 10;
-/// A connection is closed after this time, except the connection of a running capture.
+/// Maximum time for which a connection stays open. It does not apply to a running capture.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens the socket, readable and writable by its owner only. Replaces the socket file that a
-/// killed agent left.
+/// killed agent left behind.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -52,14 +53,15 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Sends each request into the channel `to`. If the socket file is gone, opens the socket again.
+/// Sends each request to the channel `to`. Opens the socket again if the socket file has been
+/// removed.
 pub async fn serve(path: PathBuf, mut listener: UnixListener, to: mpsc::Sender<AdminCall>) {
     loop {
         let Ok(accepted) = tokio::time::timeout(CHECK_INTERVAL, listener.accept()).await else {
             if !path.exists() {
                 match listen(&path) {
                     Ok(again) => listener = again,
-                    Err(error) => tracing::error!(%error, "{} cannot be opened again", path.display()),
+                    Err(error) => tracing::error!(%error, "cannot reopen {}", path.display()),
                 }
             }
             continue;
@@ -105,13 +107,13 @@ async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     })
 }
 
-/// Sends the captured messages. Returns when the connection is closed. After the end of the
-/// capture, waits at most [`TIMEOUT`] for a command that does not read.
+/// Sends the captured messages. Returns when the connection is closed. After the capture has ended,
+/// waits at most [`TIMEOUT`] for a command that does not read.
 async fn send_captured(socket: &mut UnixStream, mut reader: CaptureReader) -> io::Result<()> {
     let end = reader.end();
     let (mut read, mut write) = socket.split();
     let send = async {
-        // This empty batch shows the command that the capture has begun.
+        // This empty batch tells the command that the capture has begun.
         write_line(&mut write, &AdminResponse::Captured { batch: CapturedBatch::default() }).await?;
         while let Some(batch) = reader.next().await {
             write_line(&mut write, &AdminResponse::Captured { batch }).await?;
@@ -125,7 +127,8 @@ async fn send_captured(socket: &mut UnixStream, mut reader: CaptureReader) -> io
     };
     tokio::select! {
         outcome = send => outcome,
-        // The command sends nothing more: the connection is closed.
+        // The command sends nothing after its request, so a completed read means that it closed the
+        // connection.
         _ = read.read_u8() => Ok(()),
         () = too_late => Err(io::ErrorKind::TimedOut.into()),
     }
@@ -154,7 +157,7 @@ async fn send(socket: UnixStream, response: AdminResponse) -> io::Result<()> {
     outcome
 }
 
-/// Closes a connection in both directions, for all holders of the socket.
+/// Shuts the connection down in both directions when it is dropped, for all holders of the socket.
 struct CloseOnDrop(std::os::unix::net::UnixStream);
 
 impl Drop for CloseOnDrop {
@@ -193,12 +196,12 @@ mod tests {
             socket.read_to_string(&mut answer).await.unwrap();
             assert!(answer.contains(expected), "{answer}");
         }
-        // If the directory is wiped, the socket is created again.
+        // The directory is removed: the server creates the socket again.
         fs::remove_dir_all(directory.path().join("run")).unwrap();
         while !path.exists() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // An agent that was killed and starts again replaces the file.
+        // An agent that starts again after being killed replaces the file.
         super::listen(&path).unwrap();
     }
 
@@ -234,7 +237,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_stops_reading_holds_no_thread_once_its_time_is_over() {
         let (reader, writer) = UnixStream::pair().unwrap();
-        // More than the socket holds.
+        // The response is larger than the buffer of the socket.
         let response = AdminResponse::Failed { reason: "x".repeat(16 << 20) };
         let mut sending = Box::pin(send(writer, response));
         let mut first = [0];
@@ -251,7 +254,7 @@ mod tests {
         let mut reader = reader;
         reader.read_to_end(&mut rest).await.unwrap();
         assert!(rest.len() < 16 << 20, "it is closed before its end");
-        // The runtime waits for its threads when it shuts down, so this test ends only if the
+        // The runtime waits for its threads when it shuts down, so the test finishes only if the
         // writing thread has ended.
     }
 }

@@ -1,6 +1,6 @@
 //! `edge-agent check`: checks a configuration without using the network or the kernel. It reads the
-//! files that the configuration names and reports what would fail later, either at the first
-//! attempt or when a certificate expires.
+//! files that the configuration names and reports what would fail later, at the first attempt or
+//! when a certificate expires.
 
 mod controller;
 mod peers;
@@ -12,7 +12,8 @@ use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::stdout::print;
 
-/// Checks the configuration. `clock` gives the current time for the validity of certificates.
+/// Checks the configuration. `clock` supplies the current time for checking the validity of
+/// certificates.
 pub fn report(config: &Config, clock: &CertificateClock) -> Report {
     let mut report = Report::default();
     let now = i64::try_from(clock.unix_time()).unwrap_or(i64::MAX);

@@ -14,13 +14,13 @@ const ENDS_SOON: i64 = 30 * 24 * 3600;
 pub enum Level {
     /// The agent accepts this part of the configuration.
     Ok,
-    /// The configuration works, but is probably not what the operator wants.
+    /// The configuration works, but probably not as the operator intended.
     Warning,
     /// The agent does not start, or the tunnel cannot come up.
     Error,
 }
 
-/// One line of the report.
+/// A finding, which is one line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// The severity.
@@ -28,11 +28,12 @@ pub struct Finding {
     /// The part of the configuration: `[controller]`, or a peer's name.
     #[serde(rename = "in")]
     pub section: String,
-    /// The finding, and the remedy.
+    /// What was found, and how to correct it.
     pub what: String,
 }
 
-/// The findings, in the order of the checks. A check has at most as many as the file has keys.
+/// The findings, in the order of the checks. A check produces at most as many findings as the file
+/// has keys.
 #[derive(Debug, Default, Serialize)]
 pub struct Report(pub(super) Vec<Finding>);
 
@@ -77,12 +78,12 @@ impl Report {
     }
 }
 
-/// The party that renews a certificate.
+/// Who renews a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RenewedBy {
-    /// A person, or a program that the agent does not know.
+    /// A person, or a program unknown to the agent.
     Operator,
-    /// The agent, when half of the lifetime is over.
+    /// The agent, halfway through the certificate's lifetime.
     Agent,
 }
 
@@ -106,7 +107,7 @@ impl RenewedBy {
     }
 }
 
-/// Checks the validity of a certificate. `now`: seconds since 1970-01-01 UTC.
+/// Checks the validity of a certificate. `now` is in seconds since 1970-01-01 UTC.
 pub(super) fn validity(
     report: &mut Report,
     section: &str,

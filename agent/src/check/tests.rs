@@ -37,7 +37,8 @@ impl Directory {
         fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o600)).unwrap();
     }
 
-    /// Writes an authority, and a certificate for `name` that is valid in these years.
+    /// Writes the certificate of a CA, and a certificate for `name` that is valid from the first of
+    /// `years` to the second.
     fn certificate(&self, name: &str, years: (i32, i32)) {
         let (authority_key, key) =
             (KeyPair::generate().unwrap(), KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap());
@@ -59,7 +60,8 @@ impl Directory {
         report(&config, &CertificateClock::default()).0
     }
 
-    /// Returns all findings above [`Level::Ok`], as section and text.
+    /// Returns the level and the text of all findings above [`Level::Ok`]. The text begins with the
+    /// section.
     fn problems(&self, config: &str) -> Vec<(Level, String)> {
         let findings = self.findings(config).into_iter().filter(|finding| finding.level != Level::Ok);
         findings.map(|finding| (finding.level, format!("{}: {}", finding.section, finding.what))).collect()

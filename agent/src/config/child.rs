@@ -14,7 +14,7 @@ pub const DEFAULT_CHILD: &str = "net";
 /// Maximum number of `[[peer.child]]` tables for one peer.
 pub(super) const MAX_CHILDREN: usize = 32;
 /// Maximum number of simultaneous CHILD_SAs of a static peer, which may create one for each pair of
-/// its networks. Larger than [`MAX_CHILDREN`].
+/// its networks. This is larger than [`MAX_CHILDREN`].
 pub(super) const MAX_CHILD_SAS: usize = 64;
 
 /// A table `[[peer.child]]`.
@@ -27,15 +27,15 @@ pub struct ChildSection {
     pub local_subnets: Vec<IpNetwork>,
     /// Networks behind the peer.
     pub remote_subnets: Vec<IpNetwork>,
-    /// ESP proposals, best first; the proposals of the `[[peer]]` unless set.
+    /// ESP proposals, best first; the proposals of the `[[peer]]` if not set.
     #[serde(default, deserialize_with = "esp_proposals")]
     pub esp_proposals: Option<Vec<EspProposal>>,
-    /// The IP protocol that the child carries; any unless set.
+    /// The IP protocol that the child carries; any if not set.
     #[serde(default, deserialize_with = "protocol")]
     pub protocol: u8,
-    /// The port on this node's side that the child carries; any unless set.
+    /// The port on this node's side that the child carries; any if not set.
     pub local_port: Option<u16>,
-    /// The port on the peer's side that the child carries; any unless set.
+    /// The port on the peer's side that the child carries; any if not set.
     pub remote_port: Option<u16>,
     /// Tunnel or transport mode.
     #[serde(default)]
@@ -49,7 +49,7 @@ pub enum ChildMode {
     /// Whole packets, between networks.
     #[default]
     Tunnel,
-    /// The payload of packets between this node and the peer itself.
+    /// The payload of packets between this node and the peer.
     Transport,
 }
 
@@ -138,7 +138,8 @@ impl ChildSection {
         }
     }
 
-    /// Makes the configuration for `edge-ike`. `proposals` are the ESP proposals of the `[[peer]]`.
+    /// Builds the configuration for `edge-ike`. `proposals` are the ESP proposals of the
+    /// `[[peer]]`.
     pub(super) fn config(&self, proposals: &[EspProposal]) -> ChildConfig {
         let Self { protocol, local_port, remote_port, .. } = *self;
         ChildConfig {

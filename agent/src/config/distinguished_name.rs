@@ -1,16 +1,17 @@
-//! Distinguished names as text, in the same order as in the certificate: `C=DE, O=Example,
-//! CN=moon`.
+//! Distinguished names as text, with the attributes in the order of the certificate: `C=DE,
+//! O=Example, CN=moon`.
 //!
-//! strongSwan, `openssl x509 -subject` and our own errors use this form. RFC 4514 has the opposite
-//! order, which is not accepted, since the text does not show which of the two orders it has.
+//! strongSwan, `openssl x509 -subject` and this program's errors use this form. RFC 4514 uses the
+//! opposite order. That order is not accepted, because the order cannot be determined from the
+//! text.
 
 use yasna::Tag;
 use yasna::models::ObjectIdentifier;
 use yasna::tags::{TAG_IA5STRING, TAG_PRINTABLESTRING, TAG_UTF8STRING};
 
 /// Attribute types by name (RFC 4519 2, RFC 5280 4.1.2.4 and appendix A.1), with the abbreviations
-/// that OpenSSL and strongSwan use. The string type is the one that RFC 5280 requires, otherwise
-/// UTF8String. The comparison of identities ignores it.
+/// that OpenSSL and strongSwan use. The string type is the one that RFC 5280 requires, or
+/// UTF8String if it requires none. The comparison of identities ignores the string type.
 const ATTRIBUTES: [(&[&str], &[u64], Tag); 17] = [
     (&["C", "countryName"], &[2, 5, 4, 6], TAG_PRINTABLESTRING),
     (&["ST", "S", "stateOrProvinceName"], &[2, 5, 4, 8], TAG_UTF8STRING),
@@ -31,7 +32,7 @@ const ATTRIBUTES: [(&[&str], &[u64], Tag); 17] = [
     (&["emailAddress", "E", "email"], &[1, 2, 840, 113_549, 1, 9, 1], TAG_IA5STRING),
 ];
 
-/// One `TYPE=VALUE`, and the character that ended the value.
+/// One `TYPE=VALUE` pair, and the character after it.
 struct Attribute {
     oid: ObjectIdentifier,
     tag: Tag,

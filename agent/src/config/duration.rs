@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// The maximum duration, 10 years. With this limit no moment in the future exceeds the range of a
-/// clock.
+/// The maximum duration, 10 years. With this limit, the current time plus a duration never exceeds
+/// the range of a clock.
 const LONGEST: Duration = Duration::from_secs(87_600 * 3600);
 
-/// The form that a duration must have, for error messages.
+/// The accepted form of a duration, for error messages.
 pub(crate) const EXPECTED: &str =
     "write a whole number above 0 and ms, s, m or h, as in \"500ms\", of at most 10 years";
 

@@ -6,7 +6,7 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encap {
-    /// Always in UDP: firewalls that accept IKE and drop ESP are common.
+    /// Always in UDP, because firewalls that accept IKE and drop ESP are common.
     #[default]
     Force,
     /// Only if a NAT is detected.

@@ -1,7 +1,7 @@
 //! IKE identities (RFC 7296 3.5) as text.
 //!
 //! The agent accepts the same forms as strongSwan and libreswan, so that a value can be copied.
-//! Unsupported forms are refused and never read as another identity.
+//! Unsupported forms are refused, and are never parsed as another type of identity.
 
 use std::net::IpAddr;
 
@@ -18,13 +18,14 @@ const UNSUPPORTED: [&str; 11] =
 const FORMS: &str = "write an address, a host name, user@domain, a distinguished name (C=DE, O=Example, CN=moon), or keyid:TEXT; \
     a prefix states the type: fqdn:, email:, ipv4:, ipv6:, asn1dn:, keyid:";
 
-/// Parses an identity. Without a prefix the form determines the type: an address (ID_IPV4_ADDR,
+/// Parses an identity. Without a prefix, the form determines the type: an address (ID_IPV4_ADDR,
 /// ID_IPV6_ADDR), `user@domain` (ID_RFC822_ADDR), `TYPE=VALUE, ...` (ID_DER_ASN1_DN), otherwise a
 /// name (ID_FQDN).
 ///
-/// Prefixes: `@` and `fqdn:` name, `@@` and `email:` mailbox, `ipv4:` and `ipv6:` address,
-/// `asn1dn:` distinguished name, `keyid:` octets (ID_KEY_ID). `keyid:#` and `asn1dn:#` take
-/// hexadecimal digits, as does `@#` for a key ID; `@[TEXT]` is libreswan's key ID.
+/// Prefixes: `@` and `fqdn:` for a name, `@@` and `email:` for a mailbox, `ipv4:` and `ipv6:` for
+/// an address, `asn1dn:` for a distinguished name, `keyid:` for octets (ID_KEY_ID). `keyid:#` and
+/// `asn1dn:#` are followed by hexadecimal digits, as is `@#` for a key ID. `@[TEXT]` is libreswan's
+/// form of a key ID.
 pub(crate) fn parse(text: &str) -> Result<Identity, String> {
     parse_form(text.trim()).map_err(|problem| format!("{text:?} is not an identity: {problem}"))
 }

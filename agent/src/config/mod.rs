@@ -39,15 +39,15 @@ use zeroize::Zeroizing;
 /// Path of the file, unless `--config` names another.
 pub const DEFAULT_PATH: &str = "/etc/edge-cni/agent.toml";
 
-/// Maximum number of transmissions of one request. Half a second, doubled for each further
-/// transmission, is three days.
+/// Maximum number of transmissions of one request. With a first delay of half a second that doubles
+/// each time, 20 transmissions take three days.
 const MAX_TRANSMISSIONS: u32 = 20;
 
 /// The content of the agent's TOML file, with defaults for missing keys.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Name of this node; the host name unless set. The controller decides whether the node may use
+    /// Name of this node; the host name if not set. The controller decides whether the node may use
     /// the name.
     pub name: Option<NodeName>,
     /// Expected role of this node. The certificate decides the role; the agent refuses to join if
@@ -75,7 +75,7 @@ pub struct Config {
     /// Whether ESP between our own nodes is always encapsulated in UDP.
     #[serde(default)]
     pub encap: Encap,
-    /// MTU of pods, bytes; derived from the uplink unless set.
+    /// MTU of pods, bytes; derived from the uplink if not set.
     pub mtu: Option<u32>,
     /// Name servers of this node that may lie within a view's networks, because the node reaches
     /// them through the tunnels.
@@ -96,7 +96,7 @@ pub struct Config {
     /// Tunnels that are set up by the first packet.
     #[serde(default)]
     pub on_demand: OnDemandSection,
-    /// The controller; absent on a plain IKEv2 daemon.
+    /// The controller; `None` if the agent runs only as an IKEv2 daemon for static peers.
     pub controller: Option<ControllerSection>,
     /// The `[[peer]]` tables: peers that do not come from the controller.
     #[serde(default, rename = "peer")]
@@ -112,27 +112,28 @@ pub struct Config {
 pub struct ControllerSection {
     /// URLs `https://HOST:PORT` of the controllers, tried in order.
     pub urls: Vec<String>,
-    /// File with the join token; needed until the node has its certificate.
+    /// File with the join token; needed until the node has a certificate.
     pub token_file: Option<PathBuf>,
     /// File with the service account token of the agent's pod, for the audience `edge-cni`;
     /// replaces `token_file`.
     pub service_account_token_file: Option<PathBuf>,
     /// File with the controller's CA certificates, PEM; needed with a service account token.
     pub ca_file: Option<PathBuf>,
-    /// Number of unused segments to hold, so that a pod rarely waits for the controller. With 0 a
+    /// Number of unused segments to hold, so that a pod rarely waits for the controller. With 0, a
     /// segment is requested only when few addresses are left.
     #[serde(default = "default_spare")]
     pub spare: u32,
-    /// Addresses at which peers reach this node, for example the address of a port forwarding or a
-    /// load balancer. They are reported before the addresses of the node's interfaces.
+    /// Addresses at which peers can reach this node, for example that of a load balancer or of a
+    /// router that forwards a port. They are reported before the addresses of the node's
+    /// interfaces.
     #[serde(default)]
     pub advertise: Vec<IpAddr>,
-    /// After a rollover of the controller's authority the certificate is renewed at a random moment
-    /// within this time, so that not all nodes renew at the same time.
+    /// After a rollover of the controller's authority, the certificate is renewed at a random
+    /// moment within this time, so that not all nodes renew at the same time.
     #[serde(default, with = "duration::optional")]
     pub rollover_spread: Option<Duration>,
     /// Timeout for a view that adds networks to the tunnels. If the agent receives nothing from the
-    /// controller under that view for so long, it restores the previous view.
+    /// controller for this time after applying such a view, it restores the previous view.
     #[serde(default, with = "duration::optional")]
     pub take_back: Option<Duration>,
 }
@@ -145,8 +146,8 @@ pub struct CniSection {
     pub conf_dir: PathBuf,
     /// Directory of plugin programs.
     pub bin_dir: PathBuf,
-    /// Plugins after `edge-cni` in the conflist, with the keys of their JSON configuration. Unless
-    /// set: `portmap`, if it is in `bin_dir`.
+    /// Plugins after `edge-cni` in the conflist, with the keys of their JSON configuration. If not
+    /// set: `portmap`, provided that it is in `bin_dir`.
     pub plugins: Option<Vec<toml::Table>>,
     /// Pods that may send from any address (the plugin's `unfilteredPods`).
     pub unfiltered_pods: Vec<String>,
@@ -187,8 +188,8 @@ impl CniSection {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TimingSection {
-    /// How long the agent waits for any reply to packets that it sent, before it checks the peer's
-    /// liveness.
+    /// Time without any packet from the peer, although this node sends to it, after which the
+    /// peer's liveness is checked.
     #[serde(with = "duration::optional")]
     pub liveness: Option<Duration>,
     /// Time without an IKE message after which an idle peer's liveness is checked.
@@ -205,13 +206,14 @@ pub struct TimingSection {
     /// Lifetime of the keys of an IKE SA, after which it is rekeyed.
     #[serde(with = "duration::optional")]
     pub ike_lifetime: Option<Duration>,
-    /// How long a peer's authentication is valid, however often the IKE SA is rekeyed.
+    /// Time for which a peer's authentication is valid, no matter how often the IKE SA is rekeyed.
     #[serde(with = "duration::optional")]
     pub authentication_lifetime: Option<Duration>,
-    /// How long the old inbound SA stays after a rekey.
+    /// Time for which the old inbound SA stays after a rekey.
     #[serde(with = "duration::optional")]
     pub linger: Option<Duration>,
-    /// Delay before the next attempt after a failure; doubled up to `retry_max`.
+    /// Delay before the next attempt after a failure; doubled after each further failure, up to
+    /// `retry_max`.
     #[serde(with = "duration::optional")]
     pub retry: Option<Duration>,
     /// Maximum delay between attempts.
@@ -223,7 +225,7 @@ pub struct TimingSection {
 }
 
 impl TimingSection {
-    /// Returns the timers, with the default for each key that is not set.
+    /// Returns the timers, with defaults for the keys that are not set.
     pub fn resolve(&self) -> Timing {
         let default = Timing::default();
         Timing {
@@ -305,8 +307,8 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks the file. Also fails if other users may read it and it contains a
-    /// pre-shared key.
+    /// Reads and checks the file. Also fails if the file contains a pre-shared key and other users
+    /// may access it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read_error = |error| ConfigError::Read { path: path.to_owned(), error };
         let text = Zeroizing::new(fs::read_to_string(path).map_err(read_error)?);
@@ -328,7 +330,7 @@ impl Config {
     /// Parses and checks the text of the file at `path`. Errors contain this path.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let config: Self = toml::from_str(text).map_err(|error| {
-            // The error's own Display shows the line, which may contain a key.
+            // The `Display` implementation of `error` shows the line, which may contain a key.
             let before = &text[..error.span().map_or(0, |span| text.floor_char_boundary(span.start))];
             ConfigError::Syntax {
                 path: path.to_owned(),
@@ -341,7 +343,7 @@ impl Config {
         Ok(config)
     }
 
-    /// Resolves a path from the file, relative to the file's directory.
+    /// Resolves a path that the file contains, relative to the file's directory.
     pub fn path(&self, path: &Path) -> PathBuf {
         self.directory.join(path)
     }
@@ -375,7 +377,7 @@ impl Config {
         if let Some(pattern) = self.cni.unfiltered_pods.iter().find(|pattern| !pods::is_pattern(pattern)) {
             return Err(format!("[cni]: unfiltered_pods has {pattern:?}; expected {}", pods::EXPECTED));
         }
-        // The plugin refuses larger numbers.
+        // The plugin refuses lists that are longer than these limits.
         for (key, networks, limit) in [
             ("lan_to_pods", &self.firewall.lan_to_pods, pods::MAX_LAN_TO_PODS),
             ("service_ranges", &self.firewall.service_ranges, pods::MAX_SERVICE_RANGES),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::duration;
 
-/// Default maximum number of members up to which tunnels are set up immediately.
+/// Default maximum number of members up to which all tunnels are set up immediately.
 const EAGER: usize = 64;
 /// Default time without packets after which an on-demand tunnel is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -15,10 +15,11 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OnDemandSection {
-    /// If this node's communities have more members than this, itself included, tunnels to members
-    /// are set up by the first packet. Tunnels from and to hubs are always set up immediately.
+    /// If this node's communities have more members than this, including this node, tunnels to
+    /// members are set up by the first packet. Tunnels from and to hubs are always set up
+    /// immediately.
     pub eager: usize,
-    /// An on-demand tunnel that has carried no packet for this time is closed.
+    /// Time without packets after which an on-demand tunnel is closed.
     #[serde(with = "duration::optional")]
     idle_timeout: Option<Duration>,
     /// Whether the kernel holds packets that wait for a tunnel (`net.core.xfrm_larval_drop` 0). If

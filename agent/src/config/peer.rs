@@ -1,4 +1,4 @@
-//! `[[peer]]`: a static peer, an edge-agent or any other IKEv2 implementation.
+//! `[[peer]]`: a static peer, which runs edge-agent or any other IKEv2 implementation.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -22,12 +22,12 @@ use super::{Config, identity, proposal};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Start {
-    /// This node initiates the tunnel, and initiates it again whenever it is lost.
+    /// This node initiates the tunnel, and again whenever the tunnel is lost.
     #[default]
     Initiate,
     /// The peer initiates.
     Respond,
-    /// The first packet makes this node initiate. The peer may initiate too.
+    /// This node initiates when the first packet is sent. The peer may initiate too.
     OnDemand,
 }
 
@@ -37,7 +37,7 @@ pub enum Start {
 pub struct PeerSection {
     /// Name of the peer in messages and `status`.
     pub name: String,
-    /// Local address; unless set, the source address of the route to the peer.
+    /// Local address; if not set, the source address of the route to the peer.
     pub local: Option<IpAddr>,
     /// Addresses and host names of the peer, with port if it is not 500. If empty, the peer must
     /// initiate.
@@ -49,7 +49,7 @@ pub struct PeerSection {
     /// Identity that the peer must prove.
     #[serde(deserialize_with = "identity_text")]
     pub remote_id: Identity,
-    /// Pre-shared key. The configuration file must then be readable by its owner only.
+    /// Pre-shared key. If it is set, the configuration file must be readable by its owner only.
     pub psk: Option<SecretText>,
     /// File with the pre-shared key. A newline at its end is not part of the key.
     pub psk_file: Option<PathBuf>,
@@ -66,7 +66,8 @@ pub struct PeerSection {
     /// Networks behind the peer. Empty if `children` lists the networks.
     #[serde(default)]
     pub remote_subnets: Vec<IpNetwork>,
-    /// Several CHILD_SAs, each with its own networks.
+    /// The children of this peer, each with its own networks. Empty if `local_subnets` and
+    /// `remote_subnets` list the networks of a single child.
     #[serde(default, rename = "child")]
     pub children: Vec<ChildSection>,
     /// IKE proposals, best first.
@@ -123,7 +124,7 @@ impl Remote {
         }
     }
 
-    /// Returns the port; 500 unless given (RFC 7296 2).
+    /// Returns the port; 500 if none is given (RFC 7296 2).
     pub fn port_or_default(&self) -> u16 {
         self.port.unwrap_or(500)
     }
@@ -151,7 +152,7 @@ impl Remote {
 }
 
 /// Returns whether a text is a host name: labels of letters, digits and hyphens (RFC 1123 2.1), and
-/// not an address. Underscores are accepted, since resolvers accept them.
+/// not an address. Underscores are accepted as well, since resolvers accept them.
 fn is_host_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {
@@ -252,8 +253,8 @@ impl PeerSection {
         Ok(())
     }
 
-    /// Returns whether a request from one of two peers could also be from the other, because the
-    /// peers have the same identities and no addresses that distinguish them. In that case only the
+    /// Returns whether a request from one of the two peers could also come from the other, because
+    /// they have the same identities and no addresses that distinguish them. In that case, only the
     /// key of one of them would ever be used.
     pub(super) fn is_indistinguishable_from(&self, other: &Self) -> bool {
         let hosts = |peer: &Self| -> Vec<RemoteHost> {
@@ -268,8 +269,8 @@ impl PeerSection {
         same_identity(&self.remote_id, &other.remote_id) && same_identity(&self.local_id, &other.local_id) && !apart
     }
 
-    /// Makes the configuration for `edge-ike`, with secrets and certificates read from their files,
-    /// and without the names in `remote`. Fails if a file cannot be used.
+    /// Builds the configuration for `edge-ike`: reads secrets and certificates from their files,
+    /// and leaves out the host names in `remote`. Fails if a file cannot be used.
     pub fn resolve(&self, config: &Config) -> Result<PeerConfig, String> {
         let wrong = |problem: String| format!("[[peer]] {:?}: {problem}", self.name);
         let auth = self.auth(config).map_err(wrong)?;
@@ -295,12 +296,12 @@ impl PeerSection {
         })
     }
 
-    /// Returns the networks behind this node, of all children.
+    /// Returns the networks behind this node, including those of all children.
     pub fn all_local_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
         self.local_subnets.iter().chain(self.children.iter().flat_map(|child| &child.local_subnets))
     }
 
-    /// Returns the networks behind the peer, of all children.
+    /// Returns the networks behind the peer, including those of all children.
     pub fn all_remote_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
         self.remote_subnets.iter().chain(self.children.iter().flat_map(|child| &child.remote_subnets))
     }
@@ -352,8 +353,8 @@ impl PeerSection {
 }
 
 /// Returns this node's identity as it is sent. A distinguished name that is the subject of this
-/// node's certificate is sent with the octets of that subject: the peer may compare octets, and the
-/// text does not contain the string types.
+/// node's certificate is sent with the octets of that subject. The peer may compare octets, and the
+/// string types cannot be derived from the text.
 fn as_certified(identity: &Identity, auth: &Auth) -> Identity {
     if let (Identity::DistinguishedName(_), Auth::Certificate(CertificateAuth { chain, .. })) = (identity, auth)
         && let Some(Ok((_, leaf))) = chain.first().map(|leaf| x509_parser::parse_x509_certificate(leaf))

@@ -52,7 +52,7 @@ struct Words {
 }
 
 impl Words {
-    /// Reads the words of a proposal of `kind` (IKE or ESP). `accepts` returns whether that kind
+    /// Parses the words of a proposal of `kind` (IKE or ESP). `accepts` returns whether that kind
     /// allows a keyword.
     fn read(kind: &str, text: &str, accepts: impl Fn(Keyword) -> bool) -> Result<Self, String> {
         let mut words = Self::default();
@@ -78,7 +78,8 @@ impl Words {
         Ok(words)
     }
 
-    /// Returns the ciphers: AEADs, or each AES-CBC with each integrity algorithm.
+    /// Returns the ciphers: the AEADs, or AES-CBC with each key length combined with each integrity
+    /// algorithm.
     fn ciphers(&self, kind: &str, text: &str) -> Result<Vec<Cipher>, String> {
         let lacks = |what: &str| Err(format!("the {kind} proposal {text:?} lacks {what}"));
         match (self.aeads.is_empty(), self.key_lengths.is_empty(), self.integrities.is_empty()) {
@@ -99,8 +100,8 @@ impl Words {
     }
 }
 
-/// Parses an IKE proposal. It needs encryption, a PRF and a group. AES-CBC also needs an integrity
-/// algorithm, whose hash is used for the PRF unless the proposal names one.
+/// Parses an IKE proposal. It must contain a cipher, a PRF and a group. AES-CBC also requires an
+/// integrity algorithm, whose hash is used for the PRF unless the proposal names a PRF.
 pub(crate) fn ike(text: &str) -> Result<IkeProposal, String> {
     let words = Words::read("IKE", text, |keyword| !matches!(keyword, Keyword::Esn(_)))?;
     let ciphers = words.ciphers("IKE", text)?;
@@ -123,8 +124,8 @@ fn same_hash(integrity: Integrity) -> Prf {
     }
 }
 
-/// Parses an ESP proposal. It needs encryption, and integrity with AES-CBC; groups (forward secrecy
-/// at rekeying) and `esn` or `noesn` are optional.
+/// Parses an ESP proposal. It must contain a cipher, and with AES-CBC an integrity algorithm.
+/// Groups (forward secrecy at rekeying) and `esn` or `noesn` are optional.
 pub(crate) fn esp(text: &str) -> Result<EspProposal, String> {
     let words = Words::read("ESP", text, |keyword| !matches!(keyword, Keyword::Prf(_)))?;
     let ciphers = words.ciphers("ESP", text)?;
@@ -142,7 +143,7 @@ const GROUPS: [Group; 2] = [Group::X25519, Group::P256];
 const ALL_GROUPS: [Group; 7] =
     [Group::X25519, Group::P256, Group::P384, Group::Modp2048, Group::Modp3072, Group::P521, Group::Modp4096];
 
-/// Returns AES-CBC ciphers, for peers that have no AEAD.
+/// Returns AES-CBC ciphers, for peers that support no AEAD.
 fn aes_cbc() -> Vec<Cipher> {
     let integrities = [Integrity::HmacSha256, Integrity::HmacSha384, Integrity::HmacSha512];
     let lengths = [AesKeyLength::Bits256, AesKeyLength::Bits192, AesKeyLength::Bits128];

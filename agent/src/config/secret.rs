@@ -23,12 +23,12 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// Returns the pre-shared key in the content of a `psk_file`, which is the file's only line,
-/// without the line end (LF or CRLF).
+/// Returns the pre-shared key in the content of a `psk_file`, which must be a single line. The line
+/// end (LF or CRLF) is not part of the key.
 pub(super) fn psk_of_file(content: &[u8]) -> Result<Secret, String> {
     let text = content.strip_suffix(b"\n").unwrap_or(content);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
-    // Octets that are not text may contain a byte that looks like a line end.
+    // A binary key may contain an octet that looks like a line end.
     let is_text =
         std::str::from_utf8(text).is_ok_and(|text| !text.contains(|c: char| c.is_control() && c != '\n' && c != '\r'));
     if is_text && text.contains(&b'\n') {
@@ -37,8 +37,8 @@ pub(super) fn psk_of_file(content: &[u8]) -> Result<Secret, String> {
     psk(text)
 }
 
-/// Decodes a key from text, in the forms of strongSwan and libreswan: `0x` and hexadecimal digits,
-/// `0s` and base64, `0t` and text, otherwise the text itself.
+/// Decodes a key in the forms of strongSwan and libreswan: `0x` followed by hexadecimal digits,
+/// `0s` by base64, `0t` by text; without a prefix, the text itself.
 fn psk(text: &[u8]) -> Result<Secret, String> {
     let malformed = |prefix: &str, form: &str| {
         format!("the key begins with {prefix}, but is not {form}; if it is text that begins so, write 0t before it")

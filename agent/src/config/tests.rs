@@ -165,7 +165,7 @@ fn the_documented_example_is_accepted_and_says_the_defaults() {
 
 #[test]
 fn every_key_of_every_table_is_in_the_documented_example_and_no_other_is_there() {
-    // An unknown key makes the error list the keys that the table has.
+    // The error for an unknown key lists the keys of the table.
     let known = |table: &str, header: &str| {
         let error = parse(&format!("{header}\nno_such_key = 1\n")).expect_err(table).to_string();
         let list = error.split_once("`, expected ").unwrap_or_else(|| panic!("{table}: {error}")).1;
@@ -249,7 +249,7 @@ fn two_peers_that_cannot_be_told_apart_are_refused_with_both_names() {
     refused(&[("remote = \"192.0.2.1\"", "start = \"respond\"")]);
 }
 
-/// Returns [`PEER`] with two children instead of its own networks.
+/// Returns [`PEER`] with two children in place of its networks.
 fn with_children(first: &str, second: &str) -> String {
     let networks = "local_subnets = [\"10.1.0.0/16\"]\nremote_subnets = [\"10.2.0.0/16\"]\n";
     let children =

@@ -1,4 +1,5 @@
-//! Checks `[controller]` without a connection, even while an agent runs, for `edge-agent check`.
+//! Checks `[controller]` for `edge-agent check`. It opens no connection, and works even while an
+//! agent runs.
 
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use super::join_credential::{self, JoinCredential};
 use super::node_identity::NodeIdentity;
 use crate::config::Config;
 
-/// Checks that the text is a controller URL.
+/// Checks that `url` is a valid controller URL.
 pub fn check_url(url: &str) -> Result<(), ControllerError> {
     controller_choice::parse_url(url).map(drop)
 }
@@ -22,8 +23,9 @@ pub fn certificate_on_disk(state_dir: &Path) -> Result<Option<(NodeName, Vec<u8>
     Ok(identity.and_then(|identity| Some((identity.node.clone(), identity.credentials.chain.first()?.clone()))))
 }
 
-/// Returns a description of how and under which name this node would join. Fails if it cannot join,
-/// because there is no credential, or because credential and configuration contradict each other.
+/// Returns a description of how and under which name this node would join. Fails if it cannot join
+/// because there is no credential, or because the credential and the configuration contradict each
+/// other.
 pub fn check_join_credential(config: &Config) -> Result<String, ControllerError> {
     let Some(credential) = JoinCredential::read(config)? else {
         return Err(join_credential::missing(config, &config.state_dir));

@@ -1,5 +1,5 @@
-//! The controller client's state, which its tasks share. The view in force is the one that the
-//! agent applies.
+//! The state of the controller client, which its tasks share. The current view is the view that the
+//! agent has applied.
 
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError};
@@ -38,13 +38,13 @@ pub struct ControllerClient {
     pub(super) status: watch::Sender<ControllerStatus>,
     /// `None` until this node has joined.
     pub(super) member: watch::Sender<Option<Member>>,
-    /// The view in force. The lock is held while files that depend on it are written.
+    /// The current view. The lock is held while files that depend on it are written.
     pub(super) view: Mutex<Option<Arc<NodeView>>>,
-    /// Checks whether views from the stream contradict themselves.
+    /// Checks that views from the stream are consistent.
     pub(super) consistency: std::sync::Mutex<ViewConsistency>,
-    /// Writes the view in force to disk.
+    /// Writes the current view to disk.
     pub(super) view_file: std::sync::Mutex<ChangeLog>,
-    /// Set while the view in force may have cut this node off from the controller.
+    /// Set while this node may have lost the controller because of the current view.
     pub(super) unconfirmed: watch::Sender<Option<UnconfirmedView>>,
     pub(super) taken_back: std::sync::Mutex<Option<TakenBackView>>,
     /// The latest view that this host refuses. It is validated again when the host changes.
@@ -141,12 +141,13 @@ impl ControllerClient {
         self.member.borrow().as_ref().map(|member| member.identity.node.clone())
     }
 
-    /// Returns the view and the credentials in force.
+    /// Returns a receiver of the current view and credentials.
     pub fn membership(&self) -> watch::Receiver<Option<Membership>> {
         self.membership.subscribe()
     }
 
-    /// Returns connection, certificate and view, for `edge-agent status`.
+    /// Returns a receiver of the data about connection, certificate and view, for `edge-agent
+    /// status`.
     pub fn status(&self) -> watch::Receiver<ControllerStatus> {
         self.status.subscribe()
     }
@@ -161,8 +162,8 @@ impl ControllerClient {
         })
     }
 
-    /// Returns the view of an earlier run, if it is readable and belongs to this node. Any other is
-    /// renamed to `view.json.damaged`, and the agent starts without a view.
+    /// Returns the view of an earlier run, if it is readable and belongs to this node. Otherwise
+    /// renames the file to `view.json.damaged`, and the agent starts without a view.
     fn view_on_disk(&self, identity: &NodeIdentity) -> Result<Option<NodeView>, StateDirError> {
         let view = match view_file::read(self.state.path()) {
             Ok(None) => return Ok(None),
@@ -175,8 +176,8 @@ impl ControllerClient {
             Err(error) => return Err(error),
         };
         match validate(&identity.node, identity.role, None, &view) {
-            // This view was in force before the restart. The node keeps its tunnels even if this
-            // host has moved, or appears to have moved.
+            // This view was applied before the restart. The node keeps its tunnels even if the host
+            // has moved to another network, or appears to have moved.
             Ok(_) => Ok(Some(view)),
             Err(refusal) => {
                 let aside = self.state.put_aside(VIEW_FILE)?;
@@ -187,8 +188,8 @@ impl ControllerClient {
     }
 
     /// Validates a view from the controller, writes it to disk, then publishes it. If this host
-    /// refuses the view, the part that it allows comes into force. `step`: the change from the
-    /// previous view, if the controller sent one.
+    /// refuses the view, only the part that it allows comes into force. `step` is the change from
+    /// the previous view, if the controller sent a change.
     pub(super) async fn take_view(&self, view: Arc<NodeView>, step: Option<ViewStep>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
@@ -203,7 +204,7 @@ impl ControllerClient {
             if let Some(before) = current.clone()
                 && let Some(part) = self.allowed_part(&before, &view, &refusal)
             {
-                warn!(version = view.version, %refusal, "only a part of a view comes into force");
+                warn!(version = view.version, %refusal, "only part of the view is in force");
                 self.put_in_force(&mut current, member, Arc::new(part), None).await?;
             }
             return Err(refusal.into());
@@ -218,12 +219,12 @@ impl ControllerClient {
         if validated == Validated::Unchanged {
             return Ok(());
         }
-        // The file on disk holds the view in force, so the change must be relative to that view.
+        // The file on disk holds the current view, so the change must be relative to that view.
         let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
         self.put_in_force(&mut current, member, view, change.map(|step| step.change)).await
     }
 
-    /// Writes a view to disk, then publishes it. The view replaces `current`, the view in force;
+    /// Writes a view to disk, then publishes it. The view replaces `current`, the current view;
     /// `change` is the difference between the two, if it is known.
     async fn put_in_force(
         &self,
@@ -293,13 +294,13 @@ impl ControllerClient {
         Ok(credentials)
     }
 
-    /// Writes `segments.json` from the view in force, in case it was lost or damaged.
+    /// Writes `segments.json` from the current view, in case the file was lost or damaged.
     pub(super) async fn restore_segments_file(&self) {
         let current = self.view.lock().await;
         if let Some(view) = current.as_ref()
             && let Err(error) = self.write_segments(Some(view.clone()), view.clone()).await
         {
-            error!(%error, "segments are not written; pods get no new addresses");
+            error!(%error, "cannot write the segments; pods get no new addresses");
         }
     }
 
@@ -313,7 +314,7 @@ impl ControllerClient {
             if let Some(view) = current.as_ref().filter(|_| mtu != 0 && mtu != written) {
                 match self.write_segments(Some(view.clone()), view.clone()).await {
                     Ok(_) => written = mtu,
-                    Err(error) => error!(%error, mtu, "the pods' MTU is not written"),
+                    Err(error) => error!(%error, mtu, "cannot write the pods' MTU"),
                 }
             }
             drop(current);
@@ -332,8 +333,8 @@ impl ControllerClient {
         self.on_disk(move |state| segments_file::follow_view(state, previous.as_deref(), &view, mtu)).await
     }
 
-    /// Runs `work` on a thread that may block, because it waits for the lock that the plugin also
-    /// takes.
+    /// Runs `work` on a thread that may block, because `work` waits for the lock that the plugin
+    /// also takes.
     pub(super) async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&StateDir) -> Result<T, StateDirError> + Send + 'static,
@@ -347,13 +348,13 @@ impl ControllerClient {
         }
     }
 
-    /// Removes this error from `status`, if `status` shows this error.
+    /// Removes this error from `status`, if it is the one shown.
     pub(crate) fn clear_error(&self, error: &ControllerError) {
         let text = error.to_string();
         self.status.send_if_modified(|status| status.last_error.take_if(|last| *last == text).is_some());
     }
 
-    /// Shows an error in `status`. Logs it, unless it is already shown.
+    /// Shows an error in `status` and logs it, unless it is already shown.
     pub(crate) fn record_error(&self, error: &ControllerError) {
         let text = error.to_string();
         self.status.send_if_modified(|status| {
@@ -371,12 +372,12 @@ impl ControllerClient {
     }
 }
 
-/// The reason why a view from the controller is not in force.
+/// The reason why a view from the controller was not applied.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ViewError {
     #[error("a view from the controller is refused: {0}")]
     Refused(#[from] ViewRefusal),
-    #[error("a view from the controller cannot be kept: {0}")]
+    #[error("cannot store a view from the controller: {0}")]
     Store(#[from] StateDirError),
     #[error(transparent)]
     Controller(#[from] ControllerError),

@@ -1,5 +1,5 @@
-//! Chooses the controller for the next connection: the one in use, or the next configured one after
-//! the one in use failed or sent a goodbye.
+//! Chooses the controller for the next connection: the controller in use, or the next configured
+//! controller after that one failed or sent a goodbye.
 
 use hyper::Uri;
 
@@ -39,8 +39,8 @@ impl ControllerChoice {
         self.first = self.index(url).unwrap_or(0);
     }
 
-    /// Records that the controller at `url` failed or shuts down. The controller after it is tried
-    /// first from now on.
+    /// Records that the controller at `url` failed or shuts down. From now on, the next controller
+    /// in the list is tried first.
     pub(super) fn failed(&mut self, url: &Uri) {
         self.first = self.index(url).map_or(0, |index| (index + 1) % self.urls.len());
     }

@@ -4,7 +4,7 @@ use edge_types::api::Problem;
 
 use crate::state_dir::StateDirError;
 
-/// The reason why a request to the controller failed. It never contains a token or a key.
+/// The reason why a request to the controller failed. The text never contains a token or a key.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllerError {
     /// The connection failed or broke.
@@ -15,12 +15,12 @@ pub enum ControllerError {
         /// The error from the network, TLS or HTTP.
         why: String,
     },
-    /// The server's certificate does not belong to our controller.
+    /// The server's certificate is not that of the cluster's controller.
     #[error("controller {url} is not trusted: {why}")]
     Untrusted {
         /// The controller's URL.
         url: String,
-        /// The fault in the certificate, and the remedy.
+        /// What is wrong with the certificate, and how to solve it.
         why: String,
     },
     /// The controller ended the TLS connection with an alert about this node's certificate.
@@ -35,7 +35,7 @@ pub enum ControllerError {
         why: String,
     },
     /// The response is a problem document (RFC 9457).
-    #[error("the controller answers {}: {}: {}", .0.status, .0.title, .0.detail)]
+    #[error("the controller answered {}: {}: {}", .0.status, .0.title, .0.detail)]
     Problem(Problem),
     /// The response does not follow the API.
     #[error(
@@ -52,8 +52,8 @@ pub enum ControllerError {
     /// This node has no certificate yet.
     #[error("this node has not joined the cluster yet: `edge-agent status` says why")]
     NotJoined,
-    /// A response, the configuration or this host does not allow the request; the text contains the
-    /// remedy.
+    /// A response, the configuration or the state of this host does not allow the request. The text
+    /// also says how to solve the problem.
     #[error("{0}")]
     Unacceptable(String),
     /// The state directory cannot be read or written.
@@ -72,8 +72,8 @@ impl ControllerError {
     }
 
     /// Returns whether the controller does not accept this node as a member, or this node does not
-    /// trust the controller. A new join token, which pins the controller's CA, may help in that
-    /// case.
+    /// trust the controller. In that case a new join token may help, because it pins the
+    /// controller's CA.
     pub fn is_refusal_of_this_node(&self) -> bool {
         match self {
             Self::CertificateRefused { .. } | Self::Untrusted { .. } => true,

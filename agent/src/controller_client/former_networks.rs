@@ -1,8 +1,9 @@
 //! Keeps the networks of a hub guarded after the hub has disappeared from the view. Packets to them
-//! must not leave without encryption while the hub is away: the hub may be joining again, or the
-//! controller may not know it after an old backup was restored. So these networks stay guarded for
-//! a day, or until a hub has them again. A network that a hub in the view no longer has does not
-//! stay guarded, since the operator corrected the hub's networks.
+//! must not leave without encryption while the hub is not in the view: the hub may be joining
+//! again, or the controller may not know the hub because an old backup was restored. So these
+//! networks stay guarded for a day, or until a hub in the view has them again. If a hub is still in
+//! the view but no longer has a network, that network does not stay guarded, since the operator
+//! corrected the hub's networks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -26,7 +27,7 @@ const GUARDED_SECONDS: i64 = 24 * 3600;
 const MAX_FORMER_NETWORKS: usize = 256;
 
 impl ControllerClient {
-    /// Reads the networks that an earlier run kept guarded.
+    /// Reads from disk the networks that an earlier run kept guarded.
     pub(super) fn load_former_networks(&self) {
         let read = self.state.read_json::<Vec<FormerNetwork>>(FORMER_NETWORKS_FILE, "it is ignored");
         let former = read.unwrap_or_else(|error| {
@@ -36,7 +37,8 @@ impl ControllerClient {
         self.set_former_networks(former.unwrap_or_default());
     }
 
-    /// Drops the networks of an identity that this node no longer has.
+    /// Stops guarding former networks, because they belong to an identity that this node no longer
+    /// has.
     pub(super) fn forget_former_networks(&self) {
         self.set_former_networks(vec![]);
         if let Err(error) = self.state.remove(FORMER_NETWORKS_FILE) {
@@ -44,10 +46,10 @@ impl ControllerClient {
         }
     }
 
-    /// Guards the networks of hubs that are in `before` and not in `view`. Stops guarding networks
-    /// whose time is over, whose hub is in the view again, or that the view itself guards. Writes
+    /// Guards the networks of hubs that are in `before` but not in `view`. Stops guarding networks
+    /// whose day is over, whose hub is in the view again, or that the view itself guards. Writes
     /// the guarded networks to disk and returns them. `before` is the view that `view` replaces;
-    /// `None` if the hubs of the former view do not count.
+    /// `None` if no further networks are to be guarded.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -65,7 +67,7 @@ impl ControllerClient {
         Ok(self.set_former_networks(former))
     }
 
-    /// Stops guarding the networks whose time is over, and publishes the rest.
+    /// Stops guarding the networks whose day is over, and publishes the remaining ones.
     pub(super) fn expire_former_networks(&self, view: &NodeView) {
         let known = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match self.update_former_networks(None, view) {
@@ -87,8 +89,9 @@ impl ControllerClient {
     }
 }
 
-/// The current time by the system clock and by the boot-time clock. Within a boot the boot-time
-/// clock is used, since setting the system clock must not end the guarding of a network.
+/// The current time by the system clock and by the boot-time clock. Within one boot, only the
+/// boot-time clock is used, so that setting the system clock does not end the guarding of a
+/// network.
 struct ClockReadings {
     /// Seconds since 1970-01-01 UTC.
     unix_time: u64,
@@ -114,7 +117,7 @@ impl ClockReadings {
         former
     }
 
-    /// Returns the seconds since a time of this boot's clock.
+    /// Returns the seconds that have passed since `time`, a reading of this boot's clock.
     fn since(&self, time: &BootTime) -> i64 {
         self.boot.seconds.saturating_sub(time.seconds)
     }
@@ -147,7 +150,7 @@ fn guarded_under(
             && !view.peers.iter().any(|peer| peer.name == former.hub)
             && !present.iter().any(|network| contains(network, &former.network))
     };
-    // If several hubs had a network, the hub that disappeared last counts.
+    // If several hubs had a network, the entry of the hub that disappeared last is kept.
     let known = known.iter().map(|former| now.anchored(former));
     let each: BTreeMap<_, _> = known.chain(disappeared).map(|former| (former.network, former)).collect();
     let mut former: Vec<FormerNetwork> = each.into_values().filter(lasts).collect();
@@ -181,7 +184,7 @@ mod tests {
         NodeView { role, peers: peers.into_iter().map(Into::into).collect(), ..empty_view() }
     }
 
-    /// Returns a time in the first boot, in seconds after its start.
+    /// Returns clock readings of the first boot, taken this many seconds after its start.
     fn at(seconds: i64) -> ClockReadings {
         let unix_time = 1_800_000_000 + u64::try_from(seconds).unwrap();
         ClockReadings { unix_time, boot: BootTime { boot_id: "b1".into(), seconds } }
@@ -206,7 +209,7 @@ mod tests {
         assert_eq!(guarded_under(&known, Some(&none), &none, &at(2001)), known);
         assert_eq!(texts(&guarded_under(&known, None, &none, &at(1000 + GUARDED_SECONDS))), ["cloud-2 10.96.0.0/12"]);
         assert_eq!(guarded_under(&known, None, &none, &at(2000 + GUARDED_SECONDS)), []);
-        // When the hub is back, its own networks apply again.
+        // When a hub is back, its networks are no longer former networks.
         let back = view(Role::Edge, vec![hub("cloud-1", &["10.240.0.0/16"])]);
         assert_eq!(texts(&guarded_under(&known, Some(&none), &back, &at(2002))), ["cloud-2 10.96.0.0/12"]);
         let other = view(Role::Edge, vec![hub("cloud-9", &["10.0.0.0/8"])]);
@@ -237,13 +240,13 @@ mod tests {
             assert_eq!(guarded_under(&known, None, &none, &stepped(1000 + day - 1)), known, "{unix_time}");
             assert_eq!(guarded_under(&known, None, &none, &stepped(1000 + day)), [], "{unix_time}");
         }
-        // After a reboot the system clock shows how much of the day has passed.
+        // After a reboot, the system clock determines how much of the day has passed.
         let next = |unix_time, seconds| ClockReadings { unix_time, boot: BootTime { boot_id: "b2".into(), seconds } };
         let half = guarded_under(&known, None, &none, &next(at(1000 + day / 2).unix_time, 5));
         assert_eq!(half.len(), 1);
         assert_eq!(guarded_under(&half, None, &none, &next(1, 5 + day / 2 - 1)).len(), 1);
         assert_eq!(guarded_under(&half, None, &none, &next(1, 5 + day / 2)), []);
-        // If the system clock is behind, the day begins with the boot.
+        // If the system clock is behind after a reboot, the day starts again with the boot.
         let behind = guarded_under(&known, None, &none, &next(2000, 5));
         assert_eq!(behind[0].since, 2000);
         assert_eq!(guarded_under(&behind, None, &none, &next(u64::MAX, 5 + day - 1)), behind);

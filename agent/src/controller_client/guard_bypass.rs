@@ -1,11 +1,12 @@
 //! Lets connections to the controller bypass the policies and routes that a view installs.
-//! Otherwise a wrong view could cut the node off, and the controller could never correct that view.
+//! Otherwise a wrong view could cut the node off from the controller, which could then never
+//! correct it.
 //!
-//! Each connection's socket has a policy that allows it to send without encryption, like IKE's
-//! sockets, so no other XFRM policy blocks or encrypts its packets. If the controller's address
-//! lies within a network that is routed into the guard's device, the socket is bound to the
-//! uplink's interface, and the route lookup considers that interface alone. Both apply to this one
-//! socket: pods and other programs stay guarded.
+//! The socket of each connection has a policy that allows it to send without encryption, like the
+//! IKE sockets, so that no other XFRM policy blocks or encrypts its packets. If the controller's
+//! address lies within a network that is routed into the guard's device, the socket is bound to the
+//! uplink's interface, and the route lookup considers that interface alone. The policy and the
+//! binding apply to this socket only: pods and other programs stay guarded.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -22,13 +23,14 @@ use tracing::debug;
 use crate::membership::UplinkFacts;
 use crate::underlay;
 
-/// Connects to the controller past the guard.
+/// Opens connections to the controller that bypass the guard.
 #[derive(Debug)]
 pub(super) struct GuardBypass {
     uplink: watch::Receiver<UplinkFacts>,
-    /// Networks that the view in force makes unreachable outside of a tunnel.
+    /// Networks that the current view makes unreachable outside of a tunnel.
     guarded: Mutex<Vec<IpNetwork>>,
-    /// Addresses from the last lookup, by host. There are at most as many hosts as controller URLs.
+    /// Addresses from the last DNS lookup, by host. There are at most as many hosts as controller
+    /// URLs.
     lookups: Mutex<BTreeMap<String, Vec<IpAddr>>>,
 }
 
@@ -37,12 +39,12 @@ impl GuardBypass {
         Self { uplink, guarded: Mutex::default(), lookups: Mutex::default() }
     }
 
-    /// Sets the guarded networks from the view that comes into force.
+    /// Sets the guarded networks to those of `view`, which is about to be applied.
     pub(super) fn set_guarded(&self, view: &NodeView) {
         *self.guarded.lock().unwrap_or_else(PoisonError::into_inner) = underlay::guarded(view);
     }
 
-    /// Remembers the addresses of a controller's host.
+    /// Stores the addresses to which a controller's host name was resolved.
     pub(super) fn record_lookup(&self, host: &str, addresses: &[SocketAddr]) {
         let addresses = addresses.iter().map(SocketAddr::ip).collect();
         self.lookups.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
@@ -61,7 +63,7 @@ impl GuardBypass {
         addresses
     }
 
-    /// Opens a TCP connection past the guard.
+    /// Opens a TCP connection that bypasses the guard.
     pub(super) async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if let Err(error) = bypass(&socket, address.is_ipv6()) {
@@ -75,7 +77,7 @@ impl GuardBypass {
         socket.connect(address).await
     }
 
-    /// Returns the uplink's interface, if `address` lies within a guarded network.
+    /// Returns the uplink's interface if `address` lies within a guarded network, otherwise `None`.
     fn interface_past_guard(&self, address: IpAddr) -> Option<String> {
         let guarded = self.guarded.lock().unwrap_or_else(PoisonError::into_inner);
         guarded.iter().find(|network| network.contains(address))?;
@@ -127,7 +129,7 @@ mod tests {
         }
     }
 
-    /// Runs a node whose view contains the controller's address, in a separate namespace; the
+    /// Runs a node in a separate namespace. Its view contains the controller's address, and the
     /// controller is behind the node's gateway.
     #[tokio::test]
     #[ignore = "runs in a namespace, started by the test before"]

@@ -30,11 +30,11 @@ use crate::clock::CertificateClock;
 
 /// Timeout for the TCP and TLS handshakes together, for each address of a controller.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// Timeout of a request, up to the response's headers. Reading the response's body has the same
-/// timeout again.
+/// Timeout of a request, up to the response's headers. Reading the response's body has a timeout of
+/// the same length.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// An HTTP/2 PING is sent after this much silence. Without an acknowledgement within the same time,
-/// the connection is closed.
+/// Time without traffic after which an HTTP/2 PING is sent. If it is not acknowledged within the
+/// same time, the connection is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// Maximum size of a response body that is read as a whole, in bytes.
 const MAX_RESPONSE: usize = 4 * 1024 * 1024;
@@ -45,7 +45,7 @@ pub(super) enum Reconnect {
     /// No: the certificate is the same. If a thousand nodes receive new trust anchors, they must
     /// not all reconnect at once.
     No,
-    /// Yes: the next connection shows the new certificate.
+    /// Yes: the next connection presents the new certificate.
     Yes,
 }
 
@@ -77,8 +77,8 @@ pub(super) struct Connection {
 }
 
 impl HttpClient {
-    /// Makes a client for the controllers at `urls`. Does not connect yet. Fails if one of them is
-    /// not an `https://` URL with a host.
+    /// Creates a client for the controllers at `urls`, without connecting. Fails if one of the URLs
+    /// is not an `https://` URL with a host.
     pub(super) fn new(
         urls: &[String],
         tls: ClientConfig,
@@ -97,20 +97,22 @@ impl HttpClient {
         }
     }
 
-    /// Stops using the current connection: it is dead, or shows an old certificate.
+    /// Stops using the current connection, because it is dead or authenticates with an old
+    /// certificate.
     pub(super) async fn disconnect(&self) {
         self.active.lock().await.connection = None;
     }
 
-    /// Makes the next connection go to the controller after `url`, if there is more than one,
-    /// because the one at `url` failed or shuts down.
+    /// Makes the next connection go to the controller after `url`, because the controller at `url`
+    /// failed or shuts down. If only one controller is configured, the next connection goes to the
+    /// same one.
     pub(super) async fn try_next_after(&self, url: &Uri) {
         let mut active = self.active.lock().await;
         active.connection.take_if(|connection| connection.url == *url);
         active.choice.failed(url);
     }
 
-    /// Returns the current connection, or a new one.
+    /// Returns the open connection, or opens one.
     pub(super) async fn connection(&self) -> Result<Connection, ControllerError> {
         let mut active = self.active.lock().await;
         if let Some(connection) = active.connection.as_ref().filter(|connection| !connection.sender.is_closed()) {
@@ -132,8 +134,8 @@ impl HttpClient {
                     if urls.len() > 1 {
                         debug!(%error, "trying the next controller");
                     }
-                    // An error that the operator must resolve is reported rather than a temporary
-                    // one.
+                    // An error that the operator must resolve takes precedence over a temporary
+                    // error.
                     if failure.as_ref().is_none_or(ControllerError::is_temporary) {
                         failure = Some(error);
                     }
@@ -162,7 +164,7 @@ impl HttpClient {
                 Ok(Err(error)) => error,
                 Err(_) => unreachable(format!("{address} did not answer within {CONNECT_TIMEOUT:?}")),
             };
-            // An error that the operator must resolve is reported rather than a temporary one.
+            // An error that the operator must resolve takes precedence over a temporary error.
             if failure.is_temporary() {
                 failure = error;
             }
@@ -184,7 +186,7 @@ impl HttpClient {
         };
         let tcp = self.bypass.connect(address).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
-        // If data stays unacknowledged for this long, the uplink is lost.
+        // If data stays unacknowledged for this long, the uplink counts as lost.
         let user_timeout = u32::try_from((2 * PING_INTERVAL).as_millis()).unwrap_or(u32::MAX);
         rustix::net::sockopt::set_tcp_user_timeout(&tcp, user_timeout).map_err(|error| failed(error.into()))?;
         let local = tcp.local_addr().map_err(failed)?.ip();
@@ -199,7 +201,7 @@ impl HttpClient {
             .await
             .map_err(|error| hyper_error(url, &error))?;
         // Completes when the last sender and stream are dropped, or when the connection breaks;
-        // pending requests then get the error.
+        // pending requests then fail with the error.
         let until_it_ends = async move {
             if let Err(error) = connection.await {
                 debug!(error = with_causes(&error), "connection to the controller ended");
@@ -209,7 +211,7 @@ impl HttpClient {
         Ok(Connection { url: url.clone(), local, sender })
     }
 
-    /// Sends a request and reads the response as a whole.
+    /// Sends a request and reads the whole response.
     pub(super) async fn call<A: DeserializeOwned>(
         &self,
         method: Method,
@@ -239,7 +241,7 @@ impl HttpClient {
         })
     }
 
-    /// Sends a GET request and returns the body unread.
+    /// Sends a GET request and returns the response's body, which has not been read yet.
     pub(super) async fn stream(&self, connection: &Connection, path: &str) -> Result<Incoming, ControllerError> {
         Ok(self.send(connection, Method::GET, path, None).await?.into_body())
     }

@@ -1,8 +1,8 @@
-//! Joins this node: presents the join credential and stores the first certificate.
+//! Joins this node: presents the join credential and stores this node's first certificate.
 //!
 //! The agent writes a new key to disk, sends the certificate request, writes the certificate, then
-//! deletes the pending key. If the power fails between any two of these steps, the next attempt
-//! repeats the request with the same key and credential, and the controller repeats its response.
+//! deletes the pending key. If the power fails between two of these steps, the next attempt repeats
+//! the request with the same key and credential, and the controller repeats its response.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::state_dir::{StateDir, segments_file};
 
-/// Joins and writes the identity to disk.
+/// Joins the cluster, and writes the identity to disk.
 pub(super) async fn join(
     config: &Config,
     credential: &JoinCredential,
@@ -55,7 +55,7 @@ pub(super) async fn join(
     }
     let identity = NodeIdentity::accept(&response, &key, &node, role.unwrap_or(response.role), credential.id(), clock)?;
     // The view and the segments on disk belong to the former identity. They are removed before the
-    // new identity is written: after a power cut in between, the join is repeated.
+    // new identity is written: after a power cut between the two, the join is repeated.
     forget_earlier_membership(state)?;
     identity.store(state)?;
     node_identity::forget_pending_key(state)?;

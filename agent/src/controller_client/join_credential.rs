@@ -26,7 +26,7 @@ pub(super) enum JoinCredential {
     ServiceAccount {
         /// The JWT.
         token: Zeroizing<String>,
-        /// `pod:UID` of the pod to which the token is bound. The kubelet renews the token often;
+        /// `pod:UID` of the pod to which the token is bound. The kubelet renews the token often, so
         /// only a token for another pod counts as a new credential.
         id: String,
         /// The pod's node, from the token's claims.
@@ -37,8 +37,8 @@ pub(super) enum JoinCredential {
 }
 
 impl JoinCredential {
-    /// Reads the credential from the file that the configuration names. `None` if it names none, or
-    /// the file does not exist.
+    /// Reads the credential from the file that the configuration names. `None` if the configuration
+    /// names no file, or the file does not exist.
     pub(super) fn read(config: &Config) -> Result<Option<Self>, ControllerError> {
         let Some(controller) = &config.controller else { return Ok(None) };
         if let Some(path) = &controller.service_account_token_file {
@@ -48,14 +48,15 @@ impl JoinCredential {
         let path = config.path(path);
         let Some(text) = text(&path, "the join token")? else { return Ok(None) };
         if std::fs::metadata(&path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0) {
-            tracing::warn!(file = %path.display(), "others may read the join token: chmod 600");
+            tracing::warn!(file = %path.display(), "other users can read the join token: chmod 600");
         }
         text.parse()
             .map(|token| Some(Self::Token(token)))
             .map_err(|error: edge_types::token::ParseTokenError| wrong(&path, error.to_string()))
     }
 
-    /// Returns an identifier of the credential: the token's id or `pod:UID`. It is not secret.
+    /// Returns an identifier of the credential: the join token's ID, or `pod:UID`. It is not
+    /// secret.
     pub(super) fn id(&self) -> &str {
         match self {
             Self::Token(token) => &token.id,
@@ -63,7 +64,7 @@ impl JoinCredential {
         }
     }
 
-    /// Returns the trust anchors for the controller's certificate while joining.
+    /// Returns how the controller's certificate is verified while this node joins.
     pub(super) fn trust(&self) -> ControllerTrust {
         match self {
             Self::Token(token) => ControllerTrust::Pinned(token.ca_hash),
@@ -71,8 +72,8 @@ impl JoinCredential {
         }
     }
 
-    /// Returns the role from credential or configuration, `None` if neither has one. Fails if they
-    /// differ.
+    /// Returns the role from the credential or the configuration; `None` if neither names a role.
+    /// Fails if the two roles differ.
     pub(super) fn agreed_role(&self, config: &Config) -> Result<Option<Role>, ControllerError> {
         match (self, config.role) {
             (Self::Token(token), Some(role)) if role != token.role => Err(ControllerError::Unacceptable(format!(
@@ -85,8 +86,8 @@ impl JoinCredential {
         }
     }
 
-    /// Returns the node name from credential, configuration or host name. Fails if credential and
-    /// configuration differ.
+    /// Returns the node name from the credential, the configuration or the host name, in this
+    /// order. Fails if the names in the credential and the configuration differ.
     pub(super) fn agreed_name(&self, config: &Config) -> Result<NodeName, ControllerError> {
         let bound = match self {
             Self::Token(token) => token.node.as_ref(),
@@ -134,8 +135,8 @@ pub(super) fn missing(config: &Config, state: &Path) -> ControllerError {
     ))
 }
 
-/// Claims of a service account token. They determine the node name and identify the token; the API
-/// server verifies them.
+/// Claims of a service account token. The node name and the token's ID are taken from them. The API
+/// server verifies the claims.
 #[derive(Deserialize)]
 struct JwtClaims {
     #[serde(rename = "kubernetes.io")]

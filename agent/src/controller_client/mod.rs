@@ -1,30 +1,32 @@
 //! The controller client: joins this node, renews its certificate, follows the view and requests
 //! segments. It publishes the view and the credentials through the channels of
-//! [`crate::membership`]: first those on disk, then those from the controller. The view in force is
-//! the one that the agent applies. If the controller is unreachable, the published view and
-//! credentials stay in force.
+//! [`crate::membership`]: first those on disk, then those from the controller. The current view is
+//! the view that the agent has applied. While the controller is unreachable, the published view and
+//! credentials stay in use.
 //!
-//! - `client`: the state that the client's tasks share, above all the view in force, the member's
+//! - `client`: the state that the client's tasks share: mainly the current view, the member's
 //!   identity and the status.
 //! - `session`: the session with the controller: joining if needed, reports, and the view stream.
-//! - `stream_state`: the view that the controller sent last, to which its next change applies.
-//! - `view_validation`: the checks before a view comes into force: that it does not contradict
-//!   itself and would not cut this host off.
-//! - `view_consistency`: the check that a view does not contradict itself, in a time that depends
-//!   only on what changed.
-//! - `view_file`: the file with the view in force, as a whole view and the changes since.
-//! - `partial_view`: a view without some of the networks that it adds.
-//! - `unconfirmed_view`: the previous view and the view that was taken back last, which `take_back`
-//!   needs.
-//! - `take_back`: the return to the previous view if nothing arrives from the controller under the
-//!   new one.
+//! - `stream_state`: the last view from the controller, to which its next change applies.
+//! - `view_validation`: the checks before a view is applied: that it is consistent and would not
+//!   cut this host off.
+//! - `view_consistency`: the check that a view is consistent; its time depends only on the number
+//!   of changes.
+//! - `view_file`: the file with the current view, stored as a whole view and the changes since that
+//!   view.
+//! - `partial_view`: views from which some of the added networks are left out.
+//! - `unconfirmed_view`: the views that `take_back` needs: the previous view, and the view that was
+//!   taken back last.
+//! - `take_back`: restoring the previous view if nothing arrives from the controller after a new
+//!   view is applied.
 //! - `former_networks`: the networks of hubs that have disappeared from the view, which stay
 //!   guarded.
 //! - `guard_bypass`: connections to the controller that bypass the view's policies and routes.
 //! - `node_identity`: this node's key, certificate and trust anchors.
 //! - `join_credential`, `join`, `renewal`: the token with which this node joins, its first
 //!   certificate, and the renewal of the certificate.
-//! - `segment_request`: requests for segments, which are on disk until they have a response.
+//! - `segment_request`: requests for segments, which stay on disk until the controller has
+//!   responded.
 //! - `check`: the checks of `[controller]` for `edge-agent check`, which need no connection.
 //! - `controller_choice`: the choice of the controller for the next connection.
 //! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3, and the client's errors.
@@ -72,7 +74,7 @@ impl ControllerClient {
             () = self.stop.cancelled() => {}
         }
         if let Err(error) = self.clock.save_floor(&self.state) {
-            warn!(%error, "the time is not kept");
+            warn!(%error, "cannot store the last known time");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! This node's identity: a private key that is generated here and never leaves the node, its
+//! This node's identity: a private key that this node generates and that never leaves it, its
 //! certificate, and the trust anchors. One file holds all three, so that they always match. A key
 //! whose certificate has not arrived is kept in a separate file, so that a retry after a power cut
 //! sends the same key.
@@ -41,7 +41,7 @@ const ADVICE: &str = "restore it from a backup, or remove it and join again with
 pub(super) struct NodeIdentity {
     pub(super) node: NodeName,
     pub(super) role: Role,
-    /// [`JoinCredential::id`](super::join_credential::JoinCredential::id) of the credential by
+    /// [`JoinCredential::id`](super::join_credential::JoinCredential::id) of the credential with
     /// which the node joined.
     pub(super) token_id: String,
     /// notBefore of the certificate, seconds since 1970-01-01 UTC.
@@ -76,8 +76,7 @@ impl NodeIdentity {
         Self::load_from(state.path())
     }
 
-    /// Reads the identity as [`Self::load`] does, for a program other than the agent: it takes no
-    /// lock.
+    /// Reads the identity as [`Self::load`] does, for programs other than the agent: takes no lock.
     pub(super) fn load_from(directory: &Path) -> Result<Option<Self>, StateDirError> {
         let Some(file) = state_dir::read_layout::<IdentityFile>(directory, IDENTITY_FILE, VERSION, ADVICE)? else {
             return Ok(None);
@@ -107,8 +106,8 @@ impl NodeIdentity {
         }))
     }
 
-    /// Makes an identity from the controller's response, after checking that the certificate is for
-    /// `key`, `node` and `role` and that peers will accept it.
+    /// Builds an identity from the controller's response. Fails if the certificate is not for
+    /// `key`, `node` and `role`, or if peers would not accept it.
     pub(super) fn accept(
         response: &CertificateResponse,
         key: &KeyPair,
@@ -133,8 +132,8 @@ impl NodeIdentity {
         let trust_anchors = anchors(&response.trust_anchors).map_err(&refuse)?;
         let leaf = Leaf::parse(&chain).map_err(&refuse)?;
         leaf.check(key, node, role).map_err(&refuse)?;
-        // The connection is authenticated, and a certificate's notBefore is an hour before it is
-        // issued.
+        // This time is certainly past: the connection is authenticated, and the controller sets
+        // notBefore to an hour before it issues a certificate.
         clock.raise_floor(u64::try_from(leaf.not_before).unwrap_or(0));
         verify(&chain, &trust_anchors, clock.unix_time()).map_err(&refuse)?;
         Ok(Self {
@@ -151,7 +150,7 @@ impl NodeIdentity {
         })
     }
 
-    /// Returns this identity with other trust anchors; `None` if they are the same.
+    /// Returns this identity with other trust anchors; `None` if the trust anchors are unchanged.
     pub(super) fn with_trust_anchors(&self, trust_anchors: Vec<Vec<u8>>) -> Option<Self> {
         if trust_anchors == self.credentials.trust_anchors {
             return None;
@@ -160,16 +159,17 @@ impl NodeIdentity {
         Some(Self { credentials: Arc::new(credentials), ..self.clone() })
     }
 
-    /// Returns whether the authority that signs now, the first trust anchor, issued the
-    /// certificate.
+    /// Returns whether the certificate was issued by the authority that currently signs, which is
+    /// the first trust anchor.
     pub(super) fn is_of_signing_authority(&self) -> bool {
         let anchor = self.credentials.trust_anchors.first().map(std::slice::from_ref).unwrap_or_default();
         let leaf = self.credentials.chain.first().map(std::slice::from_ref).unwrap_or_default();
-        // Checked at its notBefore, so that an expired certificate counts too.
+        // Validity is checked at the certificate's notBefore, so that an expired certificate passes
+        // too.
         verify(leaf, anchor, u64::try_from(self.not_before).unwrap_or(0)).is_ok()
     }
 
-    /// Writes the identity to disk. The caller then removes the pending key.
+    /// Writes the identity to disk. The caller must then remove the pending key.
     pub(super) fn store(&self, state: &StateDir) -> Result<(), StateDirError> {
         let file = IdentityFile {
             version: VERSION,
@@ -180,12 +180,13 @@ impl NodeIdentity {
             certificate: self.credentials.chain.iter().map(|der| pem("CERTIFICATE", der)).collect(),
             trust_anchors: self.credentials.trust_anchors.iter().map(|der| pem("CERTIFICATE", der)).collect(),
         };
-        // A struct of strings always serialises.
+        // Serialising a struct of strings cannot fail.
         let bytes = Zeroizing::new(serde_json::to_vec_pretty(&file).unwrap_or_default());
         state.write(IDENTITY_FILE, &bytes)
     }
 
-    /// Returns when half of the certificate's lifetime is over, in seconds since 1970-01-01 UTC.
+    /// Returns the time at which half of the certificate's lifetime is over, in seconds since
+    /// 1970-01-01 UTC.
     pub(super) fn renew_at(&self) -> u64 {
         let middle = self.not_before + (self.credentials.not_after - self.not_before) / 2;
         u64::try_from(middle).unwrap_or(0)
@@ -205,7 +206,7 @@ pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, ControllerError> 
         let key = PrivatePkcs8KeyDer::from_pem_slice(&text).ok().and_then(|der| KeyPair::try_from(&der).ok());
         match key {
             Some(key) => return Ok(key),
-            None => tracing::warn!(file = PENDING_KEY_FILE, "it is damaged; a new key is made"),
+            None => tracing::warn!(file = PENDING_KEY_FILE, "the file is damaged; generating a new key"),
         }
     }
     let key = KeyPair::generate_for(&PKCS_ED25519)
@@ -215,13 +216,13 @@ pub(super) fn pending_key(state: &StateDir) -> Result<KeyPair, ControllerError> 
     Ok(key)
 }
 
-/// Removes the pending key, after [`NodeIdentity::store`].
+/// Removes the pending key. Called after [`NodeIdentity::store`].
 pub(super) fn forget_pending_key(state: &StateDir) -> Result<(), StateDirError> {
     state.remove(PENDING_KEY_FILE)
 }
 
-/// Makes a PKCS#10 request for the node's name, PEM. It contains no role, because the controller
-/// decides the role.
+/// Creates a PKCS#10 certificate request for the node's name, in PEM. It contains no role, because
+/// the controller decides the role.
 pub(super) fn request(key: &KeyPair, node: &NodeName) -> Result<String, ControllerError> {
     let failed = |error| ControllerError::Unacceptable(format!("making the certificate request failed: {error}"));
     let mut parameters = CertificateParams::new(vec![node.to_string()]).map_err(failed)?;
@@ -230,8 +231,8 @@ pub(super) fn request(key: &KeyPair, node: &NodeName) -> Result<String, Controll
     parameters.serialize_request(key).and_then(|request| request.pem()).map_err(failed)
 }
 
-/// Reads trust anchors, DER, from PEM texts. Fails if there is none, or one cannot be a trust
-/// anchor.
+/// Parses PEM texts into trust anchors in DER. Fails if there are none, or if a certificate cannot
+/// be a trust anchor.
 pub(super) fn anchors(texts: &[String]) -> Result<Vec<Vec<u8>>, String> {
     let mut all = Vec::new();
     for text in texts {
@@ -255,7 +256,7 @@ fn certificates(text: &str) -> Result<Vec<Vec<u8>>, String> {
 }
 
 /// Verifies the certificate chain, its validity and the extended key usages, as the controller and
-/// peers will do.
+/// the peers do.
 fn verify(chain: &[Vec<u8>], trust_anchors: &[Vec<u8>], now: u64) -> Result<(), String> {
     let ders: Vec<CertificateDer<'_>> = chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let (leaf, intermediates) = ders.split_first().ok_or("there is no certificate in it")?;
@@ -277,7 +278,7 @@ fn verify(chain: &[Vec<u8>], trust_anchors: &[Vec<u8>], now: u64) -> Result<(), 
     Ok(())
 }
 
-/// The fields of the leaf certificate that are checked.
+/// The checked fields of the leaf certificate.
 struct Leaf {
     not_before: i64,
     not_after: i64,

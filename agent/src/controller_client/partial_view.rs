@@ -1,7 +1,7 @@
-//! Makes a view without some of the networks that it adds. Such a view comes into force if this
-//! host refuses a view because of those networks, and when a view is taken back. Otherwise a host
-//! on this node's network could announce the network that the next view adds, and so delay the rest
-//! of that view, above all its revocations.
+//! Builds a partial view: a view without some of the networks that it adds. A partial view is
+//! applied if this host refuses a view because of those networks, and when a view is taken back.
+//! Otherwise a host on this node's network could announce the network that the next view adds, and
+//! thereby delay the rest of that view, most importantly its revocations.
 
 use edge_types::network::{contains, overlap};
 use edge_types::{IpNetwork, NodeView, Peer, SharedPeer};
@@ -11,8 +11,8 @@ use super::view_validation::{ViewRefusal, validate};
 use crate::underlay::{added, guarded};
 
 impl ControllerClient {
-    /// Returns the part of a refused view that this host allows instead of `current`. `None` if
-    /// there is no such part, or if it changes nothing.
+    /// Returns the part of a refused view that this host allows as the replacement of `current`.
+    /// `None` if there is no such part, or if it equals `current`.
     pub(super) fn allowed_part(&self, current: &NodeView, view: &NodeView, refusal: &ViewRefusal) -> Option<NodeView> {
         let mut withheld = Vec::new();
         let mut refusal = refusal.clone();
@@ -31,13 +31,14 @@ impl ControllerClient {
     }
 }
 
-/// Adds to `withheld` the networks of `view` that caused its refusal. Returns false if they are all
-/// withheld already, or if the view was refused for another reason.
+/// Adds to `withheld` the networks of `view` that caused its refusal. Returns `false` if they are
+/// all withheld already, or if the view was refused for another reason.
 fn withhold(withheld: &mut Vec<IpNetwork>, refusal: &ViewRefusal, current: &NodeView, view: &NodeView) -> bool {
     let mut networks = match refusal {
         ViewRefusal::CutsOff(conflict) => vec![conflict.network()],
-        // A part that adds networks would itself be unconfirmed. If that part were confirmed, the
-        // view that was taken back would count as good.
+        // All added networks are withheld, since a part that adds networks would itself be
+        // unconfirmed. If that part were confirmed, the view that was taken back would wrongly
+        // count as harmless.
         ViewRefusal::Undecided { .. } | ViewRefusal::TakenBack { .. } => added(current, view),
         _ => return false,
     };
@@ -47,10 +48,10 @@ fn withhold(withheld: &mut Vec<IpNetwork>, refusal: &ViewRefusal, current: &Node
 }
 
 /// Returns `now` without the networks in `withheld`, as a replacement of `before`. The result keeps
-/// the version of `before` and the networks that this node itself fronts, so that the whole view
-/// can still replace it. A range or network that `now` removes returns only if a withheld network
-/// overlaps it, since the withheld one may have replaced it. The revocations of `now` apply: a
-/// member that it does not name stays removed, and certificates and authorities that it rejects
+/// the version of `before` and the networks that this node fronts, so that the whole view can
+/// replace it later. A range or network that `now` removes is kept only if a withheld network
+/// overlaps it, since the withheld network may be its replacement. The revocations of `now` apply:
+/// a member that it does not name stays removed, and certificates and authorities that it rejects
 /// stay rejected. A segment or network belongs to the node to which `now` gives it, so that a moved
 /// segment or network never belongs to two nodes.
 ///
@@ -140,7 +141,7 @@ mod tests {
         ];
         let mut now = view(7, &["10.77.0.0/16", "10.99.0.0/16"]);
         now.trust_anchors = vec![new];
-        // The segment of a removed node is granted to this node.
+        // The segment of a removed peer is granted to this node.
         now.segments = vec!["10.77.0.128/26".parse().unwrap()];
         now.peers = vec![
             peer("edge-2", "10.77.0.64/26", 20),
@@ -152,7 +153,7 @@ mod tests {
         assert_eq!(peers, [("edge-2".into(), 20), ("edge-4".into(), 30)]);
         assert_eq!((&back.trust_anchors, &back.segments), (&now.trust_anchors, &now.segments));
         assert_eq!((back.version, &back.cluster_ranges), (4, &before.cluster_ranges));
-        // The revocations also apply if the new segments do not fit the former ranges.
+        // The revocations also apply if the new segments lie outside of the former ranges.
         now.segments = vec!["10.99.1.0/26".parse().unwrap()];
         let back = partial_view(&now, &before, &added(&before, &now)).unwrap();
         assert_eq!((back.peers.len(), &back.segments), (2, &before.segments));
@@ -182,8 +183,8 @@ mod tests {
             ],
             ..view(4, &["10.77.0.0/16"])
         };
-        // Each segment has moved to another node. The hub's network has grown around this node's
-        // own.
+        // Each segment has moved to another node. The hub's network has grown and now contains this
+        // node's network.
         let now = NodeView {
             trust_anchors: anchors,
             segments: vec![moved[0].parse().unwrap(), "10.99.0.0/26".parse().unwrap()],

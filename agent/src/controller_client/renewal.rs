@@ -1,5 +1,5 @@
-//! Renews the certificate when half of its lifetime is over, or soon after the controller began to
-//! sign with another authority. The node generates a new key and sends the request over a
+//! Renews the certificate when half of its lifetime is over, or soon after the controller has begun
+//! to sign with another authority. The node generates a new key and sends the request over a
 //! connection that the old certificate authenticates. Tunnels are not affected.
 
 use std::time::{Duration, Instant};
@@ -17,13 +17,13 @@ use super::http::Reconnect;
 use super::node_identity::{self, NodeIdentity};
 use super::tls::date;
 
-/// Maximum time between two checks of the clock, which may be set in the meantime. After each
-/// sleep, the earliest time that the clock may show is written to disk (see [`crate::clock`]).
+/// Maximum time between two checks of the clock, because the clock may be set at any time. After
+/// each sleep, the baseline of the clock is written to disk (see [`crate::clock`]).
 const CHECK_INTERVAL: Duration = Duration::from_secs(600);
 /// Delay after a refusal, and after a renewal whose certificate is still from the old authority.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
-/// Default of `rollover_spread`. After a rollover each node renews at a random moment within this
-/// time, so that ten thousand nodes cause 17 renewals per second.
+/// Default of `rollover_spread`. After a rollover each node renews its certificate at a random
+/// moment within this time, so that ten thousand nodes cause 17 renewals per second.
 const ROLLOVER_SPREAD: Duration = Duration::from_secs(600);
 
 /// Runs until the agent ends.
@@ -53,7 +53,7 @@ pub(super) async fn run(controller: &ControllerClient) {
         tokio::select! {
             () = sleep(wait) => {
                 if let Err(error) = controller.clock.save_floor(&controller.state) {
-                    warn!(%error, "the time is not kept");
+                    warn!(%error, "cannot store the last known time");
                 }
             }
             _ = members.changed() => {}
@@ -61,12 +61,12 @@ pub(super) async fn run(controller: &ControllerClient) {
     }
 }
 
-/// Returns the time until renewal is due; `None` if it is due now.
+/// Returns the time until the renewal is due; `None` if it is due now.
 fn remaining(controller: &ControllerClient, identity: &NodeIdentity, rollover: &mut Rollover) -> Option<Duration> {
     let left = identity.renew_at().checked_sub(controller.clock.unix_time()).filter(|left| *left > 0)?;
     let left = Duration::from_secs(left);
-    // Up to a tenth is subtracted at random, so that nodes that joined together do not renew
-    // together.
+    // Up to a tenth of the time is subtracted at random, so that nodes that joined together do not
+    // renew together.
     let half_life = left - left / 10 + jitter(left / 10);
     let spread = controller.config.controller.as_ref().and_then(|controller| controller.rollover_spread);
     match rollover.remaining(identity, spread.unwrap_or(ROLLOVER_SPREAD)) {
@@ -76,7 +76,7 @@ fn remaining(controller: &ControllerClient, identity: &NodeIdentity, rollover: &
     }
 }
 
-/// The time of the renewal that a new signing authority requires.
+/// The time of a renewal that is due because of a new signing authority.
 #[derive(Debug, Default)]
 struct Rollover {
     /// The signing authority, DER, and the time at which this node renews.
@@ -84,7 +84,7 @@ struct Rollover {
 }
 
 impl Rollover {
-    /// Returns the time until renewal; `None` if the signing authority issued the certificate.
+    /// Returns the time until the renewal; `None` if the signing authority issued the certificate.
     fn remaining(&mut self, identity: &NodeIdentity, spread: Duration) -> Option<Duration> {
         if identity.is_of_signing_authority() {
             self.due = None;
@@ -98,8 +98,8 @@ impl Rollover {
     }
 
     /// Records that a renewal succeeded. If the new certificate is still not from the signing
-    /// authority (because a replica of the controller does not know of the rollover yet), the next
-    /// attempt is postponed.
+    /// authority (because a replica of the controller still signs with the former authority), the
+    /// next attempt is postponed.
     fn attempted(&mut self) {
         if let Some((_, due)) = &mut self.due {
             *due = Instant::now() + REFUSED_WAIT;

@@ -1,6 +1,6 @@
-//! Requests for segments. A request is on disk before it is sent, and stays there until its
-//! segments are on disk too. After a crash in between, the same request is sent again, and the
-//! controller repeats its response.
+//! Requests for segments. A request is written to disk before it is sent, and stays there until its
+//! segments are on disk too. If the agent crashes before that, the same request is sent again, and
+//! the controller repeats its response.
 
 use data_encoding::HEXLOWER;
 use edge_types::api::{Family, SegmentRequest, SegmentResponse};
@@ -13,7 +13,7 @@ use super::client::ControllerClient;
 use super::error::ControllerError;
 use crate::state_dir::{StateDirError, segments_file};
 
-/// The request that has no response yet, a [`SegmentRequest`].
+/// File with the [`SegmentRequest`] that has no response yet.
 const REQUEST_FILE: &str = "application.json";
 
 impl ControllerClient {
@@ -26,7 +26,7 @@ impl ControllerClient {
         match self.state.read_json::<SegmentRequest>(REQUEST_FILE, "a new request is made") {
             Ok(request) => request,
             Err(error) => {
-                warn!(%error, "a segment request is lost; if it was granted, the next view shows the segments");
+                warn!(%error, "cannot read the pending segment request; if it was granted, the next view contains the segments");
                 None
             }
         }
@@ -40,14 +40,14 @@ impl ControllerClient {
             return Err(ControllerError::NotJoined);
         };
         let request = match self.unanswered() {
-            // The stored request may be for other families than `families`; the caller compares and
-            // requests again.
+            // The stored request may be for families other than `families`. The caller checks this
+            // and requests again.
             Some(request) => request,
             None => {
                 let families = families.to_vec();
                 let request = SegmentRequest { request_id: request_id()?, families, repeated: true };
-                // The request is stored as repeated, since an agent that reads it after a restart
-                // cannot know whether it was sent.
+                // The request is stored with `repeated` set, since an agent that reads it after a
+                // restart cannot determine whether it was sent.
                 self.state.write_json(REQUEST_FILE, &request)?;
                 SegmentRequest { repeated: false, ..request }
             }

@@ -31,7 +31,7 @@ use super::view_file::ViewStep;
 use crate::membership::ControllerStatus;
 use crate::{candidate_addresses, logging};
 
-/// If neither view nor heartbeat arrives for this long, the controller counts as unreachable.
+/// Time without a view or a heartbeat after which the controller counts as unreachable.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
 /// Delay after an error that the operator must resolve, such as a controller that does not accept
 /// this node as a member.
@@ -41,7 +41,7 @@ const REFUSED_WAIT: Duration = Duration::from_secs(60);
 const GOODBYE_INTERVAL: Duration = Duration::from_secs(10);
 /// If a stream that lasted this long breaks, the next controller is tried without a delay.
 const ESTABLISHED: Duration = Duration::from_secs(5);
-/// Maximum number of segments in a report; the size of a request is limited.
+/// Maximum number of segments in a report, because the size of a request is limited.
 const MAX_REPORTED_SEGMENTS: usize = 1000;
 /// Maximum length of a line of the stream, in bytes.
 const MAX_LINE: usize = 64 * 1024 * 1024;
@@ -83,14 +83,14 @@ pub(super) async fn run(controller: &ControllerClient) {
         debug!(?wait, "waiting before trying the controller again");
         tokio::select! {
             () = sleep(wait) => {}
-            // A new address may open a route to the controller.
+            // With a new address, the controller may become reachable.
             Ok(()) = uplink.changed() => {}
             () = new_credential(controller, known) => {}
         }
     }
 }
 
-/// Where the stream is opened again after it ended without a failure.
+/// Where the stream is opened again after it has ended without a failure.
 enum Reopen {
     /// At the same controller: this node's address or certificate has changed.
     Now,
@@ -98,18 +98,18 @@ enum Reopen {
     AtAnotherController,
 }
 
-/// The consequence of an event of the stream.
+/// The result of handling an event of the stream.
 enum EventOutcome {
-    /// The event is complete.
+    /// No further action is necessary.
     Handled,
-    /// A view version is missing between two events. The stream is opened again and begins with the
-    /// whole view.
+    /// An event refers to a view version that this node does not have. The stream is opened again
+    /// and begins with the whole view.
     OutOfSync { received: String, expected: &'static str },
-    /// The controller shuts down, for this reason.
+    /// The controller shuts down, for the contained reason.
     Goodbye(String),
 }
 
-/// The view stream. `state` is kept when a connection is replaced.
+/// The view stream. `state` is kept across connections.
 #[derive(Default)]
 struct Stream {
     state: Option<StreamState>,
@@ -117,7 +117,7 @@ struct Stream {
     opened: Option<Instant>,
 }
 
-/// Opens the stream and follows it. Returns where the stream must be opened again, or an error.
+/// Opens the stream and follows it. Returns where to open the stream again, or an error.
 async fn follow_stream(
     controller: &ControllerClient,
     refused: bool,
@@ -170,12 +170,13 @@ async fn follow_stream(
                         let event = match serde_json::from_str::<ViewEvent>(&line) {
                             Ok(event) => event,
                             Err(error) => {
-                                // A later release may send events that this one does not know.
+                                // A later release may send events that this release does not
+                                // support.
                                 debug!(%error, bytes = line.len(), "a line of the view stream is unknown and skipped");
                                 continue;
                             }
                         };
-                        // Only an event from the controller proves that it was reached.
+                        // Only an event proves that the controller was reached.
                         controller.confirm_view();
                         match handle(controller, event, &mut stream.state).await? {
                             EventOutcome::Handled => {}
@@ -185,15 +186,15 @@ async fn follow_stream(
                                 return Err(ControllerError::UnexpectedResponse { url: connection.url.to_string(), received, expected });
                             }
                             EventOutcome::Goodbye(reason) => {
-                                info!(url = %connection.url, reason, "the controller says goodbye; going on at another one");
+                                info!(url = %connection.url, reason, "the controller is stopping; connecting to another one");
                                 http.try_next_after(&connection.url).await;
                                 return Ok(Reopen::AtAnotherController);
                             }
                         }
                     }
                     Ok(None) => {
-                        // The controller shuts down, or refuses this node: the next attempt shows
-                        // which.
+                        // The controller either shuts down or refuses this node. The next attempt
+                        // shows which of the two is the case.
                         http.try_next_after(&connection.url).await;
                         return Err(ControllerError::Unreachable { url: connection.url.to_string(), why: "it ended the stream".into() });
                     }
@@ -215,19 +216,20 @@ async fn follow_stream(
                 }
                 report(controller, &member, &connection, &mut uplink).await?;
             }
-            // The controller shows the operator the reason why a view is refused.
+            // Reported because the controller shows the operator why a view is refused.
             () = refused_view.changed() => report(controller, &member, &connection, &mut uplink).await?,
-            // The driver changes the count every few seconds at most.
+            // The driver changes the count at most every few seconds.
             Ok(()) = tunnels.changed() => {
                 tunnels.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
-            // The obstacles change every few seconds at most.
+            // The obstacles change at most every few seconds.
             Ok(()) = obstacles.changed() => {
                 obstacles.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
-            // After a renewal the node reconnects, so that the controller sees the new certificate.
+            // After a renewal the node reconnects, so that the controller receives the new
+            // certificate.
             Ok(()) = identity.changed() => {
                 let now = identity.borrow_and_update();
                 let shown = &member.identity.credentials.chain;
@@ -302,13 +304,13 @@ async fn handle(
 }
 
 /// Returns this node's membership. Joins first if this node is not a member, or if the controller
-/// refused it and a new credential exists.
+/// refused this node and a new credential exists.
 async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, ControllerError> {
     let present = controller.member.borrow().clone();
     let credential = match &present {
         Some(member) if !refused && !member.identity.has_expired(&controller.clock) => return Ok(member.clone()),
         Some(member) => {
-            // If the token cannot be read, a member continues with its certificate.
+            // A member whose token cannot be read continues with its certificate.
             let credential = JoinCredential::read(&controller.config).unwrap_or_else(|error| {
                 error!("{error}");
                 None
@@ -375,13 +377,13 @@ async fn report(
 /// case the report is sent without the segments.
 async fn granted(controller: &ControllerClient) -> Option<Vec<IpNetwork>> {
     match controller.segments().await {
-        // Segments from the plugin's configuration are not grants.
+        // Segments from the plugin's configuration were not granted by the controller.
         Ok(file) => {
             let granted = file.filter(|file| file.source == SegmentsSource::Agent).map(|file| file.segments);
             Some(granted.into_iter().flatten().take(MAX_REPORTED_SEGMENTS).collect())
         }
         Err(error) => {
-            warn!(%error, "the report to the controller does not say which segments this node uses");
+            warn!(%error, "cannot read this node's segments; the report to the controller leaves them out");
             None
         }
     }
@@ -424,8 +426,8 @@ impl RefusedViewChanges {
 /// The lines of the view stream (NDJSON).
 struct NdjsonLines(FramedRead<StreamReader<Chunks, Bytes>, CompleteLines>);
 
-/// Lines that end with a newline. Text after the last newline of a stream was cut off and is
-/// dropped.
+/// Lines that end with a newline. Text after the last newline of a stream is an incomplete line and
+/// is dropped.
 struct CompleteLines(LinesCodec);
 
 impl Decoder for CompleteLines {
@@ -441,7 +443,7 @@ impl Decoder for CompleteLines {
     }
 }
 
-/// The response body in pieces as they arrive. [`StreamReader`] requires `std::io` errors;
+/// The parts of the response body, as they arrive. [`StreamReader`] requires `std::io` errors;
 /// [`NdjsonLines`] unpacks them.
 type Chunks = MapErr<BodyDataStream<Incoming>, fn(hyper::Error) -> io::Error>;
 
@@ -451,7 +453,8 @@ impl NdjsonLines {
         Self(FramedRead::new(StreamReader::new(chunks), CompleteLines(LinesCodec::new_with_max_length(MAX_LINE))))
     }
 
-    /// Returns the next line that is not blank; `None` at the end of the stream. Cancel safe.
+    /// Returns the next line that is not blank; `None` at the end of the stream. This method is
+    /// cancel safe.
     async fn next(&mut self, connection: &Connection) -> Result<Option<String>, ControllerError> {
         loop {
             let unexpected = |received| {

@@ -1,15 +1,15 @@
-//! Holds the view that the controller sent last, to which its next change applies. Usually that is
-//! the view in force. A refused view is also kept, because the change that corrects it is relative
-//! to it.
+//! Holds the last view from the controller, to which its next change applies. Usually that is the
+//! current view. If that view is refused, it is still kept here, because the change that corrects
+//! it is relative to it.
 
 use std::sync::Arc;
 
 use edge_types::{NodeView, ViewChange};
 
-/// The view that was received last, with all changes applied.
+/// The last view that was received, with all changes applied.
 #[derive(Debug, Clone)]
 pub(super) struct StreamState {
-    /// Identifies the controller process that can send changes since this view; `None` if the
+    /// Identifies the controller process that can send the changes since this view; `None` if the
     /// controller sends whole views only.
     epoch: Option<String>,
     view: Arc<NodeView>,
@@ -21,19 +21,19 @@ impl StreamState {
         Self { epoch, view: Arc::new(view) }
     }
 
-    /// Returns the view after the last change from the stream.
+    /// Returns the view, with all changes from the stream applied.
     pub(super) fn view(&self) -> &Arc<NodeView> {
         &self.view
     }
 
-    /// Applies a change; `None` if it is relative to another version.
+    /// Applies a change. Returns `None` if the change is relative to another version.
     pub(super) fn apply(self, change: ViewChange) -> Option<Self> {
         let view = change.apply_to(Arc::unwrap_or_clone(self.view))?;
         Some(Self::new(self.epoch, view))
     }
 
-    /// Returns the query parameters `&from=VERSION&epoch=EPOCH`, with which the controller sends
-    /// only the changes since the view in force, `held`.
+    /// Returns the query parameters `&from=VERSION&epoch=EPOCH`, which make the controller send
+    /// only the changes since `held`, the current view.
     pub(super) fn query(state: Option<&Self>, held: Option<&NodeView>) -> String {
         let Some(held) = held else { return String::new() };
         let mut query = format!("&from={}", held.version);

@@ -1,14 +1,14 @@
 //! Takes back a view that cuts the node off from the controller. A view that adds networks to the
 //! tunnels is unconfirmed until a message from the controller arrives under it. If none arrives
-//! within `take_back`, the view is taken back: the previous view comes into force again. A view
-//! that adds no network, or under which a message from the controller has arrived, is never taken
-//! back. The same applies to a view that replaces an unconfirmed one and adds nothing to the view
-//! before that.
+//! within `take_back`, the view is taken back: the previous view is applied again. A view that adds
+//! no network, or under which a message from the controller has arrived, is never taken back. A
+//! view that replaces an unconfirmed view is not taken back either, if it adds no network to the
+//! view before the unconfirmed one.
 //!
 //! If the controller is reached soon after a view was taken back, that view counts as the cause of
-//! the loss. The networks that it added are then refused, except for a second attempt after an
-//! hour. Otherwise the controller was unreachable for another reason, and the view comes into force
-//! again when the controller is back.
+//! the lost connection. The networks that it added are then refused, except for a second attempt
+//! after an hour. Otherwise the controller was unreachable for another reason, and the view is
+//! applied again when the controller is back.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -25,27 +25,28 @@ use crate::membership::Membership;
 use crate::state_dir::StateDirError;
 use crate::underlay::added;
 
-/// File with the view before an unconfirmed one. If the file exists at start, the view on disk is
-/// unconfirmed.
+/// File with the view that the unconfirmed view replaced. If the file exists at start, the view on
+/// disk is unconfirmed.
 const BEFORE_FILE: &str = "view-before.json";
-/// A view is confirmed only by messages that arrive this long after it came into force. Earlier
-/// messages may have been sent before policies and routes changed.
+/// Minimum time between applying a view and a message that confirms it. Earlier messages may have
+/// been sent before policies and routes changed.
 const CONFIRM_AFTER: Duration = Duration::from_secs(15);
 /// Default of [`crate::config::ControllerSection::take_back`].
 const DEFAULT_TAKE_BACK: Duration = Duration::from_secs(180);
 /// If the controller is reached within this time after a view was taken back, that view counts as
-/// the cause of the loss.
+/// the cause of the lost connection.
 const BLAME_WITHIN: Duration = Duration::from_secs(120);
 /// Delay before the next attempt to take a view back, for example if the disk is full.
 const TAKE_BACK_RETRY: Duration = Duration::from_secs(5);
 /// Interval at which a refused view is validated again, in addition to the validation after changes
 /// of the uplink.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// Maximum number of conflicts of the view in force that are reported.
+/// Maximum number of conflicts of the current view that are reported.
 const MAX_REPORTED_CONFLICTS: usize = 8;
 
 impl ControllerClient {
-    /// Reads the files of an earlier run: an unconfirmed view and the last one that was taken back.
+    /// Reads the files of an earlier run: an unconfirmed view, and the last view that was taken
+    /// back.
     pub(super) fn load_unconfirmed_view(&self) {
         let taken_back =
             self.state.read_json::<TakenBackView>(TAKEN_BACK_FILE, "it is ignored").unwrap_or_else(|error| {
@@ -70,8 +71,8 @@ impl ControllerClient {
         self.remove_take_back_files();
     }
 
-    /// Reports in `status` and the log which addresses of this node lie in networks of the view in
-    /// force.
+    /// Reports in `status` and in the log which addresses that this node needs lie within networks
+    /// of the current view.
     pub(super) fn report_conflicts(&self, view: &NodeView) {
         let controllers = self.bypass.controller_addresses(self.urls());
         let conflicts = self.uplink.borrow().underlay.conflicts(view, &controllers);
@@ -79,7 +80,7 @@ impl ControllerClient {
         self.status.send_if_modified(|status| {
             let differs = status.conflicts != conflicts;
             for conflict in conflicts.iter().filter(|conflict| !status.conflicts.contains(*conflict)) {
-                warn!(version = view.version, "in force, but {conflict}");
+                warn!(version = view.version, "the view is in force although {conflict}");
             }
             status.conflicts = conflicts;
             differs
@@ -93,15 +94,15 @@ impl ControllerClient {
         new: &NodeView,
     ) -> Result<(), StateDirError> {
         let Some(current) = current.filter(|current| !added(current, new).is_empty()) else { return Ok(()) };
-        // If the current view is also unconfirmed, the one before it is kept.
+        // If the current view is also unconfirmed, the view before it stays the one to restore.
         let before = self.unconfirmed().map_or_else(|| current.clone(), |unconfirmed| unconfirmed.before);
         self.state.write_json(BEFORE_FILE, &*before)?;
         self.set_unconfirmed(Some(UnconfirmedView { before, began: Instant::now() }));
         Ok(())
     }
 
-    /// Handles a view that has come into force and is on disk. If it adds nothing to the view from
-    /// before the unconfirmed one, no view needs to be taken back any more.
+    /// Ends the unconfirmed state if `view`, which is applied and on disk, adds no network to the
+    /// view from before the unconfirmed one. No view needs to be taken back any more in that case.
     pub(super) fn confirm_if_nothing_is_added(&self, view: &NodeView) {
         if self.unconfirmed().is_some_and(|unconfirmed| added(&unconfirmed.before, view).is_empty()) {
             self.forget_unconfirmed();
@@ -115,7 +116,7 @@ impl ControllerClient {
         }
     }
 
-    /// Confirms the view in force, because a message from the controller arrived.
+    /// Confirms the current view, because a message from the controller arrived.
     pub(super) fn confirm_view(&self) {
         let installed = CONFIRM_AFTER.min(self.take_back_timeout() / 2);
         if self.unconfirmed().is_none_or(|unconfirmed| unconfirmed.began.elapsed() < installed) {
@@ -134,15 +135,16 @@ impl ControllerClient {
         }
     }
 
-    /// Handles that the controller is reached again: decides whether the view that was taken back
-    /// counts as the cause of the loss.
+    /// Decides whether the view that was taken back counts as the cause of the lost connection.
+    /// Must be called when the controller is reached again.
     pub(super) async fn controller_reached(&self) {
         if self.settle_taken_back_view() {
             self.retry_refused_view().await;
         }
     }
 
-    /// Returns whether the view that was taken back may come into force again.
+    /// Decides whether the view that was taken back counts as the cause of the lost connection.
+    /// Returns whether it may be applied again.
     fn settle_taken_back_view(&self) -> bool {
         let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(undecided) = taken_back.as_mut().filter(|taken_back| !taken_back.blamed) else { return false };
@@ -151,7 +153,10 @@ impl ControllerClient {
             undecided.blamed = true;
             self.state.write_json(TAKEN_BACK_FILE, &*undecided)
         } else {
-            info!(version = undecided.version, "the controller was away; the view that was taken back may come again");
+            info!(
+                version = undecided.version,
+                "the controller was unreachable; the view that was taken back will be accepted again"
+            );
             *taken_back = None;
             self.state.remove(TAKEN_BACK_FILE)
         };
@@ -162,7 +167,7 @@ impl ControllerClient {
     }
 
     /// Takes unconfirmed views back. Also validates refused views again, since the reason for the
-    /// refusal may be gone.
+    /// refusal may no longer exist.
     pub(super) async fn watch_views(&self) {
         let (mut uplink, mut unconfirmed) = (self.uplink.clone(), self.unconfirmed.subscribe());
         let mut status = self.status.subscribe();
@@ -171,7 +176,7 @@ impl ControllerClient {
                 .borrow_and_update()
                 .as_ref()
                 .map(|unconfirmed| unconfirmed.began + self.take_back_timeout());
-            // While the stream is open, the controller is reachable. A dead connection is noticed
+            // While the stream is open, the controller is reachable. A dead connection is detected
             // long before the timeout.
             let lost = async {
                 tokio::time::sleep_until(end.unwrap_or_else(Instant::now)).await;
@@ -180,7 +185,7 @@ impl ControllerClient {
             tokio::select! {
                 () = lost, if end.is_some() => {
                     if let Err(error) = self.take_back().await {
-                        error!("the view before cannot be put back: {error}; trying again");
+                        error!("cannot restore the previous view: {error}; trying again");
                         tokio::time::sleep(TAKE_BACK_RETRY).await;
                     }
                 }
@@ -196,7 +201,7 @@ impl ControllerClient {
         if let Some(view) = refused {
             let version = view.version;
             match self.take_view(view, None).await {
-                Ok(()) => info!(version, "a view that was refused is taken"),
+                Ok(()) => info!(version, "accepted a view that had been refused"),
                 Err(error) => tracing::debug!(version, %error, "a view is still refused"),
             }
         }
@@ -222,7 +227,7 @@ impl ControllerClient {
         let before = match partial_view(&view, &unconfirmed.before, &added) {
             Ok(before) => Arc::new(before),
             Err(refusal) => {
-                warn!(%refusal, "the view before cannot be put back");
+                warn!(%refusal, "the previous view cannot be restored");
                 self.set_unconfirmed(None);
                 self.state.remove(BEFORE_FILE)?;
                 return Ok(());
@@ -239,7 +244,7 @@ impl ControllerClient {
             times
         };
         self.write_segments(Some(view.clone()), before.clone()).await?;
-        // Networks that only the taken back view named are not guarded any longer.
+        // Networks that only the view that was taken back named are no longer guarded.
         let former_networks = self.update_former_networks(None, &before)?;
         self.write_view(&before, None)?;
         self.state.remove(BEFORE_FILE)?;
@@ -269,8 +274,8 @@ impl ControllerClient {
         Ok(())
     }
 
-    /// Sets the refused view and the reason, for `status`, for the report to the controller, and
-    /// for the next validation.
+    /// Sets the refused view and the reason, which `status`, the report to the controller and the
+    /// next validation use.
     pub(super) fn set_refused_view(&self, view: Option<Arc<NodeView>>, why: Option<String>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = view;
         self.status.send_if_modified(|status| {

@@ -1,4 +1,5 @@
-//! TLS 1.3 to the controller: verifies the controller's certificate and presents this node's own.
+//! TLS 1.3 to the controller: verifies the controller's certificate and presents this node's
+//! certificate.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use crate::membership::NodeCredentials;
 /// id-kp-serverAuth, 1.3.6.1.5.5.7.3.1 (RFC 5280 4.2.1.12), DER content.
 const EKU_SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 
-/// Trust anchors for the controller's certificate.
+/// How the controller's certificate is verified.
 #[derive(Debug, Clone)]
 pub(super) enum ControllerTrust {
     /// The SHA-256 of the CA's DER SubjectPublicKeyInfo, for joining with a token. The server must
@@ -31,12 +32,12 @@ pub(super) enum ControllerTrust {
 #[error("{0}")]
 pub(super) struct CertificateRejected(String);
 
-/// Makes the TLS configuration of a node that has no certificate yet.
+/// Creates the TLS configuration of a node that has no certificate yet.
 pub(super) fn join_config(trust: ControllerTrust, clock: Arc<CertificateClock>) -> Result<ClientConfig, Error> {
     Ok(finish(builder(trust, clock)?.with_no_client_auth()))
 }
 
-/// Makes the TLS configuration of a member, with its client certificate.
+/// Creates the TLS configuration of a member, with its client certificate.
 pub(super) fn member_config(
     credentials: &NodeCredentials,
     clock: Arc<CertificateClock>,
@@ -79,7 +80,8 @@ impl Verifier {
         &self.provider.signature_verification_algorithms
     }
 
-    /// Returns the trust anchors, given the certificates that the server sent.
+    /// Returns the trust anchors. A pinned one is taken from `sent`, the certificates that the
+    /// server sent.
     fn anchors<'a>(&'a self, sent: &'a [CertificateDer<'a>]) -> Result<Vec<CertificateDer<'a>>, CertificateRejected> {
         match &self.trust {
             ControllerTrust::Anchors(anchors) => {
@@ -111,9 +113,9 @@ impl Verifier {
             .map_err(|e| CertificateRejected(format!("its certificate is malformed ({e})")))?;
         let (_, parsed) = X509Certificate::from_der(end_entity)
             .map_err(|e| CertificateRejected(format!("its certificate is malformed ({e})")))?;
-        // A trusted CA signs a certificate no earlier than its notBefore, so that is a lower bound
-        // of the current time. So a device whose clock is years behind can join. The clock's
-        // baseline rises only after all other checks have passed.
+        // A trusted CA signs a certificate no earlier than its notBefore, so notBefore is a lower
+        // bound of the current time. Using it lets a device join even if its clock is years behind.
+        // The clock's baseline rises only after all other checks have passed.
         let begins = u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0);
         let now = self.clock.unix_time().max(begins);
         leaf.verify_for_usage(
@@ -182,7 +184,8 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Computes SHA-256 of a certificate's DER SubjectPublicKeyInfo, which a join token pins.
+/// Computes the SHA-256 hash of a certificate's SubjectPublicKeyInfo in DER, which a join token
+/// pins.
 pub(super) fn spki_sha256(certificate: &[u8]) -> Option<[u8; 32]> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     ::ring::digest::digest(&::ring::digest::SHA256, parsed.tbs_certificate.subject_pki.raw).as_ref().try_into().ok()
@@ -218,10 +221,10 @@ fn names(certificate: &X509Certificate<'_>) -> String {
 fn explain(error: &webpki::Error, certificate: &X509Certificate<'_>, now: u64) -> String {
     let serves = certificate.extended_key_usage().ok().flatten().is_some_and(|usages| usages.value.server_auth);
     match error {
-        // If another CA has the same name, only the signature is wrong.
+        // If the issuer is another CA with the same name, webpki reports only a wrong signature.
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => unknown_issuer(),
-        // The leaf has the extended key usage, so webpki missed it in a CA certificate that the
-        // server sent: that CA is not trusted.
+        // The leaf has the extended key usage, so the error refers to a CA certificate that the
+        // server sent. That CA is not trusted.
         webpki::Error::RequiredEkuNotFoundContext(_) if serves => unknown_issuer(),
         webpki::Error::CertExpired { .. } => format!(
             "its certificate ended {}, and now it is {}: restart the controller, which renews it; or see whether this node's clock runs ahead",

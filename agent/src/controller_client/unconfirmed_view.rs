@@ -1,4 +1,4 @@
-//! The two views that `take_back` needs in addition to the view in force: the previous view and the
+//! The two views that `take_back` needs in addition to the current view: the previous view, and the
 //! view that was taken back last.
 
 use std::sync::Arc;
@@ -14,12 +14,13 @@ pub(super) const TAKEN_BACK_FILE: &str = "taken-back.json";
 /// Time after which a view that was taken back once is tried again, in seconds.
 const SECOND_TRY_AFTER_SECONDS: u64 = 3600;
 
-/// Marks the view in force as unconfirmed: no message from the controller has arrived under it.
+/// Exists while the current view is unconfirmed: no message from the controller has arrived under
+/// it yet.
 #[derive(Debug, Clone)]
 pub(super) struct UnconfirmedView {
     /// The view to restore.
     pub(super) before: Arc<NodeView>,
-    /// When the view in force replaced `before`.
+    /// The time at which the current view replaced `before`.
     pub(super) began: Instant,
 }
 
@@ -30,18 +31,18 @@ pub(super) struct TakenBackView {
     pub(super) version: u64,
     /// Networks that the view added, at least one.
     pub(super) added: Vec<IpNetwork>,
-    /// When the view was taken back, in seconds since 1970-01-01 UTC.
+    /// The time at which the view was taken back, in seconds since 1970-01-01 UTC.
     pub(super) at: u64,
     /// Whether that view cut the node off. Decided when the controller is reached again.
     pub(super) blamed: bool,
-    /// How many views in a row that added these networks were taken back.
+    /// The number of views that added these networks and were taken back in succession.
     pub(super) times: u32,
 }
 
 impl TakenBackView {
-    /// Returns whether `view` may be tried although this view was taken back. While the controller
-    /// is unreachable, a view that adds the same networks is not tried: another failure would prove
-    /// nothing.
+    /// Returns whether `view` may be applied although this view was taken back. While the
+    /// controller is unreachable, a view that adds the same networks is not applied, since another
+    /// failure would prove nothing.
     pub(super) fn allows(&self, view: &NodeView, now: u64) -> bool {
         let guarded = guarded(view);
         // `all` is true for an empty list, which would refuse every view.

@@ -1,5 +1,5 @@
-//! Checks whether a view contradicts itself. If a view differs from a consistent one by a few
-//! peers, the time for the check depends only on the number of these peers.
+//! Checks whether a view contradicts itself. If a view differs from a consistent view only by a few
+//! peers, the time of the check depends only on the number of these peers.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -25,10 +25,11 @@ struct ConsistentView {
     in_order: bool,
 }
 
-/// Segments of all nodes of a view, none of which overlaps another.
+/// The segments of all nodes of a view. No two of them overlap.
 type Segments = BTreeMap<Position, Holder>;
 
-/// Segments in the order of their addresses. Of two networks that overlap, one contains the other.
+/// Address and prefix length of a segment, which define the order of the segments. If two networks
+/// overlap, one contains the other.
 type Position = (IpAddr, u8);
 
 /// The holder of a segment: a peer, or this node (`None`).
@@ -38,7 +39,7 @@ type Holder = Option<SharedPeer>;
 type PeerChange<'a> = (Option<&'a SharedPeer>, Option<&'a SharedPeer>);
 
 impl ViewConsistency {
-    /// Checks a view and remembers it if it is consistent.
+    /// Checks a view, and stores it for the next check if it is consistent.
     ///
     /// # Errors
     /// The contradiction, in words.
@@ -113,8 +114,8 @@ fn update(segments: &mut Segments, view: &NodeView, changes: &[PeerChange<'_>]) 
 }
 
 /// Returns the peers that differ. The peers of `before` are in the order of their names, each once.
-/// `None` if the peers of `now` are not in that order, or if the views differ in anything but
-/// peers. Peers that both versions share are not compared.
+/// `None` if the peers of `now` are not in that order, or if the views also differ in another field
+/// that the check reads. Peers that both views share in memory are not compared.
 fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<PeerChange<'a>>> {
     let same = before.node == now.node
         && before.cluster_ranges == now.cluster_ranges
@@ -128,7 +129,7 @@ fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<Peer
     let mut changes = Vec::new();
     let mut known = before.peers.iter().peekable();
     let mut last: Option<&SharedPeer> = None;
-    // Whether both views share the last peer. If so, a shared peer that follows it is in order.
+    // Whether both views share the preceding peer. If so, a shared peer after it is in order.
     let mut follows = false;
     for peer in &now.peers {
         let shared = known.peek().is_some_and(|known| known.is_same(peer));
@@ -172,8 +173,9 @@ fn add_peer(segments: &mut Segments, view: &NodeView, peer: &SharedPeer) -> Resu
     peer.segments.iter().try_for_each(|segment| add_segment(segments, view, segment, Some(peer)))
 }
 
-/// Adds a segment. One outside of all cluster ranges would not be guarded. If two nodes held a
-/// segment, one would get the other's traffic.
+/// Adds a segment. Fails if the segment lies outside of all cluster ranges, where it would not be
+/// guarded, or overlaps another segment. If two nodes had the same addresses, one would receive the
+/// other's traffic.
 fn add_segment(
     segments: &mut Segments,
     view: &NodeView,
@@ -289,7 +291,8 @@ mod tests {
             (vec![outside], vec![], Some("outside every cluster range")),
             (vec![odd], vec![], Some("beyond its prefix")),
             (vec![peer("edge-1", &[])], vec![], Some("edge-1 twice")),
-            // Two nodes exchange their segments, and one gets the segment of a node that is gone.
+            // Two nodes exchange their segments, and another node receives the segment of a node
+            // that is removed.
             (vec![peer("n-00007", &[segment(8)]), peer("n-00008", &[segment(7)])], vec![], None),
             (vec![peer("n-00010", &[segment(10), segment(11)])], vec!["n-00011"], None),
         ] {
@@ -300,7 +303,7 @@ mod tests {
             if let (Err(found), Some(expected)) = (&found, expected) {
                 assert!(found.contains(expected), "{found}");
             }
-            // A view that differs from the known one in many ways is compared with the same index.
+            // The index is the same as an index that is computed from the whole view.
             let held = consistency.known.as_ref().unwrap();
             assert_eq!(held.segments, segments_of(&held.view).unwrap());
             consistency.check(&first).unwrap();

@@ -1,4 +1,4 @@
-//! Keeps the view in force on disk: `view.json`, and a second file with the changes since
+//! Keeps the current view on disk: `view.json`, and a second file with the changes since
 //! `view.json` was written.
 
 use std::path::Path;
@@ -18,8 +18,8 @@ pub(super) struct ViewStep {
     pub(super) change: ViewChange,
 }
 
-/// Writes a view to disk. `change`: the difference from the view on disk, if it is known. With it,
-/// one line is written for a node that joins, however many peers there are.
+/// Writes a view to disk. `change` is the difference from the view on disk, if it is known. If it
+/// is, a node that joins causes only one line to be written, no matter how many peers there are.
 pub(super) fn write(
     file: &mut ChangeLog,
     state_dir: &Path,
@@ -52,7 +52,7 @@ pub(super) fn read(state_dir: &Path) -> Result<Option<NodeView>, StateDirError> 
     Ok(Some(view))
 }
 
-/// Makes the log that writes `view.json` below this directory.
+/// Creates the log that writes `view.json` in this directory.
 pub(super) fn log(state_dir: &Path) -> ChangeLog {
     ChangeLog::new(state_dir.join(VIEW_FILE))
 }
@@ -99,8 +99,8 @@ mod tests {
                 "the whole view is not written"
             );
         }
-        // A change that does not follow the previous one is ignored, together with all changes
-        // after it.
+        // A change that does not apply to the version before it is ignored, together with all
+        // changes after it.
         let odd: ViewChange = ViewChange { from: 40, version: 41, own: None, put: vec![], gone: vec![] };
         assert!(file.append(&serde_json::to_string(&odd).unwrap()).unwrap());
         assert_eq!(read(directory.path()).unwrap().as_ref(), Some(&view));

@@ -1,4 +1,4 @@
-//! Decides whether a view may replace the one in force. A view determines which nodes this node
+//! Decides whether a view may replace the current one. A view determines which nodes this node
 //! trusts and which it removes, so a view that contradicts itself is refused as a whole.
 
 use std::sync::PoisonError;
@@ -14,7 +14,7 @@ use crate::underlay::AddressConflict;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ViewRefusal {
     /// The view belongs to another node.
-    #[error("it is for node {found}, this is {expected}")]
+    #[error("it is for node {found}, but this node is {expected}")]
     Node {
         /// This node.
         expected: NodeName,
@@ -31,13 +31,13 @@ pub(super) enum ViewRefusal {
         /// Role in the view.
         found: Role,
     },
-    /// The view is older than the one in force.
+    /// The view is older than the current view.
     #[error(
         "its version {found} is older than version {expected} in force: was the controller restored from a backup? \
          To take it nevertheless, stop the agent, remove view.json from the state directory, and start it again"
     )]
     Older {
-        /// Version of the view in force.
+        /// Version of the current view.
         expected: u64,
         /// Version of the refused view.
         found: u64,
@@ -54,7 +54,7 @@ pub(super) enum ViewRefusal {
     Undecided {
         /// Version of the view that was taken back.
         version: u64,
-        /// Networks that it added.
+        /// Networks that the view that was taken back added.
         added: Vec<IpNetwork>,
     },
     /// The view adds the same networks as the view that was taken back, which cut this node off.
@@ -67,7 +67,7 @@ pub(super) enum ViewRefusal {
     TakenBack {
         /// Version of the view that was taken back.
         version: u64,
-        /// Networks that it added.
+        /// Networks that the view that was taken back added.
         added: Vec<IpNetwork>,
         /// The file that contains the refused networks.
         file: std::path::PathBuf,
@@ -80,13 +80,13 @@ pub(super) enum ViewRefusal {
 /// Outcome of [`validate`] for a view that is not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Validated {
-    /// The view may replace the one in force.
+    /// The view may replace the current view.
     New,
-    /// The view equals the one in force.
+    /// The view equals the current view.
     Unchanged,
 }
 
-/// Validates `new` against this node's name and role, and the view in force.
+/// Validates `new` against this node's name and role, and the current view.
 pub(super) fn validate(
     node: &NodeName,
     role: Role,
@@ -111,8 +111,8 @@ pub(super) fn validate_with(
         return Err(ViewRefusal::Role { expected: role, found: new.role });
     }
     match current {
-        // The same version may have another content after an update of this program, because the
-        // new program reads more fields.
+        // After an update of this program, the content of the same version may differ, because the
+        // new release reads more fields.
         Some(current) if new == current => return Ok(Validated::Unchanged),
         Some(current) if new.version < current.version => {
             return Err(ViewRefusal::Older { expected: current.version, found: new.version });
@@ -124,8 +124,9 @@ pub(super) fn validate_with(
 }
 
 impl ControllerClient {
-    /// Checks whether the view would cut this host off. Fails if it takes an address that the view
-    /// in force does not take, or adds networks of a view that was taken back.
+    /// Checks whether the view would cut this host off. Fails if a network of the view contains an
+    /// address that this host needs and that no network of the current view contains, or if the
+    /// view adds the networks of a view that was taken back.
     pub(super) fn check_against_host(&self, current: Option<&NodeView>, view: &NodeView) -> Result<(), ViewRefusal> {
         let controllers = self.bypass.controller_addresses(self.urls());
         if let Some(conflict) = self.uplink.borrow().underlay.conflict(current, view, &controllers) {

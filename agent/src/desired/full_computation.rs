@@ -10,9 +10,9 @@ use edge_xfrm::{Policy, guard};
 use super::{ChildEnds, Desired, DesiredTunnel, PeerReqids, TunnelEnds, TunnelState, tunnel_policies};
 
 /// Returns the desired policies of the guard and the tunnels, and the errors of the policies that
-/// are impossible. If two peers may take the same packets (two hubs that front the same networks),
-/// the peer with the best state takes them; among peers with the same state, the one whose name
-/// comes first.
+/// are impossible. If the policies of two peers match the same packets (two hubs that front the
+/// same networks), the peer with the best state receives them. Among peers with the same state, the
+/// peer whose name sorts first does.
 pub(super) fn desired_policies(
     desired: &Desired,
     reqids: impl Fn(&PeerName) -> Option<PeerReqids>,

@@ -33,7 +33,8 @@ use crate::membership::Membership;
 const HUB_LIVENESS: Duration = Duration::from_secs(2);
 /// Default of `idle_liveness` towards hubs, equal to the interval of NAT keepalives.
 const HUB_IDLE_LIVENESS: Duration = Duration::from_secs(20);
-/// Default of `retry_max` towards edges. An edge that comes back initiates by itself.
+/// Default of `retry_max` towards edges. The retries may be rare, because an edge that comes back
+/// initiates on its own.
 const EDGE_RETRY_MAX: Duration = Duration::from_secs(120);
 
 /// The tunnels, guard and routes that this node should have.
@@ -45,13 +46,14 @@ pub struct Desired {
     pub role: Option<Role>,
     /// Version of the view; `None` without a view.
     pub view_version: Option<u64>,
-    /// Whether all sources of peers are known, so that the agent's other objects in the kernel may
-    /// be deleted.
+    /// Whether all sources of peers are known. If so, any other objects of the agent in the kernel
+    /// may be deleted.
     pub complete: bool,
-    /// Tunnels by peer name. Successive desired states share a tunnel that stays the same.
+    /// Tunnels by peer name. A tunnel that does not change is shared between successive desired
+    /// states.
     pub tunnels: BTreeMap<PeerName, Arc<DesiredTunnel>>,
-    /// Networks to and from which no packet travels without encryption. Empty on a plain IKEv2
-    /// daemon and on cloud nodes.
+    /// Networks to and from which no packet may travel without encryption. Empty without a
+    /// controller, and on cloud nodes.
     pub guard: GuardConfig,
     /// Networks behind peers in the view. They are routed into the guard's device, and policies
     /// select the tunnel.
@@ -63,14 +65,15 @@ pub struct Desired {
     /// may not exist, and if one exists, packets must not take it without encryption while the
     /// tunnel is down.
     pub static_networks: Vec<IpNetwork>,
-    /// On a cloud node: the cluster's ranges, which the node routes through a hub.
+    /// On a cloud node: the cluster ranges, which the node routes through a hub.
     pub hub_routes: Vec<IpNetwork>,
     /// On a cloud node: the hubs' addresses. The hubs are in the order of their names, which is
-    /// also the order in which edges prefer them. Each hub's likeliest addresses come first.
+    /// also the order in which edges prefer them. The addresses of each hub are sorted by
+    /// likelihood, likeliest first.
     pub hub_gateways: Vec<HubGateway>,
     /// On a cloud node: the cloud's networks, which the hubs front.
     pub cloud_networks: Vec<IpNetwork>,
-    /// Parts of the view or the configuration that are left out, with the reasons.
+    /// Parts of the view or the configuration that were left out, with the reasons.
     pub problems: Vec<String>,
 }
 
@@ -81,7 +84,7 @@ pub struct DesiredTunnel {
     pub peer: Arc<PeerConfig>,
     /// Source of the tunnel.
     pub origin: Origin,
-    /// Traffic that may pass.
+    /// Traffic that may pass through the tunnel.
     pub permitted: PermittedTraffic,
     /// Whether the peer is a hub of the view.
     pub hub: bool,
@@ -90,7 +93,8 @@ pub struct DesiredTunnel {
 }
 
 impl DesiredTunnel {
-    /// Returns whether the controller counts the tunnel as one that should be up.
+    /// Returns whether the tunnel is included in the number of tunnels that should be up, which is
+    /// reported to the controller.
     pub fn counts(&self) -> bool {
         self.origin == Origin::View && !self.on_demand
     }
@@ -108,13 +112,13 @@ pub enum Origin {
 /// How the peers of two desired states differ.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PeerChanges {
-    /// Peers that are new or have another configuration or other networks.
+    /// Peers that are new, or whose configuration or networks have changed.
     pub set: Vec<PeerName>,
     /// Peers that no longer exist.
     pub gone: Vec<PeerName>,
 }
 
-/// An address of a hub, through which a cloud node may route the cluster's ranges.
+/// An address of a hub, through which a cloud node may route the cluster ranges.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubGateway {
     /// The hub's name.
@@ -132,7 +136,7 @@ impl Desired {
 
     /// Computes the desired state as [`Self::compute`] does. `previous` is an earlier membership
     /// and the state that was computed from it with the same configuration. Tunnels of peers that
-    /// are the same in both are reused.
+    /// are the same in both memberships are reused.
     pub fn update(
         config: &Config,
         static_peers: &[PeerConfig],
@@ -197,7 +201,7 @@ impl Desired {
             }
         });
         // The peers in a view are in the order of their names, so the map is built from sorted
-        // tunnels in one step.
+        // tunnels, which is fast.
         desired.tunnels = tunnels.map(|tunnel| (tunnel.peer.name.clone(), tunnel)).collect();
         for (name, tunnel) in static_tunnels {
             match desired.tunnels.entry(name) {
@@ -212,8 +216,8 @@ impl Desired {
         desired
     }
 
-    /// Returns the peers that are new in this state or differ from those in `before`, and the peers
-    /// that are gone.
+    /// Returns the peers that are new in this state or differ from `before`, and the peers that
+    /// only `before` contains.
     #[must_use]
     pub fn changes_since(&self, before: &Self) -> PeerChanges {
         let mut changes = PeerChanges::default();
@@ -252,8 +256,8 @@ impl Desired {
         pairs
     }
 
-    /// Returns the networks behind all peers, each once. A network that overlaps this node's own is
-    /// left out and named in `problems`.
+    /// Returns the networks behind all peers, each once. A network that overlaps one of this node's
+    /// networks is left out and reported in `problems`.
     fn networks_of_peers(&mut self, membership: &Membership) -> Vec<IpNetwork> {
         let view = &membership.view;
         let mut all = Vec::new();
@@ -274,7 +278,8 @@ impl Desired {
         all
     }
 
-    /// Keeps packets to the networks of a hub that is gone from leaving without encryption.
+    /// Adds the former networks of hubs, so that packets to them do not leave without encryption.
+    /// Networks that overlap this node's networks are left out.
     fn add_former_networks(&mut self, membership: &Membership) {
         let beside = |network: &IpNetwork| !membership.view.local_networks().any(|own| overlap(&own, network));
         let beside_own: Vec<_> = membership.former_networks.iter().filter(|former| beside(&former.network)).collect();
@@ -292,15 +297,15 @@ impl Desired {
 }
 
 /// The tunnels of an earlier membership, with the peers from which they were computed. Views and
-/// tunnels are in the order of the peers' names, so one pass finds all tunnels. A tunnel that is
-/// not found is computed again.
+/// tunnels are in the order of the peers' names, so all tunnels are found in one pass. A tunnel
+/// that is not found is computed.
 struct KnownTunnels<'a> {
     peers: Peekable<std::slice::Iter<'a, SharedPeer>>,
     tunnels: Peekable<btree_map::Iter<'a, PeerName, Arc<DesiredTunnel>>>,
 }
 
 impl<'a> KnownTunnels<'a> {
-    /// Returns `None` if anything on which all tunnels depend has changed.
+    /// Returns the known tunnels, or `None` if anything on which all tunnels depend has changed.
     fn new(before: &'a Membership, desired: &'a Desired, now: &Membership) -> Option<Self> {
         let common = |membership: &'_ Membership| {
             let view = &membership.view;
@@ -310,7 +315,8 @@ impl<'a> KnownTunnels<'a> {
         same.then(|| Self { peers: before.view.peers.iter().peekable(), tunnels: desired.tunnels.iter().peekable() })
     }
 
-    /// Returns the tunnel of a peer that has not changed. Peers come in the order of their names.
+    /// Returns the tunnel of a peer that has not changed. Must be called for the peers in the order
+    /// of their names.
     fn next(&mut self, peer: &SharedPeer) -> Option<&'a Arc<DesiredTunnel>> {
         let name = peer.name.as_str();
         // For a peer that both views share, the names need not be compared.
@@ -327,28 +333,29 @@ fn tunnel_peers(view: &NodeView) -> impl Iterator<Item = &SharedPeer> {
     view.peers.iter().filter(|peer| peer.name != view.node && peer.role != Role::Cloud)
 }
 
-/// Returns the number of members of this node's communities, this node included. The view does not
-/// show which members belong to which of several communities.
+/// Returns the number of members of this node's communities, this node included. Members of several
+/// communities are counted together, because the view does not show which member belongs to which
+/// community.
 fn community_members(view: &NodeView) -> usize {
     1 + tunnel_peers(view).filter(|peer| peer.role != Role::Hub).count()
 }
 
-/// Returns whether the tunnel to a peer is set up before a packet needs it. Tunnels from and to
-/// hubs always are. `members`: [`community_members`]. `limit`: the number of members above which
-/// tunnels wait for packets.
+/// Returns whether the tunnel to a peer is set up before a packet needs it. This is always the case
+/// for tunnels from and to hubs. `members` is the result of [`community_members`]. `limit` is the
+/// number of members above which tunnels are set up on demand.
 fn is_eager(own: Role, peer: Role, members: usize, limit: usize) -> bool {
     own == Role::Hub || peer == Role::Hub || members <= limit
 }
 
-/// Makes the tunnel to a peer in the view.
+/// Computes the tunnel to a peer in the view.
 fn view_tunnel(config: &Config, membership: &Membership, peer: &Peer, on_demand: bool) -> DesiredTunnel {
     let local: Vec<_> = membership.view.local_networks().collect();
     let beside = |network: &IpNetwork| !local.iter().any(|own| overlap(own, network));
     let remote = peer.remote_networks().filter(beside).collect();
     let name = PeerName::new(peer.name.as_str());
     DesiredTunnel {
-        // Unless the tunnel is set up on demand, both ends initiate, since possibly only one can
-        // reach the other.
+        // Unless the tunnel is set up on demand, both ends initiate, since it may be that only one
+        // of them can reach the other.
         peer: Arc::new(PeerConfig { initiate: !on_demand, ..peer_config(config, membership, peer, &name) }),
         origin: Origin::View,
         permitted: PermittedTraffic::Granted { local, remote },
@@ -396,9 +403,9 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
     }
 }
 
-/// Returns the timers of a tunnel to a node. A hub is tried more often, and its liveness is checked
-/// earlier: another hub may take over, and after a reboot a hub cannot reach an idle edge behind a
-/// NAT, so the edge must detect the loss itself.
+/// Returns the timers of a tunnel to a node. Towards a hub, attempts are more frequent and liveness
+/// is checked earlier. Another hub may take over, and a hub that has rebooted cannot reach an idle
+/// edge behind a NAT, so the edge must detect the loss itself.
 fn timing(config: &Config, peer: Role) -> Timing {
     let configured = &config.timing;
     let mut timing = configured.resolve();
@@ -411,8 +418,8 @@ fn timing(config: &Config, peer: Role) -> Timing {
     timing
 }
 
-/// Returns the traffic selectors between our own nodes, which cover everything. Policies decide
-/// what may pass.
+/// Returns the traffic selectors between our own nodes, which cover all addresses. XFRM policies
+/// determine which packets may pass.
 fn any_networks() -> Vec<IpNetwork> {
     let v4 = Ipv4Network::new_checked(std::net::Ipv4Addr::UNSPECIFIED, 0).map(IpNetwork::V4);
     let v6 = Ipv6Network::new_checked(std::net::Ipv6Addr::UNSPECIFIED, 0).map(IpNetwork::V6);
@@ -441,9 +448,9 @@ fn hub_gateways(view: &NodeView) -> Vec<HubGateway> {
 
 /// Returns the networks of a static peer that can be routed into the guard's device. It leaves out
 /// networks that contain a peer's address, since ESP itself is sent to that address; `0.0.0.0/0`
-/// and `::/0`; networks that overlap this node's own; and networks to which only some protocols go
-/// through the tunnel. For a peer without a known address, a host network is left out too, because
-/// it may be the peer itself. `addresses`: the addresses of all static peers.
+/// and `::/0`; networks that overlap this node's networks; and networks to which only some
+/// protocols go through the tunnel. For a peer without a known address, a host network is left out
+/// too, because it may be the peer itself. `addresses` are the addresses of all static peers.
 fn routable_networks<'a>(
     peer: &'a PeerConfig,
     addresses: &'a BTreeSet<IpAddr>,

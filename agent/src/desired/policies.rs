@@ -22,13 +22,13 @@ pub enum PermittedTraffic {
         /// Networks of the peer.
         remote: Vec<IpNetwork>,
     },
-    /// Traffic that IKE negotiates, with static peers.
+    /// Traffic between the selectors that IKE negotiates, for static peers.
     Negotiated,
 }
 
 /// The reqids of a peer's SAs and policies. Hubs have a common inbound reqid: the policies for
-/// packets from a hub accept the SAs of each hub, because several may front the same networks, and
-/// nodes switch between them at different moments.
+/// packets from a hub accept the SAs of each hub, because several hubs may front the same networks,
+/// and nodes switch between them at different moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerReqids {
     /// The reqid of outbound SAs and policies. No two peers share it.
@@ -57,7 +57,7 @@ pub struct TunnelEnds {
     pub up: bool,
 }
 
-/// The input for the policies of one of a peer's CHILD_SAs.
+/// The input for the policies of one CHILD_SA of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildEnds {
     /// The reqids of the child's SAs and policies.
@@ -67,9 +67,9 @@ pub struct ChildEnds {
 }
 
 /// Returns the policies that a tunnel to a peer needs, and the errors of the policies that are
-/// impossible. `ranges` are the cluster's ranges. `children` are the peer's CHILD_SAs; the
-/// CHILD_SAs that can send come first. If two policies have the same selector, the first counts.
-/// Before a CHILD_SA was ever up, no policy sends packets into it.
+/// impossible. `ranges` are the cluster ranges. `children` are the peer's CHILD_SAs; those that can
+/// send come first. If two policies have the same selector, the first one takes precedence. Before
+/// a CHILD_SA was ever up, no policy sends packets into it.
 pub fn tunnel_policies(
     tunnel: &DesiredTunnel,
     ranges: &[IpNetwork],
@@ -91,14 +91,14 @@ pub fn tunnel_policies(
     (policies, problems)
 }
 
-/// Priority of policies for packets to a peer from any other source: below all policies that name a
-/// source.
+/// Priority of policies for packets to a peer from any other source. Policies that name a source
+/// take precedence.
 const ANY_SOURCE: u32 = 27_000;
-/// Priority of the policies that block forged sources, which policies with the priority
-/// [`ANY_SOURCE`] would otherwise let through.
+/// Priority of the policies that block forged sources. Without them, policies with the priority
+/// [`ANY_SOURCE`] would let such packets pass.
 const FORGED_SOURCE: u32 = 26_000;
-/// Priority of the policies for neighbour discovery with a peer in transport mode: above all
-/// policies of peers.
+/// Priority of the policies for neighbour discovery with a peer in transport mode. They take
+/// precedence over all policies of peers.
 const DISCOVERY: u32 = 1_000;
 
 fn all_policies(
@@ -127,7 +127,7 @@ fn all_policies(
 }
 
 /// Returns policies that block packets to an on-demand peer whose address is not known yet. A
-/// policy that reports packets needs an address.
+/// policy that reports packets requires an address.
 fn blocked(tunnel: &DesiredTunnel) -> Vec<edge_xfrm::Result<Policy>> {
     let pairs_of = |child: &ChildConfig| -> Vec<(IpNetwork, IpNetwork)> {
         let remotes =
@@ -141,14 +141,14 @@ fn blocked(tunnel: &DesiredTunnel) -> Vec<edge_xfrm::Result<Policy>> {
     tunnel.peer.children().flat_map(pairs_of).map(block).collect()
 }
 
-/// Link-local addresses. The hosts on a link use them as source and destination, whatever their
-/// other addresses, for neighbour discovery (RFC 4861), mDNS and DHCP.
+/// Link-local addresses. The hosts on a link use them as source and destination for neighbour
+/// discovery (RFC 4861), mDNS and DHCP, no matter which other addresses the hosts have.
 const LINK_LOCAL: [&str; 4] = ["fe80::/10", "ff02::/16", "224.0.0.0/24", "255.255.255.255/32"];
 
-/// Returns policies that keep traffic within a site local although the peer's networks contain the
-/// site's own, such as 10.0.0.0/8 or `::/0` (RFC 4301 4.4.1: BYPASS). Policies with narrower
-/// selectors have a stronger priority, so that packets to a peer's network within ours still go
-/// into the tunnel.
+/// Returns policies that keep traffic within a site local if the peer's networks, such as
+/// 10.0.0.0/8 or `::/0`, contain those of the site (RFC 4301 4.4.1: BYPASS). Policies with narrower
+/// selectors have a stronger priority, so that packets to a network of the peer that lies within
+/// our networks still go into the tunnel.
 fn own_site_policies(ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
     let within = |network: &IpNetwork| ends.remote_selectors.iter().any(|remote| overlap(remote, network));
     let own: Vec<IpNetwork> = ends.local_selectors.clone();
@@ -187,13 +187,14 @@ fn own_site_policies(ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
     policies
 }
 
-/// Types of the ICMPv6 messages with which the hosts on a link find each other (RFC 4861 4.3, 4.4).
+/// Types of the ICMPv6 messages with which the hosts on a link resolve each other's addresses (RFC
+/// 4861 4.3, 4.4).
 const NEIGHBOUR_DISCOVERY: [u16; 2] = [135, 136];
 /// The IP protocol ICMPv6.
 const ICMPV6: u8 = 58;
 
-/// Returns the policies between this host and the peer itself, in transport mode. No forwarded
-/// packets are covered.
+/// Returns the policies between this host and the peer in transport mode. They do not cover
+/// forwarded packets.
 fn transport_policies(reqids: PeerReqids, ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
     let mut policies = Vec::new();
     for local in &ends.local_selectors {
@@ -222,10 +223,10 @@ fn transport_pair(
         Policy::protect_transport(Direction::In, of_child.reversed(), reqids.inbound),
     ];
     // A peer on the same link must be found before there is an SA with it, so neighbour discovery
-    // is unencrypted without an SA. With an SA it is protected, since peers may refuse it
-    // unencrypted. Both forms are accepted on arrival: an allow policy also accepts packets that
-    // arrived in transport mode. The kernel matches the ICMPv6 type as the source port, in both
-    // directions.
+    // is unencrypted without an SA. With an SA it is protected, since a peer may refuse unencrypted
+    // messages. On arrival, encrypted and unencrypted messages are accepted: an allow policy also
+    // accepts packets that arrived in transport mode. The kernel matches the ICMPv6 type as the
+    // source port, in both directions.
     let holds_discovery = !outward.is_ipv4() && matches!(next_layer.protocol, 0 | ICMPV6);
     let types = NEIGHBOUR_DISCOVERY.into_iter().filter(move |_| holds_discovery);
     let clear = types.flat_map(move |icmp_type| {
@@ -275,13 +276,14 @@ fn granted_policies(
     policies
 }
 
-/// Returns the policies for packets to a peer from sources that are not ours. XFRM sees a packet
-/// from a NodePort's client, or from a process that called a Service, after it was redirected to a
-/// peer's pod and before its source is translated. So the tunnel takes the packet, and the firewall
-/// then gives it the bridge's source address, since the peer accepts no other. XFRM cannot
-/// distinguish such a packet from a LAN host's packet that was merely routed here; the firewall
-/// drops the latter before encryption. A source within the ranges that does not belong to this node
-/// is forged, and these policies block it.
+/// Returns the policies for packets to a peer from sources that do not belong to this node. XFRM
+/// processes a packet from a NodePort's client, or from a process that called a Service, after it
+/// was redirected to a peer's pod and before its source is translated. So these policies send the
+/// packet into the tunnel, and the firewall then translates its source to the bridge's address,
+/// since the peer accepts no other. XFRM cannot distinguish such a packet from a LAN host's packet
+/// that is only routed through this node; the firewall drops the LAN host's packet before
+/// encryption. A source within the ranges that does not belong to this node is forged, and these
+/// policies block it.
 fn any_source_policies(
     ranges: &[IpNetwork],
     remote: IpNetwork,
@@ -300,7 +302,7 @@ fn any_source_policies(
     forged.chain([protect]).collect()
 }
 
-/// Returns `0.0.0.0/0` or `::/0`, of the same family as `network`.
+/// Returns `0.0.0.0/0` or `::/0`, depending on the family of `network`.
 fn any_of_family(network: IpNetwork) -> IpNetwork {
     Selector::any(network.is_ipv4()).source()
 }
@@ -342,7 +344,8 @@ mod tests {
         ChildEnds { reqids: PeerReqids { outbound: reqid, inbound: reqid }, ends: Some(ends) }
     }
 
-    /// Returns the kernel's decision about a packet. The policy with the smallest priority decides.
+    /// Returns the action that the kernel takes for a packet. The policy with the smallest priority
+    /// decides.
     fn decides(policies: &[Policy], direction: Direction, from: &str, to: &str) -> Option<Action> {
         let packet = Selector::new(from.parse().unwrap(), to.parse().unwrap()).unwrap();
         let holds = |wide: IpNetwork, narrow: IpNetwork| wide.contains(narrow.ip());

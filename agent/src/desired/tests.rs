@@ -281,8 +281,8 @@ fn a_claimed_role_that_the_node_does_not_have_stops_all_negotiation_but_not_the_
     assert!(desired.tunnels.is_empty());
     assert!(desired.problems[0].contains("joined as edge"), "{:?}", desired.problems);
     assert_eq!(desired.guard.cluster_ranges.len(), 2);
-    // The networks behind tunnels are also routed into the guard's device, and packets to them are
-    // not masqueraded.
+    // As on an edge, the networks behind tunnels are routed into the guard's device, and packets to
+    // them are not masqueraded.
     let as_edge = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
     assert_eq!(desired.remote_networks, as_edge.remote_networks);
     assert!(desired.remote_networks.contains(&network("10.244.0.0/16")));
@@ -512,7 +512,7 @@ fn tunnels_to_members_of_large_communities_wait_for_a_packet_and_those_of_hubs_d
     ] {
         assert_eq!(on_demand(keys, own, edges), expected, "{keys} {own} {edges}");
     }
-    // One more member changes all tunnels except the hub's.
+    // With one member more, all tunnels change to on-demand, except the tunnel to the hub.
     let (before, now) = (with(Role::Edge, 63), with(Role::Edge, 64));
     let now = Membership { credentials: Arc::clone(&before.credentials), ..now };
     let known = Desired::compute(&config(""), &[], Some(&before));

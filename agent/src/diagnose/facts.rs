@@ -1,4 +1,4 @@
-//! Reads the data for a diagnosis. Changes nothing.
+//! Reads the data for a diagnosis, without changing anything.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,16 +28,16 @@ pub(super) struct Facts {
     pub(super) configuration: check::Report,
     /// The running agent's status, or the reason why it is not available.
     pub(super) status: Result<Box<Status>, String>,
-    /// The subject of the operator's question.
+    /// The peer or address about which the operator asked.
     pub(super) target: Option<Target>,
     pub(super) disk: Result<Disk, String>,
-    /// Probed addresses by peer.
+    /// The results of the probes, by peer.
     pub(super) probes: BTreeMap<String, Vec<ProbedAddress>>,
     /// XFRM's counters of dropped packets, or the reason why they cannot be read.
     pub(super) drops: Result<Vec<Drops>, String>,
 }
 
-/// The file system of the state directory.
+/// The free space in the file system of the state directory.
 #[derive(Debug, Clone)]
 pub(super) struct Disk {
     pub(super) directory: PathBuf,
@@ -50,14 +50,14 @@ pub(super) struct Disk {
 pub(super) struct Drops {
     pub(super) counter: String,
     pub(super) packets: u64,
-    /// Number of drops while the diagnosis ran.
+    /// Number of packets that were dropped while the diagnosis ran.
     pub(super) now: u64,
 }
 
-/// Reads the data. `about`: a peer's name or an address.
+/// Reads the data. `about` is a peer's name or an address.
 ///
 /// # Errors
-/// If the agent runs and knows no such peer.
+/// If the agent runs and has no such peer.
 pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts, String> {
     let before = edge_xfrm::stat::read();
     let status = admin::client::request_status(config).map_err(|error| with_causes(error.as_ref()));
@@ -96,7 +96,7 @@ fn to_probe(status: &Status, target: Option<&Target>) -> Vec<(String, Vec<Socket
     chosen.into_iter().take(MAX_PROBED_PEERS).map(|peer| (peer.name.clone(), addresses(peer))).collect()
 }
 
-/// Returns the addresses of a peer, each with both IKE ports unless the peer has other ports.
+/// Returns the addresses of a peer, each with both IKE ports, unless the peer uses other ports.
 fn addresses(peer: &PeerReport) -> Vec<SocketAddr> {
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for known in peer.endpoints.iter().filter_map(|endpoint| endpoint.parse::<SocketAddr>().ok()) {

@@ -1,6 +1,6 @@
-//! Checks whether an IKE daemon answers at an address. The probe is an IKE header of version 3,
-//! which every IKEv2 daemon answers with INVALID_MAJOR_VERSION without using keys or keeping state
-//! (RFC 7296 section 2.5).
+//! Checks whether an IKE daemon answers at an address. The probe is an IKE header with major
+//! version 3. Every IKEv2 daemon answers it with INVALID_MAJOR_VERSION, without using keys or
+//! keeping state (RFC 7296 section 2.5).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -14,8 +14,8 @@ use tokio::time::timeout;
 const ATTEMPTS: u32 = 4;
 /// Timeout for the response to one probe.
 const WAIT: Duration = Duration::from_millis(700);
-/// Port without the non-ESP marker (RFC 7296 section 2); on all other ports messages have the
-/// marker (RFC 3948 section 2.2).
+/// The port on which IKE messages have no non-ESP marker (RFC 7296 section 2). On all other ports,
+/// they have the marker (RFC 3948 section 2.2).
 const IKE_PORT: u16 = 500;
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
 
@@ -32,7 +32,7 @@ pub(super) enum ProbeOutcome {
     Answered { path_mtu: Option<u32> },
     /// No response arrived.
     Silent,
-    /// The machine reports that no program listens on this port.
+    /// The host reports that no program listens on this port.
     Closed,
     /// The kernel could not send the probe, with the operating system's error.
     Unsent(String),
@@ -59,7 +59,7 @@ async fn ask(address: SocketAddr) -> std::io::Result<ProbeOutcome> {
     let mut buffer = [0; 1500];
     for _ in 0..ATTEMPTS {
         socket.send(&question).await?;
-        // Any host may send to this port; datagrams that are not a response to the probe are
+        // Any host can send to this port, so datagrams that are not a response to the probe are
         // ignored.
         let answered = timeout(WAIT, async {
             loop {
@@ -77,13 +77,13 @@ async fn ask(address: SocketAddr) -> std::io::Result<ProbeOutcome> {
     Ok(ProbeOutcome::Silent)
 }
 
-/// Makes a header of version 3 with a random initiator SPI.
+/// Builds an IKE header with major version 3 and a random initiator SPI.
 fn question(port: u16) -> (Vec<u8>, u64) {
     let spi = fastrand::u64(1..);
     let mut message = if port == IKE_PORT { vec![] } else { NON_ESP_MARKER.to_vec() };
     message.extend_from_slice(&spi.to_be_bytes());
     message.extend_from_slice(&[0; 8]);
-    // No next payload, version 3.0, IKE_SA_INIT, from the initiator, message ID 0.
+    // No next payload, version 3.0, exchange type IKE_SA_INIT, flag Initiator, message ID 0.
     message.extend_from_slice(&[0, 0x30, 34, 0x08, 0, 0, 0, 0]);
     message.extend_from_slice(&(HEADER_LEN as u32).to_be_bytes());
     (message, spi)
@@ -94,7 +94,7 @@ fn is_response(datagram: &[u8], port: u16, spi: u64) -> bool {
     message.and_then(Header::peek).is_some_and(|header| header.response && header.initiator_spi == spi)
 }
 
-/// Returns the kernel's path MTU to the connected address, if the kernel knows it.
+/// Returns the kernel's path MTU to the connected address, if the kernel has one.
 fn path_mtu(socket: &UdpSocket, address: SocketAddr) -> Option<u32> {
     if address.is_ipv4() {
         rustix::net::sockopt::ip_mtu(socket).ok()

@@ -1,5 +1,5 @@
-//! Evaluates the data of a diagnosis. Makes a finding for each fact, causes before effects, so that
-//! the first error is the one to correct.
+//! Evaluates the data of a diagnosis and produces a finding for each fact. Causes come before their
+//! effects, so that the first error is the one to correct.
 
 use super::facts::{Disk, Drops, Facts, MAX_PROBED_PEERS};
 use super::ike_probe::{ProbeOutcome, ProbedAddress};
@@ -9,12 +9,12 @@ use crate::status::{ChildStatus, PeerReport, Status};
 
 /// Minimum free space of the state directory for a new view and certificate, in bytes.
 const ENOUGH_SPACE: u64 = 4 << 20;
-/// Maximum number of warnings about tunnels that are up. A diagnosis of one peer shows all of that
-/// peer's warnings.
+/// Maximum number of warnings about tunnels that are up. A diagnosis of a single peer shows all
+/// warnings about that peer.
 const MAX_DOUBTS: usize = 16;
 /// The port on which a handshake begins (RFC 7296 section 2).
 const IKE_PORT: u16 = 500;
-/// An IKE SA whose peer has sent nothing for longer than this gets a warning, in seconds.
+/// Time in seconds without a message from the peer after which its IKE SA gets a warning.
 const LONG_SILENCE: u64 = 120;
 /// Smallest path MTU, in bytes, that leaves pods the IPv6 minimum MTU of 1280 after the overhead of
 /// ESP in UDP.
@@ -53,8 +53,8 @@ pub(super) fn judge(facts: &Facts) -> Report {
     report
 }
 
-/// Returns the fault and its remedy in one sentence. A warning before the first error may be about
-/// the cause of that error.
+/// Returns the fault and its remedy in one sentence. A warning before the first error is included,
+/// since it may be about the cause of that error.
 pub(super) fn conclusion(report: &Report) -> String {
     let first = |level| report.iter().enumerate().find(|(_, finding)| finding.level == level);
     let text = |finding: &Finding| format!("{}: {}", finding.section, finding.what);
@@ -212,7 +212,7 @@ fn peer(report: &mut Report, facts: &Facts, peer: &PeerReport) {
     }
 }
 
-/// Reports the results of the probes.
+/// Reports the results of the probes to a peer's addresses.
 fn ways(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
     for ProbedAddress { address, outcome } in probes {
         match outcome {
@@ -229,7 +229,7 @@ fn ways(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
                     );
                 }
             }
-            // The consequence of these results is reported once for the peer.
+            // What follows from these results is reported once for the peer.
             ProbeOutcome::Silent => report.add(Level::Ok, &peer.name, format!("nothing answers at UDP {address}")),
             ProbeOutcome::Closed => report.add(Level::Ok, &peer.name, format!("UDP {address} is closed")),
             ProbeOutcome::Unsent(error) => report.add(Level::Ok, &peer.name, format!("UDP {address}: {error}")),
@@ -290,8 +290,8 @@ fn down(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
     report.add(Level::Error, &peer.name, format!("{state}: {why}"));
 }
 
-/// Returns the fault on the path to a peer if no IKE daemon answers at the peer's addresses, or
-/// only on port 500.
+/// Returns a description of the fault on the path to a peer, if an IKE daemon answers at none of
+/// the peer's addresses, or only on port 500.
 fn closed_way(probes: &[ProbedAddress]) -> Option<String> {
     let (answering, rest): (Vec<_>, Vec<_>) =
         probes.iter().partition(|probe| matches!(probe.outcome, ProbeOutcome::Answered { .. }));
@@ -316,7 +316,7 @@ fn closed_way(probes: &[ProbedAddress]) -> Option<String> {
     })
 }
 
-/// Reports packets that XFRM dropped. Only a counter that grows during the diagnosis gets a
+/// Reports packets that XFRM dropped. Only a counter that increases during the diagnosis gets a
 /// warning.
 fn drops(report: &mut Report, drops: &[Drops]) {
     for Drops { counter, packets, now } in drops {

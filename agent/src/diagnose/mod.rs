@@ -1,11 +1,11 @@
 //! `edge-agent diagnose`: finds the reason why a node, a peer or a pod cannot be reached. It
-//! queries the running agent, the kernel and the peers' ports, changes nothing, and ends its output
-//! with a conclusion in one sentence.
+//! queries the running agent and the kernel, and probes the peers' ports. It changes nothing. The
+//! last line of its output is a conclusion in one sentence.
 //!
 //! - `facts`: reads the data for the diagnosis.
 //! - `ike_probe`: checks whether an IKE daemon answers at an address.
-//! - `target`: finds the peer that the operator's question is about.
-//! - `judgement`: evaluates the data and makes the findings. It does no I/O.
+//! - `target`: finds the peer to which the operator's question refers.
+//! - `judgement`: evaluates the data and produces the findings. It does no I/O.
 
 mod facts;
 mod ike_probe;

@@ -1,4 +1,4 @@
-//! The subject of the operator's question: a peer, or the peer to which an address belongs.
+//! The target of a diagnosis or a ping: a peer, or an address and the peer to which it belongs.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use crate::config::PeerSection;
 use crate::status::{PolicyEntry, Status};
 
-/// The subject of a diagnosis or a ping.
+/// The peer or address of a diagnosis or a ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
     /// A peer.
@@ -23,20 +23,20 @@ pub(crate) enum Target {
     },
     /// An address of this node or within one of its segments.
     Local(IpAddr),
-    /// An address in the cluster's ranges to which no tunnel of this node leads.
+    /// An address in the cluster ranges to which no tunnel of this node leads.
     Blocked {
         /// The address.
         address: IpAddr,
         /// The range.
         range: IpNetwork,
     },
-    /// An address outside of everything that the agent knows.
+    /// An address outside of all networks known to the agent.
     Outside(IpAddr),
 }
 
 impl Target {
     /// Finds the target that the text names. `static_peers` are the `[[peer]]` tables in the
-    /// configuration. Fails if it is neither an address nor a peer's name.
+    /// configuration. Fails if the text is neither an address nor a peer's name.
     pub(crate) fn find(text: &str, status: &Status, static_peers: &[PeerSection]) -> Result<Self, String> {
         if let Some(peer) = status.peers.iter().find(|peer| peer.name == text) {
             return Ok(Self::Peer(peer.name.clone()));

@@ -61,7 +61,7 @@ fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
     }
 }
 
-/// Makes the facts of a node without any problem, with the peers `hub` and `edge-2`.
+/// Builds the facts of a node without any problem, with the peers `hub` and `edge-2`.
 fn healthy() -> Facts {
     let status = Status {
         version: "1".into(),
@@ -109,7 +109,7 @@ fn healthy() -> Facts {
     }
 }
 
-/// Returns the conclusion after this change to a healthy node's facts.
+/// Applies a change to the facts of a healthy node and returns the conclusion.
 fn concluded(change: impl FnOnce(&mut Facts, &mut Status)) -> String {
     let mut facts = healthy();
     let mut status = *std::mem::replace(&mut facts.status, Err(String::new())).unwrap();
@@ -120,7 +120,7 @@ fn concluded(change: impl FnOnce(&mut Facts, &mut Status)) -> String {
     conclusion(&judge(&facts))
 }
 
-/// Returns the conclusion if edge-2 is not up and the probes of its ports had these results.
+/// Returns the conclusion if edge-2 is not up and the probes of its ports have these results.
 fn with_probes(outcomes: &[(u16, ProbeOutcome)]) -> String {
     concluded(|facts, status| {
         status.peers[1] = peer("edge-2", 2, "waiting");

@@ -1,6 +1,6 @@
-//! Restores the nftables tables: writes `inet edge-cni` itself and runs the plugin for `bridge
-//! edge-cni`. Both tables are compared with the desired state at start, after another program
-//! changed them, and after a failure, but not on a timer.
+//! Restores the nftables tables: writes `inet edge-cni` itself, and runs the plugin to restore
+//! `bridge edge-cni`. Both tables are compared with the desired state at start, after another
+//! program has changed them, and after a failure, but not periodically.
 
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ const MIN_RETRY: Duration = Duration::from_secs(1);
 /// Maximum delay between attempts.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
-/// Number of times that the table is replaced in a row, if another program changes it in the
-/// meantime.
+/// Maximum number of times that the table is replaced in succession, if another program keeps
+/// changing it.
 const ATTEMPTS: usize = 3;
 
 /// Decides when a failed operation is tried again.
@@ -28,7 +28,7 @@ pub(super) struct Retry {
 }
 
 impl Retry {
-    /// Returns whether the delay after the last failure is over.
+    /// Returns whether the delay after the last failure has passed.
     pub(super) fn ready(&self) -> bool {
         self.due.is_none_or(|due| Instant::now() >= due)
     }
@@ -47,7 +47,7 @@ impl Retry {
 #[derive(Debug)]
 pub(super) struct InetTable {
     incidents: Incidents,
-    /// The table that was applied last, and the form in which the kernel then had it.
+    /// The table that was applied last, and its form in the kernel after that.
     applied: Option<(Firewall, KernelTable)>,
     /// Whether another program may have changed the table.
     pub(super) suspect: bool,
@@ -55,23 +55,23 @@ pub(super) struct InetTable {
     failure: Option<String>,
     /// The reason why the kernel accepted only the minimal table.
     reduced: Option<String>,
-    /// When to try the full table again if only the minimal table was accepted. The cause may be
-    /// temporary, for example a shortage of memory.
+    /// When to try the full table again, if the kernel accepted only the minimal table. The cause
+    /// may be temporary, for example a shortage of memory.
     full: Retry,
 }
 
 /// The action that puts the desired table in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TableAction {
-    /// Nothing, because the table is in place.
+    /// Do nothing, because the table is in place.
     None,
     /// Read the table and compare it, since another program may have changed it.
     Verify,
-    /// The minimal table is in place: try the full one.
+    /// Try the full table, because only the minimal table is in place.
     RetryFull,
-    /// A table with the same rules is in place: change the elements of its sets.
+    /// Change the elements of the sets, because a table with the same rules is in place.
     Update,
-    /// Another table is in place, or none: replace it.
+    /// Replace the table, because another table is in place, or none.
     Replace,
     /// Wait, because the last attempt failed.
     Wait,
@@ -90,8 +90,8 @@ impl InetTable {
         }
     }
 
-    /// Returns the obstacle, if the table is not in place or is the minimal one. `not_forwarding`:
-    /// the node does not forward until the table is in place.
+    /// Returns an obstacle if no table or only the minimal table is in place. `not_forwarding` says
+    /// whether the node does not forward until the table is in place.
     pub(super) fn obstacle(&self, not_forwarding: bool) -> Option<Obstacle> {
         if let Some(refusal) = self.reduced.as_ref().filter(|_| self.failure.is_none()) {
             return Some(Obstacle {
@@ -110,9 +110,9 @@ impl InetTable {
         })
     }
 
-    /// Puts the desired table in place and returns whether it is in place. An empty table is
-    /// removed, but only if the desired state is `complete`. Notifications about other tables that
-    /// arrive in the meantime are added to `found`.
+    /// Puts the desired table in place and returns whether it is in place. If the desired table is
+    /// empty, an existing table is removed, but only if the desired state is `complete`.
+    /// Notifications about other tables that arrive in the meantime are added to `found`.
     pub(super) async fn reconcile(
         &mut self,
         desired: Firewall,
@@ -146,8 +146,8 @@ impl InetTable {
                         return true;
                     }
                     (Ok((Some(found), true)), Some((_, applied))) if found == *applied => {
-                        // The transaction that replaces the agent's table deletes the plugin's
-                        // table.
+                        // The plugin's table is deleted in the transaction that replaces the
+                        // agent's table.
                         tracing::info!("the plugin has made its nftables table inet {PODS_TABLE} beside ours");
                     }
                     (Ok((found, _)), _) => {
@@ -210,8 +210,8 @@ impl InetTable {
         self.record(Ok(()));
     }
 
-    /// Records the outcome of trying the full table. After a failure the minimal table should still
-    /// be in place; the next action verifies that.
+    /// Records the outcome of trying the full table. After a failure, the minimal table should
+    /// still be in place, which the next action verifies.
     fn retried_full(&mut self, desired: Firewall, outcome: anyhow::Result<KernelTable>) {
         match outcome {
             Ok(shown) => {
@@ -252,7 +252,7 @@ impl InetTable {
         )
     }
 
-    /// Changes the elements of the table's sets. Returns false if another program has changed the
+    /// Changes the elements of the table's sets. Returns `false` if another program has changed the
     /// table.
     async fn update(
         &mut self,
@@ -297,7 +297,8 @@ impl InetTable {
 }
 
 /// Applies the full table. If the kernel refuses it, applies the minimal table, which at least
-/// blocks other hosts. Returns the reason in that case, and the number of transactions.
+/// blocks other hosts. Returns the number of transactions, and the reason if the minimal table was
+/// applied.
 async fn apply_full_or_minimal(
     desired: &Firewall,
     only_full: bool,
@@ -317,14 +318,14 @@ async fn apply_full_or_minimal(
     outcome.await.map_err(Into::into).flatten()
 }
 
-/// The table `bridge edge-cni`, which the plugin makes.
+/// The table `bridge edge-cni`, which the plugin creates.
 #[derive(Debug)]
 pub(super) struct BridgeTable {
     /// Whether another program may have changed the table.
     pub(super) suspect: bool,
-    /// Whether `suspect` is set only because notifications were lost.
+    /// Whether `suspect` is set only because notifications from the kernel were lost.
     pub(super) guess: bool,
-    /// Whether the table has existed. Before that, the plugin may have left it out on purpose.
+    /// Whether the table has ever existed. If not, the plugin may have omitted it on purpose.
     seen: bool,
     retry: Retry,
     failed: bool,
@@ -337,8 +338,8 @@ impl Default for BridgeTable {
 }
 
 impl BridgeTable {
-    /// Returns whether the plugin must restore the table. Runs `nft` once after each change by
-    /// another program.
+    /// Returns whether the plugin must restore the table. Runs `nft` at most once after each change
+    /// by another program.
     pub(super) async fn needs_restore(&mut self, incidents: &Incidents) -> bool {
         if !self.suspect || !self.retry.ready() {
             return false;
@@ -361,7 +362,8 @@ impl BridgeTable {
             let how = if stands { "was changed" } else { "was deleted" };
             incidents.repaired(format!("nftables table bridge {TABLE} {how} by another program"));
         }
-        // At the agent's start an existing table is assumed to be as the plugin made it.
+        // When the agent starts, an existing table is assumed to be unchanged since the plugin
+        // created it.
         let desired = self.seen || !stands;
         self.seen |= stands;
         if !desired {
@@ -383,7 +385,7 @@ impl BridgeTable {
         }
     }
 
-    /// Returns the obstacle, if the plugin cannot restore the table.
+    /// Returns an obstacle if the plugin cannot restore the table.
     pub(super) fn obstacle(&self, conflist: &std::path::Path) -> Option<Obstacle> {
         self.failed.then(|| Obstacle {
             what: format!("the table bridge {TABLE} cannot be restored: a pod may pose as another one on this node"),
@@ -413,7 +415,8 @@ mod tests {
             time_passes(&mut table);
             assert_eq!(table.next_action(&desired), TableAction::RetryFull, "attempt {attempt}");
             table.retried_full(desired.clone(), Err(anyhow::anyhow!("deleted by another program")));
-            // The attempt may have removed the minimal table.
+            // After a failed attempt the table must be verified, since the attempt may have removed
+            // the minimal table.
             assert_eq!(table.next_action(&desired), TableAction::Verify);
             table.record(Ok(()));
             assert_eq!(table.next_action(&desired), TableAction::None);

@@ -1,6 +1,6 @@
 //! Receives the kernel's notifications when forwarding is turned on or off, for the host or an
-//! interface (`RTM_NEWNETCONF`, `linux/netconf.h`). rtnetlink's own connection cannot read these
-//! messages.
+//! interface (`RTM_NEWNETCONF`, `linux/netconf.h`). The connection of the `rtnetlink` crate cannot
+//! read these messages.
 
 use std::io::ErrorKind;
 
@@ -9,10 +9,12 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
 /// `RTNLGRP_IPV4_NETCONF` and `RTNLGRP_IPV6_NETCONF` (`linux/rtnetlink.h`).
 const GROUPS: [u32; 2] = [24, 25];
-/// Maximum number of messages that are read at once. The kernel sends one for each interface.
+/// Maximum number of messages that are read in one call of `drain`. The kernel sends one for each
+/// interface.
 const AT_ONCE: usize = 10_000;
 
-/// The netlink socket. The content of the messages is ignored: the settings themselves are read.
+/// The netlink socket. The content of the messages is ignored, because the settings are read again
+/// after each message.
 pub(super) struct ForwardingMonitor(TokioSocket);
 
 impl ForwardingMonitor {
@@ -25,7 +27,7 @@ impl ForwardingMonitor {
         Ok(Self(socket))
     }
 
-    /// Waits for the next change. A loss of notifications counts as a change.
+    /// Waits for the next change. Lost notifications count as a change.
     pub(super) async fn changed(&mut self) {
         let _ = self.0.recv_from_full().await;
     }

@@ -8,14 +8,14 @@
 //! - `routes`: the agent's routes through the guard's device.
 //! - `pod_bridge`: the repair of the pods' bridge, its ports and its routes.
 //! - `peer_routes`: the check whether this host has routes to its peers.
-//! - `hub_routes`: a cloud node's routes to the cluster's ranges, and the choice of the hub for
-//!   them.
+//! - `hub_routes`: a cloud node's routes to the cluster ranges, and the choice of the hub for these
+//!   routes.
 //! - [`firewall`]: the table `inet edge-cni`.
 //! - `firewall_reconciler`: the repair of that table, and of `bridge edge-cni` by running the
 //!   plugin.
 //! - `nft_monitor`: the notifications from nftables.
 //! - `forwarding_monitor`: the kernel's notifications when forwarding is turned on or off.
-//! - [`obstacles`]: other programs' rules that drop pods' packets.
+//! - [`obstacles`]: rules of other programs that drop pods' packets.
 //! - `sysctls`: the kernel settings for forwarding and router advertisements, and those that turn
 //!   policies off.
 //! - [`reconciler`]: the loop that brings the host to its desired state.
@@ -58,13 +58,14 @@ pub struct HostState {
     /// The first address of each family on the bridge: the source of the node's own traffic to
     /// remote pods.
     pub bridge_addresses: Vec<IpAddr>,
-    /// MTU for pods, bytes.
+    /// MTU for pods, in bytes.
     pub pod_mtu: u32,
     /// Routes that the kernel should have.
     pub routes: Vec<RouteEntry>,
     /// Whether the table `inet edge-cni` is in place.
     pub firewall: bool,
-    /// Obstacles. `status` shows them in a separate part of the document, not in this one.
+    /// The obstacles. `status` shows them in a separate part of its document, instead of in the
+    /// part for this struct.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
 }
@@ -82,9 +83,8 @@ pub struct RouteEntry {
     pub source: Option<IpAddr>,
 }
 
-/// Reads the data about this node's uplinks, before a view from disk comes into force and before
-/// the first report to the controller. Must be called within a tokio runtime. Fails if rtnetlink
-/// fails.
+/// Reads the data about this node's uplinks, before a view from disk is applied and before the
+/// first report to the controller. Must be called within a tokio runtime. Fails if rtnetlink fails.
 pub async fn read_uplink(config: &Config) -> anyhow::Result<UplinkFacts> {
     let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
     let connection = tokio::spawn(connection);
@@ -95,13 +95,13 @@ pub async fn read_uplink(config: &Config) -> anyhow::Result<UplinkFacts> {
     Ok(facts)
 }
 
-/// Returns whether a bridge for pods has a port: the bridge `own`, or one that the plugin made for
-/// another network.
+/// Returns whether a bridge for pods has a port: the bridge `own`, or a bridge that the plugin
+/// created for another network.
 pub(crate) fn has_attached_pods(own: &str) -> anyhow::Result<bool> {
     with_netlink(async |handle| Ok(network_state::NetworkState::read(&handle).await?.has_attached_pods(own)))
 }
 
-/// The interfaces that the plugin made: its bridges, and the host ends of pods' interfaces.
+/// The interfaces that the plugin created: its bridges, and the host ends of pods' interfaces.
 pub(crate) struct PluginInterfaces {
     bridges: Vec<(u32, String)>,
     /// Names of the host ends of pods' interfaces.
@@ -123,7 +123,7 @@ pub(crate) fn plugin_interfaces() -> anyhow::Result<PluginInterfaces> {
 }
 
 impl PluginInterfaces {
-    /// Deletes the bridges. Pods' interfaces stay, but are not connected to a network any more.
+    /// Deletes the bridges. The pods' interfaces stay, but are no longer connected to a network.
     /// Returns the bridges' names.
     pub(crate) fn delete_bridges(&self) -> anyhow::Result<Vec<&str>> {
         with_netlink(async |handle| {

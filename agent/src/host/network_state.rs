@@ -13,8 +13,8 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// The alias that the plugin gives to its bridges.
 const POD_BRIDGE: &str = "edge-cni bridge";
-/// Prefix of the alias of the host end of a pod's interface. The container and the interface
-/// follow.
+/// Prefix of the alias of the host end of a pod's interface. The container ID and the interface
+/// name follow it.
 const POD_PORT: &str = "edge-cni ";
 
 /// An interface and its addresses.
@@ -24,21 +24,21 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) mtu: u32,
     pub(super) up: bool,
-    /// Whether the interface is a bridge, dummy, tunnel or similar: an uplink only if it has a
-    /// default route.
+    /// Whether the interface is a bridge, dummy, tunnel or similar. Such an interface is an uplink
+    /// only if it has a default route.
     pub(super) virtual_kind: bool,
     pub(super) loopback: bool,
     pub(super) bridge: bool,
     /// Whether the interface is a dummy, VXLAN, GENEVE or netkit device, as other CNIs and
     /// container runtimes use.
     pub(super) overlay: bool,
-    /// Whether the interface is a bridge that the plugin made for any of its networks.
+    /// Whether the interface is a bridge that the plugin created for any of its networks.
     pub(super) pod_bridge: bool,
     /// Whether the interface is a veth, whose other end may be in a pod.
     pub(super) veth: bool,
     /// Whether this is the host end of the interface of a pod that the plugin attached.
     pub(super) pod_port: bool,
-    /// Index of the bridge or bond of which the interface is a port.
+    /// Index of the bridge or bond to which the interface belongs as a port.
     pub(super) controller: Option<u32>,
     pub(super) addresses: Vec<IpAddr>,
     /// The networks of the interface's addresses.
@@ -54,7 +54,7 @@ pub(super) struct Route {
     pub(super) source: Option<IpAddr>,
     pub(super) metric: u32,
     pub(super) protocol: u8,
-    /// The message from the kernel, with which the route can be deleted.
+    /// The message from the kernel, which is sent back to delete the route.
     pub(super) message: Box<RouteMessage>,
 }
 
@@ -109,8 +109,8 @@ impl NetworkState {
         best.device.filter(|_| best.via.is_none())
     }
 
-    /// Returns the names of the pods' bridges: `own`, whether or not it exists, then other bridges
-    /// that the plugin made.
+    /// Returns the names of the pods' bridges: `own`, even if it does not exist, then the other
+    /// bridges that the plugin created.
     pub(super) fn pod_bridges(&self, own: &str) -> Vec<String> {
         let others = self.links.iter().filter(|link| link.pod_bridge).map(|link| link.name.as_str());
         let mut names: Vec<&str> = others.filter(|name| *name != own).collect();
@@ -118,7 +118,7 @@ impl NetworkState {
         [own].into_iter().chain(names).map(str::to_owned).collect()
     }
 
-    /// Returns the networks of the pods' bridges, in order.
+    /// Returns the networks of the pods' bridges, sorted.
     pub(super) fn pod_networks(&self, own: &str) -> Vec<IpNetwork> {
         let bridges = self.links.iter().filter(|link| link.pod_bridge || link.name == own);
         let mut networks: Vec<IpNetwork> = bridges.flat_map(|link| link.networks.iter().copied()).collect();
@@ -127,7 +127,7 @@ impl NetworkState {
         networks
     }
 
-    /// Returns whether a pods' bridge has a port.
+    /// Returns whether any of the pods' bridges has a port.
     pub(super) fn has_attached_pods(&self, own: &str) -> bool {
         let bridges = self.links.iter().filter(|link| link.pod_bridge || link.name == own);
         let indices: Vec<u32> = bridges.map(|link| link.index).collect();
@@ -150,7 +150,7 @@ fn link(message: &LinkMessage) -> Link {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfAlias(alias) => {
-                // The name of the plugin's state directory may follow.
+                // The name of the plugin's state directory may follow the prefix.
                 pod_alias = alias.starts_with(POD_PORT);
                 marked = alias.strip_prefix(POD_BRIDGE).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
             }
@@ -167,8 +167,8 @@ fn link(message: &LinkMessage) -> Link {
                 });
                 link.veth = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Veth)));
                 link.virtual_kind = infos.iter().any(|info| match info {
-                    // Interfaces of these kinds may be uplinks, in containers, virtual machines and
-                    // this project's lab.
+                    // Interfaces of these kinds may be uplinks in containers, in virtual machines
+                    // and in this project's lab.
                     LinkInfo::Kind(kind) => !matches!(
                         kind,
                         InfoKind::Veth | InfoKind::Vlan | InfoKind::Bond | InfoKind::MacVlan | InfoKind::IpVlan
@@ -184,20 +184,20 @@ fn link(message: &LinkMessage) -> Link {
     link
 }
 
-/// Returns the network of an address on a link. `None` for a prefix length of 0, because every
-/// source address would count as a pod's.
+/// Returns the network of an address on a link. `None` for a prefix length of 0, because then every
+/// source address would count as the address of a pod.
 fn network(address: IpAddr, prefix: u8) -> Option<IpNetwork> {
     let network = IpNetwork::new(address, prefix).ok().filter(|network| network.prefix() > 0)?;
     IpNetwork::new(network.network(), prefix).ok()
 }
 
-/// Returns the address in a message, unless it is link-local or loopback.
+/// Returns the address in a netlink message, unless it is link-local or loopback.
 fn usable(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(ip) => Some(*ip),
         _ => None,
     });
-    // IPv6 has IFA_LOCAL on point-to-point links only.
+    // With IPv6, IFA_LOCAL exists only on point-to-point links.
     let address = local.or_else(|| {
         message.attributes.iter().find_map(|attribute| match attribute {
             AddressAttribute::Address(ip) => Some(*ip),

@@ -1,5 +1,5 @@
-//! Receives notifications from nftables. Determines which tables changed and which program changed
-//! them.
+//! Receives notifications from nftables, and determines which tables changed and which program
+//! changed them.
 
 use std::io::ErrorKind;
 
@@ -22,7 +22,7 @@ const NEW_TABLE: u16 = 0;
 const DELETED_TABLE: u16 = 2;
 /// `NFT_MSG_NEWGEN` (`linux/netfilter/nf_tables.h`), the last message of a transaction.
 const NEW_GENERATION: u16 = 15;
-/// `NFTA_GEN_PROC_NAME`: name of the process that made the transaction, at most 15 characters.
+/// `NFTA_GEN_PROC_NAME`: name of the process that sent the transaction, at most 15 characters.
 const PROCESS_NAME: u16 = 3;
 /// The attribute with the table's name, which is the first attribute of tables, chains, rules,
 /// sets, elements, objects and flowtables.
@@ -34,14 +34,14 @@ const BUFFER: usize = 4 << 20;
 /// The plugin's process name.
 const PLUGIN: &str = "edge-cni";
 
-/// Which tables changed.
+/// The tables that changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct RulesetChanges {
     /// The table `inet edge-cni` changed.
     pub(super) ours: bool,
     /// The table `bridge edge-cni` was changed by a program other than the plugin.
     pub(super) bridge: bool,
-    /// The table `inet edge-cni-pods` was made.
+    /// The table `inet edge-cni-pods` was created.
     pub(super) pods_table: bool,
     /// Another table changed.
     pub(super) others: bool,
@@ -52,7 +52,7 @@ pub(super) struct RulesetChanges {
 }
 
 impl RulesetChanges {
-    /// State after the loss of notifications. The check of `ours` also looks for `inet
+    /// The value after notifications were lost. The check that `ours` causes also looks for `inet
     /// edge-cni-pods`.
     const ALL: Self = Self { ours: true, bridge: true, pods_table: false, others: true, transactions: 0, lost: true };
 
@@ -66,7 +66,7 @@ impl RulesetChanges {
     }
 }
 
-/// The netlink socket, and the changes in a transaction that has not ended.
+/// The netlink socket, and the changes of the transaction that is not complete yet.
 pub(super) struct NftMonitor {
     socket: TokioSocket,
     pending: RulesetChanges,
@@ -76,7 +76,7 @@ impl NftMonitor {
     pub(super) fn open() -> std::io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
         socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
-        // kube-proxy may replace thousands of rules at once.
+        // The buffer is large because kube-proxy may replace thousands of rules at once.
         let inner = socket.socket_ref();
         if sockopt::set_socket_recv_buffer_size_force(inner, BUFFER).is_err() {
             sockopt::set_socket_recv_buffer_size(inner, BUFFER)?;
@@ -101,9 +101,9 @@ impl NftMonitor {
     /// Returns the changes that have arrived, without waiting.
     pub(super) fn drain(&mut self) -> RulesetChanges {
         let mut found = RulesetChanges::default();
-        // Reads from the socket directly, since tokio may not know yet that it is readable. The
-        // limit ends the loop if another program writes rules faster than this loop reads the
-        // notifications.
+        // This reads from the socket directly, since tokio may not have been notified yet that it
+        // is readable. The limit ends the loop if another program writes rules faster than this
+        // loop reads the notifications.
         for _ in 0..100_000 {
             match self.socket.socket_ref().recv_from_full() {
                 Ok((datagram, _)) => found.add(parse(&datagram, &mut self.pending)),
@@ -120,8 +120,8 @@ impl NftMonitor {
     }
 }
 
-/// Returns the changes in the transactions that end in this datagram. Changes in a transaction that
-/// has not ended stay in `pending`.
+/// Returns the changes of the transactions that end in this datagram. Changes of an incomplete
+/// transaction stay in `pending`.
 fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
     let mut complete = RulesetChanges::default();
     while let Some((length, message_type)) = header(datagram) {
@@ -140,9 +140,10 @@ fn parse(mut datagram: &[u8], pending: &mut RulesetChanges) -> RulesetChanges {
                 match (family, table) {
                     (INET, Some(TABLE)) => pending.ours = true,
                     (BRIDGE, Some(TABLE)) => pending.bridge = true,
-                    // The plugin makes this table only if the agent's table is missing, but the
-                    // agent's table may appear just after the plugin has checked. The transaction
-                    // that makes the agent's table ends with the deletion of this table.
+                    // The plugin creates this table only if the agent's table is missing, but the
+                    // agent's table may appear just after the plugin has checked that. The
+                    // transaction that creates the agent's table also deletes this table, at its
+                    // end.
                     (INET, Some(PODS_TABLE)) => match message_type & 0xff {
                         NEW_TABLE => pending.pods_table = true,
                         DELETED_TABLE => pending.pods_table = false,
@@ -164,12 +165,12 @@ fn header(datagram: &[u8]) -> Option<(usize, u16)> {
     (length >= 16).then_some((length, message_type))
 }
 
-/// Reads a zero-terminated string.
+/// Parses a zero-terminated string.
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default().trim_end_matches('\0')
 }
 
-/// Iterates over netlink attributes: type and content.
+/// Iterates over the types and contents of netlink attributes.
 struct Attributes<'a>(&'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
@@ -206,12 +207,12 @@ mod tests {
         bytes
     }
 
-    /// Makes a notification that a rule of this table was deleted.
+    /// Builds the notification that a rule of this table was deleted.
     fn deletion(family: u8, table: &str) -> Vec<u8> {
         message(8, family, &[attribute(TABLE_NAME, format!("{table}\0").as_bytes()), attribute(2, b"chain\0")])
     }
 
-    /// Makes a notification that the table itself is made or deleted.
+    /// Builds the notification that the table itself was created or deleted.
     fn table(kind: u16, name: &str) -> Vec<u8> {
         message(kind, INET, &[attribute(TABLE_NAME, format!("{name}\0").as_bytes())])
     }

@@ -1,5 +1,5 @@
-//! Checks whether this host has routes to its peers. The host's own network manager maintains the
-//! routes through uplinks; if they are missing, the agent can only report that.
+//! Checks whether this host has routes to its peers. The host's network manager maintains the
+//! routes through uplinks. If they are missing, the agent only reports this.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -7,7 +7,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use super::Obstacle;
 use crate::desired::Desired;
 
-/// Maximum number of peers that are checked. On a host without routes none of them can be reached.
+/// Maximum number of peers that are checked. A few are enough, because a host without routes has no
+/// route to any peer.
 const MAX_PEERS: usize = 32;
 
 /// Returns an obstacle if the kernel has no route to any of the peers.
@@ -33,8 +34,8 @@ fn none_reached(desired: &Desired, has_route: impl Fn(IpAddr) -> bool) -> Option
     })
 }
 
-/// Queries the kernel with a socket that sends nothing, so that routing rules and further routing
-/// tables count.
+/// Returns whether the kernel has a route to an address. Connects a UDP socket, which sends
+/// nothing, so that routing rules and additional routing tables are taken into account.
 fn has_route(address: IpAddr) -> bool {
     let any: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let connected = UdpSocket::bind(SocketAddr::new(any, 0)).and_then(|socket| socket.connect((address, 500)));

@@ -19,21 +19,21 @@ use crate::desired::Desired;
 use crate::incidents::Incidents;
 use crate::install_cni::CONFLIST;
 
-/// `EEXIST`, positive.
+/// `EEXIST`, as a positive number.
 const ALREADY_THERE: i32 = 17;
-/// The metric of IPv6 routes that the kernel makes (`IP6_RT_PRIO_ADDRCONF`).
+/// The metric of IPv6 routes that the kernel creates (`IP6_RT_PRIO_ADDRCONF`).
 const KERNEL_IPV6_METRIC: u32 = 256;
 /// Maximum number of interfaces that one message names.
 const NAMED_PORTS: usize = 10;
 
-/// Makes the plugin create the bridge and remembers failures.
+/// Runs the plugin to create the bridge, and stores the last failure.
 #[derive(Debug)]
 pub(super) struct PodBridge {
     config: Arc<Config>,
     incidents: Incidents,
     /// The reason why the last `edge-cni up` failed.
     failure: Option<String>,
-    /// Interfaces of pods that the last `edge-cni up` left without a bridge.
+    /// Interfaces of pods that were not attached to a bridge after the last `edge-cni up`.
     left_detached: Vec<u32>,
 }
 
@@ -42,8 +42,8 @@ impl PodBridge {
         Self { config, incidents, failure: None, left_detached: vec![] }
     }
 
-    /// Makes the bridge and attaches pods again, if necessary. Returns the resulting links and
-    /// routes.
+    /// Creates the bridge and attaches pods to it again, if necessary. Returns the resulting links
+    /// and routes.
     pub(super) async fn reconcile(
         &mut self,
         handle: &Handle,
@@ -52,7 +52,8 @@ impl PodBridge {
     ) -> anyhow::Result<NetworkState> {
         let missing = self.is_missing(desired, &observed);
         let detached = detached_ports(&observed);
-        // Our conflist does not attach pods of another network, so they are tried only once.
+        // Pods of another network cannot be attached with this conflist, so this is tried only once
+        // for each of them.
         let newly_detached = detached.iter().any(|index| !self.left_detached.contains(index));
         let failed = self.failure.is_some() && !detached.is_empty();
         if self.is_installed() && (missing || newly_detached || failed) {
@@ -78,7 +79,7 @@ impl PodBridge {
         self.failure.is_some()
     }
 
-    /// Returns the obstacles that keep pods from the bridge.
+    /// Returns the obstacles if the bridge cannot be created or pods cannot be attached to it.
     pub(super) fn obstacles(&self, observed: &NetworkState) -> Vec<Obstacle> {
         let command = format!("edge-cni up {}", self.conflist().display());
         let failed = self.failure.as_ref().map(|failure| Obstacle {
@@ -99,7 +100,8 @@ impl PodBridge {
         failed.into_iter().chain(detached).collect()
     }
 
-    /// Runs `edge-cni up`, which makes the bridge as for a pod. Returns whether it succeeded.
+    /// Runs `edge-cni up`, which creates the bridge as it does when a pod is added. Returns whether
+    /// it succeeded.
     pub(super) async fn up(&mut self) -> bool {
         let (plugin, conflist) = (self.plugin(), self.conflist());
         let outcome =
@@ -142,8 +144,8 @@ impl PodBridge {
         self.config.cni.bin_dir.join("edge-cni")
     }
 
-    /// Returns whether the bridge must be made. After a reboot the bridge is missing until the
-    /// first pod starts, and so is the source address of the node's own packets.
+    /// Returns whether the bridge must be created. After a reboot, the bridge and its address,
+    /// which is the source of the node's own packets, are missing until the first pod starts.
     fn is_missing(&self, desired: &Desired, observed: &NetworkState) -> bool {
         let segments = &desired.guard.segments;
         !segments.is_empty()
@@ -157,8 +159,8 @@ fn detached_ports(observed: &NetworkState) -> Vec<u32> {
     observed.links.iter().filter(|link| link.pod_port && link.controller.is_none()).map(|link| link.index).collect()
 }
 
-/// Returns the bridge's addresses within our segments, one of each family, in the order of the
-/// segments.
+/// Returns the bridge's addresses within this node's segments, one for each family, in the order of
+/// the segments.
 pub(super) fn bridge_addresses(observed: &NetworkState, bridge: &str, segments: &[IpNetwork]) -> Vec<IpAddr> {
     let Some(link) = observed.link(bridge) else { return vec![] };
     let mut found: Vec<IpAddr> = Vec::new();
@@ -175,9 +177,9 @@ fn families(segments: &[IpNetwork]) -> usize {
     usize::from(segments.iter().any(IpNetwork::is_ipv4)) + usize::from(segments.iter().any(IpNetwork::is_ipv6))
 }
 
-/// Returns the missing routes to the networks of the pods' bridges, which the kernel makes with the
-/// addresses and another program has deleted (`ip route flush`). A bridge in a VRF has its routes
-/// in another table.
+/// Returns the missing routes to the networks of the pods' bridges, which the kernel created with
+/// the addresses and another program has deleted (for example with `ip route flush`). A bridge in a
+/// VRF has its routes in another table.
 fn missing_routes(observed: &NetworkState, own: &str) -> Vec<RouteMessage> {
     let bridges = observed.links.iter().filter(|link| link.pod_bridge || link.name == own);
     let bridges = bridges.filter(|link| link.bridge && link.up && link.controller.is_none());

@@ -33,25 +33,25 @@ use crate::incidents::Incidents;
 use crate::membership::UplinkFacts;
 use crate::underlay;
 
-/// Delay after a notification from rtnetlink, since several arrive together.
+/// Delay after a notification from rtnetlink, since several notifications often arrive together.
 const SETTLE: Duration = Duration::from_millis(60);
-/// Interval at which sysctls are compared with the desired values without a notification. The
-/// kernel sends none about `disable_policy`, `disable_xfrm` and `accept_ra`. nftables is not
-/// compared on a timer.
+/// Interval at which sysctls are compared with the desired values even without a notification. The
+/// kernel sends no notifications about `disable_policy`, `disable_xfrm` and `accept_ra`. nftables
+/// is not compared periodically.
 const FULL_CHECK: Duration = Duration::from_secs(10);
-/// Number of routes for which the time until the next reading grows by one [`FULL_CHECK`]. Links
-/// and routes are read without a notification after [`FULL_CHECK`], and later if there are many
-/// routes, so that a node with ten thousand routes is not busy with reading them.
+/// Number of routes that increase the time until the next reading by one [`FULL_CHECK`]. Without a
+/// notification, links and routes are read again after [`FULL_CHECK`], or later if there are many
+/// routes, so that a node with ten thousand routes does not read them all the time.
 const ROUTES_PER_CHECK: usize = 1000;
 /// Interval at which the plugin looks for leases of pods that disappeared without a DEL.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
-/// Minimum time between two comparisons of the nftables table, while another program changes rules
-/// continuously.
+/// Minimum time between two comparisons of the nftables table, while another program keeps changing
+/// rules.
 const FIREWALL_PAUSE: Duration = Duration::from_millis(700);
-/// Minimum and maximum time between two readings of other programs' rules. A reading that takes
-/// long on a host with thousands of rules is followed by a longer pause.
+/// Minimum and maximum time between two readings of other programs' rules. If a reading takes long,
+/// as on a host with thousands of rules, the time after it is longer.
 const OBSTACLES_PAUSE: RangeInclusive<Duration> = Duration::from_millis(700)..=Duration::from_secs(30);
-/// Divisor for the share of time that reading rules may take: 5%.
+/// Divisor for the maximum share of the time that reading rules may take, which is 5%.
 const OBSTACLES_SHARE: u32 = 20;
 
 /// Keeps routes, bridge, sysctls and firewall of this host in the desired state.
@@ -68,19 +68,20 @@ pub struct HostReconciler {
     bridge_table: BridgeTable,
     sysctls: Sysctls,
     obstacles: Obstacles,
-    /// Whether the plugin's table changed during a pass, so that the pass must be repeated.
+    /// Whether one of the plugin's tables changed during a pass, so that the pass must be repeated.
     again: bool,
     guarded: Option<GuardConfig>,
     guard_failure: Option<String>,
     /// The routes through hubs, as installed by the task that maintains them.
     hub_routes: watch::Receiver<Vec<RouteEntry>>,
     observed: watch::Sender<Arc<NetworkState>>,
-    /// Time until which `observed` counts as current. `None`: links and routes have changed since.
+    /// Time until which `observed` counts as current; `None` if links and routes have changed since
+    /// they were read.
     observed_until: Option<tokio::time::Instant>,
 }
 
 impl HostReconciler {
-    /// Makes a reconciler that has not started.
+    /// Creates a reconciler, which is not running yet.
     pub fn new(
         config: Arc<Config>,
         incidents: Incidents,
@@ -110,7 +111,7 @@ impl HostReconciler {
         }
     }
 
-    /// Runs until `stop` is cancelled and then leaves the host as it is. Fails if netlink sockets
+    /// Runs until `stop` is cancelled. Then leaves the host as it is. Fails if netlink sockets
     /// cannot be opened.
     pub async fn run(mut self, stop: CancellationToken) -> anyhow::Result<()> {
         let groups = [
@@ -120,8 +121,8 @@ impl HostReconciler {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
-        // There are two connections, so that notifications about our own changes are not taken for
-        // responses.
+        // There are two connections, so that notifications about the agent's own changes are not
+        // mistaken for responses.
         let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
         tokio::spawn(connection);
         let (connection, _listener, mut changes) =
@@ -239,7 +240,7 @@ impl HostReconciler {
         if firewall {
             self.sysctls.forward(&observed, &self.config.bridge, forward, &mut settings);
         }
-        // All earlier changes of our own table have been handled.
+        // All earlier changes of the agent's table have been handled.
         self.again |= found.bridge || found.pods_table;
         self.rules_changed(RulesetChanges { ours: false, ..found });
         self.obstacles.update(self.pod_requirements(&desired), &observed).await;
@@ -278,14 +279,14 @@ impl HostReconciler {
         Ok(())
     }
 
-    /// Returns whether links and routes are read in this pass: they changed, an operation on them
-    /// failed, or they were read long ago.
+    /// Returns whether links and routes must be read in this pass. That is the case if they
+    /// changed, an operation on them failed, or they were read too long ago.
     fn must_read(&self) -> bool {
         let current = self.observed_until.is_some_and(|until| tokio::time::Instant::now() < until);
         !current || self.guard_failure.is_some() || self.bridge.has_failed()
     }
 
-    /// Reads links and routes, makes the bridge if it is missing, and publishes the result.
+    /// Reads links and routes, creates the bridge if it is missing, and publishes the result.
     async fn read(&mut self, handle: &Handle, desired: &Desired) -> anyhow::Result<Arc<NetworkState>> {
         // A failed operation is repeated in the next pass.
         self.observed_until = None;
@@ -348,8 +349,8 @@ impl HostReconciler {
         PodRequirements { bridge: self.config.bridge.clone(), ranges, elsewhere, accept }
     }
 
-    /// Makes the plugin restore `bridge edge-cni` if another program removed that table. With the
-    /// table the plugin prevents pods from sending with other pods' addresses.
+    /// Runs the plugin to restore `bridge edge-cni` if another program removed that table. The
+    /// table prevents pods from sending with the addresses of other pods.
     async fn reconcile_bridge_table(&mut self, desired: &Desired, observed: &NetworkState, rules: &mut NftMonitor) {
         let there = observed.link(&self.config.bridge).is_some() && !desired.guard.segments.is_empty();
         if !there || !self.bridge.is_installed() || !self.bridge_table.needs_restore(&self.incidents).await {
@@ -357,7 +358,7 @@ impl HostReconciler {
         }
         let made = self.bridge.up().await;
         self.bridge_table.restored(made);
-        // Changes by the plugin itself do not count.
+        // The plugin's own changes are not counted.
         let found = rules.drain();
         self.again |= found.bridge;
         self.rules_changed(found);
@@ -375,7 +376,7 @@ impl HostReconciler {
         let Ok(Ok(output)) = outcome.await else { return };
         let printed = serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap_or_default();
         if !output.status.success() {
-            // An earlier plugin does not have the command.
+            // Earlier releases of the plugin do not support the command.
             tracing::debug!("edge-cni reclaim: {printed}");
         }
         for lease in printed["reclaimed"].as_array().into_iter().flatten() {
@@ -387,8 +388,8 @@ impl HostReconciler {
     }
 }
 
-/// Returns the networks that are routed into the guard's device: the cluster ranges, and peers'
-/// networks outside of these.
+/// Returns the networks that are routed into the guard's device: the cluster ranges, and those
+/// networks of peers that lie outside of the ranges.
 fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     let ranges = &desired.guard.cluster_ranges;
     let mut networks = ranges.clone();
@@ -402,8 +403,9 @@ fn guarded(desired: &Desired) -> Vec<IpNetwork> {
 #[derive(Debug)]
 struct Obstacles {
     found: Vec<Obstacle>,
-    /// Requirements and interface indexes of the last reading. A new interface causes another
-    /// reading: Docker adds one when it adds rules, and iptables-legacy sends no notifications.
+    /// The requirements and the interface indexes at the last reading. A new interface causes
+    /// another reading: Docker adds one when it adds rules, and iptables-legacy sends no
+    /// notifications.
     requirements: Option<(PodRequirements, Vec<u32>)>,
     suspect: bool,
     not_before: tokio::time::Instant,
@@ -416,13 +418,13 @@ impl Default for Obstacles {
 }
 
 impl Obstacles {
-    /// Waits until changed rules may be read.
+    /// Waits until changed rules may be read again.
     async fn due(&self) {
         if self.suspect { tokio::time::sleep_until(self.not_before).await } else { std::future::pending().await }
     }
 
     async fn update(&mut self, needs: PodRequirements, observed: &NetworkState) {
-        // Pods' interfaces do not count: they appear and disappear without changes of other
+        // Pods' interfaces are ignored, because they appear and disappear without changes of other
         // programs' rules.
         let not_of_pods = observed.links.iter().filter(|link| !link.veth && link.controller.is_none());
         let looked_at = (needs, not_of_pods.map(|link| link.index).collect());
@@ -441,10 +443,10 @@ impl Obstacles {
     }
 }
 
-/// Returns how long links and `routes` routes count as current after a reading, unless the kernel
-/// sends a notification.
+/// Returns the time for which links and routes count as current after a reading, unless the kernel
+/// sends a notification. `routes` is the number of routes.
 fn until_next_reading(routes: usize) -> Duration {
-    // A tick of the check may come a little early.
+    // The check may run slightly early.
     let more = u32::try_from(routes / ROUTES_PER_CHECK).unwrap_or(u32::MAX);
     (FULL_CHECK / 2).saturating_add(FULL_CHECK.saturating_mul(more))
 }
@@ -453,9 +455,9 @@ fn pause_after_reading(took: Duration) -> Duration {
     (took * OBSTACLES_SHARE).clamp(*OBSTACLES_PAUSE.start(), *OBSTACLES_PAUSE.end())
 }
 
-/// Returns the sources of the node's own traffic and of redirected connections in tunnels, one of
-/// each family. These are the bridge's addresses. On hubs without our pods and on cloud nodes, the
-/// sources are the node's addresses within the cloud's networks.
+/// Returns the sources of the node's own traffic and of redirected connections in tunnels, one for
+/// each family. These are the bridge's addresses. On hubs without pods of this network and on cloud
+/// nodes, the sources are the node's addresses within the cloud's networks.
 fn tunnel_sources(observed: &NetworkState, desired: &Desired, bridge: &[IpAddr]) -> Vec<IpAddr> {
     let (bridge, fronted) = if desired.hub_routes.is_empty() {
         (bridge, &desired.guard.networks)
@@ -481,7 +483,7 @@ mod tests {
 
     #[test]
     fn a_node_with_ten_times_the_routes_reads_them_in_proportion_as_seldom() {
-        // Each tick of the check is 10 s after the previous one.
+        // The checks are 10 s apart.
         let ticks = |routes| until_next_reading(routes).as_secs() / FULL_CHECK.as_secs() + 1;
         assert_eq!([0, 999, 1000, 10_000, 100_000].map(ticks), [1, 1, 2, 11, 101]);
         assert!(until_next_reading(usize::MAX) > FULL_CHECK);

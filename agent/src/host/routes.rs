@@ -1,5 +1,5 @@
-//! The routes through the guard's device, which `edge-xfrm` installs, and our routes that are no
-//! longer needed.
+//! The routes through the guard's device, which `edge-xfrm` installs, and the agent's routes that
+//! are no longer necessary.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use super::RouteEntry;
 use super::network_state::{NetworkState, Route};
 use crate::desired::Desired;
 
-/// `ESRCH`, positive.
+/// `ESRCH`, as a positive number.
 const NO_ROUTE: i32 = 3;
 
 /// Returns the expected routes through the guard's device, for `status`.
@@ -28,10 +28,11 @@ pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<Ro
         .collect()
 }
 
-/// Returns our routes that are no longer needed. A route to a range through the wrong hub is not
-/// among them: `hub_routes` replaces it in place. The same applies to a route whose hub the view no
-/// longer names, or names without an address of this family, for example while a hub restarts:
-/// without a route, packets to the range would leave unencrypted through the default route.
+/// Returns the agent's routes that are no longer necessary. A route to a range through the wrong
+/// hub is not among them, because `hub_routes` replaces it in place. Neither is a route whose hub
+/// the view no longer names, or names without an address of this family, for example while a hub
+/// restarts. Without a route, packets to the range would leave unencrypted through the default
+/// route.
 pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desired: &Desired) -> Vec<&'a Route> {
     let guard = observed.link(DEVICE).map(|link| link.index);
     let guarded: HashSet<&IpNetwork> = guarded.iter().collect();
@@ -49,7 +50,7 @@ pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desir
         .collect()
 }
 
-/// Deletes a route that was read from the kernel. The route may already be gone.
+/// Deletes a route that was read from the kernel. Succeeds if the route no longer exists.
 pub(super) async fn delete(handle: &Handle, route: &Route) -> Result<(), rtnetlink::Error> {
     match handle.route().del((*route.message).clone()).execute().await {
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code().saturating_neg() == NO_ROUTE => Ok(()),

@@ -1,5 +1,5 @@
-//! Kernel settings: forwarding, without which pods' packets do not leave this machine, router
-//! advertisements, and settings that would turn policies off.
+//! Kernel settings: forwarding, without which pods' packets do not leave this host; router
+//! advertisements; and settings that would turn policies off.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,8 +24,9 @@ pub(super) struct Sysctls {
 /// Outcome of [`Sysctls::prepare`] and [`Sysctls::forward`].
 #[derive(Debug, Default)]
 pub(super) struct SysctlOutcome {
-    /// For IPv4 and IPv6: whether forwarding was off before agent or plugin turned it on. If it was
-    /// off, the node was not a router and must not start to route between its own networks.
+    /// For IPv4 and IPv6: whether forwarding was off before the agent or the plugin turned it on.
+    /// If it was off, the node was not a router, and must not start to route between its other
+    /// networks.
     pub(super) ours: [bool; 2],
     /// Settings that could not be written.
     pub(super) obstacles: Vec<Obstacle>,
@@ -36,7 +37,7 @@ impl Sysctls {
         Self { root: ROOT.into(), forwarding: Forwarding::new(state_dir, run_dir) }
     }
 
-    /// Records for the families in `forward` (IPv4, IPv6) whether forwarding is off, before it is
+    /// Records whether forwarding is off for the families in `forward` (IPv4, IPv6), before it is
     /// turned on. If `guarded`, also turns off the settings that let packets bypass policies.
     pub(super) fn prepare(
         &mut self,
@@ -66,7 +67,7 @@ impl Sysctls {
 
     /// Turns on forwarding for the families in `forward`. The caller must ensure that the table
     /// `inet edge-cni` is in place: without it, a host that was not a router would route between
-    /// its own networks.
+    /// its other networks.
     pub(super) fn forward(
         &mut self,
         observed: &NetworkState,
@@ -78,8 +79,8 @@ impl Sysctls {
         if forward[0] && off[0] {
             self.set("ipv4/ip_forward", "1", "pods' packets are not forwarded", outcome);
         }
-        // This setting also applies to interfaces that appear later. A host that was a router
-        // before keeps its own settings.
+        // This setting also applies to interfaces that appear later. A host that was already a
+        // router keeps its settings.
         if forward[1] && (off[1] || outcome.ours[1]) {
             self.accept_router_advertisements(&uplink::uplinks(observed, bridge), outcome);
         }
@@ -88,19 +89,19 @@ impl Sysctls {
         }
     }
 
-    /// Returns for IPv4 and IPv6 whether the host forwards no packets.
+    /// Returns whether forwarding is off, for IPv4 and IPv6.
     pub(super) fn forwarding_is_off(&self) -> [bool; 2] {
         [self.is("ipv4/ip_forward", "0"), self.is("ipv6/conf/all/forwarding", "0")]
     }
 
     /// Sets `accept_ra` to 2 on uplinks (ip-sysctl.rst). Otherwise a host that forwards ignores
-    /// router advertisements and loses its default route. Other interfaces are left alone, so that
-    /// advertisements from pods have no effect.
+    /// router advertisements and loses its default route. Other interfaces are left unchanged, so
+    /// that advertisements from pods have no effect.
     fn accept_router_advertisements(&mut self, uplinks: &[&Link], outcome: &mut SysctlOutcome) {
         for link in uplinks {
             let name = format!("ipv6/conf/{}/accept_ra", link.name);
             if self.is(&name, "1") {
-                // `prepare` names the obstacle if the record cannot be written.
+                // `prepare` returns an obstacle if the record cannot be written.
                 let _ = self.forwarding.note_accept_ra(&link.name);
                 let what =
                     format!("{} ignores router advertisements, and this host loses its IPv6 default route", link.name);
@@ -110,7 +111,7 @@ impl Sysctls {
     }
 
     /// Turns off `disable_policy` and `disable_xfrm`, which let incoming and outgoing packets
-    /// bypass policies. Instructions for VTI interfaces tell operators to set them for `all`.
+    /// bypass policies. Many instructions for VTI interfaces set them for `all`.
     fn enforce_policies(
         &self,
         uplinks: &[&Link],
@@ -179,7 +180,7 @@ mod tests {
     }
 
     impl Host {
-        /// Makes a host that receives router advertisements on a NIC and has Docker.
+        /// Creates a host that receives router advertisements on a NIC and has Docker.
         fn new() -> Self {
             let link = |index, name: &str| Link { index, name: name.into(), up: true, ..Link::default() };
             let host = Self {
@@ -252,7 +253,7 @@ mod tests {
 
         host.observed.links.push(Link { index: 9, name: "usb0".into(), ..Link::default() });
         host.write("ipv6/conf/usb0/accept_ra", "1");
-        // A restarted agent finds forwarding turned on.
+        // The agent restarts and finds forwarding turned on.
         assert_eq!(host.ensure("b1", [true, true]).ours, [true, true]);
         assert_eq!(accepts(&host, "usb0"), "2");
     }
@@ -302,7 +303,7 @@ mod tests {
             "ipv6/conf/all/disable_policy",
         ];
         off.iter().for_each(|name| host.write(name, "1"));
-        // An interface of another program, perhaps a VTI.
+        // The setting of another program's interface, which may be a VTI, stays.
         host.write("ipv4/conf/docker0/disable_policy", "1");
         assert!(host.ensure("b1", [false; 2]).obstacles.is_empty());
         for name in off {

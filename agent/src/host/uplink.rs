@@ -13,21 +13,21 @@ use crate::underlay::Underlay;
 /// Maximum overhead of ESP in UDP, in bytes, without trailer and padding: outer IPv6 header 40, UDP
 /// 8, ESP header 8, IV 8, ICV 16 (RFC 4303, RFC 4106, RFC 3948).
 const OUTER_OVERHEAD: u32 = 40 + 8 + 8 + 8 + 16;
-/// Bytes of the ESP trailer: padding length and next header. ESP pads the packet with its trailer
-/// to a multiple of 4.
+/// Size of the ESP trailer without padding, in bytes: padding length and next header. ESP pads the
+/// packet with its trailer to a multiple of 4.
 const TRAILER: u32 = 2;
 /// Minimum MTU that IPv6 allows, in bytes (RFC 8200 5). With a smaller MTU, pods would have no
 /// IPv6.
 const IPV6_MIN_MTU: u32 = 1280;
 
-/// Returns the MTU of pods for a link with this MTU, in bytes.
+/// Returns the MTU of pods for a link with the MTU `link`, both in bytes.
 fn pod_mtu(link: u32) -> u32 {
     (link.saturating_sub(OUTER_OVERHEAD) / 4 * 4).saturating_sub(TRAILER)
 }
 
-/// Returns the uplinks: hardware, VLANs, bonds and similar links, a bridge with one of these as a
-/// port, and each interface with a default route. Interfaces of container runtimes and hypervisors
-/// are not uplinks.
+/// Returns the uplinks: hardware, VLANs, bonds and similar links, a bridge with one of these links
+/// as a port, and each interface with a default route. Interfaces of container runtimes and
+/// hypervisors are not uplinks.
 pub(super) fn uplinks<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a Link> {
     let hardware = |link: &Link| !link.virtual_kind && !link.veth;
     let carries_default =
@@ -41,8 +41,8 @@ pub(super) fn uplinks<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a L
     observed.links.iter().filter(candidate).filter(wanted).collect()
 }
 
-/// Returns the links from which a node that was not a router forwards nothing except to pods:
-/// uplinks, tunnels and VPNs, but no links of containers or other CNIs.
+/// Returns the links from which a node that was not a router forwards packets only to pods and
+/// tunnels: uplinks, tunnels and VPNs, but no links of containers or other CNIs.
 pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Vec<&'a Link> {
     let uplinks = uplinks(observed, bridge);
     let ours = |link: &Link| link.name == bridge || link.pod_bridge || link.name == DEVICE;
@@ -71,7 +71,7 @@ pub(super) fn uplink(
     UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or_else(|| fitting_mtu(&uplinks, &others)), underlay }
 }
 
-/// Returns the links with a default route, and other links that may lead outside of this machine.
+/// Returns the links with a default route, and other links that may lead outside of this host.
 fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>, Vec<&'a Link>) {
     let carries_default =
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
@@ -104,8 +104,8 @@ pub(super) fn mtu_obstacle(observed: &NetworkState, bridge: &str, configured: Op
     })
 }
 
-/// Returns the underlay, without name servers. It includes addresses within the cluster's ranges,
-/// since it is compared with these ranges.
+/// Returns the underlay, without name servers. The underlay includes addresses within the cluster
+/// ranges, since it is compared with these ranges.
 fn underlay<'a>(observed: &NetworkState, uplinks: &[&Link], own: impl Iterator<Item = &'a Link>) -> Underlay {
     let defaults = || {
         let mut routes: Vec<&Route> = observed.routes.iter().filter(|route| route.is_default()).collect();
@@ -192,7 +192,7 @@ mod tests {
     fn pods_packets_with_all_overhead_fit_the_uplink() {
         assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
         // The sum of the outer headers, the packet with its trailer padded to a multiple of 4, and
-        // the ICV is never larger than the link's MTU, and less than 4 bytes smaller.
+        // the ICV is at most the link's MTU, and less than 4 bytes below it.
         for link in 1400..1600 {
             let inner = pod_mtu(link);
             let outer = |inner: u32| OUTER_OVERHEAD + (inner + TRAILER).next_multiple_of(4);
@@ -240,7 +240,7 @@ mod tests {
         }
         let names = |links: Vec<&Link>| links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
         assert_eq!(names(isolated_links(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0"]);
-        // Settings are changed on uplinks only.
+        // Settings are changed only on uplinks.
         assert_eq!(names(uplinks(&host, "ecni0")), ["lan", "wan"]);
         host.routes.push(default_route(15));
         assert_eq!(names(isolated_links(&host, "ecni0")), ["lan", "wan", "wg0", "tun0", "ppp0", "virbr0"]);

@@ -15,13 +15,13 @@ pub(super) struct Child {
     pub(super) name: String,
     pub(super) local_subnets: Vec<IpNetwork>,
     pub(super) remote_subnets: Vec<IpNetwork>,
-    /// ESP proposals; empty for the agent's defaults.
+    /// ESP proposals; empty to use the agent's defaults.
     pub(super) esp_proposals: Vec<String>,
-    /// The IP protocol that the child carries, if not all.
+    /// The IP protocol that the child carries; `None` for all.
     pub(super) protocol: Option<u8>,
-    /// The port on this node's side, if not all.
+    /// The port on this node's side; `None` for all.
     pub(super) local_port: Option<u16>,
-    /// The port on the peer's side, if not all.
+    /// The port on the peer's side; `None` for all.
     pub(super) remote_port: Option<u16>,
     /// Whether the child is in transport mode.
     pub(super) transport: bool,
@@ -35,9 +35,9 @@ impl Child {
     }
 }
 
-/// The connection's data about both ends of its children.
+/// The values of a connection that determine the ends of its children.
 pub(super) struct ChildEnds {
-    /// Our address, if it is known.
+    /// This node's address, if it is known.
     pub(super) local: Option<IpAddr>,
     /// The peer's address, if it is known.
     pub(super) remote: Option<IpAddr>,
@@ -94,7 +94,8 @@ fn is_transport(
     true
 }
 
-/// Returns the networks of one end, and the protocol and port that all selectors of that end have.
+/// Returns the networks of one end, and the protocol and port, which must be the same in all
+/// selectors of that end.
 fn selectors(
     child: &Section,
     key: &str,

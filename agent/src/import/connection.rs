@@ -22,7 +22,7 @@ pub(super) struct Peer {
     pub(super) credentials: ImportedCredentials,
     /// The children, at least one.
     pub(super) children: Vec<Child>,
-    /// IKE proposals; empty for the agent's defaults.
+    /// IKE proposals; empty to use the agent's defaults.
     pub(super) ike_proposals: Vec<String>,
     pub(super) start: &'static str,
     pub(super) force_encapsulation: bool,
@@ -113,7 +113,8 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
     })
 }
 
-/// Returns the only section for a side's authentication: `local`, or `local` with a suffix.
+/// Returns the only authentication section of a side (`local` or `remote`). The section's name may
+/// have a suffix.
 fn only<'a>(connection: &'a Section, side: &str, report: &mut ImportReport) -> Option<&'a Section> {
     let all: Vec<&Section> =
         connection.sections().filter(|(name, _)| name.starts_with(side)).map(|(_, section)| section).collect();
@@ -140,8 +141,9 @@ fn children<'a>(connection: &'a Section, report: &mut ImportReport) -> Vec<(&'a 
     all
 }
 
-/// Returns which end initiates, as the value of the key `start` of `[[peer]]`. All children have
-/// the same value.
+/// Returns which end initiates, as the value of the key `start` of `[[peer]]`, which applies to all
+/// children. If their values differ, the first of `initiate`, `on-demand` and `respond` that occurs
+/// is returned, and a note is added.
 fn start(children: &[(&str, &Section)], report: &mut ImportReport) -> &'static str {
     let mut starts = Vec::new();
     for (_, child) in children {
@@ -219,7 +221,7 @@ fn addresses(connection: &Section, report: &mut ImportReport) -> Addresses {
 /// Returns whether both ends authenticate with certificates; otherwise both have a pre-shared key.
 fn method(local: &Section, remote: &Section, report: &mut ImportReport) -> Option<bool> {
     let mut kind = |section: &Section| {
-        // The text after the first word narrows the algorithms.
+        // The text after the first word restricts the algorithms.
         let text = section.get("auth").unwrap_or("pubkey");
         let kind = match text.split(['-', ':']).next().unwrap_or("") {
             "psk" => Some(false),
@@ -248,11 +250,12 @@ fn method(local: &Section, remote: &Section, report: &mut ImportReport) -> Optio
     Some(ours)
 }
 
-/// Our identity, the peer's identity, and for certificates the credentials with a note.
+/// This node's identity, the peer's identity, and with certificates the credentials and an optional
+/// note.
 type Identities = (String, String, Option<(Certificates, Option<String>)>);
 
-/// Returns the identities. Identities that the file leaves out are chosen as strongSwan's daemon
-/// would choose them.
+/// Returns the identities. Identities that the file does not contain are chosen as strongSwan's
+/// daemon would choose them.
 fn identities(
     local: &Section,
     remote: &Section,

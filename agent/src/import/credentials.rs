@@ -1,5 +1,5 @@
 //! The credentials that `swanctl --load-creds` would load: the secrets in the file, and the files
-//! in the directories beside it.
+//! in the directories next to it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,25 +14,26 @@ use zeroize::Zeroizing;
 use super::swanctl_file::Section;
 use crate::config::parse_identity;
 
-/// Directories of private keys, beside the file.
+/// Directories of private keys, next to the file.
 const KEY_DIRECTORIES: [&str; 4] = ["private", "pkcs8", "ecdsa", "rsa"];
 /// Maximum number of files in one directory; more files are an error.
 const MAX_FILES: usize = 1000;
-/// Maximum size of a file, in octets; a larger file contains no certificate and no key.
+/// Maximum size of a file, in octets; a larger file is an error, since it contains no certificate
+/// and no key.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Credentials of a connection that authenticates with certificates.
 pub(super) struct Certificates {
-    /// Our certificate and the intermediates, DER, leaf first.
+    /// This node's certificate and the intermediates, DER, leaf first.
     pub(super) chain: Vec<Vec<u8>>,
-    /// Our key, PKCS#8.
+    /// This node's private key, PKCS#8.
     pub(super) key: Zeroizing<Vec<u8>>,
     /// Certificates that prove the peer's identity, DER.
     pub(super) trust_anchors: Vec<Vec<u8>>,
 }
 
-/// Returns the pre-shared key for a pair of identities, from the section `ike*` that names most of
-/// the two. A section without identities applies to all.
+/// Returns the pre-shared key for a pair of identities, from the section `ike*` that names the most
+/// of these identities. A section without identities applies to every pair.
 pub(super) fn psk(secrets: Option<&Section>, local: &Identity, remote: &Identity) -> Result<Zeroizing<String>, String> {
     let mut best: Option<(u8, &str, &Section)> = None;
     for (name, section) in
@@ -74,8 +75,8 @@ pub(super) struct CredentialFiles<'a> {
 }
 
 impl CredentialFiles<'_> {
-    /// Returns the credentials of a connection. `local_id` selects our certificate if the file does
-    /// not name one.
+    /// Returns the credentials of a connection. `local_id` selects this node's certificate if the
+    /// file does not name one.
     pub(super) fn of(
         &self,
         local: &Section,
@@ -120,7 +121,8 @@ impl CredentialFiles<'_> {
         }
     }
 
-    /// Returns all authorities from the directory `x509ca` and from the sections `authorities`.
+    /// Returns the certificates of all authorities from the directory `x509ca` and from the
+    /// sections `authorities`.
     fn authorities(&self) -> Result<Vec<Vec<u8>>, String> {
         let directory = self.directory.join("x509ca");
         let mut paths = files(&directory)?;
@@ -157,7 +159,7 @@ impl CredentialFiles<'_> {
         Ok(anchors)
     }
 
-    /// Returns the private key that belongs to our certificate.
+    /// Returns the private key that belongs to this node's certificate.
     fn key(&self, chain: &[Vec<u8>], trust_anchors: &[Vec<u8>]) -> Result<Zeroizing<Vec<u8>>, String> {
         let mut others = Vec::new();
         for path in KEY_DIRECTORIES
@@ -193,7 +195,7 @@ fn first(certificates: Vec<Vec<u8>>) -> Result<Vec<u8>, String> {
     certificates.into_iter().next().ok_or_else(|| "no certificate".into())
 }
 
-/// Returns our certificate and the intermediate authorities between it and the root.
+/// Returns this node's certificate and the intermediate certificates between it and the root.
 fn with_intermediates(leaf: Vec<u8>, authorities: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut chain = vec![leaf];
     while let Some(next) = chain.last().and_then(|last| issuer(last, authorities))
@@ -204,8 +206,8 @@ fn with_intermediates(leaf: Vec<u8>, authorities: &[Vec<u8>]) -> Vec<Vec<u8>> {
     chain
 }
 
-/// Returns the certificate of the authority that issued another one; `None` if that authority is a
-/// root or unknown.
+/// Returns the certificate of the authority that issued `certificate`; `None` if that authority is
+/// a root or unknown.
 fn issuer<'a>(certificate: &[u8], authorities: &'a [Vec<u8>]) -> Option<&'a Vec<u8>> {
     let (_, certificate) = parse_x509_certificate(certificate).ok()?;
     authorities.iter().find(|der| {
@@ -216,7 +218,7 @@ fn issuer<'a>(certificate: &[u8], authorities: &'a [Vec<u8>]) -> Option<&'a Vec<
     })
 }
 
-/// Returns the files of a directory, sorted by name. A missing directory has none.
+/// Returns the files of a directory, sorted by name. Returns none if the directory does not exist.
 fn files(directory: &Path) -> Result<Vec<PathBuf>, String> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -268,8 +270,8 @@ fn private_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
         )
     };
     if !content.starts_with(b"-----") {
-        // PrivateKeyInfo begins with its version (RFC 5208 5). A key in SEC 1 format does so too,
-        // but with another number.
+        // PrivateKeyInfo begins with its version (RFC 5208 5). A key in SEC 1 format also begins
+        // with a version, but with another number.
         return match PrivateKeyDer::try_from(content.as_slice()) {
             Ok(PrivateKeyDer::Pkcs8(_)) => Ok(content),
             _ => Err(convert()),

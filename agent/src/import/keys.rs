@@ -2,22 +2,23 @@
 
 use super::swanctl_file::Section;
 
-/// The effect of a key with a value that matters.
+/// What the import does with a key.
 #[derive(Clone, Copy)]
 pub(super) enum Meaning {
     /// The key is carried over by `connection`.
     Carried,
-    /// The agent does not need the key, and the tunnel stays the same.
+    /// The agent does not need the key. The tunnel stays the same.
     NoEffect,
     /// The tunnel works, but differs in the way that the text describes.
     Note(&'static str),
-    /// The tunnel would be different. The text names the unsupported feature.
+    /// The connection is not imported, because the tunnel would be different. The text names the
+    /// unsupported feature.
     Refused(&'static str),
 }
 
 use Meaning::{Carried, NoEffect, Note, Refused};
 
-/// A key, the values that match the agent's own behaviour, and the meaning of all other values.
+/// A key, the values that match the agent's behaviour, and the meaning of all other values.
 type Row = (&'static str, &'static [&'static str], Meaning);
 
 pub(super) const CONNECTION: &[Row] = &[
@@ -131,12 +132,13 @@ pub(super) const CHILD: &[Row] = &[
     ("copy_dscp", &["out"], Note("DSCP is copied to the outer header")),
 ];
 
-/// The differences after the import of a connection, and the reasons against the import.
+/// The result of checking a connection: differences in the imported tunnel, and reasons why it
+/// cannot be imported.
 #[derive(Default)]
 pub(super) struct ImportReport {
-    /// The reasons why the connection cannot be carried over.
+    /// The reasons why the connection cannot be imported.
     pub(super) problems: Vec<String>,
-    /// The differences.
+    /// The differences between the imported tunnel and strongSwan's.
     pub(super) notes: Vec<String>,
 }
 
@@ -157,7 +159,7 @@ impl ImportReport {
     }
 }
 
-/// Normalises a boolean value, which has many spellings.
+/// Normalises the spelling of a boolean value. Other values stay the same.
 pub(super) fn normal(text: &str) -> &str {
     match text {
         "true" | "enabled" | "yes" => "yes",

@@ -1,7 +1,7 @@
 //! `edge-agent import`: converts a `swanctl.conf` into the agent's configuration.
 //!
 //! A connection becomes a `[[peer]]` only if its tunnel stays the same. Every difference is
-//! reported with its file and line.
+//! reported with the file and line.
 
 mod child;
 mod connection;
@@ -33,11 +33,12 @@ use keys::ImportReport;
 use crate::config::Config;
 use crate::stdout::print;
 
-/// Name of the configuration in the directory that is written.
+/// Name of the configuration file in the output directory.
 const CONFIGURATION: &str = "agent.toml";
 
-/// Translates the connections of a `swanctl.conf`. Without `into` it prints the configuration and
-/// writes nothing. Fails if a connection is not carried over; the other connections still are.
+/// Translates the connections of a `swanctl.conf`. Without `into`, prints the configuration and
+/// writes nothing. Fails if a connection cannot be imported, but still imports the other
+/// connections.
 pub fn execute(file: &Path, into: Option<&Path>) -> anyhow::Result<()> {
     let import = Import::read(file)?;
     import.report();
@@ -51,19 +52,19 @@ pub fn execute(file: &Path, into: Option<&Path>) -> anyhow::Result<()> {
         }
     }
     match import.refused() {
-        0 if import.connections.is_empty() => bail!("{}: it has no connection", file.display()),
+        0 if import.connections.is_empty() => bail!("{}: the file defines no connection", file.display()),
         0 => Ok(()),
-        refused => bail!("{refused} of {} connections are not carried over", import.connections.len()),
+        refused => bail!("{refused} of {} connections were not converted", import.connections.len()),
     }
 }
 
 /// The result of translating a file.
 struct Import {
-    /// `agent.toml`.
+    /// The content of `agent.toml`.
     text: String,
-    /// The files that `agent.toml` names, in its directory.
+    /// Name and content of the files that `agent.toml` names. They are in the same directory.
     files: Vec<(String, Zeroizing<Vec<u8>>)>,
-    /// Each connection: its name, whether it is carried over, and the findings.
+    /// For each connection, its name, whether it is imported, and the findings.
     connections: Vec<(String, bool, ImportReport)>,
 }
 
@@ -82,7 +83,7 @@ fn child_names(children: &[Child]) -> Vec<String> {
     names
 }
 
-/// `[[peer]]` in its written form.
+/// The form in which a `[[peer]]` is written.
 #[derive(Serialize)]
 struct PeerTable<'a> {
     name: &'a str,
@@ -117,7 +118,7 @@ struct PeerTable<'a> {
     children: Vec<ChildTable<'a>>,
 }
 
-/// `[[peer.child]]` in its written form.
+/// The form in which a `[[peer.child]]` is written.
 #[derive(Serialize)]
 struct ChildTable<'a> {
     name: &'a str,
@@ -181,7 +182,7 @@ impl Import {
         let _ =
             write!(self.text, "\n# Connection {name:?}{}\n", if carried_over { "" } else { " is not carried over:" });
         for line in report.problems.iter().chain(&report.notes) {
-            // Text from `swanctl.conf` must not end the comment.
+            // A newline in text from `swanctl.conf` must not end the comment.
             let _ = writeln!(self.text, "# - {}", line.replace(|c: char| c.is_control(), " "));
         }
     }
@@ -197,7 +198,8 @@ impl Import {
             }
         }
         let texts = |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect();
-        // A single child whose name the agent's file does not need is written into the peer itself.
+        // A single child that needs no `[[peer.child]]` table is written into the `[[peer]]` table.
+        // Its name is lost.
         let (only, children) = match &peer.children[..] {
             [only] if !only.needs_table() => (Some(only), &[][..]),
             several => (None, several),
@@ -253,7 +255,8 @@ impl Import {
         name
     }
 
-    /// Writes all files, or none. Only their owner can read them. Existing files are not replaced.
+    /// Writes all files or none. Only the owner can read the files. Existing files are not
+    /// replaced.
     fn write(&self, directory: &Path) -> anyhow::Result<()> {
         fs::DirBuilder::new()
             .recursive(true)
@@ -279,7 +282,7 @@ impl Import {
                     std::io::ErrorKind::AlreadyExists => "; choose an empty directory, and move the files afterwards",
                     _ => "",
                 };
-                bail!("{}: {error}{advice}; nothing is written", path.display());
+                bail!("{}: {error}{advice}; nothing was written", path.display());
             }
         }
         let path = directory.join(CONFIGURATION);
@@ -288,8 +291,8 @@ impl Import {
     }
 }
 
-/// Returns the content of a `psk_file`, one line. The agent supports strongSwan's forms `0x` and
-/// `0s`.
+/// Returns the content of a `psk_file`, which is one line. The agent accepts strongSwan's forms
+/// `0x` and `0s`.
 fn psk_line(psk: &str) -> Zeroizing<Vec<u8>> {
     let is_line = !psk.contains(|c: char| c.is_control()) && !psk.starts_with("0t");
     let text = if is_line { psk.to_owned() } else { format!("0s{}", BASE64.encode(psk.as_bytes())) };

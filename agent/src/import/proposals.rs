@@ -3,8 +3,9 @@
 use super::keys::ImportReport;
 use super::swanctl_file::Section;
 
-/// Returns the proposals in a section that the agent supports; empty for the agent's defaults.
-/// Unsupported proposals are left out, with a note; if none is supported, that is a problem.
+/// Returns the proposals in a section that the agent supports; empty to use the agent's defaults.
+/// Unsupported proposals are left out with a note. If none is supported, a problem is added to the
+/// report.
 pub(super) fn proposals(
     section: &Section,
     key: &str,

@@ -23,7 +23,7 @@ pub(super) struct Section {
     pub(super) at: String,
 }
 
-/// A value, and the line on which it stands.
+/// A value, and the file and line that contain it.
 pub(super) struct Value {
     pub(super) text: Zeroizing<String>,
     pub(super) at: String,
@@ -57,7 +57,7 @@ impl Section {
         self.sections.iter().map(|(name, section)| (name.as_str(), section))
     }
 
-    /// Sets a key. A later value of a key replaces the earlier one.
+    /// Sets a key. A later value replaces an earlier one.
     fn set(&mut self, key: String, value: Value) {
         match self.keys.iter_mut().find(|(name, _)| *name == key) {
             Some((_, before)) => *before = value,
@@ -78,7 +78,8 @@ impl Section {
     }
 }
 
-/// Reads a file and the files that it includes. Errors name file and line and quote no value.
+/// Reads a file and the files that it includes. Errors name the file and the line, and quote no
+/// value.
 pub(super) fn read(path: &Path) -> Result<Section, String> {
     let mut root = Section::default();
     let mut left = MAX_OCTETS;
@@ -163,7 +164,8 @@ impl Parser<'_> {
                     let text = self.value()?;
                     section.set(name, Value { text, at });
                 }
-                // The pattern of `include` begins on the same line, after a blank.
+                // `include` is a directive only if its pattern begins on the same line, after a
+                // blank.
                 Some(_) if name == "include" && beside => {
                     let pattern = self.value()?;
                     self.include(section, &pattern)?;
@@ -208,12 +210,13 @@ impl Parser<'_> {
         if name.is_empty() { Err(self.wrong("the name of a key or section is missing")) } else { Ok(name) }
     }
 
-    /// Reads a value up to the end of the line, a comment or a `}`. In quoted parts these
+    /// Reads a value up to the end of the line, a comment or a `}`. In quoted parts, these
     /// characters belong to the value.
     fn value(&mut self) -> Result<Zeroizing<String>, String> {
         self.skip_blanks();
         let mut value = Zeroizing::new(String::new());
-        // Length below which blanks at the end are not removed.
+        // Length of the value at the end of its last quoted part. Trailing blanks are removed only
+        // after that.
         let mut quoted = 0;
         while let Some(&next) = self.characters.peek() {
             match next {
@@ -251,7 +254,7 @@ impl Parser<'_> {
                     Some('t') => text.push('\t'),
                     Some('b') => text.push('\u{8}'),
                     Some('f') => text.push('\u{c}'),
-                    // The newline continues the line.
+                    // An escaped newline continues the line.
                     Some('\n') => {}
                     Some(other) => text.push(other),
                 },
@@ -327,7 +330,7 @@ mod tests {
         let root = read(&file).unwrap();
         let names: Vec<&str> = root.section("connections").unwrap().sections().map(|(name, _)| name).collect();
         assert_eq!(names, ["a", "b"]);
-        // A file that includes itself.
+        // The file includes itself.
         fs::write(&file, "include swanctl.conf\n").unwrap();
         assert!(read(&file).err().unwrap().contains("too deep"));
     }

@@ -9,7 +9,8 @@ use crate::check;
 
 const PSK: &str = "correct horse battery staple";
 
-/// Declares two sites with a pre-shared key, as in strongSwan's own examples.
+/// Returns the configuration of a tunnel between two sites with a pre-shared key, as in
+/// strongSwan's examples.
 fn site(connection: &str, child: &str) -> String {
     format!(
         "connections {{\n gw-gw {{\n  local_addrs = 192.0.2.1\n  remote_addrs = 192.0.2.2\n  {connection}\n  local {{\n   auth = psk\n   \
@@ -44,7 +45,8 @@ fn import(text: &str) -> Import {
     Swanctl::new(text).import()
 }
 
-/// Returns the findings about the only connection, without the directory.
+/// Returns whether the only connection is imported, and the findings about it. The directory is
+/// removed from the text.
 fn findings(import: &Import) -> (bool, String) {
     let [(_, carried_over, findings)] = &import.connections[..] else {
         panic!("{} connections", import.connections.len())
@@ -92,7 +94,7 @@ fn what_is_different_is_said_and_what_is_the_same_is_not() {
         );
     }
     assert!(import.text.contains("start = \"on-demand\""), "{}", import.text);
-    // Comments in the configuration contain the same lines.
+    // The comments in the configuration contain the same lines as the report.
     assert!(lines.iter().all(|line| import.text.contains(&format!("# - {line}\n"))));
 }
 
@@ -148,11 +150,11 @@ fn identities_and_addresses_that_the_file_leaves_out_are_those_that_the_daemon_t
         ("192.0.2.1/32".into(), "192.0.2.2/32".into())
     );
     assert_eq!(peer.remote[0].port, Some(4500));
-    // A connection that responds to any host with this identity.
+    // The connection responds to any host with this identity.
     let text = site("", "").replace("192.0.2.2", "%any").replace("192.0.2.1", "%any");
     let peer = parsed(&import(&text)).peers.remove(0);
     assert!(peer.remote.is_empty() && peer.local.is_none() && peer.start == crate::config::Start::Respond);
-    // Without an address and an identity, the peer is unknown.
+    // Without an address and an identity of the peer, the connection is not imported.
     let (carried_over, text) = findings(&import(&text.replace("   id = sun.example\n", "")));
     assert!(!carried_over && text.contains("write the identity that the peer proves"), "{text}");
 }
@@ -171,7 +173,7 @@ fn the_key_that_names_most_of_the_two_identities_is_taken() {
     }
 }
 
-/// Certificates of a root and an intermediate authority, and a peer configuration that uses them.
+/// Creates certificates of a root and an intermediate authority, and a connection that uses them.
 fn with_certificates(local_id: &str, certs: &str) -> Swanctl {
     let authority = |name: &str| {
         let mut params = CertificateParams::new(vec![]).unwrap();
@@ -250,7 +252,7 @@ fn nothing_is_replaced_and_nothing_is_half_written() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("agent.toml"), "mine").unwrap();
     let error = import.write(directory.path()).unwrap_err().to_string();
-    assert!(error.contains("agent.toml") && error.contains("nothing is written"), "{error}");
+    assert!(error.contains("agent.toml") && error.contains("nothing was written"), "{error}");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     assert_eq!(fs::read_to_string(directory.path().join("agent.toml")).unwrap(), "mine");
 }
@@ -263,7 +265,8 @@ fn odd_names_of_connections_stay_names_and_make_no_paths() {
     assert_eq!(import.files[0].0, "_______peer__.psk");
 }
 
-/// Compares the examples in docs/migrate.md, without their first line, which names the file.
+/// Compares the output with the examples in docs/migrate.md. Their first line, which names the
+/// file, is left out.
 #[test]
 fn the_examples_of_the_documentation_are_what_import_writes() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/migrate");

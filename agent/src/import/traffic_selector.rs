@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use crate::config::{has_ports, protocol_named};
 
-/// The next-layer part of a selector.
+/// The protocol and the port of a selector.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct NextLayer {
     /// IP protocol; `None` for any.
@@ -15,8 +15,8 @@ pub(super) struct NextLayer {
     pub(super) port: Option<u16>,
 }
 
-/// Parses a selector: the networks, then in brackets the protocol and port, unless the selector
-/// allows all.
+/// Parses a selector: the networks, then in brackets the protocol and the port. Without brackets,
+/// the selector matches every protocol and port.
 pub(super) fn parse(text: &str, dynamic: Option<IpAddr>) -> Result<(Vec<IpNetwork>, NextLayer), String> {
     let Some((addresses, rest)) = text.split_once('[') else {
         return Ok((networks(text, dynamic)?, NextLayer::default()));
@@ -64,8 +64,8 @@ fn networks(addresses: &str, dynamic: Option<IpAddr>) -> Result<Vec<IpNetwork>, 
     IpNetwork::new(network.network(), network.prefix()).map(|network| vec![network]).map_err(|error| error.to_string())
 }
 
-/// Returns the smallest set of networks that make up a range. Their number is at most twice the
-/// number of bits in an address.
+/// Returns the smallest set of networks that make up a range. There are at most twice as many
+/// networks as an address has bits.
 fn range(first: &str, last: &str) -> Result<Vec<IpNetwork>, String> {
     let malformed = "neither a network nor a range of addresses";
     let (first, last): (IpAddr, IpAddr) = (first.parse().map_err(|_| malformed)?, last.parse().map_err(|_| malformed)?);
@@ -82,7 +82,8 @@ fn range(first: &str, last: &str) -> Result<Vec<IpNetwork>, String> {
     };
     let mut networks = Vec::new();
     loop {
-        // The largest network that begins at `next` and does not go beyond the end of the range.
+        // The largest network that begins at `next` and does not extend beyond the end of the
+        // range.
         let mut size = next.trailing_zeros().min(bits);
         while size > 0
             && (size == 128 && (next != 0 || last != u128::MAX) || size < 128 && next + ((1u128 << size) - 1) > last)

@@ -1,6 +1,6 @@
-//! Determines the plugins after `edge-cni` in the conflist: the plugins in the configuration, or
-//! `portmap` (without which a pod's `hostPort` has no effect), and the plugins that other programs
-//! or the operator appended to the file.
+//! Determines the plugins after `edge-cni` in the conflist. These are the plugins in the
+//! configuration, or else `portmap` (without which a pod's `hostPort` has no effect), followed by
+//! the plugins that other programs or the operator appended to the file.
 
 use std::fs;
 use std::io::{self, Write};
@@ -22,7 +22,7 @@ pub(super) const VERSION: &str = "1.0.0";
 /// The CNI project's plugin that maps host ports to pods.
 const PORTMAP: &str = "portmap";
 
-/// The entries after `edge-cni`.
+/// The plugin entries after `edge-cni`.
 pub(super) struct ChainedPlugins {
     /// The plugins' configurations, in order.
     pub(super) plugins: Vec<Value>,
@@ -30,7 +30,7 @@ pub(super) struct ChainedPlugins {
     pub(super) kept: Vec<String>,
 }
 
-/// Returns the plugins for the configuration and the current conflist at `list`.
+/// Returns the plugins that result from the configuration and the current conflist at `list`.
 pub(super) fn chained_plugins(config: &Config, list: &Path) -> anyhow::Result<ChainedPlugins> {
     let mut plugins = match &config.cni.plugins {
         Some(configured) => configured
@@ -60,7 +60,7 @@ fn kind(plugin: &Value) -> Option<&str> {
     plugin.get("type")?.as_str()
 }
 
-/// Returns the plugins of a conflist; none if it cannot be read.
+/// Returns the plugins of a conflist; none if the file cannot be read.
 fn present(list: &Path) -> Vec<Value> {
     let document = fs::read(list).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
     let plugins = document.and_then(|mut document| document.get_mut("plugins").map(Value::take));
@@ -106,7 +106,8 @@ fn supports_version(program: &Path) -> bool {
 fn versions(program: &Path) -> anyhow::Result<Vec<String>> {
     let mut call = Command::new(program);
     call.env("CNI_COMMAND", "VERSION").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    // An installer may still have the program open for writing.
+    // An installer may still have the program open for writing (ETXTBSY). In that case, the program
+    // is started once more.
     let mut child = match call.spawn() {
         Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
             #[expect(clippy::disallowed_methods, reason = "the kernel tells no one when a program can be run again")]
@@ -116,7 +117,7 @@ fn versions(program: &Path) -> anyhow::Result<Vec<String>> {
         spawned => spawned?,
     };
     if let Some(mut input) = child.stdin.take() {
-        // A plugin that does not read its input has answered already.
+        // The error is ignored, because a plugin may answer without reading its input.
         let _ = input.write_all(json!({ "cniVersion": VERSION }).to_string().as_bytes());
     }
     let response: Value = serde_json::from_slice(&child.wait_with_output()?.stdout)?;

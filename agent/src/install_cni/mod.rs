@@ -1,5 +1,5 @@
 //! `edge-agent install-cni`: writes the conflist, through which the container runtime finds the
-//! plugin. A runtime that has a conflist starts pods, so the conflist is written only after the
+//! plugin. As soon as a conflist exists, the runtime starts pods, so it is written only after the
 //! node has its first segment.
 
 mod conflist;
@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::state_dir::replace_file;
 use crate::stdout::print;
 
-/// Name of the conflist. The runtime uses the file whose name comes first.
+/// Name of the conflist. The runtime uses the file whose name sorts first.
 pub const CONFLIST: &str = "10-edge-cni.conflist";
 
 /// Type and program name of the plugin.
@@ -29,9 +29,9 @@ const PLUGIN: &str = "edge-cni";
 pub struct Installed {
     /// Path of the conflist.
     pub conflist: PathBuf,
-    /// Whether the file was written because its content changed.
+    /// Whether the file was written, because its content had to change.
     pub changed: bool,
-    /// Files in the same directory that the runtime prefers to the conflist.
+    /// Files in the same directory that the runtime uses instead of the conflist.
     pub preferred: Vec<PathBuf>,
     /// Types of plugins that other programs or the operator appended to the conflist.
     pub kept: Vec<String>,
@@ -41,8 +41,8 @@ pub struct Installed {
 /// events from the agent.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Waits for the first segment, writes the conflist, and prints what it did. Fails after `timeout`
-/// without a segment.
+/// Waits for the first segment, writes the conflist, and prints what it did. Fails if there is no
+/// segment after `timeout`.
 pub fn execute(config: &Config, timeout: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + timeout;
     let mut announced = false;
@@ -71,7 +71,7 @@ pub fn execute(config: &Config, timeout: Duration) -> anyhow::Result<()> {
 }
 
 /// Writes the conflist after the first segment, and again whenever the file is lost or its content
-/// changes, until the process ends. A failure is printed once and retried.
+/// changes, until the process ends. After a failure, prints the error once and tries again.
 pub fn keep_installed(config: &Config) -> anyhow::Result<()> {
     let mut reported = None;
     loop {
@@ -137,8 +137,8 @@ pub fn install_plugin(config: &Config, from: &Path) -> anyhow::Result<PathBuf> {
     Ok(to)
 }
 
-/// Writes the conflist from `segments.json`, if the file's content differs. `None` while there is
-/// no segment. Fails if the plugin is not in `bin_dir`.
+/// Writes the conflist from `segments.json`, if the content of the existing file differs. Returns
+/// `None` while there is no segment. Fails if the plugin is not in `bin_dir`.
 pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
     let Some(segments) = segments(&config.state_dir)?.filter(|file| !file.segments.is_empty()) else { return Ok(None) };
     let plugin = config.cni.bin_dir.join(PLUGIN);
@@ -171,14 +171,14 @@ pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Returns the text of a conflist that contains only our plugin. `None` while there is no
-/// `segments.json`.
+/// Returns the text of a conflist that contains only the plugin `edge-cni`. `None` while there is
+/// no `segments.json`.
 pub(crate) fn conflist_text(config: &Config) -> anyhow::Result<Option<String>> {
     Ok(segments(&config.state_dir)?.map(|segments| conflist(config, &segments, &[])))
 }
 
-/// Returns the conflist's text. Every release of containerd since 1.6 supports one of these
-/// versions; with 1.1.0 alone, every pod fails in containerd 1.6 and 1.7.
+/// Returns the conflist's text. Every release of containerd since 1.6 supports one of the listed
+/// versions. If only 1.1.0 were listed, every pod would fail in containerd 1.6 and 1.7.
 fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> String {
     let mut ours = json!({
         "type": PLUGIN,
@@ -215,8 +215,7 @@ fn conflist(config: &Config, segments: &SegmentsFile, chained: &[Value]) -> Stri
 }
 
 fn segments(state_dir: &Path) -> anyhow::Result<Option<SegmentsFile>> {
-    // The command runs while the agent runs, so it takes only the lock that is shared with the
-    // plugin.
+    // The command runs while the agent runs, so it takes only the lock that agent and plugin share.
     let lock = state_dir.join(LOCK_FILE);
     let _lock = match fs::File::open(&lock) {
         Ok(file) => {
@@ -327,8 +326,9 @@ mod tests {
         let script = format!(
             "#!/bin/sh\n[ \"$CNI_COMMAND\" = VERSION ] && echo '{{\"cniVersion\":\"0.4.0\",\"supportedVersions\":{versions}}}'\n"
         );
-        // Another program writes the file: a child that another test forks holds our descriptors
-        // for a moment, and a program that is open for writing cannot be run (ETXTBSY).
+        // Another program writes the file. If this process wrote it, a child that another test
+        // forks could keep the descriptor open for a moment, and a program that is open for writing
+        // cannot be run (ETXTBSY).
         let text = path.with_extension("text");
         fs::write(&text, script).unwrap();
         let copied = std::process::Command::new("install").args(["-m", "755"]).arg(&text).arg(&path).status().unwrap();
@@ -351,14 +351,14 @@ mod tests {
             (&json!("1.0.0"), &json!(["0.4.0", "1.0.0", "1.1.0"]))
         );
         assert!(!install_conflist(&config).unwrap().unwrap().changed);
-        // A portmap with which every pod would fail is left out.
+        // A release of portmap with which every pod would fail is left out.
         install_portmap(&config, r#"["0.3.1","0.4.0"]"#);
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
         install_portmap(&config, r#"["0.4.0","1.0.0"]"#);
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni", "portmap"]);
         fs::remove_file(config.cni.bin_dir.join("portmap")).unwrap();
         assert_eq!(types(&install_conflist(&config).unwrap().unwrap()), ["edge-cni"]);
-        // The configuration takes precedence.
+        // The configuration takes precedence over the installed portmap.
         install_portmap(&config, r#"["1.0.0"]"#);
         let none = with_a_segment(directory.path(), "plugins = []");
         assert_eq!(types(&install_conflist(&none).unwrap().unwrap()), ["edge-cni"]);

@@ -1,4 +1,4 @@
-//! Serves `/metrics`, as OpenMetrics text.
+//! Serves `/metrics` as OpenMetrics text.
 
 use std::fmt;
 use std::fs;
@@ -15,7 +15,7 @@ use super::observer::{Latest, NO_STATUS, Observer};
 use super::traffic::Traffic;
 use crate::status::{PeerReport, Status};
 
-/// The phases in which `status` shows a peer.
+/// The phases of a peer that `status` shows.
 const PHASES: [&str; 5] = ["idle", "on-demand", "connecting", "waiting", "up"];
 
 pub(super) async fn scrape(observer: &Observer) -> Result<String, String> {
@@ -43,7 +43,7 @@ struct Scrape {
     total: [u64; 4],
     /// The peers that have separate time series.
     peers: Vec<PeerSeries>,
-    /// `/proc/net/xfrm_stat`: counts of the reasons why XFRM dropped packets.
+    /// `/proc/net/xfrm_stat`: the number of packets that XFRM dropped, by reason.
     xfrm: Vec<(String, u64)>,
 }
 
@@ -99,7 +99,7 @@ fn silent(peer: &PeerReport) -> Option<u64> {
     peer.ike_sas.iter().map(|sa| sa.heard_seconds_ago).min()
 }
 
-/// Parses the lines of `/proc/net/xfrm_stat`, each of which has a name and a number.
+/// Parses the lines of `/proc/net/xfrm_stat`. Each line consists of a name and a number.
 fn xfrm_stat(text: &str) -> Vec<(String, u64)> {
     let line = |line: &str| {
         let (name, number) = line.split_once(char::is_whitespace)?;

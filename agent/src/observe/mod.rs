@@ -4,8 +4,8 @@
 //! - `server`: the HTTP listeners.
 //! - `probes`: the responses to `/healthz` and `/readyz`.
 //! - `metrics`: the response to `/metrics`, as OpenMetrics text.
-//! - `observer`: the status document, from which all three responses are made.
-//! - `traffic`: the sums of each peer's traffic over all its SAs.
+//! - `observer`: the status document, from which all three responses are derived.
+//! - `traffic`: the traffic of each peer, summed over all its SAs.
 
 mod metrics;
 mod observer;

@@ -10,8 +10,8 @@ use crate::admin::server::{AdminCall, Reply};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::status::Status;
 
-/// How long a document is reused. A document covers all peers, so many scrapers must not cost more
-/// than one.
+/// Time for which a document is reused. Since a document covers all peers, many scrapers must not
+/// cost more than one.
 const REUSE: Duration = Duration::from_secs(2);
 /// Timeout for a document from the agent.
 const TIMEOUT: Duration = Duration::from_secs(8);
@@ -19,10 +19,10 @@ const TIMEOUT: Duration = Duration::from_secs(8);
 /// The response while the tunnels' thread or the request handler does not answer.
 pub(super) const NO_STATUS: &str = "the agent does not report its state in time";
 
-/// The last document, when it was made, and the traffic until then.
+/// The last document, the time at which it was created, and the traffic until that time.
 pub(super) type Latest = (Option<(Instant, Arc<Status>)>, Traffic);
 
-/// The source of the data for the three paths.
+/// The source of the data for `/healthz`, `/readyz` and `/metrics`.
 pub(super) struct Observer {
     requests: mpsc::Sender<AdminCall>,
     /// Maximum number of peers with separate time series.
@@ -33,13 +33,13 @@ pub(super) struct Observer {
 }
 
 impl Observer {
-    /// Makes an observer. `requests` is the channel to the handler of the admin socket.
+    /// Creates an observer. `requests` is the channel to the handler of the admin socket.
     pub(super) fn new(requests: mpsc::Sender<AdminCall>, peer_series: usize, needs_view: bool) -> Self {
         Self { requests, peer_series, needs_view, latest: Mutex::new((None, Traffic::default())) }
     }
 
-    /// Returns the status document, not older than [`REUSE`]. `None` if the agent does not make one
-    /// in time.
+    /// Returns a status document that is at most [`REUSE`] old. `None` if the agent does not
+    /// provide one in time.
     pub(super) async fn status(&self) -> Option<Arc<Status>> {
         let mut latest = self.latest.lock().await;
         let (document, traffic) = &mut *latest;

@@ -1,5 +1,5 @@
-//! `/healthz`: whether the agent's parts work; if not, a restart may help. `/readyz`: whether the
-//! node has everything that its pods need.
+//! The responses to `/healthz` and `/readyz`. `/healthz` shows whether the agent's parts work; if
+//! not, a restart may help. `/readyz` shows whether the node has everything that its pods need.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ pub(super) async fn healthz(observer: &Observer) -> Result<String, String> {
 }
 
 /// Checks readiness. The response lists obstacles, but they do not make the node unready: pods that
-/// they do not affect work.
+/// are not affected by an obstacle work.
 pub(super) async fn readyz(observer: &Observer) -> Result<String, String> {
     let status = observer.status().await.ok_or_else(|| format!("{NO_STATUS}\n"))?;
     let mut text = String::new();

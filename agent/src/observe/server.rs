@@ -22,8 +22,8 @@ use tracing::Instrument;
 use super::observer::Observer;
 use super::{metrics, probes};
 
-/// Maximum number of connections of a listener: a few probes and scrapers. A new connection closes
-/// the oldest one, so that silent connections do not block a probe.
+/// Maximum number of connections of a listener, enough for a few probes and scrapers. If there are
+/// more, the oldest one is closed, so that silent connections do not block a probe.
 const CONNECTIONS: usize = 16;
 /// Maximum lifetime of a connection.
 const LIFETIME: Duration = Duration::from_secs(30);
@@ -33,17 +33,16 @@ const HEAD: Duration = Duration::from_secs(5);
 /// number of headers.
 const LONGEST_HEAD: usize = 8 * 1024;
 const HEADERS: usize = 64;
-/// Delay after the kernel failed to accept a connection, for example because too many files are
-/// open.
+/// Delay after accepting a connection failed, for example because too many files are open.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Delay before an address is opened again.
+/// Delay before the next attempt to listen on an address.
 const RETRY: Duration = Duration::from_secs(2);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-/// Serves each address. An address that cannot be opened is tried again: it may not exist yet, and
-/// tunnels must not wait for it.
+/// Serves each address. An address that cannot be opened is tried again, because it may not exist
+/// yet, and the tunnels must not wait for it.
 pub(super) async fn serve(addresses: Vec<SocketAddr>, observer: Arc<Observer>) {
     let mut tasks = JoinSet::new();
     for address in addresses {
@@ -60,7 +59,7 @@ async fn open(address: SocketAddr) -> TcpListener {
         match TcpListener::bind(address).await {
             Ok(listener) => return listener,
             Err(error) if !failed => {
-                tracing::error!(%error, "[observe] listen: {address} cannot be opened, and is tried again every {RETRY:?}");
+                tracing::error!(%error, "[observe] listen: cannot listen on {address}; retrying every {RETRY:?}");
                 failed = true;
             }
             Err(_) => {}
@@ -98,7 +97,8 @@ async fn serve_connection(stream: TcpStream, observer: Arc<Observer>) {
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(LONGEST_HEAD).max_headers(HEADERS);
-    // An error is the client's fault: it closed the connection, or it did not send HTTP.
+    // Errors are ignored because the client causes them: it closed the connection, or did not send
+    // HTTP.
     let _ = tokio::time::timeout(LIFETIME, http.serve_connection(TokioIo::new(stream), service)).await;
 }
 

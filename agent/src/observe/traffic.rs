@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::status::{Counters, PeerReport};
 
-/// The traffic since the agent began to count, by peer. Peers that no longer exist are dropped.
+/// The traffic of each peer since the agent began to count. Peers that no longer exist are dropped.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
     peers: BTreeMap<String, PeerTraffic>,
 }
 
-/// The traffic of a peer. What an SA carried between the last reading and the SA's deletion is
+/// The traffic of a peer. Packets that an SA carried between the last reading and its deletion are
 /// missing.
 #[derive(Debug, Default)]
 pub(super) struct PeerTraffic {
@@ -53,7 +53,7 @@ impl Direction {
     fn add<'a>(&mut self, sas: impl Iterator<Item = (&'a str, Counters)>) {
         let before = std::mem::take(&mut self.last);
         for (spi, now) in sas {
-            // A smaller count means that another SA has the SPI now.
+            // If a counter has decreased, another SA has the same SPI now.
             let last = before.get(spi).filter(|last| last.packets <= now.packets && last.bytes <= now.bytes);
             let (packets, bytes) = last.map_or((0, 0), |last| (last.packets, last.bytes));
             self.packets = self.packets.saturating_add(now.packets - packets);
@@ -78,11 +78,12 @@ mod tests {
         let mut direction = Direction::default();
         assert_eq!(add(&mut direction, &[("a", 5)]), (5, 500));
         assert_eq!(add(&mut direction, &[("a", 7)]), (7, 700));
-        // After a rekey, both SAs count for a while, then the first one is gone.
+        // After a rekey, both SAs carry traffic for a while. Then the old SA is deleted.
         assert_eq!(add(&mut direction, &[("a", 8), ("b", 2)]), (10, 1000));
         assert_eq!(add(&mut direction, &[("b", 4)]), (12, 1200));
         assert_eq!(direction.last.len(), 1);
-        // Another SA with the same SPI, and none at all.
+        // The counters of `b` have decreased, so it is another SA with the same SPI. In the end,
+        // there are no SAs.
         assert_eq!(add(&mut direction, &[("b", 1)]), (13, 1300));
         assert_eq!(add(&mut direction, &[]), (13, 1300));
     }

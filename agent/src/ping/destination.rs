@@ -48,7 +48,8 @@ pub(super) fn find(about: &str, status: &Status, static_peers: &[PeerSection]) -
     }
 }
 
-/// Returns the most likely reason on a node that is not a member yet; empty on members.
+/// Returns the most likely reason for a failure on a node that is not a member yet; empty on
+/// members.
 fn without_view(status: &Status) -> &'static str {
     if status.controller.is_some() && status.view_version.is_none() {
         "; this node has no view of the controller, so it is not a member yet: see `edge-agent status`"
@@ -57,7 +58,8 @@ fn without_view(status: &Status) -> &'static str {
     }
 }
 
-/// Returns the peer, if packets to it can use a tunnel or set one up.
+/// Returns the peer if packets to it can use a tunnel or set one up. Otherwise returns the reason
+/// as an error.
 fn usable<'a>(status: &'a Status, name: &str) -> Result<&'a PeerReport, String> {
     let peer = status.peers.iter().find(|peer| peer.name == name);
     let peer =
@@ -93,7 +95,7 @@ fn of_peer(status: &Status, peer: &PeerReport) -> Result<Vec<Destination>, Strin
         carries_icmp(peer, address)?;
         Ok(Destination { peer: peer.name.clone(), address, source: source(status, peer, address)? })
     });
-    // A host without an address in one family still sends requests in the other family.
+    // A host that has an address in only one family sends requests in that family.
     let (found, failed): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
     match failed.into_iter().next() {
         Some(Err(why)) if found.is_empty() => Err(why),
@@ -110,10 +112,10 @@ fn outbound<'a>(status: &'a Status, peer: &'a PeerReport) -> impl Iterator<Item 
     })
 }
 
-/// Returns an address in a network that certainly belongs to a host. In a segment this is the
-/// address of the peer's bridge, the first address of the segment. Segments are the networks within
-/// the ranges that the guard blocks. In other networks no address is known, unless the network is
-/// one address.
+/// Returns an address within `network` that certainly belongs to a host. In a segment, this is the
+/// address of the peer's bridge, which is the segment's first address. Segments are the networks
+/// within the ranges that the guard blocks. In other networks, no address is known, unless the
+/// network consists of a single address.
 fn answering(status: &Status, network: IpNetwork) -> Option<IpAddr> {
     if network.prefix() == if network.is_ipv4() { 32 } else { 128 } {
         return Some(network.ip());
@@ -128,7 +130,8 @@ fn answering(status: &Status, network: IpNetwork) -> Option<IpAddr> {
     }
 }
 
-/// Returns an address of this host from which the policies let packets into the tunnel.
+/// Returns an address of this host that the policies accept as the source of packets into the
+/// tunnel.
 fn source(status: &Status, peer: &PeerReport, to: IpAddr) -> Result<IpAddr, String> {
     let networks: Vec<IpNetwork> =
         outbound(status, peer).filter(|policy| policy.destination.contains(to)).map(|policy| policy.source).collect();
@@ -165,7 +168,7 @@ mod tests {
     use super::*;
     use crate::membership::ControllerStatus;
 
-    /// Makes the status of a node with the bridge's addresses 10.77.0.1 and fd77::1; the peers'
+    /// Builds the status of a node whose bridge has the addresses 10.77.0.1 and fd77::1. The peers'
     /// segments are in 10.77.0.0/16 and fd77::/16.
     fn status() -> Status {
         let policy = |source: &str, destination: &str, reqid: Option<u32>| {
@@ -220,7 +223,7 @@ mod tests {
         let expected = expected.map(|(address, source)| (address.to_owned(), source.to_owned()));
         assert_eq!(asked("edge-2", &status()).unwrap(), expected);
         assert_eq!(asked("10.77.1.9", &status()).unwrap(), [("10.77.1.9".to_owned(), "10.77.0.1".to_owned())]);
-        // Among a hub's networks, only a network of a single address is known to be a host.
+        // Of a hub's networks, only a network with a single address is certainly a host.
         assert_eq!(asked("hub", &status()).unwrap(), [("192.0.2.9".to_owned(), "10.77.0.1".to_owned())]);
     }
 

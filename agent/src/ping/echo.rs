@@ -20,11 +20,11 @@ const ECHO_V6: (u8, u8) = (128, 129);
 const HEADER: usize = 8;
 /// Length of the data in octets, as in ping(8).
 const DATA: usize = 56;
-/// Number of octets at the beginning of the data that distinguish our requests from other programs'
-/// requests.
+/// Number of octets at the beginning of the data that distinguish this process's requests from
+/// those of other programs.
 const TOKEN: usize = 8;
-/// Maximum size of a datagram: an IPv4 header with options, and the reply. Longer datagrams are cut
-/// off; they are not replies to our requests.
+/// Maximum size of a datagram: an IPv4 header with options, and the reply. Longer datagrams, which
+/// cannot be replies to these requests, are truncated.
 const MAX_REPLY: usize = 60 + HEADER + DATA;
 
 /// The number of requests and their timing.
@@ -43,7 +43,7 @@ pub struct PingOptions {
 pub(super) struct Answers {
     /// Number of requests.
     pub(super) sent: u16,
-    /// The round-trip time of each request that was answered. At most as many as were sent.
+    /// The round-trip time of each request that was answered; at most `sent` elements.
     pub(super) round_trips: Vec<Duration>,
     /// The latest error from the operating system, as text.
     pub(super) error: Option<String>,
@@ -83,7 +83,8 @@ pub(super) async fn ask(to: &Destination, options: PingOptions, stop: &Cancellat
 
 /// A socket for echo requests from one address to another.
 struct EchoSocket {
-    /// Tokio has no type for ICMP sockets. They send and receive datagrams as UDP sockets do.
+    /// Tokio has no type for ICMP sockets. ICMP sockets send and receive datagrams like UDP
+    /// sockets.
     socket: UdpSocket,
     v4: bool,
     /// Whether the kernel delivers whole IPv4 packets, with their headers.
@@ -92,9 +93,8 @@ struct EchoSocket {
 }
 
 impl EchoSocket {
-    /// Opens the socket. The kernel's echo sockets need no privilege where
-    /// `net.ipv4.ping_group_range` allows them; otherwise a raw socket is used, which needs
-    /// CAP_NET_RAW.
+    /// Opens the socket. Uses an ICMP echo socket, which needs no privilege if
+    /// `net.ipv4.ping_group_range` allows it, otherwise a raw socket, which needs CAP_NET_RAW.
     fn open(source: IpAddr, to: IpAddr) -> io::Result<Self> {
         let (family, protocol) = match to {
             IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
@@ -114,7 +114,7 @@ impl EchoSocket {
             opened => (opened?, false),
         };
         rustix::net::bind(&fd, &SocketAddr::new(source, 0))?;
-        // From now on the kernel passes only datagrams from that address.
+        // From now on, the kernel delivers only datagrams from this address.
         rustix::net::connect(&fd, &SocketAddr::new(to, 0))?;
         let socket = UdpSocket::from_std(fd.into())?;
         Ok(Self { socket, v4: to.is_ipv4(), raw, token: fastrand::u64(..).to_be_bytes() })
@@ -124,7 +124,7 @@ impl EchoSocket {
         self.socket.send(&request(self.v4, self.token, sequence)).await.map(drop)
     }
 
-    /// Collects replies. With `all`, returns when all requests are answered; otherwise never
+    /// Collects replies. With `all`, returns when all requests have been answered. Otherwise never
     /// returns.
     async fn collect(&self, unanswered: &mut [Option<Instant>], answers: &mut Answers, all: bool) {
         let mut buffer = [0; MAX_REPLY];
@@ -138,7 +138,7 @@ impl EchoSocket {
                         answers.round_trips.push(at.elapsed());
                     }
                 }
-                // An ICMP error about an earlier request.
+                // An ICMP error in response to an earlier request.
                 Err(error) => answers.error = Some(error.to_string()),
             }
         }
@@ -147,7 +147,7 @@ impl EchoSocket {
 
 fn request(v4: bool, token: [u8; TOKEN], sequence: u16) -> Vec<u8> {
     let (kind, _) = if v4 { ECHO_V4 } else { ECHO_V6 };
-    // The identifier is the token's beginning. On echo sockets the kernel replaces the identifier.
+    // The identifier is the beginning of the token. On echo sockets, the kernel replaces it.
     let mut message = vec![kind, 0, 0, 0, token[0], token[1]];
     message.extend_from_slice(&sequence.to_be_bytes());
     message.extend_from_slice(&token);
@@ -160,8 +160,8 @@ fn request(v4: bool, token: [u8; TOKEN], sequence: u16) -> Vec<u8> {
     message
 }
 
-/// Returns the sequence number of the request to which this is the reply; `None` if it is not a
-/// reply to one of our requests.
+/// Returns the sequence number of the request to which the datagram is the reply. `None` if it is
+/// not a reply to a request with this token.
 fn reply(datagram: &[u8], v4: bool, raw: bool, token: [u8; TOKEN]) -> Option<u16> {
     let message = match (v4, raw) {
         (true, true) => datagram.get(usize::from(datagram.first()? & 0x0f) * 4..)?,
@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(reply(&[0x40; 20], true, true, TEST_TOKEN), None);
     }
 
-    /// The kernel's own answers, on the loopback interface.
+    /// Sends requests on the loopback interface, where the kernel answers.
     #[tokio::test]
     async fn the_kernel_answers_each_request_and_an_address_without_host_none() {
         if !interop_tests::netns::is_root_or_skips() {

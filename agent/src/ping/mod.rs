@@ -1,4 +1,4 @@
-//! `edge-agent ping`: measures round trip and loss of packets through a tunnel to a peer or a pod.
+//! `edge-agent ping`: measures round-trip time and packet loss through a tunnel to a peer or a pod.
 //!
 //! - `destination`: the addresses to which requests are sent, or the reason why nothing can be
 //!   sent. It does no I/O.
@@ -22,15 +22,14 @@ use report::Report;
 
 /// Maximum number of requests to one address.
 pub const MAX_COUNT: u16 = 10_000;
-/// Minimum time between two requests: with a shorter interval, the requests would flood the
-/// network.
+/// Minimum time between two requests, so that the requests do not flood the network.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Sends requests to a peer, or to an address behind it, and prints round trips and losses as a
-/// table or as JSON. SIGINT ends the measurement early, with the results so far.
+/// Sends requests to a peer, or to an address behind it, and prints round-trip times and losses as
+/// a table or as JSON. SIGINT ends the measurement early, with the results so far.
 ///
 /// # Errors
-/// If nothing can be sent, with the reason, or an address has not answered at all.
+/// If no request can be sent, with the reason, or if an address has answered none of the requests.
 pub fn ping(config: &Config, about: &str, options: PingOptions, json: bool) -> anyhow::Result<()> {
     let status = admin::client::request_status(config)?;
     let destinations = destination::find(about, &status, &config.peers).map_err(anyhow::Error::msg)?;

@@ -84,7 +84,8 @@ impl Report {
         text
     }
 
-    /// Returns the addresses that have not answered at all, as text; `None` if all have answered.
+    /// Returns a text with the addresses that have answered no request; `None` if each has answered
+    /// at least one.
     pub(super) fn silent(&self) -> Option<String> {
         let silent = self.results.iter().filter(|result| result.received == 0).map(|result| {
             let why = result.error.as_deref().unwrap_or("nothing came back");

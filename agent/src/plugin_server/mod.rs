@@ -2,8 +2,8 @@
 //!
 //! - `socket`: the unix socket for the plugin, which only root can use. A connection carries one
 //!   request and one response.
-//! - `segment_provisioner`: the decision when to request a segment: if a pod waits for an address,
-//!   or if fewer addresses are free than the spare segments contain.
+//! - `segment_provisioner`: the decision when to request a segment. One is requested if a pod waits
+//!   for an address, or if fewer addresses are free than `spare` segments contain.
 
 mod segment_provisioner;
 mod socket;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::controller_client::ControllerClient;
 
-/// Serves the plugin until the agent ends. Fails if the socket cannot be made.
+/// Serves the plugin until the agent ends. Fails if the socket cannot be created.
 pub async fn run(controller: Arc<ControllerClient>) -> anyhow::Result<()> {
     let (requests, queue) = tokio::sync::mpsc::channel(socket::MAX_CONNECTIONS);
     let stop = controller.stop().clone();

@@ -1,6 +1,6 @@
-//! Decides when to request a segment. Waiting pods come first; one request serves all pods that
-//! wait for the same family. In addition, the provisioner keeps as many addresses free as `spare`
-//! segments contain, so that pods rarely wait.
+//! Decides when to request a segment. Waiting pods take precedence. One request serves all pods
+//! that wait for the same family. In addition, the provisioner keeps as many addresses free as
+//! `spare` segments contain, so that pods rarely wait.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -20,7 +20,7 @@ use super::socket::PluginRequest;
 use crate::controller_client::{ControllerClient, ControllerError};
 use crate::state_dir::segments_file::capacity;
 
-/// A waiting pod gets a response after this time at the latest, before the plugin's own timeout.
+/// Maximum time until a waiting pod receives a response. It is shorter than the plugin's timeout.
 const RESPONSE_DEADLINE: Duration = Duration::from_millis(SEGMENT_REQUEST_TIMEOUT_SECONDS * 1000 - 700);
 /// Delay before a spare segment is requested again after a failure; doubled up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_secs(4);
@@ -47,7 +47,7 @@ struct FamilyState {
 
 struct Failure {
     error: ControllerError,
-    /// When a spare segment may be requested again.
+    /// The time from which a spare segment may be requested again.
     retry_at: Instant,
     /// The delay that led to `retry_at`.
     wait: Duration,
@@ -141,9 +141,10 @@ impl SegmentProvisioner {
         deadlines.chain(retries.filter(|retry_at| may_request && *retry_at > now)).min()
     }
 
-    /// Returns the next request: for waiting pods, otherwise the request that an earlier run left,
-    /// otherwise for a spare segment. A request names one family, since the controller grants a
-    /// request as a whole or not at all, and the range of one family may be full.
+    /// Returns the next request: one for waiting pods, otherwise the unanswered request of an
+    /// earlier run, otherwise one for a spare segment. A request names one family, since the
+    /// controller grants a request as a whole or not at all, and the range of one family may be
+    /// full.
     async fn next_request(&mut self) -> Option<SegmentRequestFuture> {
         let file = self.segments().await;
         let short = |stock: &&Stock| !file.as_ref().is_some_and(|file| has_grown(file, stock));
@@ -191,7 +192,7 @@ impl SegmentProvisioner {
                 let (reason, temporary) = (format!("no further segment: {error}"), error.is_temporary());
                 let wait = state.failure.as_ref().map_or(RETRY, |before| (before.wait * 2).min(MAX_RETRY));
                 state.failure = Some(Failure { error, retry_at: Instant::now() + wait, wait });
-                // All pods that wait for this family get the failure; the runtime repeats their
+                // All pods that wait for this family receive the failure. The runtime repeats their
                 // ADD.
                 let (failed, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
                     .into_iter()
@@ -204,7 +205,7 @@ impl SegmentProvisioner {
         }
     }
 
-    /// Responds to the pods for which there are now more segments than the plugin saw.
+    /// Responds to the pods for which there are now more addresses than the plugin counted.
     fn respond_to_served(&mut self, file: &SegmentsFile) {
         let (served, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
             .into_iter()
@@ -236,15 +237,15 @@ impl SegmentProvisioner {
     }
 }
 
-/// Returns whether there are more addresses than the plugin saw.
+/// Returns whether there are more addresses than the plugin counted.
 fn has_grown(file: &SegmentsFile, stock: &Stock) -> bool {
     capacity(file, stock.family) > stock.free.saturating_add(stock.leased)
 }
 
-/// Returns the families in which spare addresses are missing. Edges get a first segment in every
-/// family of the cluster. Hubs get one only if `spare` is above 0: their own traffic to remote pods
-/// then has a source address that peers know. Cloud nodes get segments only on demand, since their
-/// pods belong to the cloud's CNI.
+/// Returns the families that have too few spare addresses. Edges get a first segment in every
+/// family of the cluster. Hubs get one only if `spare` is above 0. It gives a hub's own traffic to
+/// remote pods a source address that peers accept. Cloud nodes get segments only on demand, since
+/// their pods belong to the cloud's CNI.
 fn families_to_request(
     view: &NodeView,
     file: Option<&SegmentsFile>,
@@ -257,8 +258,8 @@ fn families_to_request(
         .filter(|family| {
             let capacity = file.map_or(0, |file| capacity(file, *family));
             if capacity == 0 {
-                // If the view already shows a segment, none is requested, because that segment will
-                // be on disk in a moment.
+                // If the view already contains a segment, none is requested, because that segment
+                // will soon be on disk.
                 let shown = view.segments.iter().any(|segment| Family::of(segment) == *family);
                 let entitled = match view.role {
                     Role::Edge => true,

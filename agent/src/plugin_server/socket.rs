@@ -1,5 +1,5 @@
-//! The unix socket for the plugin. A connection carries one request and one response, each a frame.
-//! Only root and the agent's own user get a response.
+//! The unix socket for the plugin. A connection carries one request and one response, each in one
+//! frame. Only root and the agent's own user receive a response.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ use tracing::{Instrument, debug, error, warn};
 /// Maximum number of connections that are served at the same time; further connections wait.
 pub(super) const MAX_CONNECTIONS: usize = 128;
 
-/// A client must send its request within this time.
+/// Timeout for the request of a client.
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Interval at which the existence of the socket file is checked.
@@ -49,8 +49,8 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Makes the socket, with mode 0600 from the moment it has its final name. It replaces an older
-    /// socket, since the lock of the state directory ensures that no other agent uses that socket.
+    /// Creates the socket. Its mode is 0600 from the moment it has its final name. An older socket
+    /// is replaced, since the lock of the state directory ensures that no other agent uses it.
     pub(super) fn bind(path: &Path) -> anyhow::Result<Self> {
         let directory = path.parent().unwrap_or(Path::new("/"));
         fs::DirBuilder::new()
@@ -73,8 +73,8 @@ impl Socket {
         made.with_context(|| format!("making the plugin's socket {}", path.display()))
     }
 
-    /// Returns when the file is gone, so that no client can connect any more. Other programs may
-    /// wipe directories below /run at any time.
+    /// Returns when the socket file has been removed or replaced, so that no client can connect any
+    /// more. Other programs may wipe directories below /run at any time.
     async fn file_gone(&self) {
         while fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
             tokio::time::sleep(CHECK_INTERVAL).await;
@@ -82,7 +82,7 @@ impl Socket {
     }
 }
 
-/// Serves until dropped.
+/// Serves the plugin until the future is dropped.
 pub(super) async fn serve(mut socket: Socket, requests: mpsc::Sender<PluginRequest>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
@@ -104,7 +104,7 @@ pub(super) async fn serve(mut socket: Socket, requests: mpsc::Sender<PluginReque
 
 async fn accept(listener: &UnixListener, slots: &Arc<Semaphore>, requests: &mpsc::Sender<PluginRequest>) {
     loop {
-        // The semaphore is never closed.
+        // The error cannot occur, because the semaphore is never closed.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -136,7 +136,7 @@ async fn respond(mut stream: UnixStream, requests: &mpsc::Sender<PluginRequest>)
     let response = match request {
         Ok(AgentRequest::Ping) => AgentResponse::Done,
         Ok(AgentRequest::AddressesTaken { stock }) => {
-            // If the queue is full, the report is dropped, since the next ADD reports again.
+            // If the queue is full, the report is dropped, since the next ADD sends a new report.
             let _ = requests.try_send(PluginRequest::AddressesTaken(stock));
             AgentResponse::Done
         }
@@ -175,7 +175,7 @@ mod tests {
     use edge_types::api::Family;
     use std::io::Write;
 
-    /// Sends a request as the plugin does, on a separate thread.
+    /// Sends a request on a separate thread, like the plugin does.
     fn ask(path: &Path, request: AgentRequest) -> tokio::task::JoinHandle<AgentResponse> {
         let path = path.to_owned();
         tokio::task::spawn_blocking(move || {
@@ -240,8 +240,8 @@ mod tests {
             let AgentResponse::Failed { reason, temporary: false } = response.await.unwrap() else { panic!("{words}") };
             assert!(reason.contains(words), "{reason}");
         }
-        // One client disconnects in the middle of its request, another one stalls in the middle of
-        // it.
+        // One client disconnects in the middle of its request. Another one stalls in the middle of
+        // its request.
         drop(std::os::unix::net::UnixStream::connect(&path).unwrap().write_all(&[frame::VERSION, 0]));
         let mut slow = std::os::unix::net::UnixStream::connect(&path).unwrap();
         slow.write_all(&[frame::VERSION]).unwrap();

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 
 use super::{END, HOLD, MAX_MESSAGE, SOCKETS, TAKE, TIMEOUT, address, borrowed, is_trusted, receive, send};
 
-/// A connection to the holder. Once the connection is closed, the holder waits for another agent.
+/// A connection to the holder. When the connection is closed, the holder waits for another agent.
 #[derive(Debug)]
 pub struct HolderConnection(UnixStream);
 
@@ -23,14 +23,14 @@ pub fn find() -> anyhow::Result<Option<HolderConnection>> {
         Err(error) => return Err(error).context("the holder of the sockets"),
     };
     if !is_trusted(&stream) {
-        bail!("the abstract socket of the sockets' holder belongs to another user; `ss -xlp` shows whose it is");
+        bail!("the abstract socket of the socket holder belongs to another user; `ss -xlp` shows the process");
     }
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     Ok(Some(HolderConnection(stream)))
 }
 
-/// Starts a holder for these sockets, as a process with its own session, so that a signal to the
+/// Starts a holder for these sockets. It is a process in its own session, so that a signal to the
 /// agent's process group does not reach it.
 pub fn start<F: AsFd>(sockets: &[F]) -> anyhow::Result<HolderConnection> {
     let (ours, its) = UnixStream::pair()?;
@@ -41,13 +41,13 @@ pub fn start<F: AsFd>(sockets: &[F]) -> anyhow::Result<HolderConnection> {
     command.env_clear();
     let mut child = command.spawn().context("edge-agent hold-sockets")?;
     send(&ours, HOLD, &borrowed(sockets))?;
-    // The holder is a child of the agent, which must wait for it or leave a zombie.
+    // The holder is a child of the agent. Without a call of `wait`, it would become a zombie.
     std::thread::Builder::new().name("holder".into()).stack_size(64 * 1024).spawn(move || child.wait())?;
     Ok(HolderConnection(ours))
 }
 
 impl HolderConnection {
-    /// Requests the sockets. The holder keeps them open, too.
+    /// Requests the sockets. The holder keeps its descriptors open.
     pub fn take(&self) -> anyhow::Result<Vec<OwnedFd>> {
         send(&self.0, TAKE, &[]).context("the holder of the sockets")?;
         let (message, sockets) = receive(&self.0).context("the holder of the sockets")?;
@@ -62,8 +62,8 @@ impl HolderConnection {
         send(&self.0, END, &[]).context("the holder of the sockets")?;
         match self.0.read(&mut [0; MAX_MESSAGE]) {
             Ok(0) => Ok(()),
-            Ok(_) => bail!("the holder of the sockets does not end"),
-            Err(error) => Err(error).context("the holder of the sockets does not end"),
+            Ok(_) => bail!("the socket holder does not exit"),
+            Err(error) => Err(error).context("the socket holder does not exit"),
         }
     }
 

@@ -1,15 +1,15 @@
 //! Keeps the agent's UDP sockets open while no agent runs, unless systemd does
 //! (`edge-agent.socket`). The kernel decapsulates ESP in UDP only while a socket with `UDP_ENCAP`
-//! is open. So without a holder every such packet that arrives between the end of the agent and its
-//! next start is lost.
+//! is open. Without a holder, every such packet that arrives between the end of the agent and its
+//! next start would be lost.
 //!
 //! The holder is a process of the same program, which the agent starts once its sockets are open.
 //! It holds descriptors and reads nothing from the network. The agent passes the sockets over a
 //! unix socket that is the holder's standard input (`SCM_RIGHTS`, `unix(7)`), and keeps that
-//! connection open while the agent runs. The next agent finds the holder through an abstract unix
-//! socket: the name of such a socket belongs to the network namespace, as the UDP sockets do, and
-//! the kernel frees the name when the process ends. Either side talks only to root or its own user
-//! (`SO_PEERCRED`).
+//! connection open as long as it runs. The next agent finds the holder through an abstract unix
+//! socket: the name of such a socket belongs to the network namespace, like the UDP sockets, and
+//! the kernel frees the name when the process ends. Both sides accept only processes of root or of
+//! their own user (`SO_PEERCRED`).
 //!
 //! - [`client`]: the requests that the agent and `down` send to the holder.
 //! - [`process`]: the process that holds the sockets.
@@ -37,10 +37,10 @@ const NAME: &str = "edge-cni-sockets";
 const MAX_SOCKETS: usize = 8;
 /// Maximum length of a message, in bytes.
 const MAX_MESSAGE: usize = 64;
-/// Timeout for the other side, which responds immediately.
+/// Timeout for a message from the other side, which responds immediately.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The agent's message at the start of the holder, with the sockets to hold.
+/// The agent's first message to a new holder, with the sockets to hold.
 const HOLD: &[u8] = b"hold 1\n";
 /// The agent's request for the sockets.
 const TAKE: &[u8] = b"take 1\n";
@@ -53,7 +53,7 @@ fn address() -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(NAME)
 }
 
-/// Returns whether the process at the other end belongs to root or to our own user.
+/// Returns whether the process at the other end belongs to root or to this process's user.
 fn is_trusted(stream: &UnixStream) -> bool {
     sockopt::socket_peercred(stream).is_ok_and(|peer| peer.uid.is_root() || peer.uid == geteuid())
 }

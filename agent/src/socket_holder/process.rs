@@ -11,14 +11,14 @@ use rustix::process::setsid;
 
 use super::{END, HOLD, SOCKETS, TAKE, TIMEOUT, address, borrowed, is_trusted, receive, send};
 
-/// How long the sockets stay open without an agent: longer than an upgrade, and longer than a
-/// kubelet's maximum delay before it restarts a container (5 minutes).
+/// Time for which the sockets stay open without an agent. It is longer than an upgrade, and longer
+/// than the kubelet's maximum delay before it restarts a container (5 minutes).
 const AWAY: Duration = Duration::from_secs(600);
-/// Maximum number of connections: the agent, `down`, and one that is being closed. Further
+/// Maximum number of connections: the agent, `down`, and a connection that is being closed. Further
 /// connections are closed immediately.
 const MAX_CONNECTIONS: usize = 4;
 
-/// Receives sockets from standard input and holds them until a client requests the end, or until no
+/// Receives sockets from standard input and holds them until a client sends `END`, or until no
 /// agent has been connected for ten minutes.
 pub fn run() -> anyhow::Result<()> {
     let agent = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -34,7 +34,7 @@ pub fn run() -> anyhow::Result<()> {
     hold(listener, vec![agent], sockets, AWAY)
 }
 
-/// Serves agents until one requests the end, or until no agent has been connected for `away`.
+/// Serves agents until one sends `END`, or until no agent has been connected for `away`.
 fn hold(
     listener: UnixListener,
     mut agents: Vec<UnixStream>,
@@ -61,8 +61,8 @@ fn hold(
             match ready.then(|| answer(&agent, &sockets)) {
                 None | Some(Reply::Stay) => kept.push(agent),
                 Some(Reply::Close) => {}
-                // The end of the connection shows the caller that the ports and the name are free.
-                // So the sockets are closed before the connection.
+                // When the connection ends, the caller relies on the ports and the name being free.
+                // The sockets are therefore closed before the connection.
                 Some(Reply::End) => {
                     drop((sockets, listener));
                     return Ok(());
@@ -112,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    /// A holder of one UDP socket on a thread, with a separate name and a connected agent.
+    /// A holder of one UDP socket that runs on a thread, with its own name and a connected agent.
     struct Started {
         name: SocketAddr,
         agent: Option<UnixStream>,
@@ -181,7 +181,7 @@ mod tests {
         let started = start("else", AWAY);
         for message in [&b"take 2\n"[..], b"x", &[0; 200]] {
             let stranger = started.connect();
-            // The holder may close while we send.
+            // The holder may close the connection during the send.
             let _ = send(&stranger, message, &[]);
             assert_eq!(
                 receive(&stranger).map(|(bytes, sockets)| (bytes.len(), sockets.len())).unwrap_or_default(),

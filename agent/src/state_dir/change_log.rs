@@ -1,5 +1,5 @@
-//! Stores a large file and the changes since it was written. A small change costs one line in a
-//! second file instead of writing the whole file again.
+//! Stores a large file and the changes since it was written. For a small change, one line is added
+//! to a second file, instead of writing the whole file again.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,19 +11,20 @@ use serde::de::DeserializeOwned;
 
 use super::dir::{StateDirError, io_error, parse_json, read_file};
 
-/// A file with less than this many bytes is always written as a whole: that is fast enough, and the
-/// operator and other programs find the whole content in one file.
+/// Minimum size of a file whose changes are stored separately, in bytes. A smaller file is always
+/// written as a whole. That is fast enough, and the whole content is in one file for the operator
+/// and other programs.
 const SMALLEST: usize = 64 << 10;
-/// Divisor for the maximum size of the changes, as a share of the file's size. More changes would
-/// take long to read.
+/// Divisor of the file's size that yields the maximum size of the changes. Reading more changes
+/// would take long.
 const SHARE: usize = 4;
 /// Suffix of the name of the second file. Its first line is the digest of the file to which the
 /// changes belong; each further line is a change.
 const SUFFIX: &str = ".changes";
 
-/// Writes a file and its changes. After a power cut the reader finds the file and its changes up to
-/// the last one that was written or was being written. When the changes would exceed a quarter of
-/// the file's size ([`SHARE`]), the file must be written as a whole.
+/// Writes a file and its changes. After a power cut, the file and its changes are on disk, up to
+/// the last change that was written or was being written. When the changes would exceed a quarter
+/// of the file's size ([`SHARE`]), the file must be written as a whole.
 #[derive(Debug)]
 pub struct ChangeLog {
     path: PathBuf,
@@ -41,7 +42,7 @@ struct Written {
 }
 
 impl ChangeLog {
-    /// Makes a log for the file `path`. Nothing is read or written yet.
+    /// Creates a log for the file `path`, without reading or writing it.
     pub fn new(path: PathBuf) -> Self {
         Self { path, written: None }
     }
@@ -49,12 +50,13 @@ impl ChangeLog {
     /// Replaces the file and drops its changes.
     ///
     /// # Errors
-    /// If the file cannot be written; it then has its old content with the changes. Or if the
-    /// former changes cannot be removed; the file then has its new content.
+    /// If the file cannot be written; in that case it keeps its old content with the changes. Also
+    /// if the former changes cannot be removed; in that case the file has its new content.
     pub fn replace(&mut self, content: &[u8]) -> Result<(), StateDirError> {
         self.written = None;
         durable::replace_file(&self.path, content, 0o600)?;
-        // The second file has the changes to the former content. If it stays, readers ignore it.
+        // The second file contains the changes to the former content. If it cannot be removed,
+        // readers ignore it.
         let changes = changes_path(&self.path);
         match fs::remove_file(&changes) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("removing", &changes)(error)),
@@ -66,8 +68,8 @@ impl ChangeLog {
         Ok(())
     }
 
-    /// Adds a change, which contains no line break. Returns false if nothing was written and the
-    /// whole file must be written.
+    /// Adds a change, which must be a single line. Returns `false` if nothing was written, because
+    /// the whole file must be written.
     ///
     /// # Errors
     /// If the change cannot be written. In that case the whole file must be written.
@@ -95,11 +97,11 @@ impl ChangeLog {
 }
 
 /// Reads a JSON file and its changes, oldest first, up to the first damaged change. `None` if the
-/// file does not exist, whether or not there are changes.
+/// file does not exist, even if there are changes.
 ///
 /// # Errors
 /// If one of the two files cannot be read or is too large, or the JSON file is not valid. `advice`
-/// says what happens to a damaged file.
+/// is the remedy in the error for a damaged file.
 pub fn read_json_with_changes<T: DeserializeOwned, C: DeserializeOwned>(
     path: &Path,
     advice: &'static str,
@@ -109,10 +111,10 @@ pub fn read_json_with_changes<T: DeserializeOwned, C: DeserializeOwned>(
     Ok(Some((value, changes.iter().map_while(|change| serde_json::from_slice(change).ok()).collect())))
 }
 
-/// The content of a file and its changes, each without its line feed.
+/// The content of a file and its changes, without the line feeds of the changes.
 type ContentAndChanges = (Vec<u8>, Vec<Vec<u8>>);
 
-/// Reads the content of a file and its changes. A change that was cut off is left out.
+/// Reads the content of a file and its changes. An incomplete change is left out.
 fn read_with_changes(path: &Path) -> Result<Option<ContentAndChanges>, StateDirError> {
     let Some(content) = read_file(path)? else { return Ok(None) };
     let text = read_file(&changes_path(path))?.unwrap_or_default();
@@ -183,7 +185,7 @@ mod tests {
             assert_eq!(left, all[..left.len()], "{length} bytes");
         }
         assert_eq!(changes(&path).len(), 3);
-        // The next run does not know the content on disk, so it writes the whole file.
+        // The next run does not know the content on disk, so it must write the whole file.
         assert!(!ChangeLog::new(path.clone()).append("fourth").unwrap());
     }
 
@@ -195,7 +197,7 @@ mod tests {
         log.replace(&large(b'a')).unwrap();
         assert!(log.append("1").unwrap());
         // The state after a power cut between the two steps of `replace`, or after an older release
-        // that knows only the first file.
+        // that writes only the first file.
         fs::write(&path, large(b'b')).unwrap();
         assert_eq!(changes(&path), [""; 0]);
         fs::remove_file(&path).unwrap();
@@ -225,7 +227,7 @@ mod tests {
         let path = directory.path().join("view.json");
         let mut log = ChangeLog::new(path.clone());
         log.replace(&large(b'a')).unwrap();
-        // A directory with the name of the second file, which therefore cannot be replaced.
+        // A directory has the name of the second file, which therefore cannot be written.
         fs::create_dir(changes_path(&path)).unwrap();
         assert!(log.append("1").is_err());
         fs::remove_dir(changes_path(&path)).unwrap();

@@ -1,5 +1,5 @@
-//! Decides which files in the state directory and in the socket directory belong to agent and
-//! plugin.
+//! Decides which files in the state directory and in the socket directory belong to the agent and
+//! the plugin.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use edge_types::forwarding::FORWARDING_FILE;
 use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 
-/// Name prefixes of the files that agent and plugin keep in the directory; suffixes such as `.tmp`
-/// and `.damaged` may follow. The list includes the sockets, since `run_dir` may be the same
-/// directory.
+/// Prefixes of the names of the files that the agent and the plugin keep in the directory. Suffixes
+/// such as `.tmp` and `.damaged` may follow. The list includes the sockets, since `run_dir` may be
+/// the same directory.
 const OURS: [&str; 16] = [
     "admin.sock",
     "agent.lock",
@@ -31,11 +31,11 @@ const OURS: [&str; 16] = [
     SEGMENTS_FILE,
 ];
 
-/// Prefix of the plugin's files with the segments of a network with another bridge,
-/// `segments-BRIDGE.json`.
+/// Prefix of the plugin's files `segments-BRIDGE.json`, which contain the segments of networks with
+/// other bridges.
 const OTHER_NETWORKS: &str = "segments-";
 
-/// Returns whether agent or plugin keeps a file with this name.
+/// Returns whether the agent or the plugin keeps a file with this name.
 pub(super) fn is_ours(name: &OsStr) -> bool {
     let known = |name: &str| OURS.iter().chain([&OTHER_NETWORKS]).any(|known| name.starts_with(known));
     name.to_str().is_some_and(known)
@@ -50,8 +50,8 @@ pub struct RemovedFiles {
     pub kept: Vec<PathBuf>,
 }
 
-/// Removes the files of agent and plugin from a directory, and the directory itself if nothing else
-/// is in it. Does not follow symbolic links. A missing directory is not an error.
+/// Removes the files of the agent and the plugin from a directory, and the directory itself if it
+/// is then empty. Does not follow symbolic links. Succeeds if the directory does not exist.
 ///
 /// # Errors
 /// If the directory cannot be read, or a file cannot be removed.
@@ -77,7 +77,7 @@ pub fn remove_ours(directory: &Path) -> io::Result<RemovedFiles> {
     if removed.kept.is_empty() {
         match fs::remove_dir(directory) {
             Ok(()) => removed.count += 1,
-            // A mount point, such as a container's volume.
+            // The directory is a mount point, such as a container's volume.
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
             Err(error) => return Err(error),
         }

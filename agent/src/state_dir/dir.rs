@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::permissions::make_private;
 
-/// Locked exclusively by the running agent; holds the agent's process id.
+/// File that the running agent locks exclusively. It contains the agent's process ID.
 const AGENT_LOCK_FILE: &str = "agent.lock";
 
 /// Maximum size of a file that is read from the state directory, in bytes. A hub's view of ten
@@ -21,14 +21,14 @@ const MAX_FILE: u64 = 64 * 1024 * 1024;
 /// The reason why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
-    /// Another agent runs on the same state directory.
+    /// Another agent uses the same state directory.
     #[error(
         "another edge-agent (process {pid}) already runs on {path}; stop it, or give this one a `state_dir` of its own"
     )]
     Running {
         /// The state directory.
         path: PathBuf,
-        /// Process id of the other agent, from the lock file.
+        /// Process ID of the other agent, from the lock file.
         pid: String,
     },
     /// A system call failed.
@@ -41,7 +41,7 @@ pub enum StateDirError {
         /// The error of the operating system.
         error: io::Error,
     },
-    /// The agent is ending, and the operation did not begin.
+    /// The agent is ending, and the operation was not started.
     #[error("the agent is ending")]
     Ending,
     /// A file does not have the expected content.
@@ -61,9 +61,9 @@ pub enum StateDirError {
     Newer {
         /// The file.
         path: PathBuf,
-        /// The number of its layout.
+        /// The layout number of the file.
         found: u64,
-        /// The highest number that this release reads.
+        /// The highest layout number that this release reads.
         known: u32,
     },
 }
@@ -77,8 +77,8 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Makes the directory if it is missing, makes it private to its owner, and takes the agent's
-    /// lock. Fails with [`StateDirError::Running`] if another agent holds it.
+    /// Creates the directory if it is missing, makes it accessible to its owner only, and takes the
+    /// agent's lock. Fails with [`StateDirError::Running`] if another agent holds it.
     pub fn open(path: &Path) -> Result<Self, StateDirError> {
         make_private(path).map_err(io_error("making private", path))?;
         let lock_path = path.join(AGENT_LOCK_FILE);
@@ -110,8 +110,8 @@ impl StateDir {
         &self.path
     }
 
-    /// Takes the lock that plugin and agent share. Blocks until the lock is free. The lock must be
-    /// held only briefly, and never while waiting for the controller.
+    /// Takes the lock that the plugin and the agent share. Blocks until the lock is free. The lock
+    /// must be held only briefly, and never while waiting for the controller.
     pub fn lock_shared_files(&self) -> Result<SharedLock, StateDirError> {
         let path = self.path.join(LOCK_FILE);
         let file = OpenOptions::new()
@@ -125,7 +125,7 @@ impl StateDir {
         Ok(SharedLock { _file: file })
     }
 
-    /// Reads a file as a whole; `None` if it does not exist. Fails above 64 MiB.
+    /// Reads a whole file; `None` if it does not exist. Fails if the file is larger than 64 MiB.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StateDirError> {
         read_file(&self.path.join(name))
     }
@@ -152,8 +152,8 @@ impl StateDir {
         self.write(name, &json_bytes(&self.path.join(name), value)?)
     }
 
-    /// Replaces a file atomically, readable by its owner only. After a power cut it has the old or
-    /// the new content.
+    /// Replaces a file atomically. The file is readable by its owner only. After a power cut, it
+    /// has the old or the new content.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateDirError> {
         replace_file(&self.path.join(name), bytes, 0o600)
     }
@@ -168,7 +168,8 @@ impl StateDir {
         }
     }
 
-    /// Renames a damaged file to `NAME.damaged`, for inspection, and returns the new path.
+    /// Renames a damaged file to `NAME.damaged`, so that the operator can inspect it. Returns the
+    /// new path.
     pub fn put_aside(&self, name: &str) -> Result<PathBuf, StateDirError> {
         let (from, to) = (self.path.join(name), self.path.join(format!("{name}.damaged")));
         fs::rename(&from, &to).map_err(io_error("renaming", &from))?;
@@ -177,7 +178,7 @@ impl StateDir {
     }
 }
 
-/// Guard of the lock that plugin and agent share. Dropping it releases the lock.
+/// The guard of the lock that the plugin and the agent share. Dropping it releases the lock.
 #[derive(Debug)]
 #[must_use]
 pub struct SharedLock {
@@ -203,8 +204,8 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, StateDirError> {
     Ok(Some(bytes))
 }
 
-/// Reads a JSON file as [`StateDir::read_json`] does, for a program other than the agent: it takes
-/// no lock. Files are replaced atomically, so the result is complete.
+/// Reads a JSON file as [`StateDir::read_json`] does, for programs other than the agent: takes no
+/// lock. Files are replaced atomically, so the result is complete.
 pub fn read_json<T: DeserializeOwned>(
     directory: &Path,
     name: &str,
@@ -215,12 +216,12 @@ pub fn read_json<T: DeserializeOwned>(
     parse_json(&path, &bytes, advice).map(Some)
 }
 
-/// Returns the content of the JSON file `path` with this value.
+/// Encodes a value as the content of the JSON file `path`.
 pub fn json_bytes<T: Serialize>(path: &Path, value: &T) -> Result<Vec<u8>, StateDirError> {
     serde_json::to_vec_pretty(value).map_err(|error| io_error("encoding", path)(error.into()))
 }
 
-/// Returns the value of the JSON file `path` with this content.
+/// Decodes the content of the JSON file `path`.
 pub(super) fn parse_json<T: DeserializeOwned>(
     path: &Path,
     bytes: &[u8],
@@ -228,17 +229,17 @@ pub(super) fn parse_json<T: DeserializeOwned>(
 ) -> Result<T, StateDirError> {
     serde_json::from_slice(bytes).map_err(|error| StateDirError::Damaged {
         path: path.to_owned(),
-        // The message contains line and column, but never content, which may be secret.
+        // The message contains the line and the column, but never the content, which may be secret.
         why: if bytes.is_empty() { "it is empty".to_owned() } else { describe(&error) },
         advice,
     })
 }
 
-/// Reads a file as [`StateDir::read_layout`] does, for a program other than the agent.
+/// Reads a file as [`StateDir::read_layout`] does, for programs other than the agent.
 ///
 /// # Errors
-/// [`StateDirError::Newer`] if the layout's number is higher than `known`, whatever else is in the
-/// file; otherwise as [`read_json`].
+/// [`StateDirError::Newer`] if the layout number is higher than `known`, whatever else the JSON
+/// object contains; otherwise the same errors as [`read_json`].
 pub fn read_layout<T: DeserializeOwned>(
     directory: &Path,
     name: &str,
@@ -249,8 +250,8 @@ pub fn read_layout<T: DeserializeOwned>(
     struct Layout {
         version: u64,
     }
-    // A file without a layout number is damaged; reading it as a whole returns the error that
-    // describes the damage.
+    // A file without a layout number is damaged. In that case, reading the whole file returns an
+    // error that describes the damage.
     if let Ok(Some(Layout { version: found })) = read_json(directory, name, advice)
         && found > u64::from(known)
     {

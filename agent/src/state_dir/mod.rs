@@ -2,11 +2,11 @@
 //!
 //! - [`StateDir`]: the directory, locked while the agent runs. Its files are replaced atomically,
 //!   so that after a power cut they have the old or the new content.
-//! - [`ChangeLog`]: a large file and its changes, in which a small change costs one line.
+//! - [`ChangeLog`]: a large file and its changes; a small change adds one line.
 //! - [`make_private`]: makes the directory accessible to its owner only.
-//! - [`remove_ours`]: removes the files of agent and plugin from the directory.
+//! - [`remove_ours`]: removes the files of the agent and the plugin from the directory.
 //! - [`segments_file`]: `segments.json`, which the plugin reads. It is written under the lock that
-//!   both share.
+//!   the agent and the plugin share.
 
 mod change_log;
 mod contents;

@@ -10,10 +10,10 @@ use tracing::{info, warn};
 
 use super::contents::is_ours;
 
-/// Makes the directory if it is missing, with mode 0700, and sets the mode of our files to 0600 if
-/// other users may read them. If the directory contains other programs' files, these files and the
-/// directory's mode stay unchanged: the operator may have named a directory that other programs
-/// need.
+/// Creates the directory with mode 0700 if it is missing. Sets the mode of the agent's and the
+/// plugin's files to 0600 if other users may read them. If the directory contains files of other
+/// programs, those files and the directory's mode stay unchanged, because the operator may have
+/// configured a directory that other programs need.
 pub fn make_private(directory: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let mut foreign = None;
@@ -58,7 +58,7 @@ mod tests {
         fs::metadata(path).unwrap().permissions().mode() & 0o777
     }
 
-    /// Collects the values of `const ...FILE: &str` in the sources below a directory.
+    /// Collects the values of `const ...FILE: &str` in the source files below a directory.
     fn names_in(directory: &Path, found: &mut Vec<String>) {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
@@ -68,7 +68,7 @@ mod tests {
             }
             let text = fs::read_to_string(&path).unwrap();
             let named = text.lines().filter_map(|line| line.split_once("FILE: &str = \"")?.1.strip_suffix("\";"));
-            // Skips the pattern in this test itself.
+            // Skips the search pattern in this test.
             found.extend(named.filter(|name| !name.contains('"')).map(str::to_owned));
         }
     }
@@ -126,7 +126,7 @@ mod tests {
             assert_eq!(mode(&directory.join(name)), 0o600, "{name}");
         }
         assert_eq!(mode(&outside), 0o644, "no link is followed");
-        // A directory that also contains files of other programs.
+        // The directory also contains a file of another program.
         fs::set_permissions(&directory, Permissions::from_mode(0o755)).unwrap();
         fs::write(directory.join("passwd"), "").unwrap();
         fs::set_permissions(directory.join("passwd"), Permissions::from_mode(0o644)).unwrap();

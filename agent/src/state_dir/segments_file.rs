@@ -1,5 +1,5 @@
 //! `segments.json`: the networks from which the plugin assigns addresses to pods. It is read and
-//! replaced under the lock that plugin and agent share.
+//! replaced under the lock that the plugin and the agent share.
 
 use std::collections::HashSet;
 
@@ -17,8 +17,8 @@ pub fn read(state: &StateDir) -> Result<Option<SegmentsFile>, StateDirError> {
 }
 
 /// Writes the segments, cluster ranges and networks of a view. The view's segments come first, in
-/// its order. A granted segment stays if no view has shown it yet; it is removed if `previous`
-/// showed it and `view` does not. `mtu` is in bytes; 0 leaves the value in the file.
+/// its order. A granted segment that no view has contained yet is kept. A segment is removed if
+/// `previous` contains it and `view` does not. `mtu` is in bytes; 0 leaves the value in the file.
 pub fn follow_view(
     state: &StateDir,
     previous: Option<&NodeView>,
@@ -30,8 +30,8 @@ pub fn follow_view(
         let mut segments = view.segments.clone();
         match file.source {
             SegmentsSource::Agent => segments.extend(file.segments.iter().filter(|segment| !shown.contains(segment))),
-            // The segments in the plugin's configuration are not grants. They are used until the
-            // first grant.
+            // The segments in the plugin's configuration were not granted. They are used until the
+            // first segment is granted.
             SegmentsSource::Configuration if segments.is_empty() => segments.clone_from(&file.segments),
             SegmentsSource::Configuration => file.source = SegmentsSource::Agent,
         }
@@ -46,7 +46,7 @@ pub fn follow_view(
 }
 
 /// Returns the networks that hubs front for this edge, each once. Empty for a node in the cloud,
-/// which is in these networks itself.
+/// because it is part of these networks.
 fn hub_networks(view: &NodeView) -> Vec<IpNetwork> {
     if view.role != Role::Edge {
         return Vec::new();
@@ -98,9 +98,9 @@ fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<Se
     let before = match state.read_layout::<SegmentsFile>(SEGMENTS_FILE, VERSION, ADVICE) {
         Ok(file) => file,
         Err(error @ StateDirError::Damaged { .. }) => {
-            // The view contains everything that was in the file.
+            // The file can be written again from the view.
             let aside = state.put_aside(SEGMENTS_FILE)?;
-            tracing::error!(%error, aside = %aside.display(), "segments are written again");
+            tracing::error!(%error, aside = %aside.display(), "the segments file was unreadable and is written again");
             None
         }
         Err(error) => return Err(error),

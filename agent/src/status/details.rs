@@ -64,7 +64,7 @@ pub fn render_peers(status: &Status) -> String {
     text
 }
 
-/// Counts how often each number occurs.
+/// Returns how often each number occurs.
 fn counts(numbers: impl Iterator<Item = u32>) -> HashMap<u32, usize> {
     let mut counts = HashMap::new();
     for number in numbers {

@@ -15,31 +15,31 @@ use crate::membership::ControllerStatus;
 pub struct Status {
     /// Version of the agent.
     pub version: String,
-    /// Process id of the agent.
+    /// Process ID of the agent.
     pub pid: u32,
     /// Name of this node; absent without a view.
     pub node: Option<String>,
     /// Role of this node; absent without a view.
     pub role: Option<String>,
-    /// Version of the view in force.
+    /// Version of the current view.
     pub view_version: Option<u64>,
     /// Connection, certificate and view; absent without `[controller]`.
     #[serde(rename = "cloud")]
     pub controller: Option<ControllerStatus>,
-    /// Peers, by name.
+    /// Peers, in the order of their names.
     pub peers: Vec<PeerReport>,
-    /// SAs that the kernel should have: the SAs that `ip xfrm state` shows with reqids from
-    /// 0xec000000 to 0xecffffff, without reservations (no algorithm).
+    /// SAs that the kernel should have. `ip xfrm state` shows them with reqids from 0xec000000 to
+    /// 0xecffffff; reservations, which have no algorithm, are left out.
     pub states: Vec<StateEntry>,
-    /// Policies that the kernel should have: the policies that `ip xfrm policy` shows with such
-    /// reqids, or with such an index.
+    /// Policies that the kernel should have. `ip xfrm policy` shows them with such a reqid or such
+    /// an index.
     pub policies: Vec<PolicyEntry>,
     /// Routes, addresses and firewall.
     pub host: HostState,
     /// Obstacles that keep pods' packets from arriving, each with the command that removes it.
     #[serde(default)]
     pub obstacles: Vec<Obstacle>,
-    /// Packets that the firewall dropped since its table was made.
+    /// Packets that the firewall has dropped since its table was created.
     #[serde(default, rename = "refused")]
     pub dropped: Vec<DroppedPackets>,
     /// The latest incidents, oldest first.
@@ -54,9 +54,9 @@ pub struct TunnelsReport {
     pub node: Option<String>,
     /// Role of this node; absent without a view.
     pub role: Option<String>,
-    /// Version of the view in force.
+    /// Version of the current view.
     pub view_version: Option<u64>,
-    /// Peers, by name.
+    /// Peers, in the order of their names.
     pub peers: Vec<PeerReport>,
     /// SAs that the kernel should have.
     pub states: Vec<StateEntry>,
@@ -78,7 +78,7 @@ pub struct PeerReport {
     pub reqid: Option<u32>,
     /// Candidate addresses, with ports.
     pub endpoints: Vec<String>,
-    /// The established IKE SAs with the peer: usually one, two while one replaces the other.
+    /// The established IKE SAs with the peer: usually one; two while one replaces the other.
     pub ike_sas: Vec<IkeStatus>,
     /// The CHILD_SAs with the peer.
     pub child_sas: Vec<ChildStatus>,
@@ -90,7 +90,7 @@ pub struct PeerReport {
     pub last_error: Option<String>,
 }
 
-/// Networks between which no packet passes although they are configured.
+/// A pair of configured networks between which no packet passes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotCarried {
     /// Name of the configured child.
@@ -108,7 +108,7 @@ pub struct IkeStatus {
     pub initiator_spi: String,
     /// Responder's SPI, 16 hexadecimal digits.
     pub responder_spi: String,
-    /// Our address and port.
+    /// This node's address and port.
     pub local: String,
     /// The peer's address and port.
     pub remote: String,
@@ -118,14 +118,15 @@ pub struct IkeStatus {
     pub proposal: String,
     /// The peer's authentication method.
     pub authentication: String,
-    /// Whether this node is behind a NAT, or NAT detection was forced.
+    /// Whether this node is behind a NAT, or a NAT is assumed because encapsulation in UDP is
+    /// forced.
     pub nat_local: bool,
     /// Whether the peer is behind a NAT.
     pub nat_remote: bool,
     /// Whether both ends use MOBIKE (RFC 4555), so that the tunnel follows address changes.
     #[serde(default)]
     pub mobike: bool,
-    /// When it was established, RFC 3339.
+    /// The time at which the IKE SA was established, RFC 3339.
     pub since: String,
     /// Seconds since the last authentic message.
     pub heard_seconds_ago: u64,
@@ -174,7 +175,7 @@ pub struct ChildStatus {
     pub remote_port: Option<u16>,
     /// `in-use`, `successor` or `lingering`.
     pub usage: String,
-    /// When it was established, RFC 3339.
+    /// The time at which the CHILD_SA was established, RFC 3339.
     pub since: String,
     /// Counters of the inbound SA; absent if the kernel does not have the SA.
     pub received: Option<Counters>,
@@ -207,7 +208,7 @@ pub struct StateEntry {
     pub protocol: String,
     /// SPI: `0x` and 8 hexadecimal digits.
     pub spi: String,
-    /// Number that also appears in the templates of the SA's policies.
+    /// Reqid, which is also in the templates of the SA's policies.
     pub reqid: u32,
     /// `tunnel` or `transport`.
     pub mode: String,
@@ -224,7 +225,7 @@ pub struct StateEntry {
 /// A policy that the kernel should have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyEntry {
-    /// Direction: `in`, `out` or `fwd`.
+    /// The direction: `in`, `out` or `fwd`.
     pub direction: String,
     /// Network of the packets' sources.
     pub source: IpNetwork,
@@ -234,7 +235,7 @@ pub struct PolicyEntry {
     pub priority: u32,
     /// `allow` or `block`.
     pub action: String,
-    /// Absent on policies that allow unencrypted packets.
+    /// The template; absent from policies that allow unencrypted packets.
     pub template: Option<TemplateEntry>,
 }
 

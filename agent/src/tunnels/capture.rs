@@ -1,5 +1,5 @@
 //! Carries copies of IKE messages from the driver to the connection of `edge-agent capture`. If one
-//! end is dropped, the other end notices it immediately.
+//! end is dropped, the other end is notified immediately.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Maximum number of octets of messages that wait for the command. Further messages are dropped and
-/// counted.
+/// Maximum number of octets of messages that wait for the command. Messages beyond that are dropped
+/// and counted.
 const MAX_WAITING: usize = 4 << 20;
 /// Number of octets in a batch after which no further message is added.
 const BATCH: usize = 128 << 10;
 
-/// Messages of a capture.
+/// A batch of captured messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapturedBatch {
-    /// Messages, oldest first.
+    /// The messages, oldest first.
     pub messages: Vec<CapturedIke>,
     /// Number of messages that were dropped since the last batch, because the reader was too slow.
     pub dropped: u64,
@@ -28,31 +28,32 @@ pub struct CapturedBatch {
 /// A decrypted IKE message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapturedIke {
-    /// When the agent handled it, microseconds since 1970-01-01 UTC by the system clock.
+    /// The time at which the agent handled the message, in microseconds since 1970-01-01 UTC by the
+    /// system clock.
     pub at: u64,
-    /// Whether the agent sent it.
+    /// Whether the agent sent the message.
     pub outgoing: bool,
     /// The agent's address and port.
     pub local: SocketAddr,
     /// The peer's address and port.
     pub remote: SocketAddr,
-    /// The message without non-ESP marker, in base64.
+    /// The message without the non-ESP marker; base64 in the serialised form.
     #[serde(with = "base64_text")]
     pub message: Vec<u8>,
 }
 
-/// The driver's end of a capture. The capture ends if it is dropped.
+/// The driver's end of a capture. The capture ends if this value is dropped.
 #[derive(Debug)]
 pub(crate) struct RunningCapture {
-    /// Holds at most [`MAX_WAITING`] octets: each message carries a permit from `room` for its
-    /// octets.
+    /// The channel to the reader. It holds at most [`MAX_WAITING`] octets, since each message has a
+    /// permit from `room` for its octets.
     to: mpsc::UnboundedSender<(CapturedIke, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
     dropped: Arc<AtomicU64>,
     _end: DropGuard,
 }
 
-/// The end of a capture from which messages are taken. The capture ends if it is dropped.
+/// The reader's end of a capture. The capture ends if this value is dropped.
 #[derive(Debug)]
 pub struct CaptureReader {
     messages: mpsc::UnboundedReceiver<(CapturedIke, OwnedSemaphorePermit)>,
@@ -60,7 +61,7 @@ pub struct CaptureReader {
     end: CancellationToken,
 }
 
-/// Makes both ends of a capture.
+/// Creates both ends of a capture.
 pub(crate) fn open() -> (RunningCapture, CaptureReader) {
     let (to, messages) = mpsc::unbounded_channel();
     let (dropped, end) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
@@ -70,12 +71,12 @@ pub(crate) fn open() -> (RunningCapture, CaptureReader) {
 }
 
 impl RunningCapture {
-    /// Returns whether the reader is gone.
+    /// Returns whether the reader's end has been dropped.
     pub(super) fn has_no_reader(&self) -> bool {
         self.to.is_closed()
     }
 
-    /// Keeps messages for the reader. `at` is in microseconds since 1970-01-01 UTC.
+    /// Queues messages for the reader. `at` is in microseconds since 1970-01-01 UTC.
     pub(super) fn extend(&self, captured: Captured, at: u64) {
         self.dropped.fetch_add(captured.dropped, Ordering::Relaxed);
         captured.messages.into_iter().for_each(|message| self.keep(message, at));
@@ -85,14 +86,15 @@ impl RunningCapture {
         let CapturedMessage { outgoing, local, remote, message } = captured;
         let octets = u32::try_from(message.len()).unwrap_or(u32::MAX);
         match self.room.clone().try_acquire_many_owned(octets) {
-            // Without a reader the message is dropped.
+            // If the reader's end has been dropped, the message is dropped as well.
             Ok(room) => drop(self.to.send((CapturedIke { at, outgoing, local, remote, message }, room))),
             Err(_) => drop(self.dropped.fetch_add(1, Ordering::Relaxed)),
         }
     }
 }
 
-/// Completes when a capture runs and its reader is gone.
+/// Completes when the reader's end of the running capture has been dropped. Never completes if no
+/// capture runs.
 pub(crate) async fn reader_gone(capture: Option<&RunningCapture>) {
     match capture {
         Some(capture) => capture.to.closed().await,
@@ -115,7 +117,7 @@ impl CaptureReader {
     }
 
     /// Returns a token that is cancelled when the agent stops copying. Messages that were copied
-    /// before may still be waiting.
+    /// before that may still be in the queue.
     pub fn end(&self) -> CancellationToken {
         self.end.clone()
     }

@@ -1,4 +1,5 @@
-//! Computes when all policies and SAs are next compared with the kernel. This module does no I/O.
+//! Computes the time of the next comparison of all policies and SAs with the kernel. This module
+//! does no I/O.
 
 use std::time::Duration;
 
@@ -7,11 +8,11 @@ pub(super) const SHORTEST: Duration = Duration::from_secs(10);
 /// The time between two comparisons, as a multiple of the CPU time of one comparison. This limits
 /// comparisons to 0.1% of a core.
 const COST_FACTOR: u32 = 1000;
-/// The same multiple after an incomplete comparison, for at most 2% of a core.
+/// The factor after an incomplete comparison. It limits comparisons to 2% of a core.
 const UNDONE_COST_FACTOR: u32 = 50;
 
-/// Returns the time until the next comparison, after one that took `cost` of CPU time. `undone`: a
-/// difference could not be corrected, or is corrected later.
+/// Returns the time until the next comparison, after one that took the CPU time `cost`. `undone`
+/// says whether a difference could not be corrected, or is corrected later.
 pub(super) fn until_next_check(cost: Duration, undone: bool) -> Duration {
     let factor = if undone { UNDONE_COST_FACTOR } else { COST_FACTOR };
     cost.saturating_mul(factor).max(SHORTEST)

@@ -27,7 +27,8 @@ impl Driver {
         }
     }
 
-    /// Passes on the messages that the endpoint has copied. Ends the capture if its reader is gone.
+    /// Passes the messages that the endpoint has copied to the reader. Ends the capture if the
+    /// reader's end has been dropped.
     pub(super) fn collect_captured(&mut self) {
         let Some(running) = &self.running_capture else { return };
         if running.has_no_reader() {

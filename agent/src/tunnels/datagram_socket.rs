@@ -1,5 +1,5 @@
-//! UDP sockets that return the local address to which a datagram was sent, and send from a chosen
-//! local address (IP_PKTINFO, `ip(7)`; IPV6_PKTINFO, RFC 3542 6).
+//! UDP sockets that report the local address to which a datagram was sent, and can send from any
+//! chosen local address (IP_PKTINFO, `ip(7)`; IPV6_PKTINFO, RFC 3542 6).
 
 use std::io;
 use std::mem;
@@ -27,7 +27,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Opens a socket. IPv6 sockets accept IPv6 only, so that both families can have the same port.
+    /// Opens a socket. IPv6 sockets accept only IPv6, so that both families can use the same port.
     pub(super) fn open(ipv4: bool, port: u16) -> io::Result<Self> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
         let family = if ipv4 { AddressFamily::INET } else { AddressFamily::INET6 };
@@ -43,8 +43,8 @@ impl Socket {
         Self::register(fd, ipv4)
     }
 
-    /// Takes over a socket that systemd opened (`sd_listen_fds(3)`). Fails, with the setting that
-    /// helps, if it is not a UDP socket on the wildcard address of one family.
+    /// Takes over a socket that systemd opened (`sd_listen_fds(3)`). Fails if it is not a UDP
+    /// socket on the wildcard address of one family. The error contains the setting that helps.
     pub(super) fn adopt(fd: OwnedFd) -> Result<Self, String> {
         use rustix::net::{SocketType, ipproto, sockopt};
         let failed = |error: rustix::io::Errno| format!("it cannot be asked what it is: {error}");
@@ -94,16 +94,16 @@ impl Socket {
         self.ipv4
     }
 
-    /// Receives a datagram. Returns its length, local address and remote address. Fails if it is
-    /// larger than the buffer.
+    /// Receives a datagram. Returns its length, local address and remote address. Fails if the
+    /// datagram is larger than the buffer.
     pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, SocketAddr)> {
         let (length, local, remote) =
             self.inner.async_io(Interest::READABLE, || receive(self.inner.as_fd(), buffer)).await?;
         Ok((length, SocketAddr::new(local, self.port), remote))
     }
 
-    /// Sends from `local`, or, if that is unspecified, from the address that the kernel chooses. If
-    /// the send buffer is full, the datagram is dropped without an error.
+    /// Sends a datagram from `local`. If `local` is unspecified, the kernel chooses the source
+    /// address. If the send buffer is full, the datagram is dropped without an error.
     pub(super) fn send(&self, local: IpAddr, remote: SocketAddr, payload: &[u8]) -> io::Result<()> {
         match send(self.inner.as_fd(), local, remote, payload) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
@@ -118,32 +118,33 @@ impl AsFd for Socket {
     }
 }
 
-/// Takes ownership of the `count` descriptors that systemd passed, from [`LISTEN_FDS_START`] on.
+/// Takes ownership of the `count` descriptors that systemd passed, starting with
+/// [`LISTEN_FDS_START`].
 ///
 /// Must be called only once in a process, so that nothing else owns the descriptors.
 pub(super) fn take_listen_fds(count: RawFd) -> Vec<OwnedFd> {
-    // SAFETY: systemd passes these descriptors open, for this process to own; the caller has
-    // checked LISTEN_PID. The caller calls this only once, so no two values own a descriptor. A
-    // descriptor that is not open fails at its first use.
+    // SAFETY: systemd passes these descriptors open, and this process owns them, as the caller has
+    // checked with LISTEN_PID. The function is called only once, so no two values own the same
+    // descriptor. A descriptor that is not open fails at its first use.
     let own = |fd| unsafe { OwnedFd::from_raw_fd(fd) };
     (LISTEN_FDS_START..LISTEN_FDS_START.saturating_add(count)).map(own).collect()
 }
 
-/// Registers XFRM's notifications with the runtime.
+/// Registers the socket of XFRM's notifications with the runtime.
 pub(super) fn watch(events: EventSocket) -> io::Result<AsyncFd<EventSocket>> {
     // SAFETY: the event socket owns its descriptor and never replaces or closes it before it is
     // dropped.
     Ok(unsafe { AsyncFd::register(events)? })
 }
 
-/// Registers XFRM's notifications about ESP traffic with the runtime.
+/// Registers the socket of XFRM's notifications about ESP traffic with the runtime.
 pub(super) fn watch_esp(events: EspEventSocket) -> io::Result<AsyncFd<EspEventSocket>> {
     // SAFETY: as in `watch`.
     Ok(unsafe { AsyncFd::register(events)? })
 }
 
 fn set_int(fd: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the value lives across the call and its size is given.
+    // SAFETY: the value outlives the call, and its correct size is passed.
     let done = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -167,8 +168,8 @@ fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr, 
     header.msg_iovlen = 1;
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = control.0.len() as _;
-    // SAFETY: every pointer in `header` points to memory that outlives the call, with its true
-    // length beside it.
+    // SAFETY: every pointer in `header` points to memory that outlives the call, and each length in
+    // `header` is correct.
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, 0) };
     let Ok(length) = usize::try_from(length) else { return Err(io::Error::last_os_error()) };
     if header.msg_flags & libc::MSG_TRUNC != 0 {
@@ -184,9 +185,9 @@ fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, IpAddr, 
 
 /// Returns the destination address in the packet's IP header.
 fn destination(header: &libc::msghdr) -> Option<IpAddr> {
-    // SAFETY: `header` was filled by recvmsg, its control buffer is alive and aligned; the CMSG
-    // macros stay within it. The data is read unaligned and only if the kernel says that it is of
-    // this type.
+    // SAFETY: `header` was filled by recvmsg, and its control buffer is alive and aligned. The CMSG
+    // macros stay within the buffer. The data is read unaligned, and only if the kernel reports
+    // this type of data.
     unsafe {
         let mut message = libc::CMSG_FIRSTHDR(header);
         while !message.is_null() {
@@ -207,8 +208,8 @@ fn destination(header: &libc::msghdr) -> Option<IpAddr> {
 }
 
 fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
-    // SAFETY: the family says which of the two the storage holds; it is large enough and aligned
-    // for both.
+    // SAFETY: the family determines which of the two structs the storage contains. The storage is
+    // large enough and aligned for both.
     unsafe {
         match i32::from(name.ss_family) {
             libc::AF_INET => {
@@ -280,8 +281,8 @@ fn send(fd: BorrowedFd<'_>, local: IpAddr, remote: SocketAddr, payload: &[u8]) -
             header.msg_controllen = libc::CMSG_SPACE(used) as _;
         }
     }
-    // SAFETY: every pointer in `header` points to memory that outlives the call, with its true
-    // length beside it.
+    // SAFETY: every pointer in `header` points to memory that outlives the call, and each length in
+    // `header` is correct.
     let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, 0) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

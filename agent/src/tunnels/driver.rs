@@ -63,18 +63,18 @@ pub struct Driver {
     pub(super) policies: KernelPolicies,
     /// Peers whose policies must be computed again, since their tunnels changed.
     pub(super) changed_peers: BTreeSet<PeerName>,
-    /// When all policies and SAs are next compared with the kernel. Notifications from the kernel
-    /// cause further comparisons.
+    /// The time of the next comparison of all policies and SAs with the kernel. Notifications from
+    /// the kernel cause further comparisons.
     pub(super) check_at: tokio::time::Instant,
-    /// Number of peers in the view to which there should be a tunnel.
+    /// Number of peers in the view to which a tunnel should be up.
     pub(super) wanted_from_view: usize,
     /// Peers in the view to which a CHILD_SA sends.
     pub(super) up_from_view: HashSet<PeerName>,
-    /// When to look for a route again, if a tunnel's local address is gone and there is no route
-    /// yet.
+    /// The time at which to look for a route again, if a tunnel's local address has been removed
+    /// and there is no route yet.
     pub(super) retry_move_at: Option<tokio::time::Instant>,
-    /// Set when a hub came up: peers that could not be reached are tried again after the pending
-    /// events.
+    /// Whether to make another attempt to reach the unreached peers after the pending events,
+    /// because a hub came up.
     pub(super) retry_unreached: bool,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
@@ -95,7 +95,7 @@ pub struct Driver {
     pub(super) running_capture: Option<RunningCapture>,
     sockets: Vec<Arc<Socket>>,
     pub(super) kernel_events: AsyncFd<EventSocket>,
-    /// How long the kernel does not report further packets of a flow that waits for an SA.
+    /// Time for which the kernel reports no further packets of a flow that waits for an SA.
     pub(super) acquire_lifetime: Duration,
     /// The kernel's reports of ESP traffic; `None` if the kernel does not send them.
     esp_events: Option<AsyncFd<EspEventSocket>>,
@@ -202,7 +202,7 @@ impl Driver {
                     self.handle_kernel_events(events?);
                 }
                 () = tokio::time::sleep_until(check_at) => self.check_kernel(),
-                // The next iteration ends the capture.
+                // The next iteration of the loop ends the capture.
                 () = reader_gone(self.running_capture.as_ref()) => {}
                 events = esp_events(self.esp_events.as_mut()) => self.handle_esp_events(&events?),
                 _ = count_tick.tick() => {
@@ -248,14 +248,14 @@ impl Driver {
             None => Err(io::Error::other("no socket of this family and port")),
         };
         if let Err(error) = outcome {
-            // The endpoint retransmits. Unreachable networks are normal for a peer with addresses
-            // of two families.
+            // The error is ignored because the endpoint retransmits. A network of a peer with
+            // addresses of both families may well be unreachable.
             tracing::debug!(local = %transmit.local, remote = %transmit.remote, %error, "not sent");
         }
     }
 
     fn until_timeout(&self) -> Duration {
-        // Without reports of ESP traffic no tunnel is known to be idle.
+        // Without reports of ESP traffic, the agent cannot determine which tunnels are idle.
         let idle = self.esp_events.as_ref().and_then(|_| self.idle_tunnels.next_check());
         let due = [
             self.endpoint.poll_timeout(),
@@ -313,8 +313,8 @@ impl Driver {
         for name in &changes.set {
             let hub = self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
             if self.environment.reqids.set_hub(name, hub) {
-                // The inbound SA of a node that was not a hub before does not match the policies
-                // any more.
+                // The inbound SAs of a node that has become a hub, or is no longer a hub, do not
+                // match the policies any more.
                 self.to_rekey.push(name.clone());
             }
         }
@@ -327,12 +327,12 @@ impl Driver {
             self.forget_unwanted(name);
         }
         self.hold_packets_if_on_demand();
-        // A node that loses its view keeps the guard.
+        // A node that has lost its view keeps the guard.
         if self.desired.complete {
             self.policies.update_guard(&self.desired.guard, &self.environment.incidents);
         }
         if before.guard.cluster_ranges != self.desired.guard.cluster_ranges {
-            // The policies of all peers name the ranges.
+            // The policies of all peers depend on the ranges.
             self.changed_peers.extend(self.desired.tunnels.keys().cloned());
         }
         self.changed_peers.extend(changes.gone.into_iter().chain(changes.set));
@@ -386,8 +386,8 @@ impl Driver {
         } else {
             let set = changes.set.iter().filter_map(|name| Some((name, self.desired.tunnels.get(name)?)));
             let children = set.flat_map(|(name, tunnel)| tunnel.peer.children().map(move |child| (name, &child.name)));
-            // Until the desired state is complete, the reqids of peers that a later view may name
-            // stay assigned.
+            // Until the desired state is complete, reqids stay assigned, since a later view may
+            // name their peers.
             let gone: &[PeerName] = if self.desired.complete { &changes.gone } else { &[] };
             reqids.assign_changes(children, gone)
         };
@@ -415,12 +415,14 @@ impl Driver {
             if self.sas.has_inherited(reqid) {
                 let peer = Arc::make_mut(&mut peer);
                 peer.keep_existing = true;
-                // While there are inherited SAs, no packet triggers the setup of a tunnel.
+                // While there are inherited SAs, no packet triggers the setup of a tunnel, so this
+                // node initiates.
                 peer.initiate |= on_demand;
             }
             self.assume_inherited_ends(name, child, purpose, reqid);
-            // A peer behind a NAT may not notice that this node restarted, as long as its ESP is
-            // answered. So this node initiates, to the address to which the inherited SAs send.
+            // A peer behind a NAT may not notice that this node has restarted, as long as its ESP
+            // packets are answered. This node therefore initiates, to the address to which the
+            // inherited SAs send.
             if origin == Origin::View
                 && let Some(remote) = self.sas.inherited_remote(reqid)
                 && !peer.remotes.contains(&remote)
@@ -434,8 +436,8 @@ impl Driver {
         }
     }
 
-    /// Deletes inherited SAs that were negotiated with a revoked certificate. The endpoint ends the
-    /// SAs of this run.
+    /// Deletes inherited SAs that were negotiated with a revoked certificate. The SAs of this run
+    /// are ended by the endpoint.
     fn forget_revoked_sas(&mut self, peer: &PeerConfig, reqid: Reqid) {
         let Auth::Certificate(auth) = &peer.auth else { return };
         let moment = self.environment.clock.to_system_clock(auth.remote_not_before);
@@ -463,7 +465,7 @@ async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
                     return;
                 }
             }
-            // For example an ICMP error about an earlier datagram.
+            // The error may be an ICMP error in response to an earlier datagram.
             Err(error) => {
                 tracing::debug!(%error, "not received");
                 tokio::task::yield_now().await;
@@ -473,7 +475,7 @@ async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
 }
 
 /// Opens the socket for ESP events. If the kernel does not report ESP traffic, the endpoint checks
-/// every silent peer.
+/// the liveness of every peer without recent messages.
 fn open_esp_events(liveness: Duration) -> Option<AsyncFd<EspEventSocket>> {
     let opened = EspEventSocket::open().map_err(anyhow::Error::from);
     match opened.and_then(|events| Ok(datagram_socket::watch_esp(events)?)) {

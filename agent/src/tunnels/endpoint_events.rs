@@ -26,7 +26,8 @@ impl Driver {
                     "IKE SA established"
                 );
                 self.peer_heard(&peer);
-                // This node or the hub is connected to its network again.
+                // An IKE SA with a hub shows that this node or the hub is connected to its network
+                // again.
                 let hub = self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);
                 self.retry_unreached |= hub && !self.sas.sends(&peer);
             }
@@ -89,7 +90,7 @@ impl Driver {
             }
             Event::PeerSilent { peer } => {
                 if self.hub_returns.silent(self.desired.tunnels.get(&peer), &peer) {
-                    tracing::info!("the hub does not answer: another one is used if there is one");
+                    tracing::info!("the hub does not answer; using another hub if one is available");
                     self.changed_peers.insert(peer);
                 }
             }
@@ -107,7 +108,7 @@ impl Driver {
         }
     }
 
-    /// Drops the tunnels of a peer that are down and no longer wanted, with their reqids.
+    /// Drops the tunnels of a peer that are down and no longer desired, and releases their reqids.
     pub(super) fn forget_unwanted(&mut self, peer: &PeerName) {
         let tunnel = self.desired.tunnels.get(peer);
         let wanted = |purpose: &Purpose| tunnel.is_some_and(|tunnel| tunnel.peer.child_named(&purpose.child).is_some());
@@ -116,7 +117,7 @@ impl Driver {
         self.environment.reqids.retain_parts(peer, &left, now);
     }
 
-    /// Handles a peer that did not answer and is reachable again.
+    /// Handles a peer that answers again after it did not answer.
     pub(super) fn peer_heard(&mut self, peer: &PeerName) {
         if self.hub_returns.heard(peer) {
             self.changed_peers.insert(peer.clone());
@@ -169,8 +170,8 @@ impl Driver {
         self.changed_peers.insert(peer.clone());
     }
 
-    /// Makes the kernel send the packets that waited for the tunnel. Otherwise the kernel retries
-    /// them after a while, each time with a longer delay.
+    /// Makes the kernel send the packets that waited for the tunnel. Otherwise the kernel would
+    /// retry them only after a delay that increases each time.
     fn send_held_packets(&mut self, peer: &PeerName, reqid: Reqid) {
         let policies = self.policies.outbound_of(peer, reqid);
         if let Err(error) = self.environment.xfrm.send_held_packets(reqid, &policies) {
@@ -181,8 +182,8 @@ impl Driver {
     fn move_child(&mut self, peer: &PeerName, id: ChildId, moved: &Arc<ChildSa>) {
         match self.sas.update_ports(&mut self.environment.xfrm, id, moved) {
             Ok(true) => {}
-            // The sequence number of an SA cannot be carried over to another address, nor can UDP
-            // encapsulation be added or removed. A rekey takes one exchange.
+            // An SA cannot be moved to another address together with its sequence number, and UDP
+            // encapsulation cannot be added or removed. A rekey takes only one exchange.
             Ok(false) => self.to_rekey.push(peer.clone()),
             Err(error) => {
                 self.environment.incidents.error(format!("peer {peer}: {error}"));
@@ -203,14 +204,14 @@ pub(super) fn children_of(peer: &PeerName, desired: &Desired, sas: &SaTable, req
         .filter_map(|(tunnel, child)| Some((Purpose::whole(&child.name), acquire_ends(tunnel, child)?)))
         .filter(|(purpose, _)| !ends.iter().any(|(of, ends)| *of == purpose && ends.up))
         .collect();
-    // A purpose that waits for the first packet has its configured selectors again.
+    // For a purpose that waits for the first packet, the configured selectors are used again.
     ends.retain(|(of, _)| !waiting.iter().any(|(purpose, _)| *of == purpose));
     ends.extend(waiting.iter().map(|(purpose, ends)| (purpose, ends.clone())));
     let mut children: Vec<ChildEnds> = ends
         .into_iter()
         .filter_map(|(purpose, ends)| Some(ChildEnds { reqids: reqids.of_sas(peer, purpose)?, ends: Some(ends) }))
         .collect();
-    // Packets that a view grants are accepted through the tunnel only, even before the tunnel was
+    // Packets that a view grants are accepted only through the tunnel, even before the tunnel was
     // ever up.
     if children.is_empty()
         && let Some(tunnel) = tunnel

@@ -1,4 +1,4 @@
-//! Provides the IKE endpoint with the functions of this machine that it needs.
+//! Implements the functions of the system that the IKE endpoint calls.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ impl KernelEnvironment {
         self.reqids.of_sas(peer, purpose)
     }
 
-    /// Writes the reqids of parts that are not on disk yet and are due at `now`.
+    /// Writes to disk those reqids of parts that are not on disk yet and are due at `now`.
     pub(super) fn save_reqids(&mut self, now: Instant) {
         if let Err(error) = self.reqids.save_parts(now) {
             self.incidents.error(format!("reqids cannot be written to disk: {error}"));
@@ -37,7 +37,7 @@ impl KernelEnvironment {
 
 impl Environment for KernelEnvironment {
     fn fill_random(&mut self, bytes: &mut [u8]) {
-        // Panics rather than using weak randomness.
+        // This panics instead of using weak randomness.
         self.random.fill(bytes).expect("the kernel's random number generator fails");
     }
 
@@ -46,7 +46,8 @@ impl Environment for KernelEnvironment {
     }
 
     fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32> {
-        // The SA that uses the reserved SPI has the reqid of its purpose.
+        // Any reqid of the peer will do, since the SA that uses the reserved SPI has the reqid of
+        // its purpose.
         let reqid = self.reqids.any_of(peer)?;
         match self.xfrm.allocate_spi(remote, local, reqid, SpiRange::default()) {
             Ok(spi) => Some(spi),
@@ -67,8 +68,8 @@ impl Environment for KernelEnvironment {
     }
 }
 
-/// Returns the source address that the kernel's routes give for `remote`, which is the local
-/// address of a connected socket. Sends nothing.
+/// Returns the source address that the kernel chooses for packets to `remote`. It is the local
+/// address of a connected socket, which sends nothing.
 pub(super) fn source_address(remote: IpAddr) -> Option<IpAddr> {
     let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;

@@ -1,4 +1,5 @@
-//! Converts the algorithm and keys of a CHILD_SA from IKE's types to the kernel's.
+//! Converts the algorithm and keys of a CHILD_SA from the types of `edge-ike` to those of
+//! `edge-xfrm`.
 
 use edge_ike::config::{self, Cipher};
 use edge_ike::{ChildSa, Secret};
@@ -7,7 +8,7 @@ use edge_xfrm::{AesKeyLength, Algorithm, EspKey, Integrity, Result};
 /// Returns the key of one direction of a CHILD_SA.
 ///
 /// # Errors
-/// If the key does not have the length that the algorithm needs. IKE never makes such a key.
+/// If the key does not have the length that the algorithm requires. IKE never generates such a key.
 pub(super) fn esp_key(sa: &ChildSa, key: &Secret) -> Result<EspKey> {
     let algorithm = match sa.cipher {
         Cipher::Aes128Gcm16 => Algorithm::Aes128Gcm16,

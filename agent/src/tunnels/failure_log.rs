@@ -1,5 +1,5 @@
-//! Decides which failures of peers get a separate log line. If many peers vanish, most of them
-//! share a line. This module does no I/O.
+//! Decides which failures of peers get a separate log line. If many peers fail at the same time,
+//! most of the failures share one line. This module does no I/O.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -7,26 +7,27 @@ use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
 
-/// Number of failures in a period that get a separate line. The other failures share the line at
+/// Number of failures in a period that get a separate line. The other failures share one line at
 /// the end of the period.
 const SINGLE_LINES: usize = 5;
 /// Length of a period, which begins with a failure.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// The failures in a period. The set grows with the number of peers that fail in the period.
+/// The failures in a period. The size of the set is at most the number of peers that fail in the
+/// period.
 #[derive(Debug, Default)]
 pub(super) struct FailureLog {
     ends: Option<Instant>,
     single: usize,
-    /// Peers whose failures were not logged, and the number of these failures.
+    /// Peers with failures that were not logged separately.
     joined: BTreeSet<PeerName>,
     joined_failures: usize,
     first_joined: String,
 }
 
 impl FailureLog {
-    /// Records a failure. Returns true if it must be logged now. Otherwise [`Self::end_period`]
-    /// counts it.
+    /// Records a failure. Returns `true` if it must be logged now. Otherwise it is included in the
+    /// line from [`Self::end_period`].
     pub(super) fn record(&mut self, peer: &PeerName, error: &impl Display, now: Instant) -> bool {
         self.ends.get_or_insert(now + PERIOD);
         if self.single < SINGLE_LINES {
@@ -41,12 +42,13 @@ impl FailureLog {
         false
     }
 
-    /// Returns when [`Self::end_period`] is due.
+    /// Returns the time at which [`Self::end_period`] is due.
     pub(super) fn due(&self) -> Option<Instant> {
         self.ends
     }
 
-    /// Ends a period that is over. Returns the line about the failures that were not logged.
+    /// Ends the period if its time has passed. Returns the log line about the failures that were
+    /// not logged separately.
     pub(super) fn end_period(&mut self, now: Instant) -> Option<String> {
         if self.ends.is_none_or(|ends| ends > now) {
             return None;

@@ -1,7 +1,7 @@
-//! Tracks hubs that were lost and came back. Several hubs may front the same networks: nodes use
-//! the first one, in the order of their names, that is up. A hub that comes back is not used
-//! immediately, since it may be lost again, and since other nodes notice its return at different
-//! moments.
+//! Tracks hubs that were lost and came back. Several hubs may front the same networks. Nodes use
+//! the first of these hubs that is up, in the order of their names. A hub that comes back is not
+//! used immediately, since it may be lost again, and since other nodes detect its return at
+//! different moments.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use edge_ike::{Instant, PeerName};
 
 use crate::desired::{DesiredTunnel, TunnelState};
 
-/// How long the tunnel of a hub that came back must be up before the hub replaces another one.
-/// Cloud nodes use the same time.
+/// Time for which the tunnel of a hub that came back must be up before the hub replaces another
+/// hub. Cloud nodes use the same time.
 const HOLD: Duration = Duration::from_secs(30);
 
-/// The hubs that have been up. The sets grow with the number of hubs.
+/// The hubs that have been up. The size of each set is at most the number of hubs.
 #[derive(Debug, Default)]
 pub(super) struct HubReturns {
     up: HashSet<PeerName>,
     lost: HashSet<PeerName>,
     /// Hubs that have a tunnel but do not answer.
     silent: HashSet<PeerName>,
-    /// Hubs that came back, each with the end of its wait.
+    /// Hubs that came back, each with the time from which it is used again.
     returned: BTreeMap<PeerName, Instant>,
 }
 
@@ -43,7 +43,7 @@ impl HubReturns {
         if up { TunnelState::Up } else { TunnelState::Down }
     }
 
-    /// Records whether a hub's tunnel is up and returns the tunnel's state.
+    /// Records whether the tunnel of a hub is up, and returns the tunnel's state.
     fn observe(&mut self, hub: &PeerName, up: bool, now: Instant) -> TunnelState {
         if !up {
             // The peer has answered a new IKE SA.
@@ -63,13 +63,14 @@ impl HubReturns {
         if self.returned.get(hub).is_some_and(|until| now < *until) { TunnelState::Returned } else { TunnelState::Up }
     }
 
-    /// Records that a peer does not answer. Returns true if the peer is a hub, and another hub
-    /// should take its packets, although its tunnel stays for now.
+    /// Records that a peer does not answer. Returns `true` if the peer is a hub that answered
+    /// before. In that case another hub should receive its packets, although the tunnel is still
+    /// up.
     pub(super) fn silent(&mut self, tunnel: Option<&Arc<DesiredTunnel>>, peer: &PeerName) -> bool {
         tunnel.is_some_and(|tunnel| tunnel.hub) && self.silent.insert(peer.clone())
     }
 
-    /// Records that a message from a peer arrived. Returns true if the peer is a hub that did not
+    /// Records that a message from a peer arrived. Returns `true` if the peer is a hub that did not
     /// answer before.
     pub(super) fn heard(&mut self, peer: &PeerName) -> bool {
         self.silent.remove(peer)
@@ -82,12 +83,12 @@ impl HubReturns {
         self.returned.remove(hub);
     }
 
-    /// Returns when [`Self::take_due`] next returns a hub.
+    /// Returns the time at which [`Self::take_due`] next returns a hub.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.returned.values().min().copied()
     }
 
-    /// Returns the hubs whose wait is over.
+    /// Removes and returns the hubs that may be used again.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<PeerName> {
         self.returned.extract_if(.., |_, until| *until <= now).map(|(hub, _)| hub).collect()
     }
@@ -126,7 +127,7 @@ mod tests {
         assert!(returns.heard(&hub) && !returns.heard(&hub));
         assert_eq!(returns.observe(&hub, true, at(2)), TunnelState::Returned);
         assert_eq!(returns.observe(&hub, true, at(32)), TunnelState::Up);
-        // Then its tunnel goes down, and another tunnel comes up.
+        // The tunnel of the silent hub goes down, and a new tunnel comes up.
         returns.silent.insert(hub.clone());
         assert_eq!(returns.observe(&hub, true, at(40)), TunnelState::Down);
         assert_eq!(returns.observe(&hub, false, at(44)), TunnelState::Down);

@@ -1,11 +1,12 @@
-//! Tracks the on-demand tunnels that are up, and when each was last used. This module does no I/O.
+//! Tracks the on-demand tunnels that are up, and the time at which each was last used. This module
+//! does no I/O.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
 
-/// The on-demand tunnels that are up. The map grows with the number of these tunnels.
+/// The on-demand tunnels that are up. The size of the map is the number of these tunnels.
 #[derive(Debug)]
 pub(super) struct IdleTunnels {
     timeout: Duration,
@@ -21,38 +22,38 @@ struct TunnelUse {
 }
 
 impl IdleTunnels {
-    /// Starts without tunnels. Each tunnel is closed after `timeout` without a packet.
+    /// Creates an empty set of tunnels. Each tunnel is closed after `timeout` without a packet.
     pub(super) fn new(timeout: Duration) -> Self {
         Self { timeout, tunnels: HashMap::new(), checks: BTreeSet::new() }
     }
 
-    /// Records that an on-demand tunnel is up, or stays for another timeout.
+    /// Records that an on-demand tunnel is up, or stays up for another timeout.
     pub(super) fn watch(&mut self, peer: &PeerName, now: Instant) {
         self.forget(peer);
         self.insert(peer.clone(), now);
     }
 
-    /// Records that a packet went through the tunnel to a peer, in either direction. Other peers
-    /// are ignored.
+    /// Records that a packet went through the tunnel to a peer, in either direction. Peers without
+    /// an on-demand tunnel are ignored.
     pub(super) fn used(&mut self, peer: &PeerName, now: Instant) {
         if let Some(tunnel) = self.tunnels.get_mut(peer) {
             tunnel.last = now;
         }
     }
 
-    /// Records that the tunnel is down, or no longer on demand.
+    /// Records that the tunnel to a peer is down, or is no longer an on-demand tunnel.
     pub(super) fn forget(&mut self, peer: &PeerName) {
         if let Some(tunnel) = self.tunnels.remove(peer) {
             self.checks.remove(&(tunnel.check, peer.clone()));
         }
     }
 
-    /// Returns when [`Self::take_idle`] has something to do.
+    /// Returns the time at which [`Self::take_idle`] must be called next.
     pub(super) fn next_check(&self) -> Option<Instant> {
         self.checks.first().map(|(at, _)| *at)
     }
 
-    /// Takes the peers whose tunnels carried no packet for the timeout.
+    /// Removes and returns the peers whose tunnels have carried no packet for the timeout.
     pub(super) fn take_idle(&mut self, now: Instant) -> Vec<PeerName> {
         let mut idle = Vec::new();
         while let Some((_, peer)) = self.checks.first().filter(|(at, _)| *at <= now).cloned() {

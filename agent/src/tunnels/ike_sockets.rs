@@ -1,7 +1,7 @@
-//! The four UDP sockets for IKE: two ports in two address families. systemd may have opened them
-//! (`edge-agent.socket`), so that no local user can bind the ports, and datagrams wait while the
-//! agent restarts. Sockets that systemd did not open come from the holder of an earlier agent
-//! ([`socket_holder`]), or the agent opens them.
+//! The four UDP sockets for IKE: two ports, each in two address families. systemd may have opened
+//! them (`edge-agent.socket`), so that no local user can bind the ports, and datagrams are queued
+//! while the agent restarts. Sockets that systemd did not open come from the holder of an earlier
+//! agent ([`socket_holder`]), or the agent opens them.
 
 use std::fs;
 use std::os::fd::RawFd;
@@ -26,7 +26,7 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Opens all sockets, or takes them over from systemd or from a holder. With `hold`, a holder keeps
 /// the sockets that systemd does not keep. Must be called within a tokio runtime. Fails if a port
-/// is in use. The error names the user whose process has the port.
+/// is in use. The error contains the user whose process has bound the port.
 pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<Arc<Socket>>> {
     let mut from_systemd = systemd_sockets()?;
     let (holder, mut held) = held_sockets();
@@ -65,7 +65,7 @@ pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<A
         );
     }
     if !taken.is_empty() {
-        tracing::info!(sockets = taken.len(), "taken over from the holder that an earlier agent started");
+        tracing::info!(sockets = taken.len(), "took over the sockets from the holder of an earlier agent");
     }
     // A holder that has exactly these sockets continues to hold them.
     let holder = holder.filter(|_| hold && opened.is_empty() && held.is_empty() && !taken.is_empty());
@@ -81,8 +81,8 @@ fn remove(sockets: &mut Vec<Socket>, ipv4: bool, port: u16) -> Option<Socket> {
     Some(sockets.swap_remove(found))
 }
 
-/// Finds the holder of an earlier agent, and its sockets. A holder that cannot be used is logged
-/// and ignored.
+/// Finds the holder of an earlier agent, and its sockets. If a holder cannot be used, logs the
+/// reason and ignores it.
 fn held_sockets() -> (Option<HolderConnection>, Vec<Socket>) {
     let take = || -> anyhow::Result<_> {
         let Some(holder) = socket_holder::client::find()? else { return Ok((None, vec![])) };
@@ -96,8 +96,8 @@ fn held_sockets() -> (Option<HolderConnection>, Vec<Socket>) {
     })
 }
 
-/// Starts a holder for these sockets, unless a holder has them already, and starts another one
-/// whenever the holder ends.
+/// Starts a holder for these sockets, unless a holder already has them. Starts another holder
+/// whenever one ends.
 async fn keep_holder(mut holder: Option<HolderConnection>, sockets: Vec<Arc<Socket>>) {
     let mut wait = MIN_RETRY;
     loop {
@@ -112,14 +112,14 @@ async fn keep_holder(mut holder: Option<HolderConnection>, sockets: Vec<Arc<Sock
         let since = Instant::now();
         if let Some(holder) = holder.take() {
             holder.ended().await;
-            tracing::warn!("the process that holds the UDP sockets ended; another one is started");
+            tracing::warn!("the process that holds the UDP sockets exited; starting another one");
         }
         wait = if since.elapsed() > MAX_RETRY { MIN_RETRY } else { (wait * 2).min(MAX_RETRY) };
         tokio::time::sleep(wait).await;
     }
 }
 
-/// Ends a holder of other sockets and starts a holder for these.
+/// Ends the holder of other sockets, if there is one, and starts a holder for these sockets.
 fn start_holder(sockets: &[Arc<Socket>]) -> anyhow::Result<HolderConnection> {
     if let Some(other) = socket_holder::client::find()? {
         other.end()?;
@@ -127,7 +127,8 @@ fn start_holder(sockets: &[Arc<Socket>]) -> anyhow::Result<HolderConnection> {
     socket_holder::client::start(sockets)
 }
 
-/// Takes the sockets that systemd passed (`sd_listen_fds(3)`); none at the second call.
+/// Takes the sockets that systemd passed (`sd_listen_fds(3)`); returns none if called a second
+/// time.
 fn systemd_sockets() -> anyhow::Result<Vec<Socket>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i64>().ok());
@@ -163,16 +164,16 @@ fn port_in_use(ipv4: bool, port: u16) -> String {
     format!("UDP port {port} ({family}) cannot be opened; {who}")
 }
 
-/// Returns the user whose process has bound a UDP port in this network namespace. An IPv6 socket
-/// may also accept IPv4.
+/// Returns the user whose process has bound a UDP port in this network namespace. For IPv4, this
+/// includes IPv6 sockets, since an IPv6 socket may also accept IPv4.
 fn user_of(ipv4: bool, port: u16) -> Option<u32> {
     let tables = ["/proc/self/net/udp", "/proc/self/net/udp6"];
     let tables = if ipv4 { &tables[..] } else { &tables[1..] };
     tables.iter().filter_map(|table| fs::read_to_string(table).ok()).find_map(|table| user_in(&table, port))
 }
 
-/// Reads the user from a table that `udp4_seq_show` (`net/ipv4/udp.c`) writes: slot, local address,
-/// remote address, state, queues, timer, retransmissions, user.
+/// Parses the user from a table in the format of `udp4_seq_show` (`net/ipv4/udp.c`): slot, local
+/// address, remote address, state, queues, timer, retransmissions, user.
 fn user_in(table: &str, port: u16) -> Option<u32> {
     table.lines().skip(1).find_map(|line| {
         let mut words = line.split_whitespace();

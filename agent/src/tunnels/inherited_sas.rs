@@ -1,5 +1,5 @@
-//! SAs that an earlier run of the agent left in the kernel. They work until a new CHILD_SA with the
-//! peer replaces them.
+//! SAs that an earlier run of the agent left in the kernel. They are used until a new CHILD_SA with
+//! the peer replaces them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -14,8 +14,8 @@ use super::installed_sa::InstalledSa;
 struct InheritedSa {
     sa: Sa,
     outbound: bool,
-    /// When the SA is deleted: at the end of its lifetime, or, if it is inbound, some time after
-    /// its replacement.
+    /// The time at which the SA is deleted. This is the end of its lifetime or, for an inbound SA
+    /// that has been replaced, some time after the replacement.
     until: Instant,
 }
 
@@ -33,8 +33,8 @@ impl InheritedSa {
     }
 }
 
-/// All inherited SAs, by the reqid of their peer, which its outbound SAs have and, except for hubs,
-/// also its inbound SAs. The map only shrinks after the start.
+/// All inherited SAs, by the reqid of their peer. The peer's outbound SAs have this reqid, and so
+/// do its inbound SAs, unless the peer is a hub. After the start, no SAs are added.
 #[derive(Debug, Default)]
 pub(super) struct InheritedSas {
     by_owner: HashMap<u32, Vec<InheritedSa>>,
@@ -43,13 +43,13 @@ pub(super) struct InheritedSas {
 }
 
 impl InheritedSas {
-    /// Adds SAs, each with a flag that is true for outbound SAs. The SAs are deleted at `until`.
+    /// Adds SAs, each with a flag that is `true` for outbound SAs. The SAs are deleted at `until`.
     pub(super) fn add_all(&mut self, sas: Vec<(Sa, bool)>, until: Instant) {
         let outbound = sas.iter().filter(|(_, outbound)| *outbound);
         let by_remote: HashMap<IpAddr, u32> = outbound.map(|(sa, _)| (sa.id.destination, sa.reqid)).collect();
         for (sa, outbound) in sas {
-            // Inbound SAs of hubs have the same reqid. The address shows to which hub the SA
-            // belongs.
+            // All inbound SAs of hubs have the same reqid, so the source address determines to
+            // which hub an SA belongs.
             let from_hub = sa.reqid == Reqid::FROM_HUBS.raw();
             let owner = by_remote.get(&sa.source).copied().filter(|_| from_hub).unwrap_or(sa.reqid);
             self.add(sa, outbound, owner, until);
@@ -80,23 +80,23 @@ impl InheritedSas {
         sas.filter(|inherited| inherited.outbound).filter_map(InheritedSa::installed)
     }
 
-    /// Takes all SAs with this reqid.
+    /// Removes and returns all SAs with this reqid.
     pub(super) fn take(&mut self, reqid: Reqid) -> Vec<InstalledSa> {
         self.take_if(reqid, |_| true)
     }
 
-    /// Takes the outbound SAs with this reqid.
+    /// Removes and returns the outbound SAs with this reqid.
     pub(super) fn take_outbound(&mut self, reqid: Reqid) -> Vec<InstalledSa> {
         self.take_if(reqid, |inherited| inherited.outbound)
     }
 
-    /// Takes the SAs with this reqid that were installed before `moment`, a time of the system
-    /// clock in seconds since 1970-01-01 UTC.
+    /// Removes and returns the SAs with this reqid that were installed before `moment`, a time of
+    /// the system clock in seconds since 1970-01-01 UTC.
     pub(super) fn take_older_than(&mut self, reqid: Reqid, moment: u64) -> Vec<InstalledSa> {
         self.take_if(reqid, |inherited| inherited.sa.counters.added < moment)
     }
 
-    /// Takes the SAs whose time is over, with the reqids of their peers.
+    /// Removes and returns the SAs that are due for deletion, with the reqids of their peers.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<(Reqid, InstalledSa)> {
         let mut due = Vec::new();
         while let Some((_, id)) = self.deadlines.first().filter(|(until, _)| *until <= now) {
@@ -105,7 +105,7 @@ impl InheritedSas {
         due
     }
 
-    /// Returns when the next SA is due for [`Self::take_due`].
+    /// Returns the time at which the next SA is due for [`Self::take_due`].
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.first().map(|(until, _)| *until)
     }

@@ -1,20 +1,20 @@
-//! One of our SAs in the kernel.
+//! One of the agent's SAs in the kernel.
 
 use std::net::IpAddr;
 
 use edge_xfrm::reconcile::ExpectedSa;
 use edge_xfrm::{Mode, Reqid, SaDirection, SaId, SaParams, UdpEncap};
 
-/// One of our SAs in the kernel.
+/// One of the agent's SAs in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct InstalledSa {
-    /// Whether it decrypts (`In`) or encrypts (`Out`).
+    /// Whether the SA decrypts (`In`) or encrypts (`Out`).
     pub(super) direction: SaDirection,
     /// Source address of the ESP packets.
     pub(super) source: IpAddr,
     /// Destination address of the ESP packets, and SPI.
     pub(super) id: SaId,
-    /// Number that also appears in the templates of the peer's policies.
+    /// Reqid, which is also in the templates of the peer's policies.
     pub(super) reqid: Reqid,
     /// Tunnel or transport mode.
     pub(super) mode: Mode,
@@ -34,7 +34,7 @@ impl InstalledSa {
         }
     }
 
-    /// Returns the form that is compared with the kernel's SA.
+    /// Returns the values that are compared with the SA in the kernel.
     pub(super) fn expected(&self) -> ExpectedSa {
         ExpectedSa { id: self.id, reqid: self.reqid.raw(), encap: self.encap }
     }

@@ -1,6 +1,6 @@
 //! Handles the kernel's notifications: connects to a peer when the kernel needs an SA for its
-//! policy (ACQUIRE), rekeys SAs that expire or are gone, and compares objects that other programs
-//! changed.
+//! policy (ACQUIRE), rekeys SAs that expire or were deleted, and compares objects that other
+//! programs changed.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +9,8 @@ use edge_xfrm::events::Event;
 
 use super::driver::Driver;
 
-/// Maximum number of changed objects that are compared one by one. If more changed at the same
-/// time, everything is compared.
+/// Maximum number of changed objects that are compared one by one. If more objects change at the
+/// same time, all objects are compared.
 const MAX_SINGLE_CHECKS: usize = 256;
 
 impl Driver {

@@ -1,11 +1,11 @@
 //! The IKE driver: passes datagrams to the IKE endpoint, and installs in the kernel the SAs and
-//! policies that the endpoint negotiates. All of this runs in one thread, since kernel and endpoint
-//! must change together.
+//! policies that the endpoint negotiates. All of this runs on one thread, since the state of the
+//! kernel and of the endpoint must change together.
 //!
-//! - `capture`: copies of IKE messages on their way to `edge-agent capture`.
-//! - `check_interval`: the time until all policies and SAs are next compared with the kernel.
+//! - `capture`: the copies of IKE messages for `edge-agent capture`.
+//! - `check_interval`: the time until the next comparison of all policies and SAs with the kernel.
 //! - `commands`: the handling of the requests from `edge-agent` commands.
-//! - `datagram_socket`: the UDP socket, which returns the local address of each datagram.
+//! - `datagram_socket`: the UDP socket, which reports the local address of each datagram.
 //! - `deferred_switch`: the switch to a new outbound SA, deferred until the peer is ready.
 //! - `ike_sockets`: the four UDP sockets for IKE, which systemd may have opened.
 //! - `environment`: the implementation of [`edge_ike::Environment`] on this machine.
@@ -13,18 +13,18 @@
 //! - `endpoint_events`: the handling of the endpoint's events.
 //! - `failure_log`: the choice of the failures that get a separate log line.
 //! - `hub_returns`: the hubs that were lost and came back.
-//! - `idle_tunnels`: the on-demand tunnels that are up, and when each was last used.
+//! - `idle_tunnels`: the on-demand tunnels that are up, and the time at which each was last used.
 //! - `inherited_sas`: the SAs that an earlier run left in the kernel.
 //! - `installed_sa`: one of the agent's SAs in the kernel.
 //! - `kernel_events`: the handling of the kernel's notifications.
-//! - `kernel_policies`: the policies in the kernel, and their comparison with the desired ones.
-//! - `not_carried`: the networks configured for a peer that no CHILD_SA carries.
+//! - `kernel_policies`: the policies in the kernel, and their comparison with the desired policies.
+//! - `not_carried`: the networks that are configured for a peer but that no CHILD_SA carries.
 //! - `on_demand`: the tunnels that the first packet sets up.
-//! - `reconcile`: the comparison of policies and SAs with the kernel's, and the correction of
-//!   differences.
+//! - `reconcile`: the comparison of the policies and SAs in the kernel with the desired ones, and
+//!   the correction of differences.
 //! - `retiring_sas`: the outbound SAs that were replaced, until they are deleted.
 //! - `sa_table`: the SAs that the agent has installed in the kernel.
-//! - `reqids`: the peers' reqids, which stay the same over restarts.
+//! - `reqids`: the peers' reqids, which stay the same across restarts.
 //! - `requests`: the requests that `edge-agent` commands send to the driver.
 //! - `report`: the part of the status about tunnels.
 

@@ -1,5 +1,5 @@
 //! Finds networks that are configured for a static peer but that no CHILD_SA carries although the
-//! peer is up: the peer has narrowed the selectors, or refuses a child.
+//! peer is up. This happens if the peer has narrowed the selectors, or refuses a child.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,11 +10,11 @@ use ipnetwork::IpNetwork;
 use crate::desired::{DesiredTunnel, Origin};
 use crate::status::NotCarried;
 
-/// Selectors of a CHILD_SA: on our side and on the peer's side.
+/// Selectors of a CHILD_SA: those of this node and those of the peer.
 type Selectors<'a> = (&'a [IpNetwork], &'a [IpNetwork]);
 
-/// Returns pairs of configured networks that no CHILD_SA carries as a whole. Empty for peers in the
-/// view.
+/// Returns the pairs of configured networks that no CHILD_SA carries as a whole. Empty for peers in
+/// the view.
 pub(super) fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<NotCarried> {
     if tunnel.origin != Origin::Configuration || status.phase != Phase::Up {
         return vec![];
@@ -35,8 +35,8 @@ pub(super) fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<No
     missing
 }
 
-/// Returns whether CHILD_SAs carry packets between all hosts in two networks. A peer may split one
-/// side over several CHILD_SAs, or write a network as several networks.
+/// Returns whether CHILD_SAs carry packets between all hosts in two networks. A peer may distribute
+/// the networks of one side over several CHILD_SAs, or split a network into several networks.
 fn is_carried(local: IpNetwork, remote: IpNetwork, sas: &[Selectors<'_>]) -> bool {
     let remotes: Vec<IpNetwork> =
         sas.iter().filter(|(ours, _)| is_within(local, ours)).flat_map(|(_, theirs)| *theirs).copied().collect();
@@ -45,17 +45,17 @@ fn is_carried(local: IpNetwork, remote: IpNetwork, sas: &[Selectors<'_>]) -> boo
     is_within(remote, &remotes) || is_within(local, &locals)
 }
 
-/// Returns whether all addresses of a network are in one of `networks`.
+/// Returns whether each address of a network is in one of `networks`.
 fn is_within(network: IpNetwork, networks: &[IpNetwork]) -> bool {
     if networks.iter().any(|wide| contains(wide, &network)) {
         return true;
     }
-    // Only a network within this one can contain a part of it, so the recursion ends soon.
+    // Only networks within this one can contain a part of it, so the recursion ends quickly.
     let inside: Vec<IpNetwork> = networks.iter().copied().filter(|narrow| contains(&network, narrow)).collect();
     !inside.is_empty() && halves(network).is_some_and(|halves| halves.iter().all(|half| is_within(*half, &inside)))
 }
 
-/// Returns the two halves of a network; `None` if it is one address.
+/// Returns the two halves of a network; `None` if it is a single address.
 fn halves(network: IpNetwork) -> Option<[IpNetwork; 2]> {
     let prefix = network.prefix().checked_add(1)?;
     let second: IpAddr = match network.network() {
@@ -98,7 +98,7 @@ mod tests {
         ));
         let quarters = &["10.2.0.0/18", "10.2.64.0/18", "10.2.128.0/18"];
         assert!(!carried("10.1.0.0/16", "10.2.0.0/16", &[(&["10.1.0.0/16"], quarters)]));
-        // If only two pairs of halves are carried, the other two pairs are not.
+        // Two of the four pairs of halves are carried, so the whole networks are not.
         let pairs: &[(&[&str], &[&str])] =
             &[(&["10.1.0.0/17"], &["10.2.0.0/17"]), (&["10.1.128.0/17"], &["10.2.128.0/17"])];
         assert!(!carried("10.1.0.0/16", "10.2.0.0/16", pairs));

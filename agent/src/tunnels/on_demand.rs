@@ -17,14 +17,15 @@ use crate::logging::peer_span;
 /// Sysctl of this network namespace: whether the kernel drops packets that wait for an SA.
 const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
 
-/// Maximum time that a responder's packets wait for a sign that the initiator has its SAs.
+/// Maximum time for which a responder's packets wait for a packet that shows that the initiator has
+/// installed its SAs.
 const RESPONDER_WAIT: Duration = Duration::from_millis(500);
 
 impl Driver {
-    /// Defers the outbound SA of a new on-demand tunnel that the peer initiated. The peer receives
-    /// our response and our first packets at the same time, and drops packets until it has
-    /// installed its SAs. So the kernel holds packets until a packet from the peer arrives, or for
-    /// [`RESPONDER_WAIT`]. Returns false if there is no reason to wait.
+    /// Defers the outbound SA of a new on-demand tunnel that the peer initiated. The peer would
+    /// receive this node's response and first packets at the same time, and drop packets until it
+    /// has installed its SAs. The kernel therefore holds packets until a packet from the peer
+    /// arrives, but at most for [`RESPONDER_WAIT`]. Returns `false` if there is no reason to wait.
     pub(super) fn defer_switch(&mut self, peer: &PeerName, child: &ChildSa, now: Instant) -> bool {
         let defers =
             self.hold_packets && self.is_on_demand(peer) && !child.initiator && !self.is_up(peer, &child.purpose);
@@ -36,7 +37,7 @@ impl Driver {
         defers
     }
 
-    /// Returns whether packets are sent for this purpose.
+    /// Returns whether an outbound SA for this purpose is in use.
     pub(super) fn is_up(&self, peer: &PeerName, purpose: &Purpose) -> bool {
         self.sas.ends(peer).iter().any(|(of, ends)| *of == purpose && ends.up)
     }
@@ -52,18 +53,18 @@ impl Driver {
         self.deferred_switches.values().any(|deferred| deferred.peer == *peer)
     }
 
-    /// Returns when the next deferral ends, for [`Self::end_deferrals`].
+    /// Returns the time at which [`Self::end_deferrals`] must be called next.
     pub(super) fn next_deferral_end(&self) -> Option<Instant> {
         self.deferred_switches.values().map(|deferred| deferred.until).min()
     }
 
-    /// Installs outbound SAs that have been deferred for long enough.
+    /// Installs outbound SAs whose deferral ends at `now` or earlier.
     pub(super) fn end_deferrals(&mut self, now: Instant) {
         self.end_deferrals_if(|deferred| deferred.until <= now);
     }
 
-    /// Installs the peer's deferred SAs after a packet from the peer: the peer has installed its
-    /// SAs.
+    /// Installs the deferred SAs of a peer, because a packet from the peer shows that it has
+    /// installed its SAs.
     pub(super) fn end_deferrals_of(&mut self, peer: &PeerName) {
         self.end_deferrals_if(|deferred| deferred.peer == *peer);
     }
@@ -76,20 +77,21 @@ impl Driver {
         }
     }
 
-    /// Records that a tunnel is up. An on-demand tunnel is closed when it is idle.
+    /// Records that a tunnel is up, so that it is closed when it is idle. Does nothing if the
+    /// tunnel is not on demand.
     pub(super) fn watch_if_on_demand(&mut self, peer: &PeerName, now: Instant) {
         if self.is_on_demand(peer) && self.sas.sends(peer) {
             self.idle_tunnels.watch(peer, now);
         }
     }
 
-    /// Returns whether packets set up the tunnel to a peer.
+    /// Returns whether the tunnel to a peer is set up by the first packet.
     pub(super) fn is_on_demand(&self, peer: &PeerName) -> bool {
         self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.on_demand)
     }
 
-    /// Closes idle tunnels that this node initiated. Only the peer closes a tunnel that it
-    /// initiated, because it may need the tunnel at all times.
+    /// Closes idle tunnels that this node initiated. A tunnel that the peer initiated is closed
+    /// only by the peer, because the peer may need it at all times.
     pub(super) fn close_idle_tunnels(&mut self, now: Instant) {
         for peer in self.idle_tunnels.take_idle(now) {
             if !self.is_on_demand(&peer) {
@@ -121,7 +123,7 @@ impl Driver {
     }
 }
 
-/// Sets [`LARVAL_DROP`] to 0. Returns true if the sysctl had another value before.
+/// Sets [`LARVAL_DROP`] to 0. Returns `true` if the sysctl had another value before.
 fn hold_packets() -> io::Result<bool> {
     if fs::read_to_string(LARVAL_DROP)?.trim() == "0" {
         return Ok(false);
@@ -129,9 +131,9 @@ fn hold_packets() -> io::Result<bool> {
     fs::write(LARVAL_DROP, "0").map(|()| true)
 }
 
-/// Returns the ends of a policy without an SA. The addresses only make the kernel report a packet.
-/// The agent then connects to the peer at all its addresses, and the policy gets the addresses of
-/// the tunnel. `None` if no address of the peer is known.
+/// Returns the ends for a policy without an SA. The kernel needs these addresses only to report a
+/// packet. The agent then tries all addresses of the peer, and the policy is changed to the
+/// addresses of the tunnel. `None` if no address of the peer is known.
 pub(super) fn acquire_ends(tunnel: &DesiredTunnel, child: &ChildConfig) -> Option<TunnelEnds> {
     let remote = tunnel.peer.remotes.first()?.ip();
     let loopback: IpAddr = if remote.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };

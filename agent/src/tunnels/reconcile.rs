@@ -1,5 +1,6 @@
-//! Compares policies and SAs in the kernel with the desired ones and corrects differences: after
-//! changes, after notifications, and at intervals that grow with the number of objects.
+//! Compares policies and SAs in the kernel with the desired ones, and corrects differences. This is
+//! done after changes, after notifications, and at intervals that increase with the number of
+//! objects.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -26,7 +27,7 @@ const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
 
 impl Driver {
     /// Uses the ends of inherited SAs for the policies of a peer's configured child, or of a part
-    /// of it.
+    /// of this child.
     pub(super) fn assume_inherited_ends(
         &mut self,
         peer: &PeerName,
@@ -80,14 +81,14 @@ impl Driver {
         DesiredCompleteness { complete: self.desired.complete, settled: self.settled }
     }
 
-    /// Compares all policies with the kernel's. Returns true if a difference is left for later.
+    /// Compares all policies with those in the kernel. Returns `true` if a difference remains.
     pub(super) fn reconcile(&mut self) -> bool {
         self.compute_changed_peers();
         let (completeness, now) = (self.completeness(), self.now());
         self.policies.reconcile(&mut self.environment.xfrm, &self.environment.incidents, completeness, now)
     }
 
-    /// Compares the policies with these keys with the kernel's.
+    /// Compares the policies with these keys with those in the kernel.
     pub(super) fn reconcile_keys(&mut self, keys: &BTreeSet<PolicyKey>) {
         self.compute_changed_peers();
         let (completeness, now) = (self.completeness(), self.now());
@@ -97,7 +98,7 @@ impl Driver {
         }
     }
 
-    /// Schedules another comparison soon, because a difference must be corrected later.
+    /// Schedules another comparison soon, because a difference remains that must be corrected.
     pub(super) fn check_soon(&mut self) {
         self.check_at = self.check_at.min(tokio::time::Instant::now() + check_interval::SHORTEST);
     }
@@ -110,7 +111,8 @@ impl Driver {
             Ok(sas) => sas,
             Err(error) => return self.environment.incidents.error(format!("SAs cannot be read: {error}")),
         };
-        // Inbound SAs of hubs have the same reqid. The address shows to which hub the SA belongs.
+        // All inbound SAs of hubs have the same reqid, so the source address determines to which
+        // hub an SA belongs.
         let remotes: HashSet<IpAddr> =
             sas.iter().filter(|sa| held.contains(&sa.reqid)).map(|sa| sa.id.destination).collect();
         let is_held =
@@ -126,7 +128,8 @@ impl Driver {
         }
     }
 
-    /// Compares all policies and SAs with the kernel's and sets the time of the next comparison.
+    /// Compares all policies and SAs with those in the kernel, and sets the time of the next
+    /// comparison.
     pub(super) fn check_kernel(&mut self) {
         let began = thread_cpu_time();
         let mut undone = self.desired.complete && self.reconcile();
@@ -135,7 +138,7 @@ impl Driver {
         self.check_at = tokio::time::Instant::now() + check_interval::until_next_check(cost, undone);
     }
 
-    /// Compares all SAs with the kernel's. Returns true if the kernel refused a change.
+    /// Compares all SAs with those in the kernel. Returns `true` if the kernel refused a change.
     fn check_sas(&mut self) -> bool {
         let sas = match self.environment.xfrm.sas() {
             Ok(sas) => sas,
@@ -148,7 +151,7 @@ impl Driver {
         self.correct_sas(&reconcile::sas(&expected, &sas))
     }
 
-    /// Compares one SA with the kernel's.
+    /// Compares one SA with the SA in the kernel.
     pub(super) fn check_sa(&mut self, id: SaId) {
         let found = match self.environment.xfrm.sa(id) {
             Ok(found) => found,
@@ -189,7 +192,7 @@ impl Driver {
         undone
     }
 
-    /// Handles an SA that is gone from the kernel. The SA must not be installed again, since its
+    /// Handles an SA that is no longer in the kernel. The SA must not be installed again, since its
     /// nonces would repeat, so the CHILD_SA is rekeyed.
     pub(super) fn handle_missing_sa(&mut self, id: SaId, how: &str) {
         match self.sas.lost(id) {
@@ -206,8 +209,10 @@ impl Driver {
         }
     }
 
-    /// Handles the end of an inherited SA. Another peer may now take the packets. After a peer's
-    /// last inherited SA is gone, an INITIAL_CONTACT has nothing to delete.
+    /// Handles the deletion of an inherited SA. The policies are computed again, since another peer
+    /// may now receive the packets. When a peer has no inherited SAs any more, the peer is
+    /// configured again, so that INITIAL_CONTACT may be sent to it: there is nothing left that the
+    /// peer should keep.
     pub(super) fn inherited_sa_gone(&mut self, reqid: Reqid) {
         let Some(peer) = self.environment.reqids.peer(reqid.raw()) else { return };
         if !self.sas.has_inherited(reqid) {
@@ -217,7 +222,7 @@ impl Driver {
     }
 
     /// Handles a change of this node's addresses: informs peers that use MOBIKE, moves tunnels
-    /// whose address is gone, and tries peers again that could not be reached.
+    /// whose address was removed, and makes another attempt to reach the unreached peers.
     pub(super) fn host_changed(&mut self) {
         let now = self.now();
         let addresses = self.host.borrow().uplink_addresses.clone();
@@ -226,9 +231,9 @@ impl Driver {
         self.endpoint.retry_unreached(now, &mut self.environment);
     }
 
-    /// Moves tunnels from an address that is gone to the source address that the route now gives.
+    /// Moves tunnels from an address that was removed to the source address of the current route.
     /// If there is no route yet (an address appears before its default route), tries again soon,
-    /// since there is no event for the route.
+    /// since the route causes no event.
     pub(super) fn move_tunnels(&mut self) {
         let host = self.host.borrow_and_update().clone();
         let now = self.now();
@@ -241,7 +246,7 @@ impl Driver {
             .filter(|(_, local, _)| !host.local_addresses.contains(&local.ip()))
             .map(|(peer, local, remote)| (peer.clone(), local.ip(), remote.ip()))
             .collect();
-        // The endpoint moves all tunnels from an address together.
+        // The endpoint moves all tunnels from an address in one call.
         let mut moved = BTreeSet::new();
         for (peer, old, remote) in gone {
             if moved.contains(&old) {

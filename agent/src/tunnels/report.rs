@@ -19,7 +19,8 @@ use crate::status::{
 };
 
 impl Driver {
-    /// Returns the number of tunnels that the view requests, and the number of these that are up.
+    /// Returns the number of tunnels to peers in the view that should be up, and the number of
+    /// those that are up.
     pub(super) fn count(&self) -> TunnelCount {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         TunnelCount { up: number(self.up_from_view.len()), wanted: number(self.wanted_from_view) }

@@ -1,5 +1,5 @@
-//! Assigns reqids to the peers' CHILD_SAs, one for each purpose. A purpose keeps its reqid over
-//! rekeys, restarts and reboots, so that SAs of an earlier run are recognised as the peer's.
+//! Assigns reqids to the peers' CHILD_SAs, one for each purpose. A purpose keeps its reqid across
+//! rekeys, restarts and reboots, so that the peer of an SA from an earlier run can be determined.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -18,8 +18,8 @@ use crate::state_dir::{ChangeLog, make_private, read_json_with_changes};
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
 
-/// How long a change of parts waits for further changes before the file is written. The peer
-/// chooses the parts, and not every choice must cost a write to the disk.
+/// Time for which a change of parts waits for further changes before the file is written. The peer
+/// chooses the parts, and should not be able to cause a write to disk with every choice.
 const PARTS_UNSAVED: Duration = Duration::from_secs(1);
 
 /// The reqids of each peer, and the file that stores them.
@@ -31,12 +31,12 @@ pub(super) struct Reqids {
     log: ChangeLog,
     /// Reqids by [`key`].
     numbers: BTreeMap<String, u32>,
-    /// Reqids of parts of configured children. The peer decides which parts exist, so their number
-    /// is limited like that in `SaTable`.
+    /// Reqids of parts of configured children. The peer determines which parts exist, so their
+    /// number is limited as in `SaTable`.
     parts: HashMap<PeerName, BTreeMap<Purpose, u32>>,
-    /// Changes of the parts that are not in the file yet, in the form in which the file has them.
+    /// Changes of the parts that are not in the file yet, in the form that is written to the file.
     unsaved: BTreeMap<String, Option<u32>>,
-    /// The time since when the file lacks a change.
+    /// The time of the oldest change that is not in the file.
     unsaved_since: Option<Instant>,
     peers: HashMap<u32, PeerName>,
     hubs: HashSet<PeerName>,
@@ -60,7 +60,7 @@ impl Reqids {
             numbers.iter().map(|(key, number)| (*number, PeerName::new(peer_of_key(key)))).collect();
         let mut parts: HashMap<PeerName, BTreeMap<Purpose, u32>> = HashMap::new();
         for (key, number) in of_parts {
-            // Only a damaged file contains a number twice, or one out of range.
+            // Only a damaged file contains the same number twice, or a number that is out of range.
             let Some((peer, purpose)) = part_of_key(&key).filter(|_| number < TUNNELS && !peers.contains_key(&number))
             else {
                 continue;
@@ -116,8 +116,8 @@ impl Reqids {
         number.and_then(|number| Reqid::tunnel(*number))
     }
 
-    /// Returns the purposes of a configured child of the peer that have a reqid: the whole and
-    /// parts.
+    /// Returns the purposes of a configured child of the peer that have a reqid: the whole child
+    /// and its parts.
     pub(super) fn of_child(&self, peer: &PeerName, child: &ChildName) -> Vec<(Purpose, Reqid)> {
         let whole = Purpose::whole(child);
         let whole = self.of_purpose(peer, &whole).map(|reqid| (whole, reqid));
@@ -162,13 +162,14 @@ impl Reqids {
         ended.into_iter().map(change).collect()
     }
 
-    /// Returns when [`Self::save_parts`] has changes to write.
+    /// Returns the time at which [`Self::save_parts`] has changes to write.
     pub(super) fn save_due(&self) -> Option<Instant> {
         self.unsaved_since.map(|since| since + PARTS_UNSAVED)
     }
 
-    /// Writes changes of the parts that are due at `now`. Fails if the file cannot be written; the
-    /// reqids are still in use, and the next change tries again.
+    /// Writes changes of the parts that are due at `now`. Fails if the file cannot be written. In
+    /// that case the reqids are used nevertheless, and the next change of parts causes another
+    /// attempt.
     pub(super) fn save_parts(&mut self, now: Instant) -> io::Result<()> {
         if self.save_due().is_none_or(|due| due > now) {
             return Ok(());
@@ -188,15 +189,15 @@ impl Reqids {
         number
     }
 
-    /// Returns the reqids of the peer's SAs and policies of this purpose; `None` as for
-    /// [`Self::of_purpose`].
+    /// Returns the reqids of the peer's SAs and policies of this purpose; `None` in the same cases
+    /// as [`Self::of_purpose`].
     pub(super) fn of_sas(&self, peer: &PeerName, purpose: &Purpose) -> Option<PeerReqids> {
         let outbound = self.of_purpose(peer, purpose)?;
         let inbound = if self.hubs.contains(peer) { Reqid::FROM_HUBS } else { outbound };
         Some(PeerReqids { outbound, inbound })
     }
 
-    /// Sets whether a peer is a hub. Returns true if that changed.
+    /// Sets whether a peer is a hub. Returns `true` if this is a change.
     pub(super) fn set_hub(&mut self, peer: &PeerName, hub: bool) -> bool {
         if hub { self.hubs.insert(peer.clone()) } else { self.hubs.remove(peer) }
     }
@@ -208,7 +209,8 @@ impl Reqids {
     }
 
     /// Assigns a reqid to each child of each peer, removes the reqids of former children and peers,
-    /// and writes the file. Fails if the file cannot be written; the reqids are still in use.
+    /// and writes the file. Fails if the file cannot be written. In that case the reqids are used
+    /// nevertheless.
     pub(super) fn assign<'a>(
         &mut self,
         children: impl Iterator<Item = (&'a PeerName, &'a ChildName)>,
@@ -240,8 +242,9 @@ impl Reqids {
         if changed { self.save() } else { Ok(()) }
     }
 
-    /// Assigns reqids as [`Self::assign`] does, for a few peers: to each of these children that has
-    /// none. Removes the reqids of the peers `gone`. Costs nothing for the other peers.
+    /// Assigns reqids as [`Self::assign`] does, but only to those of `children` that have none.
+    /// Removes the reqids of the peers in `gone`. The cost does not depend on the number of other
+    /// peers.
     pub(super) fn assign_changes<'a>(
         &mut self,
         children: impl Iterator<Item = (&'a PeerName, &'a ChildName)>,
@@ -293,7 +296,7 @@ impl Reqids {
     }
 }
 
-/// Returns the content of the file after these changes.
+/// Returns the content of the file with these changes applied.
 fn with_changes(
     mut numbers: BTreeMap<String, u32>,
     changes: Vec<BTreeMap<String, Option<u32>>>,
@@ -308,7 +311,7 @@ fn with_changes(
 }
 
 /// Returns the key of a configured child in the file: the peer's name, followed by a line break and
-/// the child's name unless the child is the only one. Peer names contain no line break.
+/// the child's name, unless the child is the only one. Peer names contain no line break.
 fn key(peer: &PeerName, child: &ChildName) -> String {
     match child.as_str() {
         DEFAULT_CHILD => peer.as_str().to_owned(),
@@ -322,7 +325,7 @@ fn part_key(peer: &PeerName, purpose: &Purpose) -> String {
     format!("{}\n{purpose}", peer.as_str())
 }
 
-/// Returns the part with this key, if the key is one of a part.
+/// Returns the peer and the part with this key; `None` if it is not the key of a part.
 fn part_of_key(key: &str) -> Option<(PeerName, Purpose)> {
     let (peer, purpose) = key.split_once('\n')?;
     let purpose: Purpose = purpose.parse().ok()?;
@@ -468,7 +471,7 @@ mod tests {
         for peer in ["new", "edge-00003", "edge-09999"] {
             assert_eq!(of(&known, peer), of(&reqids, peer), "{peer}");
         }
-        // A damaged line, and the lines after it, are ignored.
+        // A damaged line and the lines after it are ignored.
         let damaged = format!("{}\n{{\"edge-00001\":null}}\n", changes.trim_end().trim_end_matches('}'));
         fs::write(directory.path().join(format!("{FILE}.changes")), damaged).unwrap();
         let known = Reqids::load(directory.path());

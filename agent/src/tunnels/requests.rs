@@ -8,15 +8,15 @@ use tokio::sync::oneshot;
 use super::capture::CaptureReader;
 use crate::status::TunnelsReport;
 
-/// Requests to the driver.
+/// A request to the driver.
 #[derive(Debug)]
 pub enum DriverRequest {
-    /// Report the state of all tunnels.
+    /// Reports the state of all tunnels.
     Report(oneshot::Sender<TunnelsReport>),
-    /// Rekey SAs with the named peer.
+    /// Rekeys SAs with the named peer.
     Rekey(String, SasToRekey, oneshot::Sender<Result<(), String>>),
-    /// Copy the messages to and from these addresses until the reader is dropped. An earlier
-    /// capture ends.
+    /// Copies the messages to and from these addresses until the reader is dropped. Ends an earlier
+    /// capture.
     Capture(BTreeSet<IpAddr>, oneshot::Sender<CaptureReader>),
 }
 

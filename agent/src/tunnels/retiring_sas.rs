@@ -9,7 +9,7 @@ use super::installed_sa::InstalledSa;
 
 /// The replaced SAs, in the order of their deletion. Each stays for [`edge_xfrm::IN_FLIGHT`], so
 /// their number is the number of rekeys in that time. An SA whose replacement the kernel refused
-/// stays until its peer is gone.
+/// stays until its peer is removed.
 #[derive(Debug, Default)]
 pub(super) struct RetiringSas {
     queue: BTreeMap<(Instant, SaId), InstalledSa>,
@@ -24,7 +24,7 @@ impl RetiringSas {
         self.queue.insert((until, sa.id), sa);
     }
 
-    /// Takes the SA with this destination and SPI, which is not deleted any more.
+    /// Removes and returns the SA with this destination and SPI, so that it is not deleted.
     pub(super) fn take(&mut self, id: SaId) -> Option<InstalledSa> {
         let until = self.until.remove(&id)?;
         self.queue.remove(&(until, id))
@@ -43,7 +43,7 @@ impl RetiringSas {
         }
     }
 
-    /// Takes the SAs whose time is over.
+    /// Removes and returns the SAs that are due for deletion.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<InstalledSa> {
         let mut due = Vec::new();
         while let Some(first) = self.queue.first_entry().filter(|first| first.key().0 <= now) {
@@ -54,7 +54,7 @@ impl RetiringSas {
         due
     }
 
-    /// Returns when the next SA is due for [`Self::take_due`].
+    /// Returns the time at which the next SA is due for [`Self::take_due`].
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.queue.first_key_value().map(|((until, _), _)| *until)
     }
@@ -98,7 +98,7 @@ mod tests {
         for (spi, until) in [(1, 30), (2, 10), (3, 20), (4, 10)] {
             retiring.add(sa(spi, spi), at(until));
         }
-        // The two SAs of one rekey have the same time.
+        // The SAs 2 and 4 are due at the same time.
         assert_eq!(retiring.next_deadline(), Some(at(10)));
         assert_eq!(retiring.take(sa(4, 4).id), Some(sa(4, 4)));
         assert_eq!(retiring.take(sa(4, 4).id), None);

@@ -18,7 +18,7 @@ use super::retiring_sas::RetiringSas;
 use crate::desired::{PeerReqids, TunnelEnds};
 
 /// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
-/// of the range of its 32-bit counter.
+/// of the range of the 32-bit counter.
 const SOFT_PACKETS: u64 = 3 << 30;
 
 /// A CHILD_SA and its installed SAs.
@@ -29,8 +29,9 @@ struct Child {
     sa: Arc<ChildSa>,
     inbound: Option<InstalledSa>,
     outbound: Option<InstalledSa>,
-    /// Whether the outbound SA has been in the kernel. If that SA is gone, it must not be installed
-    /// again: its sequence numbers, and with them the AEAD's nonces, would repeat.
+    /// Whether the outbound SA has ever been in the kernel. If it has been deleted since, it must
+    /// not be installed again, because its sequence numbers and therefore the AEAD's nonces would
+    /// repeat.
     outbound_used: bool,
 }
 
@@ -39,27 +40,27 @@ struct Child {
 pub(super) enum OutboundSwitchOutcome {
     /// The CHILD_SA sends now.
     Switched,
-    /// The CHILD_SA's outbound SA is gone and must not be installed again, so a rekey must create a
-    /// new CHILD_SA. The previous one continues to send.
+    /// The CHILD_SA's outbound SA is no longer in the kernel and must not be installed again, so a
+    /// rekey must create a new CHILD_SA. The previous CHILD_SA continues to send.
     NeedsRekey,
 }
 
-/// The data of one peer, by purpose.
+/// The SAs of one peer, by purpose.
 type PeerSas = BTreeMap<Purpose, PurposeSas>;
 
 /// The CHILD_SAs of one purpose.
 #[derive(Debug, Default)]
 struct PurposeSas {
-    /// The CHILD_SAs: usually one, two while one replaces the other.
+    /// The CHILD_SAs: usually one; two while one replaces the other.
     children: Vec<ChildId>,
-    /// The ends of the tunnel, after it was up once. The value of their `up` is not used.
+    /// The ends of the tunnel, once it has been up. Their field `up` is not used.
     ends: Option<TunnelEnds>,
     /// The reqid of the inherited SAs that this purpose's policies use.
     inherited: Option<Reqid>,
 }
 
-/// Maximum number of purposes of a peer whose tunnels are down and whose policies stay. The peer
-/// chooses the parts of a configured child, so further parts that are down are dropped.
+/// Maximum number of purposes of a peer that keep their policies while their tunnels are down. The
+/// peer chooses the parts of a configured child, so further parts that are down are dropped.
 const MAX_DOWN: usize = 64;
 
 /// An SA that is no longer in the kernel.
@@ -71,7 +72,8 @@ pub(super) enum LostSa {
     Inherited(Reqid),
 }
 
-/// All our SAs, and the tunnel ends by peer. The table grows with the number of SAs.
+/// All SAs of the agent, and the tunnel ends by peer. The size of the table is proportional to the
+/// number of SAs.
 #[derive(Debug, Default)]
 pub(super) struct SaTable {
     children: HashMap<ChildId, Child>,
@@ -83,8 +85,9 @@ pub(super) struct SaTable {
 }
 
 impl SaTable {
-    /// Takes over the SAs of an earlier run, until `until`. `is_local` recognises this node's
-    /// addresses, for kernels that do not report an SA's direction.
+    /// Takes over the SAs of an earlier run, which are deleted at `until`. `is_local` returns
+    /// whether an address belongs to this node. It is used on kernels that do not report an SA's
+    /// direction.
     pub(super) fn inherit(&mut self, sas: Vec<Sa>, is_local: impl Fn(IpAddr) -> bool, until: Instant) {
         let ours = sas.into_iter().filter(|sa| sa.is_ours() && !sa.is_larval()).map(|sa| {
             let outbound = match sa.direction {
@@ -106,8 +109,8 @@ impl SaTable {
         self.inherited.outbound(reqid).map(|out| (out.source, out.id.destination))
     }
 
-    /// Returns the destination to which the inherited SAs with this reqid send ESP in UDP. It may
-    /// be the only address at which a peer behind a NAT can be reached.
+    /// Returns the address and port to which the inherited SAs with this reqid send ESP in UDP.
+    /// This may be the only address at which a peer behind a NAT can be reached.
     pub(super) fn inherited_remote(&self, reqid: Reqid) -> Option<SocketAddr> {
         let sa = self.inherited.outbound(reqid)?;
         sa.encap.map(|encap| SocketAddr::new(sa.id.destination, encap.destination_port))
@@ -133,8 +136,9 @@ impl SaTable {
         of_purpose.children.iter().any(sends)
     }
 
-    /// Returns the ends of a peer's tunnels by purpose, tunnels that are up first. A part is left
-    /// out if it is down and the tunnel for the whole is up, which also carries its packets.
+    /// Returns the ends of a peer's tunnels by purpose. The tunnels that are up come first. A part
+    /// that is down is left out if the tunnel for the whole child is up, because that tunnel also
+    /// carries the part's packets.
     pub(super) fn ends(&self, peer: &PeerName) -> Vec<(&Purpose, TunnelEnds)> {
         let ends = self.peers.get(peer).into_iter().flatten().filter_map(|(purpose, of_purpose)| {
             let inherited = of_purpose.inherited.is_some_and(|reqid| self.inherited.outbound(reqid).is_some());
@@ -152,8 +156,9 @@ impl SaTable {
         all
     }
 
-    /// Drops the ends of tunnels that are down: of purposes that `wanted` rejects, and of some
-    /// parts if there are many. Returns the remaining purposes.
+    /// Drops the ends of tunnels that are down, if `wanted` rejects their purpose. If the tunnels
+    /// of many parts are down, also drops the ends of some of these. Returns the remaining
+    /// purposes.
     pub(super) fn forget_unwanted(&mut self, peer: &PeerName, wanted: impl Fn(&Purpose) -> bool) -> Vec<Purpose> {
         let Some(of_peer) = self.peers.get_mut(peer) else { return vec![] };
         let is_down = |of_purpose: &PurposeSas| of_purpose.children.is_empty() && of_purpose.inherited.is_none();
@@ -168,7 +173,7 @@ impl SaTable {
         of_peer.keys().cloned().collect()
     }
 
-    /// Removes a former peer, with these reqids: its inherited SAs and its tunnel ends.
+    /// Removes the inherited SAs with these reqids and the tunnel ends of a former peer.
     pub(super) fn forget(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqids: &[Reqid]) -> Result<()> {
         for of_purpose in self.peers.get_mut(peer).into_iter().flat_map(BTreeMap::values_mut) {
             (of_purpose.ends, of_purpose.inherited) = (None, None);
@@ -206,7 +211,7 @@ impl SaTable {
         }
     }
 
-    /// Takes the outbound SA of a CHILD_SA, which stays in the kernel.
+    /// Removes and returns the outbound SA of a CHILD_SA. The SA stays in the kernel.
     fn take_outbound(&mut self, id: ChildId) -> Option<InstalledSa> {
         let installed = self.children.get_mut(&id)?.outbound.take()?;
         self.owners.remove(&installed.id);
@@ -239,9 +244,9 @@ impl SaTable {
     }
 
     /// Makes a CHILD_SA the only one of its purpose that sends. [`Self::expire`] later deletes the
-    /// outbound SAs of the other CHILD_SAs. `out_policies` are the outbound policies that use the
-    /// tunnel now. `update_policies` is called if the policies' templates do not name the new SA's
-    /// ends yet.
+    /// outbound SAs of the other CHILD_SAs of this purpose. `out_policies` are the outbound
+    /// policies that currently use the tunnel. `update_policies` is called if the templates of the
+    /// policies do not contain the new SA's addresses yet.
     pub(super) fn switch_outbound(
         &mut self,
         xfrm: &mut Xfrm,
@@ -265,16 +270,16 @@ impl SaTable {
             mode: child.sa.mode,
             up: false,
         };
-        // If two CHILD_SAs were created at the same time, the one that stays may have been replaced
-        // a moment ago.
+        // If two CHILD_SAs were created at the same time, the one that is kept may have just been
+        // replaced.
         let retired = self.retiring.take(params.id());
         if child.outbound_used && retired.is_none() {
             return Ok(OutboundSwitchOutcome::NeedsRekey);
         }
         let others = self.of_purpose(&peer, &purpose).children.clone();
         let mut old: Vec<InstalledSa> = others.into_iter().filter_map(|other| self.take_outbound(other)).collect();
-        // This SA is still in the kernel and cannot be added again. Since the kernel prefers the SA
-        // that was added last, the other SAs are deleted immediately.
+        // The SA is still in the kernel, so it cannot be added again. Since the kernel prefers the
+        // SA that was added last, the other SAs are deleted immediately.
         if let Some(back) = retired {
             self.set_installed(id, back);
             if self.set_ends(&peer, &purpose, ends) {
@@ -288,9 +293,9 @@ impl SaTable {
         let of_children = old.clone();
         old.extend(self.inherited.outbound_installed(reqid));
 
-        // Between the same addresses the kernel uses the new SA immediately. Between other
-        // addresses the policies' templates select the SA, so the templates must change. The old SA
-        // is deleted when no packet can still be waiting for encryption with it.
+        // If the addresses stay the same, the kernel uses the new SA immediately. If they differ,
+        // the policies' templates select the SA, so the templates must change. The old SA is
+        // deleted when no packet can still be waiting for encryption with it.
         let same = old.iter().find(|old| (old.source, old.id.destination) == (params.source, params.destination));
         let installed = match same {
             Some(old) => xfrm.begin_switch_under(&params, old.id, out_policies).map(drop),
@@ -316,8 +321,8 @@ impl SaTable {
         installed.map(|()| OutboundSwitchOutcome::Switched)
     }
 
-    /// Sets the ends of a peer's tunnel, which inherited SAs no longer determine. Returns true if
-    /// they changed.
+    /// Sets the ends of a peer's tunnel, which inherited SAs no longer determine. Returns `true` if
+    /// the ends have changed.
     fn set_ends(&mut self, peer: &PeerName, purpose: &Purpose, ends: TunnelEnds) -> bool {
         let of_purpose = self.of_purpose(peer, purpose);
         let inherited = of_purpose.inherited.take().is_some();
@@ -326,7 +331,8 @@ impl SaTable {
         changed || inherited
     }
 
-    /// Gives outbound SAs back to the CHILD_SAs from which they were taken.
+    /// Assigns outbound SAs again to the CHILD_SAs from which they were taken. An SA without such a
+    /// CHILD_SA stays until its peer is removed.
     fn restore(&mut self, peer: &PeerName, purpose: &Purpose, old: Vec<InstalledSa>) {
         for old in old {
             let of_purpose = self.peers.get(peer).and_then(|of_peer| of_peer.get(purpose));
@@ -387,15 +393,15 @@ impl SaTable {
         Ok(same)
     }
 
-    /// Deletes inherited and retiring SAs whose time is over. Returns the reqids of the peers whose
-    /// inherited SAs were deleted.
+    /// Deletes the inherited and retiring SAs that are due for deletion. Returns the reqids of the
+    /// peers whose inherited SAs were deleted.
     pub(super) fn expire(&mut self, xfrm: &mut Xfrm, now: Instant) -> (BTreeSet<Reqid>, Result<()>) {
         let outcome = delete_all(xfrm, self.retiring.take_due(now));
         let (reqids, inherited) = self.inherited.take_due(now).into_iter().unzip();
         (reqids, outcome.and(delete_all(xfrm, inherited)))
     }
 
-    /// Returns when [`Self::expire`] is due.
+    /// Returns the time at which [`Self::expire`] is due.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.retiring.next_deadline().into_iter().chain(self.inherited.next_deadline()).min()
     }
@@ -414,7 +420,7 @@ impl SaTable {
         self.retiring.find(id).cloned().or_else(|| self.inherited.find(id))
     }
 
-    /// Returns the installed SAs of a CHILD_SA: inbound, outbound.
+    /// Returns the installed inbound and outbound SA of a CHILD_SA.
     pub(super) fn of_child(&self, id: ChildId) -> (Option<&InstalledSa>, Option<&InstalledSa>) {
         self.children.get(&id).map_or((None, None), |child| (child.inbound.as_ref(), child.outbound.as_ref()))
     }
@@ -434,28 +440,28 @@ impl SaTable {
         Some(LostSa::OfChild(child.peer.clone()))
     }
 
-    /// Returns the peer of an SA.
+    /// Returns the peer to which an SA of a CHILD_SA belongs.
     pub(super) fn owner(&self, id: SaId) -> Option<&PeerName> {
         self.children.get(self.owners.get(&id)?).map(|child| &child.peer)
     }
 
-    /// Returns the peer of an SA, and the direction of its packets.
+    /// Returns the peer to which an SA of a CHILD_SA belongs, and the SA's direction.
     pub(super) fn usage(&self, id: SaId) -> Option<(&PeerName, SaDirection)> {
         let child = self.children.get(self.owners.get(&id)?)?;
         let installed = child.inbound.iter().chain(&child.outbound).find(|sa| sa.id == id)?;
         Some((&child.peer, installed.direction))
     }
 
-    /// Returns the CHILD_SA with this id.
+    /// Returns the CHILD_SA with this ID.
     pub(super) fn child(&self, id: ChildId) -> Option<&Arc<ChildSa>> {
         self.children.get(&id).map(|child| &child.sa)
     }
 }
 
-/// How long inherited inbound SAs stay after the peer has a new CHILD_SA.
+/// Time for which inherited inbound SAs stay after the peer has a new CHILD_SA.
 pub(super) const INHERITED_LINGER: Duration = Duration::from_secs(10);
 
-/// Deletes SAs and returns the first error.
+/// Deletes SAs. Continues after an error, and returns the first one.
 fn delete_all(xfrm: &mut Xfrm, sas: Vec<InstalledSa>) -> Result<()> {
     let mut outcome = Ok(());
     for sa in sas {

@@ -1,5 +1,5 @@
-//! Tests that views that would cut a node off are refused before any part of them is installed, or
-//! are taken back.
+//! Tests that a view that would cut a node off is refused before any part of it is installed, or is
+//! taken back.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use edge_agent::underlay::Underlay;
 use crate::lab::{Controller, ControllerProxy, Node, exists, until};
 
 const BEFORE: &str = "\"10.77.0.0/16\", \"fd77::/48\"";
-/// The cluster's ranges, and networks that contain addresses of the node.
+/// The cluster ranges, and networks that contain addresses of the node.
 const CARELESS: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"192.168.0.0/16\", \"2001:db8::/32\"";
-/// The cluster's ranges, and a network that conflicts with no address that the node knows.
+/// The cluster ranges, and a network that conflicts with none of the node's addresses.
 const WIDER: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"10.99.0.0/16\"";
 const OTHER: &str = "\"10.77.0.0/16\", \"fd77::/48\", \"10.98.0.0/16\"";
 
@@ -43,7 +43,7 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
         let (agent, before) = node.start_as_member().await;
         controller.change_ranges(CARELESS).await;
         agent.status("the refusal", refuses(words)).await;
-        // The view adds two ranges, and each case affects one of them.
+        // The view adds two ranges. In each case, only one of them contains an address of the node.
         let (withheld, other) = if words.contains("2001:db8::/32") {
             ("2001:db8::/32", "192.168.0.0/16")
         } else {
@@ -60,8 +60,8 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
             controller.nodes().await[0]["refused_view"].as_str().is_some_and(|why| why.contains(words))
         })
         .await;
-        // When the node has moved to another network, the view comes into force without the
-        // operator's help.
+        // After the node has moved to another network, the view is applied without the operator's
+        // help.
         agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["198.51.100.7".parse().unwrap()]);
         agent.node.uplink.send_modify(|uplink| uplink.underlay.gateways.clear());
         agent.node.uplink.send_modify(|uplink| uplink.underlay.resolvers.clear());
@@ -82,7 +82,7 @@ async fn at_the_first_join_nothing_of_a_view_that_would_cut_the_node_off_is_inst
     agent.status("the refusal", refuses("its gateway 192.168.1.1")).await;
     assert!(agent.node.membership.borrow().is_none());
     assert!(!exists(node.file("segments.json")) && !exists(node.file("view.json")));
-    // The operator's correction comes into force without a restart.
+    // The view that the operator has corrected is applied without a restart.
     controller.change_ranges(BEFORE).await;
     agent.membership("the corrected view", |membership| !holds("192.168.0.0/16")(membership)).await;
     agent.end().await;
@@ -94,7 +94,8 @@ async fn a_view_in_force_stays_and_later_ones_come_where_somebody_gives_the_node
     let mut node = controller.edge("edge-1").await;
     let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
-    // The state after a router advertisement and a DHCP lease.
+    // A router advertisement has given the node an address, and a DHCP lease has given it a
+    // resolver.
     let given = || vec!["fd77::200:5eff:fe00:5301".parse().unwrap(), "10.77.200.5".parse().unwrap()];
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = given());
     agent.node.uplink.send_modify(|uplink| uplink.underlay.resolvers = vec!["10.77.0.53".parse().unwrap()]);
@@ -110,13 +111,13 @@ async fn a_view_in_force_stays_and_later_ones_come_where_somebody_gives_the_node
         .await;
     let later = agent.membership("a later view", |membership| !membership.view.communities.is_empty()).await;
     assert!(later.view.version > before.view.version);
-    // Networks that a view adds are checked as before.
+    // Networks that a later view adds are still checked.
     agent.node.uplink.send_modify(|uplink| uplink.underlay.gateways = vec!["192.168.1.1".parse().unwrap()]);
     controller.change_ranges(CARELESS).await;
     agent.status("the refusal", refuses("its gateway 192.168.1.1")).await;
     assert_eq!(agent.joined().await.view, later.view);
     agent.end().await;
-    // A restart without the controller keeps the tunnels too.
+    // The tunnels also survive a restart without the controller.
     controller.stop().await;
     node.underlay.addresses = given();
     let agent = node.start();
@@ -139,7 +140,7 @@ async fn a_host_that_announces_the_network_that_the_next_view_adds_delays_that_n
         controller.operator("PATCH", &format!("/v1/nodes/{node}/labels"), community.clone()).await;
     }
     agent.membership("its peer", |membership| membership.view.peers.len() == 1).await;
-    // A neighbour's router advertisement arrives before the view.
+    // The router advertisement of a neighbour arrives before the view.
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["10.99.0.7".parse().unwrap()]);
     controller.change_ranges(WIDER).await;
     agent.status("the refusal", refuses("10.99.0.0/16 holds this node's own address 10.99.0.7")).await;
@@ -148,13 +149,13 @@ async fn a_host_that_announces_the_network_that_the_next_view_adds_delays_that_n
     })
     .await;
     assert!(!holds("10.99.0.0/16")(&agent.joined().await));
-    // A revocation takes effect in the meantime, also on disk.
+    // In the meantime, a revocation takes effect, also on disk.
     controller.operator("DELETE", "/v1/nodes/edge-2", serde_json::json!(null)).await;
     let revoked = agent.membership("the end of its peer", |membership| membership.view.peers.is_empty()).await;
     assert!(!holds("10.99.0.0/16")(&revoked));
     let on_disk: edge_types::NodeView = serde_json::from_slice(&std::fs::read(one.file("view.json")).unwrap()).unwrap();
     assert_eq!(on_disk, *revoked.view);
-    // When the address is removed, the whole view comes into force.
+    // When the address is removed, the whole view is applied.
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses.clear());
     agent.membership("the added network", holds("10.99.0.0/16")).await;
     agent.status("no refusal", |status| status.refused_view.is_none()).await;
@@ -162,7 +163,8 @@ async fn a_host_that_announces_the_network_that_the_next_view_adds_delays_that_n
     other.end().await;
 }
 
-/// Makes a member that has the former ranges and reaches its controller through a proxy.
+/// Creates a member whose view has the former ranges, and which reaches its controller through a
+/// proxy.
 async fn member_by_proxy() -> (Controller, Node, ControllerProxy) {
     let controller = Controller::with_ranges(BEFORE).await;
     let proxy = ControllerProxy::to(&controller).await;
@@ -185,8 +187,8 @@ async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_n
     let on_disk: edge_types::NodeView =
         serde_json::from_slice(&std::fs::read(node.file("view.json")).unwrap()).unwrap();
     assert_eq!(on_disk, *before.view);
-    // The controller is reached immediately under the former view, so the other view caused the
-    // loss.
+    // With the former view, the controller is reached immediately, so the later view was the cause
+    // of the lost connection.
     let proxy = proxy.open().await;
     agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
     until("the operator's sight of it", || async {
@@ -195,7 +197,7 @@ async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_n
     .await;
     assert_eq!(agent.joined().await.view, before.view);
     agent.end().await;
-    // After a restart that view is not tried either, but another view is.
+    // After a restart, that view is not tried either, but a different view is.
     let agent = node.start();
     agent.status("the refusal", refuses("it adds 10.99.0.0/16")).await;
     assert_eq!(agent.joined().await.view, before.view);
@@ -218,7 +220,8 @@ async fn a_view_that_was_taken_back_is_not_tried_while_the_controller_is_away_an
     agent.membership("the wider view", holds("10.99.0.0/16")).await;
     proxy.close().await;
     agent.membership("the view before", |membership| !holds("10.99.0.0/16")(membership)).await;
-    // The change of the uplink causes another check of the view, as happens every minute.
+    // The change of the uplink causes the view to be validated again, which otherwise happens every
+    // minute.
     agent.node.uplink.send_modify(|uplink| uplink.underlay.addresses = vec!["198.51.100.7".parse().unwrap()]);
     let waits = |status: &ControllerStatus| {
         status.refused_view.as_ref().is_some_and(|why| why.contains("judged when the controller is reached again"))
@@ -261,7 +264,7 @@ async fn losing_the_controller_takes_back_no_view_under_which_it_was_heard_or_th
     controller.change_ranges(WIDER).await;
     let heard = agent.membership("the wider view", holds("10.99.0.0/16")).await;
     until("the confirmation", || async { !exists(node.file("view-before.json")) }).await;
-    // A view that adds nothing is not unconfirmed.
+    // A view that adds no network is not unconfirmed.
     controller
         .operator("PATCH", "/v1/nodes/edge-1/labels", serde_json::json!({"fabedge/edge-community": "alpha"}))
         .await;
@@ -269,7 +272,7 @@ async fn losing_the_controller_takes_back_no_view_under_which_it_was_heard_or_th
     assert!(!exists(node.file("view-before.json")));
     proxy.close().await;
     agent.status("the loss", |status| !status.connected && status.last_error.is_some()).await;
-    // Twice the time after which a view is taken back.
+    // This is twice the time after which a view is taken back.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let after = agent.joined().await;
     assert_eq!(after.view, latest.view);

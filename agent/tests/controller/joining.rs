@@ -1,4 +1,5 @@
-//! Tests joining: how a node becomes and stays a member, and which errors appear if it does not.
+//! Tests joining: how a node becomes and stays a member, and which errors are reported if it does
+//! not.
 
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -77,7 +78,7 @@ async fn a_node_with_forty_addresses_gets_its_view_and_reports_the_likeliest_sev
         reported.len() == 7 && reported.iter().any(|address| address.contains("2001:db8::7"))
     })
     .await;
-    // Other nodes join and leave while this node runs, and its view stream continues.
+    // Other nodes join and leave while this node runs. The view stream of this node continues.
     agent.node.uplink.send_modify(|uplink| uplink.addresses.reverse());
     until("the next report", || async {
         controller.nodes().await[0]["endpoints"].to_string().contains("192.168.1.139")
@@ -127,7 +128,8 @@ async fn a_token_for_an_edge_makes_no_hub() {
     assert!(error.contains("says role hub") && error.contains("for role edge"), "{error}");
     agent.end().await;
     node.assert_no_member();
-    // Altering the token's text has no effect: the controller has its own record of the token.
+    // Altering the token's text has no effect, because the controller uses its own record of the
+    // token.
     let altered = JoinToken { role: Role::Hub, ..parsed(&token) };
     let text: Zeroizing<String> = altered.encode();
     node.put_token(&text);
@@ -136,7 +138,7 @@ async fn a_token_for_an_edge_makes_no_hub() {
     assert!(error.contains("it is for role edge, not hub"), "{error}");
     agent.end().await;
     node.assert_no_member();
-    // The token still works for the same node and key.
+    // The same node can still use the token with the same key.
     node.extra = "";
     node.put_token(&token);
     let (agent, member) = node.start_as_member().await;
@@ -184,13 +186,14 @@ async fn a_token_that_is_damaged_or_missing_is_asked_for_and_taken_when_it_comes
 async fn when_the_answer_to_a_join_was_lost_with_the_power_the_same_token_still_does() {
     let controller = Controller::start().await;
     let node = controller.edge("edge-1").await;
-    // The state of the disk if the power fails after the request was sent.
+    // The disk is in the state of a power cut after the request was sent.
     std::fs::create_dir_all(node.state()).unwrap();
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem();
     std::fs::write(node.file("key.pending"), &key).unwrap();
     let agent = node.start();
     agent.joined().await;
-    // The agent is ended, not killed: otherwise a pending write could reach the restored directory.
+    // The agent is ended instead of killed, since otherwise a pending write could end up in the
+    // restored directory.
     agent.end().await;
     std::fs::remove_dir_all(node.state()).unwrap();
     std::fs::create_dir_all(node.state()).unwrap();
@@ -208,14 +211,14 @@ async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else
     let node = controller.edge("edge-1").await;
     let (agent, before) = node.start_as_member().await;
     agent.end().await;
-    // The time after four of the certificate's seven days.
+    // Four of the seven days for which the certificate is valid have passed.
     let clock = Arc::new(CertificateClock::default());
     clock.raise_floor(clock.unix_time() + 4 * 24 * 3600);
     controller.clock.advance(4 * 24 * 3600);
     let agent = node.try_start(clock).unwrap();
     let after = agent.membership("renewal", |m| m.credentials.not_after > before.credentials.not_after).await;
     assert!(after.credentials.key != before.credentials.key);
-    // The same view, sent again, may have a later version.
+    // The controller sends the same view again, possibly with a later version.
     assert_eq!(NodeView { version: before.view.version, ..(*after.view).clone() }, *before.view);
     // The controller drops the old certificate only after the new one has been used.
     agent.status("the stream", |status| status.connected).await;
@@ -238,8 +241,8 @@ async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_ne
     assert!(exists(node.file("view.json")) && exists(node.file("identity.json")));
     node.put_token(&controller.token(Role::Edge, None).await);
     let is_new = |m: &edge_agent::membership::Membership| m.credentials.key != before.credentials.key;
-    // The node's former segments are in quarantine. It has other segments now and assigns no
-    // address from the former ones to pods.
+    // The node's former segments are in quarantine. It now has other segments, and assigns no
+    // addresses from the former ones.
     let has_others = |m: &edge_agent::membership::Membership| {
         m.view.segments.len() == 2 && !m.view.segments.iter().any(|segment| before.view.segments.contains(segment))
     };
@@ -253,7 +256,8 @@ async fn a_pods_token_goes_to_the_controller_that_its_ca_vouches_for_and_to_no_o
     let (controller, other) = (Controller::start().await, Controller::start().await);
     let mut node = Node::new("edge-1", &controller);
     node.credential = "service_account_token_file = \"token\"\nca_file = \"ca.crt\"";
-    // {} {"kubernetes.io":{"node":{"name":"edge-1"},"pod":{"uid":"u"}}}
+    // A JWT with the header `{}` and the claims
+    // {"kubernetes.io":{"node":{"name":"edge-1"},"pod":{"uid":"u"}}}.
     let claims = "eyJrdWJlcm5ldGVzLmlvIjp7Im5vZGUiOnsibmFtZSI6ImVkZ2UtMSJ9LCJwb2QiOnsidWlkIjoidSJ9fX0";
     node.put_token(&format!("e30.{claims}.eA"));
     for (authority, says) in [(&controller, "this controller takes none"), (&other, "not trusted")] {

@@ -1,4 +1,4 @@
-//! Runs a controller, and nodes that connect to it. All functions wait for events; the timeout
+//! Runs a controller, and nodes that connect to it. All functions wait for events. The timeout
 //! [`HANG`] only ends a test that hangs.
 
 use std::future::Future;
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 /// Timeout after which a test fails.
 const HANG: Duration = Duration::from_secs(60);
 
-/// Waits for an event that must occur.
+/// Waits for an event. Panics if it does not occur within [`HANG`].
 pub(crate) async fn soon<T>(what: &str, event: impl Future<Output = T>) -> T {
     tokio::time::timeout(HANG, event).await.unwrap_or_else(|_| panic!("{what} does not happen"))
 }
@@ -48,7 +48,7 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// Starts a controller whose ranges hold many segments.
+    /// Starts a controller with ranges that contain many segments.
     pub(crate) async fn start() -> Self {
         Self::with_ranges("\"10.77.0.0/16\", \"fd77::/48\"").await
     }
@@ -91,7 +91,8 @@ impl Controller {
         );
         std::fs::write(&path, text).unwrap();
         let config = edge_controller::config::Config::load(&path).unwrap();
-        // A stopped server closes its store when its last connection is closed.
+        // The store may still be open, since a stopped server closes it only when its last
+        // connection is closed.
         let server = soon("the start of the controller", async {
             loop {
                 match Server::start(config.clone(), self.clock.clone()).await {
@@ -108,7 +109,8 @@ impl Controller {
         self.server = Some(server);
     }
 
-    /// Starts another controller with the same authority and database rows, as a replica.
+    /// Starts another controller with the same authority and database rows, as a replica of this
+    /// one.
     pub(crate) async fn replica(&self) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (self.directory.path().join("state"), directory.path().join("state"));
@@ -164,14 +166,14 @@ impl Controller {
         serde_json::from_value::<TokenCreated>(created).unwrap().token
     }
 
-    /// Makes a node whose token file has a token for this role.
+    /// Creates a node with a token for this role in its token file.
     pub(crate) async fn invite(&self, name: &'static str, role: Role) -> Node {
         let node = Node::new(name, self);
         node.put_token(&self.token(role, None).await);
         node
     }
 
-    /// Makes a node with a token for an edge.
+    /// Creates a node with a token for an edge.
     pub(crate) async fn edge(&self, name: &'static str) -> Node {
         self.invite(name, Role::Edge).await
     }
@@ -188,8 +190,8 @@ impl Controller {
     }
 }
 
-/// A TCP proxy to a controller, which can be closed. To agents it looks like another controller
-/// with the same store.
+/// A TCP proxy to a controller, which can be closed and opened again. To agents, it appears as
+/// another controller with the same store.
 pub(crate) struct ControllerProxy {
     address: SocketAddr,
     controller: SocketAddr,
@@ -205,7 +207,7 @@ impl ControllerProxy {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
-            // The connections end with this task.
+            // The connections are closed when this task ends.
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (mut from, _) = listener.accept().await.unwrap();
@@ -222,7 +224,7 @@ impl ControllerProxy {
         format!("https://{}", self.address)
     }
 
-    /// Closes all connections and accepts no more.
+    /// Closes all connections, and accepts no further connections.
     pub(crate) async fn close(&self) {
         self.task.abort();
         until("the end of the proxy", || async { self.task.is_finished() }).await;
@@ -234,14 +236,14 @@ impl ControllerProxy {
     }
 }
 
-/// A node's disk and configuration, which outlive its agent.
+/// A node's disk and configuration, which exist independently of a running agent.
 pub(crate) struct Node {
     directory: TempDir,
     pub(crate) name: &'static str,
     pub(crate) url: String,
     pub(crate) spare: u32,
     pub(crate) extra: &'static str,
-    /// The configuration line that names the join credential.
+    /// The configuration line with the file of the join credential.
     pub(crate) credential: &'static str,
     /// Further configuration lines for `[controller]`.
     pub(crate) controller_extra: &'static str,
@@ -283,21 +285,21 @@ impl Node {
         serde_json::from_slice(&std::fs::read(self.file("segments.json")).unwrap()).unwrap()
     }
 
-    /// Asserts that the files that only a member has are not on this node's disk.
+    /// Asserts that this node's disk contains none of the files that only a member has.
     pub(crate) fn assert_no_member(&self) {
         for file in ["identity.json", "view.json", "segments.json", "application.json"] {
             assert!(!exists(self.file(file)), "{file} was left behind");
         }
     }
 
-    /// Starts the agent and waits until it is a member with its first segments, one in each family.
+    /// Starts the agent and waits until it is a member with its first segments, one of each family.
     pub(crate) async fn start_as_member(&self) -> (Agent, Membership) {
         let agent = self.start();
         let membership = agent.membership("segments of both families", |m| m.view.segments.len() == 2).await;
         (agent, membership)
     }
 
-    /// Starts controller client and plugin server, as `edge-agent run` does.
+    /// Starts the controller client and the plugin server, as `edge-agent run` does.
     pub(crate) fn start(&self) -> Agent {
         self.try_start(Arc::new(CertificateClock::default())).unwrap_or_else(|error| panic!("{error}"))
     }
@@ -330,8 +332,8 @@ impl Node {
     }
 }
 
-/// Opens the state directory, after waiting until the former agent has closed it: the former
-/// agent's threads end a moment later than a process would.
+/// Opens the state directory, after waiting until the previous agent has closed it. Unlike a killed
+/// process, the agent's threads take a moment to end.
 fn open(path: &Path) -> Result<StateDir, StateDirError> {
     wait::expect("the agent before to let go of its state directory", HANG, || match StateDir::open(path) {
         Err(StateDirError::Running { .. }) => None,
@@ -339,7 +341,7 @@ fn open(path: &Path) -> Result<StateDir, StateDirError> {
     })
 }
 
-/// The controller client and plugin server of a running agent.
+/// A running agent: its controller client and plugin server.
 pub(crate) struct Agent {
     pub(crate) node: NodeChannels,
     pub(crate) socket: PathBuf,
@@ -356,7 +358,7 @@ impl Agent {
         }
     }
 
-    /// Ends the agent as SIGTERM does.
+    /// Ends the agent, as SIGTERM does.
     pub(crate) async fn end(self) {
         self.stop.cancel();
         for task in self.tasks {
@@ -389,7 +391,7 @@ impl Agent {
         self.status(&format!("an error with {words:?}"), has).await.last_error.unwrap()
     }
 
-    /// Sends a request as the plugin does.
+    /// Sends a request, as the plugin does.
     pub(crate) fn ask(&self, request: AgentRequest) -> tokio::task::JoinHandle<AgentResponse> {
         let socket = self.socket.clone();
         tokio::task::spawn_blocking(move || {
@@ -419,7 +421,7 @@ pub(crate) fn exists(path: impl AsRef<Path>) -> bool {
     path.as_ref().exists()
 }
 
-/// Polls until `check` returns true.
+/// Calls `check` until it returns `true`.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
     soon(what, async {
         while !check().await {

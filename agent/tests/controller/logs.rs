@@ -41,8 +41,8 @@ impl Log {
     }
 }
 
-/// Returns the middle of a PEM key, as base64 and as octets. The first octets are the same in every
-/// key.
+/// Returns the middle of a PEM key in the forms in which it could be logged, as base64 and as
+/// octets. The first octets are left out, because they are the same in every key.
 fn of_key(pem: &str) -> Vec<String> {
     use base64::Engine;
     let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
@@ -77,7 +77,7 @@ async fn no_level_of_any_log_shows_a_tokens_secret_or_a_private_key() {
         agent.end().await;
         secrets.extend([parsed(&token).secret.to_string(), token["ecni1.".len()..].to_owned()]);
     }
-    // A used token, which the controller refuses, and a truncated one, which the agent refuses.
+    // The controller refuses a token that was used, and the agent refuses a truncated token.
     let late = Node::new("edge-2", &controller);
     for cut in [0, 10] {
         let token = std::fs::read_to_string(node.token_file()).unwrap();

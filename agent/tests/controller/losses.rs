@@ -164,7 +164,7 @@ async fn an_identity_that_is_not_whole_stops_the_agent_with_the_file_named_and_u
 async fn of_several_controllers_the_first_that_answers_is_used() {
     let controller = Controller::start().await;
     let mut node = controller.edge("edge-1").await;
-    // A port without a listener.
+    // No controller listens on this port.
     let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     node.url = format!("https://{dead}\", \"{}", controller.url());
     let agent = node.start();

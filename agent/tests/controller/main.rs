@@ -1,4 +1,4 @@
-//! Tests the controller client with a real controller on the loopback interface, with TLS and
+//! Tests the controller client with a real controller on the loopback interface, with TLS and a
 //! store.
 
 mod cut_off;

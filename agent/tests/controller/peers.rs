@@ -1,5 +1,5 @@
-//! Tests which nodes get a tunnel, with IKE endpoints that use certificates from the controller and
-//! the peers in its views.
+//! Tests between which nodes tunnels are set up. The IKE endpoints use the certificates that the
+//! controller issued and the peers in its views.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::lab::{Agent, Controller, Node as Machine};
 
-/// The parts of a node's kernel that IKE needs.
+/// The functions of a node's kernel that IKE needs.
 #[derive(Default)]
 struct Kernel {
     next_spi: u32,
@@ -105,7 +105,7 @@ impl Wire {
         }
     }
 
-    /// Handles events and delivers datagrams until no more are pending.
+    /// Handles events and delivers datagrams until none are pending.
     fn carry(&mut self) {
         let now = Instant::new(self.now);
         loop {
@@ -175,7 +175,8 @@ fn tunnels(agent: &Agent, membership: &Membership) -> Vec<PeerConfig> {
     desired.tunnels.into_values().map(|tunnel| placed(PeerConfig::clone(&tunnel.peer))).collect()
 }
 
-/// Returns the membership with a further peer in its view, which does not come from the controller.
+/// Returns the membership with an additional peer in its view. This peer does not come from the
+/// controller.
 fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
     let mut view = (*membership.view).clone();
     view.peers.retain(|peer| peer.name.as_str() != name);
@@ -242,7 +243,7 @@ async fn a_good_certificate_opens_nothing_at_a_node_whose_view_does_not_name_its
     for node in ["edge-1", "edge-2"] {
         label(&controller, node, "alpha").await;
     }
-    // A deregistered node keeps its view, and its certificate is valid for days.
+    // The deregistered node keeps its view, and its certificate stays valid for days.
     let kept = sees(&leaver, &["edge-1"]).await;
     sees(&agent, &["edge-2"]).await;
     controller.operator("DELETE", "/v1/nodes/edge-2", json!(null)).await;
@@ -255,7 +256,8 @@ async fn a_good_certificate_opens_nothing_at_a_node_whose_view_does_not_name_its
     let words = "no peer is configured here";
     assert!(wire.errors("edge-1").iter().any(|error| error.contains(words)), "{:?}", wire.errors("edge-1"));
     wire.end();
-    // The result is the same with another peer with which that node could negotiate a cipher.
+    // The result is the same if there is another peer with which that node could negotiate a
+    // cipher.
     let mut wire = Wire::default();
     wire.add("edge-1", tunnels(&agent, &with_peer(&without, "edge-3", Role::Edge)));
     wire.add("edge-2", tunnels(&leaver, &kept));
@@ -277,7 +279,7 @@ async fn an_edges_certificate_passes_neither_for_a_hubs_nor_for_another_nodes() 
     let ((agent, honest), (hostile, own)) = (one.start_as_member().await, two.start_as_member().await);
     let claim = with_peer(&own, "edge-1", Role::Edge);
 
-    // The node claims the role of a hub, under its own name.
+    // The node claims to be a hub, under its own name.
     let mut wire = Wire::default();
     wire.add("edge-1", tunnels(&agent, &with_peer(&honest, "edge-2", Role::Hub)));
     wire.add("edge-2", tunnels(&hostile, &claim));
@@ -287,7 +289,7 @@ async fn an_edges_certificate_passes_neither_for_a_hubs_nor_for_another_nodes() 
     assert!(wire.errors("edge-1").iter().any(|error| error.contains(words)), "{:?}", wire.errors("edge-1"));
     wire.end();
 
-    // The node claims the name of an existing hub.
+    // The node claims to be an existing hub.
     let mut wire = Wire::default();
     wire.add("edge-1", tunnels(&agent, &with_peer(&honest, "cloud-9", Role::Hub)));
     let mut claimed = tunnels(&hostile, &claim);
@@ -343,8 +345,8 @@ async fn a_machine_whose_name_another_one_has_now_loses_its_tunnels_and_gets_non
     wire.add("edge-2", tunnels(&loser, &kept));
     wire.run(SOON);
     assert_eq!(wire.tunnels().len(), 2);
-    // A join with the operator's token for the name takes the name over, and so does a join after
-    // the name was released.
+    // Another machine takes over the name of the node, first by joining with the operator's token
+    // for that name, then by joining after the name was released.
     let mut from = before.view.peers[0].certificates_from;
     for deregister in [false, true] {
         if deregister {

@@ -17,8 +17,8 @@ async fn oldest(controller: &Controller) -> Value {
     listed.as_array().unwrap().iter().find(|row| row["state"] != "retired").unwrap().clone()
 }
 
-/// Returns whether the certificate and the cross certificate exist and both authorities are
-/// trusted.
+/// Returns whether the node has a certificate and the cross certificate, and trusts both
+/// authorities.
 fn is_rolled_over(membership: &Membership) -> bool {
     (membership.credentials.chain.len(), membership.credentials.trust_anchors.len()) == (2, 2)
 }

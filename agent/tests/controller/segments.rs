@@ -1,5 +1,5 @@
-//! Tests segment requests: one request for several pods, one response for several attempts, and
-//! spare segments.
+//! Tests segment requests: one request for several pods, the same response for repeated requests,
+//! and spare segments.
 
 use edge_types::agent_protocol::{AgentRequest, AgentResponse};
 use edge_types::api::Family;
@@ -43,7 +43,7 @@ async fn a_request_whose_response_was_lost_is_repeated_and_grants_nothing_twice(
     let node = controller.edge("edge-1").await;
     let (agent, _) = node.start_as_member().await;
     agent.kill().await;
-    // The power fails after the request was sent: the request is on disk, the response is not.
+    // The power fails after the request was sent. The request is on disk, but the response is not.
     let request = json!({"request_id": "0123456789abcdef", "families": ["ipv4"]}).to_string();
     std::fs::write(node.file("application.json"), &request).unwrap();
     let agent = node.start();
@@ -88,7 +88,8 @@ async fn a_spare_is_kept_as_pods_take_addresses() {
     let taken = AgentRequest::AddressesTaken { stock: vec![stock(&first, Family::V4, 1)] };
     assert_eq!(agent.ask_and_wait(taken.clone()).await, AgentResponse::Done);
     until("the spare", || async { node.segments().segments.len() == 3 }).await;
-    // Reporting the old count again, after the spare was granted, does not cause a second request.
+    // Reporting the same count again after the spare segment was granted does not cause a second
+    // request.
     assert_eq!(agent.ask_and_wait(taken).await, AgentResponse::Done);
     let full = AgentRequest::RequestSegment { stock: vec![stock(&first, Family::V4, 61)] };
     assert_eq!(agent.ask_and_wait(full).await, AgentResponse::Done);

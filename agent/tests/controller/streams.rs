@@ -1,5 +1,5 @@
-//! Tests that the changes in the view stream add up to the controller's view, also after the stream
-//! broke.
+//! Tests that applying the changes in the view stream results in the controller's view, also after
+//! the stream was interrupted.
 
 use edge_types::api::TunnelCount;
 use edge_types::{NodeView, Role};

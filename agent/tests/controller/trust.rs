@@ -37,8 +37,8 @@ async fn a_controller_under_a_name_that_its_certificate_lacks_is_not_trusted() {
     assert!(controller.nodes().await.is_empty());
 }
 
-/// Starts a member of the cluster that pretends to be the controller: it presents its own
-/// certificate and the authority that signed that certificate.
+/// Starts a server of a cluster member that poses as the controller. It presents the member's
+/// certificate and the certificate of the authority that signed it.
 async fn impostor(credentials: &NodeCredentials) -> String {
     let chain = credentials.chain.iter().chain(&credentials.trust_anchors);
     let chain = chain.map(|der| CertificateDer::from(der.clone())).collect();
@@ -71,7 +71,7 @@ async fn a_node_that_poses_as_the_controller_is_not_trusted() {
     agent.end().await;
     node.assert_no_member();
     assert_eq!(controller.nodes().await.len(), 1);
-    // A member does not trust the impostor either.
+    // A node that has joined does not trust the impostor either.
     let fake = std::mem::replace(&mut node.url, honest);
     let (agent, before) = node.start_as_member().await;
     agent.end().await;

@@ -1,4 +1,4 @@
-//! Tests that pods do not block an edge's IKE, although they share its address: the IKE ports stay
+//! Tests that pods cannot block an edge's IKE, although they share its address. The IKE ports stay
 //! reserved for the edge, and pods can initiate only few IKE SAs.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -22,8 +22,8 @@ pub(crate) const TESTS: &[Test] = &[
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Returns an edge's table, a hub's table with the cloud's networks, and a table with other than
-/// the usual IKE ports, each with its IKE ports.
+/// Returns an edge's table, a hub's table with the cloud's networks, and a table with unusual IKE
+/// ports, each together with its IKE ports.
 fn tables() -> [(Firewall, [u16; 2]); 3] {
     let hub = vec!["10.244.0.0/16".parse().unwrap(), "fd44::/64".parse().unwrap()];
     [
@@ -45,8 +45,9 @@ fn a_pod_that_sends_from_an_ike_port_gets_no_packets_of_peers_for_the_edge() {
     }
 }
 
-/// Lets a pod send first, from the IKE port to a peer's IKE port. Packets that the peer then sends
-/// to the edge's port must not look like a reply to the pod.
+/// Checks that the edge keeps its IKE port. A pod sends first, from the IKE port to a peer's IKE
+/// port. Then the peer sends to the edge's IKE port. These packets must reach the edge, and must
+/// not be treated as replies to the pod.
 fn the_edge_keeps(world: &World, family: &Family, port: u16) {
     let socket = |name, address: &str| {
         let at = SocketAddr::new(address.parse::<IpAddr>().unwrap(), port);
@@ -66,12 +67,12 @@ fn the_edge_keeps(world: &World, family: &Family, port: u16) {
         panic!("{seen}: the edge did not get what its peer sent to port {port}; the pod got it: {stolen}")
     });
     assert_eq!((from.port(), &buffer[..4]), (port, &b"peer"[..]));
-    // The pod is still served.
+    // The peer's reply to the pod still arrives.
     peer.send_to(b"answer", seen).unwrap();
     assert_eq!(pod.recv_from(&mut buffer).unwrap().0, 6);
 }
 
-/// Makes an IKE header (RFC 7296 3.1) with a body. `number` makes the initiator's SPI unique.
+/// Builds an IKE header (RFC 7296 3.1) with a body. `number` makes the initiator's SPI unique.
 fn ike(number: u64, responder_spi: u64, exchange: u8, version: u8) -> Vec<u8> {
     let mut message = [number.to_be_bytes(), responder_spi.to_be_bytes()].concat();
     message.extend([33, version, exchange, 8, 0, 0, 0, 0, 0, 0, 1, 0]);
@@ -106,8 +107,9 @@ fn pods_begin_too_few_ike_sas_to_take_the_edges_places_at_a_peer() {
     assert!(begun > 0 && world.refused("ike-sa-init") > 0, "{begun} began");
 }
 
-/// Counts how many of these datagrams from a pod arrive outside. Each datagram is sent after the
-/// response to a datagram that always passes, so that none is lost because a buffer is full.
+/// Sends datagrams from a pod to the host outside, and returns how many arrive. After each, the pod
+/// sends a datagram that always passes. The next one is sent only after that datagram has arrived,
+/// so that none is lost because a buffer is full.
 fn arrivals(world: &World, family: &Family, port: u16, datagrams: Vec<Vec<u8>>) -> usize {
     let at = SocketAddr::new(family.outside.parse::<IpAddr>().unwrap(), port);
     let peer = world.on("outside", move || UdpSocket::bind(at).unwrap());

@@ -58,7 +58,8 @@ fn masquerade() {
     ] {
         world.apply(&off);
         for family in BOTH {
-            // LAN hosts have a route back through the edge.
+            // The LAN host answers to the pod's address, since it has a route back through the
+            // edge.
             assert_eq!(world.fetch("pod", family.lan, 80).as_deref(), Some(family.pod));
         }
     }
@@ -85,8 +86,8 @@ fn hub() {
     }
 }
 
-/// The far network stands for the hub, which sends the edges' packets unencrypted. The neighbour
-/// stands for a pod of the cloud's own CNI on this node.
+/// The far network represents the hub, which sends the edges' packets unencrypted. The neighbour
+/// represents a pod of the cloud's CNI on this node.
 fn cloud() {
     let world = World::new();
     for name in ["far", "neighbour", "lan"] {
@@ -175,7 +176,7 @@ fn bridged() {
     }
 }
 
-/// The minimal table, without masquerade and fib.
+/// Tests the minimal table, which has no masquerade and no fib.
 fn minimal() {
     let world = World::new();
     world.serve("far");
@@ -232,7 +233,8 @@ fn second_network() {
     }
 }
 
-/// The pods have addresses from the plugin's own segments, from before the first view.
+/// The pods have addresses from segments in the plugin's configuration, because they started before
+/// the first view.
 fn former_segments() {
     let world = World::new();
     world.serve("outside");
@@ -251,7 +253,7 @@ fn former_segments() {
         assert_eq!(world.fetch("pod", family.outside, 80).as_deref(), Some(family.edge_up));
         assert_eq!(world.fetch("pod", family.neighbour, 80).as_deref(), Some(former));
         world.cannot_pose("pod", former, "far", family.far);
-        // A packet such as the pod's neighbour would send.
+        // A LAN host sends a packet with an unused address of the pods' network as its source.
         let unused = if family.ip == "ip" { "10.78.1.9" } else { "fd78::1:9" };
         world.cannot_pose("lan", unused, "edge", family.edge_lan);
         let forged = if family.ip == "ip" { "10.79.1.2" } else { "fd79::1:2" };
@@ -266,12 +268,13 @@ fn former_segments() {
     }
 }
 
-/// A LAN host has an address within the cloud's networks, which are behind a tunnel.
+/// The controller is a LAN host with an address within the cloud's networks, which are behind a
+/// tunnel.
 fn controller() {
     let world = World::new();
     world.serve("lan");
     // Without this static neighbour entry, the host would send neighbour solicitations from that
-    // address. In reality a router between the two sends them from its own address.
+    // address. In reality, a router between the two hosts sends them from its own address.
     let mac = world.sh("edge", "cat /sys/class/net/lan/address");
     world.sh("lan", &format!("ip neigh replace {} lladdr {} dev eth0 nud permanent", V6.edge_lan, mac.trim()));
     world.serve("edge");
@@ -297,7 +300,7 @@ fn controller() {
     }
 }
 
-/// Another program's route takes packets to a hub's network while the hub is gone.
+/// Another program's route matches packets to a hub's network while the hub is not in the view.
 fn former_networks() {
     let world = World::new();
     world.serve("outside");
@@ -317,7 +320,7 @@ fn isolated() {
     let world = World::new();
     world.serve("outside");
     world.serve("lan");
-    // A container runtime's bridge, made later, with a container behind it.
+    // A container runtime has created a bridge, which is not an uplink, with a container behind it.
     world.sh(
         "edge",
         "ip link add docker0 type bridge && ip addr add 172.17.0.1/16 dev docker0 && ip link set docker0 up && ip link set far nomaster master docker0 && ip addr flush dev far",
@@ -338,13 +341,13 @@ fn isolated() {
     assert_eq!(world.fetch("far", V4.outside, 80).as_deref(), Some("172.17.0.2"), "containers of others go on");
     world.publish(8080, V4.outside);
     assert!(world.fetch("lan", V4.edge_lan, 8080).is_some(), "what is redirected is wanted");
-    // The agent turned on forwarding for IPv6 only.
+    // The agent turned on forwarding only for IPv6.
     world.apply(&Firewall { isolated: [vec![], uplinks()], ..World::edge() });
     assert!(world.fetch("lan", V4.outside, 80).is_some());
     world.cannot_fetch("lan", V6.outside, 80);
 }
 
-/// Docker closes its containers to other hosts only if it turned forwarding on itself.
+/// Docker blocks access from other hosts to its containers only if Docker turned forwarding on.
 fn containers_of_others() {
     let world = World::new();
     for name in ["lan", "far", "outside", "neighbour"] {
@@ -395,7 +398,7 @@ fn containers_of_others() {
         world.publish(8080, containers[index]);
         assert_eq!(world.fetch("lan", family.edge_lan, 8080).as_deref(), Some(family.lan), "what is published");
     }
-    // On a hub or cloud node, another CNI's pods are that CNI's responsibility.
+    // On a hub or a cloud node, another CNI is responsible for the access to its own pods.
     world.apply(&Firewall { fronted: networks(&["172.17.0.0/16", "fd17::/64"]), ..edge() });
     for (container, other) in containers.into_iter().zip(others) {
         assert!(world.fetch("lan", container, 80).is_some(), "{container} is a pod of the cloud's own CNI");

@@ -1,6 +1,6 @@
 //! Tests the table `inet edge-cni` on a real kernel: which hosts can reach which other hosts, and
-//! with which source address. Each test has its own network namespaces. The lab tests packets that
-//! arrive in ESP.
+//! with which source address. Each test has its own network namespaces. Packets that arrive in ESP
+//! are tested in the lab.
 
 mod ike_ports;
 mod keys;

@@ -1,4 +1,4 @@
-//! Tests the handling of other programs' rules that drop pods' packets.
+//! Tests the handling of rules of other programs that drop pods' packets.
 
 use edge_agent::host::obstacles::{self, Obstacle, PodRequirements};
 
@@ -23,7 +23,7 @@ fn needs(accept: bool) -> PodRequirements {
 
 fn look(world: &World, accept: bool) -> Vec<Obstacle> {
     let found = world.on("edge", move || obstacles::check(&needs(accept)));
-    // Obstacles that this kernel causes are ignored.
+    // Obstacles that depend on the kernel of the test are ignored.
     found.into_iter().filter(|obstacle| !obstacle.what.contains("bridge-nf-call")).collect()
 }
 
@@ -51,7 +51,7 @@ fn forward_drops() {
         let rules = |world: &World| programs.map(|program| world.sh("edge", &format!("{program} -S FORWARD"))).concat();
         let before = rules(&world);
         assert_eq!((look(&world, true), rules(&world)), (vec![], before), "once");
-        // With another range, the rules for the former range are removed.
+        // When the range changes, the rules for the former range are removed.
         let other = PodRequirements { ranges: vec!["10.78.0.0/16".parse().unwrap()], ..needs(true) };
         world.on("edge", move || obstacles::check(&other));
         assert!(!rules(&world).contains("10.77.") && rules(&world).contains("10.78.0.0/16"), "{}", rules(&world));
@@ -74,7 +74,7 @@ fn named() {
         assert!(world.fetch("pod", family.far, 80).is_some(), "the command helps");
     }
     assert_eq!(look(&world, true), []);
-    // firewalld's rule.
+    // The last rule of the chain rejects all packets, as in firewalld.
     world.sh(
         "edge",
         "nft 'delete table inet filter; add table inet firewalld; add chain inet firewalld filter_FORWARD { type filter hook forward priority filter + 10; }; \
@@ -86,8 +86,8 @@ fn named() {
             && said[0].command.starts_with("firewall-cmd --permanent --zone=trusted --add-source=10.77.0.0/16"),
         "{said:?}"
     );
-    // With the ranges in zone `trusted` alone, the cloud's pods still do not reach pods on this
-    // node.
+    // If only the ranges are in the zone `trusted`, the cloud's pods still cannot reach pods on
+    // this node.
     world.sh(
         "edge",
         "nft 'add chain inet firewalld filter_FORWARD_ZONES; add rule inet firewalld filter_FORWARD_ZONES ip saddr 10.77.0.0/16 accept; \
@@ -103,7 +103,8 @@ fn named() {
     assert_eq!(look(&world, true), []);
 }
 
-/// iptables-legacy reads its rules through a raw socket.
+/// Without CAP_NET_RAW, the rules of iptables-legacy cannot be read, because reading them requires
+/// a raw socket.
 fn unreadable() {
     let world = World::new();
     world.sh("edge", "iptables-legacy -P FORWARD DROP && ip6tables-legacy -P FORWARD ACCEPT");

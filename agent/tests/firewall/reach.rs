@@ -1,4 +1,4 @@
-//! Tests what an edge drops and accepts without keys in `[firewall]`.
+//! Tests which packets an edge drops and accepts without keys in `[firewall]`.
 
 use super::Test;
 use super::world::{BOTH, V4, V6, World, passes};
@@ -31,7 +31,8 @@ pub(crate) const TESTS: &[Test] = &[
 /// on another node.
 const SERVICES: [[&str; 3]; 2] = [["10.96.0.0/12", "10.96.0.10", "10.96.0.11"], ["fd96::/112", "fd96::10", "fd96::11"]];
 
-/// Makes worlds with and without another program that masquerades all forwarded packets.
+/// Creates two worlds: one without and one with another program that masquerades all forwarded
+/// packets.
 fn worlds() -> impl Iterator<Item = World> {
     [false, true].into_iter().map(|others| {
         let world = World::new();
@@ -48,7 +49,7 @@ fn worlds() -> impl Iterator<Item = World> {
 fn lan_host_reaches_nothing() {
     for world in worlds() {
         for family in BOTH {
-            // Without the table, all targets are reached.
+            // Without the table, the LAN host reaches all targets.
             assert!(world.fetch("lan", family.far, 80).is_some() && world.fetch("lan", family.pod, 80).is_some());
         }
         world.apply(&World::edge());
@@ -79,7 +80,7 @@ fn lan_host_cannot_pose() {
     }
 }
 
-/// No XFRM policy covers this case.
+/// A LAN host sends with the address of a remote pod. No XFRM policy covers this case.
 fn lan_host_cannot_pose_as_remote() {
     let world = World::new();
     world.apply(&World::edge());
@@ -110,7 +111,7 @@ fn pods_cannot_forge() {
                 world.cannot_pose("pod", source, "edge", family.edge_lan);
                 world.cannot_pose("pod", source, "far", family.far);
             }
-            // Other packets do arrive.
+            // Packets with the pod's own address do arrive.
             assert!(world.arrives("pod", family.pod, "edge", family.edge_lan));
         }
         assert!(world.refused("forged") >= 16);
@@ -159,7 +160,8 @@ fn published_ports() {
     }
 }
 
-/// A service range that the hub fronts. kube-proxy on the edge redirects it for any sender.
+/// The hub fronts a service range. kube-proxy on the edge redirects the range's addresses for any
+/// sender.
 fn lan_host_reaches_no_service() {
     for world in worlds() {
         let mut edge = World::edge();
@@ -182,7 +184,7 @@ fn lan_host_reaches_no_service() {
             }
         }
         assert!(world.refused("to-tunnels") >= 2 && world.refused("to-pods") >= 2);
-        // The operator configures a range that no view names.
+        // The operator has configured a service range that no view names.
         let service_ranges = SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap()).to_vec();
         world.apply(&Firewall { service_ranges, ..World::edge() });
         for service in SERVICES.iter().flat_map(|[_, services @ ..]| services) {
@@ -208,7 +210,7 @@ fn lan_host_reaches_no_ipvs() {
             assert!(world.fetch("lan", service, 80).is_some(), "without a table {service} is reached");
         }
         let named = SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap());
-        // The operator, or a view, may name a range that contains the edge's own address.
+        // The operator or a view may configure a range that contains the edge's own address.
         let careless = BOTH.map(|family| family.edge_lan.parse::<IpNetwork>().unwrap());
         let service_ranges: Vec<IpNetwork> = named.into_iter().chain(careless).collect();
         let edge = Firewall { service_ranges, ..World::edge() };
@@ -237,8 +239,8 @@ fn lan_host_reaches_no_proxy() {
         for ((family, [_, service, to_lan]), proxy) in BOTH.into_iter().zip(SERVICES).zip(proxies) {
             world.redirect(service, proxy);
             assert!(world.fetch("lan", service, 80).is_some(), "without a table {service} is reached");
-            // kube-proxy's rule for a process on the node that calls a Service whose endpoint is
-            // outside of the cluster, such as the API server.
+            // Adds kube-proxy's rule for a process on the node that calls a Service whose endpoint
+            // is outside of the cluster, such as the API server.
             let target =
                 if proxy.contains(':') { format!("[{}]:80", family.lan) } else { format!("{}:80", family.lan) };
             world.sh(
@@ -276,7 +278,8 @@ fn lan_host_reaches_no_proxy() {
     }
 }
 
-/// Connection tracking counts the connection as established.
+/// The connection was established before the table existed, so connection tracking counts it as
+/// established.
 fn former_flows() {
     let world = World::new();
     // This rule also turns on connection tracking.
@@ -300,8 +303,9 @@ fn former_flows() {
     }
 }
 
-/// IPVS sends a NodePort's packets from the node itself, with the client's source address, and
-/// without the status of a redirection.
+/// IPVS sends NodePort traffic through the output hook with the client's source address, and its
+/// connection does not have the status `dnat`. The source address must still be rewritten to the
+/// bridge's address.
 fn sent_for_others() {
     let world = World::new();
     for family in BOTH {
@@ -323,7 +327,8 @@ fn sent_for_others() {
     }
 }
 
-/// As with kube-proxy and portmap, connections from a pod that is its own endpoint are masqueraded.
+/// A pod connects to a published port whose endpoint is the pod itself. As with kube-proxy and
+/// portmap, the connection is masqueraded.
 fn hairpin() {
     for world in worlds() {
         world.apply(&World::edge());
@@ -377,7 +382,7 @@ fn loopback() {
             ),
         );
         assert!(world.fetch(name, "127.0.0.1", 80).is_some(), "without the table {name} reaches it");
-        // The kernel itself refuses this packet on every link except `lo`.
+        // The kernel drops this packet on every link except `lo`.
         world.cannot_fetch(name, "::1", 80);
     }
     assert!(world.arrives("lan", "127.0.0.5", "edge", V4.edge_lan), "without the table");
@@ -399,8 +404,8 @@ fn loopback() {
     }
 }
 
-/// A view, or keys that the plugin does not know, may make the agent's table allow packets that the
-/// plugin's table drops.
+/// Because of a view or of keys that the plugin does not support, the agent's table may accept
+/// packets that the plugin's table drops.
 fn plugins_table() {
     let world = World::new();
     world.serve("pod");
@@ -433,8 +438,8 @@ fn upgrade() {
     world.cannot_fetch("lan", "10.77.2.2", 80);
 }
 
-/// Since Linux 7.0, a set that is made in the same transaction as the rules that use it is empty
-/// for a moment.
+/// Since Linux 7.0, a set is empty for a moment if it is created in the same transaction as the
+/// rules that use it.
 fn replaced() {
     let world = World::new();
     world.serve("far");

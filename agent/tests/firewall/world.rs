@@ -1,6 +1,6 @@
-//! Makes an edge with two pods on its bridge, a LAN, hosts outside, and a far network that stands
-//! for the networks behind tunnels. Each is in a separate network namespace, with both address
-//! families.
+//! Creates an edge with two pods on its bridge, a LAN, a host outside of the cluster, and a far
+//! network that represents the networks behind tunnels. Each is in a separate network namespace,
+//! with both address families.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -24,17 +24,17 @@ pub(crate) struct Family {
     /// The edge's address on the LAN, and the address of a LAN host.
     pub(crate) edge_lan: &'static str,
     pub(crate) lan: &'static str,
-    /// The edge's address on the uplink, and the address of a host outside.
+    /// The edge's address on the uplink, and the address of a host outside of the cluster.
     pub(crate) edge_up: &'static str,
     pub(crate) outside: &'static str,
-    /// Addresses of the bridge and its pods, and a free address.
+    /// Addresses of the bridge, of a pod and its neighbour, and an unused address.
     pub(crate) bridge: &'static str,
     pub(crate) pod: &'static str,
     pub(crate) neighbour: &'static str,
     pub(crate) unused: &'static str,
     /// A pod on another node.
     pub(crate) far: &'static str,
-    /// A pod of the cloud's own CNI, on the LAN's side.
+    /// A pod of the cloud's CNI, on the side of the LAN.
     pub(crate) cloud: &'static str,
 }
 
@@ -130,7 +130,7 @@ impl World {
             &["192.168.1.66/24", "2001:db8:1::66/64", "10.244.0.7/32", "fd44::7/128"],
             &["192.168.1.10", "2001:db8:1::10"],
         );
-        // The address exists, but is used as a source only on request.
+        // The kernel uses this address as a source only if a program binds it.
         world.sh("lan", "ip -6 addr change fd44::7/128 dev eth0 preferred_lft 0");
         // This host has no route to pods, so only translated packets get a response.
         host("outside", &["203.0.113.1/24", "2001:db8:9::1/64"], &[]);
@@ -183,7 +183,7 @@ impl World {
         refused.iter().find(|refused| refused.counter == counter).map_or(0, |refused| refused.packets)
     }
 
-    /// Adds another program's rules, which masquerade all packets that the edge forwards.
+    /// Adds the rules of another program that masquerades all packets that the edge forwards.
     pub(crate) fn masquerade_by_others(&self) {
         self.sh("edge", "nft 'add table inet other; add chain inet other post { type nat hook postrouting priority srcnat; }; add rule inet other post oifname { far, wan, lan } masquerade'");
     }
@@ -221,12 +221,13 @@ impl World {
         });
     }
 
-    /// Returns the source address that the server at `to` sees when a host connects to it.
+    /// Connects to the server at `to`. Returns the client's source address from the point of view
+    /// of the server.
     pub(crate) fn fetch(&self, from: &str, to: &str, port: u16) -> Option<String> {
         self.connect(from, to, port, LONG)
     }
 
-    /// Fails if a connection is established.
+    /// Panics if a connection to `to` is established.
     pub(crate) fn cannot_fetch(&self, from: &str, to: &str, port: u16) {
         if let Some(source) = self.connect(from, to, port, SHORT) {
             panic!("{from} reaches {to}, where it is seen as {source}");
@@ -266,7 +267,7 @@ impl World {
         (client, listener.accept().unwrap().0)
     }
 
-    /// Returns the source address of a datagram on arrival.
+    /// Sends a datagram and returns its source address on arrival.
     pub(crate) fn source_of_datagram(&self, from: &str, at: &str, to: &str) -> String {
         let target = SocketAddr::new(to.parse::<IpAddr>().unwrap(), 9);
         let receiver = self.on(at, move || UdpSocket::bind(target).unwrap());
@@ -287,14 +288,14 @@ impl World {
         socket.recv(&mut [0; 16]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused)
     }
 
-    /// Fails if a datagram from `source`, which the sender gets as an address for this time,
-    /// arrives at `to` on the host `at`.
+    /// Panics if a datagram from `source` arrives at `to` on the host `at`. The sender has the
+    /// address `source` while it sends.
     pub(crate) fn cannot_pose(&self, from: &str, source: &str, at: &str, to: &str) {
         let arrived = self.datagrams(from, source, at, to, 3);
         assert!(!arrived, "a datagram from {source}, sent by {from}, arrived at {to}");
     }
 
-    /// Returns whether such a datagram arrives.
+    /// Returns whether a datagram from `source` arrives at `to` on the host `at`.
     pub(crate) fn arrives(&self, from: &str, source: &str, at: &str, to: &str) -> bool {
         self.datagrams(from, source, at, to, 50)
     }

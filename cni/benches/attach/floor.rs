@@ -1,6 +1,6 @@
-//! The baseline (`floor`): one process makes links, addresses and routes with the same netlink
-//! requests as the plugin. It makes no leases, writes nothing to disk, and sets up neither filter
-//! nor guard.
+//! The baseline (`floor`): one process creates links, addresses and routes with the same netlink
+//! requests as the plugin. It creates no leases, writes nothing to disk, and sets up neither a
+//! filter nor a guard.
 
 use std::fs::File;
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ pub(crate) const ARGUMENT: &str = "--floor";
 
 const BRIDGE: &str = "br0";
 
-/// Makes the bridge that later calls use.
+/// Creates the bridge that later calls use.
 pub(crate) fn prepare(netns: &str) {
     for arguments in [
         "link add br0 type bridge",
@@ -97,7 +97,7 @@ fn add(name: &str, netns: &str, number: u8) {
     println!("{{}}");
 }
 
-/// Gives the pod's end addresses and routes.
+/// Sets the addresses and routes of the pod end.
 fn configure(number: u8) {
     let mut netlink = open();
     let index = find(&mut netlink, "eth0").header.index;

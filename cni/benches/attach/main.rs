@@ -1,12 +1,12 @@
 //! Measures the cost of a plugin call, compared with bridge and host-local, and with a baseline: a
-//! program that makes the same links, addresses and routes, and nothing else.
+//! program that creates the same links, addresses and routes, and nothing else.
 //!
 //! `cargo bench -p edge-cni --bench attach` prints a table and writes `target/bench/cni.json`. It
-//! needs root. The programs take turns in one run, each in a network namespace of its own; results
-//! are medians. `EDGE_CNI` names the plugin's program (default: the program built with the bench
-//! profile), and `CNI_PLUGINS` the directory of bridge and host-local. `EMPTY_PROGRAM` names a
-//! static program that does nothing, which is the baseline for the time to answer VERSION (default:
-//! the start of the baseline program itself). Without `--bench` (as under `cargo test
+//! must run as root. The programs take turns in one run, each in a separate network namespace.
+//! Results are medians. `EDGE_CNI` is the path of the plugin (default: the program built with the
+//! bench profile), and `CNI_PLUGINS` is the directory of bridge and host-local. `EMPTY_PROGRAM` is
+//! the path of a static program that does nothing. It is the baseline for the time to answer
+//! VERSION (default: the start of the baseline program). Without `--bench` (as under `cargo test
 //! --all-targets`) each case runs once, and nothing is written.
 
 mod floor;
@@ -21,7 +21,7 @@ use interop_tests::netns;
 use program::{Host, Program, Usage};
 use report::{Goal, Report};
 
-/// Number of pods in one round, and number of pods that are attached at once.
+/// Number of pods in one round, and number of pods that are attached simultaneously.
 const PODS: usize = 21;
 const AT_ONCE: usize = 50;
 
@@ -104,7 +104,7 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// One program on its own host, with the usage of its calls: ADD, CHECK, DEL.
+/// One program on a separate host, with the resources that its calls ADD, CHECK and DEL used.
 struct Round<'a> {
     leases: usize,
     host: Host<'a>,
@@ -117,8 +117,8 @@ impl<'a> Round<'a> {
     }
 }
 
-/// Attaches, checks and detaches each pod by all programs in turn, each time in another order. The
-/// first pod sets the host up and does not count.
+/// Attaches, checks and detaches each pod with all programs in turn, each time in another order. The
+/// first pod sets up the host and is not counted.
 fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
     let mut random = fastrand::Rng::with_seed(0);
     for pod in 0..=pods {
@@ -145,7 +145,7 @@ fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
 }
 
 /// Returns the median of a value of a program on the host with this number of leases. `None` if the
-/// program does not have the verb, or was not measured with that number.
+/// program does not support the verb, or was not measured with that number.
 fn median(
     rounds: &[Round<'_>],
     (program, leases): (&str, usize),

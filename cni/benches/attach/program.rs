@@ -1,4 +1,4 @@
-//! The programs that are compared and their calls.
+//! The programs that are compared, and their calls.
 
 #![allow(unsafe_code, reason = "wait4(2), which says what one child used, has no safe form")]
 #![allow(clippy::zombie_processes, reason = "wait4(2) waits for them")]
@@ -24,7 +24,7 @@ const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
 
 static HOSTS: AtomicU32 = AtomicU32::new(0);
 
-/// How long a call's memory use is observed. The call takes a fraction of this time.
+/// Time for which the memory use of a call is observed. The call takes a fraction of this time.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A program that attaches pods.
@@ -37,28 +37,29 @@ pub(crate) struct Program {
 /// The resources that a call used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Usage {
-    /// Milliseconds.
+    /// Elapsed time in milliseconds.
     pub(crate) wall: f64,
-    /// Milliseconds of CPU time, including the programs that it started.
+    /// CPU time in milliseconds, including the programs that the call started.
     pub(crate) cpu: f64,
 }
 
 /// The resources that simultaneous calls used.
 pub(crate) struct Burst {
-    /// Milliseconds until the last call ended.
+    /// Time until the last call ended, in milliseconds.
     pub(crate) wall: f64,
     /// Peak memory of all calls together, KiB, if cgroups report it.
     pub(crate) memory: Option<f64>,
 }
 
 impl Program {
-    /// A static program that does nothing, which is the baseline for the start of a program.
+    /// Returns a static program that does nothing, which is the baseline for the start of a
+    /// program. `None` if `EMPTY_PROGRAM` is not set.
     pub(crate) fn empty() -> Option<Self> {
         let path = std::env::var_os("EMPTY_PROGRAM").map(PathBuf::from)?;
         Some(Self { name: FLOOR, path, arguments: &[] })
     }
 
-    /// The plugin, the baseline, and bridge with host-local if they are installed.
+    /// Returns the plugin, the baseline, and bridge with host-local if they are installed.
     pub(crate) fn all() -> Vec<Self> {
         let ours = std::env::var_os("EDGE_CNI").map_or_else(|| env!("CARGO_BIN_EXE_edge-cni").into(), PathBuf::from);
         let directories = std::env::var_os("CNI_PLUGINS").map(PathBuf::from).into_iter();
@@ -81,10 +82,10 @@ impl Program {
         programs
     }
 
-    /// Size of the program, KiB.
+    /// Returns the size of the program, in KiB.
     pub(crate) fn size(&self) -> f64 {
         let size = |path: &Path| std::fs::metadata(path).expect("the program is there").len() as f64 / 1024.0;
-        // The bridge plugin runs host-local, so its size counts too.
+        // The bridge plugin runs host-local, so the size of host-local is included.
         let host_local = self.path.with_file_name("host-local");
         size(&self.path) + if self.name == STOCK { size(&host_local) } else { 0.0 }
     }
@@ -118,7 +119,7 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// Makes a host with this many leases of other pods, which are not attached.
+    /// Creates a host with this many leases of other pods, which are not attached.
     pub(crate) fn new(program: &'a Program, leases: usize, pods: usize) -> Self {
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
         let unique = format!("cni-bench-{}-{number}", std::process::id());
@@ -224,16 +225,16 @@ fn spawn(command: &mut Command, input: &[u8]) -> Child {
 /// Waits for a child. Returns its status, and the usage of the child and its own children.
 fn wait(child: &Child) -> (i32, libc::rusage) {
     let mut status = 0;
-    // SAFETY: rusage is plain data, for which zeroes are a value.
+    // SAFETY: rusage is plain data, for which all-zero is a valid value.
     let mut used: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: both pointers lead to values that live through the call.
+    // SAFETY: both pointers point to values that outlive the call.
     let waited = unsafe { libc::wait4(child.id() as libc::pid_t, &raw mut status, 0, &raw mut used) };
     assert!(waited > 0, "wait4: {}", std::io::Error::last_os_error());
     (status, used)
 }
 
-/// Returns the peak memory of an ADD, KiB (`VmHWM`). Its output goes into a full pipe, so that the
-/// program waits at its end while its memory is read.
+/// Returns the peak memory of an ADD (`VmHWM`), in KiB. The output goes to a full pipe, so that the
+/// program blocks at its end while its memory use is read.
 pub(crate) fn memory(program: &Program) -> f64 {
     let mut host = Host::new(program, 0, 2);
     host.add(0);
@@ -245,7 +246,7 @@ pub(crate) fn memory(program: &Program) -> f64 {
     command.stdin(Stdio::piped()).stdout(writer).stderr(Stdio::null());
     let mut child = command.spawn().expect("it starts");
     child.stdin.take().expect("a pipe").write_all(host.config(None).to_string().as_bytes()).expect("it reads");
-    // Closes the command's own end of the pipe.
+    // Closes the copy of the pipe that `command` holds.
     drop(command);
     let status = || std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
     let mut peak = 0.0;
@@ -260,7 +261,7 @@ pub(crate) fn memory(program: &Program) -> f64 {
     peak
 }
 
-/// Attaches this many pods at once.
+/// Attaches this many pods simultaneously.
 pub(crate) fn burst(program: &Program, leases: usize, pods: usize) -> Burst {
     let mut host = Host::new(program, leases, pods + 1);
     host.add(0);
@@ -275,14 +276,15 @@ pub(crate) fn burst(program: &Program, leases: usize, pods: usize) -> Burst {
     Burst { wall: begin.elapsed().as_secs_f64() * 1e3, memory: group.and_then(|group| group.most()) }
 }
 
-/// A memory cgroup with this process and its children, of version 1 or 2.
+/// A memory cgroup, of version 1 or 2, with this process and its children.
 struct Group {
     directory: PathBuf,
     parent: PathBuf,
 }
 
 impl Group {
-    /// Enters a new cgroup. `None` if this machine has no such cgroups, or if we may not use them.
+    /// Enters a new cgroup. `None` if this machine has no such cgroups, or if this process may not
+    /// use them.
     fn enter() -> Option<Self> {
         let parent = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"]
             .map(PathBuf::from)
@@ -295,7 +297,7 @@ impl Group {
         Some(group)
     }
 
-    /// Peak memory, KiB.
+    /// Returns the peak memory, in KiB.
     fn most(&self) -> Option<f64> {
         let read = |file: &str| std::fs::read_to_string(self.directory.join(file)).ok();
         let bytes = read("memory.max_usage_in_bytes").or_else(|| read("memory.peak"))?;

@@ -11,20 +11,20 @@ pub(crate) struct Report {
     results: Vec<Value>,
 }
 
-/// The largest acceptable value.
+/// The maximum acceptable value.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
     None,
-    /// Our value.
+    /// The plugin's value.
     Ours(f64),
-    /// Our value divided by the value of bridge and host-local.
+    /// The plugin's value divided by the value of bridge and host-local.
     OfStock(f64),
-    /// Our value divided by the value of the baseline.
+    /// The plugin's value divided by the value of the baseline.
     OfFloor(f64),
 }
 
 impl Report {
-    /// Adds a case. `value` returns the value of a program, if it has one.
+    /// Adds a case. `value` returns the value of a program, if there is one.
     pub(crate) fn add(&mut self, case: &str, unit: &str, value: impl Fn(&str) -> Option<f64>, goal: Goal) {
         let Some(ours) = value(OURS) else { return };
         let (stock, floor) = (value(STOCK), value(FLOOR));
@@ -57,7 +57,7 @@ impl Report {
         }));
     }
 
-    /// Writes the file.
+    /// Writes the results to a file.
     pub(crate) fn write(self, file: &Path) {
         let folder = file.parent().expect("the file is in a folder");
         std::fs::create_dir_all(folder).expect("target/bench can be made");

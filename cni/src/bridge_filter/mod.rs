@@ -1,7 +1,8 @@
 //! The bridge's filter. A pod can send only with its own MAC address and its leased addresses.
 //!
-//! `table bridge edge-cni` is made once, in one nfnetlink transaction. After that, each pod changes
-//! only elements in the sets of the table. The program `nft` is not needed.
+//! `table bridge edge-cni` is created once, in one nfnetlink transaction. After that, attaching or
+//! detaching a pod changes only elements in the sets of the table. The program `nft` is not
+//! necessary.
 //!
 //! The module `table` contains the sets, chains and rules of the table.
 
@@ -23,21 +24,21 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-/// Maximum number of ports in one transaction. Their elements take about 80 KiB, well below the
+/// Maximum number of ports in one transaction. Their elements occupy about 80 KiB, well below the
 /// smallest send buffer.
 const PORTS_AT_ONCE: usize = 128;
 
 /// Maximum number of attempts to remove elements while other processes also remove some.
 const REMOVE_ATTEMPTS: usize = 8;
 
-/// The kernel features that are needed, for errors.
+/// The kernel features that the filter requires, for error messages.
 const NEEDED: &str = "; the kernel needs nf_tables with the family bridge (CONFIG_NF_TABLES_BRIDGE), or attach pods without protection from each \
     other by \"unfilteredPods\": [\"*\"] in the plugin's configuration";
 
 /// A pod's bridge port, and the source addresses that the pod may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PodPort {
-    /// Name of the host's end.
+    /// Name of the host end.
     pub(crate) name: String,
     /// The pod's MAC address.
     pub(crate) mac: Mac,
@@ -68,8 +69,8 @@ impl Filter {
         Ok(Self { netlink })
     }
 
-    /// Adds the elements of ports. Returns false, and does nothing, if there is no table of this
-    /// version.
+    /// Adds the elements of ports. Returns `false`, and does nothing, if no table of this version
+    /// exists.
     pub(crate) fn add(&mut self, ports: &[PodPort]) -> Result<bool> {
         for some in ports.chunks(PORTS_AT_ONCE) {
             match self.transact("NFT_MSG_NEWSETELEM", element_messages(&elements_of(some), Table::add_elements)) {
@@ -81,7 +82,7 @@ impl Filter {
         Ok(true)
     }
 
-    /// Returns the generation of the host's ruleset. Every change increases it.
+    /// Returns the generation of the host's nftables ruleset, which increases with every change.
     pub(crate) fn generation(&mut self) -> Result<u32> {
         let answer: RawMessage = self
             .netlink
@@ -92,12 +93,12 @@ impl Filter {
         })
     }
 
-    /// Ensures that the table exists and contains these ports, which must be all attached ones.
+    /// Ensures that the table exists and contains these ports, which must be all attached ports.
     /// Replaces a table of another version. If the table has this version, its other elements stay.
-    /// Only one process may call this at a time. Returns false, and does nothing, if the ruleset no
-    /// longer has this generation.
+    /// Only one process may call this at a time. Returns `false`, and does nothing, if the ruleset
+    /// no longer has this generation.
     pub(crate) fn ensure(&mut self, ports: &[PodPort], generation: Option<u32>) -> Result<bool> {
-        // Check that the table exists first, since `add` does nothing if there are no ports.
+        // First checks that the table exists, since `add` does nothing if there are no ports.
         if self.elements(FilterSet::Ports)?.is_some() && self.add(ports)? {
             return Ok(true);
         }
@@ -107,18 +108,20 @@ impl Filter {
         }
     }
 
-    /// Replaces the table by a new one with these ports, which must be all attached ones. Another
-    /// program may have changed the rules of the old table. Only one process may call this at a
-    /// time. Returns false, and does nothing, if the ruleset no longer has this generation.
+    /// Replaces the table with a new one with these ports, which must be all attached ports. This
+    /// is necessary if another program may have changed the rules of the table. Only one process
+    /// may call this at a time. Returns `false`, and does nothing, if the ruleset no longer has
+    /// this generation.
     pub(crate) fn replace(&mut self, ports: &[PodPort], generation: Option<u32>) -> Result<bool> {
         unless_changed(self.create(ports, TABLE.delete_and_create().into(), generation))
     }
 
-    /// Fails if the next pod's elements could not be added; STATUS calls it. It changes nothing,
+    /// Fails if the elements of another pod could not be added. STATUS calls this. Nothing changes,
     /// since the kernel reverts the attempt.
     pub(crate) fn dry_run(&mut self) -> Result<()> {
         let (make, _) = TABLE.create();
-        // A table that exists may belong to another program.
+        // If the table does not exist in this version, a table with its name may belong to another
+        // release or program, so it is deleted first.
         let messages = match self.elements(FilterSet::Ports)? {
             Some(_) => vec![(make, NLM_F_CREATE)],
             None => TABLE.delete_and_create().into_iter().chain(content_messages()).collect(),
@@ -134,7 +137,7 @@ impl Filter {
         generation: Option<u32>,
     ) -> Result<(), netlink::Error> {
         messages.extend(content_messages());
-        // The elements are in the same transaction, so that attached pods are not cut off.
+        // The elements are added in the same transaction, so that attached pods are not cut off.
         let (first, rest) = ports.split_at(ports.len().min(PORTS_AT_ONCE));
         messages.extend(element_messages(&elements_of(first), Table::add_elements));
         let begin = generation.map_or_else(wire::begin, wire::begin_at);
@@ -145,24 +148,24 @@ impl Filter {
             .try_for_each(|some| self.transact("NFT_MSG_NEWSETELEM", element_messages(&some, Table::add_elements)))
     }
 
-    /// Removes all elements of these ports. Does nothing if there is no table.
+    /// Removes all elements of these ports. Does nothing if the table does not exist.
     pub(crate) fn remove(&mut self, ports: &[String]) -> Result<()> {
         self.remove_where(|port| ports.iter().any(|name| name == port))
     }
 
-    /// Names of the ports that have elements.
+    /// Returns the names of the ports that have elements.
     pub(crate) fn ports(&mut self) -> Result<Vec<String>> {
         let keys = self.elements(FilterSet::Ports)?.unwrap_or_default();
         Ok(keys.iter().map(|key| interface_of(key)).collect())
     }
 
-    /// Names of the ports of exempted pods.
+    /// Returns the names of the ports of exempted pods.
     pub(crate) fn unfiltered(&mut self) -> Result<Vec<String>> {
         let keys = self.elements(FilterSet::Unfiltered)?.unwrap_or_default();
         Ok(keys.iter().map(|key| interface_of(key)).collect())
     }
 
-    /// The source MAC addresses that ports may use, by port.
+    /// Returns the source MAC addresses that ports may use, by port.
     pub(crate) fn macs(&mut self) -> Result<Vec<(String, Mac)>> {
         let keys = self.elements(FilterSet::Macs)?.unwrap_or_default();
         let mac = |key: &Vec<u8>| key.get(IFNAMSIZ..IFNAMSIZ + 6).and_then(|octets| octets.try_into().ok());
@@ -218,7 +221,7 @@ impl Filter {
         Ok(elements)
     }
 
-    /// Returns the keys in a set. `None` if there is no table of this version.
+    /// Returns the keys in a set. `None` if no table of this version exists.
     fn elements(&mut self, set: FilterSet) -> Result<Option<Vec<Vec<u8>>>> {
         nftables::elements(&mut self.netlink, &TABLE, set.name())
             .map_err(|error| kernel_error("read the bridge's filter, `table bridge edge-cni`", &error))
@@ -229,7 +232,7 @@ impl Filter {
     }
 }
 
-/// The messages for the table's content without elements.
+/// Returns the messages that create the content of the table, without elements.
 fn content_messages() -> Vec<(RawMessage, u16)> {
     let chains = table::CHAINS.iter().map(|(name, base)| TABLE.new_chain(name, base.as_ref()));
     let sets = FilterSet::ALL.into_iter().map(|set| TABLE.new_set(&set.definition()));
@@ -247,7 +250,7 @@ fn elements_of(ports: &[PodPort]) -> Elements {
             put(FilterSet::Unfiltered, &[&name]);
             continue;
         }
-        // Each part of a key takes a multiple of four octets.
+        // Each part of a key occupies a multiple of four octets.
         let padded = [&port.mac[..], &[0, 0]].concat();
         put(FilterSet::Macs, &[&name, &padded]);
         for address in port.addresses.iter().copied().chain([IpAddr::V6(mac::link_local(port.mac))]) {
@@ -274,7 +277,7 @@ fn element_messages(
     each.map(|(set, some)| message(&TABLE, set, some)).collect()
 }
 
-/// Returns whether the table was made. It was not made if the ruleset had changed.
+/// Returns whether the table was created. If not, the ruleset had changed.
 fn unless_changed(made: Result<(), netlink::Error>) -> Result<bool> {
     match made {
         Ok(()) => Ok(true),

@@ -1,9 +1,9 @@
 //! The table's sets, chains and rules. `docs/cni.md` contains them in the format of nft(8), and a
 //! test compares the two.
 //!
-//! A rule does not match if one of its expressions cannot be loaded (`NFT_BREAK`), such as a port
-//! number that is not in this fragment. Therefore the rules accept packets, and the end of each
-//! chain drops the rest.
+//! A rule does not match if one of its expressions cannot be loaded (`NFT_BREAK`), for example a
+//! port number that is not in this fragment. For this reason the rules accept packets, and the end
+//! of each chain drops all others.
 
 use crate::nftables::expression::{Base, Comparison, Expression, Meta, Rule, Verdict};
 use crate::nftables::{self, BRIDGE, BaseChain, INTEGER, INTERFACE, IPV4, IPV6, MAC, Table};
@@ -14,12 +14,12 @@ pub(super) const TABLE: Table = Table { family: BRIDGE, name: "edge-cni" };
 /// The prefix of the names of pods' host ends.
 pub(crate) const PORT_PREFIX: &str = "ecni";
 
-/// `enum nf_br_hook_priorities`, `NF_BR_PRI_FILTER_BRIDGED` (`linux/netfilter_bridge.h`): before
-/// br_netfilter passes a frame to iptables.
+/// `enum nf_br_hook_priorities`, `NF_BR_PRI_FILTER_BRIDGED` (`linux/netfilter_bridge.h`): the
+/// priority before br_netfilter passes a frame to iptables.
 const PRIORITY: i32 = -200;
 
-/// The register after an interface's name of 16 bytes, and the register after a MAC address that
-/// follows the name and takes two registers of 4 bytes.
+/// The register after an interface's name of 16 bytes, and the register after the MAC address that
+/// follows the name and occupies two registers of 4 bytes.
 const SECOND: u32 = 2;
 const THIRD: u32 = 14;
 
@@ -32,7 +32,7 @@ const ICMPV6: u8 = 58;
 /// destination unreachable, source quench, redirect, time exceeded, parameter problem.
 const ICMP_ERRORS: [u8; 5] = [3, 4, 5, 11, 12];
 
-/// The chains. A chain precedes the chains whose rules lead to it.
+/// The chains. A chain comes before the chains with rules that jump to it.
 pub(super) const CHAINS: [(&str, Option<BaseChain>); 10] = [
     ("pod-arp", None),
     ("source-ipv4", None),
@@ -60,9 +60,10 @@ pub(crate) enum FilterSet {
     Ipv4,
     /// Port, MAC address and IPv6 address, including the link-local one.
     Ipv6,
-    /// Port and an IPv6 address that the pod may advertise, and about which it may send errors.
+    /// Port and an IPv6 address that the pod may advertise. The pod may send errors about packets
+    /// to this address.
     Targets,
-    /// Port and an IPv4 address about which the pod may send errors.
+    /// Port and an IPv4 address. The pod may send errors about packets to this address.
     ErrorTargets,
     /// Ports of pods that the operator has exempted.
     Unfiltered,
@@ -72,8 +73,8 @@ impl FilterSet {
     pub(super) const ALL: [Self; 7] =
         [Self::Ports, Self::Macs, Self::Ipv4, Self::Ipv6, Self::Targets, Self::ErrorTargets, Self::Unfiltered];
 
-    /// The set's name. The version in [`FilterSet::Ports`] must be increased with every change of
-    /// sets, chains or rules.
+    /// Returns the set's name. The version in [`FilterSet::Ports`] must be increased with every
+    /// change of sets, chains or rules.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Ports => "ports-v3",
@@ -98,7 +99,7 @@ impl FilterSet {
         }
     }
 
-    /// Returns the set in the form of the message that makes it.
+    /// Returns the definition of the set for the message that creates it.
     pub(super) fn definition(self) -> nftables::Set {
         nftables::Set {
             name: self.name(),
@@ -111,11 +112,11 @@ impl FilterSet {
     }
 
     pub(super) fn key_type(self) -> u32 {
-        // TYPE_BITS is 6.
+        // `TYPE_BITS` of nft(8) is 6.
         self.types().iter().fold(0, |whole, part| whole << 6 | part)
     }
 
-    /// Length of a key, bytes. Each part takes a multiple of four bytes.
+    /// Returns the length of a key in bytes. Each part occupies a multiple of four bytes.
     pub(super) fn key_length(self) -> u32 {
         let length = |part: &u32| match *part {
             INTERFACE => 16,
@@ -128,8 +129,8 @@ impl FilterSet {
         self.types().iter().map(length).chain(integers).sum()
     }
 
-    /// Offset and length, in bits from the transport header, of the packet parts that the integers
-    /// hold.
+    /// Returns the offset and the length, in bits from the transport header, of the parts of a
+    /// packet that the integers of a key contain.
     const fn parts_of_packets(self) -> &'static [(u32, u32)] {
         match self {
             Self::Targets => &[(64, 64), (128, 64)],
@@ -138,23 +139,24 @@ impl FilterSet {
         }
     }
 
-    /// Returns the user data that nft(8) needs to show the set as it was written (libnftnl/udata.h,
-    /// set_udata_key_* in nft): the key's byte order, and for [`FilterSet::Targets`] and
-    /// [`FilterSet::ErrorTargets`] that the key has the type of `iifname . @th,64,64 . @th,128,64`
-    /// or `iifname . @th,192,32`. (nft before 1.0.8 has no `icmpv6 taddr`. Later releases show the
-    /// two halves in that form.)
+    /// Returns the user data from which nft(8) shows the set as it was written (libnftnl/udata.h,
+    /// set_udata_key_* in nft): the key's byte order and, for [`FilterSet::Targets`] and
+    /// [`FilterSet::ErrorTargets`], that the key has the type `iifname . @th,64,64 . @th,128,64` or
+    /// `iifname . @th,192,32`. (nft before 1.0.8 has no `icmpv6 taddr`. Later releases show the two
+    /// halves in that form.)
     pub(super) fn user_data(self) -> Vec<u8> {
         let field = |kind: u8, value: &[u8]| [&[kind, value.len() as u8], value].concat();
         let number = |kind: u8, value: u32| field(kind, &value.to_ne_bytes());
-        // NFTNL_UDATA_SET_KEYBYTEORDER: an interface's name has the host's order, a concatenation
-        // has none.
+        // NFTNL_UDATA_SET_KEYBYTEORDER: an interface's name has the byte order of the host, and a
+        // concatenation has none.
         let order = number(0, u32::from(self == Self::Unfiltered));
         if self.parts_of_packets().is_empty() {
             return order;
         }
         // `enum expr_types`: EXPR_META with NFT_META_IIFNAME.
         let name = [number(0, 9), field(1, &number(0, Meta::InputName as u32))].concat();
-        // EXPR_PAYLOAD of no protocol, at PROTO_BASE_TRANSPORT_HDR, offset and length in bits.
+        // EXPR_PAYLOAD without a protocol, relative to PROTO_BASE_TRANSPORT_HDR, with offset and
+        // length in bits.
         let part = |(offset, length): &(u32, u32)| {
             let place = [number(0, 0), number(1, 0), number(2, 3), number(3, *offset), number(4, *length)].concat();
             [number(0, 7), field(1, &place)].concat()
@@ -168,7 +170,7 @@ impl FilterSet {
     }
 }
 
-/// The rules in order.
+/// Returns the rules, in order.
 pub(super) fn rules() -> Vec<Rule> {
     let accept = Expression::Verdict(Verdict::Accept);
     let mut rules = Vec::new();
@@ -176,7 +178,7 @@ pub(super) fn rules() -> Vec<Rule> {
         rules.push(Rule { chain, expressions: parts.concat(), comment });
     };
     rule("prerouting", vec![from_port(), goto("pod")], None);
-    // With hairpin mode a pod's own broadcasts and flooded frames would be sent back to it.
+    // In hairpin mode, a pod would otherwise receive its own broadcasts and flooded frames.
     rule("forward", vec![same_port(), not_for_us(), vec![Expression::Verdict(Verdict::Drop)]], None);
 
     rule("pod", vec![input_name(), in_set(FilterSet::Unfiltered), vec![accept.clone()]], None);
@@ -189,11 +191,11 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod", vec![ethertype(0x0806), goto("pod-arp")], None);
     rule("pod", vec![ethertype(0x0800), goto("pod-ipv4")], None);
     rule("pod", vec![ethertype(0x86dd), goto("pod-ipv6")], None);
-    // A VLAN tag is also an ethertype.
+    // Frames with a VLAN tag are dropped here too, since the tag is also an ethertype.
     rule("pod", vec![count_and_drop()], Some("neither ARP nor IP"));
 
     // RFC 826: Ethernet and IPv4, with addresses of 6 and 4 octets. The sender's addresses must be
-    // the pod's.
+    // those of the pod.
     let sender =
         [port_and(Base::Network, 8, 6), load_into_third(Base::Network, 14, 4), in_set(FilterSet::Ipv4)].concat();
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4]), sender, vec![accept.clone()]], None);
@@ -204,7 +206,8 @@ pub(super) fn rules() -> Vec<Rule> {
     rule("pod-arp", vec![arp(&[0, 1, 8, 0], &[6, 4, 0, 1]), from_nowhere, probe, vec![accept.clone()]], None);
     rule("pod-arp", vec![count_and_drop()], Some("ARP sender"));
 
-    // Clients accept answers from any source port, and a pod may be a client.
+    // Messages to the client port are dropped too, since clients accept answers from any source
+    // port, and a pod may be a client.
     rule("pod-ipv4", vec![layer4(UDP), transport(&[0, 67]), count_and_drop()], Some("DHCP server"));
     rule("pod-ipv4", vec![layer4(UDP), to_transport_port(68), count_and_drop()], Some("DHCP server"));
     // With `route_localnet`, which portmap and kube-proxy set, the host would accept such a packet
@@ -217,9 +220,9 @@ pub(super) fn rules() -> Vec<Rule> {
         rule("pod-ipv4", vec![ethertype(0x0800), layer4(ICMP), transport(&[kind]), goto("errors-ipv4")], None);
     }
     rule("pod-ipv4", vec![goto("source-ipv4")], None);
-    // The receiver of an error trusts any sender, for example about the MTU of the path to another
-    // node. A pod can only report errors about packets that were sent to it, so the destination of
-    // the packet within the error (RFC 792) must be the pod.
+    // The receiver of an error accepts it from any sender, for example with an MTU for the path to
+    // another node. A pod may report errors only about packets that were sent to it, so the
+    // destination of the packet within the error (RFC 792) must be the pod.
     let about_own = [port_and(Base::Transport, 24, 4), in_set(FilterSet::ErrorTargets)].concat();
     rule("errors-ipv4", vec![about_own, goto("source-ipv4")], None);
     rule("errors-ipv4", vec![count_and_drop()], Some("ICMP error about another's packet"));
@@ -232,7 +235,7 @@ pub(super) fn rules() -> Vec<Rule> {
     }
     rule("pod-ipv6", vec![layer4(UDP), transport(&[2, 35]), count_and_drop()], Some("DHCPv6 server"));
     rule("pod-ipv6", vec![layer4(UDP), to_transport_port(546), count_and_drop()], Some("DHCPv6 server"));
-    // RFC 4861 4.3, 4.4: the target comes after type, code, checksum and flags. Hosts ignore
+    // RFC 4861 4.3, 4.4: the target follows the type, code, checksum and flags. Hosts ignore
     // fragments of these messages (RFC 6980).
     let target = || [port_and(Base::Transport, 8, 8), load_into_third(Base::Transport, 16, 8)].concat();
     let foreign = [target(), not_in_set(FilterSet::Targets)].concat();
@@ -271,14 +274,15 @@ fn same_port() -> Vec<Expression> {
     [input_name(), vec![output], in_set(FilterSet::Ports)].concat()
 }
 
-/// `PACKET_HOST` (`linux/if_packet.h`) marks a frame that was sent to the bridge's own MAC address.
-/// Such a frame was sent to a Service, and br_netfilter returned it.
+/// Matches frames that were not sent to the bridge's own MAC address (`PACKET_HOST`,
+/// `linux/if_packet.h`). A frame to that address was sent to a Service, and br_netfilter returned
+/// it to the bridge.
 fn not_for_us() -> Vec<Expression> {
     let kind = Expression::Meta { key: Meta::PacketType, register: 1 };
     vec![kind, Expression::Compare { operation: Comparison::NotEqual, value: vec![0] }]
 }
 
-/// Matches the groups of bridge protocols, IEEE 802.1D table 7-10.
+/// Matches the multicast addresses of bridge protocols (IEEE 802.1D table 7-10).
 fn link_local_group() -> Vec<Expression> {
     let bound = |operation, last| Expression::Compare { operation, value: vec![0x01, 0x80, 0xc2, 0, 0, last] };
     vec![payload(Base::Link, 0, 6), bound(Comparison::AtLeast, 0), bound(Comparison::AtMost, 0x0f)]
@@ -294,7 +298,8 @@ fn arp(first: &[u8], second: &[u8]) -> Vec<Expression> {
     [ethertype(0x0806), part(0, first), part(4, second)].concat()
 }
 
-/// Matches the ethertype that the bridge sees. nft(8) needs it to show the following expressions.
+/// Matches the ethertype of the bridged frame. nft(8) can show the expressions after it only with
+/// this match.
 fn protocol(number: u16) -> Vec<Expression> {
     vec![Expression::Meta { key: Meta::Protocol, register: 1 }, equals(&number.to_be_bytes())]
 }
@@ -317,7 +322,7 @@ fn icmpv6(kind: u8) -> Vec<Expression> {
     [layer4(ICMPV6), transport(&[kind])].concat()
 }
 
-/// Matches the types of errors (RFC 4443 2.1).
+/// Matches the types of ICMPv6 errors (RFC 4443 2.1).
 fn icmpv6_error() -> Vec<Expression> {
     vec![payload(Base::Transport, 0, 1), Expression::Compare { operation: Comparison::AtMost, value: vec![127] }]
 }

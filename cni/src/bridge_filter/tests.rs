@@ -1,6 +1,6 @@
-//! Compares messages, octet for octet, with those that nft(8) 1.0.6 sends for the same table on a
-//! little-endian machine (`strace -e sendmsg -xx nft -f`). Our lookups contain the set's name, so
-//! they have no set ID.
+//! Compares the messages, octet for octet, with those that nft(8) 1.0.6 sends for the same table on
+//! a little-endian machine (`strace -e sendmsg -xx nft -f`). The plugin's lookups contain the set's
+//! name, so they have no set ID.
 
 use netlink_packet_core::NetlinkSerializable;
 
@@ -8,7 +8,7 @@ use super::*;
 use crate::nftables::BaseChain;
 use crate::nftables::expression::{Base, Comparison, Expression, Rule, Verdict};
 
-/// The attributes that nft(8) sent.
+/// Parses hexadecimal digits, which are the attributes that nft(8) sent.
 fn sent(text: &str) -> Vec<u8> {
     let digits: String = text.split_whitespace().collect();
     let octets = (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap());

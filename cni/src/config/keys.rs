@@ -1,6 +1,6 @@
-//! The keys that a configuration may have: our own keys, keys from the specification and from
-//! runtimes, and keys of the bridge plugin. A key of a later specification must not stop a node's
-//! pods, but a misspelling of one of our keys must not be ignored.
+//! The keys that a configuration may have: the plugin's own keys, keys from the specification and
+//! from runtimes, and keys of the bridge plugin. A key of a later specification must not prevent
+//! pods from starting, but a misspelling of one of the plugin's keys must not be ignored.
 
 use serde_json::{Map, Value};
 
@@ -31,8 +31,8 @@ pub(super) const OWN_KEYS: [&str; 21] = [
     "reserved",
 ];
 
-/// Keys that the specification or the runtime defines. These keys are for other programs, or the
-/// verbs read them elsewhere.
+/// Keys that the specification or the runtime defines. These keys are for other programs, or are
+/// read elsewhere.
 const RUNTIME_KEYS: [&str; 13] = [
     "cniVersion",
     "cniVersions",
@@ -49,11 +49,12 @@ const RUNTIME_KEYS: [&str; 13] = [
     "cni.dev/attachments",
 ];
 
-/// The bridge plugin's keys that request something that we always do, or that only change the way
-/// in which the bridge plugin does something else. Their values do not matter.
+/// Keys of the bridge plugin that request something that this plugin always does, or that only
+/// affect how the bridge plugin does something. Their values do not matter.
 const WITHOUT_EFFECT: [&str; 3] = ["forceAddress", "ipMasqBackend", "preserveDefaultVlan"];
 
-/// The bridge plugin's keys that are refused if their value requests something, with the reason.
+/// Keys of the bridge plugin that are refused if their value requests something, each with the
+/// reason.
 const REFUSED: [(&str, &str); 7] = [
     (
         "ipam",
@@ -84,8 +85,8 @@ const REFUSED: [(&str, &str); 7] = [
     ),
 ];
 
-/// Refuses keys whose meaning we do not support, and keys that look like one of ours. Returns the
-/// other unknown keys, which have no effect.
+/// Refuses keys with a meaning that the plugin does not support, and keys that resemble one of the
+/// plugin's keys. Returns all other unknown keys, which have no effect.
 pub(super) fn unknown_keys(json: &Map<String, Value>) -> Result<Vec<String>> {
     let mut unknown = Vec::new();
     for (key, value) in json {
@@ -125,7 +126,7 @@ fn unsupported(message: String) -> Error {
     Error::new(Code::UnsupportedField, message)
 }
 
-/// Returns whether a value leaves a feature of the bridge plugin off.
+/// Returns whether a value of a key of the bridge plugin leaves the feature off.
 fn asks_for_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -137,8 +138,8 @@ fn asks_for_nothing(value: &Value) -> bool {
     }
 }
 
-/// Returns whether a key is probably a misspelling of one of our keys: with different case or
-/// separators, or with one letter too many, missing or wrong.
+/// Returns whether a key is probably a misspelling of one of the plugin's keys. It differs in case
+/// or separators, or in one letter that is added, missing or wrong.
 fn looks_like(key: &str, own: &str) -> bool {
     let letters = |text: &str| -> Vec<char> {
         text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).take(64).collect()

@@ -30,7 +30,8 @@ use crate::version::Version;
 /// Minimum MTU, bytes. IPv6 needs at least this (RFC 8200 section 5).
 const MIN_MTU: u32 = 1280;
 
-/// The network's name if the name in the configuration is invalid and the verb does not need it.
+/// The network's name if the name in the configuration is invalid and the verb does not need the
+/// name.
 const UNNAMED: &str = "unnamed";
 
 /// Maximum length of a network's name, bytes. Each lease contains the name.
@@ -54,19 +55,21 @@ pub(crate) struct Config {
     pub(crate) name: String,
     /// Name of the pods' bridge.
     pub(crate) bridge: String,
-    /// Directory of the leases and of the segments that the agent writes.
+    /// Directory of the leases, and of the segments that the agent writes.
     pub(crate) state_dir: PathBuf,
     /// Path of the agent's socket.
     pub(crate) agent_socket: PathBuf,
-    /// The cluster's ranges. No packet to or from them may travel in clear.
+    /// The cluster ranges. No packet to or from these ranges may travel in clear.
     pub(crate) cluster_ranges: Vec<IpNetwork>,
     /// The node's segments until the agent provides segments.
     pub(crate) segments: Vec<IpNetwork>,
     /// Addresses that are not given to pods.
     pub(crate) reserved: Reserved,
-    /// MTU of pods' interfaces, bytes. Without it the agent's value applies, or else the kernel's.
+    /// MTU of pods' interfaces, bytes. Without it, the agent's value applies, or else the kernel's
+    /// default.
     pub(crate) mtu: Option<u32>,
-    /// ADD requests another segment if a family has fewer free addresses than this.
+    /// Minimum number of free addresses in a family. If there are fewer, ADD requests another
+    /// segment.
     pub(crate) low_water: u64,
     /// DNS settings that are copied into the result.
     pub(crate) dns: Option<Value>,
@@ -77,25 +80,25 @@ pub(crate) struct Config {
     pub(crate) unfiltered_pods: Vec<String>,
     /// Sources outside the cluster that may reach pods in clear.
     pub(crate) lan_to_pods: Vec<IpNetwork>,
-    /// Ranges of Services (ClusterIPs). Packets that outside hosts send to these ranges are not for
+    /// Ranges of Services (ClusterIPs). Packets from outside hosts to these ranges are not sent to
     /// a published port.
     pub(crate) service_ranges: Vec<IpNetwork>,
-    /// Whether this host also forwards between its own networks, even if forwarding was turned on
+    /// Whether this host also forwards between its other networks, even if forwarding was turned on
     /// only for pods.
     pub(crate) forward_others: bool,
     /// This host's resolvers that may be within the cluster ranges.
     pub(crate) resolvers_behind_tunnels: Vec<IpAddr>,
     /// Whether the bridge sends a pod's packets back to it.
     pub(crate) hairpin_mode: bool,
-    /// Whether pods of this node do not reach each other over the bridge.
+    /// Whether pods of this node are prevented from reaching each other over the bridge.
     pub(crate) port_isolation: bool,
     /// Whether a pod's IPv6 addresses wait for duplicate address detection.
     pub(crate) detect_duplicates: bool,
     /// Whether pods get a default route.
     pub(crate) is_default_gateway: bool,
-    /// Further routes of pods.
+    /// Additional routes of pods.
     pub(crate) routes: Vec<PodRoute>,
-    /// The result of an earlier plugin, or with CHECK the result of our own ADD.
+    /// The result of an earlier plugin, or with CHECK the result of this plugin's ADD.
     pub(crate) previous: Option<Value>,
     /// The addresses that `runtimeConfig` and `args` request for the pod.
     pub(crate) requested: RequestedAddresses,
@@ -170,7 +173,7 @@ fn default_low_water() -> u64 {
     1
 }
 
-/// Reads only the version, for errors about an otherwise unreadable configuration.
+/// Reads only the version, for errors about a configuration that is otherwise unreadable.
 pub(crate) fn version_of(json: &Map<String, Value>) -> Result<Version> {
     match json.get("cniVersion") {
         Some(Value::String(text)) => Version::parse(text),
@@ -244,8 +247,8 @@ impl Config {
     }
 
     /// Reads a configuration for a verb that needs only some keys. Other keys must not cause a
-    /// failure: a runtime calls DEL with the configuration of the ADD, which may be for another
-    /// release. Other keys that are invalid are reported on standard error and ignored.
+    /// failure, since a runtime calls DEL with the configuration of the ADD, which may be written
+    /// for another release. Other keys that are invalid are reported on standard error and ignored.
     pub(crate) fn lenient(json: Map<String, Value>, needed: &[&str]) -> Result<Self> {
         let error = match Self::from_object(json.clone()) {
             Ok(config) => return Ok(config),
@@ -278,7 +281,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<()> {
-        // The specification, "Network configuration": the same alphabet as a container's ID.
+        // The specification, "Network configuration": the same characters as in a container's ID.
         let good_name = self.name.len() <= MAX_NAME
             && self.name.starts_with(|c: char| c.is_ascii_alphanumeric())
             && self.name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
@@ -341,25 +344,25 @@ impl Config {
         }
     }
 
-    /// The MTU of pods' interfaces, bytes. `None` if neither the configuration nor the agent sets
-    /// it, so that the kernel's default applies.
+    /// Returns the MTU of pods' interfaces, in bytes. `None` if neither the configuration nor the
+    /// agent sets it, so that the kernel's default applies.
     pub(crate) fn pod_mtu(&self, segments: &SegmentsFile) -> Option<u32> {
         self.mtu.or((segments.mtu > 0).then_some(segments.mtu))
     }
 
-    /// Directory of the agent's sockets, which is in memory.
+    /// Returns the directory of the agent's sockets, which is in memory.
     pub(crate) fn run_dir(&self) -> &Path {
         self.agent_socket.parent().unwrap_or(&self.state_dir)
     }
 
     /// Returns whether the operator has exempted a pod, `namespace/name`, from the bridge's filter.
-    /// `None` stands for all pods.
+    /// `None` means all pods.
     pub(crate) fn excepts(&self, pod: Option<&str>) -> bool {
         self.unfiltered_pods.iter().any(|pattern| pods::matches(pattern, pod))
     }
 }
 
-/// Returns the addresses of `reserved`, and those that `rangeStart` and `rangeEnd` of segments
+/// Returns the addresses in `reserved`, and those that `rangeStart` and `rangeEnd` of segments
 /// exclude.
 fn reserved(raw: &RawConfig) -> Result<Reserved> {
     if raw.reserved.len() > MAX_RESERVED {
@@ -375,7 +378,7 @@ fn reserved(raw: &RawConfig) -> Result<Reserved> {
     Ok(Reserved::new(ranges))
 }
 
-/// The addresses of `resolversBehindTunnels`.
+/// Returns the addresses in `resolversBehindTunnels`.
 fn resolvers_behind_tunnels(raw: &RawConfig) -> Result<Vec<IpAddr>> {
     let texts = &raw.resolvers_behind_tunnels;
     if texts.len() > MAX_RESOLVERS_BEHIND_TUNNELS {

@@ -18,7 +18,7 @@ pub(super) enum SegmentEntry {
     Range(HostLocalRange),
 }
 
-/// The format of host-local.
+/// An entry in the format of host-local.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct HostLocalRange {

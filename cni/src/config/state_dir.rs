@@ -34,7 +34,8 @@ const SHARED_DIRS: [&str; 24] = [
 const KERNEL_DIRS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// Refuses a state directory that other programs also use. File names such as `lock` and `leases`
-/// could collide with theirs, and the plugin would remove files that it believes to be its own.
+/// could conflict with those of other programs, and the plugin would remove files of other
+/// programs.
 pub(super) fn check(directory: &Path) -> Result<(), String> {
     let expected = "expected a directory for the plugin alone, such as /var/lib/edge-cni";
     if directory.components().any(|part| part == Component::ParentDir) {

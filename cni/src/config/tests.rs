@@ -19,7 +19,8 @@ fn the_documented_example_is_accepted() {
     let section = document.split("## edge-cni\n").nth(1).expect("a section for edge-cni");
     let example = section.split("```json").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
     let list: Value = serde_json::from_str(example).unwrap();
-    // A runtime copies the list's name and version into what it passes to each plugin.
+    // A runtime copies the list's name and version into the configuration that it passes to each
+    // plugin.
     let mut plugin = list["plugins"][0].clone();
     plugin["name"] = list["name"].clone();
     plugin["cniVersion"] = list["cniVersion"].clone();

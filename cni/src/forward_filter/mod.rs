@@ -1,10 +1,10 @@
 //! Controls with `table inet edge-cni-pods` which packets this host forwards. It is used while the
-//! agent's own table, which does the same and more, does not exist: before the agent's first run on
+//! agent's table, which does the same and more, does not exist: before the agent's first run after
 //! a boot, after `edge-agent down`, and without an agent. Outside hosts reach pods only through
 //! published ports, or if they are in `lanToPods`. A host that forwards only for pods does not
-//! forward between its own networks.
+//! forward between its other networks.
 //!
-//! The table is made once. An ADD checks that it exists and contains the pod's bridge.
+//! The table is created once. Each ADD checks that it exists and contains the pod's bridge.
 //!
 //! - `rules`: the sets, chains and rules.
 
@@ -25,14 +25,14 @@ use crate::segment;
 
 use rules::{BRIDGES, TABLE, TableContent};
 
-/// The agent's table. The agent deletes [`TABLE`] when it makes its own.
+/// The agent's table. The agent deletes [`TABLE`] when it creates its own table.
 const AGENTS_TABLE: Table = Table { family: INET, name: "edge-cni" };
 
 const NEEDED: &str = "; the kernel needs nf_tables with the family inet, connection tracking and routes (CONFIG_NF_TABLES_INET, CONFIG_NFT_CT), \
     or let everybody outside reach pods, and this host's other networks through it, by \"lanToPods\": [\"0.0.0.0/0\", \"::/0\"] and \"forwardOthers\": \
     true in the plugin's configuration";
 
-/// The record of whether this host forwards only for pods.
+/// Returns the record of whether this host forwards only for pods.
 pub(crate) fn forwarding(config: &Config) -> Forwarding {
     Forwarding::new(&config.state_dir, config.run_dir())
 }
@@ -52,8 +52,8 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
         return Ok(());
     }
     let content = content(links, config, segments, isolated(config))?;
-    // The kernel refuses the addition if another release made the table, or if it has networks that
-    // overlap ours.
+    // The kernel refuses the addition if another release created the table, or if the table has
+    // networks that overlap those in `segments`.
     let add_or_replace = |netlink: &mut Netlink| {
         transact(netlink, rules::add_bridge(&config.bridge, &segments.segments))
             .or_else(|_| fill(TABLE.delete_and_create().to_vec(), &content, |messages| transact(netlink, messages)))
@@ -61,7 +61,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     match present {
         Some(_) => add_or_replace(&mut netlink),
         None => match fill(vec![TABLE.create()], &content, |messages| transact(&mut netlink, messages)) {
-            // Another ADD made the table first, or another release made it.
+            // Another ADD or another release has created the table.
             Err(error) if error.errno() == Some(libc::EEXIST) => add_or_replace(&mut netlink),
             made => made,
         },
@@ -70,9 +70,9 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     remove_if_agent_has_its_own(&mut netlink)
 }
 
-/// Replaces the table by one that follows the present configuration. Removes it if it is not
-/// needed, because there is neither a pods' bridge nor a network of this host to protect, or
-/// because the agent's table exists.
+/// Replaces the table with one that corresponds to the current configuration. Removes the table if
+/// it is not necessary, because there is neither a pods' bridge nor a network of this host to
+/// protect, or because the agent's table exists.
 pub(crate) fn recreate(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<()> {
     let mut netlink = open()?;
     if exists(&mut netlink, &AGENTS_TABLE)? {
@@ -82,8 +82,8 @@ pub(crate) fn recreate(links: &mut Links, config: &Config, segments: &SegmentsFi
     remove_if_agent_has_its_own(&mut netlink)
 }
 
-/// Does the same as [`recreate`], even while the agent's table exists, which is about to be
-/// removed. Returns whether the table is needed and was made.
+/// Does the same as [`recreate`], but even if the agent's table exists, because that table is about
+/// to be removed. Returns whether the table is necessary and was created.
 pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segments: &SegmentsFile) -> Result<bool> {
     let mut netlink = open()?;
     let isolated = isolated(config);
@@ -97,8 +97,8 @@ pub(crate) fn recreate_beside_agents(links: &mut Links, config: &Config, segment
     Ok(true)
 }
 
-/// Reports that the table, or the configured bridge in it, is missing. `None` if it is in place or
-/// not needed.
+/// Returns a message if the table, or the configured bridge in the table, is missing. `None` if
+/// both exist or the table is not necessary.
 pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option<String>> {
     if all_sources_are_allowed(config, segments) && isolated(config) == [false; 2] {
         return Ok(None);
@@ -113,10 +113,10 @@ pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option
         .then(|| format!("{TABLE}, which keeps hosts outside from pods, is missing, or has lost {}", config.bridge)))
 }
 
-/// Fails if the table cannot be made; STATUS calls it. It changes nothing, since the kernel reverts
-/// the attempt.
+/// Fails if the table cannot be created. STATUS calls this. Nothing changes, since the kernel
+/// reverts the attempt.
 pub(crate) fn dry_run(links: &mut Links, config: &Config, segments: Option<&SegmentsFile>) -> Result<()> {
-    // The next ADD may be the one that turns forwarding on, so assume that it does.
+    // This assumes that forwarding is on only for pods, since the next ADD may turn it on.
     let isolated = [!config.forward_others; 2];
     let needed = |segments: &&SegmentsFile| !all_sources_are_allowed(config, segments) || !config.forward_others;
     let Some(segments) = segments.filter(needed) else { return Ok(()) };
@@ -131,20 +131,22 @@ pub(crate) fn dry_run(links: &mut Links, config: &Config, segments: Option<&Segm
     tried.map_err(|error| kernel_error(&error))
 }
 
-/// Returns whether the operator lets all sources reach pods, in each family that pods have.
+/// Returns whether the operator allows all sources to reach pods, in each address family of the
+/// pods.
 fn all_sources_are_allowed(config: &Config, segments: &SegmentsFile) -> bool {
     let all = |ipv4| config.lan_to_pods.iter().any(|network| network.prefix() == 0 && network.is_ipv4() == ipv4);
     segment::families(&segments.segments).into_iter().all(|family| all(family == edge_types::api::Family::V4))
 }
 
-/// Returns, for IPv4 and IPv6, whether this host must not forward between its own networks. This is
-/// the case if it forwards only for pods and the operator has not allowed more.
+/// Returns, for IPv4 and IPv6, whether this host must not forward between its other networks. This
+/// is the case if the host forwards only for pods and the operator has not allowed more.
 fn isolated(config: &Config) -> [bool; 2] {
     if config.forward_others { [false; 2] } else { forwarding(config).ours() }
 }
 
-/// Removes the table if the agent has made its own meanwhile. Plugin and agent each make their own
-/// table before they look for the other's table, so at least one of them sees both.
+/// Removes the table if the agent has created its own table in the meantime. The plugin and the
+/// agent each create their own table before they look for the other's table, so at least one of
+/// them finds both.
 fn remove_if_agent_has_its_own(netlink: &mut Netlink) -> Result<()> {
     if exists(netlink, &AGENTS_TABLE)? { remove(netlink) } else { Ok(()) }
 }
@@ -172,8 +174,8 @@ fn transact(netlink: &mut Netlink, messages: Vec<(RawMessage, u16)>) -> Result<(
     netlink.transaction("NFT_MSG_NEWTABLE", wire::begin(), messages, Some(wire::end()))
 }
 
-/// Makes the table with the messages `table` and fills it. On a kernel without the expression
-/// `fib`, the rules about IPVS, which need it, are left out.
+/// Creates the table with the messages `table` and fills it. On a kernel without the expression
+/// `fib`, the rules about IPVS are left out, since they need it.
 fn fill(
     table: Vec<(RawMessage, u16)>,
     content: &TableContent,
@@ -187,7 +189,7 @@ fn fill(
     }
 }
 
-/// The names of the pods' bridges in all networks of the plugin.
+/// Returns the names of the pods' bridges in all networks of the plugin.
 fn bridges(links: &mut Links) -> Result<Vec<String>> {
     Ok(links.all()?.into_iter().filter(bridge::is_ours).map(|link| link.name).collect())
 }
@@ -203,8 +205,8 @@ fn content(links: &mut Links, config: &Config, segments: &SegmentsFile, isolated
     Ok(TableContent {
         own,
         bridges: all.iter().filter(|link| bridge::is_ours(link)).map(|link| link.name.clone()).collect(),
-        // Packets from networks that a hub fronts arrive from cloud nodes over the hub's LAN in
-        // clear.
+        // On a hub, packets from the networks that it fronts arrive in clear, from cloud nodes over
+        // its LAN.
         sources: segments.networks.iter().chain(&config.lan_to_pods).copied().collect(),
         fronted: segments.networks.clone(),
         services: segments.hub_networks.iter().chain(&config.service_ranges).copied().collect(),

@@ -15,16 +15,16 @@ use crate::sort::sort_by;
 /// The table.
 pub(super) const TABLE: Table = Table { family: INET, name: "edge-cni-pods" };
 
-/// The set of the pods' bridges. Its version must be increased with every change of sets, chains or
-/// rules.
+/// The set of the pods' bridges. The version in its name must be increased with every change of
+/// sets, chains or rules.
 pub(super) const BRIDGES: &str = "bridges-v3";
 
 /// The kinds of links of container runtimes, hypervisors and other CNIs. Hosts behind such links
-/// may reach the outside.
+/// may reach outside hosts.
 pub(super) const CONTAINER_KINDS: [&str; 6] = ["bridge", "dummy", "geneve", "netkit", "veth", "vxlan"];
 
 const KINDS: &str = "container-kinds";
-/// The set of links that have one of these kinds but are uplinks.
+/// The set of links that are of one of these kinds but are uplinks.
 const UPLINKS: &str = "uplinks";
 /// Networks of the pods, IPv4 and IPv6.
 const OWN: [&str; 2] = ["own4", "own6"];
@@ -41,14 +41,14 @@ const SERVICES_HERE: &str = "services-here";
 /// `RTN_LOCAL` (`linux/rtnetlink.h`).
 const LOCAL: u32 = 2;
 
-/// `NF_INET_PRE_ROUTING` with the priority of the agent's chain: before connection tracking (-200),
+/// `NF_INET_PRE_ROUTING` with the priority of the agent's chain, before connection tracking (-200),
 /// which restores the destinations of reply packets.
 const PREROUTING_HOOK: BaseChain = BaseChain { hook: 0, priority: -300 };
 
 /// `NF_INET_LOCAL_IN`, before IPVS (98).
 const INPUT_HOOK: BaseChain = BaseChain { hook: 1, priority: -150 };
 
-/// `NF_INET_FORWARD` (`linux/netfilter.h`) with the priority of the agent's chain: after connection
+/// `NF_INET_FORWARD` (`linux/netfilter.h`) with the priority of the agent's chain, after connection
 /// tracking (-200) and destination NAT (-100 in an earlier hook).
 const FORWARD_HOOK: BaseChain = BaseChain { hook: 2, priority: -150 };
 
@@ -74,18 +74,18 @@ pub(super) struct TableContent {
     pub(super) sources: Vec<IpNetwork>,
     /// The cloud's networks, if this host is a hub.
     pub(super) fronted: Vec<IpNetwork>,
-    /// Networks without published addresses. Redirected connections to these networks are dropped
-    /// unless pods or `sources` began them.
+    /// Networks without published addresses. Redirected connections to these networks are dropped,
+    /// unless a pod or a host in `sources` opened them.
     pub(super) services: Vec<IpNetwork>,
-    /// For IPv4 and IPv6: whether this host must not forward between its own networks.
+    /// For IPv4 and IPv6: whether this host must not forward between its other networks.
     pub(super) isolated: [bool; 2],
-    /// Links that have one of the [`CONTAINER_KINDS`] but are uplinks.
+    /// Links that are of one of the [`CONTAINER_KINDS`] but are uplinks.
     pub(super) uplinks: Vec<Uplink>,
 }
 
 impl TableContent {
-    /// Returns the messages that fill the table, which must be empty. `fib`: whether the kernel has
-    /// the expression `fib` in the family inet (`CONFIG_NFT_FIB_INET`).
+    /// Returns the messages that fill the table, which must be empty. `fib` states whether the
+    /// kernel has the expression `fib` in the family inet (`CONFIG_NFT_FIB_INET`).
     pub(super) fn messages(&self, fib: bool) -> Vec<(RawMessage, u16)> {
         let isolates = self.isolated != [false; 2];
         let mut messages = vec![TABLE.new_set(&interfaces(BRIDGES, 1))];
@@ -130,11 +130,11 @@ impl TableContent {
         messages
     }
 
-    /// Returns the rules for Service connections that this host proxies to a pod itself. They
-    /// bypass the chain `forward`. These are connections that are redirected to a proxy on this
-    /// host (EdgeMesh) and, with `fib`, connections to addresses that IPVS has put on a link of
-    /// this host (kube-ipvs0). An address of the link on which the packet arrived is the host's
-    /// own.
+    /// Returns the rules for Service connections that this host proxies to a pod itself, so that
+    /// they bypass the chain `forward`. These are connections that are redirected to a proxy on
+    /// this host (EdgeMesh) and, with `fib`, connections to addresses that IPVS has assigned to a
+    /// link of this host (kube-ipvs0). An address of the link on which the packet arrived is the
+    /// host's own.
     fn rules_of_services_here(&self, fib: bool) -> Vec<Rule> {
         let accepted = vec![Expression::Verdict(Verdict::Accept)];
         let mut rules: Vec<Vec<Expression>> = vec![
@@ -145,7 +145,8 @@ impl TableContent {
         rules.extend(self.sources.iter().map(source_in));
         rules.iter_mut().for_each(|rule| rule.extend(accepted.clone()));
         for (set, ipv4) in SERVICES.into_iter().zip([true, false]) {
-            // Replies to processes of this host that use an outside Service are redirected as well.
+            // Only the original direction is matched, since replies to processes of this host that
+            // use an outside Service are also redirected.
             let from_clients = vec![Expression::Conntrack(ConntrackKey::Direction), equals(&[ORIGINAL])];
             let sent_to = vec![Expression::OriginalDestination { ipv4 }, Expression::Lookup { set, inverted: false }];
             let drop = vec![Expression::Counter, Expression::Verdict(Verdict::Drop)];
@@ -169,7 +170,7 @@ impl TableContent {
         rules.into_iter().map(rule).collect()
     }
 
-    /// Returns the rules in order. They are the rules of the agent's chains `forward`, `to-pods`
+    /// Returns the rules in order. They are those rules of the agent's chains `forward`, `to-pods`
     /// and `between-uplinks` that need no view.
     fn rules(&self, isolates: bool) -> Vec<Rule> {
         let accept = || vec![Expression::Verdict(Verdict::Accept)];
@@ -184,7 +185,8 @@ impl TableContent {
         for (family, _) in NFPROTO.iter().zip(self.isolated).filter(|(_, isolated)| *isolated) {
             rule(FORWARD, vec![vec![meta(Meta::NetfilterProtocol), equals(&[*family])], goto(BETWEEN_UPLINKS)]);
         }
-        // A published address differs from a Service's own address.
+        // Only published addresses may be reached. The address of a Service is not a published
+        // address.
         for (set, ipv4) in SERVICES.into_iter().zip([true, false]) {
             let sent_to = vec![Expression::OriginalDestination { ipv4 }, Expression::Lookup { set, inverted: false }];
             rule(REDIRECTED, vec![sent_to, drop()]);
@@ -192,14 +194,14 @@ impl TableContent {
         rule(REDIRECTED, vec![accept()]);
 
         for chain in [TO_PODS, BETWEEN_UPLINKS].into_iter().take(1 + usize::from(isolates)) {
-            // Only replies are accepted. Packets from a connection's client are not accepted, since
-            // the connection may be older than the table.
+            // Only replies are accepted without further checks. Packets from the client of a
+            // connection are checked again, since the connection may be older than the table.
             let answers = vec![Expression::Conntrack(ConntrackKey::Direction), equals(&[REPLY])];
             rule(chain, vec![connection(ConntrackKey::State, ESTABLISHED), answers, accept()]);
             rule(chain, vec![connection(ConntrackKey::State, RELATED), accept()]);
             // The packet came from a tunnel, and the policies have accepted it.
             rule(chain, vec![vec![meta(Meta::SecurityPath), equals(&[1])], accept()]);
-            // In `to-pods` these are packets between pods, which reach this hook because of
+            // In `to-pods`, these are packets between pods, which reach this hook because of
             // br_netfilter.
             rule(chain, vec![bridge(Meta::InputName), accept()]);
         }
@@ -216,7 +218,7 @@ impl TableContent {
                 [of_kind, leads_inside].concat()
             };
             rule(BETWEEN_UPLINKS, vec![of_containers(Meta::InputKind, Meta::InputName), accept()]);
-            // These pods belong to another CNI, which decides who may reach them.
+            // These pods belong to another CNI, which decides which hosts may reach them.
             for network in &self.fronted {
                 let to_pods = of_containers(Meta::OutputKind, Meta::OutputName);
                 rule(BETWEEN_UPLINKS, vec![address_in(network, Address::Destination), to_pods, accept()]);
@@ -234,10 +236,10 @@ impl TableContent {
     }
 }
 
-/// Returns the rules about sources and destinations that no other host may use. The first rules are
-/// about loopback addresses, 127.0.0.0/8, in packets from other hosts and pods. The kernel itself
-/// drops such packets unless portmap or kube-proxy has set `route_localnet`, and it always drops
-/// packets with `::1`. The other rules are about source addresses of pods in packets that did not
+/// Returns the rules that drop packets with sources and destinations that no other host may use.
+/// The first rules match loopback addresses, 127.0.0.0/8, in packets from other hosts and pods. The
+/// kernel drops such packets too, unless portmap or kube-proxy has set `route_localnet`. It always
+/// drops packets with `::1`. The other rules match source addresses of pods in packets that did not
 /// come from a pods' bridge.
 fn rules_of_prerouting() -> Vec<Rule> {
     let [ipv4, _] = NFPROTO;
@@ -255,8 +257,8 @@ fn rules_of_prerouting() -> Vec<Rule> {
     }
     let from_bridge = Expression::Lookup { set: BRIDGES, inverted: false };
     rules.push(vec![meta(Meta::InputName), from_bridge, Expression::Verdict(Verdict::Accept)]);
-    // A former segment may belong to another node by now, and the policies have accepted the
-    // packet.
+    // Packets from tunnels are accepted, since a former segment may belong to another node by now,
+    // and the policies have accepted the packet.
     rules.push(vec![meta(Meta::SecurityPath), equals(&[1]), Expression::Verdict(Verdict::Accept)]);
     for ((set, family), (offset, length)) in OWN.into_iter().zip(NFPROTO).zip([(12, 4), (8, 16)]) {
         rules.push(vec![
@@ -275,12 +277,14 @@ fn rules_of_prerouting() -> Vec<Rule> {
 const HOST_ENDIAN: u32 = 1;
 const BIG_ENDIAN: u32 = 2;
 
-/// `NFTNL_UDATA_SET_KEYBYTEORDER` (libnftnl/udata.h), which nft(8) needs to show the keys.
+/// Returns the user data `NFTNL_UDATA_SET_KEYBYTEORDER` (libnftnl/udata.h), from which nft(8)
+/// determines how to show the keys.
 fn byte_order(order: u32) -> Vec<u8> {
     [&[0, 4][..], &order.to_ne_bytes()].concat()
 }
 
-/// Makes a set of interface names. Kinds of links have the same type.
+/// Returns the definition of a set of interface names, or of kinds of links, which have the same
+/// type.
 fn interfaces(name: &'static str, id: u32) -> Set {
     let user_data = byte_order(HOST_ENDIAN);
     Set { name, id, key_type: INTERFACE, key_length: IFNAMSIZ as u32, intervals: false, user_data }
@@ -324,7 +328,7 @@ fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The octets of the next address.
+/// Returns the octets of the next address; `None` after the last address.
 fn after(address: IpAddr) -> Option<Vec<u8>> {
     match address {
         IpAddr::V4(address) => Some(address.to_bits().checked_add(1)?.to_be_bytes().to_vec()),
@@ -340,7 +344,7 @@ fn equals(value: &[u8]) -> Expression {
     Expression::Compare { operation: Comparison::Equal, value: value.to_vec() }
 }
 
-/// Matches if one of these bits is set.
+/// Matches if at least one of these bits is set in the value of `key`.
 fn connection(key: ConntrackKey, bits: u32) -> Vec<Expression> {
     let zero = Expression::Compare { operation: Comparison::NotEqual, value: vec![0; 4] };
     vec![Expression::Conntrack(key), Expression::Mask(bits.to_ne_bytes().to_vec()), zero]

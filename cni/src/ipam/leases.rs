@@ -13,40 +13,41 @@ use crate::sort::sort_by;
 /// The addresses that one attachment has leased.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
-    /// Contains at most one address of each family.
+    /// The addresses, at most one of each family.
     pub(crate) addresses: Vec<IpAddr>,
     /// The network's name: `name` of the configuration of the ADD.
     pub(crate) network: String,
-    /// The pod's `namespace/name`, to show to people.
+    /// The pod's `namespace/name`, for display to the operator.
     pub(crate) pod: Option<String>,
     /// The MAC address that the runtime requested for the pod.
     pub(crate) mac: Option<Mac>,
 }
 
-/// All leases of the node. They need little memory and few allocations, since one buffer holds all
-/// texts, and another all addresses.
+/// All leases of the node. They need little memory and few allocations, since one buffer contains
+/// all texts, and another one contains all addresses.
 #[derive(Debug, Clone, Default)]
 pub(in crate::ipam) struct Leases {
     slots: Vec<LeaseEntry>,
-    /// Container and interface, network and pod of each slot.
+    /// The texts of all slots: container and interface, network, and pod.
     texts: String,
     addresses: Vec<IpAddr>,
     /// Slots by the hash of container and interface. If another attachment has the same hash, the
     /// next number is tried.
     by_attachment: HashMap<u32, u32, BuildHasherDefault<QuickHasher>>,
-    /// Ensures that no address has two owners.
+    /// The leased and freed addresses, which ensure that no address has two owners.
     used: UsedAddresses,
-    /// When each address was freed: seconds since the boot, and a number that orders addresses that
-    /// were freed in the same second.
+    /// The time at which each address was freed, in seconds since the boot, and a number that
+    /// orders addresses that were freed in the same second.
     freed: HashMap<IpAddr, (u64, u64), BuildHasherDefault<QuickHasher>>,
     frees: u64,
     count: usize,
 }
 
-/// A lease, or one that has ended.
+/// A lease, which may have ended.
 #[derive(Debug, Clone)]
 struct LeaseEntry {
-    /// Offset and lengths of the texts: container and interface separated by a blank, network, pod.
+    /// Offset and lengths of the texts: container and interface (separated by a blank), network,
+    /// pod.
     text: usize,
     lengths: [usize; 3],
     has_pod: bool,
@@ -58,10 +59,10 @@ struct LeaseEntry {
     held: bool,
 }
 
-/// A lease with borrowed texts, in the form in which the journal holds it.
+/// A lease with borrowed texts, in the form of the journal.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::ipam) struct LeaseRef<'a> {
-    /// Container and interface separated by a blank.
+    /// Container and interface, separated by a blank.
     pub(in crate::ipam) attachment: &'a str,
     pub(in crate::ipam) network: &'a str,
     pub(in crate::ipam) pod: Option<&'a str>,
@@ -69,7 +70,7 @@ pub(in crate::ipam) struct LeaseRef<'a> {
     pub(in crate::ipam) mac: Option<Mac>,
 }
 
-/// A hasher for addresses and for numbers that are hashes already. The operator chooses the
+/// A hasher for addresses, and for numbers that are already hashes. The operator chooses the
 /// addresses, so the hasher need not resist malicious keys.
 #[derive(Debug, Default)]
 struct QuickHasher(u64);
@@ -103,7 +104,7 @@ impl Hasher for QuickHasher {
 }
 
 impl Leases {
-    /// Allocates memory for this number of further leases.
+    /// Allocates memory for this number of additional leases.
     pub(in crate::ipam) fn reserve(&mut self, leases: usize) {
         self.slots.reserve(leases);
         self.by_attachment.reserve(leases);
@@ -129,17 +130,17 @@ impl Leases {
         held.filter_map(|slot| Some((self.texts.get(slot.text..slot.text + slot.lengths[0])?, slot.line)))
     }
 
-    /// All leases, in the order in which they began.
+    /// Returns all leases, in the order in which they began.
     pub(in crate::ipam) fn iter(&self) -> impl Iterator<Item = (Attachment, Lease)> {
         self.slots.iter().filter(|slot| slot.held).filter_map(|slot| self.read(slot))
     }
 
-    /// The number of leases.
+    /// Returns the number of leases.
     pub(in crate::ipam) const fn count(&self) -> usize {
         self.count
     }
 
-    /// The leased and freed addresses.
+    /// Returns the leased and freed addresses.
     pub(in crate::ipam) const fn used(&self) -> &UsedAddresses {
         &self.used
     }
@@ -152,8 +153,8 @@ impl Leases {
         self.iter().find(|(_, lease)| lease.addresses.contains(&address)).map(|(attachment, _)| attachment)
     }
 
-    /// Refuses a lease if the attachment has one already, or if another attachment has an address
-    /// of the lease.
+    /// Refuses a lease if the attachment already has one, or if another attachment has one of the
+    /// lease's addresses.
     pub(in crate::ipam) fn check(&self, lease: LeaseRef<'_>) -> Result<(), String> {
         let named = |attachment: &str| attachment_of(attachment).map(|attachment| attachment.to_string());
         let attachment = lease.attachment;
@@ -167,7 +168,8 @@ impl Leases {
         Ok(())
     }
 
-    /// Enters a lease that begins with this line, unless [`Self::check`] refuses it.
+    /// Enters a lease, which begins with this line of the journal, unless [`Self::check`] refuses
+    /// it.
     pub(in crate::ipam) fn insert(&mut self, lease: LeaseRef<'_>, line: Line) -> Result<(), String> {
         self.check(lease)?;
         let index = u32::try_from(self.slots.len()).map_err(|_| "there are too many leases".to_owned())?;
@@ -201,7 +203,7 @@ impl Leases {
         Ok(())
     }
 
-    /// Ends a lease. `now` is in seconds since the boot.
+    /// Ends a lease and returns it. `now` is in seconds since the boot.
     pub(in crate::ipam) fn remove(&mut self, attachment: &str, now: u64) -> Option<Lease> {
         let index = self.find(attachment)?;
         let slot = self.slots.get_mut(index)?;
@@ -244,21 +246,21 @@ impl Leases {
         Some((attachment, lease))
     }
 
-    /// Records when an address was freed.
+    /// Records that an address was freed, `at` seconds after the boot.
     pub(in crate::ipam) fn record_freed(&mut self, address: IpAddr, at: u64) {
         self.used.set_freed(address);
         self.frees += 1;
         self.freed.insert(address, (at, self.frees));
     }
 
-    /// The freed addresses with the times at which they were freed, earliest first.
+    /// Returns the freed addresses and the times at which they were freed, earliest first.
     pub(in crate::ipam) fn freed(&self) -> Vec<(IpAddr, u64)> {
         let mut all: Vec<_> = self.freed.iter().map(|(address, order)| (*order, *address)).collect();
         sort_by(&mut all, |one, other| one < other);
         all.into_iter().map(|((at, _), address)| (address, at)).collect()
     }
 
-    /// Among the freed addresses that `chosen` accepts, returns the one that was freed longest ago.
+    /// Returns the address that was freed longest ago, among those that `chosen` accepts.
     pub(in crate::ipam) fn freed_longest_ago(&self, chosen: &dyn Fn(IpAddr) -> bool) -> Option<FreedAddress> {
         let all = self.freed.iter().filter(|(address, _)| chosen(**address));
         all.min_by_key(|(_, (_, order))| *order).map(|(address, (at, order))| FreedAddress {
@@ -279,7 +281,7 @@ fn attachment_of(key: &str) -> Option<Attachment> {
     Some(Attachment { container: container.into(), ifname: ifname.into() })
 }
 
-/// Computes the hash used to find an attachment.
+/// Computes the hash by which an attachment is found.
 pub(in crate::ipam) fn hash_of(attachment: &str) -> u32 {
     crc32fast::hash(attachment.as_bytes())
 }
@@ -355,9 +357,9 @@ mod tests {
         remove(&mut leases, 3, 100);
         remove(&mut leases, 1, 100);
         assert_eq!(stock(&leases, &segments, &Reserved::default(), Family::V4).free, 7);
-        // It is too early for 10.0.0.5, so the second segment is used.
+        // The address 10.0.0.5 has not cooled down yet, so the second segment is used.
         assert_eq!(lease_next(&mut leases, 10, &segments, 100 + COOL_DOWN_SECONDS - 1).unwrap(), "10.0.1.2");
-        // Among the addresses that have cooled down, the one that was freed first comes first.
+        // Of the addresses that have cooled down, the one that was freed first is leased first.
         assert_eq!(lease_next(&mut leases, 11, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.5");
         assert_eq!(lease_next(&mut leases, 12, &segments, 100 + COOL_DOWN_SECONDS).unwrap(), "10.0.0.3");
     }

@@ -1,4 +1,4 @@
-//! The position of a line in the journal. The journal and the leases in memory both use it.
+//! The position of a line in the journal. Both the journal and the leases in memory use it.
 
 /// The position of the line that begins a lease.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -7,6 +7,6 @@ pub(in crate::ipam) struct Line {
     pub(in crate::ipam) offset: u64,
     /// Length in bytes, including the line feed.
     pub(in crate::ipam) length: u32,
-    /// Checksum of the line before it.
+    /// Checksum of the preceding line.
     pub(in crate::ipam) before: u32,
 }

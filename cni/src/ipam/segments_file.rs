@@ -1,7 +1,7 @@
 //! The files with the node's segments in the state directory.
 //!
-//! The agent writes `segments.json`, or it is made from the configuration of the first network. A
-//! further network, with its own bridge and other `segments` in its configuration, has
+//! `segments.json` is written by the agent, or created from the configuration of the first network.
+//! An additional network, with its own bridge and other `segments` in its configuration, has
 //! `segments-BRIDGE.json`.
 
 use std::fs;
@@ -35,8 +35,8 @@ impl NetworkSegments {
     }
 }
 
-/// Reads the segments of a network. `None` if there are none yet. It needs no lock, since files
-/// are only replaced as a whole.
+/// Reads the segments of a network. `None` if there are none yet. It needs no lock, since files are
+/// always replaced as a whole.
 pub(super) fn read(directory: &Path, config: &Config) -> Result<Option<NetworkSegments>> {
     let Some(node) = read_file(&directory.join(SEGMENTS_FILE))? else { return Ok(None) };
     if !is_of_another_network(&node, config) {
@@ -50,7 +50,7 @@ pub(super) fn read(directory: &Path, config: &Config) -> Result<Option<NetworkSe
 }
 
 /// Writes the file of a network that has no file yet, from `segments` in its configuration. Does
-/// nothing if there are none. The caller holds the lock.
+/// nothing if there are none. The caller must hold the lock.
 pub(super) fn seed(directory: &Path, config: &Config) -> Result<()> {
     if config.segments.is_empty() {
         return Ok(());
@@ -75,8 +75,8 @@ pub(super) fn seed(directory: &Path, config: &Config) -> Result<()> {
 }
 
 /// Returns whether `segments.json` belongs to a network with another bridge, and this network has
-/// its own segments. The agent does not record the bridge for which it works. But the agent's
-/// segments are within the cluster ranges, and the segments of a further network are not.
+/// its own segments. The agent does not record its bridge in the file. However, the agent's
+/// segments are within the cluster ranges, and the segments of an additional network are not.
 fn is_of_another_network(node: &SegmentsFile, config: &Config) -> bool {
     let overlaps = |range: &IpNetwork| config.segments.iter().any(|segment| overlap(range, segment));
     // A network whose bridge was renamed keeps its segments.

@@ -29,7 +29,7 @@ use crate::requested_addresses::RequestedAddresses;
 use crate::reserved::Reserved;
 use crate::segment::{self, PodAddress};
 
-/// How long a process waits for the lock.
+/// Maximum time that a process waits for the lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Stack size of the thread that waits for the disk, bytes.
@@ -47,7 +47,7 @@ pub(crate) struct StateDir {
 }
 
 /// Counts the pods that are attached to a bridge, by their links. While pods are attached, no new
-/// journal is made.
+/// journal is created.
 pub(crate) type CountAttached = fn(&str) -> Result<usize>;
 
 impl StateDir {
@@ -70,22 +70,22 @@ impl StateDir {
         Journal::exists(&directory).then_some(Self { directory, reserved, bridge, attached: |_| Ok(0) })
     }
 
-    /// Reads the segments in the state directory, if any. It needs no lock, since the file is only
-    /// replaced as a whole.
+    /// Reads the segments in the state directory, if any. It needs no lock, since the file is
+    /// always replaced as a whole.
     pub(crate) fn written_segments(config: &Config) -> Result<Option<SegmentsFile>> {
         Ok(segments_file::read(&config.state_dir, config)?.map(NetworkSegments::into_file))
     }
 
-    /// Returns whether the network has its own segments, to which the agent adds none.
+    /// Returns whether the network has its own segments, to which the agent adds no others.
     pub(crate) fn has_own_segments(config: &Config) -> Result<bool> {
         let segments = segments_file::read(&config.state_dir, config)?;
         Ok(matches!(segments, Some(NetworkSegments::OfNetwork(_))))
     }
 
     /// Reads the leases in another state directory of this host, whose pods share the bridge's
-    /// filter. It takes no lock, so a lease that is just being entered may be missing. Returns none
-    /// if the journal is from another boot, or if its first line is corrupt; otherwise returns the
-    /// leases before the first corrupt line.
+    /// filter. It takes no lock, so a lease that is being entered at the same time may be missing.
+    /// Returns none if the journal is from another boot, or if its first line is corrupt; otherwise
+    /// returns the leases before the first corrupt line.
     pub(crate) fn leases_in(directory: &Path) -> Result<Vec<(Attachment, Lease)>> {
         journal::read(directory, &boot_id()?)
     }
@@ -102,8 +102,8 @@ impl StateDir {
         Ok(LockedLeases { directory: self.directory.clone(), reserved: self.reserved.clone(), lock, journal })
     }
 
-    /// Fails if there are pods without a journal. In that case the journal was removed, and with a
-    /// new one other pods would get the addresses of these pods.
+    /// Fails if there are attached pods but no journal. In that case the journal was removed, and
+    /// with a new one, the addresses of these pods would be leased to other pods.
     fn refuse_new_journal_with_pods(&self) -> Result<()> {
         match (self.attached)(&self.bridge)? {
             0 => Ok(()),
@@ -122,7 +122,7 @@ impl StateDir {
     fn take_lock(&self) -> Result<File> {
         let path = self.directory.join(LOCK_FILE);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        // On a read-only disk the file can still be opened for reading and locked.
+        // On a read-only disk, the file can still be opened for reading and locked.
         let file = match file {
             Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&path),
             other => other,
@@ -149,7 +149,7 @@ fn refuse_writable_by_all(directory: &Path) -> Result<()> {
     ))
 }
 
-/// Locks a file, or fails after `timeout`. If a process holds the lock longer, it is stuck, and
+/// Locks a file, or fails after `timeout`. A process that holds the lock longer is stuck, so
 /// further waiting would not help.
 fn lock_within(timeout: Duration, file: File, path: &Path) -> Result<File> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -157,7 +157,7 @@ fn lock_within(timeout: Duration, file: File, path: &Path) -> Result<File> {
         Err(Errno::WOULDBLOCK | Errno::INTR) => {}
         Err(error) => return Err(Error::io("lock", path, error)),
     }
-    // flock(2) has no time limit, so another thread waits for the lock. The thread ends with the
+    // flock(2) has no timeout, so another thread waits for the lock. The thread ends with the
     // process.
     let (locked, outcome) = channel();
     std::thread::spawn(move || {
@@ -189,7 +189,7 @@ pub(crate) struct LockedLeases {
 
 impl LockedLeases {
     /// Returns the node's segments. The agent writes the segments. If it has not written any, they
-    /// come from the configuration. `None` if there are none.
+    /// are taken from the configuration. `None` if there are none.
     pub(crate) fn segments(&self, config: &Config) -> Result<Option<SegmentsFile>> {
         let read = || segments_file::read(&self.directory, config);
         let segments = match read()? {
@@ -213,20 +213,20 @@ impl LockedLeases {
         self.journal.get(attachment)
     }
 
-    /// Returns all leases in the order in which they began. It reads the whole journal, which takes
+    /// Returns all leases in the order in which they began. Reads the whole journal, which takes
     /// time if there are thousands of leases.
     pub(crate) fn all(&self) -> Result<impl Iterator<Item = (Attachment, Lease)>> {
         Ok(self.journal.whole()?.iter())
     }
 
-    /// Returns the number of addresses that the segments have, free and leased, by family.
+    /// Returns the numbers of free and leased addresses of these segments, by family.
     pub(crate) fn stock(&self, segments: &[IpNetwork]) -> Result<Vec<Stock>> {
         self.journal.stock(segments, &self.reserved)
     }
 
-    /// Leases one address of each family. If an address was requested, it leases that one. Returns
-    /// `None` and leases nothing if a family has no address left. Fails if a requested address
-    /// cannot be leased.
+    /// Leases one address of each family, or the requested address if there is one. Returns `None`
+    /// and leases nothing if a family has no address left. Fails if a requested address cannot be
+    /// leased.
     pub(crate) fn lease_addresses(
         &mut self,
         request: &RuntimeRequest,
@@ -300,7 +300,8 @@ impl LockedLeases {
         self.journal.end_lease(attachment, seconds_since_boot()?)
     }
 
-    /// Ends the leases of all attachments that are `gone`, and returns these attachments.
+    /// Ends the leases of all attachments for which `gone` returns `true`. Returns these
+    /// attachments.
     pub(crate) fn reclaim(&mut self, mut gone: impl FnMut(&Attachment, &Lease) -> bool) -> Result<Vec<Attachment>> {
         let held = self.journal.whole()?.iter().filter(|(attachment, lease)| gone(attachment, lease));
         let dead: Vec<Attachment> = held.map(|(attachment, _)| attachment).collect();
@@ -311,7 +312,7 @@ impl LockedLeases {
     }
 
     /// Releases the lock and makes the new entries durable. The entries may be reported only after
-    /// that.
+    /// this call.
     pub(crate) fn commit(self) -> Result<()> {
         self.release_lock().finish()
     }
@@ -322,7 +323,7 @@ impl LockedLeases {
         let Commit { file, .. } = self.release_lock();
         let flushed = Arc::clone(&file);
         let thread = std::thread::Builder::new().stack_size(FLUSH_STACK).spawn(move || flushed.sync_data());
-        // If no thread can be started, `finish` waits for the disk.
+        // If no thread can be started, `finish` writes to the disk itself.
         Commit { file, thread: thread.ok() }
     }
 
@@ -334,8 +335,8 @@ impl LockedLeases {
     }
 }
 
-/// Entries of the journal that are being written to the disk. The disk takes longer than the
-/// remaining work of an ADD.
+/// Entries of the journal that are being written to disk. This takes longer than the remaining work
+/// of an ADD.
 #[derive(Debug)]
 #[must_use = "the entries may be reported only after `finish`"]
 pub(crate) struct Commit {
@@ -352,7 +353,8 @@ impl Commit {
     }
 }
 
-/// Leaves out IPv6 segments on a kernel without IPv6 (`ipv6.disable=1`): its pods have only IPv4.
+/// Leaves out IPv6 segments on a kernel without IPv6 (`ipv6.disable=1`), so that pods have only
+/// IPv4.
 fn supported_by_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<SegmentsFile> {
     if !has_ipv6 && !segments.segments.is_empty() {
         segments.segments.retain(IpNetwork::is_ipv4);
@@ -366,15 +368,15 @@ fn supported_by_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<Seg
     Ok(segments)
 }
 
-/// The kernel's identifier of this boot.
+/// Returns the kernel's identifier of this boot.
 fn boot_id() -> Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";
     proc_file::read(path).context("read", Path::new(path))
 }
 
-/// Returns the number of seconds since the boot, including time suspended. This clock cannot be
-/// set. It is read from /proc (proc_uptime(5)), since rustix's `clock_gettime` panics on a kernel
-/// without a vDSO (User-Mode Linux).
+/// Returns the number of seconds since the boot, including the time in suspend. This clock cannot
+/// be set. It is read from /proc (proc_uptime(5)), since rustix's `clock_gettime` panics on a
+/// kernel without a vDSO (User-Mode Linux).
 fn seconds_since_boot() -> Result<u64> {
     let path = "/proc/uptime";
     let text = proc_file::read(path).context("read", Path::new(path))?;

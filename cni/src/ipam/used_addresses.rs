@@ -10,25 +10,25 @@ use edge_types::api::Family;
 use crate::reserved::Reserved;
 use crate::segment::{self, PodAddress};
 
-/// Time for which a freed address is not leased again while another one is free, seconds.
-/// Neighbours may still have its former owner's MAC address in their caches.
+/// Time in seconds for which a freed address is not leased again while another address is free.
+/// Neighbours may still have the MAC address of the former owner in their caches.
 pub(in crate::ipam) const COOL_DOWN_SECONDS: u64 = 60;
 
-/// Number of addresses of one block. Its first address has a last byte of 0.
+/// Number of addresses of one block. The last byte of its first address is 0.
 pub(super) const BLOCK: usize = 256;
 
-/// A set of addresses of one block, with one bit for each.
+/// A set of addresses of one block, with one bit for each address.
 pub(super) type Bits = [u64; BLOCK / 64];
 
 /// The addresses of a block that are in use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Block {
     pub(super) leased: Bits,
-    /// Addresses that were leased before, and are not leased now.
+    /// Addresses that were leased before and are not leased now.
     pub(super) freed: Bits,
 }
 
-/// Addresses that are leased or were freed, by blocks. No address is both.
+/// Addresses that are leased or were freed, by blocks. No address is both leased and freed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct UsedAddresses(BTreeMap<IpAddr, Block>);
 
@@ -36,14 +36,14 @@ pub(super) struct UsedAddresses(BTreeMap<IpAddr, Block>);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FreedAddress {
     pub(super) address: IpAddr,
-    /// When it was freed, seconds since the boot.
+    /// The time at which it was freed, in seconds since the boot.
     pub(super) at: u64,
     /// A number that orders addresses by the time at which they were freed.
     pub(super) order: u64,
 }
 
 impl UsedAddresses {
-    /// All blocks with their first addresses.
+    /// Returns all blocks with their first addresses.
     pub(super) fn blocks(&self) -> impl ExactSizeIterator<Item = (IpAddr, &Block)> {
         self.0.iter().map(|(first, block)| (*first, block))
     }
@@ -77,7 +77,8 @@ impl UsedAddresses {
         set(&mut block.freed, bit, true);
     }
 
-    /// Counts the leased addresses from `first` to `last`, which must have the same family.
+    /// Returns the number of leased addresses from `first` to `last`, which must have the same
+    /// family.
     fn count_leased(&self, first: IpAddr, last: IpAddr) -> u64 {
         let ((first_block, first_bit), (last_block, last_bit)) = (place(first), place(last));
         if first > last {
@@ -105,14 +106,15 @@ impl UsedAddresses {
         }
     }
 
-    /// Returns the number of addresses of each family that these segments have, free and leased.
+    /// Returns the numbers of free and leased addresses of these segments, by family.
     pub(super) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved) -> Vec<Stock> {
         let stock_of = |family: Family| {
             let mut stock = Stock { family, free: 0, leased: 0 };
             for segment in segments.iter().filter(|segment| Family::of(segment) == family) {
                 let (first, last) = segment::pod_range(segment);
                 let leased = self.count_leased(first, last);
-                // An address may have been leased before it was reserved.
+                // An address may have been leased before it was reserved. Such an address is not
+                // part of the capacity.
                 let within = reserved.ranges().iter().filter(|range| range.first().is_ipv4() == first.is_ipv4());
                 let reserved_leased: u64 =
                     within.map(|range| self.count_leased(range.first().max(first), range.last().min(last))).sum();
@@ -125,10 +127,10 @@ impl UsedAddresses {
         segment::families(segments).into_iter().map(stock_of).collect()
     }
 
-    /// Returns the next address of a family to lease. It comes from the first segment with an
-    /// address that was never used or has cooled down. If no segment has such an address, the next
-    /// address is the one that was freed longest ago. `longest_ago` returns, among the freed
-    /// addresses that a predicate accepts, the one that was freed first.
+    /// Returns the next address of a family to lease. It is from the first segment with an address
+    /// that was never used or has cooled down. If no segment has such an address, the address that
+    /// was freed longest ago is next. `longest_ago` returns the address that was freed longest ago,
+    /// among those that a predicate accepts.
     pub(super) fn next_address<E>(
         &self,
         segments: &[IpNetwork],
@@ -160,7 +162,7 @@ impl UsedAddresses {
     fn first_unused(&self, segment: &IpNetwork, reserved: &Reserved) -> Option<IpAddr> {
         let (mut address, last) = segment::pod_range(segment);
         while address <= last {
-            // A range may have too many addresses to check each of them.
+            // The whole range is skipped, since it may have too many addresses to check each one.
             if let Some(range) = reserved.range_of(address) {
                 address = segment::next(range.last())?;
                 continue;
@@ -174,7 +176,8 @@ impl UsedAddresses {
     }
 }
 
-/// Returns the first address of an address's block, and the address's bit in it.
+/// Returns the first address of the block that contains `address`, and the bit of `address` in the
+/// block.
 fn place(address: IpAddr) -> (IpAddr, usize) {
     match address {
         IpAddr::V4(address) => {
@@ -188,7 +191,7 @@ fn place(address: IpAddr) -> (IpAddr, usize) {
     }
 }
 
-/// Returns the address of a block for a bit.
+/// Returns the address for a bit of the block that begins with `first`.
 fn nth(first: IpAddr, bit: usize) -> IpAddr {
     match first {
         IpAddr::V4(first) => IpAddr::V4((first.to_bits() | bit as u32).into()),

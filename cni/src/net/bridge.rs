@@ -15,22 +15,22 @@ use crate::error::{Code, Error, Result};
 use crate::mac::Mac;
 use crate::segment;
 
-/// The machine's identity, which stays the same for its whole life (machine-id(5)).
+/// The file with the machine's identity, which never changes (machine-id(5)).
 const MACHINE_ID: &str = "/etc/machine-id";
 
-/// The alias that marks the plugin's bridges. If the state directory is not the default one, it
-/// follows in the alias, so that other networks on the host find the leases.
+/// The alias that marks the plugin's bridges. If the state directory is not the default one, its
+/// path follows in the alias, so that other networks on the host find the leases.
 const ALIAS: &str = "edge-cni bridge";
 
-/// Maximum length of an alias, bytes (`IFALIASZ` in linux/if.h, less the final zero).
+/// Maximum length of an alias, bytes (`IFALIASZ` in linux/if.h, minus the final zero).
 const MAX_ALIAS: usize = 255;
 
 /// Maximum number of MAC addresses that the bridge learns. Pods that are exempt from the filter
-/// could use any number. Kernels before 6.8 ignore the limit.
+/// could use any number of them. Kernels before 6.8 ignore the limit.
 const MAX_LEARNED: u32 = 4096;
 
-/// Creates the bridge, or completes an existing one. Several processes may do so at the same time.
-/// `mtu` is the MTU of pods' interfaces, if known. `is_former` returns whether a network is a
+/// Creates the bridge, or completes an existing one. Several processes may call this at the same
+/// time. `mtu` is the MTU of pods' interfaces, if known. `is_former` returns whether a network is a
 /// former segment without pods.
 pub(crate) fn ensure(
     links: &mut Links,
@@ -56,14 +56,14 @@ pub(crate) fn ensure(
         refuse_foreign(links, &bridge, segments)?;
         let mac = mac_of(name);
         if bridge.mac != mac && !has_our_alias(&bridge) {
-            // Without a set MAC address, a bridge uses the lowest MAC address of its ports, which
-            // changes when ports are added or removed.
+            // Unless its MAC address is set, a bridge uses the lowest MAC address of its ports,
+            // which changes when ports are added or removed.
             links.set_mac(&bridge, mac)?;
             bridge.mac = mac;
         }
         // The alias marks the bridge, so that its address is not changed again. An agent in a
-        // container has another machine-id and would set another address, which running pods do not
-        // know.
+        // container has another machine ID. It would set another address, which would not match the
+        // neighbour caches of running pods.
         links.set_alias(&bridge, &alias)?;
     }
     if let Some(mtu) = mtu.filter(|mtu| bridge.mtu != *mtu)
@@ -72,13 +72,13 @@ pub(crate) fn ensure(
         links.set_mtu(&bridge, mtu)?;
         bridge.mtu = mtu;
     }
-    // The bridge must not take routes or addresses from pods' router advertisements.
+    // The bridge must not accept routes or addresses from router advertisements of pods.
     let ipv6 = InterfaceSettings::open(name, Family::V6)?;
     ipv6.ignore_router_advertisements()?;
     let families = segment::families(segments);
     if families.contains(&Family::V4) {
-        // Pods reach other segments through this bridge on purpose, so the host must not send
-        // redirects to the pods.
+        // Pods intentionally reach other segments through this bridge, so the host must not send
+        // redirects to them.
         InterfaceSettings::open(name, Family::V4)?.set("send_redirects", "0")?;
     }
     if families.contains(&Family::V6) {
@@ -91,7 +91,7 @@ pub(crate) fn ensure(
     for segment in segments {
         let gateway = segment::gateway(segment);
         if !present.iter().any(|address| address.ip() == gateway && address.prefix() == segment.prefix()) {
-            // IPv6 allows an address only once, regardless of its prefix length.
+            // An interface can have an IPv6 address only once, regardless of the prefix length.
             for other in present.iter().filter(|address| address.is_ipv6() && address.ip() == gateway) {
                 links.delete_address(&bridge, *other)?;
             }
@@ -107,9 +107,9 @@ pub(crate) fn ensure(
     Ok(bridge)
 }
 
-/// Returns the MTU that the bridge needs, if it has another one. The needed MTU is never larger
-/// than the MTU of a port: packets from this host to a pod must fit the pod's interface, so that
-/// the host fragments them or reports them as too big. The kernel adapts the MTU to the ports only
+/// Returns the MTU that the bridge must have; `None` if it already has it. This MTU is never larger
+/// than that of a port: packets from this host to a pod must fit the pod's interface, so that the
+/// host fragments them or reports them as too big. The kernel adapts the MTU to the ports only
 /// until the MTU is set explicitly.
 fn new_mtu(links: &mut Links, bridge: &Link, mtu: u32) -> Result<Option<u32>> {
     let ports = links.all()?.into_iter().filter(|link| link.master == Some(bridge.index));
@@ -118,7 +118,7 @@ fn new_mtu(links: &mut Links, bridge: &Link, mtu: u32) -> Result<Option<u32>> {
 }
 
 /// Returns whether an address may be the gateway of a segment that this node no longer has, or that
-/// had another prefix length. Other addresses belong to the operator.
+/// had another prefix length. All other addresses were added by the operator.
 fn is_outdated(address: &IpNetwork, segments: &[IpNetwork]) -> bool {
     let is_current = segments
         .iter()
@@ -156,7 +156,7 @@ fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> R
     Ok(())
 }
 
-/// Returns whether the plugin made this bridge.
+/// Returns whether the plugin created this bridge.
 pub(crate) fn is_ours(link: &Link) -> bool {
     link.kind == "bridge" && (has_our_alias(link) || link.mac == mac_of(&link.name))
 }
@@ -170,13 +170,13 @@ fn alias_of(state_dir: &Path) -> String {
     if state_dir == Path::new(STATE_DIR) || alias.len() > MAX_ALIAS { ALIAS.into() } else { alias }
 }
 
-/// Returns the state directory of one of our bridges. `None` for any other link.
+/// Returns the state directory of one of the plugin's bridges. `None` for any other link.
 pub(crate) fn state_dir_of(link: &Link) -> Option<PathBuf> {
     let directory = (link.kind == "bridge").then(|| link.alias.strip_prefix(ALIAS)).flatten()?;
     if directory.is_empty() { Some(STATE_DIR.into()) } else { directory.strip_prefix(' ').map(PathBuf::from) }
 }
 
-/// Returns the addresses of all our bridges, which are gateways of pods.
+/// Returns the addresses of all bridges of the plugin, which are gateways of pods.
 pub(crate) fn gateways(links: &mut Links) -> Result<Vec<IpAddr>> {
     let ours: Vec<u32> = links.all()?.iter().filter(|link| is_ours(link)).map(|link| link.index).collect();
     Ok(links
@@ -187,8 +187,8 @@ pub(crate) fn gateways(links: &mut Links) -> Result<Vec<IpAddr>> {
         .collect())
 }
 
-/// Refuses a gateway address that another of our bridges already has: the pods of the two bridges
-/// could not all be reached.
+/// Refuses a gateway address that another of the plugin's bridges already has, because the pods of
+/// the two bridges could not all be reached.
 fn refuse_second_gateway(links: &mut Links, bridge: &Link, gateway: IpAddr) -> Result<()> {
     let elsewhere =
         links.all_addresses()?.into_iter().filter(|(index, address)| *address == gateway && *index != bridge.index);

@@ -21,11 +21,12 @@ use crate::pod_route::PodRoute;
 /// (It always drops pause frames, bit 1.)
 const ALL_GROUPS: u16 = 0xfffd;
 
-/// The names of requests in errors.
+/// The names of requests, for errors.
 const RTM_GETLINK: &str = "RTM_GETLINK";
 const RTM_GETADDR: &str = "RTM_GETADDR";
 
-/// Access to links, addresses and routes of the network namespace in which the socket was opened.
+/// Access to the links, addresses and routes of the network namespace in which the socket was
+/// opened.
 #[derive(Debug)]
 pub(crate) struct Links {
     netlink: Netlink,
@@ -43,14 +44,14 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     pub(crate) loopback: bool,
     pub(crate) alias: String,
-    /// Index of the bridge or other link of which this link is a port.
+    /// Index of the bridge or other link to which this link belongs as a port.
     pub(crate) master: Option<u32>,
     /// The spanning tree state, if the link is a port of a bridge.
     pub(crate) port_state: Option<BridgePortState>,
     /// The port settings, if the link is a port that this release has configured.
     pub(crate) port: Option<PortSettings>,
-    /// For a veth whose other end is in another namespace: that end's index, and our namespace's ID
-    /// for that namespace.
+    /// For a veth whose other end is in another namespace: the index of that end, and the ID of
+    /// that namespace in this one.
     pub(crate) peer: Option<(u32, u32)>,
 }
 
@@ -75,7 +76,7 @@ impl Links {
         }
     }
 
-    /// All links.
+    /// Returns all links.
     pub(crate) fn all(&mut self) -> Result<Vec<Link>> {
         let links = self.dump(RTM_GETLINK, LinkRequest::default().get(), LinkMessage::read, || "read all links".into());
         Ok(links?.into_iter().map(Link::from).collect())
@@ -93,7 +94,7 @@ impl Links {
         found.and_then(read).map_err(|error| kernel_error(&what(), &error))
     }
 
-    /// Creates a link. Returns false if there is already a link with that name.
+    /// Creates a link. Returns `false` if a link with that name already exists.
     pub(crate) fn create(&mut self, what: &str, request: &LinkRequest) -> Result<bool> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         match self.netlink.execute("RTM_NEWLINK", request.create(), flags) {
@@ -103,7 +104,7 @@ impl Links {
         }
     }
 
-    /// Deletes a link. Succeeds if the link is gone already.
+    /// Deletes a link. Succeeds if the link no longer exists.
     pub(crate) fn delete(&mut self, link: &Link) -> Result<()> {
         match self.netlink.execute("RTM_DELLINK", LinkRequest::of(link.index).delete(), 0) {
             Err(error) if error.errno() != Some(libc::ENODEV) => {
@@ -120,8 +121,8 @@ impl Links {
         self.set_link(&format!("bring {} up", link.name), &request)
     }
 
-    /// Makes a link a port of a bridge, and leaves it down. No frame passes until
-    /// [`Self::bring_port_up`] has set the port's options, which the kernel does not accept
+    /// Makes a link a port of a bridge, and leaves it down. No frames pass until
+    /// [`Self::bring_port_up`] has set the port's options. The kernel does not accept these options
     /// earlier.
     pub(crate) fn make_port(&mut self, link: &Link, bridge: &Link) -> Result<()> {
         let mut request = LinkRequest::of(link.index);
@@ -132,7 +133,7 @@ impl Links {
         self.set_link(&format!("make {} a port of {}", link.name, bridge.name), &request)
     }
 
-    /// Gives a bridge's port an alias and these settings, and brings it up.
+    /// Sets the alias and the settings of a bridge port, and brings it up.
     pub(crate) fn bring_port_up(&mut self, link: &Link, alias: &str, port: PortSettings) -> Result<()> {
         let mut request = LinkRequest::of(link.index);
         request.up(true);
@@ -140,27 +141,27 @@ impl Links {
         self.send_port_settings(link, request, port)
     }
 
-    /// Gives a bridge's port these settings.
+    /// Sets the settings of a bridge port.
     pub(crate) fn configure_port(&mut self, link: &Link, port: PortSettings) -> Result<()> {
         self.send_port_settings(link, LinkRequest::of(link.index), port)
     }
 
     fn send_port_settings(&mut self, link: &Link, mut request: LinkRequest, port: PortSettings) -> Result<()> {
         request.bridge_port(&port.into());
-        // RTM_SETLINK ignores a port's settings.
+        // RTM_NEWLINK is used, since RTM_SETLINK ignores the settings of a port.
         let outcome = self.netlink.execute("RTM_NEWLINK", request.create(), 0);
         outcome.map_err(|error| kernel_error(&format!("set {} up as a port of the bridge", link.name), &error))
     }
 
-    /// Gives a link an alias.
+    /// Sets the alias of a link.
     pub(crate) fn set_alias(&mut self, link: &Link, alias: &str) -> Result<()> {
         let mut request = LinkRequest::of(link.index);
         request.attributes.text(attribute::ALIAS, alias);
         self.set_link(&format!("set the alias of {}", link.name), &request)
     }
 
-    /// Returns the MAC address of a veth's other end in another namespace. `None` if that end is
-    /// gone.
+    /// Returns the MAC address of a veth's other end in another namespace. `None` if that end no
+    /// longer exists.
     pub(crate) fn peer_mac(&mut self, link: &Link) -> Result<Option<Mac>> {
         let Some((index, namespace)) = link.peer else { return Ok(None) };
         let mut request = LinkRequest::of(index);
@@ -168,14 +169,14 @@ impl Links {
         Ok(self.get(request, || format!("read the other end of {}", link.name))?.map(|peer| peer.mac))
     }
 
-    /// Gives a link a MAC address.
+    /// Sets the MAC address of a link.
     pub(crate) fn set_mac(&mut self, link: &Link, mac: Mac) -> Result<()> {
         let mut request = LinkRequest::of(link.index);
         request.attributes.bytes(attribute::ADDRESS, &mac);
         self.set_link(&format!("set the MAC address of {}", link.name), &request)
     }
 
-    /// Gives a link an MTU, bytes.
+    /// Sets the MTU of a link, in bytes.
     pub(crate) fn set_mtu(&mut self, link: &Link, mtu: u32) -> Result<()> {
         let mut request = LinkRequest::of(link.index);
         request.attributes.number(attribute::MTU, mtu);
@@ -187,12 +188,12 @@ impl Links {
         outcome.map_err(|error| kernel_error(what, &error))
     }
 
-    /// Addresses of a link.
+    /// Returns the addresses of a link.
     pub(crate) fn addresses(&mut self, link: &Link) -> Result<Vec<IpAddr>> {
         Ok(self.addresses_with_prefix(link)?.iter().map(IpNetwork::ip).collect())
     }
 
-    /// Addresses of a link, with their prefix lengths.
+    /// Returns the addresses of a link, with their prefix lengths.
     pub(crate) fn addresses_with_prefix(&mut self, link: &Link) -> Result<Vec<IpNetwork>> {
         let found = self.addresses_of(link, AddressMessage::dump(link.index))?.into_iter();
         Ok(found.filter_map(|found| IpNetwork::new(found.address?, found.prefix).ok()).collect())
@@ -236,9 +237,9 @@ impl Links {
         Ok(goes_on)
     }
 
-    /// Adds an address to a link. Succeeds if the link has it already. Without `detect_duplicates`
+    /// Adds an address to a link. Succeeds if the link already has it. Without `detect_duplicates`,
     /// the kernel skips duplicate address detection, which would delay an IPv6 address by two
-    /// seconds. The leases exclude duplicates.
+    /// seconds. There are no duplicates, since each address is leased only once.
     pub(crate) fn add_address(
         &mut self,
         link: &Link,
@@ -283,7 +284,7 @@ impl Links {
 }
 
 impl Links {
-    /// Returns the default routes of all tables, one for each next hop.
+    /// Returns the default routes of all tables, with one entry for each next hop.
     pub(crate) fn default_routes(&mut self) -> Result<Vec<DefaultRoute>> {
         let routes = self.routes()?.into_iter().filter(|route| route.default);
         Ok(routes.flat_map(next_hops_of).collect())
@@ -307,7 +308,7 @@ impl Links {
     }
 }
 
-/// The settings of a bridge's port. All our ports have the same `group_fwd_mask`.
+/// The settings of a bridge port. All ports of the plugin have the same `group_fwd_mask`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PortSettings {
     /// Whether the bridge sends frames back through the port on which they arrived.
@@ -318,7 +319,7 @@ pub(crate) struct PortSettings {
 }
 
 impl PortSettings {
-    /// The settings of a port. `None` if `group_fwd_mask` has another value.
+    /// Returns the settings of a port. `None` if `group_fwd_mask` has another value.
     fn read(port: BridgePort) -> Option<Self> {
         let BridgePort { hairpin, isolated, group_fwd_mask, .. } = port;
         (group_fwd_mask == ALL_GROUPS).then_some(Self { hairpin, isolated })

@@ -3,8 +3,8 @@
 //! - [`netns`]: network namespaces, compared by inode.
 //! - [`link`]: links, addresses and routes of one network namespace, through one netlink socket.
 //! - [`bridge`]: the pods' bridge, which has a gateway address in each segment.
-//! - [`veth`]: the pair of links between a pod and the bridge.
-//! - [`uplink`]: the links that lead to the outside.
+//! - [`veth`]: the pair of links that connects a pod with the bridge.
+//! - [`uplink`]: the links that lead outside of this host.
 //! - [`sysctl`]: settings below `/proc/sys/net`.
 
 pub(crate) mod bridge;
@@ -14,8 +14,7 @@ pub(crate) mod sysctl;
 pub(crate) mod uplink;
 pub(crate) mod veth;
 
-/// Computes a 64-bit FNV-1a hash, from which the characters of a link's name or the octets of a MAC
-/// address are made.
+/// Computes a 64-bit FNV-1a hash, from which link names and MAC addresses are generated.
 fn fnv1a(parts: &[&[u8]]) -> u64 {
     // A zero octet ends each part, so that ("ab", "c") and ("a", "bc") differ.
     parts

@@ -15,7 +15,7 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// statfs(2) f_type of `/proc/PID/ns/net` and its bind mounts (linux/magic.h, NSFS_MAGIC).
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 
-/// A network namespace. It stays alive as long as this value does.
+/// A network namespace. It continues to exist as long as this value does.
 #[derive(Debug)]
 pub(crate) struct Namespace {
     file: File,
@@ -25,7 +25,7 @@ pub(crate) struct Namespace {
 impl Namespace {
     /// Opens a container's namespace. Refuses the namespace of this process: a path such as
     /// `/proc/PID/ns/net` may lead to the host's namespace if the process has ended and another
-    /// process has its PID.
+    /// process now has its PID.
     pub(crate) fn of_container(path: &Path) -> Result<Self> {
         let wrong = |why: String| {
             let path = path.display();
@@ -51,12 +51,12 @@ impl Namespace {
         Ok(Self { file, path: path.into() })
     }
 
-    /// The file descriptor, for the attribute that moves a link to this namespace.
+    /// Returns the file descriptor, for the attribute that moves a link to this namespace.
     pub(crate) fn raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
-    /// Runs `work` with this thread in the namespace. Afterwards the thread returns to its former
+    /// Runs `work` with this thread in the namespace. Afterwards, the thread returns to its former
     /// namespace, even if `work` fails.
     pub(crate) fn within<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let own = File::open(OWN).context("open", Path::new(OWN))?;

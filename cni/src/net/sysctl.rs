@@ -1,5 +1,5 @@
 //! Settings below `/proc/sys/net` in the thread's network namespace. A setting is written only if
-//! its value is wrong, so that a read-only `/proc/sys` with the right values causes no error.
+//! it has another value, so that a read-only `/proc/sys` with the right values causes no error.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -51,22 +51,22 @@ impl InterfaceSettings {
         }
     }
 
-    /// Makes the interface ignore routes and addresses from router advertisements, if these are its
-    /// settings for IPv6.
+    /// Configures the interface to ignore routes and addresses from router advertisements, if these
+    /// are its settings for IPv6.
     pub(crate) fn ignore_router_advertisements(&self) -> Result<()> {
         self.set_if_present("accept_ra", "0")?;
         self.set_if_present("autoconf", "0")
     }
 }
 
-/// Makes the kernel announce the interface's addresses whenever its MAC address is set, with
-/// gratuitous ARP (RFC 5227 2.3) and unsolicited neighbour advertisements (RFC 4861 7.2.6).
+/// Configures the kernel to announce the interface's addresses whenever its MAC address is set,
+/// with gratuitous ARP (RFC 5227 2.3) and unsolicited neighbour advertisements (RFC 4861 7.2.6).
 pub(crate) fn announce_addresses(ipv4: &InterfaceSettings, ipv6: &InterfaceSettings) -> Result<()> {
     ipv4.set("arp_notify", "1")?;
     ipv6.set_if_present("ndisc_notify", "1")
 }
 
-/// Returns whether this host forwards packets of the family. A setting that cannot be read counts
+/// Returns whether this host forwards packets of this family. A setting that cannot be read counts
 /// as off.
 pub(crate) fn forwards(family: Family) -> bool {
     let name = if family == Family::V4 { "ipv4/ip_forward" } else { "ipv6/conf/all/forwarding" };
@@ -85,8 +85,8 @@ pub(crate) fn has_ipv6() -> bool {
 
 /// Turns IPv6 forwarding on. A host that forwards ignores router advertisements unless `accept_ra`
 /// is 2, and would lose its default route. Therefore `accept_ra` of the uplinks is set to 2 first.
-/// Other interfaces are not changed, since this host must not take routes from them. `note` is
-/// called before each change.
+/// Other interfaces are not changed, since this host must not accept routes from their networks.
+/// `note` is called before each change.
 pub(crate) fn forward_ipv6(uplinks: &[String], mut note: impl FnMut(&str)) -> Result<()> {
     for uplink in uplinks {
         let path = format!("{ROOT}/ipv6/conf/{uplink}/accept_ra");

@@ -1,25 +1,25 @@
-//! The links that lead to the outside, on which this host receives router advertisements.
+//! The uplinks, on which this host receives router advertisements.
 
 use super::bridge;
 use super::link::{DefaultRoute, Link, Links};
 use crate::error::Result;
 
-/// Names of the links that lead, or may lead, to the outside.
+/// Returns the names of the links that are uplinks or may be uplinks.
 pub(crate) fn names(links: &mut Links) -> Result<Vec<String>> {
     let all = links.all()?;
     let routes = links.default_routes()?;
     Ok(all.iter().filter(|link| is_uplink(link, &all, &routes)).map(|link| link.name.clone()).collect())
 }
 
-/// A link that leads to the outside although its kind is one that container runtimes use.
+/// An uplink of a kind that container runtimes also use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Uplink {
     pub(crate) name: String,
     pub(crate) is_bridge: bool,
 }
 
-/// The links of these kinds that lead to the outside: bridges with hardware ports, and links with a
-/// default route. Pods' bridges are left out.
+/// Returns the uplinks of these kinds: bridges with hardware ports, and links with a default route.
+/// Pods' bridges are left out.
 pub(crate) fn of_container_kinds(all: &[Link], routes: &[DefaultRoute], kinds: &[&str]) -> Vec<Uplink> {
     let carries_default = |link: &Link| routes.iter().any(|route| route.main && route.device == link.index);
     let of_kind = all.iter().filter(|link| kinds.contains(&link.kind.as_str()) && !bridge::is_ours(link));
@@ -27,9 +27,9 @@ pub(crate) fn of_container_kinds(all: &[Link], routes: &[DefaultRoute], kinds: &
     outside.map(|link| Uplink { name: link.name.clone(), is_bridge: link.kind == "bridge" }).collect()
 }
 
-/// Returns whether a link is an uplink. A port of a bridge is not an uplink, nor is a bridge with
-/// only pods and containers as ports, such as docker0, nor a veth without a default route. A veth
-/// with a default route is the uplink of a machine that is itself a container.
+/// Returns whether a link is an uplink. A port of a bridge is not an uplink, and neither is a
+/// bridge with only pods and containers as ports, such as docker0, or a veth without a default
+/// route. A veth with a default route is the uplink of a machine that is itself a container.
 fn is_uplink(link: &Link, all: &[Link], routes: &[DefaultRoute]) -> bool {
     let has_default = routes.iter().any(|route| route.main && route.device == link.index && route.gateway.is_some());
     match link.kind.as_str() {
@@ -40,13 +40,13 @@ fn is_uplink(link: &Link, all: &[Link], routes: &[DefaultRoute]) -> bool {
     }
 }
 
-/// Returns whether a link is a port of a bridge, a bond or the like. A link in a VRF does not count
-/// as a port.
+/// Returns whether a link is a port of a bridge, a bond or a similar link. A link in a VRF does not
+/// count as a port.
 fn is_port(link: &Link, all: &[Link]) -> bool {
     link.master.is_some_and(|index| !all.iter().any(|master| master.index == index && master.kind == "vrf"))
 }
 
-/// Returns whether the other end of a port is software on this machine.
+/// Returns whether a port connects to software on this machine instead of hardware.
 fn is_virtual(port: &Link) -> bool {
     matches!(port.kind.as_str(), "veth" | "tun" | "dummy")
 }

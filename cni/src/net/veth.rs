@@ -1,4 +1,4 @@
-//! The pair of links between a pod and the bridge.
+//! The pair of links that connects a pod with the bridge.
 
 use std::time::{Duration, Instant};
 
@@ -17,21 +17,21 @@ use crate::pod_route::PodRoute;
 use crate::request::Attachment;
 use crate::segment::{self, PodAddress};
 
-/// How long a bridge's port may take to forward. Without spanning tree it takes milliseconds.
+/// Maximum time until a bridge port forwards. Without spanning tree it takes milliseconds.
 const FORWARDING_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long duplicate address detection may take, and the time between two checks of its state. It
-/// takes one to two seconds (RFC 4862, 5.4).
+/// Maximum duration of duplicate address detection, and the time between two checks of its state.
+/// Usually, it takes one to two seconds (RFC 4862, 5.4).
 const DETECTION_DEADLINE: Duration = Duration::from_secs(10);
 const DETECTION_PAUSE: Duration = Duration::from_millis(20);
 
 const ALIAS_PREFIX: &str = "edge-cni ";
 
-/// A pod's end of the pair, up and with addresses.
+/// The pod end of the pair, after it is up and has its addresses.
 #[derive(Debug)]
 pub(crate) struct PodEnd {
     pub(crate) link: Link,
-    /// The routes over this end.
+    /// The routes over the pod end.
     pub(crate) routes: Vec<PodRoute>,
     /// Access to the pod's namespace.
     links: Links,
@@ -40,28 +40,28 @@ pub(crate) struct PodEnd {
 impl PodEnd {
     /// Announces the addresses to the neighbours with gratuitous ARP (RFC 5227 2.3) and unsolicited
     /// neighbour advertisements (RFC 4861 7.2.6). The kernel sends them when a link's MAC address
-    /// is set, even to the same value. (A packet socket could also send them, but closing one takes
-    /// the kernel as long as the rest of an ADD.)
+    /// is set, even to the same value. (A packet socket could also send them, but closing such a
+    /// socket takes as long as the rest of an ADD.)
     pub(crate) fn announce(&mut self) -> Result<()> {
         self.links.set_mac(&self.link, self.link.mac)
     }
 }
 
-/// Returns the name of the host's end. It is derived from the attachment, so that DEL finds it
+/// Returns the name of the host end. It is derived from the attachment, so that DEL finds it
 /// without a record.
 pub(crate) fn host_name(attachment: &Attachment) -> String {
     let hash = fnv1a(&[attachment.container.as_bytes(), attachment.ifname.as_bytes()]);
     format!("{PORT_PREFIX}{:011x}", hash >> 20)
 }
 
-/// Returns the MAC address of the pod's end if the runtime requests none. It is derived from the
+/// Returns the MAC address of the pod end if the runtime requests none. It is derived from the
 /// attachment, so that the bridge's filter can be restored without data from the pod.
 pub(crate) fn pod_mac(attachment: &Attachment) -> Mac {
     generated_mac(attachment, "pod", 0x0a)
 }
 
-/// Returns the MAC address of the host's end. If an earlier release made the pair, its ends have
-/// MAC addresses other than this one and [`pod_mac`].
+/// Returns the MAC address of the host end. If an earlier release created the pair, its ends have
+/// other MAC addresses than this one and [`pod_mac`].
 pub(crate) fn host_mac(attachment: &Attachment) -> Mac {
     generated_mac(attachment, "host", 0x0e)
 }
@@ -73,15 +73,17 @@ fn generated_mac(attachment: &Attachment, end: &str, first: u8) -> Mac {
     [first, a, b, c, d, e]
 }
 
-/// Returns the alias of the host's end. People can read it, and it identifies a link that was
+/// Returns the alias of the host end. It is readable for operators, and identifies a link that was
 /// renamed.
 pub(crate) fn alias(attachment: &Attachment) -> String {
     format!("{ALIAS_PREFIX}{} {}", attachment.container, attachment.ifname)
 }
 
-/// Returns the attachment whose host end this link is. `None` unless both name and alias match.
+/// Returns the attachment to which this host end belongs. `None` unless both the name and the alias
+/// match.
 pub(crate) fn attachment_of(link: &Link) -> Option<Attachment> {
-    // Another program's alias may look like ours, but the name would not match it.
+    // The alias of another program's link may look the same, but the link's name would not match
+    // it.
     attachment_by_alias(link).filter(|attachment| link.name == host_name(attachment))
 }
 
@@ -100,8 +102,8 @@ pub(crate) fn count_attached(bridge: &str) -> Result<usize> {
     Ok(all.filter(|link| link.master == Some(bridge.index) && attachment_of(link).is_some()).count())
 }
 
-/// Creates the pair: one end on the bridge, and the other one in the pod with this MAC address.
-/// Both are down. The kernel creates both or none.
+/// Creates the pair: one end as a port of the bridge, and the other end in the pod with this MAC
+/// address. Both ends are down. The kernel creates both or none.
 pub(crate) fn create(
     links: &mut Links,
     bridge: &Link,
@@ -142,8 +144,7 @@ pub(crate) fn create(
     })
 }
 
-/// Brings the host's end up. As a port of the bridge it needs no address, not even a link-local
-/// one.
+/// Brings the host end up. As a port of the bridge it needs no address, not even a link-local one.
 pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, port: PortSettings) -> Result<()> {
     let name = host_name(attachment);
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
@@ -157,8 +158,8 @@ fn vanished(name: &str) -> Error {
     Error::new(Code::Kernel, format!("{name} vanished while the pod was being attached; was the pod stopped?"))
 }
 
-/// Gives the pod's end its addresses and routes, and brings it up. `routes` receives the pod's
-/// links and chooses the routes. With `detect_duplicates` it waits for the duplicate address
+/// Sets the addresses and routes of the pod end, and brings it up. `routes` receives the pod's
+/// links and chooses the routes. With `detect_duplicates`, waits for the duplicate address
 /// detection of the IPv6 addresses.
 pub(crate) fn configure(
     pod: &Namespace,
@@ -171,8 +172,8 @@ pub(crate) fn configure(
     pod.within(|| {
         let mut links = Links::open()?;
         let link = links.find(ifname)?.ok_or_else(|| vanished(ifname))?;
-        // This is needed even without IPv6 in the cluster: another pod could advertise a default
-        // route.
+        // This is necessary even without IPv6 in the cluster, since another pod could advertise a
+        // default route.
         let ipv6 = InterfaceSettings::open(ifname, Family::V6)?;
         ipv6.ignore_router_advertisements()?;
         // The bridge's filter expects the link-local address that is derived from the MAC address.
@@ -180,9 +181,9 @@ pub(crate) fn configure(
         // `PodEnd::announce` needs this.
         sysctl::announce_addresses(&InterfaceSettings::open(ifname, Family::V4)?, &ipv6)?;
         if segment::families(&segments).contains(&Family::V6) {
-            // Turn IPv6 on, since some runtimes turn it off in new namespaces.
+            // IPv6 is turned on explicitly, since some runtimes turn it off in new namespaces.
             ipv6.set("disable_ipv6", "0")?;
-            // Without duplicate address detection the link-local address can be used at once.
+            // Without duplicate address detection, the link-local address can be used immediately.
             let accept_dad = if detect_duplicates { "1" } else { "0" };
             ipv6.set("accept_dad", accept_dad)?;
         }
@@ -240,7 +241,7 @@ pub(crate) fn wait_until_forwarding(links: &mut Links, attachment: &Attachment) 
     }
 }
 
-/// Removes the pair if it exists, even if the host's end was renamed.
+/// Removes the pair if it exists, even if the host end was renamed.
 pub(crate) fn remove(links: &mut Links, attachment: &Attachment) -> Result<()> {
     match links.find(&host_name(attachment))? {
         Some(link) if link.kind == "veth" => return links.delete(&link),

@@ -15,7 +15,7 @@ pub(crate) struct Rule {
     pub(crate) comment: Option<&'static str>,
 }
 
-/// One expression. Registers have the kernel's numbers: `NFT_REG_1` and `NFT_REG_2` have 16 bytes,
+/// An expression. Registers have the kernel's numbers: `NFT_REG_1` and `NFT_REG_2` have 16 bytes,
 /// and the registers from `NFT_REG32_00` on have 4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expression {
@@ -26,18 +26,19 @@ pub(crate) enum Expression {
     /// Continues the rule if the comparison of `NFT_REG_1` with the value is true (`enum
     /// nft_cmp_ops`).
     Compare { operation: Comparison, value: Vec<u8> },
-    /// Continues the rule if the registers starting with `NFT_REG_1` are an element of the set or,
-    /// if `inverted`, if they are not.
+    /// Continues the rule if the value of the registers starting with `NFT_REG_1` is an element of
+    /// the set or, with `inverted`, if it is not.
     Lookup { set: &'static str, inverted: bool },
     /// Loads data of connection tracking (`enum nft_ct_keys`) into `NFT_REG_1`.
     Conntrack(ConntrackKey),
     /// Loads the destination of a connection's first packet, before any translation, into
     /// `NFT_REG_1`. Ends the rule for connections of the other family.
     OriginalDestination { ipv4: bool },
-    /// Loads into `NFT_REG_1` whether the packet's route uses IPsec (`NFT_RT_XFRM`).
+    /// Loads a flag into `NFT_REG_1` that states whether the packet's route uses IPsec
+    /// (`NFT_RT_XFRM`).
     RouteIntoIpsec,
-    /// Loads into `NFT_REG_1` the type (`RTN_LOCAL`, ...) that the packet's destination has on the
-    /// link on which it arrived (`linux/rtnetlink.h`).
+    /// Loads the type of the packet's destination (`RTN_LOCAL` and others, `linux/rtnetlink.h`)
+    /// into `NFT_REG_1`, as seen from the link on which the packet arrived.
     DestinationTypeOnInput,
     /// Keeps only the bits of `NFT_REG_1` that are set in the mask.
     Mask(Vec<u8>),
@@ -58,7 +59,7 @@ pub(crate) enum Meta {
     PacketType = 19,
     /// Whether the packet came out of ESP.
     SecurityPath = 25,
-    /// Kind of the interface, such as `bridge`. Hardware has no kind, and the rule ends there.
+    /// Kind of the interface, such as `bridge`. Hardware has no kind, so that the rule ends there.
     InputKind = 26,
     OutputKind = 27,
 }
@@ -112,8 +113,8 @@ impl Expression {
         }
     }
 
-    /// Writes the attributes of `enum nft_meta_attributes`, `nft_payload_attributes` and so on, in
-    /// the order in which nft(8) sends them.
+    /// Writes the attributes of `enum nft_meta_attributes`, `nft_payload_attributes` and similar
+    /// enums, in the order in which nft(8) sends them.
     pub(crate) fn write_data(&self, data: &mut Attributes) {
         match self {
             Self::Meta { key, register } => {

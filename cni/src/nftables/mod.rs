@@ -1,6 +1,6 @@
-//! The part of nf_tables that the plugin uses, through nfnetlink. The program `nft` is not needed.
+//! The part of nf_tables that the plugin uses, through nfnetlink. The program `nft` is not
+//! necessary.
 //!
-//! - `attributes`: the encoding of a message's attributes.
 //! - [`expression`]: the expressions of rules.
 //! - [`wire`]: the messages to nf_tables.
 
@@ -15,7 +15,8 @@ use edge_xfrm::netlink::{Error, Netlink, RawMessage};
 pub(crate) const INET: u8 = 1;
 pub(crate) const BRIDGE: u8 = 7;
 
-/// nft(8)'s type numbers (`enum datatypes`, include/datatype.h). nft(8) needs them to show a set.
+/// The type numbers of nft(8) (`enum datatypes`, include/datatype.h), with which it determines how
+/// to show a set.
 pub(crate) const INTEGER: u32 = 4;
 pub(crate) const IPV4: u32 = 7;
 pub(crate) const IPV6: u32 = 8;
@@ -43,12 +44,12 @@ impl fmt::Display for Table {
 #[derive(Debug)]
 pub(crate) struct Set {
     pub(crate) name: &'static str,
-    /// The set's ID within the transaction that makes it.
+    /// The set's ID within the transaction that creates it.
     pub(crate) id: u32,
     pub(crate) key_type: u32,
     /// Length of a key, bytes.
     pub(crate) key_length: u32,
-    /// Whether the set holds intervals of keys ([`Table::add_intervals`]).
+    /// Whether the set contains intervals of keys ([`Table::add_intervals`]).
     pub(crate) intervals: bool,
     pub(crate) user_data: Vec<u8>,
 }
@@ -56,7 +57,8 @@ pub(crate) struct Set {
 /// The hook of a base chain.
 #[derive(Debug)]
 pub(crate) struct BaseChain {
-    /// `enum nf_inet_hooks`, which bridges share (`NF_BR_PRE_ROUTING` and so on).
+    /// `enum nf_inet_hooks`, whose numbers are the same for bridges (`NF_BR_PRE_ROUTING` and the
+    /// following).
     pub(crate) hook: u32,
     pub(crate) priority: i32,
 }
@@ -74,7 +76,7 @@ pub(crate) fn interface_of(key: &[u8]) -> String {
     String::from_utf8(name).unwrap_or_default()
 }
 
-/// Reads the keys in a set. `None` if there is no such table, or no such set in it.
+/// Reads the keys in a set. `None` if the table or the set does not exist.
 pub(crate) fn elements(netlink: &mut Netlink, table: &Table, set: &str) -> Result<Option<Vec<Vec<u8>>>, Error> {
     match netlink.dump::<_, RawMessage>("NFT_MSG_GETSETELEM", table.get_elements(set)) {
         Ok(messages) => Ok(Some(messages.iter().flat_map(wire::keys_of).collect())),

@@ -34,7 +34,7 @@ mod verb {
 /// takes at most 64 bytes.
 pub(crate) const ELEMENTS: usize = 512;
 
-/// Makes the message that begins an nf_tables transaction.
+/// Builds the message that begins an nf_tables transaction.
 pub(crate) fn begin() -> RawMessage {
     let [high, low] = SUBSYSTEM.to_be_bytes();
     RawMessage { kind: BATCH_BEGIN, body: vec![0, 0, high, low] }
@@ -51,12 +51,12 @@ pub(crate) fn begin_at(generation: u32) -> RawMessage {
     RawMessage { kind, body }
 }
 
-/// Requests the generation of the ruleset.
+/// Builds the request for the generation of the ruleset.
 pub(crate) fn get_generation() -> RawMessage {
     RawMessage { kind: SUBSYSTEM << 8 | verb::GETGEN, body: vec![0; 4] }
 }
 
-/// Reads the generation in the answer to [`get_generation`]. `None` for any other message.
+/// Returns the generation in the answer to [`get_generation`]. `None` for any other message.
 pub(crate) fn generation_in(message: &RawMessage) -> Option<u32> {
     // NFTA_GEN_ID.
     let attributes = attributes_of(message.body.get(4..)?);
@@ -64,38 +64,40 @@ pub(crate) fn generation_in(message: &RawMessage) -> Option<u32> {
     Some(u32::from_be_bytes(value.try_into().ok()?))
 }
 
-/// Makes the message that ends a transaction.
+/// Builds the message that ends a transaction.
 pub(crate) fn end() -> RawMessage {
     let [high, low] = SUBSYSTEM.to_be_bytes();
     RawMessage { kind: BATCH_END, body: vec![0, 0, high, low] }
 }
 
 impl Table {
-    /// Creates the table. The kernel refuses this if there is already a table with that name.
+    /// Builds the message that creates the table. The kernel refuses it if a table with that name
+    /// already exists.
     pub(crate) fn create(&self) -> (RawMessage, u16) {
         // NFTA_TABLE_FLAGS.
         let message = self.message(verb::NEWTABLE, |attributes| attributes.number_be(2, 0));
         (message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Creates the table in place of any table with that name, which is deleted with its content.
+    /// Builds the messages that create the table, and before that delete an existing table with
+    /// that name.
     pub(crate) fn delete_and_create(&self) -> [(RawMessage, u16); 3] {
-        // The table is made first, so that the deletion always finds one.
+        // The table is created first, so that the deletion always finds one.
         let (make, _) = self.create();
         [(make, NLM_F_CREATE), self.delete(), self.create()]
     }
 
-    /// Deletes the table with its content.
+    /// Builds the message that deletes the table with its content.
     pub(crate) fn delete(&self) -> (RawMessage, u16) {
         (self.message(verb::DELTABLE, |_| {}), 0)
     }
 
-    /// Requests the table.
+    /// Builds the request for the table.
     pub(crate) fn get(&self) -> RawMessage {
         self.message(verb::GETTABLE, |_| {})
     }
 
-    /// Creates a chain of the table. It is a base chain if `base` is given.
+    /// Builds the message that creates a chain of the table. It is a base chain if `base` is given.
     pub(crate) fn new_chain(&self, name: &str, base: Option<&BaseChain>) -> (RawMessage, u16) {
         // NFTA_CHAIN_NAME, _TYPE, _POLICY, _HOOK with NFTA_HOOK_HOOKNUM and _PRIORITY.
         let message = self.message(verb::NEWCHAIN, |attributes| {
@@ -112,7 +114,7 @@ impl Table {
         (message, NLM_F_CREATE)
     }
 
-    /// Creates a set of the table.
+    /// Builds the message that creates a set of the table.
     pub(crate) fn new_set(&self, set: &Set) -> (RawMessage, u16) {
         // NFTA_SET_NAME, _FLAGS, _KEY_TYPE, _KEY_LEN, _ID, _USERDATA.
         let message = self.message(verb::NEWSET, |attributes| {
@@ -127,7 +129,7 @@ impl Table {
         (message, NLM_F_CREATE)
     }
 
-    /// Appends a rule to its chain.
+    /// Builds the message that appends a rule to its chain.
     pub(crate) fn new_rule(&self, rule: &Rule) -> (RawMessage, u16) {
         // NFTA_RULE_CHAIN, _EXPRESSIONS of NFTA_LIST_ELEM, _USERDATA.
         let message = self.message(verb::NEWRULE, |attributes| {
@@ -147,14 +149,15 @@ impl Table {
         (message, NLM_F_CREATE | NLM_F_APPEND)
     }
 
-    /// Adds elements to a set, at most [`ELEMENTS`]. Elements that the set has already stay.
+    /// Builds the message that adds at most [`ELEMENTS`] elements to a set. Elements that are
+    /// already in the set stay.
     pub(crate) fn add_elements(&self, set: &str, keys: &[Vec<u8>]) -> (RawMessage, u16) {
         (self.elements(verb::NEWSETELEM, set, keys), NLM_F_CREATE)
     }
 
-    /// Adds at most [`ELEMENTS`] / 2 intervals, which must not overlap, to a set of intervals. Each
-    /// interval consists of its first key and the key after its last one, or `None` if its last key
-    /// is the greatest.
+    /// Builds the message that adds at most [`ELEMENTS`] / 2 intervals, which must not overlap, to
+    /// a set of intervals. Each interval consists of its first key and the key after its last one.
+    /// The latter is `None` if the last key is the greatest possible one.
     pub(crate) fn add_intervals(&self, set: &str, intervals: &[(Vec<u8>, Option<Vec<u8>>)]) -> (RawMessage, u16) {
         let message = self.message(verb::NEWSETELEM, |attributes| {
             attributes.text(2, set);
@@ -174,13 +177,13 @@ impl Table {
         (message, NLM_F_CREATE)
     }
 
-    /// Removes elements from a set, at most [`ELEMENTS`]. The kernel refuses this if one of them is
-    /// missing.
+    /// Builds the message that removes at most [`ELEMENTS`] elements from a set. The kernel refuses
+    /// it if one of them is missing.
     pub(crate) fn delete_elements(&self, set: &str, keys: &[Vec<u8>]) -> (RawMessage, u16) {
         (self.elements(verb::DELSETELEM, set, keys), 0)
     }
 
-    /// Requests the elements of a set.
+    /// Builds the request for the elements of a set.
     pub(crate) fn get_elements(&self, set: &str) -> RawMessage {
         self.elements(verb::GETSETELEM, set, &[])
     }
@@ -200,7 +203,7 @@ impl Table {
         })
     }
 
-    /// Makes a message. The first attribute of every message is the name of the table.
+    /// Builds a message. The first attribute of every message is the name of the table.
     fn message(&self, verb: u16, fill: impl FnOnce(&mut Attributes)) -> RawMessage {
         let mut attributes = Attributes::default();
         attributes.text(1, self.name);
@@ -211,7 +214,7 @@ impl Table {
     }
 }
 
-/// Reads the keys of the elements in an answer to [`Table::get_elements`].
+/// Returns the keys of the elements in an answer to [`Table::get_elements`].
 pub(crate) fn keys_of(message: &RawMessage) -> Vec<Vec<u8>> {
     let attributes = message.body.get(4..).unwrap_or_default();
     let child = |bytes, kind| attributes_of(bytes).find(|(found, _)| *found == kind).map(|(_, value)| value);

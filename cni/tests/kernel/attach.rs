@@ -1,4 +1,4 @@
-//! Tests what ADD gives to a pod and what DEL removes.
+//! Tests what ADD configures for a pod and what DEL removes.
 
 use std::process::Command;
 
@@ -86,7 +86,7 @@ fn the_result_has_the_shape_of_the_version_asked_for() {
     }
 }
 
-/// A runtime from before CNI 0.3.0, which may send no version.
+/// The runtime is from before CNI 0.3.0, and may send no version.
 fn the_first_versions_have_one_address_of_each_family() {
     let world = World::new(DUAL);
     let file = world.folder.path().join("resolv.conf");
@@ -165,7 +165,7 @@ fn the_guard_stands_before_the_first_pod() {
     let world = World::new(DUAL);
     let pod = world.pod();
     // The ADD fails after the guard was installed, but before any part of the pod's connection was
-    // made.
+    // created.
     ip(&pod.netns, "link add eth0 type bridge");
     world.add_fails(&pod, 102);
     let policies = world.ip("xfrm policy");
@@ -174,7 +174,7 @@ fn the_guard_stands_before_the_first_pod() {
     }
     assert!(policies.contains("action block"), "{policies}");
     // Packets that no policy encrypts are sent to the guard's device. The node's own packets have
-    // the bridge's address as source.
+    // the bridge's address as their source.
     let route = world.ip("route get 10.77.99.1");
     assert!(route.contains("dev ecni-guard") && route.contains("src 10.77.3.1"), "{route}");
 }
@@ -182,7 +182,7 @@ fn the_guard_stands_before_the_first_pod() {
 fn without_the_guard_no_pod_is_attached() {
     let world = World::new(DUAL);
     let pod = world.pod();
-    // A policy of another program that allows all outgoing packets.
+    // Another program adds a policy that allows all outgoing packets.
     world.ip("xfrm policy add src 0.0.0.0/0 dst 10.77.0.0/16 dir out action allow priority 1");
     let message = world.add_fails(&pod, 104);
     assert!(message.contains("guard") && message.contains("10.77.0.0/16"), "{message}");
@@ -276,7 +276,7 @@ fn a_pod_has_the_routes_of_the_configuration() {
             {"dst": "192.0.2.0/24", "mtu": 1300, "advmss": 1200, "priority": 7},
             {"dst": "198.51.100.0/24", "gw": "10.77.3.9", "table": 1000},
             {"dst": "203.0.113.0/24", "scope": 253},
-            // The pod has no IPv6.
+            // The route has no gateway, since the pod has no IPv6.
             {"dst": "2001:db8::/32"},
         ]),
     );
@@ -295,13 +295,13 @@ fn a_pod_has_the_routes_of_the_configuration() {
     assert!(ip(&pod.netns, "route show table 1000").contains("198.51.100.0/24 via 10.77.3.9 dev eth0"));
     assert_eq!(result.json["routes"].as_array().unwrap().len(), 4, "{}", result.json);
     assert_eq!(result.json["routes"][2]["table"], 1000);
-    // A gateway that is not on the link.
+    // The gateway is not on the link.
     world.set("routes", json!([{"dst": "192.0.2.0/24", "gw": "172.31.0.1"}]));
     let message = world.add_fails(&world.pod(), 103);
     assert!(message.contains("192.0.2.0/24") && message.contains("172.31.0.1"), "{message}");
 }
 
-/// The name of a pod's port.
+/// Returns the name of a pod's port.
 fn port(world: &World, pod: &Pod) -> String {
     let all = world.ip("-o link show type veth");
     let line = all.lines().find(|line| line.contains(&format!(" {} ", pod.id)) || line.contains(&pod.netns)).unwrap();
@@ -361,7 +361,8 @@ fn no_pod_gets_a_reserved_address() {
     assert_eq!(world.add(&pods[1]), ["10.77.3.6", "fd77::3:1:0:0:1"]);
     let message = world.add_fails(&world.pod(), 11);
     assert!(message.contains("all 2 IPv4 addresses"), "{message}");
-    // An address that was reserved after it was leased stays with its pod, and is not leased again.
+    // An address that is reserved after it was leased stays with its pod, and is not leased again
+    // afterwards.
     world.set("reserved", json!(["10.77.3.4-10.77.3.7"]));
     world.del(&pods[0]);
     assert_eq!(world.add(&world.pod())[0], "10.77.3.8");

@@ -1,5 +1,5 @@
-//! Tests that a host that forwards only for its pods does not route between its own networks, even
-//! with only the plugin.
+//! Tests that a host that forwards only for its pods does not route between its other networks,
+//! even if only the plugin is installed.
 
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ fn neighbour(world: &World, number: u8) -> Neighbour {
     connect(world, &link, &host, number)
 }
 
-/// Makes a link of the node that leads to the host's `eth0`.
+/// Creates a link of the node that leads to the host's `eth0`.
 fn network_card(world: &World, number: u8, host: &Pod) -> String {
     let (below, link) = (format!("below{number}"), format!("lan{number}"));
     world.ip(&format!("link add {below} type veth peer name eth0 netns {}", host.netns));
@@ -40,7 +40,7 @@ fn network_card(world: &World, number: u8, host: &Pod) -> String {
     link
 }
 
-/// Gives both ends addresses, and makes the node the host's router.
+/// Sets the addresses of both ends, and configures the node as the host's router.
 fn connect(world: &World, link: &str, host: &Pod, number: u8) -> Neighbour {
     world.ip(&format!("link set {link} up"));
     ip(&host.netns, "link set eth0 up");
@@ -63,13 +63,13 @@ fn it_is_no_router() {
     assert_eq!(world.forwards(), ["1", "1"]);
     is_closed(&world, &one.host, &two.addresses);
     is_closed(&world, &two.host, &one.addresses);
-    // Pods reach both networks, and a link that is added later does not circumvent the rules.
+    // Pods reach both networks, and the rules also apply to a link that is added later.
     is_reached(&pod, &one.addresses);
     is_reached(&pod, &two.addresses);
     let three = neighbour(&world, 3);
     is_closed(&world, &one.host, &three.addresses);
     is_closed(&world, &three.host, &one.addresses);
-    // A port that is published at one network is reachable from the other.
+    // A port that is published on one network is reachable from the other network.
     nft(
         &world,
         &["add table ip publish; add chain ip publish pre { type nat hook prerouting priority dstnat; }; \
@@ -77,12 +77,12 @@ fn it_is_no_router() {
     );
     is_reached(&one.host, &["192.0.1.1".to_owned()]);
     nft(&world, &["delete", "table", "ip", "publish"]);
-    // A setting that lets sources reach pods does not turn routing on.
+    // A setting that allows sources to reach pods does not turn routing on.
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
     assert!(up(&world).ok);
     is_reached(&one.host, &addresses);
     is_closed(&world, &one.host, &two.addresses);
-    // Another process finds the record, even if the table was lost.
+    // Another process finds the record, even after the table was removed.
     nft(&world, &["flush", "ruleset"]);
     is_reached(&one.host, &two.addresses);
     world.add(&world.pod());
@@ -91,7 +91,7 @@ fn it_is_no_router() {
     assert!(up(&world).ok);
     is_reached(&one.host, &two.addresses);
 
-    // A host that was a router stays one.
+    // A host that was a router stays a router.
     let world = World::new(DUAL);
     world.forward(true);
     let (one, two) = (neighbour(&world, 1), neighbour(&world, 2));
@@ -99,7 +99,7 @@ fn it_is_no_router() {
     is_reached(&one.host, &two.addresses);
 }
 
-/// Makes a container on its own bridge, as Docker does.
+/// Creates a container on a separate bridge, as Docker does.
 fn container(world: &World, bridge: &str, number: u8) -> Neighbour {
     let host = world.pod();
     let port = format!("veth{number}");
@@ -109,14 +109,14 @@ fn container(world: &World, bridge: &str, number: u8) -> Neighbour {
     connect(world, bridge, &host, number)
 }
 
-/// Docker blocks access from other hosts to its containers only if it turned forwarding on itself.
+/// Docker blocks access from other hosts to its containers only if Docker turned forwarding on.
 fn containers_of_others() {
     let world = World::new(DUAL);
     world.forward(false);
     let lan = neighbour(&world, 1);
     let pod = world.pod();
     world.add(&pod);
-    // These containers are added after the table.
+    // These containers are added after the table was created.
     let (one, two) = (container(&world, "docker0", 2), container(&world, "virbr0", 4));
     is_closed(&world, &lan.host, &one.addresses);
     is_closed(&world, &lan.host, &two.addresses);
@@ -149,7 +149,7 @@ fn containers_of_others() {
     assert!(up(&world).ok);
     is_reached(&lan.host, &two.addresses);
 
-    // Forwarding was already on.
+    // Forwarding was on before the first pod.
     let world = World::new(DUAL);
     world.forward(true);
     let lan = neighbour(&world, 1);
@@ -193,7 +193,8 @@ fn a_second_family_is_isolated_too() {
     world.add(&world.pod());
     assert_eq!(world.forwards(), ["1", "1"]);
     is_closed(&world, &one.host, &two.addresses);
-    // Forwarding that the operator has turned on is not ours, as for IPv6 here.
+    // Forwarding that the operator has turned on, here for IPv6, does not count as turned on for
+    // pods.
     let world = World::new(&DUAL[..1]);
     world.forward(false);
     let (one, two) = (neighbour(&world, 1), neighbour(&world, 2));

@@ -1,5 +1,5 @@
 //! Tests that CHECK finds missing parts of a pod's connection, and that GC removes attachments that
-//! the runtime no longer knows.
+//! the runtime no longer lists.
 
 use interop_tests::suite::Test;
 use serde_json::{Value, json};
@@ -39,7 +39,8 @@ fn check_finds_each_thing_that_was_lost() {
         ("nft delete table bridge edge-cni", "is gone"),
         ("host addr del 10.77.3.1/24 dev ecni0", "10.77.3.1"),
         ("host link set HOST nomaster", "not a port"),
-        // The kernel cannot change the prefix length of an address.
+        // The address is removed and added again, because the kernel cannot change the prefix
+        // length of an address.
         ("readdress 10.77.3.2/24 10.77.3.2/25", "prefix length 25, not 24"),
         ("readdress fd77:0:0:3::2/120 fd77:0:0:3::2/112", "prefix length 112, not 120"),
         ("host addr del fd77:0:0:3::1/120 dev ecni0", "fd77:0:0:3::1"),
@@ -103,7 +104,7 @@ fn gc_removes_what_the_runtime_no_longer_knows_and_nothing_else() {
     world.set("cniVersion", json!("1.1.0"));
     let pods: Vec<Pod> = (0..4).map(|_| world.pod()).collect();
     pods[..3].iter().for_each(|pod| drop(world.add(pod)));
-    // Another network on the same bridge and journal, and a veth pair of another program.
+    // There is another network on the same bridge and journal, and a veth pair of another program.
     world.set("name", json!("others"));
     world.add(&pods[3]);
     world.set("name", json!("pods"));
@@ -124,7 +125,7 @@ fn gc_without_a_list_removes_nothing() {
     let pod = world.pod();
     world.add(&pod);
     let input = world.config.borrow().to_string();
-    // This is what `cnitool gc` sends, which must not fail.
+    // `cnitool gc` sends this input, and must not fail.
     let answer = world.run(&[("CNI_COMMAND", "GC"), ("CNI_NETNS", &path(&pod))], &input);
     assert!(answer.ok && answer.said.contains("valid-attachments"), "{answer:?}");
     world.set("cni.dev/valid-attachments", json!({}));

@@ -1,5 +1,5 @@
 //! Tests the plugin with libcni, CNI's own library, which containerd, CRI-O, Multus and podman use.
-//! `cnitool` runs the plugin alone, and with other plugins after it.
+//! `cnitool` runs the plugin alone and with other plugins after it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ pub(crate) const CHAINED: &[Test] =
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 
-/// The plugins that are chained.
+/// The plugins that run after this one.
 const OTHERS: [&str; 4] = ["tuning", "bandwidth", "firewall", "portmap"];
 
 /// The directory into which `.ci/install test` installs cnitool and crictl.
@@ -78,8 +78,8 @@ fn try_ip(netns: &str, arguments: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Runs cnitool on the host. libcni keeps results below /var/lib/cni, which a directory of the test
-/// replaces.
+/// Runs cnitool on the host. libcni stores results below /var/lib/cni, which is replaced by a
+/// directory of the test.
 fn run(world: &World, verb: &str, pod: &Pod, capabilities: &Value) -> Output {
     let folder = world.folder.path();
     fs::create_dir_all(folder.join("var-lib")).unwrap();
@@ -134,8 +134,8 @@ fn cnitool_runs_every_version() {
         }
         if version >= "1.1.0" {
             cnitool_runs(&world, "status", &pod, &Value::Null);
-            // cnitool names no valid attachment, so libcni runs DEL for all attachments that it has
-            // cached.
+            // cnitool passes no valid attachments, so libcni runs DEL for all attachments that it
+            // has cached.
             cnitool_runs(&world, "gc", &pod, &Value::Null);
             assert!(world.ports().is_empty() && world.leased().is_empty());
         }
@@ -163,7 +163,7 @@ fn chained_plugins_work() {
     let own = addresses(&result);
     assert_eq!(own.len(), 2, "{result}");
     cnitool_runs(&world, "add", &other, &Value::Null);
-    // Leave out the plugins whose CHECK fails in release 1.1.1: the CHECK of bandwidth crashes
+    // Without the plugins whose CHECK fails in release 1.1.1: the CHECK of bandwidth crashes
     // without a limit, and the CHECK of portmap looks for IPv4 rules among the IPv6 rules.
     write_list(&world, "1.0.0", &[others[0].clone(), others[2].clone()]);
     cnitool_runs(&world, "check", &pod, &Value::Null);

@@ -1,7 +1,7 @@
 //! Tests the plugin with containerd, which is called through CRI as by a kubelet. `crictl` is the
 //! CRI client.
 //!
-//! Debian's containerd (1.6, 1.7) calls neither STATUS nor GC; containerd 2.x calls both.
+//! Debian's containerd (1.6, 1.7) calls neither STATUS nor GC. containerd 2.x calls both.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -40,7 +40,7 @@ pub(crate) fn unavailable() -> Option<String> {
     runtime_host::unavailable(&[("containerd", "containerd"), ("ctr", "containerd"), ("runc", "runc")])
 }
 
-/// A running containerd. It ends with its host. Its pods continue to run without it.
+/// A running containerd. It ends together with its host. Its pods continue to run without it.
 pub(crate) struct Containerd<'a> {
     host: &'a RuntimeHost<'a>,
     process: Child,
@@ -127,7 +127,8 @@ snapshotter = "native"
         self.succeeds(&mut self.crictl(arguments)).trim().to_owned()
     }
 
-    /// Writes the file with a pod's configuration. A kubelet counts the attempts to start a pod.
+    /// Writes the file with a pod's configuration. `attempt` is the number of the attempt to start
+    /// the pod, as a kubelet counts it.
     fn pod_file(&self, name: &str, attempt: u32) -> String {
         let file = self.host.disk.path(&format!("{name}-{attempt}.json"));
         let pod = json!({
@@ -151,7 +152,7 @@ snapshotter = "native"
         CriPod { addresses: self.addresses(&id), id, container }
     }
 
-    /// A pod's addresses, as CRI reports them.
+    /// Returns a pod's addresses, as CRI reports them.
     pub(crate) fn addresses(&self, id: &str) -> Vec<String> {
         let pod: Value = serde_json::from_str(&self.run_crictl(&["inspectp", "-o", "json", id])).unwrap();
         let network = &pod["status"]["network"];
@@ -243,8 +244,9 @@ fn pods_come_during_a_kill() {
             run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
         })
         .collect();
-    // All pods have a namespace, so their ADDs have begun or begin now. A kill before that may
-    // leave a directory of the snapshotter, and then this containerd can no longer start any pod.
+    // All pods have a namespace, so their ADDs have begun or are about to begin. An earlier kill
+    // may leave a directory of the snapshotter behind, with which this containerd can no longer
+    // start any pod.
     wait::expect("the namespaces of all pods", PATIENCE, || (host.namespaces().len() > names.len()).then_some(()));
     containerd.end("KILL");
     for mut child in come {
@@ -259,7 +261,7 @@ fn pods_come_during_a_kill() {
     let forgotten = containerd.remove_all();
     let leased = host.leased();
     assert!(pods.iter().all(|pod| !leased.contains(&pod.id)), "leases outlive the DELs of their pods: {leased:?}");
-    // containerd may have lost track of a namespace that it had just made. A reboot would remove
+    // containerd may have lost track of a namespace that it had just created. A reboot would remove
     // it.
     for namespace in forgotten {
         succeed(host.command("ip").args(["netns", "del", &namespace]));
@@ -282,7 +284,7 @@ fn pods_come_again_after_a_reboot() {
     let host = RuntimeHost::boot(&disk, DUAL);
     let containerd = Containerd::start(&host);
     assert_eq!(containerd.ready_pods(), BTreeSet::new());
-    // A kubelet makes the pods again, and removes the former ones later.
+    // A kubelet creates the pods again, and removes the former pods later.
     let again = ["one", "two", "three"].map(|name| containerd.run_pod(name, 1));
     let given: BTreeSet<&String> = again.iter().flat_map(|pod| &pod.addresses).collect();
     assert_eq!(given.len(), 6, "{given:?}");

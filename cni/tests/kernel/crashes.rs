@@ -84,8 +84,8 @@ fn fifty_adds_at_once_get_fifty_addresses() {
     assert!(world.ports().is_empty() && world.leased().is_empty());
 }
 
-/// Moments at which to kill a call, spread over its duration. The duration is measured again and
-/// again, since it changes on a busy machine.
+/// Moments at which to kill a call, spread over its duration. The duration is measured repeatedly,
+/// since it changes on a busy machine.
 struct Moments {
     whole: Duration,
     number: u32,
@@ -99,7 +99,7 @@ impl Moments {
         Self { whole, number: 0, killed: 0 }
     }
 
-    /// Kills at the next moment.
+    /// Kills the call at the next moment.
     fn kill(&mut self, mut child: Child) {
         #[expect(clippy::disallowed_methods, reason = "it chooses the moment of a kill")]
         std::thread::sleep(self.whole * (self.number % Self::SPREAD) / Self::SPREAD);
@@ -157,7 +157,7 @@ fn a_cut_journal_is_named_and_nothing_is_given_or_lost() {
     }
     // The pods are not affected.
     assert!(pings(&first.netns, &got[0]));
-    // DEL detaches a pod from the bridge, but asks the runtime to try again.
+    // DEL detaches a pod from the bridge, but its error makes the runtime try again.
     let answer = world.verb("DEL", &second);
     assert_eq!(answer.json["code"], 100, "{}", answer.json);
     assert_eq!(world.ports().len(), 1);
@@ -178,7 +178,7 @@ fn a_removed_journal_is_not_begun_anew_under_running_pods() {
         let message = world.add_fails(&second, 100);
         assert!(message.contains("1 pods") && message.contains("leases"), "{message}");
     }
-    // Once the last pod is gone, no address has an owner.
+    // When the last pod has been removed, no address has an owner.
     world.del(&first);
     assert_eq!(world.add(&second)[0], "10.77.3.2");
 }
@@ -194,7 +194,7 @@ fn a_del_killed_at_any_moment_can_be_repeated() {
     for moment in 0..MOMENTS {
         let got = world.add(&pod);
         moments.kill(world.start_verb("DEL", &pod));
-        // An address is free only after its pair of links is gone.
+        // An address must be free only after its pair of links has been removed.
         assert!(!world.leased().is_empty() || world.ports().is_empty(), "moment {moment}: {got:?}");
         world.del(&pod);
         assert!(world.ports().is_empty() && world.leased().is_empty(), "moment {moment}");
@@ -247,7 +247,8 @@ fn a_store_that_cannot_be_read_is_named_and_nothing_is_left_behind() {
     let world = World::new(DUAL);
     let (first, second) = (world.pod(), world.pod());
     world.add(&first);
-    // Root may read every file, but cannot read a folder as a file.
+    // A folder takes the place of the file, since root can read every file, but cannot read a
+    // folder as a file.
     for file in ["leases", "leases.mark", "segments.json", "lock"] {
         let (path, aside) = (world.state(file), world.state("aside"));
         fs::rename(&path, &aside).unwrap();
@@ -299,7 +300,7 @@ fn leases_of_pods_that_vanished_end() {
     let (gone, stays) = (world.pod(), world.pod());
     let addresses = world.add(&gone);
     world.add(&stays);
-    // A renamed host end belongs to a running pod.
+    // The host end was renamed, but the pod still runs.
     let port = world.ports().into_iter().next().unwrap();
     assert_eq!(reclaim("0"), json!({"reclaimed": [], "missed": 0}));
     world.destroy(&gone);
@@ -307,7 +308,7 @@ fn leases_of_pods_that_vanished_end() {
     if world.ports()[0] != port {
         world.ip(&format!("link set {} name renamed", world.ports()[0]));
     }
-    // The runtime may restart and run its own DEL.
+    // The lease stays during the grace time, since the runtime may restart and run DEL.
     for _ in 0..2 {
         assert_eq!(reclaim("3600"), json!({"reclaimed": [], "missed": 1}));
     }

@@ -1,4 +1,5 @@
-//! Tests what pods of an earlier release may send after this release has made the filter.
+//! Tests which packets pods of an earlier release may send after this release has created the
+//! filter.
 
 use interop_tests::suite::Test;
 
@@ -15,7 +16,7 @@ pub(crate) const TESTS: &[Test] = &[(
 fn a_pod_of_an_earlier_release_takes_no_others_mac_address() {
     let world = World::new(&["10.77.3.0/24", "fd77:0:0:3::/120"]);
     let mut pods = [attach(&world), attach(&world), attach(&world)];
-    // Two pods of an earlier release, and one of this release.
+    // Two pods are from an earlier release, and one is from this release.
     for (number, attached) in pods.iter_mut().take(2).enumerate() {
         let port = host_end(&world, &attached.pod);
         world.ip(&format!("link set {port} address 72:01:02:03:04:0{number}"));
@@ -30,7 +31,7 @@ fn a_pod_of_an_earlier_release_takes_no_others_mac_address() {
     let attacker = &pods[0];
     for taken in [pods[1].mac, pods[2].mac, bridge, host_port] {
         ip(&attacker.pod.netns, &format!("link set eth0 address {}", mac_text(taken)));
-        // The second run finds the table of the first.
+        // The second run finds the table of the first run.
         for _ in 0..2 {
             up(&world);
             let admitted = |pod: &Pod, mac: Mac| {

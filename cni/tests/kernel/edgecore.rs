@@ -1,6 +1,5 @@
-//! Tests the plugin with KubeEdge's edgecore, the kubelet on edge nodes. edgecore runs alone on a
-//! machine that is cut off from the cloud, with static pods and with its Node object in its
-//! database.
+//! Tests the plugin with KubeEdge's edgecore, the kubelet on edge nodes. edgecore runs on a machine
+//! without a connection to the cloud, with static pods, and with its Node object in its database.
 
 use std::fs;
 use std::path::PathBuf;
@@ -32,15 +31,15 @@ pub(crate) fn unavailable() -> Option<String> {
     containerd::unavailable().or_else(|| edgecore::built().is_none().then(|| edgecore::MISSING.to_owned()))
 }
 
-/// A running edgecore process. It ends with its host, or when this value is dropped.
+/// A running edgecore process. It ends together with its host, or when this value is dropped.
 struct Edgecore<'a> {
     host: &'a RuntimeHost<'a>,
     process: Child,
 }
 
 impl<'a> Edgecore<'a> {
-    /// Starts edgecore. All files that it writes are on the host's disk. In place of the kernel
-    /// settings that a kubelet changes, there are files of this test.
+    /// Starts edgecore. All files that it writes are on the host's disk. The kernel settings that a
+    /// kubelet changes are replaced with files of this test.
     fn start(host: &'a RuntimeHost<'a>) -> Self {
         let path = |name: &str| host.disk.path(name).to_str().unwrap().to_owned();
         ["manifests", "sysctls", "edgecore"].iter().for_each(|name| fs::create_dir_all(path(name)).unwrap());
@@ -107,8 +106,8 @@ impl<'a> Edgecore<'a> {
         this
     }
 
-    /// Writes the Node object into the database, as cloudcore does when the edge registers.
-    /// Without it edgecore ends after half a minute.
+    /// Writes the Node object into the database, as cloudcore does when the edge registers. Without
+    /// this object, edgecore exits after half a minute.
     fn write_node(&self) {
         let room = json!({"pods": "110", "cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"});
         let node = json!({
@@ -164,7 +163,7 @@ impl<'a> Edgecore<'a> {
         fs::write(self.manifest(pod), manifest.to_string()).unwrap();
     }
 
-    /// Waits until the pod runs. Returns its id and its addresses.
+    /// Waits until the pod runs. Returns its ID and its addresses.
     fn until_running(&self, containerd: &Containerd<'_>, pod: &str) -> (String, Vec<String>) {
         let name = format!("{pod}-{NODE}");
         let running = wait::until(&format!("pod {name}"), PATIENCE, || {

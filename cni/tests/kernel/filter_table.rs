@@ -1,4 +1,4 @@
-//! Tests the bridge's filter as a table: its content, and how it is made, kept and replaced.
+//! Tests the table of the bridge's filter: its content, and how it is created, kept and replaced.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -40,8 +40,8 @@ fn the_filter_is_the_one_that_the_documentation_prints() {
     let words = |text: &str| {
         let lines = text.lines().map(|line| {
             let mut words: Vec<&str> = line.split_whitespace().collect();
-            // `counter packets 0 bytes 0`. The numbers may differ, since a pod without elements may
-            // have sent packets.
+            // Removes the numbers from `counter packets 0 bytes 0`, since a pod without elements
+            // may have sent packets.
             if let Some(counter) = words.iter().position(|word| *word == "counter") {
                 let count = words.get(counter + 1..counter + 5).is_some_and(|count| count[0] == "packets");
                 words.drain(counter + 1..counter + if count { 5 } else { 1 });
@@ -51,7 +51,7 @@ fn the_filter_is_the_one_that_the_documentation_prints() {
         lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect::<Vec<_>>()
     };
     assert_eq!(words(&table(&world)), words(printed));
-    // Operators save their rules in this way and load them at boot.
+    // Operators save their rules in this way, and load them at boot.
     let file = world.folder.path().join("saved.nft");
     std::fs::write(&file, table(&world)).unwrap();
     nft(&world, &["delete", "table", "bridge", "edge-cni"]);
@@ -68,11 +68,12 @@ pub(crate) fn up(world: &World) {
     succeed(Command::new("ip").args(program));
 }
 
-/// Asserts that pods reach each other in both families, and that none can use another's addresses.
+/// Asserts that pods reach each other in both families, and that no pod can use the addresses of
+/// another pod.
 pub(crate) fn stands(pods: &[&Attached]) {
     for (from, to) in pods.iter().zip(pods.iter().cycle().skip(1)) {
-        // The entries are flushed, since earlier entries would make the test pass without new
-        // packets.
+        // The neighbour entries are flushed, since with earlier entries, the test would pass
+        // without new packets.
         ip(&from.pod.netns, "neigh flush all");
         assert!(pings(&from.pod.netns, &to.v4.to_string()) && pings(&from.pod.netns, &to.v6.to_string()));
         let mut tap = Wire::open(&to.pod.netns, "eth0");
@@ -91,7 +92,7 @@ fn a_lost_filter_comes_back_with_every_pod() {
     nft(&world, &["flush", "ruleset"]);
     up(&world);
     stands(&pods.iter().collect::<Vec<_>>());
-    // The next pod also restores the filter, even if only elements are missing.
+    // The ADD of the next pod also restores the filter, even if only elements are missing.
     nft(&world, &["flush", "ruleset"]);
     pods.push(attach(&world));
     stands(&pods.iter().collect::<Vec<_>>());
@@ -102,7 +103,7 @@ fn a_lost_filter_comes_back_with_every_pod() {
     assert!(!pings(&pods[0].pod.netns, "10.77.3.1"), "what the filter does not know may not send");
     up(&world);
     stands(&pods.iter().collect::<Vec<_>>());
-    // A pod of an earlier release has addresses that the kernel chose.
+    // The pair of a pod of an earlier release has MAC addresses that the kernel chose.
     let old = &mut pods[0];
     let port = host_end(&world, &old.pod);
     world.ip(&format!("link set {port} address 72:01:02:03:04:05"));
@@ -115,8 +116,8 @@ fn a_lost_filter_comes_back_with_every_pod() {
     stands(&pods.iter().collect::<Vec<_>>());
     let shown = world.ip(&format!("-d link show {port}"));
     assert!(shown.contains("hairpin on") && shown.contains("group_fwd_mask 0xfffd"), "{shown}");
-    // A pod of this release cannot get another address accepted by setting it before the filter is
-    // made again.
+    // A pod of this release sets another MAC address before the filter is created again. That
+    // address must not be accepted.
     ip(&pods[1].pod.netns, &format!("link set eth0 address {}", mac_text(pods[2].mac)));
     nft(&world, &["flush", "ruleset"]);
     up(&world);
@@ -141,10 +142,10 @@ fn a_filter_of_another_version_is_replaced() {
 
 fn without_the_filter_no_pod_is_attached_unless_excepted() {
     let world = World::new(DUAL);
-    // STATUS tries to add the elements that a pod would need, and leaves nothing behind.
+    // STATUS tries to add the elements of a pod, and leaves nothing behind.
     let answer = status(&world);
     assert!(answer.ok && table(&world).is_empty(), "{} {}", answer.json, table(&world));
-    // Another program owns a table of this name, so the kernel lets no other process change it
+    // Another program owns a table of this name, so the kernel allows no other process to change it
     // (NFT_TABLE_F_OWNER, 5.12).
     let mut owner = nft_session(&world, "add table bridge edge-cni { flags owner; }\n");
     wait_for("the other's table", || table(&world).contains("edge-cni"));
@@ -162,7 +163,7 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     except(&world, true);
     let answer = world.verb("ADD", &pod);
     assert!(answer.ok && answer.said.contains("without a filter"), "{} {}", answer.json, answer.said);
-    // Without the filter the pod's broadcasts would be sent back to it.
+    // Hairpin mode is off, since without the filter, the pod would receive its own broadcasts.
     let port = host_end(&world, &pod);
     assert!(world.ip(&format!("-d link show {port}")).contains("hairpin off"));
     assert!(pings(&pod.netns, "10.77.3.1"));
@@ -175,7 +176,7 @@ fn without_the_filter_no_pod_is_attached_unless_excepted() {
     let before = table(&world);
     assert!(status(&world).ok);
     assert_eq!(table(&world).matches("\" . \"ecni").count(), before.matches("\" . \"ecni").count());
-    // A table of the plugin that another program owns.
+    // The table exists with the plugin's sets, but another program owns it.
     nft(&world, &["delete", "table", "bridge", "edge-cni"]);
     let mut owner =
         nft_session(&world, "add table bridge edge-cni { flags owner; set ports-v3 { type ifname . ifname; }; }\n");
@@ -191,7 +192,7 @@ fn status_fails(world: &World) -> String {
     answer.json["msg"].as_str().unwrap().to_owned()
 }
 
-/// Starts `nft` with this command. It runs until its standard input ends.
+/// Starts `nft` with this command. The process runs until its standard input ends.
 pub(crate) fn nft_session(world: &World, order: &str) -> std::process::Child {
     let program = ["netns", "exec", &world.host, "nft", "-i"];
     let mut session = Command::new("ip").args(program).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
@@ -211,7 +212,7 @@ fn adds_at_once_make_one_filter() {
         for pod in &pods {
             assert!(pings(&pod.netns, "10.77.3.1") && pings(&pod.netns, "fd77:0:0:3::1"), "{}", pod.id);
         }
-        // No ADD had to restore the elements of another.
+        // No ADD had to restore the elements of another pod.
         let known = table(&world).lines().filter(|line| line.contains("\" . \"ecni")).count();
         assert_eq!(known, pods.len());
     }

@@ -1,4 +1,4 @@
-//! Builds frames that an attacker would send and receives frames.
+//! Builds frames as an attacker would send them, and receives frames.
 
 #![allow(unsafe_code, reason = "bind(2) of a packet socket has no safe form")]
 
@@ -27,14 +27,14 @@ impl Wire {
             let socket = socket_with(AddressFamily::PACKET, kind, SocketFlags::CLOEXEC, Some(all)).unwrap();
             set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_secs(10))).unwrap();
             set_socket_recv_buffer_size_force(&socket, 8 << 20).unwrap();
-            // SAFETY: sockaddr_ll is plain data, for which zeroes are a value.
+            // SAFETY: sockaddr_ll is plain data, for which all-zero is a valid value.
             let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
             address.sll_family = libc::AF_PACKET as u16;
             address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
             address.sll_ifindex = netdevice::name_to_index(&socket, interface).unwrap() as i32;
             let length = std::mem::size_of_val(&address) as libc::socklen_t;
-            // SAFETY: the socket is open, and the address lives through the call and is given with
-            // its length.
+            // SAFETY: the socket is open, the address outlives the call, and its correct length is
+            // passed.
             let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) };
             assert_eq!(bound, 0, "{}", io::Error::last_os_error());
             Self(File::from(socket))
@@ -45,7 +45,7 @@ impl Wire {
         self.0.write_all(frame).unwrap();
     }
 
-    /// Returns the frames that arrive before this one.
+    /// Returns the frames that arrive before the frame `marker`.
     pub(crate) fn until(&mut self, marker: &[u8]) -> Vec<Vec<u8>> {
         let mut seen = Vec::new();
         loop {
@@ -101,7 +101,7 @@ pub(crate) fn last_fragment(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// Turns a frame into the first fragment of an IPv4 packet, with all of its content so far.
+/// Turns a frame into the first fragment of an IPv4 packet, with all of its content up to now.
 pub(crate) fn first_fragment(mut frame: Vec<u8>) -> Vec<u8> {
     frame[20] = 0x20;
     sum_header(&mut frame);
@@ -116,7 +116,7 @@ pub(crate) fn shortened(mut frame: Vec<u8>, length: usize) -> Vec<u8> {
     frame
 }
 
-/// Inserts options into an IPv4 packet, whose lengths are multiples of four.
+/// Inserts options into an IPv4 packet. Their length must be a multiple of four.
 pub(crate) fn with_options(mut frame: Vec<u8>, options: &[u8]) -> Vec<u8> {
     frame.splice(34..34, options.iter().copied());
     frame[14] += (options.len() / 4) as u8;
@@ -168,13 +168,14 @@ pub(crate) fn discovery(from: Mac, source: Ipv6Addr, kind: u8, rest: &[u8]) -> V
     ipv6([0x33, 0x33, 0, 0, 0, 1], from, 58, addresses, &icmpv6(addresses, kind, rest))
 }
 
-/// Builds the content of a neighbour solicitation or advertisement: reserved or flags, target, and
-/// the option (1 or 2) with the link-layer address (RFC 4861 4.3, 4.4).
+/// Builds the content of a neighbour solicitation or advertisement: the reserved field or the
+/// flags, the target, and the option (1 or 2) with the link-layer address (RFC 4861 4.3, 4.4).
 pub(crate) fn neighbour(flags: u8, target: Ipv6Addr, option: u8, link: Mac) -> Vec<u8> {
     [&[flags, 0, 0, 0][..], &target.octets(), &[option, 1], &link].concat()
 }
 
-/// Builds an ICMP error (RFC 792), or an ICMPv6 error, about a datagram between these addresses.
+/// Builds an ICMP error (RFC 792) about a datagram between these addresses. `error6` does the same
+/// for ICMPv6.
 pub(crate) fn error4(kind: u8, about: (Ipv4Addr, Ipv4Addr)) -> Vec<u8> {
     let datagram = ipv4(BROADCAST, BROADCAST, 17, about, &udp(4500, 4500, &[0; 32]));
     let mut message = [&[kind, 4, 0, 0, 0, 0, 2, 88][..], &datagram[14..]].concat();
@@ -188,7 +189,7 @@ pub(crate) fn error6(addresses: (Ipv6Addr, Ipv6Addr), kind: u8, about: (Ipv6Addr
     icmpv6(addresses, kind, &[&[0, 0, 5, 0][..], &datagram[14..]].concat())
 }
 
-/// Builds a router advertisement's content (RFC 4861 4.2) with a prefix for addresses.
+/// Builds the content of a router advertisement (RFC 4861 4.2) with a prefix for addresses.
 pub(crate) fn router(lifetime: u16) -> Vec<u8> {
     let mut rest = vec![64, 0];
     rest.extend(lifetime.to_be_bytes());

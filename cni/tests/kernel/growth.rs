@@ -1,5 +1,5 @@
-//! Tests the plugin when free addresses run short. A peer with the agent's protocol listens on the
-//! socket; the demo runs the agent itself.
+//! Tests the plugin when few addresses are free. A process of the test with the agent's protocol
+//! listens on the socket. The real agent is tested in the demo.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -32,8 +32,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("the_first_segment_may_come_with_the_first_pod", the_first_segment_may_come_with_the_first_pod),
 ];
 
-/// Starts a peer on the agent's socket. It answers each segment request with the next of `grants`,
-/// and then refuses with `refusal`. The receiver gets the requests in order.
+/// Starts a fake agent on the agent's socket. It answers each segment request with the next element
+/// of `grants`, and after the last one with `refusal`. The receiver gets the requests in order.
 fn agent(world: &World, grants: &[&str], refusal: Option<AgentResponse>) -> Receiver<AgentRequest> {
     let listener = UnixListener::bind(world.folder.path().join("agent.sock")).unwrap();
     let path = world.state("segments.json");

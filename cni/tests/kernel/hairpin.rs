@@ -1,4 +1,4 @@
-//! Tests a pod that calls a Service of which it is an endpoint itself.
+//! Tests a pod that calls a Service whose endpoint is the pod itself.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -22,8 +22,8 @@ const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 fn a_pod_reaches_itself_and_its_neighbour_by_a_service() {
     let world = World::new(DUAL);
     let (backend, neighbour) = (attach(&world), attach(&world));
-    // kube-proxy's rules: DNAT to the endpoint, and masquerading of packets from an endpoint to
-    // itself.
+    // The rules of kube-proxy: DNAT to the endpoint, and masquerading of packets from an endpoint
+    // to itself.
     let rules = format!(
         "add table inet proxy
          add chain inet proxy pre {{ type nat hook prerouting priority dstnat; }}
@@ -63,8 +63,8 @@ fn a_pod_reaches_itself_and_its_neighbour_by_a_service() {
         }
         for service in ["10.96.0.1:80", "[fd96::1]:80"] {
             assert!(served(&backend.pod.netns, service), "{service} from its own backend, br_netfilter {mode:?}");
-            // Without br_netfilter the reply crosses the bridge without conntrack. No plugin can
-            // change that.
+            // Without br_netfilter, the reply crosses the bridge without connection tracking. No
+            // plugin can change that.
             if *mode == "1" {
                 assert!(served(&neighbour.pod.netns, service), "{service} from a neighbour");
             }
@@ -80,7 +80,7 @@ fn a_pods_own_broadcasts_do_not_come_back() {
     let mut neighbour = Wire::open(&other.pod.netns, "eth0");
     let broadcast = arp(own.mac, 1, (own.mac, own.v4), "10.77.3.99".parse().unwrap());
     let multicast = discovery(own.mac, own.v6, 136, &crate::frames::neighbour(0x20, own.v6, 2, own.mac));
-    // This frame goes to an address that the bridge has not learned, so that it is flooded to every
+    // The bridge has not learned the destination of this frame, so it floods the frame to every
     // port.
     let unknown = crate::frames::ethernet([2, 9, 9, 9, 9, 9], own.mac, 0x0806, &broadcast[14..]);
     for frame in [&broadcast, &multicast, &unknown] {
@@ -91,7 +91,8 @@ fn a_pods_own_broadcasts_do_not_come_back() {
     neighbour.send(&last);
     let seen = tap.until(&last);
     for frame in [&broadcast, &multicast, &unknown] {
-        // The socket also shows each sent frame once.
+        // A packet socket also receives the frames that are sent on its interface, so it receives
+        // each frame exactly once.
         assert_eq!(seen.iter().filter(|other| *other == frame).count(), 1);
     }
     assert!(pings(&own.pod.netns, &other.v4.to_string()));

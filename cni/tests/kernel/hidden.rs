@@ -21,7 +21,7 @@ const ALL_NODES_MAC: Mac = [0x33, 0x33, 0, 0, 0, 1];
 
 fn nothing_hides_from_the_filter_behind_headers_fragments_or_tags() {
     let world = World::new(DUAL);
-    // Without these keys connection tracking is on, and it holds fragments until the remaining ones
+    // Without these keys, connection tracking is on and holds fragments until the remaining ones
     // arrive.
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
     world.set("forwardOthers", json!(true));
@@ -45,8 +45,9 @@ fn nothing_hides_from_the_filter_behind_headers_fragments_or_tags() {
     }
 }
 
-/// Extension headers (RFC 8200 4) before a header of the kind `last`: the kind of the first one,
-/// and all of them. Without its SA, no receiver reads the content after an authentication header.
+/// Returns lists of extension headers (RFC 8200 4) before a header of the kind `last`. Each
+/// consists of a description, the kind of the first header, and all headers. The content after an
+/// authentication header is not tested, since no receiver reads it without an SA.
 fn extensions(last: u8) -> Vec<(&'static str, u8, Vec<u8>)> {
     let padding = |next| vec![next, 0, 1, 4, 0, 0, 0, 0];
     let long = {
@@ -128,7 +129,7 @@ fn of_ipv4(own: &Attached, victim: &Attached) -> Vec<(String, Vec<u8>)> {
         ipv4(victim.mac, own.mac, 1, (own.v4, victim.v4), &frames::error4(3, about))
     };
     let mut frames = Vec::new();
-    // The error is so short that it does not contain the packet that it is about.
+    // The error is so short that it does not contain the packet that caused it.
     frames.push((
         "the beginning of an error in a first fragment".into(),
         frames::first_fragment(frames::shortened(error(), 24)),
@@ -170,8 +171,7 @@ fn encapsulated(own: &Attached, victim: &Attached, other: &Attached) -> Vec<(Str
         ] {
             frames.push((format!("{what} with {how}"), [&frame[..12], tags, &frame[12..]].concat()));
         }
-        // IEEE 802.2 with SNAP: a length takes the place of the ethertype, which follows after six
-        // octets.
+        // IEEE 802.2 with SNAP: a length replaces the ethertype, which follows after six octets.
         let length = (frame.len() - 14 + 8) as u16;
         let snap = [&frame[..12], &length.to_be_bytes(), &[0xaa, 0xaa, 3, 0, 0, 0], &frame[12..]].concat();
         frames.push((format!("{what} in SNAP"), snap));

@@ -27,7 +27,7 @@ const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 pub(crate) const HOST: [&str; 2] = ["192.0.2.10", "2001:db8:1::10"];
 pub(crate) const NEIGHBOUR: [&str; 2] = ["192.0.2.66", "2001:db8:1::66"];
 
-/// A host on the node's LAN that uses the node as its router.
+/// Creates a host on the node's LAN that uses the node as its router.
 pub(crate) fn neighbour(world: &World) -> Pod {
     let lan = world.pod();
     world.ip(&format!("link add lan0 type veth peer name eth0 netns {}", lan.netns));
@@ -50,7 +50,7 @@ fn tables(world: &World) -> String {
     nft(world, &["list", "tables", "inet"])
 }
 
-/// Packets that the table has dropped.
+/// Returns the number of packets that the table has dropped.
 pub(crate) fn dropped(world: &World) -> u64 {
     let text = nft(world, &["-j", "list", "table", "inet", "edge-cni-pods"]);
     let listed: Value = serde_json::from_str(&text).unwrap();
@@ -97,7 +97,7 @@ fn a_lan_host_reaches_no_pod() {
     nft(&world, &["delete", "table", "inet", "edge-cni-pods"]);
     assert!(up(&world).ok);
     is_closed(&world, &lan, &first);
-    // A table of another release is replaced.
+    // The table of another release is replaced.
     nft(&world, &["delete", "table", "inet", "edge-cni-pods"]);
     nft(
         &world,
@@ -113,13 +113,13 @@ fn a_lan_host_poses_as_no_pod() {
     let lan = neighbour(&world);
     let pod = world.pod();
     let addresses = world.add(&pod);
-    // IPv6 has no such check.
+    // The kernel's check of source addresses is turned off. IPv6 has no such check.
     for name in ["all", "lan0"] {
         let setting = format!("net.ipv4.conf.{name}.rp_filter=0");
         succeed(Command::new("ip").args(["netns", "exec", &world.host, "sysctl", "-qw", &setting]));
     }
-    // The pod's addresses, free ones, and the bridge's. The kernel itself refuses its own address
-    // in IPv4.
+    // The sources are the pod's addresses, free addresses, and the bridge's IPv6 address. In IPv4,
+    // the kernel refuses packets with its own address as the source.
     let cases = [
         (addresses[0].as_str(), HOST[0]),
         ("10.77.3.200", HOST[0]),
@@ -174,7 +174,7 @@ fn what_is_published_and_named_is_reached() {
     assert!(up(&world).ok);
     is_reached(&lan, &addresses[..1]);
     is_closed(&world, &lan, &addresses[1..]);
-    // The networks that a hub fronts are reachable on its LAN.
+    // Pods are reachable from the networks that a hub fronts, which are on its LAN.
     let mut segments: Value = serde_json::from_slice(&std::fs::read(world.state("segments.json")).unwrap()).unwrap();
     segments["networks"] = json!(["2001:db8:1::/64"]);
     std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
@@ -182,7 +182,7 @@ fn what_is_published_and_named_is_reached() {
     is_reached(&lan, &addresses);
 }
 
-/// Adds kube-proxy's rules for a Service's own address and for the address of its load balancer.
+/// Adds kube-proxy's rules for the address of a Service and for the address of its load balancer.
 fn redirect(world: &World, addresses: &[String]) {
     for (family, (address, sent_to)) in ["ip", "ip6"]
         .into_iter()
@@ -219,7 +219,7 @@ fn a_routed_service_is_not_published() {
         segments["hub_networks"] = hub_networks;
         std::fs::write(world.state("segments.json"), segments.to_string()).unwrap();
     };
-    // The data of the agent's last view applies from the first pod after the next boot.
+    // After the next boot, the data of the agent's last view applies from the first pod on.
     write(json!(["10.96.0.0/12", "10.96.0.0/16", "fd96::/108"]));
     nft(&world, &["delete", "table", "inet", "edge-cni-pods"]);
     world.add(&world.pod());
@@ -237,7 +237,7 @@ fn a_routed_service_is_not_published() {
 }
 
 /// IPVS delivers packets for a Service to the host itself, and the Service's address is on a
-/// separate link. In this test the host answers.
+/// separate link. In this test, the host itself answers.
 fn a_service_of_ipvs_is_not_published() {
     let world = World::new(DUAL);
     let (lan, client) = (neighbour(&world), world.pod());
@@ -261,7 +261,7 @@ fn a_service_of_ipvs_is_not_published() {
 }
 
 /// EdgeMesh and other userspace proxies redirect connections to a Service to a process on the host,
-/// which connects to the pod. In this test the host answers.
+/// which connects to the pod. In this test, the host itself answers.
 fn a_proxied_service_is_not_published() {
     let world = World::new(DUAL);
     let (lan, client) = (neighbour(&world), world.pod());
@@ -274,7 +274,8 @@ fn a_proxied_service_is_not_published() {
     redirect(&world, &proxies);
     let services = ["10.96.0.1", "fd96::1"].map(str::to_owned);
     let balancers = ["203.0.113.5", "2001:db8:5::5"].map(str::to_owned);
-    // A process on the host calls a Service whose endpoint is outside, such as the API server.
+    // A process on the host calls a Service with an endpoint outside of the cluster, such as the
+    // API server.
     let outside = ["10.96.0.9", "fd96::9"].map(str::to_owned);
     for ((family, service), to) in ["ip", "ip6"].into_iter().zip(&outside).zip(NEIGHBOUR) {
         nft(
@@ -334,7 +335,7 @@ fn the_agents_table_takes_the_place_of_the_plugins() {
     assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":true}\n");
     assert!(tables(&world).contains("edge-cni-pods"));
     nft(&world, &["delete", "table", "inet", "edge-cni"]);
-    // No table is needed without a bridge on a host that may forward.
+    // On a host that may forward, no table is necessary without a bridge.
     world.ip("link del ecni0");
     assert_eq!(succeed(Command::new("ip").args(program)), "{\"table\":true}\n");
     world.set("forwardOthers", json!(true));
@@ -350,7 +351,7 @@ fn it_is_the_documented_one() {
     let document = include_str!("../../../docs/cni.md");
     let printed = document.split("```nft\n").find(|block| block.starts_with("table inet edge-cni-pods")).unwrap();
     let printed = printed.split("```").next().unwrap();
-    // One statement per line, without regard to the order of a set's elements.
+    // Returns one statement per line. The order of the elements of a set is ignored.
     let statements = |text: &str| {
         let text = text.replace("counter packets 0 bytes 0", "counter").replace("priority -150", "priority mangle");
         let mut lines: Vec<String> = Vec::new();

@@ -232,7 +232,7 @@ fn people_see_leases_segments_and_lacks() {
         let output = std::process::Command::new("ip").args(program).args(arguments).arg(&file).output().unwrap();
         (output.status.success(), String::from_utf8(output.stdout).unwrap())
     };
-    // Before the first pod there is no journal, and these commands do not make one.
+    // Before the first pod, there is no journal, and these commands do not create one.
     assert_eq!(run(&["leases", "--json"]), (true, "[]\n".into()));
     assert_eq!(run(&["segments", "--json"]), (true, "[]\n".into()));
     assert!(!world.state("leases").exists());
@@ -260,7 +260,7 @@ fn people_see_leases_segments_and_lacks() {
     );
     let (good, text) = run(&["check"]);
     assert!(good && text.ends_with("pods can be attached\n"), "{text}");
-    // Two problems at once.
+    // There are two problems at the same time.
     interop_tests::netns::succeed(std::process::Command::new("ip").args([
         "netns",
         "exec",

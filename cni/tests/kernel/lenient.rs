@@ -119,7 +119,7 @@ fn pods_go_and_are_checked_on_a_read_only_disk() {
     assert!(answer.ok, "{}", answer.json);
     assert_eq!((world.ports().len(), world.leased().len()), (1, 3));
     assert_eq!(world.verb("ADD", &world.pod()).json["code"], 5);
-    // A runtime must not place pods here.
+    // STATUS fails, since no pods must be placed on this node.
     world.set("cniVersion", json!("1.1.0"));
     let status = world.run(&[("CNI_COMMAND", "STATUS")], &world.config.borrow().to_string());
     assert_eq!(status.json["code"], 50, "{}", status.json);
@@ -129,18 +129,19 @@ fn pods_go_and_are_checked_on_a_read_only_disk() {
     others.iter().for_each(|pod| drop(world.add(pod)));
 }
 
-/// The agent runs `edge-cni up` before it checks forwarding itself.
+/// Tests `edge-cni up`, which the agent runs before it checks forwarding itself.
 fn a_disk_that_cannot_be_written_makes_no_router() {
     let world = World::new(DUAL);
     let disk = Disk::mount(&world);
-    // The state after the first pod and a reboot of the machine.
+    // The host is in the state after the first pod and a reboot.
     let pod = world.pod();
     world.add(&pod);
     world.del(&pod);
     fs::remove_file(world.state("forwarding.json")).unwrap();
     world.forward(false);
     disk.fill();
-    // The record can be written neither on the disk nor in the sockets' directory.
+    // `forwarding.json` cannot be written anywhere: the disk is full, and the directory of the
+    // agent's socket, which is the fallback, is a regular file.
     let run = world.folder.path().join("run");
     fs::write(&run, "no folder").unwrap();
     world.set("agentSocket", json!(run.join("agent.sock")));

@@ -55,8 +55,8 @@ pub(crate) fn is_kept_out(netns: &str, address: &str, port: u16) -> bool {
     fetch(netns, address, port, Duration::from_millis(300)).is_none()
 }
 
-/// Sets for each iteration whether iptables processes packets that a bridge forwards between its
-/// ports, and returns the name of the setting. Without br_netfilter there is one iteration.
+/// Returns an iterator that sets whether iptables processes packets that a bridge forwards between
+/// its ports, and yields the name of the setting. Without br_netfilter, it has one element.
 pub(crate) fn set_br_netfilter(world: &World) -> impl Iterator<Item = &'static str> {
     let present = std::path::Path::new("/proc/sys/net/bridge").exists();
     let modes: &[(&str, &str)] =
@@ -69,7 +69,7 @@ pub(crate) fn set_br_netfilter(world: &World) -> impl Iterator<Item = &'static s
     })
 }
 
-/// Routes packets to loopback addresses through a router.
+/// Adds routes to loopback addresses through these routers.
 pub(crate) fn send_loopback_by(netns: &str, routers: [&str; 2]) {
     let [v4, v6] = routers;
     sh(
@@ -82,7 +82,8 @@ pub(crate) fn send_loopback_by(netns: &str, routers: [&str; 2]) {
     );
 }
 
-/// Returns whether a datagram from this address, which the sender must have, arrives at the host.
+/// Returns whether a datagram from `source` arrives at the host. The sender must have the address
+/// `source`.
 pub(crate) fn datagram_arrives(world: &World, from: &Pod, source: &str, to: &str) -> bool {
     let [source, to]: [IpAddr; 2] = [source, to].map(|text| text.parse().unwrap());
     let receiver = within(&world.host, || UdpSocket::bind((to, 9)).unwrap());
@@ -103,7 +104,7 @@ fn only_its_own_processes_reach_them() {
     assert_eq!(excepted.pod.id, "container2");
     serve(&world.host, 80);
     serve(&pod.pod.netns, 80);
-    // portmap's rules for a process on the host.
+    // Adds portmap's rules for a process on the host.
     nft(
         &world,
         &[&format!(

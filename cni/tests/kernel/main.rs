@@ -1,5 +1,5 @@
-//! Tests of the plugin, which run it on a real kernel as a runtime does, in network namespaces that
-//! each test makes.
+//! Tests of the plugin. They run it on a real kernel, as a runtime does, in network namespaces that
+//! each test creates.
 
 mod attach;
 mod between_networks;
@@ -39,8 +39,8 @@ use interop_tests::suite::{self, Test, Unrunnable};
 const IN_MEMORY: &str = "EDGE_CNI_TESTS_IN_MEMORY";
 
 /// Runs the tests in a process whose `/tmp` is in memory. The tests run thousands of ADDs, each of
-/// which waits for the disk. `None`: this process is already the one with `/tmp` in memory, or that
-/// process cannot be made.
+/// which waits for the disk. `None` if this is already the process with `/tmp` in memory, or if
+/// that process cannot be started.
 fn run_in_memory() -> Option<ExitCode> {
     let with_mounts = || {
         let mut command = Command::new("unshare");

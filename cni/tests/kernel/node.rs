@@ -83,22 +83,23 @@ fn a_bridge_without_ports_and_those_of_earlier_releases_are_taken() {
     world.add(&first);
     assert!(pings(&first.netns, "10.77.3.1"));
     assert!(world.ip("link show ecni0").contains("alias edge-cni bridge"));
-    // With the alias the bridge keeps its address, even if an agent in a container has another
-    // machine-id.
+    // With the alias, the bridge keeps its MAC address, even if an agent in a container has another
+    // machine ID.
     let mac = |text: &str| text.split("link/ether ").nth(1).unwrap()[..17].to_owned();
     let own = mac(&world.ip("link show ecni0"));
     world.ip("link set ecni0 address 02:00:00:00:00:88");
     world.add(&world.pod());
     assert_eq!(mac(&world.ip("link show ecni0")), "02:00:00:00:00:88");
     world.ip(&format!("link set ecni0 address {own}"));
-    // An earlier release set no alias. Ports that other programs add to the plugin's bridge stay.
+    // An earlier release set no alias. Addresses that other programs add to the plugin's bridge
+    // stay.
     let shown = world.ip("link show ecni0");
     world.ip("link set ecni0 alias x");
     world.ip("addr add 192.0.2.1/32 dev ecni0");
     world.add(&world.pod());
     assert!(world.ip("addr show ecni0").contains("192.0.2.1"));
-    // The bridge was made with another machine-id, as by an agent in a container, and has only pods
-    // as ports.
+    // The bridge was created with another machine ID, as by an agent in a container, and has only
+    // pods as ports.
     world.ip("addr del 192.0.2.1/32 dev ecni0");
     world.ip("link set ecni0 alias x address 02:00:00:00:00:77");
     world.add(&world.pod());
@@ -166,7 +167,7 @@ fn without_ipv6_pods_have_ipv4_and_one_sentence_says_why() {
     assert!(check.ok, "{}", check.json);
     config.as_object_mut().unwrap().remove("prevResult");
     assert!(run("DEL", &config).ok);
-    // A node with only IPv6 segments has none left.
+    // A node with only IPv6 segments has no segments left.
     std::fs::remove_file(world.state("segments.json")).unwrap();
     config["segments"] = json!(["fd77:0:0:3::/120"]);
     let refused = run("ADD", &config);
@@ -205,7 +206,7 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
         // Nothing was installed.
         assert_eq!(world.ip("xfrm policy"), "");
         assert!(!world.ip("link").contains("ecni"));
-        // A hub's own network is exempt from the guard.
+        // A network that the hub fronts is exempt from the guard.
         if named.contains("200.5") {
             let segments = json!({"version": 1, "source": "agent", "segments": DUAL, "cluster_ranges": ["10.77.0.0/16"],
                 "networks": ["10.77.200.0/24"]});
@@ -216,7 +217,7 @@ fn ranges_that_would_cut_the_host_off_are_refused() {
     let world = World::new(DUAL);
     let taken = with_resolvers(&world, "nameserver 127.0.0.53\nnameserver 10.78.0.53\n", || status(&world));
     assert!(taken.ok, "{}", taken.json);
-    // A second resolver outside the ranges does not help, since programs ask the first one.
+    // A second resolver outside the ranges does not help, since programs query the first one.
     for text in [
         "nameserver 127.0.0.53\nnameserver 10.77.0.53\n",
         "nameserver 10.78.0.53\nnameserver 10.77.0.53\n",
@@ -277,8 +278,8 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
             assert!(answer.ok, "{named}: {}", answer.json);
             assert_eq!(answer.said.matches(named).count(), 1, "{}", answer.said);
         }
-        // The remaining parts of the guard show that it was installed before. It is installed again
-        // completely.
+        // The remaining parts of the guard show that it was installed before. The whole guard is
+        // installed again.
         world.ip("link del ecni-guard");
         assert!(with_resolvers(&world, resolvers, add).ok);
         world.ip("xfrm policy flush");
@@ -286,13 +287,13 @@ fn what_neighbours_announce_stops_no_node_that_is_guarded() {
         assert!(
             world.ip("xfrm policy").contains("dst 10.77.0.0/16") && world.ip("xfrm policy").contains("action block")
         );
-        // The same state as after a reboot.
+        // The state is the same as after a reboot.
         world.ip("link del ecni-guard");
         world.ip("xfrm policy flush");
         for answer in [with_resolvers(&world, resolvers, add), with_resolvers(&world, resolvers, || status(&world))] {
             assert!(!answer.ok && answer.json["msg"].as_str().unwrap().contains(named), "{}", answer.json);
         }
-        // The agent has checked the ranges before that.
+        // Ranges from the agent are accepted, since the agent has already checked them.
         let path = world.state("segments.json");
         let mut segments: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         segments["source"] = json!("agent");
@@ -388,7 +389,7 @@ fn former_gateways_leave_the_bridge() {
     let found = addresses();
     assert!(!found.iter().any(|address| gateways[..2].contains(&address.as_str())), "{found:?}");
     assert!(gateways[2..].iter().chain(&operators).all(|address| found.contains(&(*address).to_owned())), "{found:?}");
-    // The node's segments change their size.
+    // The size of the node's segments changes.
     use_segments(json!(["10.77.9.0/26", "fd77:0:0:9::/112"]));
     assert!(up(&world).ok);
     let found = addresses();
@@ -454,13 +455,13 @@ fn the_bridge_has_the_pods_mtu() {
     assert_eq!(mtu(), "1400");
     let (old, new) = (world.pod(), world.pod());
     world.add(&old);
-    // A smaller MTU applies to packets from the host, although pods keep theirs.
+    // A smaller MTU applies to packets from the host, although the pods keep their MTU.
     world.set("mtu", json!(1300));
     assert!(up(&world).ok);
     assert_eq!(mtu(), "1300");
     let result = world.verb("ADD", &new).json;
     assert_eq!((&result["interfaces"][0]["mtu"], &result["interfaces"][1]["mtu"]), (&json!(1300), &json!(1300)));
-    // A larger MTU is not used until the pods with a smaller one are gone.
+    // A larger MTU is not used until the pods with a smaller MTU are removed.
     world.set("mtu", json!(1450));
     let third = world.pod();
     let result = world.verb("ADD", &third).json;

@@ -1,4 +1,4 @@
-//! Makes an image with one layer as an archive in the OCI image layout, without a registry.
+//! Creates an image with one layer, as an archive in the OCI image layout, without a registry.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::process::Command;
 use interop_tests::netns::succeed;
 use serde_json::{Value, json};
 
-/// The name that runtimes use to find the image.
+/// The name by which runtimes find the image.
 pub(crate) const NAME: &str = "localhost/busybox:test";
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

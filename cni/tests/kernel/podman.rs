@@ -34,7 +34,7 @@ pub(crate) fn unavailable() -> Option<String> {
     })
 }
 
-/// podman on a host with the networks `pods` and `second`.
+/// A host with podman and the networks `pods` and `second`.
 struct Podman<'a> {
     host: &'a RuntimeHost<'a>,
 }
@@ -120,7 +120,7 @@ apparmor_profile = "unconfined"
         });
     }
 
-    /// Removes all containers, and checks that nothing is left of them.
+    /// Removes all containers, and checks that they have left nothing behind.
     fn remove_all(&self) {
         self.succeeds(&["rm", "-f", "-t", "0", "-a"]);
         let host = self.host;
@@ -176,7 +176,7 @@ fn requested_addresses() {
         podman.pings("six", "10.77.3.77");
     };
     has_them();
-    // An address of another container, and an address in no segment of the network.
+    // Requests the address of another container, and an address outside of the network's segments.
     for (ip, named) in [("10.77.3.77", "leased"), ("10.99.0.1", "10.77.3.0/24")] {
         let before = (host.leased(), host.world.ports());
         let refused = podman.run("refused", &["--network", "pods", "--ip", ip]);

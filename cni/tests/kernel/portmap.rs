@@ -39,7 +39,7 @@ pub(crate) fn unavailable() -> Option<String> {
     netns::unavailable()
 }
 
-/// Runs `portmap` for a pod with this result of our plugin.
+/// Runs `portmap` for a pod with this result of the plugin.
 fn portmap(world: &World, verb: &str, pod: &Pod, result: &Value) {
     let config = json!({
         "cniVersion": "1.0.0",
@@ -81,7 +81,7 @@ fn a_host_port_is_reached_from_everywhere() {
             assert_eq!(seen(&lan.netns, host).as_deref(), Some(NEIGHBOUR[family]), "from the LAN, {mode}");
             assert_eq!(seen(&pod.netns, host).as_deref(), Some(bridge[family]), "from the pod itself, {mode}");
             assert!(seen(&world.host, host).is_some(), "from the host, {mode}");
-            // portmap also masquerades a neighbour on the same bridge.
+            // portmap also masquerades packets from a neighbour on the same bridge.
             assert!(seen(&other.netns, host).is_some(), "from a neighbour, {mode}");
         }
         assert_eq!(seen(&world.host, "127.0.0.1").as_deref(), Some(bridge[0]), "from the host by 127.0.0.1, {mode}");

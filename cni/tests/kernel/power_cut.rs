@@ -46,7 +46,7 @@ pub(crate) fn unavailable() -> Option<String> {
     })
 }
 
-/// An ext4 disk that outlives its machine.
+/// An ext4 disk, which outlives the machine that uses it.
 struct Disk {
     folder: TempDir,
 }
@@ -80,7 +80,7 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Boots a machine. `world` must have all its pods already, since namespaces that are made
+    /// Boots a machine. `world` must already have all its pods, since namespaces that are created
     /// later have no name in the mount namespace.
     fn boot(disk: &'a Disk, boot_id: &str, world: World) -> Result<Self, String> {
         world.set("stateDir", json!(disk.mount_point().join("state")));
@@ -104,7 +104,7 @@ impl<'a> Machine<'a> {
         Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
     }
 
-    /// A path on the disk, as the test sees it.
+    /// Returns the path of a file on the disk, as the test process sees it.
     fn on_disk(&self, name: &str) -> PathBuf {
         let root = PathBuf::from(format!("/proc/{}/root", self.holder.id()));
         root.join(self.disk.mount_point().strip_prefix("/").unwrap()).join(name)
@@ -125,7 +125,7 @@ impl<'a> Machine<'a> {
     fn cut(&self) {
         let root = File::open(self.on_disk("")).unwrap();
         let flags = NO_LOG_FLUSH;
-        // SAFETY: the descriptor is open, and the argument leads to a number that lives through the
+        // SAFETY: the descriptor is open, and the argument points to a number that outlives the
         // call.
         let outcome = unsafe { libc::ioctl(root.as_raw_fd(), EXT4_IOC_SHUTDOWN, &raw const flags) };
         assert_eq!(outcome, 0, "EXT4_IOC_SHUTDOWN: {}", std::io::Error::last_os_error());
@@ -144,7 +144,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Returns whether a call has ended successfully by now.
+/// Returns whether a call has already ended successfully.
 fn succeeded(child: &mut Child) -> bool {
     child.try_wait().unwrap().is_some_and(|status| status.success())
 }
@@ -158,8 +158,8 @@ fn a_power_cut_loses_no_lease_that_was_reported_and_no_address_for_ever() {
         let world = World::new(&[SEGMENT]);
         let pods: Vec<Pod> = (0..ADDRESSES).map(|_| world.pod()).collect();
         let machine = Machine::boot(&disk, &format!("boot-{cut}"), world).unwrap();
-        // In any state of the disk after the previous cut, each address can be leased, but only by
-        // one pod.
+        // Whatever the state of the disk after the previous cut, each address can be leased, but
+        // only by one pod.
         let begun = Instant::now();
         let added: Vec<_> = pods.iter().map(|pod| answer(machine.start("ADD", pod))).collect();
         let usual = begun.elapsed() / ADDRESSES as u32;
@@ -177,13 +177,14 @@ fn a_power_cut_loses_no_lease_that_was_reported_and_no_address_for_ever() {
         let mut dels: Vec<Child> = go.iter().map(|pod| machine.start("DEL", pod)).collect();
         #[expect(clippy::disallowed_methods, reason = "it chooses the moment of the cut")]
         std::thread::sleep(usual.mul_f64(random.f64() * 4.0).min(Duration::from_secs(10)));
-        // Calls that end later may have reported a success that the shutdown has made void.
+        // Calls that end later are not counted, since the shutdown may have undone a success that
+        // they report.
         let attached: Vec<bool> = adds.iter_mut().map(succeeded).collect();
         let detached: Vec<bool> = dels.iter_mut().map(succeeded).collect();
         machine.cut();
         adds.into_iter().chain(dels).for_each(|child| drop(answer(child)));
         machine.off();
-        // The disk in the state in which the next boot finds it.
+        // The disk is in the state that the next boot finds.
         let machine = Machine::boot(&disk, &format!("boot-{cut}"), World::new(&[SEGMENT])).unwrap();
         let journal = fs::read_to_string(machine.on_disk("state/leases")).unwrap();
         let leased = held(&journal);

@@ -1,8 +1,8 @@
 //! Tests random simultaneous calls by many processes, some of which are killed, against a model.
 //!
-//! Each container has its own worker, which knows the container's interfaces and addresses. The
-//! worker therefore knows the correct answer to each call, independent of other workers. All
-//! workers share the table of addresses: no address may have two owners at any time.
+//! Each container has its own worker, which stores the container's interfaces and addresses. The
+//! correct answer to each call follows from this data, independent of other workers. All workers
+//! share the table of addresses, since no address may have two owners at any time.
 //!
 //! The test ends after `EDGE_CNI_CALLS` calls (2000), or after `EDGE_CNI_SECONDS` (30).
 //! `EDGE_CNI_SEED` repeats the choice of calls, though not their order in time.
@@ -32,8 +32,8 @@ const WORKERS: usize = 50;
 /// The interfaces of a container.
 const INTERFACES: [&str; 2] = ["eth0", "net1"];
 
-/// Maximum time after which a call is killed, milliseconds. Most calls take less on an idle
-/// machine.
+/// Maximum time after which a call is killed, in milliseconds. On an idle machine, most calls take
+/// less time.
 const LATEST_KILL: u64 = 40;
 
 /// Container and interface.
@@ -85,7 +85,7 @@ fn random_calls_of_fifty_processes_answer_as_the_model_says() {
     assert!(!table(&world).contains("elements"), "{}", table(&world));
 }
 
-/// The leases by address, as `edge-cni leases` shows them.
+/// Returns the leases by address, as `edge-cni leases` shows them.
 fn leases(world: &World) -> BTreeMap<String, Attachment> {
     let file = world.folder.path().join("plugin.conf");
     std::fs::write(&file, world.config.borrow().to_string()).unwrap();
@@ -115,8 +115,7 @@ fn start(host: &str, verb: &str, pod: &Pod, ifname: &str, config: &Value) -> Chi
     start_in(host, Path::new(env!("CARGO_BIN_EXE_edge-cni")), &variables, config.to_string().as_bytes())
 }
 
-/// Returns whether a call failed because the machine is so busy that it did not get the lock in
-/// time.
+/// Returns whether a call failed because it did not get the lock in time on a busy machine.
 fn is_busy(answer: &PluginOutput) -> bool {
     answer.json["msg"].as_str().is_some_and(|message| message.contains("another process has held"))
 }
@@ -167,7 +166,7 @@ impl<'a> Worker<'a> {
     fn add(&mut self, interface: usize) {
         let added = self.call("ADD", interface, Value::Null);
         if is_busy(&added) {
-            // A runtime does the same.
+            // A DEL follows, as with a runtime.
             return self.del(interface);
         }
         if self.attached[interface] {
@@ -204,7 +203,8 @@ impl<'a> Worker<'a> {
         assert_eq!(checked.json["code"], code, "{}: CHECK: {}", self.pod.id, checked.json);
     }
 
-    /// Kills an ADD or a DEL. Its effect is unknown, so a DEL follows, as with a runtime.
+    /// Kills an ADD or a DEL. The effect of the killed call is unknown, so a DEL follows, as with a
+    /// runtime.
     fn kill(&mut self, interface: usize) {
         let verb = if self.attached[interface] { "DEL" } else { "ADD" };
         self.forget(interface);

@@ -15,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 
-/// Runs ADD with these further `CNI_ARGS`.
+/// Runs ADD with these additional `CNI_ARGS`.
 fn add_with(world: &World, pod: &Pod, arguments: &str) -> PluginOutput {
     let netns = path(pod);
     let arguments = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-{};{arguments}", pod.id);
@@ -54,7 +54,7 @@ fn a_pod_gets_the_addresses_that_its_runtime_requests() {
     for address in ["10.77.3.5", "10.77.3.9", "fd77:0:0:3::9", "10.77.3.1"] {
         assert!(pings(&third.netns, address), "{address}");
     }
-    // Other pods do not get these addresses, and they can be requested again at once.
+    // Other pods do not get these addresses, and they can be requested again immediately.
     assert_eq!(world.add(&world.pod())[0], "10.77.3.2");
     world.del(&first);
     let again = world.pod();
@@ -112,7 +112,7 @@ fn requested_mac() {
         answer
     };
     assert!(check().ok, "{}", check().json);
-    // The journal contains the MAC address.
+    // The requested MAC address is restored from the journal.
     nft(&world, &["flush", "ruleset"]);
     assert!(up(&world).ok);
     assert!(reaches());

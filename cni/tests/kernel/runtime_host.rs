@@ -1,5 +1,5 @@
 //! A host for a container runtime: a node's network namespace with its own processes, `/run`,
-//! `/var/lib` and boot ID. All of its processes end with it.
+//! `/var/lib` and boot ID. All its processes end together with it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::cnitool::plugin;
 use crate::world::World;
 
-/// How long an event may take on a loaded machine.
+/// Timeout for an event on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 static BOOTS: AtomicU32 = AtomicU32::new(0);
@@ -49,12 +49,12 @@ impl Disk {
         self.0.path().join(name)
     }
 
-    /// A root file system with `sh`, `sleep`, `ping` and `ip`.
+    /// Returns a root file system with `sh`, `sleep`, `ping` and `ip`.
     pub(crate) fn rootfs(&self) -> PathBuf {
         self.path("rootfs")
     }
 
-    /// Writes the list of a network, as `edge-agent install-cni` does.
+    /// Writes the configuration list of a network, as `edge-agent install-cni` does.
     pub(crate) fn write_list(&self, file: &str, plugin: &Value) {
         let mut own = plugin.clone();
         own["stateDir"] = json!(self.path("state"));
@@ -105,8 +105,8 @@ impl<'a> RuntimeHost<'a> {
         let number = BOOTS.fetch_add(1, Ordering::Relaxed);
         let boot_id = world.folder.path().join("boot_id");
         fs::write(&boot_id, format!("boot-{number}\n")).unwrap();
-        // podman keeps its locks in /dev/shm. `cat` notices the end of the test in any case; the
-        // shell reaps orphaned processes of the runtimes.
+        // podman keeps its locks in /dev/shm. `cat` ends with the test in any case. The shell reaps
+        // orphaned processes of the runtimes.
         let script = r#"
             mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /dev/shm && mount --bind "$1" /var/lib &&
             mount --bind "$2" /proc/sys/kernel/random/boot_id && exec 3<&0 &&
@@ -126,7 +126,7 @@ impl<'a> RuntimeHost<'a> {
         Self { world, disk, cgroup, first }
     }
 
-    /// Makes a command that runs a program on this host.
+    /// Creates a command that runs a program on this host.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let own = format!("/proc/{}/ns", self.first.id());
         let mut command = Command::new("nsenter");
@@ -144,14 +144,14 @@ impl<'a> RuntimeHost<'a> {
         crate::world::held(&fs::read_to_string(self.disk.path("state/leases")).unwrap_or_default())
     }
 
-    /// Ends the leases of pods that are gone without a DEL, as the agent does.
+    /// Ends the leases of pods that disappeared without a DEL, as the agent does.
     pub(crate) fn reclaim(&self) {
         let file = self.disk.path("plugin.json");
         fs::write(&file, self.world.config.borrow().to_string()).unwrap();
         succeed(self.command(env!("CARGO_BIN_EXE_edge-cni")).args(["reclaim", "--grace", "0"]).arg(file));
     }
 
-    /// Returns the names of the network namespaces that runtimes made.
+    /// Returns the names of the network namespaces that runtimes created.
     pub(crate) fn namespaces(&self) -> Vec<String> {
         let listed = self.command("ls").arg("/run/netns").output().unwrap();
         String::from_utf8(listed.stdout).unwrap().split_whitespace().map(str::to_owned).collect()
@@ -170,7 +170,7 @@ impl Drop for RuntimeHost<'_> {
     fn drop(&mut self) {
         drop(self.first.stdin.take());
         let _ = self.first.wait();
-        // A cgroup is busy until its last process is gone.
+        // A cgroup cannot be removed until its last process has ended.
         let _ = wait::until("the end of the containers' cgroups", PATIENCE, || {
             cgroups(&self.cgroup).iter().try_for_each(|path| remove_cgroup(path)).map_err(Into::into)
         });

@@ -61,7 +61,7 @@ fn a_second_network(own_state: bool) {
     let shown = |bridge: &str| world.ip(&format!("-br addr show {bridge}"));
     assert!(shown("ecni0").contains("10.77.3.1/29") && !shown("ecni0").contains("10.78"), "{}", shown("ecni0"));
     assert!(shown("ecni1").contains("10.78.0.1/29") && !shown("ecni1").contains("10.77"), "{}", shown("ecni1"));
-    // A pod of either network makes the tables again for both networks.
+    // The ADD of a pod of either network creates the tables again for both networks.
     for turn in [first, |world: &World| second(world, false)] {
         nft(&world, &["flush", "ruleset"]);
         turn(&world);

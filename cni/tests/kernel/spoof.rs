@@ -1,4 +1,4 @@
-//! Tests what a pod may and may not send. Each attack succeeds from a pod that the operator has
+//! Tests which packets a pod can send. Each attack succeeds from a pod that the operator has
 //! exempted, and fails from any other pod.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -55,7 +55,7 @@ pub(crate) fn except(world: &World, excepted: bool) {
 
 fn a_pod_sends_as_nobody_else_unless_the_operator_says_so() {
     let world = World::new(DUAL);
-    // Without these keys connection tracking is on, and it holds fragments until the remaining ones
+    // Without these keys, connection tracking is on and holds fragments until the remaining ones
     // arrive.
     world.set("lanToPods", json!(["0.0.0.0/0", "::/0"]));
     world.set("forwardOthers", json!(true));
@@ -81,7 +81,7 @@ fn a_pod_sends_as_nobody_else_unless_the_operator_says_so() {
     }
 }
 
-/// Returns a frame in the form in which a packet socket shows it: without its VLAN tag.
+/// Returns a frame without its VLAN tag, as a packet socket shows it.
 fn untagged(mut frame: Vec<u8>) -> Vec<u8> {
     if frame[12..14] == [0x81, 0] {
         frame.drain(12..16);
@@ -89,7 +89,7 @@ fn untagged(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
-/// Makes a frame that every pod may send, different for each number.
+/// Builds a frame that every pod may send. It is different for each number.
 pub(crate) fn marker(own: &Attached, victim: &Attached, number: u16) -> Vec<u8> {
     ipv4(victim.mac, own.mac, 17, (own.v4, victim.v4), &udp(4000, number, b"marker"))
 }
@@ -247,10 +247,10 @@ fn a_pod_takes_over_no_neighbours_address() {
             line.split(" dev ").nth(1).and_then(|rest| rest.split(' ').next()).map(str::to_owned)
         };
         let mut attack = |number| {
-            // The address is announced, since no other reply replaces a new neighbour entry.
+            // The address is announced, since other replies do not replace a new neighbour entry.
             wire.send(&arp(own.mac, 1, (own.mac, other.v4), other.v4));
             wire.send(&discovery(own.mac, own.v6, 136, &neighbour(0xa0, other.v6, 2, own.mac)));
-            // Otherwise the bridge would send the neighbour's frames to this pod.
+            // If these frames pass, the bridge sends the neighbour's frames to this pod.
             wire.send(&ethernet([1, 0x80, 0xc2, 0, 0, 0x0e], other.mac, 0x88cc, &[0; 50]));
             wire.send(&ethernet([1, 0x80, 0xc2, 0, 0, 3], other.mac, 0x888e, &[0; 50]));
             wire.send(&marker(&own, &victim, number));
@@ -262,7 +262,8 @@ fn a_pod_takes_over_no_neighbours_address() {
                 && port(own.mac) == port(other.mac)
         };
         if excepted {
-            // The neighbour's own frames move its MAC address back, so not every attack lasts.
+            // The neighbour's own frames move its MAC address back to its port, so not every attack
+            // has a lasting effect.
             wait::expect("an attack of an excepted pod to last", Duration::from_secs(60), || attack(9).then_some(()));
         } else {
             assert!(!(0..3).any(&mut attack));
@@ -286,7 +287,7 @@ fn invented_mac_addresses_are_not_learned() {
     const INVENTED: u32 = 20_000;
     let world = World::new(DUAL);
     let victim = attach(&world);
-    // Kernels since 6.8 have the limit.
+    // Kernels since 6.8 support the limit.
     let limited = world.ip("-d link show ecni0").contains("fdb_max_learned 4096");
     let limit = if limited { 4096 } else { INVENTED as usize + 10 };
     for excepted in [true, false] {
@@ -298,8 +299,8 @@ fn invented_mac_addresses_are_not_learned() {
         for number in 0..INVENTED {
             let [_, a, b, c] = number.to_be_bytes();
             let from = [2, 0x77, u8::from(excepted), a, b, c];
-            // The frames go to the bridge only. Half of them are IP and half are LLDP, from which
-            // bridges also learn.
+            // The frames are sent only to the bridge. Half of them are IP, and half are LLDP, from
+            // which bridges also learn addresses.
             let frame = match number % 2 {
                 0 => ipv4(BROADCAST, from, 17, (own.v4, victim.v4), &udp(1, 9, b"")),
                 _ => ethernet([1, 0x80, 0xc2, 0, 0, 0x0e], from, 0x88cc, &[0; 50]),
@@ -322,7 +323,7 @@ fn a_pods_router_advertisements_change_no_routes() {
     for segments in [&DUAL[..1], DUAL] {
         let world = World::new(segments);
         let victim = attach(&world);
-        // Even an advertisement that passes the filter has no effect.
+        // Even a router advertisement that passes the filter has no effect.
         except(&world, true);
         let own = attach(&world);
         ip(&own.pod.netns, "link set eth0 up");
@@ -339,7 +340,7 @@ fn a_pods_router_advertisements_change_no_routes() {
             assert!(tap.until(&marker).contains(&advertisement));
             assert!(bridge.until(&marker).contains(&advertisement));
         }
-        // Once the kernel answers a later packet, it has processed this one.
+        // When the kernel has answered a later packet, it has processed this one.
         assert!(pings(&own.pod.netns, &victim.v4.to_string()) && pings(&own.pod.netns, "10.77.3.1"));
         let without_lifetime = |text: &String| text.replace(" expires", "\n expires");
         assert_eq!(before.each_ref().map(without_lifetime), routes().each_ref().map(without_lifetime));

@@ -1,5 +1,5 @@
-//! A node for each test: a network namespace for the host, one for each pod, a state directory, and
-//! the plugin, which the tests run as a runtime does.
+//! The node of a test: a network namespace for the host and one for each pod, a state directory,
+//! and the plugin, which the tests run as a runtime does.
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
@@ -15,10 +15,10 @@ use tempfile::TempDir;
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// How long an event may take before a test gives up.
+/// Timeout after which a test fails.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The host's forwarding settings, IPv4 and IPv6.
+/// The host's forwarding settings, for IPv4 and IPv6.
 const FORWARDING: [&str; 2] = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
 
 pub(crate) struct World {
@@ -30,7 +30,7 @@ pub(crate) struct World {
     pods: Cell<u32>,
 }
 
-/// A container's namespace.
+/// A container, with its network namespace.
 #[derive(Clone)]
 pub(crate) struct Pod {
     pub(crate) netns: String,
@@ -47,7 +47,7 @@ pub(crate) struct PluginOutput {
 }
 
 impl World {
-    /// Makes a host without a network, with segments from the configuration.
+    /// Creates a host without a network, with segments from the configuration.
     pub(crate) fn new(segments: &[&str]) -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let host = format!("cni-{}-{number}", std::process::id());
@@ -74,7 +74,7 @@ impl World {
         self.namespaces.borrow_mut().push(name.to_owned());
     }
 
-    /// Makes a container's namespace.
+    /// Creates the network namespace of a container.
     pub(crate) fn pod(&self) -> Pod {
         let number = self.pods.replace(self.pods.get() + 1);
         let netns = format!("{}-p{number}", self.host);
@@ -82,7 +82,7 @@ impl World {
         Pod { netns, id: format!("container{number}") }
     }
 
-    /// Removes the container's namespace without a DEL, as if the runtime was killed.
+    /// Removes the container's namespace without a DEL, as if the runtime had been killed.
     pub(crate) fn destroy(&self, pod: &Pod) {
         succeed(Command::new("ip").args(["netns", "del", &pod.netns]));
         self.namespaces.borrow_mut().retain(|name| *name != pod.netns);
@@ -159,8 +159,8 @@ impl World {
         assert!(answer.ok && answer.json == Value::Null, "DEL of {}: {}", pod.id, answer.json);
     }
 
-    /// Runs ADD, which must fail with this code, name the pod, and leave nothing behind. Returns
-    /// the message.
+    /// Runs ADD, which must fail with this code, name the pod in its message, and leave nothing
+    /// behind. Returns the message.
     pub(crate) fn add_fails(&self, pod: &Pod, code: u64) -> String {
         let before = (self.ports(), self.leased());
         let answer = self.verb("ADD", pod);
@@ -172,7 +172,7 @@ impl World {
         message
     }
 
-    /// The names of the pods' ports.
+    /// Returns the names of the pods' ports.
     pub(crate) fn ports(&self) -> Vec<String> {
         let all = self.ip("-br link show type veth");
         all.lines().filter_map(|line| line.split(['@', ' ']).next()).map(str::to_owned).collect()
@@ -218,12 +218,12 @@ pub(crate) fn start_in(netns: &str, program: &Path, variables: &[(&str, &str)], 
 /// Starts a program with this standard input.
 pub(crate) fn start_with(mut command: Command, input: &[u8]) -> Child {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // The plugin may end before it reads its input.
+    // The error is ignored, since the plugin may end before it reads its input.
     let _ = child.stdin.take().unwrap().write_all(input);
     child
 }
 
-/// The value of `CNI_NETNS` for a container.
+/// Returns the value of `CNI_NETNS` for a container.
 pub(crate) fn path(pod: &Pod) -> String {
     format!("/run/netns/{}", pod.netns)
 }
@@ -257,7 +257,7 @@ pub(crate) fn tc(netns: &str, arguments: &str) -> String {
 
 /// Returns whether an address answers a ping from a namespace.
 pub(crate) fn pings(netns: &str, address: &str) -> bool {
-    // On a busy machine the first ping may need more than its 2 s.
+    // On a busy machine, the first ping may take longer than its 2 s.
     (0..3).any(|_| {
         let ping = ["netns", "exec", netns, "ping", "-n", "-q", "-c", "1", "-W", "2", address];
         let answered = Command::new("ip").args(ping).output().unwrap().status.success();

@@ -14,8 +14,8 @@ const EARLIEST: Seconds = 1_793_491_200;
 const SECOND: i64 = 1_000_000_000;
 
 /// Wall-clock time that never runs backwards. It is at least 2026-11-01, and at least the time that
-/// [`Clock::not_before`] received. Machines without a battery-backed clock start in 1970, and
-/// quarantines and tokens must not be judged by that time.
+/// [`Clock::not_before`] received. Machines without a battery-backed clock start in 1970, and that
+/// time must not be used for quarantines and tokens.
 ///
 /// If the machine's clock is set back, or starts behind the latest time in the store, this clock
 /// runs at half speed until both agree. So nothing that has expired becomes valid again, nothing
@@ -70,8 +70,9 @@ impl Clock {
         last.now = last.now.max(known.saturating_mul(SECOND));
     }
 
-    /// Returns the earlier of the time now and the machine's clock. Validity that other machines
-    /// check begins at this time, since their clocks were not ahead when this one was.
+    /// Returns the earlier of the time now and the machine's clock. A validity period that other
+    /// machines check begins at this time: this machine's clock may have been ahead for a while,
+    /// but the clocks of the other machines were not.
     pub fn issue_time(&self) -> Seconds {
         let (now, machine) = (self.now(), self.machine() / SECOND);
         if machine < EARLIEST { now } else { now.min(machine) }

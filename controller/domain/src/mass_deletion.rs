@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Deletions within this time are judged together, as one group.
+/// Time within which deletions are evaluated together as one group.
 pub const SETTLE_TIME: Duration = Duration::from_secs(2);
-/// Deletions within this time are added up, so that several small groups of deletions also reach
+/// Time within which deletions are added up, so that several small groups of deletions also reach
 /// the limit.
 const WINDOW: Duration = Duration::from_secs(3600);
 /// Number of deletions that are always accepted.

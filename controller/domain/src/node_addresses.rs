@@ -15,10 +15,10 @@ use tokio::time::Instant;
 pub const MOST: usize = 8;
 /// Number of changes to a node's addresses that are passed on without delay.
 const BURST: u32 = 8;
-/// After the burst, one change is passed on in each period of this length, with the latest
+/// Length of the period in which, after the burst, one change is passed on, with the latest
 /// addresses.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Above this number of nodes, the limits of nodes whose whole burst is available again are
+/// Number of nodes above which the limits of nodes whose whole burst is available again are
 /// dropped.
 const REMEMBERED: usize = 1024;
 
@@ -34,7 +34,7 @@ pub fn is_reachable<'a>(address: &IpAddr, mut networks: impl Iterator<Item = &'a
     usable && !networks.any(|network| network.contains(address))
 }
 
-/// Returns whether an address by its form can be reached from another host: it is not a loopback,
+/// Returns whether an address is of a kind that other hosts can reach: it is not a loopback,
 /// multicast, broadcast or unspecified address.
 pub fn is_of_a_host(address: &IpAddr) -> bool {
     let address = address.to_canonical();
@@ -61,8 +61,8 @@ fn is_usable_v6(ip: &Ipv6Addr) -> bool {
     !(reserved || local || metadata || ip.is_multicast()) && within(ip).is_none_or(|ip| is_usable_v4(&ip))
 }
 
-/// Returns the IPv4 address to which packets are translated or tunnelled: 64:ff9b::/96 (RFC 6052
-/// 2.1), 2002::/16 (RFC 3056 2).
+/// Returns the IPv4 address to which packets for this IPv6 address are translated or tunnelled:
+/// 64:ff9b::/96 (RFC 6052 2.1), 2002::/16 (RFC 3056 2).
 fn within(ip: &Ipv6Addr) -> Option<Ipv4Addr> {
     let [first, second, third, .., seventh, eighth] = ip.segments();
     let of = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
@@ -100,7 +100,7 @@ pub struct ReportedAddresses {
     pub observed: Option<IpAddr>,
 }
 
-/// Limits how often each node changes its addresses. Clones share the limits.
+/// The limits on how often each node changes its addresses. Clones share the limits.
 #[derive(Debug, Clone, Default)]
 pub struct AddressChangeLimits(Arc<Mutex<Nodes>>);
 
@@ -121,7 +121,7 @@ struct NodeLimit {
     has_waiter: bool,
 }
 
-/// What the caller must do with a change.
+/// The action that the caller must take for a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChangeDecision {
     /// Pass the change on now.
@@ -340,7 +340,8 @@ mod tests {
         // In the long run at most one change passes in each period.
         let passed = (0..100).filter(|n| take(begin + PERIOD + PERIOD / 10 * *n)).count();
         assert_eq!(passed, 9);
-        // If the node reports its former addresses before that, no change waits any more.
+        // If the node reports its former addresses before the change is passed on, no change waits
+        // any more.
         let now = begin + PERIOD * 11 - Duration::from_secs(1);
         assert_eq!(changes.moved_at(&node, &addresses(102), now), ChangeDecision::Schedule);
         changes.cancel_waiting(&node);

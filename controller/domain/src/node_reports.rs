@@ -34,7 +34,7 @@ pub struct LastReport {
     pub version: Option<String>,
     /// The obstacles that keep packets of the node's pods from arriving, one sentence each.
     pub obstacles: Vec<String>,
-    /// The reason why the node has not put its view in force; `None` if it has.
+    /// The reason why the latest view is not in force on the node; `None` if it is.
     pub refused_view: Option<String>,
 }
 

@@ -18,7 +18,8 @@ use crate::random::{NoRandomness, octets};
 
 /// Maximum number of sessions. Opening a further session ends the oldest one.
 pub const MOST_SESSIONS: usize = 16;
-/// Lifetime of a session, in seconds: a working day, and at most one night.
+/// Lifetime of a session, in seconds: twelve hours. A session lasts for a working day, and a
+/// session that is left open lasts for at most one night.
 pub const SESSION_LIFETIME: Seconds = 12 * 3600;
 /// Length of a credential in octets, before it is written as text.
 const CREDENTIAL: usize = 32;

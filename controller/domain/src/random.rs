@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 /// The operating system provides no random numbers, so no secret can be generated.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
-#[error("the system gives no random numbers")]
+#[error("the system's random number generator failed")]
 pub struct NoRandomness;
 
 /// Returns random octets for secrets. They are wiped when dropped.

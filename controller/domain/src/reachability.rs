@@ -85,7 +85,7 @@ pub async fn load_previous(registry: &Registry) -> Option<PreviousNetworks> {
     }
 }
 
-/// Stores the ranges and networks in force. If that fails, the next start refuses fewer
+/// Stores the ranges and networks in use. If that fails, the next start refuses fewer
 /// configurations.
 pub async fn store_current(registry: &Registry, networks: &ClusterNetworks) {
     let now = PreviousNetworks::from(networks);
@@ -202,7 +202,7 @@ fn check_nodes(networks: &ClusterNetworks, before: Option<&PreviousNetworks>, st
                     let was_held = before.is_some_and(|before| range_of(&before.ranges, address).is_some());
                     (held, was_held, "choose a range that no site uses")
                 }
-                // Hubs and cloud nodes may have addresses in those networks.
+                // Hubs and cloud nodes may have addresses in the networks that hubs front.
                 None => match range_of(&fronted, address).filter(|_| record.role == Role::Edge) {
                     Some(network) => {
                         let held = format!("networks: {network} holds {address}, an address of edge {}", record.name);
@@ -291,7 +291,7 @@ mod tests {
                 let why = check(&fronting, &[], None, &names, &none).unwrap_err();
                 assert!(why.contains("server_names") && why.contains(&names[0].name), "{why}");
             }
-            // As in the manifests: one name for nodes inside the cluster, another name for all
+            // The manifests also use one name for nodes inside the cluster and another name for all
             // other nodes.
             check(&fronting, &[], None, &named(&["10.1.2.3", "203.0.113.1"]), &none).unwrap();
             for names in [[inside.clone(), outside], [inside.clone(), named(&["203.0.113.1"])]] {

@@ -11,15 +11,15 @@ use tokio::time::Instant;
 
 /// Number of requests from a node that are served without delay.
 const BURST: u32 = 16;
-/// After the burst, one request is served in each period of this length.
+/// Length of the period in which, after the burst, one request is served.
 const PERIOD: Duration = Duration::from_secs(10);
-/// Above this number of nodes, the counts of nodes whose whole burst is available again are
+/// Number of nodes above which the counts of nodes whose whole burst is available again are
 /// dropped.
 const REMEMBERED: usize = 1024;
 
 /// The reason why a request is not served now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("node {node} asks for this more often than {BURST} times at once and then every {} s; it may ask again in {seconds} s", PERIOD.as_secs())]
+#[error("node {node} exceeds the limit for this request, a burst of {BURST} and then one every {} s; it may ask again in {seconds} s", PERIOD.as_secs())]
 pub struct TooOften {
     /// Name of the node.
     pub node: NodeName,
@@ -27,7 +27,7 @@ pub struct TooOften {
     pub seconds: u32,
 }
 
-/// Counts requests of one kind from each node. Clones share the counts.
+/// A limit on the requests of one kind from each node. Clones share the counts.
 #[derive(Debug, Clone, Default)]
 pub struct RequestLimit(Arc<Mutex<HashMap<NodeName, Instant>>>);
 
@@ -35,8 +35,8 @@ impl RequestLimit {
     /// Counts a request from a node.
     ///
     /// # Errors
-    /// If the node has used its burst, and the period since its last request is not over. In that
-    /// case the request does not count.
+    /// Returns [`TooOften`] if the node has used its burst and the period since its last request is
+    /// not over. In that case the request does not count.
     pub fn take(&self, node: &NodeName) -> Result<(), TooOften> {
         self.take_at(node, Instant::now())
     }

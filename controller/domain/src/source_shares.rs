@@ -42,7 +42,7 @@ struct Held {
     displaced: CancellationToken,
 }
 
-/// Identifies one share of a source.
+/// Identifier of one share of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     source: IpAddr,

@@ -17,7 +17,7 @@ pub const LAST_SEEN: &str = "last-seen.json";
 /// Prefixes of names that only a controller uses: the store and the authorities, also with `.new`,
 /// `.tmp` or the suffix of a copy, and the directories of a restore.
 const OURS: [&str; 3] = [embedded::FILE, ca::DOCUMENT, BEFORE_RESTORE];
-/// Names that other programs use as well, such as Kubernetes. Files with these names are the
+/// Names that other programs, such as Kubernetes, also use. Files with these names are the
 /// controller's if the same directory has a name from [`OURS`].
 const AMBIGUOUS: [&str; 3] = [ca::CERTIFICATES, ca::FORMER_KEY, LAST_SEEN];
 

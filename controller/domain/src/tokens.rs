@@ -36,15 +36,15 @@ pub enum TokenError {
     Expired {
         /// Id of the token.
         id: String,
-        /// When the token expired, RFC 3339.
+        /// Time at which the token expired, RFC 3339.
         at: String,
     },
-    /// The token was already used as often as it may be.
+    /// The token has already been used the maximum number of times.
     #[error("join token {id} has been used {uses} of {uses} times; ask the operator for a new one")]
     Used {
         /// Id of the token.
         id: String,
-        /// How often the token may be used.
+        /// Maximum number of times that the token may be used.
         uses: u32,
     },
     /// The token is for another node.
@@ -56,7 +56,7 @@ pub enum TokenError {
         id: String,
         /// The node that the token names.
         bound: NodeName,
-        /// The node that wants to join.
+        /// The node that tries to join.
         node: NodeName,
     },
     /// The operating system provides no random numbers.
@@ -152,7 +152,7 @@ pub fn is_repeated(before: &State, after: &TokenRecord) -> bool {
     before.token(&after.id).is_some_and(|token| token.used() == after.used())
 }
 
-/// Returns the ids of tokens that expired so long ago that they are deleted.
+/// Returns the ids of tokens that expired at least 30 days ago. The caller deletes these tokens.
 pub fn forgotten(state: &State, now: Seconds) -> Vec<String> {
     let old = |token: &&TokenRecord| now >= token.expires_at.saturating_add(KEPT_AFTER_EXPIRY);
     state.tokens().filter(old).map(|token| token.id.clone()).collect()
@@ -279,7 +279,7 @@ mod tests {
         assert!(!info.used_by.iter().any(|name| name.as_str() == "node-500"), "it is not registered any more");
     }
 
-    /// The record was written by a release that recorded each join in the token's row.
+    /// Scenario: the record was written by a release that recorded each join in the token's row.
     #[test]
     fn the_uses_that_an_earlier_release_wrote_count_and_its_lost_answers_are_repeated() {
         let (mut state, token) = made(0x7fff, None);
@@ -313,7 +313,8 @@ mod tests {
         assert_eq!((&now["uses"], now.get("redemptions")), (&0.into(), None));
     }
 
-    /// While replicas of both releases run, the earlier one adds its joins to the row.
+    /// While replicas of both releases run, the replica of the earlier release adds its joins to
+    /// the row.
     #[test]
     fn a_use_that_an_earlier_release_adds_to_a_row_of_this_one_counts_once() {
         let (mut state, token) = made(5, None);

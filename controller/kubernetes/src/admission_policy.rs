@@ -2,9 +2,9 @@
 //! kubelets from setting labels that put nodes into communities. The check reads the objects
 //! themselves, because an object with the policy's name may contain anything.
 //!
-//! The policy may differ from the manifest only where it refuses more: further labels, speakers,
-//! rules and validations. A policy from another release, with other expressions, is not recognised.
-//! In that case the operator must apply this release's manifest.
+//! The policy may differ from the manifest only if it refuses more requests: it may have further
+//! labels, speakers, rules and validations. A policy from another release, with other expressions,
+//! is not recognised. In that case the operator must apply this release's manifest.
 
 use k8s_openapi::api::admissionregistration::v1::{
     MatchResources, NamedRuleWithOperations, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,

@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// Seconds after which the API server ends a watch.
 const WATCH: u32 = 240;
 
-/// Keeps the document with the authorities in a Secret in one namespace.
+/// A storage for the document with the authorities, in a Secret in one namespace.
 pub struct CaSecret {
     api: Api<Secret>,
     /// The version at which the next watch starts. The API server may already have compacted the
@@ -39,7 +39,7 @@ pub struct CaSecret {
 }
 
 impl CaSecret {
-    /// Uses the Secret in this namespace.
+    /// Makes a storage that uses the Secret in this namespace.
     pub fn new(client: &Client, namespace: &str) -> Self {
         Self { api: Api::namespaced(client.clone(), namespace), known: Mutex::default() }
     }
@@ -49,8 +49,8 @@ impl CaSecret {
     }
 
     async fn read(&self) -> Result<Option<(CaDocument, Revision)>, CaError> {
-        // Requests a list instead of the Secret, because only a list says up to which version the
-        // Secret is unchanged.
+        // Requests a list instead of the Secret, because only the response to a list contains the
+        // version up to which the Secret is unchanged.
         let params = ListParams::default().fields(&only());
         let list = with_timeout(self.api.list(&params)).await?;
         self.watch_from(list.metadata.resource_version.unwrap_or_default());

@@ -25,8 +25,8 @@ const DEFINITIONS: &str = "deploy/crds";
 /// account of the controller's pod.
 ///
 /// # Errors
-/// If the kubeconfig cannot be read, or if there is no kubeconfig and this is not a pod with a
-/// service account.
+/// Returns an error if the kubeconfig cannot be read, or if there is no kubeconfig and this is not
+/// a pod with a service account.
 pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     let mut config = match kubeconfig {
         Some(path) => {
@@ -104,7 +104,7 @@ pub struct ApiFailures {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ApiFailure {
     why: String,
-    /// Nodes are served despite this failure; only people get less information.
+    /// Whether nodes are served despite this failure, and only people get less information.
     minor: bool,
 }
 
@@ -143,7 +143,7 @@ impl ApiFailures {
         }
     }
 
-    /// Returns the reasons of all failures, joined by `; `; `None` if all works.
+    /// Returns the reasons of all failures, joined by `; `; `None` if there are no failures.
     pub fn all_reasons(&self) -> Option<String> {
         self.join_reasons(|_, _| true)
     }
@@ -186,7 +186,7 @@ impl ApiFailures {
 /// (`--etcd-servers-overrides`) is not supported.
 ///
 /// # Errors
-/// If the `resourceVersion` is not a number.
+/// Returns an error if the `resourceVersion` is not a number.
 pub fn version(text: Option<&str>) -> Result<u64, String> {
     let text = text.unwrap_or_default();
     text.parse().map_err(|_| format!("resourceVersion {text:?} is not a number: this API server cannot be followed"))

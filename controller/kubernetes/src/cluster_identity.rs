@@ -1,5 +1,5 @@
-//! Checks that the API server still belongs to the same cluster. Objects that are missing in
-//! another cluster say nothing about our nodes.
+//! Checks that the API server still belongs to the same cluster. An object that is missing in
+//! another cluster does not mean that it was deleted in ours.
 //!
 //! A cluster is identified by the UID of its namespace `kube-system`, as is customary. That
 //! namespace is as old as the cluster, and its UID is unique. The store records the UID when the
@@ -16,7 +16,7 @@ use super::client::{REQUEST, explain};
 
 const NAMESPACE: &str = "kube-system";
 
-/// Compares the cluster that answers with the known cluster.
+/// A check that compares the cluster that answers with the known cluster.
 #[derive(Clone)]
 pub struct ClusterIdentity {
     api: Api<Namespace>,
@@ -31,7 +31,7 @@ pub struct ClusterIdentity {
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterIdentityError {
     /// It is not known which cluster answers.
-    #[error("it is not known which cluster answers: {0}")]
+    #[error("cannot identify the cluster that answers: {0}")]
     Unknown(String),
     /// The API server belongs to another cluster than the registered nodes.
     #[error(
@@ -48,7 +48,7 @@ pub enum ClusterIdentityError {
 }
 
 impl ClusterIdentity {
-    /// Checks the cluster that the client reaches.
+    /// Makes a check of the cluster that the client reaches.
     pub fn new(client: &Client, registry: Registry, accepted: Option<String>) -> Self {
         Self { api: Api::all(client.clone()), registry, accepted, seen: Arc::default() }
     }
@@ -56,7 +56,7 @@ impl ClusterIdentity {
     /// Checks that the cluster that answers now is the known cluster.
     ///
     /// # Errors
-    /// If another cluster answers, or the check is not possible.
+    /// Returns an error if another cluster answers, or the check is not possible.
     pub async fn check(&self) -> Result<(), ClusterIdentityError> {
         let found = uid(&self.api).await.map_err(ClusterIdentityError::Unknown)?;
         let seen = self.seen().clone();
@@ -92,7 +92,7 @@ impl ClusterIdentity {
 /// Reads the UID of the cluster that answers.
 ///
 /// # Errors
-/// If the API server cannot be reached.
+/// Returns an error if the API server cannot be reached.
 pub async fn uid(api: &Api<Namespace>) -> Result<String, String> {
     match tokio::time::timeout(REQUEST, api.get_metadata(NAMESPACE)).await {
         Ok(Ok(namespace)) => namespace.metadata.uid.ok_or_else(|| format!("the namespace {NAMESPACE} has no UID")),

@@ -27,7 +27,7 @@ const PACE: Duration = Duration::from_millis(50);
 const NAMESPACE: &str = "default";
 const CONTROLLER: &str = "edge-cni.io/edge-controller";
 const WHAT: &str = "events.events.k8s.io";
-/// Equal Events within this time are written as one.
+/// Time within which equal Events are written as one.
 const ONCE: Duration = Duration::from_secs(3600);
 /// Maximum length of an Event's note that the API accepts, in bytes.
 const NOTE: usize = 1024;
@@ -56,7 +56,7 @@ struct PendingEvent {
     note: String,
 }
 
-/// Writes Events; does nothing without Kubernetes.
+/// A writer of Events, which does nothing without Kubernetes.
 #[derive(Debug, Clone, Default)]
 pub struct EventRecorder(Option<mpsc::Sender<PendingEvent>>);
 

@@ -26,12 +26,12 @@ use super::client::{ApiFailures, version};
 use super::events::{EventRecorder, Regarding};
 use super::list_watch::{ListWatch, ListWatchEvent, WatchStream, list_and_watch};
 
-/// A label that puts an edge into communities. Kubelets cannot set it, so it always counts.
+/// A label that puts an edge into communities. Kubelets cannot set it, so the label always applies.
 pub const RESTRICTED_COMMUNITY_LABEL: &str = "node-restriction.kubernetes.io/edge-community";
 
 /// Number of policies or bindings on one page of a list.
 const PAGE: u32 = 500;
-/// How often failures of the API server are checked until the first lists have been read.
+/// Interval at which failures of the API server are checked until the first lists have been read.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The value of `trust_node_labels`.
@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 #[serde(try_from = "Written", into = "Written")]
 #[schemars(with = "String")]
 pub enum TrustNodeLabels {
-    /// Labels count while the policy is in force.
+    /// Labels are used while the policy is in force.
     #[default]
     Auto,
     /// Labels always count, also those that kubelets set.
@@ -92,7 +92,7 @@ pub enum LabelEffect {
     /// The labels add no community. A community that a label gave before stays while the Node has
     /// the label.
     Keep,
-    /// The labels do not count.
+    /// The labels are ignored.
     Ignore,
 }
 
@@ -156,7 +156,7 @@ impl std::fmt::Display for LabelTrust {
     }
 }
 
-/// Watches the policy and its bindings.
+/// A watch of the policy and its bindings.
 pub struct LabelWatch {
     client: Client,
     trust: watch::Sender<LabelTrust>,
@@ -272,7 +272,7 @@ impl<K: Resource> KnownObjects<K> {
     }
 }
 
-/// Lists and watches whole objects. The second field is the plural of the kind.
+/// A source that lists and watches whole objects. The second field is the plural of the kind.
 struct WholeObjects<K>(Api<K>, &'static str);
 
 impl<K> ListWatch for WholeObjects<K>

@@ -16,7 +16,7 @@ use super::resources::{EdgeNode, EdgeNodeStatus};
 const LIST: Duration = Duration::from_secs(5);
 const WHAT: &str = "edgenodes.edge-cni.io";
 
-/// Reads the statuses of EdgeNodes.
+/// A reader of the statuses of EdgeNodes.
 #[derive(Clone)]
 pub struct NodeStatuses {
     nodes: Api<EdgeNode>,
@@ -47,7 +47,7 @@ impl NodeStatuses {
     /// Returns the statuses of all nodes that have one, from the API server's watch cache.
     ///
     /// # Errors
-    /// If the API server cannot be reached, or does not answer in time.
+    /// Returns an error if the API server cannot be reached, or does not answer in time.
     pub async fn read(&self) -> Result<HashMap<NodeName, NodeStatus>, String> {
         let params = ListParams {
             resource_version: Some("0".into()),

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use super::events::{EventRecorder, Regarding};
 use super::label_trust::{LabelEffect, LabelTrust, TrustNodeLabels};
 
-/// Decides which labels and addresses of Nodes count. Reports ignored labels once for each node.
+/// The rules that decide which labels and addresses of Nodes count. Ignored labels are reported
+/// once for each node.
 pub struct NodeTrust {
     labels: watch::Receiver<LabelTrust>,
     address_changes: AddressChangeLimits,
@@ -24,7 +25,7 @@ pub struct NodeTrust {
 }
 
 impl NodeTrust {
-    /// Accepts no label that a kubelet can set.
+    /// Makes rules that accept no label that a kubelet can set.
     pub fn without_labels(address_changes: AddressChangeLimits, events: EventRecorder) -> Self {
         // The value in this channel never changes.
         let labels = watch::Sender::new(LabelTrust::at_start(TrustNodeLabels::Never)).subscribe();

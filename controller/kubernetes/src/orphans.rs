@@ -24,8 +24,8 @@ use super::client::{REQUEST, explain, is_absent};
 use super::resources::EdgeNode;
 use crate::resources::kinds::is_blocked;
 
-/// How long a segment is held by an unregistered node before it is released. A join that is in
-/// progress completes within this time.
+/// Time for which an unregistered node holds a segment before the segment is released. A join that
+/// is in progress completes within this time.
 pub const GRACE_PERIOD: Duration = Duration::from_secs(600);
 /// Grace period if the node was registered before. Its deregistration normally releases the
 /// segments within moments.
@@ -33,7 +33,7 @@ const AFTER_DEREGISTRATION: Duration = Duration::from_secs(30);
 /// Number of checks in one grace period.
 const LOOKS_PER_GRACE_PERIOD: u32 = 60;
 
-/// Releases orphaned segments and deletes long-expired tokens while this replica leads.
+/// A task that releases orphaned segments and deletes long-expired tokens while this replica leads.
 pub struct OrphanCollector {
     registry: Registry,
     edge_nodes: Api<EdgeNode>,
@@ -120,7 +120,7 @@ impl OrphanCollector {
     async fn exists(&self, node: &NodeName) -> Result<bool, String> {
         match tokio::time::timeout(REQUEST, self.edge_nodes.get_metadata(node.as_str())).await {
             Ok(Ok(_)) => Ok(true),
-            // If the API server no longer knows the kind, the response is another 404.
+            // If the definition of the kind has been deleted, the response is another 404.
             Ok(Err(error)) if is_absent(&error) => Ok(false),
             Ok(Err(error)) => Err(explain("edgenodes.edge-cni.io", &error)),
             Err(_) => Err(format!("the API server did not answer within {} s", REQUEST.as_secs())),

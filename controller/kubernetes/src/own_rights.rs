@@ -11,7 +11,7 @@ use kube::{Api, Client};
 use super::client::{ApiFailures, REQUEST};
 use super::nodes::CLUSTER;
 
-/// How often the rights are read.
+/// Interval at which the rights are read.
 const PERIOD: Duration = Duration::from_secs(30);
 /// Manifest that grants the rights.
 const MANIFEST: &str = "deploy/kubernetes/10-rbac.yaml";
@@ -31,11 +31,11 @@ struct Right {
 /// The uses of Kubernetes for which the controller is configured.
 #[derive(Debug, Clone, Copy)]
 pub struct Uses {
-    /// The store is at the API server.
+    /// Whether the store is at the API server.
     pub store: bool,
-    /// Nodes may join by service account.
+    /// Whether nodes may join by service account.
     pub service_accounts: bool,
-    /// The admission policy is read to decide whether community labels count.
+    /// Whether the admission policy is read to decide if community labels apply.
     pub label_policy: bool,
 }
 
@@ -90,7 +90,7 @@ const RIGHTS: &[Right] = &[
     right(Need::Labels, ADMISSION, "validatingadmissionpolicybindings", None, &["list", "watch"]),
 ];
 
-/// Reads the rights of the account periodically.
+/// A periodic check of the account's rights.
 pub struct OwnRights {
     api: Api<SelfSubjectRulesReview>,
     namespace: String,

@@ -1,9 +1,9 @@
-//! Decides by a Lease which replica leads. Every replica also renews a Lease of its own, which
-//! shows that it is running.
+//! Uses a Lease to decide which replica leads. Every replica also renews its own Lease, which shows
+//! that it is running.
 //!
 //! Clocks of different machines are not compared: a Lease counts as abandoned if it has not changed
 //! for its duration, by the monotonic clock of the observer. As with any such scheme, two replicas
-//! may both believe for a moment that they lead. The API server still checks the versions of their
+//! may both act as the leader for a moment. The API server still checks the versions of their
 //! writes.
 
 use std::collections::{HashMap, VecDeque};
@@ -204,10 +204,10 @@ pub struct Replicas {
 
 impl Replicas {
     /// Returns the identities of the replicas that renew their Leases, and removes the Leases of
-    /// the others.
+    /// the other replicas.
     ///
     /// # Errors
-    /// If the API server cannot be reached.
+    /// Returns an error if the API server cannot be reached.
     pub async fn look(&mut self, leases: &ReplicaLeases) -> Result<Vec<String>, String> {
         let (key, value) = REPLICA;
         let params = ListParams::default().labels(&format!("{key}={value}"));

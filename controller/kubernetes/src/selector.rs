@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// (`deploy/kubernetes/15-node-labels.yaml`).
 pub const ROLE_LABEL: &str = "node-restriction.kubernetes.io/edge-cni-role";
 
-/// Selects Nodes that meet all requirements.
+/// A selector of Nodes that meet all requirements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodeSelector {

@@ -29,9 +29,9 @@ use super::client::{ApiFailures, REQUEST, explain, is_absent};
 use super::replica_leases::{ReplicaLeases, Replicas};
 use super::resources::{Community, EdgeNode, Timestamp, community_object_name};
 
-/// How often changes are written.
+/// Interval at which changes are written.
 const WRITE_PERIOD: Duration = Duration::from_secs(2);
-/// How often the leader compares all statuses with the rows, if the rows have changed.
+/// Interval at which the leader compares all statuses with the rows, if the rows have changed.
 const COMPARE_PERIOD: Duration = Duration::from_secs(5);
 /// Maximum number of concurrent requests.
 const CONCURRENT_WRITES: usize = 8;
@@ -44,24 +44,24 @@ const COMPLETE: &str = "Complete";
 /// Number of objects on one page of a list.
 const PAGE: u32 = 500;
 
-/// Computes the addresses that a node's peers receive.
+/// A function that computes the addresses that a node's peers receive.
 pub type AddressesOf = Box<dyn Fn(&NodeRecord) -> Vec<NodeAddress> + Send + Sync>;
 
 /// The data from which the statuses are made.
 pub struct StatusSources {
     /// The rows, and which nodes are connected.
     pub registry: Registry,
-    /// What nodes report about themselves.
+    /// The last reports of the nodes about themselves.
     pub reports: NodeReports,
     /// Conflicts about segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,
-    /// Computes the addresses that a node's peers receive.
+    /// The function that computes the addresses that a node's peers receive.
     pub endpoints: AddressesOf,
-    /// Records failures of requests.
+    /// The failures of requests.
     pub api_failures: ApiFailures,
 }
 
-/// Writes the statuses of EdgeNodes and Communities.
+/// A writer of the statuses of EdgeNodes and Communities.
 pub struct StatusWriter {
     sources: StatusSources,
     nodes: Api<EdgeNode>,
@@ -156,8 +156,8 @@ impl StatusWriter {
             "connectedSince": null, "lastSeen": Timestamp(last_seen), "replica": null,
             "conditions": connection_condition(now, "False", "NoViewStream", message),
         });
-        // Written only over the version that was read: another replica may write at this moment
-        // that the node is connected.
+        // Write only if the resourceVersion is still the one that was read: another replica may be
+        // marking the node as connected right now.
         let version = json!({"resourceVersion": object.metadata.resource_version});
         self.patch(name, json!({"metadata": version, "status": status})).await
     }

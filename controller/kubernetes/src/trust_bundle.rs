@@ -1,8 +1,8 @@
 //! Publishes the trusted certificates in a ConfigMap, which the agents' pods mount. Agents that
 //! join with their service account token authenticate the controller with these certificates.
 //!
-//! Only the leader writes the ConfigMap. A replica that does not know about a rollover yet would
-//! restore the old certificates.
+//! Only the leader writes the ConfigMap. A replica that has not yet read a rollover would restore
+//! the old certificates.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +20,12 @@ pub const NAME: &str = "edge-cni-trust";
 /// Key in the ConfigMap for the certificates, in PEM. The signing authority's certificate is the
 /// first.
 pub const CERTIFICATES: &str = "ca.crt";
-/// How often the ConfigMap is compared with the authorities, and repaired if somebody has changed
-/// or deleted it.
+/// Interval at which the ConfigMap is compared with the authorities. It is repaired if somebody has
+/// changed or deleted it.
 const PERIOD: Duration = Duration::from_secs(10);
 const WHAT: &str = "configmaps";
 
-/// Keeps the ConfigMap up to date with the authorities.
+/// The publisher that keeps the ConfigMap up to date with the authorities.
 pub struct TrustBundle {
     api: Api<ConfigMap>,
     ca: Arc<Ca>,

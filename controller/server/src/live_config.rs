@@ -25,7 +25,7 @@ pub struct ConfigInForce {
     pub policy: SegmentPolicy,
     /// The networks that nodes reach through tunnels.
     pub networks: ClusterNetworks,
-    /// Builds views with these networks.
+    /// The builder of views with these networks.
     pub views: ViewBuilder,
 }
 
@@ -36,7 +36,7 @@ impl ConfigInForce {
     }
 }
 
-/// Reads the configuration again.
+/// A function that reads the configuration again.
 pub type Reader = Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
 /// The reason why a configuration is not put in force. Nothing was changed.
@@ -50,7 +50,7 @@ pub enum ReloadError {
     Store(#[from] StoreError),
 }
 
-/// Holds the configuration in force.
+/// The configuration in force, with the means to read it again.
 pub struct LiveConfig {
     in_force: RwLock<Arc<ConfigInForce>>,
     reader: Option<Reader>,

@@ -21,12 +21,12 @@ const STRANGERS_LINES: u32 = 20;
 const NODES_LINES: u32 = 100;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Writes lines in a form that is safe for terminals and programs. Characters that move a cursor,
-/// break a line or change the direction of text are written as in JSON (`\u001b`).
+/// A writer of lines in a form that is safe for terminals and programs. Characters that move a
+/// cursor, break a line or change the direction of text are written as in JSON (`\u001b`).
 pub(crate) struct Lines<W>(W);
 
 impl<W: Write> Lines<W> {
-    /// Writes to this writer; each `write` is one event.
+    /// Wraps a writer; each `write` is one event.
     pub(crate) fn new(to: W) -> Self {
         Self(to)
     }

@@ -5,8 +5,8 @@ use edge_controller_domain::clock::rfc3339;
 use edge_types::AddressSource;
 use edge_types::api::{ControllerStatus, NodeInfo};
 
-/// Seconds before the expiry of the authority's certificate from which on the certificate is a
-/// problem: half a year.
+/// Remaining validity of the authority's certificate, in seconds, below which its expiry is
+/// reported as a problem: half a year.
 const AUTHORITY_ENDS_SOON: i64 = 183 * 24 * 3600;
 
 /// Returns all problems of a node.

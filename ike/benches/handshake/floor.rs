@@ -20,8 +20,8 @@ use crate::pair::Authentication;
 
 /// Size of both nonces together, bytes.
 const NONCES: usize = 64;
-/// Number of octets before the ciphertext of a message, and after its contents: header, generic
-/// header, IV; pad length, ICV.
+/// Number of octets before the ciphertext of a message (header, generic header, IV) and after its
+/// contents (pad length, ICV).
 const BEFORE: usize = 28 + 4 + 8;
 const AFTER: usize = 1 + 16;
 /// Size of an ID payload, bytes: type, reserved octets and text.
@@ -35,7 +35,7 @@ pub(crate) struct Floor {
     /// bytes.
     lengths: [usize; 4],
     /// The signing key of either end, and the CA's signature on a certificate. The same key makes
-    /// the CA's signature, since its verification takes equally long.
+    /// the CA's signature, since verifying it takes the same time.
     signer: Option<(Signer, Vec<u8>)>,
 }
 
@@ -67,7 +67,7 @@ impl Floor {
         Self { lengths: lengths.try_into().expect("two exchanges, no fragments"), signer }
     }
 
-    /// All calls of both ends.
+    /// Makes all calls of both ends.
     pub(crate) fn replay(&self) {
         let [request, response, auth_request, auth_response] = self.lengths;
         let (left, right) = (key_pair(), key_pair());
@@ -78,12 +78,12 @@ impl Floor {
         let shared = [left.0.diffie_hellman(&right.1), right.0.diffie_hellman(&left.1)];
         for shared in &shared {
             let skeyseed = prf(&[1; NONCES], shared.as_bytes());
-            // SK_d, SK_pi, SK_pr, and SK_ei, SK_er with salts.
+            // SK_d, SK_pi and SK_pr, and SK_ei and SK_er with salts.
             expand(skeyseed.as_ref(), NONCES + 16, 3 * 32 + 2 * 36);
             // KEYMAT of the CHILD_SA.
             expand(&[2; 32], NONCES, 2 * 36);
         }
-        // Each AUTH is made by one end and checked by the other; both need the octets that it
+        // One end makes each AUTH and the other checks it. Both compute the octets that AUTH
         // covers.
         for covered in [request + 32 + 32, response + 32 + 32] {
             for _ in 0..2 {

@@ -2,8 +2,8 @@
 //! it with the CPU time of the cryptography that a handshake needs.
 //!
 //! `cargo bench -p edge-ike --bench handshake` prints a table and writes `target/bench/ike.json`.
-//! Handshakes and replays of their primitives take turns in one run, so both see the same machine;
-//! the results are medians of the thread's CPU time. Without `--bench` (as under
+//! Handshakes and replays of their primitives alternate within one run, so that both run under the
+//! same conditions. The results are medians of the thread's CPU time. Without `--bench` (as under
 //! `cargo test --all-targets`) each case runs once.
 
 mod floor;
@@ -85,7 +85,7 @@ fn median(mut times: Vec<Duration>) -> f64 {
     times[times.len() / 2].as_secs_f64() * 1e6 / BATCH as f64
 }
 
-/// CPU time of this thread.
+/// Returns the CPU time of this thread.
 fn cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))

@@ -1,4 +1,4 @@
-//! Two endpoints. Each receives the other's datagrams at once.
+//! Two endpoints. Each receives the other's datagrams immediately.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,7 +16,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 const NAMES: [&str; 2] = ["left.example", "right.example"];
 const ADDRESSES: [&str; 2] = ["192.0.2.1:500", "192.0.2.2:500"];
 
-/// How both ends prove who they are.
+/// How both ends authenticate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Authentication {
     /// Pre-shared key.
@@ -44,7 +44,7 @@ impl Recipe {
     }
 }
 
-/// The configuration of the peer of end `us`.
+/// Makes the configuration that end `us` has for its peer.
 fn peer(us: usize, auth: Auth) -> PeerConfig {
     let them = 1 - us;
     let address: SocketAddr = ADDRESSES[us].parse().unwrap();
@@ -100,7 +100,7 @@ fn certificates(algorithm: &'static SignatureAlgorithm) -> [CertificateAuth; 2] 
     })
 }
 
-/// Randomness from the system, and consecutive SPIs.
+/// Random numbers from the system, and consecutive SPIs.
 struct System(u32);
 
 impl Environment for System {
@@ -129,8 +129,8 @@ impl Pair {
         }))
     }
 
-    /// The left end begins. Returns the lengths of all datagrams. Panics if either end has no
-    /// CHILD_SA afterwards.
+    /// Establishes a CHILD_SA; the left end initiates. Returns the lengths of all datagrams. Panics
+    /// if either end has no CHILD_SA afterwards.
     pub(crate) fn shake(&mut self) -> Vec<usize> {
         let now = Instant::default();
         let [(left, system), _] = &mut self.0;

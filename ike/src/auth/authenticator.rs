@@ -43,7 +43,7 @@ pub fn check_credentials(auth: &Auth) -> Result<(), CredentialError> {
     Authenticator::new(auth).map(drop)
 }
 
-/// What a peer sent in IKE_AUTH to authenticate.
+/// The payloads with which a peer authenticates in IKE_AUTH.
 #[derive(Debug, Clone, Copy)]
 pub struct Presented<'a> {
     /// IDi of an initiator, IDr of a responder.
@@ -72,7 +72,7 @@ impl Authenticator {
         }))
     }
 
-    /// Our certificates for CERT payloads. None with a pre-shared key.
+    /// Returns our certificates for CERT payloads. Empty with a pre-shared key.
     pub fn certificates(&self) -> &[Certificate] {
         match &self.0 {
             Method::Psk(_) => &[],
@@ -80,7 +80,7 @@ impl Authenticator {
         }
     }
 
-    /// The CERTREQ with our trust anchors. `None` with a pre-shared key.
+    /// Returns the CERTREQ with our trust anchors, or `None` with a pre-shared key.
     pub fn certificate_request(&self) -> Option<CertificateRequest> {
         match &self.0 {
             Method::Psk(_) => None,
@@ -93,11 +93,11 @@ impl Authenticator {
     }
 
     /// Makes our AUTH payload. `peer_hashes` are the algorithms in the peer's
-    /// SIGNATURE_HASH_ALGORITHMS. `None`: the peer sent none, so it may not know RFC 7427, and only
-    /// ECDSA by RFC 4754 and RSA by method 1 are possible.
+    /// SIGNATURE_HASH_ALGORITHMS. If it is `None`, the peer sent no such payload and may not
+    /// support RFC 7427, so only ECDSA by RFC 4754 and RSA by method 1 are possible.
     ///
     /// # Errors
-    /// Returns an error if our key can make no signature that the peer understands.
+    /// Returns an error if our key can make no signature that the peer supports.
     pub fn prove(
         &self,
         octets: &SignedOctets,
@@ -112,11 +112,12 @@ impl Authenticator {
         }
     }
 
-    /// Checks what the peer presented: it must claim to be `expected` and prove it. `unix_time`
-    /// comes from [`Environment::unix_time`](crate::Environment::unix_time).
+    /// Checks what the peer presented: its ID must be `expected`, and AUTH must prove it.
+    /// `unix_time` comes from [`Environment::unix_time`](crate::Environment::unix_time).
     ///
     /// # Errors
-    /// Returns what is wrong. The peer gets AUTHENTICATION_FAILED in all cases.
+    /// Returns the reason why the check failed. The peer receives AUTHENTICATION_FAILED in all
+    /// cases.
     pub fn verify(
         &self,
         expected: &Identity,
@@ -127,8 +128,8 @@ impl Authenticator {
         self.authenticate(expected, presented, octets, unix_time).map(|(proof, _)| proof)
     }
 
-    /// Does the same as [`Self::verify`], and also returns what is kept of the peer's certificate.
-    /// A peer with a pre-shared key has none.
+    /// Does the same as [`Self::verify`], and also returns the stored part of the peer's
+    /// certificate, or `None` if the peer has a pre-shared key.
     pub(crate) fn authenticate(
         &self,
         expected: &Identity,
@@ -157,7 +158,8 @@ impl Authenticator {
         }
     }
 
-    /// notAfter of our own certificate, seconds since 1970-01-01 UTC. `None` with a pre-shared key.
+    /// Returns notAfter of our own certificate, seconds since 1970-01-01 UTC. `None` with a
+    /// pre-shared key.
     pub(crate) fn not_after(&self) -> Option<u64> {
         match &self.0 {
             Method::Psk(_) => None,

@@ -37,13 +37,13 @@ const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 /// A certificate that was accepted.
 #[derive(Debug)]
 pub(super) struct ValidCertificate {
-    /// The key that must have made AUTH.
+    /// The key that must have signed AUTH.
     pub(super) key: PublicKey,
-    /// What is kept of this certificate.
+    /// The stored part of this certificate.
     pub(super) shown: PeerCertificate,
 }
 
-/// What a peer's certificate must satisfy.
+/// The requirements on a peer's certificate.
 #[derive(Debug)]
 pub(super) struct CertificateValidator {
     anchors: TrustAnchors,
@@ -60,12 +60,12 @@ impl CertificateValidator {
         Ok(Self { anchors, uri, usages, not_before: auth.remote_not_before })
     }
 
-    /// Hashes of the trust anchors, as CERTREQ carries them.
+    /// Returns the hashes of the trust anchors, in the format of CERTREQ.
     pub(super) fn authorities(&self) -> &[u8] {
         self.anchors.authorities()
     }
 
-    /// Returns the first certificate if the chain certifies it for `claimed` at `unix_time`.
+    /// Returns the leaf certificate if the chain certifies it for `claimed` at `unix_time`.
     pub(super) fn validate(
         &self,
         certificates: &[Certificate],
@@ -143,7 +143,8 @@ impl CertificateValidator {
             Err(webpki::Error::CertNotValidYet { not_before, .. }) => {
                 Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
             }
-            // If another CA has the same name as ours, only the signature shows the difference.
+            // If another CA has the same name as one of ours, only the signature shows the
+            // difference.
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
                 let invalid =
                     verify(self.anchors.all()).ok().and_then(|path| self.anchors.invalid(path.anchor(), unix_time));
@@ -155,7 +156,7 @@ impl CertificateValidator {
         }
     }
 
-    /// Refuses a certificate from `peer` that is revoked.
+    /// Returns an error if a certificate from `peer` is revoked.
     pub(super) fn check_revocation(&self, shown: &PeerCertificate, peer: &Identity) -> Result<(), AuthError> {
         if shown.not_before >= self.not_before {
             return Ok(());
@@ -164,8 +165,8 @@ impl CertificateValidator {
         Err(AuthError::Revoked { peer: peer.clone(), serial, not_before, since: self.not_before })
     }
 
-    /// Checks that the leaf itself has one of the usages. anyExtendedKeyUsage does not count: a
-    /// certificate must name its role.
+    /// Checks that the leaf itself has one of the usages. anyExtendedKeyUsage does not count: the
+    /// certificate must name one of the usages itself.
     fn check_usage(&self, parsed: &X509Certificate<'_>) -> Result<(), AuthError> {
         if self.usages.is_empty() {
             return Ok(());
@@ -192,9 +193,9 @@ impl CertificateValidator {
     }
 }
 
-/// Extended key usages that an issuer may be limited to: none stated, one of the requested usages,
-/// or any. webpki applies this to the leaf too; `check_usage` then checks what the leaf itself must
-/// have.
+/// The accepted extended key usages of an issuer: no such extension, one of the requested usages,
+/// or anyExtendedKeyUsage. webpki applies these rules to the leaf too. `check_usage` then applies
+/// the stricter rule for the leaf.
 struct IssuerUsages<'a>(&'a [Vec<u8>]);
 
 impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
@@ -216,7 +217,8 @@ impl ExtendedKeyUsageValidator for IssuerUsages<'_> {
     }
 }
 
-/// notAfter of a certificate, seconds since 1970-01-01 UTC. 0 if the certificate cannot be read.
+/// Returns notAfter of a certificate, seconds since 1970-01-01 UTC, or 0 if the certificate cannot
+/// be parsed.
 pub(super) fn not_after(der: &[u8]) -> u64 {
     parse(der).map_or(0, |parsed| end_of(&parsed))
 }
@@ -225,7 +227,7 @@ fn end_of(parsed: &X509Certificate<'_>) -> u64 {
     u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0)
 }
 
-/// The public key of our own certificate.
+/// Returns the public key of our own certificate.
 pub(super) fn public_key(der: &[u8]) -> Option<PublicKey> {
     PublicKey::certified_by(&parse(der)?).ok()
 }
@@ -234,7 +236,7 @@ fn parse(der: &[u8]) -> Option<X509Certificate<'_>> {
     X509Certificate::from_der(der).ok().filter(|(rest, _)| rest.is_empty()).map(|(_, certificate)| certificate)
 }
 
-/// RFC 4945 5.1.3.2: a key usage, if there is one, must allow signatures.
+/// Checks that the key usage, if there is one, allows signatures (RFC 4945 5.1.3.2).
 fn check_key_usage(parsed: &X509Certificate<'_>) -> Result<(), AuthError> {
     match parsed.key_usage() {
         Ok(None) => Ok(()),
@@ -243,7 +245,8 @@ fn check_key_usage(parsed: &X509Certificate<'_>) -> Result<(), AuthError> {
     }
 }
 
-/// RFC 5280 4.2.1.3: the key usage of an issuer, if there is one, must allow to sign certificates.
+/// Returns whether the key usage of an issuer, if there is one, allows signing certificates (RFC
+/// 5280 4.2.1.3).
 fn may_certify(issuer: &[u8]) -> bool {
     parse(issuer).is_some_and(|parsed| match parsed.key_usage() {
         Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),

@@ -20,15 +20,15 @@ use super::error::AuthError;
 use crate::secret::Secret;
 use crate::wire::{AuthMethod, HashAlgorithm};
 
-/// AlgorithmIdentifiers as RFC 7427 A.3 prints them: SEQUENCE { OBJECT IDENTIFIER }, no parameters.
+/// AlgorithmIdentifiers as in RFC 7427 A.3: SEQUENCE { OBJECT IDENTIFIER }, no parameters.
 const IDENTIFIERS: [(HashAlgorithm, &[u8]); 3] = [
     (HashAlgorithm::Sha2_256, &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02]),
     (HashAlgorithm::Sha2_384, &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03]),
     (HashAlgorithm::Sha2_512, &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x04]),
 ];
 
-/// Returns the hash algorithm of ECDSA that an AlgorithmIdentifier of RFC 7427 names. `None`: it
-/// names no such algorithm, or SHA-1, which must not be used (RFC 8247 3.2).
+/// Returns the hash algorithm of ECDSA that an AlgorithmIdentifier of RFC 7427 names. Returns
+/// `None` if it names no such algorithm, or SHA-1, which must not be used (RFC 8247 3.2).
 pub(super) fn hash(identifier: &[u8]) -> Option<HashAlgorithm> {
     IDENTIFIERS.iter().find(|(_, known)| *known == identifier).map(|(hash, _)| *hash)
 }
@@ -48,8 +48,8 @@ impl Curve {
         }
     }
 
-    /// The hash algorithms that we sign with, the best one first: the algorithm with the strength
-    /// of the curve, then those with longer hashes.
+    /// Returns the hash algorithms with which we sign, in order of preference: the algorithm with
+    /// the strength of the curve, then those with longer hashes, then any shorter one.
     fn hashes(self) -> [HashAlgorithm; 3] {
         match self {
             Self::P256 => [HashAlgorithm::Sha2_256, HashAlgorithm::Sha2_384, HashAlgorithm::Sha2_512],
@@ -57,7 +57,8 @@ impl Curve {
         }
     }
 
-    /// The signing algorithm with the curve's own hash algorithm, in the format of RFC 7427 (DER).
+    /// Returns the signing algorithm with the curve's own hash algorithm, in the format of RFC 7427
+    /// (DER).
     fn asn1(self) -> &'static EcdsaSigningAlgorithm {
         match self {
             Self::P256 => &ECDSA_P256_SHA256_ASN1_SIGNING,
@@ -65,7 +66,7 @@ impl Curve {
         }
     }
 
-    /// The signing algorithm in the format of RFC 4754 (r | s).
+    /// Returns the signing algorithm in the format of RFC 4754 (r | s).
     fn fixed(self) -> &'static EcdsaSigningAlgorithm {
         match self {
             Self::P256 => &ECDSA_P256_SHA256_FIXED_SIGNING,
@@ -73,7 +74,7 @@ impl Curve {
         }
     }
 
-    /// The authentication method of RFC 4754 for this curve.
+    /// Returns the authentication method of RFC 4754 for this curve.
     fn method(self) -> AuthMethod {
         match self {
             Self::P256 => AuthMethod::EcdsaP256Sha256,
@@ -103,7 +104,7 @@ impl Curve {
     }
 
     /// Does the same as [`Self::verify`] for hash algorithms that `ring` does not support for
-    /// verification on this curve. `None`: the signature is wrong.
+    /// verification on this curve. Returns `None` if the signature is wrong.
     fn verify_hash(self, hash: HashAlgorithm, key: &[u8], octets: &[u8], signature: &[u8]) -> Option<()> {
         let hashed = hashed(hash, octets)?;
         match self {
@@ -120,8 +121,8 @@ impl Curve {
         }
     }
 
-    /// Signs the hash of the octets, for hash algorithms that `ring` does not sign with on this
-    /// curve. The nonce is computed by RFC 6979.
+    /// Signs the hash of the octets, for hash algorithms that `ring` does not support for signing
+    /// on this curve. Computes the nonce by RFC 6979.
     fn sign_hash(self, hash: HashAlgorithm, pkcs8: &Secret, octets: &[u8]) -> Option<Vec<u8>> {
         let hashed = hashed(hash, octets)?;
         match self {
@@ -164,13 +165,14 @@ pub(super) struct EcdsaSigner {
     curve: Curve,
     /// Signs by RFC 7427 with the curve's own hash algorithm.
     key: Box<EcdsaKeyPair>,
-    /// The same key in PKCS#8. Keys for other hash algorithms and for RFC 4754 are made from it
-    /// only when a peer needs them.
+    /// The same key in PKCS#8. It is parsed again only if a peer needs another hash algorithm or
+    /// RFC 4754.
     pkcs8: Secret,
 }
 
 impl EcdsaSigner {
-    /// Reads a private key. `None`: it is not PKCS#8 of a key on a curve that we support.
+    /// Parses a private key. Returns `None` if it is not PKCS#8 of a key on a curve that we
+    /// support.
     pub(super) fn new(pkcs8: &Secret) -> Option<Self> {
         [Curve::P256, Curve::P384].into_iter().find_map(|curve| {
             let key = Box::new(key_pair(curve.asn1(), pkcs8)?);
@@ -182,12 +184,12 @@ impl EcdsaSigner {
         self.curve
     }
 
-    /// The public key as a certificate carries it (RFC 5480 2.2).
+    /// Returns the public key in the format of certificates (RFC 5480 2.2).
     pub(super) fn public_key(&self) -> &[u8] {
         self.key.public_key().as_ref()
     }
 
-    /// Signs by RFC 7427. `None`: the peer accepts none of our hash algorithms.
+    /// Signs by RFC 7427. Returns `None` if the peer accepts none of our hash algorithms.
     pub(super) fn sign(
         &self,
         octets: &[u8],
@@ -207,7 +209,7 @@ impl EcdsaSigner {
         Ok(identifier.map(|identifier| EcdsaSignature { identifier, signature }))
     }
 
-    /// Signs by RFC 4754. Returns the method, and r | s.
+    /// Signs by RFC 4754. Returns the method and r | s.
     pub(super) fn sign_fixed(&self, octets: &[u8]) -> Result<(AuthMethod, Vec<u8>), AuthError> {
         let key = key_pair(self.curve.fixed(), &self.pkcs8).ok_or(AuthError::Signing)?;
         let signature = key.sign(&SystemRandom::new(), octets).map_err(|_| AuthError::Signing)?;

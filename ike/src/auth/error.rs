@@ -8,10 +8,10 @@ use crate::event::PeerErrorKind;
 use crate::wire::{AuthMethod, IdType};
 
 /// The reason why a peer's authentication is refused, or why we cannot authenticate to the peer.
-/// Each text says what was expected, what came and what to do.
+/// Each text states what was expected, what was received, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthError {
-    /// The peer's ID payload has a type that we do not know.
+    /// The peer's ID payload has an unsupported type.
     #[error("the peer's identity is of type {0}, which cannot be configured here")]
     UnknownIdType(IdType),
     /// The peer sent an identity other than the configured one.
@@ -63,7 +63,7 @@ pub enum AuthError {
          the node that uses it has an older key of that name and must join again", Timestamp(*not_before), Timestamp(*since)
     )]
     Revoked {
-        /// The peer that sent it.
+        /// The peer that sent the certificate.
         peer: Identity,
         /// Serial number, hexadecimal.
         serial: String,
@@ -91,7 +91,7 @@ pub enum AuthError {
         /// Subject of the end entity certificate, quoted.
         subject: String,
     },
-    /// The peer's certificate has a key usage without signatures.
+    /// The key usage of the peer's certificate does not allow signatures.
     #[error(
         "the key usage of the peer's certificate (subject {subject}) excludes signatures; issue one with digitalSignature"
     )]
@@ -107,7 +107,7 @@ pub enum AuthError {
         /// The names in the certificate.
         certified: String,
     },
-    /// The peer's certificate lacks the URI that it must have.
+    /// The peer's certificate lacks the URI that the configuration requires.
     #[error("expected the URI {expected} in the peer's certificate, which is for {certified}")]
     LacksUri {
         /// The configured `remote_uri`.
@@ -136,13 +136,13 @@ pub enum AuthError {
         /// The hash algorithms in the peer's SIGNATURE_HASH_ALGORITHMS.
         accepted: String,
     },
-    /// The cryptographic library made no signature with our key.
+    /// The cryptographic library failed to sign with our key.
     #[error("signing failed")]
     Signing,
 }
 
 impl AuthError {
-    /// The kind of this error in reports.
+    /// Returns the kind of this error in reports.
     pub fn kind(&self) -> PeerErrorKind {
         match self {
             Self::UnknownIdType(_) => PeerErrorKind::UnknownIdentity,
@@ -182,10 +182,10 @@ pub enum CredentialError {
     NoCertificate,
     /// Our certificate chain has more than [`MAX_CHAIN`] certificates. Holds the number of
     /// certificates.
-    #[error("{0} certificates in the chain, at most {limit} are possible", limit = MAX_CHAIN)]
+    #[error("{0} certificates in the chain; the limit is {limit}", limit = MAX_CHAIN)]
     ChainTooLong(usize),
     /// One of our certificates is larger than [`MAX_CERTIFICATE`]. Holds the size, bytes.
-    #[error("a certificate of {0} octets, at most {limit} are possible", limit = MAX_CERTIFICATE)]
+    #[error("a certificate of {0} octets; the limit is {limit}", limit = MAX_CERTIFICATE)]
     CertificateTooLarge(usize),
     /// Our certificate cannot be parsed.
     #[error("our certificate is not DER of an X.509 certificate with an Ed25519, ECDSA (P-256, P-384) or RSA key")]

@@ -9,10 +9,10 @@ use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
 use crate::config::Identity;
 
-/// Returns whether two identities name the same peer. Domain names compare without regard to case
-/// (RFC 4343). Distinguished names compare without regard to the string types of their values,
-/// since a person who writes a configuration does not know which types the CA used. Everything else
-/// compares octet by octet.
+/// Returns whether two identities name the same peer. Compares domain names without regard to case
+/// (RFC 4343). Compares distinguished names without regard to the string types of their values,
+/// since the author of a configuration does not know which types the CA used. Compares everything
+/// else octet by octet.
 pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     match (a, b) {
         (Identity::Fqdn(a), Identity::Fqdn(b)) => same_domain(a, b),
@@ -23,8 +23,8 @@ pub fn same_identity(a: &Identity, b: &Identity) -> bool {
     }
 }
 
-/// Returns one form for all identities that [`same_identity`] treats as the same, to look them up
-/// and to order them. This form is never sent: a distinguished name becomes a list of its
+/// Returns the same canonical form for all identities that [`same_identity`] treats as equal, for
+/// lookups and sorting. This form is never sent: a distinguished name becomes a list of its
 /// attributes.
 pub(crate) fn canonical_identity(identity: &Identity) -> Identity {
     match identity {
@@ -45,8 +45,8 @@ fn canonical_domain(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// The attributes of a name, RDN by RDN: types and values, without the string types of the values.
-/// `None`: `der` is not a name.
+/// Returns the attributes of a name, RDN by RDN: types and values, without the string types of the
+/// values. Returns `None` if `der` is not a name.
 fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
     let (rest, name) = X509Name::from_der(der).ok()?;
     if !rest.is_empty() {
@@ -71,8 +71,8 @@ fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
     Some(list)
 }
 
-/// Returns whether a certificate is for this identity: by a subjectAltName of the same type or, for
-/// a distinguished name, by its subject (RFC 4945 3.1). Wildcards match nothing.
+/// Returns whether a certificate contains this identity, as a subjectAltName of the same type or,
+/// for a distinguished name, as its subject (RFC 4945 3.1). Wildcards match nothing.
 pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) -> bool {
     let names = alternative_names(certificate);
     match identity {
@@ -95,17 +95,17 @@ pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) 
 }
 
 /// Returns whether a certificate (DER) is for this identity by the rules that a peer applies.
-/// `false` if the certificate cannot be parsed.
+/// Returns `false` if the certificate cannot be parsed.
 pub fn certificate_is_for(der: &[u8], identity: &Identity) -> bool {
     X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certifies(&certificate, identity))
 }
 
-/// Returns whether a certificate has this URI as a subjectAltName, octet by octet.
+/// Returns whether a certificate has exactly this URI as a subjectAltName.
 pub(super) fn has_uri(certificate: &X509Certificate<'_>, uri: &str) -> bool {
     alternative_names(certificate).iter().any(|name| matches!(name, GeneralName::URI(name) if *name == uri))
 }
 
-/// The names in a certificate, at most 8, for logs and errors.
+/// Returns the names in a certificate, at most 8, for logs and errors.
 pub(super) fn describe(certificate: &X509Certificate<'_>) -> String {
     let mut names = vec![format!("subject {}", quoted_name(certificate.subject()))];
     for name in alternative_names(certificate) {
@@ -124,7 +124,7 @@ pub(super) fn describe(certificate: &X509Certificate<'_>) -> String {
     names.join(", ")
 }
 
-/// A distinguished name, quoted for logs and errors.
+/// Returns a distinguished name, quoted for logs and errors.
 pub(super) fn quoted_name(name: &X509Name<'_>) -> String {
     Quoted(&name.to_string()).to_string()
 }
@@ -156,7 +156,8 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
     <[u8; 16]>::try_from(octets).ok().map(|octets| IpAddr::from(octets).to_canonical())
 }
 
-/// Compares two names RDN by RDN, attribute by attribute. `None`: one of them is not a name.
+/// Compares two names RDN by RDN, attribute by attribute. Returns `None` if one of them is not a
+/// name.
 fn same_name(a: &[u8], b: &[u8]) -> Option<bool> {
     let (rest_a, a) = X509Name::from_der(a).ok()?;
     let (rest_b, b) = X509Name::from_der(b).ok()?;
@@ -189,12 +190,12 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Maximum number of characters of a name that are shown. A datagram has room for names that would
-/// fill a log.
+/// Maximum number of characters of a name that are shown. A longer name, which fits into a
+/// datagram, would fill the log.
 const MAX_SHOWN: usize = 128;
 
-/// Text that may come from an unknown sender. It is quoted, so that it cannot forge a line of a
-/// log, and shortened to [`MAX_SHOWN`].
+/// Text that may come from an unknown sender. It is quoted, so that it cannot forge a log line, and
+/// shortened to [`MAX_SHOWN`] characters.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {

@@ -3,7 +3,7 @@
 //!
 //! An [`Authenticator`] is made once from a peer's configuration. In IKE_AUTH, the [`SignedOctets`]
 //! of each direction are passed to [`Authenticator::prove`] and [`Authenticator::verify`]. Each
-//! failure has its own [`AuthError`], which says what was expected and what came.
+//! failure has its own [`AuthError`], which states what was expected and what was received.
 
 mod authenticator;
 mod certificate_validator;

@@ -1,6 +1,6 @@
-//! The ways in which a peer can prove who it is.
+//! The ways in which a peer can prove its identity.
 
-/// How a peer has proved who it is.
+/// How a peer has proved its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Proof {
     /// By the pre-shared key.

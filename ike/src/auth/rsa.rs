@@ -23,8 +23,8 @@ const MIN_BITS: usize = 2048;
 const MAX_BITS: usize = 8192;
 
 /// The algorithms that a signature of method 1 may use. The signature does not name its hash
-/// algorithm. RFC 7296 3.8 says that SHA-1 is usual; the padding contains the identifier of the
-/// algorithm that was used.
+/// algorithm. RFC 7296 3.8 recommends SHA-1 as the default. The padding contains the identifier of
+/// the algorithm that was used.
 pub(super) const PKCS1: [&dyn VerificationAlgorithm; 4] = [
     &RSA_PKCS1_2048_8192_SHA256,
     &RSA_PKCS1_2048_8192_SHA384,
@@ -78,19 +78,20 @@ static HASHES: [Hash; 3] = [
 ];
 
 const NULL: &[u8] = &[0x05, 0x00];
-/// trailerField 1, as RFC 7427 A.4.3 prints it.
+/// trailerField 1, as in RFC 7427 A.4.3.
 const TRAILER_FIELD: &[u8] = &[0xa3, 0x03, 0x02, 0x01, 0x01];
 
 impl Hash {
-    /// AlgorithmIdentifier of RSASSA-PKCS1-v1_5 (RFC 7427 A.1).
+    /// Returns the AlgorithmIdentifier of RSASSA-PKCS1-v1_5 (RFC 7427 A.1).
     fn pkcs1_identifier(&self, parameters: &[u8]) -> Vec<u8> {
         let oid = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, self.pkcs1_oid];
         sequence(0x30, &[&sequence(0x06, &[&oid]), parameters])
     }
 
-    /// AlgorithmIdentifier of RSASSA-PSS with this hash, MGF1 with the same hash, and a salt of its
-    /// length (RFC 7427 A.4.3). The parameters of the hash are NULL or absent (RFC 4055 2.1).
-    /// `trailer` is the trailer field, which DER leaves out since it has its default.
+    /// Returns the AlgorithmIdentifier of RSASSA-PSS with this hash, MGF1 with the same hash, and a
+    /// salt with the length of the hash (RFC 7427 A.4.3). The parameters of the hash are NULL or
+    /// absent (RFC 4055 2.1). `trailer` is the trailer field, which DER omits because it has the
+    /// default value.
     fn pss_identifier(&self, hash_parameters: &[u8], mask_parameters: &[u8], trailer: &[u8]) -> Vec<u8> {
         let hash_oid = sequence(0x06, &[&[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, self.hash_oid]]);
         let hash = |parameters: &[u8]| sequence(0x30, &[&hash_oid, parameters]);
@@ -117,8 +118,8 @@ fn sequence(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
     [&[tag, len], contents.as_slice()].concat()
 }
 
-/// Returns the algorithm that an AlgorithmIdentifier of RFC 7427 names. `None`: it is not an RSA
-/// algorithm that we support. RFC 8247 3.2: SHA-1 must not be used.
+/// Returns the algorithm that an AlgorithmIdentifier of RFC 7427 names. Returns `None` if it is not
+/// an RSA algorithm that we support. SHA-1 must not be used (RFC 8247 3.2).
 pub(super) fn algorithm(identifier: &[u8]) -> Option<&'static dyn VerificationAlgorithm> {
     HASHES.iter().find_map(|hash| {
         if [NULL, &[]].iter().any(|parameters| hash.pkcs1_identifier(parameters) == identifier) {
@@ -133,7 +134,8 @@ pub(super) fn algorithm(identifier: &[u8]) -> Option<&'static dyn VerificationAl
     })
 }
 
-/// Refuses RSA keys whose size rules out any accepted signature. The error states the reason.
+/// Returns an error if no signature with an RSA key of this size can be accepted. The error states
+/// the reason.
 pub(super) fn check_size(info: &SubjectPublicKeyInfo<'_>) -> Result<(), AuthError> {
     let bits = match info.parsed() {
         Ok(PublicKey::RSA(key)) => {
@@ -161,18 +163,19 @@ pub(super) struct PssSignature {
 pub(super) struct RsaSigner(RsaKeyPair);
 
 impl RsaSigner {
-    /// Reads a private key. `None`: it is not PKCS#8 of an RSA key with 2048 to 4096 bits.
+    /// Parses a private key. Returns `None` if it is not PKCS#8 of an RSA key with 2048 to 4096
+    /// bits.
     pub(super) fn new(pkcs8: &Secret) -> Option<Self> {
         RsaKeyPair::from_pkcs8(pkcs8.expose()).ok().map(Self)
     }
 
-    /// The public key as a certificate carries it: RSAPublicKey (RFC 8017 A.1.1).
+    /// Returns the public key in the format of certificates: RSAPublicKey (RFC 8017 A.1.1).
     pub(super) fn public_key(&self) -> &[u8] {
         self.0.public_key().as_ref()
     }
 
-    /// Signs by RSASSA-PSS, which every peer with RFC 7427 must support
-    /// (RFC 8247 3.2). `None`: the peer accepts none of our hash algorithms.
+    /// Signs by RSASSA-PSS, which every peer with RFC 7427 must support (RFC 8247 3.2). Returns
+    /// `None` if the peer accepts none of our hash algorithms.
     pub(super) fn sign_pss(
         &self,
         octets: &[u8],
@@ -185,8 +188,8 @@ impl RsaSigner {
         Ok(Some(PssSignature { identifier, signature }))
     }
 
-    /// Makes a signature of method 1. SHA-1 is usual for this method, but `ring` signs with SHA-2
-    /// only.
+    /// Makes a signature of method 1. SHA-1 is usual for this method, but `ring` signs only with
+    /// SHA-2.
     pub(super) fn sign_pkcs1(&self, octets: &[u8]) -> Result<Vec<u8>, AuthError> {
         self.sign(octets, &RSA_PKCS1_SHA256)
     }

@@ -11,7 +11,7 @@ use super::rsa::{self, RsaSigner};
 use crate::secret::Secret;
 use crate::wire::{AuthMethod, Authentication, HashAlgorithm};
 
-/// AlgorithmIdentifier as RFC 8420 2 prints it: SEQUENCE { OBJECT IDENTIFIER }, no parameters.
+/// AlgorithmIdentifier as in RFC 8420 2: SEQUENCE { OBJECT IDENTIFIER }, no parameters.
 const ID_ED25519: &[u8] = &[0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70];
 
 // Contents of OBJECT IDENTIFIERs in SubjectPublicKeyInfo (RFC 5480, RFC 8410).
@@ -29,8 +29,8 @@ pub(super) enum SigningKey {
 
 impl SigningKey {
     pub(super) fn new(pkcs8: &Secret) -> Result<Self, CredentialError> {
-        // The key may stay unchecked here: version 1 of PKCS#8 holds no public key to check
-        // against. `belongs_to` checks against the certificate instead.
+        // The key may remain unchecked here: version 1 of PKCS#8 contains no public key to compare
+        // it with. `belongs_to` compares it with the certificate's key instead.
         if let Ok(key) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8.expose()) {
             return Ok(Self::Ed25519(Box::new(key)));
         }
@@ -65,7 +65,7 @@ impl SigningKey {
                 let signed = signed.ok_or_else(|| no_common_signature(key.curve().name(), peer_hashes))?;
                 Ok(digital_signature(signed.identifier, &signed.signature))
             }
-            // RFC 7427 4: without SIGNATURE_HASH_ALGORITHMS the peer may not know method 14.
+            // RFC 7427 4: without SIGNATURE_HASH_ALGORITHMS the peer may not support method 14.
             (Self::Ecdsa(key), None) => {
                 let (method, data) = key.sign_fixed(octets)?;
                 Ok(Authentication { method, data })
@@ -137,7 +137,7 @@ impl PublicKey {
         Ok(Self { kind, key: info.subject_public_key.data.to_vec() })
     }
 
-    /// Checks that AUTH is a signature by this key.
+    /// Checks that AUTH is a signature by this key. Returns the kind of signature.
     pub(super) fn verify(&self, octets: &[u8], auth: &Authentication) -> Result<Proof, AuthError> {
         if !self.has_signed(octets, auth)? {
             return Err(AuthError::Signature);
@@ -206,8 +206,8 @@ impl SignatureAlgorithm {
     }
 }
 
-/// Shows an unknown AlgorithmIdentifier in hexadecimal. It is shortened, since it comes from the
-/// peer.
+/// Returns an unknown AlgorithmIdentifier in hexadecimal, shortened to 32 octets, since the peer
+/// chose its length.
 fn shown(identifier: &[u8]) -> String {
     HEXLOWER.encode(identifier.get(..32).unwrap_or(identifier))
 }

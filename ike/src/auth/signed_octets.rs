@@ -1,4 +1,4 @@
-//! What AUTH covers (RFC 7296 2.15).
+//! The octets that AUTH covers (RFC 7296 2.15).
 
 use crate::config::Prf;
 use crate::crypto::IkeKeys;
@@ -12,15 +12,15 @@ pub struct SignedOctets {
 }
 
 impl SignedOctets {
-    /// InitiatorSignedOctets = RealMessage1 | NonceRData | prf(SK_pi, RestOfInitIDPayload).
-    /// `request` is the last IKE_SA_INIT request as it was sent, from the header's first octet on.
-    /// It contains the cookie if the responder asked for one.
+    /// Computes InitiatorSignedOctets = RealMessage1 | NonceRData | prf(SK_pi,
+    /// RestOfInitIDPayload). `request` is the last IKE_SA_INIT request as it was sent, from the
+    /// header's first octet on. It contains the cookie if the responder requested one.
     pub fn initiator(keys: &IkeKeys, request: &[u8], responder_nonce: &[u8], id: &Id) -> Self {
         Self::new(keys.suite.prf, request, responder_nonce, keys.pi.expose(), id)
     }
 
-    /// ResponderSignedOctets = RealMessage2 | NonceIData | prf(SK_pr, RestOfRespIDPayload).
-    /// `response` is the IKE_SA_INIT response as it was sent.
+    /// Computes ResponderSignedOctets = RealMessage2 | NonceIData | prf(SK_pr,
+    /// RestOfRespIDPayload). `response` is the IKE_SA_INIT response as it was sent.
     pub fn responder(keys: &IkeKeys, response: &[u8], initiator_nonce: &[u8], id: &Id) -> Self {
         Self::new(keys.suite.prf, response, initiator_nonce, keys.pr.expose(), id)
     }

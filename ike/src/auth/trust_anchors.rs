@@ -1,6 +1,6 @@
-//! The configured trust anchors. webpki takes only name, key and name constraints from them; RFC
-//! 5280 6.1 lets an anchor set more limits. We apply those limits as well, since an operator who
-//! limits a CA expects that.
+//! The configured trust anchors. webpki uses only the name, key and name constraints of an anchor.
+//! RFC 5280 6.1 allows an anchor to set more limits. We apply those limits as well, since an
+//! operator who limits a CA expects them to apply.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::error::{AuthError, CredentialError};
 
-/// Trust anchors, each with the limits that its certificate sets in addition to name and key.
+/// Trust anchors, each with the limits in its certificate that webpki does not apply.
 #[derive(Debug)]
 pub(super) struct TrustAnchors {
     anchors: Vec<TrustAnchor<'static>>,
@@ -18,14 +18,15 @@ pub(super) struct TrustAnchors {
     authorities: Vec<u8>,
 }
 
-/// What a trust anchor's certificate says about itself.
+/// The limits that a trust anchor's certificate sets for itself.
 #[derive(Debug, Clone, Copy)]
 struct AnchorLimits {
     /// notBefore, seconds since 1970-01-01 UTC.
     not_before: u64,
     /// notAfter, seconds since 1970-01-01 UTC.
     not_after: u64,
-    /// pathLenConstraint: maximum number of intermediates below the anchor. `None`: any number.
+    /// pathLenConstraint: maximum number of intermediates below the anchor. `None` allows any
+    /// number.
     path_len: Option<u32>,
 }
 
@@ -55,12 +56,12 @@ impl TrustAnchors {
         Ok(Self { anchors, limits, authorities })
     }
 
-    /// Hashes of the trust anchors, as CERTREQ carries them.
+    /// Returns the hashes of the trust anchors, in the format of CERTREQ.
     pub(super) fn authorities(&self) -> &[u8] {
         &self.authorities
     }
 
-    /// All trust anchors, valid or not.
+    /// Returns all trust anchors, including those that are not valid now.
     pub(super) fn all(&self) -> &[TrustAnchor<'static>] {
         &self.anchors
     }
@@ -75,8 +76,8 @@ impl TrustAnchors {
         ValidAnchors { anchors: Cow::Owned(anchors), limits }
     }
 
-    /// Returns the reason why this anchor of [`Self::all`] is not valid at `now`. `None` if it is
-    /// valid.
+    /// Returns the reason why this anchor of [`Self::all`] is not valid at `now`, or `None` if it
+    /// is valid.
     pub(super) fn invalid(&self, anchor: &TrustAnchor<'_>, now: u64) -> Option<AuthError> {
         let position = self.anchors.iter().position(|other| std::ptr::eq(other, anchor))?;
         let AnchorLimits { not_before, not_after, .. } = *self.limits.get(position)?;
@@ -89,8 +90,8 @@ impl TrustAnchors {
 }
 
 impl ValidAnchors<'_> {
-    /// Returns notAfter of the anchor at which a path ends. Fails if the anchor does not allow this
-    /// number of intermediates.
+    /// Returns notAfter of the anchor at which a path ends. Returns an error if the anchor does not
+    /// allow this number of intermediates.
     pub(super) fn check(&self, anchor: &TrustAnchor<'_>, intermediates: usize) -> Result<u64, AuthError> {
         let position = self.anchors.iter().position(|other| std::ptr::eq(other, anchor));
         let Some(limits) = position.and_then(|position| self.limits.get(position)) else {

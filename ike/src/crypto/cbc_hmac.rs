@@ -1,5 +1,5 @@
-//! AES-CBC and HMAC in the Encrypted payload (RFC 7296 3.14, RFC 3602, RFC 4868): the ciphertext is
-//! authenticated, and is decrypted only after its ICV has been checked.
+//! AES-CBC and HMAC in the Encrypted payload (RFC 7296 3.14, RFC 3602, RFC 4868): the ICV covers
+//! the ciphertext, which is decrypted only after the ICV has been checked.
 
 use aes::cipher::array::Array;
 use aes::cipher::{BlockCipherEncrypt, BlockModeDecrypt, BlockModeEncrypt, KeyInit, KeyIvInit};
@@ -35,13 +35,15 @@ impl CbcHmac {
     }
 
     /// Appends initialization vector, ciphertext and ICV to `message`, which holds all preceding
-    /// octets. `number` is never used twice with these keys. `None`: the key has the wrong length.
+    /// octets. `number` must never be used twice with these keys. Returns `None` if the key has the
+    /// wrong length.
     pub(super) fn seal(&self, mut message: Vec<u8>, number: u64, inner: &[u8]) -> Option<Vec<u8>> {
         let iv = self.initialization_vector(number)?;
         message.extend_from_slice(&iv);
         let start = message.len();
         message.extend_from_slice(inner);
-        // RFC 7296 3.14: no more padding than needed. The pad length follows the padding.
+        // RFC 7296 3.14: there should be no more padding than needed. The pad length follows the
+        // padding.
         //= RFC 7296 3.14 MUST 5: padding to the block size
         //= RFC 7296 3.14 SHOULD 6: the least padding
         let padding = BLOCK_LEN.wrapping_sub(inner.len()).wrapping_sub(1) % BLOCK_LEN;
@@ -88,9 +90,10 @@ impl CbcHmac {
         context.sign()
     }
 
-    /// RFC 7296 3.14 and RFC 3602 3 require an initialization vector that an attacker cannot
-    /// predict. It is a block that is encrypted only once, under the same key: the first method of
-    /// NIST SP 800-38A C. This method needs no random numbers, so it cannot fail for lack of them.
+    /// Computes an initialization vector that an attacker cannot predict, as RFC 7296 3.14 and RFC
+    /// 3602 3 require. The result is the encryption of a unique block under the same key: the first
+    /// method of NIST SP 800-38A C. This method needs no random numbers, so it cannot fail for lack
+    /// of them.
     //= RFC 7296 3.14 MUST 3: an IV that cannot be predicted
     fn initialization_vector(&self, number: u64) -> Option<Block> {
         let mut block = [0; BLOCK_LEN];
@@ -137,7 +140,7 @@ impl Integrity {
         }
     }
 
-    /// Size of a key, bytes. It equals the size of the hash's output (RFC 4868 2.1.1).
+    /// Returns the size of a key, bytes. It equals the size of the hash's output (RFC 4868 2.1.1).
     pub(super) fn key_len(self) -> usize {
         match self {
             Self::HmacSha256 => 32,
@@ -146,7 +149,7 @@ impl Integrity {
         }
     }
 
-    /// Size of the ICV, bytes: half of the hash's output (RFC 4868 2.1).
+    /// Returns the size of the ICV, bytes: half of the hash's output (RFC 4868 2.1).
     pub(super) fn icv_len(self) -> usize {
         self.key_len() / 2
     }

@@ -1,4 +1,4 @@
-//! Cookies against floods of IKE_SA_INIT from forged addresses (RFC 7296 2.6).
+//! Cookies, which protect against floods of IKE_SA_INIT from forged addresses (RFC 7296 2.6).
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::time::Instant;
 /// Age at which a secret is replaced. Cookies made with the previous secret are still accepted.
 pub const COOKIE_LIFETIME: Duration = Duration::from_secs(60);
 
-/// Makes and checks cookies without storing any. A cookie is the version of the secret and
+/// Makes and checks cookies without storing any. A cookie consists of the version of the secret and
 /// `HMAC(secret, IPi | SPIi | Ni)`.
 #[derive(Debug)]
 pub struct Cookies {
@@ -27,12 +27,12 @@ struct CookieSecret {
 }
 
 impl Cookies {
-    /// Starts with a fresh secret.
+    /// Makes the first secret.
     pub fn new(env: &mut dyn Environment, now: Instant) -> Self {
         Self { current: CookieSecret::new(0, env, now), previous: None }
     }
 
-    /// The cookie that an initiator must return.
+    /// Returns the cookie that an initiator must return.
     pub fn cookie(
         &mut self,
         env: &mut dyn Environment,
@@ -91,8 +91,8 @@ impl CookieSecret {
     //= RFC 7296 2.6.1 SHOULD 1: the cookie stays for another group
     fn hash(&self, nonce: &[u8], from: IpAddr, initiator_spi: u64) -> hmac::Tag {
         let mut context = hmac::Context::with_key(&self.secret);
-        // IPv4 addresses are mapped, so that every part but the last has a fixed length and no two
-        // initiators hash the same octets.
+        // IPv4 addresses are mapped to IPv6. Every part except the last then has a fixed length, so
+        // the hashed octets of two initiators always differ.
         let address = match from {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
             IpAddr::V6(address) => address,

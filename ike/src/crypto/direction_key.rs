@@ -28,13 +28,14 @@ enum Protection {
         salt: [u8; SALT_LEN],
     },
     CbcHmac(Box<CbcHmac>),
-    /// The cipher does not take keys of this length, which [`super::IkeKeys`] never makes. Sealing
-    /// and opening fail.
+    /// The key has the wrong length for the cipher. [`super::IkeKeys`] never makes such a key.
+    /// Sealing and opening fail.
     Unusable,
 }
 
 impl DirectionKey {
-    /// `encryption` is SK_ei or SK_er; `integrity` is SK_ai or SK_ar, empty for an AEAD.
+    /// Makes a key. `encryption` is SK_ei or SK_er. `integrity` is SK_ai or SK_ar, and empty for an
+    /// AEAD.
     pub(super) fn new(cipher: Cipher, encryption: &Secret, integrity: &Secret) -> Self {
         let algorithm = match cipher {
             Cipher::Aes128Gcm16 => &aead::AES_128_GCM,
@@ -53,22 +54,22 @@ impl DirectionKey {
         Self { cipher, protection }
     }
 
-    /// Size of the body of a payload that carries `len` octets, bytes: IV, contents, padding, pad
-    /// length, ICV (RFC 7296 3.14).
+    /// Returns the size of the body of a payload that carries `len` octets, bytes: IV, contents,
+    /// padding, pad length, ICV (RFC 7296 3.14).
     pub(super) fn sealed_len(&self, len: usize) -> usize {
         let (iv, block, icv) = self.cipher.layout();
         len.saturating_add(1).next_multiple_of(block).saturating_add(iv).saturating_add(icv)
     }
 
-    /// Maximum number of octets that a body of `room` octets carries.
+    /// Returns the maximum number of octets that fit into a body of `room` octets.
     pub(super) fn contents_len(&self, room: usize) -> usize {
         let (iv, block, icv) = self.cipher.layout();
         let room = room.saturating_sub(iv).saturating_sub(icv);
         room.saturating_sub(room % block).saturating_sub(1)
     }
 
-    /// Appends the body of the Encrypted payload to the preceding octets. `number` must never be
-    /// used twice.
+    /// Appends the body of the Encrypted payload to `message`, which holds the preceding octets.
+    /// `number` must never be used twice.
     pub(super) fn seal(&self, message: Vec<u8>, number: u64, inner: &[u8]) -> Result<Vec<u8>, SealError> {
         match &self.protection {
             Protection::Aead { key, salt } => seal_aead(key, *salt, message, number, inner),
@@ -77,8 +78,8 @@ impl DirectionKey {
         }
     }
 
-    /// Decrypts the body of an Encrypted payload: contents, padding, pad length. `associated` holds
-    /// the preceding octets.
+    /// Decrypts the body of an Encrypted payload. Returns contents, padding and pad length.
+    /// `associated` holds the preceding octets.
     pub(super) fn open(&self, associated: &[u8], body: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
         match &self.protection {
             Protection::Aead { key, salt } => open_aead(key, *salt, associated, body),
@@ -98,7 +99,7 @@ fn seal_aead(
     let iv = number.to_be_bytes();
     //= RFC 7296 3.14 MUST 8: the checksum covers the encrypted message
     let associated = aead::Aad::from(message.clone());
-    // RFC 5282 4: padding is not needed; the pad length octet is.
+    // RFC 5282 4: padding is not needed, but the pad length octet is.
     let mut contents = Vec::with_capacity(inner.len().saturating_add(1).saturating_add(AEAD_ICV_LEN));
     contents.extend_from_slice(inner);
     //= RFC 7296 3.14 SHOULD 6: the least padding
@@ -130,7 +131,7 @@ fn open_aead(
     Ok(contents)
 }
 
-/// Salt and explicit IV (RFC 5282 4, RFC 7634 2).
+/// Makes the nonce from the salt and the explicit IV (RFC 5282 4, RFC 7634 2).
 fn nonce(salt: [u8; SALT_LEN], iv: [u8; AEAD_IV_LEN]) -> aead::Nonce {
     let mut nonce = [0; aead::NONCE_LEN];
     for (octet, value) in nonce.iter_mut().zip(salt.iter().chain(&iv)) {
@@ -140,7 +141,7 @@ fn nonce(salt: [u8; SALT_LEN], iv: [u8; AEAD_IV_LEN]) -> aead::Nonce {
 }
 
 impl Cipher {
-    /// Sizes of IV, block and ICV of an Encrypted payload, bytes.
+    /// Returns the sizes of IV, block and ICV of an Encrypted payload, bytes.
     fn layout(self) -> (usize, usize, usize) {
         match self.integrity() {
             Some(integrity) => (BLOCK_LEN, BLOCK_LEN, integrity.icv_len()),
@@ -148,8 +149,8 @@ impl Cipher {
         }
     }
 
-    /// Size of SK_ei and SK_er, bytes: the key, and for an AEAD 4 octets of salt (RFC 5282 7.1, RFC
-    /// 7634 2).
+    /// Returns the size of SK_ei and SK_er, bytes: the key, and 4 octets of salt for an AEAD (RFC
+    /// 5282 7.1, RFC 7634 2).
     pub(super) fn encryption_key_len(self) -> usize {
         match self {
             Self::Aes128Gcm16 => 20,
@@ -158,7 +159,7 @@ impl Cipher {
         }
     }
 
-    /// Size of SK_ai and SK_ar, bytes. 0 for an AEAD (RFC 5282 7).
+    /// Returns the size of SK_ai and SK_ar, in octets. It is 0 for an AEAD (RFC 5282 7).
     pub(super) fn integrity_key_len(self) -> usize {
         self.integrity().map_or(0, crate::config::Integrity::key_len)
     }

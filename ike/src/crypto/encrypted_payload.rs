@@ -14,13 +14,13 @@ use crate::wire::{
 /// limit is smaller.
 const MIN_FRAGMENT_PART: usize = 64;
 
-/// Which end of an IKE SA we are: the original initiator of the SA (not of the exchange), or its
+/// Our role in an IKE SA: its original initiator (not the initiator of the exchange), or its
 /// responder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IkeRole {
-    /// This end sent the IKE_SA_INIT or CREATE_CHILD_SA request that made the IKE SA.
+    /// This end sent the IKE_SA_INIT or CREATE_CHILD_SA request that created the IKE SA.
     Initiator,
-    /// This end answered that request.
+    /// This end responded to that request.
     Responder,
 }
 
@@ -34,7 +34,7 @@ pub enum Opened {
 }
 
 /// Protects the messages of one IKE SA in both directions. Initialization vectors come from a
-/// counter, so none is used twice with one key.
+/// counter, so no vector is used twice with one key.
 pub struct IkeCipher {
     seal: DirectionKey,
     open: DirectionKey,
@@ -54,10 +54,10 @@ impl IkeCipher {
         }
     }
 
-    /// Returns the datagrams (without non-ESP marker) that carry a message: one, or several if the
-    /// message is larger than `limit` octets. Without a limit (the peer did not send
-    /// IKEV2_FRAGMENTATION_SUPPORTED) there is always one. To retransmit, send the same octets
-    /// again.
+    /// Returns the datagrams (without the non-ESP marker) that carry a message: one datagram, or
+    /// several if the message is larger than `limit` octets. Without a limit (if the peer did not
+    /// send IKEV2_FRAGMENTATION_SUPPORTED) there is always one datagram. To retransmit, send the
+    /// same octets again.
     ///
     /// # Errors
     /// See [`SealError`].
@@ -94,7 +94,8 @@ impl IkeCipher {
         let part_len = self.seal.contents_len(room).max(MIN_FRAGMENT_PART);
         let parts = inner.chunks(part_len);
         let total = u16::try_from(parts.len()).ok().filter(|&total| total <= MAX_FRAGMENTS).ok_or(too_large)?;
-        // RFC 7383 2.5: the first fragment names the first payload, the other fragments name none.
+        // RFC 7383 2.5: the first fragment states the type of the first payload, and the other
+        // fragments state no type.
         let firsts = std::iter::once(first).chain(std::iter::repeat(PayloadType::None));
         (1..=total)
             .zip(parts)
@@ -125,8 +126,8 @@ impl IkeCipher {
         self.seal.seal(message, number, inner)
     }
 
-    /// Opens a datagram (without non-ESP marker). Payloads in clear before the encrypted one are
-    /// authenticated but not returned: our exchanges have none.
+    /// Opens a datagram (without the non-ESP marker). Payloads in clear before the Encrypted
+    /// payload are authenticated but not returned, since our exchanges do not use them.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -137,7 +138,7 @@ impl IkeCipher {
     }
 }
 
-/// Reads the decrypted octets: payloads, padding, pad length (RFC 7296 3.14).
+/// Parses the decrypted octets: payloads, padding and pad length (RFC 7296 3.14).
 fn decode_plaintext(front: EncryptedPrefix, plain: &[u8]) -> Result<Opened, InvalidMessage> {
     let Some((&padding, rest)) = plain.split_last() else {
         return Err(InvalidMessage::Truncated { what: "encrypted payload", needed: 1, left: 0 });

@@ -9,7 +9,7 @@ pub enum SealError {
     /// [`MAX_FRAGMENTS`](crate::wire::MAX_FRAGMENTS) fragments. Holds its size, bytes.
     #[error("message of {0} octets is too large to be sent")]
     TooLarge(usize),
-    /// 2^64 messages have been sent, so the key of this IKE SA must not be used any more.
+    /// 2^64 messages have been sent, so the keys of this IKE SA must no longer be used.
     #[error("the IKE SA's initialization vectors are used up")]
     Exhausted,
     /// The IKE SA has no usable key.
@@ -26,7 +26,7 @@ pub enum OpenError {
     /// The integrity check value is wrong. Drop the datagram.
     #[error("integrity check failed")]
     Forged,
-    /// The datagram is authentic, but its contents are malformed. Answer a request with
+    /// The datagram is authentic, but its contents are malformed. If it is a request, respond with
     /// [`InvalidMessage::notify`].
     #[error("authentic, but malformed: {0}")]
     Contents(InvalidMessage),

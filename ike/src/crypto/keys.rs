@@ -11,7 +11,7 @@ pub struct IkeSuite {
     pub cipher: Cipher,
     /// Derives keys and computes AUTH.
     pub prf: Prf,
-    /// Key exchange method that made the keys.
+    /// The key exchange method that was used to make the keys.
     pub group: Group,
 }
 
@@ -21,7 +21,7 @@ impl std::fmt::Display for IkeSuite {
     }
 }
 
-/// The nonces of the initiator and the responder of the exchange that makes the keys.
+/// The nonces of the initiator and the responder of the exchange that creates the keys.
 #[derive(Debug, Clone, Copy)]
 pub struct Nonces<'a> {
     /// Ni, 16 to 256 octets.
@@ -33,7 +33,7 @@ pub struct Nonces<'a> {
 /// Keys of an IKE SA (RFC 7296 2.14).
 #[derive(Debug, Clone)]
 pub struct IkeKeys {
-    /// The algorithms that use them.
+    /// The algorithms that use the keys.
     pub suite: IkeSuite,
     /// SK_d: derives keys of CHILD_SAs and of the next IKE SA.
     pub(crate) d: Secret,
@@ -62,7 +62,7 @@ impl IkeKeys {
     }
 
     /// Derives the keys of the IKE SA that replaces this one: SKEYSEED = prf(SK_d (old), g^ir (new)
-    /// | Ni | Nr), with the old SA's PRF (RFC 7296 2.18). `ike` holds the new SPIs; its initiator
+    /// | Ni | Nr), with the old SA's PRF (RFC 7296 2.18). `ike` holds the new SPIs. Its initiator
     /// is the initiator of the exchange.
     pub fn rekey(&self, suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
         //= RFC 7296 2.18 REQUIRED 5: SKEYSEED of a rekey
@@ -71,8 +71,8 @@ impl IkeKeys {
         Self::expand(suite, &skeyseed, nonces, ike)
     }
 
-    /// {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr | SPIi |
-    /// SPIr).
+    /// Computes {SK_d | SK_ai | SK_ar | SK_ei | SK_er | SK_pi | SK_pr} = prf+(SKEYSEED, Ni | Nr |
+    /// SPIi | SPIr).
     fn expand(suite: IkeSuite, skeyseed: &Secret, nonces: Nonces<'_>, ike: IkeId) -> Self {
         let responder = if mutation!("ike_keys_without_spi") { 0 } else { ike.responder };
         let (initiator, responder) = (ike.initiator.to_be_bytes(), responder.to_be_bytes());
@@ -96,7 +96,7 @@ impl IkeKeys {
     }
 
     /// Derives the keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17).
-    /// The nonces come from the exchange that makes the CHILD_SA.
+    /// The nonces come from the exchange that creates the CHILD_SA.
     pub fn child(&self, cipher: Cipher, nonces: Nonces<'_>, shared: Option<&Secret>) -> ChildKeys {
         let shared = shared.filter(|_| !mutation!("child_keys_without_secret"));
         let shared = shared.map_or([].as_slice(), Secret::expose);
@@ -110,9 +110,8 @@ impl IkeKeys {
     }
 }
 
-/// Keys of a CHILD_SA, each in the layout that the kernel takes. For an AEAD that is the key and
-/// the salt (RFC 4106 8.1, RFC 7634 2), otherwise the encryption key and the integrity key (RFC
-/// 7296 2.17).
+/// Keys of a CHILD_SA, each in the kernel's layout: for an AEAD, the key and the salt (RFC 4106
+/// 8.1, RFC 7634 2); otherwise, the encryption key and the integrity key (RFC 7296 2.17).
 #[derive(Debug, Clone)]
 pub struct ChildKeys {
     /// Protects packets that the initiator of the exchange sends.
@@ -122,16 +121,16 @@ pub struct ChildKeys {
 }
 
 impl Cipher {
-    /// Size of the keying material for one direction, bytes. An AEAD has a key and 4 octets of salt
-    /// (RFC 4106 8.1, RFC 7634 2); otherwise there are an encryption key and an integrity key (RFC
-    /// 7296 2.17).
+    /// Returns the size of the keying material for one direction, in octets. An AEAD needs a key
+    /// and 4 octets of salt (RFC 4106 8.1, RFC 7634 2). Another cipher needs an encryption key and
+    /// an integrity key (RFC 7296 2.17).
     //= RFC 7296 2.17 MUST 2: the encryption key first
     pub fn keymat_len(self) -> usize {
         self.encryption_key_len().saturating_add(self.integrity_key_len())
     }
 }
 
-/// Keying material. Keys are taken from its front.
+/// Keying material, from whose front keys are taken.
 struct KeyMaterial<'a>(&'a [u8]);
 
 impl KeyMaterial<'_> {

@@ -8,7 +8,8 @@
 //!   RFC 5282, RFC 7634, RFC 7383).
 //! - [`Cookies`], [`nat_detection_hash()`]: hashes of addresses in IKE_SA_INIT.
 //!
-//! Keys live in [`Secret`](crate::Secret) or in `ring`'s own key types; no code here prints them.
+//! Keys are stored in [`Secret`](crate::Secret) or in `ring`'s own key types. No code in this
+//! module prints them.
 
 mod cbc_hmac;
 mod cookie;

@@ -8,7 +8,8 @@ use crate::secret::Secret;
 use crate::wire::InvalidMessage;
 
 impl Prf {
-    /// Size of the output, bytes. SK_d, SK_pi and SK_pr have the same length (RFC 7296 2.14).
+    /// Returns the size of the output, bytes. SK_d, SK_pi and SK_pr have the same size (RFC 7296
+    /// 2.14).
     //= RFC 7296 2.13 MUST 3: SK_d, SK_pi and SK_pr
     pub(crate) fn output_len(self) -> usize {
         match self {
@@ -34,7 +35,7 @@ impl Prf {
         }
     }
 
-    /// Computes prf(key, data). The data comes in parts.
+    /// Computes prf(key, data). `data` is a list of parts.
     pub(crate) fn compute(self, key: &[u8], data: &[&[u8]]) -> Secret {
         //= RFC 7296 1.7 MUST 2: a PRF takes a key of any length
         let mut context = hmac::Context::with_key(&hmac::Key::new(self.algorithm(), key));
@@ -45,9 +46,9 @@ impl Prf {
     }
 
     /// Computes the first `len` octets of prf+(key, seed), where T1 = prf(K, S | 0x01), T2 = prf(K,
-    /// T1 | S | 0x02), ... The seed comes in parts.
+    /// T1 | S | 0x02), ... `seed` is a list of parts.
     ///
-    /// prf+ ends after 255 blocks; the keys of one SA need fewer than ten.
+    /// prf+ ends after 255 blocks; the keys of one SA need fewer than ten blocks.
     pub(crate) fn expand(self, key: &[u8], seed: &[&[u8]], len: usize) -> Secret {
         let key = hmac::Key::new(self.algorithm(), key);
         let mut out = Vec::with_capacity(len.next_multiple_of(self.output_len()));

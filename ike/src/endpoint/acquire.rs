@@ -1,5 +1,5 @@
-//! Tunnels on demand. Packets that wait for a peer cause attempts. The number of simultaneous
-//! attempts is limited, and one attempt serves many packets.
+//! Tunnels on demand. A packet that waits for a tunnel causes an attempt. The number of
+//! simultaneous attempts is limited, and one attempt serves all packets for a peer.
 
 use super::state::{DeadlineOwner, Endpoint, peer_span};
 use crate::config::PeerName;
@@ -8,11 +8,11 @@ use crate::time::Instant;
 
 impl Endpoint {
     /// Reports that a packet waits for a tunnel to this peer until `until` (the kernel's ACQUIRE).
-    /// An attempt starts, and is repeated after each failure until that time, whether or not the
-    /// configuration says `initiate`. The delay after a failure is not shortened, so any number of
-    /// packets leads to few attempts. If [`crate::EndpointConfig::acquire_limit`] such attempts
-    /// run, the peer waits for its turn. If the peer has an IKE SA without a CHILD_SA, a CHILD_SA
-    /// is made on that IKE SA. Returns false if there is no such peer.
+    /// Starts an attempt, and repeats it after each failure until that time, even if `initiate` is
+    /// not set. The delay after a failure is not shortened, so many packets still cause few
+    /// attempts. If [`crate::EndpointConfig::acquire_limit`] such attempts are running, the attempt
+    /// is queued. If the peer has an IKE SA without a CHILD_SA, a CHILD_SA is created on that IKE
+    /// SA. Returns false if there is no such peer.
     pub fn acquire(&mut self, name: &PeerName, until: Instant, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
@@ -35,7 +35,8 @@ impl Endpoint {
         true
     }
 
-    /// Starts an attempt. If only packets need the attempt, it may have to wait for its turn.
+    /// Starts an attempt, or queues it if only packets need it and too many such attempts are
+    /// running.
     pub(super) fn start_or_queue_attempt(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name) else {
             return;
@@ -51,15 +52,15 @@ impl Endpoint {
         }
     }
 
-    /// Records that the attempt with a peer has ended, so that another one may start.
+    /// Records that the attempt with a peer has ended, so that a queued attempt may start.
     pub(super) fn acquire_attempt_over(&mut self, name: &PeerName, now: Instant) {
         if self.acquire_queue.end(name) {
             self.deadlines.set(DeadlineOwner::AcquireQueue, Some(now));
         }
     }
 
-    /// Starts attempts with the peers whose turn it is. The packets for some of them may no longer
-    /// wait.
+    /// Starts queued attempts, as far as the limit allows. Skips peers that no longer need an
+    /// attempt, for example because no packet waits any more.
     pub(super) fn start_queued_attempts(&mut self, now: Instant, env: &mut dyn Environment) {
         while let Some(name) = self.acquire_queue.next(self.config.acquire_limit.max(1)) {
             let idle = |peer: &&super::peer::Peer| {
@@ -75,8 +76,8 @@ impl Endpoint {
         }
     }
 
-    /// Returns whether we began the present IKE SA with the peer, by IKE_SA_INIT. A rekey does not
-    /// change that. `None`: there is no IKE SA.
+    /// Returns whether we initiated the present IKE SA with the peer by IKE_SA_INIT. A rekey does
+    /// not change the result. Returns `None` if there is no IKE SA.
     pub fn is_initiator(&self, name: &PeerName) -> Option<bool> {
         let spi = self.peers.get(name)?.sas.last()?;
         match self.sas.get(spi)? {

@@ -1,23 +1,23 @@
-//! The peers for which packets wait, in the order of their attempts.
+//! The peers for which packets wait, in the order in which attempts start.
 
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::config::PeerName;
 
 /// The peers for which packets wait while the number of simultaneous attempts is limited. It holds
-/// each peer once.
+/// each peer at most once.
 #[derive(Debug, Default)]
 pub(super) struct AcquireQueue {
     running: BTreeSet<PeerName>,
-    /// Peers whose last attempt did not fail. They have priority, so that many dead peers do not
-    /// delay the remaining ones.
+    /// Peers whose last attempt did not fail. They have priority, so that many unreachable peers do
+    /// not delay the reachable ones.
     fresh: VecDeque<PeerName>,
     failed: VecDeque<PeerName>,
     queued: BTreeSet<PeerName>,
 }
 
 impl AcquireQueue {
-    /// Adds a peer. Returns true if its attempt may run now.
+    /// Records the attempt of a peer as running, or queues it. Returns true if it may run now.
     pub(super) fn begin(&mut self, name: &PeerName, has_failed: bool, limit: usize) -> bool {
         if self.running.len() < limit || self.running.contains(name) {
             self.running.insert(name.clone());
@@ -30,14 +30,13 @@ impl AcquireQueue {
         false
     }
 
-    /// Records that the attempt with a peer has ended. Returns true if another peer may have its
-    /// turn.
+    /// Records that the attempt with a peer has ended. Returns true if a queued attempt may start.
     pub(super) fn end(&mut self, name: &PeerName) -> bool {
         self.running.remove(name) && !self.queued.is_empty()
     }
 
-    /// Removes and returns the peer whose turn it is. `None` if no more attempts may run, or if no
-    /// peer waits.
+    /// Removes and returns the next queued peer. Returns `None` if the limit is reached, or if no
+    /// peer is queued.
     pub(super) fn next(&mut self, limit: usize) -> Option<PeerName> {
         if self.running.len() >= limit {
             return None;

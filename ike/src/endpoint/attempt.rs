@@ -5,15 +5,16 @@ use std::net::SocketAddr;
 use crate::child_sas::Spi;
 use crate::event::{PeerError, PeerErrorKind};
 
-/// Maximum number of unauthenticated errors that one attempt keeps, and of other addresses that the
-/// error of the attempt names.
+/// Maximum number of unauthenticated errors that one attempt stores. It is also the maximum number
+/// of further addresses that the error of the attempt names.
 const MAX_UNVERIFIED_ERRORS: usize = 4;
 
 /// Maximum number of addresses of one attempt, including those that become known while it runs. A
-/// peer whose addresses change all the time must not make us send to more addresses.
+/// peer whose addresses keep changing must not make us send to more addresses.
 const MAX_CANDIDATES: usize = 8;
 
-/// The IKE_SA_INITs to the candidate addresses of a peer. At most one of them is in IKE_AUTH.
+/// The handshakes with the candidate addresses of a peer. All are in IKE_SA_INIT, except at most
+/// one, which is in IKE_AUTH.
 #[derive(Debug, Default)]
 pub(super) struct Attempt {
     pub(super) initiating: Vec<Spi>,
@@ -24,7 +25,7 @@ pub(super) struct Attempt {
 /// One of the addresses that an attempt tries.
 #[derive(Debug)]
 struct Candidate {
-    /// Our SPI in the IKE_SA_INIT to this address. `None`: nothing could be sent.
+    /// Our SPI in the IKE_SA_INIT to this address. `None` if no request could be sent.
     spi: Option<Spi>,
     remote: SocketAddr,
     /// Unauthenticated errors that came from this address, the latest last.
@@ -33,7 +34,7 @@ struct Candidate {
     failure: Option<PeerError>,
 }
 
-/// An error that is not authenticated: anybody may have sent it.
+/// An error in a message without authentication, which any host may have sent.
 #[derive(Debug)]
 struct UnverifiedError {
     error: PeerError,
@@ -55,17 +56,17 @@ impl Attempt {
         self.candidates.push(Candidate { spi: Some(spi), remote, unverified_errors: Vec::new(), failure: None });
     }
 
-    /// Adds an address to which nothing could be sent.
+    /// Adds an address to which no IKE_SA_INIT could be sent.
     pub(super) fn add_failed_candidate(&mut self, remote: SocketAddr, error: PeerError) {
         self.candidates.push(Candidate { spi: None, remote, unverified_errors: Vec::new(), failure: Some(error) });
     }
 
-    /// Returns whether this attempt includes an address and port.
+    /// Returns whether this attempt tries this address and port.
     pub(super) fn includes(&self, remote: SocketAddr) -> bool {
         self.candidates.iter().any(|candidate| candidate.remote == remote)
     }
 
-    /// The number of addresses that may still be added.
+    /// Returns the number of addresses that may still be added.
     pub(super) fn remaining_candidates(&self) -> usize {
         MAX_CANDIDATES.saturating_sub(self.candidates.len())
     }
@@ -102,9 +103,9 @@ impl Attempt {
         self.initiating.is_empty() && self.authenticating.is_none()
     }
 
-    /// Returns the error of the likeliest address. Any host may have one of the other addresses (a
-    /// private address belongs to different hosts in different networks), so the errors of those
-    /// addresses are only appended.
+    /// Returns the error of the likeliest address. The errors of the other addresses are only
+    /// appended, since these addresses may belong to unrelated hosts: a private address belongs to
+    /// different hosts in different networks.
     pub(super) fn into_failure(self) -> Option<AttemptFailure> {
         let mut outcomes =
             self.candidates.into_iter().filter_map(|candidate| Some((candidate.remote, candidate.into_failure()?)));
@@ -123,7 +124,8 @@ impl Attempt {
 }
 
 impl Candidate {
-    /// Prefers an error that was received to the timeout after it, since it says more.
+    /// Returns an error that was received, if there is one, rather than the timeout that followed
+    /// it, since the received error gives more information.
     fn into_failure(mut self) -> Option<AttemptFailure> {
         let failure = self.failure?;
         match self.unverified_errors.pop() {

@@ -1,5 +1,5 @@
-//! Commands and reports from the owner: connect, rekey, terminate, check a peer, ESP that was sent
-//! or received, a changed local address.
+//! Commands and reports from the owner. Commands: connect, rekey, terminate, check a peer. Reports:
+//! ESP was sent or received, a local address changed.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use crate::sa::{IkeSa, Lifecycle, Profile, QueuedRequest};
 use crate::time::Instant;
 
 impl Endpoint {
-    /// Starts an attempt now, whether or not the peer's configuration says `initiate`. Ends a delay
-    /// after a failure. If the peer has an IKE SA that lacks CHILD_SAs, they are made on that IKE
-    /// SA. Returns false if there is no such peer.
+    /// Starts an attempt now, even if `initiate` is not set in the peer's configuration. Ends a
+    /// delay after a failure. If the peer has an IKE SA that lacks CHILD_SAs, they are created on
+    /// that IKE SA. Returns false if there is no such peer.
     pub fn connect(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name) else {
@@ -33,8 +33,8 @@ impl Endpoint {
         true
     }
 
-    /// Starts an attempt now with each peer that is not up and has an attempt running or scheduled
-    /// after a failure. Call this when the route to peers may have changed.
+    /// Starts a new attempt now with each peer that is not up and whose attempt is running or
+    /// scheduled after a failure. Call this when the route to peers may have changed.
     pub fn retry_unreached(&mut self, now: Instant, env: &mut dyn Environment) {
         let unreached = |peer: &&Peer| {
             peer.sas.is_empty()
@@ -65,14 +65,14 @@ impl Endpoint {
         self.schedule(spi);
     }
 
-    /// Rekeys the peer's CHILD_SAs now. Returns false if there are none.
+    /// Rekeys the peer's CHILD_SAs now. Returns false if it has none.
     pub fn rekey_children(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let ids = self.peers.get(name).into_iter().flat_map(|peer| peer.child_sas.all_outbound()).collect();
         self.rekey_each(name, ids, now, env)
     }
 
     /// Rekeys the peer's CHILD_SAs of this configured child now: the one for all of its traffic, or
-    /// those for parts of it. Returns false if there are none.
+    /// those for parts of its traffic. Returns false if there are none.
     pub fn rekey_children_named(
         &mut self,
         name: &PeerName,
@@ -101,7 +101,7 @@ impl Endpoint {
         let Some(child) = peer.child_sas.live_mut(id) else {
             return false;
         };
-        // `rekey` is `None` while a replacement is under way: one replacement is enough.
+        // `rekey` is `None` while a replacement is being created: one replacement is enough.
         if child.rekey.take().is_some() {
             let owner = child.owner;
             self.queue_request(owner, QueuedRequest::RekeyChild(id), now, env);
@@ -109,8 +109,8 @@ impl Endpoint {
         true
     }
 
-    /// Rekeys the peer's IKE SA now (RFC 7296 1.3.2). If the peer refuses, a new IKE SA is made by
-    /// IKE_SA_INIT and IKE_AUTH. Returns false if the peer has no IKE SA.
+    /// Rekeys the peer's IKE SA now (RFC 7296 1.3.2). If the peer refuses, IKE_SA_INIT and IKE_AUTH
+    /// create a new IKE SA. Returns false if the peer has no IKE SA.
     pub fn rekey_ike(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(spi) = self.peers.get(name).and_then(|peer| peer.sas.last().copied()) else {
@@ -120,8 +120,8 @@ impl Endpoint {
         true
     }
 
-    /// Replaces the peer's IKE SA now, without a gap, by a new one in which both ends authenticate
-    /// again (RFC 7296 2.8.3). Returns false if the peer has no IKE SA.
+    /// Replaces the peer's IKE SA now, without interrupting traffic, by a new one in which both
+    /// ends authenticate again (RFC 7296 2.8.3). Returns false if the peer has no IKE SA.
     pub fn reauthenticate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
@@ -132,7 +132,7 @@ impl Endpoint {
         true
     }
 
-    /// Deletes the peer's IKE SAs. No attempt starts by itself until the owner calls
+    /// Deletes the peer's IKE SAs. No attempt starts automatically until the owner calls
     /// [`Self::connect`] or changes the configuration. Returns false if there is no such peer.
     pub fn terminate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
@@ -148,7 +148,7 @@ impl Endpoint {
         true
     }
 
-    /// Checks now whether the peer is alive (RFC 7296 2.4). Returns false if there is no IKE SA.
+    /// Starts a liveness check of the peer now (RFC 7296 2.4). Returns false if there is no IKE SA.
     pub fn check_liveness(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
         let spi = self.peers.get(name).and_then(|peer| peer.sas.last().copied());
@@ -171,11 +171,11 @@ impl Endpoint {
         self.esp_reported(name, |child| child.outbound_spi == outbound_spi, |sa| sa.esp_sent(now));
     }
 
-    /// Reports that authentic ESP of the peer's CHILD_SA with this inbound SPI comes from `remote`,
-    /// an address to which we do not send. Either a NAT in front of the peer has changed its
-    /// mapping, or somebody has copied a packet. We send a request to that address, and move the
-    /// SAs when the peer answers ([`crate::Event::PeerMoved`]). Call this at most once a second for
-    /// each CHILD_SA, since each call may send a datagram to that address.
+    /// Reports that authentic ESP of the peer's CHILD_SA with this inbound SPI arrives from
+    /// `remote`, an address to which we do not send. Either a NAT in front of the peer has changed
+    /// its mapping, or an attacker has copied a packet. Sends a request to that address, and moves
+    /// the SAs when the peer responds ([`crate::Event::PeerMoved`]). Call this at most once a
+    /// second for each CHILD_SA, since each call may send a datagram to that address.
     pub fn esp_came_from(
         &mut self,
         name: &PeerName,
@@ -196,14 +196,14 @@ impl Endpoint {
         self.schedule(owner);
     }
 
-    /// Our SPI of the IKE SA of a CHILD_SA, whether the CHILD_SA is live or lingers.
+    /// Returns our SPI of the IKE SA of a CHILD_SA, whether the CHILD_SA is live or lingers.
     fn owner_of_child(&self, name: &PeerName, is: impl Fn(&ChildSa) -> bool) -> Option<Spi> {
         let child_sas = &self.peers.get(name)?.child_sas;
         child_sas.all().find(|(_, child)| is(&child.sa)).map(|(_, child)| child.owner)
     }
 
-    /// Reports ESP to the IKE SA of the CHILD_SA. If that IKE SA is gone and the CHILD_SA only
-    /// lingers, its ESP says nothing about other IKE SAs.
+    /// Passes a report of ESP to the IKE SA of the CHILD_SA. Ignores the report if that IKE SA is
+    /// gone and the CHILD_SA only lingers, since the ESP is no evidence about other IKE SAs.
     fn esp_reported(&mut self, name: &PeerName, is: impl Fn(&ChildSa) -> bool, report: impl FnOnce(&mut IkeSa)) {
         let Some(owner) = self.owner_of_child(name, is) else {
             return;
@@ -215,8 +215,9 @@ impl Endpoint {
     }
 
     /// Sets the addresses of this node ([`crate::EndpointConfig::addresses`]), and announces them
-    /// to peers that speak MOBIKE (RFC 4555 3.6). If the tunnel of a peer uses none of them,
-    /// [`Self::local_address_changed`] informs that peer, so call that after this.
+    /// to peers that support MOBIKE (RFC 4555 3.6). If the tunnel of a peer uses none of these
+    /// addresses, [`Self::local_address_changed`] informs that peer. Call that function after this
+    /// one.
     pub fn set_addresses(&mut self, addresses: Vec<IpAddr>, now: Instant, env: &mut dyn Environment) {
         if self.config.addresses == addresses {
             return;
@@ -236,10 +237,10 @@ impl Endpoint {
         }
     }
 
-    /// Reports that `new` replaces our address `old`. A peer that speaks MOBIKE gets a message
-    /// about it. If another peer detected a NAT in front of us, it sends a request to the source of
-    /// our next authentic message, and moves the SAs when we answer. For other peers a new IKE SA
-    /// replaces the old one at once. No peer has to wait for a timeout.
+    /// Reports that `new` replaces our address `old`. We notify a peer that supports MOBIKE. A peer
+    /// without MOBIKE that detected a NAT in front of us sends a request to the source of our next
+    /// authentic message, and moves the SAs when we respond. For all other peers, a new IKE SA
+    /// replaces the old one immediately. No peer has to wait for a timeout.
     pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get(&name) else {

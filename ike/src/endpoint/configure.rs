@@ -16,16 +16,16 @@ use crate::time::Instant;
 impl Endpoint {
     /// Adds a peer, or updates the peer of this name. An identical configuration has no effect. If
     /// only `remotes` differ, a delay after a failure is shortened to ten seconds. If the address
-    /// that a tunnel uses is no longer in `remotes`, the other addresses are tried at once, and the
-    /// tunnel stays meanwhile. An established tunnel stays, except in these cases:
+    /// that a tunnel uses is no longer in `remotes`, the other addresses are tried immediately, and
+    /// the tunnel stays up in the meantime. An established tunnel stays up, except in these cases:
     /// - Identities changed: the tunnel is closed and set up again.
     /// - The pre-shared key or selectors changed, and we initiate: a new IKE SA replaces the
-    ///   present one without a gap.
+    ///   present one without interrupting traffic.
     /// - The configuration revokes the peer's certificate: the tunnel is closed.
     ///
     /// # Errors
-    /// Returns an error if the credentials cannot be used. The previous configuration then still
-    /// applies.
+    /// Returns an error if the credentials cannot be used. In that case the previous configuration
+    /// remains in use.
     pub fn set_peer(
         &mut self,
         config: impl Into<Arc<PeerConfig>>,
@@ -101,7 +101,7 @@ impl Endpoint {
         }
     }
 
-    /// Removes a peer. Reports its SAs down at once, and sends DELETE to the peer.
+    /// Removes a peer. Reports its SAs down immediately, and sends DELETE to the peer.
     pub fn remove_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let _span = peer_span(name).entered();
         self.delete_peer(name, now, env);
@@ -116,7 +116,7 @@ impl Endpoint {
         self.deadlines.set(DeadlineOwner::Peer(name.clone()), None);
     }
 
-    /// Ends all IKE SAs of a peer: reports them down at once, and sends DELETE.
+    /// Ends all IKE SAs of a peer. Reports them down immediately, and sends DELETE.
     pub(super) fn delete_all_sas(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;

@@ -1,6 +1,6 @@
-//! Initiation: IKE_SA_INIT goes to all addresses of a peer at once. The first address whose host
-//! authenticates as the peer is used, and the attempts at the other addresses are dropped silently.
-//! If another host answers at an address, only that address fails.
+//! Initiation: IKE_SA_INIT goes to all addresses of a peer at the same time. The first address
+//! whose host authenticates as the peer is used. The handshakes with the other addresses are
+//! abandoned without a message. If another host responds at an address, only that address fails.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,8 +26,8 @@ impl Endpoint {
             _ => None,
         });
         if current.is_some_and(|sa| !sa.is_confirmed()) {
-            // The initiator may not know yet that this IKE SA is established. It would believe that
-            // both ends began at once.
+            // The peer, which initiated this IKE SA, may not have our response yet. It would then
+            // treat our attempt as a simultaneous initiation.
             peer.retry_at = Some(now + peer.config().timing.retry);
             self.schedule_peer(name);
             return;
@@ -59,7 +59,7 @@ impl Endpoint {
         self.continue_attempt(name, now, env);
     }
 
-    /// Sends IKE_SA_INIT to these addresses too, as part of the running attempt.
+    /// Sends IKE_SA_INIT to further addresses, as part of the running attempt.
     fn send_init_to(&mut self, name: &PeerName, remotes: Vec<SocketAddr>, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
@@ -84,9 +84,9 @@ impl Endpoint {
         }
     }
 
-    /// Handles a change of the peer's addresses; `before` holds the old ones. New addresses join a
-    /// running attempt. The delay after a failure is shortened, but does not end at once: the peer
-    /// itself decides its addresses and how often they change, and must not make us send more.
+    /// Handles a change of the peer's addresses. `before` holds the old ones. A running attempt
+    /// tries the new addresses too. The delay after a failure is shortened, but not ended: the peer
+    /// chooses its addresses and how often they change, and must not make us send more messages.
     pub(super) fn addresses_changed(
         &mut self,
         name: &PeerName,
@@ -114,9 +114,9 @@ impl Endpoint {
         }
     }
 
-    /// Tries the new addresses of a peer at once if the peer has left the address to which we send,
-    /// so that traffic need not wait for a timeout. The present IKE SA stays until another one is
-    /// up, since the old path may still work.
+    /// Tries the new addresses of a peer immediately if the address to which we send is no longer
+    /// among them, so that traffic need not wait for a timeout. The present IKE SA stays until
+    /// another one is up, since the old path may still work.
     fn follow_to_new_address(
         &mut self,
         name: &PeerName,
@@ -128,13 +128,13 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name).filter(may) else {
             return;
         };
-        // An unconfirmed IKE SA was made only a moment ago.
+        // An unconfirmed IKE SA was established only a moment ago.
         let Some(SaState::Established(_, sa)) = peer.sas.last().and_then(|spi| self.sas.get(spi)) else {
             return;
         };
         let current = sa.addresses().1.ip();
         let names = |remotes: &[SocketAddr]| remotes.iter().any(|remote| remote.ip() == current);
-        // An address that was never configured belongs to a NAT.
+        // An address that was never configured is that of a NAT.
         if !sa.is_confirmed() || !names(before) || names(&peer.config().remotes) {
             return;
         }
@@ -144,7 +144,7 @@ impl Endpoint {
         }
     }
 
-    /// Stops a running attempt silently.
+    /// Stops a running attempt without sending or reporting anything.
     pub(super) fn cancel_attempt(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         let Some(attempt) = self.peers.get_mut(name).and_then(|peer| peer.attempt.take()) else {
             return;
@@ -236,8 +236,8 @@ impl Endpoint {
         }
     }
 
-    /// Handles the failure of one address. The next address that has answered starts IKE_AUTH; if
-    /// no other has answered, the attempt may be over.
+    /// Handles the failure of one address. The next address that has responded starts IKE_AUTH. If
+    /// no other address has responded, the attempt may be over.
     pub(super) fn candidate_failed(
         &mut self,
         name: &PeerName,
@@ -277,8 +277,8 @@ impl Endpoint {
         let outcome = peer.attempt.take().and_then(Attempt::into_failure);
         let mut cx = context!(self, now, env);
         let needed = peer.sas.is_empty();
-        // While the peer is up, the failure of a second IKE SA (both ends began at once) is not
-        // reported.
+        // While the peer is up, the failure of a second IKE SA (after a simultaneous initiation) is
+        // not reported.
         if needed || peer.reauthenticate {
             match outcome {
                 Some(AttemptFailure { error, reported: false }) => peer.report_failure(error, cx.out),

@@ -16,20 +16,20 @@ use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Profile};
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
 
-/// Maximum size of an IKE_SA_INIT request, bytes. Larger ones are dropped. The request is not
-/// authenticated, and it is kept until IKE_AUTH. RFC 7296 2 requires 3000 octets to be accepted; a
-/// share of ML-KEM-1024 fits as well.
+/// Maximum size of an IKE_SA_INIT request, bytes. Larger requests are dropped, since a request is
+/// not authenticated and is stored until IKE_AUTH. RFC 7296 2 requires 3000 octets to be accepted.
+/// A key exchange share of ML-KEM-1024 also fits.
 //= RFC 7296 2 MUST 1: messages of 1280 octets
 //= RFC 7296 2 SHOULD 2: messages of 3000 octets
 const MAX_INIT_REQUEST: usize = 4096;
 
-/// Maximum number of peers with the same address that one datagram affects. Many peers may be
-/// behind one NAT.
+/// Maximum number of peers with the same address for which one datagram shortens a delay. Many
+/// peers may be behind one NAT.
 const MAX_HEARD_PEERS: usize = 8;
 
 impl Endpoint {
     /// Handles a datagram from a socket. `local` is its destination address (IP_PKTINFO) with the
-    /// socket's port. On the socket of `nat_port` the payload still has the non-ESP marker.
+    /// socket's port. On the socket of `nat_port`, `datagram` still begins with the non-ESP marker.
     //= RFC 7296 2.11 MUST 1: requests from any port
     //= RFC 7296 2.23 MUST 2: messages from any port
     pub fn handle(
@@ -41,7 +41,7 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let message = if local.port() == self.config.nat_port {
-            // RFC 3948 2.2, 2.3: ESP, which the kernel handles, and keepalives have no marker.
+            // RFC 3948 2.2, 2.3: keepalives and ESP, which the kernel handles, have no marker.
             //= RFC 7296 2 MUST 3: four octets of zero on port 4500
             datagram.strip_prefix(&[0; 4])
         } else {
@@ -52,10 +52,11 @@ impl Endpoint {
         }
     }
 
-    /// Handles the deadlines that have passed. Call it at the time that [`Self::poll_timeout`]
-    /// returns; an earlier or later call does no harm.
+    /// Handles the deadlines that have passed. Call this at the time that [`Self::poll_timeout`]
+    /// returns. An earlier or later call is harmless.
     pub fn handle_timeout(&mut self, now: Instant, env: &mut dyn Environment) {
-        // A deadline that falls due because of this work waits for the next call.
+        // Collect the due deadlines first. A deadline that becomes due during this work waits for
+        // the next call.
         let due: Vec<DeadlineOwner> = std::iter::from_fn(|| self.deadlines.due(now)).collect();
         for owner in due {
             match owner {
@@ -81,7 +82,7 @@ impl Endpoint {
         self.schedule_peer(name);
     }
 
-    /// Handles an IKE message (without marker).
+    /// Handles an IKE message (without the non-ESP marker).
     pub(super) fn receive(
         &mut self,
         datagram: &[u8],
@@ -107,8 +108,8 @@ impl Endpoint {
         //= RFC 7296 2.21.4 MUST NOT 1: no answer to a response
         let Some(state) = self.sas.remove(&spi) else {
             //= RFC 7296 1.5 MUST NOT 1: nothing answers outside of an IKE SA
-            // RFC 7296 2.21.4 allows INVALID_IKE_SPI in clear. A peer must not act on it, so we do
-            // not send it.
+            // RFC 7296 2.21.4 allows INVALID_IKE_SPI in clear. A peer must not act on this
+            // notification, so we do not send it.
             tracing::trace!(%remote, spi = format_args!("{spi:016x}"), "message for no IKE SA of ours");
             self.address_heard(remote, now);
             return;
@@ -153,8 +154,9 @@ impl Endpoint {
         }
     }
 
-    /// Handles an unauthenticated datagram from this address. If a peer with this address waits
-    /// after a failure, it may be reachable again.
+    /// Handles an unauthenticated datagram from this address. If the next attempt with a peer at
+    /// this address is delayed after a failure, the delay is shortened, since the peer may be
+    /// reachable again.
     fn address_heard(&mut self, remote: SocketAddr, now: Instant) {
         let names: Vec<PeerName> = self.peer_index.at_address(remote.ip()).take(MAX_HEARD_PEERS).cloned().collect();
         for name in names {
@@ -165,9 +167,9 @@ impl Endpoint {
         }
     }
 
-    /// RFC 7296 2.5: a request with a later major version is answered with our version. An IKEv1
-    /// request is not answered but reported, so that the operator can see why that peer does not
-    /// connect.
+    /// Handles a request with another major version. A request with a later version is answered
+    /// with our version (RFC 7296 2.5). An IKEv1 request is not answered but reported, so that the
+    /// operator can see why that peer does not connect.
     fn reject_version(
         &mut self,
         error: InvalidMessage,
@@ -191,7 +193,7 @@ impl Endpoint {
         }
     }
 
-    /// Reports an unauthenticated message that cannot be read. Sends an error back if `answer` is
+    /// Reports an unauthenticated message that cannot be parsed. Sends an error back if `answer` is
     /// set.
     #[allow(clippy::too_many_arguments)]
     fn reject_unauthenticated(
@@ -232,8 +234,8 @@ impl Endpoint {
         let message = match Message::decode(datagram) {
             Ok(message) => message,
             Err(error) => {
-                // RFC 7296 2.5: an unknown critical payload is answered. 2.21.1: a malformed
-                // message is not, since anybody may have sent it.
+                // RFC 7296 2.5: a message with an unknown critical payload is answered. 2.21.1: a
+                // malformed message is not, since any host may have sent it.
                 //= RFC 7296 3.10.1 REQUIRED 5: INVALID_SYNTAX is encrypted
                 let answer = matches!(error, InvalidMessage::UnsupportedCriticalPayload(_));
                 return self.reject_unauthenticated(header, error, answer, local, remote, now, env);
@@ -281,8 +283,8 @@ impl Endpoint {
     }
 
     /// Returns whether an IKE_SA_INIT request is our own. A NAT can send it back to us, since a
-    /// peer behind the same NAT has the same public address. We do not answer it: the attempt at
-    /// that address times out, and those at other addresses continue.
+    /// peer behind the same NAT has the same public address. We do not answer such a request: the
+    /// handshake with that address times out, and those with other addresses continue.
     fn is_own_request(&self, initiator_spi: u64, local: SocketAddr, remote: SocketAddr) -> bool {
         let Some(SaState::InitiatorInit(peer, _)) = self.sas.get(&initiator_spi) else {
             return false;
@@ -329,8 +331,8 @@ impl Endpoint {
             AuthOutcome::Refused { peer, identity, from, error, last_response } => {
                 self.init_request_guard.half_open.remove(entered.0, entered.1);
                 self.keep_last_response(spi, last_response, now);
-                // Anybody can claim a configured identity and then fail to authenticate. While the
-                // peer is up, this is not counted as the peer's failure.
+                // Any host can claim a configured identity and then fail to authenticate. While the
+                // peer is up, such a failure is not counted as the peer's.
                 let is_down = |name: &PeerName| self.peers.get(name).is_some_and(|peer| !peer.child_sas.sends());
                 let peer = peer.filter(is_down);
                 let report = self.init_request_guard.may_report(now);
@@ -392,9 +394,9 @@ impl Endpoint {
     }
 }
 
-/// Finds, among the peers with an identity, the peer with this identity and, if the initiator sent
-/// IDr, with our identity. If several match, it returns the one that is configured with the remote
-/// address.
+/// Returns the peer whose identity is `identity` and, if the initiator sent IDr, whose
+/// configuration has `ours` as our identity. If several peers match, returns the one that is
+/// configured with the remote address.
 fn find_peer<'a>(
     peers: impl Iterator<Item = &'a Peer>,
     identity: &Identity,

@@ -9,23 +9,24 @@ use crate::purpose::Purpose;
 use crate::sa::{IkeSa, Lifecycle, QueuedRequest};
 use crate::time::Instant;
 
-/// Maximum number of IKE SAs with one peer. An honest peer has two for a moment, or three if both
-/// ends begin at once. At the limit the oldest ones are removed.
+/// Maximum number of IKE SAs with one peer. An honest peer has two for a short time, or three after
+/// a simultaneous initiation. At the limit, the oldest ones are removed.
 const MAX_IKE_SAS: usize = 8;
 
-/// The present IKE SAs with a peer, sorted by what happens to them when a new one is established.
+/// The existing IKE SAs with a peer, grouped by what happens to them when a new IKE SA is
+/// established.
 #[derive(Debug, Default)]
 struct Duplicates {
     /// IKE SAs that the peer no longer has (INITIAL_CONTACT).
     forgotten: Vec<Spi>,
     /// IKE SAs that the new one replaces.
     replaced: Vec<Spi>,
-    /// The IKE SA that stays instead of the new one.
+    /// The existing IKE SA that stays instead of the new one.
     survivor: Option<Spi>,
 }
 
 impl Endpoint {
-    /// Adds an established IKE SA with its CHILD_SA.
+    /// Adds an established IKE SA and its CHILD_SA, if there is one.
     pub(super) fn add_established(
         &mut self,
         name: &PeerName,
@@ -62,8 +63,8 @@ impl Endpoint {
                 let unconfirmed = present.and_then(|id| peer.child_sas.live(id)).is_some_and(
                     |child| matches!(self.sas.get(&child.owner), Some(SaState::Established(_, owner)) if !owner.is_confirmed()),
                 );
-                // As responder we know only after the peer's next message that the peer is ready.
-                // If there is no other CHILD_SA to send with, we send at once.
+                // As the responder, we know only after the peer's next message that the peer is
+                // ready. If there is no other CHILD_SA with which to send, we send immediately.
                 let ready = match (sa.initiator(), duplicates.survivor) {
                     (true, None) => true,
                     (true, Some(_)) => unconfirmed,
@@ -104,14 +105,14 @@ impl Endpoint {
             self.established_without_child(name, spi, now, env);
         }
         self.limit_ike_sas(name, spi, now, env);
-        // The peer was authenticated by the configuration that was in use when the exchange began.
-        // A newer configuration may revoke its certificate.
+        // The peer was authenticated with the configuration that was in use when the exchange
+        // began. A newer configuration may revoke its certificate.
         self.delete_revoked_sas(name, now, env);
         self.schedule_peer(name);
     }
 
-    /// Removes the oldest IKE SAs of a peer that begins again and again. No DELETE is sent, since
-    /// it would have to be kept until it is answered.
+    /// Removes the oldest IKE SAs of a peer that initiates again and again. Sends no DELETE, since
+    /// a DELETE would have to be stored until it is answered.
     pub(super) fn limit_ike_sas(&mut self, name: &PeerName, new: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get(name) else {
             return;
@@ -131,9 +132,9 @@ impl Endpoint {
             let Some(SaState::Established(_, other)) = self.sas.get(spi) else {
                 continue;
             };
-            // The time of the peer's authentication counts, also after a rekey.
+            // The time of the peer's authentication matters, even after a rekey.
             let before = other.authenticated() < new.initiation().at();
-            // Whether different ends began the two IKE SAs, and neither was established at that
+            // Whether different ends initiated the two IKE SAs, and neither was established at that
             // time.
             let crossing = other.initiation().by_us() != new.initiation().by_us() && !before;
             let ours = other.initiation().by_us();
@@ -141,7 +142,7 @@ impl Endpoint {
             if initial_contact && before {
                 duplicates.forgotten.push(*spi);
             } else if other.lifecycle() != Lifecycle::Active {
-                // The other one is already superseded.
+                // The other IKE SA is already superseded.
             } else if crossing && peer.our_initiation_wins() == Some(ours) {
                 duplicates.survivor = Some(*spi);
             } else {
@@ -151,8 +152,8 @@ impl Endpoint {
         duplicates
     }
 
-    /// Deletes duplicates of an IKE SA that has a CHILD_SA. Stops our running attempt if its IKE SA
-    /// would also be a duplicate.
+    /// Deletes the duplicates of a new IKE SA that has a CHILD_SA. Stops our running attempt if its
+    /// IKE SA would also be a duplicate.
     fn resolve_duplicates(
         &mut self,
         name: &PeerName,
@@ -172,7 +173,7 @@ impl Endpoint {
         let Some(peer) = self.peers.get(name) else {
             return;
         };
-        // The IKE SA of the attempt would lose against the new one.
+        // The IKE SA of this attempt would be replaced by the new one.
         let early = peer.attempt.as_ref().is_some_and(|attempt| attempt.authenticating.is_none());
         if early && peer.our_initiation_wins() != Some(true) {
             self.cancel_attempt(name, now, env);
@@ -202,7 +203,7 @@ impl Endpoint {
         }
     }
 
-    /// Removes an IKE SA that the peer no longer has or is not allowed to have. No DELETE is sent.
+    /// Removes an IKE SA that the peer no longer has or is not allowed to have. Sends no DELETE.
     fn remove_forgotten(&mut self, name: &PeerName, old: Spi, new: Spi, now: Instant, env: &mut dyn Environment) {
         let by = self.established(new).map(IkeSa::ike);
         let Some(SaState::Established(_, sa)) = self.sas.remove(&old) else {
@@ -221,8 +222,8 @@ impl Endpoint {
         self.schedule(old);
     }
 
-    /// Handles a new IKE SA without a CHILD_SA. The initiator deletes it and tries again later; the
-    /// responder waits for the initiator.
+    /// Handles a new IKE SA without a CHILD_SA. As the initiator, deletes it and tries again later.
+    /// As the responder, waits for the initiator.
     fn established_without_child(&mut self, name: &PeerName, spi: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) else {
             return;
@@ -246,7 +247,7 @@ impl Endpoint {
     }
 
     /// Reactivates the IKE SAs that the IKE SA `gone` had superseded. If another IKE SA had
-    /// superseded `gone` (`lifecycle`), they now count as superseded by that one.
+    /// superseded `gone` (`lifecycle`), that IKE SA now supersedes them.
     pub(super) fn reinstate(&mut self, name: &PeerName, gone: crate::event::IkeId, lifecycle: Lifecycle) {
         let Some(peer) = self.peers.get(name) else {
             return;

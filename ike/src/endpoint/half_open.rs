@@ -1,19 +1,19 @@
-//! The table of half-open IKE SAs, which anybody can create. It limits their number, their number
-//! per source, and their memory.
+//! The table of half-open IKE SAs, which any host can create. It limits their total number, their
+//! number per source, and their memory.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::child_sas::Spi;
 
-/// Maximum total size of all half-open IKE SAs, bytes, without fragments of IKE_AUTH.
+/// Maximum total size of all half-open IKE SAs, bytes, not including fragments of IKE_AUTH.
 const MAX_OCTETS: usize = 6 << 20;
 /// Maximum total size of fragments of IKE_AUTH, bytes. They have a separate limit, so that
-/// fragments from some initiators do not keep other initiators from beginning.
+/// fragments from some initiators do not prevent other initiators from starting.
 const MAX_FRAGMENT_OCTETS: usize = 2 << 20;
 /// Maximum number of half-open IKE SAs from one source while cookies are requested. Without cookies
-/// the source may be forged. An honest initiator needs an entry for one round trip; many of them
-/// may be behind one NAT.
+/// the source may be forged. An honest initiator needs an entry for one round trip. Many honest
+/// initiators may be behind one NAT.
 const MAX_PER_SOURCE: usize = 64;
 
 /// Half-open IKE SAs. The keys are the values that a retransmission of an IKE_SA_INIT request has
@@ -34,12 +34,12 @@ struct Entry {
 }
 
 impl HalfOpenTable {
-    /// The number of half-open IKE SAs.
+    /// Returns the number of half-open IKE SAs.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// The half-open IKE SA of an initiator, if there is one.
+    /// Returns the half-open IKE SA of an initiator, if there is one.
     pub(super) fn get(&self, remote: SocketAddr, initiator_spi: u64) -> Option<Spi> {
         self.entries.get(&(remote, initiator_spi)).map(|entry| entry.spi)
     }
@@ -63,8 +63,8 @@ impl HalfOpenTable {
         *count = count.saturating_add(1);
     }
 
-    /// Records that an entry now keeps this many octets of fragments. Returns false if that is too
-    /// much; the caller must then remove the entry.
+    /// Records that an entry now stores this many octets of fragments. Returns false if that
+    /// exceeds the limit. In that case the caller must remove the entry.
     pub(super) fn set_fragment_octets(&mut self, remote: SocketAddr, initiator_spi: u64, octets: usize) -> bool {
         let Some(entry) = self.entries.get_mut(&(remote, initiator_spi)) else {
             return false;
@@ -91,8 +91,8 @@ impl HalfOpenTable {
     }
 }
 
-/// Returns the address that stands for a source: an IPv4 address, or an IPv6 network of 64 bits,
-/// since one host may have all its addresses.
+/// Returns the source to which an address belongs: an IPv4 address, or an IPv6 network with a
+/// 64-bit prefix, since one host may have all addresses of such a network.
 fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),

@@ -1,5 +1,5 @@
-//! Decides about IKE_SA_INIT requests, which anybody can send: whether the initiator must return a
-//! cookie first, and whether the limits allow the request.
+//! Decides how to handle IKE_SA_INIT requests, which any host can send: whether the initiator must
+//! return a cookie first, and whether the limits allow the request.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,23 +12,22 @@ use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{Message, Notify, NotifyType, Payload, Payloads};
 
-/// How long an IKE SA may stay half-open. This is longer than the time for which an initiator
-/// retransmits.
+/// Maximum time for which an IKE SA may be half-open. Initiators stop retransmitting earlier.
 pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 /// Maximum number of unauthenticated messages that are reported or answered in each
-/// [`REPORT_PERIOD`]. Otherwise a flood could fill the network or a log.
+/// [`REPORT_PERIOD`]. Without this limit, a flood could fill the network or the log.
 const MAX_REPORTS: u32 = 16;
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 /// Maximum work for expensive key exchanges ([`Group::expense`]) that unauthenticated initiators
 /// may cause in each [`WORK_PERIOD`], microseconds. Further IKE_SA_INIT requests with such a share
-/// are dropped; an honest initiator sends its request again.
+/// are dropped. An honest initiator sends its request again.
 const MAX_WORK: u32 = 250_000;
-/// If the work in a period exceeds this, microseconds, an initiator with such a share must return a
-/// cookie.
+/// Amount of such work in a period, microseconds, above which an initiator with such a share must
+/// return a cookie.
 const MAX_WORK_WITHOUT_COOKIE: u32 = 25_000;
 const WORK_PERIOD: Duration = Duration::from_secs(1);
 
-/// The state that is kept about unauthenticated initiators.
+/// The state about unauthenticated initiators.
 #[derive(Debug, Default)]
 pub(super) struct InitRequestGuard {
     cookies: Option<Cookies>,
@@ -40,20 +39,21 @@ pub(super) struct InitRequestGuard {
     work_period_ends: Instant,
 }
 
-/// What to do with an IKE_SA_INIT request.
+/// How to handle an IKE_SA_INIT request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum InitDecision {
     /// The request is a retransmission. This half-open IKE SA has the response.
     Retransmission(Spi),
-    /// The request may make a half-open IKE SA.
+    /// The request may create a half-open IKE SA.
     Accept,
-    /// Do nothing more: a cookie was sent back, or there are too many half-open IKE SAs in total or
-    /// from this source, or too many expensive key exchanges.
+    /// Nothing more is done: a cookie was sent back, or there are too many half-open IKE SAs in
+    /// total or from this source, or too many expensive key exchanges.
     Discard,
 }
 
 impl InitRequestGuard {
-    /// Decides about an IKE_SA_INIT request. Sends a cookie back if one is needed (RFC 7296 2.6).
+    /// Decides how to handle an IKE_SA_INIT request. Sends a cookie back if one is required (RFC
+    /// 7296 2.6).
     pub(super) fn check(
         &mut self,
         message: &Message,
@@ -101,8 +101,8 @@ impl InitRequestGuard {
         InitDecision::Discard
     }
 
-    /// Returns the work of this period including the answer to this request. `None`: the answer
-    /// needs no work that counts.
+    /// Returns the work of this period including the answer to this request. Returns `None` if the
+    /// answer needs no work that counts.
     fn work_with(&mut self, message: &Message, now: Instant) -> Option<u32> {
         if self.work_period_ends <= now {
             self.work_period_ends = now + WORK_PERIOD;
@@ -113,7 +113,7 @@ impl InitRequestGuard {
         (expense > 0).then(|| self.work.saturating_add(expense))
     }
 
-    /// Counts the work for an IKE_SA_INIT request that was answered by a key exchange of this
+    /// Counts the work for an IKE_SA_INIT request that was answered with a key exchange of this
     /// method.
     pub(super) fn count_work(&mut self, group: Group) {
         self.work = self.work.saturating_add(group.expense());
@@ -124,7 +124,7 @@ impl InitRequestGuard {
         self.cookies.as_mut().is_some_and(|cookies| has_good_cookie(cookies, message, remote, cx))
     }
 
-    /// Returns whether an unauthenticated message may be reported or answered now. A true result
+    /// Returns whether an unauthenticated message may be reported or answered now. Each `true`
     /// counts towards [`MAX_REPORTS`].
     //= RFC 7296 2.4 MUST 5: rate of what unprotected messages cause
     pub(super) fn may_report(&mut self, now: Instant) -> bool {

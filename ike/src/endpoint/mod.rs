@@ -1,19 +1,22 @@
 //! The IKEv2 endpoint of a node. It routes datagrams to IKE SAs, starts attempts to reach peers,
 //! and enforces the limits.
 //!
-//! # What the owner does
-//! After every call, in this order: drain [`Endpoint::poll_event`] and carry out every event in the
-//! kernel; drain [`Endpoint::poll_transmit`] and send; wait until [`Endpoint::poll_timeout`] or for
-//! the next datagram. Events come before the transmits that depend on them: a peer may use an SA as
-//! soon as it has our response.
+//! # Duties of the owner
+//! After every call, the owner does the following, in this order:
+//! 1. Drain [`Endpoint::poll_event`] and carry out every event in the kernel.
+//! 2. Drain [`Endpoint::poll_transmit`] and send the datagrams.
+//! 3. Wait until [`Endpoint::poll_timeout`] or for the next datagram.
+//!
+//! Events come before the datagrams that depend on them: a peer may use an SA as soon as it has our
+//! response.
 //!
 //! # Two IKE SAs with one peer
-//! Both ends may begin at once. In that case the IKE SA from the end with the smaller identity
-//! stays; otherwise the newer IKE SA replaces the older one. The initiator of the survivor deletes
-//! the other IKE SA, because it knows that the survivor is up at both ends. Both ends must reach
-//! the same decision. Therefore an end whose IKE SA would lose stops its attempt if that is still
-//! in IKE_SA_INIT. An end that is the responder of an IKE SA does not replace it before the
-//! initiator has sent a message on it.
+//! Both ends may initiate at the same time. In that case the IKE SA initiated by the end with the
+//! smaller identity stays. Otherwise, the newer IKE SA replaces the older one. The initiator of the
+//! surviving IKE SA deletes the other one, because only this end can be sure that the survivor is
+//! up at both ends. Both ends must reach the same decision. Therefore an end whose IKE SA would not
+//! survive stops its attempt if the attempt is still in IKE_SA_INIT. An end that is the responder
+//! of an IKE SA does not replace it before the initiator has sent a message on it.
 
 mod acquire;
 mod acquire_queue;

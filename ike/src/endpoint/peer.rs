@@ -18,16 +18,16 @@ use crate::sa::Profile;
 use crate::sa::failure::IKE_SA_INIT;
 use crate::time::Instant;
 
-/// Maximum delay between two attempts that packets cause. If both ends begin only on demand, a peer
-/// that is reachable again does not begin by itself, so this delay must be shorter than the time
-/// for which packets wait.
+/// Maximum delay between two attempts that are caused by packets. If both ends initiate only on
+/// demand, a peer that is reachable again does not initiate, so this delay must be shorter than the
+/// time for which packets wait.
 const MAX_ACQUIRE_RETRY: Duration = Duration::from_secs(30);
 
-/// How long a failure delays the attempts that later packets cause. This is longer than
-/// [`MAX_ACQUIRE_RETRY`], so that packets that come at intervals also lead to few attempts.
+/// Time for which a failure delays attempts that are caused by later packets. It is longer than
+/// [`MAX_ACQUIRE_RETRY`], so that packets at long intervals also cause few attempts.
 const FAILURE_MEMORY: Duration = Duration::from_secs(120);
-/// Minimum time between a failed attempt and the next one if an unauthenticated datagram causes the
-/// next one.
+/// Minimum time between a failed attempt and the next one if an unauthenticated datagram triggers
+/// the next attempt.
 const UNPROVEN_WAIT: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
@@ -41,21 +41,23 @@ thread_local! {
 pub(super) struct Peer {
     pub(super) profile: Arc<Profile>,
     pub(super) child_sas: ChildSas,
-    /// Established IKE SAs by our SPIs, oldest first. IKE SAs that were reported down are not among
-    /// them.
+    /// Established IKE SAs by our SPIs, oldest first. IKE SAs that were reported down are not
+    /// included.
     pub(super) sas: Vec<Spi>,
     pub(super) attempt: Option<Attempt>,
     /// When the next attempt starts.
     pub(super) retry_at: Option<Instant>,
     /// The delay after the next failure.
     backoff: Duration,
-    /// When the peer was last tried at new addresses because it had left the one in use.
+    /// When new addresses of the peer were last tried because the address in use was no longer
+    /// configured.
     followed_at: Option<Instant>,
-    /// When an attempt last failed, until a success.
+    /// When an attempt last failed. `None` after a success.
     failed_at: Option<Instant>,
     /// The time until which a packet waits for a tunnel ([`super::Endpoint::acquire`]).
     pub(super) acquired_until: Option<Instant>,
-    /// Whether the owner terminated the peer. Then no attempt starts by itself.
+    /// Whether the owner terminated the peer. While it is set, no attempt starts without a command
+    /// of the owner.
     pub(super) terminated: bool,
     /// Whether a new IKE SA must replace the present one.
     pub(super) reauthenticate: bool,
@@ -93,24 +95,24 @@ impl Peer {
         &self.profile.config
     }
 
-    /// Returns whether our IKE SA stays if both ends begin at once, that is, whether we have the
-    /// smaller identity. The ends may write an identity differently, so canonical forms are
-    /// compared. `None`: both ends have the same identity.
+    /// Returns whether our IKE SA stays after a simultaneous initiation, that is, whether we have
+    /// the smaller identity. Compares canonical forms, since the ends may write an identity
+    /// differently. Returns `None` if both ends have the same identity.
     pub(super) fn our_initiation_wins(&self) -> Option<bool> {
         let ours = canonical_identity(&self.config().local_id);
         let theirs = canonical_identity(&self.config().remote_id);
         (ours != theirs).then_some(ours < theirs)
     }
 
-    /// Returns whether attempts start by themselves: if the configuration says so, or if a packet
-    /// waits.
+    /// Returns whether attempts start without a command of the owner: if `initiate` is set, or if a
+    /// packet waits.
     pub(super) fn should_initiate(&self, now: Instant) -> bool {
         let acquired = self.acquired_until.is_some_and(|until| now < until);
         (self.config().initiate || acquired) && !self.terminated
     }
 
-    /// Returns whether the next attempt is scheduled after a failure. If only packets cause
-    /// attempts, the delay also applies to a packet that comes later.
+    /// Returns whether to schedule another attempt after a failure. If only packets cause attempts,
+    /// the delay also applies to a packet that comes later.
     pub(super) fn should_retry(&self) -> bool {
         (self.config().initiate || self.acquired_until.is_some()) && !self.terminated || self.reauthenticate
     }
@@ -132,17 +134,17 @@ impl Peer {
         if self.config().initiate { longest } else { longest.min(MAX_ACQUIRE_RETRY) }
     }
 
-    /// Shortens the delay after a failure, since the peer may be reachable again. An
-    /// unauthenticated sender may be the cause, so the delay remains at least [`UNPROVEN_WAIT`]
-    /// long. Otherwise anybody could make us send more.
+    /// Shortens the delay after a failure, since the peer may be reachable again. The cause may be
+    /// an unauthenticated datagram, so the delay remains at least [`UNPROVEN_WAIT`]. Otherwise any
+    /// host could make us send more messages.
     pub(super) fn shorten_wait(&mut self, now: Instant) {
         if let (Some(at), Some(failed)) = (self.retry_at, self.failed_at) {
             self.retry_at = Some(at.min((failed + UNPROVEN_WAIT).max(now)));
         }
     }
 
-    /// Returns whether the peer may be tried at new addresses now. The peer itself decides how
-    /// often its addresses change, so this is allowed once in [`UNPROVEN_WAIT`].
+    /// Returns whether the peer may be tried at new addresses now. The peer decides how often its
+    /// addresses change, so this is allowed only once in [`UNPROVEN_WAIT`].
     pub(super) fn may_follow(&mut self, now: Instant) -> bool {
         let may = self.followed_at.is_none_or(|followed| now >= followed + UNPROVEN_WAIT);
         if may {
@@ -151,12 +153,12 @@ impl Peer {
         may
     }
 
-    /// Returns a configured child for which we send with no CHILD_SA.
+    /// Returns a configured child that has no CHILD_SA with which we send.
     pub(super) fn missing_child(&self) -> Option<&ChildConfig> {
         self.config().children().find(|child| !self.child_sas.sends_for(&child.name))
     }
 
-    /// Forgets past failures: cancels a running delay, and makes the next delay the shortest one.
+    /// Clears past failures: cancels a running delay, and sets the next delay to the shortest one.
     pub(super) fn reset_backoff(&mut self) {
         self.backoff = self.config().timing.retry;
         self.retry_at = None;
@@ -177,20 +179,20 @@ impl Peer {
     }
 
     /// Returns the addresses to try: the `current` one if the peer is up, then the configured ones,
-    /// likeliest first. Addresses of this node are left out: a peer in another network may have the
+    /// likeliest first. Omits addresses of this node, since a peer in another network may have the
     /// same private address. Addresses without a route come last.
     pub(super) fn remotes(&self, current: Option<SocketAddr>, env: &mut dyn Environment) -> Vec<SocketAddr> {
         let mut remotes: Vec<SocketAddr> = Vec::new();
         let mut unroutable = Vec::new();
         for remote in current.into_iter().chain(self.config().remotes.iter().copied()) {
-            // The current address is a configured one that moved to the NAT traversal port, or that
-            // a NAT has mapped.
+            // The current address may be a configured one with another port: the NAT traversal
+            // port, or a port that a NAT has chosen.
             let is_current = current.is_some_and(|current| current != remote && current.ip() == remote.ip());
             if is_current || remotes.contains(&remote) || unroutable.contains(&remote) {
                 continue;
             }
             match env.source_address(remote.ip()) {
-                // The kernel uses an address of this node as source of packets to that same
+                // The kernel chooses an address of this node as the source of packets to that same
                 // address.
                 Some(source) if source == remote.ip() => {}
                 Some(_) => remotes.push(remote),
@@ -215,7 +217,7 @@ impl Peer {
         Some(PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, detail))
     }
 
-    /// The next time at which this peer has something to do.
+    /// Returns the earliest deadline of this peer.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         [self.child_sas.next_deadline(), self.retry_at].into_iter().flatten().min()
     }
@@ -224,16 +226,16 @@ impl Peer {
 /// The consequence of a changed configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConfigChange {
-    /// Nothing: the configuration is the same.
+    /// The configuration is the same.
     None,
-    /// Only the addresses changed. The peer itself decides its addresses, so this does not shorten
+    /// Only the addresses changed. The peer chooses its addresses, so their change does not shorten
     /// a delay after a failure.
     Addresses,
-    /// Nothing now: the change applies from the next negotiation on.
+    /// The change has no effect before the next negotiation.
     NextNegotiation,
     /// A new IKE SA replaces the present one.
     Reauthenticate,
-    /// The present IKE SA ends: the identities changed.
+    /// The identities changed, so the present IKE SA ends.
     Restart,
 }
 
@@ -259,7 +261,7 @@ impl ConfigChange {
 /// Returns whether the peer may no longer be able to authenticate as before: the pre-shared key or
 /// the kind of authentication changed, a trust anchor was removed, or the certificate must have
 /// another name or role. A renewal of our own certificate and an added trust anchor do not count:
-/// they apply from the next negotiation on.
+/// they take effect with the next negotiation.
 pub(super) fn credentials_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {

@@ -9,7 +9,7 @@ use crate::config::{Identity, IkeProposal, PeerName};
 use crate::sa::Profile;
 use crate::wire::CertificateRequest;
 
-/// The configured peers, indexed by what an initiator sends first.
+/// The configured peers, indexed by the values that an initiator sends first.
 #[derive(Debug, Default)]
 pub(super) struct PeerIndex {
     all: InitTerms,
@@ -17,8 +17,8 @@ pub(super) struct PeerIndex {
     by_identity: HashMap<Identity, BTreeSet<PeerName>>,
 }
 
-/// The settings that the configurations of some peers allow in IKE_SA_INIT, when the peer that
-/// begins is not known yet. Each setting is counted, so that it is removed with the last peer that
+/// The settings for IKE_SA_INIT from a peer that is not known yet: the union of the settings of
+/// several peers. Each setting is counted, so that it is removed together with the last peer that
 /// has it.
 #[derive(Debug, Default)]
 struct InitTerms {
@@ -59,8 +59,8 @@ impl PeerIndex {
         }
     }
 
-    /// The proposals for an initiator at this address, best first: those of the peers with this
-    /// address, then all others, since a peer may come from anywhere.
+    /// Returns the proposals for an initiator at this address, best first: those of the peers with
+    /// this address, then all others, since a peer may use any address.
     pub(super) fn proposals(&self, from: IpAddr) -> Vec<IkeProposal> {
         let here = self.by_address.get(&from.to_canonical());
         let mut proposals: Vec<IkeProposal> =
@@ -73,7 +73,7 @@ impl PeerIndex {
         proposals
     }
 
-    /// The trust anchors of all peers, as one CERTREQ.
+    /// Returns the trust anchors of all peers, as one CERTREQ.
     pub(super) fn certificate_request(&self) -> Option<CertificateRequest> {
         let mut requests = self.all.certificate_requests.iter().map(|(request, _)| request);
         let mut all = requests.next()?.clone();
@@ -84,17 +84,17 @@ impl PeerIndex {
     }
 
     /// Returns whether the configuration of a peer with this address forces NAT detection. If no
-    /// peer has this address, returns whether the configuration of any peer does.
+    /// peer has this address, returns whether the configuration of any peer forces it.
     pub(super) fn force_encapsulation(&self, from: IpAddr) -> bool {
         self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).force_encapsulation > 0
     }
 
-    /// The peers with this address.
+    /// Returns the peers with this address.
     pub(super) fn at_address(&self, address: IpAddr) -> impl Iterator<Item = &PeerName> {
         self.by_address.get(&address.to_canonical()).into_iter().flat_map(|terms| &terms.peers)
     }
 
-    /// The peers with this identity.
+    /// Returns the peers with this identity.
     pub(super) fn with_identity(&self, identity: &Identity) -> impl Iterator<Item = &PeerName> {
         self.by_identity.get(&canonical_identity(identity)).into_iter().flatten()
     }
@@ -126,7 +126,7 @@ impl InitTerms {
     }
 }
 
-/// The distinct addresses of a peer.
+/// Returns the distinct addresses of a peer.
 fn addresses(profile: &Profile) -> BTreeSet<IpAddr> {
     profile.config.remotes.iter().map(|remote| remote.ip().to_canonical()).collect()
 }

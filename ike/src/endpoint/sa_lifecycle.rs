@@ -49,8 +49,8 @@ impl Endpoint {
     }
 
     /// Handles a rekey of an IKE SA by either end: the new IKE SA takes over the CHILD_SAs.
-    /// `redundant` is the IKE SA that the peer's simultaneous rekey made; its CHILD_SAs move to the
-    /// new one as well (RFC 7296 2.8.2).
+    /// `redundant` is the IKE SA that the peer's simultaneous rekey created. Its CHILD_SAs also
+    /// move to the new one (RFC 7296 2.8.2).
     fn rekeyed(
         &mut self,
         name: PeerName,
@@ -66,8 +66,8 @@ impl Endpoint {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
         });
-        // Meanwhile an IKE SA with a new authentication may have superseded the IKE SA that is
-        // replaced. The peer has moved the CHILD_SAs even then.
+        // An IKE SA with a new authentication may have superseded the replaced IKE SA in the
+        // meantime. Even in that case the peer has moved the CHILD_SAs.
         let present = redundant.as_ref().unwrap_or(&old).lifecycle();
         let superseded = match present {
             Lifecycle::Superseded(by) => self.begun_by_us(&name, by).map(|ours| (by, ours)),
@@ -123,7 +123,7 @@ impl Endpoint {
         sas.into_iter().for_each(|spi| self.schedule(spi));
     }
 
-    /// Returns whether we began the IKE SA with these SPIs. `None`: the IKE SA is gone.
+    /// Returns whether we initiated the IKE SA with these SPIs, or `None` if the IKE SA is gone.
     fn begun_by_us(&self, name: &PeerName, ike: IkeId) -> Option<bool> {
         let sas = self.peers.get(name)?.sas.iter().filter_map(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
@@ -132,8 +132,9 @@ impl Endpoint {
         sas.filter(|sa| sa.ike() == ike).map(|sa| sa.initiation().by_us()).next()
     }
 
-    /// Gives the CHILD_SAs back to the old IKE SA until our rekey is complete. RFC 7296 2.8.2: both
-    /// ends rekeyed the IKE SA at once, and the peer deletes the IKE SA that its rekey made.
+    /// Moves the CHILD_SAs back to the old IKE SA until our rekey is complete. Both ends have
+    /// rekeyed the IKE SA at the same time, and the peer deletes the IKE SA that its rekey created
+    /// (RFC 7296 2.8.2).
     fn return_children(&mut self, name: &PeerName, gone: &mut IkeSa, now: Instant, env: &mut dyn Environment) {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
@@ -149,7 +150,8 @@ impl Endpoint {
         }
     }
 
-    /// Sends DELETE for a redundant IKE SA that our rekey made. This IKE SA was never reported up.
+    /// Sends DELETE for a redundant IKE SA that our rekey created. That IKE SA was never reported
+    /// up.
     fn delete_redundant(&mut self, name: &PeerName, mut sa: Box<IkeSa>, now: Instant, env: &mut dyn Environment) {
         if mutation!("redundant_ike_sa_not_deleted") {
             return;
@@ -160,7 +162,7 @@ impl Endpoint {
         self.schedule(spi);
     }
 
-    /// Ends an IKE SA: reports it and its CHILD_SAs down at once, gives the reason, and sends
+    /// Ends an IKE SA. Reports it and its CHILD_SAs down with this reason immediately, and sends
     /// DELETE.
     pub(super) fn end_sa(
         &mut self,
@@ -250,7 +252,7 @@ impl Endpoint {
         }
         if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate(now) {
             if timeout {
-                // The peer answered until a moment ago, so do not wait.
+                // The peer responded until a moment ago, so try again without a delay.
                 peer.reset_backoff();
                 self.start_attempt(name, now, env);
             } else {

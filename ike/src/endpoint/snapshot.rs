@@ -12,29 +12,29 @@ use crate::purpose::Purpose;
 use crate::sa::Lifecycle;
 use crate::time::Instant;
 
-/// One peer and everything negotiated with it.
+/// The status of one peer and of everything negotiated with it.
 #[derive(Debug, Clone)]
 pub struct PeerStatus {
     /// Our name for the peer.
     pub name: PeerName,
     /// Whether the peer is up.
     pub phase: Phase,
-    /// The IKE SAs: usually one; two for a moment while one replaces the other.
+    /// The IKE SAs: usually one, or two for a short time while one replaces the other.
     pub ike_sas: Vec<IkeStatus>,
     /// The CHILD_SAs, including lingering ones.
     pub children: Vec<ChildStatus>,
-    /// The latest failure, until the next success.
+    /// The latest failure. A success clears it.
     pub last_error: Option<PeerError>,
 }
 
 /// Whether a peer is up and, if not, what is happening.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing is under way: the peer must begin, or the owner terminated it.
+    /// No attempt is running or scheduled: the peer must initiate, or the owner terminated it.
     Idle,
-    /// IKE_SA_INIT, IKE_AUTH or the creation of a CHILD_SA is under way.
+    /// IKE_SA_INIT, IKE_AUTH or the creation of a CHILD_SA is in progress.
     Connecting,
-    /// An attempt or the creation of a CHILD_SA failed, and the next attempt waits.
+    /// An attempt or the creation of a CHILD_SA failed, and the next attempt is delayed.
     Waiting {
         /// When the next attempt starts.
         until: Instant,
@@ -52,15 +52,16 @@ pub struct IkeStatus {
     pub local: SocketAddr,
     /// The peer's address and port.
     pub remote: SocketAddr,
-    /// Whether we are the initiator.
+    /// Whether we are the initiator of the IKE SA.
     pub initiator: bool,
-    /// What was negotiated.
+    /// The negotiated parameters.
     pub details: IkeDetails,
-    /// The time at which it was established.
+    /// When the IKE SA was established.
     pub established: Instant,
-    /// When the peer's last authentic message came.
+    /// When the peer's last authentic message arrived.
     pub last_received: Instant,
-    /// When the IKE SA is to be rekeyed. `None`: a rekey is under way, or the peer refuses.
+    /// When the IKE SA will be rekeyed. `None` if a rekey is in progress, or if the peer refuses
+    /// rekeys.
     pub rekey_at: Option<Instant>,
     /// When a new IKE SA, in which both ends authenticate again, must replace this one.
     pub reauthenticate_at: Instant,
@@ -69,17 +70,17 @@ pub struct IkeStatus {
 /// A CHILD_SA and how it is used.
 #[derive(Debug, Clone)]
 pub struct ChildStatus {
-    /// What was negotiated (`Debug` never shows the keys).
+    /// The negotiated parameters (`Debug` never shows the keys).
     pub sa: Arc<ChildSa>,
-    /// Whether it is used in both directions.
+    /// How the CHILD_SA is used.
     pub usage: ChildUse,
-    /// The time at which it was established.
+    /// When the CHILD_SA was established.
     pub established: Instant,
 }
 
 impl Endpoint {
-    /// The peer, our address and the peer's address of each established IKE SA. Copies nothing
-    /// else, so it is cheaper than [`Self::snapshot`].
+    /// Returns the peer, our address and the peer's address for each established IKE SA. Copies
+    /// nothing else, so it is cheaper than [`Self::snapshot`].
     pub fn ike_addresses(&self) -> impl Iterator<Item = (&PeerName, SocketAddr, SocketAddr)> {
         self.peers.values().flat_map(|peer| peer.sas.iter().map(move |spi| (peer.name(), spi))).filter_map(
             |(name, spi)| match self.sas.get(spi) {
@@ -92,19 +93,20 @@ impl Endpoint {
         )
     }
 
-    /// All peers with their SAs, by name.
+    /// Returns all peers with their SAs, by name.
     pub fn snapshot(&self) -> Vec<PeerStatus> {
         self.statuses().collect()
     }
 
-    /// Does the same as [`Self::snapshot`], but one peer at a time, so that an owner of ten
+    /// Does the same as [`Self::snapshot`], but one peer at a time, so that a program with ten
     /// thousand peers need not hold copies of all of them.
     pub fn statuses(&self) -> impl Iterator<Item = PeerStatus> {
         self.peers.values().map(|peer| self.status(peer))
     }
 
-    /// Peers that lack a CHILD_SA that we want, although nothing that would create it is under way
-    /// or has a deadline. There must never be such a peer: tests check this after each change.
+    /// Returns the peers with `initiate` set that lack a configured CHILD_SA, and for which nothing
+    /// that would create it is in progress or scheduled. There must never be such a peer. Tests
+    /// check this after each change.
     #[doc(hidden)]
     pub fn stranded_peers(&self) -> Vec<PeerName> {
         let wanted = |peer: &&Peer| peer.config().initiate && !peer.terminated && !peer.config().remotes.is_empty();
@@ -116,8 +118,9 @@ impl Endpoint {
         stranded.map(|peer| peer.name().clone()).collect()
     }
 
-    /// Returns whether something with a deadline will create this CHILD_SA: an attempt that runs or
-    /// waits, or an IKE SA of the peer that will request it or is about to end.
+    /// Returns whether something with a deadline will create this CHILD_SA: an attempt that is
+    /// running or scheduled, or an IKE SA of the peer that will request the CHILD_SA or is about to
+    /// end.
     fn brings_child(&self, peer: &Peer, purpose: &Purpose) -> bool {
         let name = peer.name();
         if peer.retry_at.is_some() && self.deadlines.has(&DeadlineOwner::Peer(name.clone())) {

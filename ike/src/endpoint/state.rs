@@ -16,7 +16,8 @@ use crate::output::Output;
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
 use crate::time::Instant;
 
-/// How long the last response of a deleted IKE SA is kept, to send it again if it was lost.
+/// Time for which the last response of a deleted IKE SA is stored, so that it can be sent again if
+/// it was lost.
 const LAST_RESPONSE_LIFETIME: Duration = Duration::from_secs(10);
 
 /// The IKEv2 endpoint of a node; see the [module](crate::endpoint).
@@ -37,7 +38,7 @@ pub struct Endpoint {
 pub(super) enum DeadlineOwner {
     Sa(Spi),
     Peer(PeerName),
-    /// Attempts that wait for their turn.
+    /// The queue of attempts that wait because of a limit.
     AcquireQueue,
 }
 
@@ -48,14 +49,14 @@ pub(super) enum SaState {
     InitiatorAuth(PeerName, Box<InitiatorAuth>),
     HalfOpen(Box<HalfOpen>, Instant),
     Established(PeerName, Box<IkeSa>),
-    /// The peer's authentication failed, and our refusal is being sent.
+    /// The peer's authentication failed, and our error message is being sent.
     Rejecting(Box<Channel>),
-    /// Deleted. Until this time the last response is repeated if it was lost.
+    /// Deleted. Until this time, the last response is sent again if it was lost.
     Closed(LastResponse, Instant),
 }
 
 impl SaState {
-    /// The peer, if it is known. It is not known before it has sent its identity.
+    /// Returns the peer, or `None` if it has not sent its identity yet.
     pub(super) fn peer(&self) -> Option<&PeerName> {
         match self {
             Self::InitiatorInit(name, _) | Self::InitiatorAuth(name, _) | Self::Established(name, _) => Some(name),
@@ -64,7 +65,7 @@ impl SaState {
     }
 }
 
-/// Borrows the parts of an endpoint that a function of an IKE SA needs.
+/// Borrows the parts of an endpoint that the functions of an IKE SA need.
 macro_rules! context {
     ($endpoint:expr, $now:expr, $env:expr) => {
         $crate::output::Context { now: $now, env: &mut *$env, out: &mut $endpoint.out, config: &$endpoint.config }
@@ -87,22 +88,22 @@ impl Endpoint {
         }
     }
 
-    /// The next datagram to send.
+    /// Returns the next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         self.out.transmits.pop_front()
     }
 
-    /// The next event. Carry it out before you send datagrams.
+    /// Returns the next event. Carry it out before you send datagrams.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.out.events.pop_front()
     }
 
-    /// The time at which to call [`Self::handle_timeout`].
+    /// Returns the time at which to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.next()
     }
 
-    /// The ports and limits that apply to all peers.
+    /// Returns the ports and limits that apply to all peers.
     pub fn config(&self) -> &EndpointConfig {
         &self.config
     }
@@ -129,7 +130,7 @@ impl Endpoint {
     }
 
     /// Stores the failure that an IKE SA has reported as the peer's latest failure. A success
-    /// clears it.
+    /// clears the stored failure.
     fn keep_outcome(&mut self, spi: Spi) {
         if let Some(SaState::Established(name, sa)) = self.sas.get_mut(&spi)
             && let Some(outcome) = sa.take_outcome()
@@ -152,7 +153,7 @@ impl Endpoint {
     }
 }
 
-/// The span for work on one peer, so that a log can be filtered for this peer.
+/// Returns the tracing span for work on one peer, so that logs can be filtered by peer.
 pub(super) fn peer_span(name: &PeerName) -> tracing::Span {
     tracing::info_span!("peer", peer = %name)
 }

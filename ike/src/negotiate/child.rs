@@ -1,4 +1,4 @@
-//! As responder, chooses the configured child that the peer's request is for.
+//! Chooses, as the responder, the configured child that matches the peer's request.
 
 use super::mode::{Ends, ModeObstacle, check_request};
 use super::proposal::{ChildKeyExchange, Chosen, EspSuite, choose_esp};
@@ -22,7 +22,7 @@ pub(crate) struct ChildOffer<'a> {
     pub(crate) ends: Ends,
 }
 
-/// What both ends agree on for a CHILD_SA.
+/// The parameters on which both ends agree for a CHILD_SA.
 #[derive(Debug)]
 pub(crate) struct Agreed<'a> {
     /// The configured child.
@@ -44,9 +44,9 @@ pub(crate) enum Disagreement {
     Mode(ChildName, ModeObstacle),
 }
 
-/// Chooses the child that fits the peer's offer best. In order of preference: a child in the
-/// requested mode, then one that the peer accepts as a whole, then one that covers all that the
-/// peer requests, then one that is `missing`, then the first one.
+/// Chooses the child that fits the peer's offer best. The criteria, most important first: the child
+/// is in the requested mode; the peer accepts the whole child; the child covers everything that the
+/// peer requests; the child is `missing`; the child is configured first.
 pub(crate) fn agree<'a>(
     children: impl Iterator<Item = &'a ChildConfig>,
     offer: ChildOffer<'_>,
@@ -108,8 +108,8 @@ impl PeerConfig {
         may_have.unwrap_or(false)
     }
 
-    /// Returns the traffic to request for a CHILD_SA of this purpose. `None`: the child is no
-    /// longer configured.
+    /// Returns the traffic to request for a CHILD_SA of this purpose. Returns `None` if the child
+    /// is no longer configured.
     pub(crate) fn traffic<'a>(&'a self, purpose: &'a Purpose) -> Option<Traffic<'a>> {
         let child = self.child_named(&purpose.child)?;
         Some(match &purpose.part {

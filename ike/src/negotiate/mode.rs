@@ -21,16 +21,16 @@ pub(crate) struct Ends {
 /// The reason why the mode of a configured child is not possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ModeObstacle {
-    /// Transport mode through a NAT. RFC 7296 2.23.1 requires the ends to substitute each other's
-    /// addresses, which we do not do.
+    /// Transport mode was requested through a NAT. RFC 7296 2.23.1 requires the ends to substitute
+    /// each other's addresses, which we do not do.
     Nat,
-    /// Transport mode for addresses other than the addresses of the IKE SA.
+    /// Transport mode was requested for addresses other than the addresses of the IKE SA.
     Addresses,
-    /// The peer asks for tunnel mode, and the child is in transport mode.
+    /// The peer requests tunnel mode, and the child is in transport mode.
     TunnelAsked,
-    /// The peer does not grant transport mode.
+    /// The peer does not accept transport mode.
     Declined,
-    /// The peer answers with transport mode, which we did not request.
+    /// The peer responds with transport mode, which we did not request.
     NotAsked,
 }
 
@@ -48,9 +48,9 @@ pub(crate) fn check_ends(child: &ChildConfig, ends: Ends) -> Result<(), ModeObst
     if at_ends { Ok(()) } else { Err(ModeObstacle::Addresses) }
 }
 
-/// As responder, checks that a child fits a request for this mode. A child in tunnel mode fits
-/// requests for either mode: without USE_TRANSPORT_MODE in the response the CHILD_SA is in tunnel
-/// mode.
+/// Checks, as the responder, that a child is acceptable for a request for this mode. A child in
+/// tunnel mode is acceptable for either mode: if the response does not contain USE_TRANSPORT_MODE,
+/// the CHILD_SA is in tunnel mode.
 pub(super) fn check_request(child: &ChildConfig, asked: Mode, ends: Ends) -> Result<(), ModeObstacle> {
     match (child.mode, asked) {
         (Mode::Transport, Mode::Tunnel) => Err(ModeObstacle::TunnelAsked),
@@ -58,7 +58,7 @@ pub(super) fn check_request(child: &ChildConfig, asked: Mode, ends: Ends) -> Res
     }
 }
 
-/// As initiator, checks that the peer's response is for the mode that we requested.
+/// Checks, as the initiator, that the peer's response is for the mode that we requested.
 pub(crate) fn check_response(child: &ChildConfig, response: &Payloads) -> Result<(), ModeObstacle> {
     match (child.mode, mode_of(response)) {
         (Mode::Transport, Mode::Tunnel) if !mutation!("declined_transport_mode_used") => Err(ModeObstacle::Declined),
@@ -67,7 +67,7 @@ pub(crate) fn check_response(child: &ChildConfig, response: &Payloads) -> Result
     }
 }
 
-/// The mode that a request asks for or a response grants.
+/// Returns the mode that a request asks for or a response accepts.
 pub(crate) fn mode_of(payloads: &Payloads) -> Mode {
     match payloads.notify(NotifyType::UseTransportMode) {
         Some(_) => Mode::Transport,
@@ -76,7 +76,7 @@ pub(crate) fn mode_of(payloads: &Payloads) -> Mode {
 }
 
 /// Returns the payload that a request or response contains for this mode: USE_TRANSPORT_MODE for
-/// transport mode.
+/// transport mode, `None` for tunnel mode.
 //= RFC 7296 1.3.1 MUST 1: USE_TRANSPORT_MODE in the response
 pub(crate) fn mode_payload(mode: Mode) -> Option<Payload> {
     (mode == Mode::Transport).then(|| Payload::Notify(Notify::new(NotifyType::UseTransportMode)))

@@ -1,4 +1,4 @@
-//! Proposals: offering and choosing (RFC 7296 2.7, 3.3).
+//! Making proposals and choosing among them (RFC 7296 2.7, 3.3).
 
 use crate::config::{Cipher, EspProposal, Group, IkeProposal, Integrity, Prf};
 use crate::crypto::IkeSuite;
@@ -15,7 +15,7 @@ pub(crate) struct EspSuite {
     pub(crate) esn: bool,
 }
 
-/// The choice of one of our proposals that matches the peer's offer.
+/// The result of matching the peer's proposals with ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chosen<S> {
     /// One algorithm for each transform type.
@@ -27,12 +27,12 @@ pub(crate) struct Chosen<S> {
 }
 
 impl Chosen<IkeSuite> {
-    /// The peer's SPI of the new IKE SA of a rekey. `None` if the proposal has none.
+    /// Returns the peer's SPI of the new IKE SA of a rekey, or `None` if the proposal has none.
     pub(crate) fn ike_spi(&self) -> Option<u64> {
         self.spi.as_slice().try_into().ok().map(u64::from_be_bytes).filter(|spi| *spi != 0)
     }
 
-    /// The chosen proposal for our response, with our SPI (empty in IKE_SA_INIT).
+    /// Returns the chosen proposal for our response, with our SPI (empty in IKE_SA_INIT).
     //= RFC 7296 3.3.6 MUST 2: one proposal
     pub(crate) fn response(&self, spi: Vec<u8>) -> Proposal {
         let IkeSuite { cipher, prf, group } = self.suite;
@@ -45,13 +45,13 @@ impl Chosen<IkeSuite> {
 }
 
 impl Chosen<EspSuite> {
-    /// The peer's inbound SPI.
+    /// Returns the peer's inbound SPI.
     pub(crate) fn child_spi(&self) -> u32 {
         // choose_esp accepts no offer without an SPI.
         self.spi.as_slice().try_into().map_or(0, u32::from_be_bytes)
     }
 
-    /// The chosen proposal for our response, with our SPI.
+    /// Returns the chosen proposal for our response, with our SPI.
     pub(crate) fn response(&self, spi: u32) -> Proposal {
         let mut transforms = vec![Transform::encryption(self.suite.cipher)];
         transforms.extend(self.suite.cipher.integrity().map(Transform::integrity));
@@ -76,7 +76,7 @@ pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
     numbered(Protocol::Ike, spi, transforms)
 }
 
-/// Makes our ESP proposals with our SPI. `groups`: whether the exchange carries a key exchange.
+/// Makes our ESP proposals with our SPI. `groups` states whether to offer key exchange methods.
 pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Proposal> {
     let transforms = ours.iter().flat_map(|proposal| {
         protections(&proposal.ciphers).into_iter().map(move |mut transforms| {
@@ -90,9 +90,9 @@ pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Pro
     numbered(Protocol::Esp, &spi.to_be_bytes(), transforms)
 }
 
-/// Returns the transforms of these ciphers, one list for each proposal. A proposal stands for any
-/// combination of its transforms, so AEADs and AES-CBC need separate proposals (RFC 7296 3.3), and
-/// so does each integrity algorithm.
+/// Returns the transforms of these ciphers, one list for each proposal. A proposal offers every
+/// combination of its transforms, so AEADs and AES-CBC need separate proposals (RFC 7296 3.3). Each
+/// integrity algorithm also needs a separate proposal.
 //= RFC 7296 3.3 MUST 5: no integrity beside an AEAD
 fn protections(ciphers: &[Cipher]) -> Vec<Vec<Transform>> {
     let mut groups: Vec<(Option<Integrity>, Vec<Transform>)> = Vec::new();
@@ -121,8 +121,8 @@ fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec
         .collect()
 }
 
-/// Chooses the best of our proposals among the peer's offers. `sent` is the key exchange method of
-/// the share that the peer sent. It is preferred, since any other method costs a round trip.
+/// Chooses our most preferred proposal that the peer also offers. `sent` is the key exchange method
+/// of the peer's KE payload. It is preferred, since any other method costs another round trip.
 //= RFC 7296 2.7 MUST 1: one suite
 //= RFC 7296 3.3.6 MUST 1: one set of parameters
 pub(crate) fn choose_ike<'a>(
@@ -151,8 +151,8 @@ impl IkeProposal {
     }
 }
 
-/// Returns whether an answer is a single proposal with at most one transform of each type (RFC 7296
-/// 2.7).
+/// Returns whether a response contains a single proposal with at most one transform of each type
+/// (RFC 7296 2.7).
 //= RFC 7296 2.7 MUST 4: one transform of each type
 pub(crate) fn is_one_choice(answer: &[Proposal]) -> bool {
     let [chosen] = answer else {
@@ -165,10 +165,10 @@ pub(crate) fn is_one_choice(answer: &[Proposal]) -> bool {
 /// How to choose the key exchange of a CHILD_SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChildKeyExchange {
-    /// IKE_AUTH: its CHILD_SA has no key exchange, even if one is offered (RFC 7296 1.2).
+    /// In IKE_AUTH the CHILD_SA has no key exchange, even if one is offered (RFC 7296 1.2).
     Ignored,
-    /// CREATE_CHILD_SA: as configured. If we want forward secrecy, a peer that does not offer it is
-    /// refused.
+    /// In CREATE_CHILD_SA the configuration decides. If it requires forward secrecy, a peer that
+    /// does not offer forward secrecy is refused.
     Configured {
         /// The method of the share that the peer sent.
         sent: Option<u16>,
@@ -216,8 +216,8 @@ pub(crate) fn choose_esp(
     })
 }
 
-/// Returns the offers of a protocol in which we understand every transform type. Another type is
-/// accepted only if "none" is offered for it (additional key exchanges, RFC 9370).
+/// Returns the offers for a protocol that have only transform types that we support. Another type
+/// is accepted only if "none" is offered for it (for additional key exchanges, RFC 9370).
 fn usable<'a>(
     offers: &'a [Proposal],
     protocol: Protocol,
@@ -232,7 +232,7 @@ fn usable<'a>(
     })
 }
 
-/// Returns the first of our ciphers that is offered. An AEAD is only chosen if the offer does not
+/// Returns the first of our ciphers that is offered. An AEAD is chosen only if the offer does not
 /// require an integrity algorithm (RFC 5282 8).
 //= RFC 7296 3.3.4 MUST 4: offers are compared with the configuration
 fn choose_cipher(ours: &[Cipher], offer: &Proposal) -> Option<Cipher> {

@@ -1,5 +1,5 @@
-//! Traffic selectors: making an offer, narrowing one, and checking the peer's answer (RFC 7296
-//! 2.9).
+//! Traffic selectors: making an offer, narrowing an offer, and checking the peer's response (RFC
+//! 7296 2.9).
 
 use std::net::IpAddr;
 
@@ -9,8 +9,8 @@ use crate::config::{ChildConfig, NextLayer};
 use crate::event::ChildSa;
 use crate::wire::TrafficSelector;
 
-/// Maximum number of networks of one side of a CHILD_SA. The ranges of an honest peer are networks;
-/// an irregular range splits into many networks.
+/// Maximum number of networks of one side of a CHILD_SA. The address ranges of an honest peer are
+/// networks. Any other range must be split into many networks.
 const MAX_NETWORKS: usize = 256;
 
 /// The traffic of a configured child, of a part of a child, or of a CHILD_SA.
@@ -37,12 +37,12 @@ impl<'a> From<&'a ChildSa> for Traffic<'a> {
 }
 
 impl Traffic<'_> {
-    /// The selectors of our side that we offer.
+    /// Returns the selectors of our side that we offer.
     pub(crate) fn local_selectors(&self) -> Vec<TrafficSelector> {
         selectors(self.local, self.next_layer.protocol, self.next_layer.local_port)
     }
 
-    /// The selectors of the peer's side that we offer.
+    /// Returns the selectors of the peer's side that we offer.
     pub(crate) fn remote_selectors(&self) -> Vec<TrafficSelector> {
         selectors(self.remote, self.next_layer.protocol, self.next_layer.remote_port)
     }
@@ -64,12 +64,12 @@ pub(crate) struct Narrowed {
 }
 
 impl Narrowed {
-    /// Our side as networks.
+    /// Returns our side as networks.
     pub(crate) fn local_networks(&self) -> Vec<IpNetwork> {
         networks(&self.local)
     }
 
-    /// The peer's side as networks.
+    /// Returns the peer's side as networks.
     pub(crate) fn remote_networks(&self) -> Vec<IpNetwork> {
         networks(&self.remote)
     }
@@ -92,8 +92,8 @@ impl Narrowed {
     }
 
     fn checked(local: Vec<TrafficSelector>, remote: Vec<TrafficSelector>) -> Option<Self> {
-        // Both ends of a packet have addresses of the same family, so a family that only one side
-        // has is dropped.
+        // Both ends of a packet have addresses of the same family, so selectors of a family that
+        // only one side has are dropped.
         let both =
             |v4: bool| local.iter().any(|s| s.start.is_ipv4() == v4) && remote.iter().any(|s| s.start.is_ipv4() == v4);
         let (v4, v6) = (both(true), both(false));
@@ -107,8 +107,8 @@ impl Narrowed {
     }
 }
 
-/// As responder, returns the largest part of the peer's offer that our policy allows. `None`: the
-/// answer is TS_UNACCEPTABLE.
+/// Returns, as the responder, the largest part of the peer's offer that our policy allows. Returns
+/// `None` if the response must be TS_UNACCEPTABLE.
 //= RFC 7296 2.9 SHOULD 3: narrow, not SINGLE_PAIR_REQUIRED
 pub(crate) fn narrow(
     ours: Traffic<'_>,
@@ -121,7 +121,8 @@ pub(crate) fn narrow(
     )
 }
 
-/// As initiator, returns the peer's selectors if they stay within our offer. `None` if they do not.
+/// Returns, as the initiator, the peer's selectors if they lie within our offer, or `None`
+/// otherwise.
 //= RFC 7296 2.9 REQUIRED 6: no more than was asked for
 pub(crate) fn accept_narrowed(
     asked: Traffic<'_>,
@@ -140,7 +141,7 @@ pub(crate) fn accept_narrowed(
 }
 
 /// Returns whether a selector has the same protocol and ports as one of ours. Our policies match
-/// exactly those, so they cannot enforce a narrower selector.
+/// exactly the configured protocol and ports, so they cannot enforce a narrower selector.
 fn has_next_layer_of(selector: &TrafficSelector, ours: &TrafficSelector) -> bool {
     (selector.protocol, selector.start_port, selector.end_port) == (ours.protocol, ours.start_port, ours.end_port)
 }
@@ -154,7 +155,7 @@ fn intersect(ours: &[TrafficSelector], offered: &[TrafficSelector]) -> Vec<Traff
     without_contained(parts.collect())
 }
 
-/// Joins selectors whose addresses overlap or are adjacent: a peer may write 10.0.0.0 to 10.0.1.255
+/// Joins selectors whose addresses overlap or are adjacent: a peer may send 10.0.0.0 to 10.0.1.255
 /// as one range where we have two networks.
 fn join_adjacent(selectors: &[TrafficSelector]) -> Vec<TrafficSelector> {
     let mut joined: Vec<TrafficSelector> = Vec::new();

@@ -19,21 +19,21 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
 
 /// Size of the non-ESP marker, bytes. It counts towards the datagram's size.
 const MARKER_LEN: usize = 4;
-/// How long fragments wait for the rest of their message. This is longer than the time for which
-/// the peer retransmits.
+/// Maximum time for which fragments wait for the rest of their message. It is longer than the time
+/// for which a peer retransmits.
 const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of transmissions of a request after which a peer counts as silent.
 const SILENT_AFTER: u32 = 3;
 
-/// The message ID after which an IKE SA must end. A thousand IDs are left, so that it can still
-/// send DELETE.
+/// The message ID after which an IKE SA must end. A thousand IDs are left, so that the IKE SA can
+/// still send DELETE.
 const LAST_MESSAGE_ID: u32 = u32::MAX - 1000;
 
 /// The contents of a datagram.
 #[derive(Debug)]
 pub(crate) enum Incoming {
-    /// Nothing to do: the datagram is not authentic, is old, was answered with the kept response,
+    /// Nothing to do: the datagram is not authentic, is old, was answered with the stored response,
     /// or is part of an incomplete message.
     Nothing,
     /// The peer's next request. Answer it with [`Channel::respond`].
@@ -47,7 +47,7 @@ pub(crate) enum Incoming {
 pub(crate) struct Channel {
     /// SPIs of both ends, in the header of every message.
     pub(crate) ike: IkeId,
-    /// Our end of the IKE SA.
+    /// Our role in the IKE SA.
     pub(crate) role: IkeRole,
     /// Keys of the IKE SA, for AUTH and for the derivation of further keys.
     pub(crate) keys: IkeKeys,
@@ -72,20 +72,21 @@ pub(crate) struct Channel {
     pub(super) response_path: (SocketAddr, SocketAddr),
     /// How we follow a peer whose messages come from another address.
     pub(super) following: Following,
-    /// The path of IKE messages until the peer is known to receive on it. Until then ESP stays on
-    /// `path`.
+    /// A new path of IKE messages, while it is not known whether the peer receives on it. In the
+    /// meantime, ESP stays on `path`.
     pub(super) unchecked: Option<Path>,
-    /// Further addresses to which the request under way is sent, because the peer does not answer.
+    /// Further addresses to which the outstanding request is sent, because the peer does not
+    /// respond.
     pub(super) alternatives: Vec<SocketAddr>,
-    /// The addresses between which the last answered request was sent, if it was sent between one
-    /// pair only.
+    /// The addresses between which the last answered request was sent, if it was sent between only
+    /// one pair.
     pub(super) answered_between: Option<(SocketAddr, SocketAddr)>,
-    /// An address other than the one in use at which the peer has answered. The request was also
+    /// An address other than the one in use from which the peer has responded. The request was also
     /// sent to this address.
     pub(super) answered_elsewhere: Option<SocketAddr>,
     /// The source of the peer's newest message, if it is not the address to which we send. An
     /// attacker can copy a message and forge its source, so we switch to this address only after
-    /// the peer has answered from it.
+    /// the peer has responded from it.
     pub(super) candidate: Option<SocketAddr>,
     /// Whether nothing has been sent to the candidate yet.
     pub(super) candidate_is_new: bool,
@@ -100,12 +101,13 @@ pub(super) struct InFlight {
     retransmission: RetransmissionTimer,
     /// The candidate address to which the request was also sent.
     pub(super) sent_to: Option<SocketAddr>,
-    /// Whether the transmissions of the request began again on the former path, because nobody had
-    /// answered on the unchecked one. This happens only once, so that the request ends.
+    /// Whether the transmissions of the request started again on the former path, because there was
+    /// no response on the unchecked path. This happens only once, so that the request ends
+    /// eventually.
     fell_back: bool,
-    /// How often the request was sent at once because the peer had moved.
+    /// How often the request was sent again immediately because the peer had moved.
     redirected: u32,
-    /// The addresses between which the request was sent. `None`: between several pairs.
+    /// The addresses between which the request was sent. `None` if there were several pairs.
     pub(super) between: Option<(SocketAddr, SocketAddr)>,
 }
 
@@ -113,7 +115,7 @@ pub(super) struct InFlight {
 struct PartialMessage {
     reassembly: Reassembly,
     first_datagram: Option<[u8; 32]>,
-    /// When the first fragment came.
+    /// When the first fragment arrived.
     since: Option<Instant>,
 }
 
@@ -165,7 +167,7 @@ impl Channel {
         self
     }
 
-    /// Our SPI. The peer puts it into every message to us.
+    /// Returns our SPI. The peer puts it into every message to us.
     pub(crate) fn local_spi(&self) -> u64 {
         match self.role {
             IkeRole::Initiator => self.ike.initiator,
@@ -178,12 +180,12 @@ impl Channel {
         self.fragments
     }
 
-    /// Size of the fragments that wait for the rest of their request, bytes.
+    /// Returns the size of the fragments that wait for the rest of their request, bytes.
     pub(crate) fn fragment_octets(&self) -> usize {
         self.partial_request.reassembly.octets()
     }
 
-    /// Drops fragments whose remaining parts have not come for a long time (RFC 7383 2.6).
+    /// Drops fragments that have waited for [`REASSEMBLY_TIMEOUT`] (RFC 7383 2.6).
     pub(crate) fn forget_stale_fragments(&mut self, now: Instant) {
         for partial in [&mut self.partial_request, &mut self.partial_response] {
             if partial.since.is_some_and(|since| since + REASSEMBLY_TIMEOUT <= now) {
@@ -192,7 +194,7 @@ impl Channel {
         }
     }
 
-    /// Returns whether a request is under way, which fills the window.
+    /// Returns whether a request is outstanding. The window then has no room for another one.
     pub(crate) fn busy(&self) -> bool {
         self.in_flight.is_some()
     }
@@ -230,7 +232,7 @@ impl Channel {
         );
     }
 
-    /// Answers the request of [`Incoming::Request`].
+    /// Sends the response to the request of [`Incoming::Request`].
     pub(crate) fn respond(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
         //= RFC 7296 2.2 REQUIRED 4: the response has the request's ID
         let header = self.header(exchange, true, self.next_expected);
@@ -250,7 +252,7 @@ impl Channel {
         self.last_response = Some(kept).filter(|_| !mutation!("response_not_kept"));
     }
 
-    /// Sends the request under way again at once, to the present addresses.
+    /// Sends the outstanding request again immediately, to the present addresses.
     //= RFC 7296 2.2 MUST 1: the same message ID again
     pub(crate) fn resend(&mut self, cx: &mut Context<'_>) {
         if let Some(in_flight) = self.in_flight.take() {
@@ -259,11 +261,11 @@ impl Channel {
         }
     }
 
-    /// Sends the request under way at once to the path that the peer asks for. The first time, all
-    /// transmissions begin again on that path. The number of such immediate transmissions is
-    /// limited to the maximum number of transmissions of a request. After that the request waits
-    /// for its next transmission, so that a peer that moves all the time cannot have it sent
-    /// without end.
+    /// Sends the outstanding request immediately on the path that the peer asks for. The first
+    /// time, all transmissions start again on that path. The number of such immediate transmissions
+    /// is limited to the maximum number of transmissions of a request. After that, the request
+    /// waits for its next transmission, so that a peer that moves all the time cannot make us send
+    /// the request forever.
     pub(super) fn redirect(&mut self, cx: &mut Context<'_>) {
         let limit = self.signs.transmissions(&self.timing);
         let Some(mut in_flight) = self.in_flight.take_if(|in_flight| in_flight.redirected < limit) else { return };
@@ -274,25 +276,26 @@ impl Channel {
         self.transmit_request(in_flight, cx);
     }
 
-    /// The time at which to call [`Self::retransmit`].
+    /// Returns the time at which to call [`Self::retransmit`].
     pub(crate) fn retransmit_at(&self) -> Option<Instant> {
         self.in_flight.as_ref().map(|in_flight| in_flight.retransmission.next())
     }
 
-    /// Retransmits the request under way. `None`: all transmissions are used up, and no ESP arrives
-    /// either, so the peer is dead.
+    /// Retransmits the outstanding request. Returns `None` if all transmissions are used up and no
+    /// ESP arrives either, so the peer is dead.
     pub(crate) fn retransmit(&mut self, cx: &mut Context<'_>) -> Option<()> {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
         };
-        // ESP arrives on the path in use, so it says nothing about another path.
+        // ESP arrives on the path in use, so it is no evidence about another path.
         let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now)
             && self.unchecked.is_none()
             && !mutation!("esp_is_no_sign_of_life");
         //= RFC 7296 2.1 MUST 6: retransmit
         let limit = self.signs.transmissions(&self.timing);
         if in_flight.retransmission.advance(&self.timing, limit, esp_arrives, cx.now).is_none() {
-            // Nobody answers at the address that is being checked. An attacker may have forged it.
+            // There is no response from the address that is being checked. An attacker may have
+            // forged it.
             self.unchecked.take()?;
             if std::mem::replace(&mut in_flight.fell_back, true) {
                 return None;
@@ -306,15 +309,15 @@ impl Channel {
         Some(())
     }
 
-    /// Returns whether the peer counts as silent: the request under way was sent at least
-    /// [`SILENT_AFTER`] times without an answer, and no ESP arrives either.
+    /// Returns whether the peer counts as silent: the outstanding request was sent at least
+    /// [`SILENT_AFTER`] times without a response, and no ESP arrives either.
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
         let sent = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.retransmission.sent());
         sent >= SILENT_AFTER && !self.signs.esp_arrives(&self.timing, now)
     }
 
     /// Sends a request to the peer's address, to the alternatives and, if there is one, to the
-    /// candidate address. The peer answers from the address at which it is reachable.
+    /// candidate address. The peer responds from the address at which it is reachable.
     fn transmit_request(&mut self, mut in_flight: InFlight, cx: &mut Context<'_>) {
         let (local, remote) = self.message_addresses();
         //= RFC 7296 2.1 MUST 8: the same octets again
@@ -333,15 +336,16 @@ impl Channel {
         self.in_flight = Some(in_flight);
     }
 
-    /// As responder of IKE_AUTH, takes both addresses from the authentic request.
+    /// Takes both addresses from the authentic IKE_AUTH request, as its responder.
     pub(crate) fn begin_at(&mut self, local: SocketAddr, remote: SocketAddr) {
         self.path.local = local;
         self.path.remote = remote;
         self.candidate = None;
     }
 
-    /// The time at which the next NAT keepalive is due. It falls on a whole second, so that an
-    /// owner with many IKE SAs wakes up once a second for them, not once for each.
+    /// Returns the time at which the next NAT keepalive is due. It is on a whole second if the
+    /// interval contains one, so that an owner with many IKE SAs wakes up once a second for all of
+    /// them, not once for each.
     pub(crate) fn keepalive_at(&self) -> Instant {
         on_whole_second(self.last_sent, self.timing.nat_keepalive)
     }
@@ -358,12 +362,12 @@ impl Channel {
         std::mem::take(&mut self.peer_moved)
     }
 
-    /// Returns the last response, to be repeated if it was lost.
+    /// Returns the last response, so that it can be sent again if it was lost.
     pub(crate) fn into_last_response(self) -> Option<LastResponse> {
         self.last_response
     }
 
-    /// Handles a datagram (without marker) with our SPI.
+    /// Handles a datagram (without the non-ESP marker) with our SPI.
     pub(crate) fn receive(
         &mut self,
         header: &Header,
@@ -385,7 +389,7 @@ impl Channel {
         } else if header.message_id.checked_add(1) == Some(self.next_expected) {
             if let Some(last_response) = &mut self.last_response {
                 // RFC 7383 2.5.2, 2.6.1: the peer may send its request again in smaller fragments,
-                // and the first fragment counts as the retransmission.
+                // in which case the first fragment counts as the retransmission.
                 if matches!(self.cipher.open(datagram), Ok(Opened::Fragment(fragment)) if fragment.number == 1) {
                     last_response.send(local, remote, cx);
                 } else {
@@ -469,8 +473,8 @@ impl Channel {
     fn seal(&mut self, header: &Header, payloads: &Payloads, cx: &Context<'_>) -> Vec<Vec<u8>> {
         let limit = (self.fragments || mutation!("fragments_unasked"))
             .then(|| cx.config.fragment_size.saturating_sub(MARKER_LEN));
-        // If there are no datagrams, the exchange times out. That ends an IKE SA whose cipher is
-        // exhausted.
+        // If sealing fails, there are no datagrams, and the exchange times out. In this way an IKE
+        // SA whose cipher is exhausted ends.
         self.cipher.seal(header, payloads, limit).unwrap_or_else(|error| {
             tracing::error!(%error, ike = ?self.ike, "message not sent");
             Vec::new()
@@ -505,7 +509,7 @@ mod tests {
         for last_sent in [0, 1, 300, 999] {
             assert_eq!(on_whole_second(at(10_000 + last_sent), Duration::from_secs(20)), at(30_000));
         }
-        // The keepalive is not due at once, even if the interval is short.
+        // The keepalive is not due immediately, even if the interval is short.
         for (last_sent, interval, due) in [(10_000, 500, 10_500), (10_700, 500, 11_000), (10_700, 200, 10_900)] {
             assert_eq!(on_whole_second(at(last_sent), Duration::from_millis(interval)), at(due));
         }

@@ -13,7 +13,7 @@ use crate::output::Context;
 use crate::purpose::Purpose;
 use crate::wire::Payload;
 
-/// An inbound SPI that the kernel has reserved. It goes into a [`ChildSa`] or must be released.
+/// An inbound SPI that the kernel has reserved. It must be used in a [`ChildSa`] or released.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "an SPI that is not used must be released"]
 pub(crate) struct ReservedSpi {
@@ -22,7 +22,7 @@ pub(crate) struct ReservedSpi {
 }
 
 impl ReservedSpi {
-    /// Reserves an SPI. `None`: the kernel refused.
+    /// Reserves an SPI. Returns `None` if the kernel refused.
     pub(crate) fn new(profile: &Profile, channel: &Channel, cx: &mut Context<'_>) -> Option<Self> {
         let local = channel.path.local.ip();
         let spi = cx.env.allocate_spi(&profile.config.name, local, channel.path.remote.ip())?;
@@ -48,7 +48,7 @@ pub(crate) struct NegotiatedChild {
 }
 
 impl NegotiatedChild {
-    /// Makes the CHILD_SA. `initiator`: whether we began the exchange.
+    /// Makes the CHILD_SA. `initiator` states whether we initiated the exchange.
     pub(crate) fn into_sa(self, inbound: ReservedSpi, initiator: bool, channel: &Channel) -> ChildSa {
         let ChildKeys { from_initiator, from_responder } = self.keys;
         let (outbound_key, inbound_key) = if initiator != mutation!("child_keys_swapped") {
@@ -79,7 +79,7 @@ impl NegotiatedChild {
     }
 }
 
-/// As responder, returns the CHILD_SA that was agreed upon, and its payloads for the response.
+/// Returns, as the responder, the negotiated CHILD_SA and its payloads for the response.
 /// `exchanged` are the payloads of CREATE_CHILD_SA between SA and TSi: the nonce and, with forward
 /// secrecy, KE.
 pub(crate) fn grant(

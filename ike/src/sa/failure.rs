@@ -1,4 +1,5 @@
-//! Error texts for the operator: the exchange, what was expected, what arrived, and what to do.
+//! Error texts for the operator: the exchange, what was expected, what was received, and what to
+//! do.
 
 use super::path::Path;
 use crate::auth::AuthError;
@@ -13,7 +14,7 @@ pub(crate) const IKE_AUTH: &str = "IKE_AUTH";
 pub(crate) const CREATE_CHILD_SA: &str = "CREATE_CHILD_SA";
 pub(crate) const INFORMATIONAL: &str = "INFORMATIONAL";
 
-/// The error for a peer's error notification.
+/// Returns the error for a peer's error notification.
 pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerConfig) -> PeerError {
     let (kind, detail) = match notify {
         NotifyType::NoProposalChosen if exchange == IKE_SA_INIT => {
@@ -44,7 +45,7 @@ pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerCo
     PeerError::new(exchange, kind, detail)
 }
 
-/// The error for a peer that did not answer.
+/// Returns the error for a peer that did not respond.
 pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, transmissions: u32) -> PeerError {
     let what = if exchange == IKE_AUTH {
         "it answered IKE_SA_INIT, so either its UDP port 4500 or large datagrams do not get through, or it dropped our request silently"
@@ -58,7 +59,7 @@ pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, tran
     )
 }
 
-/// The error if none of the peer's IKE proposals is acceptable.
+/// Returns the error if none of the peer's IKE proposals is acceptable.
 pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
     let detail = match ours {
         [] => "an initiator connects, but no peer is configured here".to_owned(),
@@ -67,7 +68,7 @@ pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
     PeerError::new(IKE_SA_INIT, PeerErrorKind::NoProposalChosen, detail)
 }
 
-/// The error if none of the peer's ESP proposals is acceptable.
+/// Returns the error if none of the peer's ESP proposals is acceptable.
 pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig) -> PeerError {
     let ours = all_esp_texts(peer);
     let detail = format!(
@@ -76,8 +77,8 @@ pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig) -> Peer
     PeerError::new(exchange, PeerErrorKind::NoProposalChosen, detail)
 }
 
-/// The error if the peer's selectors have nothing in common with ours, or if its answer goes beyond
-/// our request.
+/// Returns the error if the peer's selectors have nothing in common with ours, or if its response
+/// exceeds our request.
 pub(crate) fn no_selectors(exchange: &'static str, peer: &PeerConfig) -> PeerError {
     let detail = format!("the peer's traffic selectors do not fit; {}", selectors(peer));
     PeerError::new(exchange, PeerErrorKind::TrafficSelectors, detail)
@@ -96,7 +97,7 @@ pub(crate) fn disagreement(exchange: &'static str, found: &Disagreement, peer: &
     }
 }
 
-/// The error if the mode of a child is not possible.
+/// Returns the error if the mode of a child is not possible.
 pub(crate) fn mode(exchange: &'static str, child: &ChildName, obstacle: ModeObstacle) -> PeerError {
     let why = match obstacle {
         ModeObstacle::Nat => {
@@ -116,12 +117,13 @@ pub(crate) fn mode(exchange: &'static str, child: &ChildName, obstacle: ModeObst
     PeerError::new(exchange, PeerErrorKind::TransportMode, format!("child {child}: {why}"))
 }
 
-/// The error if our check of the peer's authentication failed, or if we cannot authenticate.
+/// Returns the error if our check of the peer's authentication failed, or if we cannot
+/// authenticate.
 pub(crate) fn auth(error: &AuthError) -> PeerError {
     PeerError::new(IKE_AUTH, error.kind(), error.to_string())
 }
 
-/// The error for a message from the peer that violates the protocol.
+/// Returns the error for a message from the peer that violates the protocol.
 pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerError {
     let detail = match error {
         InvalidMessage::MajorVersion(_) => format!("{error}; configure the peer for IKEv2"),
@@ -130,7 +132,7 @@ pub(crate) fn invalid(exchange: &'static str, error: InvalidMessage) -> PeerErro
     PeerError::new(exchange, PeerErrorKind::Protocol, detail)
 }
 
-/// The error if the peer refuses our address update (RFC 4555 3.5, 3.9).
+/// Returns the error if the peer refuses our address update (RFC 4555 3.5, 3.9).
 pub(crate) fn update_refused(notify: NotifyType, path: &Path) -> PeerError {
     let (local, remote) = (path.local, path.remote);
     let detail = match notify {
@@ -145,7 +147,7 @@ pub(crate) fn update_refused(notify: NotifyType, path: &Path) -> PeerError {
     PeerError::new(INFORMATIONAL, PeerErrorKind::Notified, detail)
 }
 
-/// The error if the peer forbids NATs, but its request came through one (RFC 4555 3.9).
+/// Returns the error if the peer forbids NATs, but its request came through one (RFC 4555 3.9).
 pub(crate) fn unexpected_nat(path: &Path) -> PeerError {
     let detail = format!(
         "the peer forbids NATs (NO_NATS_ALLOWED), but its request came from {} to {} with other addresses inside; enable NAT traversal at the peer",
@@ -154,13 +156,13 @@ pub(crate) fn unexpected_nat(path: &Path) -> PeerError {
     PeerError::new(INFORMATIONAL, PeerErrorKind::Protocol, detail)
 }
 
-/// The error if COOKIE2 came back changed, or not at all (RFC 4555 3.7).
+/// Returns the error if COOKIE2 was returned changed, or not at all (RFC 4555 3.7).
 pub(crate) fn wrong_cookie2() -> PeerError {
     let detail = "the peer did not return our COOKIE2 as it is, so it may not receive at the address that it claims; if its MOBIKE is broken, set mobike = false";
     PeerError::new(INFORMATIONAL, PeerErrorKind::Protocol, detail.to_owned())
 }
 
-/// The error if the kernel did not reserve an SPI.
+/// Returns the error if the kernel did not reserve an SPI.
 pub(crate) fn no_spi(exchange: &'static str) -> PeerError {
     PeerError::new(
         exchange,
@@ -169,7 +171,7 @@ pub(crate) fn no_spi(exchange: &'static str) -> PeerError {
     )
 }
 
-/// The error if the peer refuses one of several CHILD_SAs.
+/// Returns the error if the peer refuses one of several CHILD_SAs.
 pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerConfig) -> PeerError {
     let mut error = notified(CREATE_CHILD_SA, notify, peer);
     if !peer.additional_children.is_empty() || purpose.part.is_some() {
@@ -178,7 +180,7 @@ pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerCo
     error
 }
 
-/// The error if the peer requests more CHILD_SAs than are allowed.
+/// Returns the error if the peer requests more CHILD_SAs than are allowed.
 pub(crate) fn too_many_children(purpose: &Purpose, peer: &PeerConfig) -> PeerError {
     let detail = format!(
         "the peer asks for another CHILD_SA ({purpose}) beside {} others, which is the most; let the peer put several subnets into one",

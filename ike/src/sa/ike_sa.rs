@@ -22,53 +22,53 @@ use crate::output::Context;
 use crate::purpose::Purpose;
 use crate::time::Instant;
 
-/// How long the peer may take to delete an SA that it should delete: the old CHILD_SA of its rekey,
-/// or the redundant one of two IKE SAs. After this time we delete the SA. This is longer than all
-/// retransmissions take.
+/// Maximum time for the peer to delete an SA that it should delete: the old CHILD_SA of its rekey,
+/// or the redundant one of two IKE SAs. After this time we delete the SA. This time is longer than
+/// all retransmissions take.
 const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The phase in the life of an IKE SA.
+/// The state in the life of an IKE SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lifecycle {
     /// The IKE SA is in use.
     Active,
     /// Another IKE SA has replaced this one, which waits to be deleted.
     Superseded(IkeId),
-    /// The IKE SA was reported down, and DELETE is under way.
+    /// The IKE SA was reported down, and our DELETE has not been answered yet.
     Deleting,
 }
 
 /// What the endpoint must do after a message or deadline of an IKE SA was handled.
 #[derive(Debug)]
 pub(crate) enum SaStep {
-    /// Nothing.
+    /// Nothing has to be done.
     Continue,
-    /// Make a new IKE SA by IKE_SA_INIT and IKE_AUTH to replace this one.
+    /// Create a new IKE SA by IKE_SA_INIT and IKE_AUTH to replace this one.
     Reauthenticate,
-    /// Report the IKE SA down at once and send DELETE. It must not be used any longer.
+    /// Report the IKE SA down immediately and send DELETE. It must not be used any longer.
     End(DownReason, PeerError),
     /// Either end rekeyed the IKE SA.
     Rekeyed {
         /// The new IKE SA.
         new: Box<IkeSa>,
-        /// The IKE SA that the peer made at the same time, if `new` replaces it as well (RFC 7296
-        /// 2.8.2).
+        /// The IKE SA that the peer's simultaneous rekey created, if `new` also replaces it (RFC
+        /// 7296 2.8.2).
         redundant: Option<IkeId>,
     },
-    /// Send DELETE for the IKE SA that our rekey made, which is redundant.
+    /// Send DELETE for the IKE SA that our rekey created, which is redundant.
     Redundant(Box<IkeSa>),
-    /// Release the IKE SA. Both ends have deleted it, or it failed.
+    /// Release the IKE SA. Both ends have deleted it, or it has failed.
     Closed(CloseReason),
 }
 
-/// The reason why an IKE SA is gone.
+/// The reason why an IKE SA has ended.
 #[derive(Debug)]
 pub(crate) enum CloseReason {
     /// The peer sent DELETE.
     ByPeer,
     /// The peer has confirmed our DELETE.
     ByUs,
-    /// The peer did not answer.
+    /// The peer did not respond.
     Timeout,
     /// A protocol error ended the IKE SA.
     Failed(PeerError),
@@ -81,8 +81,8 @@ pub(crate) struct IkeSa {
     pub(super) profile: Arc<Profile>,
     pub(super) details: IkeDetails,
     pub(super) lifecycle: Lifecycle,
-    /// Whether we delete this superseded IKE SA as soon as the IKE SA that we began in its place
-    /// has all the CHILD_SAs.
+    /// Whether we delete this superseded IKE SA as soon as the IKE SA that we initiated in its
+    /// place has all the CHILD_SAs.
     pub(super) delete_when_served: bool,
     pub(super) outstanding: Option<OutstandingRequest>,
     /// Requests to send when the window is free. No request is queued twice, so there are only a
@@ -91,22 +91,23 @@ pub(crate) struct IkeSa {
     initiation: Initiation,
     established: Instant,
     pub(super) lifetime: Lifetime,
-    /// When to rekey the IKE SA. `None`: the peer refuses, or a new IKE SA will replace it.
+    /// When to rekey the IKE SA. `None` if the peer refuses rekeys, or if a new IKE SA will replace
+    /// this one.
     pub(super) rekey_at: Option<Instant>,
     /// How often the peer has answered our rekey with TEMPORARY_FAILURE.
     pub(super) temporary_failures: u8,
-    /// Whether the peer is known to have this IKE SA too. As responder we know this from the first
-    /// message after IKE_AUTH.
+    /// Whether we know that the peer has this IKE SA too. As the responder, we know it after the
+    /// peer's first message after IKE_AUTH.
     confirmed: bool,
     /// Whether [`Event::PeerSilent`] was reported after the last [`Event::PeerHeard`].
     pub(super) silent: bool,
     /// When to request the CHILD_SAs that are missing.
     pub(super) missing: MissingChildren,
-    /// The outcome of the latest negotiation, until the endpoint takes it: `Some` error, or `None`
-    /// after a success.
+    /// The outcome of the latest negotiation, until the endpoint takes it: `Some(None)` for a
+    /// success, or `Some(Some(error))`.
     outcome: Option<Option<PeerError>>,
     pub(super) timers: Timers,
-    /// The MOBIKE state. `None`: one of the ends does not speak MOBIKE.
+    /// The MOBIKE state. `None` if one of the ends does not support MOBIKE.
     pub(super) mobike: Option<Mobike>,
 }
 
@@ -149,7 +150,7 @@ impl IkeSa {
         sa
     }
 
-    /// Sets the MOBIKE state: `None` if one of the ends does not speak MOBIKE.
+    /// Sets the MOBIKE state, or `None` if one of the ends does not support MOBIKE.
     pub(super) fn with_mobike(mut self, mobike: Option<Mobike>) -> Self {
         self.details.mobike = mobike.is_some();
         self.channel.following = match &mobike {
@@ -161,12 +162,12 @@ impl IkeSa {
         self
     }
 
-    /// SPIs of both ends.
+    /// Returns the SPIs of both ends.
     pub(crate) fn ike(&self) -> IkeId {
         self.channel.ike
     }
 
-    /// Our SPI, by which the endpoint finds the IKE SA.
+    /// Returns our SPI, by which the endpoint finds the IKE SA.
     pub(crate) fn spi(&self) -> u64 {
         self.channel.local_spi()
     }
@@ -176,12 +177,12 @@ impl IkeSa {
         self.channel.role == IkeRole::Initiator
     }
 
-    /// The peer's configuration that this IKE SA uses.
+    /// Returns the peer's configuration that this IKE SA uses.
     pub(crate) fn profile(&self) -> &Arc<Profile> {
         &self.profile
     }
 
-    /// Uses this configuration of the peer from now on.
+    /// Replaces the peer's configuration.
     pub(crate) fn set_profile(&mut self, profile: Arc<Profile>, cx: &mut Context<'_>) {
         let lifetimes = |profile: &Profile| {
             let timing = profile.config.timing;
@@ -201,7 +202,7 @@ impl IkeSa {
     }
 
     /// Requires the peer to authenticate again soon, since the credentials that authenticated it
-    /// are no longer configured. Otherwise this IKE SA ends.
+    /// are no longer configured. If the peer does not, this IKE SA ends.
     pub(crate) fn require_reauthentication(&mut self, cx: &mut Context<'_>) {
         let renewal = self.lifetime.credentials_changed(cx);
         self.timers.set(Timer::Reauthenticate, renewal);
@@ -209,8 +210,8 @@ impl IkeSa {
     }
 
     /// Makes the IKE SA that replaces this one in a rekey (RFC 7296 2.18). The peer has not
-    /// authenticated again, so the lifetime of its authentication continues, and in comparison with
-    /// other IKE SAs of the peer the new one counts as old as this one. `role`: whether we began
+    /// authenticated again, so the lifetime of its authentication continues. In comparisons with
+    /// other IKE SAs of the peer, the new IKE SA counts as old as this one. `role` is our role in
     /// the rekey.
     pub(super) fn successor(&self, keys: IkeKeys, ike: IkeId, role: IkeRole, cx: &mut Context<'_>) -> Box<Self> {
         let Channel { path, timing, .. } = self.channel;
@@ -218,8 +219,8 @@ impl IkeSa {
         let channel = Channel::new(keys, ike, role, path, self.channel.fragments(), timing, cx.now);
         let details = IkeDetails { proposal: channel.keys.suite.to_string(), ..self.details.clone() };
         let new = Self::new(channel, Arc::clone(&self.profile), details, self.initiation, cx);
-        // The peer's statement about our address is a hash that contains the SPIs of this IKE SA,
-        // so it is not valid for the new one.
+        // `seen_as` is a hash of our address that covers the SPIs of this IKE SA, so it is not
+        // valid for the new one.
         let mut new = new.with_mobike(self.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike }));
         new.channel.unchecked = self.channel.unchecked;
         if !mutation!("authentication_prolonged_by_rekey") {
@@ -230,7 +231,7 @@ impl IkeSa {
         Box::new(new)
     }
 
-    /// Takes over the addresses of another IKE SA, whose CHILD_SAs move to this one.
+    /// Copies the addresses of another IKE SA, whose CHILD_SAs move to this one.
     pub(crate) fn take_addresses_of(&mut self, other: &Self) {
         if self.mobike.is_some() && other.mobike.is_some() {
             self.mobike = other.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike });
@@ -239,44 +240,44 @@ impl IkeSa {
         }
     }
 
-    /// The result of the negotiation, to show to people.
+    /// Returns the result of the negotiation, for display.
     pub(crate) fn details(&self) -> &IkeDetails {
         &self.details
     }
 
-    /// Our address and the peer's.
+    /// Returns our address and the peer's.
     pub(crate) fn addresses(&self) -> (SocketAddr, SocketAddr) {
         (self.channel.path.local, self.channel.path.remote)
     }
 
-    /// The end that began the IKE SA, and the time at which it did.
+    /// Returns which end initiated the IKE SA, and when.
     pub(crate) fn initiation(&self) -> Initiation {
         self.initiation
     }
 
-    /// The time at which the IKE SA was established.
+    /// Returns the time at which the IKE SA was established.
     pub(crate) fn established(&self) -> Instant {
         self.established
     }
 
-    /// The time at which the peer was authenticated, in this IKE SA or in one from which it was
-    /// rekeyed.
+    /// Returns the time at which the peer was authenticated, in this IKE SA or in one from which it
+    /// was rekeyed.
     pub(crate) fn authenticated(&self) -> Instant {
         self.lifetime.authenticated()
     }
 
-    /// The time at which the IKE SA requests the next missing CHILD_SA.
+    /// Returns the time at which the IKE SA requests the next missing CHILD_SA.
     pub(crate) fn create_child_at(&self) -> Option<Instant> {
         self.missing.next()
     }
 
-    /// The time at which the IKE SA is to be rekeyed, if that is planned.
+    /// Returns the time at which the IKE SA will be rekeyed, if a rekey is scheduled.
     pub(crate) fn rekey_at(&self) -> Option<Instant> {
         self.rekey_at
     }
 
-    /// The time at which the last authentic message arrived, or the last ESP if the owner reports
-    /// it.
+    /// Returns the time at which the last authentic message arrived, or the last ESP if the owner
+    /// reports ESP.
     pub(crate) fn last_received(&self) -> Instant {
         self.channel.signs.last()
     }
@@ -287,8 +288,8 @@ impl IkeSa {
         self.set_timers(now);
     }
 
-    /// Records that ESP of one of the CHILD_SAs was sent. If it travels in UDP, it also keeps the
-    /// mapping of a NAT in front of us (RFC 3948 4).
+    /// Records that ESP of one of the CHILD_SAs was sent. ESP in UDP also keeps the mapping of a
+    /// NAT in front of us alive (RFC 3948 4).
     pub(crate) fn esp_sent(&mut self, now: Instant) {
         self.channel.signs.esp_sent(now);
         if self.channel.path.encapsulated() {
@@ -297,17 +298,18 @@ impl IkeSa {
         self.set_timers(now);
     }
 
-    /// The time at which IKE_SA_INIT and IKE_AUTH are to make a new IKE SA in place of this one.
+    /// Returns the time at which IKE_SA_INIT and IKE_AUTH will create a new IKE SA in place of this
+    /// one.
     pub(crate) fn reauthenticate_at(&self) -> Instant {
         self.timers.get(Timer::Reauthenticate).unwrap_or(self.established)
     }
 
-    /// Returns whether the peer is known to have this IKE SA too.
+    /// Returns whether we know that the peer has this IKE SA too.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.confirmed
     }
 
-    /// The phase in the life of the IKE SA.
+    /// Returns the state in the life of the IKE SA.
     pub(crate) fn lifecycle(&self) -> Lifecycle {
         self.lifecycle
     }
@@ -322,7 +324,7 @@ impl IkeSa {
         }
     }
 
-    /// The time at which to call [`Self::handle_timeout`].
+    /// Returns the time at which to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self, child_sas: Option<&ChildSas>) -> Option<Instant> {
         let active = self.lifecycle == Lifecycle::Active;
         let children = child_sas.filter(|_| active).into_iter().flat_map(|child_sas| child_sas.children_of(self.spi()));
@@ -331,9 +333,9 @@ impl IkeSa {
         planned.into_iter().chain([self.timers.next(), child]).flatten().min()
     }
 
-    /// Handles the end of the IKE SA that superseded this one; `lifecycle` is that IKE SA's last
-    /// phase. If it was superseded itself, its successor now supersedes this one. Otherwise this
-    /// one becomes active again, unless it is already being deleted.
+    /// Handles the end of the IKE SA that superseded this one. `lifecycle` is the last state of
+    /// that IKE SA. If it was superseded too, its successor now supersedes this IKE SA. Otherwise
+    /// this IKE SA becomes active again, unless it is already being deleted.
     pub(crate) fn reinstate(&mut self, gone: IkeId, lifecycle: Lifecycle) {
         let deleting = matches!(self.outstanding, Some(OutstandingRequest::DeleteIke))
             || self.queue.contains(&QueuedRequest::DeleteIke);
@@ -350,7 +352,7 @@ impl IkeSa {
         }
     }
 
-    /// Records that the IKE SA from the peer's simultaneous rekey is gone. Returns false if there
+    /// Records that the IKE SA from the peer's simultaneous rekey has ended. Returns false if there
     /// was no such rekey.
     pub(crate) fn end_collision(&mut self, gone: IkeId) -> bool {
         match &mut self.outstanding {
@@ -362,7 +364,7 @@ impl IkeSa {
     }
 
     /// Returns whether the IKE SA is requesting a CHILD_SA, will request one, or is about to end,
-    /// so that another IKE SA makes one.
+    /// so that another IKE SA creates one.
     pub(crate) fn brings_child(&self) -> bool {
         let queued = |request: &QueuedRequest| matches!(request, QueuedRequest::CreateChild(_));
         self.is_closing()
@@ -388,7 +390,7 @@ impl IkeSa {
             || self.outstanding.as_ref().is_some_and(asked)
     }
 
-    /// Returns whether a request for a CHILD_SA of this configured child is under way or queued.
+    /// Returns whether a request for a CHILD_SA of this configured child is outstanding or queued.
     pub(super) fn is_asking_for(&self, purpose: &Purpose) -> bool {
         let asked = matches!(&self.outstanding, Some(OutstandingRequest::CreateChild(request)) if request.purpose.child == purpose.child);
         asked
@@ -398,7 +400,8 @@ impl IkeSa {
                 .any(|request| matches!(request, QueuedRequest::CreateChild(queued) if queued.child == purpose.child))
     }
 
-    /// Releases the reserved SPIs. Returns the last response, to be repeated if it was lost.
+    /// Releases the reserved SPIs. Returns the last response, so that it can be sent again if it
+    /// was lost.
     pub(crate) fn release(mut self, cx: &mut Context<'_>) -> Option<LastResponse> {
         self.release_queue(cx);
         if let Some(outstanding) = self.outstanding.take() {
@@ -442,8 +445,8 @@ impl IkeSa {
         matches!(self.outstanding, Some(OutstandingRequest::DeleteUnused(_))) || self.queue.iter().any(queued)
     }
 
-    /// If `outbound` is the peer's SPI of a CHILD_SA that only the peer has and that we have not
-    /// begun to delete, cancels our deletion and returns our SPI.
+    /// Cancels the deletion of a CHILD_SA that only the peer has, if `outbound` is the peer's SPI
+    /// of it and our DELETE is still queued. Returns our SPI in that case.
     pub(super) fn take_unused(&mut self, outbound: u32, cx: &mut Context<'_>) -> Option<u32> {
         let is = |request: &QueuedRequest| matches!(request, QueuedRequest::DeleteUnused(unused) if unused.outbound == Some(outbound));
         let at = self.queue.iter().position(is)?;
@@ -453,7 +456,8 @@ impl IkeSa {
         Some(spi)
     }
 
-    /// Sets a deadline for an SA that the peer should delete. If the peer does not, we delete it.
+    /// Sets a deadline for an SA that the peer should delete. If the peer does not delete it, we
+    /// do.
     pub(super) fn schedule_cleanup(&mut self, now: Instant) {
         self.timers.set(Timer::Cleanup, now + PEER_DELETE_TIMEOUT);
     }
@@ -494,7 +498,8 @@ impl IkeSa {
         self.outcome = Some(None);
     }
 
-    /// Returns the outcome of the latest negotiation since the last call: its error if it failed.
+    /// Takes the outcome of the latest negotiation. Returns `None` if there was no negotiation
+    /// since the last call, `Some(None)` for a success, and the error otherwise.
     pub(crate) fn take_outcome(&mut self) -> Option<Option<PeerError>> {
         self.outcome.take()
     }

@@ -4,7 +4,7 @@ use crate::auth::{Authenticator, SignedOctets};
 use crate::crypto::{IkeKeys, Nonces};
 use crate::wire::{HashAlgorithm, Id, Notify, NotifyType};
 
-/// Our capabilities, for IKE_SA_INIT.
+/// Returns our capabilities, for IKE_SA_INIT.
 pub(super) fn capabilities() -> [Notify; 2] {
     [Notify::new(NotifyType::Ikev2FragmentationSupported), Notify::signature_hashes(&Authenticator::HASHES)]
 }

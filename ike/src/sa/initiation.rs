@@ -1,13 +1,13 @@
-//! The end that began an IKE SA, and the time at which it did.
+//! The end that initiated an IKE SA, and the time at which it did.
 
 use crate::time::Instant;
 
-/// The end that began an IKE SA, and the time at which its IKE_SA_INIT was sent or arrived.
+/// The end that initiated an IKE SA, and the time at which its IKE_SA_INIT was sent or arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Initiation {
-    /// We are its initiator.
+    /// We are the initiator. Holds the time at which our IKE_SA_INIT was sent.
     ByUs(Instant),
-    /// We are its responder.
+    /// We are the responder. Holds the time at which the peer's IKE_SA_INIT arrived.
     ByPeer(Instant),
 }
 

@@ -1,4 +1,4 @@
-//! IKE_AUTH as initiator (RFC 7296 1.2).
+//! IKE_AUTH as the initiator (RFC 7296 1.2).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -42,11 +42,11 @@ pub(crate) enum AuthStep {
         /// The CHILD_SA, or the reason why there is none.
         child: Result<ChildSa, PeerError>,
     },
-    /// The peer's authentication failed, or it refused ours.
+    /// The peer's authentication failed, or the peer refused ours.
     Failed {
-        /// The exchange, what was expected, and what arrived.
+        /// The exchange, what was expected, and what was received.
         error: PeerError,
-        /// Set while our refusal is being sent to the peer.
+        /// Set while our error message is being sent to the peer.
         channel: Option<Box<Channel>>,
     },
 }
@@ -99,12 +99,13 @@ impl InitiatorAuth {
         Ok(Self { profile, begun, channel, transcript, inbound })
     }
 
-    /// The time at which to call [`Self::handle_timeout`].
+    /// Returns the time at which to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.channel.retransmit_at()
     }
 
-    /// Retransmits. `Err`: all transmissions are used up, and the caller must release this.
+    /// Retransmits the request if it is due. Returns an error if all transmissions are used up. The
+    /// caller must then call [`Self::release`].
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Result<(), PeerError> {
         if self.channel.retransmit_at().is_none_or(|at| at > cx.now) || self.channel.retransmit(cx).is_some() {
             return Ok(());
@@ -112,7 +113,7 @@ impl InitiatorAuth {
         Err(failure::silence(IKE_AUTH, self.channel.path.remote, self.profile.config.timing.transmissions))
     }
 
-    /// Gives the reserved SPI back to the kernel.
+    /// Releases the reserved SPI.
     pub(crate) fn release(self, cx: &mut Context<'_>) {
         self.inbound.release(&self.profile, cx);
     }
@@ -141,7 +142,7 @@ impl InitiatorAuth {
     fn fail(self, error: PeerError, tell: bool, cx: &mut Context<'_>) -> AuthStep {
         let Self { profile, mut channel, inbound, .. } = self;
         inbound.release(&profile, cx);
-        // RFC 7296 2.21.2: an initiator that cannot accept the answer states this in an
+        // RFC 7296 2.21.2: an initiator that cannot accept the response reports this in an
         // INFORMATIONAL exchange.
         let channel = tell.then(|| {
             let payloads = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::AuthenticationFailed))]);
@@ -161,7 +162,7 @@ impl InitiatorAuth {
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
             Ok(negotiated) => Ok(negotiated.into_sa(inbound, true, &channel)),
-            // If the peer has installed the CHILD_SA, the CHILD_SA ends with the IKE SA.
+            // If the peer has installed the CHILD_SA, that CHILD_SA ends with the IKE SA.
             //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
             Err(error) => {
                 inbound.release(&profile, cx);
@@ -182,8 +183,8 @@ impl InitiatorAuth {
         AuthStep::Up { sa: Box::new(sa), child }
     }
 
-    /// Returns how the peer authenticated, and its certificate. The error states whether our
-    /// refusal must be sent to the peer.
+    /// Returns how the peer authenticated, and its certificate. The `bool` of the error states
+    /// whether the peer must be notified.
     fn verify(
         &self,
         payloads: &Payloads,
@@ -191,7 +192,8 @@ impl InitiatorAuth {
     ) -> Result<(String, Option<PeerCertificate>), (PeerError, bool)> {
         let config = &self.profile.config;
         let Ok(authentication) = payloads.authentication() else {
-            // RFC 7296 2.21.2: without AUTH there is no IKE SA, and the peer knows that.
+            // RFC 7296 2.21.2: without AUTH there is no IKE SA. If the peer sent an error, it need
+            // not be notified.
             return Err(match payloads.error() {
                 Some(notify) => (failure::notified(IKE_AUTH, notify.kind, config), false),
                 None => (failure::invalid(IKE_AUTH, InvalidMessage::Missing(PayloadType::Authentication)), true),

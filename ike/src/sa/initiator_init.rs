@@ -1,4 +1,4 @@
-//! IKE_SA_INIT as initiator (RFC 7296 1.2).
+//! IKE_SA_INIT as the initiator (RFC 7296 1.2).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,11 +19,11 @@ use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Payloads};
 
 /// Maximum number of cookies and changes of the key exchange method in one attempt. An honest peer
-/// asks for two.
+/// requires at most two.
 const MAX_ROUNDS: u8 = 6;
 
 /// Maximum size of an IKE_SA_INIT response, bytes. This is large enough for a CERTREQ with 300
-/// authorities. The response is kept until IKE_AUTH.
+/// authorities. The response is stored until IKE_AUTH.
 const MAX_INIT_RESPONSE: usize = 8192;
 
 /// The state of an initiator that has sent IKE_SA_INIT to one address.
@@ -46,7 +46,7 @@ pub(crate) struct InitiatorInit {
     unverified_error: Option<PeerError>,
 }
 
-/// A response that waits until another address has failed.
+/// A response that waits until the handshake with another address has failed.
 #[derive(Debug)]
 struct DeferredResponse {
     datagram: Vec<u8>,
@@ -61,7 +61,7 @@ pub(crate) enum InitStep {
     Stay(Box<InitiatorInit>),
     /// The response was usable, and IKE_AUTH was sent.
     Authenticate(Box<InitiatorAuth>),
-    /// No usable response came from this address.
+    /// There was no usable response from this address.
     Failed(PeerError),
 }
 
@@ -80,7 +80,7 @@ impl InitiatorInit {
             begun: cx.now,
             //= RFC 7296 2.6 MUST 1: unique SPIs
             spi: u64::from_be_bytes(cx.random()).max(1),
-            // If our source address is unknown, its true hash is unknown too.
+            // If our source address is unknown, the correct hash of it is also unknown.
             forced: profile.config.force_encapsulation || path.local.ip().is_unspecified(),
             path,
             //= RFC 7296 2.10 MUST 1: random nonces
@@ -101,7 +101,7 @@ impl InitiatorInit {
     fn send(&mut self, cx: &mut Context<'_>) {
         let ike = IkeId { initiator: self.spi, responder: 0 };
         let mut payloads = Payloads::new();
-        // RFC 7296 2.6: the cookie is the first payload, and the rest is unchanged.
+        // RFC 7296 2.6: the cookie is the first payload, and the other payloads are unchanged.
         payloads
             //= RFC 7296 2.6 MUST 6: the cookie comes first, the rest stays
             .extend(self.cookie.clone().map(|cookie| Payload::Notify(Notify::with_data(NotifyType::Cookie, cookie))));
@@ -140,27 +140,27 @@ impl InitiatorInit {
         cx.out.message(self.path.local, self.path.remote, cx.config.nat_port, &self.request);
     }
 
-    /// Our SPI, by which the endpoint finds the attempt.
+    /// Returns our SPI, by which the endpoint finds the attempt.
     pub(crate) fn spi(&self) -> u64 {
         self.spi
     }
 
-    /// Returns whether a response has arrived and waits.
+    /// Returns whether a response has arrived and is deferred.
     pub(crate) fn has_deferred_response(&self) -> bool {
         self.deferred.is_some()
     }
 
-    /// Returns the last unauthenticated error, once.
+    /// Takes the last unauthenticated error.
     pub(crate) fn take_unverified_error(&mut self) -> Option<PeerError> {
         self.unverified_error.take()
     }
 
-    /// The time at which to call [`Self::handle_timeout`].
+    /// Returns the time at which to call [`Self::handle_timeout`].
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.deferred.is_none().then(|| self.retransmission.next())
     }
 
-    /// Retransmits. `Err`: all transmissions are used up.
+    /// Retransmits the request if it is due. Returns an error if all transmissions are used up.
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Result<(), PeerError> {
         if self.deferred.is_some() || self.retransmission.next() > cx.now {
             return Ok(());
@@ -173,8 +173,8 @@ impl InitiatorInit {
         Ok(())
     }
 
-    /// Handles a datagram for our SPI. While another address of the peer is in IKE_AUTH, a good
-    /// response waits.
+    /// Handles a datagram for our SPI. While the handshake with another address of the peer is in
+    /// IKE_AUTH, a good response is deferred.
     pub(crate) fn handle(
         mut self: Box<Self>,
         datagram: &[u8],
@@ -196,8 +196,8 @@ impl InitiatorInit {
         }
         let payloads = &message.payloads;
         if let Some(cookie) = payloads.notify(NotifyType::Cookie) {
-            // RFC 7296 2.6: a cookie has 1 to 64 octets. If the same cookie comes again, the
-            // response is a duplicate, and the request with the cookie is already under way.
+            // RFC 7296 2.6: a cookie has 1 to 64 octets. If the same cookie arrives again, the
+            // response is a duplicate, and the request with the cookie was already sent.
             //= RFC 7296 2.6.1 MUST NOT 2: another cookie is no failure
             let new = self.cookie.as_ref() != Some(&cookie.data);
             //= RFC 7296 2.6 MUST 5: 1 to 64 octets
@@ -217,8 +217,8 @@ impl InitiatorInit {
             };
         }
         if let Some(notify) = payloads.error() {
-            // RFC 7296 2.21.1: anybody could have sent this error. It is reported, and the attempt
-            // continues.
+            // RFC 7296 2.21.1: any host could have sent this error. Report it, and continue the
+            // attempt.
             //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
             //= RFC 7296 2.21.1 REQUIRED 1: go on after an unauthenticated error
             self.unverified_error = Some(failure::notified(IKE_SA_INIT, notify.kind, &self.profile.config));
@@ -237,7 +237,7 @@ impl InitiatorInit {
         }
     }
 
-    /// Handles the response that waited, since this address may start IKE_AUTH now.
+    /// Handles the deferred response, since this address may start IKE_AUTH now.
     pub(crate) fn resume(mut self: Box<Self>, turn: AuthTurn, cx: &mut Context<'_>) -> InitStep {
         match self.deferred.take() {
             Some(DeferredResponse { datagram, local, remote }) => self.handle(&datagram, local, remote, turn, cx),
@@ -250,14 +250,14 @@ impl InitiatorInit {
         self.rounds <= MAX_ROUNDS
     }
 
-    /// Changes to the key exchange method that the peer requests (RFC 7296 1.3). Only a method that
-    /// we offered is accepted.
+    /// Switches to the key exchange method that the peer requests (RFC 7296 1.3). Accepts only a
+    /// method that we offered.
     fn change_group(&mut self, notify: &Notify, cx: &mut Context<'_>) -> Result<(), PeerError> {
         let offered = |group: &Group| self.profile.config.ike_proposals.iter().any(|p| p.groups.contains(group));
         let wanted = notify.data_u16().and_then(Group::from_number).filter(offered);
         if wanted == Some(self.key.group()) && self.rounds > 0 {
-            // This is a copy of a request that we have already carried out, or an answer to a copy
-            // of our first request.
+            // This is a copy of a notification that we have already handled, or a response to a
+            // copy of our first request.
             return Ok(());
         }
         match wanted.filter(|group| *group != self.key.group()) {
@@ -275,7 +275,7 @@ impl InitiatorInit {
         Ok(())
     }
 
-    /// Checks that the response is complete and within our offer. This does not use up the key
+    /// Checks that the response is complete and within our offer. Does not consume the key
     /// exchange.
     fn check(&self, message: &Message) -> Result<(), PeerError> {
         let malformed = |error| failure::invalid(IKE_SA_INIT, error);
@@ -357,9 +357,9 @@ impl InitiatorInit {
 /// The decision whether an address of the peer may start IKE_AUTH now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AuthTurn {
-    /// Another address is in IKE_AUTH.
+    /// The handshake with another address is in IKE_AUTH.
     Wait,
-    /// No other address is in IKE_AUTH.
+    /// No handshake with another address is in IKE_AUTH.
     Proceed {
         /// Whether to send INITIAL_CONTACT, because we have no SA with this peer (RFC 7296 2.4).
         initial_contact: bool,

@@ -1,5 +1,5 @@
-//! Answers a retransmitted request with the same response again (RFC 7296 2.1). `responder` does
-//! the same for IKE_SA_INIT.
+//! Sends the last response again for a retransmitted request (RFC 7296 2.1). `responder` does the
+//! same for IKE_SA_INIT.
 
 use std::net::SocketAddr;
 
@@ -8,12 +8,12 @@ use ring::digest::{SHA256, digest};
 use crate::output::Context;
 
 /// Maximum number of times that a response is sent again. RFC 7296 2.4 suggests a dozen
-/// transmissions of a request. Without a limit an attacker who copies the request could have the
-/// response sent to another host forever.
+/// transmissions of a request. Without a limit, an attacker who copies the request could make us
+/// send the response to another host forever.
 pub(super) const MAX_REPEATS: u8 = 16;
 
-/// The last response, kept until the next request (RFC 7296 2.1). A retransmitted request is
-/// recognized by its hash, so an attacker cannot have the response sent to another address.
+/// The last response, stored until the next request (RFC 7296 2.1). A retransmitted request is
+/// recognized by its hash, so only an exact copy of the request causes another transmission.
 #[derive(Debug)]
 pub(crate) struct LastResponse {
     request: [u8; 32],
@@ -22,8 +22,8 @@ pub(crate) struct LastResponse {
 }
 
 impl LastResponse {
-    /// Keeps the packets that answer the request whose datagram (or first fragment) has this
-    /// [`fingerprint`].
+    /// Stores the packets of the response to the request whose datagram (or first fragment) has
+    /// this [`fingerprint`].
     pub(super) fn new(request: [u8; 32], packets: Vec<Vec<u8>>) -> Self {
         Self { request, packets, repeats: 0 }
     }

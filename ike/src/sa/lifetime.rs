@@ -1,8 +1,8 @@
-//! The lifetime of an IKE SA (RFC 7296 2.8: an IKE SA MUST NOT be used beyond its lifetime). Two
-//! things have a lifetime: its keys, which a rekey replaces, and the peer's authentication, which
-//! only IKE_AUTH renews. The authentication also ends when the peer's certificate expires or the
-//! configuration changes. Its lifetime counts from IKE_AUTH, so a rekey of the IKE SA does not
-//! prolong it.
+//! The lifetime of an IKE SA (RFC 7296 2.8: an IKE SA MUST NOT be used beyond its lifetime). There
+//! are two lifetimes: that of the keys, which a rekey replaces, and that of the peer's
+//! authentication, which only IKE_AUTH renews. The authentication also ends when the peer's
+//! certificate expires or the configuration changes. Its lifetime is counted from IKE_AUTH, so a
+//! rekey of the IKE SA does not prolong it.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::event::{PeerError, PeerErrorKind};
 use crate::output::Context;
 use crate::time::Instant;
 
-/// How long an IKE SA continues after the configured credentials have changed. Within this time the
-/// operator must change them at the peer as well.
+/// Time for which an IKE SA continues after the configured credentials have changed. Within this
+/// time, the operator must also change them at the peer.
 const CREDENTIALS_CHANGE_GRACE: Duration = Duration::from_secs(300);
-/// After a change of credentials, all peers for which we are the initiator authenticate again,
-/// spread over this time.
+/// Time over which the new authentications are spread after a change of credentials. There is one
+/// with each peer for which we are the initiator.
 const CREDENTIALS_CHANGE_SPREAD: Duration = Duration::from_secs(60);
-/// Minimum time between two authentications of a peer, even if a certificate expires soon.
+/// Minimum time between two authentications of a peer, even if a certificate expires earlier.
 const MIN_RENEWAL: Duration = Duration::from_secs(60);
 
 /// The times at which an IKE SA ends.
@@ -61,21 +61,21 @@ impl Lifetime {
         Self { keyed: now, keys_end: now + profile.config.timing.ike_hard_lifetime(), ..*self }
     }
 
-    /// The time at which the peer was authenticated.
+    /// Returns the time at which the peer was authenticated.
     pub(super) fn authenticated(&self) -> Instant {
         self.authenticated
     }
 
-    /// The time at which the IKE SA is to be rekeyed.
+    /// Returns the time at which to rekey the IKE SA.
     pub(super) fn rekey(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
         self.keyed + soft(profile.config.timing.ike_lifetime, initiation, cx)
     }
 
-    /// The time at which the peer is to authenticate again.
+    /// Returns the time at which the peer should authenticate again.
     pub(super) fn reauthentication(&self, profile: &Profile, initiation: Initiation, cx: &mut Context<'_>) -> Instant {
         let by_lifetime = soft(profile.config.timing.authentication_lifetime, initiation, cx);
-        // A certificate is renewed before it expires, and the peer has to see the new certificate
-        // in time.
+        // A certificate is renewed before it expires, and the peer must receive the new certificate
+        // before that.
         let ends = self.certificate.into_iter().chain(profile.auth.not_after());
         let by_certificate = ends.min().map(|not_after| {
             let left = Duration::from_secs(not_after.saturating_sub(cx.env.unix_time()));
@@ -88,8 +88,9 @@ impl Lifetime {
         self.authenticated + wait
     }
 
-    /// Applies a change of a configured lifetime. If the new lifetime has already ended, the IKE SA
-    /// continues for a grace period, so that it can be replaced.
+    /// Applies a change of a configured lifetime. The IKE SA continues for at least
+    /// [`CREDENTIALS_CHANGE_GRACE`], even if the new lifetime has already ended, so that it can be
+    /// replaced.
     pub(super) fn change(&mut self, profile: &Profile, now: Instant) {
         let (timing, grace) = (profile.config.timing, now + CREDENTIALS_CHANGE_GRACE);
         self.authentication_end = (self.authenticated + timing.authentication_hard_lifetime()).max(grace);
@@ -105,7 +106,7 @@ impl Lifetime {
         cx.now + tenth.saturating_mul(10)
     }
 
-    /// The time at which to call [`Self::over`].
+    /// Returns the time at which to call [`Self::over`].
     pub(super) fn check_at(&self, cx: &Context<'_>) -> Instant {
         let certificate = self.certificate.map(|not_after| {
             let end = not_after.saturating_add(cx.config.certificate_grace.as_secs());
@@ -117,8 +118,8 @@ impl Lifetime {
         [certificate, self.credentials_changed].into_iter().flatten().fold(end, Instant::min)
     }
 
-    /// Returns the reason if the lifetime has ended. The wall clock may have been stepped, so this
-    /// is called at every deadline.
+    /// Returns the reason if the lifetime has ended. The wall clock may have been stepped, so call
+    /// this at every deadline.
     //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
     pub(super) fn over(&self, cx: &Context<'_>) -> Option<PeerError> {
         let now = cx.env.unix_time();
@@ -149,8 +150,8 @@ impl Lifetime {
     }
 }
 
-/// Returns the time after which an SA is renewed. Normally the end that began the IKE SA renews it;
-/// the other end waits longer, and renews only if the first one did not.
+/// Returns the time after which an SA is renewed. Normally the end that initiated the IKE SA renews
+/// it. The other end waits longer, and renews it only if the initiator did not.
 //= RFC 7296 2.8 REQUIRED 8: rekey in time
 fn soft(lifetime: Duration, initiation: Initiation, cx: &mut Context<'_>) -> Duration {
     match initiation {

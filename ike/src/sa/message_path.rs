@@ -1,6 +1,6 @@
-//! The addresses between which the messages of an IKE SA are sent: a new path before the peer is
-//! known to receive on it (RFC 4555 3.7), further addresses that are tried, and a peer that is
-//! followed to another address (RFC 7296 2.23).
+//! The addresses between which the messages of an IKE SA are sent: a new path while it is not known
+//! whether the peer receives on it (RFC 4555 3.7), further addresses to try, and a new address of
+//! the peer (RFC 7296 2.23).
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,24 +11,24 @@ use crate::output::Context;
 /// When to follow a peer whose messages come from another address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Following {
-    /// Once the peer has answered at that address (RFC 7296 2.23).
+    /// After the peer has responded from that address (RFC 7296 2.23).
     Answer,
-    /// After the peer's UPDATE_SA_ADDRESSES or ESP from another address, once the peer has returned
-    /// COOKIE2 at that address. The peer is the initiator, and both ends speak MOBIKE (RFC 4555
+    /// After the peer's UPDATE_SA_ADDRESSES or ESP from another address, when the peer has returned
+    /// COOKIE2 from that address. The peer is the initiator, and both ends support MOBIKE (RFC 4555
     /// 3.8).
     Update,
-    /// After our UPDATE_SA_ADDRESSES: once the peer has answered it at that address, we move.
+    /// After the peer has responded to our UPDATE_SA_ADDRESSES from that address.
     OwnUpdate,
 }
 
 impl Channel {
-    /// Our address and the peer's, for messages.
+    /// Returns our address and the peer's, for messages.
     pub(crate) fn message_addresses(&self) -> (SocketAddr, SocketAddr) {
         let Path { local, remote, .. } = self.message_path();
         (local, remote)
     }
 
-    /// The path of IKE messages.
+    /// Returns the path of IKE messages.
     pub(crate) fn message_path(&self) -> Path {
         self.unchecked.unwrap_or(self.path)
     }
@@ -38,7 +38,7 @@ impl Channel {
         self.unchecked.is_some()
     }
 
-    /// Sends IKE messages on this path from now on, including the request under way.
+    /// Starts to send IKE messages on this path, including the outstanding request.
     /// [`Self::use_path`] moves ESP later.
     pub(crate) fn check_path(&mut self, path: Path, cx: &mut Context<'_>) {
         self.unchecked = Some(path);
@@ -47,7 +47,7 @@ impl Channel {
         self.redirect(cx);
     }
 
-    /// Sends both IKE messages and ESP on this path from now on.
+    /// Starts to send both IKE messages and ESP on this path.
     pub(crate) fn use_path(&mut self, path: Path) {
         self.path = path;
         self.unchecked = None;
@@ -59,7 +59,8 @@ impl Channel {
         self.unchecked = None;
     }
 
-    /// Changes our address, also on the unchecked path if that has the same address.
+    /// Changes our address. Also changes it on the unchecked path if the old address was the same
+    /// there.
     pub(crate) fn set_local_ip(&mut self, local: IpAddr) {
         let old = self.path.local.ip();
         self.path.local.set_ip(local);
@@ -68,7 +69,7 @@ impl Channel {
         }
     }
 
-    /// Sends the request under way to these addresses too, now and at each retransmission.
+    /// Sends the outstanding request to these addresses too, now and with each retransmission.
     pub(crate) fn send_to_alternatives(&mut self, alternatives: Vec<SocketAddr>, cx: &mut Context<'_>) {
         let local = self.message_path().local;
         let Some(mut in_flight) = self.in_flight.take() else { return };
@@ -91,19 +92,20 @@ impl Channel {
         self.answered_between == Some(self.message_addresses()) || mutation!("any_answer_shows_path")
     }
 
-    /// Takes the address at which the peer has answered, if IKE messages are sent to another one.
+    /// Takes the address from which the peer has responded, if IKE messages are sent to another
+    /// one.
     pub(crate) fn take_answered_elsewhere(&mut self) -> Option<SocketAddr> {
         self.answered_elsewhere.take()
     }
 
-    /// Our address and the peer's address in the request that was received last.
+    /// Returns our address and the peer's address in the last request that was received.
     pub(crate) fn request_addresses(&self) -> (SocketAddr, SocketAddr) {
         self.response_path
     }
 
-    /// Makes this address, from which authentic ESP from the peer came, the candidate if the peer
-    /// may have moved there and no other address is being checked.
-    // RFC 4555 3.8: ESP may be followed.
+    /// Makes the source address of authentic ESP the candidate if the peer may have moved there and
+    /// no other address is being checked.
+    // RFC 4555 3.8: a peer may be followed to the source of its ESP.
     pub(crate) fn esp_came_from(&mut self, remote: SocketAddr) {
         let same_family = remote.is_ipv4() == self.path.remote.is_ipv4();
         if self.path.nat_remote && same_family && remote != self.path.remote && self.unchecked.is_none() {
@@ -118,7 +120,7 @@ impl Channel {
         }
     }
 
-    /// Sends the request under way to a candidate address to which nothing was sent yet. Returns
+    /// Sends the outstanding request to a candidate address to which nothing was sent yet. Returns
     /// true if there is such a candidate, but no request to send.
     pub(crate) fn probe_candidate(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(candidate) = self.candidate.filter(|_| self.candidate_is_new) else {
@@ -136,9 +138,9 @@ impl Channel {
     }
 
     /// Updates the address of a peer behind a NAT from a new authentic message (RFC 7296 2.23), and
-    /// our own address if the kernel chose it. The SAs move only if the message answers one that we
-    /// sent to the new address (`confirmed`). For this reason it is safe to follow the peer even if
-    /// we are behind a NAT ourselves, although 2.23 tells such hosts not to.
+    /// our own address if the kernel chose it. The SAs move only if the message is a response to
+    /// one that we sent to the new address (`confirmed`). Therefore it is safe to follow the peer
+    /// even if we are behind a NAT too, although 2.23 says that such hosts SHOULD NOT do this.
     pub(super) fn update_path(&mut self, local: SocketAddr, remote: SocketAddr, confirmed: bool) {
         //= RFC 7296 2.11 MUST 3: the response comes from there
         self.response_path = (local, remote);
@@ -159,7 +161,7 @@ impl Channel {
             //= RFC 7296 2.23 SHOULD 16: the new address is kept
             self.peer_moved = true;
             self.candidate = None;
-        // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
+        // RFC 4555 3.8: IKE messages without UPDATE_SA_ADDRESSES do not move the SAs.
         } else if self.following != Following::Update || mutation!("followed_without_update") {
             self.set_candidate(remote);
         }

@@ -1,5 +1,4 @@
-//! Decides when an IKE SA requests the CHILD_SAs that are wanted and missing, and when it requests
-//! a replacement for one.
+//! Decides when an IKE SA requests missing CHILD_SAs, and when it tries again to replace one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,15 +14,15 @@ use crate::output::Context;
 use crate::purpose::Purpose;
 use crate::time::Instant;
 
-/// If the peer deletes a new CHILD_SA after this time, another one is made at once. If the peer
-/// deletes it earlier, the delay before the next one doubles.
+/// If the peer deletes a new CHILD_SA after this time, another one is requested immediately. If the
+/// peer deletes it earlier, the delay before the next request doubles.
 const CHILD_PROVEN: Duration = Duration::from_secs(2);
 
-/// How long an IKE SA may exist without a CHILD_SA.
+/// Maximum time for which an IKE SA may exist without a CHILD_SA.
 const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The planned requests for missing CHILD_SAs. They cover the purposes of the configured children
-/// and of the IKE SA that this one replaces. Their number is at most the sum of
+/// The planned requests for missing CHILD_SAs: for the purposes of the configured children and of
+/// the IKE SA that this one replaces. There are at most as many requests as the sum of
 /// [`max_children`](crate::PeerConfig::max_children) and the number of configured children.
 #[derive(Debug, Default)]
 pub(super) struct MissingChildren {
@@ -40,13 +39,13 @@ impl MissingChildren {
         self.planned.entry(purpose).or_insert(at);
     }
 
-    /// Plans a request for this purpose at this time, in place of any earlier plan.
+    /// Plans a request for this purpose at this time. Replaces an earlier plan.
     pub(super) fn plan_again(&mut self, purpose: Purpose, at: Instant) {
         self.planned.insert(purpose, at);
     }
 
-    /// Plans a request for a CHILD_SA that existed until now. The first request is made at once; if
-    /// the peer keeps deleting the CHILD_SA, the delays grow.
+    /// Plans a request for a CHILD_SA that existed until now. The first request is sent
+    /// immediately. If the peer keeps deleting the CHILD_SA, the delays grow.
     pub(super) fn recreate(&mut self, purpose: Purpose, timing: &Timing, now: Instant) {
         let wait = match self.recreated.get(&purpose) {
             Some((at, wait)) if now < *at + CHILD_PROVEN => {
@@ -71,7 +70,7 @@ impl MissingChildren {
         self.planned.contains_key(purpose)
     }
 
-    /// The time at which the next request is due.
+    /// Returns the time at which the next request is due.
     pub(super) fn next(&self) -> Option<Instant> {
         self.planned.values().min().copied()
     }
@@ -81,7 +80,7 @@ impl MissingChildren {
         self.planned.extract_if(.., |_, at| *at <= now).map(|(purpose, _)| purpose).collect()
     }
 
-    /// Takes over the plans of an IKE SA that this one replaces.
+    /// Moves the plans of an IKE SA to this one, which replaces it.
     pub(super) fn inherit(&mut self, old: &mut Self) {
         for (purpose, at) in std::mem::take(&mut old.planned) {
             self.plan(purpose, at);
@@ -93,10 +92,10 @@ impl MissingChildren {
 }
 
 impl IkeSa {
-    /// Plans requests for CHILD_SAs when the IKE SA is established. If we began the IKE SA or have
-    /// `initiate` set, we request the CHILD_SAs that IKE_AUTH did not make, and those of the IKE
-    /// SAs that this one replaces (`replaced`). The end that began the IKE SA makes its requests at
-    /// once, the other end after a while.
+    /// Plans requests for CHILD_SAs when the IKE SA is established. If we initiated the IKE SA or
+    /// have `initiate` set, we request the CHILD_SAs that IKE_AUTH did not create, and those of the
+    /// IKE SAs that this one replaces (`replaced`). The initiator of the IKE SA sends its requests
+    /// immediately, the other end after a while.
     pub(crate) fn plan_children(&mut self, replaced: &[Purpose], child_sas: &ChildSas, cx: &mut Context<'_>) {
         let profile = Arc::clone(&self.profile);
         let config = &profile.config;
@@ -109,14 +108,14 @@ impl IkeSa {
         let configured = config.additional_children.iter().map(|child| Purpose::whole(&child.name));
         let replaced = replaced.iter().filter(|purpose| config.may_have(purpose)).cloned();
         for purpose in configured.chain(replaced).filter(|purpose| !child_sas.serves(me, purpose)) {
-            // IKE_AUTH has just failed to make this CHILD_SA.
+            // IKE_AUTH has just failed to create this CHILD_SA.
             let at = if purpose.child == config.child.name && purpose.part.is_none() { later } else { at };
             self.missing.plan(purpose, at);
         }
     }
 
-    /// Plans requests for an IKE SA without a CHILD_SA. If we initiate, we request CHILD_SAs later;
-    /// otherwise the peer may request one.
+    /// Plans requests for an IKE SA without a CHILD_SA. If `initiate` is set, we request CHILD_SAs
+    /// later. Otherwise the peer may request one.
     pub(crate) fn schedule_child_creation(&mut self, cx: &mut Context<'_>) {
         let config = &self.profile.config;
         if config.initiate {
@@ -128,7 +127,7 @@ impl IkeSa {
         }
     }
 
-    /// Schedules another attempt to rekey `old`, or to make a CHILD_SA if there is none of this
+    /// Schedules another attempt to rekey `old`, or to create a CHILD_SA if there is none of this
     /// purpose.
     pub(super) fn retry_child_later(
         &mut self,
@@ -138,7 +137,7 @@ impl IkeSa {
         child_sas: &mut ChildSas,
         cx: &mut Context<'_>,
     ) {
-        // A rekey may have been queued again meanwhile. That rekey has to wait too.
+        // A rekey may have been queued in the meantime. It has to wait too.
         self.queue.retain(|queued| !matches!(queued, QueuedRequest::RekeyChild(child) if Some(*child) == old));
         if let Some(child) = old.and_then(|old| child_sas.live_mut(old)) {
             child.rekey = Some(cx.now + wait);
@@ -148,8 +147,8 @@ impl IkeSa {
     }
 
     /// Handles the end of a CHILD_SA of this purpose. If exactly one CHILD_SA of the purpose is
-    /// left and its DELETE is still queued, that CHILD_SA was superfluous only while the other one
-    /// existed, so it stays now.
+    /// left and its DELETE is still queued, that CHILD_SA was redundant only while the other one
+    /// existed, so it stays.
     pub(super) fn keep_last_child(&mut self, purpose: &Purpose, child_sas: &mut ChildSas, now: Instant) {
         let left = child_sas.ids_for(self.spi(), purpose);
         let [last] = left.as_slice() else { return };
@@ -159,13 +158,14 @@ impl IkeSa {
         self.drop_requests_of(*last);
         if let Some(child) = child_sas.live_mut(*last) {
             child.redundant = false;
-            // The CHILD_SA that replaced it is gone.
+            // The CHILD_SA that replaced this one is gone.
             child.rekey.get_or_insert(now + self.channel.timing.retry);
         }
     }
 
-    /// Handles the deletion of a configured CHILD_SA when no other one is being made. If we want
-    /// one, we request it at once. If the peer keeps deleting it, the delays grow.
+    /// Handles the deletion of a configured CHILD_SA when no other one is being created. If
+    /// `initiate` is set, we request it again immediately. If the peer keeps deleting it, the
+    /// delays grow.
     pub(super) fn child_deleted(&mut self, purpose: &Purpose, child_sas: &ChildSas, cx: &mut Context<'_>) {
         let whole = Purpose::whole(&purpose.child);
         let config = &self.profile.config;
@@ -177,8 +177,8 @@ impl IkeSa {
         }
     }
 
-    /// Requests the configured CHILD_SAs because a packet waits, although the peer usually begins.
-    /// CHILD_SAs that exist or are being made are not requested.
+    /// Requests the configured CHILD_SAs because a packet waits, even if `initiate` is not set.
+    /// Skips CHILD_SAs that exist or are being created.
     pub(crate) fn want_children(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
         for purpose in self.profile.config.children().map(|child| Purpose::whole(&child.name)) {
             if !child_sas.serves(self.spi(), &purpose) && !self.brings(&purpose) {

@@ -1,5 +1,5 @@
 //! MOBIKE (RFC 4555): the notifications that state the addresses of both ends, and the state that
-//! an IKE SA keeps about these addresses. `exchange/addresses.rs` has the exchanges.
+//! an IKE SA stores about these addresses. `exchange/addresses.rs` contains the exchanges.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,13 +12,13 @@ use crate::output::Context;
 use crate::wire::{Notify, NotifyType, Payload, Payloads};
 
 /// Maximum number of additional addresses that are announced, and of the peer's additional
-/// addresses that are kept. Further addresses are left out.
+/// addresses that are stored. Further addresses are ignored.
 pub(crate) const MAX_ADDITIONAL: usize = 8;
 
 /// Allowed size of COOKIE2, bytes (RFC 4555 4.2.5).
 const COOKIE2_OCTETS: std::ops::RangeInclusive<usize> = 8..=64;
 
-/// What an IKE SA knows about the addresses of both ends in addition to its path.
+/// The addresses of both ends in addition to the path of an IKE SA.
 #[derive(Debug, Clone)]
 pub(crate) struct Mobike {
     /// The additional addresses that the peer announced last, at most [`MAX_ADDITIONAL`].
@@ -26,18 +26,18 @@ pub(crate) struct Mobike {
     /// The additional addresses that we announced last.
     pub(super) announced: Vec<IpAddr>,
     /// Our address in the IP header of the message that carried the list: IKE_AUTH or an
-    /// announcement. It counts as the first address of the list, and charon does not change it on
-    /// UPDATE_SA_ADDRESSES.
+    /// announcement. It counts as the first address of the list. charon does not change that
+    /// address on UPDATE_SA_ADDRESSES.
     pub(super) announced_from: IpAddr,
     /// Our address as the peer sees it: its last NAT_DETECTION_DESTINATION_IP in an address update.
     pub(super) seen_as: Option<Vec<u8>>,
-    /// Number of consecutive UNEXPECTED_NAT_DETECTED answers from the peer.
+    /// Number of consecutive UNEXPECTED_NAT_DETECTED responses from the peer.
     pub(super) unexpected_nats: u32,
 }
 
 impl Mobike {
     /// Returns the state after IKE_AUTH, in which we announced these addresses from `local`.
-    /// `None`: one of the ends does not speak MOBIKE.
+    /// Returns `None` if one of the ends does not support MOBIKE.
     pub(super) fn negotiated(
         config: &PeerConfig,
         payloads: &Payloads,
@@ -56,14 +56,14 @@ impl Mobike {
     }
 }
 
-/// Our notifications for IKE_AUTH: that we speak MOBIKE, and our additional addresses.
+/// Returns our notifications for IKE_AUTH: MOBIKE_SUPPORTED, and our additional addresses.
 pub(super) fn supported(additional: &[IpAddr]) -> impl Iterator<Item = Payload> {
     // RFC 4555 4.2.1: the notification has no data.
     let supported = Notify::new(NotifyType::MobikeSupported);
     std::iter::once(supported).chain(additional.iter().copied().map(Notify::additional_address)).map(Payload::Notify)
 }
 
-/// Our additional addresses for an INFORMATIONAL request. The list is always complete.
+/// Returns our additional addresses for an INFORMATIONAL request. The list is always complete.
 // RFC 4555 3.6: the complete list.
 pub(super) fn additional(addresses: &[IpAddr]) -> Vec<Payload> {
     if addresses.is_empty() {
@@ -72,7 +72,7 @@ pub(super) fn additional(addresses: &[IpAddr]) -> Vec<Payload> {
     addresses.iter().copied().map(Notify::additional_address).map(Payload::Notify).collect()
 }
 
-/// The addresses of this node other than `current` that are announced to this peer.
+/// Returns the addresses of this node other than `current` that are announced to this peer.
 pub(super) fn own_additional(config: &EndpointConfig, peer: &PeerConfig, current: IpAddr) -> Vec<IpAddr> {
     let inner: Vec<&IpNetwork> = peer.children().flat_map(|child| &child.local).collect();
     let mut addresses: Vec<IpAddr> = Vec::new();
@@ -86,7 +86,7 @@ pub(super) fn own_additional(config: &EndpointConfig, peer: &PeerConfig, current
     addresses
 }
 
-/// The peer's additional addresses. `None`: the message says nothing about them.
+/// Returns the peer's additional addresses, or `None` if the message contains no list of them.
 pub(super) fn additional_of(payloads: &Payloads) -> Option<Vec<IpAddr>> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in payloads.notifies().filter_map(Notify::address).filter(|address| can_be_reached(*address)) {
@@ -98,14 +98,14 @@ pub(super) fn additional_of(payloads: &Payloads) -> Option<Vec<IpAddr>> {
     payloads.notifies().any(|notify| kinds.contains(&notify.kind)).then_some(addresses)
 }
 
-/// Returns whether an address belongs to one of these networks, to which packets go through the
-/// tunnel. Selectors for all addresses, as between our own nodes, do not count.
+/// Returns whether an address belongs to one of these networks. Packets to these networks go
+/// through the tunnel. Selectors for all addresses, as between our own nodes, do not count.
 pub(super) fn is_inner(address: IpAddr, networks: &[&IpNetwork]) -> bool {
     networks.iter().any(|network| network.prefix() > 0 && network.contains(address))
 }
 
-/// Returns whether another host may have this address. Link-local addresses mean nothing without an
-/// interface.
+/// Returns whether other hosts can send to this address. Link-local addresses are excluded, since
+/// they are meaningless without an interface.
 pub(super) fn can_be_reached(address: IpAddr) -> bool {
     let link_local = match address.to_canonical() {
         IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
@@ -115,8 +115,8 @@ pub(super) fn can_be_reached(address: IpAddr) -> bool {
     !(link_local || address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
-/// The payloads that protect the addresses of a request that may change them: NAT detection, or
-/// NO_NATS_ALLOWED if the peer does not support NAT traversal (RFC 4555 3.5, 3.9).
+/// Returns the payloads that protect the addresses of a request that may change them: NAT
+/// detection, or NO_NATS_ALLOWED if the peer does not support NAT traversal (RFC 4555 3.5, 3.9).
 pub(super) fn protection(path: &Path, ike: IkeId, forced: bool) -> Vec<Payload> {
     if path.nat_traversal {
         return path.notifies(ike, forced).map(Payload::Notify).to_vec();
@@ -125,16 +125,16 @@ pub(super) fn protection(path: &Path, ike: IkeId, forced: bool) -> Vec<Payload> 
     vec![Payload::Notify(Notify::no_nats_allowed(path.local, path.remote))]
 }
 
-/// Returns whether the peer forbids NATs but there is one: the addresses of its datagram differ
-/// from those that it states.
+/// Returns whether the peer forbids NATs, but there is one: the addresses of its datagram differ
+/// from those in its notification.
 pub(super) fn finds_unexpected_nat(payloads: &Payloads, local: SocketAddr, remote: SocketAddr) -> bool {
-    // RFC 4555 3.9: the stated addresses are compared with the IP header.
+    // RFC 4555 3.9: the addresses in the notification are compared with the IP header.
     let expected = Notify::no_nats_allowed(remote, local);
     payloads.notifies().any(|notify| notify.kind == NotifyType::NoNatsAllowed && notify.data != expected.data)
 }
 
-/// The octets of one of our COOKIE2 notifications. The answer proves that the peer receives what we
-/// send.
+/// The octets of one of our COOKIE2 notifications. A response that contains them proves that the
+/// peer receives our messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cookie2([u8; 16]);
 
@@ -145,21 +145,21 @@ impl Cookie2 {
         Self(cx.random())
     }
 
-    /// The COOKIE2 notification.
+    /// Returns the COOKIE2 notification.
     // RFC 4555 4.2.5: 8 to 64 octets.
     pub(super) fn payload(self) -> Payload {
         Payload::Notify(Notify::with_data(NotifyType::Cookie2, self.0.to_vec()))
     }
 
-    /// Returns whether these payloads return this COOKIE2.
+    /// Returns whether these payloads contain this COOKIE2.
     pub(super) fn is_returned(self, payloads: &Payloads) -> bool {
         let returned = payloads.notify(NotifyType::Cookie2);
         returned.is_some_and(|notify| notify.data == self.0) || mutation!("any_cookie2_accepted")
     }
 }
 
-/// The peer's COOKIE2, to be returned as it is.
-// RFC 4555 3.7: COOKIE2 is copied.
+/// Returns the peer's COOKIE2 unchanged, for our response.
+// RFC 4555 3.7: COOKIE2 is copied unchanged.
 pub(super) fn returned_cookie(payloads: &Payloads) -> Option<Payload> {
     let cookie = payloads.notify(NotifyType::Cookie2).filter(|notify| COOKIE2_OCTETS.contains(&notify.data.len()))?;
     Some(Payload::Notify(Notify::with_data(NotifyType::Cookie2, cookie.data.clone())))
@@ -187,7 +187,8 @@ mod tests {
         let announced = own_additional(&config, &peer, ip("10.0.0.1"));
         assert_eq!(announced[..2], [ip("192.0.2.1"), ip("10.0.0.2")]);
         assert_eq!(announced.len(), MAX_ADDITIONAL);
-        // The peer reaches the networks that a child protects only through the tunnel.
+        // Addresses in networks that a child protects are not announced, since the peer reaches
+        // them only through the tunnel.
         peer.child.local = vec!["10.0.0.0/28".parse().unwrap(), "::/0".parse().unwrap()];
         let announced = own_additional(&config, &peer, ip("10.0.0.1"));
         assert_eq!(announced, [ip("192.0.2.1"), ip("10.0.0.16"), ip("10.0.0.17"), ip("10.0.0.18"), ip("10.0.0.19")]);

@@ -1,5 +1,5 @@
-//! IKE SAs. IKE_SA_INIT and IKE_AUTH are states, each of which consumes the one before. The
-//! exchanges after them are small modules, one for each.
+//! IKE SAs. IKE_SA_INIT and IKE_AUTH are states, each of which consumes the previous one. Each
+//! exchange after them has a separate module.
 //!
 //! ```text
 //! InitiatorInit -> InitiatorAuth -> IkeSa      we begin

@@ -1,5 +1,5 @@
-//! NAT detection (RFC 7296 2.23): each end sends hashes of the addresses that it sees, and compares
-//! the peer's hashes with them.
+//! NAT detection (RFC 7296 2.23): each end sends hashes of both addresses as it knows them, and
+//! compares them with the peer's hashes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -9,7 +9,7 @@ use crate::event::IkeId;
 use crate::wire::{Notify, NotifyType, Payloads};
 
 impl Path {
-    /// Our NAT_DETECTION_*_IP. With `force`, the source hash is computed from an impossible
+    /// Returns our NAT_DETECTION_*_IP. With `force`, the source hash is computed from an impossible
     /// address, so that the peer detects a NAT in front of us.
     pub(crate) fn notifies(&self, ike: IkeId, force: bool) -> [Notify; 2] {
         let source = if force { SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0) } else { self.local };
@@ -17,7 +17,7 @@ impl Path {
         [hash(NotifyType::NatDetectionSourceIp, source), hash(NotifyType::NatDetectionDestinationIp, self.remote)]
     }
 
-    /// Reads the peer's NAT_DETECTION_*_IP. Returns true if the peer supports NAT traversal.
+    /// Evaluates the peer's NAT_DETECTION_*_IP. Returns true if the peer supports NAT traversal.
     pub(crate) fn detect(&mut self, ike: IkeId, payloads: &Payloads, forced: bool) -> bool {
         let of = |kind| payloads.notifies().filter(move |notify| notify.kind == kind);
         let is = |address: SocketAddr| move |notify: &Notify| notify.data == nat_detection_hash(ike, address);

@@ -1,4 +1,4 @@
-//! The requests of an established IKE SA: those in the queue, and the one under way.
+//! The requests of an established IKE SA: those in the queue, and the outstanding one.
 
 use std::net::IpAddr;
 
@@ -17,7 +17,7 @@ use crate::wire::ExchangeType;
 pub(crate) enum QueuedRequest {
     /// An empty INFORMATIONAL request (RFC 7296 2.4).
     Liveness,
-    /// Make a CHILD_SA for this purpose, because there is none.
+    /// Create a CHILD_SA for this purpose, because there is none.
     CreateChild(Purpose),
     /// Replace a CHILD_SA by CREATE_CHILD_SA with REKEY_SA (RFC 7296 1.3.3).
     RekeyChild(ChildId),
@@ -25,7 +25,7 @@ pub(crate) enum QueuedRequest {
     DeleteChild(ChildId),
     /// Delete a CHILD_SA that only the peer has.
     DeleteUnused(UnusedChild),
-    /// Delete a CHILD_SA that we have removed already, because its lifetime is over.
+    /// Delete a CHILD_SA that we have already removed, because its lifetime has ended.
     DeleteRemoved(ChildId),
     /// Move to the present addresses (RFC 4555 3.5). Only the original initiator sends this
     /// request.
@@ -40,7 +40,7 @@ pub(crate) enum QueuedRequest {
     DeleteIke,
 }
 
-/// Our request under way.
+/// Our request that has not been answered yet.
 #[derive(Debug)]
 pub(super) enum OutstandingRequest {
     Liveness,
@@ -54,7 +54,7 @@ pub(super) enum OutstandingRequest {
     DeleteUnused(UnusedChild),
     DeleteRemoved,
     DeleteIke,
-    /// The IKE SA was reported down: the response does not matter.
+    /// The response is ignored, since the IKE SA was reported down.
     Abandoned,
 }
 
@@ -63,27 +63,27 @@ pub(super) enum OutstandingRequest {
 pub(super) struct CreateChildRequest {
     /// The CHILD_SA to replace.
     pub(super) old: Option<ChildId>,
-    /// What the CHILD_SA is for.
+    /// The purpose of the CHILD_SA.
     pub(super) purpose: Purpose,
     pub(super) inbound: ReservedSpi,
     pub(super) nonce: [u8; 32],
     pub(super) key: Option<InitiatorKeyExchange>,
-    /// Whether the peer has already asked for another group.
+    /// Whether the peer has already requested another group.
     pub(super) group_changed: bool,
     /// The peer's simultaneous rekey of the same CHILD_SA, if there is one.
     pub(super) collision: Option<RekeyCollision<ChildId>>,
-    /// The peer's SPIs of CHILD_SAs that are not known here and that it has deleted meanwhile. If
-    /// the response is late, the CHILD_SA that this request makes may be among them.
+    /// The peer's SPIs of unknown CHILD_SAs that it has deleted since the request was sent. If the
+    /// response is late, the CHILD_SA that this request creates may be among them.
     pub(super) deleted: Vec<u32>,
 }
 
-/// Maximum length of [`CreateChildRequest::deleted`]. An honest peer deletes one. Further deletions
-/// are not recorded. A CHILD_SA whose deletion was not recorded ends after a liveness check or when
-/// its lifetime expires.
+/// Maximum length of [`CreateChildRequest::deleted`]. An honest peer deletes at most one. Further
+/// deletions are not recorded. A CHILD_SA whose deletion was not recorded ends after a liveness
+/// check or when its lifetime expires.
 const MAX_DELETED: usize = 16;
 
 impl CreateChildRequest {
-    /// Records that the peer deletes a CHILD_SA that is not known here.
+    /// Records that the peer deletes a CHILD_SA that we do not know.
     pub(super) fn note_deletion(&mut self, spi: u32) {
         if self.deleted.len() < MAX_DELETED && !mutation!("deletion_before_response_forgotten") {
             self.deleted.push(spi);
@@ -91,14 +91,14 @@ impl CreateChildRequest {
     }
 }
 
-/// Our request for an IKE SA that replaces this one.
+/// Our request that rekeys the IKE SA.
 #[derive(Debug)]
 pub(super) struct RekeyIkeRequest {
     /// Our SPI of the new IKE SA.
     pub(super) spi: u64,
     pub(super) nonce: [u8; 32],
     pub(super) key: InitiatorKeyExchange,
-    /// Whether the peer has already asked for another group.
+    /// Whether the peer has already requested another group.
     pub(super) group_changed: bool,
     /// The peer's simultaneous rekey of the same IKE SA, if there is one.
     pub(super) collision: Option<RekeyCollision<IkeId>>,
@@ -107,10 +107,10 @@ pub(super) struct RekeyIkeRequest {
 /// A CHILD_SA that only the peer has installed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct UnusedChild {
-    /// Our SPI, which names the CHILD_SA in our DELETE.
+    /// Our SPI, which identifies the CHILD_SA in our DELETE.
     pub(crate) inbound: ReservedSpi,
-    /// The peer's SPI, which names the CHILD_SA in the peer's DELETE. `None` if the peer's response
-    /// had none.
+    /// The peer's SPI, which identifies the CHILD_SA in the peer's DELETE. `None` if the peer's
+    /// response had no SPI.
     pub(crate) outbound: Option<u32>,
 }
 
@@ -124,7 +124,7 @@ impl QueuedRequest {
 }
 
 impl OutstandingRequest {
-    /// The exchange type in the header of its request and response.
+    /// Returns the exchange type in the header of the request and its response.
     pub(super) fn exchange(&self) -> ExchangeType {
         match self {
             Self::CreateChild(_) | Self::RekeyIke(_) => ExchangeType::CreateChildSa,

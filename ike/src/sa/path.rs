@@ -1,5 +1,5 @@
 //! The addresses of an IKE SA, and the NATs between them (RFC 7296 2.23), which `nat_detection`
-//! finds.
+//! detects.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -28,8 +28,8 @@ pub(crate) struct Path {
 }
 
 impl Path {
-    /// The path to one address of a peer, before NATs are known. We use our NAT traversal port
-    /// towards ports other than 500.
+    /// Returns the path to one address of a peer, before NATs are known. We use our NAT traversal
+    /// port towards ports other than 500.
     pub(crate) fn to(peer: &PeerConfig, remote: SocketAddr, cx: &mut Context<'_>) -> Self {
         let configured = peer.local.filter(|local| local.is_ipv4() == remote.is_ipv4());
         let local = configured.or_else(|| cx.env.source_address(remote.ip())).unwrap_or(match remote {
@@ -46,14 +46,14 @@ impl Path {
         self.nat_local || self.nat_remote
     }
 
-    /// The ends of the IKE SA.
+    /// Returns the ends of the IKE SA.
     pub(crate) fn ends(&self) -> Ends {
         Ends { local: self.local.ip(), remote: self.remote.ip(), nat: self.encapsulated() }
     }
 
-    /// Moves to the NAT traversal ports if a NAT was detected (RFC 7296 2.23), or if a later path
-    /// may lead through one. `mobike`: whether we speak MOBIKE, which the peer may speak as well
-    /// (RFC 4555 3.3). The initiator does so before IKE_AUTH.
+    /// Switches to the NAT traversal ports if a NAT was detected (RFC 7296 2.23), or if a later
+    /// path may lead through one. `mobike` states whether we use MOBIKE, which the peer may support
+    /// too (RFC 4555 3.3). The initiator calls this before IKE_AUTH.
     pub(crate) fn float(&mut self, config: &EndpointConfig, mobike: bool) {
         if self.encapsulated() || (mobike && self.nat_traversal) {
             //= RFC 7296 2.23 MUST 4: port 4500 behind a NAT

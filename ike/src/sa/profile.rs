@@ -1,4 +1,4 @@
-//! A configured peer with its prepared credentials.
+//! A configured peer with its parsed credentials.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::output::Context;
 /// A peer's configuration and its prepared credentials.
 #[derive(Debug)]
 pub(crate) struct Profile {
-    /// Shared with the caller, since ten thousand copies of certificate chain, trust anchors and
-    /// proposals would take megabytes.
+    /// The configuration, shared with the caller: ten thousand copies of the certificate chain,
+    /// trust anchors and proposals would take megabytes.
     pub(crate) config: Arc<PeerConfig>,
     pub(crate) auth: Authenticator,
 }
@@ -28,7 +28,7 @@ impl Profile {
         Ok(Self { auth: Authenticator::new(&config.auth)?, config })
     }
 
-    /// Chooses the lifetime of a CHILD_SA that is made now.
+    /// Chooses the lifetime of a CHILD_SA that is created now.
     pub(crate) fn child_lifetime(&self, cx: &mut Context<'_>) -> ChildLifetime {
         let timing = self.config.timing;
         ChildLifetime { rekey: cx.now + cx.jittered(timing.child_lifetime), end: cx.now + timing.child_hard_lifetime() }

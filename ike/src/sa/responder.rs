@@ -1,4 +1,4 @@
-//! IKE_SA_INIT and IKE_AUTH as responder (RFC 7296 1.2).
+//! IKE_SA_INIT and IKE_AUTH as the responder (RFC 7296 1.2).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::wire::{
     Payloads,
 };
 
-/// The settings for the answer to an IKE_SA_INIT request, before the peer is known.
+/// The settings for the response to an IKE_SA_INIT request, before the peer is known.
 #[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
     /// Proposals of the peers that may have sent the request, best first.
@@ -42,9 +42,9 @@ pub(crate) type FindPeer<'a> = dyn Fn(&Identity, Option<&Identity>) -> Option<Ar
 /// The result of an IKE_SA_INIT request.
 #[derive(Debug)]
 pub(crate) enum InitOutcome {
-    /// The request was answered, and IKE_AUTH is awaited.
+    /// The request was answered, and we wait for IKE_AUTH.
     HalfOpen(Box<HalfOpen>),
-    /// The request was answered with an error notification, and no state is kept. `None`: the
+    /// The request was answered with an error notification, and no state is stored. `None` if the
     /// initiator only has to use another group.
     Refused(Option<PeerError>),
     /// A payload is missing, so the request was not answered.
@@ -55,11 +55,11 @@ pub(crate) enum InitOutcome {
 }
 
 /// Estimated size of a half-open IKE SA without its messages and fragments, bytes: keys, nonces and
-/// the state itself.
+/// the state.
 const HALF_OPEN_OVERHEAD: usize = 1024;
 
 /// The state after IKE_SA_INIT was answered. The shared secret is computed only when IKE_AUTH
-/// comes.
+/// arrives.
 #[derive(Debug)]
 pub(crate) struct HalfOpen {
     begun: Instant,
@@ -82,7 +82,7 @@ enum KeyState {
 }
 
 impl HalfOpen {
-    /// Answers a request. If a cookie was required, it was checked before.
+    /// Answers a request. If a cookie was required, the caller has checked it.
     pub(crate) fn answer(
         message: &Message,
         datagram: &[u8],
@@ -125,7 +125,7 @@ impl HalfOpen {
         //= RFC 7296 2.6 MUST 1: unique SPIs
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
         let mut path = Path { local, remote, nat_local: false, nat_remote: false, nat_traversal: false };
-        // The request was hashed before there was a responder's SPI (RFC 7296 2.23).
+        // The initiator computed its hashes without a responder's SPI (RFC 7296 2.23).
         let forced = policy.force_encapsulation;
         path.nat_traversal = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);
         //= RFC 7296 2.10 MUST 1: random nonces
@@ -164,13 +164,13 @@ impl HalfOpen {
         }))
     }
 
-    /// Approximate size in memory, bytes, without fragments.
+    /// Returns the approximate size in memory, bytes, without fragments.
     pub(crate) fn octets(&self) -> usize {
         let messages = self.transcript.request.len().saturating_add(self.transcript.response.len());
         HALF_OPEN_OVERHEAD.saturating_add(messages)
     }
 
-    /// Size of the fragments of IKE_AUTH, bytes.
+    /// Returns the size of the fragments of IKE_AUTH, bytes.
     pub(crate) fn fragment_octets(&self) -> usize {
         match &self.key_state {
             KeyState::Derived(channel) => channel.fragment_octets(),
@@ -178,12 +178,12 @@ impl HalfOpen {
         }
     }
 
-    /// Method of the key exchange.
+    /// Returns the method of the key exchange.
     pub(crate) fn group(&self) -> Group {
         self.suite.group
     }
 
-    /// Our SPI, by which the endpoint finds the half-open IKE SA.
+    /// Returns our SPI, by which the endpoint finds the half-open IKE SA.
     pub(crate) fn spi(&self) -> u64 {
         self.ike.responder
     }
@@ -205,8 +205,8 @@ impl HalfOpen {
         }
     }
 
-    /// Sends the IKE_SA_INIT response again if this datagram is the same request. It may have come
-    /// to another address of this node than before.
+    /// Sends the IKE_SA_INIT response again if this datagram is the same request. The datagram may
+    /// have arrived at another address of this node than before.
     pub(crate) fn repeat(&mut self, datagram: &[u8], local: SocketAddr, cx: &mut Context<'_>) {
         //= RFC 7296 2.1 REQUIRED 9: IKE_SA_INIT again is the whole message
         if self.transcript.request == datagram && self.repeats < MAX_REPEATS {
@@ -216,18 +216,18 @@ impl HalfOpen {
         }
     }
 
-    /// The initiator's SPI. Together with the address it identifies a retransmission.
+    /// Returns the initiator's SPI. Together with the address it identifies a retransmission.
     pub(crate) fn initiator_spi(&self) -> u64 {
         self.ike.initiator
     }
 
-    /// The address and port from which the request came.
+    /// Returns the address and port from which the request came.
     pub(crate) fn remote(&self) -> SocketAddr {
         self.path.remote
     }
 
-    /// Derives the keys. RFC 7296 2.23: IKE_AUTH may come from other ports, since the initiator
-    /// moves to port 4500, which a NAT may map differently.
+    /// Derives the keys. IKE_AUTH may come from a different port than IKE_SA_INIT, since the
+    /// initiator switches to port 4500, which a NAT may map differently (RFC 7296 2.23).
     fn derive_keys(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
         let KeyState::Pending(key_exchange) = std::mem::replace(&mut self.key_state, KeyState::Invalid) else {
             return;
@@ -272,7 +272,7 @@ impl HalfOpen {
             return AuthOutcome::Stay(self);
         };
         // The sender has the keys, so this is its address, even if unauthenticated datagrams for
-        // our SPI came from elsewhere.
+        // our SPI came from other addresses.
         channel.begin_at(local, remote);
         let identity = payloads.as_ref().ok().and_then(|payloads| payloads.id_initiator().ok()?.identity());
         let payloads = match payloads {
@@ -320,8 +320,8 @@ impl HalfOpen {
         };
         let name = profile.config.name.clone();
         let refused = |error: PeerError| AuthRejection::authentication(error, Some(name.clone()));
-        // IKE_SA_INIT was answered with the proposals of all peers. Now that the peer is known, its
-        // own proposals decide.
+        // IKE_SA_INIT was answered with the proposals of all peers. Now that the peer is known,
+        // only its proposals are allowed.
         //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
         if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
             let error = failure::no_ike_proposal(&profile.config.ike_proposals);
@@ -379,7 +379,7 @@ impl HalfOpen {
                 Ok(child)
             }
             Err((error, notify)) => {
-                // RFC 7296 1.2: the IKE SA is made even without a CHILD_SA.
+                // RFC 7296 1.2: the IKE SA is created even without a CHILD_SA.
                 //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
                 answer.push_notify(notify);
                 Err(error)
@@ -452,7 +452,7 @@ pub(crate) enum AuthOutcome {
         from: SocketAddr,
         /// The reason for the refusal.
         error: PeerError,
-        /// The response, to be repeated if it is lost.
+        /// The response, so that it can be sent again if it was lost.
         last_response: Option<LastResponse>,
     },
 }

@@ -1,17 +1,17 @@
-//! Decides when our request is sent again, and when it is given up. `channel` sends it.
+//! Decides when our request is sent again, and when it is abandoned. `channel` sends it.
 
 use std::time::Duration;
 
 use crate::config::Timing;
 use crate::time::Instant;
 
-/// How long a request is repeated while ESP from the peer arrives, counted from the first
-/// transmission. A full uplink loses many packets, so a lost request does not prove that such a
-/// peer is dead. But the check must also detect that a peer's IKE daemon is gone while its kernel
-/// continues to send.
+/// Maximum time for which a request is repeated while ESP from the peer arrives, counted from the
+/// first transmission. A congested uplink loses many packets, so a lost request does not prove that
+/// such a peer is dead. However, the check must also detect that a peer's IKE daemon is gone while
+/// its kernel continues to send.
 const ESP_ARRIVES: Duration = Duration::from_secs(60);
 
-/// When a request is sent again, and when it is given up (RFC 7296 2.4).
+/// The times at which a request is sent again and is abandoned (RFC 7296 2.4).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RetransmissionTimer {
     begun: Instant,
@@ -25,21 +25,21 @@ impl RetransmissionTimer {
         Self { begun: now, sent: 1, next: now + timing.retransmit }
     }
 
-    /// The number of transmissions. Those beyond the limit, which happen while ESP arrives, do not
-    /// count.
+    /// Returns the number of transmissions. Transmissions beyond the limit, which happen while ESP
+    /// arrives, do not count.
     pub(crate) fn sent(&self) -> u32 {
         self.sent
     }
 
-    /// The time at which the next transmission is due.
+    /// Returns the time at which the next transmission is due.
     pub(crate) fn next(&self) -> Instant {
         self.next
     }
 
-    /// Counts one more transmission, up to `limit`. `None`: all transmissions are used up. The
-    /// interval doubles each time, but the last interval is only as long as the one before it,
-    /// since no transmission follows it. While ESP from the peer arrives, transmissions continue at
-    /// this interval for [`ESP_ARRIVES`].
+    /// Counts one more transmission, up to `limit`. Returns `None` if all transmissions are used
+    /// up. The interval doubles each time, but the last interval is only as long as the one before
+    /// it, since no transmission follows it. While ESP from the peer arrives, transmissions
+    /// continue at this interval for [`ESP_ARRIVES`].
     pub(crate) fn advance(&mut self, timing: &Timing, limit: u32, esp_arrives: bool, now: Instant) -> Option<()> {
         if self.sent >= limit {
             //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT

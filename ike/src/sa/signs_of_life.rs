@@ -6,12 +6,13 @@ use std::time::Duration;
 use crate::config::Timing;
 use crate::time::{Instant, on_whole_second};
 
-/// How soon we check whether the peer still has an IKE SA that a newer one has superseded. Normally
-/// the peer has deleted it by then. A peer that has restarted no longer has it.
+/// Delay after which we check whether the peer still has an IKE SA that a newer one has superseded.
+/// Normally the peer has deleted the old IKE SA by then. A peer that has restarted no longer has
+/// it.
 const SUPERSEDED_CHECK: Duration = Duration::from_millis(500);
-/// Transmissions of a request on a superseded IKE SA before it is given up: the newer one shows
-/// that the peer is reachable and answers. With the default timing the old one is given up after
-/// four seconds.
+/// Maximum number of transmissions of a request on a superseded IKE SA before that IKE SA is
+/// abandoned. Few are enough, since the newer IKE SA shows that the peer is reachable and responds.
+/// With the default timing, the old IKE SA is abandoned after four seconds.
 const SUPERSEDED_TRANSMISSIONS: u32 = 3;
 
 /// When the peer was last known to be alive, and whether ESP was sent to it since.
@@ -21,9 +22,9 @@ pub(crate) struct SignsOfLife {
     ike: Instant,
     /// When the last ESP arrived, if the owner reports ESP.
     esp: Option<Instant>,
-    /// When ESP was first sent after the last sign of life.
+    /// When ESP was first sent after the last evidence that the peer is alive.
     unanswered: Option<Instant>,
-    /// Time without an IKE message after which the peer is checked. `None`: the owner does not
+    /// Time without an IKE message after which the peer is checked. `None` if the owner does not
     /// report ESP.
     idle: Option<Duration>,
     /// When another IKE SA superseded this one, for which the peer authenticated again.
@@ -42,13 +43,13 @@ impl SignsOfLife {
         self.superseded = Some(now).filter(|_| !mutation!("superseded_ike_sa_not_asked"));
     }
 
-    /// Records that the IKE SA that superseded this one is gone.
+    /// Records that the IKE SA that superseded this one has ended.
     pub(crate) fn reinstated(&mut self) {
         self.superseded = None;
     }
 
-    /// Records an authentic IKE message. `idle`: time without another one after which the peer is
-    /// checked; `None` if the owner does not report ESP.
+    /// Records an authentic IKE message. `idle` is the time without another message after which the
+    /// peer is checked, or `None` if the owner does not report ESP.
     pub(crate) fn ike_received(&mut self, now: Instant, idle: Option<Duration>) {
         self.ike = now;
         self.idle = idle;
@@ -68,18 +69,19 @@ impl SignsOfLife {
         }
     }
 
-    /// The time of the peer's last sign of life.
+    /// Returns the time of the last evidence that the peer is alive.
     pub(crate) fn last(&self) -> Instant {
         self.esp.map_or(self.ike, |esp| esp.max(self.ike))
     }
 
-    /// Returns whether ESP arrived within the liveness interval before now. On a superseded IKE SA
-    /// it does not count as a sign of life: a restarted peer leaves the kernel's SAs as they are.
+    /// Returns whether ESP arrived within the liveness interval before now. On a superseded IKE SA,
+    /// ESP is no evidence: a restarted IKE daemon leaves the kernel's SAs in place, so its kernel
+    /// continues to send.
     pub(crate) fn esp_arrives(&self, timing: &Timing, now: Instant) -> bool {
         self.superseded.is_none() && self.esp.is_some_and(|esp| now < esp + timing.liveness)
     }
 
-    /// Maximum number of transmissions of a request before the IKE SA is given up.
+    /// Returns the maximum number of transmissions of a request before the IKE SA is abandoned.
     pub(crate) fn transmissions(&self, timing: &Timing) -> u32 {
         let limit = if self.superseded.is_some() { SUPERSEDED_TRANSMISSIONS } else { u32::MAX };
         timing.transmissions.min(limit)
@@ -87,12 +89,12 @@ impl SignsOfLife {
 
     /// Returns the time at which to check the peer. If the owner reports ESP, ESP that was sent
     /// must be answered by ESP within half of the liveness interval. The owner's reports are up to
-    /// a second late in each direction, and the other half covers that. ESP does not replace the
-    /// check of an idle peer: the kernel of a peer continues to send after its IKE daemon has lost
-    /// its state.
+    /// a second late in each direction, and the other half covers these delays. ESP does not
+    /// replace the check of an idle peer: the kernel of a peer continues to send after its IKE
+    /// daemon has lost its state.
     ///
     /// The check of an idle peer is due on a whole second, so that an owner with many peers wakes
-    /// up once a second for them, not once for each.
+    /// up once a second for all of them, not once for each.
     pub(crate) fn check_at(&self, timing: &Timing) -> Instant {
         let check = self.check_of_active_at(timing);
         let superseded = self.superseded.filter(|at| self.ike <= *at);
@@ -133,7 +135,7 @@ mod tests {
         let mut moments = std::collections::BTreeSet::new();
         for peer in 0..10_000_u64 {
             let mut signs = SignsOfLife::new(at(0));
-            // The message and the check of each peer have their own times.
+            // Each peer's message and check have different times.
             let heard = Instant::new(Duration::from_micros(peer * 97));
             let idle = Duration::from_secs(110) + Duration::from_micros(peer * 1009);
             signs.ike_received(heard, Some(idle));

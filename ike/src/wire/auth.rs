@@ -8,7 +8,7 @@ use super::reader::{Codec, InvalidMessage, Reader};
 pub struct Certificate {
     /// Encoding of the certificate.
     pub encoding: CertificateEncoding,
-    /// Certificate data; for [`CertificateEncoding::X509Signature`] one DER certificate.
+    /// Certificate data. For [`CertificateEncoding::X509Signature`] it is one DER certificate.
     pub data: Vec<u8>,
 }
 
@@ -28,8 +28,8 @@ impl Codec for Certificate {
 pub struct CertificateRequest {
     /// Encoding of the requested certificates.
     pub encoding: CertificateEncoding,
-    /// Certification authorities: for X.509 the SHA-1 hashes of their SubjectPublicKeyInfo, 20
-    /// octets each, concatenated.
+    /// Certification authorities: for X.509, the concatenated SHA-1 hashes of their
+    /// SubjectPublicKeyInfo, 20 octets each.
     pub authorities: Vec<u8>,
 }
 

@@ -20,7 +20,7 @@ pub enum Delete {
 }
 
 impl Delete {
-    /// Deletes one ESP CHILD_SA by our inbound SPI.
+    /// Makes the deletion of one ESP CHILD_SA, by our inbound SPI.
     pub fn child(spi: u32) -> Self {
         Self::Children { protocol: Protocol::Esp, spis: vec![spi] }
     }
@@ -48,7 +48,7 @@ impl Codec for Delete {
             //= RFC 7296 3.11 MUST 3: SPIs of no or four octets
             (Protocol::Ike, ..) => Err(InvalidMessage::DeleteSpis { protocol, size, count }),
             (protocol, 4, count) => {
-                // The payload's length bounds the count: take() checks it before memory is
+                // The payload's length limits the count: `take` checks it before memory is
                 // allocated.
                 let octets = reader.take(usize::from(count).saturating_mul(4))?;
                 let spis = octets.chunks_exact(4).filter_map(|spi| spi.try_into().ok()).map(u32::from_be_bytes);

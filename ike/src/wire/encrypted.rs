@@ -16,7 +16,7 @@ pub(crate) enum EncryptedPrefix {
     },
     /// SKF, which holds a fragment.
     Fragment {
-        /// Type of the first payload of the message. Only fragment 1 states it.
+        /// Type of the first payload of the message. Only fragment 1 contains it.
         first: PayloadType,
         /// Fragment number, from 1.
         number: u16,
@@ -32,7 +32,7 @@ impl EncryptedPrefix {
     /// Maximum size of a body, bytes: IV, ciphertext and ICV.
     pub(crate) const MAX_BODY: usize = u16::MAX as usize - GenericHeader::LEN - 4;
 
-    /// Number of octets before the IV.
+    /// Returns the number of octets before the IV.
     pub(crate) const fn len(self) -> usize {
         match self {
             Self::Whole { .. } => Self::WHOLE_LEN,
@@ -94,8 +94,8 @@ impl<'a> EncryptedMessage<'a> {
                     continue;
                 }
             };
-            // RFC 7296 3.14: SK is the last payload; its "next payload" is the type of the first
-            // payload inside.
+            // RFC 7296 3.14: SK is the last payload. Its "next payload" field is the type of the
+            // first payload inside.
             //= RFC 7296 3.1 MUST 1: SK is the last payload
             //= RFC 7296 3.14 MUST 1: SK is the last payload
             reader.finish()?;

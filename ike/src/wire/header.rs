@@ -37,18 +37,19 @@ pub(crate) struct CheckedHeader {
 }
 
 impl Header {
-    /// Reads the header of a datagram (without non-ESP marker) and checks version and length
-    /// against it.
+    /// Parses the header of a datagram (without the non-ESP marker). Checks the version, and
+    /// compares the length field with the size of the datagram.
     ///
     /// # Errors
-    /// Returns [`InvalidMessage::MajorVersion`] for another major version: use [`Header::peek`] to
-    /// answer. Drop the datagram on any other error.
+    /// Returns [`InvalidMessage::MajorVersion`] for another major version. In that case use
+    /// [`Header::peek`] to make a response. Drop the datagram on any other error.
     pub fn decode(datagram: &[u8]) -> Result<Self, InvalidMessage> {
         CheckedHeader::read(&mut Reader::new("IKE header", datagram), datagram.len()).map(|front| front.header)
     }
 
-    /// Reads the header of a datagram of any version and length. `None` if the datagram is shorter
-    /// than a header. Use it to answer with INVALID_MAJOR_VERSION (RFC 7296 2.5) and for logs.
+    /// Parses the header of a datagram of any version and length. Returns `None` if the datagram is
+    /// shorter than a header. Use this to respond with INVALID_MAJOR_VERSION (RFC 7296 2.5) and for
+    /// logs.
     pub fn peek(datagram: &[u8]) -> Option<Self> {
         let mut reader = Reader::new("IKE header", datagram);
         RawHeader::read(&mut reader).ok().map(|raw| raw.header)
@@ -88,7 +89,7 @@ pub(crate) fn set_length(message: &mut [u8], length: usize) {
 impl CheckedHeader {
     pub(crate) fn read(reader: &mut Reader<'_>, actual: usize) -> Result<Self, InvalidMessage> {
         let raw = RawHeader::read(reader)?;
-        // The version is checked first: a later version may have another layout.
+        // Check the version first, since a later version may have another layout.
         //= RFC 7296 2.5 MUST 1: minor versions are ignored
         //= RFC 7296 3.1 MUST 9: the peer's minor version is ignored
         if raw.version >> 4 != VERSION >> 4 {

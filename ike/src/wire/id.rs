@@ -18,7 +18,7 @@ pub struct Id {
 }
 
 impl Id {
-    /// The payload without its generic header, which AUTH covers (RFC 7296 2.15,
+    /// Returns the payload without its generic header, which AUTH covers (RFC 7296 2.15,
     /// RestOfInitIDPayload).
     pub fn body(&self) -> Vec<u8> {
         let mut body = Vec::with_capacity(self.data.len().saturating_add(4));
@@ -26,7 +26,7 @@ impl Id {
         body
     }
 
-    /// The identity. `None` for unknown types, and for data that does not fit the type.
+    /// Returns the identity, or `None` if the type is unknown or the data does not match the type.
     pub fn identity(&self) -> Option<Identity> {
         let data = self.data.as_slice();
         let text = || std::str::from_utf8(data).ok().filter(|text| !text.is_empty()).map(str::to_owned);

@@ -32,7 +32,7 @@ impl Codec for KeyExchange {
     }
 }
 
-/// Reads a nonce and checks its length.
+/// Parses a nonce and checks its length.
 pub(crate) fn read_nonce(reader: &mut Reader<'_>) -> Result<Vec<u8>, InvalidMessage> {
     let nonce = reader.rest();
     //= RFC 7296 3.9 MUST 1: 16 to 256 octets

@@ -12,8 +12,8 @@ use super::reader::{InvalidMessage, Reader};
 use super::sa::Proposal;
 use super::selector::TrafficSelector;
 
-/// Maximum number of payloads in one message. An IKE_AUTH with a certificate chain has fewer than
-/// 30.
+/// Maximum number of payloads in one message. An IKE_AUTH message with a certificate chain has
+/// fewer than 30.
 pub const MAX_PAYLOADS: usize = 128;
 
 const CRITICAL: u8 = 0x80;
@@ -28,15 +28,15 @@ pub struct Message {
 }
 
 impl Message {
-    /// A response in clear to the request with this header. `responder_spi` is our SPI, or 0 if
-    /// there is none yet.
+    /// Makes a response in clear to the request with this header. `responder_spi` is our SPI, or 0
+    /// if there is none yet.
     pub(crate) fn response(request: &Header, responder_spi: u64, payloads: Payloads) -> Self {
         //= RFC 7296 1.5 REQUIRED 2: the answer copies the request's header
         let header = Header { responder_spi, from_initiator: !request.from_initiator, response: true, ..*request };
         Self { header, payloads }
     }
 
-    /// Encodes the message, without non-ESP marker.
+    /// Encodes the message, without the non-ESP marker.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         self.header.encode(&mut out, self.payloads.first_kind());
@@ -46,7 +46,7 @@ impl Message {
         out
     }
 
-    /// Reads a datagram without non-ESP marker.
+    /// Decodes a datagram without the non-ESP marker.
     ///
     /// # Errors
     /// Returns [`InvalidMessage::MisplacedEncrypted`] if the message is encrypted, and another
@@ -64,7 +64,7 @@ impl Message {
 pub struct Payloads(Vec<Payload>);
 
 impl Payloads {
-    /// No payloads.
+    /// Makes an empty list of payloads.
     pub fn new() -> Self {
         Self::default()
     }
@@ -79,7 +79,7 @@ impl Payloads {
         self.push(Payload::Notify(notify));
     }
 
-    /// All payloads.
+    /// Returns all payloads.
     pub fn as_slice(&self) -> &[Payload] {
         &self.0
     }
@@ -89,7 +89,8 @@ impl Payloads {
         self.0.iter()
     }
 
-    /// Returns whether there are no payloads. Such a message is a liveness check or its answer.
+    /// Returns whether there are no payloads. Such a message is a liveness check or the response to
+    /// one.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -99,7 +100,7 @@ impl Payloads {
         self.0.iter().find_map(pick).ok_or(InvalidMessage::Missing(kind))
     }
 
-    /// The proposals of the SA payload.
+    /// Returns the proposals of the SA payload.
     ///
     /// # Errors
     /// Returns [`InvalidMessage::Missing`] if there is no SA payload. All getters of payloads that
@@ -111,7 +112,7 @@ impl Payloads {
         })
     }
 
-    /// The KE payload.
+    /// Returns the KE payload.
     ///
     /// # Errors
     /// Returns [`InvalidMessage::Missing`] if there is none.
@@ -122,7 +123,7 @@ impl Payloads {
         })
     }
 
-    /// The nonce.
+    /// Returns the nonce.
     ///
     /// # Errors
     /// Returns [`InvalidMessage::Missing`] if there is none.
@@ -133,7 +134,7 @@ impl Payloads {
         })
     }
 
-    /// The IDi payload.
+    /// Returns the IDi payload.
     ///
     /// # Errors
     /// Returns [`InvalidMessage::Missing`] if there is none.
@@ -144,7 +145,7 @@ impl Payloads {
         })
     }
 
-    /// The IDr payload.
+    /// Returns the IDr payload.
     ///
     /// # Errors
     /// Returns [`InvalidMessage::Missing`] if there is none.
@@ -155,7 +156,7 @@ impl Payloads {
         })
     }
 
-    /// The AUTH payload.
+    /// Returns the AUTH payload.
     ///
     /// # Errors
     /// Returns [`InvalidMessage::Missing`] if there is none.
@@ -166,7 +167,7 @@ impl Payloads {
         })
     }
 
-    /// The selectors of the TSi payload.
+    /// Returns the selectors of the TSi payload.
     ///
     /// # Errors
     /// Returns [`InvalidMessage::Missing`] if there is none.
@@ -177,7 +178,7 @@ impl Payloads {
         })
     }
 
-    /// The selectors of the TSr payload.
+    /// Returns the selectors of the TSr payload.
     ///
     /// # Errors
     /// Returns [`InvalidMessage::Missing`] if there is none.
@@ -188,7 +189,7 @@ impl Payloads {
         })
     }
 
-    /// All CERT payloads, in order.
+    /// Returns all CERT payloads, in order.
     pub fn certificates(&self) -> impl Iterator<Item = &Certificate> {
         self.0.iter().filter_map(|payload| match payload {
             Payload::Certificate(contents) => Some(contents),
@@ -196,7 +197,7 @@ impl Payloads {
         })
     }
 
-    /// All CERTREQ payloads, in order.
+    /// Returns all CERTREQ payloads, in order.
     pub fn certificate_requests(&self) -> impl Iterator<Item = &CertificateRequest> {
         self.0.iter().filter_map(|payload| match payload {
             Payload::CertificateRequest(contents) => Some(contents),
@@ -204,7 +205,7 @@ impl Payloads {
         })
     }
 
-    /// All notifications, in order.
+    /// Returns all notifications, in order.
     pub fn notifies(&self) -> impl Iterator<Item = &Notify> {
         self.0.iter().filter_map(|payload| match payload {
             Payload::Notify(contents) => Some(contents),
@@ -212,20 +213,20 @@ impl Payloads {
         })
     }
 
-    /// The first notification of a type.
+    /// Returns the first notification of a type.
     pub fn notify(&self, kind: NotifyType) -> Option<&Notify> {
         //= RFC 7296 3.10.1 MUST 2: unknown notifications are ignored
         //= RFC 7296 3.10.1 MUST 3: unknown status types are ignored
         self.notifies().find(|notify| notify.kind == kind)
     }
 
-    /// The first notification that reports an error.
+    /// Returns the first notification that reports an error.
     pub fn error(&self) -> Option<&Notify> {
         //= RFC 7296 3.10.1 MUST 1: an unknown error is an error
         self.notifies().find(|notify| notify.kind.is_error())
     }
 
-    /// All DELETE payloads, in order.
+    /// Returns all DELETE payloads, in order.
     pub fn deletes(&self) -> impl Iterator<Item = &Delete> {
         self.0.iter().filter_map(|payload| match payload {
             Payload::Delete(contents) => Some(contents),
@@ -233,14 +234,14 @@ impl Payloads {
         })
     }
 
-    /// Encodes the chain, without header. An empty chain has no octets.
+    /// Encodes the chain, without the IKE header. An empty chain has no octets.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         encode_chain(&self.0, &mut out);
         out
     }
 
-    /// Reads a chain whose first payload is of type `first`.
+    /// Decodes a chain whose first payload is of type `first`.
     ///
     /// # Errors
     /// Returns an error that describes what is malformed.
@@ -248,12 +249,12 @@ impl Payloads {
         Self::read(first, Reader::new("payloads", octets))
     }
 
-    /// The type of the first payload, which the header or SK states.
+    /// Returns the type of the first payload, which the header or SK contains.
     pub fn first_kind(&self) -> PayloadType {
         self.0.first().map_or(PayloadType::None, Payload::kind)
     }
 
-    /// Reads a chain whose first payload is of type `first`, up to the end of `reader`.
+    /// Decodes a chain whose first payload is of type `first`, up to the end of `reader`.
     fn read(first: PayloadType, mut reader: Reader<'_>) -> Result<Self, InvalidMessage> {
         let mut payloads: Vec<Payload> = Vec::new();
         let mut kind = first;
@@ -312,8 +313,8 @@ impl GenericHeader {
     }
 }
 
-/// Writes payloads with their generic headers. The header of the last one states that no payload
-/// follows.
+/// Encodes payloads with their generic headers. In the header of the last one, the next payload is
+/// "none".
 fn encode_chain(payloads: &[Payload], out: &mut Vec<u8>) {
     let mut rest = payloads.iter();
     while let Some(payload) = rest.next() {

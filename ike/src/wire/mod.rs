@@ -1,8 +1,8 @@
 //! The encoding of IKEv2 messages (RFC 7296 3, RFC 7383). Each type encodes and decodes itself.
 //!
-//! All code here has limits and never panics. A datagram either becomes a [`Message`] (IKE_SA_INIT,
-//! in clear), is opened by `crypto::IkeCipher` into [`Payloads`], or is refused with an
-//! [`InvalidMessage`] that describes the violation.
+//! The code in this module limits its work and its memory, and never panics. A datagram either
+//! becomes a [`Message`] (IKE_SA_INIT, in clear), is opened by `crypto::IkeCipher` into
+//! [`Payloads`], or is refused with an [`InvalidMessage`] that describes the violation.
 //!
 //! - [`Header`]: SPIs, exchange, flags, message ID.
 //! - [`Payloads`]: the chain of [`Payload`]s in a message, with getters.

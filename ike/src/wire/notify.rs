@@ -10,8 +10,8 @@ use super::reader::{Codec, InvalidMessage, Reader};
 pub struct Notify {
     /// Notify message type.
     pub kind: NotifyType,
-    /// Protocol of the SA that the notification is about; [`Protocol::None`] if it is about no SA
-    /// or about this IKE SA.
+    /// Protocol of the SA that the notification is about, or [`Protocol::None`] if it is not about
+    /// an SA, or about this IKE SA.
     pub protocol: Protocol,
     /// SPI of that SA. May be empty.
     pub spi: Vec<u8>,
@@ -46,12 +46,12 @@ impl Notify {
         Self::with_data(NotifyType::SignatureHashAlgorithms, data)
     }
 
-    /// Makes an INVALID_KE_PAYLOAD notification with the group that we want (RFC 7296 1.3).
+    /// Makes an INVALID_KE_PAYLOAD notification with the group that we require (RFC 7296 1.3).
     pub fn invalid_ke(group: u16) -> Self {
         Self::with_data(NotifyType::InvalidKePayload, group.to_be_bytes().to_vec())
     }
 
-    /// ADDITIONAL_IP4_ADDRESS or ADDITIONAL_IP6_ADDRESS (RFC 4555 4.2.2).
+    /// Makes an ADDITIONAL_IP4_ADDRESS or ADDITIONAL_IP6_ADDRESS notification (RFC 4555 4.2.2).
     pub fn additional_address(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V4(address) => Self::with_data(NotifyType::AdditionalIp4Address, address.octets().to_vec()),
@@ -59,7 +59,8 @@ impl Notify {
         }
     }
 
-    /// NO_NATS_ALLOWED with the addresses and ports of a datagram (RFC 4555 4.2.6).
+    /// Makes a NO_NATS_ALLOWED notification with the addresses and ports of a datagram (RFC 4555
+    /// 4.2.6).
     pub fn no_nats_allowed(source: SocketAddr, destination: SocketAddr) -> Self {
         let octets = |address: SocketAddr| match address.ip().to_canonical() {
             IpAddr::V4(address) => address.octets().to_vec(),
@@ -69,8 +70,8 @@ impl Notify {
         Self::with_data(NotifyType::NoNatsAllowed, [octets(source), octets(destination), ports].concat())
     }
 
-    /// The address of ADDITIONAL_IP4_ADDRESS or ADDITIONAL_IP6_ADDRESS. `None`: it is another
-    /// notification, or its data is no such address.
+    /// Returns the address of ADDITIONAL_IP4_ADDRESS or ADDITIONAL_IP6_ADDRESS. Returns `None` for
+    /// another notification, or if the data is not such an address.
     pub fn address(&self) -> Option<IpAddr> {
         match self.kind {
             NotifyType::AdditionalIp4Address => <[u8; 4]>::try_from(self.data.as_slice()).ok().map(IpAddr::from),
@@ -79,7 +80,7 @@ impl Notify {
         }
     }
 
-    /// The SPI of the ESP or AH SA that the notification is about.
+    /// Returns the SPI of the ESP or AH SA that the notification is about.
     pub fn child_spi(&self) -> Option<u32> {
         if !matches!(self.protocol, Protocol::Esp | Protocol::Ah) {
             return None;
@@ -88,12 +89,13 @@ impl Notify {
         self.spi.as_slice().try_into().ok().map(u32::from_be_bytes)
     }
 
-    /// The data as one 16-bit number, such as the group of INVALID_KE_PAYLOAD.
+    /// Returns the data as one 16-bit number, such as the group of INVALID_KE_PAYLOAD.
     pub fn data_u16(&self) -> Option<u16> {
         self.data.as_slice().try_into().ok().map(u16::from_be_bytes)
     }
 
-    /// The data as the hash algorithms of SIGNATURE_HASH_ALGORITHMS. An odd last octet is ignored.
+    /// Returns the data as the hash algorithms of SIGNATURE_HASH_ALGORITHMS. Ignores an odd last
+    /// octet.
     pub fn hashes(&self) -> Vec<HashAlgorithm> {
         self.data
             .chunks_exact(2)
@@ -125,9 +127,9 @@ impl Codec for Notify {
 }
 
 impl InvalidMessage {
-    /// Returns the notification that answers an authentic request that breaks the protocol in this
-    /// way (RFC 7296 2.21): UNSUPPORTED_CRITICAL_PAYLOAD with its type, INVALID_MAJOR_VERSION with
-    /// our version, or INVALID_SYNTAX.
+    /// Returns the notification for the response to an authentic request that violates the protocol
+    /// in this way (RFC 7296 2.21): UNSUPPORTED_CRITICAL_PAYLOAD with its type,
+    /// INVALID_MAJOR_VERSION with our version, or INVALID_SYNTAX.
     pub fn notify(&self) -> Notify {
         match *self {
             Self::UnsupportedCriticalPayload(kind) => {

@@ -215,7 +215,7 @@ numbers! {
 }
 
 impl NotifyType {
-    /// Returns whether it reports an error (RFC 7296 3.10.1: types 0 to 16383).
+    /// Returns whether this type reports an error (RFC 7296 3.10.1: types 0 to 16383).
     pub fn is_error(self) -> bool {
         u16::from(self) < 16384
     }

@@ -49,7 +49,7 @@ pub enum Payload {
 }
 
 impl Payload {
-    /// The payload type.
+    /// Returns the payload type.
     pub fn kind(&self) -> PayloadType {
         match self {
             Self::SecurityAssociation(_) => PayloadType::SecurityAssociation,
@@ -112,7 +112,7 @@ impl Payload {
         });
     }
 
-    /// Reads the contents of a payload of type `kind`, up to the end of `reader`.
+    /// Decodes the contents of a payload of type `kind`, up to the end of `reader`.
     pub(crate) fn read(kind: PayloadType, critical: bool, mut reader: Reader<'_>) -> Result<Self, InvalidMessage> {
         let contents = &mut reader;
         let payload = match kind {
@@ -132,8 +132,8 @@ impl Payload {
             PayloadType::TrafficSelectorsResponder => Self::TrafficSelectorsResponder(read_selectors(contents)?),
             //= RFC 7296 3.1 MUST NOT 2: no SK in SK
             PayloadType::Encrypted | PayloadType::EncryptedFragment => return Err(InvalidMessage::MisplacedEncrypted),
-            // RFC 7296 2.5: the critical bit matters only for unknown types. All types of RFC 7296
-            // itself count as known.
+            // RFC 7296 2.5: the critical bit matters only for unknown types. All types that RFC
+            // 7296 defines count as known.
             //= RFC 7296 2.5 REQUIRED 14: critical is for the type alone
             //= RFC 7296 3.2 MUST 3: critical does not matter for known types
             PayloadType::Unknown(number) if critical => {

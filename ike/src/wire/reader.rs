@@ -2,11 +2,11 @@
 
 use super::numbers::PayloadType;
 
-/// A violation of RFC 7296 3 by a message. If the message is authentic, [`InvalidMessage::notify`]
-/// is the answer.
+/// A violation of RFC 7296 3 by a message. If the message is authentic, the response is
+/// [`InvalidMessage::notify`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMessage {
-    /// A structure ends before its contents end.
+    /// A structure ends before its last field does.
     #[error("{what} ends early: {needed} more octets needed, {left} left")]
     Truncated {
         /// The structure, by its name in the RFC.
@@ -32,7 +32,7 @@ pub enum InvalidMessage {
         /// The length field.
         stated: usize,
     },
-    /// The header's length is not the datagram's (RFC 7296 3.1).
+    /// The header's Length field differs from the size of the datagram (RFC 7296 3.1).
     #[error("header states {stated} octets, datagram has {actual}")]
     LengthMismatch {
         /// The Length field.
@@ -40,13 +40,14 @@ pub enum InvalidMessage {
         /// The datagram's length.
         actual: usize,
     },
-    /// Major version above 2 (answer INVALID_MAJOR_VERSION, RFC 7296 2.5) or below it (drop).
+    /// The major version is above 2 (respond with INVALID_MAJOR_VERSION, RFC 7296 2.5) or below 2
+    /// (drop the message).
     #[error("IKE major version {0}, expected 2")]
     MajorVersion(u8),
-    /// An IKE SA initiator's SPI of zero (RFC 7296 3.1).
+    /// The initiator's SPI of the IKE SA is zero (RFC 7296 3.1).
     #[error("the initiator's SPI is zero")]
     ZeroInitiatorSpi,
-    /// There are more items than the limit allows. An honest peer does not send that many.
+    /// There are more items than the limit allows. An honest peer does not send so many.
     #[error("more than {limit} {what}")]
     TooMany {
         /// The kind of item.
@@ -54,18 +55,18 @@ pub enum InvalidMessage {
         /// The limit.
         limit: usize,
     },
-    /// An unknown payload with the critical bit (RFC 7296 2.5).
+    /// The message has an unknown payload with the critical bit (RFC 7296 2.5).
     #[error("unknown payload type {0} is marked critical")]
     UnsupportedCriticalPayload(u8),
     /// A payload type that may occur only once occurs twice.
-    #[error("payload {0} stands twice")]
+    #[error("payload {0} occurs twice")]
     Duplicate(PayloadType),
     /// The message lacks a payload that it must have.
     #[error("payload {0} is missing")]
     Missing(PayloadType),
-    /// SK or SKF where only unencrypted payloads are allowed (RFC 7296 3.14: it is the last
-    /// payload, and not nested).
-    #[error("an encrypted payload stands where none can be")]
+    /// SK or SKF occurs where only unencrypted payloads are allowed (RFC 7296 3.14: it must be the
+    /// last payload, and must not be nested).
+    #[error("an encrypted payload occurs where none is allowed")]
     MisplacedEncrypted,
     /// An exchange that must be encrypted was sent in clear.
     #[error("no encrypted payload, but this exchange needs one")]
@@ -110,7 +111,7 @@ pub enum InvalidMessage {
         /// SPI count.
         count: u16,
     },
-    /// The length of a traffic selector does not fit its type, which is known (RFC 7296 3.13.1).
+    /// The length of a traffic selector does not match its type, which is known (RFC 7296 3.13.1).
     #[error("traffic selector type {kind} with length {length}")]
     SelectorLength {
         /// TS type.
@@ -118,10 +119,10 @@ pub enum InvalidMessage {
         /// The length field.
         length: u16,
     },
-    /// The start of a traffic selector lies above its end.
+    /// The start of a traffic selector is above its end.
     #[error("a traffic selector ends before it starts")]
     SelectorRange,
-    /// The number of selectors differs from the stated one.
+    /// The number of selectors differs from the number in the payload's count field.
     #[error("{stated} traffic selectors stated, {actual} there")]
     SelectorCount {
         /// The count field.
@@ -203,7 +204,7 @@ impl<'a> Reader<'a> {
         Ok(Reader { what, bytes })
     }
 
-    /// Takes all octets that are left.
+    /// Returns all remaining octets.
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.bytes)
     }
@@ -228,8 +229,8 @@ pub(crate) trait Codec: Sized {
 pub(crate) fn with_length(out: &mut Vec<u8>, offset: usize, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     write(out);
-    // Contents come from bounded parsing or checked configuration, so this never removes anything.
-    // Even if it did, the length field would still be correct.
+    // The contents come from bounded parsing or checked configuration, so `truncate` never removes
+    // anything. Even if it did, the length field would be correct.
     out.truncate(start.saturating_add(usize::from(u16::MAX)));
     let length = u16::try_from(out.len().saturating_sub(start)).unwrap_or(u16::MAX);
     if let Some(field) = out.get_mut(start.saturating_add(offset)..).and_then(<[u8]>::first_chunk_mut) {

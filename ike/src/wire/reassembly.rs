@@ -6,8 +6,8 @@ use super::reader::InvalidMessage;
 
 /// Maximum number of fragments of one message.
 pub const MAX_FRAGMENTS: u16 = 128;
-/// Maximum size of a reassembled message, bytes. After a key exchange anybody can make us keep this
-/// much (RFC 7383 2.6). Certificate chains are far smaller.
+/// Maximum size of a reassembled message, bytes. After a key exchange, any host can make us store
+/// this much (RFC 7383 2.6). Certificate chains are far smaller.
 pub const MAX_REASSEMBLED: usize = 32_768;
 
 /// An authentic fragment: the contents of SKF.
@@ -23,8 +23,8 @@ pub struct Fragment {
     pub data: Vec<u8>,
 }
 
-/// The fragments of one message that have been received. All fragments added must be authentic, and
-/// have the same message ID and direction.
+/// The received fragments of one message. All added fragments must be authentic, and have the same
+/// message ID and direction.
 #[derive(Debug, Default)]
 pub struct Reassembly {
     first: Option<PayloadType>,
@@ -38,17 +38,18 @@ impl Reassembly {
         Self::default()
     }
 
-    /// The memory that the fragments take, bytes.
+    /// Returns the size of the memory for the fragments, bytes.
     pub(crate) fn octets(&self) -> usize {
         self.octets.saturating_add(self.parts.len().saturating_mul(size_of::<Option<Vec<u8>>>()))
     }
 
-    /// Adds a fragment. If it was the last missing one, returns the payloads and is empty again.
+    /// Adds a fragment. If it was the last missing one, returns the payloads and becomes empty
+    /// again.
     ///
     /// # Errors
     /// Returns an error if the whole message is malformed, or exceeds [`MAX_FRAGMENTS`] or
-    /// [`MAX_REASSEMBLED`]. Duplicates and fragments of an older, coarser split are ignored without
-    /// an error.
+    /// [`MAX_REASSEMBLED`]. Duplicates, and fragments of an older split into larger fragments, are
+    /// ignored without an error.
     pub fn add(&mut self, fragment: Fragment) -> Result<Option<Payloads>, InvalidMessage> {
         let Fragment { number, total, first, data } = fragment;
         let index = match number.checked_sub(1) {
@@ -58,7 +59,7 @@ impl Reassembly {
         if total > MAX_FRAGMENTS {
             return Err(InvalidMessage::TooMany { what: "fragments", limit: MAX_FRAGMENTS.into() });
         }
-        // RFC 7383 2.6: a larger total means that the peer began again with smaller fragments; a
+        // RFC 7383 2.6: a larger total means that the peer started again with smaller fragments. A
         // smaller total belongs to an older split.
         let count = usize::from(total);
         if count > self.parts.len() {

@@ -7,9 +7,9 @@ use crate::config::{Cipher, Group, Integrity, Prf};
 /// Maximum number of proposals of one payload. Honest peers send fewer than ten.
 pub const MAX_PROPOSALS: usize = 32;
 /// Maximum number of transforms in all proposals of one payload. Honest peers send fewer than a
-/// hundred. The limit matters because anybody can make us search through these transforms.
+/// hundred. The limit matters because any host can make us search these transforms.
 pub const MAX_TRANSFORMS: usize = 512;
-/// Maximum number of transforms of one proposal. The count is one octet.
+/// Maximum number of transforms of one proposal. The count field has one octet.
 const PROPOSAL_TRANSFORMS: usize = 255;
 /// Maximum number of attributes of one transform. Only one attribute is defined.
 const MAX_ATTRIBUTES: usize = 8;
@@ -32,17 +32,17 @@ pub struct Proposal {
 }
 
 impl Proposal {
-    /// Transforms of one type.
+    /// Returns the transforms of one type.
     pub fn transforms_of(&self, kind: TransformType) -> impl Iterator<Item = &Transform> {
         self.transforms.iter().filter(move |transform| transform.kind == kind)
     }
 
-    /// The SPI of an ESP proposal.
+    /// Returns the SPI of an ESP proposal.
     pub fn child_spi(&self) -> Option<u32> {
         self.spi.as_slice().try_into().ok().map(u32::from_be_bytes)
     }
 
-    /// The SPI of a proposal that rekeys an IKE SA.
+    /// Returns the SPI of a proposal that rekeys an IKE SA.
     pub fn ike_spi(&self) -> Option<u64> {
         self.spi.as_slice().try_into().ok().map(u64::from_be_bytes)
     }
@@ -87,7 +87,8 @@ impl Transform {
         Self { kind, id, attributes: Vec::new() }
     }
 
-    /// Makes a transform of type ENCR. AES-CBC also needs one of type INTEG ([`Self::integrity`]).
+    /// Makes a transform of type ENCR. AES-CBC also needs a transform of type INTEG
+    /// ([`Self::integrity`]).
     //= RFC 7296 3 SHOULD NOT 1: nothing unspecified
     //= RFC 7296 3.3.6 MUST 4: attributes come back unchanged
     //= RFC 7296 3.14 MUST NOT 2: only specified transforms
@@ -137,7 +138,7 @@ impl Transform {
         Self::new(TransformType::SequenceNumbers, extended.into())
     }
 
-    /// The key length in bits, if it is the only attribute.
+    /// Returns the key length in bits, if it is the only attribute.
     fn key_length(&self) -> Result<Option<u16>, UnknownAttributes> {
         match self.attributes.as_slice() {
             [] => Ok(None),
@@ -148,7 +149,7 @@ impl Transform {
         }
     }
 
-    /// The PRF, if this is a PRF that we support.
+    /// Returns the PRF, if this is a PRF that we support.
     pub fn as_prf(&self) -> Option<Prf> {
         match (self.kind, self.id, self.key_length().ok()?) {
             (TransformType::Prf, 5, None) => Some(Prf::HmacSha256),
@@ -158,7 +159,7 @@ impl Transform {
         }
     }
 
-    /// The key exchange method, if this is one that we support.
+    /// Returns the key exchange method, if this is one that we support.
     pub fn as_group(&self) -> Option<Group> {
         match (self.kind, self.key_length().ok()?) {
             (TransformType::KeyExchange, None) => Group::from_number(self.id),
@@ -166,8 +167,8 @@ impl Transform {
         }
     }
 
-    /// Returns whether sequence numbers are extended. `None`: this is not a transform of type ESN
-    /// that we know.
+    /// Returns whether sequence numbers are extended. Returns `None` if this is not a transform of
+    /// type ESN that we know.
     pub fn as_sequence_numbers(&self) -> Option<bool> {
         match (self.kind, self.id, self.key_length().ok()?) {
             (TransformType::SequenceNumbers, 0, None) => Some(false),
@@ -176,8 +177,8 @@ impl Transform {
         }
     }
 
-    /// Returns whether this is "none" of its type, which means the same as leaving the type out:
-    /// INTEG 0 with an AEAD, or KE 0 (RFC 7296 3.3.2, 3.3.3).
+    /// Returns whether this is "none" of its type, which has the same meaning as no transform of
+    /// the type: INTEG 0 with an AEAD, or KE 0 (RFC 7296 3.3.2, 3.3.3).
     pub fn is_none(&self) -> bool {
         let optional =
             !matches!(self.kind, TransformType::Encryption | TransformType::Prf | TransformType::SequenceNumbers);
@@ -187,7 +188,7 @@ impl Transform {
 
 struct UnknownAttributes;
 
-/// Writes all proposals of a payload.
+/// Encodes all proposals of a payload.
 pub(crate) fn encode_proposals(proposals: &[Proposal], out: &mut Vec<u8>) {
     let mut left = proposals.len();
     for proposal in proposals {
@@ -201,7 +202,7 @@ pub(crate) fn encode_proposals(proposals: &[Proposal], out: &mut Vec<u8>) {
     }
 }
 
-/// Reads all proposals of a payload.
+/// Decodes all proposals of a payload.
 pub(crate) fn read_proposals(reader: &mut Reader<'_>) -> Result<Vec<Proposal>, InvalidMessage> {
     let mut proposals = Vec::new();
     let mut transforms: usize = 0;
@@ -220,8 +221,8 @@ pub(crate) fn read_proposals(reader: &mut Reader<'_>) -> Result<Vec<Proposal>, I
     Ok(proposals)
 }
 
-/// Reads the next proposal or transform. A list of them fills the structure that contains it, and
-/// each but the last has the marker `more`.
+/// Reads the next proposal or transform. A list of these fills the structure that contains it, and
+/// each element except the last has the marker `more`.
 fn substructure<'a>(
     reader: &mut Reader<'a>,
     what: &'static str,

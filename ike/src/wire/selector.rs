@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use super::reader::{InvalidMessage, Reader};
 
-/// Maximum number of selectors of one payload. The count is one octet.
+/// Maximum number of selectors of one payload. The count field has one octet.
 pub const MAX_SELECTORS: usize = 255;
 
 const TS_IPV4_ADDR_RANGE: u8 = 7;
@@ -15,7 +15,7 @@ const TS_IPV6_ADDR_RANGE: u8 = 8;
 /// A range of addresses and ports of one protocol. Both addresses have the same family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrafficSelector {
-    /// IP protocol; 0 is any.
+    /// IP protocol. 0 matches any protocol.
     pub protocol: u8,
     /// First port, or ICMP type and code (RFC 7296 3.13.1). A start of 65535 with an end of 0 means
     /// OPAQUE: the selector matches no port.
@@ -29,8 +29,8 @@ pub struct TrafficSelector {
 }
 
 impl TrafficSelector {
-    /// Makes a selector for any protocol and port of the addresses from `start` to `end`. `None` if
-    /// they have different families or are in the wrong order.
+    /// Makes a selector for any protocol and port of the addresses from `start` to `end`. Returns
+    /// `None` if the addresses have different families or are in the wrong order.
     pub fn addresses(start: IpAddr, end: IpAddr) -> Option<Self> {
         let ordered = start <= end && start.is_ipv4() == end.is_ipv4();
         //= RFC 7296 3.13.1 MUST 1: all ports begin at 0
@@ -38,13 +38,13 @@ impl TrafficSelector {
         ordered.then_some(Self { protocol: 0, start_port: 0, end_port: u16::MAX, start, end })
     }
 
-    /// Returns whether it matches all ports.
+    /// Returns whether the selector matches all ports.
     //= RFC 7296 3.13.1 MUST 3: ANY
     pub fn any_port(&self) -> bool {
         self.start_port == 0 && self.end_port == u16::MAX
     }
 
-    /// The intersection of both selectors. `None` if it is empty (RFC 7296 2.9).
+    /// Returns the intersection of both selectors, or `None` if it is empty (RFC 7296 2.9).
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         let protocol = match (self.protocol, other.protocol) {
             (0, protocol) | (protocol, 0) => protocol,
@@ -76,7 +76,7 @@ impl TrafficSelector {
         self.intersection(other).as_ref() == Some(other)
     }
 
-    /// The smallest set of networks that together hold exactly these addresses.
+    /// Returns the smallest set of networks that contains exactly these addresses.
     pub fn networks(&self) -> Vec<IpNetwork> {
         let (mut next, last, bits) = match (self.start, self.end) {
             (IpAddr::V4(start), IpAddr::V4(end)) => (u128::from(u32::from(start)), u128::from(u32::from(end)), 32),
@@ -85,8 +85,8 @@ impl TrafficSelector {
         };
         let mut networks = Vec::new();
         while next <= last {
-            // The largest network that starts here is bounded by the alignment of the address and
-            // by the end.
+            // The alignment of the address and the end of the range limit the size of the largest
+            // network that starts at this address.
             let span = last.saturating_sub(next);
             let by_end = match span.checked_add(1) {
                 Some(count) => count.ilog2(),
@@ -119,7 +119,7 @@ impl From<IpNetwork> for TrafficSelector {
     }
 }
 
-/// Writes the contents of a Traffic Selector payload.
+/// Encodes the contents of a Traffic Selector payload.
 pub(crate) fn encode_selectors(selectors: &[TrafficSelector], out: &mut Vec<u8>) {
     let selectors = selectors.get(..MAX_SELECTORS).unwrap_or(selectors);
     out.push(u8::try_from(selectors.len()).unwrap_or(u8::MAX));
@@ -130,8 +130,8 @@ pub(crate) fn encode_selectors(selectors: &[TrafficSelector], out: &mut Vec<u8>)
     }
 }
 
-/// Reads the contents of a Traffic Selector payload. Selectors of other types (labels, RFC 9478)
-/// are left out, which narrows the offer to the selectors that we understand.
+/// Decodes the contents of a Traffic Selector payload. Omits selectors of other types (labels, RFC
+/// 9478), which narrows the offer to the selectors that we support.
 pub(crate) fn read_selectors(reader: &mut Reader<'_>) -> Result<Vec<TrafficSelector>, InvalidMessage> {
     let stated = reader.u8()?;
     //= RFC 7296 3.13 MUST 2: RESERVED is ignored

@@ -1,4 +1,4 @@
-//! Tests two honest ends with an attacker between them who sees all datagrams and sends additional
+//! Tests two honest ends and an attacker who sees all datagrams between them and sends additional
 //! ones, but cannot block any.
 
 use std::collections::VecDeque;
@@ -13,14 +13,14 @@ use proptest::sample::Index;
 use crate::kernel::Kernel;
 use crate::peer;
 
-/// An attack that accompanies a passing datagram.
+/// A datagram that the attacker sends in addition to a datagram between the ends.
 #[derive(Debug, Clone)]
 enum Addition {
-    /// The datagram with some octets changed, to the same receiver.
+    /// The same datagram with some octets changed, to the same receiver.
     Mutilated(Vec<(Index, u8)>),
-    /// Only the beginning of the datagram.
+    /// The beginning of the datagram, to the same receiver.
     Cut(Index),
-    /// The same datagram again.
+    /// The same datagram, to the same receiver.
     Again,
     /// The same datagram to its sender.
     Reflected,
@@ -68,14 +68,14 @@ impl ForwardedPath {
     }
 
     fn deliver(&mut self, datagram: &[u8], from: SocketAddr, to: SocketAddr) {
-        // With MOBIKE both ends move to port 4500.
+        // With MOBIKE, both ends switch to port 4500.
         if let Some((endpoint, kernel, _)) = self.ends.iter_mut().find(|(_, _, address)| address.ip() == to.ip()) {
             endpoint.handle(datagram, to, from, self.now, kernel);
         }
     }
 
-    /// Delivers datagrams until neither end sends any more, with an addition before or after each
-    /// one.
+    /// Delivers datagrams until neither end sends any more. Adds an attacker's datagram before or
+    /// after each one.
     fn carry(&mut self, additions: &[Addition], before: bool) {
         let mut additions = additions.iter().cycle();
         let mut queue = self.collect();

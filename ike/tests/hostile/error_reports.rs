@@ -1,5 +1,5 @@
-//! Tests the reports about malformed packets and failed authentications. They leave no state
-//! behind, and a flood does not fill a log.
+//! Tests the reports about malformed packets and failed authentications. The packets leave no state
+//! behind, and a flood of them does not fill the log.
 
 use std::time::Duration;
 
@@ -118,7 +118,8 @@ fn a_wrong_secret_is_told_and_leaves_nothing_behind() {
     let [error] = world.errors.as_slice() else { panic!("one error: {:?}", world.errors) };
     assert_eq!((error.exchange, error.kind), ("IKE_AUTH", PeerErrorKind::AuthenticationFailed));
     assert!(error.detail.contains("compare the pre-shared key on both sides"), "{error}");
-    // The last response can be repeated for some time, in case it was lost.
+    // The endpoint stores the last response for some time, so that it can send it again if it was
+    // lost.
     world.wait(Duration::from_secs(15));
     world.assert_untouched();
 }

@@ -15,7 +15,7 @@ pub(crate) struct Kernel {
     pub(crate) reserved: BTreeSet<u32>,
     /// Inbound SAs.
     pub(crate) inbound: BTreeSet<u32>,
-    /// The outbound SA of each peer, at most one.
+    /// The outbound SA of each peer. There is at most one.
     pub(crate) outbound: BTreeMap<PeerName, ChildId>,
 }
 
@@ -84,7 +84,7 @@ impl Environment for Kernel {
         1_800_000_000
     }
     fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
-        // Sometimes the kernel refuses.
+        // Sometimes, the kernel refuses.
         let mut chance = [0];
         self.fill_random(&mut chance);
         if chance[0] < 12 && !self.generous {

@@ -1,6 +1,6 @@
 //! Tests a hostile peer that knows the secret, and an attacker that does not. Whatever they send,
-//! the endpoint never panics, its events never contradict each other, its state does not grow
-//! without bound, and no state is left at the end of the test.
+//! the endpoint must not panic, its events must not contradict each other, its state must not grow
+//! without limit, and no state may be left at the end of the test.
 
 mod eavesdropper;
 mod error_reports;
@@ -28,33 +28,33 @@ enum Step {
     Answer(u8, u32, Vec<Part>),
     /// A request in fragments.
     Fragments(Vec<Part>),
-    /// The peer's last datagrams again, with one octet changed.
+    /// The peer's last datagrams are sent again, with one octet changed.
     Mutilated(Index, u8),
-    /// The peer's last datagrams again.
+    /// The peer's last datagrams are sent again.
     Again,
     /// A period of time, milliseconds.
     Wait(u64),
     /// A command from our owner.
     Owner(u8),
-    /// We rekey the CHILD_SA, and the peer answers. Before that it may send its own request.
+    /// We rekey the CHILD_SA, and the peer responds. Before its response it may send a request.
     Crossing(Option<Vec<Part>>, Vec<Part>),
-    /// The peer begins again, with or without INITIAL_CONTACT.
+    /// The peer initiates again, with or without INITIAL_CONTACT.
     Begin(bool),
 }
 
-/// One payload. It may name SAs that exist.
+/// One payload. It may contain SPIs of existing SAs.
 #[derive(Debug, Clone)]
 enum Part {
     Plain(Payload),
     /// REKEY_SA for an inbound SPI of the peer, or for another SPI.
     Rekey(u8),
-    /// DELETE for such SPIs.
+    /// DELETE for such SPIs as in `Rekey`.
     Delete(Vec<u8>),
-    /// A good ESP proposal with one of the peer's SPIs.
+    /// A valid ESP proposal with one of the peer's SPIs.
     Esp(bool),
-    /// A good IKE proposal with one of the peer's SPIs.
+    /// A valid IKE proposal with one of the peer's SPIs.
     Ike(u64),
-    /// A good public key.
+    /// A valid public key.
     Key,
     /// A nonce whose octets are all the same, so that it is lower or higher than ours.
     Nonce(u8),
@@ -62,7 +62,7 @@ enum Part {
     Everything,
     /// The peer's true identity.
     Identity,
-    /// An error.
+    /// An error notification.
     Refusal(NotifyType),
 }
 
@@ -151,7 +151,7 @@ fn part() -> impl Strategy<Value = Part> {
     ]
 }
 
-/// The parts of well-formed requests, so that steps pass the first checks.
+/// Generates the parts of well-formed requests, so that steps pass the first checks.
 fn parts() -> impl Strategy<Value = Vec<Part>> {
     let rekey_child = (any::<u8>(), any::<u8>(), any::<bool>()).prop_map(|(old, nonce, key)| {
         let key = key.then_some(Part::Key);
@@ -169,7 +169,7 @@ fn parts() -> impl Strategy<Value = Vec<Part>> {
     ]
 }
 
-/// Possible answers to our CREATE_CHILD_SA.
+/// Generates possible responses to our CREATE_CHILD_SA request.
 fn child_answer() -> impl Strategy<Value = Vec<Part>> {
     let agreed = any::<u8>().prop_map(|nonce| vec![Part::Esp(true), Part::Nonce(nonce), Part::Key, Part::Everything]);
     prop_oneof![3 => agreed, 2 => refusal().prop_map(|refusal| vec![refusal]), 1 => parts()]

@@ -49,7 +49,7 @@ fn our_id() -> Identity {
 
 const SUITE: IkeSuite = IkeSuite { cipher: Cipher::Aes128Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
 
-/// Makes a good IKE proposal.
+/// Makes a valid IKE proposal.
 pub(crate) fn ike(spi: u64) -> Proposal {
     let transforms =
         vec![Transform::encryption(SUITE.cipher), Transform::prf(SUITE.prf), Transform::group(SUITE.group)];
@@ -57,7 +57,7 @@ pub(crate) fn ike(spi: u64) -> Proposal {
     Proposal { number: 1, protocol: Protocol::Ike, spi, transforms }
 }
 
-/// Makes a good ESP proposal.
+/// Makes a valid ESP proposal.
 pub(crate) fn esp(spi: u32, group: bool) -> Proposal {
     let mut transforms = vec![Transform::encryption(Cipher::Aes128Gcm16), Transform::sequence_numbers(false)];
     transforms.extend(group.then(|| Transform::group(Group::X25519)));
@@ -115,7 +115,7 @@ impl World {
         let _ = format!("{:?}", self.endpoint.snapshot());
     }
 
-    /// Lets time pass, and handles deadlines as they come.
+    /// Advances the time, and handles deadlines when they are due.
     pub(crate) fn wait(&mut self, time: Duration) {
         let end = self.now + time;
         while let Some(at) = self.endpoint.poll_timeout().filter(|at| *at <= end) {
@@ -126,7 +126,7 @@ impl World {
         self.now = end;
     }
 
-    /// Runs one of the owner's commands.
+    /// Carries out one of the owner's commands.
     pub(crate) fn owner(&mut self, what: u8) {
         let (now, kernel) = (self.now, &mut self.kernel);
         match what % 7 {
@@ -145,13 +145,13 @@ impl World {
         self.drain();
     }
 
-    /// Makes the endpoint begin.
+    /// Makes the endpoint initiate.
     pub(crate) fn begin(&mut self) {
         self.endpoint.connect(&name(), self.now, &mut self.kernel);
         self.drain();
     }
 
-    /// Removes the peer, and lets time pass until no deadline is left.
+    /// Removes the peer, and advances the time by 600 s. No deadline may be left then.
     pub(crate) fn remove_all(&mut self) {
         self.endpoint.remove_peer(&name(), self.now, &mut self.kernel);
         self.drain();
@@ -208,12 +208,12 @@ fn config() -> PeerConfig {
     }
 }
 
-/// The address of an honest end.
+/// Returns the address of an honest end.
 pub(crate) fn address(us: usize) -> SocketAddr {
     if us == 0 { ours() } else { theirs() }
 }
 
-/// The configuration of the peer of an honest end.
+/// Returns the configuration that an honest end has for its peer.
 pub(crate) fn honest(us: usize) -> PeerConfig {
     let names = ["a.example", "b.example"];
     PeerConfig {
@@ -237,15 +237,15 @@ pub(crate) struct Hostile {
 }
 
 impl Hostile {
-    /// Makes a first request, which anybody can send.
+    /// Makes a first request, which any host can send.
     pub(crate) fn first_request(initiator_spi: u64) -> Vec<u8> {
         let mut kernel = Kernel::new(initiator_spi);
         let key = InitiatorKeyExchange::start(Group::X25519, &mut kernel).unwrap();
         init(initiator_spi, &key, None).encode()
     }
 
-    /// Begins honestly and authenticates. `None`: the endpoint refused, which happens if the kernel
-    /// reserves no SPI.
+    /// Initiates honestly and authenticates. Returns `None` if the endpoint refused, which happens
+    /// if the kernel reserves no SPI.
     pub(crate) fn establish(world: &mut World, initial_contact: bool) -> Option<Self> {
         Self::establish_by(PSK, world, initial_contact)
     }
@@ -314,7 +314,8 @@ impl Hostile {
         self.spi.get()
     }
 
-    /// Makes a public key. Any key will do, since a hostile peer need not decrypt our messages.
+    /// Makes a public key. Always makes the same key, which suffices because a hostile peer need
+    /// not decrypt our messages.
     pub(crate) fn key(&self) -> KeyExchange {
         InitiatorKeyExchange::start(Group::X25519, &mut Kernel::new(0x1234)).unwrap().payload()
     }
@@ -332,7 +333,8 @@ impl Hostile {
         self.send(sealed, world);
     }
 
-    /// Answers the endpoint's newest request, or the one `back` messages before or after it.
+    /// Responds with the message ID of the endpoint's newest request (`back` is 0), the next one
+    /// (1), or the previous one (2).
     pub(crate) fn answer(&mut self, exchange: ExchangeType, back: u32, payloads: &Payloads, world: &mut World) {
         let ours = world.sent.iter().rev().filter_map(|sent| Header::decode(sent).ok());
         let newest = ours.filter(|header| !header.response).map(|header| header.message_id).next().unwrap_or(0);
@@ -369,7 +371,7 @@ impl Hostile {
 }
 
 impl World {
-    /// Returns the answer to the IKE_SA_INIT request with this SPI.
+    /// Returns the response to the IKE_SA_INIT request with this SPI.
     fn reply_to(&self, spi: u64) -> Option<Vec<u8>> {
         let is =
             |sent: &&Vec<u8>| Header::decode(sent).is_ok_and(|header| header.initiator_spi == spi && header.response);
@@ -398,8 +400,8 @@ fn init(spi: u64, key: &InitiatorKeyExchange, cookie: Option<Vec<u8>>) -> Messag
     Message { header, payloads: cookie.into_iter().chain(rest).collect() }
 }
 
-/// Answers all messages from the endpoint: IKE_SA_INIT honestly or not, and all later messages
-/// authentically but with arbitrary payloads.
+/// Answers all messages from the endpoint: IKE_SA_INIT with a valid or an invalid response, and all
+/// later messages with authentic responses that have arbitrary payloads.
 pub(crate) fn answer_anything(
     world: &mut World,
     shape: u8,

@@ -1,5 +1,5 @@
-//! Tests addresses of a peer that belong to this node, that belong to another host, and that change
-//! all the time.
+//! Tests configured addresses of a peer that belong to this node, that belong to another host, or
+//! that change all the time.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -15,8 +15,8 @@ fn at(text: &str) -> SocketAddr {
     SocketAddr::new(text.parse().unwrap(), 4500)
 }
 
-/// Two home networks. Each has a host at the same private address, behind its own NAT that lets no
-/// unrequested datagram in.
+/// Makes two home networks. In both, a host has the same private address, behind a NAT that drops
+/// unrequested datagrams.
 fn two_homes(private: &str, publics: [&str; 2]) -> Pair {
     let [a, b] = publics.map(Nat::new);
     let mut pair = Pair::with_nats(1, LinkQuality::RELIABLE, Some(a), Some(b));
@@ -36,7 +36,7 @@ fn a_peer_with_our_own_private_address_is_not_looked_for_at_this_node() {
         [("192.168.1.10", ["192.0.2.1", "192.0.2.2"]), ("fd00::10", ["2001:db8:1::1", "2001:db8:2::1"])]
     {
         let mut pair = two_homes(private, publics);
-        // No datagram passes between the two, so the error is the one for the public address: a
+        // The link between the two nodes is cut, so the error is the one for the public address: a
         // timeout.
         pair.network.cut = [(pair.a, pair.b), (pair.b, pair.a)].into();
         pair.network.run_for(60 * SECOND);
@@ -53,8 +53,8 @@ fn a_peer_with_our_own_private_address_is_not_looked_for_at_this_node() {
 fn two_homes_with_the_same_private_address_find_each_other_by_the_public_ones() {
     let mut pair = two_homes("192.168.1.10", ["192.0.2.1", "192.0.2.2"]);
     pair.network.run_for(SECOND);
-    // Both hosts have sent datagrams now, so both NATs let the other's next datagram in. The NATs
-    // have endpoint-independent mappings and filters, as RFC 4787 requires.
+    // Both hosts have sent datagrams now, so both NATs forward the other host's next datagram. The
+    // NATs have endpoint-independent mappings and filters, as RFC 4787 requires.
     let mapped: Vec<SocketAddr> = ["192.0.2.1", "192.0.2.2"]
         .map(|nat| {
             pair.network
@@ -107,7 +107,7 @@ fn a_peer_that_has_only_addresses_of_ours_is_named_and_found_when_it_comes_or_ou
 fn what_answers_as_somebody_else_is_only_that_and_the_likeliest_addresss_error_is_shown() {
     let mut network = Network::new(1, LinkQuality::RELIABLE);
     let a = network.add("10.0.0.1", None);
-    // In this network 10.0.0.3 is a node that neither of the other two nodes has configured.
+    // In this network 10.0.0.3 is a node that is not a configured peer of the other two nodes.
     let stranger = network.add("10.0.0.3", None);
     let config = PeerConfig { initiate: false, ..peer("d.example", "e.example", &[]) };
     network.call(stranger, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
@@ -151,7 +151,8 @@ fn an_answer_without_proof_from_an_unlikely_address_does_not_hide_the_likeliest(
     assert!(!errors.is_empty() && errors.iter().all(|kind| *kind == PeerErrorKind::Timeout), "{errors:?}");
 }
 
-/// One edge reports a different address of a third party every 100 ms for two minutes.
+/// One edge reports a different address of a third party every 100 ms for two minutes. We must send
+/// at most 500 datagrams.
 #[test]
 fn a_peer_whose_addresses_change_all_the_time_does_not_make_us_flood_a_third_party() {
     for alternate_with_none in [false, true] {
@@ -204,8 +205,8 @@ fn an_address_that_becomes_known_during_an_attempt_joins_it() {
 
 #[test]
 fn a_request_that_a_nat_leads_back_to_us_is_nobodys() {
-    // Both nodes are behind the same NAT. The peer's public address is also ours, and its port
-    // leads to us.
+    // Both nodes are behind the same NAT. The peer's public address is also ours, and the NAT maps
+    // the peer's configured port to us.
     let mut network = Network::new(1, LinkQuality::RELIABLE);
     let a = network.add("10.0.0.1", Some(Nat::new("192.0.2.1")));
     let config =

@@ -31,7 +31,7 @@ impl Authority {
         Self { params: params.clone(), issuer: Issuer::new(params, key), der }
     }
 
-    /// The cross-certificate that makes a node that trusts this authority accept `other`.
+    /// Issues the cross-certificate with which a node that trusts this authority accepts `other`.
     fn cross(&self, other: &Authority) -> Vec<u8> {
         other.params.signed_by(other.issuer.key(), &self.issuer).unwrap().der().to_vec()
     }
@@ -45,8 +45,8 @@ impl Authority {
         Auth::Certificate(self.issue(name, algorithm, |params| params.not_before = date_time_ymd(year, 1, 1)))
     }
 
-    /// Issues a certificate like the controller's: with the name, the role, and the usages of a
-    /// node.
+    /// Issues a certificate like those of the controller: with the name, the role, and the key
+    /// usages of a node.
     fn certify_node(&self, role: &str, name: &str) -> CertificateAuth {
         self.issue(name, &PKCS_ED25519, |params| {
             params.subject_alt_names.insert(0, SanType::URI(uri(role, name).try_into().unwrap()));
@@ -64,7 +64,7 @@ impl Authority {
         let key = KeyPair::generate_for(algorithm).unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2000, 1, 1);
-        // The certificate is as large as real ones, so that IKE_AUTH does not fit into one
+        // The certificate is as large as a real one, so that IKE_AUTH does not fit into one
         // datagram.
         let filling = (0..12).map(|i| SanType::URI(format!("urn:example:{i}:{}", "x".repeat(60)).try_into().unwrap()));
         params.subject_alt_names.extend(filling);
@@ -85,7 +85,7 @@ fn uri(role: &str, name: &str) -> String {
     format!("edge-cni://{role}/{name}")
 }
 
-/// Sets a node's requirements for its peer: this name in this role.
+/// Sets a node's requirements for its peer: the peer must have this name and this role.
 fn of(role: &str, name: &str, auth: CertificateAuth) -> Auth {
     Auth::Certificate(CertificateAuth {
         remote_uri: Some(uri(role, name)),
@@ -116,7 +116,7 @@ fn certificates_prove_both_ends_in_fragments_despite_loss() {
         pair.network.run_for(30 * SECOND);
         pair.assert_connected();
         assert!(pair.network.wire.iter().all(|(_, _, octets)| octets.len() <= 1232));
-        // SKF (RFC 7383) is payload type 53, which the header after the marker states.
+        // SKF (RFC 7383) is payload type 53, which is in the header after the non-ESP marker.
         assert!(pair.network.wire.iter().any(|(_, to, octets)| to.port() == 4500 && octets[4 + 16] == 53));
         let up = pair.network.nodes[pair.a].events.iter().find_map(|(_, event)| match event {
             Event::IkeUp { details, .. } => Some(details.authentication.clone()),
@@ -140,7 +140,7 @@ fn both_ends_starting_at_once_with_certificates_end_with_one_ike_sa_and_no_gap()
     }
 }
 
-/// Parts of the error that the end whose authentication was refused reports.
+/// Parts of the error that an end reports if its authentication was refused.
 const NOT_ACCEPTED: &[&str] =
     &["the peer does not accept that we are", "certificates and the identities on both sides"];
 
@@ -275,8 +275,8 @@ fn with(mut auth: Auth, change: impl FnOnce(&mut CertificateAuth)) -> Auth {
     auth
 }
 
-/// The credentials of a node after the rollover of its authority from `old` to `new`: a certificate
-/// of the new authority, and the cross-certificate from the old one.
+/// Returns the credentials of a node after the rollover of its authority from `old` to `new`: a
+/// certificate of the new authority, and the cross-certificate from the old one.
 fn rolled_over(name: &str, old: &Authority, new: &Authority) -> Auth {
     with(new.certify(name, &PKCS_ED25519), |auth| {
         auth.chain.push(old.cross(new));
@@ -339,7 +339,7 @@ fn a_rollover_of_the_authority_under_running_tunnels_drops_nothing() {
     }
 }
 
-/// The beginning of a year.
+/// Returns the beginning of a year, seconds since 1970-01-01 UTC.
 fn year(year: i32) -> u64 {
     date_time_ymd(year, 1, 1).unix_timestamp().unsigned_abs()
 }
@@ -370,7 +370,7 @@ fn a_certificate_that_is_revoked_ends_its_ike_sa_at_once_and_convinces_nobody_an
     let (_, certificate) = x509_parser::parse_x509_certificate(&shown.chain[0]).unwrap();
     let serial: String = certificate.raw_serial().iter().map(|octet| format!("{octet:02x}")).collect();
     assert!(said.detail.contains("a.example") && said.detail.contains(&serial), "{said}");
-    // A node that has the name now, with a later certificate, is accepted.
+    // A node that has the name now, with a certificate that was issued later, is accepted.
     pair.a_config.auth = authority.certify_in(2002, "a.example", &PKCS_ED25519);
     pair.start_a();
     pair.network.run_for(30 * SECOND);

@@ -26,7 +26,7 @@ fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
         pair.traffic(10 * SECOND);
         pair.assert_connected();
         pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
-        // Packets to the old mapping are lost until the liveness check (after 4 s) reveals the new
+        // Packets to the old mapping are lost until the liveness check, after 4 s, reveals the new
         // mapping.
         pair.network.working.clear();
         pair.traffic(6 * SECOND);
@@ -40,7 +40,7 @@ fn a_node_behind_a_nat_is_followed_when_its_mapping_changes() {
 
 #[test]
 fn a_changed_mapping_is_followed_one_or_two_round_trips_after_the_first_packet_through_it() {
-    // RFC 4555 3.8: ESP may be followed.
+    // RFC 4555 3.8: a peer may be followed to the source of its ESP.
     for (seed, mobike) in (0..20).flat_map(|seed| [(seed, false), (seed, true)]) {
         let nat = Nat::new("192.0.2.1");
         let mut pair = Pair::with_nats(seed, LinkQuality::RELIABLE, Some(nat), None)
@@ -54,8 +54,8 @@ fn a_changed_mapping_is_followed_one_or_two_round_trips_after_the_first_packet_t
         pair.traffic(Duration::from_millis(busy));
         pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
         pair.network.working.clear();
-        // A packet comes within 10 ms, and each way takes 5 ms: ESP, request, response, ESP. With
-        // MOBIKE, COOKIE2 takes another round trip.
+        // A packet is sent within 10 ms, and each datagram takes 5 ms: ESP, request, response, ESP.
+        // With MOBIKE, COOKIE2 takes another round trip.
         pair.traffic(Duration::from_millis(if mobike { 60 } else { 50 }));
         assert_eq!(pair.network.working.len(), 2, "{}", pair.network.history());
         pair.traffic(10 * SECOND);
@@ -93,8 +93,8 @@ fn a_changed_address_of_ours_replaces_the_ike_sa_at_once_where_none_is() {
     pair.assert_connected();
 }
 
-/// Moves `b` to another address, behind a firewall that lets in only answers. `b` cannot reach `a`,
-/// and `a` gets the address from its configuration.
+/// Moves `b` to another address, behind a firewall that lets in only responses. `b` cannot reach
+/// `a`. The new address is added to the configuration of `a`.
 fn move_b(pair: &mut Pair, new: &'static str) {
     let address = new.parse().unwrap();
     let mut called = false;
@@ -142,7 +142,7 @@ fn a_peer_whose_addresses_change_all_the_time_does_not_make_us_send_more() {
         pair.network.run_for(SECOND / 4);
     }
     let wrong = pair.network.wire.iter().filter(|(_, to, _)| to.ip().to_string().starts_with("10.0.1.")).count();
-    // There is one attempt in ten seconds, with a few transmissions to one address.
+    // There may be one attempt every ten seconds, with a few transmissions to one address.
     assert!((1..=6 * 5).contains(&wrong), "{wrong}");
     pair.assert_connected();
 }
@@ -184,8 +184,8 @@ fn a_peer_that_restarts_replaces_what_it_has_forgotten() {
         pair.start();
         pair.network.run_for(5 * SECOND);
         pair.assert_connected();
-        // The agent restarts with a new endpoint. With `keep_existing` its kernel still has the
-        // SAs; in this test they are gone in any case.
+        // The agent restarts with a new endpoint. With `keep_existing`, a real kernel would still
+        // have the SAs. In this test they are gone in both cases.
         pair.network.restart(pair.a);
         pair.a_config.keep_existing = keep;
         pair.start_a();

@@ -1,4 +1,4 @@
-//! Tests several CHILD_SAs under one IKE SA (RFC 7296 1.3.1). Each is made, rekeyed and deleted
+//! Tests several CHILD_SAs under one IKE SA (RFC 7296 1.3.1). Each is created, rekeyed and deleted
 //! independently.
 
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND, with_children};
 
 impl Pair {
-    /// The CHILD_SAs that a node uses to send, by purpose.
+    /// Returns the CHILD_SAs with which a node sends, by purpose.
     fn outbound(&self, node: usize) -> Vec<(Purpose, ChildId)> {
         let peer = if node == self.a { &self.b_name } else { &self.a_name };
         let tunnel = &self.network.nodes[node].host.kernel.tunnels[peer];
@@ -117,8 +117,8 @@ pub fn a_new_authentication_makes_all_child_sas_before_the_old_ones_go() {
     }
 }
 
-/// `a` has a child for each pair of two networks on each side, as many appliances do, and `b` has
-/// one for all of them.
+/// Makes a pair in which `a` has a child for each pair of two networks on each side, as many
+/// appliances have, and `b` has one child for all of them.
 fn pair_of_pairs(seed: u64, b_begins: bool) -> Pair {
     let mut pair = Pair::new(seed, LinkQuality::REORDERING);
     let networks = |texts: [&str; 2]| texts.map(|text| text.parse().unwrap()).to_vec();

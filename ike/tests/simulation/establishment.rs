@@ -1,4 +1,4 @@
-//! Tests establishment by one end, or by both at once.
+//! Tests establishment by one end, or by both ends at the same time.
 
 use edge_ike::endpoint::Phase;
 
@@ -58,8 +58,8 @@ fn of_two_ike_sas_begun_at_once_the_one_begun_by_the_smaller_identity_stays() {
 fn both_ends_starting_at_once_despite_loss_end_with_one_ike_sa_and_no_gap() {
     for seed in 0..120 {
         let mut pair = Pair::new(seed, LinkQuality::LOSSY).both(|config| {
-            // There are many transmissions, since an end that gives up an IKE SA because of loss is
-            // correct, but not the subject of this test.
+            // Allow many transmissions, so that neither end abandons an IKE SA because of loss.
+            // That would be correct, but is not the subject of this test.
             config.timing.transmissions = 10;
         });
         pair.start_b();

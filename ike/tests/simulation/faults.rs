@@ -1,9 +1,9 @@
-//! Simulates whole runs that a seed determines. A few endpoints communicate over a network that
-//! loses, duplicates, reorders, delays and corrupts datagrams and is partitioned. NATs rebind,
-//! nodes sleep and restart, kernels refuse SPIs, hosts move to other addresses, owners give
-//! commands, and attackers replay, divert and flood. Then the network heals, and each pair must
-//! settle with one IKE SA and one CHILD_SA of each purpose, the same at both ends. The oracle
-//! judges every step of the run.
+//! Simulates runs, each of which is determined by a seed. A few endpoints communicate over a
+//! network that loses, duplicates, reorders, delays and corrupts datagrams, and that is partitioned
+//! at times. NATs rebind, nodes sleep and restart, kernels refuse SPIs, hosts move to other
+//! addresses, owners give commands, and attackers replay, divert and flood. Then the network heals,
+//! and each pair must settle with one IKE SA and one CHILD_SA of each purpose, the same at both
+//! ends. The oracle judges every step of the run.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -20,7 +20,7 @@ use crate::network::{LinkQuality, Nat, Network, Random};
 use crate::oracle::octets::{FLAG_INITIATOR, Header, exchange, notify, payload};
 use crate::peers::{SECOND, name, peer, with_children};
 
-/// Maximum time for recovery after the network has healed, seconds. This is longer than all delays
+/// Maximum time for recovery after the network has healed, seconds. It is longer than all delays
 /// after failures, the lifetime of half-open IKE SAs, and the time until a dead IKE SA is detected.
 const RECOVERY: u64 = 240;
 
@@ -28,8 +28,8 @@ const RECOVERY: u64 = 240;
 pub struct Run {
     pub network: Network,
     random: Random,
-    /// Decides which nodes speak MOBIKE and which move. It is separate from the other random
-    /// numbers, so that these decisions change nothing else in a run.
+    /// Decides which nodes support MOBIKE and which move. This generator is separate from `random`,
+    /// so that its decisions do not change anything else in a run.
     moves: Random,
     /// Whether hosts move.
     mobile: bool,
@@ -39,7 +39,7 @@ pub struct Run {
     homes: Vec<(IpAddr, bool)>,
     /// The configurations of each node.
     configs: Vec<Vec<PeerConfig>>,
-    /// The number of requests from attackers. If a cookie came back, it is returned.
+    /// Number of requests that attackers have sent.
     strangers: u64,
 }
 
@@ -49,8 +49,8 @@ impl Run {
         let mut moves = Random(seed ^ 0x4555);
         let mobile = moves.chance(60);
         let mut network = Network::new(seed, LinkQuality::RELIABLE);
-        // Only a part of the runs uses reports of sources, so that the other runs stay the same as
-        // before.
+        // Only one run in eight uses reports of sources, so that the other runs remain the same as
+        // in earlier releases.
         network.report_sources = seed % 8 == 5;
         network.oracle.replay = format!("replay with SEEDS=1 SEED={seed} make soak\n");
         let nodes = 2 + random.below(3) as usize;
@@ -115,7 +115,7 @@ impl Run {
         self.random.below(self.network.nodes.len() as u64) as usize
     }
 
-    /// Chooses a node, one of its peers, and its name for that peer.
+    /// Chooses a node and one of its peers. Returns both, and the node's name for that peer.
     fn pair(&mut self) -> Option<(usize, usize, PeerName)> {
         let us = self.node();
         let peers = &self.configs[us];
@@ -124,7 +124,8 @@ impl Run {
         Some((us, them, config.name.clone()))
     }
 
-    /// Runs from the first configuration until all pairs have settled.
+    /// Performs the run: configures all nodes, causes faults, and waits until all pairs have
+    /// settled.
     pub fn whole(&mut self) {
         for node in 0..self.network.nodes.len() {
             self.configure(node);
@@ -179,7 +180,7 @@ impl Run {
                 }
             }
             6..=9 | 25..=27 => {
-                // Both ends of a pair act at once.
+                // Both ends of a pair act at the same time.
                 if let Some((us, them, peer)) = self.pair() {
                     let ours = name(&id(us));
                     for (node, peer) in [(us, peer), (them, ours)] {
@@ -201,7 +202,7 @@ impl Run {
                 }
             }
             11 | 12 => {
-                // A partition in one or both directions, or the end of all partitions.
+                // Start a partition in one or both directions, or end all partitions.
                 let (a, b) = (self.node(), self.node());
                 if self.random.chance(50) {
                     self.network.cut.clear();
@@ -224,8 +225,8 @@ impl Run {
                 self.configure(node);
             }
             15 => {
-                // The node sleeps, and wakes up when many deadlines have passed. Its wall clock
-                // jumps.
+                // The node sleeps, and wakes up after many deadlines have passed. Its wall clock is
+                // stepped.
                 let node = self.node();
                 self.network.nodes[node].down = true;
                 let sleep = Duration::from_millis(self.random.below(12_000));
@@ -252,7 +253,7 @@ impl Run {
         }
     }
 
-    /// Gives a host another address, perhaps behind a NAT, or its original one.
+    /// Gives a host another address, perhaps behind a NAT, or its original address.
     fn move_somebody(&mut self) {
         let node = self.moves.below(self.homes.len() as u64) as usize;
         let (home, hidden) = self.homes[node];
@@ -274,8 +275,8 @@ impl Run {
         }
     }
 
-    /// Lets an attacker send a datagram that it has seen, unchanged or changed, from another
-    /// address.
+    /// Sends some recorded datagrams again, as an attacker would: unchanged or changed, from the
+    /// original or another address.
     fn replay(&mut self) {
         let seen = self.network.wire.len() as u64;
         if seen == 0 {
@@ -294,8 +295,8 @@ impl Run {
         }
     }
 
-    /// Attackers send IKE_SA_INIT requests. Some contain the cookie that the node sent, and some
-    /// another cookie.
+    /// Sends IKE_SA_INIT requests from attackers. Some contain the cookie that the node sent,
+    /// others a different cookie.
     fn flood(&mut self) {
         let node = self.node();
         if self.network.nodes[node].nat.is_some() {
@@ -338,7 +339,7 @@ impl Run {
             }
         }
         for node in 0..self.network.nodes.len() {
-            // With shorter lifetimes some SA is always being rekeyed.
+            // With shorter lifetimes, some SA would always be in a rekey.
             for config in &mut self.configs[node] {
                 config.timing.child_lifetime = 3600 * SECOND;
                 config.timing.ike_lifetime = 3600 * SECOND;
@@ -368,7 +369,7 @@ impl Run {
         );
     }
 
-    /// Describes what has not settled. `None`: everything has settled.
+    /// Describes what has not settled. Returns `None` if everything has settled.
     fn unrest(&self) -> Option<String> {
         for (us, configs) in self.configs.iter().enumerate() {
             let kernel = &self.network.nodes[us].host.kernel;
@@ -418,7 +419,7 @@ fn id(node: usize) -> String {
     format!("node-{node}.example")
 }
 
-/// The address of an attacker.
+/// Returns the address of an attacker.
 fn stranger(number: u64) -> SocketAddr {
     SocketAddr::new(std::net::Ipv4Addr::new(203, 0, 113, number as u8 + 1).into(), 500)
 }
@@ -445,7 +446,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
-/// Seeds that once failed, and the reasons.
+/// Seeds of runs that failed in the past, and the reasons.
 const FAILED_ONCE: [(u64, &str); 8] = [
     (1_065, "the waits of a request stopped growing while its IKE SA was superseded"),
     (1_146, "a CHILD_SA was denied that a request had made whose response was late, and it was taken when that came"),

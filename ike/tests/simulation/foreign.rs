@@ -1,6 +1,6 @@
 //! A peer that is not our implementation: an initiator that uses the oracle's code for messages and
 //! keys, and that a test controls message by message. It can send messages that our endpoint never
-//! sends, and answers only on request.
+//! sends, and responds only when the test requests it.
 
 use std::net::SocketAddr;
 
@@ -20,7 +20,7 @@ pub type Part = (u8, Vec<u8>);
 pub const FOREIGN_ID: &str = "foreign.example";
 const OUR_ID: &str = "a.example";
 
-/// Payloads of this type and above are sent as critical.
+/// Payload types with this number or above are sent as critical.
 pub const CRITICAL: u8 = 250;
 
 /// Encodes a chain of payloads.
@@ -67,18 +67,18 @@ fn proposal(protocol: u8, spi: &[u8], transforms: &[(u8, u16, u16)]) -> Part {
     (payload::SA, [[0, 0].as_slice(), &(4 + body.len() as u16).to_be_bytes(), &body].concat())
 }
 
-/// AES-GCM-256, PRF-HMAC-SHA-256, Curve25519.
+/// Makes an IKE proposal: AES-GCM-256, PRF-HMAC-SHA-256, Curve25519.
 pub fn ike_proposal(spi: Option<u64>) -> Part {
     let spi = spi.map_or(Vec::new(), |spi| spi.to_be_bytes().to_vec());
     proposal(1, &spi, &[(1, 20, 256), (2, 5, 0), (4, CURVE25519, 0)])
 }
 
-/// AES-GCM-256 without extended sequence numbers.
+/// Makes an ESP proposal: AES-GCM-256 without extended sequence numbers.
 pub fn esp_proposal(spi: u32) -> Part {
     proposal(3, &spi.to_be_bytes(), &[(1, 20, 256), (5, 0, 0)])
 }
 
-/// Traffic selectors for all of IPv4.
+/// Makes a payload with traffic selectors for all of IPv4.
 pub fn everything(kind: u8) -> Part {
     (kind, [[1, 0, 0, 0].as_slice(), &[7, 0, 0, 16, 0, 0, 255, 255], &[0; 4], &[255; 4]].concat())
 }
@@ -102,12 +102,12 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    /// The address of the foreign peer.
+    /// Returns the address of the foreign peer.
     pub fn address() -> SocketAddr {
         "198.51.100.7:500".parse().unwrap()
     }
 
-    /// The address of our node.
+    /// Returns the address of our node.
     pub fn ours() -> SocketAddr {
         "10.0.0.1:500".parse().unwrap()
     }
@@ -134,7 +134,7 @@ impl Foreign {
         PublicKey::from(&StaticSecret::from(self.private)).to_bytes()
     }
 
-    /// Sends a datagram, and returns the answers until the network is quiet.
+    /// Sends a datagram, and returns all datagrams that arrive until the network is idle.
     pub fn exchange(&mut self, datagram: Vec<u8>) -> Vec<Vec<u8>> {
         self.exchange_from(Self::address(), datagram)
     }
@@ -155,12 +155,12 @@ impl Foreign {
         Header { spis: self.spis, next: 0, version: 0x20, exchange, flags, id }
     }
 
-    /// The parts of IKE_SA_INIT.
+    /// Returns the payloads of the IKE_SA_INIT request.
     pub fn init_parts(&self) -> Vec<Part> {
         vec![ike_proposal(None), key_exchange(&self.public()), (payload::NONCE, vec![9; 32])]
     }
 
-    /// Makes the datagram of IKE_SA_INIT with these parts.
+    /// Makes the datagram of an IKE_SA_INIT request with these payloads.
     pub fn init_request(&self, parts: &[Part]) -> Vec<u8> {
         clear(&self.header(exchange::IKE_SA_INIT, false, 0), parts)
     }
@@ -180,7 +180,7 @@ impl Foreign {
         Message { header, payloads: chain(opened.first, &opened.inner).unwrap() }
     }
 
-    /// Sends the next request, and returns the messages that come back.
+    /// Sends the next request, and returns the messages that arrive after it.
     pub fn request(&mut self, exchange: u8, parts: &[Part]) -> Vec<Message> {
         let datagram = self.seal(exchange, false, self.next_id, parts);
         self.next_id += 1;
@@ -188,7 +188,7 @@ impl Foreign {
         arrived.iter().map(|datagram| self.open(datagram)).collect()
     }
 
-    /// Answers a request from our node.
+    /// Responds to a request from our node.
     pub fn answer(&mut self, request: &Message, parts: &[Part]) -> Vec<Message> {
         let datagram = self.seal(request.header.exchange, true, request.header.id, parts);
         let arrived = self.exchange(datagram);
@@ -201,7 +201,7 @@ impl Foreign {
         self.authenticate_with(psk, |_| {})
     }
 
-    /// Does the same as [`Self::authenticate`], with changed payloads of IKE_AUTH.
+    /// Does the same as [`Self::authenticate`], but first changes the payloads of IKE_AUTH.
     pub fn authenticate_with(&mut self, psk: &[u8], change: impl FnOnce(&mut Vec<Part>)) -> Message {
         let request = self.init_request(&self.init_parts());
         let response = self.exchange(request.clone()).remove(0);
@@ -234,7 +234,7 @@ impl Foreign {
         let response = foreign.authenticate(PSK);
         foreign.child.1 = response.proposals()[0].spi32();
         assert_ne!(foreign.child.1, 0, "{response:?}");
-        // Answers our liveness check of a new IKE SA, and the messages before it.
+        // Answer our node's liveness check of a new IKE SA, and the messages before it.
         foreign.network.run_for(SECOND / 50);
         for datagram in foreign.arrived() {
             let message = foreign.open(&datagram);
@@ -243,7 +243,8 @@ impl Foreign {
         foreign
     }
 
-    /// The parts of a request that rekeys the CHILD_SA with this inbound SPI of the peer.
+    /// Returns the payloads of a request that rekeys the CHILD_SA with this inbound SPI of the
+    /// peer.
     pub fn rekey_parts(old: u32, new: u32) -> Vec<Part> {
         vec![
             notification(notify::REKEY_SA, 3, &old.to_be_bytes(), &[]),
@@ -254,7 +255,7 @@ impl Foreign {
         ]
     }
 
-    /// The parts of a response that makes a CHILD_SA.
+    /// Returns the payloads of a response that creates a CHILD_SA.
     pub fn child_parts(new: u32, nonce: [u8; 32]) -> Vec<Part> {
         vec![
             esp_proposal(new),
@@ -264,12 +265,12 @@ impl Foreign {
         ]
     }
 
-    /// The parts of a request that rekeys the IKE SA.
+    /// Returns the payloads of a request that rekeys the IKE SA.
     pub fn rekey_ike_parts(&self, spi: u64) -> Vec<Part> {
         vec![ike_proposal(Some(spi)), (payload::NONCE, vec![0xdd; 32]), key_exchange(&self.public())]
     }
 
-    /// Switches to the IKE SA that a rekey made.
+    /// Switches to the IKE SA that a rekey created.
     pub fn take_rekeyed(&mut self, response: &Message, spi: u64) {
         let (_, theirs) = response.key_exchange().unwrap();
         let theirs: [u8; 32] = theirs.try_into().unwrap();

@@ -1,5 +1,5 @@
-//! A model of the owner's work in the kernel. It carries out events literally, and panics at events
-//! that do not match its state.
+//! A model of the kernel and of the owner's work in it. It carries out events, and panics if an
+//! event does not match its state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -17,18 +17,18 @@ pub struct Esp {
 #[derive(Debug, Default)]
 pub struct InstalledSas {
     pub inbound: BTreeMap<ChildId, Arc<ChildSa>>,
-    /// The CHILD_SA of each purpose that is used to send packets.
+    /// For each purpose, the CHILD_SA with which packets are sent.
     pub outbound: BTreeMap<Purpose, Arc<ChildSa>>,
 }
 
 impl InstalledSas {
-    /// The SA that is used to send packets, if there is one SA for all traffic.
+    /// Returns the SA with which packets are sent, if one SA carries all traffic.
     pub fn sole_outbound(&self) -> Option<&Arc<ChildSa>> {
         assert!(self.outbound.len() <= 1, "several CHILD_SAs are sent with");
         self.outbound.values().next()
     }
 
-    /// Starts to send with `new`, and checks that `old` is the one used until now.
+    /// Starts to send with `new`, and checks that `old` was used until now.
     fn switch(&mut self, old: Option<ChildId>, new: &Arc<ChildSa>) {
         let before = self.outbound.insert(new.purpose.clone(), Arc::clone(new));
         assert_eq!(before.map(|sa| sa.id), old, "switched from what is sent with");
@@ -57,7 +57,7 @@ impl Kernel {
         assert!(self.reserved.remove(&spi), "released an SPI that is not reserved: {spi:x}");
     }
 
-    /// Removes all SAs of the node. SPIs that were reserved before are not used again.
+    /// Removes all SAs of the node. SPIs that were reserved before are not reused.
     pub fn restart(&mut self) {
         *self = Self { next_spi: self.next_spi, ..Self::default() };
     }
@@ -110,7 +110,8 @@ impl Kernel {
         assert!(before.is_none(), "an inbound SA is installed once");
     }
 
-    /// The ESP packets that are sent to a peer now, one for each purpose, and their addresses.
+    /// Returns the ESP packets that would be sent to a peer now, one for each purpose, and their
+    /// addresses.
     pub fn encrypt(&self, peer: &PeerName) -> BTreeMap<Purpose, (Esp, SocketAddr, SocketAddr)> {
         let outbound = self.tunnels.get(peer).into_iter().flat_map(|tunnel| &tunnel.outbound);
         let packet = |sa: &ChildSa| {

@@ -26,7 +26,7 @@ impl io::Write for Log {
     }
 }
 
-/// The forms in which octets may appear in text, in lower case.
+/// Returns the forms in which octets may appear in text, in lower case.
 fn forms(octets: &[u8]) -> [String; 4] {
     let joined = |form: fn(&u8) -> String, between: &str| octets.iter().map(form).collect::<Vec<_>>().join(between);
     [
@@ -60,8 +60,8 @@ fn whole_life(mut pair: Pair) -> Vec<Secret> {
     keys(&pair)
 }
 
-/// Runs in a separate process: `tracing` caches for the whole process which events are enabled, and
-/// other tests, which enable none, could interfere.
+/// Runs in a separate process: `tracing` caches which events are enabled for the whole process, and
+/// other tests, which enable no events, could interfere.
 #[test]
 fn no_level_of_the_log_shows_a_secret_or_a_key() {
     let alone = ["--ignored", "--exact", "logs::log_of_whole_lives"];
@@ -86,8 +86,8 @@ fn log_of_whole_lives() {
     let mut secrets = vec![Secret::new(PSK.to_vec()), Secret::new(wrong.to_vec())];
     for auth in &certified {
         let Auth::Certificate(auth) = auth else { panic!("no certificate") };
-        // The second half of the seed in PKCS#8 (RFC 8410 7): the octets before it are the same in
-        // every key.
+        // This is the second half of the seed in PKCS#8 (RFC 8410 7). The octets before the seed
+        // are the same in every key.
         secrets.push(Secret::new(auth.key.expose()[32..48].to_vec()));
     }
     tracing::subscriber::with_default(subscriber, || {

@@ -1,7 +1,7 @@
-//! Simulates whole networks of endpoints in one thread, determined by a seed: loss, reordering,
-//! duplication, NAT, hostile datagrams. A model of the kernel carries out every event, and checks
-//! that there is an SA for every packet that arrives. The `oracle` checks every step of every
-//! endpoint against the RFCs.
+//! Simulates whole networks of endpoints in one thread, with loss, reordering, duplication, NATs
+//! and hostile datagrams. A seed determines each run. A model of the kernel carries out every
+//! event, and checks that there is an SA for every packet that arrives. The `oracle` checks every
+//! step of every endpoint against the RFCs.
 #![allow(missing_docs, unreachable_pub)]
 
 mod candidates;

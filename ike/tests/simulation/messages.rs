@@ -11,14 +11,14 @@ fn kinds(message: &Message) -> Vec<u8> {
     message.payloads.iter().map(|payload| payload.kind).collect()
 }
 
-/// Returns whether one of these datagrams begins a new IKE SA.
+/// Returns whether one of these datagrams belongs to IKE_SA_INIT.
 fn begins(datagrams: &[Vec<u8>]) -> bool {
     let mut messages = datagrams.iter().filter_map(|datagram| clear(datagram));
     messages.any(|message| message.header.exchange == exchange::IKE_SA_INIT)
 }
 
-/// A request for our version (RFC 7296 2.20), an unknown payload, a vendor ID, an unknown status
-/// and an unknown error, and INVALID_SPI.
+/// Returns payloads that our endpoint does not support: a request for its version (RFC 7296 2.20),
+/// an unknown payload, a vendor ID, an unknown status and an unknown error, and INVALID_SPI.
 fn unsupported() -> Vec<Part> {
     vec![
         (47, vec![1, 0, 0, 0, 0, 7, 0, 0]),
@@ -94,8 +94,8 @@ fn payloads_and_attributes_that_we_do_not_support_change_nothing() {
 fn an_unreadable_ike_auth_is_answered_by_what_is_wrong_alone() {
     //= RFC 7296 2.21.2 MUST 2: a malformed IKE_AUTH is rejected whole
     //= RFC 7296 2.21.2 MUST 3: by one of two notifications
-    // A nonce of 3 octets causes INVALID_SYNTAX, and an unknown critical payload its own
-    // notification. The secret is also wrong, but it is not checked.
+    // A nonce of 3 octets causes INVALID_SYNTAX, and an unknown critical payload causes
+    // UNSUPPORTED_CRITICAL_PAYLOAD. The pre-shared key is also wrong, but it is not checked.
     for (part, expected) in [((payload::NONCE, vec![1; 3]), 7), ((CRITICAL, Vec::new()), 1)] {
         let mut foreign = Foreign::new(1, |_| {});
         let refusal = foreign.authenticate_with(b"a guess", |parts| parts.push(part));
@@ -149,7 +149,7 @@ fn a_peer_that_always_puts_off_the_rekey_of_the_ike_sa_is_authenticated_again() 
             assert!(refusals > 5, "it has patience");
             return;
         }
-        // The delay is up to 5.5 s, and liveness checks in the meantime are answered.
+        // The delay is up to 5.5 s. Answer liveness checks in the meantime.
         request = (0..8)
             .find_map(|_| {
                 foreign.network.run_for(SECOND);

@@ -1,5 +1,5 @@
 //! Tests that incompatible configurations are refused at both ends, with an error that names the
-//! mismatch and without state left behind.
+//! mismatch, and that no state is left.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ fn no_ike_proposal_in_common_is_an_error_at_both_ends() {
     });
     a.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of our IKE proposals", "AES_GCM_16-128"]);
     b.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of the peer's IKE proposals", "CHACHA20_POLY1305"]);
-    // An unauthenticated error is reported soon, and does not end the attempt.
+    // An unauthenticated error is reported within 100 ms, and does not end the attempt.
     let first = network.nodes[0].events.first().unwrap().0;
     assert!(first < Duration::from_millis(1000 * 1000 + 100));
 }
@@ -130,7 +130,7 @@ fn cookies_are_asked_for_and_brought() {
 
 #[test]
 fn a_wrong_secret_on_one_address_does_not_keep_another_from_winning() {
-    // 10.0.0.3 has the name of 10.0.0.2, but not its secret.
+    // 10.0.0.3 claims the identity of 10.0.0.2, but has another pre-shared key.
     let mut network = Network::new(1, LinkQuality::RELIABLE);
     let a = network.add("10.0.0.1", None);
     let b = network.add("10.0.0.2", None);

@@ -1,6 +1,6 @@
 //! Tests MOBIKE (RFC 4555): either end moves, loses one of its addresses, or is behind a NAT. The
-//! oracle checks that nothing moves without UPDATE_SA_ADDRESSES from the original initiator and
-//! without COOKIE2.
+//! oracle checks that SAs move only after UPDATE_SA_ADDRESSES from the original initiator and after
+//! COOKIE2.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -25,7 +25,7 @@ fn connected(seed: u64, quality: LinkQuality, change: impl Fn(&mut PeerConfig)) 
     pair
 }
 
-/// Checks the state after a move: the IKE SA is the same, and ESP passes in both directions.
+/// Checks the state after a move: the IKE SA is the same, and ESP arrives in both directions.
 fn assert_moved(pair: &mut Pair, within: Duration) {
     pair.network.working.clear();
     pair.traffic(within);
@@ -63,7 +63,7 @@ pub fn the_responder_moves_and_the_initiator_follows_in_two_round_trips() {
 
 #[test]
 fn after_a_move_the_peer_is_told_our_addresses_again_behind_what_is_urgent() {
-    // RFC 4555 3.6: the source of the message completes the list.
+    // RFC 4555 3.6: the source of the message is part of the list.
     let told = |pair: &Pair| {
         let story = pair.network.oracle.story();
         story.lines().filter(|line| line.contains("node 0 to") && line.contains("N(16399)")).count()
@@ -89,7 +89,7 @@ fn either_end_moves_on_a_bad_network_and_the_ike_sa_stays() {
         pair.network.run_for(5 * SECOND);
         let moves = if seed % 2 == 0 { pair.a } else { pair.b };
         pair.network.move_node(moves, at("10.0.0.9"));
-        // The node moves again while the first move is under way.
+        // The node moves again while the first move is in progress.
         pair.network.run_for(Duration::from_millis(seed * 5));
         pair.network.move_node(moves, at("10.0.0.10"));
         pair.network.run_for(20 * SECOND);
@@ -109,7 +109,7 @@ fn both_ends_move_at_once_and_additional_addresses_find_them() {
     }
     pair.start();
     pair.traffic(5 * SECOND);
-    // Each node keeps only the address that the other node knows as an additional one.
+    // Each node keeps only the address that it announced to the other node as an additional one.
     for (node, more) in [(pair.a, "10.0.1.1"), (pair.b, "10.0.1.2")] {
         pair.network.nodes[node].host.more_addresses.clear();
         pair.network.move_node(node, at(more));
@@ -158,7 +158,7 @@ fn a_node_that_moves_behind_a_nat_and_back_goes_on_in_udp_and_without() {
 
 #[test]
 pub fn another_mapping_of_the_initiators_nat_is_noticed_by_a_liveness_check() {
-    // RFC 4555 3.8: liveness checks detect a changed NAT mapping, and the addresses are updated.
+    // RFC 4555 3.8: a liveness check detects a changed NAT mapping, and the addresses are updated.
     let nat = Nat::new("192.0.2.1");
     let mut pair = Pair::with_nats(1, LinkQuality::RELIABLE, Some(nat), None).one_sided().both(plain);
     pair.b_config.remotes.clear();
@@ -180,7 +180,8 @@ fn a_peer_that_does_not_speak_mobike_is_told_nothing() {
         for node in &pair.network.nodes {
             assert!(!node.endpoint.snapshot()[0].ike_sas[0].details.mobike);
         }
-        // The oracle would object to UPDATE_SA_ADDRESSES. The peer assumes a NAT, so it follows.
+        // The oracle would report UPDATE_SA_ADDRESSES as a violation. The peer detected a NAT, so
+        // it follows without MOBIKE.
         pair.network.move_node(pair.a, at("10.0.0.9"));
         assert_moved(&mut pair, SECOND);
     }
@@ -190,8 +191,8 @@ fn a_peer_that_does_not_speak_mobike_is_told_nothing() {
 pub fn a_copied_update_with_a_forged_source_diverts_nothing() {
     // RFC 4555 3.7: ESP follows after the check.
     let mut pair = connected(1, LinkQuality::RELIABLE, |_| {});
-    // An attacker between the two ends takes the datagrams that `a` sends from its new address, and
-    // forwards them as if they came from a third host.
+    // An attacker between the two ends intercepts the datagrams that `a` sends from its new
+    // address, and forwards them with the address of a third host as source.
     let victim: SocketAddr = "203.0.113.9:4500".parse().unwrap();
     let taken = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
     let new = at("10.0.0.9");
@@ -245,7 +246,7 @@ fn an_address_changes_while_the_child_sa_and_the_ike_sa_are_rekeyed() {
     }
 }
 
-/// A foreign initiator that speaks MOBIKE.
+/// Makes a foreign initiator that supports MOBIKE.
 fn mobile_foreign() -> Foreign {
     let mut foreign = Foreign::new(1, |_| {});
     let response = foreign.authenticate_with(PSK, |parts| {
@@ -261,7 +262,8 @@ fn mobile_foreign() -> Foreign {
     foreign
 }
 
-/// Lets the foreign peer send its next request from another address. Returns the answers.
+/// Sends the foreign peer's next request from another address. Returns the messages that arrive
+/// after it.
 fn request_from(foreign: &mut Foreign, from: &str, parts: &[crate::foreign::Part]) -> Vec<Message> {
     let datagram = foreign.seal(exchange::INFORMATIONAL, false, foreign.next_id, parts);
     foreign.next_id += 1;
@@ -306,9 +308,9 @@ fn updates_from_many_places_do_not_multiply_a_request_that_nobody_answers() {
         checks += messages.iter().filter(|message| !message.header.response()).count();
     }
     assert_eq!(moves(&foreign), 0);
-    // Four because the peer moves, and the regular retransmissions.
+    // Four are sent because the peer moves, and the others are regular retransmissions.
     assert!(checks <= 8, "{checks} transmissions of the request");
-    // The IKE SA ends, however often the peer moves.
+    // The IKE SA ends even if the peer moves 40 times.
     let down = |foreign: &Foreign| {
         let events = &foreign.network.nodes[0].events;
         events.iter().any(|(_, event)| matches!(event, Event::IkeDown { .. }))
@@ -325,7 +327,7 @@ fn updates_from_many_places_do_not_multiply_a_request_that_nobody_answers() {
 
 #[test]
 pub fn another_cookie2_closes_the_ike_sa() {
-    // RFC 4555 3.7: another COOKIE2 closes the IKE SA.
+    // RFC 4555 3.7: a different COOKIE2 closes the IKE SA.
     for wrong in [Some(vec![1; 16]), Some(Vec::new()), None] {
         let mut foreign = mobile_foreign();
         let messages = request_from(&mut foreign, "198.51.100.8:4500", &[update()]);
@@ -340,7 +342,7 @@ pub fn another_cookie2_closes_the_ike_sa() {
 
 #[test]
 pub fn who_asks_from_elsewhere_without_an_update_moves_nothing() {
-    // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
+    // RFC 4555 3.8: IKE messages without UPDATE_SA_ADDRESSES do not move the SAs.
     let mut foreign = mobile_foreign();
     let messages = request_from(&mut foreign, "198.51.100.8:4500", &[]);
     assert_eq!(messages.len(), 1, "the answer, and no check: {messages:?}");
@@ -351,7 +353,7 @@ pub fn who_asks_from_elsewhere_without_an_update_moves_nothing() {
 
 #[test]
 pub fn a_nat_that_the_peer_forbids_is_found() {
-    // RFC 4555 3.9: the stated addresses are compared with the IP header.
+    // RFC 4555 3.9: the addresses in the notification are compared with the IP header.
     let mut foreign = mobile_foreign();
     let octets = |from: [u8; 4], port: u16| {
         [from.as_slice(), &[10, 0, 0, 1], &port.to_be_bytes(), &500_u16.to_be_bytes()].concat()

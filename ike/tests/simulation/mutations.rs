@@ -1,6 +1,6 @@
 //! Tests that the tests detect mistakes: each mistake in `edge_ike::mutations` is activated, and
-//! some test in this folder must fail. Two ends with the same mistake often agree, so the oracle
-//! finds most of them.
+//! some test in this folder must fail. Two ends with the same mistake often agree with each other,
+//! so most mistakes are found by the oracle.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +14,7 @@ use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
 use crate::{changes, children, liveness, mobike, rekey, rules, suites, transport};
 
-/// Number of runs under faults that are tried after all other tests.
+/// Number of runs under faults, which are tried after all other tests.
 const FAULTY_RUNS: u64 = 200;
 
 thread_local! {
@@ -22,7 +22,7 @@ thread_local! {
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The tests that are tried, fastest first.
+/// The tests to try, fastest first.
 const TESTS: &[(&str, fn())] = &[
     ("a foreign peer", rules::a_foreign_peer_comes_up_and_is_let_in_by_its_secret_alone),
     ("rekey of an IKE SA", rules::an_ike_sa_is_rekeyed_when_nothing_else_is_under_way),

@@ -1,5 +1,5 @@
 //! A network of many endpoints with one clock in one thread. Datagrams are delayed, lost,
-//! duplicated, reordered and translated, all determined by one seed.
+//! duplicated, reordered and translated by NATs, as determined by one seed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -13,7 +13,7 @@ use crate::kernel::{Esp, Kernel};
 use crate::oracle::{Cause, Limits, Oracle, Step};
 use crate::peers::{OTHER_PSK, PSK};
 
-/// SplitMix64.
+/// A random number generator: SplitMix64.
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);
 
@@ -46,7 +46,8 @@ pub struct LinkQuality {
     pub double_percent: u64,
     /// Percentage of IKE datagrams in which one octet changes.
     pub corrupt_percent: u64,
-    /// All delays are multiples of this, so that datagrams arrive at the same time.
+    /// All delays are multiples of this time, so that several datagrams may arrive at the same
+    /// time.
     pub delay_step: Duration,
 }
 
@@ -59,7 +60,7 @@ impl LinkQuality {
         corrupt_percent: 0,
         delay_step: Duration::from_micros(1),
     };
-    /// Delays reorder datagrams, but none is lost.
+    /// Delays reorder datagrams, but no datagram is lost.
     pub const REORDERING: Self = Self {
         delay_min: Duration::from_millis(1),
         delay_max: Duration::from_millis(120),
@@ -76,7 +77,7 @@ impl LinkQuality {
     };
 }
 
-/// The environment that a node gives its endpoint.
+/// The environment of a node's endpoint.
 #[derive(Debug)]
 pub struct Host {
     pub kernel: Kernel,
@@ -94,7 +95,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Whether an address is one of the host.
+    /// Returns whether the host has this address.
     fn has(&self, address: IpAddr) -> bool {
         self.address == address || self.more_addresses.contains(&address)
     }
@@ -126,7 +127,7 @@ impl Environment for Host {
     }
 }
 
-/// A NAT with one host behind it: mappings do not depend on the other end.
+/// A NAT with one host behind it. A mapping does not depend on the other end.
 #[derive(Debug)]
 pub struct Nat {
     pub public: IpAddr,
@@ -139,7 +140,7 @@ impl Nat {
         Self { public: public.parse().unwrap(), next_port: 20_000, ports: BTreeMap::new() }
     }
 
-    /// Forgets all mappings.
+    /// Removes all mappings.
     pub fn rebind(&mut self) {
         self.ports.clear();
     }
@@ -169,7 +170,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// The errors that were reported, in order.
+    /// Returns the errors that were reported, in order.
     pub fn reported_errors(&self) -> Vec<PeerError> {
         let error = |(_, event): &(Duration, Event)| match event {
             Event::PeerFailed { error, .. } | Event::Refused { error, .. } => Some(error.clone()),
@@ -186,7 +187,8 @@ impl Node {
 /// Minimum time between two reports from the kernel about ESP of an SA.
 const ESP_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Identifies reports from the kernel that ESP was sent or received.
+/// Identifies a kind of report from the kernel: that ESP was sent, or that it was received, on one
+/// SA.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct EspReport {
     node: usize,
@@ -195,13 +197,14 @@ struct EspReport {
     sent: bool,
 }
 
-/// The sending node, the receiving node, and the purpose of the CHILD_SA at the sending node.
+/// A direction of traffic: the sending node, the receiving node, and the purpose of the CHILD_SA at
+/// the sending node.
 pub type Way = (usize, usize, Purpose);
 
 #[derive(Debug, Clone)]
 enum Payload {
     Ike(Vec<u8>),
-    /// The packet, its way, and whether the way had worked before.
+    /// The packet, its direction, and whether an earlier packet had arrived in this direction.
     Esp(Esp, Way, bool),
 }
 
@@ -212,7 +215,8 @@ struct Packet {
     payload: Payload,
 }
 
-/// Sees, and may change, every IKE datagram on the wire. Returns false to drop the datagram.
+/// A function that is called with every IKE datagram on the wire and may change it. Returns false
+/// to drop the datagram.
 type Tap = Box<dyn FnMut(SocketAddr, SocketAddr, &mut Vec<u8>) -> bool>;
 
 pub struct Network {
@@ -222,7 +226,8 @@ pub struct Network {
     pub nodes: Vec<Node>,
     pub quality: LinkQuality,
     pub random: Random,
-    /// Ways that have worked once. From then on, packets on them must arrive.
+    /// Directions in which a packet has arrived once. From then on, all packets in these directions
+    /// must arrive.
     pub working: BTreeSet<Way>,
     pub watch: bool,
     pub esp_sent: u64,
@@ -235,12 +240,12 @@ pub struct Network {
     pub tap: Option<Tap>,
     /// Directed pairs of hosts between which no datagram passes.
     pub cut: BTreeSet<(usize, usize)>,
-    /// SAs that recently reported ESP: the time at which they may report again, and whether there
-    /// was more ESP.
+    /// SAs that recently reported ESP: the time at which they may report again, and whether more
+    /// ESP was sent or received since.
     esp_reports: BTreeMap<EspReport, (Duration, bool)>,
     /// Whether kernels report ESP that comes from an address other than the SA's.
     pub report_sources: bool,
-    /// When such a source was last reported for an SA, by node and SPI.
+    /// When a source of ESP was last reported for an SA, by node and SPI.
     sources_reported: BTreeMap<(usize, u32), Duration>,
     sequence: u64,
     flying: BinaryHeap<Reverse<(Duration, u64)>>,
@@ -340,7 +345,7 @@ impl Network {
         result
     }
 
-    /// Replaces a node's address by another one. The owner reports this to the endpoint.
+    /// Replaces a node's address by another one, and reports this to the endpoint as its owner.
     pub fn move_node(&mut self, node: usize, new: IpAddr) {
         let host = &mut self.nodes[node].host;
         let old = std::mem::replace(&mut host.address, new);
@@ -351,7 +356,7 @@ impl Network {
         self.call(node, |endpoint, now, env| endpoint.local_address_changed(old, new, now, env));
     }
 
-    /// Replaces a node's endpoint by a new one, which knows nothing.
+    /// Replaces a node's endpoint by a new one without state.
     pub fn restart(&mut self, node: usize) {
         let this = &mut self.nodes[node];
         this.endpoint = Endpoint::new(this.endpoint.config().clone());
@@ -409,8 +414,8 @@ impl Network {
 
     fn land(&mut self, packet: Packet) {
         let Packet { from, to, payload } = packet;
-        // A host's own address always leads to the host itself, even behind a NAT where other hosts
-        // have the same address.
+        // A datagram to a host's own address is always delivered to the host itself, even if hosts
+        // in other networks have the same address.
         let itself = self.nodes.iter().position(|node| node.host.address == to.ip() && from.ip() == to.ip());
         let place = itself.or_else(|| {
             self.nodes.iter().position(|node| match &node.nat {
@@ -495,8 +500,8 @@ impl Network {
         }
     }
 
-    /// Records the source of ESP as the kernel does, which reports an address other than the SA's
-    /// at most once a second for each SA.
+    /// Reports the source of received ESP in the same way as the kernel: if it differs from the
+    /// SA's address, at most once a second for each SA.
     fn note_source(&mut self, node: usize, peer: &PeerName, spi: u32, from: SocketAddr) {
         let known = self.nodes[node].host.kernel.paths.get(&ChildId(spi)).is_some_and(|(_, remote)| *remote == from);
         let lately = self.sources_reported.get(&(node, spi)).is_some_and(|at| self.now < *at + ESP_REPORT_INTERVAL);
@@ -509,8 +514,8 @@ impl Network {
         });
     }
 
-    /// Records ESP as the kernel does, which reports the first packet after an idle second at once,
-    /// and then once a second whether there were more packets.
+    /// Reports ESP in the same way as the kernel: the first packet after an idle second
+    /// immediately, and then once a second if there were more packets.
     fn note_esp(&mut self, report: EspReport) {
         if !self.nodes[report.node].endpoint.config().esp_reported {
             return;
@@ -544,7 +549,7 @@ impl Network {
         }
     }
 
-    /// The time of the next event.
+    /// Returns the time of the next event.
     fn next(&self) -> Option<Duration> {
         let timers = self.nodes.iter().filter(|node| !node.down).filter_map(|node| node.endpoint.poll_timeout());
         let timers = timers.map(Instant::since_start);
@@ -590,7 +595,7 @@ impl Network {
         }
     }
 
-    /// The events of all nodes in order, for error messages.
+    /// Returns the events of all nodes in order, for error messages.
     pub fn history(&self) -> String {
         let mut lines: Vec<(Duration, String)> = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
@@ -600,8 +605,8 @@ impl Network {
         lines.iter().map(|(at, line)| format!("\n  {at:?} {line}")).collect()
     }
 
-    /// Checks that no state is left that should be gone: reserved SPIs, IKE SAs beyond one for each
-    /// peer, CHILD_SAs beyond one of each purpose.
+    /// Checks that there is no superfluous state: no reserved SPIs, at most one IKE SA with each
+    /// peer, and at most one CHILD_SA of each purpose.
     pub fn assert_tidy(&self) {
         self.oracle.judge_at_rest(self.now);
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.down) {

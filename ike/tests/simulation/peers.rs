@@ -111,7 +111,7 @@ impl Pair {
         pair
     }
 
-    /// Lets only `a` begin.
+    /// Lets only `a` initiate.
     pub fn one_sided(mut self) -> Self {
         self.b_config.initiate = false;
         self
@@ -141,7 +141,7 @@ impl Pair {
     }
 
     /// Runs a connection attempt by `a` that must fail. Checks that no state is left at either end
-    /// afterwards, and that nothing readable in the meantime contains the secret.
+    /// afterwards, and that no readable output contains the secret.
     pub fn refused(mut self) -> Refused {
         self.start();
         self.network.run_for(20 * SECOND);
@@ -149,7 +149,7 @@ impl Pair {
             self.network.nodes.iter().map(|node| format!("{:?}", node.endpoint.snapshot())).collect();
         let b_name = self.b_name.clone();
         self.network.call(self.a, |endpoint, now, env| endpoint.terminate(&b_name, now, env));
-        // This is longer than the lifetimes of a half-open IKE SA and of a deleted IKE SA's last
+        // 60 s is longer than the lifetimes of a half-open IKE SA and of a deleted IKE SA's last
         // response.
         self.network.run_for(60 * SECOND);
         self.network.assert_nothing_left();
@@ -165,7 +165,7 @@ impl Pair {
         }
     }
 
-    /// Lets time pass with traffic in both directions. After the first packet of a direction has
+    /// Advances the time with traffic in both directions. After the first packet of a direction has
     /// arrived, all later ones must arrive.
     pub fn traffic(&mut self, time: Duration) {
         self.network.watch = true;
@@ -198,7 +198,7 @@ pub struct Refused {
 pub struct ReportedErrors(Vec<PeerError>);
 
 impl ReportedErrors {
-    /// Checks that there are errors, and that all are of this kind and contain all of these words.
+    /// Checks that there are errors, and that all are of this kind and contain all these words.
     pub fn is(&self, kind: PeerErrorKind, words: &[&str]) {
         assert!(!self.0.is_empty(), "nothing was reported");
         for error in &self.0 {

@@ -1,5 +1,5 @@
-//! Tests rekeys under traffic: by either end, by both ends at once, despite loss, and while
-//! deletions cross them.
+//! Tests rekeys under traffic: by either end, by both ends at the same time, despite loss, and
+//! while deletions cross them.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ impl Pair {
         assert!(self.network.call(node, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
     }
 
-    /// The number of IKE_SA_INIT requests that were sent.
+    /// Returns the number of IKE_SA_INIT requests that were sent.
     fn count_inits(&self) -> usize {
         let is_init = |octets: &[u8]| {
             let message = octets.strip_prefix(&[0; 4]).unwrap_or(octets);
@@ -34,7 +34,7 @@ impl Pair {
         self.network.wire.iter().filter(|(.., octets)| is_init(octets)).count()
     }
 
-    /// The number of times that an IKE SA was replaced by another at a node.
+    /// Returns how many times an IKE SA was replaced by another at a node.
     fn replaced(&self, node: usize) -> usize {
         let events = self.network.nodes[node].events.iter();
         events.filter(|(_, event)| matches!(event, Event::IkeReplaced { .. })).count()
@@ -94,8 +94,8 @@ fn simultaneous_rekeys_in_fair_weather_delete_the_child_sa_with_the_lowest_nonce
         pair.rekey(pair.b);
         pair.traffic(10 * SECOND);
         pair.assert_connected();
-        // Each end made its own CHILD_SA and accepted the other's. One of the two was never used
-        // for sending by either end.
+        // Each end created a CHILD_SA and accepted the other end's. Neither end ever sent with one
+        // of these two CHILD_SAs.
         let rekeys = |node: usize| {
             let events = pair.network.nodes[node].events.iter();
             events.filter(|(_, event)| matches!(event, Event::ChildRekeyed { .. })).count()
@@ -109,8 +109,8 @@ fn rekeys_despite_loss_lose_no_more_than_the_network_does() {
     //= RFC 7296 2.1 MUST 3: the request is kept
     for seed in 0..40 {
         let mut pair = connected(seed, LinkQuality::RELIABLE, |config| {
-            // There are many transmissions, since an end that gives up an IKE SA because of loss is
-            // correct, but not the subject of this test.
+            // Allow many transmissions, so that neither end abandons an IKE SA because of loss.
+            // That would be correct, but is not the subject of this test.
             config.timing.transmissions = 10;
         });
         pair.network.quality = LinkQuality::LOSSY;
@@ -263,7 +263,7 @@ fn an_old_inbound_sa_lingers_after_a_rekey() {
 #[test]
 pub fn the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifetime() {
     //= RFC 7296 2.8.1 SHOULD 1: jitter
-    // RFC 7296 2.8: the timing SHOULD be jittered, so that both ends seldom begin at once.
+    // RFC 7296 2.8: the timing SHOULD be jittered, so that both ends rarely start at the same time.
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| {
         config.timing.child_lifetime = 20 * SECOND;
         config.timing.ike_lifetime = 4000 * SECOND;
@@ -286,13 +286,13 @@ pub fn a_redundant_child_sa_goes_and_the_other_stays_when_its_deletion_is_late()
     for seed in 0..8 {
         let mut pair = connected(seed, LinkQuality::RELIABLE, |config| config.timing.transmissions = 10);
         let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
-        // Both ends begin at such times that each response arrives together with the other end's
-        // request. Both new CHILD_SAs are then made at the same instant.
+        // Both ends start at such times that each response arrives together with the other end's
+        // request. Both new CHILD_SAs are then created at the same instant.
         pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b_name, now, env));
         pair.network.now += Duration::from_millis(5);
         pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_children(&a_name, now, env));
         pair.network.run_for(Duration::from_millis(6));
-        // No datagram of `b` arrives until after `a` has stopped waiting.
+        // No datagram of `b` arrives until `a` has stopped waiting.
         pair.network.cut.insert((pair.b, pair.a));
         pair.network.run_for(20 * SECOND);
         pair.network.cut.clear();
@@ -318,7 +318,7 @@ pub fn a_rekey_of_the_ike_sa_by_either_end_moves_the_child_sa_and_loses_nothing(
         assert!(now.keys().eq(children.keys()), "the CHILD_SA stays");
         assert_eq!(pair.count_inits(), inits, "nobody authenticates again");
         // The CHILD_SA can be rekeyed and the peer can be checked on the IKE SA to which the
-        // CHILD_SA belongs now.
+        // CHILD_SA now belongs.
         pair.rekey(pair.b);
         pair.traffic(10 * SECOND);
         pair.assert_connected();
@@ -355,7 +355,8 @@ pub fn simultaneous_rekeys_of_the_ike_sa_in_fair_weather_delete_the_one_with_the
         pair.rekey_ike(pair.b);
         pair.traffic(5 * SECOND);
         pair.assert_connected();
-        // The end with the redundant IKE SA never reports it. The other end saw it begin and end.
+        // The end with the redundant IKE SA never reports it. The other end reports its beginning
+        // and its end.
         assert_eq!(pair.replaced(pair.a) + pair.replaced(pair.b), 3, "{}", pair.network.history());
     }
 }
@@ -363,7 +364,7 @@ pub fn simultaneous_rekeys_of_the_ike_sa_in_fair_weather_delete_the_one_with_the
 #[test]
 fn rekeys_of_the_ike_sa_and_of_the_child_sa_that_cross_are_both_made() {
     //= RFC 7296 1.3.2 SHOULD NOT 2: nothing new on the old IKE SA
-    // RFC 7296 2.25.2: each end makes the other one wait.
+    // RFC 7296 2.25.2: each end sends TEMPORARY_FAILURE to the other.
     for seed in 0..40 {
         let mut pair = connected(seed, LinkQuality::REORDERING, |_| {});
         pair.rekey_ike(pair.a);
@@ -443,7 +444,7 @@ pub fn a_rekeyed_ike_sa_is_replaced_by_a_new_authentication_in_time() {
 
 #[test]
 pub fn groups_that_do_not_fit_at_a_rekey_lose_nothing() {
-    // IKE_AUTH has no key exchange for the CHILD_SA, so the mismatch is only found at the first
+    // IKE_AUTH has no key exchange for the CHILD_SA, so the mismatch is detected only at the first
     // rekey.
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| {
         config.timing.child_lifetime = 20 * SECOND;

@@ -1,4 +1,4 @@
-//! Tests single rules of RFC 7296 with a peer that tries to break them.
+//! Tests single rules of RFC 7296 with a peer that tries to violate them.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub fn an_ike_sa_is_rekeyed_when_nothing_else_is_under_way() {
     let response = foreign.request(exchange::CREATE_CHILD_SA, &parts).remove(0);
     assert_eq!(response.error(), None);
     foreign.take_rekeyed(&response, 0x77);
-    // RFC 7296 2.8, 2.18: the CHILD_SAs belong to the new IKE SA, whose message IDs begin at 0.
+    // RFC 7296 2.8, 2.18: the CHILD_SAs belong to the new IKE SA, whose message IDs start at 0.
     let response = foreign.request(exchange::INFORMATIONAL, &[delete_child(foreign.child.0)]).remove(0);
     assert_eq!(response.deleted_children(), [foreign.child.1]);
 }
@@ -51,7 +51,7 @@ pub fn an_ike_sa_is_not_rekeyed_while_a_child_sa_is() {
     let answers = foreign.request(exchange::CREATE_CHILD_SA, &parts);
     assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
     let messages = foreign.answer(&request, &Foreign::child_parts(0xf002, [1; 32]));
-    // Our DELETE of the old CHILD_SA is under way now.
+    // Our DELETE of the old CHILD_SA is outstanding now.
     assert_eq!(messages[0].deleted_children(), [foreign.child.1]);
     let answers = foreign.request(exchange::CREATE_CHILD_SA, &parts);
     assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
@@ -72,9 +72,9 @@ pub fn a_child_sa_that_is_being_deleted_is_not_rekeyed() {
     assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
 }
 
-/// The peer rekeys the CHILD_SA that our node rekeys. It answers with this nonce after it has
-/// rekeyed its own new CHILD_SA once more and deleted the two old ones. Returns our next message,
-/// and our SPI of the peer's last CHILD_SA.
+/// Lets the peer rekey the CHILD_SA that our node rekeys. The peer responds to our node's request,
+/// with this nonce, only after it has rekeyed its new CHILD_SA once more and deleted the two old
+/// ones. Returns our next message, and our SPI of the peer's last CHILD_SA.
 fn collision_with_a_survivor_that_is_rekeyed(nonce: [u8; 32]) -> (Message, u32) {
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
@@ -102,7 +102,7 @@ pub fn a_child_sa_that_is_unknown_is_not_rekeyed() {
     //= RFC 7296 2.25 SHOULD 5: CHILD_SA_NOT_FOUND
     //= RFC 7296 2.25 REQUIRED 6: it names the SPI
     //= RFC 7296 2.25.1 SHOULD 4: rekeyed and not there
-    // RFC 7296 2.25: the notification names the SPI of the request.
+    // RFC 7296 2.25: the notification contains the SPI of the request.
     let mut foreign = Foreign::established(1, |_| {});
     let answer = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::rekey_parts(0xbad, 0xf003)).remove(0);
     let notify = answer.notify(notify::CHILD_SA_NOT_FOUND).expect("CHILD_SA_NOT_FOUND");
@@ -113,7 +113,7 @@ pub fn a_child_sa_that_is_unknown_is_not_rekeyed() {
 pub fn a_child_sa_that_our_unanswered_request_may_have_made_is_rekeyed_later() {
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
-    // The peer's response is late, and the peer already rekeys the CHILD_SA that it has made.
+    // The peer's response is late, and the peer already rekeys the CHILD_SA that it has created.
     let rekey = Foreign::rekey_parts(0xf002, 0xf003);
     let answers = foreign.request(exchange::CREATE_CHILD_SA, &rekey);
     assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
@@ -145,7 +145,7 @@ pub fn what_is_asked_to_wait_waits() {
     //= RFC 7296 1.3.3 MUST 1: REKEY_SA
     //= RFC 7296 2.25 MUST NOT 2: no repetition at once
     //= RFC 7296 2.25 MUST 3: wait
-    // RFC 7296 2.25: after TEMPORARY_FAILURE the request is not repeated at once.
+    // RFC 7296 2.25: after TEMPORARY_FAILURE the request is not repeated immediately.
     let mut foreign = Foreign::established(1, |_| {});
     let request = foreign.rekey_of_ours();
     let after = foreign.answer(&request, &[notification(notify::TEMPORARY_FAILURE, 0, &[], &[])]);
@@ -199,7 +199,7 @@ pub fn a_peer_without_a_nat_is_answered_where_it_is_but_not_followed() {
     assert!(!to.is_empty() && to.iter().all(|to| *to == Foreign::address()), "{to:?}");
 }
 
-/// Endpoint limits that a few requests reach.
+/// Returns endpoint limits that a few requests reach.
 fn narrow() -> EndpointConfig {
     EndpointConfig { cookie_threshold: 3, half_open_limit: 6, ..EndpointConfig::default() }
 }
@@ -304,7 +304,7 @@ pub fn no_child_sa_is_made_while_we_rekey_the_ike_sa() {
     ike_rekey_of_ours(&mut foreign);
     let answers = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::rekey_parts(foreign.child.0, 0xf003));
     assert_eq!(errors(&answers), [Some(notify::TEMPORARY_FAILURE)]);
-    // A deletion is answered as usual.
+    // The deletion of a CHILD_SA is still accepted.
     let answers = foreign.request(exchange::INFORMATIONAL, &[delete_child(foreign.child.0)]);
     assert_eq!(answers[0].deleted_children(), [foreign.child.1]);
 }
@@ -329,7 +329,7 @@ pub fn a_rekey_of_the_ike_sa_that_is_asked_to_wait_waits() {
     for _ in 0..3 {
         let after = foreign.answer(&request, &[notification(notify::TEMPORARY_FAILURE, 0, &[], &[])]);
         assert_eq!(after, []);
-        // The delay is up to 5.5 s, and liveness checks in the meantime are answered.
+        // The delay is up to 5.5 s. Answer liveness checks in the meantime.
         request = (0..8)
             .find_map(|_| {
                 foreign.network.run_for(SECOND);
@@ -384,7 +384,8 @@ pub fn a_rekey_does_not_narrow_the_selectors() {
 #[test]
 pub fn a_child_sa_that_the_peer_does_not_rekey_comes_with_a_new_ike_sa() {
     //= RFC 7296 1.3.1 SHOULD NOT 3: a refusal ends no IKE SA
-    // NO_PROPOSAL_CHOSEN; INVALID_KE_PAYLOAD with a group that is not configured (2048-bit MODP).
+    // The refusals are NO_PROPOSAL_CHOSEN, and INVALID_KE_PAYLOAD with a group that is not
+    // configured (2048-bit MODP).
     for (refusal, data) in [(14, &[][..]), (notify::INVALID_KE_PAYLOAD, &[0, 14][..])] {
         let mut foreign = Foreign::established(1, |_| {});
         let request = foreign.rekey_of_ours();

@@ -1,5 +1,5 @@
 //! Tests each algorithm from its first use to rekeys of both kinds of SAs. The oracle independently
-//! derives all keys and reads all messages.
+//! derives all keys and decrypts all messages.
 
 use edge_ike::config::{AesKeyLength, Cipher, EspProposal, Group, IkeProposal, Integrity, Prf};
 
@@ -16,7 +16,7 @@ struct Suite {
     esp: (Cipher, bool),
 }
 
-/// Every algorithm at least once.
+/// Combinations in which every algorithm occurs at least once.
 const SUITES: &[Suite] = &[
     Suite { ike: (Cipher::Aes128Gcm16, Prf::HmacSha512, Group::X25519), esp: (Cipher::ChaCha20Poly1305, true) },
     Suite { ike: (Cipher::ChaCha20Poly1305, Prf::HmacSha384, Group::X25519), esp: (Cipher::Aes128Gcm16, false) },

@@ -45,7 +45,7 @@ pub fn two_hosts_in_transport_mode_rekey_and_lose_nothing() {
             pair.assert_connected();
             assert_eq!(modes(&pair), [Mode::Transport; 2], "{}", pair.network.history());
         }
-        // RFC 4555 1.3: MOBIKE supports tunnel mode only.
+        // RFC 4555 1.3: MOBIKE supports only tunnel mode.
         for node in &pair.network.nodes {
             assert!(!node.endpoint.snapshot()[0].ike_sas[0].details.mobike);
         }
@@ -72,8 +72,8 @@ fn a_child_in_transport_mode_stands_beside_one_in_tunnel_mode() {
     pair.network.assert_tidy();
 }
 
-/// The first child of `b` is in tunnel mode for the same addresses, so `b` does not grant transport
-/// mode.
+/// The first child of `b` is in tunnel mode for the same addresses, so `b` does not accept
+/// transport mode. `a` must delete the CHILD_SA and report an error.
 #[test]
 pub fn a_host_that_is_given_a_tunnel_instead_deletes_it_and_says_so() {
     //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted

@@ -14,15 +14,15 @@ use crate::topology::{NetworkPlan, Node};
 
 const CLOUD: &str = "203.0.113.1";
 
-/// How long an idle edge is watched. The time covers some NAT keepalives (every 20 s) and a
+/// Time for which an idle edge is watched. It covers some NAT keepalives (every 20 s) and a
 /// liveness check.
 const IDLE: Duration = Duration::from_secs(120);
 
 /// Time limit until all tunnels in a mesh are up, on a loaded machine.
 const UP: Duration = Duration::from_secs(1500);
 
-/// How often the agents are asked whether all tunnels are up. Each query costs CPU time of the
-/// agents.
+/// Interval at which the agents are queried whether all tunnels are up. Each query costs CPU time
+/// of the agents.
 const POLL: Duration = Duration::from_secs(1);
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {

@@ -56,7 +56,7 @@ fn events() -> impl Iterator<Item = &'static Scenario> {
 /// a case could not be measured. A missed goal appears only in the table.
 ///
 /// # Errors
-/// If there is no lab, a name is unknown, or the file cannot be written.
+/// Returns an error if there is no lab, a name is unknown, or the file cannot be written.
 pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
     let names = if names.is_empty() { DEFAULT.map(str::to_owned).into() } else { names.to_owned() };
     measure(AREA, "agent", names, backend, growth)
@@ -66,7 +66,7 @@ pub fn main(names: &[String], backend: Option<String>) -> Result<ExitCode> {
 /// agent's restart. Writes `target/bench/interruptions.json`. Without names, runs all measurements.
 ///
 /// # Errors
-/// As [`main`].
+/// Returns the same errors as [`main`].
 pub fn interruptions(names: &[String], backend: Option<String>) -> Result<ExitCode> {
     let all = || events().map(|scenario| scenario.name.to_owned()).collect();
     let names = if names.is_empty() { all() } else { names.to_owned() };
@@ -91,7 +91,7 @@ fn measure(
         if outcome.result != TestResult::Pass {
             eprintln!("{}: {}\n  logs: {}", outcome.scenario, outcome.why, kept.display());
         }
-        // Results that were measured before a failure count.
+        // Results that were measured before a failure are also reported.
         results.extend(report::read(kept)?);
         report::merge(&directory, file, &results)
     })?;

@@ -72,7 +72,7 @@ impl Results {
     /// Writes the results into a scenario's directory, where [`read`] finds them.
     ///
     /// # Errors
-    /// If the file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub(super) fn write(&self, directory: &Path) -> Result<()> {
         let file = directory.join(RESULTS);
         std::fs::write(&file, serde_json::to_vec_pretty(&self.0)?)
@@ -83,7 +83,7 @@ impl Results {
 /// Reads the results of a scenario with its logs in `directory`; none if the scenario wrote none.
 ///
 /// # Errors
-/// If the file has another form.
+/// Returns an error if the file has another format.
 pub(super) fn read(directory: &Path) -> Result<Vec<Measured>> {
     let file = directory.join(RESULTS);
     match std::fs::read(&file) {
@@ -147,7 +147,7 @@ fn short(value: f64) -> String {
 /// time keep their earlier results.
 ///
 /// # Errors
-/// If the file cannot be read or written.
+/// Returns an error if the file cannot be read or written.
 pub(super) fn merge(directory: &Path, name: &str, results: &[Measured]) -> Result<()> {
     #[derive(Serialize, Deserialize)]
     struct File {

@@ -23,16 +23,16 @@ const PEERS: &str = "192.0.2.2";
 const NETWORK: &str = "10.1.0.0/24";
 
 /// Maximum number of simultaneous attempts. With more than 64 half-open IKE SAs the agent requests
-/// cookies, which would be measured too.
+/// cookies, which would also be measured.
 const WINDOW: u32 = 48;
 
-/// How long a responder is watched at rest. In this time each peer's liveness is checked once
+/// Time for which a responder is watched at rest. In this time each peer's liveness is checked once
 /// (every 2 minutes), and the comparison with the kernel (every 10 s at most) happens several
 /// times.
 pub(super) const REST: Duration = Duration::from_secs(120);
 
-/// Above this number of peers charon is not measured: its cost for each peer stays the same, and
-/// the measurement takes long.
+/// Maximum number of peers for which charon is measured. Above it the cost of charon for each peer
+/// stays the same, and the measurement takes long.
 const REFERENCE_UP_TO: u32 = 1000;
 
 const fn scenario(name: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {

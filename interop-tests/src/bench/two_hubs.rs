@@ -26,8 +26,8 @@ const CLOUD_POD: &str = "10.244.1.2";
 
 /// Number of consecutive pings that must be answered before and after an event.
 const ANSWERED: u64 = 100;
-/// How long a hub that has come back is watched: longer than both ends wait before they use the hub
-/// again.
+/// Time for which a hub that has come back is watched. It is longer than both ends wait before they
+/// use the hub again.
 const WATCHED: Duration = Duration::from_secs(45);
 /// Goal for the longest time without an answer, in seconds.
 const SILENCE: f64 = 5.0;

@@ -20,7 +20,7 @@ impl Usage {
     /// Reads the usage from /proc.
     ///
     /// # Errors
-    /// If the process has ended.
+    /// Returns an error if the process has ended.
     pub(super) fn of(pid: u32) -> Result<Self> {
         let read = |file: &str| {
             let path = format!("/proc/{pid}/{file}");
@@ -48,7 +48,7 @@ fn anonymous(status: &str) -> Option<f64> {
 /// Counts IKE and ESP in UDP on a node, in both directions, from now on.
 ///
 /// # Errors
-/// If nftables refuses the counter.
+/// Returns an error if nftables refuses the counter.
 pub(super) fn count_traffic(node: &Namespaces) -> Result<()> {
     node.sh("nft 'add table inet traffic; add counter inet traffic ike
               add chain inet traffic in { type filter hook input priority -400; }
@@ -61,7 +61,7 @@ pub(super) fn count_traffic(node: &Namespaces) -> Result<()> {
 /// Returns the octets of IP packets that [`count_traffic`] has counted.
 ///
 /// # Errors
-/// If the counter is gone.
+/// Returns an error if the counter is gone.
 pub(super) fn octets(node: &Namespaces) -> Result<u64> {
     let text = node.run(node.command("nft").args(["--json", "list", "counter", "inet", "traffic", "ike"]))?;
     let listed: serde_json::Value = serde_json::from_str(&text)?;

@@ -21,7 +21,7 @@ const CLOUD: &str = "203.0.113.1";
 /// Number of edges that are deregistered, one after the other.
 const CHANGES: u32 = 20;
 
-/// How long the hub is watched before the change, to measure its cost at rest.
+/// Time for which the hub is watched before the change, to measure its cost at rest.
 const REST: Duration = Duration::from_secs(20);
 
 const fn scenario(name: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
@@ -85,8 +85,10 @@ fn measure(lab: &Lab, count: u32) -> Result<()> {
     results.write(lab.out())
 }
 
-/// Fails unless the view on the hub's disk lacks this node. A change in the second file names a
-/// node that it removes. (A status would cost the agent more than the change.)
+/// Checks that the view stored on the hub no longer contains the node. The removal is either
+/// already in the view file or recorded in the file of changes beside it. Reads the files instead
+/// of querying the agent's status, because a status query costs the agent more CPU than the change
+/// that is measured.
 fn lacks(hub: &Node, name: &str) -> Result<()> {
     let file = format!("/var/lib/edge-cni/{VIEW_FILE}");
     // The file does not exist before the first change, nor for a small view.

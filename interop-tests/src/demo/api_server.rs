@@ -15,10 +15,11 @@ pub(super) struct Kubernetes {
 
 impl Kubernetes {
     /// Starts the API server on a host, with the custom resources, the controller's account and
-    /// rights, and a Node object for each node. Each node's flag says whether the node is an edge.
+    /// rights, and a Node object for each node. The flag of each node is true if the node is an
+    /// edge.
     ///
     /// # Errors
-    /// If the API server does not come up, or refuses a manifest in `deploy/`.
+    /// Returns an error if the API server does not come up, or refuses a manifest in `deploy/`.
     pub(super) fn start(host: &Namespaces, nodes: &[(&str, bool)]) -> Result<Self> {
         let (prefix, logs) = (host.nsenter(), Some(host.out().join("kube")));
         let plane = ControlPlane::start_with("demo", Options { prefix, logs, ..Options::default() })?;
@@ -47,7 +48,7 @@ impl Kubernetes {
     /// Returns the leading replica's identity.
     ///
     /// # Errors
-    /// If the API server does not answer.
+    /// Returns an error if the API server does not answer.
     pub(super) fn leader(&self) -> Result<String> {
         let lease = ["get", "lease", "edge-cni-controller", "--namespace=edge-cni"];
         self.plane.kubectl(&[&lease[..], &["--output=jsonpath={.spec.holderIdentity}"]].concat())
@@ -56,7 +57,7 @@ impl Kubernetes {
     /// Sets or (`key-`) removes a node's label.
     ///
     /// # Errors
-    /// If the API server refuses the change.
+    /// Returns an error if the API server refuses the change.
     pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
         self.plane.kubectl(&["label", "node", node, label, "--overwrite"]).map(drop)
     }

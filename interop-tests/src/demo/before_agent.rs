@@ -18,7 +18,7 @@ const EARLY: [[&str; 2]; 4] = [
 /// on a wire.
 ///
 /// # Errors
-/// If a check fails; names the first one.
+/// Returns the error of the first check that fails.
 pub(super) fn nothing_leaves_in_clear(world: &World) -> Result<()> {
     let checks = &world.checks;
     checks

@@ -14,7 +14,7 @@ use super::world::World;
 /// Rolls the CA over, retires the first one, and restarts an agent.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn to_another_authority(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Rollover: another authority signs, the first is retired, and a2's agent starts again");

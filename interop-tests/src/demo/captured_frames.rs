@@ -67,7 +67,7 @@ impl FrameCounts {
     /// that tcpdump has not finished.
     ///
     /// # Errors
-    /// If the file cannot be read or is no capture of Ethernet frames.
+    /// Returns an error if the file cannot be read or is not a capture of Ethernet frames.
     pub(super) fn read(file: &Path, skip: usize, known: &ExpectedTraffic) -> Result<Self> {
         let open = || File::open(file).with_context(|| format!("opening {}", file.display()));
         let mut seen = Self::default();

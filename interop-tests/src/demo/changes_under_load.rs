@@ -13,7 +13,7 @@ use crate::topology::Ping;
 /// Rekeys the tunnel between a1 and a2, and changes a2's address, both under load.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Change");
@@ -74,7 +74,7 @@ pub(super) fn rekey_and_move(world: &World, pods: &Pods) -> Result<()> {
 /// Fills a1's segments, with a spare segment and without. Returns the pods.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn growth(world: &World, pods: &Pods) -> Result<Vec<DemoPod>> {
     let checks = &world.checks;
     checks.part("Growth");

@@ -51,7 +51,8 @@ impl Checks {
     /// the check.
     ///
     /// # Errors
-    /// If the probe fails. The message contains the expectation, the observation and `look`.
+    /// Returns an error if the probe fails. The message contains the expectation, the observation
+    /// and `look`.
     pub(super) fn check<T: Display>(&self, what: &str, look: &str, probe: impl FnOnce() -> Result<T>) -> Result<()> {
         let seen = probe().map_err(|error| failed(what, look, &error))?;
         self.passed_check(what, &seen.to_string());
@@ -61,7 +62,7 @@ impl Checks {
     /// Checks that `what` becomes true within `timeout`. Shows the time that this took.
     ///
     /// # Errors
-    /// As [`Self::check`].
+    /// Returns the same errors as [`Self::check`].
     pub(super) fn eventually<T>(
         &self,
         what: &str,

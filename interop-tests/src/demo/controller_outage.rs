@@ -18,7 +18,7 @@ const TRY_AGAIN_LATER: u64 = 11;
 /// of one of them, and starts both again before the controller.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn pods_keep_talking(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Alone: the controller is stopped");

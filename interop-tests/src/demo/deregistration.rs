@@ -16,7 +16,7 @@ use super::world::{NODES, World};
 /// Removes a2 from its community, then from the cluster.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn a2_leaves(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("End: a2 leaves its community, then the cluster");
@@ -126,7 +126,7 @@ fn a2_is_deregistered(world: &World) -> Result<()> {
 /// Checks that `edge-agent down` on c1 removes all our objects from its kernel.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn agent_down(world: &World) -> Result<()> {
     let host = world.node("edge-c1");
     world.end("edge-c1", Signal::TERM)?;
@@ -152,7 +152,7 @@ pub(super) fn agent_down(world: &World) -> Result<()> {
 /// rules, settings and directories of a host.
 ///
 /// # Errors
-/// If a program of the host cannot be run.
+/// Returns an error if a program of the host cannot be run.
 pub(super) fn host_before_us(world: &World) -> Result<String> {
     world.node("edge-c1").sh("ip -o link show | cut -d' ' -f2
          ip -o address show | cut -d' ' -f2-7
@@ -166,7 +166,7 @@ pub(super) fn host_before_us(world: &World) -> Result<String> {
 /// Checks that `edge-agent uninstall` on c1 restores the host's state from before the installation.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn uninstalled(world: &World, before: &str) -> Result<()> {
     let host = world.node("edge-c1");
     world.checks.check("`edge-agent uninstall` cuts off no pod unasked", "edge-agent uninstall on edge-c1", || {

@@ -19,7 +19,7 @@ const REFUSALS: [&str; 5] =
 /// Checks that b1 and c1 reach neither a1 nor a2, and that a1 and a2 do not reach b1 or c1.
 ///
 /// # Errors
-/// If a ping between any pair is answered.
+/// Returns an error if a ping between any pair is answered.
 pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Result<()> {
     let mut pairs: Vec<(&Namespaces, IpAddr)> = Vec::new();
     for outsider in ["edge-b1", "edge-c1"] {
@@ -43,7 +43,7 @@ pub(super) fn outsiders_stay_out(world: &World, pods: &Pods, when: &str) -> Resu
 /// Checks every sender that must not get through.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn check_isolation(world: &World, pods: &Pods) -> Result<()> {
     world.checks.part("No reach");
     outsiders_stay_out(world, pods, "with all agents running")?;
@@ -164,8 +164,8 @@ fn hostile_member(world: &World, pods: &Pods) -> Result<()> {
         .find(|state| state.reqid == reqid && state.src.to_string().starts_with("192.168.1."))
         .context("a2 has no SA towards a1")?;
     let selectors = format!("src {source}/32 dst {target}/32");
-    // The agent would remove a policy with our mark that it does not want. A hostile member runs no
-    // agent.
+    // The agent would remove a policy with our mark that is not among its desired policies. A
+    // hostile member runs no agent.
     world.end("edge-a2", Signal::KILL)?;
     host.sh("nft 'delete table bridge edge-cni; delete table inet edge-cni'")?;
     host.sh(&format!(
@@ -243,7 +243,7 @@ fn killed_agents(world: &World, pods: &Pods) -> Result<()> {
 /// Makes b1 join the community and then leave it.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn joining_and_leaving(world: &World, pods: &Pods) -> Result<()> {
     let (b1, a1) = (pods.of("edge-b1"), pods.of("edge-a1"));
     let address: IpAddr = a1.v4.context("a1's pod has an IPv4 address")?.into();

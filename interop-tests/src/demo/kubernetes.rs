@@ -19,7 +19,7 @@ use crate::scenario::{Lab, skip};
 /// Runs [`super::KUBERNETES`].
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn run(lab: &Lab) -> Result<()> {
     if let Some(why) = kube::unavailable() {
         ensure!(!kube::suite::must_run(), why);

@@ -20,7 +20,7 @@ const OUTSIDE: [(&str, &str); 4] =
 /// Checks that a LAN host reaches nothing and that pods reach the outside.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn no_way_in_but_a_way_out(world: &World, pods: &Pods) -> Result<()> {
     world.checks.part("The LAN and the internet");
     lan_host_reaches_nothing(world, pods)?;

@@ -73,7 +73,7 @@ pub const KUBERNETES: Scenario = Scenario {
 /// status is 1 if a check failed.
 ///
 /// # Errors
-/// If there is no lab or the programs do not build.
+/// Returns an error if there is no lab or the programs do not build.
 pub fn main(backend: Option<String>, keep: bool) -> Result<ExitCode> {
     let options = RunOptions { names: vec![SCENARIO.name.to_owned()], backend, keep, ..RunOptions::default() };
     let outcomes = outcomes(&[&SCENARIO], &options, |outcome, kept| {

@@ -32,17 +32,18 @@ impl World<'_> {
     /// Writes the controller's configuration and starts it on cloud-1.
     ///
     /// # Errors
-    /// If the controller does not come up.
+    /// Returns an error if the controller does not come up.
     pub(super) fn start_controller(&self) -> Result<()> {
         self.node("cloud-1").write(CONTROLLER_CONFIG, &self.controller_config(CONTROLLER_PORT))?;
         self.start("controller", "cloud-1", "edge-controller", &["run", "--config", CONTROLLER_CONFIG])?;
         crate::wait::for_event("the controller to answer", || self.controller(&["node", "list"]).map(drop))
     }
 
-    /// Starts a second replica on the same host, which shares only the cluster with the first one.
+    /// Starts a second replica on the same host, which shares only the cluster with the first
+    /// replica.
     ///
     /// # Errors
-    /// If the controller does not come up.
+    /// Returns an error if the controller does not come up.
     pub(super) fn start_replica(&self) -> Result<()> {
         let (config, socket) = ("/etc/edge-controller/replica.toml", "/run/edge-controller-2/admin.sock");
         let own = format!(
@@ -82,7 +83,7 @@ impl World<'_> {
     /// Runs a command of edge-controller, and returns its output.
     ///
     /// # Errors
-    /// If the command does not end with 0.
+    /// Returns an error if the command does not exit with status 0.
     pub(super) fn controller(&self, args: &[&str]) -> Result<String> {
         let host = self.node("cloud-1");
         host.run(host.command(self.lab.program("edge-controller")?).args(args))
@@ -91,7 +92,7 @@ impl World<'_> {
     /// Returns all segments that are held.
     ///
     /// # Errors
-    /// If the controller does not list them.
+    /// Returns an error if the controller does not list them.
     pub(super) fn ledger(&self) -> Result<Vec<Row>> {
         let text = self.controller(&["segment", "list", "--json"])?;
         let rows: Value = serde_json::from_str(&text)?;
@@ -109,7 +110,7 @@ impl World<'_> {
     /// Returns the segments of one node and family.
     ///
     /// # Errors
-    /// As [`Self::ledger`].
+    /// Returns the same errors as [`Self::ledger`].
     pub(super) fn segments_of(&self, node: &str, v6: bool) -> Result<Vec<IpNetwork>> {
         let rows = self.ledger()?;
         Ok(rows
@@ -123,7 +124,7 @@ impl World<'_> {
     /// would be forwarded.
     ///
     /// # Errors
-    /// If the kernel refuses a route.
+    /// Returns an error if the kernel refuses a route.
     pub(super) fn route_ledger_in_clear(&self) -> Result<()> {
         self.ledger()?.into_iter().try_for_each(|row| self.route_in_clear(row.segment, &row.node))
     }
@@ -131,7 +132,7 @@ impl World<'_> {
     /// Sets or (`key-`) removes a node's label, in Kubernetes if the controller reads labels there.
     ///
     /// # Errors
-    /// If the request is refused.
+    /// Returns an error if the request is refused.
     pub(super) fn label(&self, node: &str, label: &str) -> Result<()> {
         match &self.kubernetes {
             Some(kubernetes) => kubernetes.label(node, label),
@@ -142,7 +143,7 @@ impl World<'_> {
     /// Writes a node's configuration and, with `join`, a new join token.
     ///
     /// # Errors
-    /// If the controller refuses a token.
+    /// Returns an error if the controller refuses a token.
     pub(super) fn configure_agent(&self, node: &str, role: &str, spare: u32, join: bool) -> Result<()> {
         let host = self.node(node);
         let cloud = site("cloud-1").inside;
@@ -166,10 +167,10 @@ impl World<'_> {
         self.join(node, "--timeout 0").map(drop)
     }
 
-    /// Runs `edge-agent join` with the node's join token. Returns what it prints.
+    /// Runs `edge-agent join` with the node's join token. Returns the output.
     ///
     /// # Errors
-    /// If it fails.
+    /// Returns an error if the join fails.
     pub(super) fn join(&self, node: &str, options: &str) -> Result<String> {
         let program = self.lab.program("edge-agent")?;
         // The configuration contains the controller URLs.
@@ -182,7 +183,7 @@ impl World<'_> {
     /// Starts a node's agent.
     ///
     /// # Errors
-    /// If it cannot be run.
+    /// Returns an error if the agent cannot be run.
     pub(super) fn start_agent(&self, node: &str) -> Result<()> {
         self.start(node, node, "edge-agent", &["run", "--config", AGENT_CONFIG])
     }
@@ -190,7 +191,7 @@ impl World<'_> {
     /// Restarts a node's agent with another number of spare segments.
     ///
     /// # Errors
-    /// If the agent does not end or cannot be started.
+    /// Returns an error if the agent does not end or cannot be started.
     pub(super) fn restart_agent_with_spare(&self, node: &str, spare: u32) -> Result<()> {
         self.configure_agent(node, "edge", spare, false)?;
         self.restart_agent(node)
@@ -199,7 +200,7 @@ impl World<'_> {
     /// Restarts a node's agent.
     ///
     /// # Errors
-    /// As [`Self::restart_agent_with_spare`].
+    /// Returns the same errors as [`Self::restart_agent_with_spare`].
     pub(super) fn restart_agent(&self, node: &str) -> Result<()> {
         self.end(node, Signal::TERM)?;
         self.start_agent(node)?;
@@ -209,7 +210,7 @@ impl World<'_> {
     /// Returns the output of `edge-agent status --json` on a node.
     ///
     /// # Errors
-    /// If the agent does not run.
+    /// Returns an error if the agent does not run.
     pub(super) fn status(&self, node: &str) -> Result<Value> {
         let host = self.node(node);
         let text = host.run(host.command(self.lab.program("edge-agent")?).args([
@@ -224,7 +225,7 @@ impl World<'_> {
     /// Runs a command of edge-agent.
     ///
     /// # Errors
-    /// If the command does not end with 0.
+    /// Returns an error if the command does not exit with status 0.
     pub(super) fn agent(&self, node: &str, args: &[&str]) -> Result<String> {
         let host = self.node(node);
         host.run(host.command(self.lab.program("edge-agent")?).args(args).args(["--config", AGENT_CONFIG]))
@@ -234,7 +235,7 @@ impl World<'_> {
     /// subject.
     ///
     /// # Errors
-    /// If the agent does not run.
+    /// Returns an error if the agent does not run.
     pub(super) fn diagnosis(&self, node: &str, about: Option<&str>) -> Result<String> {
         let host = self.node(node);
         let mut command = host.command(self.lab.program("edge-agent")?);
@@ -247,7 +248,7 @@ impl World<'_> {
     /// Checks that `node` reports that its tunnel to `peer` is up.
     ///
     /// # Errors
-    /// If the tunnel is not reported as up.
+    /// Returns an error if the tunnel is not reported as up.
     pub(super) fn tunnel_is_up(&self, node: &str, peer: &str) -> Result<()> {
         let status = self.status(node)?;
         let entry = super::status::peer(&status, peer).with_context(|| format!("{node} does not know {peer}"))?;

@@ -38,7 +38,7 @@ impl World<'_> {
     /// Writes a network configuration list as an operator does where no agent has run.
     ///
     /// # Errors
-    /// If the list cannot be written.
+    /// Returns an error if the list cannot be written.
     pub(super) fn write_early_conflist(&self, node: &str, segments: &[&str]) -> Result<()> {
         let list = json!({
             "cniVersion": "1.0.0",
@@ -58,7 +58,7 @@ impl World<'_> {
     /// Runs the plugin.
     ///
     /// # Errors
-    /// If the plugin cannot be run or its output is not JSON.
+    /// Returns an error if the plugin cannot be run or its output is not JSON.
     pub(super) fn cni(&self, node: &str, verb: &str, container_id: &str, netns: &str) -> Result<PluginOutput> {
         cni_plugin::call(self.lab, self.node(node), verb, container_id, netns)
     }
@@ -66,7 +66,7 @@ impl World<'_> {
     /// Makes a pod's namespace and runs ADD.
     ///
     /// # Errors
-    /// If ADD fails.
+    /// Returns an error if ADD fails.
     pub(super) fn add_pod(&self, node: &str, name: &str) -> Result<DemoPod> {
         self.add_pod_with_result(node, name).map(|(pod, _)| pod)
     }
@@ -75,7 +75,7 @@ impl World<'_> {
     /// plugin of a list receives.
     ///
     /// # Errors
-    /// As [`Self::add_pod`].
+    /// Returns the same errors as [`Self::add_pod`].
     pub(super) fn add_pod_with_result(&self, node: &str, name: &str) -> Result<(DemoPod, Value)> {
         let (pod, result) = cni_plugin::add(self.lab, self.node(node), name)?;
         let container_id = cni_plugin::container_id(self.node(node), name);
@@ -94,7 +94,7 @@ impl World<'_> {
     /// Runs DEL and removes the namespace.
     ///
     /// # Errors
-    /// If DEL fails.
+    /// Returns an error if DEL fails.
     pub(super) fn delete_pod(&self, pod: DemoPod) -> Result<()> {
         let answer = self.cni(&pod.node, "DEL", &pod.container_id, pod.pod.netns())?;
         ensure!(answer.ok, "DEL of {} failed: {}", pod.container_id, answer.body);
@@ -107,7 +107,7 @@ impl World<'_> {
 /// Checks that `to` answers a ping from `from`.
 ///
 /// # Errors
-/// If `to` does not answer.
+/// Returns an error if `to` does not answer.
 pub(super) fn reaches(from: &Namespaces, to: IpAddr) -> Result<()> {
     ensure!(from.reaches(&to.to_string(), ANSWER)?, "{to} does not answer {}", from.name());
     Ok(())
@@ -117,7 +117,7 @@ pub(super) fn reaches(from: &Namespaces, to: IpAddr) -> Result<()> {
 /// answered.
 ///
 /// # Errors
-/// If ping cannot be run.
+/// Returns an error if ping cannot be run.
 pub(super) fn answered(pairs: &[(&Namespaces, IpAddr)]) -> Result<Vec<String>> {
     std::thread::scope(|scope| {
         let tries: Vec<_> = pairs

@@ -25,7 +25,7 @@ struct Attack<'a> {
 /// anywhere, and that the first pod's traffic with the cloud continues.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn a_pod_is_itself(world: &World, pods: &Pods, node: &str, other_node: &str) -> Result<()> {
     let (victim, cloud) = (pods.of(node), &pods.cloud[0]);
     let thief = world.add_pod(node, "thief")?;
@@ -109,7 +109,7 @@ impl Attack<'_> {
     }
 
     /// Checks that the pod receives none of the neighbour's traffic while `act` runs, and that the
-    /// plugin's table drops its frames under each of these comments.
+    /// plugin's table drops the pod's frames by rules with each of these comments.
     fn gets_nothing(&self, way: &str, comments: &[&str], act: impl FnOnce() -> Result<()>) -> Result<()> {
         let node = self.node.name();
         let what = format!("a pod on {node} that takes {way} gets nothing of the neighbour's traffic");
@@ -210,7 +210,7 @@ fn gateway(address: IpAddr) -> IpAddr {
 }
 
 /// Pings the gateway from that address. The request for the gateway's MAC address contains the
-/// sender's, which neighbours learn.
+/// sender's MAC address, which neighbours store.
 fn ping_gateway(pod: &Namespaces, source: IpAddr) -> Result<()> {
     pod.sh("ip neigh flush dev eth0")?;
     ping_from(pod, source, gateway(source))

@@ -44,7 +44,7 @@ impl Pods {
 /// Starts controller and agents, labels the nodes, and adds pods.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn bring_up(world: &World) -> Result<Pods> {
     let checks = &world.checks;
     checks.part("The cloud and all agents start; a1 and a2 are labelled alpha, b1 beta");
@@ -121,7 +121,7 @@ fn cloud_pod(world: &World, node: &'static str, number: u8) -> Result<CloudPod> 
 /// Checks traffic between pods, from hosts to pods, and through a published port.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn everyone_reaches(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Reach");
@@ -188,7 +188,7 @@ fn published_port(world: &World, pods: &Pods) -> Result<()> {
 /// housekeeping.
 ///
 /// # Errors
-/// If a frame of any other kind was captured.
+/// Returns an error if a frame of any other kind was captured.
 pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
     world.checks.check(&format!("{when}, the routers saw ESP, IKE and TLS, and no pod address"), "*.pcap", || {
         let seen = world.new_frames()?;
@@ -201,7 +201,7 @@ pub(super) fn only_esp_on_the_wire(world: &World, when: &str) -> Result<()> {
 /// SPI.
 ///
 /// # Errors
-/// If one of these checks fails.
+/// Returns an error if one of these checks fails.
 pub(super) fn spis_are_the_kernels(world: &World) -> Result<()> {
     world.checks.check("every SPI on the wires is in ip xfrm state, and nothing is in clear", "*.pcap", || {
         let seen = world.new_frames()?;

@@ -16,7 +16,7 @@ const UPLINK: &str = "lan-a1";
 /// pods.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn uplinks_alone_listen(world: &World, pods: &Pods) -> Result<()> {
     let edge = world.node(NODE);
     world.checks.part("Router advertisements that begin after the agent");

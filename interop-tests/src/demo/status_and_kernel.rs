@@ -12,7 +12,7 @@ use super::world::{NODES, World};
 /// compares the output of `diagnose` with the permitted pairs.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn kernel_and_status_agree(world: &World, pods: &Pods) -> Result<()> {
     let checks = &world.checks;
     checks.part("Truth");
@@ -54,7 +54,7 @@ fn diagnosis_names_the_way(world: &World, pods: &Pods) -> Result<()> {
 /// Checks that a node's status and its kernel have the same SAs and policies.
 ///
 /// # Errors
-/// If they differ.
+/// Returns an error if the SAs or the policies differ.
 pub(super) fn agree(world: &World, node: &str) -> Result<()> {
     let status = world.status(node)?;
     let host = world.node(node);

@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result};
 /// Placeholder in a server's text for the client's address as the server sees it.
 pub const SOURCE: &str = "{source}";
 
-/// Sends `text` to each client, until it is killed.
+/// Sends `text` to each client until this process is killed.
 ///
 /// # Errors
-/// If the port cannot be bound.
+/// Returns an error if the port cannot be bound.
 pub fn serve(port: u16, text: &str) -> Result<()> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).context("listening")?;
     for stream in listener.incoming() {
@@ -30,7 +30,7 @@ pub fn serve(port: u16, text: &str) -> Result<()> {
 /// Connects and returns everything that the server sends.
 ///
 /// # Errors
-/// If there is no answer within two seconds.
+/// Returns an error if there is no answer within two seconds.
 pub fn fetch(address: &str) -> Result<String> {
     let timeout = Duration::from_secs(2);
     let mut stream = TcpStream::connect_timeout(&address.parse()?, timeout).context("connecting")?;

@@ -22,7 +22,7 @@ impl<'a> TunnelWatch<'a> {
     /// Starts pings, and waits until they are answered.
     ///
     /// # Errors
-    /// If no ping is answered.
+    /// Returns an error if no ping is answered.
     pub(super) fn begin(world: &'a World<'a>, pods: &Pods) -> Result<Self> {
         let tunnels = tunnels(world)?;
         let address = pods.of("edge-a2").v4.context("no IPv4")?.to_string();
@@ -34,7 +34,7 @@ impl<'a> TunnelWatch<'a> {
     /// Waits for some more pings, and checks that none was lost.
     ///
     /// # Errors
-    /// If a ping was lost, or if SAs were added or removed.
+    /// Returns an error if a ping was lost, or if SAs were added or removed.
     pub(super) fn end(mut self) -> Result<()> {
         self.ping.wait_more(10)?;
         let said = "no ping of a1's pod to a2's was lost meanwhile, and a1's SAs are the same";
@@ -50,7 +50,7 @@ impl<'a> TunnelWatch<'a> {
     /// Ends the watch as [`Self::end`] does, but SAs may be replaced.
     ///
     /// # Errors
-    /// If a ping was lost.
+    /// Returns an error if a ping was lost.
     pub(super) fn end_after_replacements(mut self) -> Result<()> {
         self.ping.wait_more(10)?;
         self.world.checks.check("no ping of a1's pod to a2's was lost meanwhile", "ping logs", || {

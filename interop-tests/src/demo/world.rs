@@ -111,8 +111,8 @@ fn plan() -> NetworkPlan {
     plan.host("edge-a2").on("lan-a2", &["192.168.1.10/24"]).via("192.168.1.1");
     plan.host("edge-b1").on("lan-b1", &["2001:db8:b1::10/64"]).via("2001:db8:b1::1");
     plan.host("edge-c1").on("lan-c1", &["192.168.1.10/24"]).via("192.168.1.1");
-    // Neighbours of a1 and a2. The first is hostile, and the second answers marks whatever address
-    // a2 has.
+    // Neighbours of a1 and a2. The first neighbour is hostile. The second answers the marks on a2's
+    // LAN, so that the marks do not depend on a2's address.
     plan.host("neighbour").on("lan-a1", &["192.0.2.66/24", "2001:db8:a1::66/64"]).via("192.0.2.1");
     plan.host("printer").on("lan-a2", &["192.168.1.254/24"]).via("192.168.1.1");
     // A hostile machine on the cloud's LAN.
@@ -148,7 +148,7 @@ impl<'lab> World<'lab> {
     /// Builds the network and starts the captures.
     ///
     /// # Errors
-    /// If the kernel refuses something.
+    /// Returns an error if the kernel refuses a command.
     pub(super) fn build(lab: &'lab Lab) -> Result<Self> {
         let net = lab.build(&plan())?;
         let mut captures = Vec::new();
@@ -178,7 +178,7 @@ impl<'lab> World<'lab> {
     /// were sent before this call.
     ///
     /// # Errors
-    /// If a mark is not answered, or a file cannot be read.
+    /// Returns an error if a mark is not answered, or a file cannot be read.
     pub(super) fn new_frames(&self) -> Result<FrameCounts> {
         let mut all = FrameCounts::default();
         for wire in self.captures.borrow_mut().iter_mut() {
@@ -203,18 +203,18 @@ impl<'lab> World<'lab> {
         Ok(all)
     }
 
-    /// Ends the captures. Fails if one has missed a packet.
+    /// Ends the captures. Fails if a capture has missed a packet.
     ///
     /// # Errors
-    /// If a capture has missed a packet.
+    /// Returns an error if a capture has missed a packet.
     pub(super) fn end_captures(&self) -> Result<()> {
         self.captures.borrow_mut().iter_mut().try_for_each(|wire| wire.capture.stop())
     }
 
-    /// Starts a program on a node and remembers it as `key`. Its log is `NODE.PROGRAM.log`.
+    /// Starts a program on a node and stores it under `key`. Its log is `NODE.PROGRAM.log`.
     ///
     /// # Errors
-    /// If it cannot be run.
+    /// Returns an error if the program cannot be run.
     pub(super) fn start(&self, key: &str, node: &str, program: &str, args: &[&str]) -> Result<()> {
         let node = self.node(node);
         let process = node.start(program, node.command(self.lab.program(program)?).args(args))?;
@@ -225,7 +225,7 @@ impl<'lab> World<'lab> {
     /// Ends a started program: with SIGKILL at once, as a power cut would, otherwise with SIGTERM.
     ///
     /// # Errors
-    /// If it was not running.
+    /// Returns an error if the program was not running.
     pub(super) fn end(&self, key: &str, signal: Signal) -> Result<()> {
         let mut process = self.running.borrow_mut().remove(key).with_context(|| format!("{key} is not running"))?;
         if signal == Signal::KILL {
@@ -240,11 +240,12 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    /// Makes every router with the segment's family forward its packets towards the node that holds
-    /// it. So only the agents' policies keep packets from leaving unencrypted.
+    /// Makes every router that has an address of the segment's family forward packets for the
+    /// segment towards `node`, which holds the segment. So only the agents' policies prevent
+    /// packets from leaving unencrypted.
     ///
     /// # Errors
-    /// If the kernel refuses a route.
+    /// Returns an error if the kernel refuses a route.
     pub(super) fn route_in_clear(&self, segment: IpNetwork, node: &str) -> Result<()> {
         let family = usize::from(segment.is_ipv6());
         let home = site(node);

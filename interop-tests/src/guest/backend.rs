@@ -20,7 +20,7 @@ pub enum Backend {
 /// on standard error.
 ///
 /// # Errors
-/// If the forced backend is not available, or the lab kernel cannot be built.
+/// Returns an error if the forced backend is not available, or the lab kernel cannot be built.
 pub fn choose(forced: Option<&str>) -> Result<Backend> {
     let host = host_suffices();
     match (forced, host) {

@@ -47,7 +47,7 @@ impl Guest {
     /// The guest ends with the calling thread at the latest, even if the thread is killed.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// Returns an error if the guest cannot be started.
     pub fn start(backend: &Backend, spec: &Spec, output: Output) -> Result<Self> {
         // The paths of this directory and of the program in it are on the kernel's command line, so
         // these paths must not contain blanks.
@@ -79,7 +79,7 @@ impl Guest {
     /// Waits for the next event; `None` if none came in time.
     ///
     /// # Errors
-    /// If the guest ended without an event. The message contains its console.
+    /// Returns an error if the guest ended without an event. The message contains its console.
     pub fn event(&mut self, timeout: Option<Duration>) -> Result<Option<Event>> {
         use std::sync::mpsc::RecvTimeoutError;
         let got = match timeout {
@@ -107,7 +107,7 @@ impl Guest {
     /// Waits until the guest is off and all its output has been copied.
     ///
     /// # Errors
-    /// If the kernel cannot be waited for.
+    /// Returns an error if the kernel cannot be waited for.
     pub fn finish(mut self) -> Result<()> {
         self.process.wait()?;
         for carrier in self.carriers.drain(..) {

@@ -22,7 +22,7 @@ impl IkePeers {
     /// sockets. The process's log is `NODE.ike-peers.log`.
     ///
     /// # Errors
-    /// If the node has such a process already, or the process ends.
+    /// Returns an error if the node has such a process already, or the process ends.
     pub fn start(node: &Node, set: &PeerSet) -> Result<Self> {
         // One route makes all addresses in the network the node's own.
         node.sh(&format!("ip route replace local {} dev lo", PeerSet::addresses()))?;
@@ -49,7 +49,8 @@ impl IkePeers {
     /// Sets up a tunnel between each peer and the responder, and waits until all are up.
     ///
     /// # Errors
-    /// If the process ends. Attempts that fail are repeated, and counted in the result.
+    /// Returns an error if the process ends. Attempts that fail are repeated, and counted in the
+    /// result.
     pub fn up(&mut self) -> Result<Progress> {
         self.ask(Request::Up)
     }
@@ -57,7 +58,7 @@ impl IkePeers {
     /// Rekeys the CHILD_SA of each peer, and waits until all are rekeyed.
     ///
     /// # Errors
-    /// If the process ends, or a peer has no CHILD_SA.
+    /// Returns an error if the process ends, or a peer has no CHILD_SA.
     pub fn rekey(&mut self) -> Result<Progress> {
         self.ask(Request::Rekey)
     }
@@ -65,7 +66,7 @@ impl IkePeers {
     /// Returns the present state of the peers.
     ///
     /// # Errors
-    /// If the process has ended.
+    /// Returns an error if the process has ended.
     pub fn report(&mut self) -> Result<Progress> {
         self.ask(Request::Report)
     }

@@ -26,8 +26,8 @@ const OTHER_FILES: u64 = 64;
 const MAX_DATAGRAM: usize = 65_535;
 /// The epoll key of standard input. The key of a peer is its index.
 const STDIN: u64 = u64::MAX;
-/// The peers do not check the responder's liveness, so that a slow responder loses no tunnel. The
-/// responder checks as it is configured.
+/// Interval of the peers' liveness checks. It is so long that the peers make no check, so that a
+/// slow responder loses no tunnel. The responder checks as it is configured.
 const LIVENESS: Duration = Duration::from_secs(24 * 3600);
 /// Maximum time that the event loop waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Runs the peers of `set`, as JSON, until standard input ends.
 ///
 /// # Errors
-/// If the set is invalid, or a socket cannot be opened or used.
+/// Returns an error if the set is invalid, or a socket cannot be opened or used.
 pub fn main(set: &str) -> Result<ExitCode> {
     let set: PeerSet = serde_json::from_str(set).context("the set of peers is not understood")?;
     ensure!(set.count <= MAX_PEERS, "{} peers; at most {MAX_PEERS} have addresses", set.count);
@@ -202,7 +202,8 @@ impl Engine {
                 peer.endpoint.handle(&buffer[..length], peer.local, remote, now, &mut self.system);
                 self.drain(index)
             }
-            // ICMP said that an earlier datagram was refused; the endpoint sends it again.
+            // An ICMP error reports that an earlier datagram was refused; the endpoint sends it
+            // again.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::ConnectionRefused) => Ok(()),
             Err(error) => Err(error).with_context(|| format!("receiving on {}", peer.local)),
         }

@@ -27,11 +27,11 @@ pub struct PeerSet {
     pub responder_id: String,
     /// Network behind the responder.
     pub responder_network: IpNetwork,
-    /// How peers and responder authenticate.
+    /// Authentication of the peers and the responder.
     pub authentication: Authentication,
 }
 
-/// How peers and responder authenticate.
+/// Authentication of the peers and the responder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Authentication {
     /// The pre-shared key of all peers.

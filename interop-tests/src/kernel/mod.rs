@@ -23,8 +23,8 @@ const OPTIONS: &str = include_str!("../../lab.config");
 /// With `update`, the package archive is checked for a newer version even if a kernel exists.
 ///
 /// # Errors
-/// If a tool is missing, the archive cannot be reached or the build fails. The message contains the
-/// remedy.
+/// Returns an error if a tool is missing, the archive cannot be reached or the build fails. The
+/// message contains the remedy.
 pub fn ensure(update: bool) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(OVERRIDE) {
         let path = PathBuf::from(path);

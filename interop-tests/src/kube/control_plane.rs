@@ -23,7 +23,7 @@ const ETCD_PEERS: &str = "unix://etcd:2";
 /// Issuer and audience of service account tokens.
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
-/// Where etcd keeps its data.
+/// The place where etcd keeps its data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Storage {
     /// In shared memory if there is enough of it. In shared memory, fsync costs nothing.
@@ -36,9 +36,9 @@ pub enum Storage {
 /// Options of a control plane.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Where etcd keeps its data.
+    /// The place where etcd keeps its data.
     pub storage: Storage,
-    /// Further flags of `kube-apiserver`. If a flag is repeated, the last one counts. With
+    /// Further flags of `kube-apiserver`. If a flag is repeated, the last value applies. With
     /// `--watch-cache=false` the API server forgets versions as soon as etcd does.
     pub api_server: Vec<String>,
     /// A command prefix for each program, such as the words that enter the namespaces of a lab
@@ -77,7 +77,7 @@ impl ControlPlane {
     /// `target/kube-logs`.
     ///
     /// # Errors
-    /// As for [`Self::start_with`].
+    /// Returns the same errors as [`Self::start_with`].
     pub fn start(name: &str) -> Result<Self> {
         Self::start_with(name, Options::default())
     }
@@ -86,8 +86,8 @@ impl ControlPlane {
     /// different names.
     ///
     /// # Errors
-    /// If a program is missing, ends, or is not ready in time. The message contains the end of its
-    /// output and the path of its log.
+    /// Returns an error if a program is missing, ends, or is not ready in time. The message
+    /// contains the end of its output and the path of its log.
     pub fn start_with(name: &str, options: Options) -> Result<Self> {
         let programs = programs::ensure()?;
         let helpers = Helpers::find()?;
@@ -161,7 +161,7 @@ impl ControlPlane {
     /// test grants.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// Returns an error if the kubeconfig cannot be written.
     pub fn kubeconfig_for_user(&self, user: &str, group: Option<&str>) -> Result<PathBuf> {
         let client = self.authority.client(user, group)?;
         self.write_kubeconfig(&Proof::Certificate(&client))
@@ -171,7 +171,7 @@ impl ControlPlane {
     /// hour.
     ///
     /// # Errors
-    /// If the API server issues no token.
+    /// Returns an error if the API server issues no token.
     pub fn kubeconfig_for_service_account(&self, namespace: &str, name: &str) -> Result<PathBuf> {
         let token = self.kubectl(&["create", "token", name, "--namespace", namespace])?;
         self.write_kubeconfig(&Proof::Token(token.trim()))
@@ -201,7 +201,8 @@ impl ControlPlane {
     /// Runs `kubectl` to its end; returns its standard output.
     ///
     /// # Errors
-    /// If it does not end with 0. The message has its standard error.
+    /// Returns an error if `kubectl` does not exit with status 0. The message has its standard
+    /// error.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         output(self.kubectl_command().args(args), &format!("kubectl {}", args.join(" ")))
     }
@@ -209,7 +210,7 @@ impl ControlPlane {
     /// Applies a manifest, or all manifests in a directory.
     ///
     /// # Errors
-    /// If `kubectl apply` fails.
+    /// Returns an error if `kubectl apply` fails.
     pub fn apply(&self, path: &Path) -> Result<String> {
         output(self.kubectl_command().args(["apply", "-f"]).arg(path), &format!("kubectl apply -f {}", path.display()))
     }
@@ -217,7 +218,7 @@ impl ControlPlane {
     /// Applies the manifests in a text.
     ///
     /// # Errors
-    /// If `kubectl apply` fails.
+    /// Returns an error if `kubectl apply` fails.
     pub fn apply_text(&self, manifests: &str) -> Result<String> {
         let mut file = tempfile::NamedTempFile::new_in(self.directory.path())?;
         file.write_all(manifests.as_bytes())?;
@@ -228,7 +229,7 @@ impl ControlPlane {
     /// is ready.
     ///
     /// # Errors
-    /// If the API server already runs, or does not become ready.
+    /// Returns an error if the API server already runs, or does not become ready.
     pub fn start_api_server(&self) -> Result<()> {
         let mut running = self.running();
         if running.api_server.is_some() {
@@ -247,7 +248,7 @@ impl ControlPlane {
     /// Stops the API server, which completes its requests first.
     ///
     /// # Errors
-    /// If it does not run, or does not end.
+    /// Returns an error if the API server does not run, or does not end.
     pub fn stop_api_server(&self) -> Result<()> {
         self.running().api_server.take().context("the API server is not running")?.stop()
     }
@@ -255,7 +256,7 @@ impl ControlPlane {
     /// Kills the API server.
     ///
     /// # Errors
-    /// If it does not run.
+    /// Returns an error if the program does not run.
     pub fn kill_api_server(&self) -> Result<()> {
         self.running().api_server.take().context("the API server is not running").map(drop)
     }
@@ -263,7 +264,7 @@ impl ControlPlane {
     /// Kills the API server and starts it again.
     ///
     /// # Errors
-    /// If the API server cannot be killed or started.
+    /// Returns an error if the API server cannot be killed or started.
     pub fn restart_api_server(&self) -> Result<()> {
         self.kill_api_server()?;
         self.start_api_server()
@@ -272,7 +273,7 @@ impl ControlPlane {
     /// Kills etcd. The API server continues to run, and answers with errors.
     ///
     /// # Errors
-    /// If it does not run.
+    /// Returns an error if the program does not run.
     pub fn kill_etcd(&self) -> Result<()> {
         self.running().etcd.take().context("etcd is not running").map(drop)
     }
@@ -280,7 +281,7 @@ impl ControlPlane {
     /// Starts the killed etcd with its former data.
     ///
     /// # Errors
-    /// If etcd already runs, or does not become healthy.
+    /// Returns an error if etcd already runs, or does not become healthy.
     pub fn start_etcd(&self) -> Result<()> {
         let mut running = self.running();
         if running.etcd.is_some() {
@@ -314,7 +315,8 @@ impl ControlPlane {
     /// Kills etcd, starts it again, and waits until the API server is ready with it.
     ///
     /// # Errors
-    /// If etcd cannot be killed or started, or the API server does not become ready.
+    /// Returns an error if etcd cannot be killed or started, or the API server does not become
+    /// ready.
     pub fn restart_etcd(&self) -> Result<()> {
         self.kill_etcd()?;
         self.start_etcd()?;
@@ -329,7 +331,7 @@ impl ControlPlane {
     /// cache too.
     ///
     /// # Errors
-    /// If etcd refuses.
+    /// Returns an error if etcd refuses.
     pub fn compact(&self) -> Result<u64> {
         let status = self.etcdctl(&["endpoint", "status", "--write-out=json"])?;
         let status: serde_json::Value =
@@ -346,7 +348,7 @@ impl ControlPlane {
     /// a dropped version gets 410 Gone and must list again. This restarts the API server.
     ///
     /// # Errors
-    /// If etcd refuses, or the API server cannot be restarted.
+    /// Returns an error if etcd refuses, or the API server cannot be restarted.
     pub fn forget_history(&self) -> Result<()> {
         self.compact()?;
         self.restart_api_server()

@@ -63,7 +63,8 @@ impl Daemon {
     pub(super) fn until<T>(&mut self, what: &str, mut probe: impl FnMut(&Self) -> Result<T>) -> Result<T> {
         let log = self.log.clone();
         let waited = wait::until(what, TIMEOUT, || {
-            // The state is read before the probe, so that the program's last actions count.
+            // The state is read before the probe, so that the probe also sees the program's last
+            // actions.
             let ended = self.child.try_wait()?;
             match (probe(self), ended) {
                 (Ok(value), _) => Ok(Ok(value)),

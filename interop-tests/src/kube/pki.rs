@@ -43,8 +43,8 @@ impl Authority {
         self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    /// Issues a client's certificate. The API server uses its common name as the user and its
-    /// organisation as a group.
+    /// Issues a client certificate. The API server takes the user from its common name and the
+    /// group from its organisation.
     pub(super) fn client(&self, user: &str, group: Option<&str>) -> Result<Credentials> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, user);
@@ -75,7 +75,7 @@ pub(super) fn token_keys() -> Result<(String, String)> {
     Ok((key.serialize_pem(), key.public_key_pem()))
 }
 
-/// How a client authenticates.
+/// Proof of a client's identity.
 pub(super) enum Proof<'a> {
     Certificate(&'a Credentials),
     Token(&'a str),

@@ -63,8 +63,8 @@ impl Helpers {
 /// Returns `kube-apiserver` and `kubectl`. Builds them if they are not there yet.
 ///
 /// # Errors
-/// If Go is missing or too old, the module proxy cannot be reached or the build fails. The message
-/// contains the remedy.
+/// Returns an error if Go is missing or too old, the module proxy cannot be reached or the build
+/// fails. The message contains the remedy.
 pub fn ensure() -> Result<Programs> {
     if let Some(programs) = Programs::overridden()? {
         return Ok(programs);

@@ -15,7 +15,7 @@ pub enum Subject<'a> {
 }
 
 impl Subject<'_> {
-    /// Returns the name by which the API server knows the subject.
+    /// Returns the name of the subject at the API server.
     fn user(&self) -> String {
         match self {
             Self::User(name) => (*name).to_owned(),
@@ -36,7 +36,8 @@ impl ControlPlane {
     /// ClusterRole and a ClusterRoleBinding called `name`. Returns when the right is in effect.
     ///
     /// # Errors
-    /// If the role or the binding exists already, or the right does not take effect.
+    /// Returns an error if the role or the binding exists already, or the right does not take
+    /// effect.
     pub fn grant(&self, name: &str, subject: Subject<'_>, verbs: &[&str], resources: &[&str]) -> Result<()> {
         ensure!(!verbs.is_empty() && !resources.is_empty(), "a right needs verbs and resources");
         let (verb, resource) = (verbs.join(","), resources.join(","));
@@ -49,7 +50,7 @@ impl ControlPlane {
     /// later: see [`Self::wait_right`].
     ///
     /// # Errors
-    /// If `name` has no rights.
+    /// Returns an error if `name` has no rights.
     pub fn revoke(&self, name: &str) -> Result<()> {
         self.kubectl(&["delete", "clusterrolebinding,clusterrole", name]).map(drop)
     }
@@ -57,7 +58,7 @@ impl ControlPlane {
     /// Returns whether a subject has a right in the whole cluster, according to the API server.
     ///
     /// # Errors
-    /// If the API server does not answer.
+    /// Returns an error if the API server does not answer.
     pub fn can(&self, subject: Subject<'_>, verb: &str, resource: &str) -> Result<bool> {
         let user = format!("--as={}", subject.user());
         let mut command = self.kubectl_command();
@@ -73,7 +74,7 @@ impl ControlPlane {
     /// Waits until a subject has a right, or no longer has it, according to `wanted`.
     ///
     /// # Errors
-    /// If the right does not change in time.
+    /// Returns an error if the right does not change in time.
     pub fn wait_right(&self, subject: Subject<'_>, verb: &str, resource: &str, wanted: bool) -> Result<()> {
         let what =
             format!("{} to be {} {verb} {resource}", subject.user(), if wanted { "allowed to" } else { "denied to" });

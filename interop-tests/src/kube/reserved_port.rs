@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use anyhow::{Context as _, Result};
 
 /// First port of the range. The range is below the ports that the kernel gives to outgoing
-/// connections. A client that keeps trying a port of that other range while its server is down may
-/// connect to itself, and then the server cannot bind to its port.
+/// connections. A client that repeatedly connects to a port in that other range while its server is
+/// down may connect to itself, and then the server cannot bind to its port.
 const FIRST: u16 = 20_000;
 const COUNT: u16 = 10_000;
 

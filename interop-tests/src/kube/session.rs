@@ -12,7 +12,7 @@ use crate::progress::Progress;
 /// Runs `argv`, by default a shell, with a fresh control plane. Returns the exit status of `argv`.
 ///
 /// # Errors
-/// If the control plane or the command does not start.
+/// Returns an error if the control plane or the command does not start.
 pub fn session(api_server: Vec<String>, argv: Vec<String>) -> Result<ExitCode> {
     let programs = programs::ensure()?;
     let progress = Progress::start("starting etcd and kube-apiserver");

@@ -33,14 +33,14 @@ const MOST_CUTS: u32 = 10_000;
 /// Time limit for a complete boot, on a busy machine. A boot that takes longer fails the run.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How often the host reads a guest's reports.
+/// Interval at which the host reads a guest's reports.
 const PACE: Duration = Duration::from_millis(20);
 
 /// Cuts the power `cuts` times at moments that follow from `seed`, and writes an outcome in the
 /// form of scenarios to standard output. The exit status is 1 if an address was lost or held twice.
 ///
 /// # Errors
-/// If there is no lab, no `mkfs.ext4`, or the programs do not build.
+/// Returns an error if there is no lab, no `mkfs.ext4`, or the programs do not build.
 pub fn main(cuts: u32, seed: u64) -> Result<ExitCode> {
     ensure!((1..=MOST_CUTS).contains(&cuts), "--cuts must be from 1 to {MOST_CUTS}");
     let machine = Machine::new(programs()?.join("edge-cni"))?;
@@ -229,7 +229,7 @@ impl Reports {
 }
 
 /// Returns the containers that have a lease in a journal (docs/cni.md, "On disk"). A line without a
-/// line end does not count.
+/// line end is ignored.
 fn leased(journal: &[u8]) -> BTreeSet<String> {
     let mut leased = BTreeSet::new();
     for line in String::from_utf8_lossy(journal).split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
@@ -261,7 +261,7 @@ mod tests {
         assert!(error.contains("the lease of c is lost"), "{error}");
         let error = reports(&["attached-b", "detaching-b", "detached-b"]).compare(JOURNAL).unwrap_err().to_string();
         assert!(error.contains("the lease of b is back"), "{error}");
-        // Half a line does not count.
+        // An incomplete line is ignored.
         assert!(reports(&["attached-d"]).compare(b"1 + d eth0 pods - 10.77.3.2").is_err());
     }
 

@@ -31,7 +31,7 @@ pub struct RunOptions {
 /// Prints the scenarios, as a table or as JSON.
 ///
 /// # Errors
-/// If standard output is closed.
+/// Returns an error if standard output is closed.
 pub fn list(all: &[&'static Scenario], json: bool) -> Result<ExitCode> {
     if json {
         let rows: Vec<_> = all
@@ -64,7 +64,7 @@ pub fn list(all: &[&'static Scenario], json: bool) -> Result<ExitCode> {
 /// failed.
 ///
 /// # Errors
-/// As [`outcomes`].
+/// Returns the same errors as [`outcomes`].
 pub fn run(all: &[&'static Scenario], options: &RunOptions) -> Result<ExitCode> {
     let outcomes = outcomes(all, options, |outcome, kept| {
         let mut stdout = std::io::stdout().lock();
@@ -89,7 +89,8 @@ pub fn run(all: &[&'static Scenario], options: &RunOptions) -> Result<ExitCode> 
 /// error.
 ///
 /// # Errors
-/// If there is no lab, a name is unknown, the programs do not build, or `ended` fails.
+/// Returns an error if there is no lab, a name is unknown, the programs do not build, or `ended`
+/// fails.
 pub fn outcomes(
     scenarios: &[&'static Scenario],
     options: &RunOptions,
@@ -142,7 +143,7 @@ struct LabDeath {
     /// The description, with the lab's console.
     why: String,
     console: String,
-    /// How long the scenario had run, in seconds.
+    /// Time for which the scenario had run, in seconds.
     seconds: f64,
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct RunContext<'a> {
 /// Runs the scenarios and reports when each begins and ends.
 ///
 /// # Errors
-/// If `report` fails. A scenario's failure is an [`Outcome`].
+/// Returns an error if `report` fails. A scenario's failure is an [`Outcome`].
 pub(crate) fn run_all(
     names: &[String],
     context: &RunContext<'_>,

@@ -15,7 +15,7 @@ use crate::topology::dump_all;
 /// `out`.
 ///
 /// # Errors
-/// If the namespaces cannot be prepared or the outcome cannot be written.
+/// Returns an error if the namespaces cannot be prepared or the outcome cannot be written.
 pub fn main(scenarios: &[&'static Scenario], name: &str, out: &Path, programs: &Path, keep: bool) -> Result<ExitCode> {
     let Some(scenario) = find(scenarios, name) else {
         bail!("there is no scenario {name:?}");
@@ -64,8 +64,8 @@ fn outcome(scenario: &Scenario, started: Instant, ended: Ended) -> Outcome {
     Outcome { scenario: scenario.name.to_owned(), result, seconds: started.elapsed().as_secs_f64(), why }
 }
 
-/// At the deadline, writes a failed outcome and the kernel's state, and ends the process and
-/// thereby all its namespaces.
+/// Writes a failed outcome and the kernel's state at the deadline. Then ends the process, and with
+/// it all its namespaces.
 fn end_at_deadline(scenario: &'static Scenario, out: std::path::PathBuf, started: Instant) {
     std::thread::spawn(move || {
         #[expect(clippy::disallowed_methods, reason = "the deadline is the event")]

@@ -18,7 +18,7 @@ use crate::scenario::Scenario;
 /// the guest's serial line.
 ///
 /// # Errors
-/// If the spec cannot be read or nothing can be reported.
+/// Returns an error if the spec cannot be read or nothing can be reported.
 pub fn main(scenarios: &[&'static Scenario], dir: &Path, events: Option<&Path>) -> Result<ExitCode> {
     let spec: Spec = serde_json::from_slice(&fs::read(dir.join("spec.json"))?)?;
     let mut writer = EventWriter(match events {

@@ -24,7 +24,7 @@ pub struct Skip(pub String);
 /// Ends a scenario as skipped: `return skip("this kernel has no IP-TFS")`.
 ///
 /// # Errors
-/// Always. The error is a [`Skip`].
+/// Always returns an error, which is a [`Skip`].
 pub fn skip<T>(why: &str) -> Result<T> {
     Err(Skip(why.to_owned()).into())
 }
@@ -38,7 +38,7 @@ impl Lab {
     /// network.
     ///
     /// # Errors
-    /// As [`Net::build`], or if the scenario has a network already.
+    /// Returns the errors of [`Net::build`], or an error if the scenario has a network already.
     pub fn build(&self, plan: &NetworkPlan) -> Result<&Net> {
         let net = Net::build(plan, &self.out)?;
         anyhow::ensure!(self.net.set(net).is_ok(), "a scenario has one network");
@@ -55,7 +55,7 @@ impl Lab {
     /// built for this run.
     ///
     /// # Errors
-    /// If it was not built.
+    /// Returns an error if the program was not built.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.programs.join(name);
         anyhow::ensure!(path.is_file(), "{} is not there: it was not built", path.display());

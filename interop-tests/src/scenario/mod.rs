@@ -96,7 +96,7 @@ pub fn find(scenarios: &[&'static Scenario], name: &str) -> Option<&'static Scen
 /// scenarios that run by default. Without words, returns all that run by default.
 ///
 /// # Errors
-/// If a word names none. Returns the word.
+/// Returns the first word that names no scenario as the error.
 pub fn select(all: &[&'static Scenario], words: &[String]) -> Result<Vec<&'static Scenario>, String> {
     if words.is_empty() {
         return Ok(all.iter().filter(|scenario| scenario.by_default).copied().collect());

@@ -174,7 +174,7 @@ fn ping(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// How long a single packet may wait for its tunnel and its answer.
+/// Maximum time for which a single packet may wait for its tunnel and its answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn on_demand(lab: &Lab) -> Result<()> {

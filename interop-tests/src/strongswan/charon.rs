@@ -55,7 +55,7 @@ pub struct Charon<'a> {
     loaded: String,
 }
 
-/// How charon and its peer authenticate.
+/// Authentication of charon and its peer.
 #[derive(Clone)]
 pub enum Auth {
     /// A pre-shared key.
@@ -85,7 +85,7 @@ pub struct Connection {
     pub local_id: String,
     /// The peer's identity.
     pub remote_id: String,
-    /// How charon and the peer authenticate.
+    /// Authentication of charon and the peer.
     pub auth: Auth,
     /// Networks behind charon, separated by commas.
     pub local_ts: String,
@@ -254,7 +254,7 @@ impl<'a> Charon<'a> {
     /// Starts charon on `node` and loads the connection.
     ///
     /// # Errors
-    /// If it does not start or refuses the configuration.
+    /// Returns an error if charon does not start or refuses the configuration.
     pub fn start(node: &'a Node, connection: &Connection) -> Result<Self> {
         Self::start_with(node, STRONGSWAN_CONF, connection)
     }
@@ -262,7 +262,7 @@ impl<'a> Charon<'a> {
     /// Starts charon as [`Self::start`] does, with settings for thousands of peers and a quiet log.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// Returns the same errors as [`Self::start`].
     pub fn start_for_many(node: &'a Node, connection: &Connection) -> Result<Self> {
         Self::start_with(node, MANY_PEERS_CONF, connection)
     }
@@ -296,7 +296,7 @@ impl<'a> Charon<'a> {
     /// certificates and keys must exist already.
     ///
     /// # Errors
-    /// If it does not start or refuses the configuration.
+    /// Returns an error if charon does not start or refuses the configuration.
     pub fn start_with_file(node: &'a Node, name: &str, swanctl_conf: &str) -> Result<Self> {
         let mut charon = Self::spawn(node, STRONGSWAN_CONF)?;
         charon.load_file(name, swanctl_conf)?;
@@ -306,7 +306,7 @@ impl<'a> Charon<'a> {
     /// Replaces the connection. Established SAs stay.
     ///
     /// # Errors
-    /// If charon refuses the connection.
+    /// Returns an error if charon refuses the connection.
     pub fn load(&mut self, connection: &Connection) -> Result<()> {
         let node = self.node;
         if let Auth::Certificate(credentials, authority) = &connection.auth {
@@ -334,7 +334,8 @@ impl<'a> Charon<'a> {
     /// Initiates the child and waits until it is up.
     ///
     /// # Errors
-    /// If the child is refused or does not come up. The message contains charon's output.
+    /// Returns an error if the child is refused or does not come up. The message contains charon's
+    /// output.
     pub fn initiate(&self) -> Result<()> {
         self.initiate_child("net")
     }
@@ -342,7 +343,7 @@ impl<'a> Charon<'a> {
     /// Initiates one of several children and waits until it is up.
     ///
     /// # Errors
-    /// As [`Self::initiate`].
+    /// Returns the same errors as [`Self::initiate`].
     pub fn initiate_child(&self, child: &str) -> Result<()> {
         self.swanctl(&["--initiate", "--child", child, "--timeout", "20"]).map(drop)
     }
@@ -351,7 +352,7 @@ impl<'a> Charon<'a> {
     /// others are unchanged.
     ///
     /// # Errors
-    /// If this does not happen in time.
+    /// Returns an error if this does not happen in time.
     pub fn rekey_one_child(&self, child: &str) -> Result<()> {
         let spis = |name: bool| -> Result<Vec<u32>> {
             let mut of: Vec<u32> =
@@ -371,7 +372,7 @@ impl<'a> Charon<'a> {
     /// Makes charon rekey the child, and waits until a new one is installed.
     ///
     /// # Errors
-    /// If none is installed in time.
+    /// Returns an error if no new CHILD_SA is installed in time.
     pub fn rekey_child(&self) -> Result<()> {
         let before: Vec<_> = self.installed()?.iter().map(|child| child.spi_in).collect();
         self.swanctl(&["--rekey", "--child", "net"])?;
@@ -389,7 +390,7 @@ impl<'a> Charon<'a> {
     /// its CHILD_SA.
     ///
     /// # Errors
-    /// If this does not happen in time.
+    /// Returns an error if this does not happen in time.
     pub fn rekey_ike(&self) -> Result<()> {
         let before: Vec<_> = self.sas()?.into_iter().map(|sa| sa.spis).collect();
         self.swanctl(&["--rekey", "--ike", &self.loaded])?;
@@ -406,7 +407,7 @@ impl<'a> Charon<'a> {
     /// Ends the connection's IKE SA.
     ///
     /// # Errors
-    /// If there is none.
+    /// Returns an error if there is no such SA.
     pub fn terminate(&self) -> Result<()> {
         self.swanctl(&["--terminate", "--ike", &self.loaded, "--timeout", "10"]).map(drop)
     }
@@ -414,7 +415,7 @@ impl<'a> Charon<'a> {
     /// Deletes the CHILD_SA; the IKE SA stays.
     ///
     /// # Errors
-    /// If there is none.
+    /// Returns an error if there is no such SA.
     pub fn terminate_child(&self) -> Result<()> {
         self.swanctl(&["--terminate", "--child", "net", "--timeout", "10"]).map(drop)
     }
@@ -422,7 +423,7 @@ impl<'a> Charon<'a> {
     /// Returns all IKE SAs.
     ///
     /// # Errors
-    /// If charon does not answer.
+    /// Returns an error if charon does not answer.
     pub fn sas(&self) -> Result<Vec<IkeSa>> {
         parse_sas(&self.swanctl(&["--list-sas", "--pretty"])?)
     }
@@ -430,7 +431,7 @@ impl<'a> Charon<'a> {
     /// Returns all CHILD_SAs that carry traffic.
     ///
     /// # Errors
-    /// If charon does not answer.
+    /// Returns an error if charon does not answer.
     pub fn installed(&self) -> Result<Vec<ChildSa>> {
         let sas = self.sas()?;
         Ok(sas.into_iter().flat_map(|sa| sa.children).filter(|child| child.state == "INSTALLED").collect())
@@ -440,7 +441,7 @@ impl<'a> Charon<'a> {
     /// returns the CHILD_SA.
     ///
     /// # Errors
-    /// If this does not happen in time.
+    /// Returns an error if this does not happen in time.
     pub fn wait_up(&self) -> Result<ChildSa> {
         wait::for_event(&format!("the tunnel of charon on {}", self.node.name()), || {
             let sas = self.sas()?;

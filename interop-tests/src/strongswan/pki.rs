@@ -70,7 +70,7 @@ impl Authority {
     /// Makes a new authority with an ECDSA key.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// Returns an error if the key or the certificate cannot be made.
     pub fn new(name: &str) -> Result<Self> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
@@ -84,7 +84,7 @@ impl Authority {
     /// Issues a certificate for one DNS name, which is the holder's identity in IKE.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// Returns an error if the key or the certificate cannot be made.
     pub fn issue(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
         self.issue_for(vec![name.to_owned()], common_name(name), kind)
     }
@@ -93,7 +93,7 @@ impl Authority {
     /// [`subject`], with a PrintableString for the country.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// Returns an error if the key or the certificate cannot be made.
     pub fn issue_by_subject(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
         let mut subject = DistinguishedName::new();
         subject.push(DnType::CountryName, DnValue::PrintableString("DE".try_into()?));
@@ -106,7 +106,7 @@ impl Authority {
     /// certificate does not fit into one datagram.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// Returns an error if the key or the certificate cannot be made.
     pub fn issue_long(&self, name: &str, kind: KeyKind) -> Result<Credentials> {
         let more = (0..40).map(|n| format!("one-more-name-that-nobody-asks-for-{n}.{name}"));
         self.issue_for([name.to_owned()].into_iter().chain(more).collect(), common_name(name), kind)

@@ -13,7 +13,7 @@ pub(super) struct Section {
 }
 
 impl Section {
-    /// Parses all replies and events in the text. `list-sa event {` and the like become sections
+    /// Parses all replies and events in the text. Blocks such as `list-sa event {` become sections
     /// with a number added to their names.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());

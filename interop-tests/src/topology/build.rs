@@ -55,8 +55,8 @@ impl Net {
     /// `out`.
     ///
     /// # Errors
-    /// If the kernel refuses a command or the plan contradicts itself. Objects that were made end
-    /// with the process.
+    /// Returns an error if the kernel refuses a command or the plan contradicts itself. Objects
+    /// that were made end with the process.
     pub fn build(plan: &NetworkPlan, out: &Path) -> Result<Self> {
         let mut holders = Vec::new();
         for node in &plan.nodes {
@@ -88,7 +88,7 @@ impl Net {
     /// Returns a node by its name.
     ///
     /// # Panics
-    /// If the plan has no such node.
+    /// Panics if the plan has no such node.
     #[must_use]
     #[track_caller]
     pub fn node(&self, name: &str) -> &Node {
@@ -108,7 +108,7 @@ impl Node {
     /// Changes delay and loss between the node and a wire, in each direction. `None` removes both.
     ///
     /// # Errors
-    /// If the node is not on that wire.
+    /// Returns an error if the node is not on that wire.
     pub fn slow(&self, wire: &str, netem: Option<Netem>) -> Result<()> {
         let port = self.ports.get(wire).with_context(|| format!("{} is not on {wire}", self.name()))?;
         let order = |device: &str| match netem {
@@ -124,7 +124,7 @@ impl Node {
     /// Connects the node to a wire, or disconnects it.
     ///
     /// # Errors
-    /// If the node is not on that wire.
+    /// Returns an error if the node is not on that wire.
     pub fn plug(&self, wire: &str, plugged: bool) -> Result<()> {
         let port = self.ports.get(wire).with_context(|| format!("{} is not on {wire}", self.name()))?;
         let state = if plugged { "up" } else { "down" };
@@ -134,7 +134,7 @@ impl Node {
     /// Makes an empty network namespace, as a container runtime does before it calls the plugin.
     ///
     /// # Errors
-    /// If a namespace of that name already exists.
+    /// Returns an error if a namespace of that name already exists.
     pub fn pod(&self, name: &str) -> Result<Pod> {
         self.sh(&format!("ip netns add {name} && ip -n {name} link set lo up"))?;
         let path = format!("/run/netns/{name}");
@@ -149,7 +149,7 @@ impl Node {
     /// family. Also turns the host's forwarding on.
     ///
     /// # Errors
-    /// If the kernel refuses it.
+    /// Returns an error if the kernel refuses a command.
     pub fn wired_pod(&self, name: &str, address: &str, gateway: &str) -> Result<Pod> {
         let pod = self.pod(name)?;
         let via = gateway.split('/').next().unwrap_or(gateway);

@@ -19,7 +19,7 @@ impl Namespaces {
     /// Starts a capture of everything on one interface.
     ///
     /// # Errors
-    /// If tcpdump cannot be run.
+    /// Returns an error if tcpdump cannot be run.
     pub fn capture(&self, interface: &str) -> Result<Capture> {
         Capture::start(self, interface)
     }
@@ -51,7 +51,7 @@ impl Capture {
     /// from tcpdump.
     ///
     /// # Errors
-    /// If the filter is invalid.
+    /// Returns an error if the filter is invalid.
     pub fn packets(&self, filter: &str) -> Result<Vec<String>> {
         let out = Command::new("tcpdump")
             .args(["-n", "-tt", "-r"])
@@ -70,7 +70,7 @@ impl Capture {
     /// Returns the SPIs of the ESP packets captured so far, with and without UDP.
     ///
     /// # Errors
-    /// If the file cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn esp_spis(&self) -> Result<std::collections::BTreeSet<u32>> {
         let mut spis = std::collections::BTreeSet::new();
         for line in self.packets("udp port 4500 or esp or ip6 proto 50")? {
@@ -83,10 +83,11 @@ impl Capture {
         Ok(spis)
     }
 
-    /// Fails if a packet captured so far matches the filter. The message shows the first ones.
+    /// Fails if a packet captured so far matches the filter. The message contains the first
+    /// matching packets.
     ///
     /// # Errors
-    /// If a packet matches, or the filter is invalid.
+    /// Returns an error if a packet matches, or the filter is invalid.
     pub fn expect_none(&self, filter: &str) -> Result<()> {
         let packets = self.packets(filter)?;
         ensure!(
@@ -102,7 +103,7 @@ impl Capture {
     /// Waits until a packet matches the filter.
     ///
     /// # Errors
-    /// If none comes in time.
+    /// Returns an error if no such packet is captured in time.
     pub fn wait_for(&self, filter: &str) -> Result<()> {
         crate::wait::for_event(&format!("a packet in {} ({filter})", self.file.display()), || {
             ensure!(!self.packets(filter)?.is_empty(), "none came");
@@ -114,7 +115,7 @@ impl Capture {
     /// capture would prove nothing.
     ///
     /// # Errors
-    /// If packets were dropped, or tcpdump does not end.
+    /// Returns an error if packets were dropped, or tcpdump does not end.
     pub fn stop(&mut self) -> Result<()> {
         self.process.signal(Signal::INT)?;
         self.process.wait_end(crate::wait::TIMEOUT)?;

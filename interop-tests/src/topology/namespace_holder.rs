@@ -33,7 +33,7 @@ pub(super) struct Setup {
 /// Runs as the process that keeps a node's namespaces alive.
 ///
 /// # Errors
-/// If standard input or output are closed.
+/// Returns an error if standard input or output is closed.
 pub fn main() -> Result<ExitCode> {
     let mut stdout = std::io::stdout();
     let mut stdin = std::io::stdin().lock();

@@ -47,7 +47,7 @@ impl Namespaces {
     /// Writes a file on this node, and makes its directory if needed.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn write(&self, path: &str, text: &str) -> Result<()> {
         let real = self.path(path);
         if let Some(directory) = real.parent() {
@@ -59,7 +59,7 @@ impl Namespaces {
     /// Reads a file on this node.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn read(&self, path: &str) -> Result<String> {
         std::fs::read_to_string(self.path(path)).with_context(|| format!("reading {path} on {}", self.name))
     }
@@ -88,7 +88,7 @@ impl Namespaces {
     /// status.
     ///
     /// # Errors
-    /// If it cannot be run.
+    /// Returns an error if the command cannot be run.
     pub fn output(&self, command: &mut Command) -> Result<Output> {
         let started = Instant::now();
         let shown = shown(command);
@@ -100,7 +100,8 @@ impl Namespaces {
     /// Runs a command made by [`Self::command`]; returns its standard output.
     ///
     /// # Errors
-    /// If the command does not end with 0. The message contains its output.
+    /// Returns an error if the command does not exit with status 0. The message contains the
+    /// output.
     pub fn run(&self, command: &mut Command) -> Result<String> {
         let out = self.output(command)?;
         if !out.status.success() {
@@ -119,7 +120,7 @@ impl Namespaces {
     /// Runs a shell command; returns its standard output.
     ///
     /// # Errors
-    /// As [`Self::run`].
+    /// Returns the same errors as [`Self::run`].
     pub fn sh(&self, script: &str) -> Result<String> {
         self.run(self.command("sh").args(["-c", script]))
     }
@@ -127,7 +128,7 @@ impl Namespaces {
     /// Sends one ping. Returns whether it was answered within `timeout`.
     ///
     /// # Errors
-    /// If ping cannot be run.
+    /// Returns an error if ping cannot be run.
     pub fn reaches(&self, to: &str, timeout: Duration) -> Result<bool> {
         let seconds = timeout.as_secs_f32().max(0.1).to_string();
         let out = self.output(self.command("ping").args(["-n", "-q", "-c", "1", "-W", &seconds, to]))?;
@@ -142,7 +143,7 @@ impl Namespaces {
     /// Returns the kernel's SAs in these namespaces, with their counters.
     ///
     /// # Errors
-    /// If `ip` cannot be run or its output cannot be parsed.
+    /// Returns an error if `ip` cannot be run or its output cannot be parsed.
     pub fn xfrm_states(&self) -> Result<Vec<xfrm::State>> {
         xfrm::State::parse_all(&self.run(self.command("ip").args(["-s", "xfrm", "state", "list", "nokeys"]))?)
     }
@@ -150,7 +151,7 @@ impl Namespaces {
     /// Returns the kernel's policies in these namespaces.
     ///
     /// # Errors
-    /// If `ip` cannot be run or its output cannot be parsed.
+    /// Returns an error if `ip` cannot be run or its output cannot be parsed.
     pub fn xfrm_policies(&self) -> Result<Vec<xfrm::Policy>> {
         xfrm::Policy::parse_all(&self.run(self.command("ip").args(["-s", "xfrm", "policy"]))?)
     }
@@ -159,7 +160,7 @@ impl Namespaces {
     /// name.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// Returns an error if the file cannot be read.
     pub fn xfrm_stat(&self) -> Result<std::collections::BTreeMap<String, u64>> {
         let text = self.run(self.command("cat").arg("/proc/net/xfrm_stat"))?;
         xfrm::parse_stat(&text)

@@ -55,7 +55,8 @@ impl PingReport {
     /// Fails if a request was lost, or if fewer than five were sent, which would prove nothing.
     ///
     /// # Errors
-    /// If a request was lost or fewer than five were sent. The message contains the gaps.
+    /// Returns an error if a request was lost or fewer than five were sent. The message contains
+    /// the gaps.
     pub fn expect_none_lost(&self) -> Result<()> {
         anyhow::ensure!(self.sent >= 5, "only {} pings were sent, which proves nothing", self.sent);
         anyhow::ensure!(
@@ -73,7 +74,7 @@ impl Namespaces {
     /// Starts a ping in the background, ten times a second. [`Ping::start`] takes another interval.
     ///
     /// # Errors
-    /// If ping cannot be run.
+    /// Returns an error if ping cannot be run.
     pub fn ping(&self, to: &str) -> Result<Ping> {
         Ping::start(self, to, Duration::from_millis(100))
     }
@@ -83,7 +84,7 @@ impl Ping {
     /// Starts a ping from `namespaces` with an interval of `pace`.
     ///
     /// # Errors
-    /// If ping cannot be run.
+    /// Returns an error if ping cannot be run.
     pub fn start(namespaces: &Namespaces, to: &str, pace: Duration) -> Result<Self> {
         let name = format!("ping-{}", to.replace([':', '/'], "_"));
         let interval = format!("{:.3}", pace.as_secs_f64());
@@ -103,7 +104,7 @@ impl Ping {
     /// Waits until `count` more requests were answered.
     ///
     /// # Errors
-    /// If the requests were not answered in time.
+    /// Returns an error if the requests were not answered in time.
     pub fn wait_more(&mut self, count: u64) -> Result<()> {
         let goal = self.received() + count;
         wait::for_event(&format!("{count} more answers to a ping"), || {
@@ -116,7 +117,7 @@ impl Ping {
     /// Ends the ping. Waits for requests on their way, so that they do not count as lost.
     ///
     /// # Errors
-    /// If ping ended by itself, or its summary is missing.
+    /// Returns an error if ping ended by itself, or its summary is missing.
     pub fn stop(mut self) -> Result<PingReport> {
         // Once a later request is answered, all requests before it are answered or lost.
         let last = self.last_reply();
@@ -142,7 +143,7 @@ impl Ping {
     /// Returns how many requests were answered.
     ///
     /// # Errors
-    /// If ping does not end.
+    /// Returns an error if ping does not end.
     pub fn end(mut self) -> Result<u64> {
         self.process.signal(Signal::INT)?;
         self.process.wait_end(Duration::from_secs(60))?;

@@ -27,7 +27,7 @@ impl Namespaces {
     /// in the scenario's directory, and ends with the scenario at the latest.
     ///
     /// # Errors
-    /// If it cannot be run.
+    /// Returns an error if the command cannot be run.
     pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
         Process::start(self, name, command)
     }
@@ -58,7 +58,7 @@ impl Process {
         &self.log
     }
 
-    /// Returns its output so far.
+    /// Returns the program's output so far.
     #[must_use]
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
@@ -67,12 +67,13 @@ impl Process {
     /// Waits until the log contains `text`.
     ///
     /// # Errors
-    /// If the text does not appear in time, or the program ends before that.
+    /// Returns an error if the text does not appear in time, or the program ends before that.
     pub fn wait_log(&mut self, text: &str) -> Result<()> {
         let what = format!("{:?} in the log of {}", text, self.name);
         let mut ended = None;
         let waited = wait::for_event(&what, || {
-            // The status is read before the log, so that the program's last output counts.
+            // The status is read before the log, so that the program's last output is also
+            // searched.
             ended = self.exit_status()?;
             if self.log().contains(text) {
                 return Ok(true);
@@ -97,7 +98,7 @@ impl Process {
     /// Returns how the program ended; `None` while it runs.
     ///
     /// # Errors
-    /// If the program cannot be waited for.
+    /// Returns an error if the program cannot be waited for.
     pub fn exit_status(&mut self) -> Result<Option<ExitStatus>> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait()?;
@@ -108,7 +109,7 @@ impl Process {
     /// Waits until the program ends by itself.
     ///
     /// # Errors
-    /// If the program has not ended after `timeout`.
+    /// Returns an error if the program has not ended after `timeout`.
     pub fn wait_end(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let what = format!("the end of {}", self.name);
         wait::until(&what, timeout, || self.exit_status()?.context("it is still running"))
@@ -117,7 +118,7 @@ impl Process {
     /// Sends a signal.
     ///
     /// # Errors
-    /// If it has ended.
+    /// Returns an error if the program has ended.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if let Some(status) = self.exit_status()? {
             bail!("{} has ended ({status}):\n{}", self.name, self.tail());
@@ -128,7 +129,7 @@ impl Process {
     /// Sends SIGTERM and waits until the program ends.
     ///
     /// # Errors
-    /// If the program does not end within 10 s. In that case it is killed.
+    /// Returns an error if the program does not end within 10 s. In that case it is killed.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         if let Some(status) = self.exit_status()? {
             return Ok(status);
@@ -146,7 +147,7 @@ impl Process {
     /// Kills the program (SIGKILL), as a crash would.
     ///
     /// # Errors
-    /// If the program had already ended, other than by that signal.
+    /// Returns an error if the program had already ended, other than by that signal.
     pub fn kill(&mut self) -> Result<()> {
         if let Some(status) = self.exit_status()? {
             if status.signal() == Some(9) {

@@ -54,7 +54,7 @@ impl State {
     /// only reserved.
     ///
     /// # Errors
-    /// If a field is missing that every state has.
+    /// Returns an error if a field is missing that every state has.
     pub fn parse_all(text: &str) -> Result<Vec<Self>> {
         let mut states = Vec::new();
         for block in blocks(text) {
@@ -101,7 +101,7 @@ impl Policy {
     /// Parses the output of `ip -s xfrm policy`.
     ///
     /// # Errors
-    /// If a field is missing that every policy has.
+    /// Returns an error if a field is missing that every policy has.
     pub fn parse_all(text: &str) -> Result<Vec<Self>> {
         blocks(text)
             .iter()
@@ -147,7 +147,7 @@ pub(super) fn parse_stat(text: &str) -> Result<BTreeMap<String, u64>> {
         .collect()
 }
 
-/// Splits the output into entries. An entry's first line is not indented, the others are.
+/// Splits the output into entries. The first line of an entry is not indented; its other lines are.
 fn blocks(text: &str) -> Vec<String> {
     let mut blocks: Vec<String> = Vec::new();
     for line in text.lines() {

@@ -19,8 +19,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("helm_installs_upgrades_cleans_up_and_uninstalls_on_an_api_server", installed),
 ];
 
-/// Values that turn on everything that is off, and change values that have another form in that
-/// case.
+/// Values that enable everything that is off by default, and change the values whose form depends
+/// on that.
 const EVERYTHING: &str = r#"
 image: {repository: registry.example.org/edge-cni, tag: "7", pullPolicy: Always, pullSecrets: [registry]}
 segments: {clusterRanges: ["10.80.0.0/16", "fd77::/48"], reserved: ["10.80.255.0/24"], v4Prefix: 25, v6Prefix: 121}
@@ -141,7 +141,7 @@ fn configurations() {
         let cleanup = arguments.contains(&"--set=cleanup.enabled=true");
         assert_eq!(seen.len(), if cleanup { 5 } else { 4 }, "{seen:?}");
     }
-    // What the values add appears at the place where it takes effect.
+    // Settings from the values appear in the objects in which they take effect.
     let objects = objects(&template(&values(&all)).unwrap());
     let agent = |map: &str| {
         let text = files(&objects, "agent.toml").into_iter().find(|(name, _)| *name == map).expect("the agent's").1;
@@ -188,7 +188,7 @@ fn roles() {
     assert_eq!(kubernetes["hub_selector"].as_str(), Some("node-restriction.kubernetes.io/edge-hub=yes"));
     assert_eq!(kubernetes["cloud_selector"].as_str(), Some("node-restriction.kubernetes.io/edge-cloud=yes"));
     // Otherwise a kubelet could make its own Node an edge with a label that the policy does not
-    // know.
+    // list.
     let variables = &find(&objects, "ValidatingAdmissionPolicy", "edge-cni-node-labels")["spec"]["variables"];
     assert_eq!(variables[0]["name"], "labels");
     let protected: Vec<String> = serde_json::from_str(variables[0]["expression"].as_str().unwrap()).unwrap();
@@ -198,8 +198,8 @@ fn roles() {
     assert_eq!(variables[1]["expression"], r#"["system:serviceaccount:kubeedge:cloudcore", "cloudcore"]"#);
 }
 
-/// The parts of the Prometheus operator's resource that the API server must know. The operator is
-/// not installed here.
+/// The parts of the definition of the Prometheus operator's resource that the API server needs. The
+/// operator is not installed here.
 const SERVICE_MONITORS: &str = "
 apiVersion: apiextensions.k8s.io/v1
 kind: CustomResourceDefinition

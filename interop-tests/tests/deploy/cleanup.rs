@@ -12,9 +12,9 @@ use crate::programs::{built, output};
 pub(crate) const TESTS: &[Test] =
     &[("the_cleanup_leaves_nothing_of_edge_cni_on_a_node_and_finds_nothing_when_it_runs_again", cleans)];
 
-/// Runs the commands in separate directories, with a mount point for each volume, as in the pod.
-/// `$1`: a directory with the configuration. `$2`: the agent's program. `$3`: the mount points. The
-/// rest: the commands, one word each, with `;` between them.
+/// A script that runs the commands in separate directories, with a mount point for each volume, as
+/// in the pod. `$1`: a directory with the configuration. `$2`: the agent's program. `$3`: the mount
+/// points. The other arguments: the commands, one word each, with `;` between them.
 const SCRIPT: &str = r#"
 set -eu
 config=$1 agent=$2 volumes=$3

@@ -116,7 +116,8 @@ fn forgotten() {
         let page = maps.list(&ListParams::default().limit(1)).await.unwrap();
         let next = page.metadata.continue_.unwrap();
 
-        // Until then the API server serves both versions.
+        // Before the history is dropped, the API server serves a watch and a page of a list at
+        // earlier versions.
         let mut watch = std::pin::pin!(maps.watch(&WatchParams::default(), &version).await.unwrap());
         let event = watch.next().await.unwrap().unwrap();
         assert!(matches!(&event, WatchEvent::Added(map) if map.metadata.name.as_deref() == Some("forgotten-2")));

@@ -19,8 +19,9 @@ use crate::uapi;
 
 mod policies;
 
-/// How long a packet may take from the lookup of its SA to its encryption. It takes microseconds,
-/// unless the process loses the CPU meanwhile, as happens in virtual machines.
+/// Maximum time that a packet is assumed to take from the lookup of its SA to its encryption. It
+/// usually takes microseconds, unless the process loses the CPU in between, as happens in virtual
+/// machines.
 pub const IN_FLIGHT: Duration = Duration::from_millis(20);
 
 /// A connection to XFRM in the network namespace of the thread that opened it. Each method makes
@@ -32,7 +33,7 @@ pub struct Xfrm {
 }
 
 impl Xfrm {
-    /// Opens a connection, and detects this kernel's features. Needs `CAP_NET_ADMIN`.
+    /// Opens a connection and detects this kernel's features. Needs `CAP_NET_ADMIN`.
     pub fn open() -> Result<Self> {
         let mut netlink = Netlink::open(NETLINK_XFRM)?;
         let features = Features {
@@ -42,7 +43,7 @@ impl Xfrm {
         Ok(Self { netlink, features })
     }
 
-    /// This kernel's features.
+    /// Returns this kernel's features.
     pub fn features(&self) -> Features {
         self.features
     }
@@ -54,13 +55,14 @@ impl Xfrm {
         self.features = features;
     }
 
-    /// Port of the request socket. Notifications of our own changes carry it
+    /// Returns the port of the request socket. Notifications of our own changes carry this port
     /// ([`crate::events::EventSocket::ignore_port`]).
     pub fn port(&self) -> u32 {
         self.netlink.port()
     }
 
-    /// Number of requests that this connection has sent. Each request of a batch counts.
+    /// Returns the number of requests that this connection has sent. Each request of a batch
+    /// counts.
     pub fn requests_sent(&self) -> u32 {
         self.netlink.requests_sent()
     }
@@ -88,8 +90,8 @@ impl Xfrm {
         }
     }
 
-    /// Installs an SA. If an SA with the same destination and SPI exists, it stays, and the result
-    /// is [`Error::SaExists`].
+    /// Installs an SA. If an SA with the same destination and SPI exists, that SA stays, and
+    /// [`Error::SaExists`] is returned.
     pub fn add_sa(&mut self, sa: &SaParams) -> Result<()> {
         let request = XfrmRequest::from(XfrmMessage::AddSa(sa.to_kernel(self.features)?));
         self.netlink
@@ -126,7 +128,7 @@ impl Xfrm {
             .map_err(|error| sa_error(error, id, None))
     }
 
-    /// Reads one SA with its counters. `None`: there is no such SA.
+    /// Reads one SA with its counters. Returns `None` if there is no such SA.
     pub fn sa(&mut self, id: SaId) -> Result<Option<Sa>> {
         let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: Vec::new() });
         match self.netlink.get("read an SA (XFRM_MSG_GETSA)", XfrmRequest::from(message)) {
@@ -145,9 +147,9 @@ impl Xfrm {
     }
 
     /// Replaces the old outbound SA by the new one: [`Xfrm::begin_switch`], a pause of
-    /// [`IN_FLIGHT`], then the deletion of the old one. Returns `false` if the old one was already
-    /// gone; the new one is installed in that case too. If the new one is refused, the old one
-    /// stays.
+    /// [`IN_FLIGHT`], then the deletion of the old SA. Returns `false` if the old SA was already
+    /// gone; the new one is installed in that case too. If the kernel refuses the new SA, the old
+    /// one stays.
     pub fn switch_outbound(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         if !self.begin_switch(new, old)? {
             return Ok(false);
@@ -161,9 +163,9 @@ impl Xfrm {
         }
     }
 
-    /// Installs the new outbound SA in addition to the old one. All packets from now on use the new
-    /// one, since the kernel prefers the SA that was installed later. Returns `false` if the old
-    /// one is gone.
+    /// Installs the new outbound SA in addition to the old one. All later packets use the new SA,
+    /// since the kernel prefers the SA that was installed later. Returns `false` if the old SA is
+    /// gone.
     ///
     /// Delete the old SA soon: the kernel orders two SAs of one reqid by the second of the wall
     /// clock at which they were installed and, within one second, by their order. Do not delete it
@@ -172,7 +174,7 @@ impl Xfrm {
     /// on two CPUs lost 22 packets in 200 switches without that pause, and none with it.)
     ///
     /// On kernels whose policies cache SAs (6.13 and later), this reads all policies to find those
-    /// of the reqid. [`Xfrm::begin_switch_under`] does not need to.
+    /// of the reqid. [`Xfrm::begin_switch_under`] does not need to read them.
     pub fn begin_switch(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         let old_is_there = self.add_beside(new, old)?;
         if old_is_there && self.features.policies_cache_sas {
@@ -182,8 +184,8 @@ impl Xfrm {
         Ok(old_is_there)
     }
 
-    /// Does the same as [`Xfrm::begin_switch`], with the `out` policies of the reqid, which the
-    /// caller knows. Policies that the kernel does not have are left out.
+    /// Does the same as [`Xfrm::begin_switch`], but takes the `out` policies of the reqid from the
+    /// caller. Policies that the kernel does not have are skipped.
     pub fn begin_switch_under(&mut self, new: &SaParams, old: SaId, policies: &[Policy]) -> Result<bool> {
         let old_is_there = self.add_beside(new, old)?;
         if old_is_there && self.features.policies_cache_sas {
@@ -193,15 +195,15 @@ impl Xfrm {
         Ok(old_is_there)
     }
 
-    /// Sends the packets that the kernel holds for these `out` policies of a reqid, now that there
-    /// is an SA. Each policy is replaced by itself (`xfrm_policy_requeue`). Policies that the
-    /// kernel does not have are left out.
+    /// Sends the packets that the kernel holds for these `out` policies of a reqid. Call this when
+    /// the SA exists. Replaces each policy by an identical one, which makes the kernel look up the
+    /// SA again (`xfrm_policy_requeue`). Policies that the kernel does not have are skipped.
     pub fn send_held_packets(&mut self, reqid: Reqid, policies: &[Policy]) -> Result<()> {
         let installed: Vec<InstalledPolicy> = self.holders(policies)?.into_iter().flatten().collect();
         policies::renew_outbound(&mut self.netlink, reqid, &installed)
     }
 
-    /// Installs a new outbound SA. Returns `false` if the old one is gone.
+    /// Installs a new outbound SA. Returns `false` if the old SA is gone.
     fn add_beside(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         let old_is_there = match self.require_ours(old) {
             Ok(()) => true,
@@ -227,7 +229,7 @@ impl Xfrm {
     }
 
     /// Installs a policy. If we have a different policy with this selector, the kernel replaces it
-    /// atomically. Returns `true` if something was changed, and [`Error::OccupiedByOther`] if
+    /// atomically. Returns `true` if something was changed. Returns [`Error::OccupiedByOther`] if
     /// another program holds the selector.
     pub fn install_policy(&mut self, policy: &Policy) -> Result<bool> {
         policies::install(&mut self.netlink, policy)
@@ -239,23 +241,23 @@ impl Xfrm {
         Ok(self.holders(std::slice::from_ref(policy))?.pop().flatten())
     }
 
-    /// Reads the policies with the directions and selectors of these, in the same order. They may
-    /// belong to any program.
+    /// Reads the installed policies that have the directions and selectors of `policies`, in the
+    /// same order. They may belong to any program.
     pub fn holders(&mut self, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
         policies::holders(&mut self.netlink, policies)
     }
 
     /// Makes our policies in the kernel exactly the `desired` ones, with one dump and a few
     /// batches. Returns the plan with the differences that were found, and an error for each change
-    /// that failed. Most failures come from other programs' policies.
+    /// that failed. Most failures are due to other programs' policies.
     pub fn reconcile_policies(&mut self, desired: &[Policy]) -> Result<(PolicyDiff, Vec<Error>)> {
         let plan = reconcile::policies(desired, &self.policies()?);
         let errors = self.apply(&plan)?;
         Ok((plan, errors))
     }
 
-    /// Carries out a plan of [`reconcile::policies`]. Returns an error for each change that was
-    /// refused. The other changes are carried out.
+    /// Carries out a plan of [`reconcile::policies`]. Returns an error for each change that the
+    /// kernel refused. The other changes are made.
     pub fn apply(&mut self, plan: &PolicyDiff) -> Result<Vec<Error>> {
         let mut errors = policies::apply(&mut self.netlink, plan)?;
         errors.extend(plan.occupied.iter().map(|(wanted, theirs)| Error::OccupiedByOther {
@@ -265,8 +267,8 @@ impl Xfrm {
         Ok(errors)
     }
 
-    /// Deletes one of our policies by its index. Returns `false` if it is already gone, and
-    /// [`Error::PolicyOfOther`] if the index now belongs to another program's policy.
+    /// Deletes one of our policies by its index. Returns `false` if the policy is already gone.
+    /// Returns [`Error::PolicyOfOther`] if the index now belongs to another program's policy.
     pub fn delete_policy(&mut self, policy: &InstalledPolicy) -> Result<bool> {
         policies::delete(&mut self.netlink, policy)
     }
@@ -289,14 +291,15 @@ fn sa_error(error: netlink::Error, id: SaId, params: Option<&SaParams>) -> Error
     }
 }
 
-/// Returns whether the kernel knows an attribute. Asks for an SA that does not exist, with a value
-/// that the attribute cannot have: one byte that is neither a direction nor a whole CPU number. A
-/// kernel that knows the attribute refuses it; an older one skips it and finds no SA.
+/// Returns whether the kernel supports an attribute. Requests an SA that does not exist, with an
+/// invalid value of the attribute: one byte that is neither a direction nor a whole CPU number. A
+/// kernel that supports the attribute refuses the value. An older kernel skips the attribute and
+/// finds no SA.
 fn supports_attribute(netlink: &mut Netlink, kind: u16) -> Result<bool> {
     let id = SaId { destination: IpAddr::from([127, 0, 0, 1]), spi: 1 };
     let attribute = nl::XfrmAttrs::Other(DefaultNla::new(kind, vec![u8::MAX]));
     let message = XfrmMessage::GetSa(nl::state::DelGetMessage { user_sa_id: id.to_kernel(), nlas: vec![attribute] });
-    // The kernel finds no such SA.
+    // The kernel never finds such an SA, so the type of the answer does not matter.
     match netlink.get::<_, PolicyResponse>("find out what XFRM can do (XFRM_MSG_GETSA)", XfrmRequest::from(message)) {
         Err(error) if matches!(error.errno(), Some(libc::ERANGE | libc::EINVAL)) => Ok(true),
         Err(error) if error.errno() == Some(libc::ESRCH) => Ok(false),

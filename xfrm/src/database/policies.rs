@@ -12,7 +12,7 @@ use crate::policy::{Action, Direction, InstalledPolicy, Policy};
 use crate::reconcile::PolicyDiff;
 use crate::reqid::{FIRST_INDEX, LAST_INDEX, Reqid, index_is_ours};
 
-/// Maximum number of attempts to install a policy while others change it.
+/// Maximum number of attempts to install a policy while other programs change it.
 const ATTEMPTS: u32 = 8;
 
 const ADD: &str = "install a policy (XFRM_MSG_NEWPOLICY)";
@@ -26,8 +26,8 @@ pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<InstalledPolicy>> {
     Ok(answers.into_iter().filter_map(|PolicyResponse(policy)| policy.map(|policy| *policy)).collect())
 }
 
-/// Reads the policies with the selectors of these, in the same order. Sends one datagram to the
-/// kernel and receives one or a few.
+/// Reads the installed policies that have the directions and selectors of `policies`, in the same
+/// order. Sends one datagram to the kernel and receives one or a few.
 pub(crate) fn holders(netlink: &mut Netlink, policies: &[Policy]) -> Result<Vec<Option<InstalledPolicy>>> {
     let requests = policies.iter().map(|policy| {
         let id =
@@ -50,8 +50,8 @@ fn found(answer: Result<PolicyResponse, KernelRefusal>) -> Result<Option<Install
     }
 }
 
-/// Installs a policy. NEWPOLICY comes first, since it refuses to replace a policy. UPDPOLICY
-/// replaces any policy, so it is used only to replace ours.
+/// Installs a policy. Tries NEWPOLICY first, which never replaces an existing policy. UPDPOLICY
+/// replaces any policy, so it is used only for ours.
 pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
     for attempt in 0..ATTEMPTS {
         match add(netlink, policy, attempt) {
@@ -63,7 +63,7 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
             Err(error) => return Err(error),
         }
         match holders(netlink, std::slice::from_ref(policy))?.pop().flatten() {
-            // The policy was deleted meanwhile.
+            // The policy was deleted in the meantime.
             None => {}
             Some(holder) if holder.matches(policy) => return Ok(false),
             Some(holder) if holder.is_ours() => {
@@ -78,8 +78,8 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
     Err(netlink::Error::Interrupted { request: ADD }.into())
 }
 
-/// Adds a policy. `Ok(false)`: the kernel gave an allow an index other than the requested one, so
-/// its index would not mark it as ours. It was deleted again.
+/// Adds a policy. Returns `Ok(false)` if the kernel gave an allow policy an index other than the
+/// requested one. That index would not mark the policy as ours, so it was deleted again.
 fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     let index = index_for(policy, attempt);
     netlink.execute(ADD, XfrmRequest::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
@@ -97,9 +97,9 @@ fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
 }
 
 /// Replaces `holder`, which is ours. The kernel keeps the holder's index. If that index would not
-/// mark an allow as ours, the holder is deleted and the policy added. A packet between these two
-/// requests is handled as if neither policy existed: it passes in clear, or a block of the guard
-/// drops it. The new policy allows no less.
+/// mark an allow policy as ours, the holder is deleted and the new policy is added. A packet
+/// between these two requests is handled as if neither policy existed: it passes in clear, or a
+/// block policy of the guard drops it. The new policy allows at least as much.
 fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> Result<()> {
     if policy.action == Action::Allow && !index_is_ours(holder.index) {
         execute_delete(netlink, holder)?;
@@ -118,9 +118,10 @@ fn update(policy: &Policy, holder: &InstalledPolicy) -> XfrmRequest {
     XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
 }
 
-/// Carries out a plan: replacements and peers' policies first, then allows, then blocks, and
-/// deletions last. In this order no packet passes in clear that must not, and no tunnel is
-/// interrupted. Policies that others changed since the plan was made are handled one by one.
+/// Carries out a plan: replacements and peers' policies first, then allow policies, then block
+/// policies, and deletions last. In this order no packet passes in clear that must not, and no
+/// tunnel is interrupted. Policies that other programs changed after the plan was made are handled
+/// one by one.
 pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Error>> {
     let mut refused = Vec::new();
     let mut one_by_one: Vec<Policy> = Vec::new();
@@ -202,13 +203,13 @@ fn same_allow(holder: &InstalledPolicy, policy: &Policy) -> bool {
     holder.templates.is_empty() && holder.priority == policy.priority && !holder.blocks && holder.shares_key_space()
 }
 
-/// Replaces our `out` policies of a reqid among `installed` by themselves, so that they look up
-/// their SA again.
+/// Replaces our `out` policies of a reqid among `installed` by identical ones, so that the kernel
+/// looks up their SA again.
 pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid, installed: &[InstalledPolicy]) -> Result<()> {
     let renewals = installed.iter().filter(|policy| policy.direction == Direction::Out && policy.is_ours());
     let renewals = renewals.filter_map(|holder| Some((update(&holder.to_policy(reqid)?, holder), 0))).collect();
     // If a policy is refused or gone, its packets use the old SA until that is deleted, as they
-    // would without this function.
+    // would have without this function.
     netlink.batch(UPDATE, renewals)?;
     Ok(())
 }
@@ -239,9 +240,9 @@ fn index_message(policy: &InstalledPolicy) -> nl::policy::DelGetMessage {
     nl::policy::DelGetMessage { user_policy_id: id, nlas: Vec::new() }
 }
 
-/// Returns an index from our range, always the same for the same policy and attempt. The lowest
-/// three bits hold the direction (`xfrm_policy_id2dir`). If the index is taken, the kernel assigns
-/// another one, which matters only for allows.
+/// Returns an index from our range. The same policy and attempt always give the same index. The
+/// lowest three bits hold the direction (`xfrm_policy_id2dir`). If the index is taken, the kernel
+/// assigns another one, which matters only for allow policies.
 fn index_for(policy: &Policy, attempt: u32) -> u32 {
     let mut hasher = DefaultHasher::new();
     (policy.key(), attempt).hash(&mut hasher);

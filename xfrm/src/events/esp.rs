@@ -1,14 +1,15 @@
-//! Notifications that ESP was sent or received with an SA.
+//! Notifications that a packet was sent or received with an SA.
 //!
-//! The kernel reports an SA's sequence numbers (`XFRM_MSG_NEWAE`) while a socket listens to
-//! `XFRMNLGRP_AEVENTS`. Our SAs set no threshold of packets (`XFRMA_REPLAY_THRESH` is 0), so only
-//! the timer matters (`replay_maxage`, `net/xfrm/xfrm_replay.c`): the first packet after an idle
-//! interval is reported at once (`XFRM_TIME_DEFER`), further packets are reported at the end of
-//! each interval, and an idle SA is not reported. An inbound packet counts after its ICV and its
-//! sequence number were checked.
+//! The kernel reports an SA's sequence numbers (`XFRM_MSG_NEWAE`) while a socket is a member of the
+//! group `XFRMNLGRP_AEVENTS`. Our SAs set no threshold of packets (`XFRMA_REPLAY_THRESH` is 0), so
+//! only the timer matters (`replay_maxage`, `net/xfrm/xfrm_replay.c`): the first packet after an
+//! idle interval is reported immediately (`XFRM_TIME_DEFER`), further packets are reported at the
+//! end of each interval, and an idle SA is not reported. An inbound packet counts after its ICV and
+//! its sequence number were checked.
 //!
-//! The interval is the kernel's default for new SAs. An attribute of the SA could state another one
-//! (`XFRMA_ETIMER_THRESH`), but the kernel takes it in jiffies, whose length it does not report.
+//! The interval is the kernel's default for new SAs. An attribute of the SA could set another
+//! interval (`XFRMA_ETIMER_THRESH`), but its unit is jiffies, and the kernel does not report the
+//! length of a jiffy.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
@@ -23,7 +24,7 @@ use crate::reqid::{FIRST_REQID, LAST_REQID};
 use crate::sa::SaId;
 use crate::{socket, uapi};
 
-/// The default interval in tenths of a second.
+/// The file with the default interval, in tenths of a second.
 const INTERVAL_PATH: &str = "/proc/sys/net/core/xfrm_aevent_etime";
 /// Maximum acceptable interval, tenths of a second. It is the kernel's own default.
 const LONGEST_INTERVAL: u32 = 10;
@@ -31,14 +32,14 @@ const LONGEST_INTERVAL: u32 = 10;
 /// window.
 const MAX_DATAGRAM: usize = 4 << 10;
 
-/// The first byte of our reqids. The socket's filter accepts only these.
+/// The first byte of our reqids. The socket's filter accepts only notifications with such a reqid.
 const REQID_PREFIX: u8 = (FIRST_REQID >> 24) as u8;
 const _: () = assert!(LAST_REQID - FIRST_REQID == 0x00FF_FFFF);
-/// The offset of this byte in a notification: after the netlink header, near the end of `struct
-/// xfrm_aevent_id`. The kernel writes reqids in host byte order.
+/// The offset of that byte in a notification, bytes: after the netlink header, near the end of
+/// `struct xfrm_aevent_id`. The kernel writes reqids in host byte order.
 const REQID_PREFIX_OFFSET: u32 = 16 + 44 + if cfg!(target_endian = "little") { 3 } else { 0 };
 
-/// ESP was sent or received with this SA since its last event.
+/// A report that ESP was sent or received with this SA since its last event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EspEvent {
     /// Destination and SPI of the SA.
@@ -57,17 +58,18 @@ pub struct EspEventSocket {
 
 impl EspEventSocket {
     /// Opens the socket in the thread's network namespace. Fails if the kernel cannot report ESP,
-    /// or reports it less often than once a second.
+    /// or if it reports ESP less often than once a second.
     pub fn open() -> Result<Self> {
         check_interval(std::fs::read_to_string(INTERVAL_PATH))?;
         let socket = open_socket(&[nl::XFRMNLGRP_AEVENTS])?;
-        // Other programs' SAs have the default threshold of two packets.
+        // This drops the events of other programs' SAs, which have the default threshold of two
+        // packets.
         socket::accept_byte(&socket, REQID_PREFIX_OFFSET, REQID_PREFIX)?;
         Ok(Self { socket, buffer: vec![0; MAX_DATAGRAM] })
     }
 
-    /// Returns the next event. `None`: there is none now. Events that are lost because the buffer
-    /// is full are not reported; while ESP flows, another event follows within the interval.
+    /// Returns the next event, or `None` if there is none now. The loss of events because of a full
+    /// buffer is not reported: while ESP packets flow, another event follows within the interval.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<EspEvent>> {
         loop {
@@ -115,7 +117,7 @@ fn check_interval(read: io::Result<String>) -> Result<()> {
     }
 }
 
-/// Reads the event of a datagram. The kernel puts one event into each datagram.
+/// Parses the event in a datagram. The kernel puts one event into each datagram.
 fn parse_datagram(bytes: &[u8]) -> Option<EspEvent> {
     let parsed = Frames::new(bytes).next()?.and_then(|frame| parse(&frame));
     parsed.unwrap_or_else(|reason| {
@@ -124,7 +126,7 @@ fn parse_datagram(bytes: &[u8]) -> Option<EspEvent> {
     })
 }
 
-/// Reads `struct xfrm_aevent_id`, which the replay state follows.
+/// Parses `struct xfrm_aevent_id`, which precedes the replay state.
 fn parse(frame: &Frame<'_>) -> Result<Option<EspEvent>, String> {
     if frame.kind != nl::XFRM_MSG_NEWAE {
         return Ok(None);

@@ -24,7 +24,7 @@ mod esp;
 
 pub use esp::{EspEvent, EspEventSocket};
 
-/// The lifetime of an acquire's larval state, seconds.
+/// The file with the lifetime of an acquire's larval state, in seconds.
 const ACQUIRE_LIFETIME_PATH: &str = "/proc/sys/net/core/xfrm_acq_expires";
 
 /// Maximum size of a notification, bytes. An SA with the largest replay window takes less than 2
@@ -56,7 +56,7 @@ pub enum Event {
         id: SaId,
         /// The reqid of the SA.
         reqid: u32,
-        /// Whether the kernel has deleted the SA. If not, the SA must be rekeyed.
+        /// Whether the kernel has deleted the SA. If it has not, the SA must be rekeyed.
         hard: bool,
     },
     /// An SA was installed or updated.
@@ -88,7 +88,7 @@ pub enum Event {
         /// The peer's present address and port.
         new: SocketAddr,
     },
-    /// Notifications were lost. Dump all SAs and policies again.
+    /// Notifications were lost. Read all SAs and policies again.
     Overrun,
 }
 
@@ -114,8 +114,8 @@ impl std::fmt::Debug for EventSocket {
 }
 
 impl EventSocket {
-    /// Opens the socket in the thread's network namespace. Open it before the first dump, so that
-    /// no change is missed.
+    /// Opens the socket in the thread's network namespace. Open it before you read all SAs and
+    /// policies for the first time, so that no change is missed.
     pub fn open() -> Result<Self> {
         let socket = open_socket(&[
             nl::XFRMNLGRP_ACQUIRE,
@@ -133,7 +133,7 @@ impl EventSocket {
         self.ignored.push(port);
     }
 
-    /// Returns the next event. `None`: there is none now.
+    /// Returns the next event, or `None` if there is none now.
     #[allow(clippy::should_implement_trait)]
     pub fn next(&mut self) -> Result<Option<Event>> {
         loop {
@@ -154,7 +154,7 @@ impl EventSocket {
 
     fn parse_datagram(&mut self, length: usize) {
         let Some(bytes) = self.buffer.get_mut(..length) else {
-            // The datagram is larger than any that the kernel sends today. It counts as lost.
+            // The datagram is larger than any that today's kernels send. It counts as lost.
             self.queue.push_back(Event::Overrun);
             return;
         };
@@ -194,7 +194,7 @@ pub fn acquire_lifetime() -> Duration {
     Duration::from_secs(seconds.unwrap_or(30))
 }
 
-/// Opens a non-blocking socket that listens to these groups.
+/// Opens a non-blocking socket and joins these multicast groups.
 fn open_socket(groups: &[u32]) -> Result<Socket> {
     let failed = |doing: &'static str| move |error: io::Error| netlink::Error::Io { doing, error };
     let mut socket = Socket::new(NETLINK_XFRM).map_err(failed("cannot open a netlink socket"))?;
@@ -207,7 +207,7 @@ fn open_socket(groups: &[u32]) -> Result<Socket> {
     Ok(socket)
 }
 
-/// Reads a notification. `None` for types that are not used.
+/// Parses a notification. Returns `None` for types that are not used.
 fn parse(frame: &Frame<'_>) -> Result<Option<Event>, String> {
     Ok(match frame.kind {
         nl::XFRM_MSG_ACQUIRE => Some(acquire(frame.body)?),
@@ -225,7 +225,7 @@ fn parse(frame: &Frame<'_>) -> Result<Option<Event>, String> {
     })
 }
 
-/// Reads `struct xfrm_user_acquire`, which the template follows.
+/// Parses `struct xfrm_user_acquire` and the template after it.
 fn acquire(body: &[u8]) -> Result<Event, String> {
     let (fixed, rest) = uapi::split(body, nl::XFRM_USER_ACQUIRE_LEN)?;
     let raw = nl::UserAcquire::parse(fixed).map_err(|error| error.to_string())?;
@@ -251,8 +251,8 @@ fn acquire(body: &[u8]) -> Result<Event, String> {
     })
 }
 
-/// Reads `struct xfrm_user_expire`. An entry without SPI is the larval state of an acquire that
-/// ended without an answer.
+/// Parses `struct xfrm_user_expire`. Returns `None` for an entry without SPI, which is the larval
+/// state of an acquire that ended without an answer.
 fn expire(body: &[u8]) -> Result<Option<Event>, String> {
     let (fixed, _) = uapi::split(body, nl::XFRM_USER_EXPIRE_LEN)?;
     let raw = nl::UserExpire::parse(fixed).map_err(|error| error.to_string())?;
@@ -260,7 +260,7 @@ fn expire(body: &[u8]) -> Result<Option<Event>, String> {
     Ok((sa.id.spi != 0).then_some(Event::Expire { id: sa.id, reqid: sa.reqid, hard: raw.hard != 0 }))
 }
 
-/// Reads `struct xfrm_usersa_id`, which the SA follows.
+/// Parses `struct xfrm_usersa_id` and the SA after it.
 fn sa_deleted(body: &[u8]) -> Result<Event, String> {
     let (fixed, rest) = uapi::split(body, nl::XFRM_USER_SA_ID_LEN)?;
     let raw = nl::UserSaId::parse(fixed).map_err(|error| error.to_string())?;
@@ -277,7 +277,7 @@ fn sa_deleted(body: &[u8]) -> Result<Event, String> {
     Ok(Event::SaDeleted { id: SaId { destination, spi: raw.spi }, reqid })
 }
 
-/// Reads `struct xfrm_userpolicy_id`, then the policy as `XFRMA_POLICY`, then its templates.
+/// Parses `struct xfrm_userpolicy_id`, then the policy as `XFRMA_POLICY`, then its templates.
 fn policy_deleted(body: &[u8]) -> Result<Option<InstalledPolicy>, String> {
     let (_, rest) = uapi::split(body, nl::XFRM_USER_POLICY_ID_LEN)?;
     let mut whole = None;
@@ -293,7 +293,7 @@ fn policy_deleted(body: &[u8]) -> Result<Option<InstalledPolicy>, String> {
     InstalledPolicy::decode(&whole)
 }
 
-/// Reads `struct xfrm_user_mapping`.
+/// Parses `struct xfrm_user_mapping`.
 fn mapping(body: &[u8]) -> Result<Event, String> {
     let (fixed, _) = uapi::split(body, nl::XFRM_USER_MAPPING_LEN)?;
     let raw = nl::UserMapping::parse(fixed).map_err(|error| error.to_string())?;

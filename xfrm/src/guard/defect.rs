@@ -1,4 +1,4 @@
-//! The ways in which the guard differs from its configuration.
+//! The differences between the installed guard and its configuration.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
 //! The dummy device that carries a route for every cluster range. A packet that no policy matches
-//! is sent to this device and dropped, instead of leaving by the default route. (With an
+//! is sent to this device and dropped, instead of leaving over the default route. (With an
 //! `unreachable` route the kernel would refuse the packet before it looks up XFRM policies.)
 
 use ipnetwork::IpNetwork;
@@ -12,8 +12,8 @@ use super::route::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
 use crate::error::{Error, Result};
 use crate::netlink::{LinkMessage, LinkRequest, Netlink, RawMessage, RouteMessage, RouteRequest};
 
-/// Kinds that the device may have, best first. A bridge without ports drops packets as well, and
-/// pods need bridges anyway.
+/// Kinds that the device may have, in order of preference. A bridge without ports also drops
+/// packets, and every kernel that runs pods supports bridges.
 const KINDS: [&str; 2] = ["dummy", "bridge"];
 /// Metric of the routes with the node's source address. It is high, so that another route to the
 /// same range takes precedence, such as the bridge's route on a node whose segment is the whole
@@ -73,7 +73,7 @@ impl Device {
         Ok(defects)
     }
 
-    /// Removes the device. Returns whether it existed.
+    /// Removes the device. Returns `false` if there was none.
     pub(super) fn remove(&mut self) -> Result<bool> {
         let Some((index, _)) = self.find()? else { return Ok(false) };
         let request = "delete the guard's device (RTM_DELLINK)";
@@ -83,8 +83,8 @@ impl Device {
         }
     }
 
-    /// Returns the index of the device and whether it is up. An interface of another kind with the
-    /// same name is an error.
+    /// Returns the index of the device and whether it is up, or `None` if it does not exist.
+    /// Returns an error if an interface of another kind has its name.
     fn find(&mut self) -> Result<Option<(u32, bool)>> {
         let request = "look for the guard's device (RTM_GETLINK)";
         let found = self.netlink.get(request, LinkRequest::named(DEVICE).get());
@@ -106,7 +106,7 @@ impl Device {
         for kind in KINDS {
             let mut device = LinkRequest::named(DEVICE);
             // A dummy device does not use ARP. ARP is turned off for a bridge too, so that packets
-            // are dropped at once, without a neighbour lookup.
+            // are dropped immediately, without a neighbour lookup.
             device.up(true);
             device.without_arp();
             device.kind(kind);
@@ -141,13 +141,13 @@ impl Device {
         Ok(wanted.into_iter().filter(|route| !present.contains(route)).collect())
     }
 
-    /// Reads our routes over the device.
+    /// Reads our routes over the device with this index.
     fn routes(&mut self, index: u32, ipv4: bool) -> Result<Vec<GuardRoute>> {
         let request = "read the guard's routes (RTM_GETROUTE)";
         let answers: Vec<RawMessage> = match self.netlink.dump(request, RouteMessage::dump_over(index, ipv4)) {
             Ok(answers) => answers,
-            // There is no route over this device yet: an IPv6 table that was never used does not
-            // exist.
+            // There is no route over this device yet: the kernel does not create the IPv6 table
+            // before it is first used.
             Err(error) if error.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         };
@@ -194,7 +194,7 @@ fn metric(route: &GuardRoute) -> u32 {
     if route.source.is_some() { METRIC_WITH_SOURCE } else { METRIC_BARE }
 }
 
-/// The route, if it is ours.
+/// Returns the route, if it is one of the guard's.
 fn guard_route(message: &RouteMessage, index: u32) -> Option<GuardRoute> {
     let device = message.next_hops.first()?.device;
     let route = GuardRoute { range: message.destination?, source: message.source };
@@ -202,8 +202,8 @@ fn guard_route(message: &RouteMessage, index: u32) -> Option<GuardRoute> {
         .then_some(route)
 }
 
-/// Turns IPv6 on for the device, since it may be off for new devices. If the setting cannot be
-/// written, adding the route fails and reports the error.
+/// Turns IPv6 on for the device, since the host may turn it off for new devices. If the setting
+/// cannot be written, adding the route fails and reports the error.
 fn enable_ipv6() {
     let path = format!("/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6");
     if std::fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {

@@ -1,14 +1,15 @@
 //! The guard is installed before the first pod and outlives the agent. It prevents packets to and
 //! from the cluster ranges from leaving or entering this node in clear.
 //!
-//! The guard's policies have lower precedence than peers' policies. They are allows for the node's
-//! own segments and, with still lower precedence, blocks for the whole cluster ranges: `out` to
-//! them, `in` and `fwd` from them. Pods of this node therefore reach each other, the host and the
-//! internet, and the host reaches its own pods. A packet with a forged source of another node, from
-//! a pod or from a neighbour on the uplink, is dropped and counted (`XfrmInPolBlock`). A packet
-//! that would leave for another node's pods without a tunnel is also dropped and counted
-//! (`XfrmOutPolBlock`). XFRM does not process bridged packets and ARP. Neighbour discovery,
-//! loopback and the uplink's own addresses are outside the ranges or inside the allows.
+//! The guard's policies have lower precedence than peers' policies. They are allow policies for the
+//! node's own segments and, with still lower precedence, block policies for the whole cluster
+//! ranges: `out` to them, `in` and `fwd` from them. Pods of this node therefore reach each other,
+//! the host and the internet, and the host reaches its own pods. A packet with a forged source of
+//! another node, from a pod or from a neighbour on the uplink, is dropped and counted
+//! (`XfrmInPolBlock`). A packet that would leave for another node's pods without a tunnel is also
+//! dropped and counted (`XfrmOutPolBlock`). XFRM does not process bridged packets and ARP.
+//! Neighbour discovery, loopback and the uplink's own addresses are outside the ranges or inside
+//! the allowed segments.
 
 use ipnetwork::IpNetwork;
 
@@ -28,13 +29,14 @@ pub use defect::Defect;
 pub use route::{DEVICE, GuardRoute, ROUTE_PROTOCOL};
 pub use sysctls::{Bypass, bypasses};
 
-/// Installs the guard, and returns the parts that were missing or changed. It makes only the
-/// necessary changes, and any number of processes may run it at once. It never removes anything:
+/// Installs the guard, and returns the parts that were missing or changed. Makes only the necessary
+/// changes. Any number of processes may call it at the same time. It never removes anything:
 /// [`crate::Xfrm::reconcile_policies`] or [`remove`] removes the policies of former segments and
 /// ranges.
 ///
-/// Allows come before blocks, so that the host can always reach its own pods. If one part fails,
-/// the remaining parts are still installed, and the first failure is returned.
+/// Allow policies are installed before block policies, so that the host can always reach its own
+/// pods. If one part fails, the remaining parts are still installed, and the first failure is
+/// returned.
 pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
     let wanted = policies(config)?;
@@ -54,7 +56,7 @@ pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     failure.map_or(Ok(defects), Err)
 }
 
-/// Returns the parts of the guard that are missing or changed. Changes nothing.
+/// Returns the parts of the guard that are missing or changed. Does not change anything.
 pub fn check(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();
     let wanted = policies(config)?;
@@ -69,9 +71,9 @@ pub fn install_routes(config: &GuardConfig) -> Result<Vec<Defect>> {
     device::Device::open()?.install(&config.clone().for_this_kernel())
 }
 
-/// Removes the guard: all our policies with its priorities, blocks first, then the device with its
-/// routes. Remaining pods may send in clear afterwards. Returns the number of policies and devices
-/// removed.
+/// Removes the guard: all our policies with its priorities, block policies first, then the device
+/// with its routes. Any remaining pods may send in clear afterwards. Returns the number of policies
+/// and devices removed.
 pub fn remove() -> Result<usize> {
     let mut xfrm = Xfrm::open()?;
     let mut count = 0;
@@ -81,7 +83,7 @@ pub fn remove() -> Result<usize> {
     for policy in &policies {
         match xfrm.delete_policy(policy) {
             Ok(was_there) => count += usize::from(was_there),
-            // Another program's policy has taken the index meanwhile.
+            // Another program's policy has taken the index in the meantime.
             Err(Error::PolicyOfOther { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -103,8 +105,8 @@ fn policy_defects(xfrm: &mut Xfrm, wanted: &[Policy]) -> Result<Vec<Defect>> {
         .collect())
 }
 
-/// The guard's policies. [`install`] installs them; they may also be part of a larger desired set
-/// ([`crate::Xfrm::reconcile_policies`]).
+/// Returns the guard's policies. [`install`] installs them. They may also be part of a larger
+/// desired set ([`crate::Xfrm::reconcile_policies`]).
 pub fn policies(config: &GuardConfig) -> Result<Vec<Policy>> {
     let mut policies = Vec::new();
     for network in config.networks.iter().filter(|network| overlaps_any(&config.cluster_ranges, network)) {
@@ -117,8 +119,8 @@ pub fn policies(config: &GuardConfig) -> Result<Vec<Policy>> {
         allow(segment, &mut policies)?;
     }
     for range in &config.cluster_ranges {
-        // If a node owns a whole range, the allow policy holds the selector, so a block is neither
-        // possible nor needed.
+        // If a node owns a whole range, the allow policy holds the selector, so a block policy is
+        // neither possible nor needed.
         if config.segments.iter().any(|segment| contains(segment, range)) {
             continue;
         }

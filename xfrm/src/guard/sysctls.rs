@@ -29,7 +29,7 @@ impl Bypass {
         self.setting == "disable_policy"
     }
 
-    /// The setting's name for sysctl(8). Dots within an interface's name become slashes.
+    /// Returns the setting's name for sysctl(8). Dots within an interface's name become slashes.
     pub fn name(&self) -> String {
         format!("net.{}.conf.{}.{}", self.family, self.interface.replace('.', "/"), self.setting)
     }
@@ -47,8 +47,8 @@ impl fmt::Display for Bypass {
     }
 }
 
-/// All settings that bypass policies in the process's network namespace, except the settings of
-/// `lo`, which the kernel sets itself.
+/// Returns all settings that bypass policies in the process's network namespace. Skips the settings
+/// of `lo`, which the kernel sets itself.
 pub fn bypasses() -> Vec<Bypass> {
     bypasses_below(Path::new(ROOT))
 }
@@ -58,12 +58,12 @@ fn bypasses_below(root: &Path) -> Vec<Bypass> {
     for (family, setting) in SETTINGS {
         let entries = fs::read_dir(root.join(family).join("conf")).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name() != "lo") {
-            // The interface may have been removed meanwhile.
+            // The interface may have been removed in the meantime.
             if fs::read_to_string(entry.path().join(setting)).is_ok_and(|value| value.trim() == "1") {
                 let interface = entry.file_name().to_string_lossy().into_owned();
                 let bypass = Bypass { family, interface, setting };
-                // Insert in sorted order, since a sort would take 4 KiB of the plugin's machine
-                // code.
+                // Insert in sorted order, since a sort function would add 4 KiB to the plugin's
+                // binary.
                 found.insert(found.partition_point(|other: &Bypass| order(other) < order(&bypass)), bypass);
             }
         }
@@ -71,7 +71,7 @@ fn bypasses_below(root: &Path) -> Vec<Bypass> {
     found
 }
 
-/// The sort key: interface, then family and setting.
+/// Returns the sort key: interface, then family and setting.
 fn order(bypass: &Bypass) -> (&str, &str, &str) {
     (&bypass.interface, bypass.family, bypass.setting)
 }

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use super::frame::KernelRefusal;
 
-/// How long the kernel may take to answer. The kernel handles requests while they are sent, so this
-/// timeout only matters if a response was lost.
+/// Maximum time to wait for the kernel's response. The kernel handles a request within the system
+/// call that sends it, so this timeout only matters if a response was lost.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum number of attempts to read a dump, which must be repeated if the table changes
-/// meanwhile. With the delays between them, the attempts take at least 1.4 s: on a node that starts
-/// fifty pods at once the links change all the time.
+/// Maximum number of attempts to read a dump, which must be repeated if the table changes while it
+/// is read. With the delays between them, the attempts take at least 1.4 s: on a node that starts
+/// fifty pods at once, the links change all the time.
 pub(super) const DUMP_ATTEMPTS: u32 = 42;
 
-/// A request could not be carried out. Holds no bytes of the request or the response.
+/// The reason why a request failed. Holds no bytes of the request or the response.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -25,14 +25,14 @@ pub enum Error {
         /// The kernel's response.
         refusal: KernelRefusal,
     },
-    /// No response came.
+    /// There was no response within 5 s.
     #[error("{request}: no answer from the kernel within {ANSWER_TIMEOUT:?}")]
     Timeout {
         /// The request.
         request: &'static str,
     },
-    /// Messages were lost, since the receive buffer was full. The known state may be wrong, so dump
-    /// it again.
+    /// Messages were lost, since the receive buffer was full. The caller's copy of the state may be
+    /// out of date and must be read again.
     #[error("netlink messages were lost (ENOBUFS): the state must be read again")]
     Overrun,
     /// In every attempt, the table changed while it was dumped.
@@ -46,7 +46,7 @@ pub enum Error {
     Malformed {
         /// The request.
         request: &'static str,
-        /// How the response is malformed. Holds no bytes of it.
+        /// How the response is malformed. Holds no bytes of the response.
         reason: String,
     },
     /// The socket failed.
@@ -60,7 +60,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error number of the kernel's refusal, if the kernel refused.
+    /// Returns the error number of the kernel's refusal, or `None` if the kernel did not refuse.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Error::Rejected { refusal, .. } => Some(refusal.errno),

@@ -87,7 +87,7 @@ impl<'a> Iterator for Frames<'a> {
 
 impl Frame<'_> {
     /// Returns the outcome of a request if this message ends it: an acknowledgement, a refusal, or
-    /// the end of a dump. `None` for a message with content.
+    /// the end of a dump. Returns `None` for a message with content.
     pub(crate) fn outcome(&self) -> Result<Option<Result<(), KernelRefusal>>, String> {
         match self.kind {
             NLMSG_ERROR => {
@@ -107,7 +107,7 @@ impl Frame<'_> {
         }
     }
 
-    /// Returns whether it is `NLMSG_NOOP`.
+    /// Returns whether the message is `NLMSG_NOOP`.
     pub(crate) fn is_noop(&self) -> bool {
         self.kind == NLMSG_NOOP
     }
@@ -129,7 +129,7 @@ fn acknowledgement(code: [u8; 4], flags: u16, attributes: &[u8]) -> Result<(), K
     }
     let mut refusal = KernelRefusal { errno, text: None, offset: None };
     if flags & NLM_F_ACK_TLVS != 0 {
-        // If the reason cannot be read, the error itself is still reported.
+        // If the reason cannot be parsed, the refusal is still reported without it.
         let _ = uapi::attributes(attributes, |kind, value| {
             match kind {
                 ATTRIBUTE_TEXT => {

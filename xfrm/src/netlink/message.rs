@@ -78,7 +78,7 @@ impl Attributes {
         self.bytes(kind | NESTED, &inner.0);
     }
 
-    /// All attributes as encoded in a message.
+    /// Returns all attributes as encoded in a message.
     #[must_use]
     pub fn octets(&self) -> &[u8] {
         &self.0

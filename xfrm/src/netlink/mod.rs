@@ -3,7 +3,8 @@
 //!
 //! It never joins multicast groups: notifications of our own changes carry the sequence number of
 //! the request and would be mistaken for its response. No code here prints a message, and the
-//! kernel is asked not to echo requests (`NETLINK_CAP_ACK`), since they may hold keys.
+//! socket option `NETLINK_CAP_ACK` keeps the kernel from echoing requests, since messages may hold
+//! keys.
 
 use std::io;
 use std::time::Duration;
@@ -33,10 +34,10 @@ pub use rtnetlink::{
 
 /// Receive buffer of the socket, bytes. It must hold the responses of a whole batch.
 const SOCKET_BUFFER: usize = 4 << 20;
-/// Maximum size of a datagram, bytes. Datagrams of a dump have at most 32 KiB, single responses far
-/// less.
+/// Maximum size of a datagram, bytes. Datagrams of a dump have at most 32 KiB, and single responses
+/// are far smaller.
 const MAX_DATAGRAM: usize = 64 << 10;
-/// Time by which the delay before another attempt grows, starting with the third attempt.
+/// Increase of the delay before each further attempt, starting with the third attempt.
 const DUMP_WAIT: Duration = Duration::from_millis(2);
 /// Maximum delay before another attempt.
 const LONGEST_DUMP_WAIT: Duration = Duration::from_millis(50);
@@ -46,8 +47,8 @@ const MAX_BATCH: usize = 128;
 /// Maximum number of requests in one datagram if each is answered by a message.
 const MAX_QUERIES: usize = 32;
 
-/// A request socket of one netlink protocol. Threads do not share it, since it handles one request
-/// at a time.
+/// A request socket of one netlink protocol. It handles one request at a time, so threads cannot
+/// share it.
 pub struct Netlink {
     socket: Socket,
     port: u32,
@@ -95,13 +96,13 @@ impl Netlink {
         Ok(Self { socket, port, sequence: 0, buffer: ReceiveBuffer(Vec::with_capacity(MAX_DATAGRAM)) })
     }
 
-    /// The socket's port. The kernel puts it into notifications of changes that were made through
-    /// this socket.
+    /// Returns the socket's port. The kernel puts it into notifications of changes that were made
+    /// through this socket.
     pub fn port(&self) -> u32 {
         self.port
     }
 
-    /// Number of requests that were sent. Each request of a batch counts.
+    /// Returns the number of requests that were sent. Each request of a batch counts.
     pub fn requests_sent(&self) -> u32 {
         self.sequence
     }
@@ -116,9 +117,9 @@ impl Netlink {
         }
     }
 
-    /// Sends several requests in one datagram, and collects all acknowledgements in order. The
-    /// kernel carries the requests out one after another within the system call. A refusal does not
-    /// stop the following requests. More than 128 requests are sent in several datagrams.
+    /// Sends several requests in one datagram, and returns the outcome of each, in the same order.
+    /// The kernel carries the requests out one after another within the system call. A refusal does
+    /// not stop the following requests. More than 128 requests are sent in several datagrams.
     pub fn batch<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -163,9 +164,9 @@ impl Netlink {
     }
 
     /// Sends requests as one nfnetlink transaction (`linux/netfilter/nfnetlink.h`): the kernel
-    /// carries out all of them or none. `begin` and `end` are the messages before and after them,
-    /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`. Without `end` the kernel tries all requests
-    /// and reverts them, as for `nft --check`. Returns the first refusal.
+    /// carries out all of them or none. `begin` (`NFNL_MSG_BATCH_BEGIN`) and `end`
+    /// (`NFNL_MSG_BATCH_END`) are the messages before and after the requests. Without `end` the
+    /// kernel tries all requests and reverts them, as for `nft --check`. Returns the first refusal.
     pub fn transaction<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -259,7 +260,8 @@ impl Netlink {
         Ok(results)
     }
 
-    /// Reads a whole table. Starts again if the table changed meanwhile (`NLM_F_DUMP_INTR`).
+    /// Reads a whole table. Starts again if the table changed while it was read
+    /// (`NLM_F_DUMP_INTR`).
     pub fn dump<Q, R>(&mut self, request: &'static str, message: Q) -> Result<Vec<R>>
     where
         Q: NetlinkSerializable + Clone,
@@ -373,7 +375,7 @@ impl Netlink {
     }
 }
 
-/// Sets a large receive buffer, beyond the system's limit if permitted.
+/// Requests a large receive buffer, beyond the system's limit if the process may exceed it.
 pub(crate) fn widen_buffer(socket: &Socket) -> Result<()> {
     sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, SOCKET_BUFFER))

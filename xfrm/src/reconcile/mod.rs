@@ -1,5 +1,5 @@
-//! Compares desired with existing policies and SAs. The functions do no I/O and take time that is
-//! linear in the size of the dump.
+//! Compares desired with existing policies and SAs. The functions do no I/O. Their running time is
+//! linear in the number of policies and SAs.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ pub struct PolicyDiff {
     pub changed: Vec<(Policy, InstalledPolicy)>,
     /// Our policies that are no longer desired.
     pub stray: Vec<InstalledPolicy>,
-    /// Desired policies whose selector another program holds. They are reported; the other
+    /// Desired policies whose selector another program holds. They are only reported: the other
     /// program's policy is never replaced.
     pub occupied: Vec<(Policy, InstalledPolicy)>,
 }
@@ -29,8 +29,8 @@ impl PolicyDiff {
     }
 }
 
-/// Compares policies. The kernel keeps one policy for a direction and selector, so of two desired
-/// policies for the same key the one with higher precedence counts.
+/// Compares policies. The kernel keeps one policy for each direction and selector. If two desired
+/// policies have the same key, the one with higher precedence is used.
 pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> PolicyDiff {
     let mut wanted: HashMap<PolicyKey, Policy> = HashMap::with_capacity(desired.len());
     for policy in desired {
@@ -54,7 +54,7 @@ pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> PolicyDiff 
         }
         wanted.remove(&holder.key());
     }
-    // The result has the caller's order, so that logs and tests are reproducible.
+    // The result has the order of `desired`, so that logs and tests are reproducible.
     for policy in desired {
         if wanted.get(&policy.key()) == Some(policy) {
             wanted.remove(&policy.key());
@@ -80,12 +80,12 @@ pub struct ExpectedSa {
 pub struct SaDiff {
     /// SAs that no longer exist. Do not install them again, even if their keys are available: the
     /// outbound SA would start again at sequence number 1, which the peer would reject as a replay,
-    /// and the inbound SA would accept replays. Negotiate new ones.
+    /// and the inbound SA would accept replays. Negotiate new SAs.
     pub missing: Vec<ExpectedSa>,
     /// SAs that exist, but with another reqid or other UDP ports.
     pub changed: Vec<(ExpectedSa, Sa)>,
-    /// Complete SAs of ours that are not expected, left over from a former run. Reservations and
-    /// acquires are not listed, since the kernel removes them by itself.
+    /// Complete SAs of ours that are not expected, for example from a former run. Reservations and
+    /// acquires are not listed, since the kernel removes them without a request.
     pub stray: Vec<Sa>,
 }
 

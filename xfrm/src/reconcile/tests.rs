@@ -10,7 +10,7 @@ fn selector(n: u8) -> Selector {
     Selector::new("10.77.0.0/24".parse().unwrap(), format!("10.78.{n}.0/24").parse().unwrap()).unwrap()
 }
 
-/// A policy as the kernel would dump it.
+/// Returns a policy as the kernel would dump it.
 fn installed(policy: &Policy) -> InstalledPolicy {
     use netlink_packet_core::Emitable;
     let raw = policy.to_kernel(crate::reqid::FIRST_INDEX);

@@ -34,8 +34,8 @@ pub enum AesKeyLength {
     Bits256,
 }
 
-/// An integrity algorithm, RFC 4868. Its key is as long as the output of its hash; the ICV is the
-/// first half of the output.
+/// An integrity algorithm, RFC 4868. Its key has the length of its hash's output. The ICV is the
+/// first half of the HMAC's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Integrity {
     /// HMAC-SHA-256-128.
@@ -47,7 +47,7 @@ pub enum Integrity {
 }
 
 impl AesKeyLength {
-    /// Size of the key, bytes.
+    /// Returns the size of the key, bytes.
     pub const fn bytes(self) -> usize {
         match self {
             AesKeyLength::Bits128 => 16,
@@ -58,7 +58,7 @@ impl AesKeyLength {
 }
 
 impl Integrity {
-    /// Size of the key, bytes.
+    /// Returns the size of the key, bytes.
     pub const fn key_length(self) -> usize {
         match self {
             Integrity::HmacSha256 => 32,
@@ -85,7 +85,8 @@ impl Integrity {
 }
 
 impl Algorithm {
-    /// Size of the keying material, bytes: key and salt of an AEAD, both keys otherwise.
+    /// Returns the size of the keying material, bytes: key and salt of an AEAD, or both keys
+    /// otherwise.
     pub const fn key_length(self) -> usize {
         match self {
             Algorithm::Aes128Gcm16 => 16 + SALT_LEN,
@@ -94,7 +95,7 @@ impl Algorithm {
         }
     }
 
-    /// The algorithm's name in the kernel.
+    /// Returns the algorithm's name in the kernel.
     pub const fn kernel_name(self) -> &'static str {
         match self {
             Algorithm::Aes128Gcm16 | Algorithm::Aes256Gcm16 => "rfc4106(gcm(aes))",
@@ -106,7 +107,7 @@ impl Algorithm {
     }
 }
 
-/// Error: the keying material has the wrong length for its algorithm. Holds lengths only.
+/// The error for keying material of the wrong length. Holds no part of the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{algorithm} takes {expected} bytes of keying material, {got} were given")]
 pub struct KeyLength {
@@ -118,7 +119,8 @@ pub struct KeyLength {
     pub got: usize,
 }
 
-/// An algorithm with its keying material. Wiped when dropped; `Debug` shows the algorithm only.
+/// An algorithm with its keying material. It is wiped when dropped, and `Debug` shows only the
+/// algorithm.
 #[derive(Clone)]
 pub struct EspKey {
     algorithm: Algorithm,
@@ -126,8 +128,8 @@ pub struct EspKey {
 }
 
 impl EspKey {
-    /// Takes the keying material in the layout that [`Algorithm`] describes, which is how IKE
-    /// derives it.
+    /// Copies the keying material, which must have the layout described at [`Algorithm`]. IKE
+    /// derives it in this layout.
     pub fn new(algorithm: Algorithm, keymat: &[u8]) -> Result<Self, KeyLength> {
         let (expected, got) = (algorithm.key_length(), keymat.len());
         if got != expected {
@@ -136,12 +138,12 @@ impl EspKey {
         Ok(Self { algorithm, keymat: Zeroizing::new(keymat.to_vec()) })
     }
 
-    /// The algorithm.
+    /// Returns the algorithm.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The attributes of the algorithm. They hold copies of the keys.
+    /// Returns the attributes of the algorithm. They hold copies of the keys.
     pub(crate) fn to_kernel(&self) -> Vec<nl::XfrmAttrs> {
         match self.algorithm {
             Algorithm::AesCbc(length, integrity) => {
@@ -179,7 +181,7 @@ impl fmt::Debug for EspKey {
     }
 }
 
-/// A name in the kernel's format, padded with zeros.
+/// Returns a name in the kernel's format, padded with zeros.
 fn name<const LEN: usize>(text: &str) -> [u8; LEN] {
     let mut name = [0; LEN];
     for (to, from) in name.iter_mut().zip(text.bytes()) {

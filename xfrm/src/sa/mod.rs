@@ -1,4 +1,4 @@
-//! Security associations for ESP, in the form that the kernel takes.
+//! Security associations for ESP, in the kernel's format.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -18,9 +18,9 @@ use crate::uapi;
 /// The direction of the packets of an SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SaDirection {
-    /// Packets come to us; we allocated the SPI.
+    /// Packets come to this host, which allocated the SPI.
     In,
-    /// Packets leave; the peer allocated the SPI.
+    /// Packets leave this host. The peer allocated the SPI.
     Out,
 }
 
@@ -86,16 +86,16 @@ impl Replay {
     pub const ESN: Replay = Replay { window: 1024, esn: true };
 }
 
-/// Limits at which the kernel reports an SA ([`crate::events::Event::Expire`]). They count packets
-/// and bytes only: the kernel's timers use the wall clock, and a step of that clock would end SAs.
-/// `None`: no limit.
+/// Limits at which the kernel reports an SA ([`crate::events::Event::Expire`]). There are only
+/// limits of packets and bytes: the kernel's timers use the wall clock, so a step of that clock
+/// would end SAs. `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Limits {
-    /// Number of bytes after which to rekey.
+    /// Number of bytes after which the kernel reports that the SA must be rekeyed.
     pub soft_bytes: Option<u64>,
     /// Number of bytes after which the kernel deletes the SA.
     pub hard_bytes: Option<u64>,
-    /// Number of packets after which to rekey.
+    /// Number of packets after which the kernel reports that the SA must be rekeyed.
     pub soft_packets: Option<u64>,
     /// Number of packets after which the kernel deletes the SA.
     pub hard_packets: Option<u64>,
@@ -104,7 +104,7 @@ pub struct Limits {
 /// An SA to install.
 #[derive(Debug, Clone)]
 pub struct SaParams {
-    /// The direction of its packets.
+    /// The direction of the SA's packets.
     pub direction: SaDirection,
     /// Outer source address.
     pub source: IpAddr,
@@ -118,7 +118,7 @@ pub struct SaParams {
     pub mode: Mode,
     /// Algorithm and keys.
     pub key: EspKey,
-    /// UDP encapsulation. `None`: plain ESP.
+    /// UDP encapsulation. `None` means plain ESP.
     pub encap: Option<UdpEncap>,
     /// Sequence numbers and replay protection.
     pub replay: Replay,
@@ -131,7 +131,7 @@ pub struct SaParams {
 }
 
 impl SaParams {
-    /// Destination and SPI.
+    /// Returns the SA's destination and SPI.
     pub fn id(&self) -> SaId {
         SaId { destination: self.destination, spi: self.spi }
     }
@@ -152,7 +152,7 @@ impl Default for SpiRange {
     }
 }
 
-/// An SA in the kernel. It may belong to any program. Its key is not kept.
+/// An SA in the kernel. It may belong to any program. Its key is not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sa {
     /// Destination and SPI.
@@ -165,13 +165,13 @@ pub struct Sa {
     pub reqid: u32,
     /// `XFRM_MODE_*`; 1 is tunnel.
     pub mode: u8,
-    /// The direction, if the kernel knows it (6.10 and later) and the program that installed the SA
-    /// stated it.
+    /// The direction, if the kernel supports directions (6.10 and later) and the program that
+    /// installed the SA stated it.
     pub direction: Option<SaDirection>,
-    /// The kernel's name of the AEAD or cipher; for AH, the name of the integrity algorithm.
-    /// `None`: the SA is larval, that is, a reserved SPI or an acquire under way.
+    /// The kernel's name of the AEAD or cipher; for AH, the name of the integrity algorithm. `None`
+    /// if the SA is larval, that is, a reserved SPI or an acquire that is not finished.
     pub algorithm: Option<String>,
-    /// UDP encapsulation. `None`: plain ESP.
+    /// UDP encapsulation. `None` means plain ESP.
     pub encap: Option<UdpEncap>,
     /// The only packets that the SA accepts.
     pub selector: Option<Selector>,
@@ -216,12 +216,12 @@ impl Sa {
         Reqid::ours(self.reqid).is_some()
     }
 
-    /// Returns whether it is only a reservation or an acquire.
+    /// Returns whether this is only a reservation or an acquire.
     pub fn is_larval(&self) -> bool {
         self.algorithm.is_none()
     }
 
-    /// Outer source and destination. The ports are 0 without UDP encapsulation.
+    /// Returns the outer source and destination. The ports are 0 without UDP encapsulation.
     pub fn endpoints(&self) -> (SocketAddr, SocketAddr) {
         let (source_port, destination_port) =
             self.encap.map_or((0, 0), |encap| (encap.source_port, encap.destination_port));
@@ -322,7 +322,7 @@ pub struct Features {
     pub policies_cache_sas: bool,
 }
 
-/// Minimum number of seconds between two [`crate::events::Event::Mapping`] of one SA. Without this
+/// Minimum time between two [`crate::events::Event::Mapping`] of one SA, seconds. Without this
 /// limit the kernel reports every packet from a new address.
 const MAPPING_THRESHOLD_SECONDS: u32 = 1;
 
@@ -334,7 +334,7 @@ pub(crate) fn direction_attribute(direction: SaDirection) -> nl::XfrmAttrs {
     nl::XfrmAttrs::Other(DefaultNla::new(uapi::XFRMA_SA_DIR, vec![value]))
 }
 
-/// The fixed part that SPI reservations and SAs have in common.
+/// Returns the fixed part that SPI reservations and SAs have in common.
 pub(crate) fn base_info(
     source: IpAddr,
     destination: IpAddr,
@@ -355,8 +355,8 @@ pub(crate) fn base_info(
 }
 
 impl SaParams {
-    /// Returns the request. It holds a copy of the key, so put it at once into a
-    /// [`crate::message::XfrmRequest`], which wipes it.
+    /// Returns the request. The request holds a copy of the key. Put it into a
+    /// [`crate::message::XfrmRequest`] immediately: that type wipes the key when dropped.
     pub(crate) fn to_kernel(&self, features: Features) -> Result<nl::state::ModifyMessage, MixedFamilies> {
         let mut info = base_info(self.source, self.destination, self.spi, self.reqid)?;
         info.mode = self.mode.to_kernel();
@@ -389,7 +389,7 @@ impl SaParams {
             })
         }));
         attributes.extend(self.replay_attribute(features));
-        // No number of packets causes a notification ([`crate::events::EspEventSocket`]).
+        // The number of packets must not cause a notification ([`crate::events::EspEventSocket`]).
         attributes.push(nl::XfrmAttrs::ReplayThreshold(0));
         if inbound && self.encap.is_some() {
             attributes.push(nl::XfrmAttrs::MappingTimeThreshold(MAPPING_THRESHOLD_SECONDS));
@@ -402,8 +402,8 @@ impl SaParams {
 
     /// Returns the attribute with the replay window. It is always `xfrm_replay_state_esn`, since
     /// the older field allows at most 32. An outbound SA has no window: with ESN, a kernel that
-    /// knows directions requires that window and bitmap are absent, while an older one requires a
-    /// window of at least 1.
+    /// supports directions requires that window and bitmap are absent, while an older kernel
+    /// requires a window of at least 1.
     fn replay_attribute(&self, features: Features) -> Option<nl::XfrmAttrs> {
         let window = match (self.direction, self.replay.esn) {
             (SaDirection::In, esn) => self.replay.window.clamp(u32::from(esn), Replay::MAX_WINDOW),

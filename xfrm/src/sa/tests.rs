@@ -4,7 +4,7 @@ use super::*;
 use crate::error::Error;
 use crate::message::XfrmRequest;
 
-/// Bytes that would be visible in hexadecimal, decimal and text output alike.
+/// Bytes that would be recognizable in hexadecimal, decimal and text output.
 const KEY: [u8; 36] = *b"ZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZZ";
 
 fn params() -> SaParams {
@@ -83,8 +83,8 @@ fn cbc() -> SaParams {
 
 #[test]
 fn a_request_wipes_its_keys_when_it_goes() {
-    // The request owns the attribute's buffer, so nothing else can read it after the wipe. The test
-    // calls the wipe itself, as `drop` does.
+    // The request owns the attribute's buffer, so the test cannot read the buffer after a drop.
+    // Instead, it calls `wipe`, as `drop` does.
     for params in [params(), cbc()] {
         let mut message = nl::XfrmMessage::AddSa(params.to_kernel(Features::default()).unwrap());
         crate::message::wipe(&mut message);

@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("esp_of_our_sas_is_reported_at_most_once_a_second_and_none_while_idle", Esp, esp),
 ];
 
-/// Waits for the next event.
+/// Returns the next event. Waits if there is none yet.
 pub(crate) fn next(events: &mut EventSocket) -> Event {
     loop {
         if let Some(event) = events.next().unwrap() {
@@ -65,7 +65,7 @@ fn esp() {
         let expected = EspEvent { id: forth.id(), reqid: forth.reqid.raw() };
         let since = Instant::now();
         let mut reported = [0_u64; 2];
-        // Each packet is reported, at once or at the end of the interval, at both ends.
+        // Both ends report each packet, immediately or at the end of the interval.
         for _ in 0..3 {
             for _ in 0..20 {
                 pair.a.send("10.99.0.1", "10.99.0.2:7", "of another program");
@@ -84,8 +84,8 @@ fn esp() {
         }
         let most = since.elapsed().as_secs() + 2;
         assert!(reported.iter().all(|reported| *reported <= most), "{reported:?} events, at most one a second: {most}");
-        // One more notification may follow at the end of the last packet's interval. An idle SA
-        // causes no notification.
+        // Let the SA be idle for 4 s. One more notification may follow at the end of the last
+        // packet's interval. After that, an idle SA causes no notification.
         let idle = Instant::now() + Duration::from_secs(4);
         let mut late = 0;
         while let Some(left) = idle.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -95,7 +95,8 @@ fn esp() {
             }
         }
         assert!(late <= 1, "{late} events of an idle SA");
-        // The first packet after that is reported at once: its answer cannot have arrived yet.
+        // The first packet after the idle time is reported immediately: its response cannot have
+        // arrived yet.
         pair.a.send("10.77.0.1", "10.77.1.1:7", "again");
         assert_eq!(next_esp(&mut at_a), expected);
     }
@@ -122,8 +123,8 @@ fn others_changes() {
     namespace.ip("xfrm policy flush");
     assert_eq!(next(&mut events), Event::PoliciesFlushed);
 
-    // We make a change through an ignored socket, then another program makes one. Only the latter
-    // is reported.
+    // This test changes a policy through an ignored socket, then another program changes one. Only
+    // the second change is reported.
     let mut quiet = namespace.run(|| Xfrm::open().unwrap());
     events.ignore_port(quiet.port());
     quiet.install_policy(&block).unwrap();
@@ -189,7 +190,7 @@ fn overrun() {
         }
     });
     while next(&mut events) != Event::Overrun {}
-    // Later notifications are reported again.
+    // Notifications after the overrun are reported again.
     while events.next().unwrap().is_some() {}
     namespace.ip("xfrm policy flush");
     assert_eq!(next(&mut events), Event::PoliciesFlushed);

@@ -136,8 +136,8 @@ fn packets() {
     let bridge = ["10.77.0.1", "fd77::1"];
     node.run(move || guard::install(&config(&bridge)).map(|_| ()).unwrap());
 
-    // These must pass: pod to pod, pod to node and back, IPv6 after neighbour discovery, pod to the
-    // internet and back.
+    // These packets must pass: from pod to pod, from pod to node and back, IPv6 after neighbour
+    // discovery, and from a pod to the internet and back.
     two.ip("neigh flush all");
     node.ip("neigh flush all");
     two.send("10.77.0.3", "10.77.0.2:7", "pod");
@@ -160,7 +160,7 @@ fn packets() {
     assert_eq!(receive(&at_one), "answer");
 
     // Packets from a pod or the node to a remote pod must not pass, even with the uplink's address
-    // as source, which another program's masquerading gives them.
+    // as source, as after masquerading by another program.
     let dropped = node.counter("XfrmOutPolBlock");
     one.send("10.77.0.2", "10.77.1.2:7", "refused");
     node.send("10.77.0.1", "10.77.1.2:7", "refused");
@@ -190,8 +190,8 @@ fn packets() {
         assert_eq!(receive(socket), "granted");
     }
 
-    // The device drops packets that no policy matches: even without the policies no packet leaves
-    // by the default route.
+    // The device drops packets that no policy matches: even without the policies, no packet leaves
+    // over the default route.
     node.ip("xfrm policy flush");
     one.ip("addr del 10.77.1.2/32 dev lo");
     // The device's own router solicitations would be counted as well.
@@ -223,7 +223,7 @@ fn whole_range() {
         guard::install(&config).unwrap();
         assert_eq!(guard::check(&config).unwrap(), []);
     });
-    // The guard's route to the range does not override the bridge's.
+    // The bridge's route takes precedence over the guard's route to the range.
     assert!(node.ip("route get 10.77.0.2").contains("dev ecni0"));
     let at_one = one.listen("10.77.0.2:7");
     two.send("10.77.0.3", "10.77.0.2:7", "pod");
@@ -281,7 +281,7 @@ fn bypass() {
         edge_xfrm::socket::bypass(&ike, ipv6).unwrap();
         if ipv6 {
             // Neighbour discovery is blocked like all other traffic of this host, so the test sets
-            // the peer's address.
+            // the peer's link-layer address.
             here.ip(&format!("neigh replace 2001:db8::2 lladdr {} dev eth0", mac(&there)));
             there.ip(&format!("neigh replace 2001:db8::1 lladdr {} dev eth0", mac(&here)));
         }
@@ -297,7 +297,7 @@ fn mac(namespace: &Namespace) -> String {
     link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap().to_owned()
 }
 
-/// Two nodes with one pod each, both guarded, and a tunnel between them.
+/// Sends packets between two guarded nodes with one pod each, through a tunnel between the nodes.
 fn tunnel() {
     let nodes = [Namespace::new(), Namespace::new()];
     let pods = [Namespace::new(), Namespace::new()];
@@ -357,7 +357,8 @@ fn tunnel() {
             assert_eq!(receive(&at_node), "through", "{from}.{pod} to node");
         }
     }
-    // All packets went in ESP, in each direction 4 to the pod (2 of them IPv6) and 2 to the node.
+    // All packets went in ESP, in each direction 4 to the pod (2 of the 4 are IPv6) and 2 to the
+    // node.
     let id = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1).id();
     assert_eq!(nodes[1].run(move || Xfrm::open().unwrap().sa(id).unwrap().unwrap().counters.packets), 6);
 }

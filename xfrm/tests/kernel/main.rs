@@ -1,5 +1,5 @@
-//! Tests against a real kernel, each in its own network namespaces. A test that this machine cannot
-//! run is listed as skipped, with the reason.
+//! Tests against a real kernel, each in its own network namespaces. A test that cannot run on this
+//! machine is listed as skipped, with the reason.
 //!
 //! Tests with SAs need ESP: `interop-tests exec -- target/debug/deps/kernel-...` runs them in the
 //! lab.

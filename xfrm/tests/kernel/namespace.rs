@@ -1,4 +1,4 @@
-//! Network namespaces for tests. Each has a thread, and is removed with it.
+//! Network namespaces for tests. Each has one thread and exists as long as that thread.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::Command;
@@ -9,7 +9,7 @@ use edge_xfrm::{Algorithm, Error, EspKey, Mode, Replay, Reqid, SaDirection, SaPa
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A network namespace and the thread that lives in it.
+/// A network namespace and the thread that runs in it.
 pub(crate) struct Namespace {
     jobs: Sender<Job>,
     thread: i32,
@@ -40,7 +40,7 @@ impl Namespace {
         namespace
     }
 
-    /// Runs a closure in the namespace and passes its panics on.
+    /// Runs a closure in the namespace. Resumes its panic in the caller's thread.
     pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = channel();
         let job = move || {
@@ -50,7 +50,7 @@ impl Namespace {
         receiver.recv().unwrap().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
-    /// Runs `ip` with these words, which must succeed. Returns its output.
+    /// Runs `ip` with these arguments, and returns its output. Panics if the command fails.
     pub(crate) fn ip(&self, words: &str) -> String {
         let words: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
         self.run(move || {
@@ -88,13 +88,13 @@ impl Namespace {
         let (from, to): (IpAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let text = text.to_owned();
         self.run(move || {
-            // A block policy makes this call fail. The tests check whether datagrams arrive
-            // instead.
+            // A block policy makes this call fail. The tests instead check whether datagrams
+            // arrive.
             let _ = bind_freebind(SocketAddr::new(from, 0)).send_to(text.as_bytes(), to);
         });
     }
 
-    /// The number of packets that a device has sent.
+    /// Returns the number of packets that a device has sent.
     pub(crate) fn transmitted(&self, device: &'static str) -> u64 {
         self.run(move || {
             let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
@@ -103,12 +103,12 @@ impl Namespace {
         })
     }
 
-    /// Waits until a counter of `/proc/net/xfrm_stat` has a value. Fails if it has a higher value.
+    /// Waits until a counter of `/proc/net/xfrm_stat` has a value. Panics if it exceeds that value.
     pub(crate) fn await_counter(&self, name: &'static str, value: u64) {
         self.await_value(name, value, |namespace| namespace.counter(name));
     }
 
-    /// Waits until `read` returns a value. Fails if it returns a higher value.
+    /// Waits until `read` returns `value`. Panics if it returns a higher value.
     pub(crate) fn await_value(&self, what: &str, value: u64, read: impl Fn(&Namespace) -> u64) {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {
@@ -153,13 +153,12 @@ fn bind_freebind(from: SocketAddr) -> UdpSocket {
 
 #[allow(unsafe_code)]
 fn enter_new_namespace() {
-    // SAFETY: unshare with this flag changes only the namespace of this thread, which shares no
-    // descriptor table assumptions with it.
+    // SAFETY: unshare with this flag changes only the network namespace of the calling thread.
     let outcome = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     assert_eq!(outcome, 0, "unshare: {}", std::io::Error::last_os_error());
 }
 
-/// Returns the reason why no test can run here. `None` if tests can.
+/// Returns the reason why no test can run here, or `None` if tests can run.
 pub(crate) fn missing_root() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("not root".into());
@@ -176,7 +175,7 @@ pub(crate) fn missing_root() -> Option<String> {
     probe.join().unwrap()
 }
 
-/// Returns the reason why SAs cannot be tested here. `None` if they can.
+/// Returns the reason why SAs cannot be tested here, or `None` if they can.
 pub(crate) fn missing_esp() -> Option<String> {
     let probe = || match Xfrm::open().unwrap().add_sa(&sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x100, 0)) {
         Ok(()) => None,

@@ -8,7 +8,7 @@ use edge_xfrm::{Direction, Policy, Reqid, SaDirection, SaId, SaParams, UdpEncap,
 use crate::namespace::{Namespace, receive};
 use crate::policies::selector;
 
-/// Two hosts on one wire, with an inner address of each family.
+/// Two hosts on one link, with an inner address of each family.
 pub(crate) struct Pair {
     pub(crate) a: Namespace,
     pub(crate) b: Namespace,
@@ -53,7 +53,7 @@ pub(crate) fn policies(local: u32, remote: u32, n: u32, outer: (&str, &str)) -> 
     .collect()
 }
 
-/// Installs the SAs for both directions, and the policies, at both ends.
+/// Installs the SAs for both directions, and the policies, at both hosts.
 pub(crate) fn connect(pair: &Pair, forth: &SaParams, back: &SaParams, features: Option<Features>) {
     let outer = (forth.source.to_string(), forth.destination.to_string());
     let n = forth.reqid.tunnel_number().unwrap();
@@ -79,7 +79,7 @@ pub(crate) fn reversed(sa: &SaParams, spi: u32) -> SaParams {
     SaParams { source: sa.destination, destination: sa.source, spi, encap, ..sa.clone() }
 }
 
-/// Sends a datagram of each family in each direction.
+/// Sends a datagram of each family in each direction, and checks that it arrives.
 pub(crate) fn talk(pair: &Pair) {
     for (from, to, source, destination) in [
         (&pair.a, &pair.b, "10.77.0.1", "10.77.1.1:7"),

@@ -1,4 +1,5 @@
-//! Tests policies: how ours are recognized and replaced, and how thousands are reconciled.
+//! Tests policies: how ours are recognized and replaced, and how thousands of policies are
+//! reconciled.
 
 use edge_xfrm::reconcile;
 use edge_xfrm::reqid::{FIRST_INDEX, LAST_INDEX};
@@ -140,8 +141,9 @@ fn protect_becomes_allow() {
         xfrm.delete_policy(&installed).unwrap();
         installed.index
     });
-    // The index of our policy is taken, so the kernel chooses another index, which would not mark
-    // an allow as ours.
+    // Occupy the index that our policy would get, so that the kernel assigns one outside our range.
+    // A protect policy is still recognised as ours by the reqid of its template. An allow policy
+    // has no template and is recognised only by its index.
     let squat = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel";
     namespace.ip(&format!("xfrm policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out index {index} {squat}"));
     namespace.run(move || {
@@ -162,7 +164,7 @@ fn deleting_takes_ours_only() {
         xfrm.install_policy(&out(1)).unwrap();
         xfrm.policies().unwrap().remove(0)
     });
-    // Another program replaces ours, which keeps its index.
+    // Another program replaces our policy, which keeps its index.
     namespace.ip("xfrm policy update src 10.77.0.0/26 dst 10.77.1.0/26 dir out \
          tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel");
     let before = namespace.ip("xfrm policy");
@@ -188,7 +190,7 @@ fn reconcile_repairs() {
     let wanted = desired.clone();
     namespace.run(move || assert_eq!(Xfrm::open().unwrap().reconcile_policies(&wanted).unwrap().0.missing.len(), 4));
     namespace.ip("xfrm policy delete src 10.77.0.0/24 dst 10.77.1.0/24 dir out");
-    // The marks are the same and the priority differs, so the policy is ours and changed.
+    // The mark is the same and only the priority differs, so the policy counts as ours and changed.
     namespace.ip(&format!(
         "xfrm policy update src 10.77.0.0/24 dst 10.77.2.0/24 dir out priority 1 \
          tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid {} mode tunnel",
@@ -287,8 +289,8 @@ fn marked_policies() {
     });
 }
 
-/// While another thread changes policies without pause, each dump contains every policy that
-/// existed all the time.
+/// Dumps policies while another thread changes policies without pause. Each dump must contain every
+/// policy that existed the whole time.
 fn changing_dump() {
     Namespace::new().run(|| {
         let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();

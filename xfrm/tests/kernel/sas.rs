@@ -52,7 +52,7 @@ fn reservation() {
         xfrm.delete_sa(params.id()).unwrap();
         assert!(matches!(xfrm.delete_sa(params.id()), Err(Error::NoSuchSa { .. })));
         assert!(matches!(xfrm.update_sa(&params), Err(Error::NoSuchSa { .. })));
-        // The reservation expired before the peer answered.
+        // The reservation has expired before the peer's response arrives.
         xfrm.install_inbound(&params).unwrap();
         assert!(!xfrm.sa(params.id()).unwrap().unwrap().is_larval());
         assert!(xfrm.allocate_spi(source, destination, reqid, SpiRange { min: 9, max: 3 }).is_err());
@@ -152,7 +152,7 @@ fn mapping() {
     talk(&pair);
     let mut events = pair.b.run(|| EventSocket::open().unwrap());
 
-    // A now sends from another port, as if a NAT had mapped it.
+    // A now sends from another port, as if a NAT had changed its mapping.
     let _socket = esp_socket(&pair.a, "0.0.0.0:4999");
     let moved = Some(UdpEncap { source_port: 4999, destination_port: 4500 });
     let update =
@@ -171,7 +171,7 @@ fn mapping() {
     assert_eq!((id, reqid), (forth.id(), forth.reqid.raw()));
     assert_eq!((old.to_string().as_str(), new.to_string().as_str()), ("192.0.2.1:4500", "192.0.2.1:4999"));
 
-    // B updates the SAs of both directions, and A updates its inbound SA too.
+    // B updates the SAs of both directions, and A updates its inbound SA.
     let inbound = SaParams { direction: SaDirection::In, encap: moved, ..forth.clone() };
     update(&pair.b, inbound);
     let followed = reversed(&SaParams { encap: moved, ..forth.clone() }, back.spi);
@@ -210,7 +210,7 @@ fn granted_by_policies() {
     let pair = pair();
     let forth = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1);
     connect(&pair, &forth, &reversed(&forth, 0x1001), None);
-    // Node `a` installs a policy of its own, as a hostile member would.
+    // Node `a` installs a policy for another network, as a hostile member would.
     pair.a.ip("addr add 10.77.5.1/32 dev lo");
     let reqid = forth.reqid;
     pair.a.run(move || {
@@ -271,8 +271,8 @@ fn with_selector() {
     });
 }
 
-/// The SA is refused because the kernel has no ESP or, on a kernel with ESP, because the SA exists
-/// already.
+/// Checks that the error of a refused SA contains no key. The kernel refuses the SA because it has
+/// no ESP or, if it has ESP, because the SA exists already.
 fn refused_without_key() {
     Namespace::new().run(|| {
         let mut xfrm = Xfrm::open().unwrap();

@@ -16,8 +16,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_switch_that_cannot_succeed_leaves_the_old_sa", Esp, refused_switch),
 ];
 
-/// Several sockets ask for echoes without pause while the outbound SA is switched again and again.
-/// A packet is lost only if the process lost the CPU for longer than IN_FLIGHT between the packet's
+/// Several sockets request echoes without pause while the outbound SA is switched 200 times. A
+/// packet is lost only if the process lost the CPU for longer than IN_FLIGHT between the packet's
 /// lookup and its output, which happens occasionally in a loaded lab. Deleting the old SA in the
 /// batch that adds the new one lost one packet in ten.
 fn switching() {

@@ -41,7 +41,7 @@ fn two_hosts() {
     {
         let pair = pair();
         let forth = SaParams { mode: Mode::Transport, ..sa(SaDirection::Out, a, b, 0x1000, 1) };
-        // Neighbour discovery happens before the policies require ESP.
+        // Let neighbour discovery happen before the policies require ESP.
         let listener = pair.b.listen(server);
         pair.a.send(a, server, "clear");
         assert_eq!(receive(&listener), "clear");
@@ -87,7 +87,8 @@ fn found_again() {
         let seen = xfrm.policy(&policy).unwrap().unwrap();
         assert!(seen.is_ours() && seen.matches(&policy), "{seen:?}");
         assert!(!xfrm.install_policy(&policy).unwrap(), "it is the same");
-        // The policy of a rekey is replaced by itself, so that the kernel looks up the new SA.
+        // The switch replaces the policy by an identical one, so that the kernel looks up the new
+        // SA.
         xfrm.add_sa(&forth).unwrap();
         let new = SaParams { spi: 0x1002, ..forth.clone() };
         assert!(xfrm.begin_switch_under(&new, forth.id(), &[policy]).unwrap());

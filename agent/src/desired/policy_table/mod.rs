@@ -9,30 +9,31 @@ use edge_xfrm::policy::PolicyKey;
 
 /// The desired policies of the guard and of all tunnels.
 ///
-/// The kernel keeps one policy for a direction and selector. If two peers may take the same packets
-/// (two hubs that front the same networks), the policy with the stronger priority is the desired
-/// one. Among policies with the same priority, the guard's policy is desired, then the policy of
-/// the peer with the best [`TunnelState`], then the policy of the peer whose name comes first.
+/// The kernel keeps one policy for each direction and selector. If the policies of two peers match
+/// the same packets (two hubs that front the same networks), the policy with the stronger priority
+/// is the desired one. Among policies with the same priority, the guard's policy is desired, then
+/// the policy of the peer with the best [`TunnelState`], then the policy of the peer whose name
+/// sorts first.
 ///
-/// The table grows with the number of policies.
+/// The size of the table is proportional to the number of policies.
 #[derive(Debug, Default)]
 pub struct PolicyTable {
     by_key: BTreeMap<PolicyKey, PoliciesOfKey>,
-    /// Keys of each peer's policies.
+    /// The keys of each peer's policies.
     keys: HashMap<PeerName, Box<[PolicyKey]>>,
     guard: Vec<PolicyKey>,
-    /// Keys whose desired policy may have changed since the last [`Self::take_changes`], with the
-    /// policy at that time.
+    /// Keys whose desired policy may have changed since the last [`Self::take_changes`], each with
+    /// the policy that was desired then.
     changed: BTreeMap<PolicyKey, Option<Policy>>,
 }
 
-/// The state of a peer's tunnel, to compare it with other tunnels that may take the same packets.
-/// The best state is first.
+/// The state of a peer's tunnel, for the comparison with other tunnels whose policies match the
+/// same packets. Better states come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TunnelState {
     /// The tunnel can send.
     Up,
-    /// The tunnel can send again, but only for a short time so far.
+    /// The tunnel can send again, but has been able to only for a short time.
     Returned,
     /// The tunnel cannot send.
     Down,
@@ -49,11 +50,11 @@ pub struct PolicyChange {
     pub now: Option<Policy>,
 }
 
-/// The policies with one key, of which the best is the desired one.
+/// All policies with the same key. The best one is the desired policy.
 #[derive(Debug)]
 struct PoliciesOfKey {
     best: SourcedPolicy,
-    /// The other policies, strongest first. Nearly always empty.
+    /// The other policies, strongest first. This is nearly always empty.
     others: Vec<SourcedPolicy>,
 }
 
@@ -118,18 +119,18 @@ impl PolicyTable {
         self.by_key.values().map(|of_key| &of_key.best.policy)
     }
 
-    /// Returns the desired policies with the keys of a peer, whether they are the peer's own or
-    /// belong to a stronger peer.
+    /// Returns the desired policies with the keys of a peer, including policies of other peers that
+    /// take precedence.
     pub fn policies_of(&self, peer: &PeerName) -> impl Iterator<Item = &Policy> {
         self.keys.get(peer).into_iter().flatten().filter_map(|key| self.get(key))
     }
 
-    /// Returns whether [`Self::take_changes`] may have something to return.
+    /// Returns whether [`Self::take_changes`] may return any changes.
     pub fn has_changes(&self) -> bool {
         !self.changed.is_empty()
     }
 
-    /// Returns the keys whose desired policy differs from the one at the previous call.
+    /// Returns the keys whose desired policy has changed since the previous call.
     pub fn take_changes(&mut self) -> Vec<PolicyChange> {
         std::mem::take(&mut self.changed)
             .into_iter()
@@ -141,8 +142,8 @@ impl PolicyTable {
     /// Replaces the policies from a source, whose previous keys were `before`. Returns the new
     /// keys.
     fn replace(&mut self, before: &[PolicyKey], source: &PolicySource, policies: &[Policy]) -> Vec<PolicyKey> {
-        // Of two policies from a source with the same key, the one with the stronger priority
-        // counts; if the priorities are equal, the first one.
+        // Of two policies from a source with the same key, the one with the stronger priority is
+        // used. If the priorities are equal, the first one is used.
         let mut new: BTreeMap<PolicyKey, Policy> = BTreeMap::new();
         for policy in policies {
             let held = new.entry(policy.key()).or_insert(*policy);

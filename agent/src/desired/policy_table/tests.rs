@@ -20,15 +20,15 @@ const PEERS: usize = 5;
 /// An event that changes the desired policies. Networks are indexes into [`NETWORKS`].
 #[derive(Debug, Clone)]
 enum TableChange {
-    /// The view grants other networks to a peer, or names it for the first time.
+    /// The view adds a peer, or changes the networks that it grants to the peer.
     Granted { peer: usize, local: Vec<usize>, remote: Vec<usize> },
-    /// The configuration names a static peer.
+    /// The peer becomes a static peer of the configuration.
     Negotiated { peer: usize },
     /// The view no longer names a peer.
     Removed { peer: usize },
-    /// A tunnel came up, went down, moved, or got other selectors.
+    /// A tunnel comes up or goes down, or its addresses or selectors change.
     Ends { peer: usize, ends: Option<Ends> },
-    /// The view has other ranges, segments or networks.
+    /// The view's ranges, segments or networks change.
     Guard { ranges: Vec<usize>, segments: Vec<usize>, networks: Vec<usize> },
 }
 
@@ -69,14 +69,14 @@ fn name(peer: usize) -> PeerName {
     PeerName::new(&format!("edge-{peer}"))
 }
 
-/// Peers 3 and 4 are hubs.
+/// Returns the reqids of a peer. Peers 3 and 4 are hubs.
 fn reqids(name: &PeerName) -> Option<PeerReqids> {
     let number = name.as_str().trim_start_matches("edge-").parse().unwrap();
     let outbound = Reqid::tunnel(number)?;
     Some(PeerReqids { outbound, inbound: if number >= 3 { Reqid::FROM_HUBS } else { outbound } })
 }
 
-/// The input of both computations, and the table that is updated with each change.
+/// The input of both computations, and the table, which is updated with each change.
 struct Model {
     template: DesiredTunnel,
     desired: Desired,
@@ -184,7 +184,7 @@ proptest! {
             let table: BTreeMap<PolicyKey, Policy> =
                 model.table.policies().map(|policy| (policy.key(), *policy)).collect();
             prop_assert_eq!(&table, &expected, "after {:?}", change);
-            // Changes may be taken after each event or after several.
+            // Changes may be taken after each event, or only after several events.
             if take {
                 for change in model.table.take_changes() {
                     prop_assert_ne!(change.before, change.now);
@@ -226,10 +226,10 @@ fn a_peer_that_goes_up_takes_only_the_keys_of_those_it_competes_with() {
     let changes = table.take_changes();
     assert_eq!(changes.len(), 1);
     assert_eq!((changes[0].before, changes[0].now), (Some(policies(2001)[0]), Some(policies(2002)[0])));
-    // The policies of a hub that came back a moment ago do not replace those of another hub.
+    // The policies of a hub that has just come back do not replace the policies of another hub.
     table.set_peer(&first, TunnelState::Returned, &policies(2001));
     assert!(table.take_changes().is_empty());
-    // A tunnel that goes up and down between two calls causes no change.
+    // A tunnel that comes up and goes down again between two calls causes no change.
     table.set_peer(&first, TunnelState::Up, &policies(2001));
     table.set_peer(&first, TunnelState::Down, &policies(2001));
     assert!(table.take_changes().is_empty());

@@ -1,4 +1,4 @@
-//! Derives the contents of the table `inet edge-cni` from configuration and desired state.
+//! Derives the contents of the table `inet edge-cni` from the configuration and the desired state.
 
 use std::net::IpAddr;
 
@@ -11,14 +11,14 @@ use crate::desired::Desired;
 /// Name of the table in family `inet`. The plugin's table in family `bridge` has the same name.
 pub const TABLE: &str = "edge-cni";
 
-/// Name of the plugin's table in family `inet`, which protects pods from hosts outside while the
-/// agent's table is missing. The agent's table replaces it.
+/// Name of the plugin's table in family `inet`, which protects pods from hosts outside of the
+/// cluster while the agent's table is missing. The agent's table replaces it.
 pub const PODS_TABLE: &str = "edge-cni-pods";
 
 /// The contents of the table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Firewall {
-    /// The pods' bridges: the agent's own, and the bridges of the plugin's other networks.
+    /// The pods' bridges: the agent's bridge, and the bridges of the plugin's other networks.
     pub pod_bridges: Vec<String>,
     /// Networks of the pods' bridges. Pods that started before the first view may have addresses in
     /// segments that the view does not name.
@@ -41,16 +41,16 @@ pub struct Firewall {
     pub ike_ports: [u16; 2],
     /// TCP ports of the controllers, whose addresses may lie within the cloud's networks.
     pub controller_ports: Vec<u16>,
-    /// The cluster's ranges. A source address within the ranges that does not belong to this node
-    /// is forged, and never translated.
+    /// The cluster ranges. A source address that lies within the ranges but does not belong to this
+    /// node is forged, and is never translated.
     pub ranges: Vec<IpNetwork>,
-    /// Source addresses, one for each family, that redirected connections and the node's own
-    /// connections get when they enter a tunnel.
+    /// Source addresses, one for each family, of redirected connections and of the node's own
+    /// connections when they enter a tunnel.
     pub addresses: Vec<IpAddr>,
     /// Pairs of local and remote networks between which packets pass to and from static peers.
     pub static_pairs: Vec<(IpNetwork, IpNetwork)>,
-    /// Whether packets from pods to destinations outside of the cluster get this node's source
-    /// address.
+    /// Whether packets from pods to destinations outside of the cluster are sent with this node's
+    /// source address.
     pub masquerade: bool,
     /// Destinations excepted from `masquerade`.
     pub masquerade_except: Vec<IpNetwork>,
@@ -60,9 +60,9 @@ pub struct Firewall {
     pub lan_to_tunnels: Vec<IpNetwork>,
     /// Service ranges that no view names.
     pub service_ranges: Vec<IpNetwork>,
-    /// Sources from which pods may send, in addition to our segments.
+    /// Sources from which pods may send, in addition to this node's segments.
     pub pod_sources: Vec<IpNetwork>,
-    /// Interfaces from which nothing is forwarded, except to pods and tunnels, for IPv4 and IPv6.
+    /// Interfaces from which packets are forwarded only to pods and tunnels, for IPv4 and IPv6.
     /// Empty for a family if the node forwarded packets before the agent or the plugin turned
     /// forwarding on.
     pub isolated: [Vec<String>; 2],
@@ -90,7 +90,7 @@ pub struct FirewallLinks {
 }
 
 impl Firewall {
-    /// Makes the table from configuration and desired state. `addresses` are the bridge's
+    /// Builds the table from the configuration and the desired state. `addresses` are the bridge's
     /// addresses, or on a cloud node its addresses within the cloud's networks. `mtu` is in bytes,
     /// 0 if unknown.
     #[must_use]
@@ -134,15 +134,15 @@ impl Firewall {
         }
     }
 
-    /// Returns whether no table is needed, as on a plain IKEv2 daemon, which leaves its networks to
-    /// the operator.
+    /// Returns whether no table is necessary. This is the case without a view, for example without
+    /// a controller, where the firewall is left to the operator.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.own.is_empty() && self.remote.is_empty()
     }
 
-    /// Returns the first and last of the ports that pods' masqueraded datagrams may have: the
-    /// widest range without privileged ports and IKE ports.
+    /// Returns the first and the last source port for masqueraded datagrams of pods. The range is
+    /// the widest one without privileged ports and IKE ports.
     pub(super) fn ports_without_ike(&self) -> (u16, u16) {
         let mut ports = self.ike_ports;
         ports.sort_unstable();

@@ -1,5 +1,5 @@
 //! Expressions and statements in nft's JSON format (libnftables-json(5)), from which the rules are
-//! made.
+//! built.
 
 use std::net::IpAddr;
 
@@ -28,7 +28,7 @@ impl Family {
         json!({"payload": {"protocol": self.protocol, "field": field}})
     }
 
-    /// Makes a match such as `ip saddr @own4`.
+    /// Builds a match such as `ip saddr @own4`.
     pub(super) fn within(self, field: &str, set: &str) -> Value {
         is("==", self.field(field), json!(format!("@{set}{}", self.suffix)))
     }
@@ -42,8 +42,8 @@ impl Family {
         meta("==", "nfproto", json!(if self.ipv4 { "ipv4" } else { "ipv6" }))
     }
 
-    /// Matches an ICMP (RFC 792) or ICMPv6 (RFC 4443) error, for example about this node's ESP
-    /// packets.
+    /// Matches an ICMP (RFC 792) or ICMPv6 (RFC 4443) error, for example an error about this node's
+    /// ESP packets.
     pub(super) fn icmp_error(self) -> Value {
         let (protocol, types) = if self.ipv4 {
             ("icmp", vec!["destination-unreachable", "time-exceeded", "parameter-problem"])
@@ -53,14 +53,14 @@ impl Family {
         is("==", json!({"payload": {"protocol": protocol, "field": "type"}}), json!({ "set": types }))
     }
 
-    /// Matches if the destination before any redirection is in the set.
+    /// Matches a packet whose destination before any redirection is in the set.
     pub(super) fn sent_to(self, set: &str) -> Value {
         let sent_to = json!({"ct": {"key": format!("{} daddr", self.protocol), "dir": "original"}});
         is("==", sent_to, json!(format!("@{set}{}", self.suffix)))
     }
 
-    /// Matches sources outside of the cluster that no configuration key and no role allows to call
-    /// Services.
+    /// Matches sources outside of the cluster that neither a configuration key nor this node's role
+    /// allows to call Services.
     pub(super) fn no_exception(self) -> [Value; 3] {
         ["fronted", "lan-to-tunnels", "lan-to-pods"].map(|set| self.outside("saddr", set))
     }
@@ -83,12 +83,12 @@ pub(super) fn ct(key: &str, right: Value) -> Value {
     is("in", json!({"ct": {"key": key}}), right)
 }
 
-/// Matches if the destination was translated, as for a published port or a Service.
+/// Matches a packet whose destination was translated, as for a published port or a Service.
 pub(super) fn redirected() -> Value {
     ct("status", json!("dnat"))
 }
 
-/// Matches a packet that was decapsulated from ESP, and so has passed a policy.
+/// Matches a packet that was decapsulated from ESP, and therefore was accepted by a policy.
 pub(super) fn decapsulated() -> Value {
     meta("==", "ipsec", json!(true))
 }
@@ -111,7 +111,7 @@ pub(super) fn goto(target: &str) -> Value {
     json!({"goto": {"target": target}})
 }
 
-/// Makes a network whose prefix length is known to be valid.
+/// Builds a network. The prefix length must be valid for the address.
 pub(super) fn constant_network(address: IpAddr, prefix: u8) -> IpNetwork {
     IpNetwork::new(address, prefix).unwrap_or_else(|_| IpNetwork::from(address))
 }

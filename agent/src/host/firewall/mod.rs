@@ -5,11 +5,12 @@
 //! of a packet. The table checks it. `docs/firewall.md` describes each chain, and the path of each
 //! kind of packet.
 //!
-//! - `contents`: the contents of the table, derived from configuration and desired state. It does
-//!   no I/O.
+//! - `contents`: the contents of the table, derived from the configuration and the desired state.
+//!   It does no I/O.
 //! - `counters`: the counters of dropped packets, and the meaning of each.
-//! - `expressions`: expressions and statements in nft's JSON format, from which the rules are made.
-//! - `rules`: the table as commands for `nft -j`. It does no I/O.
+//! - `expressions`: expressions and statements in nft's JSON format, from which the rules are
+//!   built.
+//! - `rules`: the commands for `nft -j` that create the table. It does no I/O.
 //! - `sets`: the table's named sets, and the commands that change them. It does no I/O.
 //! - `nft`: access to the table in the kernel through `nft -j`.
 

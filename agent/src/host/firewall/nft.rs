@@ -14,28 +14,28 @@ use super::counters::COUNTERS;
 use super::rules::counters;
 use super::sets::{Sets, changes, parse};
 
-/// Number of packets that a rule dropped since the table was made.
+/// Number of packets that a rule dropped since the table was created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DroppedPackets {
     /// Name of the counter in the table.
     pub counter: String,
-    /// Packets since the table was made.
+    /// Packets dropped since the table was created.
     pub packets: u64,
-    /// Description of these packets, with the key that allows them.
+    /// Description of these packets, with the configuration key that allows them.
     pub what: String,
 }
 
-/// The table as the kernel has it, without handles and counts.
+/// The table as read from the kernel, without handles and counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelTable {
     /// nft's objects, without the elements of the sets in `sets`.
     pub(in crate::host) objects: Value,
-    /// Sets of networks. A set with other elements is only in `objects`.
+    /// Sets of networks. A set with elements of another type is only in `objects`.
     pub(in crate::host) sets: Sets,
 }
 
 impl Firewall {
-    /// Replaces the table and returns it as the kernel has it. Fails if nft refuses it.
+    /// Replaces the table and returns it as read back from the kernel. Fails if nft refuses it.
     pub fn apply(&self) -> anyhow::Result<KernelTable> {
         self.replace(&mut 0)
     }
@@ -51,7 +51,8 @@ impl Firewall {
             Some(found) => self.replace_in_steps(&found, transactions).inspect_err(|error| {
                 tracing::debug!("table inet {TABLE}: {error:#}");
             }),
-            // If the sets existed without rules, the plugin would treat the table as complete.
+            // A missing table is not created in steps: while the sets existed without rules, the
+            // plugin would treat the table as complete.
             None => Ok(false),
         };
         if !replaced.unwrap_or(false) {
@@ -64,8 +65,8 @@ impl Firewall {
         }
     }
 
-    /// Returns false if the table in the kernel has objects that the desired table lacks, so that
-    /// it must be deleted.
+    /// Changes the sets first and then the rules. Returns `false` if the table in the kernel has
+    /// objects that the desired table lacks, and must therefore be deleted.
     fn replace_in_steps(&self, found: &KernelTable, transactions: &mut u32) -> anyhow::Result<bool> {
         let Some(deletions) = found.delete_rules(&self.sets()) else { return Ok(false) };
         run_counted(changes(&found.sets, &self.sets()), transactions)?;
@@ -134,7 +135,7 @@ pub fn read() -> anyhow::Result<Option<KernelTable>> {
     Ok(Some(KernelTable { objects: table["nftables"].take(), sets }))
 }
 
-/// Reads the counters of dropped packets that are above 0; none if the table does not exist.
+/// Returns the counters of dropped packets that are above 0; none if the table does not exist.
 pub fn dropped_packets() -> anyhow::Result<Vec<DroppedPackets>> {
     let listed = list(&["list", "counters", "table", "inet", TABLE])?.unwrap_or_default();
     let objects = listed["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -159,7 +160,7 @@ pub(crate) fn pods_table_exists() -> anyhow::Result<bool> {
     Ok(list(&["list", "table", "inet", PODS_TABLE])?.is_some())
 }
 
-/// Removes the plugin's table `inet edge-cni-pods`. Returns false if it does not exist.
+/// Removes the plugin's table `inet edge-cni-pods`. Returns `false` if it does not exist.
 pub(crate) fn remove_pods_table() -> anyhow::Result<bool> {
     match pods_table_exists()? {
         true => delete("inet", PODS_TABLE).map(|()| true),
@@ -167,8 +168,8 @@ pub(crate) fn remove_pods_table() -> anyhow::Result<bool> {
     }
 }
 
-/// Removes the plugin's table, `bridge edge-cni`, which the next ADD makes again. Returns false if
-/// it does not exist.
+/// Removes the plugin's table, `bridge edge-cni`, which the next ADD creates again. Returns `false`
+/// if it does not exist.
 pub fn remove_bridge_filter() -> anyhow::Result<bool> {
     match list(&["list", "table", "bridge", TABLE])? {
         Some(_) => delete("bridge", TABLE).map(|()| true),
@@ -181,7 +182,7 @@ fn delete(family: &str, name: &str) -> anyhow::Result<()> {
     run(&json!({"nftables": [{"add": table}, {"delete": table}]})).with_context(|| format!("the table {family} {name}"))
 }
 
-/// Runs `nft -j` with arguments that list an object; `None` if it does not exist.
+/// Runs `nft -j` with arguments that list an object; `None` if the object does not exist.
 pub(in crate::host) fn list(arguments: &[&str]) -> anyhow::Result<Option<Value>> {
     let text = match helper::get_current_ruleset_raw(helper::DEFAULT_NFT, arguments) {
         Ok(text) => text,
@@ -195,7 +196,8 @@ pub(in crate::host) fn list(arguments: &[&str]) -> anyhow::Result<Option<Value>>
 
 /// Runs nft commands in one transaction.
 pub(in crate::host) fn run(commands: &Value) -> anyhow::Result<()> {
-    // The crate uses `-f -`, for which nft opens /dev/stdin, which small systems may lack.
+    // The `nftables` crate passes `-f -`. For this argument nft opens /dev/stdin, which may not
+    // exist on small systems.
     let mut nft = Command::new("nft")
         .args(["-j", "-f", "/proc/self/fd/0"])
         .stdin(Stdio::piped())
@@ -213,7 +215,8 @@ pub(in crate::host) fn run(commands: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs commands, if there are any, in one transaction and counts the transaction.
+/// Runs the commands in one transaction and counts the transaction. Does nothing if there are no
+/// commands.
 fn run_counted(commands: Vec<Value>, transactions: &mut u32) -> anyhow::Result<()> {
     if !commands.is_empty() {
         run(&json!({ "nftables": commands }))?;

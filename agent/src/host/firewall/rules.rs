@@ -1,4 +1,4 @@
-//! The table as commands for `nft -j`. `docs/firewall.md` explains every rule.
+//! Builds the table as commands for `nft -j`. `docs/firewall.md` explains every rule.
 
 use std::net::IpAddr;
 
@@ -12,10 +12,11 @@ use super::expressions::{
 };
 use super::sets;
 
-/// Priority before connection tracking (-200), which therefore does not see packets that are
+/// Priority before connection tracking (-200), which therefore does not track packets that are
 /// dropped at this priority.
 const EARLY: i32 = -300;
-/// Priority after connection tracking, before every other chain that translates sources (100).
+/// Priority after connection tracking, before the usual priority of chains that translate sources
+/// (100).
 const BEFORE_OTHERS: i32 = -150;
 /// Priority after the translation of destinations (-100), before the route lookup.
 const REDIRECTED: i32 = -90;
@@ -39,11 +40,12 @@ impl Commands {
 }
 
 impl Firewall {
-    /// Returns the commands that replace the agent's table, whichever release made it, and delete
-    /// the plugin's [`PODS_TABLE`], in one transaction.
+    /// Returns the commands that replace the agent's table, no matter which release created it, and
+    /// delete the plugin's [`PODS_TABLE`], in one transaction.
     pub(super) fn commands(&self) -> Value {
         let table = table(TABLE);
-        // The table is added before it is deleted, since deletion fails if it does not exist.
+        // The table is added before it is deleted, since deleting a table that does not exist
+        // fails.
         let mut commands = vec![json!({"add": table}), json!({"delete": table}), json!({"add": table})];
         commands.extend(counters());
         commands.extend(self.sets().iter().map(|(name, networks)| sets::make(name, networks)));
@@ -51,7 +53,7 @@ impl Firewall {
         json!({ "nftables": commands })
     }
 
-    /// Returns the commands that make the chains with their rules and delete [`PODS_TABLE`]. The
+    /// Returns the commands that create the chains with their rules and delete [`PODS_TABLE`]. The
     /// sets and the [`counters`] must exist already.
     pub(super) fn rules(&self) -> Vec<Value> {
         let plugins = table(PODS_TABLE);
@@ -78,8 +80,9 @@ impl Firewall {
     fn prerouting(&self, commands: &mut Commands) {
         commands.chain("prerouting", "filter", "prerouting", EARLY);
         // The kernel drops such packets itself, unless portmap or kube-proxy has set
-        // `route_localnet`. Replies to connections to 127.0.0.1 that these programs redirected have
-        // another destination in this chain, since connection tracking restores it later.
+        // `route_localnet`. Replies to connections to 127.0.0.1 that these programs redirected are
+        // not dropped: in this chain they still have another destination, since connection tracking
+        // restores it later.
         let loopback = prefix(&constant_network(IpAddr::from([127, 0, 0, 0]), 8));
         for field in ["daddr", "saddr"] {
             let matches = [meta("!=", "iifname", json!("lo")), is("==", FAMILIES[0].field(field), loopback.clone())];
@@ -89,8 +92,9 @@ impl Firewall {
             let elsewhere = meta("!=", "iifname", self.bridges_and_lo());
             let posing = [elsewhere.clone(), family.within("saddr", "own")].into_iter().chain(dropped("posing"));
             commands.rule("prerouting", posing);
-            // Packets from the plugin's other networks. A former segment may belong to another node
-            // by now.
+            // Matches packets with a source in the plugin's other networks that did not arrive over
+            // a pods' bridge. Sources in `remote` are excepted, since a former segment may belong
+            // to another node by now.
             let of_bridges = [elsewhere, family.within("saddr", "bridged"), family.outside("saddr", "remote")];
             commands.rule("prerouting", of_bridges.into_iter().chain(dropped("posing")));
             commands.rule(
@@ -99,7 +103,7 @@ impl Firewall {
             );
         }
         if !self.remote_in_clear {
-            // The guard's policies cover the cluster's ranges, but not the cloud's networks, and a
+            // The guard's policies cover the cluster ranges, but not the cloud's networks, and a
             // sysctl can turn policies off.
             commands.target("in-clear");
             for family in FAMILIES {
@@ -126,8 +130,8 @@ impl Firewall {
         if !self.minimal {
             self.services_on_this_node(commands);
         }
-        // The policies would drop such a packet without counting it, since its source does not
-        // belong to this node.
+        // The policies would also drop such a packet, but without counting it, since its source
+        // does not belong to this node.
         commands.chain("redirected", "filter", "prerouting", REDIRECTED);
         for family in FAMILIES {
             let between = [family.within("saddr", "remote"), family.within("daddr", "remote")];
@@ -136,9 +140,10 @@ impl Firewall {
         }
     }
 
-    /// Drops packets from hosts outside to a Service's address that IPVS has put on an interface of
-    /// this node (kube-ipvs0). IPVS forwards them to a pod from the node itself, so they never pass
-    /// `forward`. A packet to an address of the interface on which it arrives is not such a packet.
+    /// Drops packets from hosts outside of the cluster to a Service's address that IPVS has put on
+    /// an interface of this node (kube-ipvs0). IPVS forwards them to a pod from the node itself, so
+    /// they never pass `forward`. A packet to an address of the interface on which it arrives is
+    /// not such a packet.
     fn services_on_this_node(&self, commands: &mut Commands) {
         let kind = |flags: Value| json!({"fib": {"result": "type", "flags": flags}});
         for family in FAMILIES {
@@ -151,13 +156,14 @@ impl Firewall {
         }
     }
 
-    /// Drops packets from hosts outside to a Service that were redirected to a proxy on this node
-    /// (EdgeMesh and other userspace proxies). The proxy would connect to the pod as a process of
-    /// this node.
+    /// Drops packets from hosts outside of the cluster to a Service that were redirected to a proxy
+    /// on this node (EdgeMesh and other userspace proxies). The proxy would connect to the pod as a
+    /// process of this node.
     fn input(&self, commands: &mut Commands) {
         commands.chain("input", "filter", "input", BEFORE_OTHERS);
         for family in FAMILIES {
-            // If a process on this node calls a Service, the replies also have the status `dnat`.
+            // Replies to this node's own calls of a Service also have the status `dnat`, so only
+            // the original direction is matched.
             let from_clients = is("==", json!({"ct": {"key": "direction"}}), json!("original"));
             let matches =
                 self.senders_outside().into_iter().chain([redirected(), from_clients, family.sent_to("services")]);
@@ -166,14 +172,14 @@ impl Firewall {
         }
     }
 
-    /// Matches packets from hosts outside: not from a pod, not from this node and not from a
-    /// tunnel.
+    /// Matches packets from hosts outside of the cluster, that is, not from a pod, not from this
+    /// node and not from a tunnel.
     fn senders_outside(&self) -> [Value; 2] {
         [meta("!=", "iifname", self.bridges_and_lo()), meta("==", "ipsec", json!(false))]
     }
 
-    /// Matches packets whose destination is this node. The minimal table cannot check that. There,
-    /// packets match if their destination is not a pod.
+    /// Matches packets whose destination is this node. The minimal table cannot check that, so
+    /// there, packets match if their destination is not a pod.
     fn to_node(&self, family: Family) -> Vec<Value> {
         if !self.minimal {
             return vec![is("==", json!({"fib": {"result": "type", "flags": ["daddr"]}}), json!("local"))];
@@ -183,8 +189,8 @@ impl Firewall {
         own.chain([family.outside("daddr", "own")]).collect()
     }
 
-    /// Decides which packets are forwarded. An accept verdict ends only this table's chain; a drop
-    /// verdict is final.
+    /// Adds the rules that decide which packets are forwarded. An accept verdict ends only this
+    /// table's chain, whereas a drop verdict is final.
     fn forward(&self, commands: &mut Commands) {
         for target in ["to-tunnels", "to-pods", "between-uplinks", "to-containers"] {
             commands.target(target);
@@ -215,8 +221,8 @@ impl Firewall {
                 commands.rule(target, [family.within("saddr", "fronted"), accept()]);
                 commands.rule(target, [family.within("saddr", allowed), accept()]);
             }
-            // kube-proxy redirects ClusterIPs for any sender. A ClusterIP that was routed here is
-            // not a published port.
+            // kube-proxy redirects ClusterIPs for any sender. A packet to a ClusterIP that was
+            // routed to this node did not use a published port.
             for family in FAMILIES {
                 commands.rule(target, [family.sent_to("services")].into_iter().chain(dropped(target)));
             }
@@ -234,7 +240,7 @@ impl Firewall {
             }
             let on = |key: &str| meta("==", key, json!({"set": isolated}));
             commands.rule("forward", [family.any(), on("iifname"), on("oifname"), goto("between-uplinks")]);
-            // The cloud's own CNI decides which senders reach its pods on this node.
+            // The cloud's own CNI decides which senders may reach its pods on this node.
             commands.rule("forward", [on("iifname"), family.within("daddr", "fronted"), accept()]);
             commands.rule("forward", [family.any(), on("iifname"), goto("to-containers")]);
         }
@@ -249,14 +255,15 @@ impl Firewall {
         commands.rule("to-containers", dropped("to-containers"));
     }
 
-    /// Limits the IKE SAs that pods initiate with hosts outside, on any port. Pods share this
-    /// node's address, and a peer accepts 64 half-open IKE SAs from one address in 30 s: without
-    /// the limit, a pod could block this node's own IKE SAs.
+    /// Limits the IKE SAs that pods initiate with hosts outside of the cluster, on any port. Pods
+    /// share this node's address, and a peer accepts 64 half-open IKE SAs from one address in 30 s.
+    /// Without the limit, a pod could block this node's own IKE SAs.
     fn ike_of_pods(&self, commands: &mut Commands) {
         let bits = |offset: u32, length: u32| json!({"payload": {"base": "th", "offset": offset, "len": length}});
         commands.target("ike-of-pods");
         // RFC 7296 3.1, after the UDP header: responder's SPI 0, major version 2, exchange type
-        // IKE_SA_INIT. On the port behind NATs four octets of zero come before (RFC 3948 2.2).
+        // IKE_SA_INIT. On the NAT traversal port, four zero octets precede the message (RFC 3948
+        // 2.2).
         for marker in [0, 32] {
             let mut matches = vec![self.over_bridges("iifname"), meta("==", "l4proto", json!("udp"))];
             if marker > 0 {
@@ -273,7 +280,7 @@ impl Firewall {
     }
 
     /// Sets the source addresses of outgoing packets. The first rule that matches a connection's
-    /// first packet decides for the whole connection.
+    /// first packet determines the source of the whole connection.
     fn sources(&self, commands: &mut Commands) {
         commands.chain("sources", "nat", "postrouting", BEFORE_OTHERS);
         for family in FAMILIES {
@@ -286,7 +293,7 @@ impl Firewall {
             if let Some(address) = self.addresses.iter().find(|address| family.has(**address)) {
                 let ours = json!({"snat": {"family": family.protocol, "addr": address.to_string()}});
                 // This rule applies to any sender. Forwarded packets have passed the chain
-                // `forward`. Other packets are the node's own, or IPVS sends them from the node
+                // `forward`. Other packets are the node's own, or are sent by IPVS from the node
                 // with a client's source address. No expression distinguishes these two kinds on
                 // all kernels (since 5.7 IPVS's packets keep their `iif`; before that, no packet in
                 // postrouting has one).
@@ -300,8 +307,8 @@ impl Firewall {
             if self.masquerade && !self.minimal {
                 let leaves = meta("!=", "oifname", self.bridges_and_lo());
                 let statements = [family.within("saddr", "bridged"), leaves, family.outside("daddr", "inside")];
-                // If a pod kept an IKE port, connection tracking would give the pod the packets
-                // that the peer sends to this node's port.
+                // If a pod kept an IKE port, connection tracking would pass packets that a peer
+                // sends to this node's port to the pod.
                 let (first, last) = self.ports_without_ike();
                 let udp =
                     [meta("==", "l4proto", json!("udp")), json!({"masquerade": {"port": {"range": [first, last]}}})];
@@ -311,8 +318,8 @@ impl Firewall {
         }
     }
 
-    /// Lowers the MSS of TCP connections through tunnels to the pods' MTU, since path MTU discovery
-    /// often fails.
+    /// Lowers the MSS of TCP connections through tunnels to fit the pods' MTU, since path MTU
+    /// discovery often fails.
     fn mss(&self, commands: &mut Commands) {
         commands.chain("mss-forward", "filter", "forward", BEFORE_OTHERS);
         commands.chain("mss-output", "filter", "output", BEFORE_OTHERS);
@@ -334,7 +341,7 @@ impl Firewall {
     }
 }
 
-/// Returns the commands that make the counters. An existing counter keeps its value.
+/// Returns the commands that create the counters. An existing counter keeps its value.
 pub(super) fn counters() -> impl Iterator<Item = Value> {
     let counter = |name| json!({"add": {"counter": {"family": "inet", "table": TABLE, "name": name}}});
     COUNTERS.into_iter().map(move |(name, _)| counter(name))

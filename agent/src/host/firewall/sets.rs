@@ -62,7 +62,7 @@ fn without_inner(mut networks: Vec<&IpNetwork>) -> BTreeSet<IpNetwork> {
     kept.into_iter().collect()
 }
 
-/// Returns the command that makes a set.
+/// Returns the command that creates a set.
 pub(super) fn make(name: &str, networks: &BTreeSet<IpNetwork>) -> Value {
     let ipv4 = name.ends_with(FAMILIES[0].suffix);
     let mut set = json!({"family": "inet", "table": TABLE, "name": name,
@@ -73,8 +73,8 @@ pub(super) fn make(name: &str, networks: &BTreeSet<IpNetwork>) -> Value {
     json!({"add": {"set": set}})
 }
 
-/// Returns the commands that change the sets from one state to another, in proportion to the
-/// difference. Sets that are only in `from` stay.
+/// Returns the commands that change the sets from one state to another. Their size is proportional
+/// to the difference. Sets that are only in `from` stay.
 pub(super) fn changes(from: &Sets, to: &Sets) -> Vec<Value> {
     let (mut deleted, mut added) = (Vec::new(), Vec::new());
     for (name, networks) in to {
@@ -92,7 +92,7 @@ pub(super) fn changes(from: &Sets, to: &Sets) -> Vec<Value> {
             }
         }
     }
-    // A new element may overlap a deleted one.
+    // Elements are deleted first, since a new element may overlap a deleted one.
     deleted.extend(added);
     deleted
 }

@@ -82,8 +82,8 @@ fn networks_are_kept_apart_unless_the_operator_wants_a_router() {
 fn without_a_view_no_table_is_wanted() {
     assert!(table("", &Desired::default()).is_empty());
     assert!(!table("", &of_role(Role::Edge)).is_empty());
-    // The first edge of a cluster has no peer. Its pods can still reach hosts outside of the
-    // cluster.
+    // The first edge of a cluster has no peer. It still needs a table, so that its pods can reach
+    // hosts outside of the cluster.
     assert!(!table("", &Desired { remote_networks: vec![], ..of_role(Role::Edge) }).is_empty());
 }
 
@@ -101,7 +101,8 @@ fn what_is_dropped_is_dropped_after_all_that_is_accepted_and_counted() {
         let rules = rules(&firewall, chain);
         let (last, before) = rules.split_last().unwrap();
         assert!(last.contains("drop") && last.contains("counter"), "{chain}: {last}");
-        // Only redirected connections to a network behind a tunnel are dropped earlier.
+        // Before this rule, only redirected connections to a network behind a tunnel may be
+        // dropped.
         let accepts = |rule: &String| rule.contains("accept") || rule.contains("original") && rule.contains("counter");
         assert!(before.iter().all(accepts), "{chain}: {before:?}");
     }

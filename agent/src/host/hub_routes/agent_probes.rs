@@ -1,8 +1,9 @@
 //! IKE probes, which check whether a hub's agent works.
 //!
-//! A probe is an IKE_SA_INIT request whose key exchange uses a group that no release has. The
+//! A probe is an IKE_SA_INIT request whose key exchange uses a group that no release supports. The
 //! responder answers INVALID_KE_PAYLOAD (RFC 7296 1.2), or COOKIE (2.6) under load. It keeps no
-//! state, computes no key and logs nothing. An answer counts if it has the probe's random SPI.
+//! state, computes no key and logs nothing. An answer counts only if it contains the probe's random
+//! SPI.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -20,11 +21,11 @@ use super::hub_choice::AgentAnswer;
 /// Prefix of IKE messages on the NAT traversal port (RFC 3948 2.2).
 const NON_ESP_MARKER: [u8; 4] = [0; 4];
 /// Number of probes to one address whose answers still count. A restarted agent answers probes that
-/// its sockets received in the meantime.
+/// its sockets received while it was not running.
 const MAX_UNANSWERED: usize = 8;
-/// Maximum number of datagrams that are read from one address in a round.
+/// Maximum number of datagrams that are read from one address in one round.
 const MAX_READ: usize = 64;
-/// The 192-bit group of RFC 5114. It is too weak to be ever supported, and its public values are
+/// The 192-bit group of RFC 5114. It is too weak to ever be supported, and its public values are
 /// short.
 const UNSUPPORTED_GROUP: u16 = 25;
 const UNSUPPORTED_SHARE: usize = 48;
@@ -36,7 +37,7 @@ pub(super) struct AgentProbes {
     sockets: HashMap<SocketAddr, ProbeSocket>,
 }
 
-/// A connected socket, so that the kernel drops packets from other senders.
+/// A connected UDP socket. The kernel drops packets from other senders.
 #[derive(Debug)]
 struct ProbeSocket {
     socket: UdpSocket,
@@ -44,21 +45,22 @@ struct ProbeSocket {
 }
 
 impl AgentProbes {
-    /// Makes an empty value, without any socket.
+    /// Creates a value without any sockets.
     pub(super) fn new() -> Self {
         Self { random: SystemRandom::new(), sockets: HashMap::new() }
     }
 
-    /// Drops all addresses except these.
+    /// Closes the sockets of all other addresses.
     pub(super) fn retain(&mut self, addresses: &[SocketAddr]) {
         self.sockets.retain(|address, _| addresses.contains(address));
     }
 
-    /// Sends a probe. After an error the next probe uses a new socket, since this node's own
-    /// address may have changed.
+    /// Sends a probe. After an error, the next probe uses a new socket, since this node's address
+    /// may have changed.
     pub(super) fn send(&mut self, to: SocketAddr) -> io::Result<()> {
         let sent = self.try_send(to);
-        // The error of an earlier probe (ICMP port unreachable) says nothing about the socket.
+        // The socket is kept if the error is an ICMP "port unreachable" message in response to an
+        // earlier probe.
         if sent.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::ConnectionRefused) {
             self.sockets.remove(&to);
         }
@@ -95,7 +97,7 @@ impl AgentProbes {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // ICMP errors about earlier probes.
+                // An ICMP error in response to an earlier probe.
                 Err(_) => {}
             }
         }
@@ -138,8 +140,8 @@ fn probe(spi: u64, nonce: &[u8], share: &[u8]) -> Vec<u8> {
     Message { header, payloads }.encode()
 }
 
-/// Returns the SPI in an answer and the meaning of the answer. Every response to a probe is a sign
-/// of life.
+/// Returns the SPI in an answer and the meaning of the answer. Every response to a probe shows that
+/// the agent works.
 fn read_answer(datagram: &[u8]) -> Option<(u64, AgentAnswer)> {
     let message = Message::decode(datagram.strip_prefix(&NON_ESP_MARKER)?).ok()?;
     let answer = match message.payloads.notify(NotifyType::NoProposalChosen) {

@@ -1,10 +1,10 @@
-//! Chooses the hub through which a cloud node routes. This module does no I/O: the caller provides
-//! signs of life and the time.
+//! Chooses the hub through which a cloud node routes. This module does no I/O: the caller passes in
+//! the results of the probes and the time.
 //!
-//! Each gateway, an address of a hub, has two signals: its neighbour entry shows that the machine
-//! is alive, and answers to IKE probes show that its agent works. Both signals are probed once a
-//! second, and twice a second after the first missing answer. The code counts rounds of probes, not
-//! seconds, so that no hub seems dead because this process did not run for a while.
+//! A gateway is an address of a hub. Each gateway has two signals: its neighbour entry shows that
+//! the machine is up, and answers to IKE probes show that its agent works. Both signals are probed
+//! once a second, and twice a second after the first missing answer. The code counts rounds of
+//! probes, not seconds, so that no hub appears dead because this process did not run for a while.
 
 use std::time::{Duration, Instant};
 
@@ -12,17 +12,18 @@ use crate::desired::HubGateway;
 
 /// Time between two rounds of probes.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
-/// Rounds without an answer after which a signal is lost: 3.0 to 3.5 s after the last answer, with
-/// five unanswered probes. An agent that is away for 2 s still answers one of these probes.
+/// Number of rounds without an answer after which a signal counts as lost. That is 3.0 to 3.5 s
+/// after the last answer, with five unanswered probes. An agent that does not run for 2 s still
+/// answers one of these probes.
 const LOST_AFTER: u32 = 6;
-/// A signal that is lost or never appeared is probed only in every tenth round (every 5 s). If the
-/// machine is gone, each probe causes a broadcast or multicast.
+/// A signal that is lost or never appeared is probed only in every tenth round (every 5 s), since
+/// each probe of a machine that is down causes a broadcast or multicast.
 const LOST_PACE: u32 = 10;
 /// A hub that was dead is chosen only after this time, unless there is no other hub, because edges
-/// must first set up their tunnels to it again.
+/// must first set up their tunnels to that hub again.
 const HOLD: Duration = Duration::from_secs(30);
 /// Number of rounds (60 s) in which a hub is not probed again after it answered that it has no
-/// peers: it logs each such probe, and it has no packets to forward.
+/// peers: it logs each such probe, and has no packets to forward.
 const PEERLESS_PAUSE: u32 = 120;
 
 /// The results of the probes to a gateway since the last round.
@@ -30,7 +31,7 @@ const PEERLESS_PAUSE: u32 = 120;
 pub(super) struct ProbeResults {
     /// Whether the neighbour entry was confirmed, or cannot be probed.
     pub(super) neighbour: bool,
-    /// The answer from the hub's agent, if it answered.
+    /// The answer from the hub's agent, if there was one.
     pub(super) agent: Option<AgentAnswer>,
 }
 
@@ -59,12 +60,12 @@ pub(super) enum Health {
     MachineGone,
     /// The machine answers, but its agent no longer does.
     AgentGone,
-    /// The machine was dead less than [`HOLD`] ago, and its agent has never answered.
+    /// The machine was dead less than [`HOLD`] ago, and the agent has never answered.
     ReturnedMute,
     /// Machine and agent answer, but the gateway was dead less than [`HOLD`] ago.
     Returned,
-    /// The machine answers. Its agent has never answered, so its state is unknown: perhaps a
-    /// firewall drops the probes.
+    /// The machine answers. The agent has never answered, so its state is unknown: a firewall may
+    /// drop the probes.
     Mute,
     /// Machine and agent answer.
     Good,
@@ -81,14 +82,14 @@ struct GatewayHealth {
     neighbour: Signal,
     agent: Signal,
     dead: bool,
-    /// When the gateway came back, or was added while another gateway was in use.
+    /// The time at which the gateway came back, or was added while another gateway was in use.
     returned_at: Option<Instant>,
     pause: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Signal {
-    /// Rounds since the last sign of life.
+    /// Number of rounds since the last answer.
     silent: u32,
     ever: bool,
 }
@@ -103,8 +104,8 @@ impl Signal {
         self.silent >= LOST_AFTER
     }
 
-    /// Returns whether a probe is due. A sign of life answers the previous round's probe, so the
-    /// next probe follows one round later.
+    /// Returns whether a probe is due. An answer belongs to the probe of the previous round, so the
+    /// next probe is sent one round later.
     fn is_due(self) -> bool {
         match self.silent.checked_sub(LOST_AFTER) {
             Some(lost) => lost.is_multiple_of(LOST_PACE),
@@ -135,7 +136,7 @@ impl GatewayHealth {
     }
 
     fn machine_gone(&self) -> bool {
-        // An answer from the agent also proves that the machine is alive.
+        // An answer from the agent also proves that the machine is up.
         self.neighbour.is_lost() && (self.agent.is_lost() || !self.agent.ever)
     }
 
@@ -158,9 +159,9 @@ impl GatewayHealth {
 }
 
 impl HubChoice {
-    /// Sets the gateways, best first. The state of a gateway that stays is kept. A new gateway
-    /// waits like one that has come back, if packets of its family already go through another
-    /// gateway.
+    /// Sets the gateways, best first. The state of a gateway that stays is kept. If packets of its
+    /// family already go through another gateway, a new gateway is treated like one that has just
+    /// come back.
     pub(super) fn set(&mut self, gateways: Vec<HubGateway>, in_use: &[HubGateway], now: Instant) {
         let before = std::mem::take(&mut self.gateways);
         let known = |gateway: &HubGateway| before.iter().find(|(other, _)| other == gateway).map(|(_, known)| known);
@@ -192,9 +193,9 @@ impl HubChoice {
         Probes { neighbour: watched.neighbour.is_due(), agent: watched.pause == 0 && watched.agent.is_due() }
     }
 
-    /// Returns the gateway that a family should use now: the best one, and among equally good ones
-    /// the first. The gateway in use stays if the best ones are dead or have come back only
-    /// recently.
+    /// Returns the gateway that a family should use now: the best one, or the first of several
+    /// equally good ones. The gateway in use is kept if the best gateways are dead or have come
+    /// back only recently.
     pub(super) fn choose(&self, ipv4: bool, in_use: Option<&HubGateway>, now: Instant) -> Option<&HubGateway> {
         let best = self.of_family(ipv4).map(|(_, watched)| watched.health(now)).max()?;
         let mut equals =
@@ -204,7 +205,7 @@ impl HubChoice {
         Some(stays.unwrap_or(first))
     }
 
-    /// Returns the health of a gateway, for the log.
+    /// Returns the health of a gateway, for log messages.
     pub(super) fn health(&self, gateway: &HubGateway, now: Instant) -> Option<Health> {
         self.gateways.iter().find(|(known, _)| known == gateway).map(|(_, watched)| watched.health(now))
     }
@@ -361,7 +362,7 @@ mod tests {
         pair.answers[1] = (true, true);
         assert_eq!(pair.seconds(6).in_use(), "hub-2");
         pair.changes();
-        // Both hubs wait now; the first one that comes back stays in use.
+        // Both hubs were dead. The first one that comes back stays in use.
         pair.answers[0] = (true, true);
         assert_eq!(pair.seconds(20).changes(), []);
         assert_eq!(pair.seconds(20).in_use(), "hub-1");
@@ -421,7 +422,8 @@ mod tests {
         }
         assert_eq!(hub_choice.choose(true, Some(&gateways[0]), now), Some(&gateways[2]));
         assert_eq!(hub_choice.choose(false, Some(&gateways[1]), now), Some(&gateways[1]));
-        // A hub that the view adds waits; the state of the other hubs is kept.
+        // A hub that the view adds is not chosen immediately, and the state of the other hubs is
+        // kept.
         let mut more = gateways.clone();
         more.insert(0, gateway("hub-0", "192.0.2.9"));
         hub_choice.set(more.clone(), &[gateways[2].clone()], now);

@@ -1,11 +1,11 @@
-//! Routes the cluster's ranges through a hub that is alive, on a cloud node.
+//! Routes the cluster ranges through a working hub, on a cloud node.
 //!
 //! - [`hub_choice`]: chooses the hub. It does no I/O.
 //! - [`neighbours`]: checks the kernel's neighbour entries, which show whether a hub's machine
 //!   answers.
 //! - [`agent_probes`]: sends IKE probes, which show whether a hub's agent works.
 //!
-//! The routes are kept by a separate task, since the reconciler runs programs, which may take
+//! A separate task maintains the routes, because the reconciler runs programs, which may take
 //! seconds.
 
 mod agent_probes;
@@ -45,16 +45,16 @@ pub(super) struct HubRoutes {
     observed: Arc<NetworkState>,
     hub_choice: HubChoice,
     probes: AgentProbes,
-    /// The gateways in use, at most one of each family.
+    /// The gateways in use, at most one for each family.
     in_use: Vec<HubGateway>,
     /// Gateways whose neighbour entries were probed in the last round.
     probed_neighbours: Vec<HubGateway>,
-    /// Gateways whose agents never answered and that were already logged.
+    /// Gateways whose agents have never answered, and for which this was already logged.
     named_mute: Vec<HubGateway>,
 }
 
 impl HubRoutes {
-    /// Makes the task's state. The task sends the routes that are in place to `routes`. The
+    /// Creates the task's state. The task sends the routes that are in place to `routes`. The
     /// connection of `handle` must not be shared: the kernel answers only one dump at a time on
     /// each connection (`EBUSY`).
     pub(super) fn new(handle: Handle, incidents: Incidents, routes: watch::Sender<Vec<RouteEntry>>) -> Self {
@@ -82,7 +82,7 @@ impl HubRoutes {
     ) {
         let mut round = tokio::time::interval(ROUND);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The default value does not come from the kernel.
+        // The first value of the channel is a default, which was not read from the kernel.
         let begun = tokio::select! {
             () = stop.cancelled() => return,
             begun = observed.changed() => begun,
@@ -124,7 +124,7 @@ impl HubRoutes {
             .collect();
         self.in_use.retain(|gateway| gateways.contains(gateway));
         for ipv4 in [true, false] {
-            // The route of an earlier run of the agent.
+            // Looks for the route of an earlier run of the agent.
             if self.in_use(ipv4).is_none() {
                 let through = |gateway: &&HubGateway| {
                     let own = |network: &IpNetwork| self.own_route(&self.observed, *network);
@@ -150,7 +150,8 @@ impl HubRoutes {
                 Ok(known) => known,
                 Err(error) => {
                     self.incidents.error(format!("neighbour entry of hub {} ({address}): {error}", gateway.hub));
-                    // An error while reading the entry says nothing about the hub.
+                    // The hub does not count as unreachable because of an error while reading its
+                    // entry.
                     Neighbour::Fixed
                 }
             };
@@ -243,10 +244,11 @@ impl HubRoutes {
         }
         let mut installed = Vec::new();
         if !self.is_in_place() {
-            // The received state may be older than our last change.
+            // The received state may be older than the last change made here.
             match NetworkState::read(&self.handle).await {
                 Ok(observed) => self.observed = Arc::new(observed),
-                // The received state is used, because the routes must leave a dead hub in any case.
+                // The received state is used instead, because the routes must be moved away from a
+                // dead hub in any case.
                 Err(error) => tracing::debug!("the kernel's state cannot be read: {error:#}"),
             }
             installed = self.install().await;
@@ -269,7 +271,7 @@ impl HubRoutes {
         Some(RouteEntry { destination: network, device, via: Some(via), source: None })
     }
 
-    /// Returns our route to a range through any address of a hub.
+    /// Returns the agent's route to a range through any address of a hub.
     fn own_route<'a>(&self, observed: &'a NetworkState, network: IpNetwork) -> Option<&'a Route> {
         let through_hub = |via| self.desired.hub_gateways.iter().any(|gateway| gateway.address.ip() == via);
         observed.routes.iter().find(|route| {
@@ -277,13 +279,14 @@ impl HubRoutes {
         })
     }
 
-    /// Returns whether all ranges for which there is a gateway lead through it.
+    /// Returns whether every range of a family that has a gateway is routed through it.
     fn is_in_place(&self) -> bool {
         let mut routed = self.desired.hub_routes.iter().filter(|network| self.in_use(network.is_ipv4()).is_some());
         routed.all(|network| self.entry(*network).is_some())
     }
 
-    /// Installs the routes that are missing or lead through another gateway and returns them.
+    /// Installs the routes that are missing or lead through another gateway. Returns the installed
+    /// routes.
     async fn install(&self) -> Vec<RouteEntry> {
         let mut installed = Vec::new();
         for network in &self.desired.hub_routes {
@@ -336,15 +339,15 @@ fn same_family(gateway: &HubGateway, network: &IpNetwork) -> bool {
     gateway.address.is_ipv4() == network.is_ipv4()
 }
 
-/// Returns whether another program's route has the same destination and metric as our route would
-/// have, so that the kernel would replace it.
+/// Returns whether another program's route has the same destination and metric as the agent's route
+/// would have, so that the kernel would replace the other program's route.
 fn occupies(route: &Route, network: IpNetwork) -> bool {
     let metric = if network.is_ipv4() { 0 } else { DEFAULT_IPV6_METRIC };
     route.destination == network && route.metric == metric && route.protocol != ROUTE_PROTOCOL
 }
 
-/// Adds a route, or replaces a route to the same network in place, so that packets have a route at
-/// every moment (`NLM_F_REPLACE`).
+/// Adds a route, or replaces a route to the same network in place, so that a route exists at every
+/// moment (`NLM_F_REPLACE`).
 async fn replace(handle: &Handle, network: IpNetwork, via: IpAddr) -> Result<(), rtnetlink::Error> {
     let protocol = RouteProtocol::from(ROUTE_PROTOCOL);
     let message: RouteMessage = match (network, via) {

@@ -10,19 +10,20 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Error, Handle};
 
-/// `ENOENT`, positive.
+/// `ENOENT`, as a positive number.
 const NO_ENTRY: i32 = 2;
 
-/// The kernel's knowledge of a neighbour.
+/// The state of a neighbour entry in the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Neighbour {
     /// The neighbour answered the last probe.
     Confirmed,
-    /// The neighbour has not answered the current probe yet.
+    /// The kernel has probed the neighbour, which has not answered yet.
     Asked,
-    /// The kernel does not know the neighbour's link-layer address.
+    /// The kernel has no link-layer address of the neighbour.
     Unknown,
-    /// Another program maintains the entry, or the link needs none. The entry cannot be probed.
+    /// Another program maintains the entry, or the link needs no neighbour entries. The entry
+    /// cannot be probed.
     Fixed,
 }
 
@@ -48,8 +49,8 @@ fn judge(entry: &NeighbourMessage) -> Neighbour {
     }
     match entry.header.state {
         NeighbourState::Permanent | NeighbourState::Noarp => Neighbour::Fixed,
-        // An entry that was probed becomes stale if the neighbour answers from another link-layer
-        // address.
+        // A stale entry also counts, since a probed entry becomes stale if the neighbour answers
+        // from another link-layer address.
         NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay => Neighbour::Confirmed,
         NeighbourState::Probe => Neighbour::Asked,
         _ => Neighbour::Unknown,
@@ -73,7 +74,8 @@ pub(super) async fn ask(handle: &Handle, link: u32, address: IpAddr, known: Neig
     let mut responses = handle.clone().request(request)?;
     while let Some(response) = responses.next().await {
         match response.payload {
-            // The kernel has removed the entry in the meantime; the next round creates it again.
+            // `ENOENT`: the kernel has removed the entry in the meantime. The next round creates it
+            // again.
             NetlinkPayload::Error(error) if error.code.is_none() || error.raw_code().saturating_neg() == NO_ENTRY => {}
             NetlinkPayload::Error(error) => return Err(Error::NetlinkError(error)),
             _ => {}

@@ -32,7 +32,8 @@ fn routes_follow_the_first_hub_whose_machine_and_agent_answer_and_are_replaced_i
     }
 }
 
-/// The responder needs only random numbers, because it stops at IKE_SA_INIT.
+/// The environment of the responder, which needs only random numbers because it stops at
+/// IKE_SA_INIT.
 struct Responder(SystemRandom);
 
 impl Environment for Responder {
@@ -58,7 +59,7 @@ struct HubAgent {
 }
 
 impl HubAgent {
-    /// Starts the responder in the namespace `far`, where addresses can be used immediately.
+    /// Starts the responder in the namespace `far`, where new addresses can be used immediately.
     fn start(address: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -69,7 +70,8 @@ impl HubAgent {
         Self { stop, thread }
     }
 
-    /// Stops the responder. Returns 0 if the probes have left no half-open IKE SA and no event.
+    /// Stops the responder. Returns the number of its events, plus 1 if the probes have left a
+    /// half-open IKE SA.
     fn stop(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
@@ -146,8 +148,7 @@ fn a_cloud_node_with_two_hubs() {
     add_far_host();
     for line in [
         "sysctl -qw net.ipv6.conf.uplink.accept_dad=0",
-        // One hour, so that the test does not depend on the kernel's own state of reachable
-        // neighbours.
+        // One hour, so that the kernel keeps neighbours reachable during the whole test.
         "sysctl -qw net.ipv4.neigh.uplink.base_reachable_time_ms=3600000",
         "sysctl -qw net.ipv6.neigh.uplink.base_reachable_time_ms=3600000",
         "ip addr add 192.0.2.10/24 dev uplink",
@@ -156,7 +157,8 @@ fn a_cloud_node_with_two_hubs() {
         "ip -n far addr add 192.0.2.2/24 dev far",
         "ip -n far addr add 2001:db8::1/64 dev far nodad",
         "ip -n far addr add 2001:db8::2/64 dev far nodad",
-        // Our routes through a hub that the view no longer has, and another program's route.
+        // The agent's routes through a hub that the view no longer has, and another program's
+        // route.
         &format!("ip route add 10.77.0.0/16 via 192.0.2.99 proto {ROUTE_PROTOCOL}"),
         &format!("ip route add fd77::/48 via 2001:db8::99 proto {ROUTE_PROTOCOL}"),
         "ip route add 10.88.0.0/16 via 192.0.2.98 proto static",
@@ -185,7 +187,7 @@ fn a_cloud_node_with_two_hubs() {
     wait_route("-4", "10.77.0.0/16", "192.0.2.2");
     assert_eq!(routes("-6", "fd77::/48"), ["fd77::/48 via 2001:db8::1"], "nobody ever answered IKE over IPv6");
 
-    // hub-2's machine is gone, then hub-1's IPv6 address.
+    // First hub-2's IPv4 address disappears, then hub-1's IPv6 address.
     run("ip -n far addr del 192.0.2.2/24 dev far");
     wait_route("-4", "10.77.0.0/16", "192.0.2.1");
     run("ip -n far addr del 2001:db8::1/64 dev far");

@@ -1,6 +1,6 @@
-//! Adds accept rules for the cluster's ranges to iptables' `FORWARD`, if its policy is `DROP`, as
-//! flannel and kube-proxy do for their networks. The rules are appended, so that other programs'
-//! rules come first, and carry a comment by which the agent recognises its own rules.
+//! Adds accept rules for the cluster ranges to the `FORWARD` chain of iptables if the policy of the
+//! chain is `DROP`, as flannel and kube-proxy do for their networks. The rules are appended, so
+//! that other programs' rules come first, and have a comment by which the agent recognises them.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -11,7 +11,7 @@ use serde_json::json;
 use super::{Obstacle, PodRequirements};
 use crate::host::firewall;
 
-/// Comment on the agent's rules.
+/// The comment of the agent's rules.
 const COMMENT: &str = "edge-cni";
 
 /// Maintains the rules in `ip filter FORWARD` and `ip6 filter FORWARD`, the chains of
@@ -24,7 +24,7 @@ pub(super) fn nft(needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Ob
     if !drops {
         return None;
     }
-    // The chain was made without iptables, or iptables is in another mount namespace.
+    // The chain was created without iptables, or iptables is in another mount namespace.
     let family = if ipv4 { "ip" } else { "ip6" };
     let listed =
         firewall::list(&["list", "chain", family, "filter", "FORWARD"]).ok().flatten().unwrap_or_default().to_string();
@@ -59,13 +59,13 @@ pub(super) fn nft(needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Ob
 }
 
 /// Maintains the rules of `iptables-legacy`, which nftables does not show. Changes of these rules
-/// cause no notifications, so the rules are read whenever something else changes.
+/// cause no notifications, so the rules are read whenever nftables rules or interfaces change.
 pub(super) fn legacy(needs: &PodRequirements) -> Vec<Obstacle> {
     let tables = [
         (true, "iptables-legacy", "/proc/thread-self/net/ip_tables_names"),
         (false, "ip6tables-legacy", "/proc/thread-self/net/ip6_tables_names"),
     ];
-    // Running the program would load the kernel module, so the code first checks whether the table
+    // Running the program would load the kernel module, so this first checks whether the table
     // exists.
     let stands =
         |path: &str| std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "filter"));
@@ -95,7 +95,7 @@ pub(super) fn legacy(needs: &PodRequirements) -> Vec<Obstacle> {
         .collect()
 }
 
-/// Adds the agent's missing rules and deletes its rules that are no longer needed.
+/// Adds the agent's missing rules and deletes those that are no longer necessary.
 fn reconcile(program: &str, needs: &PodRequirements, ipv4: bool, drops: bool) -> Option<Obstacle> {
     let ranges: Vec<&IpNetwork> = needs.ranges.iter().filter(|range| range.is_ipv4() == ipv4).collect();
     let needed: Vec<String> = ranges
@@ -159,7 +159,7 @@ pub fn remove() -> anyhow::Result<usize> {
     Ok(count + remove_nft()?)
 }
 
-/// Removes the rules that were added by nft.
+/// Removes the rules that the agent has added through `nft` instead of iptables.
 fn remove_nft() -> anyhow::Result<usize> {
     let mut count = 0;
     for family in ["ip", "ip6"] {
@@ -176,8 +176,8 @@ fn remove_nft() -> anyhow::Result<usize> {
     Ok(count)
 }
 
-/// Recognises `-s 10.77.0.0/16 -m comment --comment edge-cni -j ACCEPT`, with or without quotation
-/// marks.
+/// Returns whether a line of `iptables -S` is a rule of the agent, such as `-s 10.77.0.0/16 -m
+/// comment --comment edge-cni -j ACCEPT`.
 fn is_ours(line: &str) -> bool {
     line.starts_with("-A FORWARD ") && line.contains(&format!("--comment {COMMENT} "))
 }
@@ -188,7 +188,7 @@ fn delete(program: &str, rule: &str) -> Result<(), String> {
 }
 
 fn listed(program: &str) -> Result<String, String> {
-    // Some releases write quotation marks.
+    // Some releases of iptables write quotation marks around the comment.
     call(program, &["-S", "FORWARD"]).map(|text| text.replace('"', ""))
 }
 

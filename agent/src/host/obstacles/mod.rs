@@ -1,7 +1,7 @@
-//! Finds other programs' rules that drop pods' packets, and for each such obstacle the command that
-//! removes it. The rules are read when rules or interfaces change, not on a timer. If the policy of
-//! `FORWARD` is `DROP` (Docker, ufw), two accept rules for each range are added; everything else is
-//! only reported.
+//! Finds rules of other programs that drop pods' packets, and determines the command that removes
+//! each such obstacle. The rules are read when rules or interfaces change, not periodically. If the
+//! policy of `FORWARD` is `DROP` (Docker, ufw), two accept rules are added for each range. All
+//! other obstacles are only reported.
 
 mod forward;
 
@@ -15,8 +15,7 @@ use serde_json::Value;
 
 use super::firewall::{self, TABLE};
 
-/// A fact that keeps pods' packets from arriving: another program's rule, or a failure of the
-/// agent.
+/// An obstacle to pods' packets: another program's rule or setting, or a failure of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Obstacle {
     /// The obstacle and its consequence, in one sentence.
@@ -25,7 +24,7 @@ pub struct Obstacle {
     pub command: String,
 }
 
-/// Maximum number of other programs' chains that are read; a ruleset may contain thousands.
+/// Maximum number of other programs' chains that are read, because a ruleset may contain thousands.
 const MAX_CHAINS: usize = 32;
 
 /// Packets that other programs' rules must accept.
@@ -33,9 +32,9 @@ const MAX_CHAINS: usize = 32;
 pub struct PodRequirements {
     /// Name of the pods' bridge.
     pub bridge: String,
-    /// Addresses of pods: the cluster's ranges and our segments.
+    /// Addresses of pods: the cluster ranges and this node's segments.
     pub ranges: Vec<IpNetwork>,
-    /// Networks outside of `ranges` from which pods are reached, such as the cloud's.
+    /// Networks outside of `ranges` that exchange packets with pods, such as the cloud's networks.
     pub elsewhere: Vec<IpNetwork>,
     /// Whether accept rules may be added to `FORWARD`.
     pub accept: bool,
@@ -65,7 +64,7 @@ pub fn check(needs: &PodRequirements) -> Vec<Obstacle> {
     obstacles
 }
 
-/// A base chain of another program, and whether its policy drops.
+/// A base chain of another program, and whether its policy is `drop`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Chain {
     family: String,
@@ -108,9 +107,9 @@ fn chains(listed: &Value) -> Vec<Chain> {
         .collect()
 }
 
-/// Finds chains that drop forwarded packets. Docker and ufw use the policy of iptables' `FORWARD`,
-/// firewalld uses the last rule of its chain, and other programs use the policy of a separate
-/// chain.
+/// Finds chains that drop forwarded packets. Docker and ufw set the policy of the `FORWARD` chain
+/// of iptables. In firewalld, the last rule of its chain drops. Other programs set the policy of
+/// their own chain.
 fn forward_chains(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
     for chain in chains.iter().filter(|chain| chain.hook == "forward").take(MAX_CHAINS) {
         let iptables =
@@ -179,7 +178,8 @@ fn refuses_everything(rule: &Value) -> bool {
         && statements.iter().all(|one| verdict(one) || one.get("counter").is_some() || one.get("log").is_some())
 }
 
-/// Returns whether rules name the bridge or pods' ranges, and so already consider pods.
+/// Returns whether rules name the bridge or pods' ranges, so that they were written with pods in
+/// mind.
 fn mentions(rules: &[Value], needs: &PodRequirements) -> bool {
     let text = Value::from(rules.to_vec()).to_string();
     text.contains(&format!("\"{}\"", needs.bridge))
@@ -187,11 +187,11 @@ fn mentions(rules: &[Value], needs: &PodRequirements) -> bool {
 }
 
 /// Returns networks that no firewalld rule names, so that firewalld checks packets from these
-/// networks by the zone of the incoming link. Each network needs to be a source of a zone, because
-/// packets from a tunnel arrive over an uplink. If a rule names the bridge, the operator has
-/// already decided about pods.
+/// networks in the zone of the incoming link. Each network must be a source of a zone, because
+/// packets from a tunnel arrive over an uplink. If a rule names the bridge, returns none, since the
+/// operator has already configured firewalld for pods.
 fn unknown_to_firewalld(family: &str, needs: &PodRequirements) -> Vec<IpNetwork> {
-    // firewalld keeps the zones that are chosen by source in separate chains.
+    // In firewalld, separate chains select the zone by the packet's source.
     let Ok(Some(listed)) = firewall::list(&["list", "table", family, "firewalld"]) else { return vec![] };
     if listed.to_string().contains(&format!("\"{}\"", needs.bridge)) {
         return vec![];
@@ -204,7 +204,7 @@ fn unknown_to_firewalld(family: &str, needs: &PodRequirements) -> Vec<IpNetwork>
     needs.ranges.iter().chain(&needs.elsewhere).filter(|network| !is_known(network)).copied().collect()
 }
 
-/// Finds all prefixes in rules and sets, as `nft -j` writes them.
+/// Collects all prefixes in rules and sets from the output of `nft -j`.
 fn prefixes(value: &Value, found: &mut Vec<IpNetwork>) {
     match value {
         Value::Object(fields) => {
@@ -223,7 +223,7 @@ fn prefixes(value: &Value, found: &mut Vec<IpNetwork>) {
 
 /// Finds chains that check the reverse path. A decapsulated packet has the uplink as its input
 /// interface, while the route to its source leads to the guard's device. The kernel's `rp_filter`
-/// excepts IPsec; `fib saddr . iif oif missing drop` does not.
+/// makes an exception for IPsec, but `fib saddr . iif oif missing drop` does not.
 fn reverse_path(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec<Obstacle>) {
     let early = chains.iter().filter(|chain| chain.hook == "prerouting");
     for chain in early.take(MAX_CHAINS) {
@@ -248,8 +248,8 @@ fn reverse_path(needs: &PodRequirements, chains: &[Chain], obstacles: &mut Vec<O
     }
 }
 
-/// Returns the families (`true`: IPv4) whose packets such a rule drops; `None` if there is no such
-/// rule, or an earlier rule accepts packets from tunnels.
+/// Returns the families (`true` for IPv4) whose packets a reverse path check in these rules drops.
+/// `None` if no rule checks the reverse path, or if an earlier rule accepts packets from tunnels.
 fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
     let matches = |rule: &Value| -> Vec<Value> {
         let statements = rule["expr"].as_array().cloned().unwrap_or_default();
@@ -263,7 +263,7 @@ fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
         });
         let verdict =
             |name: &str| rule["expr"].as_array().is_some_and(|all| all.iter().any(|one| one.get(name).is_some()));
-        // `oif missing drop`; or `oif exists accept` in a chain whose policy is drop.
+        // `oif missing drop`; or `oif exists accept` in a chain with the policy `drop`.
         let missing = fib.is_some_and(|fib| fib["right"] == false || fib["right"] == 0 || fib["right"] == "");
         fib.is_some()
             && (if missing { verdict("drop") } else { chain.drops && verdict("accept") })
@@ -289,8 +289,9 @@ fn checks_reverse_path(rules: &[Value], chain: &Chain) -> Option<Vec<bool>> {
     })
 }
 
-/// Reports missing bridge calls. Without `br_netfilter` the response of a Service whose endpoint is
-/// on the same node crosses the bridge without connection tracking, and so is not translated back.
+/// Reports that bridged packets do not pass iptables. Without `br_netfilter`, the response of a
+/// Service endpoint to a pod on the same node crosses the bridge without connection tracking, so
+/// its source is not translated back.
 fn bridge_calls(needs: &PodRequirements) -> Option<Obstacle> {
     if !std::path::Path::new("/sys/class/net").join(&needs.bridge).exists() {
         return None;

@@ -50,7 +50,8 @@ fn a_reverse_path_check_is_known_by_what_it_does() {
     let both = rule(json!([fib(json!(false)), {"drop": null}]));
     assert_eq!(of_one(&both, &chain("inet", false)), Some(vec![true, false]));
     assert_eq!(of_one(&both, &chain("ip", false)), Some(vec![true]));
-    // As on NixOS: packets with a route back are accepted, and the chain drops all other packets.
+    // As on NixOS: packets whose source has a route back are accepted, and the chain's policy drops
+    // all other packets.
     let exists = rule(json!([fib(json!(true)), {"accept": null}]));
     assert_eq!(of_one(&exists, &chain("inet", true)), Some(vec![true, false]));
     assert_eq!(of_one(&exists, &chain("inet", false)), None);

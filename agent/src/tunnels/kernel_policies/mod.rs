@@ -1,5 +1,5 @@
-//! Maintains the policies in the kernel. A change to one peer causes requests about that peer's
-//! policies only; all policies are compared after notifications and at intervals.
+//! Maintains the policies in the kernel. A change to one peer causes requests only about that
+//! peer's policies. All policies are compared periodically, and after some notifications.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,17 +13,17 @@ use edge_xfrm::{Action, Direction, Error, InstalledPolicy, Policy, Reqid, Xfrm};
 use crate::desired::{ChildEnds, Desired, PolicyTable, TunnelState, tunnel_policies};
 use crate::incidents::Incidents;
 
-/// How long a guard policy that is not desired stays. The plugin installs the guard of a new
+/// Time for which a guard policy that is not desired stays. The plugin installs the guard of a new
 /// segment before the view names that segment.
 const STRAY_GUARD_LINGER: Duration = Duration::from_secs(10);
 
 /// Whether the desired state is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DesiredCompleteness {
-    /// Whether all peers are known, so that the agent's other policies are deleted.
+    /// Whether all peers are known, so that any other policies of the agent are deleted.
     pub(super) complete: bool,
-    /// Whether a complete desired state has been applied. If so, a policy of the agent's that is
-    /// not desired is an incident and was not left by an earlier run.
+    /// Whether a complete desired state has been applied. If so, a policy of the agent that is not
+    /// desired was not left by an earlier run, and is recorded as an incident.
     pub(super) settled: bool,
 }
 
@@ -31,15 +31,17 @@ pub(super) struct DesiredCompleteness {
 #[derive(Debug, Default)]
 pub(super) struct KernelPolicies {
     desired: PolicyTable,
-    /// Desired policies that are not in the kernel: another program holds the selector, or the
-    /// kernel refused them.
+    /// Desired policies that are not in the kernel: another program's policy has the selector, or
+    /// the kernel refused them.
     unmet: BTreeSet<PolicyKey>,
-    /// Guard policies that are not desired, by index, and since when.
+    /// Guard policies that are not desired: their index, and the time since which they are not
+    /// desired.
     stray_guards: BTreeMap<u32, Instant>,
 }
 
 impl KernelPolicies {
-    /// Computes the policies of a peer again. `children` and `state` are the peer's current ones.
+    /// Computes the policies of a peer again. `children` and `state` are the current values for the
+    /// peer.
     pub(super) fn update_peer(
         &mut self,
         peer: &PeerName,
@@ -72,7 +74,7 @@ impl KernelPolicies {
         self.desired.get(key).is_some()
     }
 
-    /// Returns the policies that send with a peer's SAs of this reqid.
+    /// Returns the policies that send packets with a peer's SAs of this reqid.
     pub(super) fn outbound_of(&self, peer: &PeerName, reqid: Reqid) -> Vec<Policy> {
         let sends = |policy: &&Policy| match policy.action {
             Action::Protect(template) => policy.direction == Direction::Out && template.reqid == reqid,
@@ -81,14 +83,15 @@ impl KernelPolicies {
         self.desired.policies_of(peer).filter(sends).copied().collect()
     }
 
-    /// Returns the policies that the kernel should have and that no other program blocks.
+    /// Returns the policies that the kernel should have, except those whose selector another
+    /// program occupies and those that the kernel refused.
     pub(super) fn installed(&self) -> impl Iterator<Item = &Policy> {
         self.desired.policies().filter(|policy| !self.unmet.contains(&policy.key()))
     }
 
     /// Installs and deletes the policies that changed since the last call, assuming that the kernel
-    /// has the rest. This takes a few batches, however many policies there are. Returns true if the
-    /// kernel refused a change.
+    /// has all others. The number of batches is small, no matter how many policies there are.
+    /// Returns `true` if the kernel refused a change.
     pub(super) fn install_changes(&mut self, xfrm: &mut Xfrm, incidents: &Incidents) -> bool {
         if !self.desired.has_changes() {
             return false;
@@ -122,9 +125,9 @@ impl KernelPolicies {
         self.record(outcome, &installed, xfrm, incidents)
     }
 
-    /// Reads all policies in the kernel and corrects the agent's policies to the desired ones. A
-    /// missing or changed policy that the kernel had is recorded as an incident. Returns true if a
-    /// difference is left for later, for example because the kernel refused the change.
+    /// Reads all policies in the kernel and changes the agent's policies to the desired ones. A
+    /// policy that was in the kernel and is missing or changed is recorded as an incident. Returns
+    /// `true` if a difference remains, for example because the kernel refused a change.
     pub(super) fn reconcile(
         &mut self,
         xfrm: &mut Xfrm,
@@ -161,7 +164,7 @@ impl KernelPolicies {
     ) -> bool {
         self.install_changes(xfrm, incidents);
         let list: Vec<Policy> = keys.iter().filter_map(|key| self.desired.get(key)).copied().collect();
-        // Only direction and selector count in this query.
+        // Only the direction and the selector matter in this query.
         let questions: Vec<Policy> =
             keys.iter().map(|(direction, selector)| Policy::block(*direction, *selector)).collect();
         let plan = match xfrm.holders(&questions) {
@@ -178,8 +181,8 @@ impl KernelPolicies {
         self.correct(plan, &BTreeMap::new(), &was_unmet, xfrm, incidents, completeness, now)
     }
 
-    /// Carries out a plan. `before`: the previously desired policies of the changed keys.
-    /// `was_unmet`: the policies that the kernel lacked at the last comparison.
+    /// Carries out a plan. `before` contains the previously desired policies of the changed keys.
+    /// `was_unmet` contains the policies that the kernel lacked at the last comparison.
     #[expect(clippy::too_many_arguments, reason = "what both comparisons know")]
     fn correct(
         &mut self,
@@ -208,7 +211,7 @@ impl KernelPolicies {
         self.record(outcome, &installed, xfrm, incidents) || !self.stray_guards.is_empty()
     }
 
-    /// Records the failures for the policies `installed`. Returns true if the kernel refused a
+    /// Records the failures for the policies `installed`. Returns `true` if the kernel refused a
     /// change.
     fn record(
         &mut self,
@@ -232,7 +235,7 @@ impl KernelPolicies {
             }
         }
         if unclear {
-            // The error does not show which policies exist.
+            // The policies are queried, since the error does not show which of them exist.
             let holders = xfrm.holders(installed).unwrap_or_else(|_| vec![None; installed.len()]);
             let absent = installed.iter().zip(holders);
             let absent =
@@ -243,8 +246,8 @@ impl KernelPolicies {
     }
 }
 
-/// Reduces `stray`, our policies that are not desired, to the policies that are deleted now.
-/// `desired_before`: whether a policy was desired until now.
+/// Reduces `stray`, the agent's policies that are not desired, to those that are deleted now.
+/// `desired_before` returns whether a policy was desired until now.
 fn select_stray(
     stray_guards: &mut BTreeMap<u32, Instant>,
     stray: &mut Vec<InstalledPolicy>,

@@ -79,7 +79,7 @@ impl Node {
         self.policies.reconcile(&mut self.xfrm, &self.incidents, KNOWN, Instant::default());
     }
 
-    /// Handles an event for a peer and returns the number of requests to the kernel. `ends`: the
+    /// Handles an event for a peer and returns the number of requests to the kernel. `ends` is the
     /// peer's address, and whether its tunnel is up.
     fn event(&mut self, name: &str, ends: Option<(&str, bool)>) -> u32 {
         let name = PeerName::new(name);
@@ -105,9 +105,9 @@ impl Node {
         self.xfrm.requests_sent() - before
     }
 
-    /// Acts as another program that deletes one of our policies, changes one, and adds one with one
-    /// of our reqids. Returns the number of requests that correct this, after the kernel has sent
-    /// its notifications.
+    /// Acts as another program: deletes one of the agent's policies, changes another one, and adds
+    /// one with one of the agent's reqids. Waits for the kernel's notifications and corrects the
+    /// policies. Returns the number of requests for the correction.
     fn damage_and_repair(&mut self, inward: &str) -> u32 {
         let template = format!("tmpl src 0.0.0.0 dst 0.0.0.0 proto esp mode tunnel reqid {}", 0xec00_0005_u32);
         let mut events = EventSocket::open().unwrap();
@@ -169,7 +169,7 @@ fn requests_among_ten_and_among_a_thousand() {
                 && incidents.iter().all(|what| what.contains("another program") || what.contains("not desired")),
             "{incidents:?}"
         );
-        // Later runs begin with an empty kernel.
+        // The next run must begin without policies in the kernel.
         run("ip xfrm policy flush");
         counts
     });
@@ -197,7 +197,8 @@ fn policies_beside_a_foreign_one() {
     assert!(foreign_is_there(&mut node));
     let named = node.incidents.latest();
     assert!(named.len() == 1 && named[0].what.contains("10.77.16.20/30"), "{named:?}");
-    // Neither another address nor the end of the tunnel changes this policy.
+    // The other program's policy stays when the peer's address changes and when the tunnel goes
+    // down.
     node.event("edge-5", Some(("203.0.113.9", true)));
     node.event("edge-5", None);
     assert!(foreign_is_there(&mut node));

@@ -9,10 +9,10 @@ use crate::mac::{self, Mac};
 
 pub(super) const MAGIC: &str = "edge-cni-leases 1";
 
-/// Usual length of a line, bytes, from which the memory for the leases is estimated.
+/// Usual length of a line, in bytes, from which the number of leases is estimated.
 const USUAL_LINE: usize = 100;
 
-/// The state after all lines of a journal.
+/// The leases and the end of a journal after all its lines.
 #[derive(Debug, Clone, Default)]
 pub(super) struct JournalState {
     pub(super) leases: Leases,
@@ -20,7 +20,7 @@ pub(super) struct JournalState {
     pub(super) lines: u64,
 }
 
-/// The first line that cannot be read and the reason for it.
+/// The number of the first line that cannot be read, and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
     line: u64,
@@ -31,9 +31,9 @@ pub(super) struct Damage {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct JournalEnd {
     pub(super) generation: u64,
-    /// Number of bytes of good lines.
+    /// Number of bytes of the valid lines.
     pub(super) length: u64,
-    /// Checksum of the last good line.
+    /// Checksum of the last valid line.
     pub(super) chain: u32,
     pub(super) boot: String,
 }
@@ -54,7 +54,7 @@ impl JournalEnd {
 /// A line that begins a lease.
 #[derive(Debug)]
 pub(super) struct LeaseLine<'a> {
-    /// Container and interface separated by a blank.
+    /// Container and interface, separated by a blank.
     pub(super) attachment: &'a str,
     network: &'a str,
     pod: Option<&'a str>,
@@ -63,13 +63,13 @@ pub(super) struct LeaseLine<'a> {
 }
 
 impl<'a> LeaseLine<'a> {
-    /// Reads a line that follows a line with the checksum `before`.
+    /// Parses a line. `before` is the checksum of the preceding line.
     pub(super) fn read(raw: &'a [u8], before: u32) -> Result<Self, String> {
         let (entry, _) = checked_entry(raw, before)?;
         Self::parse(entry).ok_or_else(|| format!("the entry {entry:?} begins no lease"))
     }
 
-    /// Reads an entry. `None` if it has another format.
+    /// Parses an entry. `None` if it has another format.
     fn parse(entry: &'a str) -> Option<Self> {
         let mut words = entry.strip_prefix("+ ")?.split(' ');
         let attachment = attachment_in(entry, words.next()?, words.next()?)?;
@@ -108,8 +108,8 @@ pub(super) fn entry_of(lease: LeaseRef<'_>) -> String {
         .fold(format!("+ {attachment} {network} {pod}"), |entry, address| format!("{entry} {address}"))
 }
 
-/// Reads lines until the end or the first damaged line. Also returns the checksum at byte `stop`,
-/// if a line ends there.
+/// Applies the lines up to the end or to the first damaged line. Also returns the checksum at byte
+/// `stop`, if a line ends there.
 pub(super) fn replay(bytes: &[u8], stop: Option<u64>) -> (JournalState, Option<u32>, Option<Damage>) {
     let mut state = JournalState::default();
     state.leases.reserve(bytes.len() / USUAL_LINE);
@@ -137,7 +137,7 @@ fn read_line(state: &mut JournalState, raw: &[u8], first: bool) -> Result<(), St
     Ok(())
 }
 
-/// The entry of a line, and its checksum.
+/// Returns the entry of a line and its checksum. Fails if the checksum is wrong.
 fn checked_entry(raw: &[u8], before: u32) -> Result<(&str, u32), String> {
     let text = raw.strip_suffix(b"\n").ok_or("the line is cut off")?;
     let text = std::str::from_utf8(text).map_err(|_| "the line is not text")?;
@@ -150,7 +150,7 @@ fn checked_entry(raw: &[u8], before: u32) -> Result<(&str, u32), String> {
     Ok((entry, chain))
 }
 
-/// Applies one entry. `None` if it does not have the format of an entry.
+/// Applies one entry. `None` if the text does not have the format of an entry.
 fn apply_entry(state: &mut JournalState, entry: &str, line: Line, first: bool) -> Option<Result<(), String>> {
     if first {
         let mut words = entry.strip_prefix(MAGIC)?.split_ascii_whitespace();
@@ -204,7 +204,7 @@ impl std::fmt::Display for Damage {
 
 impl std::fmt::Display for JournalEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // The width is fixed, so that a new mark overwrites the old one completely.
+        // The width is fixed, so that a new mark completely overwrites the old one.
         writeln!(f, "{:020} {:020} {:08x} {}", self.generation, self.length, self.chain, self.boot)
     }
 }

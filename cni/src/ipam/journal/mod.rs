@@ -8,22 +8,22 @@
 //! 3f5521b9 - CONTAINER IFNAME SECONDS                    it ends, SECONDS after the boot
 //! ```
 //!
-//! If the runtime requested the pod's MAC address, the link-local address that follows from it is
-//! among the addresses. Releases that do not support requested MAC addresses treat it as a leased
-//! one.
+//! If the runtime requested the pod's MAC address, the addresses include the link-local address
+//! that is derived from it. Releases that do not support requested MAC addresses treat it as a
+//! leased address.
 //!
 //! A line is written under the lock of the state directory. `state_dir` makes it durable
-//! (`fdatasync`) after the lock is released, so that concurrent ADDs share the disk's work. No
-//! lease is reported before it is durable. A second file is the mark. It holds the generation,
-//! length and checksum of the journal after the last line. The mark is only compared within one
-//! boot, so it need not be durable. If the journal is shorter than its mark of the same boot,
-//! another program has truncated it, and leases are missing. That is an error; the journal is not
-//! started again. An unreadable line after the mark is from a process that was killed while it
-//! wrote the line. The lease in this line was never reported. After a reboot no earlier pod exists,
-//! so the leases are void, and a corrupt journal is replaced.
+//! (`fdatasync`) after the lock is released, so that concurrent ADDs share one write to the disk.
+//! No lease is reported before it is durable. A second file is the mark. It contains the
+//! generation, length and checksum of the journal after the last line. The mark is only compared
+//! within one boot, so it need not be durable. If the journal is shorter than its mark of the same
+//! boot, another program has truncated it, and leases are missing. That is an error, and no new
+//! journal is started. An unreadable line after the mark was written by a process that was killed
+//! while it wrote the line. The lease in this line was never reported. After a reboot no earlier
+//! pod exists, so the leases are void, and a corrupt journal is replaced.
 //!
 //! [`lines`] reads and writes the lines. [`index`] finds a lease without reading all lines. If the
-//! index is not valid for the journal's present state, the whole journal is read.
+//! index is not valid for the current state of the journal, the whole journal is read.
 
 mod index;
 mod lines;
@@ -56,33 +56,33 @@ use crate::segment::PodAddress;
 /// Maximum number of freed addresses that a rewritten journal keeps.
 const MAX_FREED: usize = 4096;
 
-/// Maximum room that the next line needs, bytes.
+/// Maximum space that the next line needs, in bytes.
 const ROOM: u64 = 1024;
 
-/// A journal is rewritten when the number of its lines exceeds twice the number of lines in a
-/// rewritten journal by more than this.
+/// A journal is rewritten when its number of lines is larger than the sum of this number and twice
+/// the number of lines of a rewritten journal.
 const REWRITE_MARGIN: usize = 256;
 
-/// The open journal. The process with this value holds the state directory's lock.
+/// The open journal. The process that has this value holds the lock of the state directory.
 #[derive(Debug)]
 pub(super) struct Journal {
     directory: PathBuf,
     path: PathBuf,
     mark_path: PathBuf,
     file: File,
-    /// Whether the journal can be written. False on a read-only disk.
+    /// Whether the journal can be written; `false` on a read-only disk.
     writable: bool,
     end: JournalEnd,
     lines: u64,
-    /// The index, if it is valid for the present state of the journal.
+    /// The index, if it is valid for the current state of the journal.
     index: Option<Index>,
-    /// All leases, once they have been needed and read.
+    /// All leases; empty until they are read.
     whole: OnceCell<Leases>,
 }
 
 impl Journal {
-    /// Returns whether a journal or its mark exists, corrupt or not. Also returns true if the disk
-    /// cannot be read, so that the caller reports that error when it opens the journal.
+    /// Returns whether a journal or its mark exists, even if it is corrupt. Also returns `true` if
+    /// the disk cannot be read, so that the caller reports that error when it opens the journal.
     pub(super) fn exists(directory: &Path) -> bool {
         let is_there = |path: &Path| path.try_exists().unwrap_or(true);
         is_there(&directory.join(LEASES_FILE)) || is_there(&mark_path(directory))
@@ -190,7 +190,7 @@ impl Journal {
         if writable {
             journal.index = Index::make(&journal.directory, &journal.file, &journal.end, lines, &leases);
         }
-        // An index is valid only together with the mark.
+        // The mark is written again, since an index is valid only together with the mark.
         if journal.index.is_some() && mark.as_ref() != Some(&journal.end) {
             let _ = journal.write_mark();
         }
@@ -198,14 +198,14 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Creates an empty journal, the first of this boot.
+    /// Creates an empty journal, which is the first one of this boot.
     fn start(directory: &Path, path: PathBuf, mark_path: PathBuf, boot: &str, generation: u64) -> Result<Self> {
         let leases = Leases::default();
         let (file, end, lines) = rewrite(&path, boot, &leases, generation)?;
         let (directory, whole) = (directory.to_owned(), OnceCell::from(leases));
         let journal = Self { directory, path, mark_path, file, writable: true, end, lines, index: None, whole };
-        // The first mark of a boot is made durable: it identifies the boot in which the leases are
-        // valid.
+        // The first mark of a boot is made durable, since it identifies the boot in which the
+        // leases are valid.
         journal.write_mark().and_then(|mark| mark.sync_all()).context("write", &journal.mark_path)?;
         Ok(journal)
     }
@@ -220,10 +220,10 @@ impl Journal {
     pub(super) fn require_room(&mut self) -> Result<()> {
         self.require_writable()?;
         let reserved = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.end.length, ROOM);
-        // Reserving space has changed the file's time of change.
+        // The index must be updated, because reserving space has changed the file's time of change.
         self.update_index(|index, journal, _| index.restamp(journal));
         match reserved {
-            // This file system does not support the reservation.
+            // Some file systems do not support the reservation.
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             Err(error) => Err(Error::io("write", &self.path, error)),
         }
@@ -234,7 +234,7 @@ impl Journal {
         Ok(self.find(attachment)?.map(|(_, lease)| lease))
     }
 
-    /// All leases. Reads the whole journal if it was not read yet.
+    /// Returns all leases. Reads the whole journal if it has not been read yet.
     pub(super) fn whole(&self) -> Result<&Leases> {
         if let Some(leases) = self.whole.get() {
             return Ok(leases);
@@ -254,7 +254,7 @@ impl Journal {
         if self.used()?.is_leased(address) { Ok(self.whole()?.owner(address)) } else { Ok(None) }
     }
 
-    /// Returns the number of addresses of each family that these segments have, free and leased.
+    /// Returns the numbers of free and leased addresses of these segments, by family.
     pub(super) fn stock(&self, segments: &[IpNetwork], reserved: &Reserved) -> Result<Vec<Stock>> {
         Ok(self.used()?.stock(segments, reserved))
     }
@@ -283,7 +283,7 @@ impl Journal {
         let lease = lease_ref(&key, lease);
         let used = self.used()?;
         if self.find(attachment)?.is_some() || lease.addresses.iter().any(|address| used.is_leased(*address)) {
-            // All leases are read, so that the message can name the conflicting one.
+            // All leases are read, so that the message can name the conflicting lease.
             let refused = |why| Error::new(Code::AlreadyAttached, format!("{why}; run DEL first"));
             self.whole()?.check(lease).map_err(refused)?;
             self.index = None;
@@ -296,7 +296,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Ends a lease and returns it; `None` if there is none. `now` is in seconds since the boot.
+    /// Ends a lease and returns it; `None` if there is no lease. `now` is in seconds since the
+    /// boot.
     pub(super) fn end_lease(&mut self, attachment: &Attachment, now: u64) -> Result<Option<Lease>> {
         let Some((line, lease)) = self.find(attachment)? else { return Ok(None) };
         self.append(&format!("- {} {} {now}", attachment.container, attachment.ifname))?;
@@ -315,7 +316,8 @@ impl Journal {
         {
             return Ok(found);
         }
-        // Reading the whole journal gives the error that describes the defect.
+        // If the lookup through the index fails, reading the whole journal returns an error that
+        // describes the defect.
         let leases = self.whole()?;
         Ok(leases.line(attachment).zip(leases.get(attachment)))
     }
@@ -340,7 +342,7 @@ impl Journal {
         }
     }
 
-    /// Updates the index. If that fails, the index is no longer valid, and the next process makes
+    /// Updates the index. If that fails, the index is no longer valid, and the next process creates
     /// it again.
     fn update_index(&mut self, update: impl FnOnce(&mut Index, &File, &JournalEnd) -> io::Result<()>) {
         let Some(mut index) = self.index.take() else { return };
@@ -349,7 +351,7 @@ impl Journal {
         }
     }
 
-    /// Appends an entry. Returns the position of its line.
+    /// Appends an entry, and returns the position of its line.
     fn append(&mut self, entry: &str) -> Result<Line> {
         self.require_writable()?;
         let (text, chain) = format_line(self.end.chain, entry);
@@ -362,7 +364,8 @@ impl Journal {
         self.end.length += text.len() as u64;
         self.end.chain = chain;
         self.lines += 1;
-        // An outdated mark is harmless, since lines after it are read as well.
+        // An error is ignored, because an outdated mark is harmless: the lines after it are read as
+        // well.
         let _ = self.write_mark();
         Ok(line)
     }
@@ -380,7 +383,8 @@ impl Journal {
             return self.file;
         };
         let needed = count + 2;
-        // A full disk may have no space for another file. The appended lines are in the old file.
+        // If this fails, for example on a full disk, the old file is used, which contains the
+        // appended lines.
         if self.lines > (2 * needed + REWRITE_MARGIN) as u64
             && let Ok(leases) = self.whole()
             && let Ok((file, end, lines)) = rewrite(&self.path, &self.end.boot, leases, self.end.generation)
@@ -392,8 +396,8 @@ impl Journal {
     }
 }
 
-/// Replaces the journal of generation `before` by one that holds these leases and nothing obsolete.
-/// Returns the file, its end, and its number of lines.
+/// Replaces the journal of generation `before` with one that contains only these leases and the
+/// freed addresses. Returns the file, its end, and its number of lines.
 fn rewrite(path: &Path, boot: &str, leases: &Leases, before: u64) -> Result<(File, JournalEnd, u64)> {
     let mut end = JournalEnd { generation: before + 1, boot: boot.into(), ..JournalEnd::default() };
     let (mut text, mut lines) = (String::new(), 0);

@@ -32,10 +32,10 @@ pub enum ImportError {
     )]
     OtherAuthority,
     /// The certificate authorities cannot be stored.
-    #[error("{0}; import again to go on where it stopped")]
+    #[error("{0}; import the same file again to resume")]
     Ca(#[from] CaError),
     /// The store could not be read or written. Rows written so far stay.
-    #[error("{0}; import again to go on where it stopped")]
+    #[error("{0}; import the same file again to resume")]
     Store(#[from] StoreError),
 }
 
@@ -53,16 +53,16 @@ pub async fn import(
     }
     let (revision, time) = (archive.rows.revision, archive.rows.time);
     let wanted: BTreeMap<RowKey, Change> = puts(archive.rows).map(|change| (change.key(), change)).collect();
-    // This read does not load the store. Loading would make this controller's segment sizes the
-    // ones in force, even if the import is refused.
+    // This read does not load the store. Loading would put this controller's segment sizes into
+    // effect, even if the import is refused.
     without(&wanted, store.read().await?)?;
     store.begin_import().await?;
     let wanted = without(&wanted, store.load(mpsc::channel(1).0).await?)?;
     // The revision is raised first: a controller that uses the partly filled store then issues no
     // versions that nodes treat as old.
     store.raise_revision(revision.saturating_add(AHEAD)).await?;
-    // The note is written before any row, because a controller that serves the rows must know that
-    // they lack later grants.
+    // The note is written before any row, because a controller that serves the rows must take into
+    // account that they lack later grants.
     store.set_note(Note::Restored, Restored::at(now.max(time)).to_note()).await?;
     let missing = wanted.len();
     // Each row is a separate batch element. A store without large transactions writes the rows one

@@ -32,7 +32,7 @@ pub enum ArchiveError {
     #[error("it is cut short: no end after line {0}; take another copy")]
     CutShort(u64),
     /// The content does not match its hash.
-    #[error("it is damaged: its content has another hash than its last line says; take another copy")]
+    #[error("it is damaged: the hash in its last line does not match its content; use another copy")]
     Damaged,
     /// A line cannot be read.
     #[error("line {line}: {why}")]
@@ -199,8 +199,8 @@ mod tests {
         }
     }
 
-    /// The node was deregistered, and its segments were not released yet. Earlier releases wrote
-    /// such rows unchanged.
+    /// Scenario: a node was deregistered, and its segments were not released yet. Earlier releases
+    /// wrote such rows unchanged.
     #[test]
     fn a_segment_of_a_node_that_is_not_there_counts_as_released_when_the_archive_was_written() {
         let mut orphaned = rows();
@@ -220,7 +220,8 @@ mod tests {
     }
 
     proptest! {
-        /// An archive that is cut or altered anywhere is refused, and never read as something else.
+        /// An archive that is cut or altered anywhere is refused. It is never read as a different
+        /// valid archive.
         #[test]
         fn damage_is_refused_wherever_it_is(place in any::<proptest::sample::Index>(), bit in 0..8u8, cut: bool) {
             let mut bytes = bytes(rows());

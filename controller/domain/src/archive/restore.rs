@@ -38,7 +38,7 @@ pub async fn restore(
     let directory = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     directory(state_dir).with_context(|| format!("cannot create {}", state_dir.display()))?;
     if embedded::is_in_use(state_dir)? {
-        bail!("an edge-controller uses {}; stop it first", state_dir.display());
+        bail!("a running edge-controller uses {}; stop it first", state_dir.display());
     }
     let present = content(state_dir)?;
     if !present.is_empty() && !replace {

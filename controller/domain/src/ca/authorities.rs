@@ -25,8 +25,8 @@ pub struct Authorities {
     cross: Vec<CertificateDer<'static>>,
     /// The retired authorities, oldest first.
     retired: Vec<RetiredAuthority>,
-    /// Key hash of the first authority of all. It is the issuer of every certificate whose issuer
-    /// was not recorded.
+    /// Key hash of the first authority that was ever in use. It is the issuer of every certificate
+    /// whose issuer was not recorded.
     first: String,
     /// The document from which these authorities were made.
     pub(super) document: CaDocument,
@@ -41,9 +41,9 @@ pub struct RetiredAuthority {
     pub subject: String,
     /// The authority's self-signed certificate, PEM.
     pub pem: String,
-    /// When the authority began to sign, seconds since 1970-01-01 UTC.
+    /// Time at which the authority began to sign, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
-    /// When the authority was retired, seconds since 1970-01-01 UTC.
+    /// Time at which the authority was retired, seconds since 1970-01-01 UTC.
     pub retired_at: Seconds,
     /// `notAfter` of the authority's certificate.
     pub not_after: Seconds,
@@ -144,8 +144,8 @@ impl Authorities {
         authority.id() == if issuer.is_empty() { self.first.as_str() } else { issuer }
     }
 
-    /// Returns the trusted authority that signed a certificate. The certificate was verified
-    /// before.
+    /// Returns the trusted authority that signed a certificate. The caller has already verified the
+    /// certificate.
     pub fn issuer_of(&self, certificate: &CertificateDer<'_>) -> Option<&Arc<Authority>> {
         if let [only] = self.trusted.as_slice() {
             return Some(only);
@@ -170,7 +170,7 @@ impl Authorities {
     ) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), CaError> {
         let (leaf, key) = self.active().sign_server(names, term)?;
         // The chain ends with the self-signed certificates of all trusted authorities, the signing
-        // authority's last, because a joining node knows only the key hash of one authority.
+        // authority's last, because a joining node has only the key hash of one authority.
         let roots = self.trusted.iter().map(|authority| authority.certificate().clone());
         Ok((std::iter::once(leaf).chain(self.cross.iter().cloned()).chain(roots).collect(), key))
     }

@@ -31,9 +31,9 @@ pub struct AuthorityRecord {
     /// The authority's private key, PKCS #8 in PEM; `None` once the authority is retired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<SecretPem>,
-    /// When the authority began to sign, seconds since 1970-01-01 UTC.
+    /// Time at which the authority began to sign, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
-    /// When the authority was retired; `None` while it is trusted.
+    /// Time at which the authority was retired; `None` while it is trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retired_at: Option<Seconds>,
 }

@@ -42,7 +42,7 @@ pub enum CaError {
     Ended {
         /// Subject of the expired certificate.
         subject: String,
-        /// When the certificate expired, RFC 3339.
+        /// Time at which the certificate expired, RFC 3339.
         at: String,
     },
     /// The limit of trusted authorities is reached.

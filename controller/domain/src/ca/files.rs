@@ -23,7 +23,7 @@ pub const CERTIFICATES: &str = "ca.crt";
 /// File in which earlier releases kept the private key, next to [`CERTIFICATES`].
 pub const FORMER_KEY: &str = "ca.key";
 
-/// Stores the document in a directory that only this process uses.
+/// A storage for the document in a directory that only this process uses.
 pub struct Files {
     directory: PathBuf,
     now: Seconds,

@@ -10,7 +10,7 @@
 //!
 //! At a rollover every authority that is still trusted signs a cross certificate for the new one,
 //! which contains the new authority's name and key. Each certificate that the new authority signs
-//! comes with the cross certificates. So a node that does not know about the rollover yet can
+//! comes with the cross certificates. So a node that does not trust the new authority yet can
 //! verify such a certificate too, and a tunnel works no matter which of its two nodes gets the new
 //! authority first.
 

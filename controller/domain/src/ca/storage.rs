@@ -10,7 +10,7 @@ use super::error::CaError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revision(pub String);
 
-/// Stores the document with all authorities: in a file, or in a Secret that replicas share.
+/// A storage for the document with all authorities: a file, or a Secret that replicas share.
 pub trait CaStorage: Send + Sync {
     /// Reads the document; `None` if none is stored yet.
     fn load(&self) -> BoxFuture<'_, Result<Option<(CaDocument, Revision)>, CaError>>;

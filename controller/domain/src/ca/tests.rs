@@ -246,14 +246,14 @@ async fn an_operators_authority_of_either_kind_signs_and_a_later_one_signs_after
         assert!(matches!(ca.rollover(NOW).await, Err(CaError::SameOperatorCa(_))));
         let second = KeyPair::generate_for(algorithm).unwrap();
         operator_ca(directory.path(), &second, |_| {});
-        // At the start the controller uses the stored authority. It uses the one in the files after
-        // a rollover.
+        // At the start the controller uses the stored authority. It uses the authority in the files
+        // only after a rollover.
         let ca = open_with_operator_ca(directory.path(), &paths).await.unwrap();
         let (first, _) = (ca.current().active().id(), ca.rollover(NOW).await.unwrap());
         let current = ca.current();
         assert_eq!(current.active().key_hash(), request::hash(&rcgen::PublicKeyData::subject_public_key_info(&second)));
         let (_, chain) = issue(&current, Role::Edge);
-        // Both have the same subject. Their keys distinguish them.
+        // Both authorities have the same subject. Only their keys differ.
         assert_eq!(current.issuer_of(&chain[0]).unwrap().id(), current.active().id());
         assert_eq!(current.trusted()[0].id(), first);
         ca.retire(&first, NOW).await.unwrap();

@@ -44,23 +44,23 @@ const EVENTS: usize = 256;
 /// Maximum number of registrations that are kept for a slow subscriber.
 const REGISTRATIONS: usize = 1024;
 /// Time for which a plan is repeated when other replicas change the same rows first. A replica
-/// conflicts while its watch is behind, or while it does not know why an object is missing. That
+/// conflicts while its watch is behind, or while the reason for a missing object is unknown. That
 /// takes a few seconds on a busy API server.
 const RETRY_TIME: Duration = Duration::from_secs(10);
 /// Maximum delay before the next attempt.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Reads and changes the state. Clones share the state.
+/// A handle that reads and changes the state. Clones share the state.
 #[derive(Clone)]
 pub struct Registry {
     shared: Arc<RwLock<Shared>>,
     commands: mpsc::Sender<Command>,
     store: Arc<dyn Store>,
-    /// Identifies this run of this replica. Versions can be compared within one epoch only.
+    /// Identifier of this run of this replica. Versions can be compared within one epoch only.
     epoch: Arc<str>,
     /// The clock for plans.
     pub clock: Clock,
-    /// Limits how often nodes change their addresses.
+    /// The limits on how often nodes change their addresses.
     pub address_changes: AddressChangeLimits,
 }
 
@@ -69,19 +69,19 @@ struct Shared {
     view_versions: ViewVersions,
     peers: PeerCache,
     registrations: broadcast::Sender<NodeName>,
-    /// For each node and listed community that was created since the start: the revision of its
-    /// creation.
+    /// The revisions at which nodes and listed communities were created; only those created since
+    /// the start.
     created_at: HashMap<RowKey, u64>,
     /// Whether something changed since a revision was published.
     changed: bool,
-    /// The state contains everything that was committed up to this revision.
+    /// Revision up to which the state contains all commits.
     revision: u64,
 }
 
 /// A command to the registry's task.
 enum Command {
     Plan(Plan),
-    /// Every view may have changed although no row changed.
+    /// Gives every view a new version, because every view may have changed although no row did.
     Refresh(oneshot::Sender<()>),
 }
 
@@ -111,7 +111,7 @@ impl Registry {
         state.ledger_mut().watch_releases(clock.clone());
         state.set_restored(restored(&*store, clock.now()).await?);
         // The configuration, and every view with it, may have changed since the last run of the
-        // controller. An empty commit gives the views in this run a revision of their own.
+        // controller. An empty commit gives the views in this run a new revision.
         let revision = store.commit(vec![Vec::new()], clock.now()).await;
         revision.results.into_iter().collect::<Result<Vec<()>, _>>()?;
         let revision = revision.revision;
@@ -142,9 +142,9 @@ impl Registry {
         })
     }
 
-    /// Carries out a plan. The plan reads the state and returns changes, or refuses. This method
+    /// Carries out a plan. The plan reads the state and returns changes or an error. This method
     /// returns when the changes are durable. It may call the plan several times, for up to
-    /// [`RETRY_TIME`]; only the last result counts.
+    /// [`RETRY_TIME`]; only the result of the last call is used.
     pub async fn change<T: Send + 'static, E: From<StoreError> + Send + 'static>(
         &self,
         plan: impl Fn(&mut State) -> Result<(T, Vec<Change>), E> + Send + Sync + 'static,
@@ -240,14 +240,15 @@ impl Registry {
         self.shared.read().await.registrations.subscribe()
     }
 
-    /// Identifies this run of this replica. Deltas are known only between versions of one epoch.
+    /// Returns the identifier of this run of this replica. The registry keeps changes only between
+    /// versions of one epoch.
     pub fn epoch(&self) -> &str {
         &self.epoch
     }
 }
 
-/// Reads whether the rows were restored from a backup. The first start after a restore begins the
-/// time during which grants wait for nodes.
+/// Reads the note that says whether the rows were restored from a backup. The first start after a
+/// restore begins the time during which grants wait for nodes.
 async fn restored(store: &dyn Store, now: Seconds) -> Result<Option<Restored>, StoreError> {
     let Some(note) = store.note(Note::Restored).await? else { return Ok(None) };
     let unreadable = |why| StoreError::Unreadable { table: "note", key: Note::Restored.key().to_owned(), why };
@@ -274,7 +275,7 @@ impl Deref for StateGuard<'_> {
 
 impl StateGuard<'_> {
     /// Returns the revision of the state: the state contains everything that was committed up to
-    /// it. Every view that is computed from this state has this revision as its version.
+    /// this revision. Every view that is computed from this state has this revision as its version.
     pub fn revision(&self) -> u64 {
         self.shared.revision
     }

@@ -36,8 +36,8 @@ impl Store for FullDisk {
     }
 }
 
-/// A store that another replica shares. For each element of `quicker` the other replica commits
-/// just before this one.
+/// A store that another replica shares. Before each commit of this replica, the other replica
+/// commits the last element of `quicker`, until `quicker` is empty.
 struct Shared {
     store: Embedded,
     quicker: tokio::sync::Mutex<Vec<Vec<Change>>>,

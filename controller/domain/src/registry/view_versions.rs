@@ -1,5 +1,5 @@
-//! Keeps the version of each node's view and its latest changes. A node that knows an earlier
-//! version of its view gets only the difference.
+//! Keeps the version of each node's view and its latest changes. A node that has an earlier version
+//! of its view gets only the difference.
 //!
 //! A changed node is recorded once for each of its visibility groups, however many viewers the
 //! group has. Peers that enter or leave a view are recorded for that viewer.
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::state::{ChangedParts, ChangedViews, State, VisibilityGroup};
 
 /// Number of changes that are remembered for each viewer, and the minimum number for each group. A
-/// viewer that knows only an older version gets the whole view.
+/// viewer with an older version gets the whole view.
 const REMEMBERED: usize = 64;
 
 #[derive(Debug)]
@@ -78,7 +78,8 @@ impl ViewVersions {
                 continue;
             }
             if parts.new {
-                // A former node of this name is gone. Dropping its sender ends its streams.
+                // A former node with this name was deregistered. Dropping its sender ends its
+                // streams.
                 self.viewers.insert(name, Viewer::new(revision));
                 continue;
             }

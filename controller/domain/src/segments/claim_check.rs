@@ -1,6 +1,6 @@
-//! Checks segments that a node claims to hold. After the restore of an old backup, these may
-//! include segments that the ledger does not know as the node's. Such a segment stays with its node
-//! and is granted to no other node.
+//! Checks segments that a node claims to hold. After the restore of an old backup, the claimed
+//! segments may include some for which the ledger has no grant to the node. Such a segment stays
+//! with its node and is granted to no other node.
 
 use edge_types::{IpNetwork, NodeName};
 
@@ -33,11 +33,11 @@ pub enum ClaimConflict {
         segment: IpNetwork,
     },
     /// The node already holds the maximum number of segments.
-    #[error("it uses {segment} and holds {held} other segments, which is as many as a node may hold")]
+    #[error("it uses {segment} but already holds {held} other segments, the maximum for a node")]
     TooMany {
         /// The segment that the node claims.
         segment: IpNetwork,
-        /// How many segments of the family the node holds.
+        /// Number of segments of the family that the node holds.
         held: usize,
     },
     /// The ledger has no grant of this segment to the node.
@@ -52,10 +52,10 @@ pub enum ClaimConflict {
 }
 
 impl Ledger {
-    /// Decides about a segment that a node claims. Returns `None` if the ledger already has the
-    /// segment as the node's own, and otherwise the grant that records it. `chosen` are the grants
-    /// to this node that are not recorded yet. `may_be_unknown` allows a segment that was never
-    /// granted to the node, as after a restore.
+    /// Checks a segment that a node claims. Returns `None` if the ledger already has the segment as
+    /// the node's own, and otherwise the grant that records it. `chosen` are the grants to this
+    /// node that are not recorded yet. `may_be_unknown` allows a segment that was never granted to
+    /// the node, as after a restore.
     pub fn check_claim(
         &self,
         policy: &SegmentPolicy,

@@ -24,14 +24,14 @@ pub struct ClaimConflicts(Arc<Mutex<BTreeMap<NodeName, NodeConflicts>>>);
 struct NodeConflicts {
     /// Conflicts from the node's latest report, at most [`MOST`].
     conflicts: Vec<ClaimConflict>,
-    /// When a new conflict was last announced. The time is kept when the conflicts are gone, since
-    /// conflicts may appear and disappear with every report.
+    /// Time at which a new conflict was last announced. The time is kept when the conflicts are
+    /// gone, since conflicts may appear and disappear with every report.
     reported_at: Option<Instant>,
 }
 
 impl NodeConflicts {
-    /// Returns whether `conflicts` has a new one and at least [`PAUSE`] has passed since a new one
-    /// was last announced.
+    /// Returns whether `conflicts` includes a new conflict and at least [`PAUSE`] has passed since
+    /// a new conflict was last announced.
     fn has_new(&self, conflicts: &[ClaimConflict], now: Instant) -> bool {
         let new = conflicts.iter().take(MOST).any(|conflict| !self.conflicts.contains(conflict));
         new && self.reported_at.is_none_or(|at| now.saturating_duration_since(at) >= PAUSE)

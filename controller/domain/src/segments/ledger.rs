@@ -23,12 +23,12 @@ pub struct SegmentRecord {
     pub node: NodeName,
     /// Id of the node's request that led to the grant.
     pub request_id: String,
-    /// When it was granted, seconds since 1970-01-01 UTC.
+    /// Time at which the segment was granted, seconds since 1970-01-01 UTC.
     pub granted_at: Seconds,
-    /// When it was released; `None` while it is held.
+    /// Time at which the segment was released; `None` while it is held.
     #[serde(default)]
     pub released_at: Option<Seconds>,
-    /// Until this time the segment is granted to no node, even after its quarantine: the node that
+    /// Time until which the segment is granted to no node, even after its quarantine: the node that
     /// held it may still use its addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_until: Option<Seconds>,
@@ -42,9 +42,9 @@ pub struct SegmentRecord {
 pub struct Holding {
     /// The node that held it.
     pub node: NodeName,
-    /// When it was granted, seconds since 1970-01-01 UTC.
+    /// Time at which the segment was granted, seconds since 1970-01-01 UTC.
     pub granted_at: Seconds,
-    /// When it was released, seconds since 1970-01-01 UTC.
+    /// Time at which the segment was released, seconds since 1970-01-01 UTC.
     pub released_at: Seconds,
 }
 
@@ -128,7 +128,7 @@ pub struct Ledger {
 struct Release {
     granted_at: Seconds,
     released_at: Seconds,
-    /// When this process saw the release; `None` if the release is older than
+    /// Monotonic time at which this process saw the release; `None` if the release is older than
     /// [`Ledger::watch_releases`].
     at: Option<Seconds>,
 }
@@ -144,8 +144,8 @@ impl Ledger {
         self.rows.get(&bounds(network).0).filter(|row| row.network == *network)
     }
 
-    /// Records the monotonic time of releases from now on. Earlier releases are judged by the wall
-    /// clock.
+    /// Records the monotonic time of releases from now on. For earlier releases, the quarantine is
+    /// measured by the wall clock.
     pub fn watch_releases(&mut self, clock: Clock) {
         self.clock = Some(clock);
     }
@@ -208,8 +208,8 @@ impl Ledger {
         self.rows.insert(place, row);
     }
 
-    /// Records when a release was seen. If a tried change is undone, the earlier time stays
-    /// recorded.
+    /// Records when a release was seen. If a planned change is undone in memory, the earlier time
+    /// stays recorded.
     fn note_release(&mut self, place: AddressKey, row: &SegmentRecord) {
         let Some(clock) = &self.clock else { return };
         if let Some(before) = self.rows.get(&place)

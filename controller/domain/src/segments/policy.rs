@@ -23,8 +23,8 @@ pub struct SegmentPolicy {
     /// Seconds after a restore during which no segment is granted while an edge has not reported
     /// its segments.
     pub restore_grace: i64,
-    /// Seconds after a restore during which a node may claim a segment that the ledger does not
-    /// know as its own.
+    /// Seconds after a restore during which a node may claim a segment for which the ledger has no
+    /// grant to the node.
     pub claims_after_restore: i64,
 }
 

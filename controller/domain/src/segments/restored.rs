@@ -15,8 +15,8 @@ const NAMED: usize = 5;
 pub struct Restored {
     /// Time of the restore, in seconds since 1970-01-01 UTC.
     pub at: Seconds,
-    /// When a controller first served the restored rows; `None` until one does. The waiting time
-    /// starts at this time, since no node can report earlier.
+    /// Time at which a controller first served the restored rows; `None` until one does. The
+    /// waiting time starts at this time, since no node can report earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served_from: Option<Seconds>,
 }
@@ -30,7 +30,7 @@ impl Restored {
     /// Reads a text that [`Restored::to_note`] wrote.
     ///
     /// # Errors
-    /// If the text has another form. The error quotes the text.
+    /// Returns an error that quotes the text if the text has another format.
     pub fn from_note(note: &str) -> Result<Self, String> {
         serde_json::from_str(note).map_err(|error| format!("expected {{\"at\":SECONDS}}, found {note:?}: {error}"))
     }
@@ -46,8 +46,8 @@ impl Restored {
         self.served_from.unwrap_or(self.at).saturating_add(policy.restore_grace)
     }
 
-    /// Returns the time until which a node may claim a segment that the ledger does not know as its
-    /// own.
+    /// Returns the time until which a node may claim a segment for which the ledger has no grant to
+    /// the node.
     pub fn claims_count_until(&self, policy: &SegmentPolicy) -> Seconds {
         self.served_from.unwrap_or(self.at).saturating_add(policy.claims_after_restore)
     }
@@ -63,11 +63,11 @@ impl Restored {
     rfc3339(*until), rfc3339(*restored_at), missing
 )]
 pub struct GrantsPaused {
-    /// When the store was restored.
+    /// Time at which the store was restored.
     pub restored_at: Seconds,
     /// The latest time at which grants start again.
     pub until: Seconds,
-    /// How many edges have not reported.
+    /// Number of edges that have not reported.
     pub missing: usize,
     /// The names of the first [`NAMED`] of these edges, and "..." if there are more.
     pub named: Vec<String>,
@@ -79,7 +79,7 @@ impl GrantsPaused {
         format!("{self}. Missing: {}", self.named.join(", "))
     }
 
-    /// Returns the error of a segment request while the edges in `missing` have not reported;
+    /// Returns the error for segment requests while the edges in `missing` have not reported;
     /// `None` if there are none.
     pub fn until_all_reported<'a>(
         restored: &Restored,

@@ -16,7 +16,8 @@ impl State {
     /// reported its segments, or until the grace period has passed.
     ///
     /// # Errors
-    /// Names the time until which grants wait and the edges that have not reported yet.
+    /// Returns an error that names the time until which grants wait and the edges that have not
+    /// reported yet.
     pub fn may_grant(&self, policy: &SegmentPolicy, now: Seconds) -> Result<(), GrantsPaused> {
         let waiting = self.restored.filter(|restored| now < restored.grants_wait_until(policy));
         let Some(restored) = waiting else { return Ok(()) };
@@ -28,8 +29,8 @@ impl State {
         }
     }
 
-    /// Returns whether a node may claim a segment that the ledger does not know as its own. Nodes
-    /// may do so for some time after a restore.
+    /// Returns whether a node may claim a segment for which the ledger has no grant to the node.
+    /// Nodes may do so for some time after a restore.
     pub fn takes_unknown_claims(&self, policy: &SegmentPolicy, now: Seconds) -> bool {
         self.restored.is_some_and(|restored| now < restored.claims_count_until(policy))
     }

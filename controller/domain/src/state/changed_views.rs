@@ -8,9 +8,10 @@ use edge_types::NodeName;
 /// The parts of one node's view that changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChangedParts {
-    /// The node was registered just now. An earlier view under this name belonged to another node.
+    /// Whether the node has just been registered. An earlier view under this name belonged to
+    /// another node.
     pub new: bool,
-    /// The part about the node itself (role, communities, segments) changed.
+    /// Whether the part about the node itself (role, communities, segments) changed.
     pub own: bool,
     /// Peers that entered the view, left it, or changed.
     pub peers: BTreeSet<NodeName>,
@@ -72,7 +73,7 @@ impl ChangedViews {
         }
     }
 
-    /// Records that the part of `viewer`'s view about itself changed.
+    /// Records that the part of `viewer`'s view about `viewer` itself changed.
     pub(super) fn note_own(&mut self, viewer: &NodeName) {
         self.views.entry(viewer.clone()).or_default().own = true;
     }

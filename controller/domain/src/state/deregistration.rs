@@ -20,8 +20,8 @@ impl State {
     }
 
     /// Plans the deregistration of a node whose machine may still exist. Its segments are kept as
-    /// long as its latest certificate is valid, since its pods may use them until then. Otherwise
-    /// like [`State::deregistration`].
+    /// long as its latest certificate is valid, since its pods may use them until then. The rest is
+    /// the same as in [`State::deregistration`].
     pub fn deregistration_keeping_segments(
         &self,
         node: &NodeName,

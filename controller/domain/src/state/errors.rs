@@ -27,7 +27,7 @@ pub enum SegmentError {
         family: &'static str,
     },
     /// There is no range of this family.
-    #[error("no cluster range is {0}; the operator sets cluster_ranges")]
+    #[error("there is no {0} cluster range; ask the operator to add one to cluster_ranges")]
     NoSuchFamily(&'static str),
     /// An earlier request with the same id was for other families.
     #[error("request id {0:?} was used for other families; a new request needs a new id")]

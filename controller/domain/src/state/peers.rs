@@ -160,7 +160,8 @@ mod tests {
                 assert_eq!(heard, sees, "group_viewers: {pair}");
             }
         }
-        // Both results occur where communities decide, and every pair of roles occurs.
+        // Every pair of roles occurs. For the pair whose visibility depends on communities, both
+        // results occur.
         assert_eq!(pairs.len(), EXPECTED.len() + 1, "{pairs:?}");
     }
 

@@ -43,7 +43,7 @@ pub struct NodeRecord {
     /// earlier `notBefore`.
     #[serde(default)]
     pub certificates_from: Seconds,
-    /// When the node was registered, seconds since 1970-01-01 UTC.
+    /// Time at which the node was registered, seconds since 1970-01-01 UTC.
     pub joined_at: Seconds,
     /// Id of the join token of the last join; `None` if the node joined without one, or if an
     /// earlier release wrote the row.
@@ -64,14 +64,15 @@ pub struct NodeObject {
     /// machine. Empty if unknown.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub machine_id: String,
-    /// Communities that the Node's labels name. They count only if node labels are trusted.
+    /// Communities that the Node's labels name. These communities apply only if node labels are
+    /// trusted.
     #[serde(default)]
     pub communities: Communities,
-    /// Communities that a restricted label names. No kubelet can set that label, so they always
-    /// count.
+    /// Communities that a restricted label names. No kubelet can set that label, so these
+    /// communities always apply.
     #[serde(default)]
     pub restricted_communities: Communities,
-    /// Addresses at which the node can be reached from outside, from the annotation.
+    /// Addresses at which the node can be reached from other networks, as given in the annotation.
     #[serde(default)]
     pub public_addresses: Vec<PublicAddress>,
 }
@@ -161,7 +162,7 @@ pub struct TokenRecord {
     /// wrote the row: in that case `uses_left` counts.
     #[serde(default)]
     pub created_uses: u32,
-    /// When the token was created, seconds since 1970-01-01 UTC.
+    /// Time at which the token was created, seconds since 1970-01-01 UTC.
     pub created_at: Seconds,
     /// Time from which the token is refused.
     pub expires_at: Seconds,
@@ -181,13 +182,14 @@ impl TokenRecord {
         if self.created_uses == 0 { self.uses_left } else { self.created_uses }
     }
 
-    /// Returns how often the token was used.
+    /// Returns how many times the token was used.
     pub fn used(&self) -> u32 {
         let noted = u32::try_from(self.redemptions.len()).unwrap_or(u32::MAX);
         self.uses().saturating_sub(self.uses_left).saturating_add(noted)
     }
 
-    /// Sets how often the token was used. The joins that an earlier release wrote are not kept.
+    /// Sets how many times the token was used. The joins that an earlier release wrote are not
+    /// kept.
     pub fn set_used(&mut self, used: u32) {
         self.created_uses = self.uses();
         self.uses_left = self.created_uses.saturating_sub(used);
@@ -245,7 +247,7 @@ pub enum Change {
     DeleteCommunity(Community),
 }
 
-/// Identifies the row that a [`Change`] writes or removes.
+/// Identifier of the row that a [`Change`] writes or removes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowKey {
     /// The name of a node.

@@ -7,9 +7,10 @@ use edge_types::{Community, Role};
 
 /// The nodes that nodes of one role have in their views.
 pub(super) struct Visibility {
-    /// Nodes of the role see every node of these roles.
+    /// The roles whose nodes are visible to every node of this role.
     pub(super) sees_roles: &'static [Role],
-    /// Nodes of the role are members of communities. Members of one community see each other.
+    /// Whether nodes of this role can be members of communities. Members of one community see each
+    /// other.
     pub(super) joins_communities: bool,
 }
 

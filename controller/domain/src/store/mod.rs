@@ -68,8 +68,7 @@ pub trait Store: Send + Sync {
     }
 
     /// Waits until the state has every segment that any replica granted before this call, even if
-    /// the replica that granted it does not know the outcome. A store with one user has nothing to
-    /// wait for.
+    /// the outcome is still unknown at that replica. A store with one user has nothing to wait for.
     fn reload_segments(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(std::future::ready(Ok(())))
     }
@@ -84,7 +83,7 @@ pub trait Store: Send + Sync {
 pub enum Note {
     /// UID of the namespace kube-system of the cluster whose nodes are registered.
     Cluster,
-    /// Cluster ranges and networks from the last configuration in force: see
+    /// Cluster ranges and networks from the last configuration that was in use: see
     /// [`crate::reachability`].
     Reach,
     /// Time of the last restore: see [`crate::segments::Restored`].
@@ -162,7 +161,7 @@ pub enum StoreError {
         path: std::path::PathBuf,
         /// The layout version that was found.
         found: u64,
-        /// The latest layout version that this release knows.
+        /// The latest layout version that this release supports.
         ours: u64,
     },
     /// Another replica changed the same rows first. A plan that is repeated with `current` may

@@ -1,4 +1,4 @@
-//! Builds views, which tell a node about itself and its peers.
+//! Builds views. A view describes a node and its peers to that node.
 //!
 //! - `view_change`: builds the message about a changed part of a view.
 
@@ -15,7 +15,7 @@ use crate::node_addresses::{self, is_reachable};
 use crate::registry::{PeerJson, StateGuard};
 use crate::state::{NodeRecord, State};
 
-/// Builds views from the state, the configuration and the authorities.
+/// A builder of views from the state, the configuration and the authorities.
 #[derive(Clone)]
 pub struct ViewBuilder {
     networks: ClusterNetworks,

@@ -7,8 +7,8 @@ use crate::registry::{PeerJson, StateGuard};
 use crate::state::ChangedParts;
 
 impl ViewBuilder {
-    /// Returns the change of a registered node's view from version `from` to now. `changed` says
-    /// which parts changed since then. `None` if the node is not registered.
+    /// Returns the change of a registered node's view from version `from` to now. `changed`
+    /// contains the parts that changed since then. `None` if the node is not registered.
     pub fn view_change(
         &self,
         state: &StateGuard<'_>,

@@ -24,7 +24,8 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Seconds after which the API server ends a watch. The next watch starts at the version where the
 /// previous one ended.
 const WATCH_SECONDS: u32 = 60;
-/// If a watch has not ended this long after its time limit, its connection is dead.
+/// Additional time for a watch to end after its time limit. After that its connection is considered
+/// dead.
 const WATCH_GRACE: Duration = Duration::from_secs(15);
 /// First and maximum delay after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -79,8 +80,8 @@ pub trait ListWatch: Send + Sync + 'static {
 /// The events of one watch, as the API server sends them.
 pub type WatchStream<T> = BoxStream<'static, kube::Result<WatchEvent<T>>>;
 
-/// Lists and watches only the metadata of objects. Only the metadata of Nodes is needed, which is a
-/// fraction of their size. The second field is the plural of the kind.
+/// A source that lists and watches only the metadata of objects. Only the metadata of Nodes is
+/// needed, which is a fraction of their size. The second field is the plural of the kind.
 pub struct Metadata<K>(pub Api<K>, pub &'static str);
 
 impl<K> ListWatch for Metadata<K>
@@ -93,7 +94,8 @@ where
         self.1
     }
 
-    /// The API server reads whole objects for a page, and a Node may have tens of kilobytes.
+    /// Returns a small number, because the API server reads whole objects for a page, and a Node
+    /// may have tens of kilobytes.
     fn page_size(&self) -> u32 {
         500
     }
@@ -119,8 +121,8 @@ where
 /// and reads page by page if that fails.
 ///
 /// # Errors
-/// If the API server cannot be reached, does not answer in time, or returns a resourceVersion that
-/// is not a number.
+/// Returns an error if the API server cannot be reached, does not answer in time, or returns a
+/// resourceVersion that is not a number.
 pub async fn list<S: ListWatch>(source: &S) -> Result<(Vec<S::Object>, u64), String> {
     let not_older_than = within(source, REQUEST, source.not_older_than()).await;
     let read = match not_older_than {
@@ -154,8 +156,8 @@ async fn within<S: ListWatch, T>(
 /// the latest state, and the other pages are of the same version.
 ///
 /// # Errors
-/// If the API server cannot be reached, does not answer in time, or returns a resourceVersion that
-/// is not a number.
+/// Returns an error if the API server cannot be reached, does not answer in time, or returns a
+/// resourceVersion that is not a number.
 pub async fn list_pages<S: ListWatch>(
     source: &S,
     not_older_than: Option<&str>,
@@ -194,8 +196,8 @@ pub async fn list_pages<S: ListWatch>(
     }
 }
 
-/// Delivers all objects, unless the caller knows them up to `at`, and then every change. Never
-/// returns.
+/// Delivers all objects, unless the caller has them up to version `at`. Then delivers every change.
+/// Never returns.
 pub async fn list_and_watch<S: ListWatch>(
     source: S,
     mut at: Option<u64>,

@@ -47,7 +47,7 @@ impl NodeWatch {
     /// Decides about nodes without their Node object.
     ///
     /// # Errors
-    /// If it is not certain that our cluster answers.
+    /// Returns an error if it is not certain that our cluster answers.
     pub(super) async fn decide_deleted(&mut self) -> Result<(), ClusterIdentityError> {
         self.confirm_by_name().await;
         self.forget_deregistered().await;
@@ -152,8 +152,8 @@ impl NodeWatch {
             };
             let of_another = deleted.uid != object.uid;
             if of_another && !deleted.replaced {
-                // Another replica has recorded a later Node. The API server says whether that Node
-                // exists.
+                // Another replica has recorded a later Node. The API server is asked whether that
+                // Node exists.
                 *deleted = DeletedNode::new(object.uid.clone());
             }
             !(of_another && deleted.replaced)
@@ -161,7 +161,7 @@ impl NodeWatch {
     }
 }
 
-/// Reads one Node; `None` only if the API server says that it does not exist.
+/// Reads one Node; `None` only if the API server responds that it does not exist.
 async fn look_up(api: &Api<Node>, name: &NodeName) -> Result<Option<ObjectMeta>, String> {
     match tokio::time::timeout(REQUEST, api.get_metadata_opt(name.as_str())).await {
         Ok(Ok(node)) => Ok(node.map(|node| node.metadata)),

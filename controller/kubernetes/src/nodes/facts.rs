@@ -12,14 +12,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::label_trust::RESTRICTED_COMMUNITY_LABEL;
 use crate::selector::NodeSelector;
 
-/// Annotation with the addresses at which a node is reached from outside, for a node that does not
-/// know these addresses itself.
+/// Annotation with the addresses at which a node is reached from outside, for a node that cannot
+/// determine these addresses itself.
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 
 /// Maximum length of an address with its port, in bytes.
 const LONGEST_ADDRESS: usize = 64;
 
-/// What the controller takes from a Node.
+/// The data that the controller takes from a Node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NodeFacts {
     pub(super) object: NodeObject,

@@ -3,8 +3,9 @@
 //!
 //! Every replica acts on the Nodes that it sees; a plan that would change nothing writes nothing.
 //! Everything that comes from a Node is kept in the node's record, so losing the connection to the
-//! API server changes nothing either. A Node counts as deleted only when the API server says so for
-//! its name: a failed or empty list, or the state NotReady, does not count as a deletion.
+//! API server changes nothing either. A Node counts as deleted only when the API server responds
+//! that no Node with its name exists: a failed or empty list, or the state NotReady, does not count
+//! as a deletion.
 //!
 //! - [`watch`]: watches Nodes with [`NodeWatch`], which records the work to be done.
 //! - [`facts`]: reads what the controller takes from a Node object.

@@ -51,9 +51,9 @@ pub(super) struct DeletedNode {
     /// UID of the deleted object.
     pub(super) uid: String,
     pub(super) since: Instant,
-    /// Another Node now has the deleted Node's name.
+    /// Whether another Node now has the deleted Node's name.
     pub(super) replaced: bool,
-    /// The API server has confirmed the deletion for this name.
+    /// Whether the API server has confirmed the deletion for this name.
     pub(super) confirmed: bool,
 }
 

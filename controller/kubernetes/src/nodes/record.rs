@@ -105,7 +105,7 @@ impl NodeWatch {
             _ => match self.machine_id(name, &object.uid).await {
                 Ok(machine_id) => machine_id,
                 Err(why) => {
-                    tracing::warn!(node = %name, why, "what its Node object says is not recorded yet");
+                    tracing::warn!(node = %name, why, "data from its Node object is not stored yet");
                     return RecordOutcome::NotYet;
                 }
             },
@@ -145,7 +145,7 @@ impl NodeWatch {
                 recorded
             }
             Err(error) => {
-                tracing::warn!(node = %name, %error, "what its Node object says is not recorded yet");
+                tracing::warn!(node = %name, %error, "data from its Node object is not stored yet");
                 RecordOutcome::NotYet
             }
         }
@@ -184,7 +184,7 @@ enum RecordOutcome {
     /// The record belongs to the Node with this UID. The Node that now has the name belongs, or may
     /// belong, to another machine.
     Replaced(String),
-    /// As `Replaced`, but the new Node has not reported its machine ID yet.
+    /// The same as `Replaced`, but the new Node has not reported its machine ID yet.
     MachineUnknown(String),
 }
 

@@ -32,10 +32,10 @@ pub(crate) const CLUSTER: &str = "the cluster";
 const IDENTITY_RETRY: Duration = Duration::from_secs(5);
 /// Delay before failed work is repeated.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often all Nodes are compared with their records, even without an event.
+/// Interval at which all Nodes are compared with their records, even without an event.
 const RESYNC: Duration = Duration::from_secs(60);
 
-/// Watches Nodes and records their labels and addresses.
+/// A watch of Nodes that records their labels and addresses.
 pub struct NodeWatch {
     pub(super) api: Api<Node>,
     pub(super) registry: Registry,
@@ -53,7 +53,7 @@ pub struct NodeWatch {
     pub(super) machine_unknown: BTreeMap<NodeName, Instant>,
     /// Registered nodes without their Node object.
     pub(super) deleted: DeletedNodes,
-    /// The last list was empty, and no Node has come since.
+    /// Whether the last list was empty and no Node has been added since.
     pub(super) none_listed: bool,
     /// Nodes that were recently deregistered because their Node object was deleted.
     pub(super) recent: RecentDeletions,
@@ -191,7 +191,7 @@ impl NodeWatch {
                 }
             }
             ListWatchEvent::Listed(nodes, _) => {
-                // A list from another cluster says nothing about our nodes.
+                // A list from another cluster does not contain our Nodes.
                 self.identity.check().await?;
                 self.none_listed = nodes.is_empty();
                 let listed: BTreeSet<NodeName> =
@@ -204,7 +204,7 @@ impl NodeWatch {
                     let deleted =
                         self.deleted.entry(name.clone()).or_insert_with(|| DeletedNode::new(object.uid.clone()));
                     if deleted.replaced {
-                        // The Node that replaced the deleted Node is gone too.
+                        // The Node that replaced the deleted Node has also been deleted.
                         *deleted = DeletedNode::new(object.uid.clone());
                     }
                 }

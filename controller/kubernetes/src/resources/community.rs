@@ -6,7 +6,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Which nodes the operator lists in a community.
+/// Members of a community that the operator lists.
 #[derive(CustomResource, KubeSchema, Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[kube(
     group = "edge-cni.io",
@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct CommunitySpec {
-    /// Names of the nodes that belong to it. They need not be registered yet.
+    /// Names of the nodes that belong to the community. They need not be registered yet.
     #[serde(default)]
     #[schemars(
         length(max = 10000),
@@ -40,7 +40,7 @@ pub struct CommunitySpec {
     )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub members: Vec<String>,
-    /// The community's name, if it has capital letters. (Default: the object's name.)
+    /// The community's name. Required only if it has capital letters. (Default: the object's name.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub name: Option<String>,
@@ -50,13 +50,13 @@ pub struct CommunitySpec {
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CommunityStatus {
-    /// Number of nodes in the list.
+    /// Number of nodes in the spec's list of members.
     pub listed: i32,
     /// Number of listed nodes that are registered edges.
     pub registered: i32,
     /// Names of listed nodes that are not registered edges, at most 20.
     pub missing: Vec<String>,
-    /// Complete: whether all listed nodes are registered edges.
+    /// Condition `Complete`: whether all listed nodes are registered edges.
     pub conditions: Vec<Condition>,
 }
 
@@ -72,7 +72,7 @@ impl CommunitySpec {
     /// Reads the record of the object with this name.
     ///
     /// # Errors
-    /// Names the field that is wrong, and the reason.
+    /// Returns an error that names the wrong field and the reason.
     pub fn record(&self, object: &str) -> Result<CommunityRecord, String> {
         let name = self.name.as_deref().unwrap_or(object);
         if name.to_ascii_lowercase() != object {

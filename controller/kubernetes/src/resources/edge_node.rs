@@ -43,42 +43,41 @@ use super::timestamp::Timestamp;
         .message("a node's role cannot be changed: delete the EdgeNode, and join again with a token for the other role")
 )]
 pub struct EdgeNodeSpec {
-    /// The node's role, from the token with which it joined.
+    /// The node's role, from the token or service account with which it joined.
     pub role: Role,
-    /// When it was registered.
+    /// When the node was registered.
     pub joined_at: Timestamp,
-    /// ID of the join token with which it joined last.
+    /// ID of the join token with which the node last joined.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub join_token: Option<String>,
     /// Labels that the operator set with edge-controller, for nodes without a Node object.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Communities that these labels name.
+    /// Communities that `labels` names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub communities: Vec<String>,
-    /// What the controller takes from the Node object of this name.
+    /// Data that the controller takes from the Node object of this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_object: Option<NodeObjectSpec>,
-    /// Addresses that the node reported, likeliest first.
+    /// Addresses that the node reported, the most likely first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reported: Vec<String>,
     /// The node's UDP port for tunnels; 0 before its first report.
     #[serde(default)]
     #[schemars(range(min = 0, max = 65535))]
     pub port: i32,
-    /// The source address of its last report.
+    /// The source address of the node's last report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<String>,
-    /// Certificates that the controller accepts from it.
+    /// Certificates that the controller accepts from the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateSpec>,
-    /// Start of the first certificate from its latest join. Peers refuse certificates that start
-    /// earlier.
+    /// Start of validity of the first certificate that the node got at its latest join. Peers
+    /// refuse certificates that start earlier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificates_from: Option<Timestamp>,
-    /// Time of the latest restore of the store after which the node has reported which segments it
-    /// uses.
+    /// Time of the latest restore of the store after which the node has reported its segments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported_since_restore: Option<Timestamp>,
 }
@@ -87,15 +86,15 @@ pub struct EdgeNodeSpec {
 #[derive(JsonSchema, Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// An edge: it has tunnels to the hubs and to the members of its communities.
+    /// An edge node. It has tunnels to the hubs and to the members of its communities.
     Edge,
     /// A hub: the cloud's end of the tunnels.
     Hub,
-    /// Another node in the cloud, which routes to the hub.
+    /// Another node in the cloud, which routes to the hubs.
     Cloud,
 }
 
-/// What the controller takes from a Node object.
+/// Data that the controller takes from a Node object.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeObjectSpec {
@@ -106,13 +105,13 @@ pub struct NodeObjectSpec {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 128))]
     pub machine_id: String,
-    /// Communities that its labels name, as far as they count.
+    /// Communities from the Node's labels, if the controller trusts these labels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub communities: Vec<String>,
     /// Communities from the label that kubelets cannot set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub restricted_communities: Vec<String>,
-    /// Addresses from its annotation, with the port if one is given.
+    /// Addresses from the Node's annotation, with the port if one is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub public_addresses: Vec<String>,
 }
@@ -123,47 +122,48 @@ pub struct NodeObjectSpec {
 pub struct CertificateSpec {
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// SHA-256 of its public key, hexadecimal.
+    /// SHA-256 of the public key, hexadecimal.
     pub key: String,
-    /// End of its validity.
+    /// End of validity.
     pub not_after: Timestamp,
-    /// Start of its validity.
+    /// Start of validity.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
-    /// Hash of its issuer's key, hexadecimal.
+    /// Hash of the issuer's key, hexadecimal.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub issuer: String,
-    /// Whether the node has used it. If so, the certificate before it is not needed any more.
+    /// Whether the node has used this certificate. If so, the previous certificate is no longer
+    /// needed.
     #[serde(default)]
     pub used: bool,
 }
 
-/// What `kubectl` shows of a node.
+/// State of a node, as `kubectl` shows it.
 #[derive(JsonSchema, Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct EdgeNodeStatus {
-    /// Communities to which it belongs, for whatever reason.
+    /// Communities to which the node belongs, from labels and `Community` objects.
     pub communities: Vec<String>,
-    /// Addresses at which peers try to reach it, likeliest first.
+    /// Addresses at which peers try to reach the node, the most likely first.
     pub addresses: Vec<String>,
-    /// Segments that it holds.
+    /// Segments that the node holds.
     pub segments: Vec<String>,
-    /// Since when it has been connected to the controller; absent while it is not connected.
+    /// Start of the node's connection to the controller; absent while the node is not connected.
     pub connected_since: Option<Timestamp>,
-    /// When it was last connected to the controller; absent while it is connected, and if it never
-    /// was.
+    /// When the node was last connected to the controller; absent while it is connected, and if it
+    /// has never been connected.
     pub last_seen: Option<Timestamp>,
-    /// The controller replica to which it is connected.
+    /// The controller replica to which the node is connected.
     pub replica: Option<String>,
-    /// End of validity of its certificate.
+    /// End of validity of the node's certificate.
     pub certificate_until: Option<Timestamp>,
-    /// State of its tunnels, as the node reports it.
+    /// State of the node's tunnels, as the node reports it.
     pub tunnels: Option<TunnelsStatus>,
-    /// Release of its agent, as the agent reports it.
+    /// Release of the node's agent, as the agent reports it.
     pub agent_version: Option<String>,
-    /// What keeps its pods' packets from arriving, as its agent reports it.
+    /// Obstacles that prevent the pods' packets from arriving, as the node's agent reports them.
     pub obstacles: Option<ObstaclesStatus>,
-    /// Connected: whether it is connected to the controller.
+    /// Condition `Connected`: whether the node is connected to the controller.
     pub conditions: Vec<Condition>,
 }
 
@@ -173,14 +173,14 @@ pub struct TunnelsStatus {
     /// Number of tunnels that are up.
     #[schemars(range(min = 0))]
     pub up: i32,
-    /// Number of tunnels that there should be.
+    /// Number of tunnels that should be up.
     #[schemars(range(min = 0))]
     pub wanted: i32,
-    /// Both numbers, for a column.
+    /// Both numbers as text, for a column of `kubectl get`.
     pub shown: String,
 }
 
-/// What keeps the packets of a node's pods from arriving.
+/// Obstacles that prevent the packets of a node's pods from arriving.
 #[derive(JsonSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObstaclesStatus {
     /// Number of obstacles.
@@ -227,7 +227,7 @@ impl EdgeNodeSpec {
     /// Reads the record of the object with this name.
     ///
     /// # Errors
-    /// Names the field that is wrong, and the reason.
+    /// Returns an error that names the wrong field and the reason.
     pub fn record(&self, name: &str) -> Result<NodeRecord, String> {
         let read = |key: &str, error: &dyn std::fmt::Display| format!("spec.{key}: {error}");
         Ok(NodeRecord {

@@ -34,7 +34,7 @@ pub(crate) const TOKENS: &str = "edge-cni.io/kind=join-token";
 /// deletion is the controller's own.
 pub(crate) const DELETING: &str = "edge-cni.io/deleting";
 
-/// Name that stands for the holder of a segment with an unreadable object, so that the segment is
+/// Placeholder name for the holder of a segment with an unreadable object, so that the segment is
 /// not granted. No real node has this name.
 const UNREADABLE: &str = "unreadable.invalid";
 
@@ -146,7 +146,8 @@ impl StoredObject {
     /// Reads an object; a row that cannot be read is kept as an error.
     ///
     /// # Errors
-    /// If the name, the UID or the version is missing. The API server always sends all three.
+    /// Returns an error if the name, the UID or the version is missing. The API server always sends
+    /// all three.
     pub(crate) fn of<S: Spec>(kind: Kind, object: RawObject<S>) -> Result<Self, String> {
         let RawObject { metadata, spec, data } = object;
         let (Some(name), Some(uid)) = (metadata.name.clone(), metadata.uid.clone()) else {

@@ -85,7 +85,7 @@ pub fn manifest(definition: &CustomResourceDefinition) -> anyhow::Result<String>
 mod tests {
     use super::*;
 
-    /// If this variable is set, the test writes the manifests.
+    /// Environment variable that makes the test write the manifests.
     const REGENERATE: &str = "EDGE_UPDATE";
 
     #[test]

@@ -23,7 +23,7 @@ pub(crate) struct RawObject<S> {
     pub(crate) data: Value,
 }
 
-/// Default for `spec`. `#[serde(default)]` would require that `S` has a default.
+/// Returns the default for `spec`. `#[serde(default)]` would require that `S` has a default.
 fn absent<S>() -> Option<S> {
     None
 }

@@ -54,13 +54,14 @@ pub struct SegmentSpec {
             .message("the network must be in CIDR notation, without bits beyond its prefix")
     )]
     pub network: String,
-    /// Name of the node that holds it, or held it last.
+    /// Name of the node that holds the segment, or held it last.
     #[schemars(length(max = 253))]
     pub node: String,
-    /// Whether a node holds it. A released segment is not granted until its quarantine is over.
+    /// Whether a node holds the segment. A released segment is not granted until its quarantine is
+    /// over.
     pub state: SegmentState,
-    /// ID of the request for which it was granted. A node that repeats the request gets the same
-    /// segment.
+    /// ID of the request for which the segment was granted. A node that repeats the request gets
+    /// the same segment.
     #[schemars(length(max = 253))]
     pub request_id: String,
     /// When it was granted.
@@ -68,10 +69,11 @@ pub struct SegmentSpec {
     /// When it was released.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released_at: Option<Timestamp>,
-    /// Until when it is not granted, because the node that held it may still use it.
+    /// End of the quarantine. Until then the segment is not granted, because the node that held it
+    /// may still use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept_until: Option<Timestamp>,
-    /// Earlier grants, the latest first.
+    /// Earlier grants, the most recent first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub past: Vec<HoldingSpec>,
@@ -119,7 +121,7 @@ impl SegmentSpec {
     /// Reads the row of the object with this name.
     ///
     /// # Errors
-    /// Names the field that is wrong, and the reason.
+    /// Returns an error that names the wrong field and the reason.
     pub fn row(&self, name: &str) -> Result<SegmentRecord, String> {
         let network: IpNetwork = self.network.parse().map_err(|e| format!("spec.network {:?}: {e}", self.network))?;
         if object_name(&network) != name {

@@ -7,7 +7,7 @@ use edge_controller_domain::ca::hex;
 use edge_controller_domain::state::TokenRecord;
 use serde_json::{Value, json};
 
-/// Label that says what one of the controller's Secrets holds.
+/// Label that states the kind of content of one of the controller's Secrets.
 pub const KIND_LABEL: &str = "edge-cni.io/kind";
 /// Value of [`KIND_LABEL`] for join tokens.
 pub const KIND: &str = "join-token";
@@ -23,7 +23,7 @@ pub fn object_name(id: &str) -> String {
 /// Returns the type and the data of a token's Secret.
 ///
 /// # Errors
-/// If the record cannot be written as JSON.
+/// Returns an error if the record cannot be written as JSON.
 pub fn content(record: &TokenRecord) -> Result<Value, serde_json::Error> {
     Ok(json!({"type": TYPE, "data": {KEY: STANDARD.encode(serde_json::to_vec(record)?)}}))
 }

@@ -34,7 +34,7 @@ impl JoinAccounts {
     /// Checks that no account is configured for two roles.
     ///
     /// # Errors
-    /// If an account is configured for two roles.
+    /// Returns an error if an account is configured for two roles.
     pub fn check(&self) -> Result<(), String> {
         let mut all: Vec<&ServiceAccount> = [&self.edge, &self.hub, &self.cloud].into_iter().flatten().collect();
         let count = all.len();

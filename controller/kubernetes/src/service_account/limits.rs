@@ -52,8 +52,8 @@ impl ReviewLimits {
         if Arc::strong_count(&of_source) > OF_ONE_SOURCE_IN_ALL + 1 {
             return None;
         }
-        // The permit is made first, so that the entry of a caller that stops waiting is removed
-        // too.
+        // The permit is made first, so that the entry of a caller that stops waiting is also
+        // removed.
         let mut permit = ReviewPermit { limits: self, source, permits: None };
         let both = async {
             let own = of_source.acquire_owned().await?;

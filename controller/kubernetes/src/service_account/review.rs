@@ -1,5 +1,5 @@
-//! Has the API server review a token. The review says which account the token belongs to, and on
-//! which node its pod runs.
+//! Has the API server review a token. The review names the account to which the token belongs and
+//! the node on which its pod runs.
 
 use edge_types::{NodeName, Role};
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
@@ -18,7 +18,7 @@ const POD: &str = "authentication.kubernetes.io/pod-name";
 /// 2 KiB.
 const LONGEST: usize = 16 * 1024;
 
-/// Reviews tokens at the API server.
+/// A client that has the API server review tokens.
 #[derive(Clone)]
 pub struct Reviewer {
     client: kube::Client,

@@ -11,7 +11,7 @@ pub(super) const AUDIENCE: &str = "edge-cni";
 /// Maximum length of a token, in bytes. The API server's tokens are shorter than 2 KiB; those for
 /// this controller are bound to one audience and one pod.
 const LONGEST: usize = 8 * 1024;
-/// Maximum difference between our clock and that of the API server, which judges the token, in
+/// Maximum difference between our clock and that of the API server, which checks the token, in
 /// seconds.
 const SKEW: Seconds = 600;
 /// Maximum validity that the API server grants, in seconds, whatever a pod requests

@@ -23,11 +23,11 @@ use crate::resources::kinds::Kind;
 /// Maximum number of chains (groups of elements that share rows) that are written at the same time.
 /// The API server and etcd process many concurrent writes in little more time than one write.
 const CONCURRENT_CHAINS: usize = 128;
-/// Number of attempts to release a segment if others write its object at the same time.
+/// Number of attempts to release a segment if other writers change its object at the same time.
 const RELEASE_ATTEMPTS: u32 = 4;
 
 pub(super) async fn commit(core: Arc<StoreCore>, batch: Vec<Vec<Change>>, now: Seconds) -> Committed {
-    // For grants the shared configuration is checked when they are confirmed.
+    // For grants, the shared configuration is checked later, when the grants are confirmed.
     if batch.iter().flatten().any(|change| !matches!(change, Change::GrantSegment(_)))
         && let Err(error) = core.shared_config.understood_since_now().await
     {
@@ -119,7 +119,7 @@ async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(),
     let mut stages: Vec<u8> = element.iter().map(stage).collect();
     stages.sort_unstable();
     stages.dedup();
-    // A node that leaves releases its segments, whatever happened to their rows in the meantime.
+    // A node that leaves releases its segments, even if their rows have changed in the meantime.
     let leaves = element.iter().any(|change| matches!(change, Change::DeleteNode(_)));
     let mut done: Vec<Change> = Vec::new();
     for now in stages {
@@ -148,8 +148,8 @@ async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(),
         }
         if let Some(error) = failed {
             // The changes that were written stay, and the registry receives them like changes of
-            // other replicas. It must know them before it plans again: otherwise the new plan might
-            // grant further segments.
+            // other replicas. The registry must receive them before it plans again: otherwise the
+            // new plan might grant further segments.
             give_back_tokens(core, &mut done).await;
             let mut objects = core.objects();
             done.iter().cloned().for_each(|change| objects.publish_write(change));
@@ -259,7 +259,7 @@ async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError
         }
         result = write(core, &change).await.map(drop);
         if result.is_ok() {
-            // This write comes after the event that the plan did not know.
+            // The registry must apply this write after the event on which the plan was not based.
             core.objects().publish_write(change.clone());
         }
     }
@@ -275,7 +275,7 @@ async fn give_back_tokens(core: &StoreCore, done: &mut Vec<Change>) {
     token.set_used(token.used() - 1);
     match write(core, &Change::PutToken(token.clone())).await {
         Ok(_) => drop(done.remove(index)),
-        Err(error) => tracing::warn!(id = token.id, %error, "a use of a join token was not given back"),
+        Err(error) => tracing::warn!(id = token.id, %error, "cannot undo a use of a join token"),
     }
 }
 

@@ -72,7 +72,8 @@ impl Definitions {
     /// Returns the UIDs of all definitions.
     ///
     /// # Errors
-    /// If a definition is missing or about to be deleted, or the API server cannot be reached.
+    /// Returns an error if a definition is missing or about to be deleted, or the API server cannot
+    /// be reached.
     pub(super) async fn require_all(&self) -> Result<Uids, StoreError> {
         let mut uids = Uids::new();
         for kind in Kind::CUSTOM {
@@ -120,7 +121,7 @@ impl Definitions {
     /// since nothing is written while it is missing.
     ///
     /// # Errors
-    /// If the API server cannot be reached.
+    /// Returns an error if the API server cannot be reached.
     pub(super) async fn look_at_fields(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
         let found = self.read(kind).await?.unwrap_or_default();
         let generation: Generation = (found.uid, found.generation);

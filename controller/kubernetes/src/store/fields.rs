@@ -1,4 +1,4 @@
-//! Finds fields that this program writes but that the served definition (CRD) does not know. The
+//! Finds fields that this program writes but that are missing from the served definition (CRD). The
 //! API server drops such fields without an error.
 
 use edge_controller_domain::state::Change;
@@ -17,7 +17,7 @@ const NAMED: usize = 10;
 /// quarantine, while the pods of the node that lost its Node object still use the segment. Other
 /// fields that were added after the first release only give a node something, such as a community
 /// or the end of a waiting time. `certificatesFrom`, whose loss would make an earlier certificate
-/// count, is older than those fields.
+/// valid again, is older than those fields.
 const KEPT_UNTIL: &str = "spec.keptUntil";
 
 /// Returns the fields of a kind that the served definition drops, as paths: `spec.keptUntil`.

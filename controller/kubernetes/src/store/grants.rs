@@ -15,7 +15,7 @@ use super::requests::{Failure, read_object, send};
 use super::store_core::StoreCore;
 use crate::resources::kinds::{ObjectKey, StoredObject};
 
-/// Number of attempts to roll a grant back if others write its object at the same time.
+/// Number of attempts to roll a grant back if other writers change its object at the same time.
 const ATTEMPTS: u32 = 4;
 /// Delay before grants are checked again.
 const SETTLE_RETRY: Duration = Duration::from_secs(1);
@@ -94,7 +94,7 @@ async fn roll_back(core: &StoreCore, grants: Vec<UnconfirmedGrant>) {
             match send(core, &change, &object_key, &upon).await {
                 Ok(None) => return core.objects().end_rolled_back(object_key, written, &Change::GrantSegment(row)),
                 Ok(Some(_)) => return core.objects().end(&object_key),
-                // Somebody else has written the object, perhaps without changing the row.
+                // Another writer has written the object, perhaps without changing the row.
                 Err(Failure::Changed) => match read_object(core, &object_key).await {
                     Ok(Some(now)) if is_same_grant(&now, &row) => written = now,
                     Ok(_) => return core.objects().end(&object_key),

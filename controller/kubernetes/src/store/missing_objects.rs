@@ -30,7 +30,7 @@ use crate::events::Regarding;
 use crate::resources::kinds::{Kind, is_blocked};
 use crate::resources::object_name;
 
-/// How often the definitions are checked, even without an event.
+/// Interval at which the definitions are checked, even without an event.
 const CHECK_PERIOD: Duration = Duration::from_secs(10);
 /// Delay before a pending decision is tried again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -65,7 +65,7 @@ async fn decide(core: &StoreCore, kind: Kind, recent: &mut RecentDeletions) -> b
     if let Err(error) = core.look_at_fields(kind).await {
         tracing::debug!(kind = kind.what(), %error, "it is not known whether its definition drops fields");
     }
-    // These objects were found missing before the definition is read.
+    // The missing objects are listed before the definition is read.
     let missing = core.objects().missing(kind);
     let what = format!("the definition {}", kind.what());
     match core.definitions.state(kind).await {
@@ -152,7 +152,7 @@ async fn decide_missing(
     let rows = match core.known_rows().await {
         Ok(rows) => KnownRows::from(rows),
         Err(why) => {
-            tracing::warn!(why, "missing objects are not decided about yet");
+            tracing::warn!(why, "cannot decide yet what to do about missing objects");
             return false;
         }
     };

@@ -2,9 +2,9 @@
 //! share it.
 //!
 //! - [`store_core`]: the state that the parts of the store share.
-//! - [`object_versions`]: tracks the version of every object, and whether the registry knows that
-//!   version.
-//! - [`commit`]: writes a batch, each object over the version that the plan knew; [`grants`]:
+//! - [`object_versions`]: tracks the version of every object, and whether the registry has
+//!   processed that version.
+//! - [`commit`]: writes a batch, each object over the version on which it was planned; [`grants`]:
 //!   confirms granted segments or rolls them back; [`requests`]: sends single requests.
 //! - [`recreate`]: creates a deleted object again.
 //! - [`source`]: lists and watches objects.
@@ -60,7 +60,8 @@ use store_core::StoreCore;
 
 /// Maximum number of changes that are sent to the registry together.
 const EVENTS_PER_SEND: usize = 4096;
-/// If a read did not reach the requested revision, `catch_up` does not read again for this long.
+/// Time for which `catch_up` does not read again after a read that did not reach the requested
+/// revision.
 const CATCH_UP_PAUSE: Duration = Duration::from_secs(1);
 
 /// The store of rows as Kubernetes objects.

@@ -1,4 +1,4 @@
-//! Creates a deleted object again, with the row that the registry knows.
+//! Creates a deleted object again, with the row in the registry's state.
 
 use edge_controller_domain::state::Change;
 use kube::api::PostParams;
@@ -11,14 +11,14 @@ use crate::resources::kinds::{Kind, StoredObject, encode};
 
 /// Outcome of creating a missing object again.
 pub(super) enum Recreation {
-    /// The object exists, either with the row that the registry knows or as somebody else created
+    /// The object exists, either with the row in the registry's state or as somebody else created
     /// it.
     Done,
     /// The object does not exist yet, for this reason.
     Pending(String),
 }
 
-/// Creates a missing object again with the row that the registry knows. If somebody else has
+/// Creates a missing object again with the row in the registry's state. If somebody else has
 /// created it, that object stays.
 pub(super) async fn recreate(core: &StoreCore, change: &Change) -> Recreation {
     if let Err(why) = core.check_fields(change) {

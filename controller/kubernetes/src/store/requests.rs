@@ -43,8 +43,8 @@ pub(super) async fn send(
         (Some(object), WriteBase::Nothing) => {
             with_timeout(kind, api.create(&PostParams::default(), &object)).await?.map_err(failure).and_then(stored)
         }
-        // The plan did not know that a node holds the segment; otherwise it would not grant the
-        // segment.
+        // The plan was based on a state in which no node held the segment; otherwise it would not
+        // grant the segment.
         (Some(_), WriteBase::Object { held: true, .. }) if matches!(change, Change::GrantSegment(_)) => {
             Err(Failure::Changed)
         }
@@ -76,8 +76,8 @@ pub(super) async fn send(
     }
 }
 
-/// Marks an object for deletion, so that the other replicas know that a replica deletes it. Returns
-/// the object's new version; `None` if the object is already gone.
+/// Marks an object for deletion, so that the other replicas can tell that a replica deletes it.
+/// Returns the object's new version; `None` if the object is already gone.
 async fn mark(
     api: &Api<DynamicObject>,
     kind: Kind,

@@ -1,8 +1,8 @@
 //! Keeps the configuration on which all replicas must agree in one ConfigMap: the segment sizes in
 //! force (those in which segments are granted) and the layout of all objects.
 //!
-//! A release does not start or write if a later layout has been in use, because it would drop the
-//! fields that it does not know from every object that it writes.
+//! A release does not start or write if a later layout has been in use, because it would drop
+//! unknown fields from every object that it writes.
 //!
 //! Two segments of the same size are either equal or do not overlap, and of two equal segments the
 //! API server accepts only one. Segments of different sizes may overlap. So only one pair of sizes
@@ -11,9 +11,9 @@
 //! before it announces them, and rolls them back if other sizes are in force.
 //!
 //! As an example, X creates grants of one size and Y starts with another. If X reads after Y
-//! writes, X sees Y's sizes and rolls its grants back. If X reads before Y writes, X's grants exist
-//! before Y lists the segments, and Y grants around them. In both cases no grant of Y overlaps one
-//! that X has announced.
+//! writes, X reads Y's sizes and rolls its grants back. If X reads before Y writes, X's grants
+//! exist before Y lists the segments, and Y grants around them. In both cases no grant of Y
+//! overlaps one that X has announced.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ const VERSION: &str = "layout";
 const V4: &str = "v4-prefix";
 const V6: &str = "v6-prefix";
 const TIME: &str = "time";
-/// Lower bound: all revisions are higher than this one.
+/// Lower bound: all revisions are higher than this value.
 const OFFSET: &str = "revision-offset";
 /// A counter that is increased to get a new resourceVersion.
 const TOUCHED: &str = "touched";
@@ -57,12 +57,12 @@ pub(super) struct SharedConfig {
 pub(super) struct StoredConfig {
     /// The latest time that was stored, seconds since the epoch.
     pub(super) time: Seconds,
-    /// Lower bound: all revisions are higher than this one.
+    /// Lower bound: all revisions are higher than this value.
     pub(super) offset: u64,
 }
 
-/// Whether this replica's segment sizes are in force. The inner error says why they are not; the
-/// outer error says why that is unknown.
+/// Whether this replica's segment sizes are in force. The inner error contains the reason why they
+/// are not; the outer error contains the reason why that is unknown.
 type InForce = Result<Result<(), String>, StoreError>;
 
 impl SharedConfig {
@@ -106,8 +106,8 @@ impl SharedConfig {
     /// Stores the definitions under which the objects in the latest list exist.
     ///
     /// # Errors
-    /// If other definitions are stored. In that case objects were deleted with those definitions,
-    /// so the list is not complete.
+    /// Returns an error if other definitions are stored. In that case objects were deleted with
+    /// those definitions, so the list is not complete.
     pub(super) async fn note_definitions(&self, definitions: &Uids) -> Result<(), StoreError> {
         let others = |data: &BTreeMap<String, String>| {
             let other = definitions.iter().find(|(kind, uid)| {

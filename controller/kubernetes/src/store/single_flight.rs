@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Mutex;
 
-/// Counts calls and keeps the last result.
+/// A counter of calls, with the last result.
 pub(super) struct SingleFlight<T> {
     calls: AtomicU64,
     /// The last result, and the number of the last call before the work for that result began.

@@ -24,12 +24,12 @@ use crate::resources::GROUP;
 use crate::resources::kinds::{Kind, StoredObject};
 use crate::resources::raw_object::RawObject;
 
-/// Up to this number of further objects, reading them from etcd costs less than a write.
+/// Maximum number of further objects for which reading them from etcd costs less than a write.
 const FEW: i64 = 500;
-/// Number of attempts to write an object that others write at the same time.
+/// Number of attempts to write an object that other writers change at the same time.
 const ATTEMPTS: usize = 3;
 
-/// Lists and watches the objects of a kind that hold rows.
+/// A source that lists and watches the objects of one kind that hold rows.
 pub(super) struct RowSource {
     pub(super) kind: Kind,
     pub(super) api: Api<DynamicObject>,
@@ -50,8 +50,7 @@ impl RowSource {
             let many = first.metadata.remaining_item_count.is_some_and(|more| more > FEW);
             let Some(mut object) = first.items.into_iter().next().filter(|_| many) else { return Ok(None) };
             let (uid, version) = (object.metadata.uid.clone(), object.metadata.resource_version.clone());
-            // Somebody else has written the object in the meantime: that version can be used as
-            // well.
+            // Another writer has written the object in the meantime: that version can also be used.
             if last_seen.as_ref().is_some_and(|(last_uid, last_version)| *last_uid == uid && *last_version != version) {
                 return Ok(version);
             }

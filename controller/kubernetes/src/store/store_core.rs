@@ -27,9 +27,9 @@ pub(super) struct StoreCore {
     pub(super) events: EventRecorder,
     /// Whether many deletions at once are undone until the operator confirms them.
     pub(super) confirm: AtomicBool,
-    /// Sends events to the registry.
+    /// The channel for events to the registry.
     pub(super) registry_events: OnceLock<mpsc::Sender<StoreEvent>>,
-    /// The registry has processed the events up to this number.
+    /// Number of the last event that the registry has processed.
     pub(super) acknowledged: watch::Sender<u64>,
     /// Batches of grants that are neither confirmed nor rolled back yet.
     pub(super) unsettled: AtomicUsize,
@@ -79,10 +79,10 @@ impl StoreCore {
         waited.map_err(|_| late())?.map(drop).map_err(|_| late())
     }
 
-    /// Returns all rows as the registry knows them.
+    /// Returns all rows in the registry's state.
     ///
     /// # Errors
-    /// If the store is not loaded, or the registry does not answer in time.
+    /// Returns an error if the store is not loaded, or the registry does not answer in time.
     pub(super) async fn known_rows(&self) -> Result<Snapshot, String> {
         let registry = self.registry_events.get().ok_or("the store is not loaded yet")?;
         let (rows, received) = oneshot::channel();

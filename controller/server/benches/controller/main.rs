@@ -1,4 +1,4 @@
-//! Measures the controller at the size for which it is made: 10,000 nodes.
+//! Measures the controller at the size for which it is designed: 10,000 nodes.
 //!
 //! `cargo bench -p edge-controller --bench controller` prints a table and writes
 //! `target/bench/controller.json`. Names of cases as arguments select those cases

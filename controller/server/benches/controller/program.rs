@@ -113,7 +113,7 @@ impl Drop for Program {
     }
 }
 
-/// The environment that the systemd unit gives the controller. A variable in this process's
+/// Returns the environment that the systemd unit gives the controller. A variable in this process's
 /// environment takes precedence, so that other values can be tried.
 fn unit_environment() -> Vec<(&'static str, &'static str)> {
     let unit = include_str!("../../../../deploy/systemd/edge-controller.service");
@@ -123,8 +123,8 @@ fn unit_environment() -> Vec<(&'static str, &'static str)> {
     named.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()).collect()
 }
 
-/// A core for the measured program, and a different core, if there is one, for the measuring
-/// program.
+/// Returns a core for the measured program, and a different core, if there is one, for the
+/// measuring program.
 pub(crate) fn cores() -> [usize; 2] {
     let allowed = sched_getaffinity(None).expect("an affinity");
     let allowed: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core)).collect();

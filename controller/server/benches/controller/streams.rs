@@ -1,5 +1,5 @@
 //! Measures the controller while all nodes hold their view streams open: its memory, and the time
-//! until all members of a community know the new address of one member.
+//! until all members of a community have received the new address of one member.
 
 use std::time::{Duration, Instant};
 

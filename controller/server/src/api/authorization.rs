@@ -1,6 +1,6 @@
 //! Checks whether the caller has access to a route before the request body is read. The column
-//! `access` in the table of routes has the rules. `caller` identifies the caller, and this module
-//! decides what the caller may do.
+//! `access` in the table of routes defines the rules. `caller` identifies the caller and implements
+//! the checks, and this module applies those that the route requires.
 
 use std::time::Duration;
 

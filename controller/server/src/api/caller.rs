@@ -1,5 +1,5 @@
 //! Identifies the caller. The caller's certificate names the node and is read once for each
-//! connection. At each request, the registry decides whether the certificate still counts.
+//! connection. At each request, the registry decides whether the certificate is still accepted.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -51,7 +51,7 @@ pub struct NodeCertificate {
     pub role: Role,
     /// Serial number, hexadecimal.
     pub serial: String,
-    /// When the certificate expires.
+    /// `notAfter` of the certificate.
     pub not_after: Seconds,
 }
 
@@ -104,7 +104,7 @@ impl Caller {
         }
     }
 
-    /// Refuses all but the operator and registered nodes whose certificate counts.
+    /// Refuses all but the operator and registered nodes whose certificate is accepted.
     pub fn require_registered(&self, state: &StateGuard<'_>, now: Seconds) -> Result<(), ApiError> {
         match &self.identity {
             CallerIdentity::Operator => Ok(()),
@@ -114,7 +114,7 @@ impl Caller {
         }
     }
 
-    /// Refuses all but the registered node `node`, with a certificate that counts.
+    /// Refuses all but the registered node `node`, with a certificate that is accepted.
     pub fn require_node(
         &self,
         state: &StateGuard<'_>,

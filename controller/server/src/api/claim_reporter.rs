@@ -8,7 +8,7 @@ use edge_types::{IpNetwork, NodeName};
 
 use super::state::from_substates;
 
-/// Publishes which claims were granted and which were refused.
+/// A publisher of the granted and the refused claims.
 #[derive(Clone)]
 pub(super) struct ClaimReporter {
     pub(super) conflicts: ClaimConflicts,

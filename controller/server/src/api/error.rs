@@ -94,7 +94,7 @@ pub enum ApiError {
     #[error("no node {0} is registered; `edge-controller node list` shows those that are")]
     NoSuchNode(NodeName),
     /// The community has no listed members.
-    #[error("no members of community {0} are listed; what labels say of it is changed by labels")]
+    #[error("community {0} has no member list; its members come from labels, so change the labels")]
     NoSuchCommunity(edge_types::Community),
     /// No join token has this id.
     #[error("there is no token {0:?}; `edge-controller token list` shows those that are")]

@@ -1,5 +1,5 @@
-//! Issues a node's certificates: the first one for a token, each later one for the previous
-//! certificate. `unauthenticated_body` and `connection_limits` limit floods of joins.
+//! Issues a node's certificates: the first certificate for a token, and each later certificate for
+//! the previous one. `unauthenticated_body` and `connection_limits` limit floods of joins.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -171,7 +171,7 @@ impl Admission {
     }
 }
 
-/// Signs nodes' certificates.
+/// The parts of the server that sign nodes' certificates.
 #[derive(Clone)]
 pub(super) struct Issuer {
     registry: Registry,

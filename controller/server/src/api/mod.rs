@@ -1,8 +1,8 @@
 //! The HTTP API below `/v1`, for nodes (over mutual TLS) and for the operator (over the admin
 //! socket).
 //!
-//! - [`caller`]: identifies the caller and decides what it may do. [`authorization`]: checks access
-//!   before a body is read.
+//! - [`caller`]: identifies the caller and implements the access checks. [`authorization`]: applies
+//!   the checks of a route before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: handle the requests
 //!   from nodes.
 //! - [`claim_reporter`]: writes log lines and Events about segments that nodes claim to hold.

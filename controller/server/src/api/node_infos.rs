@@ -17,7 +17,7 @@ use edge_types::api::NodeInfo;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 
-/// Collects information about nodes for the operator.
+/// The parts of the server from which information about nodes is collected for the operator.
 #[derive(Clone)]
 pub(super) struct NodeInfos {
     live: Arc<LiveConfig>,
@@ -55,7 +55,7 @@ impl NodeInfos {
         (infos.collect(), why)
     }
 
-    /// Returns a node as this replica knows it.
+    /// Returns information about a node from this replica's own data.
     pub(super) fn info(&self, state: &StateGuard<'_>, record: &NodeRecord, now: Seconds) -> NodeInfo {
         let connected = state.is_connected(&record.name);
         let last_seen = if connected { Some(now) } else { self.reports.last_seen(&record.name) };

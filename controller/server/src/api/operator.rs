@@ -50,8 +50,8 @@ pub(super) async fn label(
     registry
         .change(move |state| -> Result<_, ApiError> {
             let mut record = state.node(&node).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?.clone();
-            // Labels that were set before the Node object existed still count, and can only be
-            // removed by this request.
+            // Labels that were set before the Node object existed still apply, and only this
+            // request can remove them.
             let only_removes = patch.values().all(Option::is_none);
             if record.object.is_some() && !only_removes {
                 return Err(match trust.effect {
@@ -87,7 +87,8 @@ pub(super) async fn deregister(
         .change(move |state| -> Result<_, ApiError> {
             let (rows, changes) = match state.deregistration(&node, now) {
                 Some(deregistration) => deregistration,
-                // The node is already gone. The node's segments need not be kept for it any longer.
+                // The node is no longer registered. Its segments need not be kept for it any
+                // longer.
                 None => state.end_keeping_segments(&node, now).ok_or_else(|| ApiError::NoSuchNode(node.clone()))?,
             };
             tracing::info!(%node, segments = rows.len(), "deregistered");

@@ -11,7 +11,7 @@ use super::error::ApiError;
 use crate::logs;
 use crate::observe::requests::ProblemKind;
 
-/// The log text of an error. The text is passed to [`log`], which knows the caller, in the
+/// The log text of an error. The text is passed to [`log`], which has the caller's address, in the
 /// extensions of the response.
 #[derive(Clone, Debug)]
 struct LoggedError {
@@ -35,7 +35,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Middleware that logs errors, with the address of the caller.
+/// Logs errors, with the address of the caller. Runs as middleware.
 pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     let kind = response.extensions().get::<ProblemKind>().map_or("", |kind| kind.0);
@@ -52,7 +52,7 @@ pub(super) async fn log(caller: Caller, request: Request, next: Next) -> Respons
     }
     let text = logs::shortened(&text);
     match status {
-        // This is no fault of the controller, which withholds segments on purpose.
+        // This is not an error of the controller, which withholds segments on purpose.
         503 if kind == "segments-withheld" => tracing::info!(from = %caller, kind, "refused: {text}"),
         500.. => tracing::error!(from = %caller, kind, "{text}"),
         _ => tracing::info!(from = %caller, kind, "refused: {text}"),

@@ -60,7 +60,7 @@ pub(super) async fn report(
     let place = addresses.now_or_postpone(&node, place).await;
     let noted = NotedReport { node, serial: shown.serial, place, segments: report.segments };
     let (mut taken, mut conflicts) = note_report(&registry, &live, noted.clone()).await?;
-    // Another replica may have granted a segment that this replica does not know yet.
+    // Another replica may have granted a segment that is not in this replica's state yet.
     let unknown = conflicts.iter().any(|conflict| matches!(conflict, ClaimConflict::Unknown { .. }));
     if unknown && claims.conflicts.has_new(&noted.node, &conflicts) {
         registry.reload_segments().await?;
@@ -132,8 +132,8 @@ async fn note_report(
     registry.change(plan).await
 }
 
-/// Records changes of nodes' places. A node that moves often must wait until its next change is
-/// recorded.
+/// The parts of the server that record changes of nodes' places. A node that moves often must wait
+/// until its next change is recorded.
 #[derive(Clone)]
 pub(super) struct AddressChanges {
     registry: Registry,
@@ -186,7 +186,7 @@ impl AddressChanges {
             });
             match noted.await {
                 Ok(()) => return,
-                Err(error) => tracing::warn!(node = %name, %error, "where it is now is not noted yet"),
+                Err(error) => tracing::warn!(node = %name, %error, "its new address is not stored yet"),
             }
             if !changes.wait_again(&name, place) {
                 return;

@@ -9,8 +9,8 @@ use tracing::{Instrument, Span, field};
 
 use super::caller::{Caller, CallerIdentity};
 
-/// Middleware that serves a request within its span. The span names the node from its certificate.
-/// For callers without a certificate, [`set_node`] sets the name.
+/// Serves a request within its span. Runs as middleware. The span names the node from its
+/// certificate. For callers without a certificate, [`set_node`] sets the name.
 pub(super) async fn within(caller: Caller, request: Request, next: Next) -> Response {
     let span = tracing::info_span!("request", node = field::Empty);
     if let CallerIdentity::Node(certificate) = &caller.identity {

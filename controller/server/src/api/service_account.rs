@@ -11,7 +11,7 @@ use super::caller::Caller;
 use super::error::ApiError;
 use super::state::from_substates;
 
-/// Has service account tokens reviewed by the API server.
+/// The parts of the server that have service account tokens reviewed by the API server.
 #[derive(Clone)]
 pub(super) struct AccountReviews {
     reviewer: Option<Reviewer>,

@@ -31,13 +31,13 @@ pub struct Services {
     pub ca: Arc<Ca>,
     /// The configuration in force.
     pub live: Arc<LiveConfig>,
-    /// Reviews service account tokens; `None` if nodes may not join by them.
+    /// The reviewer of service account tokens; `None` if nodes may not join by them.
     pub reviewer: Option<Reviewer>,
     /// Metrics that handlers update.
     pub metrics: Metrics,
-    /// Publishes Kubernetes Events.
+    /// The publisher of Kubernetes Events.
     pub events: EventRecorder,
-    /// What nodes report about themselves.
+    /// The last reports of the nodes about themselves.
     pub reports: NodeReports,
     /// Conflicts about segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,
@@ -69,11 +69,11 @@ struct Shared {
     reloads: ReloadLimit,
 }
 
-/// Limits how often a node gets a certificate.
+/// The limit on how often a node gets a certificate.
 #[derive(Clone, Default)]
 pub(super) struct CertificateLimit(pub(super) RequestLimit);
 
-/// Limits how often a node makes the store read all segments again.
+/// The limit on how often a node makes the store read all segments again.
 #[derive(Clone, Default)]
 pub(super) struct ReloadLimit(pub(super) RequestLimit);
 

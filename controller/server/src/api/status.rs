@@ -18,7 +18,7 @@ use super::operator::community_infos;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
 
-/// The data of the overview. The page reads it too.
+/// The data of the overview. The page also reads it.
 #[derive(Clone)]
 pub struct Overview {
     pub(crate) registry: Registry,

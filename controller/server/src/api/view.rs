@@ -36,16 +36,16 @@ const HANDOVER: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize, schemars::JsonSchema)]
 pub(super) struct Parameters {
-    /// A stream of lines, for as long as the reader likes.
+    /// Whether the response is a stream of lines that stays open until the reader closes it.
     #[serde(default)]
     watch: bool,
-    /// After the first view only what changes.
+    /// Whether only changes are sent after the first view.
     #[serde(default)]
     changes: bool,
-    /// The version that the reader has.
+    /// The version of the view that the reader has.
     #[serde(default)]
     from: Option<u64>,
-    /// The epoch of which it is.
+    /// The epoch of the version in `from`.
     #[serde(default)]
     epoch: Option<String>,
 }
@@ -108,12 +108,13 @@ pub(super) async fn view(
 
 /// The parameters of a reader and the version of the view that the reader has.
 struct Reader {
-    /// Whether the reader wants only changes after its first view.
+    /// Whether the reader requested only changes after its first view.
     changes: bool,
     /// The version that the reader has from another replica or an earlier run. The reader gets no
-    /// older view. 0 once this replica knows that version.
+    /// older view. 0 once this replica's state contains that version.
     not_before: u64,
-    /// Whether the reader waits until this replica knows that version. The wait is logged once.
+    /// Whether the reader waits until this replica's state contains that version. The wait is
+    /// logged once.
     waits: bool,
     /// The version in this epoch that the reader has; `None` if the reader needs a whole view.
     known: Option<u64>,

@@ -16,7 +16,7 @@ use super::client::Client;
 use crate::config::Config;
 use crate::server::Backends;
 
-/// Beginning and end of an archive's name in a directory. The time of writing stands between them.
+/// Beginning and end of an archive's name in a directory. The time of writing is between them.
 const PREFIX: &str = "edge-controller-";
 const SUFFIX: &str = ".archive";
 
@@ -151,7 +151,7 @@ pub(super) async fn restored(config: &Config) -> anyhow::Result<()> {
 fn check_store(config: &Config) -> anyhow::Result<()> {
     if !config.store_is_at_api_server() {
         let store = config.state_dir.join(embedded::FILE);
-        ensure!(store.exists(), "there is no store {}; is state_dir right?", store.display());
+        ensure!(store.exists(), "the store {} does not exist; check state_dir", store.display());
     }
     Ok(())
 }

@@ -7,24 +7,24 @@ use edge_types::{NodeName, Role};
 
 use crate::config::{ADMIN_SOCKET, ConfigError, ConfigSources};
 
-/// Hands out segments and certificates to edge nodes, and tells each whom it may talk to.
+/// Grants segments and certificates to edge nodes, and tells each node which peers it may talk to.
 ///
-/// Run the server on the cloud's side, make a join token for each new node, and put nodes into
-/// communities by label:
+/// Run the server in the cloud, create a join token for each new node, and assign nodes to
+/// communities with labels:
 ///
 ///   edge-controller run --config /etc/edge-controller/controller.toml
 ///   edge-controller token create --role hub --node cloud-1
 ///   edge-controller token create --role edge --ttl 1h
 ///   edge-controller node label edge-a1 fabedge/edge-community=alpha
 ///
-/// Exit codes: 0 done, 1 refused, 2 wrong usage, 3 the server is not running or could not start;
-/// 128 and a signal's number: a server got a second signal before it had ended.
+/// Exit codes: 0 success; 1 refused; 2 wrong usage; 3 the server is not running or could not start;
+/// 128 plus the signal number if the server received a second signal before it had stopped.
 #[derive(Parser)]
 #[command(name = "edge-controller", version, max_term_width = 100, verbatim_doc_comment)]
 pub(super) struct Cli {
     #[command(flatten)]
     pub(super) server: ServerArguments,
-    /// Print JSON, for scripts, instead of tables.
+    /// Print JSON instead of tables, for scripts.
     #[arg(long, global = true)]
     pub(super) json: bool,
     #[command(subcommand)]
@@ -48,7 +48,7 @@ impl ServerArguments {
     /// the configuration file, or the default.
     ///
     /// # Errors
-    /// If the configuration cannot be used.
+    /// Returns an error if the configuration cannot be used.
     pub(super) fn admin_socket(&self) -> Result<PathBuf, ConfigError> {
         match (&self.socket, &self.config) {
             (Some(socket), _) => Ok(socket.clone()),
@@ -60,12 +60,13 @@ impl ServerArguments {
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Run the server in the foreground, until SIGTERM or Ctrl-C; a second one ends it at once.
-    /// SIGHUP: see reload. Logs go to standard error; RUST_LOG sets their level.
+    /// Run the server in the foreground until SIGTERM or Ctrl-C; a second signal stops it at once.
+    /// SIGHUP reloads the configuration (see reload). Logs go to standard error; RUST_LOG sets
+    /// their level.
     Run {
         #[command(flatten)]
         sources: ConfigSources,
-        /// Log as JSON, one object a line.
+        /// Log as JSON, one object per line.
         #[arg(long)]
         log_json: bool,
     },
@@ -74,119 +75,120 @@ pub(super) enum Command {
         #[command(flatten)]
         sources: ConfigSources,
     },
-    /// Let the running server read its configuration again, as SIGHUP does.
+    /// Make the running server reload its configuration, as SIGHUP does.
     ///
     /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds,
-    /// restore_grace_seconds, networks and hub take effect. Any other change is refused, and so is
-    /// a range that is left out while nodes hold segments in it. A refused reload changes nothing.
+    /// restore_grace_seconds, networks and hub take effect. Any other change is refused, as is the
+    /// removal of a range in which nodes hold segments. A refused reload changes nothing.
     Reload,
-    /// Print the definitions of the custom resources, for kubectl apply; they are in deploy/crds as
-    /// well.
+    /// Print the definitions of the custom resources (CRDs), for kubectl apply. They are also in
+    /// deploy/crds.
     Crds,
-    /// Write all that the running server keeps into one file, as it is at one moment.
+    /// Write everything that the running server stores to one file, as a consistent snapshot.
     ///
-    /// The file holds the authority's private key: it is made for its owner alone (mode 0600) and
-    /// must stay as secret as that. It is checked before it takes its place. "-" writes to standard
-    /// output, for example into a program that encrypts it.
+    /// The file contains the authority's private key. Only its owner can read it (mode 0600); keep
+    /// it as secret as the key. The file is verified before it is moved to its final name. "-"
+    /// writes to standard output, for example to pipe the archive into a program that encrypts it.
     Backup {
         #[command(flatten)]
         target: ArchiveTarget,
     },
-    /// Put a backup in place of the state directory, while no server runs. Nodes go on with the
+    /// Replace the state directory by a backup, while no server runs. Nodes continue to use the
     /// certificates that they have.
     ///
-    /// Segments that were granted after the backup are not in it: restore the latest.
+    /// Segments that were granted after the backup are not in it, so restore the latest backup.
     Restore {
         /// A file that backup or export wrote.
         file: PathBuf,
         #[command(flatten)]
         sources: ConfigSources,
-        /// The directory may have content; it is moved aside and kept.
+        /// Allow the state directory to have content; it is moved aside and kept.
         #[arg(long)]
         replace: bool,
     },
-    /// Write all that the configured store holds into one file, as backup does. If the store is in
+    /// Write the content of the configured store to one file, as backup does. If the store is in
     /// the state directory, no server may run meanwhile. If it is at the Kubernetes API server, the
-    /// replicas may run: so a CronJob can do it.
+    /// replicas may run, so a CronJob can run this command.
     Export {
         #[command(flatten)]
         target: ArchiveTarget,
         #[command(flatten)]
         sources: ConfigSources,
     },
-    /// Bring a file of backup or export into the configured store, which must be empty. This moves
-    /// the rows from one kind of store to another.
+    /// Import a file from backup or export into the configured store, which must be empty. With
+    /// export and import, rows can be moved from one kind of store to the other.
     ///
-    /// An import that was interrupted goes on when the same file is imported again.
+    /// To resume an interrupted import, import the same file again.
     Import {
         /// A file that backup or export wrote.
         file: PathBuf,
         #[command(flatten)]
         sources: ConfigSources,
     },
-    /// Say that the configured store is an old copy which was brought back by other means than
-    /// restore and import: a snapshot of a disk or of etcd.
+    /// Declare that the configured store is an old copy that was put back without restore or
+    /// import: a snapshot of a disk or of etcd.
     ///
-    /// Segments that were granted after the copy was made are not in it. With the next start nodes
-    /// may claim those that they use, and nothing is granted before they have reported them. If the
-    /// store is in the state directory, no server may run meanwhile. If it is at the Kubernetes API
-    /// server, restart all replicas afterwards.
+    /// Segments that were granted after the copy was made are not in it. After the next start,
+    /// nodes may claim the segments that they use, and no segment is granted until they have
+    /// reported them. If the store is in the state directory, no server may run meanwhile. If it is
+    /// at the Kubernetes API server, restart all replicas afterwards.
     Restored {
         #[command(flatten)]
         sources: ConfigSources,
     },
-    /// Show nodes, tunnels, segments, communities and what is wrong, at one glance.
+    /// Show an overview of nodes, tunnels, segments, communities and problems.
     ///
-    /// The command asks one replica, which reads what the others know of nodes from the API server.
-    /// A node has a problem if it is not connected, has fewer tunnels than it should, reports an
-    /// obstacle, refuses its view, or has a certificate that should have been renewed.
+    /// The command queries one replica, which reads from the API server what the other replicas
+    /// know about their nodes. A node has a problem if it is not connected, has fewer tunnels than
+    /// it should, reports an obstacle, refuses its view, or has a certificate that should have been
+    /// renewed.
     Status(StatusArguments),
-    /// Print a link to the page that shows the same in a browser, live and read-only.
+    /// Print a link to the page that shows the same as status in a browser, live and read-only.
     ///
-    /// The server must serve it: `[page] listen` in its configuration. The link contains the
-    /// credential of a session, which ends after twelve hours or when the server stops. There are
-    /// at most 16 sessions: the next one ends the oldest. Of several replicas only the one that
-    /// this command asks knows the session.
+    /// The server must serve the page: set `[page] listen` in its configuration. The link contains
+    /// the credential of a session, which ends after twelve hours or when the server stops. There
+    /// are at most 16 sessions; a new one ends the oldest. If there are several replicas, only the
+    /// one that this command queries accepts the session.
     Page {
-        /// End all sessions instead.
+        /// End all sessions instead of starting one.
         #[arg(long)]
         end: bool,
     },
-    /// Write what helps to find a fault into one file, without any secret: the overview, segments,
+    /// Write data for troubleshooting to one file, without secrets: the overview, segments,
     /// communities, tokens without their secrets, certificates of the authorities, the
     /// configuration, health and metrics.
     ///
-    /// The file has the names, addresses and labels of nodes. If the server does not run, it says
-    /// so in the file, and the configuration is there.
+    /// The file contains the names, addresses and labels of nodes. If the server is not running,
+    /// the file says so, and still contains the configuration.
     Gather {
-        /// File that is written (JSON, mode 0600).
+        /// File to write (JSON, mode 0600).
         file: PathBuf,
         #[command(flatten)]
         sources: ConfigSources,
     },
-    /// Print what FabEdge's resources become here: commands, annotations of Nodes, and values for
-    /// the configuration. What cannot be carried over is named on standard error.
+    /// Convert FabEdge's resources: print commands, annotations of Nodes, and values for the
+    /// configuration. What cannot be converted is listed on standard error.
     ///
     ///   kubectl get communities.fabedge.io,clusters.fabedge.io,nodes -o json > fabedge.json
     ///   edge-controller import-fabedge fabedge.json --cluster beijing
     #[command(verbatim_doc_comment)]
     ImportFabedge {
-        /// What kubectl printed.
+        /// File with the output of kubectl.
         file: PathBuf,
-        /// FabEdge's name of this cluster, if the file has nodes of several.
+        /// FabEdge's name of this cluster, if the file has nodes of several clusters.
         #[arg(long, value_name = "NAME")]
         cluster: Option<String>,
-        /// List the communities at the running server.
+        /// Create the communities at the running server, with their member lists.
         #[arg(long)]
         apply: bool,
     },
     /// Nodes: list, show, label, deregister.
     #[command(subcommand)]
     Node(NodeCommand),
-    /// Segments: who holds which.
+    /// Segments: list them with the nodes that hold them.
     #[command(subcommand)]
     Segment(SegmentCommand),
-    /// Communities: who is a member of which.
+    /// Communities: list them, set or delete their member lists.
     #[command(subcommand)]
     Community(CommunityCommand),
     /// Join tokens: create, list, delete.
@@ -197,13 +199,13 @@ pub(super) enum Command {
     Ca(CaCommand),
 }
 
-/// Where an archive is written to.
+/// Where an archive is written.
 #[derive(clap::Args)]
 pub(super) struct ArchiveTarget {
-    /// File that is written; "-" is standard output. In a directory the file is called
+    /// File to write; "-" is standard output. If this is a directory, the file in it is named
     /// edge-controller-TIME.archive.
     pub(super) file: PathBuf,
-    /// In a directory: remove the oldest files of such names, so that N are left.
+    /// If FILE is a directory: remove the oldest files with such names, so that N remain.
     #[arg(long, value_name = "N")]
     pub(super) keep: Option<std::num::NonZeroU32>,
 }
@@ -223,7 +225,7 @@ pub(super) struct StatusArguments {
     /// Show only nodes that have a problem.
     #[arg(long)]
     pub(super) problems: bool,
-    /// Show it again every two seconds. With --json each is one line.
+    /// Refresh every two seconds. With --json, print one line each time.
     #[arg(long)]
     pub(super) watch: bool,
 }
@@ -248,13 +250,13 @@ pub(super) enum NodeCommand {
     /// Set labels (key=value) or remove them (key-).
     ///
     /// The labels fabedge/edge-community and bocloud.com/edge-community put a node into
-    /// communities; '_' separates several:
+    /// communities; '_' separates their names:
     ///
     ///   edge-controller node label edge-a1 fabedge/edge-community=alpha_beta
     ///   edge-controller node label edge-a1 fabedge/edge-community-
     ///
-    /// Those of a node with a Node object in Kubernetes are set there, and can only be removed
-    /// here.
+    /// If a node has a Node object in Kubernetes, set its labels there; this command can only
+    /// remove labels of such a node.
     #[command(verbatim_doc_comment)]
     Label {
         /// Name of the node, as node list prints it.
@@ -263,16 +265,16 @@ pub(super) enum NodeCommand {
         #[arg(required = true, value_name = "KEY=VALUE|KEY-")]
         labels: Vec<String>,
     },
-    /// Take a node out of the network. Its certificate is refused at once, and its segments are
+    /// Remove a node from the network. Its certificate is refused at once, and its segments can be
     /// granted to other nodes after the quarantine.
     ///
-    /// With --confirm: all nodes that lost their Node objects in Kubernetes, so many at once that
-    /// the controller waits for the operator. node list names them.
+    /// With --confirm: removes all nodes for which the controller waits for the operator, because
+    /// too many Node objects in Kubernetes disappeared at once. node list shows these nodes.
     Deregister {
         /// Name of the node, as node list prints it.
         #[arg(required_unless_present = "confirm", conflicts_with = "confirm")]
         node: Option<NodeName>,
-        /// Deregister all nodes that wait for the operator.
+        /// Deregister all nodes whose removal waits for confirmation.
         #[arg(long)]
         confirm: bool,
     },
@@ -281,7 +283,7 @@ pub(super) enum NodeCommand {
 #[derive(Subcommand)]
 pub(super) enum SegmentCommand {
     /// List all segments that were ever granted (held, in quarantine, or free again), each with its
-    /// last holder before. With --json: with all earlier holders.
+    /// previous holder. With --json: with all earlier holders.
     #[command(visible_alias = "ls")]
     List,
 }
@@ -291,10 +293,10 @@ pub(super) enum CommunityCommand {
     /// List all communities with their members.
     #[command(visible_alias = "ls")]
     List,
-    /// List the members of a community, in addition to those that have its label. They need not be
-    /// registered yet.
+    /// Set the list of a community's members. Nodes with its label are members too. The listed
+    /// nodes need not be registered yet.
     ///
-    /// The list replaces the former one:
+    /// The new list replaces the previous one:
     ///
     ///   edge-controller community set alpha edge-a1 edge-b1
     #[command(verbatim_doc_comment)]
@@ -314,28 +316,29 @@ pub(super) enum CommunityCommand {
 
 #[derive(Subcommand)]
 pub(super) enum TokenCommand {
-    /// Make a join token and print it on standard output: the only time that it is shown.
+    /// Create a join token and print it on standard output. It is not shown again.
     ///
-    /// A machine that lost its disk comes back under its name with a token bound to that name
-    /// (--node).
+    /// A machine that lost its disk can join again under its old name with a token bound to that
+    /// name (--node).
     Create {
-        /// What the node will be: edge, hub or cloud. The node cannot choose.
+        /// Role of the nodes that join with the token: edge, hub or cloud. A node cannot choose its
+        /// role.
         #[arg(long)]
         role: Role,
-        /// The only name that may join with it.
+        /// The only node name that may join with the token.
         #[arg(long, value_name = "NAME")]
         node: Option<NodeName>,
-        /// How long it may be used: a number and s, m, h or d.
+        /// How long the token is valid: a number and s, m, h or d.
         #[arg(long, default_value = "24h", value_parser = duration, value_name = "TIME")]
         ttl: u64,
-        /// How many nodes may join with it.
+        /// Number of nodes that may join with the token.
         #[arg(long, default_value_t = 1, value_name = "N")]
         uses: u32,
     },
     /// List tokens, without their secrets.
     #[command(visible_alias = "ls")]
     List,
-    /// Delete a token: no node can join with it any more. Nodes that have joined with it stay.
+    /// Delete a token. No node can join with it any more; nodes that have joined stay registered.
     Delete {
         /// The token's id, as in the list.
         // Earlier releases made ids that begin with a hyphen.
@@ -346,14 +349,14 @@ pub(super) enum TokenCommand {
 
 #[derive(Subcommand)]
 pub(super) enum CaCommand {
-    /// List all authorities, with who still needs the old ones.
+    /// List all authorities, and the nodes and join tokens that still need the old ones.
     #[command(visible_alias = "ls")]
     List,
-    /// Begin to sign with a new authority: that in ca_certificate and ca_key of the configuration,
-    /// or one that is made.
+    /// Start to sign with a new authority: the one in ca_certificate and ca_key of the
+    /// configuration, or a newly generated one.
     ///
-    /// The old ones stay trusted: no tunnel notices. Connected nodes get certificates of the new
-    /// one within minutes; then retire the old one:
+    /// The old authorities stay trusted, so no tunnel is interrupted. Connected nodes get
+    /// certificates of the new authority within minutes. Then retire the old one:
     ///
     ///   edge-controller ca rollover
     ///   edge-controller ca list                # until no node needs the old one
@@ -363,9 +366,10 @@ pub(super) enum CaCommand {
     /// Stop trusting an old authority, and wipe its key. Refused while a node or a join token needs
     /// it.
     Retire {
-        /// The authority's id, or at least eight digits of its beginning.
+        /// The authority's id, or at least its first eight digits.
         id: String,
-        /// Retire it nevertheless: whoever needs it must join again with a new token.
+        /// Retire it even if it is needed. Nodes that need it must then join again with a new
+        /// token.
         #[arg(long)]
         force: bool,
     },

@@ -1,5 +1,5 @@
-//! The command line, which runs the server or the operator's commands. These send requests to the
-//! server through the admin socket.
+//! The command line, which runs the server or the operator's commands. The commands send requests
+//! to the server through the admin socket.
 //!
 //! - [`args`]: the arguments of each command.
 //! - [`archive`]: implements backup, restore, export and import.
@@ -132,7 +132,7 @@ async fn run(sources: ConfigSources, log_json: bool) -> anyhow::Result<()> {
     tokio::select! {
         () = server.stop() => {}
         (name, number) = signals.asked_to_end() => {
-            tracing::warn!(signal = name, "asked again: ending at once; what was answered is on disk");
+            tracing::warn!(signal = name, "second signal: stopping at once; every acknowledged change is on disk");
             std::process::exit(128 + number);
         }
     }

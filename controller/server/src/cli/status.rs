@@ -23,8 +23,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 const BAR: u64 = 20;
 
 /// Prints the status, once or repeatedly until the reader closes the output. On a terminal each
-/// status replaces the last one. With `json` each is a line. If the server does not answer, the
-/// command waits for it.
+/// status replaces the last one. With `json` each status is one line. If the server does not
+/// answer, the command waits for it.
 pub(super) async fn show(client: &Client, json: bool, arguments: &StatusArguments) -> anyhow::Result<()> {
     if !arguments.watch {
         let status = ask(client, arguments).await?;
@@ -44,8 +44,8 @@ pub(super) async fn show(client: &Client, json: bool, arguments: &StatusArgument
     }
 }
 
-/// Waits for [`WATCH_INTERVAL`]. Returns `true`, and earlier, if the reader of standard output has
-/// closed it.
+/// Waits for [`WATCH_INTERVAL`], or until the reader of standard output closes it. Returns `true`
+/// if the reader has closed it.
 fn wait_or_reader_gone() -> anyhow::Result<bool> {
     let out = io::stdout();
     // A closed reader is reported as an error on the descriptor, even if no event was requested.

@@ -32,7 +32,7 @@ pub enum ConfigError {
         why: String,
     },
     /// A key without a default is not set by any source.
-    #[error("{key} is set nowhere; set it in the file (--config), as {env}, or by --{flag}")]
+    #[error("{key} is not set; set it in the file (--config), with {env} or with --{flag}")]
     Missing {
         /// Path of the key with dots: `segments.cluster_ranges`.
         key: String,
@@ -42,6 +42,8 @@ pub enum ConfigError {
         flag: String,
     },
     /// An environment variable has the controller's prefix but sets no key.
-    #[error("the environment variable {0} sets nothing that is known; `edge-controller run --help` lists all")]
+    #[error(
+        "the environment variable {0} does not correspond to any configuration key; `edge-controller run --help` lists all"
+    )]
     Variable(String),
 }

@@ -26,7 +26,7 @@ pub const ADMIN_SOCKET: &str = "/run/edge-controller/admin.sock";
 /// Port on which nodes reach the controller, unless configured otherwise.
 pub const PORT: u16 = 8443;
 
-/// Where health and metrics are served, unless configured otherwise.
+/// Address at which health and metrics are served, unless configured otherwise.
 const OBSERVE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9643);
 
 /// The whole file.
@@ -42,14 +42,14 @@ pub struct Config {
     /// Unix socket of the operator's commands.
     #[serde(default = "default_admin_socket")]
     pub admin_socket: PathBuf,
-    /// Names and addresses under which nodes reach this controller; its certificate holds them.
+    /// Names and addresses under which nodes reach this controller; its certificate contains them.
     pub server_names: Vec<String>,
     /// Seconds between heartbeats on a view stream.
     #[serde(default = "default_heartbeat")]
     pub heartbeat_seconds: u64,
-    /// Where segments come from.
+    /// Ranges, sizes and limits of segments.
     pub segments: Segments,
-    /// How long certificates live.
+    /// Validity of certificates, and an authority from the operator.
     #[serde(default)]
     pub certificates: Certificates,
     /// Health and metrics.
@@ -62,10 +62,11 @@ pub struct Config {
     #[serde(default)]
     #[schemars(with = "Vec<String>", extend("x-reload" = "views"))]
     pub networks: Vec<IpNetwork>,
-    /// Kubernetes: where nodes' labels come from, and where rows are kept. Absent: neither.
+    /// Kubernetes, as the source of nodes' labels and as the store. If absent, Kubernetes is not
+    /// used.
     #[serde(default)]
     pub kubernetes: Option<Kubernetes>,
-    /// What differs for single hubs, by node name.
+    /// Settings of individual hubs, by node name.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, Hub>", extend("x-reload" = "views"))]
     pub hub: BTreeMap<NodeName, Hub>,
@@ -75,7 +76,7 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Segments {
-    /// Ranges from which segments are cut.
+    /// Ranges from which segments are allocated.
     #[schemars(with = "Vec<String>", extend("x-reload" = "views"))]
     pub cluster_ranges: Vec<IpNetwork>,
     /// Prefix length of an IPv4 segment.
@@ -84,24 +85,25 @@ pub struct Segments {
     /// Prefix length of an IPv6 segment.
     #[serde(default = "default_v6_prefix")]
     pub v6_prefix: u8,
-    /// Parts of the ranges that are never handed out.
+    /// Parts of the ranges that are never granted.
     #[serde(default)]
     #[schemars(with = "Vec<String>", extend("x-reload" = "quiet"))]
     pub reserved: Vec<IpNetwork>,
-    /// Segments of each configured family that an edge gets when it joins, before it asks.
+    /// Number of segments of each configured family that an edge gets when it joins, without a
+    /// request.
     #[serde(default = "default_min")]
     #[schemars(extend("x-reload" = "quiet"))]
     pub min_per_node: u32,
-    /// Most segments of one family that a node may hold.
+    /// Maximum number of segments of one family that a node may hold.
     #[serde(default = "default_max")]
     #[schemars(extend("x-reload" = "quiet"))]
     pub max_per_node: u32,
-    /// Seconds for which a released segment is granted to no node.
+    /// Quarantine of a released segment, seconds: it is granted to no node during this time.
     #[serde(default = "default_quarantine")]
     #[schemars(extend("x-reload" = "quiet"))]
     pub quarantine_seconds: u64,
-    /// Seconds after a restore for which nothing is granted while an edge has not reported which
-    /// segments it uses.
+    /// Time after a restore, seconds, during which no segment is granted until every edge has
+    /// reported which segments it uses.
     #[serde(default = "default_restore_grace")]
     #[schemars(extend("x-reload" = "quiet"))]
     pub restore_grace_seconds: u64,
@@ -111,14 +113,16 @@ pub struct Segments {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Certificates {
-    /// Days for which a node's certificate holds. A site works without the cloud for that time.
+    /// Validity of a node's certificate, days. A site works without the cloud for as long as its
+    /// certificates are valid.
     pub node_days: u32,
-    /// Days for which the controller's own certificate holds; it is renewed in place.
+    /// Validity of the controller's own certificate, days; it is renewed without a restart.
     pub server_days: u32,
-    /// The certificate (PEM) of an authority that the operator brings; made unless given.
+    /// Certificate (PEM) of an authority that the operator supplies. If absent, the controller
+    /// generates an authority.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificate: Option<PathBuf>,
-    /// Its key (PKCS #8 in PEM).
+    /// Private key of `ca_certificate` (PKCS #8 in PEM).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_key: Option<PathBuf>,
 }
@@ -127,7 +131,8 @@ pub struct Certificates {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Observe {
-    /// Addresses on which health and metrics are served, in plain HTTP; none turns them off.
+    /// Addresses on which health and metrics are served over plain HTTP; an empty list turns them
+    /// off.
     pub listen: Vec<SocketAddr>,
 }
 
@@ -135,7 +140,8 @@ pub struct Observe {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Page {
-    /// Loopback addresses on which the operator's page is served, in plain HTTP; none turns it off.
+    /// Loopback addresses on which the operator's page is served over plain HTTP; an empty list
+    /// turns it off.
     pub listen: Vec<SocketAddr>,
 }
 
@@ -143,7 +149,8 @@ pub struct Page {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Kubernetes {
-    /// How to reach the API server; absent in a pod, which has a service account.
+    /// Kubeconfig file for access to the API server. Leave it out in a pod, which uses its service
+    /// account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kubeconfig: Option<PathBuf>,
     /// Namespace of the controller's own objects: tokens, authority, lease.
@@ -151,32 +158,34 @@ pub struct Kubernetes {
     /// Whether nodes, segments, communities and tokens are kept at the API server, shared by all
     /// replicas, instead of in the state directory.
     pub store: bool,
-    /// Label selector of the Node objects that are edges; the labels of others put them into no
-    /// community.
+    /// Label selector of the Node objects that are edges; community labels of other Node objects
+    /// are ignored.
     #[schemars(with = "String")]
     pub edge_selector: NodeSelector,
     /// Label selector of the Node objects that may join as hubs by service account; a kubelet must
     /// not be able to set its labels.
     #[schemars(with = "String")]
     pub hub_selector: NodeSelector,
-    /// The same for the other cloud nodes.
+    /// Label selector of the Node objects that may join as other cloud nodes by service account; a
+    /// kubelet must not be able to set its labels.
     #[schemars(with = "String")]
     pub cloud_selector: NodeSelector,
-    /// Whether labels of Node objects, which a kubelet may set on its own, put nodes into
-    /// communities: "auto" where our admission policy keeps kubelets from them; true or false
-    /// whatever is there.
+    /// Whether labels of Node objects put nodes into communities, although a kubelet may be able to
+    /// set them: "auto" if our admission policy prevents kubelets from setting them; true or false
+    /// regardless of the policy.
     #[schemars(with = "String")]
     pub trust_node_labels: TrustNodeLabels,
-    /// Seconds after which another replica takes over what only one does.
+    /// Time after which another replica takes over the tasks of a leader that has stopped renewing
+    /// its lease, seconds.
     pub lease_seconds: u32,
-    /// Whether the operator is asked before many nodes are deregistered at once, because their Node
-    /// or EdgeNode objects are gone.
+    /// Whether the operator must confirm before many nodes are deregistered at once because their
+    /// Node or EdgeNode objects are gone.
     pub confirm_deregistrations: bool,
-    /// UID of the namespace kube-system of another cluster that is accepted in place of the one
-    /// that is known.
+    /// UID of the namespace kube-system of another cluster, which the controller accepts in place
+    /// of the cluster it knows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accept_cluster: Option<String>,
-    /// Service accounts by which nodes may join.
+    /// Service accounts with which nodes may join.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join: Option<JoinAccounts>,
 }
@@ -207,7 +216,8 @@ pub struct Hub {
     #[schemars(with = "Option<Vec<String>>")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub networks: Option<Vec<IpNetwork>>,
-    /// Where this hub is found, before what it reports: a port forwarded to it, for example.
+    /// Addresses of this hub that peers try before the addresses that it reports: for example, a
+    /// port that is forwarded to it.
     #[serde(default)]
     pub endpoints: Vec<SocketAddr>,
 }
@@ -335,8 +345,8 @@ impl Config {
         self.check_networks()
     }
 
-    /// At least one segment must not be reserved. All ranges of one family may be reserved, so that
-    /// no further segments are granted from them while nodes still hold some.
+    /// Checks that at least one segment is not reserved. All ranges of one family may be reserved,
+    /// so that no further segments are granted from them while nodes still hold some.
     fn check_reserved(&self) -> Result<(), (&'static str, String)> {
         let policy = self.segment_policy();
         let free = |family| free_segments(&Ledger::default(), &policy, family, 0);

@@ -69,7 +69,7 @@ impl LoadedConfig {
 }
 
 impl ConfigSources {
-    /// Reads this file and the environment, and no flags.
+    /// Makes sources of this file and the environment, without flags.
     pub fn file(path: PathBuf) -> Self {
         Self { file: Some(path), flags: Vec::new() }
     }

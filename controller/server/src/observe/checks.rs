@@ -14,7 +14,8 @@ use super::server_parts::ServerParts;
 /// Time limit for a plan that changes nothing, including the wait for earlier plans.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Runs the checks for `/healthz`. A process that fails one of them does not recover by itself.
+/// Runs the checks for `/healthz`. A process that fails one of them does not recover without a
+/// restart.
 pub(super) async fn healthz(server: &ServerParts) -> Vec<Check> {
     let mut checks = vec![("registry", registry_works(server).await.map(drop))];
     checks.extend(server.health.tasks());

@@ -28,7 +28,7 @@ impl Health {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push((name, task.clone()));
     }
 
-    /// Sets the receiver that says whether this replica leads.
+    /// Sets the receiver whose value is true while this replica leads.
     pub(crate) fn follow_leadership(&self, leading: watch::Receiver<bool>) {
         // This method is called only once.
         let _ = self.leading.set(leading);

@@ -136,8 +136,8 @@ pub enum StreamEnd {
     ReaderGone,
     /// The reader did not keep up and was disconnected.
     CutOff,
-    /// The node may no longer read its view: it was deregistered, or its certificate does not
-    /// count.
+    /// The node may no longer read its view: it was deregistered, or its certificate is not
+    /// accepted.
     Refused,
     /// The server is stopping and ends all streams.
     Stopping,

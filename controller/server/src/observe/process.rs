@@ -11,7 +11,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use rustix::process::{Resource, getrlimit};
 
-/// Reads `/proc/self` at each scrape. Values that cannot be read are left out.
+/// A collector that reads `/proc/self` at each scrape. Values that cannot be read are left out.
 #[derive(Debug)]
 pub(super) struct Process;
 

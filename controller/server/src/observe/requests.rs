@@ -14,7 +14,7 @@ use super::metrics::{ActionLabels, KindLabels, Metrics, RequestLabels, RouteLabe
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProblemKind(pub(crate) &'static str);
 
-/// Middleware that counts requests.
+/// Counts requests. Runs as middleware.
 pub(crate) async fn count(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     // The route's path with placeholders, so that the label contains no node's name.
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();

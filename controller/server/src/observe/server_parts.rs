@@ -23,7 +23,7 @@ pub(crate) struct ServerParts {
     /// The certificate authorities; the expiry of their certificates is reported by a gauge and a
     /// check.
     pub(crate) ca: Arc<Ca>,
-    /// What nodes report about themselves.
+    /// The last reports of the nodes about themselves.
     pub(crate) reports: NodeReports,
     /// The counters that are updated with each event.
     pub(crate) metrics: Metrics,

@@ -16,12 +16,12 @@ use super::metrics::Metrics;
 pub struct MeasuredStore {
     store: Arc<dyn Store>,
     metrics: Metrics,
-    // This field is declared after `store`, so that it is dropped after it.
+    // This field is declared after `store`, so that `store` is dropped first.
     closed: DropGuard,
 }
 
 impl MeasuredStore {
-    /// Counts and times the commits of this store in these metrics.
+    /// Wraps a store, so that its commits are counted and timed in these metrics.
     pub fn new(store: Arc<dyn Store>, metrics: Metrics) -> Self {
         Self { store, metrics, closed: CancellationToken::new().drop_guard() }
     }

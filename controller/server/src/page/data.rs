@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::api::Overview;
 use crate::node_problems::{common_problems, never_connected, node_problems};
 
-/// Maximum number of open join tokens that are shown. The tokens that expire first are shown, the
-/// others are only counted.
+/// Maximum number of open join tokens that are shown. The tokens that expire first are shown, and
+/// the others are only counted.
 const MOST_TOKENS: usize = 50;
 
 /// All data for the page. The data stays the same while nothing happens, so it does not contain the

@@ -25,7 +25,7 @@ pub(crate) struct Backends {
     pub(crate) client: Option<Client>,
     /// The failures of requests to the API server.
     pub(crate) api_failures: ApiFailures,
-    /// Writes Kubernetes Events.
+    /// The writer of Kubernetes Events.
     pub(crate) events: EventRecorder,
     /// Name of this run of this replica.
     pub(crate) replica: String,
@@ -35,8 +35,8 @@ impl Backends {
     /// Opens the configured backends. The state directory must exist.
     ///
     /// # Errors
-    /// If the store cannot be opened, the API server cannot be reached, or a store that has been
-    /// used before is missing.
+    /// Returns an error if the store cannot be opened, the API server cannot be reached, or a store
+    /// that has been used before is missing.
     pub(crate) async fn open(config: &Config, now: Seconds) -> anyhow::Result<Self> {
         let (api_failures, replica) = (ApiFailures::default(), replica_leases::replica_name());
         let Some(kubernetes) = &config.kubernetes else {

@@ -94,7 +94,7 @@ impl Cluster {
             Arc::new(ReplicaLeases::new(&client, &kubernetes.namespace, &replica, duration, api_failures.clone()));
         let (lead, leading) = watch::channel(false);
         health.follow_leadership(leading.clone());
-        // These tasks give their Leases back and end by themselves.
+        // When the server stops, these tasks give up their Leases and then end.
         let (taking, there) = (leases.clone(), leases.clone());
         let (lead_until, present_until) = (stopping.clone(), stopping.clone());
         health.watch("lease", &tasks.spawn(async move { taking.lead(lead, lead_until).await }).abort_handle());

@@ -32,9 +32,9 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 /// Maximum lifetime of a connection that has shown no node's certificate.
 const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
-/// When the server stops, the time for a connection without an open request to take its last
-/// response and close. Without this limit, a peer that is gone would keep the connection open until
-/// the kernel notices.
+/// Time for which a connection without an open request stays open when the server stops, so that
+/// the peer can read its last response and close the connection. Without this limit, a peer that is
+/// gone would keep the connection open until the kernel detects the loss.
 const IDLE_SHUTDOWN: Duration = Duration::from_secs(1);
 
 /// Limits on the buffers and the work for one connection.

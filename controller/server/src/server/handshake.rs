@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::tls::Tls;
 use crate::api::caller::{Caller, CallerIdentity, NodeCertificate};
 
-/// A peer that acknowledges nothing for this time counts as gone.
+/// Time after which a peer that acknowledges nothing counts as gone.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
 /// Maximum number of bytes from the peer in a handshake. A node's certificate chain with its cross
 /// certificates has less than 6 KiB; rustls would buffer 64 KiB of a message that never ends.

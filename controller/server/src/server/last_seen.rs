@@ -31,7 +31,7 @@ struct LastSeenFile {
     last_seen: BTreeMap<NodeName, Seconds>,
 }
 
-/// Writes the file periodically, and when the server stops.
+/// A task that writes the file periodically, and when the server stops.
 pub(super) struct LastSeen {
     path: PathBuf,
     registry: Registry,
@@ -87,8 +87,8 @@ impl LastSeen {
         });
         match written.await {
             Ok(Ok(())) => self.written = seen,
-            Ok(Err(why)) => tracing::warn!("it is not kept when nodes were last seen: {why}"),
-            Err(error) => tracing::warn!(%error, "it is not kept when nodes were last seen"),
+            Ok(Err(why)) => tracing::warn!("cannot store when nodes were last seen: {why}"),
+            Err(error) => tracing::warn!(%error, "cannot store when nodes were last seen"),
         }
     }
 }

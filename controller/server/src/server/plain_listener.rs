@@ -134,7 +134,8 @@ mod tests {
     use tokio::net::TcpSocket;
     use tokio_util::task::TaskTracker;
 
-    /// On one thread no displaced connection closes while the listener accepts.
+    /// On a runtime with one thread, no displaced connection closes while the listener accepts
+    /// connections.
     #[tokio::test]
     async fn a_burst_of_connections_opens_no_more_files_than_are_kept_for_them() {
         const BURST: usize = 4 * CONNECTIONS;

@@ -49,7 +49,7 @@ pub(crate) fn make(config: &Config) -> anyhow::Result<()> {
             path.display(),
             path.join("edge-controller").display()
         ),
-        // No state is kept there.
+        // No state is kept in this directory.
         None | Some(_) => {}
     }
     found.ours.iter().try_for_each(|path| close(path))
@@ -75,7 +75,7 @@ impl DirectoryContents {
         for entry in fs::read_dir(&config.state_dir)? {
             let entry = entry?;
             let (name, path) = (entry.file_name(), entry.path());
-            // These belong to the file system, or are the socket of an earlier run.
+            // Skips the directory that file systems create, and the socket of an earlier run.
             if name == "lost+found" || path == config.admin_socket {
                 continue;
             }

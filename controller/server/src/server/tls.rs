@@ -21,7 +21,7 @@ use crate::api::caller::Caller;
 use crate::live_config::LiveConfig;
 use crate::observe::Health;
 
-/// How often the age of the controller's own certificate is checked.
+/// Interval at which the age of the controller's own certificate is checked.
 const CHECK_PERIOD: Duration = Duration::from_secs(600);
 
 /// TLS for nodes.
@@ -47,8 +47,8 @@ struct BuiltTls {
     config: Arc<ServerConfig>,
 }
 
-/// The controller's certificate, for any requested name: a node may use a name that the controller
-/// does not know.
+/// The controller's certificate, for any requested name: a node may use a name that is not in the
+/// controller's configuration.
 #[derive(Debug)]
 struct OwnCertificate(Arc<CertifiedKey>);
 

@@ -176,7 +176,7 @@ async fn after_an_old_backup_nothing_is_granted_before_every_edge_has_reported_w
     let refused = second.request_segments("r", &["ipv4"]).await;
     assert!(counts(&refused), "{}", detail(&refused));
     assert_eq!(reports(&second, &[]).await, 204);
-    // After a restart the controller still knows of the restore and of the nodes that have
+    // After a restart the controller still has the record of the restore and of the nodes that have
     // reported.
     other.kill();
     other.start();
@@ -355,7 +355,8 @@ async fn archives_in_a_directory_are_named_after_the_time_and_only_the_latest_ar
     assert!(said.contains("is for a directory") && !exists(&file), "{said}");
 }
 
-/// Earlier releases wrote the rows of a node that had just been deregistered, or was just joining.
+/// Scenario: earlier releases wrote the rows of a node that had just been deregistered, or was just
+/// joining.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_with_a_segment_of_no_node_is_restored_and_the_segment_is_in_quarantine() {
     let site = Site::start().await;

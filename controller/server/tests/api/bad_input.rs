@@ -61,8 +61,8 @@ async fn a_body_that_is_too_large_is_refused_and_the_connection_lives() {
     assert_eq!(kind(&nobody.ask(Method::POST, "/v1/join", Some(json!({}))).await), (403, "token-unknown"));
 }
 
-/// A client that sends only a part is answered or disconnected, and does not delay others. This
-/// takes as long as the time limits.
+/// Clients send only a part of a request. Each of them gets a response or is disconnected, and
+/// delays no other client. The test takes as long as the time limits.
 #[tokio::test]
 async fn slow_writers_are_refused_or_cut_off() {
     let cloud = Cloud::start().await;

@@ -14,7 +14,7 @@ use crate::webdriver::{Browser, ENTER, TAB, with_browser};
 /// The report from a hostile node.
 const HOSTILE: &str = "<img src=x onerror=\"window.hacked=1\"><script>window.hacked=1</script> ufw drops";
 
-/// Returns an expression for whether a node's row contains this text after the name.
+/// Returns a JavaScript expression that is true if a node's row contains this text after the name.
 fn row_says(node: &str, text: &str) -> String {
     format!(
         "[...document.querySelectorAll('#node-rows tr')].some(row => row.innerText.startsWith('{node}') && row.innerText.includes('{text}'))"
@@ -147,7 +147,8 @@ async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
     .await;
 }
 
-/// Computes the contrast of texts to their backgrounds (WCAG 2.2, 1.4.3), the lowest first.
+/// JavaScript that computes the contrast of texts to their backgrounds (WCAG 2.2, 1.4.3), the
+/// lowest first.
 const CONTRASTS: &str = "(() => {
     const parse = text => { const all = text.match(/[\\d.]+/g).map(Number); return all.length < 4 ? [...all, 1] : all; };
     const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)

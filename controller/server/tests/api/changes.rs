@@ -153,7 +153,7 @@ async fn a_reader_that_stops_reading_is_cut_off() {
     let [a, b, _c] = community(&cloud).await;
     let slow = a.watch_slowly("&changes=true").await;
     b.report(&["192.0.2.7"], 4500).await;
-    // The connection ends only at the server's time limit.
+    // The server drops the connection only after its time limit for a slow reader.
     let connected = async || cloud.operator(Method::GET, "/v1/nodes", None).await.1[0]["connected"].clone();
     while connected().await == true {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;

@@ -27,7 +27,7 @@ async fn a_clock_that_is_set_back_reopens_no_token_and_keeps_none_from_ending() 
     let late = cloud.token_with(ttl(60)).await;
     cloud.clock.advance(120);
     assert_eq!(kind(&cloud.join(&late, "a", &csr).await), (403, "token-expired"));
-    // Every write also stores the time, which is known after a restart.
+    // Every write also stores the time, so the time is known after a restart.
     cloud.token("edge", None).await;
     let cloud = cloud.restart_with(edge_controller_domain::clock::Clock::system()).await;
     for token in [early, late] {
@@ -46,7 +46,8 @@ async fn a_certificate_begins_early_enough_for_all_whatever_the_clock_was_for_a_
     let after = cloud.node("edge", "c").await;
     assert!(begins(&after) <= truth, "{} s late", begins(&after) - truth);
     assert_eq!(after.ask(Method::GET, "/segments", None).await.0, 200);
-    // Earlier certificates are renewed so that they are also valid.
+    // The clock is set back by an hour. The renewed certificate does not begin before the previous
+    // one, and is already valid.
     cloud.clock.step(-HOUR);
     let renewed = after.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert!(begins(&renewed) >= begins(&after) && begins(&renewed) <= truth);

@@ -43,7 +43,7 @@ impl Cloud {
         Self::with_state(segments, |_| {}).await
     }
 
-    /// Like [`Self::with`], with a state directory that is filled before the start.
+    /// Does the same as [`Self::with`], with a state directory that `fill` fills before the start.
     pub(crate) async fn with_state(segments: &str, fill: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("controller.toml");
@@ -220,12 +220,12 @@ impl Node {
         Self::at(address, ca, name, chain(certificate), &key)
     }
 
-    /// Uses the controller's new port after a restart.
+    /// Switches the node to the controller's new port after a restart.
     pub(crate) fn move_to(&mut self, cloud: &Cloud) {
         self.address = cloud.address();
     }
 
-    /// Uses another controller with the same authority.
+    /// Switches the node to another controller with the same authority.
     pub(crate) fn move_to_address(&mut self, address: SocketAddr) {
         self.address = address;
     }
@@ -357,7 +357,8 @@ impl Connection {
         read(self.send(method, path, Full::new(body)).await.unwrap()).await.unwrap()
     }
 
-    /// Sends a request. Returns an error if there is no response; the outcome is unknown then.
+    /// Sends a request. Returns an error if there is no response. In that case the outcome is
+    /// unknown.
     pub(crate) async fn try_ask(
         &mut self,
         method: Method,

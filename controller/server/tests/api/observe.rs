@@ -275,7 +275,7 @@ async fn the_oldest_connection_makes_room_however_busy_it_is() {
 async fn silent_connections_keep_no_probe_out_and_are_cut_off_themselves() {
     let cloud = Cloud::start().await;
     let mut silent = Vec::new();
-    // From the probe's own address, three times the limit.
+    // Opens three times the maximum number of connections from the probe's own address.
     for nth in 0..192 {
         let mut stream = tokio::net::TcpStream::connect(cloud.server.observe[0]).await.unwrap();
         if nth % 2 == 1 {

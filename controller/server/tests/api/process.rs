@@ -18,9 +18,9 @@ pub(crate) struct Program {
     pub(crate) files: Option<u32>,
     /// Addresses for nodes, and for health and metrics.
     pub(crate) addresses: [SocketAddr; 2],
-    /// The log lines after the server began to serve, of all its runs.
+    /// The log lines of all runs, each from the time when the server began to serve.
     said: Arc<Mutex<Vec<String>>>,
-    /// Reads the log of the present or the last run.
+    /// The thread that reads the log of the present or the last run.
     listener: Option<JoinHandle<()>>,
 }
 
@@ -131,13 +131,13 @@ impl Program {
         server.wait().unwrap().code()
     }
 
-    /// Returns the log lines from the start of service until the end, of all its runs.
+    /// Returns the log lines of all runs, each from the start of service to the end.
     pub(crate) fn log(&mut self) -> String {
         self.listener.take().unwrap().join().unwrap();
         self.said.lock().unwrap().iter().fold(String::new(), |log, line| log + line + "\n")
     }
 
-    /// Returns the last lines of its log.
+    /// Returns the last lines of the log.
     pub(crate) fn last_words(&self, count: usize) -> String {
         let said = self.said.lock().unwrap();
         said[said.len().saturating_sub(count)..].join("\n")

@@ -51,7 +51,7 @@ fn a_token_stands_alone_on_standard_output_and_refusals_end_with_1() {
     assert_eq!(program.json(&["token", "list"]), Value::Array(Vec::new()));
 }
 
-/// A reader such as `head` closes its end when it has enough.
+/// Scenario: a reader such as `head` closes its end of the pipe early.
 #[test]
 fn a_reader_that_goes_away_ends_no_command_with_an_error() {
     let mut program = Program::new();
@@ -111,7 +111,7 @@ async fn the_overview_shows_what_is_well_and_what_is_not_and_filters_choose_node
         ("edge-1 ", &["edge", "now", "1 of 2", "7.8.9", "alpha", "10.77.0.0/26", "left"][..]),
         ("edge-2 ", &["never", "10.77.0.64/26"]),
         ("cloud-1 ", &["hub", "now", "1 of 1"]),
-        // 2 of 4 segments are reserved, the others are held.
+        // Two of four segments are reserved, and the other two are held.
         ("10.77.0.0/24", &["100%", "████████████████████", "2 held", "0 free of 4 (/26)"]),
         ("fd77::/118", &["50%", "██████████░░░░░░░░░░", "2 held", "2 free of 4 (/120)"]),
         ("alpha", &["1 of 1", "edge-1"]),

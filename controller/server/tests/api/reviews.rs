@@ -24,7 +24,7 @@ const OF_ONE_SOURCE: usize = 4;
 
 /// The fake API server.
 struct ApiServer {
-    /// Receives a message for each review that arrives.
+    /// The channel that receives a message for each review that arrives.
     came: mpsc::UnboundedReceiver<()>,
     /// Permits for responses.
     responses: Arc<Semaphore>,

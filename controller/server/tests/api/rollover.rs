@@ -135,7 +135,7 @@ async fn peers_hear_at_once_that_the_certificates_of_a_name_that_changed_hands_a
     let from = |view: &NodeView| view.peers.iter().find(|peer| peer.name.as_str() == "b").unwrap().certificates_from;
     let first = from(&stream.view().await);
     assert_eq!(first, begins(&b));
-    // A renewal, by the node itself, revokes nothing.
+    // A renewal by the node itself revokes nothing.
     let renewed = b.renew(&cloud, &KeyPair::generate().unwrap()).await;
     assert_eq!(from(&view_of(&a).await), first);
     // However often a node renews, its certificate's `notBefore` is not later than that of the next

@@ -8,7 +8,7 @@ use crate::harness::{Cloud, request_of};
 use rcgen::KeyPair;
 use tokio::net::{TcpListener, UnixStream};
 
-/// Returns the path to which `.ci/install test` installs it.
+/// Returns the path to which `.ci/install test` installs schemathesis.
 fn program() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/schemathesis/bin/schemathesis");
     if path.exists() {

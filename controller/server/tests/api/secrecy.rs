@@ -89,7 +89,7 @@ async fn what_is_gathered_helps_to_find_a_fault_and_contains_no_secret() {
         assert!(kept.contains(secret) || secret == token.secret.as_str() || secret == hash);
         assert!(!written.contains(secret), "a secret of {} characters is in it", secret.len());
     }
-    // Without the server, the file says what is missing, and contains the rest.
+    // Without the server, the file names the missing parts and contains the rest.
     program.kill();
     let output = program.run(&args);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -119,7 +119,7 @@ fn a_state_directory_and_files_that_were_open_to_others_are_closed_at_start() {
     fs::write(&outside, "another's").unwrap();
     fs::set_permissions(&outside, Permissions::from_mode(0o644)).unwrap();
     std::os::unix::fs::symlink(&outside, link).unwrap();
-    // A restore left the first one, and a file system created the second one.
+    // A restore left the first directory, and a file system created the second.
     for name in ["before-restore-2026", "lost+found"] {
         fs::DirBuilder::new().recursive(true).create(directory.join(name)).unwrap();
         fs::set_permissions(directory.join(name), Permissions::from_mode(0o755)).unwrap();

@@ -35,7 +35,7 @@ impl Busy {
             BODY.len()
         );
         request.write_all(head.as_bytes()).await.unwrap();
-        // Only a request that the server has started to read delays its end.
+        // Only a request that the server has started to read delays the server's end.
         let mut go_on = [0; b"HTTP/1.1 100 Continue\r\n\r\n".len()];
         request.read_exact(&mut go_on).await.unwrap();
         assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");

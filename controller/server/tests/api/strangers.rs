@@ -116,7 +116,8 @@ async fn carelessly_by_http_2(target: &AttackTarget, from: Ipv4Addr) -> Option<T
     let mut stream = target.open(from, b"h2").await.ok()?;
     stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await.ok()?;
     stream.flush().await.ok()?;
-    // The head of the server's SETTINGS: it has ended the handshake.
+    // Reads the head of the server's SETTINGS frame. By then the server has completed the
+    // handshake.
     stream.read_exact(&mut [0; 9]).await.ok()?;
     let mut sent = Vec::new();
     for nth in 0..4 {

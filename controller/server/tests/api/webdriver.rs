@@ -14,8 +14,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-/// Chromium must neither send requests beyond this machine nor need a display. Root needs
-/// --no-sandbox.
+/// Flags for Chromium, which must neither send requests beyond this machine nor need a display.
+/// Root needs --no-sandbox.
 const FLAGS: [&str; 9] = [
     "--headless",
     "--no-sandbox",
@@ -27,8 +27,8 @@ const FLAGS: [&str; 9] = [
     "--disable-sync",
     "--window-size=1280,1400",
 ];
-/// Time limit for the expected state of a page, in milliseconds. It is so long only for busy
-/// machines.
+/// Time limit for the expected state of a page, in milliseconds. The limit is this long because the
+/// machine may be busy.
 const PATIENCE: u64 = 240_000;
 
 /// The keys of WebDriver (section 17.4.2).

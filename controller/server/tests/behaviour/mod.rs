@@ -332,8 +332,7 @@ pub(crate) async fn a_clock_that_is_set_ahead_ends_no_quarantine(fixture: &dyn S
     grants.try_request_segments("c", "r").await.expect_err("not yet");
     clock.advance(70);
     assert_eq!(grants.request_segments("c", "r").await, [network("10.77.0.0/28"), network("fd77::/124")]);
-    // A replica that starts now knows only its clock, and takes no segment from nodes that hold
-    // one.
+    // A replica that starts now has only its clock, and takes no held segment from its node.
     let held = grants.held().await;
     drop(grants);
     let mut grants = Grants::start(fixture.open().await).await;
@@ -400,7 +399,7 @@ pub(crate) async fn nothing_is_granted_after_a_restore_until_every_edge_has_repo
             Ok(((), vec![Change::PutNode(record)]))
         });
         reported.await.unwrap();
-        // A controller that starts now also knows of the report.
+        // A controller that starts now also has the record of the report.
         let grants = Grants::start(fixture.open().await).await;
         match missing {
             Some(missing) => assert_eq!(waits_for(&grants, "r1").await, [missing]),

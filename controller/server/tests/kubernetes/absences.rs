@@ -43,7 +43,7 @@ async fn definition(name: &str) -> (Api<CustomResourceDefinition>, Option<Custom
     (api, found)
 }
 
-/// Returns the holder of each segment, as a replica knows it.
+/// Returns the holder of each segment, according to the state in the replica's memory.
 async fn known(replica: &Grants) -> BTreeMap<IpNetwork, NodeName> {
     let state = replica.registry.read().await;
     state.ledger().rows().map(|row| (row.network, row.node.clone())).collect()
@@ -113,7 +113,7 @@ fn definitions() {
             assert_eq!(known(replica).await, before);
             assert!(replica.registry.read().await.listed_community(&alpha).is_some());
         }
-        // The next node gets a free segment, and a replica that starts now knows all.
+        // The next node gets a free segment, and a replica that starts now has all rows.
         replicas[1].register("c").await;
         let granted = replicas[1].request_segments("c", "r").await;
         assert!(granted.iter().all(|network| !before.contains_key(network)), "{granted:?} of {before:?}");
@@ -125,7 +125,7 @@ fn definitions() {
         let third = cluster.replica().await;
         registered(&third, 3).await;
         assert_eq!(known(&third).await.len(), all.len());
-        // Deletions by replicas still count.
+        // Deletions by replicas still take effect.
         replicas[0].deregister("a").await;
         for replica in &replicas {
             until("the deregistration to be known", async || {
@@ -184,7 +184,7 @@ fn lost() {
         maps.patch("edge-cni-controller", &PatchParams::default(), &patch).await.unwrap();
         let error = cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap_err().to_string();
         assert!(error.contains("segments.edge-cni.io") && error.contains("edge-controller import"), "{error}");
-        // An import announces itself to the store.
+        // An import calls `begin_import` first.
         cluster.store().begin_import().await.unwrap();
         cluster.store().load(tokio::sync::mpsc::channel(1).0).await.unwrap();
     });
@@ -211,7 +211,7 @@ fn held() {
             assert_eq!(known(replica).await.len(), 2);
             assert_eq!(replica.held().await.len(), 2);
         }
-        // The same applies to all at once.
+        // The same applies if all segments are deleted at once.
         PLANE.kubectl(&["delete", "segments", "--all"]).unwrap();
         until("all to come back", async || (kept(&cluster).await == known(&replicas[0]).await).then_some(())).await;
         replicas[1].register("b").await;
@@ -271,7 +271,7 @@ fn served() {
         })
         .await;
         assert!(message.contains("kubectl apply -f deploy/crds"), "{message}");
-        // A restart would lose what the replica knows.
+        // A restart would lose the replica's state.
         assert_eq!(health(&cloud, "/healthz").await.0, 200);
         let again = node.watch().await.view().await;
         assert_eq!((again.segments, again.peers), (view.segments.clone(), view.peers.clone()));

@@ -85,7 +85,7 @@ fn deleted() {
     });
 }
 
-/// Counts how often the Secret is read.
+/// A storage that counts how often the Secret is read.
 struct CountingStorage(CaSecret, watch::Sender<usize>);
 
 impl CaStorage for CountingStorage {

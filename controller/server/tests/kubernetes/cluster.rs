@@ -61,7 +61,7 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
     run_within(Duration::from_secs(300), test);
 }
 
-/// Like [`run`], with another time limit.
+/// Does the same as [`run`] with another time limit.
 pub(crate) fn run_within(bound: Duration, test: impl Future<Output = ()>) {
     // Logs are shown only on request.
     let _ = tracing_subscriber::fmt()

@@ -47,8 +47,8 @@ impl Shared {
             for mut segment in kept {
                 segment.spec.kept_until = None;
                 let name = segment.metadata.name.clone()?;
-                // The write fails if another writer has changed the object first; `until` tries
-                // again.
+                // The write fails if another writer has changed the object first; `until` repeats
+                // it.
                 let _ = self.cluster.segments().replace(&name, &PostParams::default(), &segment).await;
             }
             none.then_some(())

@@ -143,7 +143,7 @@ fn own_label() {
         said(&cloud, ADD_NONE).await;
         event("NodeLabelsDoNotCount", "it is not there").await;
         event("LabelsDoNotCount", "not put into alpha, beta").await;
-        // A label that an administrator sets later does count.
+        // A label that an administrator sets later does apply.
         for name in ["edge-1", "edge-2"] {
             PLANE.kubectl(&["label", "node", name, &format!("{RESTRICTED}=gamma")]).unwrap();
         }
@@ -167,8 +167,8 @@ fn kubelet() {
             .unwrap();
         protect(&kubelet, "edge-1").await;
         let refused = |words: &[&str]| ask(&kubelet, words).expect_err(&format!("{words:?} is refused"));
-        // The request is refused by the policy, or by NodeRestriction, which comes first and knows
-        // some of the labels.
+        // The request is refused by the policy, or by NodeRestriction, which runs first and
+        // restricts some of the labels.
         let by_whom = |why: String| {
             let named = why.contains("edge-cni-node-labels")
                 || why.contains("is not allowed to modify labels")
@@ -270,7 +270,8 @@ fn on_behalf() {
             let why = create(&cloudcore, &node).expect_err(key);
             assert!(why.contains("edge-cni-node-labels"), "{key}: {why}");
         }
-        // An edge stays one, and becomes one when it registers.
+        // cloudcore cannot remove the role label from an edge, but can set it when it registers a
+        // Node.
         ask(&cloudcore, &["label", "node", "edge-1", "node-role.kubernetes.io/edge-"]).unwrap_err();
         let labels = "{node-role.kubernetes.io/edge: '', node-role.kubernetes.io/agent: ''}";
         create(&cloudcore, &format!("apiVersion: v1\nkind: Node\nmetadata: {{name: edge-8, labels: {labels}}}\n"))

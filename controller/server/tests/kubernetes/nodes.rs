@@ -75,7 +75,7 @@ fn labelled() {
         for replica in &replicas {
             peers(replica, "a", 1).await;
         }
-        // An invalid name does not affect the others.
+        // An invalid name does not affect the other nodes.
         label("b", "beta_-_c");
         label("a", "gamma");
         peers(&replicas[1], "a", 0).await;

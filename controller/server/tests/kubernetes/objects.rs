@@ -214,8 +214,8 @@ fn unreadable() {
         let garbage = OrphanCollector::new(&cluster.client, again.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
         assert!(again.registry.read().await.node(&name("a")).is_none(), "this replica has never read it");
-        // The second one came later than the first. When it is released, the node's segments would
-        // have been due long before.
+        // The second segment was added later than the first. When the second is released, the
+        // node's segments would have been due long before.
         for ghost in ["10.77.1.0/28", "10.77.2.0/28"].map(network) {
             let row = SegmentRecord::new(ghost, name("ghost"), "join".into(), 1_793_491_300, None);
             crate::behaviour::commit(&other, vec![Change::GrantSegment(row)]).await.unwrap();

@@ -181,8 +181,8 @@ fn storm() {
             until("the nodes", async || (replica.registry.read().await.nodes().len() == 9).then_some(())).await;
         }
         let done = AtomicUsize::new(0);
-        // Each node repeats its request until it gets a response, each time at another replica, as
-        // agents do.
+        // As an agent does, each node repeats its request until it gets a response, each time to
+        // another replica.
         let asking = nodes.iter().enumerate().map(|(n, node)| {
             let (replicas, done) = (&replicas, &done);
             async move {

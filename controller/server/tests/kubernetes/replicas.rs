@@ -67,7 +67,7 @@ fn three() {
         assert_eq!(granted.len(), 15 * 2 * 3);
         assert_disjoint(&granted);
         granted.sort();
-        // Every replica knows all segments, and so does the API server.
+        // Every replica has all segments in its state, and the API server stores all of them.
         for replica in &replicas {
             until("the replica to know all that was granted", async || {
                 let mut held: Vec<IpNetwork> = replica.held().await.into_iter().map(|(network, _)| network).collect();
@@ -185,7 +185,8 @@ fn sizes() {
         let mut granted = first.request_segments("a", "r1").await;
         let second = large.replica().await;
         second.register("b").await;
-        // Both request segments at once, repeatedly. One of them gets only refusals.
+        // Both replicas request segments at the same time, repeatedly. The first replica, whose
+        // segment sizes are no longer in force, gets only refusals.
         for round in 0..20 {
             let (request, more) = (format!("r{round}"), format!("more {round}"));
             let refused = first.try_request_segments("a", &more);

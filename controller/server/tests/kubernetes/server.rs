@@ -92,7 +92,7 @@ fn picture() {
         for part in ["edge", r#"["alpha","b"]"#, "192.0.2.1:4500", "3/4", "OBSTACLES", "LAST SEEN", "7.8.9"] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
-        // Another replica has the same knowledge, also that a node has never connected.
+        // Another replica returns the same data, including that a node has never connected.
         let other = controller(&cluster).await;
         other.node("edge", "edge-2").await;
         let of_other = async |name: &str| {
@@ -182,7 +182,7 @@ fn anew() {
         listed("the community's status").await;
         let before = status(&cluster, "edge-1", "the node's status", segments).await;
 
-        // Both are deleted and created again between two comparisons of the leader.
+        // Both objects are deleted and created again between two comparisons of the leader.
         PLANE.kubectl(&["delete", "community", "alpha"]).unwrap();
         PLANE.apply_text(community).unwrap();
         let nodes: Api<EdgeNode> = Api::all(as_user(PLANE.kubeconfig()).await.client);
@@ -258,8 +258,8 @@ fn two() {
         })
         .await;
         let replica = of_one.status.unwrap().replica;
-        // The other replica serves the node in its present state, and knows the segment request
-        // that the first one answered.
+        // The other replica serves the node in its present state, and has the segment request that
+        // the first replica answered.
         node.move_to(&other);
         let stream_of_other = node.watch().await;
         let (code, again) = node.request_segments("r", &["ipv4", "ipv6"]).await;
@@ -351,7 +351,7 @@ fn trust() {
             let trusted = listed.as_array().unwrap().iter().rev().filter(|authority| authority["state"] != "retired");
             trusted.map(|authority| authority["certificate"].as_str().unwrap()).collect::<String>()
         };
-        // The name in the agents' DaemonSets.
+        // The agents' DaemonSets use this name.
         let published = async |what: &str, certificates: &str| {
             let holds = |map: &ConfigMap| {
                 map.data.as_ref().and_then(|data| data.get("ca.crt")).is_some_and(|held| held == certificates)

@@ -70,7 +70,7 @@ impl Replica {
     }
 }
 
-/// Follows a view as an agent does.
+/// A client that follows a view as an agent does.
 struct Follower {
     view: NodeView,
     epoch: String,

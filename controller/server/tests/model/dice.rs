@@ -1,10 +1,11 @@
 //! Generates random numbers from a seed.
 
-/// A generator of random numbers (SplitMix64). The same seed and thrower give the same numbers.
+/// A generator of random numbers (SplitMix64). Generators that [`Dice::new`] makes from the same
+/// arguments return the same numbers.
 pub(crate) struct Dice(u64);
 
 impl Dice {
-    /// Makes the generator of one of several throwers.
+    /// Makes one of several generators with the same seed. `thrower` is its number.
     pub(super) fn new(seed: u64, thrower: u64) -> Self {
         let mut dice = Self(seed ^ thrower.wrapping_mul(0xd6e8_feb8_6659_fd93));
         dice.throw();

@@ -13,7 +13,7 @@ use super::world::{CAPACITY, TimeLimit, World};
 use crate::harness::{Connection, HttpResponse, Node, chain, kind, request_of};
 
 const FAMILIES: [&str; 2] = ["ipv4", "ipv6"];
-/// Name that stands for the request for the segments that a node gets when it joins.
+/// Name under which the model records the request for the segments that a node gets when it joins.
 const JOIN: &str = "join";
 
 /// The reason why a segment request has no segments.
@@ -24,7 +24,7 @@ enum NotGranted {
     TooOften,
 }
 
-/// A node name with one life for each join.
+/// A node name. Each join begins a new life of the node.
 pub(super) struct Member<'a> {
     world: &'a World<'a>,
     name: String,
@@ -34,7 +34,8 @@ pub(super) struct Member<'a> {
     /// Whether the node has a Kubernetes Node object. The deletion of that object deregisters the
     /// node.
     has_object: bool,
-    /// Whether an interrupted action may have left segments: the node may hold more than it knows.
+    /// Whether an interrupted action may have left segments: the node may hold more segments than
+    /// it has received.
     leftovers: bool,
 }
 
@@ -104,8 +105,8 @@ impl<'a> Member<'a> {
                             ways.push((self.token().await, KeyPair::generate().unwrap()));
                             turn = ways.len() - 1;
                         }
-                        // An earlier attempt has joined the node, or this controller still knows
-                        // its earlier life.
+                        // An earlier attempt has joined the node, or this controller still has the
+                        // row of its earlier life.
                         Ok((409, _)) if refused(&response, "name-taken") && (unsure || self.world.lags()) => turn += 1,
                         Ok((403, _)) if refused(&response, "token-unknown") && self.world.lags() => {}
                         Ok((503, _)) | Err(_) => unsure = true,
@@ -336,7 +337,7 @@ impl<'a> Member<'a> {
     }
 
     /// Deregisters the node as the operator. Returns whether the deregistration may be incomplete,
-    /// or was done by a controller that did not know everything.
+    /// or was done by a controller whose state was not up to date.
     async fn is_deregistered(&mut self) -> bool {
         let known: BTreeSet<IpNetwork> =
             self.registered.as_ref().unwrap().answered.values().flatten().copied().collect();

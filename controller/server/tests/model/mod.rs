@@ -80,7 +80,8 @@ pub(crate) async fn check(testbed: &dyn Testbed, normally: Duration) {
     world.stop().await;
 }
 
-/// Prints the data that is needed to examine a failure.
+/// A report with the data that is needed to examine a failure. The report is printed if this value
+/// is dropped while the thread panics.
 struct FailureReport {
     seed: u64,
     words: Box<dyn Fn() -> String>,

@@ -28,12 +28,12 @@ struct Inner {
 struct HeldSegment {
     network: IpNetwork,
     node: String,
-    /// How often the node had joined before.
+    /// Number of times that the node had joined before.
     life: u32,
     request: String,
-    /// When the node received the response.
+    /// Time at which the node received the response.
     from: Instant,
-    /// When the deregistration of the node began.
+    /// Time at which the deregistration of the node began.
     until: Option<Instant>,
     /// Whether the deregistration may be incomplete, so that the name still holds the segment.
     inherited: bool,

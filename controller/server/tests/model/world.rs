@@ -42,15 +42,15 @@ pub(crate) trait Testbed: Sync {
     /// objects. The deletion of that object deregisters the node.
     fn create_node_object<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, bool>;
 
-    /// Returns when the controllers know of that object.
+    /// Returns when the controllers have recorded that object.
     fn node_object_is_known<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
 
     /// Deletes that object and returns when the node is deregistered.
     fn delete_node_object<'a>(&'a self, node: &'a str) -> LocalBoxFuture<'a, ()>;
 
     /// Returns the segments that a node got by joining since `since`, in seconds since 1970-01-01
-    /// UTC. `None` if each controller can list them. A controller cannot if it may know a node but
-    /// not yet the release of the segments of an earlier node with this name.
+    /// UTC. `None` if each controller can list them. A controller cannot if its state may contain a
+    /// node but not yet the release of the segments of an earlier node with this name.
     fn granted_on_join<'a>(&'a self, node: &'a str, since: i64) -> LocalBoxFuture<'a, Option<BTreeSet<IpNetwork>>>;
 
     /// Releases the segments that an interrupted controller may have left.
@@ -87,7 +87,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Retries until a time limit.
+/// A time limit for retries.
 pub(super) struct TimeLimit {
     what: String,
     since: Instant,
@@ -151,7 +151,7 @@ impl<'a> World<'a> {
         Self { testbed, model, ca, replicas, sent, over }
     }
 
-    /// Returns whether one of several controllers may not know yet what another one knows.
+    /// Returns whether the state of one controller may be older than that of another.
     pub(super) fn lags(&self) -> bool {
         self.replicas.len() > 1
     }

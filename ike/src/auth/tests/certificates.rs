@@ -1,4 +1,4 @@
-//! Tests which certificates and signatures are accepted.
+//! Tests which certificates and signatures the validator accepts.
 
 use rcgen::PKCS_ECDSA_P384_SHA384;
 
@@ -79,7 +79,7 @@ fn a_chain_of_four_certificates_is_believed() {
     let middle = upper.intermediate("middle", |_| {});
     let lower = middle.intermediate("lower", |_| {});
     let mut auth = config(&root, lower.issue(&PKCS_ED25519, |_| {}));
-    // All certificates but the first may come in any order.
+    // All certificates except the first may be in any order.
     auth.chain.extend([upper.der, lower.der, middle.der]);
     assert_eq!(judged(&authenticator(&auth), &authenticator(&auth), &fqdn()), Ok(Proof::Ed25519));
 }
@@ -245,7 +245,7 @@ fn a_trust_anchor_counts_only_while_it_is_valid() {
     let auth = config(&early, early.issue(&PKCS_ED25519, |_| {}));
     let error = judged(&authenticator(&auth), &authenticator(&auth), &fqdn()).unwrap_err();
     assert!(matches!(error, AuthError::NotYetValid { .. }), "{error}");
-    // Another trust anchor still counts, in either order.
+    // Another, valid trust anchor is used, in either order.
     let good = Authority::root("good root");
     for anchors in [[&expired, &good], [&good, &expired]] {
         let mut auth = config(&good, good.issue(&PKCS_ED25519, |_| {}));

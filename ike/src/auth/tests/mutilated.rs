@@ -21,7 +21,7 @@ fn no_certificate_and_garbage_are_refused() {
     let by_url = Certificate { encoding: CertificateEncoding::HashAndUrl, data: vec![1; 30] };
     assert_eq!(verify(&[by_url]), AuthError::NoCertificate);
     assert!(matches!(verify(&[x509(vec![0x30, 3, 1])]), AuthError::MalformedCertificate(_)));
-    // Every prefix of a good certificate, and the certificate with an octet behind it.
+    // No prefix of a good certificate is accepted, nor the certificate with an extra octet.
     let good = auth.certificates()[0].data.clone();
     for len in 0..good.len() {
         assert_eq!(verify(&[x509(good[..len].to_vec())]).kind(), PeerErrorKind::UntrustedCertificate);
@@ -50,7 +50,7 @@ proptest! {
         changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..5),
         cut in proptest::option::of(any::<prop::sample::Index>()),
     ) {
-        // One certificate for all cases, since making keys takes most of the time.
+        // One certificate is used for all cases, since making keys takes most of the time.
         static MADE: std::sync::LazyLock<(Authenticator, Authentication)> = std::sync::LazyLock::new(|| {
             let root = Authority::root("root");
             let auth = authenticator(&config(&root, root.issue(&PKCS_ED25519, |_| {})));

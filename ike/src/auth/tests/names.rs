@@ -1,4 +1,4 @@
-//! Tests the names in a certificate against the identity that the peer claims.
+//! Tests the comparison of the names in a certificate with the identity that the peer claims.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

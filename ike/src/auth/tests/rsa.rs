@@ -62,14 +62,14 @@ fn digital(identifier: &[u8], signature: &[u8]) -> Vec<u8> {
     [&[identifier.len() as u8], identifier, signature].concat()
 }
 
-/// The AlgorithmIdentifier of sha256WithRSAEncryption, or of the variant with a longer hash (RFC
-/// 7427 A.1).
+/// Returns the AlgorithmIdentifier of sha256WithRSAEncryption, or of the variant with a longer hash
+/// (RFC 7427 A.1).
 fn pkcs1(last: u8) -> Vec<u8> {
     [&[0x30, 0x0d, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1][..], &[last, 5, 0]].concat()
 }
 
-/// RSASSA-PSS with SHA-256 as RFC 7427 A.4.3 prints it, without the trailer field: DER leaves out
-/// fields that have their default value.
+/// RSASSA-PSS with SHA-256 as in RFC 7427 A.4.3, without the trailer field: DER leaves out fields
+/// that have their default value.
 const PSS_SHA256: [u8; 67] = [
     0x30, 0x41, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 0x0a, 0x30, 0x34, 0xa0, 0x0f, 0x30, 0x0d, 6, 9, 0x60,
     0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 0xa1, 0x1c, 0x30, 0x1a, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 8,
@@ -112,7 +112,8 @@ fn rsa_signatures_of_both_paddings_and_all_hashes_are_verified() {
         let signature = signature(encoding);
         assert_eq!(verify(&auth, AuthMethod::RsaSignature, signature.clone()), Ok(Proof::Rsa));
         assert_eq!(verify(&auth, digital_signature, digital(&pkcs1(last), &signature)), Ok(Proof::Rsa));
-        // Without the NULL, and with another hash than the one in the signature.
+        // An identifier without the NULL is accepted; one that names a different hash than the
+        // signature uses is not.
         let without_null = [&[0x30, 0x0b], &pkcs1(last)[2..13]].concat();
         assert_eq!(verify(&auth, digital_signature, digital(&without_null, &signature)), Ok(Proof::Rsa));
         let other = pkcs1(if last == 11 { 12 } else { 11 });
@@ -124,7 +125,8 @@ fn rsa_signatures_of_both_paddings_and_all_hashes_are_verified() {
         (identifier[29], identifier[59], identifier[66]) = (hash, hash, salt);
         let signature = signature(encoding);
         assert_eq!(verify(&auth, digital_signature, digital(&identifier, &signature)), Ok(Proof::Rsa), "{hash}");
-        // As RFC 7427 A.4.3 prints it, with the trailer field; and without the NULLs.
+        // The identifier is also accepted with the trailer field, as in RFC 7427 A.4.3, and without
+        // the NULLs.
         let mut printed = [&identifier[..], &[0xa3, 3, 2, 1, 1]].concat();
         (printed[1], printed[14]) = (0x46, 0x39);
         assert_eq!(verify(&auth, digital_signature, digital(&printed, &signature)), Ok(Proof::Rsa), "{hash}");

@@ -15,16 +15,16 @@ pub(super) trait KeyPair: Send + Sync + Sized + 'static {
     /// Makes a key pair.
     fn generate(env: &mut dyn Environment) -> Result<Self, KeyExchangeError>;
 
-    /// The public key as the Key Exchange payload carries it.
+    /// Returns the public key in the format of the Key Exchange payload.
     fn public(&self) -> &[u8];
 
-    /// Computes the shared secret g^ir. Refuses a public key that is not in the group, or that
-    /// reveals the secret. The pair stays in its box: moving it would leave a copy of the private
-    /// key in memory that is not wiped.
+    /// Computes the shared secret g^ir. Returns an error if the peer's public key is not in the
+    /// group, or would reveal the secret. The pair stays in its box: moving it would leave a copy
+    /// of the private key in memory that is not wiped.
     fn agree(self: Box<Self>, peer: &[u8]) -> Result<Secret, KeyExchangeError>;
 }
 
-/// Diffie-Hellman in the group of `K`.
+/// Diffie-Hellman with key pairs of type `K`.
 pub(super) struct DiffieHellman<K>(PhantomData<K>);
 
 impl<K> DiffieHellman<K> {
@@ -48,8 +48,8 @@ impl<K: KeyPair> KeyExchangeMethod for DiffieHellman<K> {
         initiator_share: &[u8],
         env: &mut dyn Environment,
     ) -> Result<Box<dyn Responded>, KeyExchangeError> {
-        // RFC 7296 3.4: the length follows from the group. A share of another length is refused
-        // now, not kept until IKE_AUTH.
+        // RFC 7296 3.4: the length follows from the group. Refuse a share of another length now,
+        // instead of keeping it until IKE_AUTH.
         check_length::<K>(initiator_share)?;
         Ok(Box::new(Responder { pair: Box::new(K::generate(env)?), initiator: initiator_share.to_vec() }))
     }

@@ -38,7 +38,7 @@ impl Curve for P384 {
 }
 
 /// A key pair on the curve `C`. The private key comes from the system's random source, since `ring`
-/// takes no other source for ephemeral keys. Only the key depends on this randomness.
+/// takes no other source for ephemeral keys. No other value depends on this source.
 pub(super) struct Ecp<C> {
     private: EphemeralPrivateKey,
     public: Vec<u8>,

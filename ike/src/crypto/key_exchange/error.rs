@@ -1,9 +1,9 @@
 //! The reasons why a key exchange fails.
 
-/// The reason why the two ends have no shared secret.
+/// The reason why no shared secret could be computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyExchangeError {
-    /// The peer's share belongs to another method. The answer is INVALID_KE_PAYLOAD.
+    /// The peer's share belongs to another method. The response is INVALID_KE_PAYLOAD.
     #[error("key exchange data for group {found}, expected {expected}")]
     Group {
         /// Transform ID of our method.
@@ -22,7 +22,7 @@ pub enum KeyExchangeError {
     /// The peer's share is not a point on the curve (RFC 5903 8).
     #[error("the public key is not a point of the curve")]
     InvalidPoint,
-    /// The peer sent a point of small order. The shared secret would be zero for any of our keys
+    /// The peer sent a point of small order. The shared secret would be zero with any private key
     /// (RFC 8031 5).
     #[error("the public key is of small order")]
     SmallOrder,

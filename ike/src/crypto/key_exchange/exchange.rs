@@ -9,16 +9,15 @@ use crate::environment::Environment;
 use crate::secret::Secret;
 use crate::wire::KeyExchange;
 
-/// A key exchange that we begin. Call [`Self::start`], send [`Self::payload`], then call
-/// [`Self::finish`] with the responder's payload. The private key is used for this one exchange
-/// only.
+/// A key exchange that we initiate. Call [`Self::start`], send [`Self::payload`], then call
+/// [`Self::finish`] with the responder's payload. The private key is used only for this exchange.
 pub struct InitiatorKeyExchange {
     group: Group,
     started: Box<dyn Started>,
 }
 
 impl InitiatorKeyExchange {
-    /// Makes a key pair of this method, to be used once.
+    /// Makes our share. It is used only once.
     ///
     /// # Errors
     /// Returns [`KeyExchangeError::NoRandomness`] if the system's random source fails.
@@ -26,12 +25,12 @@ impl InitiatorKeyExchange {
         Ok(Self { group, started: group.method().start(env)? })
     }
 
-    /// The method that this exchange uses.
+    /// Returns the method that this exchange uses.
     pub fn group(&self) -> Group {
         self.group
     }
 
-    /// Our share as KEi.
+    /// Returns our share as KEi.
     pub fn payload(&self) -> KeyExchange {
         KeyExchange { group: self.group.number(), data: self.started.share().to_vec() }
     }
@@ -39,7 +38,7 @@ impl InitiatorKeyExchange {
     /// Computes the shared secret from KEr.
     ///
     /// # Errors
-    /// Returns an error if the responder's share is not valid for this method, or reveals the
+    /// Returns an error if the responder's share is not valid for this method, or would reveal the
     /// secret.
     pub fn finish(self, response: &KeyExchange) -> Result<Secret, KeyExchangeError> {
         check_group(self.group, response)?;
@@ -47,7 +46,7 @@ impl InitiatorKeyExchange {
     }
 }
 
-/// A key exchange that the peer begins. Call [`Self::respond`] with its payload, send
+/// A key exchange that the peer initiates. Call [`Self::respond`] with its payload, send
 /// [`Self::payload`], then call [`Self::secret`].
 pub struct ResponderKeyExchange {
     group: Group,
@@ -59,14 +58,13 @@ impl ResponderKeyExchange {
     ///
     /// # Errors
     /// Returns an error if the initiator's share has another method or length, or if the system's
-    /// random source fails. A Diffie-Hellman share is checked fully only when [`Self::secret`]
-    /// computes with it.
+    /// random source fails. A Diffie-Hellman share is fully checked only in [`Self::secret`].
     pub fn respond(group: Group, request: &KeyExchange, env: &mut dyn Environment) -> Result<Self, KeyExchangeError> {
         check_group(group, request)?;
         Ok(Self { group, responded: group.method().respond(&request.data, env)? })
     }
 
-    /// Our share as KEr.
+    /// Returns our share as KEr.
     pub fn payload(&self) -> KeyExchange {
         KeyExchange { group: self.group.number(), data: self.responded.share().to_vec() }
     }
@@ -74,7 +72,7 @@ impl ResponderKeyExchange {
     /// Computes the shared secret.
     ///
     /// # Errors
-    /// Returns an error if the initiator's share is not valid for this method, or reveals the
+    /// Returns an error if the initiator's share is not valid for this method, or would reveal the
     /// secret.
     pub fn secret(self) -> Result<Secret, KeyExchangeError> {
         self.responded.secret()

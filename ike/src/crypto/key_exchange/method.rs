@@ -1,5 +1,5 @@
-//! The interface of a key exchange method: two steps at the initiator, one at the responder. Both
-//! Diffie-Hellman and a key encapsulation mechanism (KEM) have this shape:
+//! The interface of a key exchange method: two steps at the initiator, one at the responder.
+//! Diffie-Hellman and key encapsulation mechanisms (KEM) both fit this interface:
 //!
 //! | | initiator's share | responder's share | secret |
 //! |---|---|---|---|
@@ -12,10 +12,10 @@ use crate::secret::Secret;
 
 /// A key exchange method: one transform of type KE (RFC 7296 3.3.2).
 pub(super) trait KeyExchangeMethod: Sync {
-    /// The initiator's first step: makes its share.
+    /// Makes the initiator's share. This is the initiator's first step.
     fn start(&self, env: &mut dyn Environment) -> Result<Box<dyn Started>, KeyExchangeError>;
 
-    /// The responder's step: makes its share from the initiator's share.
+    /// Makes the responder's share from the initiator's share. This is the responder's step.
     fn respond(
         &self,
         initiator_share: &[u8],
@@ -25,19 +25,19 @@ pub(super) trait KeyExchangeMethod: Sync {
 
 /// The state of an initiator that has made its share and waits for the responder's.
 pub(super) trait Started: Send + Sync {
-    /// Key exchange data for the responder.
+    /// Returns the key exchange data for the responder.
     fn share(&self) -> &[u8];
 
-    /// The initiator's second step: computes the shared secret.
+    /// Computes the shared secret. This is the initiator's second step.
     fn finish(self: Box<Self>, responder_share: &[u8]) -> Result<Secret, KeyExchangeError>;
 }
 
 /// The state of a responder that has made its share.
 pub(super) trait Responded: Send + Sync {
-    /// Key exchange data for the initiator.
+    /// Returns the key exchange data for the initiator.
     fn share(&self) -> &[u8];
 
-    /// Computes the shared secret. A method may do its expensive part in this call: a responder
-    /// calls it only when IKE_AUTH comes, so that a flood of IKE_SA_INIT costs less.
+    /// Computes the shared secret. A method may do its expensive part in this call. A responder
+    /// calls it only when IKE_AUTH arrives, so that a flood of IKE_SA_INIT requests costs less.
     fn secret(self: Box<Self>) -> Result<Secret, KeyExchangeError>;
 }

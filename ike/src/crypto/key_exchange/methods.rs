@@ -14,14 +14,14 @@ use crate::config::Group;
 macro_rules! methods {
     ($($group:ident = $transform_id:literal $name:literal $microseconds:literal $method:ty;)+) => {
         impl Group {
-            /// The transform ID of the method, which is also in the Key Exchange payload.
+            /// Returns the transform ID of the method, which is also in the Key Exchange payload.
             pub fn number(self) -> u16 {
                 match self {
                     $(Self::$group => $transform_id,)+
                 }
             }
 
-            /// The method with this transform ID. `None` if we do not support it.
+            /// Returns the method with this transform ID, or `None` if we do not support it.
             pub fn from_number(number: u16) -> Option<Self> {
                 match number {
                     $($transform_id => Some(Self::$group),)+
@@ -29,8 +29,9 @@ macro_rules! methods {
                 }
             }
 
-            /// Time that both steps of the responder take on a slow processor, microseconds. It is
-            /// 0 if they take so little that unauthenticated initiators need no limit for them.
+            /// Returns the time that both computations of the responder take on a slow processor,
+            /// microseconds. It is 0 if they take so little time that unauthenticated initiators
+            /// need no limit.
             pub(crate) fn expense(self) -> u32 {
                 match self {
                     $(Self::$group => $microseconds,)+
@@ -54,7 +55,7 @@ macro_rules! methods {
     };
 }
 
-// Group, transform ID, name in logs and errors, expense, implementation.
+// Columns: group, transform ID, name in logs and errors, expense (microseconds), implementation.
 methods! {
     Modp2048 = 14 "MODP_2048" 1_500 DiffieHellman<<Modp2048 as KeyExchange>::Pair>;
     Modp3072 = 15 "MODP_3072" 4_000 DiffieHellman<<Modp3072 as KeyExchange>::Pair>;

@@ -17,12 +17,12 @@ use crate::secret::Secret;
 pub(super) trait Group<const LIMBS: usize>: Send + Sync + 'static {
     /// Size of the prime, bytes.
     const LEN: usize = Uint::<LIMBS>::BYTES;
-    /// Size of a private key, bits. RFC 3526 1 asks for twice the strength of the group, which is
-    /// 112, 128 and about 150 bits. A longer key makes the exchange no stronger, but an order of
-    /// magnitude slower.
+    /// Size of a private key, bits. RFC 3526 1 requires twice the strength of the group, which is
+    /// 112, 128 or about 150 bits. A longer key would not make the exchange stronger, but an order
+    /// of magnitude slower.
     const EXPONENT_BITS: u32;
 
-    /// The prime, with precomputed values for modular arithmetic.
+    /// Returns the prime, with precomputed values for modular arithmetic.
     fn prime() -> &'static FixedMontyParams<LIMBS>;
 }
 
@@ -48,13 +48,14 @@ macro_rules! groups {
     };
 }
 
-/// Names the key pair type of a group without its size parameter.
+/// Gives access to the key pair type of a group without its size parameter.
 pub(super) trait KeyExchange {
     /// A key pair of this group.
     type Pair;
 }
 
-// Names, size, bits of a private key, prime (RFC 3526 3 to 5). The generator is 2.
+// Columns: name, type of the prime, bits of a private key, prime (RFC 3526 3 to 5). The generator
+// is 2.
 groups! {
     /// 2048-bit MODP group.
     Modp2048: U2048, 256,
@@ -109,7 +110,7 @@ impl<G: Group<LIMBS>, const LIMBS: usize> KeyPair for Modp<G, LIMBS> {
 
     fn generate(env: &mut dyn Environment) -> Result<Self, KeyExchangeError> {
         let mut octets = Zeroizing::new([0; U320::BYTES]);
-        // The first octets stay zero.
+        // The first octets remain zero.
         let unused = U320::BYTES.saturating_sub(G::EXPONENT_BITS as usize / 8);
         env.fill_random(octets.get_mut(unused..).unwrap_or_default());
         let exponent = Zeroizing::new(U320::from_be_slice(octets.as_ref()));

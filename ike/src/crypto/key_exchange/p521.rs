@@ -12,7 +12,7 @@ use crate::secret::Secret;
 /// Size of a coordinate and of a private key, bytes.
 const LEN: usize = 66;
 /// Maximum number of attempts to make a private key. Random octets are almost always a valid
-/// private key. They are not valid if they are zero or not below the order of the group, which
+/// private key. They are invalid only if they are zero or not below the order of the group, which
 /// begins with 260 one bits.
 const ATTEMPTS: usize = 4;
 

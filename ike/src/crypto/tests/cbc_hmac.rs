@@ -60,8 +60,8 @@ fn keys_and_messages_are_those_of_an_independent_computation() {
     }
 }
 
-/// Makes a message from the initiator with these decrypted octets and a good ICV. An incomplete
-/// last block is left unencrypted.
+/// Makes a message from the initiator whose Encrypted payload decrypts to `plain`, with a correct
+/// ICV. An incomplete last block is left unencrypted.
 fn authentic(plain: &[u8]) -> Vec<u8> {
     let keys = keys(Prf::HmacSha256, CBC_SHA256);
     let iv = [7; 16];
@@ -103,7 +103,7 @@ fn authentic_messages_with_wrong_padding_are_malformed() {
 #[test]
 fn a_message_that_is_not_authentic_is_forged_whatever_its_padding_is() {
     //= RFC 7296 3.14 MUST 8: the checksum covers the encrypted message
-    // A different answer would reveal the padding to an attacker who sends forged messages.
+    // A different error would reveal the padding to an attacker who sends forged messages.
     let (_, responder) = pair(CBC_SHA256);
     for plain in [&[0; 16][..], &[255; 16], &[0; 15], &[]] {
         let mut message = authentic(plain);

@@ -4,7 +4,7 @@ use ring::digest;
 
 use super::*;
 
-/// An environment that gives these octets in place of random ones.
+/// An environment that returns these octets as random octets.
 struct Fixed(Vec<u8>);
 
 impl Environment for Fixed {
@@ -28,8 +28,8 @@ fn sha256(octets: &[u8]) -> String {
 fn modp_groups_give_the_shares_and_secrets_of_an_independent_computation() {
     //= RFC 7296 2.14 REQUIRED 5: a secret as long as the prime
     //= RFC 7296 3.4 MUST 1: a share as long as the prime
-    // Computed with Python's integers and the primes of RFC 3526. The test contains only hashes,
-    // since the values are long.
+    // Computed with Python's integers and the primes of RFC 3526. The test contains only hashes of
+    // the expected values, since the values are long.
     for (group, len, ours, theirs, secret) in [
         (
             Group::Modp2048,
@@ -80,7 +80,7 @@ fn a_modp_share_must_be_between_one_and_p_minus_one() {
         assert_eq!(good.expose().len(), len, "RFC 7296 2.14: leading zeros count");
         assert_eq!(finish(vec![2; len - 1]).unwrap_err(), KeyExchangeError::Length { expected: len, found: len - 1 });
     }
-    // p - 1 and p - 2 of the 2048-bit group.
+    // The first value is p - 1 of the 2048-bit group, the second p - 2.
     let p_minus = |difference: u8| {
         let mut prime = hex(PRIME_2048);
         *prime.last_mut().unwrap() -= difference;
@@ -208,7 +208,7 @@ fn an_x25519_key_of_small_order_is_refused() {
 
 #[test]
 fn a_p256_key_must_be_a_point_of_the_curve_without_format_octet() {
-    // RFC 5903 8.1: grx | gry is accepted; the same value with one bit changed is not.
+    // RFC 5903 8.1: grx | gry is accepted, and the same value with one bit changed is not.
     let point = "D12DFB5289C8D4F81208B70270398C342296970A0BCCB74C736FC7554494BF63\
                  56FBF3CA366CC23E8157854C13C58D6AAC23F046ADA30F8353E74F33039872AB";
     let agree = |data: Vec<u8>| {

@@ -18,7 +18,7 @@ use crate::{Environment, Instant, PeerName, Secret};
 mod cbc_hmac;
 mod key_exchange;
 
-/// "Random" bytes that are the same in every run.
+/// An environment whose random octets are the same in every run.
 struct Env(u8);
 
 impl Environment for Env {

@@ -1,4 +1,4 @@
-//! Tests tunnels that packets ask for, and what shortens or ends the delay after a failure.
+//! Tests tunnels on demand, and what shortens or ends the delay after a failure.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -7,10 +7,10 @@ use super::*;
 use crate::endpoint::Phase;
 use crate::wire::{ExchangeType, Header};
 
-/// How long a packet waits.
+/// Time for which a packet waits for a tunnel.
 const HELD: Duration = Duration::from_secs(30);
 
-/// Two endpoints, neither of which begins by itself.
+/// Returns two endpoints, neither of which initiates without a packet.
 fn on_demand() -> Pair {
     let mut pair = Pair::new();
     pair.configs.iter_mut().for_each(|config| config.initiate = false);
@@ -77,16 +77,16 @@ fn packets_at_both_ends_at_once_leave_one_tunnel() {
     let mut pair = on_demand();
     let now = Instant::new(pair.now);
     for us in 0..2 {
-        // Nothing is delivered before both ends have begun.
+        // Nothing is delivered before both ends have initiated.
         let End { endpoint, host, .. } = &mut pair.ends[us];
         endpoint.acquire(&PeerName::new(NAMES[1 - us]), now + HELD, now, host);
     }
     pair.deliver();
-    // Another packet matched the policy before the tunnel was up.
+    // Another packet matches the policy before the tunnel is up.
     (0..2).for_each(|us| acquire(&mut pair, us));
     pair.run_for(10 * SECOND);
     assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
-    // The packets have their tunnel, and do not cause another one.
+    // The packets have their tunnel and do not cause another attempt.
     let name = PeerName::new(NAMES[1]);
     pair.call(0, |endpoint, now, env| endpoint.terminate(&name, now, env));
     pair.run_for(60 * SECOND);
@@ -130,7 +130,7 @@ fn a_flood_of_packets_to_a_dead_peer_leads_to_few_attempts() {
     }
     let count = attempts.borrow().len();
     assert!((10..=25).contains(&count), "{count} attempts in ten minutes");
-    // Occasional packets do not shorten the delays either.
+    // Occasional packets do not shorten the delays.
     let attempts = count_attempts(&mut pair);
     for _ in 0..20 {
         acquire(&mut pair, 0);
@@ -182,7 +182,7 @@ fn few_attempts_run_at_once_and_many_dead_peers_do_not_delay_the_others() {
         seen = seen.max(busy(&pair));
     }
     assert_eq!(seen, 4);
-    // All of them have failed by now, and packets ask for all of them again.
+    // All of them have failed by now, and more packets need all of them.
     flood(&mut pair);
     acquire(&mut pair, 0);
     let name = PeerName::new(NAMES[1]);
@@ -194,8 +194,8 @@ fn few_attempts_run_at_once_and_many_dead_peers_do_not_delay_the_others() {
     assert!(up(&pair), "one attempt lasts less than eight seconds");
 }
 
-/// Returns a pair whose peer has been silent for this time. The delays between attempts grow to at
-/// most 2 minutes.
+/// Returns a pair whose peer has been silent for this time. The delay between attempts is at most 2
+/// minutes.
 fn silent_for(time: Duration) -> Pair {
     let mut pair = Pair::new().one_sided();
     pair.configs[0].timing.retry_max = Duration::from_secs(120);
@@ -227,7 +227,7 @@ fn other_addresses_of_a_peer_shorten_the_wait_to_ten_seconds_and_never_more() {
     pair.run_for(10 * SECOND);
     assert!(pair.is_connected(), "{:?}", phase(&pair));
 
-    // A peer that changes its addresses all the time does not make us send more than that.
+    // A peer that changes its addresses all the time does not cause more requests than that.
     let mut pair = silent_for(Duration::from_secs(300));
     pair.ends[1].down = true;
     let attempts = count_attempts(&mut pair);

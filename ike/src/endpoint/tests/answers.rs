@@ -1,11 +1,11 @@
-//! Tests answers to IKE_SA_INIT that are not among our proposals, and nonces that are too short.
+//! Tests IKE_SA_INIT responses whose proposal we did not offer, and nonces that are too short.
 
 use super::*;
 use crate::crypto::ResponderKeyExchange;
 use crate::wire::{Message, NotifyType, Payload, Proposal, Transform};
 
-/// Counts the datagrams that `a` sends after its IKE_SA_INIT was answered with a changed proposal
-/// and this nonce.
+/// Returns the number of datagrams that `a` sends after a response to its IKE_SA_INIT with a
+/// changed proposal and this nonce.
 fn after_answer(prf: Prf, change: impl Fn(&mut Proposal), nonce: Vec<u8>) -> usize {
     let mut pair = Pair::new().one_sided();
     pair.configs[0].ike_proposals[0].prfs = vec![prf];

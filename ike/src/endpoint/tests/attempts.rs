@@ -32,7 +32,7 @@ fn a_doubled_request_for_another_group_is_no_failure() {
     assert_eq!(pair.errors(0), []);
 }
 
-/// A host at another address claims to be `a` and has another pre-shared key.
+/// Simulates a host at another address that claims to be `a` and has another pre-shared key.
 fn guess(pair: &mut Pair) {
     let address: SocketAddr = "203.0.113.66:500".parse().unwrap();
     let mut intruder = Endpoint::new(EndpointConfig::default());
@@ -88,8 +88,8 @@ fn every_port_of_an_address_is_tried() {
     assert!(pair.is_connected());
 }
 
-/// The responder at first requires a cookie and then no longer does, and its cookie request crosses
-/// the retransmission.
+/// The responder first requires a cookie and then no longer does. Its cookie request crosses our
+/// retransmission. The IKE SA must still be established.
 #[test]
 fn a_cookie_that_crosses_a_retransmission_spoils_nothing() {
     //= RFC 7296 2.15 REQUIRED 2: the latest IKE_SA_INIT counts
@@ -136,7 +136,7 @@ fn a_peer_that_waits_is_tried_again_at_once_when_the_way_to_it_may_have_changed(
     assert!(pair.is_connected());
     let [a, b] = ADDRESSES.map(|address| address.parse::<SocketAddr>().unwrap().ip());
     assert_eq!(addresses(&pair), [(a, b)]);
-    // No attempt starts with a peer that is up.
+    // No attempt starts for a peer that is up.
     let before = pair.ends[0].events.len();
     pair.call(0, |endpoint, now, env| endpoint.retry_unreached(now, env));
     assert_eq!(pair.ends[0].events.len(), before);

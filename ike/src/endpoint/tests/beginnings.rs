@@ -1,4 +1,4 @@
-//! Tests IKE_SA_INIT requests: what they offer, and how a cookie and another group change them.
+//! Tests IKE_SA_INIT requests: their contents, and how a cookie or another group changes them.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use super::*;
 use crate::auth::CredentialError;
 use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Transform};
 
-/// Returns the first request of `a`, which does not arrive.
+/// Returns the first request of `a`. It is not delivered.
 fn begin(pair: &mut Pair) -> Transmit {
     let config = pair.configs[0].clone();
     let now = Instant::new(pair.now);
@@ -16,7 +16,7 @@ fn begin(pair: &mut Pair) -> Transmit {
     endpoint.poll_transmit().unwrap()
 }
 
-/// Returns what `a` sends when its request is answered with this notification.
+/// Returns the datagram that `a` sends when its request is answered with this notification.
 fn answer(pair: &mut Pair, request: &Transmit, notify: Notify) -> Option<Transmit> {
     let message = Message::decode(&request.payload).unwrap();
     let answer = Message::response(&message.header, 0, vec![Payload::Notify(notify)].into()).encode();

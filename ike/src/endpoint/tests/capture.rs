@@ -1,4 +1,4 @@
-//! Tests copies of messages without their encryption.
+//! Tests the copies of decrypted messages.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -8,7 +8,7 @@ use super::*;
 use crate::capture::{Captured, CapturedMessage};
 use crate::wire::{ExchangeType, Message, Payload};
 
-/// The addresses of end `us`.
+/// Returns the address of end `us`.
 fn addresses(us: usize) -> BTreeSet<IpAddr> {
     [ADDRESSES[us].parse::<SocketAddr>().unwrap().ip()].into()
 }
@@ -79,7 +79,7 @@ fn messages_of_others_are_not_captured_and_those_of_a_peer_that_moves_are() {
     pair.start();
     assert_eq!(pair.ends[0].endpoint.take_captured(), Captured::default());
     assert!(!pair.ends[1].endpoint.take_captured().messages.is_empty());
-    // A request of `a` arrives from another address.
+    // A request of `a` arrives from another address and is captured too.
     let sent = Rc::new(RefCell::new(Vec::new()));
     let keep = sent.clone();
     pair.tap = Box::new(move |from, transmit| {

@@ -1,5 +1,5 @@
-//! Tests what ends an IKE SA or a CHILD_SA (RFC 7296 2.8): its lifetime, an expired certificate of
-//! the peer, and changed credentials.
+//! Tests the reasons for which an IKE SA or a CHILD_SA ends (RFC 7296 2.8): its lifetime, an
+//! expired certificate of the peer, and changed credentials.
 
 use super::*;
 use crate::wire::{ExchangeType, Header};
@@ -10,7 +10,7 @@ fn is_init(transmit: &Transmit) -> bool {
     Header::decode(message).is_ok_and(|header| header.exchange == ExchangeType::IkeSaInit)
 }
 
-/// Two endpoints. The certificate of `a` is valid for years, that of `b` for an hour.
+/// Returns two endpoints. The certificate of `a` is valid for 1000 days, that of `b` for an hour.
 fn certified(authority: &Authority) -> Pair {
     let mut pair = Pair::new().one_sided();
     pair.configs[0].auth = Auth::Certificate(authority.certify(0, 1000 * DAY));
@@ -61,7 +61,7 @@ fn a_child_sa_that_cannot_be_rekeyed_ends_within_its_lifetime() {
     let mut pair = Pair::new().one_sided();
     pair.start();
     let first = pair.ends[0].endpoint.snapshot()[0].children[0].sa.id;
-    // The peer accepts none of our proposals now.
+    // From now on, the peer accepts none of our proposals.
     pair.configs[1].child.proposals[0].ciphers = vec![Cipher::ChaCha20Poly1305];
     pair.configure(1);
     pair.run_for(2 * HOUR);

@@ -1,4 +1,4 @@
-//! Tests how much an authenticated peer can make an endpoint keep.
+//! Tests how much state an authenticated peer can make an endpoint store.
 
 use super::*;
 

@@ -1,10 +1,10 @@
-//! Tests how peers are found.
+//! Tests how an endpoint finds the peer of a request.
 
 use super::*;
 use crate::endpoint::peer::LOOKS;
 
-/// Counts how often a handshake reads the configuration of a peer if this many peers are configured
-/// at the responder.
+/// Returns how often a handshake reads the configuration of a peer if this many peers are
+/// configured at the responder.
 fn looks(peers: usize) -> usize {
     let mut pair = Pair::new().one_sided();
     for number in 0..peers {
@@ -61,7 +61,7 @@ fn both_ends_decide_alike_which_ike_sa_stays_however_identities_are_written() {
             0 => pair.configs[0].remote_id = shouted,
             _ => pair.configs[1].local_id = shouted,
         }
-        // Both ends begin at once.
+        // Both ends initiate at the same time.
         pair.tap = Box::new(|_, _| false);
         pair.start();
         pair.tap = Box::new(|_, _| true);
@@ -79,7 +79,7 @@ fn the_proposals_of_the_peers_at_an_address_come_before_those_of_all_others() {
     let strong = pair.configs[1].ike_proposals.clone();
     let mut both = strong.clone();
     both[0].ciphers = vec![Cipher::Aes128Gcm16, Cipher::Aes256Gcm16];
-    // Another peer of the responder prefers algorithms that this one does not accept.
+    // Another peer of the responder prefers algorithms that `a` does not accept.
     let mut other = pair.configs[1].clone();
     other.name = PeerName::new("z");
     other.remote_id = Identity::Fqdn("z.example".into());

@@ -1,5 +1,5 @@
 //! Tests of two endpoints in one thread, for the rules of RFC 7296 that concern a whole endpoint.
-//! Datagrams arrive at once and in order, unless a test's tap drops or changes them.
+//! Datagrams arrive immediately and in order, unless a test's tap drops or changes them.
 
 mod acquires;
 mod answers;
@@ -34,15 +34,15 @@ const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// The wall clock when a test begins, 2026-01-01.
+/// The wall clock when a test begins: 2026-01-01 UTC.
 const START: u64 = 1_767_225_600;
 
-/// The two ends of a [`Pair`].
+/// The names of the two ends of a [`Pair`].
 const NAMES: [&str; 2] = ["a.example", "b.example"];
 const ADDRESSES: [&str; 2] = ["192.0.2.1:500", "192.0.2.2:500"];
 
-/// The environment of one end: SplitMix64, a wall clock that runs with the test's clock, and
-/// consecutive SPIs.
+/// The environment of one end: random numbers from SplitMix64, a wall clock that advances with the
+/// test's clock, and consecutive SPIs.
 #[derive(Debug)]
 struct Host {
     state: u64,
@@ -88,8 +88,8 @@ struct End {
     down: bool,
 }
 
-/// Sees every datagram that an end sends, by the end's index. Returns false if the datagram is
-/// lost.
+/// A function that is called with every datagram that an end sends, and the end's index. Returns
+/// false if the datagram is lost.
 type Tap = Box<dyn FnMut(usize, &Transmit) -> bool>;
 
 /// Two endpoints.
@@ -98,13 +98,13 @@ struct Pair {
     ends: [End; 2],
     configs: [PeerConfig; 2],
     tap: Tap,
-    /// The number that a NAT in front of `a` adds to ports. It lets through datagrams to the ports
-    /// that it has mapped.
+    /// The number that a NAT in front of `a` adds to its ports, if there is a NAT. The NAT forwards
+    /// only datagrams to the ports that it has mapped.
     nat: Option<u16>,
 }
 
 impl Pair {
-    /// Two endpoints with a pre-shared key, not yet configured.
+    /// Makes two endpoints with a pre-shared key. They are not configured yet.
     fn new() -> Self {
         let psk = Auth::Psk(Secret::new(b"correct horse battery staple".to_vec()));
         let end = |seed| End {
@@ -122,13 +122,13 @@ impl Pair {
         }
     }
 
-    /// Lets only `a` begin.
+    /// Lets only `a` initiate.
     fn one_sided(mut self) -> Self {
         self.configs[1].initiate = false;
         self
     }
 
-    /// Gives both ends their configuration, `b` first, and delivers all datagrams that follow.
+    /// Configures both ends, `b` first, and delivers all datagrams that follow.
     fn start(&mut self) {
         self.configure(1);
         self.configure(0);
@@ -139,7 +139,7 @@ impl Pair {
         self.call(us, |endpoint, now, env| endpoint.set_peer(config, now, env).unwrap());
     }
 
-    /// Calls into one end, then delivers datagrams until none is under way.
+    /// Calls a function of one end, then delivers datagrams until none is in transit.
     fn call<R>(&mut self, us: usize, call: impl FnOnce(&mut Endpoint, Instant, &mut dyn Environment) -> R) -> R {
         let now = Instant::new(self.now);
         let End { endpoint, host, .. } = &mut self.ends[us];
@@ -179,14 +179,15 @@ impl Pair {
         }
     }
 
-    /// Delivers a datagram to one end. Datagrams that it sends in return are not delivered yet.
+    /// Delivers a datagram to one end. Datagrams that this end sends in response are not delivered
+    /// yet.
     fn arrive(&mut self, end: usize, payload: &[u8], to: SocketAddr, from: SocketAddr) {
         let now = Instant::new(self.now);
         let End { endpoint, host, .. } = &mut self.ends[end];
         endpoint.handle(payload, to, from, now, host);
     }
 
-    /// Lets time pass, and handles deadlines as they come.
+    /// Advances the time, and handles deadlines when they are due.
     fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -209,12 +210,13 @@ impl Pair {
         self.now = now;
     }
 
-    /// The number of IKE SAs that an end has with the other one.
+    /// Returns the number of IKE SAs that an end has with the other one.
     fn ike_sas(&self, us: usize) -> usize {
         self.ends[us].endpoint.snapshot()[0].ike_sas.len()
     }
 
-    /// The number of CHILD_SAs that an end has with the other one, including those that linger.
+    /// Returns the number of CHILD_SAs that an end has with the other one, including those that
+    /// linger.
     fn children(&self, us: usize) -> usize {
         self.ends[us].endpoint.snapshot()[0].children.len()
     }
@@ -231,7 +233,7 @@ impl Pair {
         a_ike.ike == b_ike.ike && (a.sa.inbound_spi, a.sa.outbound_spi) == (b.sa.outbound_spi, b.sa.inbound_spi)
     }
 
-    /// The kinds of the errors that an end reported, in order.
+    /// Returns the kinds of the errors that an end reported, in order.
     fn errors(&self, us: usize) -> Vec<PeerErrorKind> {
         self.error_texts(us).into_iter().map(|(kind, _)| kind).collect()
     }
@@ -244,7 +246,7 @@ impl Pair {
         self.ends[us].events.iter().filter_map(error).collect()
     }
 
-    /// The reasons why IKE SAs ended at one end, in order.
+    /// Returns the reasons why IKE SAs ended at one end, in order.
     fn downs(&self, us: usize) -> Vec<DownReason> {
         let down = |event: &Event| match event {
             Event::IkeDown { reason, .. } => Some(*reason),
@@ -254,7 +256,7 @@ impl Pair {
     }
 }
 
-/// The configuration of end `us`.
+/// Returns the configuration of end `us`.
 fn config(us: usize, auth: Auth) -> PeerConfig {
     let them = 1 - us;
     let everything = || vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];

@@ -1,5 +1,4 @@
-//! Tests that a peer whose address changes is followed (RFC 7296 2.23), and that an attacker is
-//! not.
+//! Tests that we follow a peer whose address changes (RFC 7296 2.23), but not an attacker.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -14,7 +13,7 @@ fn remote(pair: &Pair, us: usize) -> SocketAddr {
     pair.ends[us].endpoint.snapshot()[0].ike_sas[0].remote
 }
 
-/// Lets `us` send something new, and captures all datagrams that it sends.
+/// Makes end `us` send a request, and returns all datagrams that it sends.
 fn catch_from(pair: &mut Pair, us: usize) -> Vec<Transmit> {
     let caught = Rc::new(RefCell::new(Vec::new()));
     let basket = Rc::clone(&caught);
@@ -38,7 +37,7 @@ fn a_copy_of_a_packet_from_a_forged_source_turns_no_traffic_away() {
         pair.start();
         let before = remote(&pair, us);
         for sent in catch_from(&mut pair, 1 - us) {
-            // The copy overtakes the original.
+            // The copy arrives before the original.
             pair.arrive(us, &sent.payload, sent.remote, "203.0.113.66:4500".parse().unwrap());
             pair.deliver();
             pair.arrive(us, &sent.payload, sent.remote, sent.local);
@@ -65,7 +64,8 @@ fn a_copy_of_esp_from_a_forged_source_makes_us_ask_there_once_and_turns_no_traff
             *count.borrow_mut() += u32::from(transmit.remote == forged);
             transmit.remote != forged
         });
-        // An SPI that does not exist, and addresses to which nothing can be sent from here.
+        // Reports with an SPI that does not exist, or from an address to which nothing can be sent
+        // from here, cause no request.
         for (spi, from) in [(spi ^ 1, forged), (spi, "[2001:db8::66]:4500".parse().unwrap())] {
             pair.call(1, |endpoint, now, env| endpoint.esp_came_from(&name, spi, from, now, env));
         }
@@ -122,7 +122,7 @@ fn a_peer_is_followed_while_our_own_request_still_goes_to_its_old_address() {
         pair.nat = Some(20_000);
         pair.start();
         pair.nat = Some(30_000);
-        // Our request goes to the old mapping and is lost.
+        // Our request goes to the old mapping of the NAT and is lost.
         let name = PeerName::new(NAMES[0]);
         pair.call(1, |endpoint, now, env| endpoint.check_liveness(&name, now, env));
         assert_eq!(moves(&pair, 1), 0);

@@ -1,4 +1,4 @@
-//! Tests what an unauthenticated sender can make an endpoint keep and send.
+//! Tests how much an unauthenticated sender can make an endpoint store and send.
 
 use super::*;
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces};
@@ -11,7 +11,7 @@ use crate::wire::{
 
 const NONCE: [u8; 32] = [0x5a; 32];
 
-/// An endpoint that knows one peer, and what it sends to unknown senders.
+/// An endpoint with one configured peer, and the datagrams that it sends to unknown senders.
 struct Victim {
     endpoint: Endpoint,
     host: Host,
@@ -39,7 +39,8 @@ impl Victim {
         victim
     }
 
-    /// Handles a datagram from this address, and returns the first one that is sent back.
+    /// Handles a datagram from this address. Returns the first datagram that the endpoint sends
+    /// back.
     fn take(&mut self, datagram: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
         let local = ADDRESSES[1].parse().unwrap();
         self.endpoint.handle(datagram, local, from, Instant::new(self.now), &mut self.host);
@@ -50,7 +51,7 @@ impl Victim {
         answer
     }
 
-    /// Handles an IKE_SA_INIT, with a cookie if the endpoint asks for one.
+    /// Handles an IKE_SA_INIT, with a cookie if the endpoint requests one.
     fn take_init(&mut self, init: &Init, from: SocketAddr) -> Option<Vec<u8>> {
         let answer = self.take(&init.encode(None), from)?;
         let cookie = Message::decode(&answer).unwrap().payloads.notify(NotifyType::Cookie).map(|n| n.data.clone());
@@ -171,19 +172,19 @@ fn strangers_cause_a_bounded_amount_of_expensive_key_exchanges() {
     victim.endpoint.set_peer(peer, Instant::new(victim.now), &mut victim.host).unwrap();
     let is_cookie = |answer: &[u8]| Message::decode(answer).unwrap().payloads.notify(NotifyType::Cookie).is_some();
     for second in 0..2 {
-        // The sources may be forged. The endpoint soon asks for a cookie, although few IKE SAs are
+        // The sources may be forged. The endpoint soon requests a cookie, although few IKE SAs are
         // half-open.
         let answers: Vec<_> = (0..20)
             .map(|n| victim.take(&expensive(n + 1).encode(None), source(second * 1000 + n as u32)).unwrap())
             .collect();
         let answered = answers.iter().filter(|answer| !is_cookie(answer)).count();
         assert!((1..=4).contains(&answered), "{answered} without a cookie");
-        // The sources are real. They get a quarter of a processor and no more.
+        // The sources are real. They get at most a quarter of a processor's time.
         let served =
             (100..160).filter(|&n| victim.take_init(&expensive(n), source(second * 1000 + n as u32)).is_some());
         let served = served.count() + answered;
         assert!((20..=34).contains(&served), "{served} in a second");
-        // Other initiators do not have to wait.
+        // Initiators with other key exchange methods do not have to wait.
         assert!(!is_cookie(&victim.take_init(&Init::new(999), source(5000 + second)).unwrap()));
         victim.now += Duration::from_secs(1);
     }
@@ -215,8 +216,8 @@ fn places_are_free_again_when_half_open_ike_sas_have_gone() {
     }
 }
 
-/// Tests how many fragments of IKE_AUTH an unauthenticated sender can have kept. It can encrypt
-/// them, since it has keys from IKE_SA_INIT.
+/// Tests how many octets of IKE_AUTH fragments an endpoint stores for unauthenticated senders. They
+/// can encrypt fragments, since they have keys from IKE_SA_INIT.
 #[test]
 fn fragments_before_authentication_take_little_memory_in_all() {
     let mut victim = Victim::new();
@@ -244,7 +245,7 @@ fn fragments_before_authentication_take_little_memory_in_all() {
         };
         let large = Payloads::from(vec![Payload::VendorId(vec![7; 31_000])]);
         let fragments = cipher.seal(&header, &large, Some(1232)).unwrap();
-        // All fragments but the last one.
+        // Send all fragments except the last one.
         for fragment in &fragments[..fragments.len() - 1] {
             victim.take(fragment, from);
         }

@@ -1,4 +1,4 @@
-//! Tests that a CHILD_SA that we want and that a peer lacks is always made again.
+//! Tests that a configured CHILD_SA that a peer lacks is always created again.
 
 use super::*;
 use crate::child_sas::ChildUse;
@@ -27,8 +27,8 @@ fn assert_not_stranded(pair: &Pair) {
     }
 }
 
-/// We have rekeyed, and our DELETE for the old CHILD_SA is under way. Meanwhile the peer deletes
-/// the new one.
+/// We have rekeyed a CHILD_SA, and our DELETE for the old one is in transit. At the same time the
+/// peer deletes the new one. A CHILD_SA must be created again.
 #[test]
 fn a_deletion_of_the_new_child_sa_that_crosses_ours_of_the_old_one_is_made_good() {
     for us in 0..2 {
@@ -52,8 +52,8 @@ fn a_deletion_of_the_new_child_sa_that_crosses_ours_of_the_old_one_is_made_good(
     }
 }
 
-/// Our DELETE of the old CHILD_SA waits until a liveness check has been answered while the peer
-/// deletes the new one.
+/// Our DELETE of the old CHILD_SA waits until a liveness check has been answered. In the meantime
+/// the peer deletes the new CHILD_SA. The old one must stay.
 #[test]
 fn a_child_sa_whose_deletion_waits_stays_if_the_one_beside_it_goes() {
     let mut pair = Pair::new().one_sided();
@@ -83,7 +83,7 @@ fn a_child_sa_whose_deletion_waits_stays_if_the_one_beside_it_goes() {
     assert_eq!(made, 1, "{:?}", pair.ends[0].events);
 }
 
-/// Both ends delete the only CHILD_SA at once.
+/// Both ends delete the only CHILD_SA at the same time. It must be created again.
 #[test]
 fn crossing_deletions_of_the_only_child_sa_are_made_good() {
     //= RFC 7296 1.4.1 MUST 4: deletions cross
@@ -102,13 +102,13 @@ fn crossing_deletions_of_the_only_child_sa_are_made_good() {
 }
 
 /// The peer reports that it does not have the CHILD_SA that we rekey, and deletes another CHILD_SA
-/// while our request is under way.
+/// while our request is in transit. The missing CHILD_SA must be replaced.
 #[test]
 fn a_child_sa_that_the_peer_has_lost_is_replaced_whatever_it_deletes_meanwhile() {
     //= RFC 7296 2.25 SHOULD 7: a lost CHILD_SA is made again
     let mut pair = Pair::new().one_sided();
     pair.start();
-    // B forgets its CHILD_SA silently.
+    // B removes its CHILD_SA without a DELETE.
     let peer = pair.ends[1].endpoint.peers.values_mut().next().unwrap();
     peer.child_sas.clear(DownReason::Failed, &mut crate::output::Output::default());
     let name = PeerName::new(NAMES[1]);
@@ -120,7 +120,7 @@ fn a_child_sa_that_the_peer_has_lost_is_replaced_whatever_it_deletes_meanwhile()
     assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
 }
 
-/// In IKE_AUTH the peer makes the IKE SA but no CHILD_SA.
+/// In IKE_AUTH the peer creates the IKE SA but no CHILD_SA.
 #[test]
 fn an_ike_sa_without_a_child_sa_gets_one_as_soon_as_the_peer_allows_it() {
     for initiator in 0..2 {
@@ -141,7 +141,7 @@ fn an_ike_sa_without_a_child_sa_gets_one_as_soon_as_the_peer_allows_it() {
     }
 }
 
-/// Deletes all CHILD_SAs of the peer, and nothing else.
+/// Deletes all CHILD_SAs at end `us`, but not the IKE SA.
 fn delete_children(pair: &mut Pair, us: usize) {
     for id in children(pair, us) {
         delete_child(pair, us, id);
@@ -175,7 +175,7 @@ fn a_peer_that_goes_on_deleting_child_sas_is_asked_more_and_more_seldom() {
     assert!((5..=12).contains(&times), "{times} times in a minute");
     pair.run_for(11 * SECOND);
     assert!(pair.is_connected());
-    // A CHILD_SA that has lasted is made again at once.
+    // A CHILD_SA that has existed for some seconds is created again immediately.
     pair.run_for(3 * SECOND);
     delete_children(&mut pair, 1);
     pair.run_for(Duration::from_millis(100));
@@ -187,7 +187,7 @@ fn a_packet_brings_a_child_sa_on_an_ike_sa_that_has_none_although_the_peer_usual
     let mut pair = Pair::new().one_sided();
     pair.start();
     pair.run_for(5 * SECOND);
-    // The initiator no longer wants a CHILD_SA and deletes it.
+    // The initiator is no longer configured to initiate, and deletes the CHILD_SA.
     pair.configs[0].initiate = false;
     pair.configure(0);
     delete_children(&mut pair, 0);

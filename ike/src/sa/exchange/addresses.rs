@@ -1,6 +1,6 @@
 //! MOBIKE (RFC 4555): address updates by the original initiator, announcements of addresses by
-//! either end, and return routability checks. ESP uses a new address only after COOKIE2 came back
-//! from it.
+//! either end, and return routability checks. ESP uses a new address only after COOKIE2 was
+//! returned from it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,7 +18,7 @@ use crate::wire::{ExchangeType, Notify, NotifyType, Payload, Payloads};
 /// Length of the hash in NAT_DETECTION_*_IP, bytes (SHA-1, RFC 7296 2.23).
 const NAT_DETECTION_HASH_LEN: usize = 20;
 
-/// The address changes that follow from the peer's request after it was answered.
+/// The address changes to make after the response to the peer's request was sent.
 #[derive(Debug, Default)]
 pub(super) struct AddressChange {
     /// The peer's present address, if we are the original initiator and the peer has left the
@@ -31,9 +31,9 @@ impl IkeSa {
         self.profile.config.force_encapsulation
     }
 
-    /// Handles a change of our address, and with it of the path. Informs the peer.
+    /// Handles a change of our address and therefore of the path. Informs the peer.
     pub(super) fn local_address_changed(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
-        // RFC 4555 3.5: requests under way use the new addresses.
+        // RFC 4555 3.5: outstanding requests use the new addresses.
         self.channel.resend(cx);
         if self.lifecycle == Lifecycle::Active {
             self.enqueue_first(self.address_request());
@@ -41,8 +41,8 @@ impl IkeSa {
         self.send_queued(child_sas, cx);
     }
 
-    /// Handles a change of this node's addresses other than the one in use. Informs the peer if it
-    /// was sent another list.
+    /// Handles a change of this node's addresses other than the one in use. Informs the peer if the
+    /// list that was sent to it differs.
     pub(crate) fn additional_addresses_changed(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         let additional = mobike::own_additional(cx.config, &self.profile.config, self.channel.path.local.ip());
         if self.lifecycle == Lifecycle::Active && self.mobike.as_ref().is_some_and(|it| it.announced != additional) {
@@ -52,7 +52,7 @@ impl IkeSa {
 
     /// Returns the request that informs the peer of our address.
     fn address_request(&self) -> QueuedRequest {
-        // RFC 4555 3.5: the original initiator decides.
+        // RFC 4555 3.5: the original initiator chooses the addresses.
         if self.initiation().by_us() || mutation!("update_by_responder") {
             QueuedRequest::UpdateAddresses
         } else {
@@ -60,7 +60,8 @@ impl IkeSa {
         }
     }
 
-    /// Moves to this address of the peer. ESP follows after the peer has returned our COOKIE2.
+    /// Sends IKE messages to this address of the peer from now on. ESP follows after the peer has
+    /// returned our COOKIE2.
     pub(super) fn move_to_peers_address(&mut self, remote: SocketAddr, cx: &mut Context<'_>) {
         if self.mobike.is_none() || self.lifecycle != Lifecycle::Active {
             return;
@@ -81,14 +82,14 @@ impl IkeSa {
         } else {
             self.channel.check_path(Path { local, remote, ..path }, cx);
         }
-        // RFC 4555 3.5: the original initiator decides.
+        // RFC 4555 3.5: the original initiator chooses the addresses.
         let by_us = self.initiation().by_us();
         self.enqueue_first(if by_us { QueuedRequest::UpdateAddresses } else { QueuedRequest::CheckAddress });
     }
 
-    /// Handles a peer that does not answer at its present address: sends the request under way to
-    /// its other addresses too. The responder does this only to announce that it has moved itself
-    /// (RFC 4555 3.6).
+    /// Handles a peer that does not respond at its present address: sends the outstanding request
+    /// to its other addresses too. The responder does this only for an announcement that it has
+    /// moved (RFC 4555 3.6).
     pub(super) fn try_other_addresses(&mut self, cx: &mut Context<'_>) {
         let announces = matches!(self.outstanding, Some(OutstandingRequest::AnnounceAddresses(..)));
         let may = self.lifecycle == Lifecycle::Active && (self.initiation().by_us() || announces);
@@ -102,7 +103,7 @@ impl IkeSa {
         }
     }
 
-    /// Uses this path for ESP from now on.
+    /// Starts to use this path for ESP.
     fn use_path(&mut self, path: Path, child_sas: &ChildSas, cx: &mut Context<'_>) {
         let before = self.channel.path;
         self.channel.use_path(path);
@@ -147,14 +148,14 @@ pub(super) fn updated(
     cx: &mut Context<'_>,
 ) -> SaStep {
     let refusal = payloads.error().map(|notify| notify.kind);
-    // A refusal may come without COOKIE2, but never with a wrong one.
+    // A refusal may lack COOKIE2, but must not contain a wrong one.
     let bare_refusal = refusal.is_some() && payloads.notify(NotifyType::Cookie2).is_none();
     if !bare_refusal && !cookie.is_returned(payloads) {
         return wrong_cookie();
     }
     if !sa.channel.answer_shows_path() {
         // RFC 4555 3.5: the addresses changed again. RFC 4555 3.7: a request that was sent to
-        // several addresses proves nothing.
+        // several addresses does not prove that the peer receives at one of them.
         sa.enqueue_first(QueuedRequest::UpdateAddresses);
         return SaStep::Continue;
     }
@@ -170,7 +171,8 @@ pub(super) fn updated(
             mobike.unexpected_nats = 0;
             sa.report(failure::update_refused(kind, &sa.channel.message_path()), cx);
             if sa.channel.is_unchecked() {
-                // Inform the peer at its own address, so that both ends have the same path again.
+                // Inform the peer at its previous address, so that both ends have the same path
+                // again.
                 sa.channel.leave_unchecked_path();
                 sa.enqueue_first(QueuedRequest::UpdateAddresses);
                 return SaStep::Continue;
@@ -182,16 +184,16 @@ pub(super) fn updated(
     mobike.seen_as = seen_as(payloads).or(mobike.seen_as.take());
     let mut path = sa.channel.message_path();
     if path.nat_traversal {
-        // RFC 4555 3.5: NAT traversal is enabled or disabled.
+        // RFC 4555 3.5: enable or disable NAT traversal.
         path.detect(sa.channel.ike, payloads, sa.forced());
     }
     sa.use_path(path, child_sas, cx);
     SaStep::Continue
 }
 
-/// Returns the step after COOKIE2 came back changed or not at all.
+/// Returns the step for a response in which COOKIE2 is wrong or missing.
 fn wrong_cookie() -> SaStep {
-    // RFC 4555 3.7: another COOKIE2 closes the IKE SA.
+    // RFC 4555 3.7: a different COOKIE2 closes the IKE SA.
     SaStep::End(DownReason::Failed, failure::wrong_cookie2())
 }
 
@@ -200,9 +202,9 @@ fn seen_as(payloads: &Payloads) -> Option<Vec<u8>> {
     (hash.data.len() == NAT_DETECTION_HASH_LEN).then(|| hash.data.clone())
 }
 
-/// Announces our addresses again if the peer's list was sent from another address. This is done
-/// after the CHILD_SAs have moved, so not right after UPDATE_SA_ADDRESSES.
-// RFC 4555 3.6: the source of the message completes the list.
+/// Announces our addresses again if the peer's list was sent from another address. Call this after
+/// the CHILD_SAs have moved, not immediately after UPDATE_SA_ADDRESSES.
+// RFC 4555 3.6: the source of the message is part of the list.
 pub(super) fn announce_from_new_address(sa: &mut IkeSa) {
     let local = sa.channel.message_path().local.ip();
     if sa.lifecycle == Lifecycle::Active && sa.mobike.as_ref().is_some_and(|mobike| mobike.announced_from != local) {
@@ -210,7 +212,8 @@ pub(super) fn announce_from_new_address(sa: &mut IkeSa) {
     }
 }
 
-/// Announces our addresses to the peer. The address in use is in the IP header.
+/// Announces our addresses to the peer. The message contains the addresses other than the one in
+/// use, which is in the IP header.
 pub(super) fn announce(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
     let path = sa.channel.message_path();
     let additional = mobike::own_additional(cx.config, &sa.profile.config, path.local.ip());
@@ -234,14 +237,14 @@ pub(super) fn announced(
     cx: &mut Context<'_>,
 ) -> SaStep {
     let present = sa.channel.message_path().local.ip();
-    // RFC 4555 3.6: a message from another source is another announcement.
+    // RFC 4555 3.6: a message from another source would be another announcement.
     let changed = present != address || mobike::own_additional(cx.config, &sa.profile.config, present) != additional;
     let retries = sa.profile.config.timing.transmissions;
     let Some(mobike) = sa.mobike.as_mut() else { return SaStep::Continue };
     let refused = payloads.notify(NotifyType::UnexpectedNatDetected).is_some();
     if changed || (refused && mobike.unexpected_nats < retries) {
         mobike.unexpected_nats = mobike.unexpected_nats.saturating_add(u32::from(refused));
-        // Queue the announcement behind a move that is under way, since the move must not wait.
+        // Queue the announcement behind a move that is in progress, since the move must not wait.
         sa.enqueue(QueuedRequest::AnnounceAddresses);
     } else {
         mobike.unexpected_nats = 0;
@@ -252,7 +255,8 @@ pub(super) fn announced(
     SaStep::Continue
 }
 
-/// Checks whether the peer receives at the address of its UPDATE_SA_ADDRESSES.
+/// Sends the request that checks whether the peer receives at the address of its
+/// UPDATE_SA_ADDRESSES.
 pub(super) fn check(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
     if !sa.channel.is_unchecked() {
         return None;
@@ -270,7 +274,7 @@ pub(super) fn checked(
     child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
-    // RFC 4555 3.7: COOKIE2 is compared.
+    // RFC 4555 3.7: COOKIE2 is compared with the one that was sent.
     if !cookie.is_returned(payloads) {
         return wrong_cookie();
     }
@@ -281,14 +285,15 @@ pub(super) fn checked(
         // RFC 4555 3.7: ESP follows after the check.
         sa.use_path(sa.channel.message_path(), child_sas, cx);
     } else {
-        // RFC 4555 3.7: a request that was sent to several addresses proves nothing.
+        // RFC 4555 3.7: a request that was sent to several addresses does not prove that the peer
+        // receives at one of them.
         sa.enqueue_first(QueuedRequest::CheckAddress);
     }
     SaStep::Continue
 }
 
-/// The payloads of a liveness check. As initiator behind a NAT we detect by it whether the NAT has
-/// a new mapping for us.
+/// Returns the payloads of a liveness check. If we are the original initiator and behind a NAT,
+/// they let us detect whether the NAT has a new mapping for us.
 pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
     let path = sa.channel.message_path();
     let asks = sa.mobike.is_some() && sa.initiation().by_us() && path.nat_local && path.nat_traversal;
@@ -300,7 +305,7 @@ pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
 /// Handles the response to a liveness check.
 pub(super) fn liveness_checked(sa: &mut IkeSa, payloads: &Payloads) {
     let by_us = sa.initiation().by_us();
-    // Without a NAT the peer sees our address as we see it.
+    // Without a NAT, the peer sees the address from which we send.
     let as_from_here = nat_detection_hash(sa.channel.ike, sa.channel.path.local).to_vec();
     let Some(mobike) = sa.mobike.as_mut().filter(|_| by_us) else { return };
     let seen = seen_as(payloads);
@@ -312,9 +317,10 @@ pub(super) fn liveness_checked(sa: &mut IkeSa, payloads: &Payloads) {
     }
 }
 
-/// Adds the requested payloads to the response, and notes what the peer's request changes. A return
-/// routability check is sent before the response. Its answer therefore arrives before the peer's
-/// next request, and CHILD_SAs that the peer then requests have the new addresses.
+/// Adds the requested payloads to the response, and carries out or records the changes that the
+/// peer's request causes. A return routability check is sent before the response. The peer's answer
+/// to it therefore arrives before the peer's next request, so CHILD_SAs of that request have the
+/// new addresses.
 pub(super) fn answer(
     sa: &mut IkeSa,
     payloads: &Payloads,
@@ -361,18 +367,18 @@ pub(super) fn answer(
     change
 }
 
-/// Handles a move of the original initiator.
+/// Handles an address update by the original initiator.
 fn take_update(sa: &mut IkeSa, path: Path, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
-    // A move must not delay the end of an IKE SA.
+    // An address update must not delay the end of an IKE SA.
     if sa.lifecycle == Lifecycle::Deleting {
         return;
     }
-    // RFC 4555 3.5: the addresses of the IP header.
+    // RFC 4555 3.5: use the addresses of the IP header.
     if path.remote == sa.channel.path.remote || mutation!("esp_moves_before_the_check") {
         let before = sa.channel.message_addresses();
         sa.use_path(path, child_sas, cx);
         if sa.channel.message_addresses() != before {
-            // RFC 4555 3.5: requests under way use the new addresses.
+            // RFC 4555 3.5: outstanding requests use the new addresses.
             sa.channel.redirect(cx);
         }
         return;
@@ -387,7 +393,7 @@ fn take_update(sa: &mut IkeSa, path: Path, child_sas: &mut ChildSas, cx: &mut Co
     }
 }
 
-/// Carries out the changes that follow from a request after its response was sent.
+/// Makes the address changes that a request caused. Call this after the response was sent.
 pub(super) fn follow(sa: &mut IkeSa, change: AddressChange, cx: &mut Context<'_>) {
     if let Some(remote) = change.peer_left_for {
         sa.move_to_peers_address(remote, cx);

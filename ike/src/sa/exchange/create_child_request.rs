@@ -1,4 +1,5 @@
-//! CREATE_CHILD_SA for CHILD_SAs as initiator: we make or rekey one (RFC 7296 1.3.1, 1.3.3, 2.25).
+//! CREATE_CHILD_SA for CHILD_SAs as the initiator: we create or rekey one (RFC 7296 1.3.1, 1.3.3,
+//! 2.25).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +17,13 @@ use crate::sa::ike_sa::{IkeSa, SaStep};
 use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest, UnusedChild};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Minimum delay after TEMPORARY_FAILURE (RFC 7296 2.25). Up to the same time is added at random,
-/// so that two ends that refuse each other do not try again at the same time.
+/// Minimum delay after TEMPORARY_FAILURE (RFC 7296 2.25). A random time of up to the same length is
+/// added, so that two ends that refuse each other do not try again at the same time.
 //= RFC 7296 2.25 MUST 3: wait
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(500);
 
 /// Sends the request for a CHILD_SA of this purpose, which replaces `old`. `group` is the key
-/// exchange method that the peer requested, if it did.
+/// exchange method that the peer requested, if it requested one.
 pub(super) fn begin(
     sa: &mut IkeSa,
     old: Option<ChildId>,
@@ -40,7 +41,8 @@ pub(super) fn begin(
     }
     let profile = Arc::clone(&sa.profile);
     let config = &profile.config;
-    // If the child is no longer configured, a new IKE SA replaces this one.
+    // If the child is no longer configured, there is nothing to request: a new IKE SA replaces this
+    // one.
     let child = config.child_named(&purpose.child)?;
     let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
     //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
@@ -93,7 +95,7 @@ pub(super) fn temporary_failure_wait(cx: &mut Context<'_>) -> Duration {
     TEMPORARY_FAILURE_WAIT.saturating_add(tenth.saturating_mul(10))
 }
 
-/// Installs the CHILD_SA of the response, or handles its error.
+/// Installs the negotiated CHILD_SA, or handles the error in the response.
 pub(super) fn finish(
     request: CreateChildRequest,
     sa: &mut IkeSa,
@@ -120,7 +122,7 @@ pub(super) fn finish(
             }
         };
     if deleted.contains(&negotiated.outbound_spi) {
-        // The CHILD_SA existed only at the peer, which has deleted it.
+        // Only the peer had the CHILD_SA, and has deleted it.
         inbound.release(&sa.profile, cx);
         let wait = sa.profile.config.timing.retry;
         sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
@@ -182,7 +184,7 @@ fn refused(
     inbound.release(&sa.profile, cx);
     //= RFC 7296 2.8.1 REQUIRED 6: a refusal after the peer's rekey
     if collision.is_some_and(|collision| child_sas.live(collision.peers_sa).is_some()) {
-        // The peer's exchange has replaced the old CHILD_SA.
+        // The peer's rekey has replaced the old CHILD_SA.
         return SaStep::Continue;
     }
     let timing = sa.profile.config.timing;
@@ -204,8 +206,8 @@ fn refused(
                 None => return refused_for_good(old, &purpose, notify.kind, sa, child_sas, cx),
             }
         }
-        // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. Unless a DELETE for it
-        // is on the way to us, we make a new one.
+        // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. Unless the peer's
+        // DELETE for it is in transit, we create a new one.
         NotifyType::ChildSaNotFound => {
             if let Some(old) = old
                 && child_sas.live(old).is_some()
@@ -218,7 +220,8 @@ fn refused(
                 }
             }
         }
-        // The peer makes no more CHILD_SAs on this IKE SA (RFC 7296 1.3). A new IKE SA makes one.
+        // The peer accepts no more CHILD_SAs on this IKE SA (RFC 7296 1.3). Create the CHILD_SA
+        // with a new IKE SA.
         NotifyType::NoAdditionalSas if is_made_by_new_ike_sa(sa, old, &purpose, child_sas) => {
             sa.retry_child_later(old, &purpose, timing.child_retry_max(), child_sas, cx);
             return SaStep::Reauthenticate;
@@ -230,8 +233,9 @@ fn refused(
 }
 
 /// Handles a permanent refusal of this CHILD_SA, for example because the peer requires another key
-/// exchange method. IKE_AUTH makes its CHILD_SA without a key exchange (RFC 7296 1.2), so a new IKE
-/// SA can make the first child before the old one ends. Other CHILD_SAs are requested again later.
+/// exchange method. IKE_AUTH creates its CHILD_SA without a key exchange (RFC 7296 1.2), so a new
+/// IKE SA can create the first child before the old CHILD_SA ends. Other CHILD_SAs are requested
+/// again later.
 fn refused_for_good(
     old: Option<ChildId>,
     purpose: &Purpose,
@@ -247,23 +251,22 @@ fn refused_for_good(
     if !anew || mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
 }
 
-/// Returns whether a new IKE SA may make a CHILD_SA that the peer does not make on this one.
-/// IKE_AUTH makes the first child. If it is missing and other CHILD_SAs exist, a new IKE SA is not
-/// worthwhile.
+/// Returns whether to try a new IKE SA for a CHILD_SA that the peer refuses on this one. IKE_AUTH
+/// creates the first configured child. If that child is missing and other CHILD_SAs exist, a new
+/// IKE SA is not worthwhile.
 fn is_made_by_new_ike_sa(sa: &IkeSa, old: Option<ChildId>, purpose: &Purpose, child_sas: &ChildSas) -> bool {
     let first = purpose.child == sa.profile.config.child.name;
     first && (old.is_some() || child_sas.children_of(sa.spi()).next().is_none())
 }
 
-/// The traffic that we request. It is the traffic of the CHILD_SA in use, if there is one (RFC 7296
-/// 2.9.2).
+/// Returns the traffic to request: that of the CHILD_SA in use, if there is one (RFC 7296 2.9.2).
 fn asked<'a>(config: &'a PeerConfig, purpose: &'a Purpose, in_use: Option<&'a ChildSa>) -> Option<Traffic<'a>> {
     //= RFC 7296 2.9.2 SHOULD 2: ask for what is in use
     in_use.map_or_else(|| config.traffic(purpose), |in_use| Some(in_use.into()))
 }
 
-/// Returns the result of the negotiation and the peer's nonce, if the response stays within our
-/// offer. `rekey`: whether the CHILD_SA replaces another one, which is `in_use` if it still exists.
+/// Returns the result of the negotiation and the peer's nonce, if the response is within our offer.
+/// `rekey` states whether the CHILD_SA replaces another one, which is `in_use` if it still exists.
 fn accept_response(
     sa: &IkeSa,
     asked_for: &Purpose,

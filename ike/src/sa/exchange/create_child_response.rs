@@ -1,5 +1,5 @@
-//! CREATE_CHILD_SA for CHILD_SAs as responder: the peer makes or rekeys one (RFC 7296 1.3.1, 1.3.3,
-//! 2.25).
+//! CREATE_CHILD_SA for CHILD_SAs as the responder: the peer creates or rekeys one (RFC 7296 1.3.1,
+//! 1.3.3, 2.25).
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use crate::sa::rekey_collision::RekeyCollision;
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads, Protocol};
 
 /// Maximum number of CHILD_SAs of one purpose under one IKE SA. Further CHILD_SAs are refused with
-/// NO_ADDITIONAL_SAS. A rekey by both ends at once leads to three: the old one and a new one from
-/// each end. One more may wait to be deleted.
+/// NO_ADDITIONAL_SAS. Simultaneous rekeys by both ends lead to three: the old one and a new one
+/// from each end. One more may be waiting for its deletion.
 const MAX_OF_PURPOSE: usize = 4;
 
 /// Answers a CREATE_CHILD_SA request, either for a CHILD_SA or for the IKE SA.
@@ -120,7 +120,8 @@ fn answer_child(
     Ok(Payloads::from(answer))
 }
 
-/// Returns the CHILD_SA that the request replaces. `None`: the request is for an additional one.
+/// Returns the CHILD_SA that the request replaces. Returns `None` if the request is for an
+/// additional CHILD_SA.
 fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Result<Option<ChildId>, ErrorResponse> {
     let me = sa.spi();
     let refuse = |kind| Err((Notify::new(kind), None));
@@ -137,8 +138,8 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
     let spi = rekey.child_spi().unwrap_or_default();
     //= RFC 7296 2.25.1 SHOULD 4: rekeyed and not there
     let Some(old) = child_sas.by_outbound_spi(me, spi) else {
-        // RFC 7296 2.25.1: this may be the CHILD_SA that we are about to delete because we cannot
-        // use it. Or our own request made it, and the response has not arrived yet.
+        // RFC 7296 2.25.1: this may be a CHILD_SA that we are about to delete because we cannot use
+        // it, or one that our request created and for which the response has not arrived yet.
         let not_known_yet = matches!(sa.outstanding, Some(OutstandingRequest::CreateChild(_)))
             && !mutation!("child_of_late_response_not_found");
         if sa.is_deleting_unused() || not_known_yet {
@@ -159,7 +160,7 @@ fn child_to_replace(sa: &IkeSa, payloads: &Payloads, child_sas: &ChildSas) -> Re
     }
 }
 
-/// Refuses a CHILD_SA if the limits are reached.
+/// Returns an error if the limits do not allow another CHILD_SA of this purpose.
 fn check_limits(
     config: &PeerConfig,
     owner: Spi,
@@ -169,8 +170,9 @@ fn check_limits(
 ) -> Result<(), ErrorResponse> {
     let purposes = child_sas.purposes_of(owner);
     let known = purposes.contains(purpose);
-    // A peer that requests a second CHILD_SA of the same purpose has lost the first. If one
-    // CHILD_SA carries all traffic, a second one is requested only when both ends begin at once.
+    // A peer that requests a second CHILD_SA of the same purpose has lost the first one. If one
+    // CHILD_SA carries all traffic, however, a peer requests a second one only if both ends request
+    // one at the same time.
     let again = known && old.is_none() && config.max_children <= 1;
     // RFC 7296 1.3: NO_ADDITIONAL_SAS.
     let error = if again || child_sas.ids_for(owner, purpose).len() >= MAX_OF_PURPOSE {
@@ -183,7 +185,7 @@ fn check_limits(
     Err((Notify::new(NotifyType::NoAdditionalSas), error))
 }
 
-/// Adds the CHILD_SA that the peer's request made.
+/// Adds the CHILD_SA that the peer's request created.
 fn add_child_of_peer(
     sa: &mut IkeSa,
     old: Option<ChildId>,

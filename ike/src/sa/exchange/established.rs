@@ -19,13 +19,13 @@ use crate::sa::path::Path;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Delay before a failed reauthentication starts again.
+/// Delay before a failed reauthentication is tried again.
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
-/// Minimum delay before the lifetime of an IKE SA that has not expired yet is checked again.
+/// Minimum delay before another check of an IKE SA whose lifetime has not ended yet.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
 
 impl IkeSa {
-    /// Handles a datagram (without marker) for our SPI.
+    /// Handles a datagram (without the non-ESP marker) for our SPI.
     pub(crate) fn handle(
         &mut self,
         header: &Header,
@@ -63,8 +63,8 @@ impl IkeSa {
             }
             step => step,
         };
-        // Nothing more is sent on an IKE SA that is gone. If it was rekeyed, the new one takes over
-        // the queue first.
+        // Nothing more is sent on an IKE SA that has ended. If it was rekeyed, the new IKE SA takes
+        // over its queue first.
         if !matches!(step, SaStep::Closed(_) | SaStep::Rekeyed { .. }) {
             if let Some(remote) = self.channel.take_answered_elsewhere() {
                 self.move_to_peers_address(remote, cx);
@@ -78,7 +78,7 @@ impl IkeSa {
     /// Handles the deadlines that have passed.
     pub(crate) fn handle_timeout(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> SaStep {
         let mut step = SaStep::Continue;
-        // send_queued() sets the timers again.
+        // `send_queued` sets the timers again.
         while let Some(timer) = self.timers.expired(cx.now) {
             match timer {
                 Timer::Retransmit => {
@@ -121,7 +121,7 @@ impl IkeSa {
         step
     }
 
-    /// Queues a request, and sends it at once if the window is free.
+    /// Queues a request, and sends it immediately if the window is free.
     pub(crate) fn begin(&mut self, request: QueuedRequest, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.enqueue(request);
         self.send_queued(child_sas, cx);
@@ -141,9 +141,9 @@ impl IkeSa {
         self.set_timers(cx.now);
     }
 
-    /// Supersedes this IKE SA by another one. If we began the other one, we delete this one as soon
-    /// as the other one has all CHILD_SAs. Otherwise the peer deletes this IKE SA; if it does not,
-    /// we delete it after a while.
+    /// Supersedes this IKE SA by another one. If we initiated the other IKE SA, we delete this one
+    /// as soon as the other one has all CHILD_SAs. Otherwise, the peer should delete this IKE SA.
+    /// If it does not, we delete it after a while.
     fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Superseded(by);
         self.delete_when_served = ours;
@@ -153,7 +153,7 @@ impl IkeSa {
     }
 
     /// Deletes this IKE SA if [`Self::supersede`] was waiting for the CHILD_SAs of the other IKE SA
-    /// and all of them exist now. Returns true if it deletes this IKE SA.
+    /// and all of them exist now. Returns whether it deletes this IKE SA.
     pub(crate) fn delete_if_served(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let purposes = child_sas.purposes_of(self.spi());
         let served = purposes
@@ -167,9 +167,9 @@ impl IkeSa {
         delete
     }
 
-    /// Hands over to `new`, which replaces this IKE SA by a rekey: its CHILD_SAs and queued
-    /// requests move (RFC 7296 2.18). `ours`: whether we delete this IKE SA. Otherwise the peer
-    /// deletes it, or we delete it after a while.
+    /// Moves the CHILD_SAs and queued requests to `new`, which replaces this IKE SA by a rekey (RFC
+    /// 7296 2.18). `ours` states whether we delete this IKE SA. Otherwise the peer deletes it, or
+    /// we delete it after a while.
     pub(crate) fn hand_over(&mut self, new: &mut Self, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         if child_sas.children_of(self.spi()).next().is_some() {
             new.take_addresses_of(self);
@@ -192,7 +192,8 @@ impl IkeSa {
 
     /// Moves requests about CHILD_SAs to the IKE SA that has these CHILD_SAs now.
     pub(crate) fn hand_over_requests(&mut self, new: &mut Self, cx: &mut Context<'_>) {
-        // The peer does not accept such a request on a redundant IKE SA, so it is sent again.
+        // The peer does not accept the outstanding request on a redundant IKE SA, so send it again
+        // on the new one.
         let unanswered = match self.outstanding.take() {
             Some(OutstandingRequest::CreateChild(request)) => {
                 let CreateChildRequest { old, purpose, inbound, .. } = *request;
@@ -221,7 +222,7 @@ impl IkeSa {
         }
     }
 
-    /// Begins to send requests after [`Self::hand_over`].
+    /// Starts to send the queued requests after [`Self::hand_over`].
     pub(crate) fn take_over(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.send_queued(child_sas, cx);
     }
@@ -238,7 +239,7 @@ impl IkeSa {
     pub(crate) fn delete_reported_down(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.lifecycle = Lifecycle::Deleting;
         match self.outstanding.take() {
-            // The IKE SA that this rekey makes must be deleted too.
+            // The IKE SA that this rekey creates must be deleted too.
             rekey @ Some(OutstandingRequest::RekeyIke(_)) => self.outstanding = rekey,
             Some(outstanding) => {
                 outstanding.release(&self.profile, cx);
@@ -249,11 +250,11 @@ impl IkeSa {
         self.delete(child_sas, cx);
     }
 
-    /// Changes our address. Returns true if the peer switches to it: the peer speaks MOBIKE and
-    /// gets a message about it (RFC 4555), or it detected a NAT in front of us, gets the new
-    /// address from the authentic message that is sent now, and switches as soon as we have
-    /// answered from it (RFC 7296 2.23). Returns false if the peer continues to send to the old
-    /// address until a new IKE SA replaces this one.
+    /// Changes our address. Returns true if the peer switches to the new address. A peer that
+    /// supports MOBIKE receives a message about the change (RFC 4555). A peer that detected a NAT
+    /// in front of us receives an authentic message from the new address, and switches as soon as
+    /// we have responded from there (RFC 7296 2.23). Returns false if the peer continues to send to
+    /// the old address until a new IKE SA replaces this one.
     pub(crate) fn change_local_address(
         &mut self,
         local: IpAddr,
@@ -279,7 +280,7 @@ impl IkeSa {
     }
 
     /// Handles authentic ESP of one of our CHILD_SAs from an address to which we do not send. An
-    /// attacker can copy a packet and forge its source, so a request is sent to that address first
+    /// attacker can copy a packet and forge its source, so we first send a request to that address
     /// (RFC 7296 2.23).
     pub(crate) fn esp_came_from(&mut self, remote: SocketAddr, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.channel.esp_came_from(remote);
@@ -293,7 +294,8 @@ impl IkeSa {
         }
     }
 
-    /// Reports a peer that does not answer. Reports it once until the next message from the peer.
+    /// Reports that the peer does not respond. Reports this only once until the next message from
+    /// the peer.
     fn report_silence(&mut self, cx: &mut Context<'_>) {
         let silent = self.lifecycle == Lifecycle::Active && self.channel.is_silent(cx.now);
         if silent && !std::mem::replace(&mut self.silent, true) {
@@ -321,8 +323,8 @@ impl IkeSa {
         match exchange {
             ExchangeType::Informational => informational::answer(self, payloads, child_sas, cx),
             ExchangeType::CreateChildSa => create_child_response::answer(self, payloads, child_sas, cx),
-            // IKE_AUTH has ended, and we announced no other exchanges. Without an answer the peer
-            // would retransmit its request and then give up the IKE SA (RFC 7296 2.1, 2.21.3).
+            // IKE_AUTH has ended, and we announced no other exchanges. Without a response the peer
+            // would retransmit its request and then abandon the IKE SA (RFC 7296 2.1, 2.21.3).
             _ => {
                 let payloads = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::InvalidSyntax))]);
                 self.channel.respond(exchange, &payloads, cx);
@@ -332,7 +334,7 @@ impl IkeSa {
     }
 
     /// Answers a malformed request. RFC 7296 2.21.3: INVALID_SYNTAX in an authentic message is
-    /// fatal for both ends; an unknown critical payload is not.
+    /// fatal for both ends. An unknown critical payload is not fatal.
     //= RFC 7296 2.21.3 MUST 1: errors are answered
     fn answer_invalid(&mut self, exchange: ExchangeType, error: InvalidMessage, cx: &mut Context<'_>) -> SaStep {
         let payloads = Payloads::from(vec![Payload::Notify(error.notify())]);
@@ -354,8 +356,8 @@ impl IkeSa {
         let Some(outstanding) = self.outstanding.take() else {
             return SaStep::Continue;
         };
-        // If the response cannot be understood, the ends may have different states. The IKE SA
-        // ends, and DELETE is sent to the peer.
+        // If the response cannot be parsed, the ends may have different states. End the IKE SA, and
+        // send DELETE to the peer.
         match payloads {
             _ if matches!(outstanding, OutstandingRequest::Abandoned) => SaStep::Continue,
             Ok(payloads) if exchange == outstanding.exchange() => {
@@ -396,8 +398,9 @@ impl IkeSa {
         }
     }
 
-    /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if the first child
-    /// is gone although we want it, and only a new IKE SA can make it.
+    /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if the first
+    /// configured child has ended although `initiate` is set, so that only a new IKE SA can create
+    /// it.
     fn expire_children(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let me = self.spi();
         let over: Vec<_> = child_sas
@@ -441,10 +444,10 @@ impl IkeSa {
         }
     }
 
-    /// Ensures that an active IKE SA that lacks a configured CHILD_SA has something under way: a
-    /// request for it, a planned request, or its own end after a while. Deletions and rekeys by
-    /// both ends may cross in many ways, so this is called after every change and not in each of
-    /// these places.
+    /// Ensures that an active IKE SA that lacks a configured CHILD_SA either has an outstanding or
+    /// scheduled request for it, or will end after a while. Deletions and rekeys by both ends may
+    /// cross in many ways, so this function is called after every change, not for each of these
+    /// cases.
     fn ensure_children(&mut self, child_sas: &ChildSas, cx: &mut Context<'_>) {
         if self.lifecycle != Lifecycle::Active {
             return;

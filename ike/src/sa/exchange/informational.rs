@@ -9,7 +9,8 @@ use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::OutstandingRequest;
 use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
 
-/// The notifications by the peer that it has removed the IKE SA or never made it (RFC 7296 2.21.2).
+/// The notifications by which the peer states that it has removed the IKE SA or never created it
+/// (RFC 7296 2.21.2).
 const ENDS_IKE_SA: [NotifyType; 3] =
     [NotifyType::AuthenticationFailed, NotifyType::InvalidSyntax, NotifyType::UnsupportedCriticalPayload];
 
@@ -18,8 +19,8 @@ pub(super) fn delete(sa: &mut IkeSa, delete: Delete, cx: &mut Context<'_>) {
     sa.channel.request(ExchangeType::Informational, &Payloads::from(vec![Payload::Delete(delete)]), cx);
 }
 
-/// Handles the peer's answer to our deletion of a CHILD_SA. The peer has confirmed it, or had
-/// deleted the CHILD_SA at the same time.
+/// Handles the peer's response to our deletion of a CHILD_SA. The peer has confirmed the deletion,
+/// or has deleted the CHILD_SA at the same time.
 pub(super) fn deleted(sa: &mut IkeSa, id: ChildId, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
     let purpose = child_sas.live(id).map(|child| child.sa.purpose.clone());
     child_sas.retire(id, sa.profile.config.timing.linger, DownReason::Replaced, cx.now, cx.out);
@@ -68,7 +69,7 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
 }
 
 /// Handles the peer's deletion of the CHILD_SA with `spi` as the peer's inbound SPI. Returns our
-/// SPI for the response, unless we are also deleting the CHILD_SA: in that case each end has named
+/// SPI for the response, unless we are also deleting the CHILD_SA: in that case each end has sent
 /// its own SPI in its request (RFC 7296 1.4.1).
 fn child_deleted(sa: &mut IkeSa, spi: u32, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> Option<u32> {
     //= RFC 7296 2.25.1 SHOULD 7: closed and not there

@@ -1,5 +1,5 @@
-//! The exchanges on an established IKE SA: beginning, answering and finishing each of them.
-//! Exchanges interleave: our request and the peer's may be under way at the same time and concern
+//! The exchanges on an established IKE SA: starting, answering and finishing each of them.
+//! Exchanges interleave: our request and the peer's may be outstanding at the same time and concern
 //! the same CHILD_SA.
 //!
 //! - `established`: passes messages to the exchanges, sends queued requests, and handles deadlines.
@@ -25,7 +25,7 @@ use crate::event::{PeerError, PeerErrorKind};
 use crate::sa::failure::CREATE_CHILD_SA;
 use crate::wire::{Notify, NotifyType, Payload, Payloads};
 
-/// The error notification that answers a request, and the error to report if there is one.
+/// An error notification as the response to a request, and the error to report, if there is one.
 type ErrorResponse = (Notify, Option<PeerError>);
 
 /// Makes a response with one notification.

@@ -1,5 +1,5 @@
-//! CREATE_CHILD_SA for the IKE SA itself as initiator: we rekey it (RFC 7296 1.3.2, 2.8.2, 2.18,
-//! 2.25.2). If the peer refuses, IKE_SA_INIT and IKE_AUTH make a new IKE SA instead (2.8.3).
+//! CREATE_CHILD_SA for the IKE SA as the initiator: we rekey it (RFC 7296 1.3.2, 2.8.2, 2.18,
+//! 2.25.2). If the peer refuses, IKE_SA_INIT and IKE_AUTH create a new IKE SA instead (2.8.3).
 
 use std::time::Duration;
 
@@ -14,15 +14,16 @@ use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest, RekeyIkeRequest};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Maximum number of consecutive TEMPORARY_FAILURE answers, which take about half a minute in
-/// total. After that the ends may have different states (RFC 7296 2.25), so IKE_SA_INIT makes a new
-/// IKE SA.
+/// Maximum number of consecutive TEMPORARY_FAILURE responses, which take about half a minute in
+/// total. After that, the ends may have different states (RFC 7296 2.25), so IKE_SA_INIT creates a
+/// new IKE SA.
 const MAX_TEMPORARY_FAILURES: u8 = 10;
 
-/// Delay after this node has failed to make a key.
+/// Delay after key generation has failed on this node.
 const LOCAL_FAILURE_WAIT: Duration = Duration::from_secs(60);
 
-/// Sends the request. `group` is the key exchange method that the peer requested, if it did.
+/// Sends the request. `group` is the key exchange method that the peer requested, if it requested
+/// one.
 pub(super) fn begin(sa: &mut IkeSa, group: Option<Group>, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
     if sa.lifecycle != Lifecycle::Active {
         return None;
@@ -95,7 +96,7 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
             let wait = temporary_failure_wait(cx);
             let wait = if mutation!("refused_ike_rekey_repeated_at_once") { Duration::ZERO } else { wait };
             sa.rekey_at = Some(cx.now + wait);
-            // A rekey may have been queued again meanwhile. That rekey has to wait too.
+            // A rekey may have been queued in the meantime. It has to wait too.
             sa.queue.retain(|queued| *queued != QueuedRequest::RekeyIke);
             return SaStep::Continue;
         }
@@ -113,8 +114,8 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
     if mutation!("refused_ike_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
 }
 
-/// Returns the keys and SPIs of the new IKE SA and the peer's nonce, if the response stays within
-/// our offer.
+/// Returns the keys and SPIs of the new IKE SA and the peer's nonce, if the response is within our
+/// offer.
 fn accept_response(
     sa: &IkeSa,
     payloads: &Payloads,

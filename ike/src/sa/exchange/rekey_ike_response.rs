@@ -1,4 +1,4 @@
-//! CREATE_CHILD_SA for the IKE SA itself as responder: the peer rekeys it (RFC 7296 1.3.2, 2.8.2,
+//! CREATE_CHILD_SA for the IKE SA as the responder: the peer rekeys it (RFC 7296 1.3.2, 2.8.2,
 //! 2.18, 2.25.2).
 
 use super::{ErrorResponse, invalid_share, single_notify};
@@ -35,8 +35,8 @@ fn negotiate(
     payloads: &Payloads,
     cx: &mut Context<'_>,
 ) -> Result<(Box<IkeSa>, Payloads), ErrorResponse> {
-    // RFC 7296 2.25.2: a rekey is refused while we make or delete CHILD_SAs on the IKE SA, and when
-    // the IKE SA is about to end. 2.8.2: it is also refused after the IKE SA was rekeyed.
+    // RFC 7296 2.25.2: a rekey is refused while we create or delete CHILD_SAs on the IKE SA, and
+    // when the IKE SA is about to end. 2.8.2: it is also refused after the IKE SA was rekeyed.
     //= RFC 7296 2.25.1 SHOULD 8: the IKE SA waits for CHILD_SAs
     //= RFC 7296 2.25.2 SHOULD 1: rekeyed while we rekey it
     let quiet = matches!(sa.outstanding, None | Some(OutstandingRequest::Liveness | OutstandingRequest::RekeyIke(_)));

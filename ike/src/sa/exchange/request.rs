@@ -1,4 +1,4 @@
-//! Our requests: they are sent when the window is free, and the peer's response finishes them.
+//! Our requests, which are sent when the window is free, and the peer's responses to them.
 
 use super::{addresses, create_child_request, informational, rekey_ike_request};
 use crate::child_sas::ChildSas;
@@ -7,7 +7,7 @@ use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::wire::{Delete, ExchangeType, Payloads};
 
-/// Sends a queued request. `None` if it is no longer needed.
+/// Sends a queued request. Returns `None` if it is no longer needed.
 pub(super) fn begin(
     queued: QueuedRequest,
     sa: &mut IkeSa,

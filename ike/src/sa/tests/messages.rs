@@ -6,7 +6,7 @@ use crate::sa::QueuedRequest;
 use crate::sa::ike_sa::CloseReason;
 use crate::wire::{Notify, NotifyType, Payload, PayloadType};
 
-/// A vendor ID that does not fit one small fragment.
+/// Returns a vendor ID that does not fit into one small fragment.
 fn large() -> Payloads {
     Payloads::from(vec![Payload::VendorId(vec![7; 900])])
 }
@@ -52,7 +52,7 @@ fn a_request_that_comes_again_in_smaller_fragments_is_answered_again_once() {
         assert!(matches!(peer.arrive(fragment), SaStep::Continue));
     }
     assert_eq!(peer.sent(), first);
-    // A retransmission in the original form, byte for byte, is still answered.
+    // A retransmission that is identical to the request is still answered.
     let mut again = Established::new();
     let datagram = again.seal(ExchangeType::Informational, 0, &large(), None).remove(0);
     again.arrive(&datagram);

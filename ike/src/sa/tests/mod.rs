@@ -1,4 +1,4 @@
-//! One established IKE SA of which we are the responder, and a peer that has its keys.
+//! Tests of one established IKE SA. We are its responder, and the test has the peer's keys.
 
 mod messages;
 mod rekey;
@@ -78,7 +78,7 @@ pub(super) fn profile() -> Profile {
     Profile::new(config.into()).unwrap()
 }
 
-/// Our IKE SA, and the peer's end of it.
+/// Our IKE SA, and the peer's state of it.
 struct Established {
     sa: IkeSa,
     child_sas: ChildSas,

@@ -12,7 +12,7 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
     let begun = peer.now;
     let hours = |hours: u32| begun + Duration::from_secs(3600) * hours;
     // The peer's authentication is valid for 24 hours. The responder renews it after 30 hours, and
-    // the IKE SA ends after 36. The peer rekeys the IKE SA after 2.
+    // the IKE SA ends after 36 hours. The peer rekeys the IKE SA after 2 hours.
     peer.now = hours(2);
     let offers = negotiate::offer_ike(&profile().config.ike_proposals, &7_u64.to_be_bytes());
     let share = InitiatorKeyExchange::start(SUITE.group, &mut Host).unwrap().payload();
@@ -28,7 +28,7 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
     // The keys are valid for 4 hours from the rekey, and we rekey them 5 hours after it.
     assert_eq!(new.rekey_at(), Some(hours(7)));
     peer.sa = *new;
-    // Later rekeys by the peer are simulated, since this test is not about them.
+    // Later rekeys by the peer are simulated by a change of the lifetime.
     peer.sa.lifetime = peer.sa.lifetime.rekeyed(&profile(), hours(36));
     peer.sa.rekey_at = None;
     peer.now = hours(30);

@@ -123,7 +123,7 @@ proptest! {
         }
         if let Some(cut) = cut {
             octets.truncate(cut.index(octets.len()));
-            // The length field of a shortened message is corrected, so that the decoder reaches the
+            // Correct the length field of the shortened message, so that the decoder reaches the
             // payloads.
             let len = octets.len() as u32;
             if let Some(field) = octets.get_mut(24..28) {

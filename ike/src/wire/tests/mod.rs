@@ -26,7 +26,7 @@ fn header() -> Header {
     }
 }
 
-/// A message with one payload of type `kind` and these contents, assembled from octets.
+/// Makes a message with one payload of type `kind` and these contents, from octets.
 fn raw(kind: u8, critical: bool, contents: &[u8]) -> Vec<u8> {
     let mut out = Message { header: header(), payloads: Payloads::new() }.encode();
     out[16] = kind;

@@ -33,7 +33,7 @@ impl Node {
         Ok(())
     }
 
-    /// Judges the node's answer to an IKE_AUTH request.
+    /// Judges the node's response to an IKE_AUTH request.
     pub fn answer_auth(
         &mut self,
         spis: Spis,
@@ -86,7 +86,7 @@ impl Node {
         );
         sa.mobike = Mobike::negotiated(request, response, sent_to.clone(), true);
         let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
-        // A response that the node cannot use ends the IKE SA, and no CHILD_SA is reported.
+        // A response that the node cannot use ends the IKE SA, and the node reports no CHILD_SA.
         let used = step
             .events
             .iter()
@@ -98,8 +98,8 @@ impl Node {
         Ok(())
     }
 
-    /// Judges the rekey of an IKE SA by either end. `collision`: the IKE SA that the peer has made
-    /// in the meantime.
+    /// Judges the rekey of an IKE SA by either end. `collision` is the IKE SA that the peer has
+    /// created in the meantime.
     #[allow(clippy::too_many_arguments)]
     pub fn ike_rekeyed(
         &mut self,
@@ -112,8 +112,8 @@ impl Node {
         shared: &mut Shared,
     ) -> Judged {
         let Some(before) = self.sas.get(&old) else { return Ok(()) };
-        // 2.25.2: the peer must try again later while the node makes, rekeys or deletes a CHILD_SA
-        // on this IKE SA.
+        // 2.25.2: the peer must try again later while the node creates, rekeys or deletes a
+        // CHILD_SA on this IKE SA.
         let busy = before.own.as_ref().and_then(|own| own.message.as_ref()).filter(|_| !ours).is_some_and(|own| {
             (own.header.exchange == exchange::CREATE_CHILD_SA && !rekeys_ike(own))
                 || !own.deleted_children().is_empty()
@@ -167,7 +167,7 @@ impl Node {
                 inherits_from.push(other);
             }
         }
-        // The node no longer waits for the answer, except to delete the IKE SA that it makes.
+        // The node no longer waits for the response, except to delete the IKE SA that it creates.
         new.closed = late;
         new.rekey = Some(IkeRekey { old, ours, lowest_nonce, at });
         self.sas.insert(spis, new);
@@ -183,7 +183,7 @@ impl Node {
         Ok(())
     }
 
-    /// The IKE SA that has replaced this one by a rekey.
+    /// Returns the IKE SA that has replaced this one by a rekey.
     fn successor_of(&self, old: Spis) -> Option<Spis> {
         let made = |sa: &&IkeSa| sa.rekey.as_ref().is_some_and(|rekey| rekey.old == old) && sa.redundant_to.is_none();
         self.sas.values().filter(made).find(|sa| !sa.closed && !sa.deleting).map(|sa| sa.spis)
@@ -203,7 +203,7 @@ impl Node {
         others.any(|other| !other.closed && self.origin(other.spis) != self.origin(spis))
     }
 
-    /// The first IKE SA of a series of rekeys.
+    /// Returns the first IKE SA of a series of rekeys.
     pub fn origin(&self, mut of: Spis) -> Spis {
         while let Some(rekey) = self.sas.get(&of).and_then(|sa| sa.rekey.as_ref()) {
             of = rekey.old;
@@ -285,7 +285,7 @@ pub fn rekeys_ike(message: &Message) -> bool {
         && message.proposals().iter().any(|offer| offer.protocol == PROTOCOL_IKE)
 }
 
-/// Returns whether the peer's AUTH was made with a known pre-shared key. `None`: the peer
+/// Returns whether the peer's AUTH was made with a known pre-shared key. Returns `None` if the peer
 /// authenticates in another way.
 fn peer_proof(sa: &IkeSa, message: &Message, id: u8, shared: &Shared) -> Option<bool> {
     let (keys, init) = (sa.keys.as_ref()?, sa.init.as_ref()?);

@@ -1,5 +1,5 @@
 //! Judges CHILD_SAs at one end: negotiation (RFC 7296 1.3, 2.7, 2.9, 2.17), rekeys and their
-//! collisions (2.8, 2.8.1, 2.25), deletions (1.4.1).
+//! collisions (2.8, 2.8.1, 2.25), and deletions (1.4.1).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::node::Node;
 use super::octets::{Message, PROTOCOL_ESP, Selector, Spis, exchange, notify, payload};
 use super::{Cause, Judged, RekeyAge, Shared, Step, broken, require};
 
-/// Minimum time that an end waits before it deletes an SA that the peer should delete.
+/// Minimum time for which an end waits before it deletes an SA that the peer should delete.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 /// Minimum time before an end may repeat a request after TEMPORARY_FAILURE.
 const TEMPORARY_FAILURE_WAIT: Duration = Duration::from_millis(100);
@@ -30,10 +30,11 @@ pub struct Child {
     pub own: u32,
     /// The peer's inbound SPI.
     pub peer: u32,
-    /// Inbound and outbound keys. `None`: the oracle does not know the secret of the key exchange.
+    /// Inbound and outbound keys. `None` if the oracle does not know the secret of the key
+    /// exchange.
     pub keys: Option<(Vec<u8>, Vec<u8>)>,
     pub esn: bool,
-    /// Whether we began the exchange that made the CHILD_SA.
+    /// Whether we initiated the exchange that created the CHILD_SA.
     pub ours: bool,
     /// The selectors of our side, and those of the peer's side.
     pub selectors: (Vec<Selector>, Vec<Selector>),
@@ -54,7 +55,7 @@ pub struct Child {
     pub esp_received: Option<Duration>,
     at: Duration,
     replaces: Option<u32>,
-    /// Whether the CHILD_SA that it replaces was gone when it was made.
+    /// Whether the CHILD_SA to be replaced was already gone when this one was created.
     late: bool,
     lowest_nonce: Vec<u8>,
     /// When the CHILD_SA may be rekeyed again after TEMPORARY_FAILURE.
@@ -76,7 +77,7 @@ impl Child {
 }
 
 impl Node {
-    /// Returns the CHILD_SA that an exchange makes.
+    /// Returns the CHILD_SA that an exchange creates.
     #[allow(clippy::too_many_arguments)]
     pub fn negotiated(
         &mut self,
@@ -179,9 +180,9 @@ impl Node {
         self.children.get(&own).filter(|child| !child.dead)
     }
 
-    /// Returns the CHILD_SA that makes this one redundant (2.8.1), or the one that has replaced
-    /// that one since. `None`: this one is not redundant, or the other one ended without a
-    /// successor, so that only this one is left.
+    /// Returns the CHILD_SA that makes `redundant` redundant (2.8.1), or the CHILD_SA that has
+    /// since replaced it. Returns `None` if `redundant` is not redundant, or if the other CHILD_SA
+    /// ended without a successor, so that only `redundant` is left.
     pub fn survivor(&self, redundant: &Child) -> Option<&Child> {
         let mut survivor = self.children.get(&redundant.redundant_to?)?;
         while survivor.dead || survivor.expired {
@@ -191,18 +192,18 @@ impl Node {
         Some(survivor).filter(|survivor| survivor.own != redundant.own)
     }
 
-    /// Returns whether an exchange of the node made this CHILD_SA, or one that it has replaced,
-    /// after that time, and the CHILD_SA to be replaced was gone by then.
+    /// Returns whether an exchange of the node created this CHILD_SA, or one that it has replaced,
+    /// at `after` or later, when the CHILD_SA to be replaced was already gone.
     fn came_late(&self, child: &Child, after: Duration) -> bool {
         self.line(child).any(|child| child.ours && child.late && child.at >= after)
     }
 
-    /// This CHILD_SA, the one that it replaces, the one before, and so on.
+    /// Returns this CHILD_SA, the one that it replaces, the one before that, and so on.
     fn line<'a>(&'a self, child: &'a Child) -> impl Iterator<Item = &'a Child> {
         std::iter::successors(Some(child), |child| self.children.get(&child.replaces?))
     }
 
-    /// Returns the node's inbound SPI of the CHILD_SA that the peer names.
+    /// Returns the node's inbound SPI of the CHILD_SA that the peer identifies by its own SPI.
     fn named(&self, spis: Spis, peer: u32) -> Option<u32> {
         let mut of = self.children.values().filter(|child| child.ike == spis && child.peer == peer && !child.dead);
         of.next().map(|child| child.own)
@@ -286,7 +287,8 @@ impl Node {
             );
             return Ok(());
         }
-        // Our successor may have been rekeyed since, while the DELETE waited for the window.
+        // The CHILD_SA that replaced it may have been rekeyed while the DELETE waited for the
+        // window.
         let by_us = living().any(|other| self.line(other).any(|other| other.ours && other.replaces == Some(own)))
             || !child.was_installed;
         let crossed = living().any(|other| self.came_late(other, child.at));
@@ -300,7 +302,7 @@ impl Node {
         Ok(())
     }
 
-    /// Judges the node's answer to a request from the peer.
+    /// Judges the node's response to a request from the peer.
     pub fn answered(
         &mut self,
         spis: Spis,
@@ -402,7 +404,7 @@ impl Node {
         let crossing = own_request.map(|own| own.deleted_children()).unwrap_or_default();
         let named: Vec<u32> =
             request.deleted_children().into_iter().filter_map(|peer| self.named(spis, peer)).collect();
-        // The response that makes one of these CHILD_SAs may still be under way.
+        // The response that creates one of these CHILD_SAs may still be in transit.
         let unknown: Vec<u32> =
             request.deleted_children().into_iter().filter(|peer| self.named(spis, *peer).is_none()).collect();
         if let Some(own) = self.sas.get_mut(&spis).and_then(|sa| sa.own.as_mut()) {
@@ -488,8 +490,8 @@ impl Node {
             if let Some(old) = old.and_then(|old| self.children.get_mut(&old)) {
                 match error {
                     notify::TEMPORARY_FAILURE => old.retry_after = step.at + TEMPORARY_FAILURE_WAIT,
-                    // If the peer has rekeyed the CHILD_SA meanwhile, its DELETE has not arrived
-                    // yet.
+                    // If the peer has rekeyed the CHILD_SA in the meantime, its DELETE has not
+                    // arrived yet.
                     notify::CHILD_SA_NOT_FOUND if own.collision.is_none() => old.dead = true,
                     _ => {}
                 }
@@ -501,8 +503,8 @@ impl Node {
         child.replaces = old;
         child.late = old.is_some_and(|old| self.alive(old).is_none());
         child.dead = own.deleted.contains(&child.peer);
-        // 2.8.1: the SA made with the lowest of the four nonces is the redundant one. The nonces of
-        // the two exchanges decide, even if the other SA has been replaced since.
+        // 2.8.1: the SA that was created with the lowest of the four nonces is the redundant one.
+        // The nonces of the two exchanges decide, even if the other SA has been replaced since.
         if let Some(rival) = own.collision.and_then(|rival| self.children.get_mut(&rival)) {
             if child.lowest_nonce < rival.lowest_nonce {
                 child.redundant_to = Some(rival.own);
@@ -514,13 +516,13 @@ impl Node {
         Ok(())
     }
 
-    /// Records that an IKE SA is gone, together with its CHILD_SAs.
+    /// Records that an IKE SA has ended, together with its CHILD_SAs.
     pub fn close(&mut self, spis: Spis) {
         if let Some(sa) = self.sas.get_mut(&spis) {
             sa.closed = true;
         }
         // 2.8.2: the peer deletes the IKE SA of its rekey, because ours survives. Until ours
-        // exists, the CHILD_SAs belong to the old one again.
+        // exists, the CHILD_SAs belong to the old IKE SA again.
         let mut rekeying = self.sas.values_mut().filter(|sa| !sa.closed);
         let heir = rekeying.find_map(|sa| {
             let own = sa.own.as_mut()?;

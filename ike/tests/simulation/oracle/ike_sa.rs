@@ -1,5 +1,5 @@
 //! Judges one IKE SA at one end: message IDs and windows (RFC 7296 2.2, 2.3), retransmission (2.1),
-//! fragments (RFC 7383), and nonces of the cipher.
+//! fragments (RFC 7383), and the nonces of the cipher.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -18,14 +18,14 @@ pub struct Init {
     pub response: Vec<u8>,
 }
 
-/// Maximum time for which ESP may count as a sign of life.
+/// Maximum time for which received ESP may count as evidence that the peer is alive.
 const ESP_COUNTS_AT_MOST: Duration = Duration::from_secs(5);
 
-/// The exchange that made an IKE SA in place of another.
+/// The exchange that created an IKE SA in place of another.
 #[derive(Debug, Clone)]
 pub struct IkeRekey {
     pub old: Spis,
-    /// Whether we began the exchange.
+    /// Whether we initiated the exchange.
     pub ours: bool,
     pub lowest_nonce: Vec<u8>,
     pub at: Duration,
@@ -35,14 +35,14 @@ pub struct IkeRekey {
 #[derive(Debug, Clone)]
 pub struct OwnRequest {
     pub header: Header,
-    /// The decrypted request. `None`: the oracle does not have the keys.
+    /// The decrypted request. `None` if the oracle does not have the keys.
     pub message: Option<Message>,
-    /// The CHILD_SA made by the peer's simultaneous rekey of the same CHILD_SA.
+    /// The CHILD_SA created by the peer's simultaneous rekey of the same CHILD_SA.
     pub collision: Option<u32>,
-    /// The IKE SA made by the peer's simultaneous rekey of the same IKE SA.
+    /// The IKE SA created by the peer's simultaneous rekey of the same IKE SA.
     pub ike_collision: Option<Spis>,
-    /// The peer's SPIs of CHILD_SAs that this end does not know and that the peer has deleted
-    /// meanwhile.
+    /// The peer's SPIs of CHILD_SAs that this end does not know and that the peer has deleted since
+    /// the request was sent.
     pub deleted: BTreeSet<u32>,
     datagrams: Vec<Vec<u8>>,
     /// All addresses to which the request was sent.
@@ -68,7 +68,7 @@ pub enum Received {
     /// The datagram is not authentic, is old, is outside the window, or is part of an incomplete
     /// message.
     Nothing,
-    /// The peer's last request again.
+    /// The peer's last request was received again.
     Repeated,
     /// The peer's next request.
     Request(Header, Option<Message>),
@@ -82,9 +82,9 @@ pub struct IkeSa {
     pub spis: Spis,
     /// Whether this end is the original initiator of the IKE SA.
     pub initiator: bool,
-    /// The keys. `None`: the oracle does not know the secret of the key exchange.
+    /// The keys. `None` if the oracle does not know the secret of the key exchange.
     pub keys: Option<Keys>,
-    /// The IKE_SA_INIT exchange. `None`: a rekey made the IKE SA.
+    /// The IKE_SA_INIT exchange. `None` if a rekey created the IKE SA.
     pub init: Option<Init>,
     /// Other responses that lead to the same keys: a corrupted one, and the intact one.
     pub other_inits: Vec<Init>,
@@ -96,16 +96,16 @@ pub struct IkeSa {
     /// The addresses to which requests may be sent: the first one, and those from which new
     /// authentic messages came through a NAT (2.23).
     pub remotes: BTreeSet<SocketAddr>,
-    /// The MOBIKE state. `None`: one of the ends does not speak MOBIKE.
+    /// The MOBIKE state. `None` if one of the ends does not support MOBIKE.
     pub mobike: Option<Mobike>,
     /// Whether the peer's newest message changes its addresses.
     addresses_changed: bool,
     pub own: Option<Box<OwnRequest>>,
     /// The body of the peer's ID payload.
     pub peer_identity: Option<Vec<u8>>,
-    /// Whether the peer's AUTH is correct. `None`: unknown.
+    /// Whether the peer's AUTH is correct. `None` if this is unknown.
     pub peer_proof: Option<bool>,
-    /// The rekey that made the IKE SA.
+    /// The rekey that created the IKE SA.
     pub rekey: Option<IkeRekey>,
     /// The survivor of a collision in which this IKE SA is the redundant one.
     pub redundant_to: Option<Spis>,
@@ -209,7 +209,7 @@ impl IkeSa {
                     self.first_datagram = datagram.to_vec();
                 }
                 let parts = &mut self.parts[usize::from(header.response())];
-                // RFC 7383 2.6: a larger total means that the message begins again.
+                // RFC 7383 2.6: a larger total means that the peer starts the message again.
                 if parts.values().any(|(known, _)| *known < total) {
                     parts.clear();
                 }
@@ -228,7 +228,7 @@ impl IkeSa {
         Some(chain(first, &inner).ok().map(|payloads| Message { header: *header, payloads }))
     }
 
-    /// Judges the unencrypted part of a sent message, and reads the message.
+    /// Judges the unencrypted part of a sent message, and parses the message.
     pub fn read_sent(&self, sent: &[&[u8]], header: &Header, limit: usize) -> Judged<Option<Message>> {
         //= RFC 7296 2.5 MUST 5: answers have the request's version
         //= RFC 7296 3.1 MUST 5: major version 2
@@ -287,7 +287,8 @@ impl IkeSa {
         }
     }
 
-    /// Judges a request that the node sends, new or again. Returns true if it is new.
+    /// Judges a request that the node sends, which is new or a retransmission. Returns true if it
+    /// is new.
     #[allow(clippy::too_many_arguments)]
     pub fn send_request(
         &mut self,
@@ -328,8 +329,8 @@ impl IkeSa {
             // A copy to one more address is not a retransmission: it tests whether the peer has
             // moved to that address.
             let more = own.last_sent == at && own.last_sent_to.insert(remote);
-            // RFC 4555 3.5: requests under way use the new addresses. The retransmission intervals
-            // begin again.
+            // RFC 4555 3.5: outstanding requests use the new addresses. The retransmission
+            // intervals start again.
             if self.mobike.is_some() && !more && (self.addresses_changed || !own.last_sent_to.contains(&remote)) {
                 own.sent_to.insert(remote);
                 (own.last_sent, own.last_wait, own.last_sent_to) = (at, None, BTreeSet::from([remote]));
@@ -346,8 +347,8 @@ impl IkeSa {
             );
             if matches!(cause, Cause::Timer(Duration::ZERO)) {
                 let wait = at.saturating_sub(own.last_sent);
-                // If ESP arrives meanwhile, transmissions continue after the last configured one,
-                // at the same interval.
+                // If ESP arrives in the meantime, transmissions continue after the last configured
+                // one, at the same interval.
                 let esp_came = last_esp.is_some_and(|came| at < came + ESP_COUNTS_AT_MOST);
                 let grows = own.last_wait.is_none_or(|last| wait > last || (esp_came && wait >= last));
                 //= RFC 7296 2.4 MUST 6: waits double

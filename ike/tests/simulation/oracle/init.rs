@@ -1,5 +1,5 @@
-//! Judges IKE_SA_INIT (RFC 7296 1.2, 1.3): cookies (2.6), half-open IKE SAs, another key exchange
-//! method, and NAT detection (2.23).
+//! Judges IKE_SA_INIT (RFC 7296 1.2, 1.3): cookies (2.6), half-open IKE SAs, changes of the key
+//! exchange method, and NAT detection (2.23).
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use super::octets::{
 };
 use super::{Judged, Shared, broken, require};
 
-/// How long a responder keeps an IKE SA half-open.
+/// Time for which a responder keeps an IKE SA half-open.
 const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 
 /// The node's IKE_SA_INIT request to one address.
@@ -23,9 +23,9 @@ pub struct Initiation {
     datagram: Vec<u8>,
     message: Message,
     remote: SocketAddr,
-    /// The change that a response requests.
+    /// The change of the next request that a response requires.
     retry: Option<Retry>,
-    /// The IKE SAs that the responses so far would make.
+    /// The IKE SAs that the responses received so far would create.
     candidates: Vec<IkeSa>,
 }
 
@@ -35,13 +35,13 @@ enum Retry {
     Group(u16),
 }
 
-/// Reads a message in clear.
+/// Parses a message in clear.
 pub fn clear(datagram: &[u8]) -> Option<Message> {
     let header = Header::read(datagram).ok()?;
     Some(Message { header, payloads: chain(header.next, datagram.get(HEADER_LEN..)?).ok()? })
 }
 
-/// The data of NAT_DETECTION_*_IP (2.23).
+/// Computes the data of NAT_DETECTION_*_IP (2.23).
 fn nat_hash(spis: Spis, at: SocketAddr) -> Vec<u8> {
     let address = match at.ip() {
         IpAddr::V4(address) => address.octets().to_vec(),
@@ -60,7 +60,7 @@ fn behind_nat(message: &Message, spis: Spis, from: SocketAddr) -> bool {
 }
 
 /// Judges the node's NAT_DETECTION_DESTINATION_IP. The hash of the source may be deliberately
-/// false.
+/// wrong.
 fn judge_nat_detection(message: &Message, spis: Spis, to: SocketAddr) -> Judged {
     let destination = message.notify(notify::NAT_DETECTION_DESTINATION_IP);
     //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
@@ -89,7 +89,7 @@ pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
     let within = offer.is_some_and(|offer| {
         answer.transforms.iter().all(|transform| offer.transforms.contains(transform))
             && offer.transforms.iter().all(|(kind, id, _)| {
-                // 3.3.6: a transform type may be left out only if NONE (0) was among its offers.
+                // 3.3.6: a transform type may be omitted only if NONE (0) was among its offers.
                 answer.transforms.iter().filter(|(other, ..)| other == kind).count() == 1
                     || (*id == 0 || offer.transforms.iter().any(|(other, id, _)| other == kind && *id == 0))
             })
@@ -102,8 +102,8 @@ pub fn chosen(request: &Message, response: &Message) -> Judged<Proposal> {
 }
 
 impl Initiation {
-    /// Returns the IKE SA to which a sent message belongs: the one whose keys open it, or otherwise
-    /// one that the oracle cannot read.
+    /// Returns the IKE SA to which a sent message belongs: the one whose keys decrypt it, or
+    /// otherwise one that the oracle cannot decrypt.
     pub fn select(&self, header: &Header, datagram: &[u8]) -> Option<IkeSa> {
         let of = || self.candidates.iter().filter(|sa| sa.spis == header.spis);
         let opens = |sa: &&IkeSa| sa.keys.as_ref().is_some_and(|keys| keys.open(true, datagram).is_some());
@@ -268,8 +268,8 @@ impl Node {
             require!(known.response == datagram, "RFC 7296 2.1", "IKE_SA_INIT answered again with other octets");
             return Ok(());
         }
-        // The same request with another cookie is answered as before, and does not count as another
-        // request.
+        // The same request with another cookie gets the same response as before, and does not count
+        // as a new request.
         let again = known.is_some_and(|known| known.response == datagram);
         let half_open = self.half_open.len();
         require!(
@@ -305,7 +305,7 @@ impl Node {
     }
 }
 
-/// Returns the IKE SA that an IKE_SA_INIT exchange makes at one end.
+/// Returns the IKE SA that an IKE_SA_INIT exchange creates at one end.
 fn ike_sa(
     request: &Message,
     request_datagram: &[u8],

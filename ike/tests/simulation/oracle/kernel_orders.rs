@@ -1,6 +1,6 @@
 //! Compares the SAs that an end installs in its kernel with those that it negotiated. An SA must be
-//! installed before the response that makes it is sent; its SPIs, keys and selectors must be the
-//! negotiated ones; and no packet may be sent with an SA that is gone.
+//! installed before the response that creates it is sent. Its SPIs, keys and selectors must be the
+//! negotiated ones. No packet may be sent with an SA that has ended.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::node::Node;
 use super::octets::{Selector, Spis};
 use super::{Cause, Judged, Step, broken, require};
 
-/// Time for which ESP counts as a sign of life.
+/// Time for which received ESP counts as evidence that the peer is alive.
 const ESP_COUNTS: Duration = Duration::from_secs(2);
 /// Minimum time for which a request is repeated while ESP arrives.
 const REPEATED_WITH_ESP: Duration = Duration::from_secs(60);
@@ -38,8 +38,8 @@ impl Node {
         match event {
             Event::IkeUp { ike, initiator, .. } => {
                 if self.is_blind() {
-                    // The rekey of an IKE SA that the oracle cannot read makes another one that it
-                    // cannot read.
+                    // The rekey of an IKE SA that the oracle cannot decrypt creates another one
+                    // that it cannot decrypt.
                     let unread = || IkeSa::new(spis(ike), *initiator, None, (0, 0));
                     self.sas.entry(spis(ike)).or_insert_with(unread);
                 }
@@ -120,7 +120,7 @@ impl Node {
         Ok(())
     }
 
-    /// The time at which ESP of an IKE SA's CHILD_SAs last arrived.
+    /// Returns the time at which ESP of an IKE SA's CHILD_SAs last arrived.
     pub fn last_esp(&self, spis: Spis) -> Option<Duration> {
         self.children.values().filter(|child| child.ike == spis).filter_map(|child| child.esp_received).max()
     }
@@ -192,7 +192,7 @@ impl Node {
         Ok(())
     }
 
-    /// Judges the SAs that the node uses to send after this step. SAs that were replaced or removed
+    /// Judges the SAs with which the node sends after this step. SAs that were replaced or removed
     /// in the step do not count.
     pub fn judge_switches(&mut self) -> Judged {
         for own in std::mem::take(&mut self.switched_to).into_values() {
@@ -205,7 +205,7 @@ impl Node {
     }
 
     /// Checks that the SAs for which the node sent a response in this step are installed, since the
-    /// peer may use them at once.
+    /// peer may use them immediately.
     pub fn judge_installed(&mut self, step: &Step<'_>) -> Judged {
         for own in std::mem::take(&mut self.to_be_installed) {
             let child = self.children.get(&own);

@@ -11,8 +11,8 @@ use super::keys::CURVE25519;
 
 const ECP_521: u16 = 21;
 
-/// The MODP groups: number, bits of the prime, the constant in its formula, size of our private
-/// keys in bytes.
+/// The MODP groups: number, size of the prime in bits, the constant in the prime's formula, and
+/// size of our private keys in bytes.
 const MODP: [(u16, u32, u32, usize); 3] = [(14, 2048, 124_476, 32), (15, 3072, 1_690_314, 36), (16, 4096, 240_904, 40)];
 
 pub fn is_known(group: u16) -> bool {
@@ -49,14 +49,14 @@ pub fn secret(group: u16, private: &[u8], public: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Uses 521 of the 528 bits of the octets.
+/// Makes a private key from 521 of the 528 bits of the octets.
 fn p521_private(octets: &[u8]) -> Option<p521::SecretKey> {
     let mut octets: [u8; 66] = octets.try_into().ok()?;
     octets[0] &= 1;
     p521::SecretKey::from_slice(&octets).ok()
 }
 
-/// RFC 7296 2.14: the result is as long as the prime.
+/// Computes `base` to the power of `exponent`. The result is as long as the prime (RFC 7296 2.14).
 fn power(group: u16, base: &BigUint, exponent: &[u8]) -> Option<Vec<u8>> {
     let prime = prime(group)?;
     let octets = base.modpow(&BigUint::from_bytes_be(exponent), prime).to_bytes_be();

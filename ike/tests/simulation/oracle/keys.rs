@@ -1,6 +1,7 @@
 //! The key schedule (RFC 7296 2.13 to 2.18) and the Encrypted payload (RFC 5282, RFC 7634, RFC
-//! 3602, RFC 4868), from the formulas of the RFCs. No code here comes from the library. The oracle
-//! finds the private keys of the key exchanges among the random octets that the endpoints drew.
+//! 3602, RFC 4868), computed by the formulas of the RFCs. No code in this module comes from the
+//! library. The oracle finds the private keys of the key exchanges among the random octets that the
+//! endpoints drew.
 
 use std::collections::HashMap;
 
@@ -46,8 +47,8 @@ impl PrivateKeys {
         self.by_public.get(&wanted).cloned()
     }
 
-    /// Returns the secret of a key exchange, if the oracle knows its method and one private key was
-    /// drawn.
+    /// Returns the secret of a key exchange, if the oracle supports its method and one private key
+    /// was drawn.
     pub fn secret(&mut self, ours: (u16, &[u8]), theirs: (u16, &[u8])) -> Option<Vec<u8>> {
         let group = ours.0;
         if group != theirs.0 || !key_exchange::is_known(group) {
@@ -93,8 +94,8 @@ impl Suite {
     }
 }
 
-/// The hash of an integrity algorithm of RFC 4868. Its output is as long as the key and twice as
-/// long as the ICV.
+/// Returns the hash of an integrity algorithm of RFC 4868. Its output is as long as the key and
+/// twice as long as the ICV.
 fn integrity_hash(id: u16) -> Option<hmac::Algorithm> {
     match id {
         12 => Some(hmac::HMAC_SHA256),
@@ -193,14 +194,15 @@ impl Keys {
     }
 
     /// Computes AUTH with a pre-shared key (2.15) of the original initiator or responder. `message`
-    /// is its IKE_SA_INIT message, `nonce` the other end's, `id` the body of its ID payload.
+    /// is the IKE_SA_INIT message of that end, `nonce` is the nonce of the other end, and `id` is
+    /// the body of the ID payload of that end.
     pub fn psk_auth(&self, initiator: bool, psk: &[u8], message: &[u8], nonce: &[u8], id: &[u8]) -> Vec<u8> {
         let mac = prf(self.prf, &self.p[usize::from(!initiator)], &[id]);
         let key = prf(self.prf, psk, &[b"Key Pad for IKEv2"]);
         prf(self.prf, &key, &[message, nonce, &mac])
     }
 
-    /// Opens a datagram that the original initiator or responder encrypted.
+    /// Decrypts a datagram that the original initiator or responder encrypted.
     pub fn open(&self, from_initiator: bool, datagram: &[u8]) -> Option<Opened> {
         let sealed = Sealed::read(datagram)?;
         let plain = match self.suite.encryption.0 {
@@ -220,8 +222,8 @@ impl Keys {
         Some(key.open_in_place(nonce, aead::Aad::from(sealed.associated), &mut contents).ok()?.to_vec())
     }
 
-    /// 3.14: the ICV covers all octets before it, and the ciphertext is a chain of blocks (NIST SP
-    /// 800-38A 6.2).
+    /// Checks the ICV, which covers all octets before it (3.14), and decrypts the ciphertext, which
+    /// is a chain of blocks (NIST SP 800-38A 6.2).
     fn open_cbc(&self, from_initiator: bool, sealed: &Sealed<'_>) -> Option<Vec<u8>> {
         let end = usize::from(!from_initiator);
         let icv_len = self.integrity[end].len() / 2;
@@ -256,7 +258,7 @@ impl Keys {
         Some(datagram)
     }
 
-    /// The initialization vector of a datagram.
+    /// Returns the initialization vector of a datagram.
     pub fn initialization_vector<'a>(&self, sealed: &Sealed<'a>) -> Option<&'a [u8]> {
         sealed.body.get(..if self.suite.encryption.0 == 12 { BLOCK_LEN } else { IV_LEN })
     }
@@ -309,7 +311,7 @@ pub struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
-    /// Reads the only payload of a datagram, if it is an encrypted one.
+    /// Parses the only payload of a datagram, if it is an encrypted one.
     pub fn read(datagram: &'a [u8]) -> Option<Self> {
         let header = Header::read(datagram).ok()?;
         let mut octets = Octets(datagram.get(HEADER_LEN..)?);

@@ -1,4 +1,4 @@
-//! Judges MOBIKE (RFC 4555): which end may move an IKE SA, and what must be proved before ESP
+//! Judges MOBIKE (RFC 4555): which end may move an IKE SA, and what the peer must prove before ESP
 //! follows.
 
 use std::collections::BTreeSet;
@@ -11,13 +11,13 @@ use super::node::Node;
 use super::octets::{Message, Notify, Spis, notify};
 use super::{Cause, Judged, Step, require};
 
-/// What one end knows about the addresses of an IKE SA whose ends both speak MOBIKE.
+/// The state of one end about the addresses of an IKE SA whose ends both support MOBIKE.
 #[derive(Debug, Clone)]
 pub struct Mobike {
     /// Whether this end is the original initiator, that is, the initiator of the first IKE SA in a
     /// series of rekeys.
     pub initiator: bool,
-    /// The additional addresses that the peer announced, now or before.
+    /// The additional addresses that the peer has announced so far.
     pub announced: BTreeSet<IpAddr>,
     /// The addresses at which the peer has proved that it receives. At first this is the address to
     /// which IKE_AUTH was sent. IKE_AUTH may also have been sent to a second address, from which
@@ -40,10 +40,10 @@ impl Mobike {
     }
 
     /// Returns whether messages may be sent to the address from which this authentic message came.
-    /// The initiator decides for itself (3.5). The responder follows UPDATE_SA_ADDRESSES, and no
-    /// other message (3.5, 3.8).
+    /// The initiator chooses freely (3.5). The responder follows UPDATE_SA_ADDRESSES, and no other
+    /// message (3.5, 3.8).
     pub fn follows(&self, message: Option<&Message>) -> bool {
-        // RFC 4555 3.8: IKE without UPDATE_SA_ADDRESSES moves nothing.
+        // RFC 4555 3.8: IKE messages without UPDATE_SA_ADDRESSES do not move the SAs.
         self.initiator || message.is_some_and(updates_addresses)
     }
 }
@@ -53,7 +53,7 @@ fn updates_addresses(message: &Message) -> bool {
     !message.header.response() && message.notify(notify::UPDATE_SA_ADDRESSES).is_some()
 }
 
-/// The addresses that ADDITIONAL_IP4_ADDRESS and ADDITIONAL_IP6_ADDRESS name (4.2.2).
+/// Returns the addresses in ADDITIONAL_IP4_ADDRESS and ADDITIONAL_IP6_ADDRESS (4.2.2).
 fn addresses(message: &Message) -> BTreeSet<IpAddr> {
     let address = |notify: Notify| match notify.kind {
         notify::ADDITIONAL_IP4_ADDRESS => <[u8; 4]>::try_from(notify.data).ok().map(IpAddr::from),
@@ -83,7 +83,7 @@ impl Node {
             "RFC 4555 3.2",
             "addresses are changed in an IKE SA of which not both ends announced MOBIKE_SUPPORTED"
         );
-        // RFC 4555 3.5: the original initiator decides.
+        // RFC 4555 3.5: the original initiator chooses the addresses.
         require!(
             message.notify(notify::UPDATE_SA_ADDRESSES).is_none() || mobike.is_some_and(|mobike| mobike.initiator),
             "RFC 4555 3.5",
@@ -100,7 +100,7 @@ impl Node {
         Ok(())
     }
 
-    /// Judges the node's answer to an INFORMATIONAL request.
+    /// Judges the node's response to an INFORMATIONAL request.
     pub fn answer_address_request(
         &mut self,
         spis: Spis,
@@ -110,7 +110,7 @@ impl Node {
     ) -> Judged {
         let Some(mobike) = self.sas.get_mut(&spis).and_then(|sa| sa.mobike.as_mut()) else { return Ok(()) };
         let cookie = request.notify(notify::COOKIE2).filter(|cookie| (8..=64).contains(&cookie.data.len()));
-        // RFC 4555 3.7: COOKIE2 is copied.
+        // RFC 4555 3.7: COOKIE2 is copied unchanged.
         require!(
             cookie.is_none() || answer.notify(notify::COOKIE2) == cookie,
             "RFC 4555 3.7",
@@ -139,7 +139,7 @@ impl Node {
         ]
         .concat();
         let forbidden = request.notify(notify::NO_NATS_ALLOWED).filter(|notify| notify.data != header);
-        // RFC 4555 3.9: the stated addresses are compared with the IP header.
+        // RFC 4555 3.9: the addresses in the notification are compared with the IP header.
         require!(
             forbidden.is_none()
                 || !changes_addresses(request)
@@ -158,11 +158,13 @@ impl Node {
     pub fn conclude_address_request(&mut self, spis: Spis, own: &OwnRequest, request: &Message, response: &Message) {
         let cookie = request.notify(notify::COOKIE2);
         let returned = cookie.is_some() && response.notify(notify::COOKIE2) == cookie;
-        // RFC 4555 3.7: a request that was sent to several addresses proves nothing.
+        // RFC 4555 3.7: a request that was sent to several addresses does not prove that the peer
+        // receives at one of them.
         if !returned || own.sent_to.len() != 1 {
             return;
         }
-        // After a rekey by both ends the CHILD_SAs move to the IKE SA that stays.
+        // After simultaneous rekeys, the CHILD_SAs move to the surviving IKE SA, so record the
+        // address for all IKE SAs of the series.
         let series: Vec<Spis> =
             self.sas.keys().copied().filter(|other| self.origin(*other) == self.origin(spis)).collect();
         for spis in series {

@@ -1,20 +1,20 @@
 //! An independent judge of every run. It decrypts and reads every message, checks it against the
 //! requirements of RFC 7296 and RFC 7383 for its sender, and panics at the first violation with the
-//! section and a trace. It is written from the text of the RFCs: it has its own parser, decryption
-//! and key derivation, and takes only events and datagrams from the library. Therefore it detects a
-//! mistake that both ends share.
+//! section and a trace. It was written from the text of the RFCs: it has its own parser, decryption
+//! and key derivation, and uses only events and datagrams of the library. Therefore it also detects
+//! mistakes that both ends make in the same way.
 //!
-//! Each end is judged step by step, by the messages and events that it has seen itself. A step is
-//! one call into an endpoint: its cause, the events that it reported and the datagrams that it
-//! sent.
+//! Each end is judged step by step, by its own messages and events. A step is one call into an
+//! endpoint: its cause, the events that it reported and the datagrams that it sent.
 //!
 //! - `octets`: messages in the layout of RFC 7296 section 3, and the parser for them.
 //! - `key_exchange`: the key exchange methods whose secrets the oracle can compute.
 //! - `keys`: the key schedule and the Encrypted payload.
 //! - `node`: one end, its actions, and the order in which a step is judged.
-//! - `init`: IKE_SA_INIT with cookies, half-open IKE SAs, other key exchange methods, NATs.
-//! - `ike_sa`: one IKE SA with its message IDs, windows, retransmission, fragments, nonces of the
-//!   cipher.
+//! - `init`: IKE_SA_INIT with cookies, half-open IKE SAs, changes of the key exchange method, and
+//!   NATs.
+//! - `ike_sa`: one IKE SA with its message IDs, windows, retransmission, fragments, and nonces of
+//!   the cipher.
 //! - `auth`: IKE_AUTH and the rekey of an IKE SA.
 //! - `mobike`: address changes by MOBIKE (RFC 4555).
 //! - `child_sa`: CHILD_SAs with their negotiation, rekeys, collisions and deletions.
@@ -46,7 +46,7 @@ use trace::Trace;
 /// A violation of a rule by an end.
 #[derive(Debug, Clone)]
 pub struct Violation {
-    /// The document and section.
+    /// The RFC and its section.
     pub rule: &'static str,
     /// What was found.
     pub found: String,
@@ -112,15 +112,15 @@ pub struct Limits {
     pub fragment_size: usize,
 }
 
-/// The data that all nodes share.
+/// The data that is shared by all nodes.
 #[derive(Debug, Default)]
 pub struct Shared {
     pub private_keys: PrivateKeys,
-    /// Pre-shared keys that prove an identity. Empty: the oracle does not check AUTH.
+    /// Pre-shared keys that prove an identity. If there are none, the oracle does not check AUTH.
     pub psks: Vec<Vec<u8>>,
 }
 
-/// How long a CHILD_SA had been in use when a timer at its end began to rekey it.
+/// How long a CHILD_SA had been in use when a timer of its end started the rekey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RekeyAge(pub Duration);
 
@@ -130,7 +130,7 @@ pub struct Oracle {
     pub shared: Shared,
     nodes: Vec<Node>,
     trace: Trace,
-    /// The beginning of a violation's message, which explains how to repeat the run.
+    /// The first line of a violation's message, which explains how to repeat the run.
     pub replay: String,
 }
 
@@ -155,18 +155,18 @@ impl Oracle {
         }
     }
 
-    /// Returns something that is under way although the network is at rest, if anything is.
+    /// Returns the first violation that [`Self::judge_at_rest`] would report, if there is one.
     pub fn unrest(&self) -> Option<Violation> {
         self.nodes.iter().find_map(|node| node.judge_at_rest().err())
     }
 
-    /// Returns whether there are messages that the oracle could not read because it does not know
-    /// the key exchange.
+    /// Returns whether there are messages that the oracle could not decrypt because it does not
+    /// know the secret of the key exchange.
     pub fn is_blind(&self) -> bool {
         self.nodes.iter().any(Node::is_blind)
     }
 
-    /// Judges the conditions that must hold when nothing is under way any more.
+    /// Judges the conditions that must hold when no exchange is in progress.
     pub fn judge_at_rest(&self, at: Duration) {
         for (index, node) in self.nodes.iter().enumerate() {
             if let Err(violation) = node.judge_at_rest() {
@@ -175,12 +175,12 @@ impl Oracle {
         }
     }
 
-    /// The ages of CHILD_SAs when a timer rekeyed them.
+    /// Returns the ages of CHILD_SAs at the time a timer rekeyed them.
     pub fn rekey_ages(&self) -> Vec<RekeyAge> {
         self.nodes.iter().flat_map(|node| node.rekey_ages.iter().copied()).collect()
     }
 
-    /// The record of the run so far.
+    /// Returns the record of the run so far.
     pub fn story(&self) -> String {
         self.trace.to_string()
     }

@@ -14,26 +14,27 @@ use super::octets::{FLAG_INITIATOR, Header, Message, Spis, exchange, notify};
 use super::trace::Trace;
 use super::{Cause, Judged, Limits, RekeyAge, Shared, Step, broken, require};
 
-/// The reactions to a datagram that are allowed.
+/// The reactions that are allowed to a datagram.
 #[derive(Debug)]
 pub enum Effect {
     /// No datagram arrived.
     None,
-    /// No reaction: the datagram is forged, old, or outside the window. Or ESP was reported.
+    /// No reaction is allowed: the datagram is forged, old, or outside the window, or ESP was
+    /// reported.
     Nothing,
-    /// An answer in clear, or nothing.
+    /// A response in clear is allowed, but not required.
     Unauthenticated,
-    /// The datagram answers an IKE_SA_INIT request from the node.
+    /// The datagram is a response to an IKE_SA_INIT request of the node.
     InitResponse,
-    /// The same response again.
+    /// The same response is sent again.
     Repeated(Spis),
-    /// The response to this request.
+    /// The node responds to this request.
     Request(Spis, Header, Option<Message>),
-    /// The reaction to the response to the node's request.
+    /// The node handles the response to its request.
     Response(Spis, Box<OwnRequest>, Option<Message>),
 }
 
-/// A sent message: the datagrams (without marker) of all its fragments.
+/// A sent message: the datagrams (without the non-ESP marker) of all its fragments.
 #[derive(Debug)]
 pub struct Sent<'a> {
     pub header: Header,
@@ -47,17 +48,17 @@ pub struct Sent<'a> {
 pub struct Node {
     pub limits: Limits,
     pub initiations: BTreeMap<u64, Initiation>,
-    /// Half-open IKE SAs, by address and SPI of the initiator: the time at which they were made,
+    /// Half-open IKE SAs, by address and SPI of the initiator: the time at which they were created,
     /// and both SPIs.
     pub half_open: BTreeMap<(SocketAddr, u64), (Duration, Spis)>,
-    /// The cookies that the node gave, each with its address, SPI and nonce.
+    /// The cookies that the node sent: address, SPI and nonce of the initiator, and the cookie.
     pub cookies: BTreeSet<(IpAddr, u64, Vec<u8>, Vec<u8>)>,
     pub sas: BTreeMap<Spis, IkeSa>,
     /// The CHILD_SAs, by the node's inbound SPIs.
     pub children: BTreeMap<u32, Child>,
     /// The CHILD_SAs for which the node sent a response in this step.
     pub to_be_installed: Vec<u32>,
-    /// The CHILD_SAs that the node uses to send since this step, by peer and purpose.
+    /// The CHILD_SAs with which the node has started to send in this step, by peer and purpose.
     pub switched_to: BTreeMap<(PeerName, Purpose), u32>,
     pub rekey_ages: Vec<RekeyAge>,
     /// All keys that the node has used, for any SA.
@@ -83,7 +84,7 @@ impl Node {
         }
     }
 
-    /// Resets the node after a restart. The used keys and nonces stay, since new ones must differ
+    /// Resets the node after a restart. Keeps the used keys and nonces, since new ones must differ
     /// from those used before the restart.
     pub fn restarted(&mut self) {
         self.initiations.clear();
@@ -95,7 +96,8 @@ impl Node {
 
     pub fn judge(&mut self, step: &Step<'_>, shared: &mut Shared, trace: &mut Trace) -> Judged {
         if matches!(step.cause, Cause::Owner) {
-            // The owner may ask for a rekey of every SA. The second one waits for the window.
+            // The owner may request rekeys of all SAs. Only one request is sent at a time, and the
+            // others wait for the window.
             self.children.values_mut().for_each(|child| child.retry_after = Duration::ZERO);
             self.sas.values_mut().for_each(|sa| sa.rekey_after = Duration::ZERO);
         }
@@ -111,8 +113,8 @@ impl Node {
             }
             Cause::EspFrom(spi, remote) => {
                 let owner = self.children.get(&spi).and_then(|child| self.sas.get_mut(&child.ike));
-                // RFC 4555 3.8: ESP may be followed. A peer that speaks MOBIKE may have gone behind
-                // a NAT.
+                // RFC 4555 3.8: a peer may be followed to the source of its ESP. A peer that
+                // supports MOBIKE may have moved behind a NAT.
                 if let Some(sa) = owner.filter(|sa| sa.peer_behind_nat || sa.mobike.is_some()) {
                     sa.remotes.insert(remote);
                 }
@@ -298,14 +300,14 @@ impl Node {
         Ok(messages)
     }
 
-    /// Reads an encrypted message that the node sent, and judges its unencrypted part.
+    /// Decrypts a message that the node sent, and judges its unencrypted part.
     fn read(&mut self, sent: &Sent<'_>) -> Judged<Option<Message>> {
         let spis = sent.header.spis;
         if !self.sas.contains_key(&spis) {
             let initiation = self.initiations.get(&spis.0);
             let sa = initiation.and_then(|initiation| initiation.select(&sent.header, sent.datagrams[0]));
-            // The rekey of an IKE SA that the oracle cannot read makes another one that it cannot
-            // read.
+            // The rekey of an IKE SA that the oracle cannot decrypt creates another one that it
+            // cannot decrypt.
             let initiator = sent.header.flags & FLAG_INITIATOR != 0;
             let sa = sa.or_else(|| self.is_blind().then(|| IkeSa::new(spis, initiator, None, (0, 0))));
             require!(sa.is_some(), "RFC 7296 2.14", "a message of an IKE SA that is none, or with other keys");
@@ -335,8 +337,8 @@ impl Node {
         Ok(())
     }
 
-    /// Returns whether there is an IKE SA whose messages cannot be read, since the oracle does not
-    /// know its key exchange.
+    /// Returns whether there is an IKE SA whose messages cannot be decrypted, since the oracle does
+    /// not know the secret of its key exchange.
     pub fn is_blind(&self) -> bool {
         self.sas.values().any(|sa| sa.keys.is_none())
     }
@@ -355,15 +357,15 @@ impl Node {
     }
 }
 
-/// Returns whether a request is only a liveness check (RFC 7296 2.4), which may also detect a
-/// changed NAT mapping (RFC 4555 3.8).
+/// Returns whether a request is only a liveness check (RFC 7296 2.4). It may contain NAT detection,
+/// to detect a changed mapping (RFC 4555 3.8).
 fn is_liveness_check(message: &Message) -> bool {
     let detection = [notify::NAT_DETECTION_SOURCE_IP, notify::NAT_DETECTION_DESTINATION_IP];
     message.header.exchange == exchange::INFORMATIONAL
         && message.notifies().iter().filter(|notify| detection.contains(&notify.kind)).count() == message.payloads.len()
 }
 
-/// A datagram without the non-ESP marker.
+/// Returns a datagram without the non-ESP marker.
 fn strip(datagram: &[u8], local: SocketAddr, limits: Limits) -> &[u8] {
     if local.port() == limits.nat_port { datagram.get(4..).unwrap_or_default() } else { datagram }
 }

@@ -58,7 +58,7 @@ pub const FLAG_INITIATOR: u8 = 0x08;
 pub const FLAG_RESPONSE: u8 = 0x20;
 pub const HEADER_LEN: usize = 28;
 
-/// The part that a message lacks.
+/// The part of a message that is malformed or missing.
 pub type Malformed = &'static str;
 
 /// The SPIs of an IKE SA: the initiator's, then the responder's.
@@ -107,7 +107,7 @@ pub struct Payload {
     pub body: Vec<u8>,
 }
 
-/// Reads a chain of payloads (3.2) to its end.
+/// Parses a chain of payloads (3.2) to its end.
 pub fn chain(first: u8, octets: &[u8]) -> Result<Vec<Payload>, Malformed> {
     let (mut octets, mut kind, mut payloads) = (Octets(octets), first, Vec::new());
     while kind != 0 {
@@ -146,7 +146,7 @@ pub struct Proposal {
 }
 
 impl Proposal {
-    /// Returns the ID and key length of the only transform of a type; 0 if there is none.
+    /// Returns the ID and key length of the only transform of a type, or zeros if there is none.
     pub fn one(&self, kind: u8) -> (u16, u16) {
         self.transforms.iter().find(|transform| transform.0 == kind).map_or((0, 0), |(_, id, bits)| (*id, *bits))
     }
@@ -200,7 +200,7 @@ impl Message {
         self.notifies().into_iter().find(|notify| notify.kind == kind)
     }
 
-    /// The first error notification (types below 16384).
+    /// Returns the first error notification (types below 16384).
     pub fn error(&self) -> Option<u16> {
         self.notifies().into_iter().map(|notify| notify.kind).find(|kind| *kind < 16384)
     }
@@ -210,7 +210,7 @@ impl Message {
         of.filter_map(|payload| read_delete(&payload.body).ok()).collect()
     }
 
-    /// The SPIs of all CHILD_SAs that the message deletes.
+    /// Returns the SPIs of all CHILD_SAs that the message deletes.
     pub fn deleted_children(&self) -> Vec<u32> {
         let esp = self.deletes().into_iter().filter(|delete| delete.protocol == PROTOCOL_ESP);
         esp.flat_map(|delete| delete.spis).collect()
@@ -228,7 +228,7 @@ impl Message {
         self.find(payload::NONCE)
     }
 
-    /// Group and public value of the Key Exchange payload (3.4).
+    /// Returns the group and the public value of the Key Exchange payload (3.4).
     pub fn key_exchange(&self) -> Option<(u16, &[u8])> {
         let body = self.find(payload::KE)?;
         Some((u16::from_be_bytes([*body.first()?, *body.get(1)?]), body.get(4..)?))
@@ -238,7 +238,7 @@ impl Message {
         self.find(kind).and_then(|body| read_selectors(body).ok()).unwrap_or_default()
     }
 
-    /// The SPI of REKEY_SA, which is the sender's inbound one (1.3.3).
+    /// Returns the SPI of REKEY_SA, which is the sender's inbound SPI (1.3.3).
     pub fn rekeys(&self) -> Option<u32> {
         let notify = self.notify(notify::REKEY_SA)?;
         Some(notify.spi.as_slice().try_into().map_or(0, u32::from_be_bytes))
@@ -317,7 +317,7 @@ fn read_selectors(body: &[u8]) -> Result<Vec<Selector>, Malformed> {
     if octets.0.is_empty() { Ok(selectors) } else { Err("end of the selectors") }
 }
 
-/// Octets that are not read yet.
+/// Octets that have not been read yet.
 pub struct Octets<'a>(pub &'a [u8]);
 
 impl<'a> Octets<'a> {

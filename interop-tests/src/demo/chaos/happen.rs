@@ -10,7 +10,7 @@ use super::event::{Event, Round};
 /// Begins all events of a round. `number` is the number of the round.
 ///
 /// # Errors
-/// If a command that must succeed fails.
+/// Returns an error if a command that must succeed fails.
 pub(super) fn begin(world: &World, pods: &mut Pods, round: &Round, number: usize) -> Result<()> {
     // The controller comes last, since labels need it.
     let (controller, nodes): (Vec<_>, Vec<_>) = round.events.iter().partition(|(place, _)| *place == "controller");
@@ -23,7 +23,7 @@ pub(super) fn begin(world: &World, pods: &mut Pods, round: &Round, number: usize
 /// Ends the events that have a duration.
 ///
 /// # Errors
-/// As [`begin`].
+/// Returns the same errors as [`begin`].
 pub(super) fn end(world: &World, round: &Round) -> Result<()> {
     for (place, event) in &round.events {
         end_one(world, place, event).with_context(|| format!("{event:?} on {place} does not end"))?;

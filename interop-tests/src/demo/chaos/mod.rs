@@ -63,7 +63,7 @@ pub const LONG: Scenario = Scenario {
 /// Runs random events of this seed for some minutes.
 ///
 /// # Errors
-/// If there is no lab or the programs do not build.
+/// Returns an error if there is no lab or the programs do not build.
 pub fn main(minutes: u64, seed: u64, backend: Option<String>) -> Result<ExitCode> {
     let seconds = minutes.saturating_mul(60);
     ensure!((1..=MOST_SECONDS).contains(&seconds), "--minutes must be from 1 to {}", MOST_SECONDS / 60);

@@ -34,7 +34,7 @@ struct CloudNode {
 /// Checks the hub and a cloud node.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn host_reaches_no_edge(test: &LanTest) -> Result<()> {
     let world = test.world;
     world.checks.part("A host on the LAN of the hub and the cloud nodes");

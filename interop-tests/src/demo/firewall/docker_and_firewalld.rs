@@ -131,7 +131,7 @@ fn container(test: &LanTest) -> Result<()> {
     test.seen_as(neighbour, test.edge[0], PUBLISHED, NEIGHBOUR[0].parse()?, what)?;
     let outside = both(INTERNET)?[0];
     test.seen_as(&pod, outside, PORT, test.edge[0], "the container reaches the internet")?;
-    // Docker turned forwarding on before the agent, so Docker alone decides. Its rules accept a
+    // Docker turned forwarding on before the agent, so only Docker's rules apply. They accept a
     // published port of the container from everywhere.
     let container: IpAddr = CONTAINER.parse()?;
     let own = std::env::current_exe()?;
@@ -146,8 +146,8 @@ fn container(test: &LanTest) -> Result<()> {
     })
 }
 
-/// Waits until the status names the packets that firewalld drops, with commands, and makes the
-/// changes that firewalld would make on these commands.
+/// Waits until the status reports the packets that firewalld drops and suggests commands. Then
+/// makes the changes that firewalld would make for these commands.
 fn do_as_told(test: &LanTest, node: &str) -> Result<()> {
     let host = test.world.node(node);
     let what = format!("the status of {node} names what firewalld rejects and its reverse path check, with commands");

@@ -25,7 +25,7 @@ const PORTMAP: &str = "/usr/lib/cni/portmap";
 /// nodes and on a1, and to the pod itself.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn served_to_all(test: &LanTest, others: &str) -> Result<()> {
     let (world, edge) = (test.world, test.world.node(NODE));
     let plugin = world.lab.program("edge-cni")?.display().to_string();
@@ -38,8 +38,8 @@ pub(super) fn served_to_all(test: &LanTest, others: &str) -> Result<()> {
     let mut server = published.pod.start("source", published.pod.command(&own).args(serve))?;
 
     let lan: [IpAddr; 2] = both(NEIGHBOUR)?;
-    // For each family: the pod of a node that has such an uplink, and the source address of its
-    // packets after they leave the node.
+    // For each family: the pod of a node with an uplink of that family, and the source address of
+    // its packets after they leave the node.
     let far: [(&str, IpAddr); 2] =
         [("edge-a2", outside("edge-a2", 0)?.parse()?), ("edge-b1", inside("edge-b1", 1)?.parse()?)];
     let served = |from: &Namespaces, who: &str, to: IpAddr| {

@@ -221,7 +221,7 @@ impl LanTest<'_> {
         edge.sh("nft delete table inet fw").map(drop)
     }
 
-    /// Checks settings that recipes for VTI interfaces contain.
+    /// Checks that the agent resets settings that guides for VTI interfaces recommend.
     fn policies_stay_asked(&self) -> Result<()> {
         let edge = self.world.node("edge-a1");
         let keys = "net.ipv4.conf.all.disable_policy net.ipv4.conf.lan-a1.disable_policy net.ipv6.conf.all.disable_policy \

@@ -14,7 +14,7 @@ const SERVICE_PORT: u16 = 80;
 /// Redirects each Service's address to an endpoint on a node, as kube-proxy does.
 ///
 /// # Errors
-/// If the kernel refuses a rule.
+/// Returns an error if the kernel refuses a rule.
 pub(super) fn redirect(node: &Namespaces, services: &[(IpAddr, IpAddr)]) -> Result<()> {
     for (family, name) in [(true, "ip"), (false, "ip6")] {
         let rules: String = services
@@ -35,7 +35,7 @@ pub(super) fn redirect(node: &Namespaces, services: &[(IpAddr, IpAddr)]) -> Resu
 /// Removes the rules of [`redirect`].
 ///
 /// # Errors
-/// If the rules do not exist.
+/// Returns an error if the rules do not exist.
 pub(super) fn forget(node: &Namespaces) -> Result<()> {
     node.sh("nft 'delete table ip service; delete table ip6 service'").map(drop)
 }
@@ -43,7 +43,7 @@ pub(super) fn forget(node: &Namespaces) -> Result<()> {
 /// Calls all these Services from `from` at the same time. Fails if any of them answers.
 ///
 /// # Errors
-/// If a Service answers.
+/// Returns an error if a Service answers.
 pub(super) fn none_is_served(from: &Namespaces, services: &[IpAddr]) -> Result<()> {
     let served: Vec<String> = std::thread::scope(|scope| {
         let calls: Vec<_> =
@@ -61,7 +61,7 @@ pub(super) fn none_is_served(from: &Namespaces, services: &[IpAddr]) -> Result<(
 /// endpoints on a1 and on a2.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn lan_host_calls_none(test: &LanTest) -> Result<()> {
     let (edge, neighbour) = (test.world.node("edge-a1"), test.world.node("neighbour"));
     let (here, elsewhere) = (both(["10.244.99.3", "fd44::99:3"])?, both(["10.244.99.4", "fd44::99:4"])?);
@@ -91,7 +91,7 @@ pub(super) fn lan_host_calls_none(test: &LanTest) -> Result<()> {
 /// but not if its endpoint is at another edge.
 ///
 /// # Errors
-/// Returns the first check that fails.
+/// Returns the error of the first check that fails.
 pub(super) fn endpoint_at_another_edge(test: &LanTest) -> Result<()> {
     let hub = test.world.node("cloud-1");
     let pod = &test.pods.of("edge-a1").pod;

@@ -1,5 +1,6 @@
-//! Runs several CHILD_SAs under one IKE SA with charon. Either both ends configure them, or charon,
-//! as appliances do, makes one for each pair of networks where the agent has one for all pairs.
+//! Runs several CHILD_SAs under one IKE SA with charon. In some scenarios both ends configure the
+//! CHILD_SAs. In the others charon, as some appliances do, makes one for each pair of networks,
+//! while the agent has one for all pairs.
 
 use std::collections::BTreeMap;
 
@@ -69,7 +70,7 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
     charon.terminate()?;
     agent.process().stop()?;
 
-    // The agent has one child for both networks, charon has one for each.
+    // The agent has one child for both networks, and charon has one for each network.
     let networks = "local_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"10.2.0.0/24\", \"10.3.0.0/24\"]\n";
     let mut agent = Agent::start_with(lab, site.edge, &agent_toml(initiator, networks, ""), "debug")?;
     agent.wait_ready()?;

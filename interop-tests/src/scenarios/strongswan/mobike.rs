@@ -77,7 +77,7 @@ pub(super) fn both_move(lab: &Lab, initiator: Initiator, addresses: Addresses) -
         on_path(edge, ours[1], theirs[1])?;
         on_path(moon, theirs[1], ours[1])
     })?;
-    // Both ends also agree about everything else.
+    // Further exchanges succeed only if both ends agree on the state of the IKE SA.
     agent.rekey("moon")?;
     charon.rekey_child()?;
     charon.rekey_ike()?;

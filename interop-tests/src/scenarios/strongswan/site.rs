@@ -13,7 +13,7 @@ use crate::topology::{Capture, Net, Netem, NetworkPlan, Node, Pod};
 use crate::wait;
 
 pub(super) const SECRET: &str = "correct horse battery";
-/// A secret that differs in one letter.
+/// A secret that differs from [`SECRET`] in one letter.
 pub(super) const WRONG_SECRET: &str = "correct horse cattery";
 const EDGE_NET: &str = "10.1.0.0/24";
 const MOON_NET: &str = "10.2.0.0/24";

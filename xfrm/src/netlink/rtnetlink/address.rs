@@ -30,12 +30,13 @@ pub struct AddressRequest {
     pub index: u32,
     /// The address.
     pub address: IpAddr,
-    /// Its prefix length, bits.
+    /// Prefix length of the address, bits.
     pub prefix: u8,
 }
 
 impl AddressRequest {
-    /// `RTM_NEWADDR`. If `nodad` is set, the kernel does no duplicate address detection.
+    /// Returns the `RTM_NEWADDR` request. If `nodad` is set, the kernel does no duplicate address
+    /// detection.
     #[must_use]
     pub fn create(&self, nodad: bool) -> RawMessage {
         let mut attributes = Attributes::default();
@@ -47,7 +48,7 @@ impl AddressRequest {
         self.message(RTM_NEWADDR, &attributes)
     }
 
-    /// `RTM_DELADDR`.
+    /// Returns the `RTM_DELADDR` request.
     #[must_use]
     pub fn delete(&self) -> RawMessage {
         let mut attributes = Attributes::default();
@@ -61,7 +62,7 @@ impl AddressRequest {
 }
 
 fn body(family: u8, prefix: u8, index: u32, attributes: &Attributes) -> Vec<u8> {
-    // Flags, for which there is also an attribute, and scope.
+    // Zeros for the flags, for which there is also an attribute, and for the scope.
     let mut body = vec![family, prefix, 0, 0];
     body.extend(index.to_ne_bytes());
     body.extend(attributes.octets());
@@ -76,25 +77,25 @@ pub struct AddressMessage {
     /// The address: `IFA_LOCAL`, or `IFA_ADDRESS` if that is absent. IPv6 addresses have no
     /// `IFA_LOCAL` unless there is a peer.
     pub address: Option<IpAddr>,
-    /// Its prefix length, bits.
+    /// Prefix length of the address, bits.
     pub prefix: u8,
     flags: u32,
 }
 
 impl AddressMessage {
-    /// Requests the addresses of a link, or of all links for index 0.
+    /// Returns a request for the addresses of a link, or of all links if the index is 0.
     #[must_use]
     pub fn dump(index: u32) -> RawMessage {
         RawMessage { kind: RTM_GETADDR, body: body(0, 0, index, &Attributes::default()) }
     }
 
-    /// Requests the IPv6 addresses of a link.
+    /// Returns a request for the IPv6 addresses of a link.
     #[must_use]
     pub fn dump_ipv6(index: u32) -> RawMessage {
         RawMessage { kind: RTM_GETADDR, body: body(FAMILY_IPV6, 0, index, &Attributes::default()) }
     }
 
-    /// Reads the kernel's response to this request.
+    /// Parses the kernel's response to `request`.
     ///
     /// # Errors
     /// Returns an error if the message is not an `RTM_NEWADDR`, or is malformed.
@@ -102,7 +103,7 @@ impl AddressMessage {
         read(request, message, RTM_NEWADDR, Self::read_body)
     }
 
-    /// Returns whether duplicate address detection is under way (`IFA_F_TENTATIVE`).
+    /// Returns whether duplicate address detection is in progress (`IFA_F_TENTATIVE`).
     #[must_use]
     pub fn tentative(&self) -> bool {
         self.flags & IFA_F_TENTATIVE != 0

@@ -129,25 +129,26 @@ impl LinkRequest {
         });
     }
 
-    /// `RTM_NEWLINK`.
+    /// Returns the `RTM_NEWLINK` request.
     #[must_use]
     pub fn create(&self) -> RawMessage {
         RawMessage { kind: RTM_NEWLINK, body: self.body() }
     }
 
-    /// `RTM_SETLINK`.
+    /// Returns the `RTM_SETLINK` request.
     #[must_use]
     pub fn set(&self) -> RawMessage {
         RawMessage { kind: RTM_SETLINK, body: self.body() }
     }
 
-    /// `RTM_DELLINK`.
+    /// Returns the `RTM_DELLINK` request.
     #[must_use]
     pub fn delete(&self) -> RawMessage {
         RawMessage { kind: RTM_DELLINK, body: self.body() }
     }
 
-    /// `RTM_GETLINK`, without statistics, for one link or, as a dump, for all links.
+    /// Returns the `RTM_GETLINK` request, without statistics, for one link or, as a dump, for all
+    /// links.
     #[must_use]
     pub fn get(mut self) -> RawMessage {
         self.attributes.number(IFLA_EXT_MASK, SKIP_STATS);
@@ -252,7 +253,7 @@ impl fmt::Display for BridgePortState {
 }
 
 impl LinkMessage {
-    /// Reads the kernel's response to this request.
+    /// Parses the kernel's response to `request`.
     ///
     /// # Errors
     /// Returns an error if the message is not an `RTM_NEWLINK`, or is malformed.

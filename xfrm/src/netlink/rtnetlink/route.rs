@@ -47,7 +47,7 @@ pub struct RouteRequest {
     pub gateway: Option<IpAddr>,
     /// The source address of the node's own packets.
     pub source: Option<IpAddr>,
-    /// The metric. `None`: the kernel chooses one.
+    /// The metric. If `None`, the kernel chooses one.
     pub priority: Option<u32>,
     /// MTU, bytes.
     pub mtu: Option<u32>,
@@ -65,7 +65,7 @@ impl RouteRequest {
     /// `RT_SCOPE_LINK`.
     pub const LINK: u8 = 253;
 
-    /// A route to this network over the link with this index.
+    /// Makes a request for a route to this network over the link with this index.
     #[must_use]
     pub fn new(destination: IpNetwork, device: u32) -> Self {
         Self {
@@ -82,7 +82,7 @@ impl RouteRequest {
         }
     }
 
-    /// `RTM_NEWROUTE`.
+    /// Returns the `RTM_NEWROUTE` request.
     #[must_use]
     pub fn create(&self) -> RawMessage {
         let mut attributes = Attributes::default();
@@ -112,7 +112,8 @@ impl RouteRequest {
         }
         let family = family_of(self.destination.ip());
         let prefix = self.destination.prefix();
-        // Prefix length of the source and type of service, then flags.
+        // The zeros after `prefix` are the prefix length of the source and the type of service; the
+        // last four are the flags.
         let mut body = vec![family, prefix, 0, 0, RT_TABLE_MAIN, self.protocol, self.scope, RTN_UNICAST, 0, 0, 0, 0];
         body.extend(attributes.octets());
         RawMessage { kind: RTM_NEWROUTE, body }
@@ -136,7 +137,7 @@ pub struct RouteMessage {
     pub source: Option<IpAddr>,
     /// The metric.
     pub priority: u32,
-    /// Next hops of the packets: none, one, or several to choose from.
+    /// Next hops for the packets: none, one, or several from which the kernel chooses.
     pub next_hops: Vec<NextHop>,
 }
 
@@ -150,13 +151,13 @@ pub struct NextHop {
 }
 
 impl RouteMessage {
-    /// Requests all routes.
+    /// Returns a request for all routes.
     #[must_use]
     pub fn dump() -> RawMessage {
         RawMessage { kind: RTM_GETROUTE, body: vec![0; FIXED] }
     }
 
-    /// Requests the IPv4 or IPv6 routes over a link.
+    /// Returns a request for the IPv4 or IPv6 routes over a link.
     #[must_use]
     pub fn dump_over(device: u32, ipv4: bool) -> RawMessage {
         let mut attributes = Attributes::default();
@@ -167,7 +168,7 @@ impl RouteMessage {
         RawMessage { kind: RTM_GETROUTE, body }
     }
 
-    /// Reads the kernel's response to this request.
+    /// Parses the kernel's response to `request`.
     ///
     /// # Errors
     /// Returns an error if the message is not an `RTM_NEWROUTE`, or is malformed.
@@ -208,7 +209,8 @@ impl RouteMessage {
     }
 }
 
-/// Reads the router from an attribute that holds an IPv4 or IPv6 router.
+/// Parses an attribute that holds an IPv4 or IPv6 router. Leaves `gateway` unchanged for other
+/// attributes.
 fn read_gateway(kind: u16, value: &[u8], gateway: &mut Option<IpAddr>) {
     let found = match (kind, value) {
         (RTA_GATEWAY, value) => address(value),
@@ -219,7 +221,7 @@ fn read_gateway(kind: u16, value: &[u8], gateway: &mut Option<IpAddr>) {
     *gateway = found.ok().or(*gateway);
 }
 
-/// Each `struct rtnexthop` with its attributes.
+/// Parses each `struct rtnexthop` with its attributes.
 fn next_hops(mut bytes: &[u8]) -> Result<Vec<NextHop>, DecodeError> {
     let mut hops = Vec::new();
     while let Some([l0, l1, _, _, i0, i1, i2, i3]) = bytes.first_chunk::<NEXT_HOP>() {

@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::netlink::{Attributes, RawMessage};
 
-/// Reads a request with the library.
+/// Parses a request with the library.
 fn by_library(message: &RawMessage) -> RouteNetlinkMessage {
     let mut header = NetlinkHeader::default();
     header.message_type = message.kind;
@@ -170,7 +170,7 @@ fn the_library_reads_requests_about_addresses_and_routes_as_they_are_meant() {
     assert_eq!(by_library(&RouteMessage::dump_over(4, false)), RouteNetlinkMessage::GetRoute(expected));
 }
 
-/// A bridge port with attributes, two of which our types do not read.
+/// Makes a bridge port with attributes, two of which our types do not read.
 fn port() -> RawMessage {
     let mut link = library_link(
         7,
@@ -286,7 +286,7 @@ fn a_route_is_read_with_one_next_hop_or_several() {
     assert!(!found.ipv4 && !found.default && !found.main);
 }
 
-/// Reads a message as each type.
+/// Parses a message as each type. Returns whether each attempt succeeded.
 fn read_all(kind: u16, body: &[u8]) -> [bool; 3] {
     let message = RawMessage { kind, body: body.to_vec() };
     [

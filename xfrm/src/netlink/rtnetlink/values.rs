@@ -1,4 +1,4 @@
-//! Reading of attribute values.
+//! Parses attribute values.
 
 use std::net::IpAddr;
 
@@ -7,7 +7,7 @@ use netlink_packet_core::{DecodeError, NlaBuffer, NlasIterator};
 use crate::netlink::error::{Error, Result};
 use crate::netlink::message::RawMessage;
 
-/// Reads the body of a response of this type.
+/// Parses the body of a response of type `kind`.
 pub(super) fn read<T>(
     request: &'static str,
     message: &RawMessage,
@@ -21,7 +21,8 @@ pub(super) fn read<T>(
     body(&message.body).map_err(|error| malformed(format!("message of type {kind}: {error}")))
 }
 
-/// Calls `take` with type and value of each attribute after a fixed part of this length, bytes.
+/// Calls `take` with the type and value of each attribute after the fixed part, which is `fixed`
+/// bytes long.
 pub(super) fn each_attribute(
     body: &[u8],
     fixed: usize,
@@ -35,7 +36,7 @@ pub(super) fn each_attribute(
     Ok(())
 }
 
-/// An address of four or sixteen bytes.
+/// Parses an address of four or sixteen bytes.
 pub(super) fn address(value: &[u8]) -> Result<IpAddr, DecodeError> {
     if let Ok(octets) = <[u8; 4]>::try_from(value) {
         return Ok(octets.into());
@@ -48,7 +49,7 @@ pub(super) fn number(value: &[u8]) -> Result<u32, DecodeError> {
     Ok(value.try_into().map(u32::from_ne_bytes).map_err(|_| "a number does not have 4 bytes")?)
 }
 
-/// A string up to its terminating zero byte.
+/// Parses a string up to its terminating zero byte.
 pub(super) fn text(value: &[u8]) -> Result<String, DecodeError> {
     let text = value.split(|byte| *byte == 0).next().unwrap_or_default();
     Ok(std::str::from_utf8(text).map_err(|_| "a text is not UTF-8")?.to_owned())
@@ -61,7 +62,7 @@ pub(super) fn octets_of(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// `AF_INET` or `AF_INET6`.
+/// Returns `AF_INET` or `AF_INET6`.
 pub(super) fn family_of(address: IpAddr) -> u8 {
     if address.is_ipv4() { FAMILY_IPV4 } else { FAMILY_IPV6 }
 }

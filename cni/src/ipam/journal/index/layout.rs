@@ -6,8 +6,8 @@ use crate::ipam::journal::lines::{JournalEnd, crc32};
 use crate::ipam::line::Line;
 use crate::ipam::used_addresses::Block;
 
-/// Magic number. Its last character is the version of the layout. Another release makes its own
-/// index.
+/// Magic number. Its last character is the version of the layout. A release with another layout
+/// creates its own index.
 pub(super) const MAGIC: &[u8; 8] = b"ecniidx1";
 
 const NUMBERS: usize = 13;
@@ -35,13 +35,14 @@ pub(super) struct Head {
     /// Number of blocks for which there is room.
     pub(super) block_room: u64,
     pub(super) buckets: u64,
-    /// The order of the first freed address that has not been leased again since, and of the next
-    /// freed address to be added.
+    /// The sequence number of the first freed address that has not been leased again since then,
+    /// and the sequence number of the next freed address.
     pub(super) freed_first: u64,
     pub(super) freed_end: u64,
 }
 
-/// The file of the journal after its last change. Programs cannot set the time of change (ctime).
+/// Identifies the journal's file after its last change. Programs cannot set the time of change
+/// (ctime).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     pub(super) inode: u64,
@@ -56,16 +57,16 @@ pub(super) struct Position {
     pub(super) line: Line,
 }
 
-/// Leases with a similar hash.
+/// The leases whose hashes select this bucket.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Bucket {
     pub(super) positions: Vec<Position>,
-    /// Whether the bucket was ever full. In that case further leases are in the next bucket.
+    /// Whether the bucket was ever full. In that case, further leases are in the next bucket.
     pub(super) overflowed: bool,
 }
 
 impl Head {
-    /// Encodes the head without blocks, and with a checksum of 0.
+    /// Encodes the head without the blocks, and with a checksum of 0.
     pub(super) fn bytes(&self, blocks: usize) -> Vec<u8> {
         let numbers: [u64; NUMBERS] = [
             blocks as u64,
@@ -88,7 +89,7 @@ impl Head {
         bytes
     }
 
-    /// Reads the head. Also returns the number of blocks.
+    /// Parses the head. Also returns the number of blocks.
     pub(super) fn parse(bytes: &[u8]) -> Option<(Self, usize)> {
         if bytes.get(..MAGIC.len())? != MAGIC {
             return None;
@@ -137,7 +138,7 @@ impl Bucket {
         bytes
     }
 
-    /// Reads a bucket. `None` if it is corrupt.
+    /// Parses a bucket. `None` if it is corrupt.
     pub(super) fn parse(bytes: &[u8; BUCKET_SIZE]) -> Option<Self> {
         if read_u32(bytes, 0)? != crc32(0, bytes.get(4..)?) {
             return None;
@@ -180,7 +181,7 @@ pub(super) fn freed_bytes(address: IpAddr, at: u64) -> [u8; FREED_SIZE] {
     freed_record(address_bytes(address), at, family_of(address))
 }
 
-/// The record that replaces the record of an address that was leased again.
+/// Returns the record that replaces the record of an address that was leased again.
 pub(super) fn leased_again_bytes() -> [u8; FREED_SIZE] {
     freed_record([0; 16], 0, 0)
 }
@@ -194,7 +195,8 @@ fn freed_record(address: [u8; 16], at: u64, family: u8) -> [u8; FREED_SIZE] {
     bytes
 }
 
-/// Reads a record. `None` if it is corrupt, and `Some(None)` if the address was leased again.
+/// Parses the record of a freed address. `None` if it is corrupt, and `Some(None)` if the address
+/// was leased again.
 pub(super) fn parse_freed(record: &[u8]) -> Option<Option<(IpAddr, u64)>> {
     let (address, at) = (record.get(..16)?.try_into().ok()?, read_u64(record, 16)?);
     let family = *record.get(24)?;

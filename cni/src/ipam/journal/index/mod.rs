@@ -1,13 +1,13 @@
 //! An index of the journal. With it, a call finds its lease and the next free address without
 //! reading all leases.
 //!
-//! Only the journal is authoritative; the index is derived from it and can be removed at any time.
-//! It is valid for one state of the journal, which its head identifies: generation, length,
-//! checksum, boot, and the journal's inode and time of change. After each line of the journal the
-//! head is written last. The head therefore does not match if a killed process left the index half
-//! changed, or if an earlier release or another program has changed the journal since. In that case
-//! the whole journal is read, and the index is made again. The index need not be durable, since it
-//! is valid for one boot.
+//! Only the journal is authoritative. The index is derived from it and can be removed at any time.
+//! It is valid for one state of the journal, which the head of the index identifies: generation,
+//! length, checksum, boot, and the journal's inode and time of change. The head is written last
+//! after each line of the journal. The head therefore does not match if a killed process left the
+//! index half changed, or if an earlier release or another program has changed the journal since.
+//! In that case the whole journal is read, and the index is created again. The index need not be
+//! durable, since it is valid for only one boot.
 //!
 //! All numbers are little-endian:
 //!
@@ -37,28 +37,29 @@ use crate::ipam::leases::{Leases, hash_of};
 use crate::ipam::line::Line;
 use crate::ipam::used_addresses::{FreedAddress, UsedAddresses};
 
-/// A journal with fewer bytes is read completely, which is as fast.
+/// Minimum size of a journal with an index, in bytes. A smaller journal is read completely, which
+/// is as fast.
 pub(super) const INDEX_FROM: u64 = 8 << 10;
 
-/// Maximum number of blocks in an index. A larger index is not made. Segments are filled from their
-/// beginning, so a block has many leases.
+/// Maximum number of blocks in an index. A larger index is not created. Segments are filled from
+/// their beginning, so a block has many leases.
 const MAX_BLOCKS: usize = 1024;
-/// Minimum number of blocks for which there is room. With them the file has more than
+/// Minimum number of blocks for which there is room. With this number, the file has more than
 /// [`FIRST_READ`] bytes.
 const MIN_BLOCKS: usize = 64;
 
-/// Number of bytes that the first read fetches. On most nodes all blocks fit into them.
+/// Number of bytes that the first read fetches. On most nodes, they include all blocks.
 const FIRST_READ: usize = 4096;
 
-/// Number of leases for each bucket when the index is made, and the maximum before the index is
-/// made again.
+/// Number of leases for each bucket when the index is created, and the maximum before it is created
+/// again.
 const FILL: usize = 5;
 const MOST_FILL: usize = 9;
 
 /// Number of freed addresses that are read at once.
 const FREED_AT_ONCE: u64 = 128;
 
-/// The open index of a journal in its present state.
+/// The open index of a journal in its current state.
 #[derive(Debug)]
 pub(super) struct Index {
     file: File,
@@ -67,7 +68,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Opens the index if it is valid for the present state of the journal.
+    /// Opens the index if it is valid for the current state of the journal.
     pub(super) fn open(directory: &Path, journal: &File, mark: &JournalEnd) -> Option<Self> {
         let (stamp, length) = stamp_of(journal).ok()?;
         let file = OpenOptions::new().read(true).write(true).open(index_path(directory)).ok()?;
@@ -96,9 +97,9 @@ impl Index {
         Some(Self { file, head, used })
     }
 
-    /// Makes the index of a journal from all its leases. Returns `None` if the journal is too small
-    /// for an index, if it has more than [`MAX_BLOCKS`] blocks, or if the disk is full. In that
-    /// case the next process also reads the whole journal.
+    /// Creates the index of a journal from all its leases. Returns `None` if the journal is too
+    /// small for an index, if it has more than [`MAX_BLOCKS`] blocks, or if the disk is full. In
+    /// that case the next process also reads the whole journal.
     pub(super) fn make(
         directory: &Path,
         journal: &File,
@@ -141,17 +142,17 @@ impl Index {
         Some(index)
     }
 
-    /// The number of lines of the journal.
+    /// Returns the number of lines of the journal.
     pub(super) const fn lines(&self) -> u64 {
         self.head.lines
     }
 
-    /// The number of leases.
+    /// Returns the number of leases.
     pub(super) const fn count(&self) -> usize {
         self.head.leases as usize
     }
 
-    /// The leased and freed addresses.
+    /// Returns the leased and freed addresses.
     pub(super) const fn used(&self) -> &UsedAddresses {
         &self.used
     }
@@ -243,7 +244,7 @@ impl Index {
         self.write_head()
     }
 
-    /// Among the freed addresses that `chosen` accepts, returns the one that was freed longest ago.
+    /// Returns the address that was freed longest ago, among those that `chosen` accepts.
     pub(super) fn freed_longest_ago(&self, chosen: &dyn Fn(IpAddr) -> bool) -> io::Result<Option<FreedAddress>> {
         let mut found = None;
         self.visit_freed(|order, address, at| {
@@ -273,7 +274,7 @@ impl Index {
         self.file.write_all_at(&leased_again_bytes(), self.head.freed_at(place))
     }
 
-    /// Visits freed addresses with their order and time, until `visit` returns false.
+    /// Visits freed addresses with their order and time, until `visit` returns `false`.
     fn visit_freed(&self, mut visit: impl FnMut(u64, IpAddr, u64) -> bool) -> io::Result<()> {
         let mut order = self.head.freed_first;
         while order < self.head.freed_end {
@@ -292,8 +293,8 @@ impl Index {
         Ok(())
     }
 
-    /// Visits the buckets in which a hash may be, until `visit` returns true. Returns an error if
-    /// it has visited all buckets.
+    /// Visits the buckets that may contain a hash, until `visit` returns `true`. Returns an error
+    /// if `visit` has returned `false` for all buckets.
     fn visit(&self, hash: u32, mut visit: impl FnMut(u64, &Bucket) -> bool) -> io::Result<()> {
         let first = u64::from(hash) % self.head.buckets.max(1);
         for distance in 0..self.head.buckets {
@@ -318,8 +319,8 @@ impl Index {
         self.restamp(journal)
     }
 
-    /// Writes the head and the blocks. After that the index is valid for the journal's present
-    /// state.
+    /// Writes the head and the blocks. After that, the index is valid for the current state of the
+    /// journal.
     fn write_head(&self) -> io::Result<()> {
         let blocks = self.used.blocks();
         if blocks.len() as u64 > self.head.block_room {

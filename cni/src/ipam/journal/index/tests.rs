@@ -1,4 +1,4 @@
-//! Tests the index against the whole journal: both must always give the same answers.
+//! Tests the index against the whole journal: queries must always have the same results with both.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ use crate::reserved::Reserved;
 
 const BOOT: &str = "11111111-2222-3333-4444-555555555555";
 
-/// With this number of leases a journal is long enough for an index.
+/// Number of leases with which a journal is large enough for an index.
 const ENOUGH: usize = 120;
 
 fn attachment(number: usize) -> Attachment {
@@ -40,7 +40,7 @@ fn take(journal: &mut Journal, number: usize, now: u64) -> bool {
     true
 }
 
-/// A directory with a journal of these leases, which has an index.
+/// Creates a directory with a journal of these leases and its index.
 fn with_leases(numbers: std::ops::Range<usize>) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     let mut journal = Journal::open(directory.path(), BOOT).unwrap();
@@ -104,14 +104,14 @@ fn an_index_grows_with_the_leases_until_it_is_made_again() {
     for number in ENOUGH..1500 {
         let mut journal = Journal::open(directory.path(), BOOT).unwrap();
         made += usize::from(journal.whole.get().is_some());
-        // The addresses are in an IPv6 segment, since that is large enough.
+        // The addresses are in an IPv6 segment, which is large enough.
         let addresses = vec![IpAddr::from([0xfd77, 0, 0, 1, 0, 0, 1, number as u16])];
         let lease = Lease { addresses, network: "pods".into(), pod: None, mac: None };
         journal.enter_lease(&attachment(number), &lease).unwrap();
         inode = fs::metadata(directory.path().join("leases")).unwrap().ino();
         drop(journal.finish());
     }
-    // The index is made again when the number of leases has grown by a factor of 9/5.
+    // The index is created again only when the number of leases has increased by a factor of 9/5.
     assert!((1..12).contains(&made), "{made} times");
     assert_ne!(inode, 0);
     let same = answers(&without_index(directory.path()), 0..1500, 0);
@@ -136,7 +136,7 @@ fn an_index_that_a_killed_process_left_half_changed_is_not_believed() {
     assert!(changed.iter().any(|at| *at < body) && changed.iter().any(|at| *at >= body));
     let old = |range: std::ops::Range<usize>| before.get(range.start..range.end.min(before.len())).unwrap_or_default();
     for at in changed {
-        // The head is written last. The journal is unchanged.
+        // The head is written last. The write stopped at `at`, and the journal is unchanged.
         let torn = if at < body {
             [&after[..at], old(at..body), &after[body..]].concat()
         } else {
@@ -198,7 +198,7 @@ fn a_change_of_the_journal_by_others_is_noticed() {
     let write = |at: usize, byte: u8| {
         let file = OpenOptions::new().write(true).open(&path).unwrap();
         let begin = changed_at(&path);
-        // The kernel's clock for files has a resolution of some milliseconds.
+        // The kernel's clock for the times of files has a resolution of some milliseconds.
         while {
             file.write_all_at(&[byte], at as u64).unwrap();
             changed_at(&path) == begin || changed_at(&path) == before
@@ -228,7 +228,7 @@ fn a_change_of_the_journal_by_others_is_noticed() {
 #[test]
 fn attachments_with_the_same_hash_are_told_apart() {
     let directory = with_leases(0..ENOUGH);
-    // Their CRC-32 is the same.
+    // The CRC-32 of both containers is the same.
     let both =
         ["plumless", "buckeroo"].map(|container| Attachment { container: container.into(), ifname: "eth0".into() });
     let mut journal = by_index(directory.path());

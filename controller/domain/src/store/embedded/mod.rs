@@ -50,7 +50,7 @@ const OURS: u64 = 1;
 pub struct Embedded {
     database: Arc<Database>,
     revision: Arc<AtomicU64>,
-    /// Receives the rows of the file after a commit with an unknown outcome.
+    /// The channel that receives the rows of the file after a commit with an unknown outcome.
     events: Arc<OnceLock<mpsc::Sender<StoreEvent>>>,
 }
 
@@ -153,7 +153,8 @@ impl Embedded {
                 Committed { revision, results: batch.iter().map(|_| Ok(())).collect() }
             }
             Err(error) => {
-                // It is unknown whether the commit is on disk. The rows that can be read count.
+                // It is unknown whether the commit is on disk. The rows that can be read from the
+                // file are taken as the result.
                 match (self.read(), self.events.get()) {
                     (Ok(snapshot), Some(events)) => {
                         self.revision.fetch_max(snapshot.revision, Ordering::Relaxed);
@@ -284,7 +285,7 @@ fn reason(error: DatabaseError) -> String {
     }
 }
 
-/// Refuses a layout that this release does not know.
+/// Refuses a layout that this release does not support.
 fn check_schema(path: &Path, read: &redb::ReadTransaction) -> Result<(), StoreError> {
     let meta = match read.open_table(META) {
         Ok(meta) => meta,

@@ -22,7 +22,7 @@ pub(in crate::store) enum RowEvent {
     Recreated(RowKey),
 }
 
-/// What is known about one object.
+/// The known state of one object.
 pub(super) struct Entry {
     pub(super) key: RowKey,
     pub(super) uid: String,
@@ -30,8 +30,8 @@ pub(super) struct Entry {
     /// Whether the object exists. If it was deleted, `version` is the version of the deletion or of
     /// the deleted object.
     pub(super) present: bool,
-    /// Number of the last event about the object; 0 if the registry knew the object without an
-    /// event.
+    /// Number of the last event about the object; 0 if the registry has the object's state without
+    /// an event.
     pub(super) last_event: u64,
     /// Digest of the row, used to recognise events that change nothing.
     pub(super) digest: u64,
@@ -45,7 +45,7 @@ pub(super) struct Entry {
 #[allow(clippy::large_enum_variant, reason = "most are the large one")]
 pub(in crate::store) enum ObjectEvent {
     Applied(StoredObject),
-    /// The object was deleted; `by_replica` says whether a replica deleted it.
+    /// The object was deleted. `by_replica`: whether a replica deleted it.
     Deleted {
         uid: Option<String>,
         version: u64,

@@ -64,8 +64,9 @@ impl ObjectVersions {
         }
     }
 
-    /// Begins to create a missing object again, whatever the registry knows. [`Self::end`] or
-    /// [`Self::end_recreated`] must follow. `None` while another write is in flight.
+    /// Begins to create a missing object again, even if the registry does not have its latest
+    /// state. [`Self::end`] or [`Self::end_recreated`] must follow. `None` while another write is
+    /// in flight.
     pub(in crate::store) fn begin_recreate(&mut self, object_key: &ObjectKey) -> Option<ForeignMetadata> {
         if self.in_flight.contains_key(object_key) {
             return None;

@@ -1,7 +1,7 @@
-//! Tracks the version of every object and whether the registry knows that version.
+//! Tracks the version of every object and whether the registry has processed that version.
 //!
 //! A change may be written only over the version on which it was planned. The registry plans on the
-//! events that it has processed and on its own writes. A plan does not know events that were sent
+//! events that it has processed and on its own writes. A plan is not based on events that were sent
 //! to the registry but not processed yet. So every event has a number, and the registry reports the
 //! last one that it has processed ([`ObjectVersions::acknowledged`]). An object with a later event
 //! is not overwritten: that is a conflict, as if the API server had refused the write.

@@ -31,7 +31,7 @@ fn objects() -> (ObjectVersions, mpsc::UnboundedReceiver<NumberedEvent>) {
     (objects, events)
 }
 
-/// Stands for an object that was created again with the same row.
+/// Value in the result of [`ports`] for an object that was created again with the same row.
 const RECREATED: u16 = u16::MAX;
 
 /// Returns the ports of the nodes in the events, 0 for a deletion.

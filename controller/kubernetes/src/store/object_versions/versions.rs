@@ -26,7 +26,7 @@ pub(in crate::store) struct ObjectVersions {
     pub(super) number: u64,
     /// Number of the last event.
     pub(super) last_event: u64,
-    /// The registry has processed the events up to this number.
+    /// Number of the last event that the registry has processed.
     pub(super) acknowledged: u64,
     pub(super) sender: mpsc::UnboundedSender<NumberedEvent>,
     pub(super) events: EventRecorder,
@@ -35,8 +35,9 @@ pub(in crate::store) struct ObjectVersions {
     pub(super) unreadable: HashMap<ObjectKey, String>,
     /// Objects that this replica is writing, with the watch's events since the write began.
     pub(super) in_flight: HashMap<ObjectKey, Vec<ObjectEvent>>,
-    /// Missing objects whose reason is not known yet. Each entry has at most one missing object.
-    /// The number of events that wait in it is limited by the number of changes that people make.
+    /// Missing objects whose reason is not known yet. There is at most one for each object in
+    /// `entries`. The number of events that wait in it is limited by the number of changes that
+    /// people make.
     pub(super) absent: HashMap<ObjectKey, AbsentObject>,
     /// Kinds whose definition is missing or was created again. The value explains why deletions of
     /// the kind's objects are ignored.
@@ -68,7 +69,7 @@ impl ObjectVersions {
         }
     }
 
-    /// Makes all revisions higher than this one. Called before anything is loaded.
+    /// Makes all revisions higher than this one. Must be called before any object is loaded.
     pub(in crate::store) fn begin_above(&mut self, offset: u64) {
         self.offset = offset;
         self.number = self.number.max(offset);
@@ -301,7 +302,7 @@ impl ObjectVersions {
         self.number = self.number.max(self.revision_of(version));
     }
 
-    /// Sends the registry a write by this replica that the registry does not know.
+    /// Sends the registry a write by this replica that the registry has not received.
     pub(in crate::store) fn publish_write(&mut self, change: Change) {
         let object_key = Kind::object_key(&change.key());
         let last_event = self.send_change(Some(change), 0);
@@ -310,8 +311,8 @@ impl ObjectVersions {
         }
     }
 
-    /// Lets the next write of this object count as planned on its latest state, whatever the
-    /// registry knows.
+    /// Treats the next write of this object as planned on its latest state, even if the registry
+    /// does not have that state.
     pub(in crate::store) fn plan_knows(&mut self, object_key: &ObjectKey) {
         if let Some(entry) = self.entries.get_mut(object_key) {
             entry.last_event = 0;

@@ -12,14 +12,14 @@ use crate::resources::kinds::{ForeignMetadata, ObjectKey, StoredObject};
 pub(in crate::store) enum WriteBase {
     /// The object does not exist.
     Nothing,
-    /// The object exists and is this one. `held` says whether it is a segment that a node holds.
+    /// The object exists and is this one. `held`: whether it is a segment that a node holds.
     Object { uid: String, version: u64, held: bool, foreign: ForeignMetadata },
 }
 
 /// The reason why a write cannot begin.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::store) enum NotWritable {
-    /// The plan did not know the latest state of the object.
+    /// The plan was not based on the latest state of the object.
     Stale,
     /// An earlier write has not ended.
     Busy,
@@ -71,7 +71,7 @@ impl ObjectVersions {
         self.end(object_key);
     }
 
-    /// Ends a grant that was rolled back. The registry never knew the grant's object, so later
+    /// Ends a grant that was rolled back. The registry never received the grant's object, so later
     /// events about that object are dropped. Otherwise they would hide the row of the node that
     /// gets the segment next.
     pub(in crate::store) fn end_rolled_back(&mut self, object_key: ObjectKey, object: StoredObject, change: &Change) {
