@@ -2,6 +2,7 @@
 //! it has another value, so that a read-only `/proc/sys` with the right values causes no error.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
 
 use edge_types::api::Family;
 use rustix::fs::{Access, CWD};
@@ -80,7 +81,8 @@ pub(crate) fn forward_ipv4() -> Result<()> {
 
 /// Returns whether this kernel has IPv6. With the boot parameter `ipv6.disable=1` it does not.
 pub(crate) fn has_ipv6() -> bool {
-    rustix::fs::access(format!("{ROOT}/ipv6/conf"), Access::EXISTS).is_ok()
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| rustix::fs::access(format!("{ROOT}/ipv6/conf"), Access::EXISTS).is_ok())
 }
 
 /// Turns IPv6 forwarding on. A host that forwards ignores router advertisements unless `accept_ra`
