@@ -25,8 +25,8 @@ use report::{Goal, Report};
 const PODS: usize = 21;
 const AT_ONCE: usize = 50;
 
-/// Number of answers to VERSION. One takes a tenth of a millisecond, of which the machine's other
-/// work is a large part.
+/// Number of answers to VERSION. Each takes a tenth of a millisecond, which other work on the
+/// machine changes by a multiple.
 const STARTS: usize = 1001;
 
 /// Number of existing leases in the cases `.../5000-leases`.
@@ -117,8 +117,8 @@ impl<'a> Round<'a> {
     }
 }
 
-/// Attaches, checks and detaches each pod with all programs in turn, each time in another order. The
-/// first pod sets up the host and is not counted.
+/// Attaches, checks and detaches each pod with all programs in turn, each time in another order.
+/// The first pod sets up the host and is not counted.
 fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
     let mut random = fastrand::Rng::with_seed(0);
     for pod in 0..=pods {

@@ -315,7 +315,7 @@ impl Netlink {
         message.serialize(self.append_header(bytes, message.message_type(), message.buffer_len(), flags));
     }
 
-    /// Appends the header of a message (`struct nlmsghdr`), and room for its body, which is returned.
+    /// Appends the header of a message (`struct nlmsghdr`) and room for its body. Returns the room.
     fn append_header<'a>(
         &mut self,
         bytes: &'a mut Zeroizing<Vec<u8>>,
