@@ -12,7 +12,7 @@ use netlink_packet_core::{
 use crate::uapi;
 
 /// Length of a netlink header, bytes.
-const HEADER_LEN: usize = 16;
+pub(super) const HEADER_LEN: usize = 16;
 /// `NLMSGERR_ATTR_MSG`, `NLMSGERR_ATTR_OFFS` (`linux/netlink.h`).
 const ATTRIBUTE_TEXT: u16 = 1;
 const ATTRIBUTE_OFFSET: u16 = 2;

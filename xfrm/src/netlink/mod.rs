@@ -10,8 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt;
@@ -24,6 +23,7 @@ mod rtnetlink;
 
 use error::{ANSWER_TIMEOUT, DUMP_ATTEMPTS};
 pub use error::{Error, Result};
+use frame::HEADER_LEN;
 pub use frame::KernelRefusal;
 pub(crate) use frame::{Frame, Frames};
 pub use message::{Attributes, RawMessage};
@@ -53,9 +53,25 @@ pub struct Netlink {
     socket: Socket,
     port: u32,
     sequence: u32,
-    /// Holds whole responses, including SAs with their keys. It is wiped after each use and when
-    /// dropped.
-    buffer: Zeroizing<Vec<u8>>,
+    buffer: ReceiveBuffer,
+}
+
+/// Holds a whole response, which may be an SA with its keys, from its arrival until it is read. It
+/// is wiped then, or when dropped. Memory that no response has reached is never touched, because
+/// its pages would cost a small request more than the kernel's own work.
+struct ReceiveBuffer(Vec<u8>);
+
+impl ReceiveBuffer {
+    fn wipe(&mut self) {
+        self.0.as_mut_slice().zeroize();
+        self.0.clear();
+    }
+}
+
+impl Drop for ReceiveBuffer {
+    fn drop(&mut self) {
+        self.wipe();
+    }
 }
 
 impl std::fmt::Debug for Netlink {
@@ -77,7 +93,7 @@ impl Netlink {
             .map_err(|error| Error::io("cannot set SO_RCVTIMEO")(error.into()))?;
         let port = socket.bind_auto().map_err(option("cannot bind a netlink socket"))?.port_number();
         socket.connect(&SocketAddr::new(0, 0)).map_err(option("cannot connect a netlink socket"))?;
-        Ok(Self { socket, port, sequence: 0, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]) })
+        Ok(Self { socket, port, sequence: 0, buffer: ReceiveBuffer(Vec::with_capacity(MAX_DATAGRAM)) })
     }
 
     /// Returns the socket's port. The kernel puts it into notifications of changes that were made
@@ -291,25 +307,33 @@ impl Netlink {
     }
 
     fn append<Q: NetlinkSerializable>(&mut self, bytes: &mut Zeroizing<Vec<u8>>, message: Q, flags: u16) {
+        message.serialize(self.append_header(bytes, message.message_type(), message.buffer_len(), flags));
+    }
+
+    /// Appends the header of a message (`struct nlmsghdr`) and room for its body. Returns the room.
+    fn append_header<'a>(
+        &mut self,
+        bytes: &'a mut Zeroizing<Vec<u8>>,
+        kind: u16,
+        length: usize,
+        flags: u16,
+    ) -> &'a mut [u8] {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        header.sequence_number = self.sequence;
-        header.port_number = self.port;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-        message.finalize();
-        let start = bytes.len();
-        let end = start + message.buffer_len().next_multiple_of(4);
+        let start = bytes.len() + HEADER_LEN;
+        let end = (start + length).next_multiple_of(4);
         if bytes.capacity() < end {
             // If the vector grew in place, it could move and leave a copy of a key in freed memory.
             let mut larger = Zeroizing::new(Vec::with_capacity(end.max(bytes.capacity() * 2)));
             larger.extend_from_slice(bytes);
             *bytes = larger;
         }
+        bytes.extend(((HEADER_LEN + length) as u32).to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend(self.port.to_ne_bytes());
         bytes.resize(end, 0);
-        if let Some(room) = bytes.get_mut(start..) {
-            message.serialize(room);
-        }
+        bytes.get_mut(start..start + length).unwrap_or_default()
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -325,7 +349,7 @@ impl Netlink {
     /// Receives one datagram and passes its messages to `take`.
     fn receive(&mut self, request: &'static str, mut take: impl FnMut(Frame<'_>) -> Result<(), String>) -> Result<()> {
         let length = loop {
-            match self.socket.recv(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
+            match self.socket.recv(&mut self.buffer.0, libc::MSG_TRUNC) {
                 Ok(length) => break length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::Timeout { request }),
@@ -333,14 +357,16 @@ impl Netlink {
                 Err(error) => return Err(Error::io("cannot receive from the kernel")(error)),
             }
         };
-        let malformed = |reason: String| Error::Malformed { request, reason };
-        let bytes = self.buffer.get_mut(..length).ok_or_else(|| malformed(format!("a datagram of {length} bytes")))?;
-        let outcome = Frames::new(bytes).try_for_each(|frame| match frame? {
-            frame if frame.is_noop() => Ok(()),
-            frame => take(frame),
-        });
-        bytes.zeroize();
-        outcome.map_err(malformed)
+        // A datagram that is longer than the buffer was cut off at the buffer's end (MSG_TRUNC).
+        let outcome = match self.buffer.0.get(..length) {
+            None => Err(format!("a datagram of {length} bytes")),
+            Some(bytes) => Frames::new(bytes).try_for_each(|frame| match frame? {
+                frame if frame.is_noop() => Ok(()),
+                frame => take(frame),
+            }),
+        };
+        self.buffer.wipe();
+        outcome.map_err(|reason| Error::Malformed { request, reason })
     }
 }
 
