@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use edge_types::api::Family;
 use edge_types::shared_files::SegmentsFile;
 use serde_json::{Value, json};
 
@@ -13,6 +14,7 @@ use crate::config_file;
 use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
 use crate::net::link::{Link, Links, PortSettings};
+use crate::net::sysctl::InterfaceSettings;
 use crate::net::{sysctl, veth};
 use crate::node_setup;
 use crate::sort::SortedSet;
@@ -85,7 +87,10 @@ fn attach_detached_pods(
 /// Announces the bridge's MAC address to the pods. The address differs from that of the former
 /// bridge if the plugin now runs in a container with another machine ID.
 fn announce_gateways(links: &mut Links, bridge: &Link) -> Result<()> {
-    sysctl::announce_addresses(&bridge.name)?;
+    sysctl::announce_addresses(
+        &InterfaceSettings::open(&bridge.name, Family::V4)?,
+        &InterfaceSettings::open(&bridge.name, Family::V6)?,
+    )?;
     links.set_mac(bridge, bridge.mac)
 }
 

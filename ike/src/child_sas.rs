@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use litemap::LiteMap;
+
 use crate::config::PeerName;
 use crate::event::{ChildId, ChildSa, DownReason, Event, OutboundSwitch};
 use crate::output::Output;
@@ -87,15 +89,17 @@ pub(crate) enum Arrival {
 #[derive(Debug)]
 pub(crate) struct ChildSas {
     peer: PeerName,
-    children: BTreeMap<ChildId, Child>,
+    /// Usually one, and a second one while it is rekeyed. A node of a `BTreeMap` has room for
+    /// eleven, which is a kilobyte for each of many peers.
+    children: LiteMap<ChildId, Child>,
     /// For each purpose, the CHILD_SA with which we send.
-    outbound: BTreeMap<Purpose, ChildId>,
+    outbound: LiteMap<Purpose, ChildId>,
 }
 
 impl ChildSas {
     /// Creates an empty set of CHILD_SAs for a peer.
     pub(crate) fn new(peer: PeerName) -> Self {
-        Self { peer, children: BTreeMap::new(), outbound: BTreeMap::new() }
+        Self { peer, children: LiteMap::new(), outbound: LiteMap::new() }
     }
 
     /// Returns the CHILD_SA of this purpose with which we send.

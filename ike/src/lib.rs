@@ -116,7 +116,7 @@ pub mod secret;
 pub mod time;
 pub mod wire;
 
-pub use auth::{certificate_is_for, check_credentials, same_identity};
+pub use auth::{canonical_identity, certificate_is_for, check_credentials, same_identity};
 pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerName};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, Transmit};

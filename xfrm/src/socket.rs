@@ -19,6 +19,9 @@ const UDP_ENCAP_ESPINUDP: libc::c_int = 2;
 const IP_XFRM_POLICY: libc::c_int = 17;
 const IPV6_XFRM_POLICY: libc::c_int = 35;
 
+/// Offset of `nlmsg_pid`, the port, in `struct nlmsghdr` (`linux/netlink.h`).
+const NETLINK_PORT_OFFSET: u32 = 12;
+
 /// Lets this socket send and receive in clear regardless of policies, so that IKE messages are
 /// neither blocked nor sent through the tunnel that they establish. The kernel applies this to
 /// packets of the socket's own family. Use one socket for each family, and set `IPV6_V6ONLY` on the
@@ -44,21 +47,36 @@ pub fn decapsulate_esp(socket: &impl AsFd, on: bool) -> Result<()> {
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &kind.to_ne_bytes())
 }
 
-/// Makes the socket accept only datagrams with this byte at this offset (`SO_ATTACH_FILTER`,
-/// `socket(7)`).
+/// Makes the socket accept only datagrams with this byte at this offset.
 pub(crate) fn accept_byte(socket: &impl AsFd, offset: u32, byte: u8) -> Result<()> {
-    let instruction = |code: u32, jump_false: u8, operand: u32| libc::sock_filter {
-        code: code as u16,
-        jt: 0,
-        jf: jump_false,
-        k: operand,
-    };
     let mut program = [
         instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, offset),
         instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, u32::from(byte)),
         instruction(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
         instruction(libc::BPF_RET | libc::BPF_K, 0, 0),
     ];
+    filter(socket, &mut program)
+}
+
+/// Makes the socket drop datagrams whose netlink header has this port. Replaces an earlier filter.
+pub(crate) fn refuse_netlink_port(socket: &impl AsFd, port: u32) -> Result<()> {
+    // The kernel loads words in network byte order, and writes the port in host byte order.
+    let port = u32::from_be_bytes(port.to_ne_bytes());
+    let mut program = [
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, NETLINK_PORT_OFFSET),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, port),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+    ];
+    filter(socket, &mut program)
+}
+
+fn instruction(code: u32, jump_false: u8, operand: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: 0, jf: jump_false, k: operand }
+}
+
+/// Sets the filter of a socket (`SO_ATTACH_FILTER`, `socket(7)`).
+fn filter(socket: &impl AsFd, program: &mut [libc::sock_filter]) -> Result<()> {
     let filter = libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_mut_ptr() };
     let length = size_of::<libc::sock_fprog>() as libc::socklen_t;
     // SAFETY: the descriptor is borrowed for the call. The value is one live `sock_fprog` of this

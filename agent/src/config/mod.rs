@@ -444,20 +444,10 @@ impl Config {
                 "[timing]: transmissions is {count}; expected 1 to {MAX_TRANSMISSIONS}, since the wait doubles each time"
             ));
         }
-        for (at, peer) in self.peers.iter().enumerate() {
+        for peer in &self.peers {
             peer.check().map_err(|problem| format!("[[peer]] {:?}: {problem}", peer.name))?;
-            if self.peers[..at].iter().any(|other| other.name == peer.name) {
-                return Err(format!("two [[peer]] have the name {:?}; names must differ", peer.name));
-            }
-            if let Some(other) = self.peers[..at].iter().find(|other| other.is_indistinguishable_from(peer)) {
-                return Err(format!(
-                    "[[peer]] {:?} and {:?} cannot be told apart when they connect: both have remote_id {} and local_id {}; \
-                     give each an identity of its own (with strongSwan `id` in its section `local`), or each another address in `remote`",
-                    other.name, peer.name, peer.remote_id, peer.local_id
-                ));
-            }
         }
-        Ok(())
+        peer::check_distinct(&self.peers)
     }
 }
 

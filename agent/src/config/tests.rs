@@ -1,4 +1,6 @@
 use edge_ike::config::Mode;
+use edge_ike::same_identity;
+use proptest::prelude::*;
 
 use super::*;
 
@@ -307,4 +309,49 @@ fn children_that_make_no_sense_are_refused_with_advice() {
     }
     let both = PEER.to_owned() + "[[peer.child]]\nname = \"voice\"\n" + networks;
     assert!(parse(&both).unwrap_err().to_string().contains("either in [[peer]]"));
+}
+
+/// Compares two peers by the definition.
+fn indistinguishable(one: &PeerSection, other: &PeerSection) -> bool {
+    let hosts = |peer: &PeerSection| -> Vec<RemoteHost> {
+        peer.remote.iter().map(|remote| peer::canonical_host(&remote.host)).collect()
+    };
+    let (ours, theirs) = (hosts(one), hosts(other));
+    let apart = !ours.is_empty() && !theirs.is_empty() && ours.iter().all(|host| !theirs.contains(host));
+    same_identity(&one.remote_id, &other.remote_id) && same_identity(&one.local_id, &other.local_id) && !apart
+}
+
+fn any_peers() -> impl Strategy<Value = String> {
+    let id = prop::sample::select(vec!["moon.example", "MOON.example.", "sun.example", "192.0.2.1"]);
+    let host = prop::sample::select(vec!["192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2", "gate.example"]);
+    let peer = (id.clone(), id, prop::collection::vec(host, 0..3));
+    prop::collection::vec(peer, 1..5).prop_map(|peers| {
+        let tables = peers.iter().enumerate().map(|(number, (local, remote, hosts))| {
+            format!(
+                "[[peer]]\nname = \"p{number}\"\nlocal_id = {local:?}\nremote_id = {remote:?}\nremote = {hosts:?}\n\
+                 psk = \"a secret of the test\"\nlocal_subnets = [\"10.1.0.0/16\"]\n\
+                 remote_subnets = [\"10.2.0.0/16\"]\nstart = \"respond\"\n"
+            )
+        });
+        tables.collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn one_pass_finds_what_the_comparison_of_all_pairs_finds(text in any_peers()) {
+        let config: Config = toml::from_str(&text).unwrap();
+        let peers = &config.peers;
+        let twin_of = |at: usize| peers[..at].iter().find(|other| indistinguishable(other, &peers[at]));
+        let found = (0..peers.len()).find_map(|at| Some((twin_of(at)?, &peers[at])));
+        let told = peer::check_distinct(peers).err();
+        prop_assert_eq!(told.is_some(), found.is_some(), "{:?}", told);
+        if let (Some(problem), Some((_, second))) = (told, found) {
+            let is_named = |first: &&PeerSection| {
+                problem.starts_with(&format!("[[peer]] {:?} and {:?} cannot", first.name, second.name))
+            };
+            let first = peers.iter().find(is_named);
+            prop_assert!(first.is_some_and(|first| indistinguishable(first, second)), "{}", problem);
+        }
+    }
 }

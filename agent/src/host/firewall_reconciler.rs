@@ -260,7 +260,7 @@ impl InetTable {
         rules: &mut NftMonitor,
         found: &mut RulesetChanges,
     ) -> anyhow::Result<bool> {
-        let Some((_, mut table)) = self.applied.take() else { return Ok(false) };
+        let Some((applied, mut table)) = self.applied.take() else { return Ok(false) };
         let before = rules.drain();
         found.add(before);
         if before.ours {
@@ -269,7 +269,7 @@ impl InetTable {
         let update = desired.clone();
         let updated = spawn_blocking(move || {
             let mut own = 0;
-            update.update(&mut table, &mut own)?;
+            update.update(&applied, &mut table, &mut own)?;
             anyhow::Ok((table, own))
         });
         let (table, own) = updated.await??;

@@ -3,6 +3,7 @@
 //! are compared with the desired state after each netlink notification, and all except nftables
 //! also every few seconds.
 //!
+//! - `link_requirements`: what a view requires of links and routes. It does no I/O.
 //! - `network_state`: the links, addresses and routes in the kernel.
 //! - `uplink`: the uplinks, their addresses, and the MTU of pods. It does no I/O.
 //! - `routes`: the agent's routes through the guard's device.
@@ -24,6 +25,7 @@ pub mod firewall;
 mod firewall_reconciler;
 mod forwarding_monitor;
 mod hub_routes;
+mod link_requirements;
 mod network_state;
 mod nft_monitor;
 pub mod obstacles;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use edge_types::network::contains;
 use edge_xfrm::guard::{self, Defect, GuardConfig};
 use futures_util::StreamExt;
 use ipnetwork::IpNetwork;
@@ -21,6 +20,7 @@ use super::firewall::{Firewall, FirewallLinks};
 use super::firewall_reconciler::{BridgeTable, InetTable};
 use super::forwarding_monitor::ForwardingMonitor;
 use super::hub_routes::HubRoutes;
+use super::link_requirements::LinkRequirements;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::obstacles::{self, Obstacle, PodRequirements};
@@ -78,6 +78,8 @@ pub struct HostReconciler {
     /// Time until which `observed` counts as current; `None` if links and routes have changed since
     /// they were read.
     observed_until: Option<tokio::time::Instant>,
+    /// What links and routes were adapted to when `observed` was read.
+    adapted_to: Option<LinkRequirements>,
 }
 
 impl HostReconciler {
@@ -108,6 +110,7 @@ impl HostReconciler {
             hub_routes: watch::channel(vec![]).1,
             observed: watch::Sender::default(),
             observed_until: None,
+            adapted_to: None,
         }
     }
 
@@ -158,7 +161,6 @@ impl HostReconciler {
                     if outcome.is_err() {
                         return Ok(());
                     }
-                    self.observed_until = None;
                 }
                 _ = full_check.tick() => {}
                 _ = reclaim.tick() => self.reclaim_leases().await,
@@ -195,11 +197,13 @@ impl HostReconciler {
     async fn refresh(&mut self, rules: &mut NftMonitor) -> anyhow::Result<()> {
         let Some(handle) = self.handle.clone() else { return Ok(()) };
         let desired = self.desired.borrow_and_update().clone();
-        let read = self.must_read();
+        let requirements = LinkRequirements::of(&desired);
+        let read = self.must_read() || self.adapted_to.as_ref() != Some(&requirements);
         let observed = if read { self.read(&handle, &desired).await? } else { self.observed.borrow().clone() };
+        let guarded = requirements.guarded.clone();
+        self.adapted_to = Some(requirements);
         self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
-        let guarded = guarded(&desired);
         let mut uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
         uplink.underlay.resolvers = underlay::host_resolvers(&self.config.resolvers_behind_tunnels);
 
@@ -279,8 +283,9 @@ impl HostReconciler {
         Ok(())
     }
 
-    /// Returns whether links and routes must be read in this pass. That is the case if they
-    /// changed, an operation on them failed, or they were read too long ago.
+    /// Returns whether links and routes must be read in this pass, even if the view requires the
+    /// same of them. That is the case if they changed, an operation on them failed, or they were
+    /// read too long ago.
     fn must_read(&self) -> bool {
         let current = self.observed_until.is_some_and(|until| tokio::time::Instant::now() < until);
         !current || self.guard_failure.is_some() || self.bridge.has_failed()
@@ -388,17 +393,6 @@ impl HostReconciler {
     }
 }
 
-/// Returns the networks that are routed into the guard's device: the cluster ranges, and those
-/// networks of peers that lie outside of the ranges.
-fn guarded(desired: &Desired) -> Vec<IpNetwork> {
-    let ranges = &desired.guard.cluster_ranges;
-    let mut networks = ranges.clone();
-    let inside = |network: &IpNetwork| ranges.iter().any(|range| contains(range, network));
-    let peers = desired.remote_networks.iter().chain(&desired.former_networks).chain(&desired.static_networks);
-    networks.extend(peers.filter(|network| !inside(network)));
-    networks
-}
-
 /// Obstacles in other programs' rules, and when to read the rules again.
 #[derive(Debug)]
 struct Obstacles {
@@ -487,18 +481,6 @@ mod tests {
         let ticks = |routes| until_next_reading(routes).as_secs() / FULL_CHECK.as_secs() + 1;
         assert_eq!([0, 999, 1000, 10_000, 100_000].map(ticks), [1, 1, 2, 11, 101]);
         assert!(until_next_reading(usize::MAX) > FULL_CHECK);
-    }
-
-    #[test]
-    fn networks_of_a_hub_that_is_gone_are_routed_to_the_guard() {
-        let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
-        let desired = Desired {
-            guard: GuardConfig { cluster_ranges: networks(&["10.77.0.0/16"]), ..GuardConfig::default() },
-            remote_networks: networks(&["10.77.2.0/26", "10.244.0.0/16"]),
-            former_networks: networks(&["10.96.0.0/12"]),
-            ..Desired::default()
-        };
-        assert_eq!(guarded(&desired), networks(&["10.77.0.0/16", "10.244.0.0/16", "10.96.0.0/12"]));
     }
 
     #[test]

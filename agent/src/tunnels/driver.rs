@@ -117,7 +117,7 @@ impl Driver {
     ) -> anyhow::Result<Self> {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
-        events.ignore_port(xfrm.port());
+        events.ignore_port(xfrm.port()).context("XFRM's notifications")?;
         let sockets = ike_sockets::open(config.port, config.nat_port, config.hold_sockets)?;
         let timing = config.timing.resolve();
         let esp_events = open_esp_events(timing.liveness);

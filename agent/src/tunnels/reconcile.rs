@@ -241,25 +241,16 @@ impl Driver {
         if host.local_addresses.is_empty() {
             return;
         }
-        let addresses = self.endpoint.ike_addresses();
-        let gone: Vec<(PeerName, IpAddr, IpAddr)> = addresses
-            .filter(|(_, local, _)| !host.local_addresses.contains(&local.ip()))
-            .map(|(peer, local, remote)| (peer.clone(), local.ip(), remote.ip()))
-            .collect();
-        // The endpoint moves all tunnels from an address in one call.
-        let mut moved = BTreeSet::new();
-        for (peer, old, remote) in gone {
-            if moved.contains(&old) {
-                continue;
-            }
-            match source_address(remote).filter(|new| *new != old) {
-                Some(new) => {
-                    peer_span(&peer).in_scope(|| tracing::info!(%old, %new, "own address changed"));
-                    self.endpoint.local_address_changed(old, new, now, &mut self.environment);
-                    moved.insert(old);
-                }
-                None => self.retry_move_at = Some(tokio::time::Instant::now() + ROUTE_RETRY),
-            }
+        let is_gone = |local: &IpAddr| !host.local_addresses.contains(local);
+        let gone: BTreeSet<IpAddr> =
+            self.endpoint.ike_addresses().map(|(_, local, _)| local.ip()).filter(is_gone).collect();
+        for old in gone {
+            tracing::info!(%old, "own address is gone; tunnels move to another one");
+            self.endpoint.local_address_changed(old, source_address, now, &mut self.environment);
+        }
+        // There may be no route to some peers yet.
+        if self.endpoint.ike_addresses().any(|(_, local, _)| is_gone(&local.ip())) {
+            self.retry_move_at = Some(tokio::time::Instant::now() + ROUTE_RETRY);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The SAs that the agent has installed in the kernel. They are installed, switched and deleted in
 //! the order of the endpoint's events, so that no packet is lost at a rekey.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use edge_ike::config::Mode;
 use edge_ike::{ChildId, ChildName, ChildSa, Instant, PeerName, Purpose};
 use edge_xfrm::IN_FLIGHT;
 use edge_xfrm::{Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, UdpEncap, Xfrm};
+use litemap::LiteMap;
 
 use super::esp_key::esp_key;
 use super::inherited_sas::InheritedSas;
@@ -45,8 +46,9 @@ pub(super) enum OutboundSwitchOutcome {
     NeedsRekey,
 }
 
-/// The SAs of one peer, by purpose.
-type PeerSas = BTreeMap<Purpose, PurposeSas>;
+/// The SAs of one peer, by purpose. Usually there is one purpose. A node of a `BTreeMap` has room
+/// for eleven, which is nearly two kilobytes for each of many peers.
+type PeerSas = LiteMap<Purpose, PurposeSas>;
 
 /// The CHILD_SAs of one purpose.
 #[derive(Debug, Default)]
@@ -119,7 +121,7 @@ impl SaTable {
     /// Uses the inherited SAs with this reqid, which have these ends, for a peer's tunnel of this
     /// purpose, unless that tunnel has been up in this run.
     pub(super) fn use_inherited(&mut self, peer: &PeerName, purpose: Purpose, reqid: Reqid, ends: TunnelEnds) {
-        let of_purpose = self.peers.entry(peer.clone()).or_default().entry(purpose).or_default();
+        let of_purpose = self.purposes(peer).entry(purpose).or_default();
         if of_purpose.ends.is_none() {
             of_purpose.ends = Some(ends);
             of_purpose.inherited = Some(reqid);
@@ -175,7 +177,7 @@ impl SaTable {
 
     /// Removes the inherited SAs with these reqids and the tunnel ends of a former peer.
     pub(super) fn forget(&mut self, xfrm: &mut Xfrm, peer: &PeerName, reqids: &[Reqid]) -> Result<()> {
-        for of_purpose in self.peers.get_mut(peer).into_iter().flat_map(BTreeMap::values_mut) {
+        for (_, of_purpose) in self.peers.get_mut(peer).into_iter().flatten() {
             (of_purpose.ends, of_purpose.inherited) = (None, None);
         }
         self.drop_peer_without_state(peer);
@@ -239,8 +241,12 @@ impl SaTable {
         Ok(())
     }
 
+    fn purposes(&mut self, peer: &PeerName) -> &mut PeerSas {
+        self.peers.entry(peer.clone()).or_insert_with(|| LiteMap::with_capacity(1))
+    }
+
     fn of_purpose(&mut self, peer: &PeerName, purpose: &Purpose) -> &mut PurposeSas {
-        self.peers.entry(peer.clone()).or_default().entry(purpose.clone()).or_default()
+        self.purposes(peer).entry(purpose.clone()).or_default()
     }
 
     /// Makes a CHILD_SA the only one of its purpose that sends. [`Self::expire`] later deletes the
@@ -355,7 +361,7 @@ impl SaTable {
     /// Deletes the remaining SAs of a CHILD_SA.
     pub(super) fn remove(&mut self, xfrm: &mut Xfrm, id: ChildId) -> Result<()> {
         let Some(child) = self.children.remove(&id) else { return Ok(()) };
-        for of_purpose in self.peers.get_mut(&child.peer).into_iter().flat_map(BTreeMap::values_mut) {
+        for (_, of_purpose) in self.peers.get_mut(&child.peer).into_iter().flatten() {
             of_purpose.children.retain(|other| *other != id);
         }
         self.drop_peer_without_state(&child.peer);

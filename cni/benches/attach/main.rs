@@ -25,6 +25,10 @@ use report::{Goal, Report};
 const PODS: usize = 21;
 const AT_ONCE: usize = 50;
 
+/// Number of answers to VERSION. Each takes a tenth of a millisecond, which other work on the
+/// machine changes by a multiple.
+const STARTS: usize = 1001;
+
 /// Number of existing leases in the cases `.../5000-leases`.
 const LEASES: usize = 5000;
 
@@ -40,10 +44,13 @@ fn main() -> ExitCode {
     let (pods, at_once) = if measure { (PODS, AT_ONCE) } else { (1, 2) };
     let mut report = Report::default();
     let programs = Program::all();
-    let few: Vec<Round> = programs.iter().map(|program| Round::new(program, 0, pods)).collect();
-    let rounds = measured(few, pods);
+    // Hosts with leases and without take turns, too: the reads of thousands of files by host-local
+    // would else slow down only the calls after them.
+    let hosts = programs.iter().flat_map(|program| [(program, 0), (program, LEASES)]);
+    let hosts = hosts.filter(|(program, leases)| program.name != program::FLOOR || *leases == 0);
+    let rounds = measured(hosts.map(|(program, leases)| Round::new(program, leases, pods)).collect(), pods);
     for (verb, index) in [("add", 0), ("check", 1), ("del", 2)] {
-        let of = |program: &str, value: fn(&Usage) -> f64| median(&rounds, program, index, value);
+        let of = |program: &str, value: fn(&Usage) -> f64| median(&rounds, (program, 0), index, value);
         let wall_goal = if verb == "add" { Goal::OfFloor(1.25) } else { Goal::None };
         report.add(&format!("{verb}/wall"), "ms", |program| of(program, |usage| usage.wall), wall_goal);
         report.add(&format!("{verb}/cpu"), "ms CPU", |program| of(program, |usage| usage.cpu), Goal::OfStock(0.2));
@@ -51,19 +58,13 @@ fn main() -> ExitCode {
     let memory: Vec<(&str, f64)> = programs.iter().map(|program| (program.name, program::memory(program))).collect();
     let memory_of = |name: &str| memory.iter().find(|(other, _)| *other == name).map(|(_, kib)| *kib);
     report.add("add/memory", "KiB at most", memory_of, Goal::Ours(2048.0));
-    let many: Vec<Round> = programs
-        .iter()
-        .filter(|program| program.name != program::FLOOR)
-        .map(|program| Round::new(program, LEASES, pods))
-        .collect();
-    let with_leases = measured(many, pods);
     for (verb, index) in [("add", 0), ("check", 1), ("del", 2)] {
-        let of = |rounds: &[Round], program: &str| median(rounds, program, index, |usage| usage.cpu);
-        report.add(&format!("{verb}/cpu/{LEASES}-leases"), "ms CPU", |program| of(&with_leases, program), Goal::None);
-        let growth = |program: &str| Some(of(&with_leases, program)? / of(&rounds, program)?);
+        let cpu = |program: &str, leases: usize| median(&rounds, (program, leases), index, |usage| usage.cpu);
+        report.add(&format!("{verb}/cpu/{LEASES}-leases"), "ms CPU", |program| cpu(program, LEASES), Goal::None);
+        let growth = |program: &str| Some(cpu(program, LEASES)? / cpu(program, 0)?);
         report.add(&format!("{verb}/cpu-growth/{LEASES}-leases"), "times", growth, Goal::Ours(1.1));
-        let wall = |rounds: &[Round], program: &str| median(rounds, program, index, |usage| usage.wall);
-        report.add(&format!("{verb}/wall/{LEASES}-leases"), "ms", |program| wall(&with_leases, program), Goal::None);
+        let wall = |program: &str| median(&rounds, (program, LEASES), index, |usage| usage.wall);
+        report.add(&format!("{verb}/wall/{LEASES}-leases"), "ms", wall, Goal::None);
     }
     for leases in [0, LEASES] {
         let runs: Vec<(&str, program::Burst)> = programs
@@ -89,11 +90,11 @@ fn main() -> ExitCode {
         );
     }
     let empty = Program::empty();
-    let start = |name: &str| {
-        let empty = empty.as_ref().filter(|empty| empty.name == name);
-        let program = empty.or_else(|| programs.iter().find(|program| program.name == name))?;
-        Some(program.start(if measure { 101 } else { 1 }))
-    };
+    let measured = programs.iter().filter(|program| empty.is_none() || program.name != program::FLOOR);
+    let starting: Vec<&Program> = measured.chain(&empty).collect();
+    let starts = program::starts(&starting, if measure { STARTS } else { 1 });
+    let start =
+        |name: &str| starting.iter().zip(&starts).find(|(program, _)| program.name == name).map(|(_, wall)| *wall);
     report.add("version/wall", "ms", start, Goal::OfFloor(1.2));
     let size = |name: &str| programs.iter().find(|program| program.name == name).map(Program::size);
     report.add("binary", "KiB", |name| size(name).filter(|_| name != program::FLOOR), Goal::Ours(1024.0));
@@ -105,20 +106,23 @@ fn main() -> ExitCode {
 
 /// One program on a separate host, with the resources that its calls ADD, CHECK and DEL used.
 struct Round<'a> {
+    leases: usize,
     host: Host<'a>,
     used: [Vec<Usage>; 3],
 }
 
 impl<'a> Round<'a> {
     fn new(program: &'a Program, leases: usize, pods: usize) -> Self {
-        Self { host: Host::new(program, leases, pods + 1), used: [Vec::new(), Vec::new(), Vec::new()] }
+        Self { leases, host: Host::new(program, leases, pods + 1), used: [Vec::new(), Vec::new(), Vec::new()] }
     }
 }
 
-/// Attaches, checks and detaches each pod with all programs in turn. The first pod sets up the host
-/// and is not counted.
+/// Attaches, checks and detaches each pod with all programs in turn, each time in another order.
+/// The first pod sets up the host and is not counted.
 fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
+    let mut random = fastrand::Rng::with_seed(0);
     for pod in 0..=pods {
+        random.shuffle(&mut rounds);
         for round in &mut rounds {
             let added = round.host.add(pod);
             let checked = round.host.check(pod);
@@ -129,6 +133,7 @@ fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
         }
     }
     for pod in 0..=pods {
+        random.shuffle(&mut rounds);
         for round in &mut rounds {
             let deleted = round.host.del(pod);
             if pod > 0 {
@@ -139,9 +144,15 @@ fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
     rounds
 }
 
-/// Returns the median of a value. `None` if the program does not support the verb.
-fn median(rounds: &[Round<'_>], program: &str, verb: usize, value: fn(&Usage) -> f64) -> Option<f64> {
-    let round = rounds.iter().find(|round| round.host.program.name == program)?;
+/// Returns the median of a value of a program on the host with this number of leases. `None` if the
+/// program does not support the verb, or was not measured with that number.
+fn median(
+    rounds: &[Round<'_>],
+    (program, leases): (&str, usize),
+    verb: usize,
+    value: fn(&Usage) -> f64,
+) -> Option<f64> {
+    let round = rounds.iter().find(|round| round.host.program.name == program && round.leases == leases)?;
     let mut values: Vec<f64> = round.used.get(verb)?.iter().map(value).collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()

@@ -23,6 +23,7 @@ use super::segments_file::{self, NetworkSegments};
 use crate::config::Config;
 use crate::error::{Code, Context, Error, Result};
 use crate::net::sysctl;
+use crate::proc_file;
 use crate::request::{Attachment, RuntimeRequest};
 use crate::requested_addresses::RequestedAddresses;
 use crate::reserved::Reserved;
@@ -369,16 +370,16 @@ fn supported_by_kernel(mut segments: SegmentsFile, has_ipv6: bool) -> Result<Seg
 
 /// Returns the kernel's identifier of this boot.
 fn boot_id() -> Result<String> {
-    let path = Path::new("/proc/sys/kernel/random/boot_id");
-    Ok(fs::read_to_string(path).context("read", path)?.trim().to_owned())
+    let path = "/proc/sys/kernel/random/boot_id";
+    proc_file::read(path).context("read", Path::new(path))
 }
 
 /// Returns the number of seconds since the boot, including the time in suspend. This clock cannot
 /// be set. It is read from /proc (proc_uptime(5)), since rustix's `clock_gettime` panics on a
 /// kernel without a vDSO (User-Mode Linux).
 fn seconds_since_boot() -> Result<u64> {
-    let path = Path::new("/proc/uptime");
-    let text = fs::read_to_string(path).context("read", path)?;
+    let path = "/proc/uptime";
+    let text = proc_file::read(path).context("read", Path::new(path))?;
     Ok(text.split('.').next().and_then(|whole| whole.parse().ok()).unwrap_or(0))
 }
 

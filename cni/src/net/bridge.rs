@@ -9,7 +9,8 @@ use edge_types::shared_files::STATE_DIR;
 use edge_xfrm::netlink::{LinkRequest, attribute};
 
 use super::link::{Link, Links};
-use super::{fnv1a, sysctl, veth};
+use super::sysctl::InterfaceSettings;
+use super::{fnv1a, veth};
 use crate::error::{Code, Error, Result};
 use crate::mac::Mac;
 use crate::segment;
@@ -39,10 +40,9 @@ pub(crate) fn ensure(
     segments: &[IpNetwork],
     is_former: impl Fn(&IpNetwork) -> Result<bool>,
 ) -> Result<Link> {
-    let mac = mac_of(name);
     let mut bridge = match links.find(name)? {
         Some(bridge) => bridge,
-        None => create(links, name, mac, mtu)?,
+        None => create(links, name, mtu)?,
     };
     if bridge.kind != "bridge" {
         let kind = if bridge.kind.is_empty() { "hardware" } else { &bridge.kind };
@@ -54,6 +54,7 @@ pub(crate) fn ensure(
     let alias = alias_of(state_dir);
     if bridge.alias != alias {
         refuse_foreign(links, &bridge, segments)?;
+        let mac = mac_of(name);
         if bridge.mac != mac && !has_our_alias(&bridge) {
             // Unless its MAC address is set, a bridge uses the lowest MAC address of its ports,
             // which changes when ports are added or removed.
@@ -72,15 +73,16 @@ pub(crate) fn ensure(
         bridge.mtu = mtu;
     }
     // The bridge must not accept routes or addresses from router advertisements of pods.
-    sysctl::ignore_router_advertisements(name)?;
+    let ipv6 = InterfaceSettings::open(name, Family::V6)?;
+    ipv6.ignore_router_advertisements()?;
     let families = segment::families(segments);
     if families.contains(&Family::V4) {
         // Pods intentionally reach other segments through this bridge, so the host must not send
         // redirects to them.
-        sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
+        InterfaceSettings::open(name, Family::V4)?.set("send_redirects", "0")?;
     }
     if families.contains(&Family::V6) {
-        sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+        ipv6.set("disable_ipv6", "0")?;
     }
     if !bridge.up {
         links.set_up(&bridge)?;
@@ -207,10 +209,10 @@ fn refuse_second_gateway(links: &mut Links, bridge: &Link, gateway: IpAddr) -> R
     }
 }
 
-fn create(links: &mut Links, name: &str, mac: Mac, mtu: Option<u32>) -> Result<Link> {
+fn create(links: &mut Links, name: &str, mtu: Option<u32>) -> Result<Link> {
     let mut request = LinkRequest::named(name);
     request.up(true);
-    request.attributes.bytes(attribute::ADDRESS, &mac);
+    request.attributes.bytes(attribute::ADDRESS, &mac_of(name));
     if let Some(mtu) = mtu {
         request.attributes.number(attribute::MTU, mtu);
     }

@@ -8,6 +8,7 @@ use edge_xfrm::netlink::{LinkRequest, attribute};
 
 use super::link::{BridgePortState, Link, Links, PortSettings};
 use super::netns::Namespace;
+use super::sysctl::InterfaceSettings;
 use super::{fnv1a, sysctl};
 use crate::bridge_filter::PORT_PREFIX;
 use crate::error::{Code, Error, Result};
@@ -147,8 +148,9 @@ pub(crate) fn create(
 pub(crate) fn set_host_up(links: &mut Links, attachment: &Attachment, port: PortSettings) -> Result<()> {
     let name = host_name(attachment);
     let link = links.find(&name)?.ok_or_else(|| vanished(&name))?;
-    sysctl::ignore_router_advertisements(&name)?;
-    sysctl::set_if_present(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+    let ipv6 = InterfaceSettings::open(&name, Family::V6)?;
+    ipv6.ignore_router_advertisements()?;
+    ipv6.set_if_present("disable_ipv6", "1")?;
     links.bring_port_up(&link, &alias(attachment), port)
 }
 
@@ -172,17 +174,18 @@ pub(crate) fn configure(
         let link = links.find(ifname)?.ok_or_else(|| vanished(ifname))?;
         // This is necessary even without IPv6 in the cluster, since another pod could advertise a
         // default route.
-        sysctl::ignore_router_advertisements(ifname)?;
+        let ipv6 = InterfaceSettings::open(ifname, Family::V6)?;
+        ipv6.ignore_router_advertisements()?;
         // The bridge's filter expects the link-local address that is derived from the MAC address.
-        sysctl::set_if_present(&format!("ipv6/conf/{ifname}/addr_gen_mode"), "0")?;
+        ipv6.set_if_present("addr_gen_mode", "0")?;
         // `PodEnd::announce` needs this.
-        sysctl::announce_addresses(ifname)?;
+        sysctl::announce_addresses(&InterfaceSettings::open(ifname, Family::V4)?, &ipv6)?;
         if segment::families(&segments).contains(&Family::V6) {
             // IPv6 is turned on explicitly, since some runtimes turn it off in new namespaces.
-            sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
+            ipv6.set("disable_ipv6", "0")?;
             // Without duplicate address detection, the link-local address can be used immediately.
             let accept_dad = if detect_duplicates { "1" } else { "0" };
-            sysctl::set(&format!("ipv6/conf/{ifname}/accept_dad"), accept_dad)?;
+            ipv6.set("accept_dad", accept_dad)?;
         }
         for assigned in addresses {
             links.add_address(&link, assigned.address, assigned.segment.prefix(), detect_duplicates)?;

@@ -91,6 +91,7 @@ fn wrong_configurations_are_explained_with_the_specifications_codes() {
         (String::new(), 6, "JSON"),
         ("{\"cniVersion\":".into(), 6, "JSON"),
         ("[1]".into(), 6, "object"),
+        (format!("{{{}}}", " ".repeat((1 << 20) - 1)), 6, "larger than 1048576 bytes"),
         (with("cniVersion", json!("0.0.9")), 1, "0.0.9"),
         (with("cniVersion", json!("2.0.0")), 1, "2.0.0"),
         (with("resolvConf", json!("/nonexistent/resolv.conf")), 5, "/nonexistent/resolv.conf"),
@@ -114,7 +115,7 @@ fn wrong_configurations_are_explained_with_the_specifications_codes() {
     }
     assert!(world.ports().is_empty());
     // A key of a later specification does not cause a failure.
-    world.set("cni.dev/later", json!(1));
+    world.set("cni.dev/later", json!("x".repeat(5000)));
     let answer = world.verb("ADD", &pod);
     assert!(answer.ok && answer.said.contains("cni.dev/later"), "{answer:?}");
 }

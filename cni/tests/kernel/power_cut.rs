@@ -2,7 +2,7 @@
 //!
 //! The disk is an image in a file. `EXT4_IOC_SHUTDOWN` stops the file system as a power cut does:
 //! data that was not flushed is lost. A reboot is a new host with another boot ID and the same
-//! disk. `EDGE_CNI_CUTS` sets the number of cuts (default 5).
+//! disk. `EDGE_CNI_CUTS` sets the number of cuts (default 50).
 
 #![allow(unsafe_code, reason = "ioctl(2) has no safe form")]
 
@@ -154,7 +154,7 @@ fn a_power_cut_loses_no_lease_that_was_reported_and_no_address_for_ever() {
     let seed = from_environment("EDGE_CNI_SEED", u64::from(std::process::id()));
     println!("EDGE_CNI_SEED={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    for cut in 0..from_environment("EDGE_CNI_CUTS", 5) {
+    for cut in 0..from_environment("EDGE_CNI_CUTS", 50) {
         let world = World::new(&[SEGMENT]);
         let pods: Vec<Pod> = (0..ADDRESSES).map(|_| world.pod()).collect();
         let machine = Machine::boot(&disk, &format!("boot-{cut}"), world).unwrap();

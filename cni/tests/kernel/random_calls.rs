@@ -4,7 +4,7 @@
 //! correct answer to each call follows from this data, independent of other workers. All workers
 //! share the table of addresses, since no address may have two owners at any time.
 //!
-//! The test ends after `EDGE_CNI_CALLS` calls (2000), or after `EDGE_CNI_SECONDS` (30).
+//! The test ends after `EDGE_CNI_CALLS` calls (2000), or after `EDGE_CNI_SECONDS` (120).
 //! `EDGE_CNI_SEED` repeats the choice of calls, though not their order in time.
 
 use std::collections::BTreeMap;
@@ -59,7 +59,7 @@ fn random_calls_of_fifty_processes_answer_as_the_model_says() {
         config: world.config.borrow().clone(),
         calls: AtomicUsize::new(0),
         limit: from_environment("EDGE_CNI_CALLS", 2000),
-        end: Instant::now() + Duration::from_secs(from_environment("EDGE_CNI_SECONDS", 30)),
+        end: Instant::now() + Duration::from_secs(from_environment("EDGE_CNI_SECONDS", 120)),
         owners: Mutex::default(),
     };
     std::thread::scope(|scope| {

@@ -26,7 +26,7 @@ pub fn same_identity(a: &Identity, b: &Identity) -> bool {
 /// Returns the same canonical form for all identities that [`same_identity`] treats as equal, for
 /// lookups and sorting. This form is never sent: a distinguished name becomes a list of its
 /// attributes.
-pub(crate) fn canonical_identity(identity: &Identity) -> Identity {
+pub fn canonical_identity(identity: &Identity) -> Identity {
     match identity {
         Identity::Fqdn(name) => Identity::Fqdn(canonical_domain(name)),
         Identity::Email(address) => Identity::Email(match address.rsplit_once('@') {

@@ -20,8 +20,7 @@ mod trust_anchors;
 
 pub use authenticator::{Authenticator, Presented, check_credentials};
 pub use error::{AuthError, CredentialError};
-pub(crate) use identity::canonical_identity;
-pub use identity::{certificate_is_for, same_identity};
+pub use identity::{canonical_identity, certificate_is_for, same_identity};
 pub use limits::{MAX_CERTIFICATE, MAX_CHAIN};
 pub use proof::Proof;
 pub use signed_octets::SignedOctets;

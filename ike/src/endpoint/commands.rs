@@ -278,15 +278,34 @@ impl Endpoint {
         }
     }
 
-    /// Reports that `new` replaces our address `old`. We notify a peer that supports MOBIKE. A peer
-    /// without MOBIKE that detected a NAT in front of us sends a request to the source of our next
-    /// authentic message, and moves the SAs when we respond. For all other peers, a new IKE SA
-    /// replaces the old one immediately. No peer has to wait for a timeout.
-    pub fn local_address_changed(&mut self, old: IpAddr, new: IpAddr, now: Instant, env: &mut dyn Environment) {
+    /// Reports that our address `old` is gone. `source` returns our address towards an address of a
+    /// peer, since the routes to two peers may differ. If it returns `None`, there is no route yet,
+    /// and `old` is used for that peer until the next call. We notify a peer that supports MOBIKE.
+    /// A peer without MOBIKE that detected a NAT in front of us sends a request to the source of
+    /// our next authentic message, and moves the SAs when we respond. For all other peers, a new
+    /// IKE SA replaces the old one immediately. No peer has to wait for a timeout.
+    pub fn local_address_changed(
+        &mut self,
+        old: IpAddr,
+        mut source: impl FnMut(IpAddr) -> Option<IpAddr>,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let sending = |peer: &&Peer| peer.sas.iter().any(|spi| self.sends_from(*spi, old));
+        let reached = |peer: &Peer| self.address_reached_from(peer, old);
+        let mut affected = self.peers.values().filter(sending).filter_map(reached).peekable();
+        // Peers of which no address is known get the same address as another one.
+        let other = match affected.peek() {
+            Some(_) => affected.find_map(&mut source),
+            None => self.peers.values().filter_map(reached).find_map(&mut source),
+        };
+        let Some(other) = other else { return };
         for name in self.peers.keys().cloned().collect::<Vec<_>>() {
             let Some(peer) = self.peers.get(&name) else {
                 continue;
             };
+            let new = self.address_reached_from(peer, old).map_or(Some(other), &mut source);
+            let Some(new) = new.filter(|new| *new != old) else { continue };
             if peer.config().local == Some(old)
                 && let Ok(profile) = Profile::new(Arc::new(PeerConfig { local: Some(new), ..peer.config().clone() }))
             {
@@ -294,6 +313,20 @@ impl Endpoint {
             }
             self.move_local_address(&name, old, new, now, env);
         }
+    }
+
+    fn sends_from(&self, spi: Spi, local: IpAddr) -> bool {
+        matches!(self.sas.get(&spi), Some(SaState::Established(_, sa)) if sa.sends_from(local))
+    }
+
+    /// Returns the address of a peer that is reached from this address of ours, or would be.
+    fn address_reached_from(&self, peer: &Peer, local: IpAddr) -> Option<IpAddr> {
+        let established = peer.sas.iter().find_map(|spi| match self.sas.get(spi) {
+            Some(SaState::Established(_, sa)) => Some(sa.message_addresses().1.ip()).filter(|_| sa.sends_from(local)),
+            _ => None,
+        });
+        let configured = || peer.config().remotes.iter().map(SocketAddr::ip);
+        established.or_else(|| configured().find(|remote| remote.is_ipv4() == local.is_ipv4()))
     }
 
     fn move_local_address(
@@ -311,11 +344,11 @@ impl Endpoint {
         let mut replace = false;
         for spi in peer.sas.clone() {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi)
-                && sa.addresses().0.ip() == old
+                && sa.sends_from(old)
             {
                 let mut cx = context!(self, now, env);
-                replace |=
-                    !sa.change_local_address(new, &mut peer.child_sas, &mut cx) && sa.lifecycle() == Lifecycle::Active;
+                replace |= !sa.change_local_address(old, new, &mut peer.child_sas, &mut cx)
+                    && sa.lifecycle() == Lifecycle::Active;
             }
         }
         peer.reauthenticate |= replace;

@@ -378,7 +378,7 @@ impl Endpoint {
                 self.sas.insert(spi, state);
             }
             SaState::Rejecting(mut channel) => {
-                if channel.retransmit(&mut cx).is_some() {
+                if channel.retransmit(false, &mut cx).is_some() {
                     self.sas.insert(spi, SaState::Rejecting(channel));
                 }
             }

@@ -248,14 +248,23 @@ impl Endpoint {
 
     /// Reactivates the IKE SAs that the IKE SA `gone` had superseded. If another IKE SA had
     /// superseded `gone` (`lifecycle`), that IKE SA now supersedes them.
-    pub(super) fn reinstate(&mut self, name: &PeerName, gone: crate::event::IkeId, lifecycle: Lifecycle) {
-        let Some(peer) = self.peers.get(name) else {
+    pub(super) fn reinstate(
+        &mut self,
+        name: &PeerName,
+        gone: crate::event::IkeId,
+        lifecycle: Lifecycle,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        for spi in &peer.sas {
+        let others = peer.sas.clone();
+        for spi in &others {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(spi) {
-                sa.reinstate(gone, lifecycle);
+                sa.reinstate(gone, lifecycle, &mut peer.child_sas, &mut context!(self, now, env));
             }
         }
+        others.into_iter().for_each(|spi| self.schedule(spi));
     }
 }

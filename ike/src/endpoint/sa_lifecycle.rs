@@ -191,7 +191,7 @@ impl Endpoint {
                 peer.schedule_retry(&mut cx);
             }
         }
-        self.reinstate(name, ike, lifecycle);
+        self.reinstate(name, ike, lifecycle, now, env);
         self.schedule(spi);
         self.schedule_peer(name);
     }
@@ -208,7 +208,7 @@ impl Endpoint {
         let (spi, ike, lifecycle) = (sa.spi(), sa.ike(), sa.lifecycle());
         let linger = sa.profile().config.timing.linger;
         if lifecycle != Lifecycle::Deleting {
-            self.reinstate(name, ike, lifecycle);
+            self.reinstate(name, ike, lifecycle, now, env);
             self.return_children(name, &mut sa, now, env);
         }
         let last_response = sa.release(&mut context!(self, now, env));

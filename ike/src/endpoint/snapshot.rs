@@ -79,18 +79,20 @@ pub struct ChildStatus {
 }
 
 impl Endpoint {
-    /// Returns the peer, our address and the peer's address for each established IKE SA. Copies
-    /// nothing else, so it is cheaper than [`Self::snapshot`].
+    /// Returns the peer, our address and the peer's address for each established IKE SA, and for a
+    /// path that it checks (RFC 4555 3.7). Copies nothing else, so it is cheaper than
+    /// [`Self::snapshot`].
     pub fn ike_addresses(&self) -> impl Iterator<Item = (&PeerName, SocketAddr, SocketAddr)> {
-        self.peers.values().flat_map(|peer| peer.sas.iter().map(move |spi| (peer.name(), spi))).filter_map(
-            |(name, spi)| match self.sas.get(spi) {
-                Some(SaState::Established(_, sa)) => {
-                    let (local, remote) = sa.addresses();
-                    Some((name, local, remote))
-                }
-                _ => None,
-            },
-        )
+        let spis = self.peers.values().flat_map(|peer| peer.sas.iter().map(move |spi| (peer.name(), spi)));
+        let established = spis.filter_map(|(name, spi)| match self.sas.get(spi) {
+            Some(SaState::Established(_, sa)) => Some((name, sa)),
+            _ => None,
+        });
+        established.flat_map(|(name, sa)| {
+            let (used, checked) = (sa.addresses(), sa.message_addresses());
+            let checked = Some(checked).filter(|checked| *checked != used);
+            std::iter::once(used).chain(checked).map(move |(local, remote)| (name, local, remote))
+        })
     }
 
     /// Returns all peers with their SAs, by name.

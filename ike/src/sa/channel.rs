@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::last_response::{LastResponse, fingerprint};
 use super::message_path::Following;
 use super::path::Path;
-use super::retransmission_timer::RetransmissionTimer;
+use super::retransmission_timer::{Persistence, RetransmissionTimer};
 use super::signs_of_life::SignsOfLife;
 use crate::config::Timing;
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
@@ -72,18 +72,25 @@ pub(crate) struct Channel {
     pub(super) response_path: (SocketAddr, SocketAddr),
     /// How we follow a peer whose messages come from another address.
     pub(super) following: Following,
+    /// Whether the peer has longer than usual to respond. As responder of an IKE SA with MOBIKE we
+    /// cannot find another path, and if we do not begin IKE SAs ourselves, nothing is gained by
+    /// giving this one up (RFC 4555 3.11).
+    pub(super) peer_may_move: bool,
     /// A new path of IKE messages, while it is not known whether the peer receives on it. In the
     /// meantime, ESP stays on `path`.
     pub(super) unchecked: Option<Path>,
-    /// Further addresses to which the outstanding request is sent, because the peer does not
-    /// respond.
-    pub(super) alternatives: Vec<SocketAddr>,
+    /// Further pairs of our address and the peer's between which the outstanding request is sent,
+    /// because the peer does not respond. Their number has a limit.
+    pub(super) alternatives: Vec<(SocketAddr, SocketAddr)>,
+    /// A path on which the peer did not respond to our check. It is checked again when the peer
+    /// uses it again.
+    pub(super) given_up: Option<Path>,
     /// The addresses between which the last answered request was sent, if it was sent between only
     /// one pair.
     pub(super) answered_between: Option<(SocketAddr, SocketAddr)>,
-    /// An address other than the one in use from which the peer has responded. The request was also
-    /// sent to this address.
-    pub(super) answered_elsewhere: Option<SocketAddr>,
+    /// Our address and the peer's, other than those in use, between which the peer has responded.
+    /// The request was also sent between them.
+    pub(super) answered_elsewhere: Option<(SocketAddr, SocketAddr)>,
     /// The source of the peer's newest message, if it is not the address to which we send. An
     /// attacker can copy a message and forge its source, so we switch to this address only after
     /// the peer has responded from it.
@@ -148,8 +155,10 @@ impl Channel {
             partial_response: PartialMessage::default(),
             response_path: (path.local, path.remote),
             following: Following::Answer,
+            peer_may_move: false,
             unchecked: None,
             alternatives: Vec::new(),
+            given_up: None,
             answered_between: None,
             answered_elsewhere: None,
             candidate: None,
@@ -248,7 +257,7 @@ impl Channel {
         self.transmit(&packets, local, remote, cx);
         let request = std::mem::take(&mut self.partial_request).first_datagram.unwrap_or_default();
         //= RFC 7296 2.1 MUST 4: the response is kept
-        let kept = LastResponse::new(request, packets);
+        let kept = LastResponse::new(request, packets, cx.now);
         self.last_response = Some(kept).filter(|_| !mutation!("response_not_kept"));
     }
 
@@ -282,8 +291,8 @@ impl Channel {
     }
 
     /// Retransmits the outstanding request. Returns `None` if all transmissions are used up and no
-    /// ESP arrives either, so the peer is dead.
-    pub(crate) fn retransmit(&mut self, cx: &mut Context<'_>) -> Option<()> {
+    /// ESP arrives either, so the peer is dead. `patient`: wait longer if the peer may move.
+    pub(crate) fn retransmit(&mut self, patient: bool, cx: &mut Context<'_>) -> Option<()> {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
         };
@@ -293,10 +302,16 @@ impl Channel {
             && !mutation!("esp_is_no_sign_of_life");
         //= RFC 7296 2.1 MUST 6: retransmit
         let limit = self.signs.transmissions(&self.timing);
-        if in_flight.retransmission.advance(&self.timing, limit, esp_arrives, cx.now).is_none() {
+        let persistence = match () {
+            () if patient && self.peer_may_move && self.unchecked.is_none() => Persistence::PeerMayMove,
+            () if esp_arrives => Persistence::EspArrives,
+            () => Persistence::None,
+        };
+        let grows = self.peer_may_move;
+        if in_flight.retransmission.advance(&self.timing, limit, persistence, grows, cx.now).is_none() {
             // There is no response from the address that is being checked. An attacker may have
             // forged it.
-            self.unchecked.take()?;
+            self.given_up = Some(self.unchecked.take()?);
             if std::mem::replace(&mut in_flight.fell_back, true) {
                 return None;
             }
@@ -309,11 +324,15 @@ impl Channel {
         Some(())
     }
 
-    /// Returns whether the peer counts as silent: the outstanding request was sent at least
-    /// [`SILENT_AFTER`] times without a response, and no ESP arrives either.
+    /// Returns whether the outstanding request was sent at least [`SILENT_AFTER`] times without a
+    /// response.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(|in_flight| in_flight.retransmission.sent() >= SILENT_AFTER)
+    }
+
+    /// Returns whether the peer counts as silent: it does not respond, and no ESP arrives either.
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
-        let sent = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.retransmission.sent());
-        sent >= SILENT_AFTER && !self.signs.esp_arrives(&self.timing, now)
+        self.is_unanswered() && !self.signs.esp_arrives(&self.timing, now)
     }
 
     /// Sends a request to the peer's address, to the alternatives and, if there is one, to the
@@ -323,12 +342,14 @@ impl Channel {
         //= RFC 7296 2.1 MUST 8: the same octets again
         self.transmit(&in_flight.packets, local, remote, cx);
         in_flight.between = in_flight.between.filter(|between| *between == (local, remote));
-        for alternative in self.alternatives.clone() {
+        for (local, remote) in self.alternatives.clone() {
             in_flight.between = None;
-            self.transmit(&in_flight.packets, local, alternative, cx);
+            self.transmit(&in_flight.packets, local, remote, cx);
         }
         if let Some(candidate) = self.candidate {
-            self.transmit(&in_flight.packets, local, candidate, cx);
+            if !self.alternatives.contains(&(local, candidate)) {
+                self.transmit(&in_flight.packets, local, candidate, cx);
+            }
             self.candidate_is_new = false;
             in_flight.sent_to = Some(candidate);
             in_flight.between = None;
@@ -444,7 +465,7 @@ impl Channel {
             self.answered_between = answered.between;
             let alternatives = std::mem::take(&mut self.alternatives);
             let decides = self.following != Following::Update;
-            self.answered_elsewhere = Some(remote).filter(|remote| decides && alternatives.contains(remote));
+            self.answered_elsewhere = Some((local, remote)).filter(|pair| decides && alternatives.contains(pair));
         }
         self.update_path(local, remote, confirmed);
         if let (Some(capture), Ok(payloads)) = (&mut cx.out.capture, &payloads) {

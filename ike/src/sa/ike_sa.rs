@@ -1,7 +1,7 @@
 //! The state of an established IKE SA.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -164,7 +164,13 @@ impl IkeSa {
             Some(_) => Following::Update,
         };
         self.mobike = mobike;
+        self.channel.peer_may_move = self.peer_may_move();
         self
+    }
+
+    // RFC 4555 3.11: the responder waits long.
+    fn peer_may_move(&self) -> bool {
+        self.mobike.is_some() && !self.initiation.by_us() && !self.profile.config.initiate
     }
 
     /// Returns the SPIs of both ends.
@@ -203,6 +209,7 @@ impl IkeSa {
         }
         self.channel.timing = profile.config.timing;
         self.profile = profile;
+        self.channel.peer_may_move = self.peer_may_move();
         self.set_timers(cx.now);
     }
 
@@ -254,6 +261,17 @@ impl IkeSa {
     /// Returns our address and the peer's.
     pub(crate) fn addresses(&self) -> (SocketAddr, SocketAddr) {
         (self.channel.path.local, self.channel.path.remote)
+    }
+
+    /// Returns whether ESP or IKE messages of this IKE SA are sent from this address of ours.
+    pub(crate) fn sends_from(&self, local: IpAddr) -> bool {
+        self.channel.sends_from(local)
+    }
+
+    /// Returns our address and the peer's for IKE messages. They differ from [`Self::addresses`]
+    /// while a new path is checked (RFC 4555 3.7).
+    pub(crate) fn message_addresses(&self) -> (SocketAddr, SocketAddr) {
+        self.channel.message_addresses()
     }
 
     /// Returns which end initiated the IKE SA, and when.
@@ -341,8 +359,15 @@ impl IkeSa {
 
     /// Handles the end of the IKE SA that superseded this one. `lifecycle` is the last state of
     /// that IKE SA. If it was superseded too, its successor now supersedes this IKE SA. Otherwise
-    /// this IKE SA becomes active again, unless it is already being deleted.
-    pub(crate) fn reinstate(&mut self, gone: IkeId, lifecycle: Lifecycle) {
+    /// this IKE SA becomes active again, unless it is already being deleted, and tells the peer our
+    /// address if that has changed in the meantime.
+    pub(crate) fn reinstate(
+        &mut self,
+        gone: IkeId,
+        lifecycle: Lifecycle,
+        child_sas: &mut ChildSas,
+        cx: &mut Context<'_>,
+    ) {
         let deleting = matches!(self.outstanding, Some(OutstandingRequest::DeleteIke))
             || self.queue.contains(&QueuedRequest::DeleteIke);
         if self.lifecycle != Lifecycle::Superseded(gone) {
@@ -355,6 +380,7 @@ impl IkeSa {
             self.delete_when_served = false;
             self.channel.signs.reinstated();
             self.timers.stop(Timer::Cleanup);
+            self.tell_missed_move(child_sas, cx);
         }
     }
 

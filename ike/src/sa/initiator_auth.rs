@@ -109,7 +109,7 @@ impl InitiatorAuth {
     /// Retransmits the request if it is due. Returns an error if all transmissions are used up. The
     /// caller must then call [`Self::release`].
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Result<(), PeerError> {
-        if self.channel.retransmit_at().is_none_or(|at| at > cx.now) || self.channel.retransmit(cx).is_some() {
+        if self.channel.retransmit_at().is_none_or(|at| at > cx.now) || self.channel.retransmit(false, cx).is_some() {
             return Ok(());
         }
         Err(failure::silence(IKE_AUTH, self.channel.path.remote, self.profile.config.timing.transmissions))
@@ -180,7 +180,7 @@ impl InitiatorAuth {
             mobike: false,
         };
         let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
-        let mobike = Mobike::negotiated(&profile.config, payloads, announced, channel.path.local.ip());
+        let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);
         let agent = AgentPeer::negotiated(&profile.config, payloads);
         let sa = IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx).with_mobike(mobike);
         AuthStep::Up { sa: Box::new(sa.with_agent(agent)), child }

@@ -9,7 +9,7 @@ use super::init_transcript::{InitTranscript, capabilities};
 use super::initiator_auth::InitiatorAuth;
 use super::path::Path;
 use super::profile::Profile;
-use super::retransmission_timer::RetransmissionTimer;
+use super::retransmission_timer::{Persistence, RetransmissionTimer};
 use crate::config::Group;
 use crate::crypto::{IkeKeys, IkeRole, InitiatorKeyExchange, Nonces};
 use crate::event::{IkeId, PeerError, PeerErrorKind};
@@ -166,7 +166,7 @@ impl InitiatorInit {
             return Ok(());
         }
         let timing = &self.profile.config.timing;
-        match self.retransmission.advance(timing, timing.transmissions, false, cx.now) {
+        match self.retransmission.advance(timing, timing.transmissions, Persistence::None, false, cx.now) {
             Some(()) => self.transmit(cx),
             None => return Err(failure::silence(IKE_SA_INIT, self.path.remote, timing.transmissions)),
         }

@@ -8,6 +8,10 @@ use super::channel::Channel;
 use super::path::Path;
 use crate::output::Context;
 
+/// Maximum number of pairs of addresses between which a request is sent besides those in use.
+/// Further ones are not tried.
+const MAX_ALTERNATIVES: usize = 16;
+
 /// When to follow a peer whose messages come from another address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Following {
@@ -51,6 +55,7 @@ impl Channel {
     pub(crate) fn use_path(&mut self, path: Path) {
         self.path = path;
         self.unchecked = None;
+        self.given_up = None;
         self.candidate = None;
     }
 
@@ -59,27 +64,35 @@ impl Channel {
         self.unchecked = None;
     }
 
-    /// Changes our address. Also changes it on the unchecked path if the old address was the same
-    /// there.
-    pub(crate) fn set_local_ip(&mut self, local: IpAddr) {
-        let old = self.path.local.ip();
-        self.path.local.set_ip(local);
+    /// Replaces our address on both paths. If the new one is of another family than the unchecked
+    /// path, that path is left.
+    pub(crate) fn replace_local_ip(&mut self, old: IpAddr, new: IpAddr) {
+        if self.path.local.ip() == old {
+            self.path.local.set_ip(new);
+        }
+        self.unchecked.take_if(|unchecked| unchecked.local.ip() == old && unchecked.remote.is_ipv4() != new.is_ipv4());
         if let Some(unchecked) = self.unchecked.as_mut().filter(|unchecked| unchecked.local.ip() == old) {
-            unchecked.local.set_ip(local);
+            unchecked.local.set_ip(new);
         }
     }
 
-    /// Sends the outstanding request to these addresses too, now and with each retransmission.
-    pub(crate) fn send_to_alternatives(&mut self, alternatives: Vec<SocketAddr>, cx: &mut Context<'_>) {
-        let local = self.message_path().local;
+    /// Returns whether ESP or IKE messages are sent from this address of ours.
+    pub(crate) fn sends_from(&self, local: IpAddr) -> bool {
+        [self.path, self.message_path()].iter().any(|path| path.local.ip() == local)
+    }
+
+    /// Sends the outstanding request between these addresses too, now and at each retransmission.
+    pub(crate) fn send_to_alternatives(&mut self, alternatives: Vec<(SocketAddr, SocketAddr)>, cx: &mut Context<'_>) {
         let Some(mut in_flight) = self.in_flight.take() else { return };
-        for alternative in alternatives {
-            if alternative != self.message_path().remote
-                && alternative.is_ipv4() == local.is_ipv4()
-                && !self.alternatives.contains(&alternative)
+        for (local, remote) in alternatives {
+            if (local, remote) != self.message_addresses()
+                && self.candidate.is_none_or(|candidate| (self.message_path().local, candidate) != (local, remote))
+                && local.is_ipv4() == remote.is_ipv4()
+                && self.alternatives.len() < MAX_ALTERNATIVES
+                && !self.alternatives.contains(&(local, remote))
             {
-                self.transmit(&in_flight.packets, local, alternative, cx);
-                self.alternatives.push(alternative);
+                self.transmit(&in_flight.packets, local, remote, cx);
+                self.alternatives.push((local, remote));
                 in_flight.between = None;
             }
         }
@@ -92,13 +105,23 @@ impl Channel {
         self.answered_between == Some(self.message_addresses()) || mutation!("any_answer_shows_path")
     }
 
-    /// Takes the address from which the peer has responded, if IKE messages are sent to another
-    /// one.
-    pub(crate) fn take_answered_elsewhere(&mut self) -> Option<SocketAddr> {
+    /// Takes the addresses between which the peer has answered, if IKE messages are sent between
+    /// others.
+    pub(crate) fn take_answered_elsewhere(&mut self) -> Option<(SocketAddr, SocketAddr)> {
         self.answered_elsewhere.take()
     }
 
-    /// Returns our address and the peer's address in the last request that was received.
+    /// Takes the path on which the peer did not answer our check, if the peer's last request came
+    /// on it and no other one is being checked.
+    pub(crate) fn take_given_up(&mut self) -> Option<Path> {
+        let used = self.response_path;
+        // The initiator chooses paths by itself. The outstanding request is on its way there if the
+        // path is among the alternatives.
+        let wait = self.following != Following::Update || self.is_unchecked() || self.alternatives.contains(&used);
+        self.given_up.take_if(|path| !wait && (path.local, path.remote) == used)
+    }
+
+    /// Our address and the peer's address in the request that was received last.
     pub(crate) fn request_addresses(&self) -> (SocketAddr, SocketAddr) {
         self.response_path
     }
@@ -129,7 +152,9 @@ impl Channel {
         let Some(mut in_flight) = self.in_flight.take() else {
             return true;
         };
-        self.transmit(&in_flight.packets, self.path.local, candidate, cx);
+        if !self.alternatives.contains(&(self.path.local, candidate)) {
+            self.transmit(&in_flight.packets, self.path.local, candidate, cx);
+        }
         self.candidate_is_new = false;
         in_flight.sent_to = Some(candidate);
         in_flight.between = None;
@@ -153,7 +178,7 @@ impl Channel {
         if self.path.remote == remote || self.message_path().remote == remote {
             self.candidate = None;
         } else if confirmed && self.following != Following::Answer {
-            self.answered_elsewhere = Some(remote);
+            self.answered_elsewhere = Some((local, remote));
             self.candidate = None;
         } else if confirmed || mutation!("followed_without_nat") {
             //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed

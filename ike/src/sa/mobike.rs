@@ -23,6 +23,9 @@ const COOKIE2_OCTETS: std::ops::RangeInclusive<usize> = 8..=64;
 pub(crate) struct Mobike {
     /// The additional addresses that the peer announced last, at most [`MAX_ADDITIONAL`].
     pub(super) peer_addresses: Vec<IpAddr>,
+    /// The peer's address in the IP header of the message that carried its list: IKE_AUTH or an
+    /// announcement. It belongs to the list (RFC 4555 3.4, 3.6).
+    pub(super) announced_by_peer_from: SocketAddr,
     /// The additional addresses that we announced last.
     pub(super) announced: Vec<IpAddr>,
     /// Our address in the IP header of the message that carried the list: IKE_AUTH or an
@@ -31,26 +34,31 @@ pub(crate) struct Mobike {
     pub(super) announced_from: IpAddr,
     /// Our address as the peer sees it: its last NAT_DETECTION_DESTINATION_IP in an address update.
     pub(super) seen_as: Option<Vec<u8>>,
-    /// Number of consecutive UNEXPECTED_NAT_DETECTED responses from the peer.
+    /// Whether our address changed while another IKE SA superseded this one, so that the peer was
+    /// not told.
+    pub(super) missed_move: bool,
+    /// Number of consecutive UNEXPECTED_NAT_DETECTED answers from the peer.
     pub(super) unexpected_nats: u32,
 }
 
 impl Mobike {
-    /// Returns the state after IKE_AUTH, in which we announced these addresses from `local`.
+    /// Returns the state after IKE_AUTH on this path, in which we announced these addresses.
     /// Returns `None` if one of the ends does not support MOBIKE.
     pub(super) fn negotiated(
         config: &PeerConfig,
         payloads: &Payloads,
         announced: Vec<IpAddr>,
-        local: IpAddr,
+        path: &Path,
     ) -> Option<Self> {
         // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
         let both = config.speaks_mobike() && payloads.notify(NotifyType::MobikeSupported).is_some();
         both.then(|| Self {
             peer_addresses: additional_of(payloads).unwrap_or_default(),
+            announced_by_peer_from: path.remote,
             announced,
-            announced_from: local,
+            announced_from: path.local.ip(),
             seen_as: None,
+            missed_move: false,
             unexpected_nats: 0,
         })
     }

@@ -45,8 +45,10 @@ pub(crate) enum QueuedRequest {
 /// Our request that has not been answered yet.
 #[derive(Debug)]
 pub(super) enum OutstandingRequest {
-    Liveness,
-    UpdateAddresses(Cookie2),
+    /// Holds whether the request detects NATs.
+    Liveness(bool),
+    /// Holds the additional addresses that it announces, if it announces any.
+    UpdateAddresses(Cookie2, Option<Vec<IpAddr>>),
     /// Holds the announced addresses: the one in use, and the additional ones.
     AnnounceAddresses(IpAddr, Vec<IpAddr>),
     CheckAddress(Cookie2),
@@ -55,7 +57,7 @@ pub(super) enum OutstandingRequest {
     RekeyIke(Box<RekeyIkeRequest>),
     DeleteChild(ChildId),
     DeleteUnused(UnusedChild),
-    DeleteRemoved,
+    DeleteRemoved(ChildId),
     DeleteIke,
     /// The response is ignored, since the IKE SA was reported down.
     Abandoned,
@@ -140,14 +142,14 @@ impl OutstandingRequest {
         match self {
             Self::CreateChild(request) => request.inbound.release(profile, cx),
             Self::DeleteUnused(unused) => unused.inbound.release(profile, cx),
-            Self::Liveness
-            | Self::UpdateAddresses(_)
+            Self::Liveness(_)
+            | Self::UpdateAddresses(..)
             | Self::AnnounceAddresses(..)
             | Self::CheckAddress(_)
             | Self::NotifyAgent(_)
             | Self::RekeyIke(_)
             | Self::DeleteChild(_)
-            | Self::DeleteRemoved
+            | Self::DeleteRemoved(_)
             | Self::DeleteIke
             | Self::Abandoned => {}
         }

@@ -10,7 +10,7 @@ use crate::output::Context;
 /// The plain IKE port (RFC 7296 2).
 const IKE_PORT: u16 = 500;
 /// The port on which peers listen for IKE and ESP in UDP (RFC 3948), even if our own port differs.
-const NAT_PORT: u16 = 4500;
+pub(super) const NAT_PORT: u16 = 4500;
 
 /// The addresses of both ends, and the NATs between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -387,7 +387,7 @@ impl HalfOpen {
             }
         };
         let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
-        let mobike = Mobike::negotiated(&profile.config, payloads, announced, channel.path.local.ip());
+        let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);
         if let Some(mobike) = &mobike {
             answer.extend(mobike::supported(&mobike.announced));
         }

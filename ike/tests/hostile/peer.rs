@@ -138,8 +138,8 @@ impl World {
             3 => self.endpoint.connect(&name(), now, kernel),
             4 => self.endpoint.terminate(&name(), now, kernel),
             _ => {
-                self.endpoint.local_address_changed(ours().ip(), "192.0.2.9".parse().unwrap(), now, kernel);
-                self.endpoint.local_address_changed("192.0.2.9".parse().unwrap(), ours().ip(), now, kernel);
+                self.endpoint.local_address_changed(ours().ip(), |_| "192.0.2.9".parse().ok(), now, kernel);
+                self.endpoint.local_address_changed("192.0.2.9".parse().unwrap(), |_| Some(ours().ip()), now, kernel);
                 true
             }
         };

@@ -118,22 +118,106 @@ fn both_ends_move_at_once_and_additional_addresses_find_them() {
     assert_moved(&mut pair, SECOND);
 }
 
-#[test]
-fn a_peer_is_found_at_its_other_address_when_the_first_one_is_out_of_reach() {
-    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
-    pair.network.nodes[pair.b].host.more_addresses = vec![at("10.0.1.2")];
-    let addresses = vec![at("10.0.0.2"), at("10.0.1.2")];
-    pair.network.call(pair.b, |endpoint, now, env| endpoint.set_addresses(addresses, now, env));
+/// A pair of which these nodes have further addresses, and each knows those of the other.
+fn with_more_addresses(mut pair: Pair, more: &[(usize, &str)]) -> Pair {
+    for (node, more) in more {
+        let host = &mut pair.network.nodes[*node].host;
+        host.more_addresses = vec![at(more)];
+        let addresses = vec![host.address, at(more)];
+        pair.network.call(*node, |endpoint, now, env| endpoint.set_addresses(addresses, now, env));
+    }
     pair.start();
     pair.traffic(5 * SECOND);
-    let dead = at("10.0.0.2");
-    pair.network.tap = Some(Box::new(move |from, to, _| from.ip() != dead && to.ip() != dead));
-    pair.network.run_for(15 * SECOND);
+    pair
+}
+
+/// The addresses between which `a` sends ESP.
+fn path_of_a(pair: &Pair) -> (IpAddr, IpAddr) {
     let kernel = &pair.network.nodes[pair.a].host.kernel;
     let child = kernel.tunnels[&pair.b_name].sole_outbound().unwrap().id;
-    assert_eq!(kernel.paths[&child].1.ip(), at("10.0.1.2"), "{}", pair.network.history());
+    let (local, remote) = kernel.paths[&child];
+    (local.ip(), remote.ip())
+}
+
+/// Loses all IKE messages from and to an address.
+fn lose(pair: &mut Pair, dead: &str) {
+    let dead = at(dead);
+    pair.network.tap = Some(Box::new(move |from, to, _| from.ip() != dead && to.ip() != dead));
+}
+
+#[test]
+fn a_peer_is_found_at_its_other_address_when_the_first_one_is_out_of_reach() {
+    // Address family of the peer's other address, and whether ESP still arrives from the first one.
+    for (more, esp) in [("10.0.1.2", false), ("10.0.1.2", true), ("2001:db8::2", false)] {
+        let new = if esp { Pair::reporting_esp } else { Pair::new };
+        let mut more_addresses = vec![(1, more)];
+        if !at(more).is_ipv4() {
+            more_addresses.push((0, "2001:db8::1"));
+        }
+        let mut pair = with_more_addresses(new(1, LinkQuality::RELIABLE).one_sided(), &more_addresses);
+        lose(&mut pair, "10.0.0.2");
+        if esp {
+            // The peer is asked since a rekey is due, although ESP arrives.
+            let b_name = pair.b_name.clone();
+            pair.network.call(pair.a, |endpoint, now, env| endpoint.check_liveness(&b_name, now, env));
+            pair.traffic(15 * SECOND);
+        } else {
+            pair.network.run_for(15 * SECOND);
+        }
+        assert_eq!(path_of_a(&pair).1, at(more), "{}", pair.network.history());
+        pair.network.tap = None;
+        assert_moved(&mut pair, SECOND);
+    }
+}
+
+#[test]
+fn the_initiator_tries_its_own_other_addresses_too() {
+    let pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    let mut pair = with_more_addresses(pair, &[(0, "10.0.1.1")]);
+    lose(&mut pair, "10.0.0.1");
+    pair.network.run_for(15 * SECOND);
+    assert_eq!(path_of_a(&pair), (at("10.0.1.1"), at("10.0.0.2")), "{}", pair.network.history());
     pair.network.tap = None;
     assert_moved(&mut pair, SECOND);
+}
+
+#[test]
+fn a_responder_waits_five_minutes_for_an_initiator_that_may_move() {
+    // RFC 4555 3.11: the responder waits long.
+    let mut pair = connected(1, LinkQuality::RELIABLE, |_| {});
+    pair.network.nodes[pair.a].down = true;
+    pair.network.run_for(120 * SECOND);
+    pair.network.nodes[pair.a].down = false;
+    pair.network.move_node(pair.a, at("10.0.0.9"));
+    assert_moved(&mut pair, SECOND);
+    pair.network.nodes[pair.a].down = true;
+    pair.network.run_for(320 * SECOND);
+    assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty());
+}
+
+#[test]
+fn each_peer_gets_the_address_that_the_route_to_it_gives() {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    let c = pair.network.add("10.0.0.3", None);
+    let [a_of_c, c_of_a] = [("a.example", "c.example", "10.0.0.3"), ("c.example", "a.example", "10.0.0.1")]
+        .map(|(us, them, remote)| peer(us, them, &[remote]));
+    let responds = PeerConfig { initiate: false, ..c_of_a };
+    pair.network.call(c, |endpoint, now, env| endpoint.set_peer(responds, now, env)).unwrap();
+    pair.start();
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.set_peer(a_of_c, now, env)).unwrap();
+    pair.network.run_for(2 * SECOND);
+    pair.network.nodes[pair.a].host.more_addresses = vec![at("10.0.0.8"), at("10.0.0.9")];
+    let (old, b_at) = (at("10.0.0.1"), at("10.0.0.2"));
+    let to_b = |remote: IpAddr| (remote == b_at).then(|| at("10.0.0.8"));
+    let locals = |pair: &Pair| -> Vec<IpAddr> {
+        pair.network.nodes[pair.a].endpoint.ike_addresses().map(|(_, local, _)| local.ip()).collect()
+    };
+    // There is no route to `c` yet.
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.local_address_changed(old, to_b, now, env));
+    assert_eq!(locals(&pair), [at("10.0.0.8"), old]);
+    let everywhere = |remote: IpAddr| to_b(remote).or(Some(at("10.0.0.9")));
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.local_address_changed(old, everywhere, now, env));
+    assert_eq!(locals(&pair), [at("10.0.0.8"), at("10.0.0.9")]);
 }
 
 #[test]
@@ -282,6 +366,25 @@ fn update() -> crate::foreign::Part {
 
 fn cookie2(octets: usize) -> crate::foreign::Part {
     notification(notify::COOKIE2, 0, &[], &vec![0xc2; octets])
+}
+
+#[test]
+fn an_address_that_was_given_up_is_checked_again_when_the_peer_uses_it() {
+    const NEW: &str = "198.51.100.8:4500";
+    let mut foreign = mobile_foreign();
+    request_from(&mut foreign, NEW, &[update()]);
+    // The check goes on at the former address.
+    foreign.network.run_for(8 * SECOND);
+    foreign.arrived();
+    let mut messages = request_from(&mut foreign, NEW, &[]);
+    // The first check was sent to both addresses, so its answer proves nothing.
+    for _ in 0..2 {
+        assert_eq!(moves(&foreign), 0);
+        let check = messages.iter().find(|message| message.notify(notify::COOKIE2).is_some()).expect("a check");
+        let cookie = check.notify(notify::COOKIE2).unwrap().data;
+        messages = foreign.answer(check, &[notification(notify::COOKIE2, 0, &[], &cookie)]);
+    }
+    assert_eq!(moves(&foreign), 1);
 }
 
 #[test]

@@ -122,8 +122,9 @@ impl Environment for Host {
         self.kernel.release(spi);
     }
 
-    fn source_address(&mut self, _remote: IpAddr) -> Option<IpAddr> {
-        Some(self.address)
+    fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {
+        let mut addresses = std::iter::once(&self.address).chain(&self.more_addresses);
+        addresses.find(|address| address.is_ipv4() == remote.is_ipv4()).copied()
     }
 }
 
@@ -353,7 +354,7 @@ impl Network {
         host.former_addresses.push(old);
         let addresses = [vec![new], host.more_addresses.clone()].concat();
         self.call(node, |endpoint, now, env| endpoint.set_addresses(addresses, now, env));
-        self.call(node, |endpoint, now, env| endpoint.local_address_changed(old, new, now, env));
+        self.call(node, |endpoint, now, env| endpoint.local_address_changed(old, |_| Some(new), now, env));
     }
 
     /// Replaces a node's endpoint by a new one without state.

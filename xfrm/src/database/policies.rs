@@ -15,6 +15,10 @@ use crate::reqid::{FIRST_INDEX, LAST_INDEX, Reqid, index_is_ours};
 /// Maximum number of attempts to install a policy while other programs change it.
 const ATTEMPTS: u32 = 8;
 
+/// Maximum number of policies that are deleted in one batch. They are read just before, in one
+/// datagram.
+const DELETED_AT_ONCE: usize = 32;
+
 const ADD: &str = "install a policy (XFRM_MSG_NEWPOLICY)";
 const UPDATE: &str = "replace a policy of ours (XFRM_MSG_UPDPOLICY)";
 const DELETE: &str = "delete a policy of ours (XFRM_MSG_DELPOLICY)";
@@ -37,9 +41,10 @@ pub(crate) fn holders(netlink: &mut Netlink, policies: &[Policy]) -> Result<Vec<
     netlink.get_all(READ, requests.collect())?.into_iter().map(found).collect()
 }
 
-fn by_index(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<Option<InstalledPolicy>> {
-    let message = XfrmMessage::GetPolicy(index_message(policy));
-    netlink.get_all(READ, vec![XfrmRequest::from(message)])?.pop().map_or(Ok(None), found)
+/// Reads the policies with the directions and indexes of these, in the same order.
+fn by_index(netlink: &mut Netlink, policies: &[InstalledPolicy]) -> Result<Vec<Option<InstalledPolicy>>> {
+    let requests = policies.iter().map(|policy| XfrmRequest::from(XfrmMessage::GetPolicy(index_message(policy))));
+    netlink.get_all(READ, requests.collect())?.into_iter().map(found).collect()
 }
 
 fn found(answer: Result<PolicyResponse, KernelRefusal>) -> Result<Option<InstalledPolicy>> {
@@ -187,14 +192,8 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Erro
 
     let mut stray = plan.stray.clone();
     stray.sort_by_key(|policy| (policy.blocks, !policy.templates.is_empty()));
-    for policy in &stray {
-        match delete(netlink, policy) {
-            Ok(_) => {}
-            Err(error @ (Error::PolicyOfOther { .. } | Error::Netlink(netlink::Error::Rejected { .. }))) => {
-                refused.push(error)
-            }
-            Err(error) => return Err(error),
-        }
+    for some in stray.chunks(DELETED_AT_ONCE) {
+        delete_all(netlink, some, &mut refused)?;
     }
     Ok(refused)
 }
@@ -214,8 +213,27 @@ pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid, installed: &[I
     Ok(())
 }
 
+/// Deletes policies of ours, and adds an error for each that cannot be deleted to `refused`. Their
+/// indexes are read first, since an index may belong to another program's policy now.
+fn delete_all(netlink: &mut Netlink, policies: &[InstalledPolicy], refused: &mut Vec<Error>) -> Result<()> {
+    let mut deletions = Vec::new();
+    for (policy, holder) in policies.iter().zip(by_index(netlink, policies)?) {
+        match holder {
+            None => {}
+            Some(holder) if holder.is_ours() && holder.key() == policy.key() => {
+                deletions.push((XfrmRequest::from(XfrmMessage::DeletePolicy(index_message(&holder))), 0));
+            }
+            Some(holder) => refused.push(Error::PolicyOfOther { policy: Box::new(holder) }),
+        }
+    }
+    let failures = netlink.batch(DELETE, deletions)?.into_iter().filter_map(Result::err);
+    let failures = failures.filter(|refusal| refusal.errno != libc::ENOENT);
+    refused.extend(failures.map(|refusal| netlink::Error::Rejected { request: DELETE, refusal }.into()));
+    Ok(())
+}
+
 pub(crate) fn delete(netlink: &mut Netlink, policy: &InstalledPolicy) -> Result<bool> {
-    match by_index(netlink, policy)? {
+    match by_index(netlink, std::slice::from_ref(policy))?.pop().flatten() {
         None => Ok(false),
         Some(holder) if holder.is_ours() && holder.key() == policy.key() => execute_delete(netlink, &holder),
         Some(holder) => Err(Error::PolicyOfOther { policy: Box::new(holder) }),

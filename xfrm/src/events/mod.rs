@@ -18,7 +18,7 @@ use crate::netlink::{self, Frame, Frames, widen_buffer};
 use crate::policy::InstalledPolicy;
 use crate::sa::{Sa, SaId};
 use crate::selector::Selector;
-use crate::uapi;
+use crate::{socket, uapi};
 
 mod esp;
 
@@ -99,17 +99,11 @@ pub struct EventSocket {
     buffer: Zeroizing<Vec<u8>>,
     /// The events of one datagram that were not returned yet.
     queue: VecDeque<Event>,
-    /// Ports of request sockets whose changes are not reported. The owner adds the port of each of
-    /// its own sockets.
-    ignored: Vec<u32>,
 }
 
 impl std::fmt::Debug for EventSocket {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EventSocket")
-            .field("socket", &self.socket)
-            .field("ignored", &self.ignored)
-            .finish_non_exhaustive()
+        f.debug_struct("EventSocket").field("socket", &self.socket).finish_non_exhaustive()
     }
 }
 
@@ -124,13 +118,14 @@ impl EventSocket {
             nl::XFRMNLGRP_POLICY,
             nl::XFRMNLGRP_MAPPING,
         ])?;
-        Ok(Self { socket, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]), queue: VecDeque::new(), ignored: Vec::new() })
+        Ok(Self { socket, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]), queue: VecDeque::new() })
     }
 
     /// Stops reporting changes that are made through the request socket with this port
-    /// ([`crate::Xfrm::port`]).
-    pub fn ignore_port(&mut self, port: u32) {
-        self.ignored.push(port);
+    /// ([`crate::Xfrm::port`]), from now on. The kernel drops these notifications, so they neither
+    /// wake the owner nor fill the buffer. Another port replaces this one.
+    pub fn ignore_port(&mut self, port: u32) -> Result<()> {
+        socket::refuse_netlink_port(&self.socket, port)
     }
 
     /// Returns the next event, or `None` if there is none now.
@@ -159,10 +154,7 @@ impl EventSocket {
             return;
         };
         for frame in Frames::new(bytes) {
-            let parsed = frame.and_then(|frame| {
-                if frame.port != 0 && self.ignored.contains(&frame.port) { Ok(None) } else { parse(&frame) }
-            });
-            match parsed {
+            match frame.and_then(|frame| parse(&frame)) {
                 Ok(event) => self.queue.extend(event),
                 Err(reason) => {
                     tracing::warn!(reason, "a notification of XFRM was not understood; reading everything again");

@@ -12,7 +12,7 @@ use netlink_packet_core::{
 use crate::uapi;
 
 /// Length of a netlink header, bytes.
-const HEADER_LEN: usize = 16;
+pub(super) const HEADER_LEN: usize = 16;
 /// `NLMSGERR_ATTR_MSG`, `NLMSGERR_ATTR_OFFS` (`linux/netlink.h`).
 const ATTRIBUTE_TEXT: u16 = 1;
 const ATTRIBUTE_OFFSET: u16 = 2;
@@ -43,7 +43,6 @@ pub(crate) struct Frame<'a> {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) sequence: u32,
-    pub(crate) port: u32,
     pub(crate) body: &'a [u8],
     message: &'a [u8],
 }
@@ -67,21 +66,20 @@ impl<'a> Iterator for Frames<'a> {
         }
         self.0 = &[];
         let header = match rest.first_chunk::<HEADER_LEN>() {
-            Some([l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3]) => (
+            Some([l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..]) => (
                 u32::from_ne_bytes([*l0, *l1, *l2, *l3]) as usize,
                 u16::from_ne_bytes([*k0, *k1]),
                 u16::from_ne_bytes([*f0, *f1]),
                 u32::from_ne_bytes([*s0, *s1, *s2, *s3]),
-                u32::from_ne_bytes([*p0, *p1, *p2, *p3]),
             ),
             None => return Some(Err(format!("{} bytes where a message of at least {HEADER_LEN} begins", rest.len()))),
         };
-        let (length, kind, flags, sequence, port) = header;
+        let (length, kind, flags, sequence) = header;
         let (Some(message), Some(body)) = (rest.get(..length), rest.get(HEADER_LEN..length)) else {
             return Some(Err(format!("a message of type {kind} says {length} bytes, {} are there", rest.len())));
         };
         self.0 = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Ok(Frame { kind, flags, sequence, port, body, message }))
+        Some(Ok(Frame { kind, flags, sequence, body, message }))
     }
 }
 

@@ -10,8 +10,7 @@ use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
 use rustix::net::sockopt;
@@ -24,6 +23,7 @@ mod rtnetlink;
 
 use error::{ANSWER_TIMEOUT, DUMP_ATTEMPTS};
 pub use error::{Error, Result};
+use frame::HEADER_LEN;
 pub use frame::KernelRefusal;
 pub(crate) use frame::{Frame, Frames};
 pub use message::{Attributes, RawMessage};
@@ -41,8 +41,8 @@ const MAX_DATAGRAM: usize = 64 << 10;
 const DUMP_WAIT: Duration = Duration::from_millis(2);
 /// Maximum delay before another attempt.
 const LONGEST_DUMP_WAIT: Duration = Duration::from_millis(50);
-/// Maximum number of requests in one datagram of a batch. Their acknowledgements fit into the
-/// smallest receive buffer.
+/// Maximum number of requests in one datagram of a batch. If all are refused, the refusals fit into
+/// the smallest receive buffer.
 const MAX_BATCH: usize = 128;
 /// Maximum number of requests in one datagram if each is answered by a message.
 const MAX_QUERIES: usize = 32;
@@ -53,9 +53,25 @@ pub struct Netlink {
     socket: Socket,
     port: u32,
     sequence: u32,
-    /// Holds whole responses, including SAs with their keys. It is wiped after each use and when
-    /// dropped.
-    buffer: Zeroizing<Vec<u8>>,
+    buffer: ReceiveBuffer,
+}
+
+/// Holds a whole response, which may be an SA with its keys, from its arrival until it is read. It
+/// is wiped then, or when dropped. Memory that no response has reached is never touched, because
+/// its pages would cost a small request more than the kernel's own work.
+struct ReceiveBuffer(Vec<u8>);
+
+impl ReceiveBuffer {
+    fn wipe(&mut self) {
+        self.0.as_mut_slice().zeroize();
+        self.0.clear();
+    }
+}
+
+impl Drop for ReceiveBuffer {
+    fn drop(&mut self) {
+        self.wipe();
+    }
 }
 
 impl std::fmt::Debug for Netlink {
@@ -77,7 +93,7 @@ impl Netlink {
             .map_err(|error| Error::io("cannot set SO_RCVTIMEO")(error.into()))?;
         let port = socket.bind_auto().map_err(option("cannot bind a netlink socket"))?.port_number();
         socket.connect(&SocketAddr::new(0, 0)).map_err(option("cannot connect a netlink socket"))?;
-        Ok(Self { socket, port, sequence: 0, buffer: Zeroizing::new(vec![0; MAX_DATAGRAM]) })
+        Ok(Self { socket, port, sequence: 0, buffer: ReceiveBuffer(Vec::with_capacity(MAX_DATAGRAM)) })
     }
 
     /// Returns the socket's port. The kernel puts it into notifications of changes that were made
@@ -104,6 +120,9 @@ impl Netlink {
     /// Sends several requests in one datagram, and returns the outcome of each, in the same order.
     /// The kernel carries the requests out one after another within the system call. A refusal does
     /// not stop the following requests. More than 128 requests are sent in several datagrams.
+    ///
+    /// Only the last request of a datagram is acknowledged. Refusals arrive in any case, and before
+    /// that acknowledgement.
     pub fn batch<Q: NetlinkSerializable>(
         &mut self,
         request: &'static str,
@@ -114,23 +133,27 @@ impl Netlink {
         while messages.peek().is_some() {
             let first = self.sequence.wrapping_add(1);
             let mut bytes = Zeroizing::new(Vec::new());
-            let mut count = 0usize;
-            for (message, flags) in messages.by_ref().take(MAX_BATCH) {
-                self.append(&mut bytes, message, NLM_F_REQUEST | NLM_F_ACK | flags);
-                count += 1;
+            let mut outcomes = Vec::new();
+            while let Some((message, flags)) = messages.next_if(|_| outcomes.len() < MAX_BATCH) {
+                let last = outcomes.len() + 1 == MAX_BATCH || messages.peek().is_none();
+                let acknowledge = if last { NLM_F_ACK } else { 0 };
+                self.append(&mut bytes, message, NLM_F_REQUEST | acknowledge | flags);
+                outcomes.push(Ok(()));
             }
             self.send(&bytes)?;
-            let mut answers: Vec<Option<Result<(), KernelRefusal>>> = (0..count).map(|_| None).collect();
-            while answers.iter().any(Option::is_none) {
+            let mut answered = false;
+            while !answered {
                 self.receive(request, |frame| {
                     let number = frame.sequence.wrapping_sub(first) as usize;
-                    if let (Some(slot @ None), Some(outcome)) = (answers.get_mut(number), frame.outcome()?) {
-                        *slot = Some(outcome);
+                    let is_last = number + 1 == outcomes.len();
+                    if let (Some(slot), Some(outcome)) = (outcomes.get_mut(number), frame.outcome()?) {
+                        *slot = outcome;
+                        answered |= is_last;
                     }
                     Ok(())
                 })?;
             }
-            results.extend(answers.into_iter().flatten());
+            results.extend(outcomes);
         }
         Ok(results)
     }
@@ -284,25 +307,33 @@ impl Netlink {
     }
 
     fn append<Q: NetlinkSerializable>(&mut self, bytes: &mut Zeroizing<Vec<u8>>, message: Q, flags: u16) {
+        message.serialize(self.append_header(bytes, message.message_type(), message.buffer_len(), flags));
+    }
+
+    /// Appends the header of a message (`struct nlmsghdr`) and room for its body. Returns the room.
+    fn append_header<'a>(
+        &mut self,
+        bytes: &'a mut Zeroizing<Vec<u8>>,
+        kind: u16,
+        length: usize,
+        flags: u16,
+    ) -> &'a mut [u8] {
         self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        header.sequence_number = self.sequence;
-        header.port_number = self.port;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-        message.finalize();
-        let start = bytes.len();
-        let end = start + message.buffer_len().next_multiple_of(4);
+        let start = bytes.len() + HEADER_LEN;
+        let end = (start + length).next_multiple_of(4);
         if bytes.capacity() < end {
             // If the vector grew in place, it could move and leave a copy of a key in freed memory.
             let mut larger = Zeroizing::new(Vec::with_capacity(end.max(bytes.capacity() * 2)));
             larger.extend_from_slice(bytes);
             *bytes = larger;
         }
+        bytes.extend(((HEADER_LEN + length) as u32).to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend(self.port.to_ne_bytes());
         bytes.resize(end, 0);
-        if let Some(room) = bytes.get_mut(start..) {
-            message.serialize(room);
-        }
+        bytes.get_mut(start..start + length).unwrap_or_default()
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -318,7 +349,7 @@ impl Netlink {
     /// Receives one datagram and passes its messages to `take`.
     fn receive(&mut self, request: &'static str, mut take: impl FnMut(Frame<'_>) -> Result<(), String>) -> Result<()> {
         let length = loop {
-            match self.socket.recv(&mut self.buffer.as_mut_slice(), libc::MSG_TRUNC) {
+            match self.socket.recv(&mut self.buffer.0, libc::MSG_TRUNC) {
                 Ok(length) => break length,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Error::Timeout { request }),
@@ -326,14 +357,16 @@ impl Netlink {
                 Err(error) => return Err(Error::io("cannot receive from the kernel")(error)),
             }
         };
-        let malformed = |reason: String| Error::Malformed { request, reason };
-        let bytes = self.buffer.get_mut(..length).ok_or_else(|| malformed(format!("a datagram of {length} bytes")))?;
-        let outcome = Frames::new(bytes).try_for_each(|frame| match frame? {
-            frame if frame.is_noop() => Ok(()),
-            frame => take(frame),
-        });
-        bytes.zeroize();
-        outcome.map_err(malformed)
+        // A datagram that is longer than the buffer was cut off at the buffer's end (MSG_TRUNC).
+        let outcome = match self.buffer.0.get(..length) {
+            None => Err(format!("a datagram of {length} bytes")),
+            Some(bytes) => Frames::new(bytes).try_for_each(|frame| match frame? {
+                frame if frame.is_noop() => Ok(()),
+                frame => take(frame),
+            }),
+        };
+        self.buffer.wipe();
+        outcome.map_err(|reason| Error::Malformed { request, reason })
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_others_do_to_policies_is_told_and_what_we_do_is_not", Root, others_changes),
     ("a_packet_without_an_sa_raises_acquire_with_the_reqid_of_its_policy", Root, acquire),
     ("a_full_buffer_is_told_as_overrun", Root, overrun),
+    ("what_we_do_takes_no_room_in_the_buffer", Root, own_changes_take_no_room),
     ("esp_of_our_sas_is_reported_at_most_once_a_second_and_none_while_idle", Esp, esp),
 ];
 
@@ -112,7 +113,7 @@ fn others_changes() {
         xfrm.port()
     });
     assert!(matches!(next(&mut events), Event::PolicyChanged(policy) if policy.matches(&block)));
-    events.ignore_port(port);
+    events.ignore_port(port).unwrap();
 
     namespace.ip("xfrm policy update src 10.77.0.0/16 dst 0.0.0.0/0 dir in action allow");
     assert!(matches!(next(&mut events), Event::PolicyChanged(policy) if policy.key() == block.key() && !policy.blocks));
@@ -126,7 +127,7 @@ fn others_changes() {
     // This test changes a policy through an ignored socket, then another program changes one. Only
     // the second change is reported.
     let mut quiet = namespace.run(|| Xfrm::open().unwrap());
-    events.ignore_port(quiet.port());
+    events.ignore_port(quiet.port()).unwrap();
     quiet.install_policy(&block).unwrap();
     quiet.reconcile_policies(&[]).unwrap();
     namespace.ip("xfrm policy add src 10.1.0.0/16 dst 0.0.0.0/0 dir in action block");
@@ -156,7 +157,7 @@ fn acquire() {
     for _ in 0..2 {
         assert!(matches!(next(&mut events), Event::PolicyChanged(_)));
     }
-    events.ignore_port(port);
+    events.ignore_port(port).unwrap();
     for (n, from, to) in [(5, "10.77.0.1", "10.77.1.9"), (6, "fd77::1", "fd77:1::9")] {
         let address = if to.contains(':') { format!("[{to}]:7") } else { format!("{to}:7") };
         namespace.send(from, &address, "hello");
@@ -175,23 +176,36 @@ fn acquire() {
 fn overrun() {
     let namespace = Namespace::new();
     let mut events = namespace.run(|| EventSocket::open().unwrap());
-    namespace.run(|| {
-        let mut xfrm = Xfrm::open().unwrap();
-        let desired = |priority| -> Vec<Policy> {
-            (0..5000)
-                .map(|n| {
-                    let network = format!("10.{}.{}.0/24", n / 250, n % 250);
-                    Policy { priority, ..Policy::block(Direction::In, selector(&network, "0.0.0.0/0")) }
-                })
-                .collect()
-        };
-        for priority in 0..4 {
-            xfrm.reconcile_policies(&desired(priority)).unwrap();
-        }
-    });
+    namespace.run(|| change_many_policies(&mut Xfrm::open().unwrap()));
     while next(&mut events) != Event::Overrun {}
     // Notifications after the overrun are reported again.
     while events.next().unwrap().is_some() {}
     namespace.ip("xfrm policy flush");
     assert_eq!(next(&mut events), Event::PoliciesFlushed);
+}
+
+fn own_changes_take_no_room() {
+    let namespace = Namespace::new();
+    let mut events = namespace.run(|| EventSocket::open().unwrap());
+    let mut quiet = namespace.run(|| Xfrm::open().unwrap());
+    events.ignore_port(quiet.port()).unwrap();
+    change_many_policies(&mut quiet);
+    namespace.ip("xfrm policy flush");
+    assert_eq!(next(&mut events), Event::PoliciesFlushed);
+    assert_eq!(events.next().unwrap(), None);
+}
+
+/// Makes more changes than an event socket's buffer can hold notifications.
+fn change_many_policies(xfrm: &mut Xfrm) {
+    let desired = |priority| -> Vec<Policy> {
+        (0..5000)
+            .map(|n| {
+                let network = format!("10.{}.{}.0/24", n / 250, n % 250);
+                Policy { priority, ..Policy::block(Direction::In, selector(&network, "0.0.0.0/0")) }
+            })
+            .collect()
+    };
+    for priority in 0..4 {
+        xfrm.reconcile_policies(&desired(priority)).unwrap();
+    }
 }

@@ -134,6 +134,12 @@ impl Firewall {
         }
     }
 
+    /// Returns whether both tables differ at most in `remote`, on which no rule depends.
+    pub(super) fn is_same_except_remote(&self, other: &Self) -> bool {
+        let without_remote = |of: &Self| Self { remote: vec![], ..of.clone() };
+        without_remote(self) == without_remote(other)
+    }
+
     /// Returns whether no table is necessary. This is the case without a view, for example without
     /// a controller, where the firewall is left to the operator.
     #[must_use]

@@ -10,6 +10,8 @@
 //! - `counters`: the counters of dropped packets, and the meaning of each.
 //! - `expressions`: expressions and statements in nft's JSON format, from which the rules are
 //!   built.
+//! - `remote_changes`: changes of the sets after a few networks behind tunnels came or went. It
+//!   does no I/O.
 //! - `rules`: the commands for `nft -j` that create the table. It does no I/O.
 //! - `sets`: the table's named sets, and the commands that change them. It does no I/O.
 //! - `nft`: access to the table in the kernel through `nft -j`.
@@ -18,6 +20,7 @@ mod contents;
 mod counters;
 mod expressions;
 mod nft;
+mod remote_changes;
 mod rules;
 mod sets;
 

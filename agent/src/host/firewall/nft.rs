@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::contents::{Firewall, PODS_TABLE, TABLE};
 use super::counters::COUNTERS;
+use super::remote_changes::follow;
 use super::rules::counters;
 use super::sets::{Sets, changes, parse};
 
@@ -74,17 +75,26 @@ impl Firewall {
         Ok(true)
     }
 
-    /// Changes the elements of the sets of `table`, which has the rules of this firewall.
-    pub(in crate::host) fn update(&self, table: &mut KernelTable, transactions: &mut u32) -> anyhow::Result<()> {
-        let sets = self.sets();
-        run_counted(changes(&table.sets, &sets), transactions)?;
-        table.sets = sets;
-        Ok(())
+    /// Changes the elements of the sets of `table`, which is the table of `applied` and has the
+    /// rules of this firewall.
+    pub(in crate::host) fn update(
+        &self,
+        applied: &Self,
+        table: &mut KernelTable,
+        transactions: &mut u32,
+    ) -> anyhow::Result<()> {
+        let commands = follow(&mut table.sets, applied, self).unwrap_or_else(|| {
+            let sets = self.sets();
+            let commands = changes(&table.sets, &sets);
+            table.sets = sets;
+            commands
+        });
+        run_counted(commands, transactions)
     }
 
     /// Returns whether both tables have the same rules, so that only elements of sets differ.
     pub(in crate::host) fn has_rules_of(&self, other: &Self) -> bool {
-        self.rules() == other.rules()
+        self.is_same_except_remote(other) || self.rules() == other.rules()
     }
 }
 

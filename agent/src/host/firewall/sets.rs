@@ -50,7 +50,7 @@ fn add<'a>(sets: &mut Sets, name: &str, networks: impl Iterator<Item = &'a IpNet
 
 /// Removes networks that lie within other networks, because the elements of an interval set must
 /// not overlap.
-fn without_inner(mut networks: Vec<&IpNetwork>) -> BTreeSet<IpNetwork> {
+pub(super) fn without_inner(mut networks: Vec<&IpNetwork>) -> BTreeSet<IpNetwork> {
     networks.sort_by_key(|network| (network.network(), network.prefix()));
     let mut kept: Vec<IpNetwork> = Vec::new();
     for network in networks {
@@ -82,19 +82,23 @@ pub(super) fn changes(from: &Sets, to: &Sets) -> Vec<Value> {
             added.push(make(name, networks));
             continue;
         };
-        for (commands, command, elements) in
-            [(&mut deleted, "delete", known.difference(networks)), (&mut added, "add", networks.difference(known))]
-        {
-            let elements: Vec<Value> = elements.map(prefix).collect();
-            if !elements.is_empty() {
-                let set = json!({"family": "inet", "table": TABLE, "name": name, "elem": elements});
-                commands.push(json!({command: {"element": set}}));
-            }
-        }
+        deleted.extend(element_command("delete", name, known.difference(networks)));
+        added.extend(element_command("add", name, networks.difference(known)));
     }
     // Elements are deleted first, since a new element may overlap a deleted one.
     deleted.extend(added);
     deleted
+}
+
+/// Returns the command that adds or deletes elements of a set; `None` if there are none.
+pub(super) fn element_command<'a>(
+    command: &str,
+    name: &str,
+    elements: impl Iterator<Item = &'a IpNetwork>,
+) -> Option<Value> {
+    let elements: Vec<Value> = elements.map(prefix).collect();
+    let set = json!({"family": "inet", "table": TABLE, "name": name, "elem": elements});
+    (!elements.is_empty()).then(|| json!({command: {"element": set}}))
 }
 
 /// Parses the elements that `nft -j` lists. `None` if one of them is not a network.

@@ -12,7 +12,7 @@ use crate::sa::failure;
 use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
 use crate::sa::mobike::{self, Cookie2};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
-use crate::sa::path::Path;
+use crate::sa::path::{NAT_PORT, Path};
 use crate::wire::{ExchangeType, Notify, NotifyType, Payload, Payloads};
 
 /// Length of the hash in NAT_DETECTION_*_IP, bytes (SHA-1, RFC 7296 2.23).
@@ -37,8 +37,18 @@ impl IkeSa {
         self.channel.resend(cx);
         if self.lifecycle == Lifecycle::Active {
             self.enqueue_first(self.address_request());
+        } else if let Some(mobike) = &mut self.mobike {
+            mobike.missed_move = true;
         }
         self.send_queued(child_sas, cx);
+    }
+
+    /// Informs the peer of our address if it changed while this IKE SA was superseded.
+    pub(in crate::sa) fn tell_missed_move(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        if self.mobike.as_mut().is_some_and(|mobike| std::mem::take(&mut mobike.missed_move)) {
+            self.enqueue_first(self.address_request());
+            self.send_queued(child_sas, cx);
+        }
     }
 
     /// Handles a change of this node's addresses other than the one in use. Informs the peer if the
@@ -60,23 +70,33 @@ impl IkeSa {
         }
     }
 
-    /// Sends IKE messages to this address of the peer from now on. ESP follows after the peer has
-    /// returned our COOKIE2.
-    pub(super) fn move_to_peers_address(&mut self, remote: SocketAddr, cx: &mut Context<'_>) {
+    /// Returns whether the outstanding request may wait longer than usual for its response, if the
+    /// peer may move: it is about an IKE SA that both ends have and neither has replaced.
+    pub(super) fn is_patient(&self) -> bool {
+        let ends = matches!(self.outstanding, Some(OutstandingRequest::DeleteIke));
+        self.lifecycle == Lifecycle::Active && self.is_confirmed() && !ends
+    }
+
+    /// Our address towards this address of the peer.
+    fn local_towards(&self, remote: IpAddr, cx: &mut Context<'_>) -> Option<SocketAddr> {
+        let local = self.channel.path.local;
+        if local.is_ipv4() == remote.is_ipv4() {
+            return Some(local);
+        }
+        cx.env.source_address(remote).map(|ip| SocketAddr::new(ip, local.port()))
+    }
+
+    /// Moves to these addresses of ours and of the peer. ESP follows after the peer has returned
+    /// our COOKIE2.
+    pub(super) fn move_to(&mut self, local: SocketAddr, remote: SocketAddr, cx: &mut Context<'_>) {
         if self.mobike.is_none() || self.lifecycle != Lifecycle::Active {
             return;
         }
         let path = self.channel.path;
-        let local = if path.local.is_ipv4() == remote.is_ipv4() {
-            Some(path.local)
-        } else {
-            cx.env.source_address(remote.ip()).map(|ip| SocketAddr::new(ip, path.local.port()))
-        };
-        let acceptable = |local: &SocketAddr| is_acceptable(*local, remote);
-        let Some(local) = local.filter(acceptable).filter(|_| self.channel.message_addresses().1 != remote) else {
+        if !is_acceptable(local, remote) || self.channel.message_addresses() == (local, remote) {
             return;
-        };
-        if remote == path.remote {
+        }
+        if (local, remote) == (path.local, path.remote) {
             self.channel.leave_unchecked_path();
             self.channel.redirect(cx);
         } else {
@@ -94,12 +114,40 @@ impl IkeSa {
         let announces = matches!(self.outstanding, Some(OutstandingRequest::AnnounceAddresses(..)));
         let may = self.lifecycle == Lifecycle::Active && (self.initiation().by_us() || announces);
         let Some(mobike) = self.mobike.as_ref().filter(|_| may) else { return };
-        if !self.channel.is_unchecked() && self.channel.is_silent(cx.now) {
-            let port = self.channel.path.remote.port();
-            let inner: Vec<_> = self.profile.config.children().flat_map(|child| &child.remote).collect();
-            let outer = mobike.peer_addresses.iter().filter(|address| !mobike::is_inner(**address, &inner));
-            let others = outer.map(|address| SocketAddr::new(*address, port)).collect();
-            self.channel.send_to_alternatives(others, cx);
+        if self.channel.is_unchecked() || !self.channel.is_unanswered() {
+            return;
+        }
+        let inner: Vec<_> = self.profile.config.children().flat_map(|child| &child.remote).collect();
+        let path = self.channel.path;
+        let mut others: Vec<IpAddr> = mobike.peer_addresses.clone();
+        others.retain(|address| *address != path.remote.ip() && !mobike::is_inner(*address, &inner));
+        // A NAT in front of the address in use need not be in front of the others.
+        let mut ports = vec![path.remote.port()];
+        if path.local.port() == cx.config.nat_port && path.remote.port() != NAT_PORT {
+            ports.push(NAT_PORT);
+        }
+        let remotes = ports.iter().flat_map(|port| others.iter().map(|address| SocketAddr::new(*address, *port)));
+        let remotes: Vec<SocketAddr> = std::iter::once(mobike.announced_by_peer_from).chain(remotes).collect();
+        let mut pairs: Vec<(SocketAddr, SocketAddr)> =
+            remotes.iter().filter_map(|remote| Some((self.local_towards(remote.ip(), cx)?, *remote))).collect();
+        // RFC 4555 3.5: the initiator may use another address of its own.
+        let own = mobike::own_additional(cx.config, &self.profile.config, path.local.ip());
+        let own = own.into_iter().filter(|_| self.initiation().by_us());
+        let own: Vec<SocketAddr> = own.map(|address| SocketAddr::new(address, path.local.port())).collect();
+        for remote in std::iter::once(path.remote).chain(remotes) {
+            pairs.extend(own.iter().map(|local| (*local, remote)));
+        }
+        self.channel.send_to_alternatives(pairs, cx);
+    }
+
+    /// Checks the path that was given up again if the peer uses it again.
+    pub(super) fn check_given_up(&mut self, cx: &mut Context<'_>) {
+        if self.lifecycle != Lifecycle::Active {
+            return;
+        }
+        if let Some(path) = self.channel.take_given_up() {
+            self.channel.check_path(path, cx);
+            self.enqueue_first(QueuedRequest::CheckAddress);
         }
     }
 
@@ -125,24 +173,23 @@ pub(super) fn update(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<Outstanding
     let path = sa.channel.message_path();
     let additional = mobike::own_additional(cx.config, &sa.profile.config, path.local.ip());
     let forced = sa.forced();
-    let mobike = sa.mobike.as_mut()?;
+    let mobike = sa.mobike.as_ref()?;
     let mut payloads = Payloads::new();
     payloads.push_notify(Notify::new(NotifyType::UpdateSaAddresses));
-    if mobike.announced != additional {
-        payloads.extend(mobike::additional(&additional));
-        mobike.announced = additional;
-    }
+    let additional = Some(additional).filter(|additional| mobike.announced != *additional);
+    payloads.extend(additional.iter().flat_map(|additional| mobike::additional(additional)));
     payloads.extend(mobike::protection(&path, sa.channel.ike, forced));
     let cookie = Cookie2::new(cx);
     payloads.push(cookie.payload());
     sa.channel.request(ExchangeType::Informational, &payloads, cx);
-    Some(OutstandingRequest::UpdateAddresses(cookie))
+    Some(OutstandingRequest::UpdateAddresses(cookie, additional))
 }
 
 /// Handles the response to UPDATE_SA_ADDRESSES.
 pub(super) fn updated(
     sa: &mut IkeSa,
     cookie: Cookie2,
+    additional: Option<Vec<IpAddr>>,
     payloads: &Payloads,
     child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
@@ -152,6 +199,10 @@ pub(super) fn updated(
     let bare_refusal = refusal.is_some() && payloads.notify(NotifyType::Cookie2).is_none();
     if !bare_refusal && !cookie.is_returned(payloads) {
         return wrong_cookie();
+    }
+    if let (None, Some(additional), Some(mobike)) = (refusal, additional, &mut sa.mobike) {
+        // A refused request changes nothing at the peer (RFC 4555 3.5, 3.9).
+        mobike.announced = additional;
     }
     if !sa.channel.answer_shows_path() {
         // RFC 4555 3.5: the addresses changed again. RFC 4555 3.7: a request that was sent to
@@ -217,9 +268,7 @@ pub(super) fn announce_from_new_address(sa: &mut IkeSa) {
 pub(super) fn announce(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<OutstandingRequest> {
     let path = sa.channel.message_path();
     let additional = mobike::own_additional(cx.config, &sa.profile.config, path.local.ip());
-    let mobike = sa.mobike.as_mut()?;
-    mobike.announced.clone_from(&additional);
-    mobike.announced_from = path.local.ip();
+    sa.mobike.as_ref()?;
     let mut payloads: Payloads = mobike::additional(&additional).into_iter().collect();
     if !path.nat_traversal {
         payloads.extend(mobike::protection(&path, sa.channel.ike, false));
@@ -242,6 +291,10 @@ pub(super) fn announced(
     let retries = sa.profile.config.timing.transmissions;
     let Some(mobike) = sa.mobike.as_mut() else { return SaStep::Continue };
     let refused = payloads.notify(NotifyType::UnexpectedNatDetected).is_some();
+    // A list that is refused for good is not announced again until it changes.
+    if !refused || mobike.unexpected_nats >= retries {
+        (mobike.announced, mobike.announced_from) = (additional, address);
+    }
     if changed || (refused && mobike.unexpected_nats < retries) {
         mobike.unexpected_nats = mobike.unexpected_nats.saturating_add(u32::from(refused));
         // Queue the announcement behind a move that is in progress, since the move must not wait.
@@ -351,12 +404,16 @@ pub(super) fn answer(
         answer.push_notify(Notify::new(NotifyType::UnacceptableAddresses));
     } else {
         if let Some(addresses) = announced {
+            let by_us = sa.initiation().by_us();
             let current = sa.channel.message_addresses().1.ip();
             let left = current != remote.ip() && !addresses.contains(&current);
-            change.peer_left_for = Some(remote).filter(|_| left && sa.initiation().by_us());
+            change.peer_left_for = Some(remote).filter(|_| left && by_us);
             if let Some(mobike) = &mut sa.mobike {
                 // RFC 4555 3.6: the list replaces the former one.
                 mobike.peer_addresses = addresses;
+                if by_us {
+                    mobike.announced_by_peer_from = remote;
+                }
             }
         }
         if updates {
@@ -395,7 +452,9 @@ fn take_update(sa: &mut IkeSa, path: Path, child_sas: &mut ChildSas, cx: &mut Co
 
 /// Makes the address changes that a request caused. Call this after the response was sent.
 pub(super) fn follow(sa: &mut IkeSa, change: AddressChange, cx: &mut Context<'_>) {
-    if let Some(remote) = change.peer_left_for {
-        sa.move_to_peers_address(remote, cx);
+    if let Some(remote) = change.peer_left_for
+        && let Some(local) = sa.local_towards(remote.ip(), cx)
+    {
+        sa.move_to(local, remote, cx);
     }
 }

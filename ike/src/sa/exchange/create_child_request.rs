@@ -165,6 +165,13 @@ pub(super) fn finish(
     child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
     sa.missing.cancel(&asked_for);
     sa.negotiation_succeeded();
+    if let Some(old) = replaced {
+        // The rekey was queued again if the CHILD_SA moved to this IKE SA while it was under way.
+        sa.drop_requests_of(old);
+        if let Some(child) = child_sas.live_mut(old) {
+            child.rekey = None;
+        }
+    }
     //= RFC 7296 2.8 REQUIRED 3: the old CHILD_SA is deleted
     for id in replaced.into_iter().chain(superfluous).filter(|_| !mutation!("replaced_child_not_deleted")) {
         sa.enqueue(QueuedRequest::DeleteChild(id));

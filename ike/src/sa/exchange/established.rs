@@ -66,9 +66,10 @@ impl IkeSa {
         // Nothing more is sent on an IKE SA that has ended. If it was rekeyed, the new IKE SA takes
         // over its queue first.
         if !matches!(step, SaStep::Closed(_) | SaStep::Rekeyed { .. }) {
-            if let Some(remote) = self.channel.take_answered_elsewhere() {
-                self.move_to_peers_address(remote, cx);
+            if let Some((local, remote)) = self.channel.take_answered_elsewhere() {
+                self.move_to(local, remote, cx);
             }
+            self.check_given_up(cx);
             self.probe_candidate(cx);
             self.send_queued(child_sas, cx);
         }
@@ -83,7 +84,7 @@ impl IkeSa {
             match timer {
                 Timer::Retransmit => {
                     if self.channel.retransmit_at().is_some_and(|at| at <= cx.now)
-                        && self.channel.retransmit(cx).is_none()
+                        && self.channel.retransmit(self.is_patient(), cx).is_none()
                     {
                         //= RFC 7296 2.1 REQUIRED 7: an unanswered IKE SA goes
                         return SaStep::Closed(CloseReason::Timeout);
@@ -202,7 +203,8 @@ impl IkeSa {
             }
             Some(OutstandingRequest::DeleteChild(id)) => Some(QueuedRequest::DeleteChild(id)),
             Some(OutstandingRequest::DeleteUnused(unused)) => Some(QueuedRequest::DeleteUnused(unused)),
-            Some(OutstandingRequest::UpdateAddresses(_)) => Some(QueuedRequest::UpdateAddresses),
+            Some(OutstandingRequest::DeleteRemoved(id)) => Some(QueuedRequest::DeleteRemoved(id)),
+            Some(OutstandingRequest::UpdateAddresses(..)) => Some(QueuedRequest::UpdateAddresses),
             Some(OutstandingRequest::AnnounceAddresses(..)) => Some(QueuedRequest::AnnounceAddresses),
             Some(OutstandingRequest::CheckAddress(_)) => Some(QueuedRequest::CheckAddress),
             Some(OutstandingRequest::NotifyAgent(notification)) => Some(QueuedRequest::NotifyAgent(notification)),
@@ -256,22 +258,27 @@ impl IkeSa {
         self.delete(child_sas, cx);
     }
 
-    /// Changes our address. Returns true if the peer switches to the new address. A peer that
-    /// supports MOBIKE receives a message about the change (RFC 4555). A peer that detected a NAT
-    /// in front of us receives an authentic message from the new address, and switches as soon as
-    /// we have responded from there (RFC 7296 2.23). Returns false if the peer continues to send to
-    /// the old address until a new IKE SA replaces this one.
+    /// Replaces our address `old` on the path of ESP and on a path under check. Returns true if the
+    /// peer switches to the new address. A peer that supports MOBIKE receives a message about the
+    /// change (RFC 4555). A peer that detected a NAT in front of us receives an authentic message
+    /// from the new address, and switches as soon as we have responded from there (RFC 7296 2.23).
+    /// Returns false if the peer continues to send to the old address until a new IKE SA replaces
+    /// this one.
     pub(crate) fn change_local_address(
         &mut self,
+        old: IpAddr,
         local: IpAddr,
         child_sas: &mut ChildSas,
         cx: &mut Context<'_>,
     ) -> bool {
-        if self.channel.path.remote.is_ipv4() != local.is_ipv4() {
+        let before = self.channel.path.local.ip();
+        if before == old && self.channel.path.remote.is_ipv4() != local.is_ipv4() {
             return false;
         }
-        self.channel.set_local_ip(local);
-        self.report_move(child_sas, cx);
+        self.channel.replace_local_ip(old, local);
+        if self.channel.path.local.ip() != before {
+            self.report_move(child_sas, cx);
+        }
         if self.mobike.is_some() {
             self.local_address_changed(child_sas, cx);
             return true;
@@ -420,8 +427,13 @@ impl IkeSa {
             child_sas.remove_at_once(*id, DownReason::Expired, cx.out);
             self.drop_requests_of(*id);
             self.keep_last_child(purpose, child_sas, cx.now);
-            //= RFC 7296 2.4 MUST 9: the peer is told of a deleted CHILD_SA
-            self.enqueue(QueuedRequest::DeleteRemoved(*id));
+            if matches!(self.outstanding, Some(OutstandingRequest::DeleteChild(child)) if child == *id) {
+                // Its DELETE is under way already.
+                self.outstanding = Some(OutstandingRequest::DeleteRemoved(*id));
+            } else {
+                //= RFC 7296 2.4 MUST 9: the peer is told of a deleted CHILD_SA
+                self.enqueue(QueuedRequest::DeleteRemoved(*id));
+            }
             let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";
             self.report(PeerError::new(failure::CREATE_CHILD_SA, PeerErrorKind::Expired, detail.to_owned()), cx);
             let config = &self.profile.config;

@@ -39,7 +39,8 @@ fn negotiate(
     // when the IKE SA is about to end. 2.8.2: it is also refused after the IKE SA was rekeyed.
     //= RFC 7296 2.25.1 SHOULD 8: the IKE SA waits for CHILD_SAs
     //= RFC 7296 2.25.2 SHOULD 1: rekeyed while we rekey it
-    let quiet = matches!(sa.outstanding, None | Some(OutstandingRequest::Liveness | OutstandingRequest::RekeyIke(_)));
+    let quiet =
+        matches!(sa.outstanding, None | Some(OutstandingRequest::Liveness(_) | OutstandingRequest::RekeyIke(_)));
     //= RFC 7296 2.8.2 SHOULD 3: no second rekey
     //= RFC 7296 2.25.2 SHOULD 3: rekeyed while we close it
     let going = sa.is_closing() && !mutation!("ike_rekeyed_twice");

@@ -5,7 +5,7 @@ use crate::child_sas::ChildSas;
 use crate::output::Context;
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
-use crate::wire::{Delete, ExchangeType, Payloads};
+use crate::wire::{Delete, ExchangeType, NotifyType, Payloads};
 
 /// Sends a queued request. Returns `None` if it is no longer needed.
 pub(super) fn begin(
@@ -18,7 +18,7 @@ pub(super) fn begin(
         QueuedRequest::Liveness => {
             let payloads = addresses::of_liveness_check(sa);
             sa.channel.request(ExchangeType::Informational, &payloads, cx);
-            Some(OutstandingRequest::Liveness)
+            Some(OutstandingRequest::Liveness(payloads.notify(NotifyType::NatDetectionSourceIp).is_some()))
         }
         QueuedRequest::UpdateAddresses => addresses::update(sa, cx),
         QueuedRequest::AnnounceAddresses => addresses::announce(sa, cx),
@@ -44,7 +44,7 @@ pub(super) fn begin(
         }
         QueuedRequest::DeleteRemoved(id) => {
             informational::delete(sa, Delete::child(id.0), cx);
-            Some(OutstandingRequest::DeleteRemoved)
+            Some(OutstandingRequest::DeleteRemoved(id))
         }
         QueuedRequest::RekeyIke => rekey_ike_request::begin(sa, None, cx),
         QueuedRequest::DeleteIke => {
@@ -65,19 +65,23 @@ pub(super) fn finish(
 ) -> SaStep {
     let of_addresses = matches!(
         request,
-        OutstandingRequest::UpdateAddresses(_)
+        OutstandingRequest::UpdateAddresses(..)
             | OutstandingRequest::AnnounceAddresses(..)
             | OutstandingRequest::CheckAddress(_)
     );
     let step = match request {
-        OutstandingRequest::Liveness => {
-            addresses::liveness_checked(sa, payloads);
+        OutstandingRequest::Liveness(detects_nats) => {
+            if detects_nats {
+                addresses::liveness_checked(sa, payloads);
+            }
             SaStep::Continue
         }
-        OutstandingRequest::NotifyAgent(_) | OutstandingRequest::DeleteRemoved | OutstandingRequest::Abandoned => {
+        OutstandingRequest::NotifyAgent(_) | OutstandingRequest::DeleteRemoved(_) | OutstandingRequest::Abandoned => {
             SaStep::Continue
         }
-        OutstandingRequest::UpdateAddresses(cookie) => addresses::updated(sa, cookie, payloads, child_sas, cx),
+        OutstandingRequest::UpdateAddresses(cookie, additional) => {
+            addresses::updated(sa, cookie, additional, payloads, child_sas, cx)
+        }
         OutstandingRequest::AnnounceAddresses(address, additional) => {
             addresses::announced(sa, address, additional, payloads, cx)
         }

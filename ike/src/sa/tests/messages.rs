@@ -142,3 +142,19 @@ fn an_ike_sa_ends_before_its_message_ids_are_used_up() {
     let ended = steps.take(1500).position(|step| matches!(step, SaStep::End(DownReason::Expired, _)));
     assert!(ended.is_some_and(|ended| ended > 0), "{ended:?}");
 }
+
+#[test]
+fn a_response_is_repeated_sixteen_times_in_a_burst_and_then_once_a_second() {
+    //= RFC 7296 2.1 MUST 4: the response is kept
+    let mut test = Established::new();
+    let request = test.seal(ExchangeType::Informational, 0, &Payloads::new(), None).remove(0);
+    test.arrive(&request);
+    assert_eq!(test.sent().len(), 1);
+    for (after, repeated) in [(0, 16), (3, 3), (0, 0), (3600, 16)] {
+        test.now = test.now + Duration::from_secs(after);
+        for _ in 0..100 {
+            test.arrive(&request);
+        }
+        assert_eq!(test.sent().len(), repeated, "after {after} s");
+    }
+}

@@ -1,6 +1,7 @@
 //! Tests of one established IKE SA. We are its responder, and the test has the peer's keys.
 
 mod messages;
+mod mobike;
 mod rekey;
 
 use std::net::{IpAddr, SocketAddr};
@@ -95,6 +96,11 @@ struct Established {
 
 impl Established {
     fn new() -> Self {
+        Self::begun(Initiation::ByPeer(Instant::new(Duration::from_secs(1000))))
+    }
+
+    /// Makes an IKE SA that counts as begun by this end. We are the responder of its exchanges.
+    fn begun(initiation: Initiation) -> Self {
         let nonces = Nonces { initiator: &[1; 32], responder: &[2; 32] };
         let keys = IkeKeys::initial(SUITE, nonces, IKE, &Secret::new(vec![3; 32]));
         let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
@@ -111,7 +117,7 @@ impl Established {
         };
         let (mut out, config) = (Output::default(), EndpointConfig::default());
         let mut cx = Context { now, env: &mut Host, out: &mut out, config: &config };
-        let sa = IkeSa::new(channel, Arc::new(profile()), details, Initiation::ByPeer(now), &mut cx);
+        let sa = IkeSa::new(channel, Arc::new(profile()), details, initiation, &mut cx);
         let child_sas = ChildSas::new(PeerName::new("peer"));
         Self { sa, child_sas, out, config, now, cipher, next_request: 0 }
     }

@@ -19,10 +19,10 @@ const SHARED_KEY: u8 = 2;
 
 impl Node {
     /// Judges an IKE_AUTH request that the node sends.
-    pub fn request_auth(&mut self, spis: Spis, message: &Message) -> Judged {
+    pub fn request_auth(&mut self, spis: Spis, message: &Message, step: &Step<'_>) -> Judged {
         let peer = message.find(payload::ID_RESPONDER);
-        let known =
-            self.sas.values().find(|sa| sa.up && !sa.closed && sa.spis != spis && sa.peer_identity.as_deref() == peer);
+        let open = |sa: &&IkeSa| sa.up && !sa.closed && sa.spis != spis && !ends_in(step, sa.spis);
+        let known = self.sas.values().filter(open).find(|sa| sa.peer_identity.as_deref() == peer);
         //= RFC 7296 2.4 MUST NOT 1: INITIAL_CONTACT only if we are alone
         require!(
             message.notify(notify::INITIAL_CONTACT).is_none() || known.is_none() || peer.is_none(),
@@ -156,7 +156,9 @@ impl Node {
         // 2.8.2: if two IKE SAs replace the same one, the one with the lowest of the four nonces is
         // redundant.
         let mut inherits_from = vec![old];
-        if let Some((other, rival)) = collision.and_then(|other| Some((other, self.sas.get_mut(&other)?)))
+        if late {
+            inherits_from.clear();
+        } else if let Some((other, rival)) = collision.and_then(|other| Some((other, self.sas.get_mut(&other)?)))
             && !rival.closed
         {
             if rival.rekey.as_ref().is_some_and(|rival| lowest_nonce < rival.lowest_nonce) {
@@ -227,8 +229,6 @@ impl Node {
 
     /// Judges which end deletes which IKE SA after a rekey (2.8, 2.8.2).
     pub fn judge_ike_deletion(&mut self, spis: Spis, step: &Step<'_>) -> Judged {
-        let ends =
-            |event: &Event| matches!(event, Event::IkeDown { ike, .. } if (ike.initiator, ike.responder) == spis);
         let open = |other: &&IkeSa| !other.closed && !other.deleting;
         let rival =
             self.sas.values().filter(open).find(|other| other.redundant_to == Some(spis)).map(|rival| rival.spis);
@@ -236,7 +236,7 @@ impl Node {
         let duplicate = self.authenticated_beside(spis, step);
         let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
         sa.deleting = true;
-        if sa.closed || duplicate || step.events.iter().any(ends) || matches!(step.cause, Cause::Owner) {
+        if sa.closed || duplicate || ends_in(step, spis) || matches!(step.cause, Cause::Owner) {
             return Ok(());
         }
         //= RFC 7296 2.8.2 SHOULD 1: the IKE SA of the lowest nonce goes
@@ -277,6 +277,12 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Returns whether the node reports in this step that an IKE SA is down.
+fn ends_in(step: &Step<'_>, spis: Spis) -> bool {
+    let ends = |event: &Event| matches!(event, Event::IkeDown { ike, .. } if (ike.initiator, ike.responder) == spis);
+    step.events.iter().any(ends)
 }
 
 /// Returns whether a message rekeys an IKE SA.

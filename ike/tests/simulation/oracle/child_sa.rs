@@ -51,8 +51,6 @@ pub struct Child {
     /// The survivor of a collision in which this CHILD_SA is the redundant one. [`Node::survivor`]
     /// checks whether it still exists.
     pub redundant_to: Option<u32>,
-    /// When ESP of the CHILD_SA was last reported as received.
-    pub esp_received: Option<Duration>,
     at: Duration,
     replaces: Option<u32>,
     /// Whether the CHILD_SA to be replaced was already gone when this one was created.
@@ -167,7 +165,6 @@ impl Node {
             dead: false,
             expired: false,
             redundant_to: None,
-            esp_received: None,
             at,
             replaces: None,
             late: false,
@@ -213,7 +210,7 @@ impl Node {
     pub fn requested(&mut self, spis: Spis, message: Option<&Message>, step: &Step<'_>) -> Judged {
         let Some(message) = message else { return Ok(()) };
         match message.header.exchange {
-            exchange::IKE_AUTH => self.request_auth(spis, message),
+            exchange::IKE_AUTH => self.request_auth(spis, message, step),
             exchange::CREATE_CHILD_SA => {
                 let closed = self.sas.get(&spis).is_none_or(|sa| sa.closed);
                 //= RFC 7296 1.3.2 SHOULD NOT 2: nothing new on the old IKE SA
@@ -489,9 +486,13 @@ impl Node {
         if let Some(error) = response.error() {
             if let Some(old) = old.and_then(|old| self.children.get_mut(&old)) {
                 match error {
-                    notify::TEMPORARY_FAILURE => old.retry_after = step.at + TEMPORARY_FAILURE_WAIT,
-                    // If the peer has rekeyed the CHILD_SA in the meantime, its DELETE has not
-                    // arrived yet.
+                    // 2.25, 2.25.2: the peer refuses because of an operation on this IKE SA. If the
+                    // CHILD_SA has moved to another one, its rekey there is another operation.
+                    notify::TEMPORARY_FAILURE if old.ike == spis => {
+                        old.retry_after = step.at + TEMPORARY_FAILURE_WAIT;
+                    }
+                    // If the peer has rekeyed the CHILD_SA meanwhile, its DELETE has not arrived
+                    // yet.
                     notify::CHILD_SA_NOT_FOUND if own.collision.is_none() => old.dead = true,
                     _ => {}
                 }
@@ -529,7 +530,9 @@ impl Node {
             own.ike_collision.take_if(|other| *other == spis)?;
             Some(sa.spis)
         });
-        for child in self.children.values_mut().filter(|child| child.ike == spis && !child.dead) {
+        // A DELETE may still be due for a CHILD_SA that has expired.
+        let of = |child: &&mut Child| child.ike == spis && (!child.dead || child.expired);
+        for child in self.children.values_mut().filter(of) {
             match heir {
                 Some(heir) => child.ike = heir,
                 None => child.dead = true,

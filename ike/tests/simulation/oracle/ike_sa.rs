@@ -47,8 +47,8 @@ pub struct OwnRequest {
     datagrams: Vec<Vec<u8>>,
     /// All addresses to which the request was sent.
     pub sent_to: BTreeSet<SocketAddr>,
-    /// The addresses of the last transmission.
-    last_sent_to: BTreeSet<SocketAddr>,
+    /// Our and the peer's addresses in the last transmission.
+    last_sent_to: BTreeSet<(SocketAddr, SocketAddr)>,
     pub first_sent: Duration,
     last_sent: Duration,
     last_wait: Option<Duration>,
@@ -113,6 +113,9 @@ pub struct IkeSa {
     pub deleting: bool,
     /// When the IKE SA may be rekeyed again after TEMPORARY_FAILURE.
     pub rekey_after: Duration,
+    /// When ESP of one of its CHILD_SAs was last reported as received. ESP is proof of liveness for
+    /// the IKE SA to which the CHILD_SA belonged then (2.4).
+    pub esp_received: Option<Duration>,
     /// Whether the IKE SA was reported up.
     pub up: bool,
     /// Whether the IKE SA was reported down, or deleted by either end.
@@ -147,6 +150,7 @@ impl IkeSa {
             redundant_to: None,
             deleting: false,
             rekey_after: Duration::ZERO,
+            esp_received: None,
             up: false,
             closed: false,
             next_own: first_ids.0,
@@ -296,7 +300,7 @@ impl IkeSa {
         header: &Header,
         message: Option<&Message>,
         datagrams: &[&[u8]],
-        remote: SocketAddr,
+        (local, remote): (SocketAddr, SocketAddr),
         at: Duration,
         cause: Cause<'_>,
         last_esp: Option<Duration>,
@@ -308,7 +312,8 @@ impl IkeSa {
         //= RFC 7296 2.23 MUST 12: the initiator moves to port 4500
         let announced = self.mobike.as_ref().is_some_and(|mobike| mobike.announced.contains(&remote.ip()));
         require!(
-            self.remotes.contains(&remote) || announced,
+            // The oracle does not see UPDATE_SA_ADDRESSES that it cannot read.
+            self.remotes.contains(&remote) || announced || self.keys.is_none(),
             "RFC 7296 2.23",
             "a request goes to {remote}, from where no new authentic message came through a NAT ({:?})",
             self.remotes
@@ -329,12 +334,16 @@ impl IkeSa {
             require!(own.datagrams == datagrams, "RFC 7296 2.1", "request {} again with other octets", header.id);
             // A copy to one more address is not a retransmission: it tests whether the peer has
             // moved to that address.
-            let more = own.last_sent == at && own.last_sent_to.insert(remote);
+            let more =
+                own.last_sent == at && !matches!(cause, Cause::Owner) && own.last_sent_to.insert((local, remote));
             // RFC 4555 3.5: outstanding requests use the new addresses. The retransmission
             // intervals start again.
-            if self.mobike.is_some() && !more && (self.addresses_changed || !own.last_sent_to.contains(&remote)) {
+            if self.mobike.is_some()
+                && !more
+                && (self.addresses_changed || !own.last_sent_to.contains(&(local, remote)))
+            {
                 own.sent_to.insert(remote);
-                (own.last_sent, own.last_wait, own.last_sent_to) = (at, None, BTreeSet::from([remote]));
+                (own.last_sent, own.last_wait, own.last_sent_to) = (at, None, BTreeSet::from([(local, remote)]));
                 return Ok(false);
             }
             if own.sent_to.insert(remote) || more {
@@ -365,7 +374,7 @@ impl IkeSa {
                 own.last_wait = None;
             }
             own.last_sent = at;
-            own.last_sent_to = BTreeSet::from([remote]);
+            own.last_sent_to = BTreeSet::from([(local, remote)]);
             return Ok(false);
         }
         //= RFC 7296 2.2 MUST 1: the same message ID again
@@ -381,7 +390,7 @@ impl IkeSa {
             deleted: BTreeSet::new(),
             datagrams: datagrams.iter().map(|datagram| datagram.to_vec()).collect(),
             sent_to: BTreeSet::from([remote]),
-            last_sent_to: BTreeSet::from([remote]),
+            last_sent_to: BTreeSet::from([(local, remote)]),
             first_sent: at,
             last_sent: at,
             last_wait: None,

@@ -126,7 +126,7 @@ impl Node {
 
     /// Returns the time at which ESP of an IKE SA's CHILD_SAs last arrived.
     pub fn last_esp(&self, spis: Spis) -> Option<Duration> {
-        self.children.values().filter(|child| child.ike == spis).filter_map(|child| child.esp_received).max()
+        self.sas.get(&spis).and_then(|sa| sa.esp_received)
     }
 
     fn install(&mut self, sa: &ChildSa) -> Judged {

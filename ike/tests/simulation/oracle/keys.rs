@@ -23,17 +23,29 @@ const BLOCK_LEN: usize = 16;
 /// Curve25519 (RFC 8031).
 pub const CURVE25519: u16 = 31;
 
+/// The public keys of both ends of a key exchange, in the order of their octets.
+type PublicKeys = [Vec<u8>; 2];
+
 /// Private keys of key exchanges, by their public keys.
 #[derive(Debug, Default)]
 pub struct PrivateKeys {
     drawn: Vec<Vec<u8>>,
     by_public: HashMap<(u16, Vec<u8>), Vec<u8>>,
+    /// The secrets that were computed, by method and both public keys. Both ends need each of them.
+    secrets: HashMap<(u16, PublicKeys), Option<Vec<u8>>>,
 }
 
 impl PrivateKeys {
     /// Records random octets that an endpoint drew, which may be a private key.
     pub fn drawn(&mut self, octets: &[u8]) {
         self.drawn.push(octets.to_vec());
+    }
+
+    /// Forgets octets that turned out to be a nonce, so that nobody computes a public key of them.
+    pub fn is_nonce(&mut self, octets: &[u8]) {
+        if let Some(at) = self.drawn.iter().rposition(|drawn| drawn == octets) {
+            self.drawn.remove(at);
+        }
     }
 
     fn private(&mut self, group: u16, public: &[u8]) -> Option<Vec<u8>> {
@@ -54,11 +66,19 @@ impl PrivateKeys {
         if group != theirs.0 || !key_exchange::is_known(group) {
             return None;
         }
+        let mut publics = [ours.1.to_vec(), theirs.1.to_vec()];
+        publics.sort();
+        let both = (group, publics);
+        if let Some(known) = self.secrets.get(&both) {
+            return known.clone();
+        }
         let (private, public) = match self.private(group, ours.1) {
             Some(private) => (private, theirs.1),
             None => (self.private(group, theirs.1)?, ours.1),
         };
-        key_exchange::secret(group, &private, public)
+        let secret = key_exchange::secret(group, &private, public);
+        self.secrets.insert(both, secret.clone());
+        secret
     }
 }
 

@@ -106,8 +106,9 @@ impl Node {
             Cause::Timer(_) | Cause::Owner => Effect::None,
             Cause::EspSent => Effect::Nothing,
             Cause::EspReceived(spi) => {
-                if let Some(child) = self.children.get_mut(&spi) {
-                    child.esp_received = Some(step.at);
+                let owner = self.children.get(&spi).and_then(|child| self.sas.get_mut(&child.ike));
+                if let Some(sa) = owner {
+                    sa.esp_received = Some(step.at);
                 }
                 Effect::Nothing
             }
@@ -140,12 +141,16 @@ impl Node {
         for sent in self.messages(step)? {
             let spis = sent.header.spis;
             if sent.header.exchange == exchange::IKE_SA_INIT && !sent.header.response() {
-                trace.message(step.at, step.node, true, sent.remote, sent.header, clear(sent.datagrams[0]));
+                let message = clear(sent.datagrams[0]);
+                note_nonce(message.as_ref(), shared);
+                trace.message(step.at, step.node, true, sent.remote, sent.header, message);
                 self.send_init_request(&sent, &effect)?;
                 continue;
             }
             if let (Effect::Unauthenticated, Cause::Received(request, local, from)) = (&effect, step.cause) {
-                trace.message(step.at, step.node, true, sent.remote, sent.header, clear(sent.datagrams[0]));
+                let message = clear(sent.datagrams[0]);
+                note_nonce(message.as_ref(), shared);
+                trace.message(step.at, step.node, true, sent.remote, sent.header, message);
                 require!(
                     sent.remote == from && sent.local == local,
                     "RFC 7296 2.11",
@@ -157,13 +162,14 @@ impl Node {
                 continue;
             }
             let message = self.read(&sent)?;
+            note_nonce(message.as_ref(), shared);
             trace.message(step.at, step.node, true, sent.remote, sent.header, message.clone());
             let last_esp = self.last_esp(spis);
             let Some(sa) = self.sas.get_mut(&spis) else { continue };
             if !sent.header.response() {
                 let message = message.as_ref();
-                let (remote, datagrams) = (sent.remote, &sent.datagrams);
-                if sa.send_request(&sent.header, message, datagrams, remote, step.at, step.cause, last_esp)? {
+                let (ends, datagrams) = ((sent.local, sent.remote), &sent.datagrams);
+                if sa.send_request(&sent.header, message, datagrams, ends, step.at, step.cause, last_esp)? {
                     self.requested(spis, message, step)?;
                 }
                 continue;
@@ -206,7 +212,10 @@ impl Node {
         self.judge_switches()?;
         let open = |spis: &Spis| self.sas.get(spis).is_some_and(|sa| sa.up && !sa.closed);
         match &effect {
-            Effect::Request(spis, header, _) if open(spis) => {
+            // Without the keys the oracle does not know whether a request is authentic.
+            Effect::Request(spis, header, _)
+                if open(spis) && self.sas.get(spis).is_some_and(|sa| sa.keys.is_some()) =>
+            {
                 let ours = matches!(header.exchange, exchange::CREATE_CHILD_SA | exchange::INFORMATIONAL);
                 //= RFC 7296 1.4 MUST 4: every request is answered
                 require!(answered || !ours, "RFC 7296 2.1", "request {} has no response", header.id);
@@ -363,6 +372,12 @@ fn is_liveness_check(message: &Message) -> bool {
     let detection = [notify::NAT_DETECTION_SOURCE_IP, notify::NAT_DETECTION_DESTINATION_IP];
     message.header.exchange == exchange::INFORMATIONAL
         && message.notifies().iter().filter(|notify| detection.contains(&notify.kind)).count() == message.payloads.len()
+}
+
+fn note_nonce(message: Option<&Message>, shared: &mut Shared) {
+    if let Some(nonce) = message.and_then(Message::nonce) {
+        shared.private_keys.is_nonce(nonce);
+    }
 }
 
 /// Returns a datagram without the non-ESP marker.

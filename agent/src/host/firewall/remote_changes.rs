@@ -1,0 +1,197 @@
+//! Changes the table's sets after a few networks behind tunnels came or went. The sets of a hub
+//! with ten thousand peers are not built again for one of them. This module does no I/O.
+
+use std::collections::BTreeSet;
+
+use ipnetwork::IpNetwork;
+use serde_json::Value;
+
+use super::contents::Firewall;
+use super::expressions::{FAMILIES, constant_network};
+use super::sets::{Sets, element_command, without_inner};
+
+/// Maximum number of networks that are changed one by one. If there are more, all sets are built
+/// again.
+const MAX_CHANGES: usize = 64;
+
+/// Changes the sets of `before` to those of `after`, and returns the commands that do so in the
+/// kernel. `None`, with unchanged sets, if more than a few networks in [`Firewall::remote`] differ.
+pub(super) fn follow(sets: &mut Sets, before: &Firewall, after: &Firewall) -> Option<Vec<Value>> {
+    if !before.is_same_except_remote(after) || ![before, after].iter().all(|all| is_ordered(&all.remote)) {
+        return None;
+    }
+    let (gone, new) = (missing_in(&before.remote, &after.remote)?, missing_in(&after.remote, &before.remote)?);
+    let cluster = || after.ranges.iter().chain(&after.own).chain(&after.fronted);
+    // The lists beside `remote` from which each set is made, as in `Firewall::sets`.
+    let with_remote: [(&str, Vec<&IpNetwork>); 3] = [
+        ("remote", vec![]),
+        ("services", after.service_ranges.iter().collect()),
+        ("inside", cluster().chain(&after.former).chain(&after.masquerade_except).collect()),
+    ];
+    if !with_remote.iter().all(|(name, _)| FAMILIES.iter().all(|family| sets.contains_key(&of(name, family.suffix)))) {
+        return None;
+    }
+    let (mut deleted, mut added) = (Vec::new(), Vec::new());
+    for family in FAMILIES {
+        let is_of_family = |network: &&IpNetwork| network.is_ipv4() == (family.suffix == FAMILIES[0].suffix);
+        for (name, beside) in &with_remote {
+            let name = of(name, family.suffix);
+            let Some(set) = sets.get_mut(&name) else { continue };
+            let mut change = SetChange { set, deleted: BTreeSet::new(), added: BTreeSet::new() };
+            for network in gone.iter().filter(is_of_family) {
+                change.remove(*network, &after.remote, beside);
+            }
+            for network in new.iter().filter(is_of_family) {
+                change.add(*network);
+            }
+            deleted.extend(element_command("delete", &name, change.deleted.iter()));
+            added.extend(element_command("add", &name, change.added.iter()));
+        }
+    }
+    // Elements are deleted first, since a new element may overlap a deleted one.
+    deleted.extend(added);
+    Some(deleted)
+}
+
+/// A set, and how it differs from the set in the kernel. No network contains another one.
+struct SetChange<'a> {
+    set: &'a mut BTreeSet<IpNetwork>,
+    deleted: BTreeSet<IpNetwork>,
+    added: BTreeSet<IpNetwork>,
+}
+
+impl SetChange<'_> {
+    /// Removes a network that is no longer in `remote`. The networks within it appear.
+    fn remove(&mut self, gone: IpNetwork, remote: &[IpNetwork], beside: &[&IpNetwork]) {
+        let canonical = |network: &&IpNetwork| constant_network(network.network(), network.prefix());
+        // Another network covers it, or another list has it too.
+        if !self.set.contains(&gone) || beside.iter().any(|other| canonical(other) == gone) {
+            return;
+        }
+        self.take(gone);
+        let within = |other: &&IpNetwork| other.is_ipv4() == gone.is_ipv4() && gone.contains(other.network());
+        let from = remote.partition_point(|other| *other < gone);
+        let inner = remote.iter().skip(from).take_while(within);
+        let narrower = |other: &&IpNetwork| within(other) && other.prefix() > gone.prefix();
+        let inner = inner.chain(beside.iter().copied().filter(narrower)).collect();
+        for network in without_inner(inner) {
+            self.put(network);
+        }
+    }
+
+    /// Adds a network, unless another one covers it. The networks within it disappear.
+    fn add(&mut self, new: IpNetwork) {
+        let outer = self.set.range(..=new).next_back().filter(|outer| outer.is_ipv4() == new.is_ipv4());
+        if outer.is_some_and(|outer| outer.contains(new.network())) {
+            return;
+        }
+        let within = |other: &&IpNetwork| other.is_ipv4() == new.is_ipv4() && new.contains(other.network());
+        let inner: Vec<IpNetwork> = self.set.range(new..).take_while(within).copied().collect();
+        inner.into_iter().for_each(|network| self.take(network));
+        self.put(new);
+    }
+
+    fn take(&mut self, network: IpNetwork) {
+        self.set.remove(&network);
+        if !self.added.remove(&network) {
+            self.deleted.insert(network);
+        }
+    }
+
+    fn put(&mut self, network: IpNetwork) {
+        self.set.insert(network);
+        if !self.deleted.remove(&network) {
+            self.added.insert(network);
+        }
+    }
+}
+
+fn of(set: &str, suffix: &str) -> String {
+    format!("{set}{suffix}")
+}
+
+/// Returns whether the networks are sorted, differ, and have no host bits.
+fn is_ordered(networks: &[IpNetwork]) -> bool {
+    networks.is_sorted_by(|one, next| one < next) && networks.iter().all(|network| network.ip() == network.network())
+}
+
+/// Returns the networks of one sorted list that another one lacks; `None` if there are more than
+/// [`MAX_CHANGES`].
+fn missing_in(list: &[IpNetwork], other: &[IpNetwork]) -> Option<Vec<IpNetwork>> {
+    let (mut missing, mut others) = (Vec::new(), other.iter().peekable());
+    for network in list {
+        while others.next_if(|other| *other < network).is_some() {}
+        if others.next_if_eq(&network).is_none() {
+            missing.push(*network);
+            if missing.len() > MAX_CHANGES {
+                return None;
+            }
+        }
+    }
+    Some(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::sets::changes;
+    use super::*;
+
+    /// Networks that often contain each other.
+    fn any_networks() -> impl Strategy<Value = Vec<IpNetwork>> {
+        let v4 = (0..64_u8, prop::sample::select(vec![24_u8, 26, 28, 32]));
+        let v4 = v4.prop_map(|(host, prefix)| constant_network([10, 77, 0, host * 4].into(), prefix));
+        let v6 = (0..16_u16, prop::sample::select(vec![112_u8, 124, 128]));
+        let v6 = v6.prop_map(|(host, prefix)| constant_network([0xfd77_u16, 0, 0, 0, 0, 0, 0, host].into(), prefix));
+        let canonical = |network: IpNetwork| constant_network(network.network(), network.prefix());
+        prop::collection::vec(prop_oneof![v4, v6].prop_map(canonical), 0..12)
+    }
+
+    fn sorted(mut networks: Vec<IpNetwork>) -> Vec<IpNetwork> {
+        networks.sort();
+        networks.dedup();
+        networks
+    }
+
+    proptest! {
+        #[test]
+        fn the_sets_are_those_that_are_built_anew(
+            before in any_networks(), after in any_networks(), services in any_networks(), own in any_networks(),
+        ) {
+            let firewall = |remote| Firewall {
+                remote: sorted(remote),
+                service_ranges: services.clone(),
+                own: own.clone(),
+                ..Firewall::default()
+            };
+            let (before, after) = (firewall(before), firewall(after));
+            let mut sets = before.sets();
+            let commands = follow(&mut sets, &before, &after);
+            prop_assert_eq!(&sets, &after.sets());
+            prop_assert_eq!(before.rules(), after.rules());
+            let sorted = |commands: Vec<Value>| {
+                let mut texts: Vec<String> = commands.iter().map(Value::to_string).collect();
+                texts.sort();
+                texts
+            };
+            prop_assert_eq!(commands.map(sorted), Some(sorted(changes(&before.sets(), &after.sets()))));
+        }
+    }
+
+    #[test]
+    fn many_changes_and_changes_of_other_lists_are_left_to_the_whole_comparison() {
+        let many: Vec<IpNetwork> = (0..=64_u8).map(|host| constant_network([10, 77, 0, host].into(), 32)).collect();
+        let before = Firewall { remote: many.clone(), ..Firewall::default() };
+        let mut sets = before.sets();
+        let known = sets.clone();
+        let other_list = Firewall { own: many.clone(), ..before.clone() };
+        let unordered = Firewall { remote: many.iter().rev().copied().collect(), ..Firewall::default() };
+        for after in [Firewall::default(), other_list, unordered] {
+            assert_eq!(follow(&mut sets, &before, &after), None);
+            assert_eq!(sets, known);
+        }
+        let one_less = Firewall { remote: many[1..].to_vec(), ..Firewall::default() };
+        assert!(follow(&mut sets, &before, &one_less).is_some());
+    }
+}

@@ -1,0 +1,125 @@
+//! Tests what an IKE SA with MOBIKE (RFC 4555) tells the peer about its addresses.
+
+use super::*;
+use crate::sa::QueuedRequest;
+use crate::sa::ike_sa::Lifecycle;
+use crate::sa::mobike::Mobike;
+use crate::wire::{Notify, NotifyType, Payload};
+
+const OTHER: IkeId = IkeId { initiator: 3, responder: 4 };
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// An IKE SA whose ends both speak MOBIKE, and that `initiation` began.
+fn mobile(initiation: Initiation) -> Established {
+    let mut test = Established::begun(initiation);
+    let supported = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::MobikeSupported))]);
+    let mobike = Mobike::negotiated(&profile().config, &supported, Vec::new(), &test.sa.channel.path);
+    test.sa = test.sa.with_mobike(mobike);
+    test
+}
+
+fn by_us() -> Initiation {
+    Initiation::ByUs(Instant::default())
+}
+
+/// The kinds of the notifications of the only message that was sent.
+fn notified(test: &mut Established) -> Vec<NotifyType> {
+    let sent = test.sent();
+    assert_eq!(sent.len(), 1, "{sent:?}");
+    sent[0].1.notifies().map(|notify| notify.kind).collect()
+}
+
+fn answer_with_cookie(test: &mut Established, id: u32, request: &Payloads, more: &[Notify]) -> SaStep {
+    let cookie = request.notify(NotifyType::Cookie2).unwrap().clone();
+    let notifies = more.iter().cloned().chain([cookie]).map(Payload::Notify).collect();
+    test.respond(ExchangeType::Informational, id, &notifies)
+}
+
+#[test]
+fn an_ike_sa_that_moved_while_it_was_superseded_tells_the_peer_when_it_is_used_again() {
+    for (initiation, told) in [
+        (by_us(), NotifyType::UpdateSaAddresses),
+        (Initiation::ByPeer(Instant::default()), NotifyType::NoAdditionalAddresses),
+    ] {
+        let mut test = mobile(initiation);
+        test.step(|sa, child_sas, cx| sa.supersede_by_new_authentication(OTHER, false, child_sas, cx));
+        test.step(|sa, child_sas, cx| sa.change_local_address(local().ip(), ip("192.0.2.9"), child_sas, cx));
+        assert!(test.sent().is_empty());
+        test.step(|sa, child_sas, cx| sa.reinstate(OTHER, Lifecycle::Active, child_sas, cx));
+        assert!(notified(&mut test).contains(&told), "{initiation:?}");
+    }
+}
+
+#[test]
+fn a_list_of_addresses_counts_as_announced_once_the_peer_has_taken_it() {
+    let mut test = mobile(by_us());
+    test.config.addresses = vec![local().ip(), ip("192.0.2.8")];
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::UpdateAddresses, child_sas, cx));
+    let (_, refused) = test.sent().remove(0);
+    assert!(refused.notify(NotifyType::AdditionalIp4Address).is_some());
+    let step = answer_with_cookie(&mut test, 0, &refused, &[Notify::new(NotifyType::UnacceptableAddresses)]);
+    assert!(matches!(step, SaStep::Reauthenticate));
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::UpdateAddresses, child_sas, cx));
+    let (_, taken) = test.sent().remove(0);
+    assert!(taken.notify(NotifyType::AdditionalIp4Address).is_some(), "the peer does not know the list");
+    answer_with_cookie(&mut test, 1, &taken, &[]);
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::UpdateAddresses, child_sas, cx));
+    assert!(!notified(&mut test).contains(&NotifyType::AdditionalIp4Address));
+}
+
+#[test]
+fn nat_detection_in_a_response_that_was_not_asked_for_it_moves_nothing() {
+    let mut test = mobile(by_us());
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::Liveness, child_sas, cx));
+    assert_eq!(notified(&mut test), []);
+    let seen = Notify::with_data(NotifyType::NatDetectionDestinationIp, vec![9; 20]);
+    test.respond(ExchangeType::Informational, 0, &Payloads::from(vec![Payload::Notify(seen)]));
+    assert!(test.sent().is_empty());
+}
+
+#[test]
+fn our_address_on_a_path_that_is_checked_is_replaced_too() {
+    let mut test = mobile(Initiation::ByPeer(Instant::default()));
+    let (old, new) = (ip("192.0.2.8"), ip("192.0.2.9"));
+    let update = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::UpdateSaAddresses))]);
+    let datagram = test.seal(ExchangeType::Informational, 0, &update, None).remove(0);
+    let header = Header::decode(&datagram).unwrap();
+    let elsewhere = SocketAddr::new(ip("192.0.2.3"), 500);
+    test.step(|sa, child_sas, cx| {
+        sa.handle(&header, &datagram, SocketAddr::new(old, 500), elsewhere, child_sas, cx);
+    });
+    test.out.transmits.clear();
+    assert!(test.sa.sends_from(old));
+    assert!(test.step(|sa, child_sas, cx| sa.change_local_address(old, new, child_sas, cx)));
+    assert!(!test.sa.sends_from(old) && test.sa.sends_from(local().ip()));
+    let ends = test.out.transmits.iter().map(|transmit| (transmit.local.ip(), transmit.remote));
+    assert_eq!(ends.collect::<Vec<_>>(), [(new, elsewhere)]);
+    assert!(test.out.events.is_empty(), "ESP stays where it is: {:?}", test.out.events);
+}
+
+#[test]
+fn a_peer_that_does_not_answer_is_tried_at_all_its_addresses_and_at_port_4500() {
+    let mut test = mobile(by_us());
+    let mapped: SocketAddr = "192.0.2.2:20001".parse().unwrap();
+    let path = Path { local: SocketAddr::new(local().ip(), 4500), remote: mapped, ..test.sa.channel.path };
+    test.sa.channel.use_path(path);
+    let mobike = test.sa.mobike.as_mut().unwrap();
+    // The list came from an address that the peer has left since.
+    mobike.announced_by_peer_from = SocketAddr::new(ip("192.0.2.3"), 4500);
+    mobike.peer_addresses = (0..30).map(|host| IpAddr::from([192, 0, 3, host])).take(3).collect();
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::Liveness, child_sas, cx));
+    for _ in 0..2 {
+        test.now = test.now + Duration::from_secs(2);
+        test.step(|sa, child_sas, cx| sa.handle_timeout(child_sas, cx));
+    }
+    let tried: Vec<SocketAddr> = test.out.transmits.iter().map(|transmit| transmit.remote).collect();
+    assert!(tried.contains(&SocketAddr::new(ip("192.0.2.3"), 4500)), "{tried:?}");
+    for address in ["192.0.3.0", "192.0.3.1", "192.0.3.2"] {
+        for port in [20001, 4500] {
+            assert!(tried.contains(&SocketAddr::new(ip(address), port)), "{address} {port}: {tried:?}");
+        }
+    }
+}
