@@ -22,8 +22,6 @@
 //! - [`underlay`]: the addresses that this node needs outside of every tunnel, and the check
 //!   whether a view would make them unreachable. It does no I/O.
 //! - [`tunnels`]: the IKE driver, which runs the IKE endpoint, its sockets and XFRM in one loop.
-//! - [`relay`]: a relay on a hub for two nodes that find no path to each other. No other part uses
-//!   it yet.
 //! - [`host`]: the agent's other objects on the host: routes, bridge, firewall and sysctls.
 //! - [`incidents`]: the latest repairs, conflicts with other programs, and errors.
 //! - [`logging`]: the log, its filter, and the spans that name node and peer.
@@ -73,7 +71,6 @@ pub mod netns_lock;
 mod observe;
 pub mod ping;
 pub mod plugin_server;
-pub mod relay;
 pub mod run;
 pub mod socket_holder;
 pub mod state_dir;

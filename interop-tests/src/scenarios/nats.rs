@@ -1,4 +1,4 @@
-//! Connects two edges behind NATs of each kind that can be passed without a relay.
+//! Connects two edges behind NATs of each kind that they can pass.
 
 use std::time::Duration;
 
