@@ -10,7 +10,7 @@ use crate::topology::{NetworkPlan, Node, Ping};
 use crate::wait;
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
-    Scenario { name, about, deadline: Duration::from_secs(180), by_default: false, needs: Needs::Nothing, run }
+    Scenario { name, about, deadline: Duration::from_secs(180), by_default: true, needs: Needs::Nothing, run }
 }
 
 pub(super) const SCENARIOS: &[Scenario] = &[
