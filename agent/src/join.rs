@@ -227,7 +227,7 @@ mod tests {
         assert!(error.contains("does not name https://192.0.2.2:8443"), "{error}");
         let named = JoinOptions { name: Some("edge-9".parse().unwrap()), ..first };
         let error = join(&named, &token(None)).unwrap_err().to_string();
-        assert!(error.contains("without `name = \"edge-9\"`"), "{error}");
+        assert!(error.contains("does not contain `name = \"edge-9\"`"), "{error}");
     }
 
     #[test]

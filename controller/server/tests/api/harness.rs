@@ -43,8 +43,17 @@ impl Cloud {
         Self::with_state(segments, |_| {}).await
     }
 
+    /// Does the same as [`Self::with`], for a controller that may fail to start.
+    pub(crate) async fn try_with(segments: &str) -> anyhow::Result<Self> {
+        Self::try_with_state(segments, |_| {}).await
+    }
+
     /// Does the same as [`Self::with`], with a state directory that `fill` fills before the start.
     pub(crate) async fn with_state(segments: &str, fill: impl FnOnce(&Path)) -> Self {
+        Self::try_with_state(segments, fill).await.unwrap()
+    }
+
+    async fn try_with_state(segments: &str, fill: impl FnOnce(&Path)) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("controller.toml");
         let text = format!(
@@ -57,8 +66,8 @@ impl Cloud {
         let config = Config::load(&path).unwrap();
         fill(&directory.path().join("state"));
         let clock = Clock::system();
-        let server = Server::start(config.clone(), clock.clone()).await.unwrap();
-        Self { server, clock, directory, config }
+        let server = Server::start(config.clone(), clock.clone()).await?;
+        Ok(Self { server, clock, directory, config })
     }
 
     /// Stops the controller and starts it again on the same state.

@@ -5,6 +5,7 @@
 //! - `replicas`: tests several replicas at once.
 //! - `absences`: tests missing objects and definitions, and another cluster that answers.
 //! - `outages`: tests an API server that restarts, loses its history or revokes permissions.
+//! - `rights`: tests the controller without each of its rights in turn.
 //! - `objects`: tests objects as people see and edit them.
 //! - `authorities`: tests the certificate authorities in their Secret.
 //! - `join`: tests joins with the service account of the node's pod.
@@ -42,6 +43,7 @@ mod outages;
 #[allow(dead_code, reason = "some of it is for other tests")]
 mod process;
 mod replicas;
+mod rights;
 mod server;
 mod shipped;
 mod streams;
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         streams::TESTS,
         outages::TESTS,
         absences::TESTS,
+        rights::TESTS,
         history::TESTS,
     ]
     .concat();
