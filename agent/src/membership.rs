@@ -6,7 +6,7 @@
 //! the controller client takes the addresses that it reports, and the pods' MTU, which it writes to
 //! `segments.json`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use edge_ike::Secret;
@@ -129,6 +129,8 @@ pub struct ControllerChannels {
     pub tunnels: watch::Receiver<Option<TunnelCount>>,
     /// The obstacles that keep pods' packets from arriving, for the report.
     pub obstacles: watch::Receiver<Vec<String>>,
+    /// This node's mapped addresses as the hubs say, for the report.
+    pub mapped: watch::Receiver<Vec<SocketAddr>>,
     /// View and credentials; `None` before the first view.
     pub membership: watch::Sender<Option<Membership>>,
     /// Connection, certificate and view, for `edge-agent status`.
@@ -150,6 +152,8 @@ pub struct NodeChannels {
     pub tunnels: watch::Sender<Option<TunnelCount>>,
     /// The obstacles that keep pods' packets from arriving, one sentence each.
     pub obstacles: watch::Sender<Vec<String>>,
+    /// This node's mapped addresses as the hubs say, at most one of each family.
+    pub mapped: watch::Sender<Vec<SocketAddr>>,
     /// View and credentials.
     pub membership: watch::Receiver<Option<Membership>>,
     /// Connection, certificate and view, for `edge-agent status`.
@@ -169,12 +173,14 @@ pub fn channels(
     let (uplink_tx, uplink) = watch::channel(UplinkFacts::default());
     let (tunnels_tx, tunnels) = watch::channel(None);
     let (obstacles_tx, obstacles) = watch::channel(Vec::new());
+    let (mapped_tx, mapped) = watch::channel(Vec::new());
     let controller_channels = ControllerChannels {
         config: config.clone(),
         clock: clock.clone(),
         uplink,
         tunnels,
         obstacles,
+        mapped,
         membership: membership_tx,
         status: status_tx,
         stop: stop.clone(),
@@ -187,6 +193,7 @@ pub fn channels(
             uplink: uplink_tx,
             tunnels: tunnels_tx,
             obstacles: obstacles_tx,
+            mapped: mapped_tx,
             membership,
             controller_status,
             stop,

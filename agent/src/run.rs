@@ -136,7 +136,7 @@ fn start_tunnels(
     driver_requests: mpsc::Receiver<DriverRequest>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
     let (config, clock, stop) = (node.config.clone(), node.clock.clone(), node.stop.clone());
-    let tunnels = node.tunnels.clone();
+    let (tunnels, mapped) = (node.tunnels.clone(), node.mapped.clone());
     let (opened_tx, opened) = std::sync::mpsc::channel();
     let (done_tx, done) = oneshot::channel();
     let span = Span::current();
@@ -145,7 +145,7 @@ fn start_tunnels(
         let work = || -> anyhow::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let driver = match Driver::open(&config, clock, incidents, host) {
+                let driver = match Driver::open(&config, clock, incidents, host, mapped) {
                     Ok(driver) => driver,
                     Err(error) => {
                         let _ = opened_tx.send(Err(error));

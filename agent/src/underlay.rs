@@ -227,6 +227,7 @@ mod tests {
                 endpoints: vec![],
                 segments: vec![],
                 networks: networks(hub),
+                mapped: vec![],
                 certificates_from: 0,
             })],
             ..empty_view()

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
+use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::event::IkeDetails;
 use edge_ike::{
     Auth, ChildConfig, ChildName, ChildSa, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerConfig,
@@ -94,6 +94,7 @@ fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> 
         force_encapsulation: true,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: Timing::default(),
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
+use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::wire::{Fragment, Header, Message, Payloads, Reassembly};
 use edge_ike::{
     Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, Instant, PeerConfig, PeerName,
@@ -113,6 +113,7 @@ fn peer() -> PeerConfig {
         force_encapsulation: false,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: Timing::default(),
     }
 }

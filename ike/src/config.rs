@@ -147,8 +147,26 @@ pub struct PeerConfig {
     /// Whether the kernel SAs with this peer from before a restart are kept. If they are,
     /// INITIAL_CONTACT is not sent.
     pub keep_existing: bool,
+    /// Which notifications of our own we exchange with the peer. A change applies from the next
+    /// IKE_AUTH on.
+    pub agent_notifications: AgentNotifications,
     /// Timers.
     pub timing: Timing,
+}
+
+/// The notifications for private use (RFC 7296 3.10.1) that agents of ours send each other. Both
+/// ends announce in IKE_AUTH by a vendor ID (3.12) that they understand them. A peer that does not
+/// announce it gets none, and none is taken from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AgentNotifications {
+    /// The peer is no agent of ours: the vendor ID is not sent.
+    #[default]
+    Off,
+    /// The notifications are exchanged, but the peer is not told its mapped address.
+    Exchange,
+    /// The peer is also told the address and port from which its datagrams come: in our IKE_AUTH
+    /// response, or in an INFORMATIONAL request if we are the initiator or the address changes.
+    TellAddress,
 }
 
 impl PeerConfig {

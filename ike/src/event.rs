@@ -9,6 +9,7 @@ use ipnetwork::IpNetwork;
 use crate::config::{Cipher, Identity, Mode, NextLayer, PeerName};
 use crate::purpose::Purpose;
 use crate::secret::Secret;
+use crate::wire::AgentNotification;
 
 /// The SPIs of an IKE SA. They identify it in events and logs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -171,6 +172,15 @@ pub enum Event {
         remote: SocketAddr,
         /// Whether ESP now travels in UDP. This may also have changed.
         encapsulated: bool,
+    },
+    /// The peer, an agent of ours, has sent a notification for private use in an INFORMATIONAL
+    /// request. [`Endpoint::mapped_address`](crate::Endpoint::mapped_address) has the address that
+    /// came in IKE_AUTH.
+    AgentNotification {
+        /// The peer.
+        peer: PeerName,
+        /// The notification.
+        notification: AgentNotification,
     },
     /// The peer has not answered three transmissions of a request and sends no ESP. Its IKE SA
     /// stays until all transmissions are used up, but another peer may take over its traffic.

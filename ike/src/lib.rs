@@ -10,7 +10,7 @@
 //! ```
 //! use std::net::IpAddr;
 //!
-//! use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
+//! use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 //! use edge_ike::wire::{ExchangeType, Message};
 //! use edge_ike::{Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment};
 //! use edge_ike::{Identity, Instant, PeerConfig, PeerName, Secret};
@@ -62,6 +62,7 @@
 //!     force_encapsulation: true,
 //!     mobike: true,
 //!     keep_existing: false,
+//!     agent_notifications: AgentNotifications::Off,
 //!     timing: Timing::default(),
 //! };
 //! let mut endpoint = Endpoint::new(EndpointConfig::default());

@@ -1,6 +1,6 @@
 //! Bodies of the controller's HTTP API. Errors are RFC 9457 problem documents ([`Problem`]).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -88,8 +88,15 @@ pub struct NodeReport {
     /// keeps the first [`MOST_OBSTACLES`], each cut to [`LONGEST_OBSTACLE`] characters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub obstacles: Vec<String>,
+    /// Addresses and UDP ports from which the node's datagrams come to the hubs, as the hubs say.
+    /// The controller passes the first [`MOST_MAPPED`] that a peer may use to the peers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mapped: Vec<SocketAddr>,
 }
 
+/// Maximum number of mapped addresses in [`NodeReport`], one of each family. The controller drops
+/// further addresses.
+pub const MOST_MAPPED: usize = 2;
 /// Maximum length of an agent's version in [`NodeReport`], characters.
 pub const LONGEST_VERSION: usize = 64;
 /// Maximum number of obstacles in [`NodeReport`]. The controller drops further obstacles.

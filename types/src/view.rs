@@ -193,6 +193,12 @@ pub struct Peer {
     pub role: Role,
     /// The peer's addresses, the most likely first.
     pub endpoints: Vec<NodeAddress>,
+    /// Addresses and UDP ports from which the peer's datagrams come to a hub, at most
+    /// [`MOST_MAPPED`](crate::api::MOST_MAPPED). Behind a NAT that changes ports and maps all
+    /// destinations alike, the peer is reached there. A key of its own, since releases before it
+    /// refuse a view with an unknown `source` among `endpoints`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mapped: Vec<SocketAddr>,
     /// Segments of the peer's pods.
     #[cfg_attr(feature = "schema", schemars(with = "Vec<String>"))]
     pub segments: Vec<IpNetwork>,
@@ -312,6 +318,7 @@ mod tests {
             endpoints,
             segments: vec![],
             networks: vec![],
+            mapped: vec![],
             certificates_from: 0,
         };
         peer.into()

@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use edge_ike::config::{Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer};
+use edge_ike::config::{
+    AgentNotifications, Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer,
+};
 use edge_ike::{ChildName, Identity, PeerConfig, PeerName, Secret, canonical_identity, same_identity};
 use ipnetwork::IpNetwork;
 use rustls_pki_types::pem::PemObject;
@@ -277,6 +279,7 @@ impl PeerSection {
             force_encapsulation: self.encap == Encap::Force,
             mobike: self.mobike,
             keep_existing: false,
+            agent_notifications: AgentNotifications::Off,
             timing: config.timing.resolve(),
         })
     }

@@ -1,6 +1,7 @@
 //! The state of the controller client, which its tasks share. The current view is the view that the
 //! agent has applied.
 
+use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, PoisonError};
 
@@ -34,6 +35,8 @@ pub struct ControllerClient {
     pub(super) uplink: watch::Receiver<UplinkFacts>,
     pub(super) tunnels: watch::Receiver<Option<TunnelCount>>,
     pub(super) obstacles: watch::Receiver<Vec<String>>,
+    /// This node's mapped addresses, for the report.
+    pub(super) mapped: watch::Receiver<Vec<SocketAddr>>,
     pub(super) membership: watch::Sender<Option<Membership>>,
     pub(super) status: watch::Sender<ControllerStatus>,
     /// `None` until this node has joined.
@@ -82,6 +85,7 @@ impl ControllerClient {
             uplink: channels.uplink,
             tunnels: channels.tunnels,
             obstacles: channels.obstacles,
+            mapped: channels.mapped,
             membership: channels.membership,
             status: channels.status,
             member: watch::Sender::new(None),

@@ -176,6 +176,7 @@ mod tests {
             endpoints: vec![],
             segments: vec![],
             networks: networks.iter().map(|text| text.parse().unwrap()).collect(),
+            mapped: vec![],
             certificates_from: 0,
         }
     }

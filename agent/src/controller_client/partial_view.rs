@@ -125,6 +125,7 @@ mod tests {
             endpoints: vec![],
             segments: vec![segment.parse().unwrap()],
             networks: vec![],
+            mapped: vec![],
             certificates_from,
         })
     }

@@ -130,13 +130,14 @@ async fn follow_stream(
     let http = &member.http;
     let connection = http.connection().await?;
     let (mut uplink, mut tunnels) = (controller.uplink.clone(), controller.tunnels.clone());
-    let mut obstacles = controller.obstacles.clone();
+    let (mut obstacles, mut mapped) = (controller.obstacles.clone(), controller.mapped.clone());
     let mut refused_view = RefusedViewChanges {
         status: controller.status.subscribe(),
         reported: controller.status.borrow().refused_view.clone(),
     };
     tunnels.mark_unchanged();
     obstacles.mark_unchanged();
+    mapped.mark_unchanged();
     let body = match open(controller, &member, &connection, &mut uplink, stream.state.as_ref()).await {
         Err(ControllerError::Problem(problem)) if problem.status >= 500 => {
             http.try_next_after(&connection.url).await;
@@ -226,6 +227,11 @@ async fn follow_stream(
             // The obstacles change at most every few seconds.
             Ok(()) = obstacles.changed() => {
                 obstacles.mark_unchanged();
+                report(controller, &member, &connection, &mut uplink).await?;
+            }
+            // The controller limits how often it passes other addresses on.
+            Ok(()) = mapped.changed() => {
+                mapped.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
             // After a renewal the node reconnects, so that the controller receives the new
@@ -338,7 +344,8 @@ async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, 
     member.ok_or_else(|| ControllerError::Unacceptable("joined, but no longer a member".into()))
 }
 
-/// Reports addresses, port, tunnels, segments, the refused view, version and obstacles.
+/// Reports addresses, port, tunnels, segments, the refused view, version, obstacles and mapped
+/// addresses.
 async fn report(
     controller: &ControllerClient,
     member: &Member,
@@ -367,6 +374,7 @@ async fn report(
         segments: granted(controller).await,
         version: Some(version),
         obstacles: controller.obstacles.borrow().clone(),
+        mapped: controller.mapped.borrow().clone(),
     };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());

@@ -232,6 +232,7 @@ mod tests {
             endpoints: vec![],
             segments: segments.to_vec(),
             networks: vec![],
+            mapped: vec![],
             certificates_from: 0,
         };
         peer.into()

@@ -71,6 +71,7 @@ mod tests {
             endpoints: vec![],
             segments: vec![],
             networks: vec![],
+            mapped: vec![],
             certificates_from,
         })
     }

@@ -171,6 +171,7 @@ mod tests {
             endpoints: vec![],
             segments: segments.iter().map(|text| text.parse().unwrap()).collect(),
             networks: vec![],
+            mapped: vec![],
             certificates_from: 0,
         })
     }

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_ike::config::{Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
+use edge_ike::config::{AgentNotifications, Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
 use edge_ike::{ChildName, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
@@ -371,7 +371,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         name: name.clone(),
         local: None,
         remotes: candidate_addresses::peer_candidates(
-            peer.endpoints.iter().map(|endpoint| endpoint.address),
+            peer.mapped.iter().copied().chain(peer.endpoints.iter().map(|endpoint| endpoint.address)),
             &membership.view.cluster_ranges,
         ),
         local_id: Identity::Fqdn(membership.view.node.to_string()),
@@ -399,6 +399,10 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         force_encapsulation: config.encap == Encap::Force,
         mobike: true,
         keep_existing: false,
+        agent_notifications: match membership.view.role {
+            Role::Hub => AgentNotifications::TellAddress,
+            Role::Edge | Role::Cloud => AgentNotifications::Exchange,
+        },
         timing: timing(config, peer.role),
     }
 }

@@ -20,6 +20,7 @@ pub(crate) fn peer(name: &str, role: Role, address: &str, segments: &[&str], net
         endpoints: vec![NodeAddress { address: address.parse().unwrap(), source: AddressSource::Observed }],
         segments: segments.iter().map(|text| network(text)).collect(),
         networks: networks.iter().map(|text| network(text)).collect(),
+        mapped: vec![],
         certificates_from: 0,
     }
 }
@@ -124,6 +125,22 @@ fn a_peer_is_not_looked_for_where_no_node_can_be_nor_at_more_than_eight_addresse
     assert_eq!(*remotes("edge-a2"), ["203.0.113.2:4500".parse().unwrap()]);
     assert_eq!(remotes("cloud-1").len(), 8);
     assert_eq!(remotes("cloud-1")[7], "198.51.100.7:4500".parse().unwrap());
+}
+
+#[test]
+fn a_peer_is_looked_for_at_its_mapped_addresses_too_and_only_hubs_tell_them() {
+    let mut member = edge_with_two_peers();
+    let view = Arc::make_mut(&mut member.view);
+    let mapped = ["203.0.113.2:61000", "10.77.9.9:4500"].map(|at| at.parse().unwrap()).into();
+    view.peers[0] = Peer { mapped, ..Peer::clone(&view.peers[0]) }.into();
+    let desired = Desired::compute(&config(""), &[], Some(&member));
+    let peer = &desired.tunnels[&PeerName::new("edge-a2")].peer;
+    assert_eq!(peer.remotes, ["203.0.113.2:61000", "203.0.113.2:4500"].map(|at| at.parse().unwrap()));
+    assert_eq!(peer.agent_notifications, AgentNotifications::Exchange);
+    Arc::make_mut(&mut member.view).role = Role::Hub;
+    let desired = Desired::compute(&config(""), &[], Some(&member));
+    let peer = &desired.tunnels[&PeerName::new("edge-a2")].peer;
+    assert_eq!(peer.agent_notifications, AgentNotifications::TellAddress);
 }
 
 #[test]

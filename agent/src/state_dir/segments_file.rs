@@ -216,6 +216,7 @@ mod tests {
                 endpoints: Vec::new(),
                 segments: nets(&["10.77.1.0/26"]),
                 networks: nets(&["fd96::/108", "10.96.0.0/12"]),
+                mapped: vec![],
                 certificates_from: 0,
             })
             .map(Into::into)

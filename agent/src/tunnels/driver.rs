@@ -76,6 +76,10 @@ pub struct Driver {
     /// Whether to make another attempt to reach the unreached peers after the pending events,
     /// because a hub came up.
     pub(super) retry_unreached: bool,
+    /// Set when a hub may have said another mapped address.
+    pub(super) mapped_changed: bool,
+    /// This node's mapped addresses, for the report to the controller.
+    pub(super) mapped: watch::Sender<Vec<SocketAddr>>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
     /// Hubs that were lost and came back.
@@ -109,6 +113,7 @@ impl Driver {
         clock: Arc<CertificateClock>,
         incidents: Incidents,
         host: watch::Receiver<HostState>,
+        mapped: watch::Sender<Vec<SocketAddr>>,
     ) -> anyhow::Result<Self> {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
@@ -143,6 +148,8 @@ impl Driver {
             up_from_view: HashSet::new(),
             retry_move_at: None,
             retry_unreached: false,
+            mapped_changed: false,
+            mapped,
             to_rekey: vec![],
             hub_returns: HubReturns::default(),
             idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
@@ -232,6 +239,7 @@ impl Driver {
             let Some(peer) = self.to_rekey.pop() else { break };
             self.endpoint.rekey_children(&peer, boot_time(), &mut self.environment);
         }
+        self.publish_mapped_addresses();
         while let Some(transmit) = self.endpoint.poll_transmit() {
             self.send(&transmit);
         }

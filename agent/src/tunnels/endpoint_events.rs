@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use edge_ike::event::DownReason;
+use edge_ike::wire::AgentNotification;
 use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose};
 use edge_xfrm::{Reqid, Xfrm};
 
@@ -30,6 +31,7 @@ impl Driver {
                 // again.
                 let hub = self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);
                 self.retry_unreached |= hub && !self.sas.sends(&peer);
+                self.mapped_changed |= hub;
             }
             Event::IkeReplaced { old, new, .. } => tracing::info!(
                 old = format_args!("{:016x}_{:016x}", old.initiator, old.responder),
@@ -39,6 +41,7 @@ impl Driver {
             Event::IkeDown { ike, reason, .. } => {
                 let ike = format!("{:016x}_{:016x}", ike.initiator, ike.responder);
                 tracing::info!(ike, reason = why(reason), "IKE SA gone");
+                self.mapped_changed = true;
             }
             Event::ChildUp { peer, child, replaces } => {
                 tracing::info!(
@@ -95,6 +98,7 @@ impl Driver {
                 }
             }
             Event::PeerHeard { peer } => self.peer_heard(&peer),
+            Event::AgentNotification { peer, notification } => self.handle_notification(&peer, notification),
             Event::PeerFailed { peer, error } => {
                 if self.failures.record(&peer, &error, self.now()) {
                     tracing::warn!("peer {peer}: {error}");
@@ -115,6 +119,13 @@ impl Driver {
         let left = self.sas.forget_unwanted(peer, wanted);
         let now = self.now();
         self.environment.reqids.retain_parts(peer, &left, now);
+    }
+
+    /// Handles a notification of a peer that is an agent of ours.
+    fn handle_notification(&mut self, peer: &PeerName, notification: AgentNotification) {
+        let AgentNotification::MappedAddress(address) = notification;
+        tracing::debug!(%address, "the peer's agent has said from where our datagrams come");
+        self.mapped_changed |= self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.hub);
     }
 
     /// Handles a peer that answers again after it did not answer.
@@ -233,6 +244,7 @@ fn peer_of(event: &Event) -> Option<&PeerName> {
         | Event::OutboundSwitch { peer, .. }
         | Event::ChildDown { peer, .. }
         | Event::PeerMoved { peer, .. }
+        | Event::AgentNotification { peer, .. }
         | Event::PeerSilent { peer }
         | Event::PeerHeard { peer }
         | Event::PeerFailed { peer, .. } => Some(peer),

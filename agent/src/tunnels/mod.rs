@@ -18,6 +18,7 @@
 //! - `installed_sa`: one of the agent's SAs in the kernel.
 //! - `kernel_events`: the handling of the kernel's notifications.
 //! - `kernel_policies`: the policies in the kernel, and their comparison with the desired policies.
+//! - `mapped_addresses`: this node's addresses as the hubs see them.
 //! - `not_carried`: the networks that are configured for a peer but that no CHILD_SA carries.
 //! - `on_demand`: the tunnels that the first packet sets up.
 //! - `reconcile`: the comparison of the policies and SAs in the kernel with the desired ones, and
@@ -46,6 +47,7 @@ mod inherited_sas;
 mod installed_sa;
 mod kernel_events;
 mod kernel_policies;
+mod mapped_addresses;
 mod not_carried;
 mod on_demand;
 mod reconcile;

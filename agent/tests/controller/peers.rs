@@ -186,6 +186,7 @@ fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
         endpoints: Vec::new(),
         segments: Vec::new(),
         networks: Vec::new(),
+        mapped: vec![],
         certificates_from: 0,
     };
     view.peers.push(peer.into());

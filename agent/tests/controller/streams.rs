@@ -1,6 +1,9 @@
 //! Tests that applying the changes in the view stream results in the controller's view, also after
 //! the stream was interrupted.
 
+use std::net::SocketAddr;
+
+use edge_agent::membership::Membership;
 use edge_types::api::TunnelCount;
 use edge_types::{NodeView, Role};
 use serde_json::{Value, json};
@@ -116,4 +119,21 @@ async fn the_operator_sees_the_release_the_obstacles_and_the_tunnels_of_a_node_a
     agent.node.obstacles.send_replace(Vec::new());
     shown("its end", json!({"obstacles": [], "tunnels": {"up": 1, "wanted": 2}})).await;
     agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mapped_address_that_a_hub_told_a_node_reaches_its_peers_at_once_and_goes_again() {
+    let controller = Controller::start().await;
+    let (hub, edge) = (controller.invite("cloud-1", Role::Hub).await, controller.edge("edge-2").await);
+    let (hub, edge) = (hub.start(), edge.start());
+    edge.joined().await;
+    let mapped = |m: &Membership| m.view.peers.iter().flat_map(|peer| peer.mapped.clone()).collect::<Vec<_>>();
+    hub.membership("the edge without a mapped address", |m| m.view.peers.len() == 1 && mapped(m).is_empty()).await;
+    for addresses in [&["203.0.113.7:61000"][..], &["203.0.113.7:61001", "[2001:db8::7]:61002"], &[]] {
+        let addresses: Vec<SocketAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        edge.node.mapped.send_replace(addresses.clone());
+        hub.membership(&format!("{addresses:?}"), |m| mapped(m) == addresses).await;
+    }
+    hub.end().await;
+    edge.end().await;
 }

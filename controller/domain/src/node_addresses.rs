@@ -3,10 +3,11 @@
 //! are passed on, their number is limited, and they cannot change quickly.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use edge_types::api::MOST_MAPPED;
 use edge_types::{IpNetwork, NodeName};
 use tokio::time::Instant;
 
@@ -89,6 +90,22 @@ pub fn usable_addresses<'a>(
     passed
 }
 
+/// Returns the first mapped addresses of a node that its peers may get, at most [`MOST_MAPPED`].
+pub fn usable_mapped<'a>(
+    addresses: impl IntoIterator<Item = SocketAddr>,
+    networks: impl Iterator<Item = &'a IpNetwork> + Clone,
+) -> Vec<SocketAddr> {
+    let mut passed = Vec::with_capacity(MOST_MAPPED);
+    for address in addresses {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        let usable = address.port() != 0 && is_reachable(&address.ip(), networks.clone());
+        if passed.len() < MOST_MAPPED && usable && !passed.contains(&address) {
+            passed.push(address);
+        }
+    }
+    passed
+}
+
 /// The addresses from one report by a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReportedAddresses {
@@ -98,6 +115,8 @@ pub struct ReportedAddresses {
     pub port: u16,
     /// Source address of the report; `None` if peers cannot use it.
     pub observed: Option<IpAddr>,
+    /// Addresses and ports from which the node's datagrams come to the hubs.
+    pub mapped: Vec<SocketAddr>,
 }
 
 /// The limits on how often each node changes its addresses. Clones share the limits.
@@ -254,7 +273,7 @@ mod tests {
     }
 
     fn addresses(last: u8) -> ReportedAddresses {
-        ReportedAddresses { reported: vec![[192, 0, 2, last].into()], port: 4500, observed: None }
+        ReportedAddresses { reported: vec![[192, 0, 2, last].into()], port: 4500, observed: None, mapped: vec![] }
     }
 
     #[test]
@@ -312,6 +331,23 @@ mod tests {
         let many = (0..40).flat_map(|n| [IpAddr::from([192, 0, 2, n]), ip("127.0.0.1"), ip("::ffff:192.0.2.0")]);
         let passed = usable_addresses(many, [].iter());
         assert_eq!(passed, (0..7).map(|n| IpAddr::from([192, 0, 2, n])).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn of_many_mapped_addresses_the_first_two_usable_ones_are_passed_on() {
+        let networks: Vec<IpNetwork> = vec!["10.77.0.0/16".parse().unwrap()];
+        let reported = [
+            "127.0.0.1:4500",
+            "10.77.0.1:4500",
+            "203.0.113.7:0",
+            "169.254.169.254:80",
+            "203.0.113.7:61000",
+            "[::ffff:203.0.113.7]:61000",
+            "[2001:db8::7]:61001",
+            "203.0.113.8:61002",
+        ];
+        let passed = usable_mapped(reported.map(|address| address.parse().unwrap()), networks.iter());
+        assert_eq!(passed, ["203.0.113.7:61000", "[2001:db8::7]:61001"].map(|address| address.parse().unwrap()));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use edge_ike::config::{
-    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, PeerConfig, Prf,
-    Timing,
+    AgentNotifications, Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer,
+    PeerConfig, Prf, Timing,
 };
 use edge_ike::{ChildName, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret};
 use rcgen::{
@@ -75,6 +75,7 @@ fn peer(us: usize, auth: Auth) -> PeerConfig {
         force_encapsulation: false,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: Timing::default(),
     }
 }

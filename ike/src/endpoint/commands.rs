@@ -148,6 +148,15 @@ impl Endpoint {
         true
     }
 
+    /// The address and port from which our datagrams come to the peer, if the peer has told us on
+    /// the present IKE SA. Whether to believe it depends on who the peer is.
+    pub fn mapped_address(&self, name: &PeerName) -> Option<SocketAddr> {
+        match self.sas.get(self.peers.get(name)?.sas.last()?)? {
+            SaState::Established(_, sa) => sa.mapped_address(),
+            _ => None,
+        }
+    }
+
     /// Starts a liveness check of the peer now (RFC 7296 2.4). Returns false if there is no IKE SA.
     pub fn check_liveness(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::agent_peer::AgentPeer;
 use super::channel::Channel;
 use super::initiation::Initiation;
 use super::last_response::LastResponse;
@@ -109,6 +110,9 @@ pub(crate) struct IkeSa {
     pub(super) timers: Timers,
     /// The MOBIKE state. `None` if one of the ends does not support MOBIKE.
     pub(super) mobike: Option<Mobike>,
+    /// What is known about the peer as an agent of ours. `None`: it did not announce that it is
+    /// one.
+    pub(super) agent: Option<AgentPeer>,
 }
 
 impl IkeSa {
@@ -145,6 +149,7 @@ impl IkeSa {
             outcome: None,
             timers,
             mobike: None,
+            agent: None,
         };
         sa.set_timers(cx.now);
         sa
@@ -229,6 +234,7 @@ impl IkeSa {
         // `seen_as` is a hash of our address that covers the SPIs of this IKE SA, so it is not
         // valid for the new one.
         let mut new = new.with_mobike(self.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike }));
+        new.agent = self.agent;
         new.channel.unchecked = self.channel.unchecked;
         if !mutation!("authentication_prolonged_by_rekey") {
             new.lifetime = self.lifetime.rekeyed(&self.profile, cx.now);

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::agent_peer::{self, AgentPeer};
 use super::channel::{Channel, Incoming};
 use super::child::{NegotiatedChild, ReservedSpi};
 use super::failure::{self, IKE_AUTH};
@@ -95,6 +96,7 @@ impl InitiatorAuth {
                 payloads.push_notify(Notify::no_nats_allowed(channel.path.local, channel.path.remote));
             }
         }
+        payloads.extend(agent_peer::vendor_id(config));
         channel.request(ExchangeType::IkeAuth, &payloads, cx);
         Ok(Self { profile, begun, channel, transcript, inbound })
     }
@@ -179,8 +181,9 @@ impl InitiatorAuth {
         };
         let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
         let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);
+        let agent = AgentPeer::negotiated(&profile.config, payloads);
         let sa = IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx).with_mobike(mobike);
-        AuthStep::Up { sa: Box::new(sa), child }
+        AuthStep::Up { sa: Box::new(sa.with_agent(agent)), child }
     }
 
     /// Returns how the peer authenticated, and its certificate. The `bool` of the error states

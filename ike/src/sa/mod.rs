@@ -6,6 +6,7 @@
 //! HalfOpen                       -> IkeSa      the peer begins
 //! ```
 
+mod agent_peer;
 mod channel;
 mod child;
 mod exchange;

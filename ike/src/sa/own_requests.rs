@@ -10,7 +10,7 @@ use crate::crypto::InitiatorKeyExchange;
 use crate::event::{ChildId, IkeId};
 use crate::output::Context;
 use crate::purpose::Purpose;
-use crate::wire::ExchangeType;
+use crate::wire::{AgentNotification, ExchangeType};
 
 /// A request to send when the window is free.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub(crate) enum QueuedRequest {
     AnnounceAddresses,
     /// Check whether the peer receives at the address of its UPDATE_SA_ADDRESSES (RFC 4555 3.7).
     CheckAddress,
+    /// Send a notification for private use to an agent of ours.
+    NotifyAgent(AgentNotification),
     /// Replace the IKE SA by CREATE_CHILD_SA (RFC 7296 1.3.2).
     RekeyIke,
     /// Delete the IKE SA.
@@ -50,6 +52,7 @@ pub(super) enum OutstandingRequest {
     /// Holds the announced addresses: the one in use, and the additional ones.
     AnnounceAddresses(IpAddr, Vec<IpAddr>),
     CheckAddress(Cookie2),
+    NotifyAgent(AgentNotification),
     CreateChild(Box<CreateChildRequest>),
     RekeyIke(Box<RekeyIkeRequest>),
     DeleteChild(ChildId),
@@ -143,6 +146,7 @@ impl OutstandingRequest {
             | Self::UpdateAddresses(..)
             | Self::AnnounceAddresses(..)
             | Self::CheckAddress(_)
+            | Self::NotifyAgent(_)
             | Self::RekeyIke(_)
             | Self::DeleteChild(_)
             | Self::DeleteRemoved(_)

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::agent_peer::AgentPeer;
 use super::channel::{Channel, Incoming};
 use super::child::{self, ReservedSpi};
 use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
@@ -390,6 +391,10 @@ impl HalfOpen {
         if let Some(mobike) = &mobike {
             answer.extend(mobike::supported(&mobike.announced));
         }
+        let mut agent = AgentPeer::negotiated(&profile.config, payloads);
+        if let Some(agent) = &mut agent {
+            answer.extend(agent.in_response(&profile.config, channel.path.remote));
+        }
         channel.respond(ExchangeType::IkeAuth, &answer, cx);
         let details = IkeDetails {
             proposal: self.suite.to_string(),
@@ -401,7 +406,7 @@ impl HalfOpen {
         };
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
         let sa = IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx).with_mobike(mobike);
-        let sa = Box::new(sa);
+        let sa = Box::new(sa.with_agent(agent));
         AuthOutcome::Up { sa, child, initial_contact }
     }
 }

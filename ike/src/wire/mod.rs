@@ -7,8 +7,10 @@
 //! - [`Header`]: SPIs, exchange, flags, message ID.
 //! - [`Payloads`]: the chain of [`Payload`]s in a message, with getters.
 //! - [`Proposal`], [`TrafficSelector`], [`Notify`], ...: the payloads' contents.
+//! - [`AgentNotification`]: notifications for private use between agents of ours.
 //! - [`Reassembly`]: fragments of one message (RFC 7383).
 
+mod agent_notification;
 mod auth;
 mod delete;
 mod encrypted;
@@ -24,6 +26,7 @@ mod reassembly;
 mod sa;
 mod selector;
 
+pub use agent_notification::{AgentNotification, VENDOR_ID};
 pub use auth::{Authentication, Certificate, CertificateRequest};
 pub use delete::Delete;
 pub use header::{HEADER_LEN, Header};

@@ -159,7 +159,8 @@ numbers! {
 }
 
 numbers! {
-    /// Notify message types: errors up to 16383, status types above.
+    /// Notify message types: errors up to 16383, status types above. Those from 40960 on are for
+    /// private use (RFC 7296 3.10.1) and ours: they count only if the peer has sent our vendor ID.
     NotifyType: u16 {
         UnsupportedCriticalPayload = 1 "UNSUPPORTED_CRITICAL_PAYLOAD",
         InvalidIkeSpi = 4 "INVALID_IKE_SPI",
@@ -211,6 +212,7 @@ numbers! {
         NoPpkAuth = 16437 "NO_PPK_AUTH",
         IntermediateExchangeSupported = 16438 "INTERMEDIATE_EXCHANGE_SUPPORTED",
         AdditionalKeyExchange = 16441 "ADDITIONAL_KEY_EXCHANGE",
+        MappedAddress = 40960 "MAPPED_ADDRESS",
     }
 }
 

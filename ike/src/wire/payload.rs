@@ -92,6 +92,7 @@ impl Payload {
             //= RFC 7296 3.2 MUST 1: critical is zero to be skipped
             //= RFC 7296 3.2 MUST 4: critical is zero for the RFC's types
             //= RFC 7296 3.2 MUST 6: reserved bits are zero
+            //= RFC 7296 3.12 MUST 2: a vendor ID is not critical
             out.extend_from_slice(&[next.into(), 0, 0, 0]);
             match self {
                 Self::SecurityAssociation(proposals) => encode_proposals(proposals, out),

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use edge_ike::auth::{Authenticator, SignedOctets};
 use edge_ike::config::{
-    Auth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, PeerConfig, Prf, Timing,
+    AgentNotifications, Auth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, PeerConfig, Prf,
+    Timing,
 };
 use edge_ike::crypto::{
     IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces, Opened, ResponderKeyExchange,
@@ -204,6 +205,7 @@ fn config() -> PeerConfig {
         force_encapsulation: false,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: Timing::default(),
     }
 }

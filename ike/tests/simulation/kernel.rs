@@ -98,7 +98,11 @@ impl Kernel {
             Event::IkeDown { peer, ike, .. } | Event::IkeReplaced { peer, old: ike, .. } => {
                 assert!(self.ike_sas.remove(&(peer.clone(), *ike)), "only an IKE SA that is up goes, once");
             }
-            Event::PeerSilent { .. } | Event::PeerHeard { .. } | Event::PeerFailed { .. } | Event::Refused { .. } => {}
+            Event::AgentNotification { .. }
+            | Event::PeerSilent { .. }
+            | Event::PeerHeard { .. }
+            | Event::PeerFailed { .. }
+            | Event::Refused { .. } => {}
         }
     }
 

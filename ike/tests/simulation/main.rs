@@ -4,6 +4,7 @@
 //! step of every endpoint against the RFCs.
 #![allow(missing_docs, unreachable_pub)]
 
+mod agent_notifications;
 mod candidates;
 mod certificates;
 mod changes;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
+use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::event::{PeerError, PeerErrorKind};
 use edge_ike::{Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, PeerConfig, PeerName, Secret};
 
@@ -49,6 +49,7 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
         force_encapsulation: true,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: Timing::default(),
     }
 }

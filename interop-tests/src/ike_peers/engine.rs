@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant as Clock};
 
 use anyhow::{Context as _, Result, ensure};
-use edge_ike::config::{Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
+use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::{
     Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, Instant, PeerConfig, PeerName, Secret,
 };
@@ -258,6 +258,7 @@ impl Engine {
                 | Event::OutboundSwitch { .. }
                 | Event::PeerMoved { .. }
                 | Event::PeerSilent { .. }
+                | Event::AgentNotification { .. }
                 | Event::PeerHeard { .. } => {}
             }
         }
@@ -325,6 +326,7 @@ fn peer_config(set: &PeerSet, index: u32) -> PeerConfig {
         force_encapsulation: true,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: Timing { liveness: LIVENESS, ..Timing::default() },
     }
 }

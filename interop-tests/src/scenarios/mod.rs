@@ -8,6 +8,7 @@ mod charon;
 mod crate_tests;
 mod failure_reports;
 mod lab;
+mod nats;
 mod strongswan;
 mod view_changes;
 
@@ -22,6 +23,7 @@ pub fn all() -> Vec<&'static Scenario> {
         charon::SCENARIOS,
         crate_tests::SCENARIOS,
         failure_reports::SCENARIOS,
+        nats::SCENARIOS,
         strongswan::SCENARIOS,
         view_changes::SCENARIOS,
     ]

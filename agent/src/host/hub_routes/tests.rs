@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use edge_ike::config::{Mode, NextLayer, Timing};
+use edge_ike::config::{AgentNotifications, Mode, NextLayer, Timing};
 use edge_ike::{
     Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, PeerConfig, PeerName, Secret,
 };
@@ -104,6 +104,7 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool) -> usize {
         force_encapsulation: false,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: Timing::default(),
     };
     let now = edge_ike::Instant::default();

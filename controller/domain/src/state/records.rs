@@ -35,6 +35,9 @@ pub struct NodeRecord {
     /// Source address of the node's last report, as the controller saw it.
     #[serde(default)]
     pub observed: Option<IpAddr>,
+    /// Addresses and ports from which the node's datagrams come to the hubs, as the node reported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mapped: Vec<SocketAddr>,
     /// Certificates that the controller accepts from the node: the newest one, and the one with
     /// which the node requested it.
     #[serde(default)]
@@ -307,6 +310,7 @@ impl NodeRecord {
             reported: Vec::new(),
             port: 0,
             observed: None,
+            mapped: Vec::new(),
             certificates: Vec::new(),
             certificates_from: 0,
             joined_at,
@@ -327,6 +331,7 @@ impl NodeRecord {
         self.role == other.role
             && self.certificates_from == other.certificates_from
             && self.endpoints() == other.endpoints()
+            && self.mapped == other.mapped
     }
 
     /// Returns whether this is one of the node's addresses: reported, observed or set by the

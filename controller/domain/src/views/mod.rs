@@ -4,6 +4,7 @@
 
 mod view_change;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use edge_types::view::SegmentPrefix;
@@ -104,10 +105,15 @@ impl ViewBuilder {
     }
 
     fn peer(&self, state: &State, peer: &NodeRecord) -> Peer {
+        let endpoints = self.endpoints(peer);
+        let reachable = |address: &&SocketAddr| is_reachable(&address.ip(), self.networks.tunnelled(peer.role));
+        let known = |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
+        let mapped = peer.mapped.iter().filter(reachable).filter(|address| !known(address)).copied().collect();
         Peer {
             name: peer.name.clone(),
             role: peer.role,
-            endpoints: self.endpoints(peer),
+            endpoints,
+            mapped,
             segments: segments(state, &peer.name),
             networks: self.fronted(peer),
             certificates_from: peer.certificates_from,

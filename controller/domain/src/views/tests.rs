@@ -112,6 +112,22 @@ async fn whatever_stands_in_a_record_peers_get_few_addresses_that_they_can_use_a
     assert!(!addresses(&record).contains(&"10.77.0.1:4500".to_owned()));
 }
 
+#[tokio::test]
+async fn peers_get_the_mapped_addresses_that_they_can_use_beside_the_endpoints() {
+    let (builder, name) = (view_builder().await, |name: &str| name.parse::<NodeName>().unwrap());
+    let mut state = State::default();
+    state.apply(Change::PutNode(NodeRecord::new(name("hub"), Role::Hub, 0)));
+    let mut edge = NodeRecord::new(name("edge"), Role::Edge, 0);
+    (edge.port, edge.observed) = (4500, Some([203, 0, 113, 7].into()));
+    let unseen = edge.clone();
+    edge.mapped = ["203.0.113.7:61000", "203.0.113.7:4500", "10.77.0.9:61000"].map(|at| at.parse().unwrap()).into();
+    assert!(!edge.looks_like(&unseen), "its peers must hear of it");
+    state.apply(Change::PutNode(edge));
+    let view = builder.view(&state, &name("hub"), 1).unwrap();
+    let mapped: Vec<String> = view.peers[0].mapped.iter().map(ToString::to_string).collect();
+    assert_eq!(mapped, ["203.0.113.7:61000"], "neither what is known, nor an address of a pod");
+}
+
 /// Returns the line that a node reads on its stream.
 fn line(builder: &ViewBuilder, state: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
     let line = match known.and_then(|known| Some((known, state.changed_since(node, known)?))) {

@@ -70,6 +70,9 @@ pub struct EdgeNodeSpec {
     /// The source address of the node's last report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<String>,
+    /// Addresses and UDP ports from which its datagrams come to the hubs, as it reported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mapped: Vec<String>,
     /// Certificates that the controller accepts from the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateSpec>,
@@ -202,6 +205,7 @@ impl EdgeNodeSpec {
             reported,
             port,
             observed,
+            mapped,
             certificates,
             certificates_from,
             joined_at,
@@ -218,6 +222,7 @@ impl EdgeNodeSpec {
             reported: texts(reported),
             port: (*port).into(),
             observed: observed.map(|address| address.to_string()),
+            mapped: texts(mapped),
             certificates: certificates.iter().map(CertificateSpec::of).collect(),
             certificates_from: known(*certificates_from),
             reported_since_restore: reported_since_restore.map(Timestamp),
@@ -239,6 +244,7 @@ impl EdgeNodeSpec {
             reported: parsed("reported", &self.reported)?,
             port: self.port.try_into().map_err(|e| read("port", &e))?,
             observed: self.observed.as_ref().map(|ip| ip.parse().map_err(|e| read("observed", &e))).transpose()?,
+            mapped: parsed("mapped", &self.mapped)?,
             certificates: self.certificates.iter().map(CertificateSpec::certificate).collect(),
             certificates_from: self.certificates_from.map_or(0, |from| from.0),
             joined_at: self.joined_at.0,
@@ -355,6 +361,7 @@ mod tests {
         record.reported = vec!["192.0.2.1".parse().unwrap(), "2001:db8::2".parse().unwrap()];
         record.port = 4500;
         record.observed = Some("203.0.113.9".parse().unwrap());
+        record.mapped = vec!["203.0.113.9:61000".parse().unwrap(), "[2001:db8::9]:61001".parse().unwrap()];
         record.certificates = vec![Certificate {
             serial: "4f".into(),
             key: "ab".into(),
@@ -380,6 +387,7 @@ mod tests {
             (EdgeNodeSpec { reported: vec!["192.0.2".into()], ..good.clone() }, "spec.reported"),
             (EdgeNodeSpec { port: 70_000, ..good.clone() }, "spec.port"),
             (EdgeNodeSpec { observed: Some("x".into()), ..good.clone() }, "spec.observed"),
+            (EdgeNodeSpec { mapped: vec!["192.0.2.1".into()], ..good.clone() }, "spec.mapped"),
             (EdgeNodeSpec { communities: vec!["a_b".into()], ..good.clone() }, "spec.communities"),
         ] {
             let error = spec.record("a").unwrap_err();

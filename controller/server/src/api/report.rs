@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use edge_controller_domain::node_addresses::{ChangeDecision, ReportedAddresses, is_reachable, usable_addresses};
+use edge_controller_domain::node_addresses::{
+    ChangeDecision, ReportedAddresses, is_reachable, usable_addresses, usable_mapped,
+};
 use edge_controller_domain::node_certificates;
 use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::registry::Registry;
@@ -55,8 +57,12 @@ pub(super) async fn report(
     // through a tunnel or from this machine.
     let observed = caller.address.map(|address| address.to_canonical());
     let observed = observed.filter(|address| is_reachable(address, tunnelled.clone()));
-    let place =
-        ReportedAddresses { reported: usable_addresses(report.addresses, tunnelled), port: report.port, observed };
+    let place = ReportedAddresses {
+        reported: usable_addresses(report.addresses, tunnelled.clone()),
+        port: report.port,
+        observed,
+        mapped: usable_mapped(report.mapped, tunnelled),
+    };
     let place = addresses.now_or_postpone(&node, place).await;
     let noted = NotedReport { node, serial: shown.serial, place, segments: report.segments };
     let (mut taken, mut conflicts) = note_report(&registry, &live, noted.clone()).await?;
@@ -91,6 +97,7 @@ struct NotedReport {
 fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
     record.reported.clone_from(&place.reported);
     record.port = place.port;
+    record.mapped.clone_from(&place.mapped);
     // A machine between the nodes and the controller, such as a cloud node that forwards, may
     // replace the nodes' addresses with its own.
     let of_the_cloud = |address: &IpAddr| {
@@ -203,7 +210,12 @@ mod tests {
     #[test]
     fn an_address_of_the_cloud_is_not_taken_for_an_edges_and_what_was_seen_before_stays() {
         let seen = |last| Some(IpAddr::from([203, 0, 113, last]));
-        let place = |observed| ReportedAddresses { reported: vec![[192, 168, 1, 10].into()], port: 4500, observed };
+        let place = |observed| ReportedAddresses {
+            reported: vec![[192, 168, 1, 10].into()],
+            port: 4500,
+            observed,
+            mapped: vec![],
+        };
         let mut hub = NodeRecord::new("hub".parse().unwrap(), Role::Hub, 0);
         hub.reported = vec![[203, 0, 113, 1].into()];
         let mut cloud = NodeRecord::new("cloud".parse().unwrap(), Role::Cloud, 0);

@@ -23,8 +23,8 @@ use rcgen::{
 };
 
 use crate::config::{
-    Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, PeerConfig, Prf,
-    Timing,
+    AgentNotifications, Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer,
+    PeerConfig, Prf, Timing,
 };
 use crate::event::{DownReason, PeerErrorKind};
 use crate::purpose::ChildName;
@@ -286,6 +286,7 @@ fn config(us: usize, auth: Auth) -> PeerConfig {
         force_encapsulation: true,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: Timing::default(),
     }
 }

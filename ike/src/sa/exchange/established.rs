@@ -207,6 +207,7 @@ impl IkeSa {
             Some(OutstandingRequest::UpdateAddresses(..)) => Some(QueuedRequest::UpdateAddresses),
             Some(OutstandingRequest::AnnounceAddresses(..)) => Some(QueuedRequest::AnnounceAddresses),
             Some(OutstandingRequest::CheckAddress(_)) => Some(QueuedRequest::CheckAddress),
+            Some(OutstandingRequest::NotifyAgent(notification)) => Some(QueuedRequest::NotifyAgent(notification)),
             other => {
                 self.outstanding = other;
                 None
@@ -491,6 +492,7 @@ impl IkeSa {
 
     /// Sends queued requests while the window is free.
     pub(super) fn send_queued(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        self.tell_changed_address();
         //= RFC 7296 2.3 MUST 2: one request at a time
         //= RFC 7296 2.3 MUST NOT 4: within the peer's window
         //= RFC 7296 2.3 MUST 5: wait for the window

@@ -55,6 +55,7 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
         //= RFC 7296 2.25.1 SHOULD 6: closed while we rekey it
         answer.push(Payload::Delete(Delete::Children { protocol: Protocol::Esp, spis: ours }));
     }
+    sa.take_notifications(payloads, cx);
     let change = addresses::answer(sa, payloads, &mut answer, child_sas, cx);
     //= RFC 7296 1.4 MUST 4: every request is answered
     sa.channel.respond(ExchangeType::Informational, &answer, cx);

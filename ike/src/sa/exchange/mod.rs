@@ -9,9 +9,11 @@
 //! - `rekey_ike_request`, `rekey_ike_response`: CREATE_CHILD_SA for the IKE SA itself.
 //! - `addresses`: MOBIKE (RFC 4555): address updates, announcements of addresses, and return
 //!   routability checks.
+//! - `agent_notifications`: notifications for private use between agents of ours.
 //! - `informational`: INFORMATIONAL for deletion, liveness checks and errors.
 
 mod addresses;
+mod agent_notifications;
 mod create_child_request;
 mod create_child_response;
 mod established;

@@ -1,6 +1,6 @@
 //! Our requests, which are sent when the window is free, and the peer's responses to them.
 
-use super::{addresses, create_child_request, informational, rekey_ike_request};
+use super::{addresses, agent_notifications, create_child_request, informational, rekey_ike_request};
 use crate::child_sas::ChildSas;
 use crate::output::Context;
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
@@ -23,6 +23,7 @@ pub(super) fn begin(
         QueuedRequest::UpdateAddresses => addresses::update(sa, cx),
         QueuedRequest::AnnounceAddresses => addresses::announce(sa, cx),
         QueuedRequest::CheckAddress => addresses::check(sa, cx),
+        QueuedRequest::NotifyAgent(notification) => agent_notifications::notify(sa, notification, cx),
         QueuedRequest::CreateChild(purpose) => create_child_request::begin(sa, None, purpose, None, child_sas, cx),
         QueuedRequest::RekeyChild(old) => {
             let purpose = child_sas.live(old)?.sa.purpose.clone();
@@ -75,7 +76,9 @@ pub(super) fn finish(
             }
             SaStep::Continue
         }
-        OutstandingRequest::DeleteRemoved(_) | OutstandingRequest::Abandoned => SaStep::Continue,
+        OutstandingRequest::NotifyAgent(_) | OutstandingRequest::DeleteRemoved(_) | OutstandingRequest::Abandoned => {
+            SaStep::Continue
+        }
         OutstandingRequest::UpdateAddresses(cookie, additional) => {
             addresses::updated(sa, cookie, additional, payloads, child_sas, cx)
         }

@@ -15,7 +15,8 @@ use super::path::Path;
 use super::profile::Profile;
 use crate::child_sas::ChildSas;
 use crate::config::{
-    Auth, ChildConfig, Cipher, Group, IkeProposal, Mode, NextLayer, PeerConfig, PeerName, Prf, Timing,
+    AgentNotifications, Auth, ChildConfig, Cipher, Group, IkeProposal, Mode, NextLayer, PeerConfig, PeerName, Prf,
+    Timing,
 };
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
 use crate::event::{IkeDetails, IkeId};
@@ -74,6 +75,7 @@ pub(super) fn profile() -> Profile {
         force_encapsulation: false,
         mobike: true,
         keep_existing: false,
+        agent_notifications: AgentNotifications::Off,
         timing: Timing::default(),
     };
     Profile::new(config.into()).unwrap()

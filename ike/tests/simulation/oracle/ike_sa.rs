@@ -281,6 +281,7 @@ impl IkeSa {
                 //= RFC 7296 2.5 MUST NOT 13: no critical flag in responses
                 //= RFC 7296 3.2 MUST 1: critical is zero to be skipped
                 //= RFC 7296 3.2 MUST 4: critical is zero for the RFC's types
+                //= RFC 7296 3.12 MUST 2: a vendor ID is not critical
                 //= RFC 7296 3.2 MUST 6: reserved bits are zero
                 require!(flagged.is_none(), "RFC 7296 3.2", "critical or reserved bits are set in {flagged:?}");
                 Ok(Some(Message { header: *header, payloads }))

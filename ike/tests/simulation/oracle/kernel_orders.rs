@@ -101,7 +101,11 @@ impl Node {
                     "the peer is followed to {remote}, from where no new authentic message came through a NAT"
                 );
             }
-            Event::PeerSilent { .. } | Event::PeerHeard { .. } | Event::PeerFailed { .. } | Event::Refused { .. } => {}
+            Event::AgentNotification { .. }
+            | Event::PeerSilent { .. }
+            | Event::PeerHeard { .. }
+            | Event::PeerFailed { .. }
+            | Event::Refused { .. } => {}
         }
         Ok(())
     }

@@ -1,0 +1,140 @@
+//! Tests the notifications for private use between agents of ours: the mapped address.
+
+use std::net::SocketAddr;
+
+use edge_ike::config::AgentNotifications;
+use edge_ike::wire::AgentNotification;
+use edge_ike::{Event, PeerName};
+
+use crate::network::{LinkQuality, Nat};
+use crate::peers::{Pair, SECOND};
+
+/// `a`, behind a NAT, and `b`, which tells its peers their mapped addresses.
+fn behind_a_nat(seed: u64, quality: LinkQuality) -> Pair {
+    let mut pair = Pair::with_nats(seed, quality, Some(Nat::new("192.0.2.1")), None).one_sided();
+    pair.b_config.remotes.clear();
+    pair.a_config.agent_notifications = AgentNotifications::Exchange;
+    pair.b_config.agent_notifications = AgentNotifications::TellAddress;
+    pair
+}
+
+fn mapped(pair: &Pair, node: usize, peer: &PeerName) -> Option<SocketAddr> {
+    pair.network.nodes[node].endpoint.mapped_address(peer)
+}
+
+/// The notifications that a node has reported.
+fn reported(pair: &Pair, node: usize) -> Vec<AgentNotification> {
+    let events = pair.network.nodes[node].events.iter();
+    let notifications = events.filter_map(|(_, event)| match event {
+        Event::AgentNotification { notification, .. } => Some(*notification),
+        _ => None,
+    });
+    notifications.collect()
+}
+
+/// The address to which a node sends.
+fn remote(pair: &Pair, node: usize) -> SocketAddr {
+    pair.network.nodes[node].endpoint.ike_addresses().next().unwrap().2
+}
+
+#[test]
+fn a_peer_behind_a_nat_is_told_its_mapped_address_with_ike_auth() {
+    let mut pair = behind_a_nat(1, LinkQuality::RELIABLE);
+    pair.start();
+    pair.traffic(5 * SECOND);
+    pair.assert_connected();
+    assert_eq!(mapped(&pair, pair.a, &pair.b_name), Some(remote(&pair, pair.b)), "{}", pair.network.history());
+    assert_eq!(mapped(&pair, pair.a, &pair.b_name).unwrap().ip(), "192.0.2.1".parse::<std::net::IpAddr>().unwrap());
+    assert_eq!(mapped(&pair, pair.b, &pair.a_name), None, "only one end tells");
+    assert_eq!(reported(&pair, pair.a), [], "it came with IKE_AUTH");
+}
+
+#[test]
+fn a_new_mapping_is_told_in_an_informational_exchange_and_only_once() {
+    for quality in [LinkQuality::RELIABLE, LinkQuality { loss_percent: 10, ..LinkQuality::REORDERING }] {
+        for mobike in [true, false] {
+            let mut pair = behind_a_nat(1, quality).both(|config| {
+                config.mobike = mobike;
+                config.timing.transmissions = 8;
+            });
+            pair.start();
+            pair.traffic(10 * SECOND);
+            let before = mapped(&pair, pair.a, &pair.b_name).unwrap();
+            pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
+            pair.traffic(40 * SECOND);
+            let after = mapped(&pair, pair.a, &pair.b_name).unwrap();
+            assert_ne!(before, after, "{}", pair.network.history());
+            assert_eq!(after, remote(&pair, pair.b), "{}", pair.network.history());
+            assert_eq!(reported(&pair, pair.a), [AgentNotification::MappedAddress(after)]);
+            pair.assert_connected();
+        }
+    }
+}
+
+#[test]
+fn an_initiator_tells_the_address_after_ike_auth() {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    pair.a_config.agent_notifications = AgentNotifications::TellAddress;
+    pair.b_config.agent_notifications = AgentNotifications::Exchange;
+    pair.start();
+    pair.traffic(5 * SECOND);
+    let told = remote(&pair, pair.a);
+    assert_eq!(mapped(&pair, pair.b, &pair.a_name), Some(told), "{}", pair.network.history());
+    assert_eq!(reported(&pair, pair.b), [AgentNotification::MappedAddress(told)]);
+}
+
+#[test]
+fn the_mapped_address_stays_known_when_the_ike_sa_is_rekeyed() {
+    for rekeys_a in [true, false] {
+        let mut pair = behind_a_nat(1, LinkQuality::RELIABLE);
+        pair.start();
+        pair.traffic(5 * SECOND);
+        let known = mapped(&pair, pair.a, &pair.b_name);
+        let (rekeys, of) = if rekeys_a { (pair.a, pair.b_name.clone()) } else { (pair.b, pair.a_name.clone()) };
+        assert!(pair.network.call(rekeys, |endpoint, now, env| endpoint.rekey_ike(&of, now, env)));
+        pair.traffic(10 * SECOND);
+        assert_eq!(mapped(&pair, pair.a, &pair.b_name), known);
+        assert_eq!(reported(&pair, pair.a), [], "nothing has changed");
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_announce_our_vendor_id_gets_and_sends_no_notifications() {
+    //= RFC 7296 3.12 MUST NOT 1: only private types get a meaning
+    //= RFC 7296 3.12 MUST 4: our vendor ID
+    use AgentNotifications::{Exchange, Off, TellAddress};
+    for (ours, theirs) in [(TellAddress, Off), (Off, TellAddress), (Off, Exchange), (Off, Off)] {
+        let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+        (pair.a_config.agent_notifications, pair.b_config.agent_notifications) = (ours, theirs);
+        pair.start();
+        pair.traffic(5 * SECOND);
+        pair.assert_connected();
+        for (node, peer) in [(pair.a, pair.b_name.clone()), (pair.b, pair.a_name.clone())] {
+            assert_eq!((mapped(&pair, node, &peer), reported(&pair, node)), (None, vec![]));
+        }
+        let story = pair.network.oracle.story();
+        assert!(!story.contains("N(4096"), "{story}");
+    }
+}
+
+#[test]
+fn after_many_changes_and_a_rekey_the_peer_knows_the_last_mapping_whatever_is_lost() {
+    for seed in 0..20 {
+        let quality = LinkQuality { loss_percent: 20, ..LinkQuality::REORDERING };
+        let mut pair = behind_a_nat(seed, quality).both(|config| config.timing.transmissions = 10);
+        pair.start();
+        pair.traffic(20 * SECOND);
+        for change in 0..6 {
+            pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
+            if change == 3 {
+                let b_name = pair.b_name.clone();
+                pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&b_name, now, env));
+            }
+            pair.traffic(SECOND);
+        }
+        pair.traffic(120 * SECOND);
+        let known = mapped(&pair, pair.a, &pair.b_name);
+        assert_eq!(known, Some(remote(&pair, pair.b)), "seed {seed}: {}", pair.network.history());
+        assert!(reported(&pair, pair.a).len() <= 6, "one for each change at most");
+    }
+}
