@@ -1,6 +1,6 @@
 //! Takes each right of the shipped roles away once, while a cluster lives on. The controller must
-//! name the right in `/readyz`, the API server's audit log must contain a refused request that needs
-//! the right, and only the steps that need the right may fail.
+//! name the right in `/readyz`, the API server's audit log must contain a refused request that
+//! needs the right, and only the steps that need the right may fail.
 //!
 //! - `right`: the rights, with the steps that need them.
 //! - `world`: the cluster, its audit log and the account's roles.

@@ -1,5 +1,5 @@
-//! The rights of the shipped roles, with the steps of a [`Tour`](super::tour::Tour) that fail without
-//! them.
+//! The rights of the shipped roles, with the steps of a [`Tour`](super::tour::Tour) that fail
+//! without them.
 
 use std::fmt;
 
