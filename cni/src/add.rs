@@ -308,7 +308,7 @@ fn unavailable(what: &str, outcome: SegmentRequestOutcome) -> Error {
         }
         SegmentRequestOutcome::Failed { reason, temporary } => {
             let code = if temporary { Code::TryAgainLater } else { Code::RangeFull };
-            Error::new(code, format!("{what}, and no further segment can be had: {reason}"))
+            Error::new(code, format!("{what}, and no further segment is available: {reason}"))
         }
     }
 }
@@ -331,6 +331,6 @@ fn undo(error: Error, state_dir: &StateDir, links: &mut Links, attachment: &Atta
     });
     match undone {
         Ok(()) => error,
-        Err(left) => error.with_details(format!("and what was made could not be taken back, run DEL: {left}")),
+        Err(left) => error.with_details(format!("and what was created could not be removed; run DEL: {left}")),
     }
 }

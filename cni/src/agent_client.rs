@@ -36,8 +36,10 @@ pub(crate) fn request_segment(socket: &Path, stock: Vec<Stock>) -> SegmentReques
             SegmentRequestOutcome::Failed { reason: explain_io_error(socket, &error), temporary: true }
         }
         Err(error) => {
-            let reason =
-                format!("the agent on {} answered what this edge-cni does not understand: {error}", socket.display());
+            let reason = format!(
+                "the agent on {} sent a response that this edge-cni does not understand: {error}",
+                socket.display()
+            );
             SegmentRequestOutcome::Failed { reason, temporary: true }
         }
     }
@@ -99,13 +101,15 @@ fn explain_io_error(socket: &Path, error: &io::Error) -> String {
     let socket = socket.display();
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            format!("edge-agent is not running (no process listens on {socket}); start it, or add a segment by hand")
+            format!(
+                "edge-agent is not running (no process listens on {socket}); start it, or add a segment to the configuration"
+            )
         }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
             "edge-agent has not brought another segment within {SEGMENT_REQUEST_TIMEOUT_SECONDS} s; see `edge-agent status`"
         ),
-        io::ErrorKind::UnexpectedEof => format!("edge-agent closed {socket} without an answer; see its log"),
-        _ => format!("edge-agent cannot be asked through {socket}: {error}"),
+        io::ErrorKind::UnexpectedEof => format!("edge-agent closed {socket} without a response; see its log"),
+        _ => format!("cannot reach edge-agent through {socket}: {error}"),
     }
 }
 

@@ -89,7 +89,7 @@ struct CheckedLease {
 /// Returns the addresses of this interface in the pod according to the result. Addresses of later
 /// plugins are not checked.
 fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpNetwork>> {
-    let nonsense = |what: &str| Error::new(Code::InvalidConfig, format!("prevResult makes no sense: {what}"));
+    let nonsense = |what: &str| Error::new(Code::InvalidConfig, format!("prevResult is invalid: {what}"));
     let interfaces = result["interfaces"].as_array().ok_or_else(|| nonsense("it has no list of interfaces"))?;
     let is_ours = |index: usize| {
         interfaces.get(index).is_some_and(|interface| interface["name"] == ifname && interface["sandbox"].is_string())
@@ -99,7 +99,7 @@ fn expected_addresses(result: &Value, ifname: &str) -> Result<Vec<IpNetwork>> {
         let index = ip["interface"].as_u64().and_then(|index| usize::try_from(index).ok());
         if index.is_some_and(is_ours) {
             let text = ip["address"].as_str().unwrap_or_default();
-            let network: IpNetwork = text.parse().map_err(|_| nonsense(&format!("{text:?} is no address")))?;
+            let network: IpNetwork = text.parse().map_err(|_| nonsense(&format!("{text:?} is not an address")))?;
             addresses.push(network);
         }
     }
@@ -141,7 +141,7 @@ fn check_lease(
     let leases = StateDir::existing(config).ok_or_else(no_lease)?.lock()?;
     let lease = leases.lease(attachment)?.ok_or_else(no_lease)?;
     if let Some(address) = expected.iter().find(|address| !lease.addresses.contains(&address.ip())) {
-        return Err(not_as_attached(format!("{} is not leased to it", address.ip())));
+        return Err(not_as_attached(format!("{} is not leased to the pod", address.ip())));
     }
     let file = leases.segments(config)?;
     let segment_of = |address: &IpNetwork| {

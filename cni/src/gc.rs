@@ -18,7 +18,9 @@ use crate::sort::SortedSet;
 /// cannot be removed, its lease stays, and the remaining pairs are still removed.
 pub(crate) fn gc(config: &Config) -> Result<()> {
     let Some(valid) = valid_attachments(config.valid_attachments.as_ref())? else {
-        eprintln!("edge-cni: GC without cni.dev/valid-attachments removes nothing: it is not known what is in use");
+        eprintln!(
+            "edge-cni: GC without cni.dev/valid-attachments removes nothing, because it is unknown what is in use"
+        );
         return Ok(());
     };
     let mut links = Links::open()?;
@@ -60,7 +62,7 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
     }
     Err(Error::new(
         Code::Kernel,
-        format!("some of what no container needs could not be removed: {}", failures.join("; ")),
+        format!("some resources that no container needs could not be removed: {}", failures.join("; ")),
     ))
 }
 
@@ -71,7 +73,7 @@ fn valid_attachments(list: Option<&Value>) -> Result<Option<SortedSet<Attachment
     let wrong = |why: &str| {
         Error::new(
             Code::InvalidConfig,
-            format!("cni.dev/valid-attachments {why}; nothing is removed without knowing what is in use"),
+            format!("cni.dev/valid-attachments {why}; nothing was removed, because it is unknown what is in use"),
         )
     };
     let list = list.as_array().ok_or_else(|| wrong("is not a list"))?;

@@ -113,7 +113,7 @@ impl RuntimeRequest {
     /// invalid are reported on standard error and ignored.
     pub(crate) fn lenient(lookup: Lookup<'_>) -> Result<Self> {
         let attachment = Self::attachment(lookup)?;
-        let said = |error: Error| eprintln!("edge-cni: {attachment}: {error}; going on without");
+        let said = |error: Error| eprintln!("edge-cni: {attachment}: {error}; continuing without it");
         let netns = optional(lookup, "CNI_NETNS").unwrap_or_else(|error| {
             said(error);
             None

@@ -43,7 +43,7 @@ impl RequestedAddresses {
     /// segment's prefix length applies.
     pub(crate) fn add_address(&mut self, text: &str) -> Result<(), String> {
         let network: Result<IpNetwork, _> = text.trim().parse();
-        let address = network.map_err(|_| format!("{text:?} is no IP address"))?.ip();
+        let address = network.map_err(|_| format!("{text:?} is not an IP address"))?.ip();
         match self.addresses.iter().find(|other| other.is_ipv4() == address.is_ipv4()) {
             Some(other) if *other != address => {
                 Err(format!("{other} and {address} are requested, but a pod has one address of each family"))
@@ -62,7 +62,7 @@ impl RequestedAddresses {
             return Ok(());
         }
         let mac = mac::parse(text).ok_or_else(|| {
-            format!("{text:?} is no MAC address for a pod; expected a unicast one such as 02:00:00:00:00:01")
+            format!("{text:?} is not a MAC address for a pod; expected a unicast address such as 02:00:00:00:00:01")
         })?;
         match self.mac.replace(mac) {
             Some(other) if other != mac => {

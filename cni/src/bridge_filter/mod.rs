@@ -180,7 +180,7 @@ impl Filter {
             };
             if keys.iter().any(|key| !present.contains(key)) {
                 let (set, name) = (set.name(), &port.name);
-                return Ok(Some(format!("set {set} of `table bridge edge-cni` has lost what {name} may send")));
+                return Ok(Some(format!("set {set} of `table bridge edge-cni` has lost the entry for {name}")));
             }
         }
         Ok(None)

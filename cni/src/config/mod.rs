@@ -270,12 +270,12 @@ impl Config {
                 Err(error) if needed.contains(&key.as_str()) => return Err(error),
                 Err(error) => {
                     passed_over += 1;
-                    eprintln!("edge-cni: the key {key:?} is passed over: {error}");
+                    eprintln!("edge-cni: the key {key:?} is ignored: {error}");
                 }
             }
         }
         if passed_over == 0 {
-            eprintln!("edge-cni: {error}; going on without");
+            eprintln!("edge-cni: {error}; continuing without it");
         }
         Self::from_object(right)
     }
@@ -321,7 +321,9 @@ impl Config {
         for (key, networks) in [("clusterRanges", &self.cluster_ranges), ("serviceRanges", &self.service_ranges)] {
             if let Some((network, special)) = networks.iter().find_map(|network| Some((network, special_use(network)?)))
             {
-                return Err(invalid(format!("{key} has {network}, which holds {special}: this host would be cut off")));
+                return Err(invalid(format!(
+                    "{key} has {network}, which contains {special}: this host would be cut off"
+                )));
             }
         }
         if self.dns.as_ref().is_some_and(|dns| !dns.is_object()) {
@@ -409,7 +411,7 @@ pub(crate) fn check_segments(segments: &[IpNetwork]) -> Result<(), String> {
             return Err(format!("{segment} is too large to belong to one node; use a longer prefix"));
         }
         if let Some(special) = special_use(segment) {
-            return Err(format!("{segment} is no range for pods: it holds {special}"));
+            return Err(format!("{segment} cannot be a range for pods: it contains {special}"));
         }
         if let Some(other) = segments.iter().take(index).find(|other| overlap(other, segment)) {
             return Err(format!("{segment} overlaps {other}"));

@@ -48,7 +48,9 @@ pub(crate) fn ensure(
         let kind = if bridge.kind.is_empty() { "hardware" } else { &bridge.kind };
         return Err(Error::new(
             Code::NameTaken,
-            format!("{name} is no bridge but {kind}; rename it, or give another name as `bridge` in the configuration"),
+            format!(
+                "{name} is of the kind {kind}, not a bridge; rename it, or give another name as `bridge` in the configuration"
+            ),
         ));
     }
     let alias = alias_of(state_dir);

@@ -132,7 +132,7 @@ pub(super) fn replay(bytes: &[u8], stop: Option<u64>) -> (JournalState, Option<u
 fn read_line(state: &mut JournalState, raw: &[u8], first: bool) -> Result<(), String> {
     let (entry, chain) = checked_entry(raw, state.end.chain)?;
     let line = Line { offset: state.end.length, length: raw.len() as u32, before: state.end.chain };
-    apply_entry(state, entry, line, first).ok_or_else(|| format!("the entry {entry:?} makes no sense"))??;
+    apply_entry(state, entry, line, first).ok_or_else(|| format!("the entry {entry:?} is invalid"))??;
     state.end.chain = chain;
     Ok(())
 }
