@@ -102,7 +102,7 @@ fn an_address_that_is_in_use_is_named_and_served_once_it_is_free() {
     let _agent = KilledOnDrop(agent(&namespace, directory.path()).stderr(log).spawn().unwrap());
     let said = || fs::read_to_string(directory.path().join("log")).unwrap();
     wait::expect("the error", HANG, || {
-        said().contains("[observe] listen: 127.0.0.1:9644 cannot be opened").then_some(())
+        said().contains("[observe] listen: cannot listen on 127.0.0.1:9644").then_some(())
     });
     drop(other);
     within(&namespace, || wait::expect("the agent to listen", HANG, || request("GET", "/healthz").ok()));

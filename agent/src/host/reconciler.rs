@@ -222,7 +222,10 @@ impl HostReconciler {
             for stray in routes::stray(&observed, &guarded, &desired) {
                 match routes::delete(&handle, stray).await {
                     Ok(()) => tracing::info!("deleted the route to {}, which is no longer needed", stray.destination),
-                    Err(error) => self.incidents.error(format!("route to {}: {error}", stray.destination)),
+                    Err(error) => {
+                        self.incidents.error(format!("route to {}: {error}", stray.destination));
+                        self.observed_until = None;
+                    }
                 }
             }
         }

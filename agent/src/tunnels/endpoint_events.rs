@@ -33,15 +33,18 @@ impl Driver {
                 self.retry_unreached |= hub && !self.sas.sends(&peer);
                 self.mapped_changed |= hub;
             }
-            Event::IkeReplaced { old, new, .. } => tracing::info!(
-                old = format_args!("{:016x}_{:016x}", old.initiator, old.responder),
-                new = format_args!("{:016x}_{:016x}", new.initiator, new.responder),
-                "IKE SA replaced"
-            ),
-            Event::IkeDown { ike, reason, .. } => {
+            Event::IkeReplaced { peer, old, new } => {
+                tracing::info!(
+                    old = format_args!("{:016x}_{:016x}", old.initiator, old.responder),
+                    new = format_args!("{:016x}_{:016x}", new.initiator, new.responder),
+                    "IKE SA replaced"
+                );
+                self.mapped_changed |= self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);
+            }
+            Event::IkeDown { peer, ike, reason } => {
                 let ike = format!("{:016x}_{:016x}", ike.initiator, ike.responder);
                 tracing::info!(ike, reason = why(reason), "IKE SA gone");
-                self.mapped_changed = true;
+                self.mapped_changed |= self.desired.tunnels.get(&peer).is_none_or(|tunnel| tunnel.hub);
             }
             Event::ChildUp { peer, child, replaces } => {
                 tracing::info!(

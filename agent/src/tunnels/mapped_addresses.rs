@@ -34,7 +34,7 @@ impl Driver {
         }
         let of_hubs = self.endpoint.ike_addresses().filter_map(|(name, local, _)| {
             let hub = self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
-            Some((local, self.endpoint.mapped_address(name).filter(|_| hub)?))
+            Some((local, hub.then(|| self.endpoint.mapped_address(name)).flatten()?))
         });
         let hubs: Vec<(SocketAddr, SocketAddr)> = of_hubs.collect();
         self.mapped.send_if_modified(|published| {

@@ -168,9 +168,11 @@ impl IkeSa {
         self
     }
 
-    // RFC 4555 3.11: the responder waits long.
+    // RFC 4555 3.11: the responder waits long. A responder that can begin an IKE SA itself, also
+    // one that does so only on demand, does not: its next packet would wait as long.
     fn peer_may_move(&self) -> bool {
-        self.mobike.is_some() && !self.initiation.by_us() && !self.profile.config.initiate
+        let config = &self.profile.config;
+        self.mobike.is_some() && !self.initiation.by_us() && !config.initiate && config.remotes.is_empty()
     }
 
     /// Returns the SPIs of both ends.

@@ -184,7 +184,11 @@ fn the_initiator_tries_its_own_other_addresses_too() {
 #[test]
 fn a_responder_waits_five_minutes_for_an_initiator_that_may_move() {
     // RFC 4555 3.11: the responder waits long.
-    let mut pair = connected(1, LinkQuality::RELIABLE, |_| {});
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    pair.b_config.remotes.clear();
+    pair.start();
+    pair.traffic(5 * SECOND);
+    pair.assert_connected();
     pair.network.nodes[pair.a].down = true;
     pair.network.run_for(120 * SECOND);
     pair.network.nodes[pair.a].down = false;
@@ -192,6 +196,16 @@ fn a_responder_waits_five_minutes_for_an_initiator_that_may_move() {
     assert_moved(&mut pair, SECOND);
     pair.network.nodes[pair.a].down = true;
     pair.network.run_for(320 * SECOND);
+    assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty());
+}
+
+#[test]
+fn a_responder_that_can_begin_itself_gives_up_a_silent_peer_within_seconds() {
+    // As for a tunnel on demand: while the old SAs are there, no packet brings a new IKE SA.
+    let mut pair = connected(1, LinkQuality::RELIABLE, |_| {});
+    pair.network.nodes[pair.a].down = true;
+    pair.traffic(5 * SECOND);
+    pair.network.run_for(20 * SECOND);
     assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty());
 }
 

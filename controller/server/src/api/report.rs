@@ -97,7 +97,6 @@ struct NotedReport {
 fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
     record.reported.clone_from(&place.reported);
     record.port = place.port;
-    record.mapped.clone_from(&place.mapped);
     // A machine between the nodes and the controller, such as a cloud node that forwards, may
     // replace the nodes' addresses with its own.
     let of_the_cloud = |address: &IpAddr| {
@@ -105,7 +104,10 @@ fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresse
         record.role == Role::Edge && others.any(|other| other.is_at(address))
     };
     let observed = place.observed.filter(|address| !of_the_cloud(address));
+    // Such a machine may also be in front of a hub.
+    let mapped = place.mapped.iter().filter(|mapped| !of_the_cloud(&mapped.ip())).copied().collect();
     record.observed = observed.or(record.observed);
+    record.mapped = mapped;
 }
 
 /// Records a report. Returns the segments that belong to the node from now on, and the conflicts
@@ -214,7 +216,7 @@ mod tests {
             reported: vec![[192, 168, 1, 10].into()],
             port: 4500,
             observed,
-            mapped: vec![],
+            mapped: observed.map(|address| (address, 61_000).into()).into_iter().collect(),
         };
         let mut hub = NodeRecord::new("hub".parse().unwrap(), Role::Hub, 0);
         hub.reported = vec![[203, 0, 113, 1].into()];
@@ -225,9 +227,11 @@ mod tests {
         for of_the_cloud in [1, 2] {
             set_addresses(&mut edge, &state, &place(seen(of_the_cloud)));
             assert_eq!(edge.observed, None);
+            assert!(edge.mapped.is_empty(), "{:?}", edge.mapped);
         }
         set_addresses(&mut edge, &state, &place(seen(7)));
         assert_eq!(edge.observed, seen(7));
+        assert_eq!(edge.mapped, [([203, 0, 113, 7], 61_000).into()]);
         for nothing_new in [seen(1), None] {
             set_addresses(&mut edge, &state, &place(nothing_new));
             assert_eq!(edge.observed, seen(7));
