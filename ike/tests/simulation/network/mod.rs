@@ -1,5 +1,11 @@
 //! A network of many endpoints with one clock in one thread. Datagrams are delayed, lost,
 //! duplicated, reordered and translated by NATs, as determined by one seed.
+//!
+//! - `links`: links, NATs and random numbers.
+//! - `host`: the environment of an endpoint.
+
+mod host;
+mod links;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -13,152 +19,8 @@ use crate::kernel::{Esp, Kernel};
 use crate::oracle::{Cause, Limits, Oracle, Step};
 use crate::peers::{OTHER_PSK, PSK};
 
-/// A random number generator: SplitMix64.
-#[derive(Debug, Clone)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Returns a number below `limit`.
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-
-    /// Returns true in `percent` of 100 cases.
-    pub fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-}
-
-/// Delay, loss, duplication and corruption of datagrams.
-#[derive(Debug, Clone, Copy)]
-pub struct LinkQuality {
-    pub delay_min: Duration,
-    pub delay_max: Duration,
-    pub loss_percent: u64,
-    pub double_percent: u64,
-    /// Percentage of IKE datagrams in which one octet changes.
-    pub corrupt_percent: u64,
-    /// All delays are multiples of this time, so that several datagrams may arrive at the same
-    /// time.
-    pub delay_step: Duration,
-}
-
-impl LinkQuality {
-    pub const RELIABLE: Self = Self {
-        delay_min: Duration::from_millis(5),
-        delay_max: Duration::from_millis(5),
-        loss_percent: 0,
-        double_percent: 0,
-        corrupt_percent: 0,
-        delay_step: Duration::from_micros(1),
-    };
-    /// Delays reorder datagrams, but no datagram is lost.
-    pub const REORDERING: Self = Self {
-        delay_min: Duration::from_millis(1),
-        delay_max: Duration::from_millis(120),
-        loss_percent: 0,
-        double_percent: 10,
-        ..Self::RELIABLE
-    };
-    pub const LOSSY: Self = Self {
-        delay_min: Duration::from_millis(1),
-        delay_max: Duration::from_millis(120),
-        loss_percent: 15,
-        double_percent: 10,
-        ..Self::RELIABLE
-    };
-}
-
-/// The environment of a node's endpoint.
-#[derive(Debug)]
-pub struct Host {
-    pub kernel: Kernel,
-    pub address: IpAddr,
-    /// Further addresses at which the host is reachable.
-    pub more_addresses: Vec<IpAddr>,
-    /// Former addresses of the host. Its kernel drops packets that are sent from them.
-    former_addresses: Vec<IpAddr>,
-    pub unix_time: u64,
-    random: Random,
-    /// Percentage of SPI requests that the kernel refuses.
-    pub refuse_percent: u64,
-    /// The random octets drawn since the last step: private keys, nonces, secrets.
-    drawn: Vec<Vec<u8>>,
-}
-
-impl Host {
-    /// Returns whether the host has this address.
-    fn has(&self, address: IpAddr) -> bool {
-        self.address == address || self.more_addresses.contains(&address)
-    }
-}
-
-impl Environment for Host {
-    fn fill_random(&mut self, bytes: &mut [u8]) {
-        for byte in bytes.iter_mut() {
-            *byte = self.random.next().to_be_bytes()[0];
-        }
-        self.drawn.push(bytes.to_vec());
-    }
-
-    fn unix_time(&self) -> u64 {
-        self.unix_time
-    }
-
-    fn allocate_spi(&mut self, _peer: &PeerName, local: IpAddr, _remote: IpAddr) -> Option<u32> {
-        assert!(!local.is_unspecified());
-        (!self.random.chance(self.refuse_percent)).then(|| self.kernel.reserve())
-    }
-
-    fn release_spi(&mut self, _peer: &PeerName, _local: IpAddr, spi: u32) {
-        self.kernel.release(spi);
-    }
-
-    fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {
-        let mut addresses = std::iter::once(&self.address).chain(&self.more_addresses);
-        addresses.find(|address| address.is_ipv4() == remote.is_ipv4()).copied()
-    }
-}
-
-/// A NAT with one host behind it. A mapping does not depend on the other end.
-#[derive(Debug)]
-pub struct Nat {
-    pub public: IpAddr,
-    next_port: u16,
-    ports: BTreeMap<u16, u16>,
-}
-
-impl Nat {
-    pub fn new(public: &str) -> Self {
-        Self { public: public.parse().unwrap(), next_port: 20_000, ports: BTreeMap::new() }
-    }
-
-    /// Removes all mappings.
-    pub fn rebind(&mut self) {
-        self.ports.clear();
-    }
-
-    fn outwards(&mut self, port: u16) -> SocketAddr {
-        let next = &mut self.next_port;
-        let port = *self.ports.entry(port).or_insert_with(|| {
-            *next += 1;
-            *next
-        });
-        SocketAddr::new(self.public, port)
-    }
-
-    fn inwards(&self, port: u16) -> Option<u16> {
-        self.ports.iter().find(|(_, outer)| **outer == port).map(|(inner, _)| *inner)
-    }
-}
+pub use self::host::Host;
+pub use self::links::{LinkQuality, Nat, Random};
 
 #[derive(Debug)]
 pub struct Node {
