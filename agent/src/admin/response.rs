@@ -20,7 +20,7 @@ const BEGINNING: &[u8] = b"{\"answer\":\"status\",\"status\":";
 /// [`AdminResponse`](super::AdminResponse) would copy the whole document once more.
 #[derive(Deserialize)]
 struct RawResponse<'a> {
-    answer: Answer,
+    answer: ResponseKind,
     #[serde(borrow)]
     status: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -31,7 +31,7 @@ struct RawResponse<'a> {
 /// The tags of [`AdminResponse`](super::AdminResponse).
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Answer {
+enum ResponseKind {
     Status,
     Captured,
     Done,
@@ -43,10 +43,10 @@ enum Answer {
 pub(super) fn document(line: &str) -> anyhow::Result<Option<&RawValue>> {
     let response: RawResponse<'_> = serde_json::from_str(line).context(OTHER_RELEASE)?;
     let document = match response.answer {
-        Answer::Status => response.status,
-        Answer::Captured => response.batch,
-        Answer::Done => return Ok(None),
-        Answer::Failed => bail!(response.reason.unwrap_or_default()),
+        ResponseKind::Status => response.status,
+        ResponseKind::Captured => response.batch,
+        ResponseKind::Done => return Ok(None),
+        ResponseKind::Failed => bail!(response.reason.unwrap_or_default()),
     };
     document.map(Some).context(OTHER_RELEASE)
 }
