@@ -20,7 +20,7 @@ pub(super) enum Kind {
         /// Security parameters index.
         spi: u32,
     },
-    /// IKE, on 500 or behind the non-ESP marker (RFC 3948 2.2).
+    /// IKE, on 500 or behind the non-ESP marker (RFC 3948 2.2). A NAT may have changed both ports.
     Ike,
     /// One octet 0xff between the NAT traversal ports (RFC 3948 2.3).
     Keepalive,
@@ -169,6 +169,7 @@ fn classify(frame: &[u8], known: &ExpectedTraffic) -> Kind {
                 [0xff] => Kind::Keepalive,
                 [0, 0, 0, 0, _, ..] if ports.contains(&4500) => Kind::Ike,
                 [a, b, c, d, ..] if ports.contains(&4500) => Kind::Esp { spi: u32::from_be_bytes([*a, *b, *c, *d]) },
+                [0, 0, 0, 0, message @ ..] if is_ike_message(message) => Kind::Ike,
                 _ => unexpected(from, to, "UDP"),
             }
         }
@@ -195,6 +196,14 @@ fn classify(frame: &[u8], known: &ExpectedTraffic) -> Kind {
         None if to.is_multicast() => Kind::Housekeeping,
         None => unexpected(from, to, "neither UDP, TCP nor ICMP, or a fragment"),
     }
+}
+
+/// Returns whether the bytes are a whole IKE message of major version 2, or of version 3 as in the
+/// probe of `edge-agent diagnose`: the length in the header (RFC 7296 3.1) is the number of bytes.
+fn is_ike_message(bytes: &[u8]) -> bool {
+    let length = bytes.get(24..28).and_then(|field| <[u8; 4]>::try_from(field).ok()).map(u32::from_be_bytes);
+    bytes.get(17).is_some_and(|version| matches!(version >> 4, 2 | 3))
+        && length.and_then(|length| usize::try_from(length).ok()) == Some(bytes.len())
 }
 
 fn unexpected(from: IpAddr, to: IpAddr, protocol: &str) -> Kind {
@@ -241,6 +250,19 @@ mod tests {
         assert!(matches!(kind, Kind::Clear { .. }), "{kind:?}");
         let kind = udp([192, 0, 2, 2], [10, 77, 3, 9], 53, b"query");
         assert!(matches!(kind, Kind::Clear { .. }), "{kind:?}");
+    }
+
+    #[test]
+    fn an_ike_message_between_two_mapped_ports_is_ike_and_nothing_else_there_is() {
+        let (a, b) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+        let mut message = vec![0; 4 + 28];
+        message[4 + 17] = 0x30;
+        message[4 + 27] = 28;
+        assert_eq!(udp(a, b, 18861, &message), Kind::Ike);
+        let longer = [message.as_slice(), b"and more"].concat();
+        for other in [&message[..31], &longer, &[0; 32], &message[4..]] {
+            assert!(matches!(udp(a, b, 18861, other), Kind::Unexpected { .. }), "{other:?}");
+        }
     }
 
     #[test]
