@@ -36,7 +36,7 @@ pub struct ControllerClient {
     pub(super) tunnels: watch::Receiver<Option<TunnelCount>>,
     pub(super) obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses, for the report.
-    pub(super) mapped: watch::Receiver<Vec<SocketAddr>>,
+    pub(super) mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
     pub(super) membership: watch::Sender<Option<Membership>>,
     pub(super) status: watch::Sender<ControllerStatus>,
     /// `None` until this node has joined.

@@ -79,7 +79,7 @@ pub struct Driver {
     /// Set when a hub may have said another mapped address.
     pub(super) mapped_changed: bool,
     /// This node's mapped addresses, for the report to the controller.
-    pub(super) mapped: watch::Sender<Vec<SocketAddr>>,
+    pub(super) mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
     /// Hubs that were lost and came back.
@@ -113,7 +113,7 @@ impl Driver {
         clock: Arc<CertificateClock>,
         incidents: Incidents,
         host: watch::Receiver<HostState>,
-        mapped: watch::Sender<Vec<SocketAddr>>,
+        mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     ) -> anyhow::Result<Self> {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;

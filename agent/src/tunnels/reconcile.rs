@@ -237,7 +237,7 @@ impl Driver {
     pub(super) fn move_tunnels(&mut self) {
         let host = self.host.borrow_and_update().clone();
         let now = self.now();
-        self.retry_move_at = None;
+        let retries = self.retry_move_at.take().is_some();
         if host.local_addresses.is_empty() {
             return;
         }
@@ -245,7 +245,10 @@ impl Driver {
         let gone: BTreeSet<IpAddr> =
             self.endpoint.ike_addresses().map(|(_, local, _)| local.ip()).filter(is_gone).collect();
         for old in gone {
-            tracing::info!(%old, "own address is gone; tunnels move to another one");
+            // While there is no route, this is tried many times a second.
+            if !retries {
+                tracing::info!(%old, "own address is gone; tunnels move to another one");
+            }
             self.endpoint.local_address_changed(old, source_address, now, &mut self.environment);
         }
         // There may be no route to some peers yet.
