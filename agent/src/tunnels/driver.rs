@@ -82,6 +82,9 @@ pub struct Driver {
     pub(super) mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
+    /// Peers of which the kernel refused an SA. They move to `to_rekey` at the next comparison with
+    /// the kernel. At most one entry for each peer.
+    pub(super) to_rekey_at_check: BTreeSet<PeerName>,
     /// Hubs that were lost and came back.
     pub(super) hub_returns: HubReturns,
     /// On-demand tunnels that are up.
@@ -151,6 +154,7 @@ impl Driver {
             mapped_changed: false,
             mapped,
             to_rekey: vec![],
+            to_rekey_at_check: BTreeSet::new(),
             hub_returns: HubReturns::default(),
             idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
             deferred_switches: BTreeMap::new(),
