@@ -14,13 +14,13 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod built_once;
 mod cache;
 mod cni_plugin;
 pub mod command_line;
 pub mod demo;
 pub mod edge_agent;
 pub mod edge_controller;
-pub mod edgecore;
 pub mod exec;
 pub mod executables;
 mod go_module;
