@@ -6,6 +6,7 @@ use std::fs;
 use std::process::{Child, Stdio};
 
 use interop_tests::built_once::CLOUDCORE;
+use interop_tests::edgecore::Cloud;
 use interop_tests::kube::{self, ControlPlane, Options};
 use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
@@ -13,8 +14,7 @@ use interop_tests::wait;
 use serde_json::json;
 
 use crate::containerd::{Containerd, Release};
-use crate::edgecore::{self, Cloud, DUAL, Edgecore, NODE};
-use crate::oci_image;
+use crate::edgecore::{self, DUAL, Edgecore, NODE};
 use crate::runtime_host::{Disk, PATIENCE, RuntimeHost};
 
 pub(crate) const TESTS: &[Test] =
@@ -133,18 +133,9 @@ fn pod_outlives_cloudcore() {
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}\n{}", edgecore.log(), cloudcore.log()));
 
-    let pod = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "one"},
-        "spec": {
-            "automountServiceAccountToken": false,
-            "enableServiceLinks": false,
-            "nodeName": NODE,
-            "terminationGracePeriodSeconds": 1,
-            "containers": [{"name": "main", "image": oci_image::NAME, "imagePullPolicy": "Never"}],
-        },
-    });
+    let mut pod = interop_tests::edgecore::pod("one");
+    pod["spec"]["nodeName"] = json!(NODE);
+    pod["spec"]["automountServiceAccountToken"] = json!(false);
     plane.apply_text(&pod.to_string()).unwrap();
     let one = edgecore.until_running(&containerd, "one");
     one.1.iter().for_each(|address| host.reaches(address));

@@ -11,12 +11,12 @@ use std::process::{Child, Command, Output, Stdio};
 
 use interop_tests::built_once::{BuiltOnce, CONTAINERD_1_7, CONTAINERD_2_1};
 use interop_tests::netns::succeed;
+use interop_tests::oci_image;
 use interop_tests::suite::Test;
 use interop_tests::{executables, wait};
 use serde_json::{Value, json};
 
 use crate::cnitool::{INSTALLED, find, plugin};
-use crate::oci_image;
 use crate::runtime_host::{self, Disk, PATIENCE, RuntimeHost};
 
 pub(crate) const TESTS: &[Test] = &[

@@ -6,13 +6,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use interop_tests::built_once::EDGECORE;
+use interop_tests::edgecore::{self, Cloud};
 use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use interop_tests::{executables, wait};
-use serde_json::json;
 
 use crate::containerd::{self, Containerd, Release};
-use crate::oci_image;
 use crate::runtime_host::{Disk, PATIENCE, RuntimeHost};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -31,15 +30,6 @@ pub(crate) fn unavailable() -> Option<String> {
     containerd::unavailable().or_else(|| EDGECORE.missing())
 }
 
-/// The connection to cloudcore.
-#[derive(Clone, Copy)]
-pub(crate) enum Cloud<'a> {
-    /// None. The Node object is in the database from the start.
-    Never,
-    /// edgecore joins with this token, and registers its Node.
-    Joined { token: &'a str },
-}
-
 /// A running edgecore process. It ends together with its host, or when this value is dropped.
 pub(crate) struct Edgecore<'a> {
     host: &'a RuntimeHost<'a>,
@@ -52,59 +42,12 @@ impl<'a> Edgecore<'a> {
     pub(crate) fn start(host: &'a RuntimeHost<'a>, cloud: Cloud<'_>) -> Self {
         let path = |name: &str| host.disk.path(name).to_str().unwrap().to_owned();
         ["manifests", "sysctls", "edgecore"].iter().for_each(|name| fs::create_dir_all(path(name)).unwrap());
-        let off = json!({"enable": false});
-        let hub = match cloud {
-            Cloud::Never => off.clone(),
-            Cloud::Joined { token } => json!({
-                "enable": true,
-                "heartbeat": 1,
-                "httpServer": "https://127.0.0.1:10002",
-                "tlsCaFile": path("edgecore/ca.crt"),
-                "tlsCertFile": path("edgecore/node.crt"),
-                "tlsPrivateKeyFile": path("edgecore/node.key"),
-                "token": token,
-                "websocket": {"enable": true, "handshakeTimeout": 30, "readDeadline": 15, "server": "127.0.0.1:10000", "writeDeadline": 15},
-            }),
-        };
-        let config = json!({
-            "apiVersion": "edgecore.config.kubeedge.io/v1alpha2",
-            "kind": "EdgeCore",
-            "database": {"aliasName": "default", "driverName": "sqlite3", "dataSource": path("edgecore/edgecore.db")},
-            "modules": {
-                "deviceTwin": off, "edgeHub": hub, "edgeStream": off, "eventBus": off, "serviceBus": off,
-                "taskManager": off, "metaManager": {"enable": true, "metaServer": off},
-                "edged": {
-                    "enable": true,
-                    "hostnameOverride": NODE,
-                    "nodeIP": "127.0.0.1",
-                    "registerNodeNamespace": "default",
-                    "registerSchedulable": true,
-                    "podSandboxImage": oci_image::NAME,
-                    "rootDirectory": path("edgecore/kubelet"),
-                    "tailoredKubeletConfig": {
-                        "address": "127.0.0.1",
-                        "cgroupDriver": "cgroupfs",
-                        "cgroupRoot": format!("/{}", host.cgroup),
-                        "cgroupsPerQOS": false,
-                        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-                        "imageServiceEndpoint": "unix:///run/containerd/containerd.sock",
-                        "enforceNodeAllocatable": ["none"],
-                        "evictionHard": {
-                            "imagefs.available": "0%", "imagefs.inodesFree": "0%", "memory.available": "0%",
-                            "nodefs.available": "0%", "nodefs.inodesFree": "0%"
-                        },
-                        "failSwapOn": false,
-                        "fileCheckFrequency": "1s",
-                        "syncFrequency": "2s",
-                        "staticPodPath": path("manifests"),
-                        "podLogsDir": "/run/pods",
-                        "readOnlyPort": 10350,
-                        "registerNode": matches!(cloud, Cloud::Joined { .. }),
-                        "resolvConf": "",
-                        "volumePluginDir": path("edgecore/volume-plugins"),
-                    },
-                },
-            },
+        let directory = host.disk.path("").to_str().unwrap().trim_end_matches('/').to_owned();
+        let config = edgecore::configuration(&edgecore::Settings {
+            node: NODE,
+            directory: &directory,
+            cgroup: &host.cgroup,
+            cloud,
         });
         fs::write(path("edgecore.yaml"), config.to_string()).unwrap();
         let script = r#"
@@ -133,18 +76,7 @@ impl<'a> Edgecore<'a> {
     /// Writes the Node object into the database, as cloudcore does when the edge registers. Without
     /// this object, edgecore exits after half a minute.
     fn write_node(&self) {
-        let room = json!({"pods": "110", "cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"});
-        let node = json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": NODE, "uid": NODE, "annotations": {"csi.volume.kubernetes.io/nodeid": "{}"}},
-            "status": {"capacity": room, "allocatable": room},
-        });
-        let rows: Vec<String> = ["default", "null"]
-            .iter()
-            .map(|namespace| format!("('{namespace}/node/{NODE}', 'node', '{node}')"))
-            .collect();
-        let sql = format!("INSERT OR REPLACE INTO meta (key, type, value) VALUES {};", rows.join(", "));
+        let sql = edgecore::node_rows(NODE);
         wait::until("the table `meta`", PATIENCE, || {
             let database = self.host.disk.path("edgecore/edgecore.db");
             let output = Command::new("sqlite3").args(["-cmd", ".timeout 5000"]).arg(database).arg(&sql).output()?;
@@ -174,17 +106,7 @@ impl<'a> Edgecore<'a> {
 
     /// Writes a static pod's manifest.
     fn declare(&self, pod: &str) {
-        let manifest = json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": pod, "namespace": "default"},
-            "spec": {
-                "enableServiceLinks": false,
-                "terminationGracePeriodSeconds": 1,
-                "containers": [{"name": "main", "image": oci_image::NAME, "imagePullPolicy": "Never"}],
-            },
-        });
-        fs::write(self.manifest(pod), manifest.to_string()).unwrap();
+        fs::write(self.manifest(pod), edgecore::pod(pod).to_string()).unwrap();
     }
 
     /// Waits until a static pod runs. Returns its ID and its addresses.

@@ -20,7 +20,6 @@ mod input;
 mod lenient;
 mod loopback;
 mod node;
-mod oci_image;
 mod podman;
 mod portmap;
 mod power_cut;
