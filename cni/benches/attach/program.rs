@@ -109,6 +109,15 @@ pub(crate) fn starts(programs: &[&Program], times: usize) -> Vec<f64> {
     walls.iter().map(|walls| walls[times / 2]).collect()
 }
 
+/// The file system of a host's state directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// The one of temporary files, which is usually on a disk.
+    Disk,
+    /// A tmpfs, which has nothing to flush.
+    Memory,
+}
+
 /// A host in a network namespace, with pods to attach.
 pub(crate) struct Host<'a> {
     pub(crate) program: &'a Program,
@@ -119,8 +128,9 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// Creates a host with this many leases of other pods, which are not attached.
-    pub(crate) fn new(program: &'a Program, leases: usize, pods: usize) -> Self {
+    /// Creates a host with this many leases of other pods, which are not attached. `state` is the
+    /// file system of its state directory.
+    pub(crate) fn new(program: &'a Program, leases: usize, pods: usize, state: State) -> Self {
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
         let unique = format!("cni-bench-{}-{number}", std::process::id());
         let netns = format!("{unique}-host");
@@ -128,7 +138,11 @@ impl<'a> Host<'a> {
         succeed(Command::new("ip").args(["-n", &netns, "link", "set", "lo", "up"]));
         let pods: Vec<String> = (0..pods).map(|number| format!("{unique}-{number}")).collect();
         pods.iter().for_each(|pod| netns::add(pod));
-        let state = tempfile::tempdir().expect("a temporary directory");
+        let state = match state {
+            State::Disk => tempfile::tempdir(),
+            State::Memory => tempfile::tempdir_in("/dev/shm"),
+        };
+        let state = state.expect("a temporary directory");
         match program.name {
             OURS => write_leases(state.path(), leases),
             STOCK => write_host_local(state.path(), leases),
@@ -236,7 +250,7 @@ fn wait(child: &Child) -> (i32, libc::rusage) {
 /// Returns the peak memory of an ADD (`VmHWM`), in KiB. The output goes to a full pipe, so that the
 /// program blocks at its end while its memory use is read.
 pub(crate) fn memory(program: &Program) -> f64 {
-    let mut host = Host::new(program, 0, 2);
+    let mut host = Host::new(program, 0, 2, State::Disk);
     host.add(0);
     let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
     rustix::io::ioctl_fionbio(&writer, true).expect("it does not block");
@@ -263,7 +277,7 @@ pub(crate) fn memory(program: &Program) -> f64 {
 
 /// Attaches this many pods simultaneously.
 pub(crate) fn burst(program: &Program, leases: usize, pods: usize) -> Burst {
-    let mut host = Host::new(program, leases, pods + 1);
+    let mut host = Host::new(program, leases, pods + 1, State::Disk);
     host.add(0);
     let group = Group::enter();
     let begin = Instant::now();
