@@ -147,7 +147,7 @@ mod tests {
             segments: None,
             version: None,
             obstacles: Vec::new(),
-            mapped: Vec::new(),
+            mapped: None,
         }
     }
 
