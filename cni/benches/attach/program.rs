@@ -123,6 +123,8 @@ pub(crate) struct Host<'a> {
     pub(crate) program: &'a Program,
     netns: String,
     state: TempDir,
+    /// Whether a tmpfs is mounted at `state`.
+    in_memory: bool,
     pods: Vec<String>,
     results: Vec<Value>,
 }
@@ -138,17 +140,17 @@ impl<'a> Host<'a> {
         succeed(Command::new("ip").args(["-n", &netns, "link", "set", "lo", "up"]));
         let pods: Vec<String> = (0..pods).map(|number| format!("{unique}-{number}")).collect();
         pods.iter().for_each(|pod| netns::add(pod));
-        let state = match state {
-            State::Disk => tempfile::tempdir(),
-            State::Memory => tempfile::tempdir_in("/dev/shm"),
-        };
-        let state = state.expect("a temporary directory");
+        let in_memory = state == State::Memory;
+        let state = tempfile::tempdir().expect("a temporary directory");
+        if in_memory {
+            succeed(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=0700", "tmpfs"]).arg(state.path()));
+        }
         match program.name {
             OURS => write_leases(state.path(), leases),
             STOCK => write_host_local(state.path(), leases),
             _ => floor::prepare(&netns),
         }
-        Self { program, netns, state, pods, results: Vec::new() }
+        Self { program, netns, state, in_memory, pods, results: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, pod: usize) -> Usage {
@@ -211,6 +213,9 @@ impl Drop for Host<'_> {
     fn drop(&mut self) {
         self.pods.iter().for_each(|pod| netns::delete(pod));
         netns::delete(&self.netns);
+        if self.in_memory {
+            succeed(Command::new("umount").arg(self.state.path()));
+        }
     }
 }
 
