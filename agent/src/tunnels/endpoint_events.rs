@@ -101,7 +101,7 @@ impl Driver {
                 }
             }
             Event::PeerHeard { peer } => self.peer_heard(&peer),
-            Event::AgentNotification { peer, notification } => self.handle_notification(&peer, notification),
+            Event::AgentNotification { peer, notification } => self.handle_notification(&peer, &notification),
             Event::PeerFailed { peer, error } => {
                 if self.failures.record(&peer, &error, self.now()) {
                     tracing::warn!("peer {peer}: {error}");
@@ -125,10 +125,10 @@ impl Driver {
     }
 
     /// Handles a notification of a peer that is an agent of ours.
-    fn handle_notification(&mut self, peer: &PeerName, notification: AgentNotification) {
-        let AgentNotification::MappedAddress(address) = notification;
-        tracing::debug!(%address, "the peer's agent has said from where our datagrams come");
-        self.mapped_changed |= self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.hub);
+    fn handle_notification(&mut self, peer: &PeerName, notification: &AgentNotification) {
+        tracing::debug!(?notification, "the peer's agent has sent a notification");
+        let hub = self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.hub);
+        self.mapped_changed |= hub && matches!(notification, AgentNotification::MappedAddress(_));
     }
 
     /// Handles a peer that answers again after it did not answer.
