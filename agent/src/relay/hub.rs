@@ -22,16 +22,16 @@ pub struct HubRelays {
 pub type Outgoing = (PeerName, AgentNotification);
 
 impl HubRelays {
-    /// Makes a hub without relays. Its UDP ports are those in `ports`, tasks that copy datagrams run
-    /// on `runtime`, and `now` is their clock. If `enabled` is false, every request is refused.
+    /// Makes a hub without relays. Its UDP ports are those in `ports`, tasks that copy datagrams
+    /// run on `runtime`, and `now` is their clock. If `enabled` is false, every request is refused.
     pub fn new(enabled: bool, ports: RangeInclusive<u16>, runtime: Handle, now: fn() -> Instant) -> Self {
         Self { enabled, table: RelayTable::default(), pairs: OpenPairs::new(runtime, ports, now) }
     }
 
     /// Handles a request by `from` for a relay to `to`, and returns the notifications that answer
-    /// it. `end_of` returns the addresses of a node's IKE SA with this hub, or `None` if there is no
-    /// such node, or it is not connected, or its agent does not understand relays. `random` chooses
-    /// the ports.
+    /// it. `end_of` returns the addresses of a node's IKE SA with this hub, or `None` if there is
+    /// no such node, or it is not connected, or its agent does not understand relays. `random`
+    /// chooses the ports.
     pub fn request(
         &mut self,
         from: &PeerName,

@@ -57,8 +57,9 @@ impl OpenPairs {
         Self { runtime, ports, now, pairs: BTreeMap::new(), opened: 0, ended_tx, ended }
     }
 
-    /// Opens the ports of two nodes, given in the order of their names, and copies datagrams between
-    /// them until a node is not heard any more. `random` chooses the ports. Returns the ports.
+    /// Opens the ports of two nodes, given in the order of their names, and copies datagrams
+    /// between them until a node is not heard any more. `random` chooses the ports. Returns the
+    /// ports.
     ///
     /// # Errors
     /// If no ports are free, or the agent lacks CAP_NET_ADMIN.

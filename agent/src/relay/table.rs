@@ -12,8 +12,8 @@ pub(super) const MAX_PAIRS: usize = 512;
 /// Maximum number of pairs and waiting requests that one node has asked for. At the limit, requests
 /// are refused with [`RelayRefusal::NodeLimit`].
 const MAX_PER_NODE: usize = 32;
-/// Maximum number of requests of one node in a minute. Each further one is ignored; the first one is
-/// refused with [`RelayRefusal::TooOften`].
+/// Maximum number of requests of one node in a minute. Each further one is ignored; the first one
+/// is refused with [`RelayRefusal::TooOften`].
 const MAX_REQUESTS: u32 = 120;
 /// The time in which requests are counted.
 const REQUESTS_PERIOD: Duration = Duration::from_secs(60);

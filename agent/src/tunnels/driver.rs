@@ -108,7 +108,8 @@ pub struct Driver {
 
 impl Driver {
     /// Opens sockets and XFRM, and takes over the SAs of an earlier run. A hub's relays run on
-    /// `relay_runtime`. Must be called within a tokio runtime. Fails without CAP_NET_ADMIN, or if a UDP port is in use.
+    /// `relay_runtime`. Must be called within a tokio runtime. Fails without CAP_NET_ADMIN,
+    /// or if a UDP port is in use.
     pub fn open(
         config: &Config,
         clock: Arc<CertificateClock>,

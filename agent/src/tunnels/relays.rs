@@ -198,8 +198,8 @@ impl Driver {
         }
     }
 
-    /// Handles a notification about relays. Those of an edge count only on a hub, and those of a hub
-    /// only on an edge.
+    /// Handles a notification about relays. Those of an edge count only on a hub, and those of a
+    /// hub only on an edge.
     pub(super) fn handle_relay_notification(&mut self, from: &PeerName, notification: &AgentNotification) {
         if self.desired.role == Some(Role::Hub) {
             if let AgentNotification::RelayRequest { node } = notification {
