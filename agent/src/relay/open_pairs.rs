@@ -28,7 +28,7 @@ pub struct RelayEnd {
     pub remote: SocketAddr,
 }
 
-/// The open pairs. [`super::RelayTable`] limits their number.
+/// The open pairs. [`super::table::RelayTable`] limits their number.
 #[derive(Debug)]
 pub(super) struct OpenPairs {
     /// Where the tasks run: not on the thread of the tunnels.
