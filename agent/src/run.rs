@@ -30,7 +30,7 @@ use crate::state_dir::StateDir;
 use crate::static_peer_names::StaticPeers;
 use crate::status::Status;
 use crate::tunnels::{CaptureReader, Driver, DriverRequest, SasToRekey};
-use crate::{hardening, host, logging, membership, observe, plugin_server, state_dir};
+use crate::{check, hardening, host, logging, membership, observe, plugin_server, state_dir};
 
 /// Minimum time between two reports of changed obstacles.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
@@ -41,6 +41,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     logging::start();
     let span = logging::node_span();
     let _entered = span.clone().entered();
+    check::log_networks_at_both_ends(&config);
     let config = Arc::new(config);
     let statics = StaticPeers::load(&config).map_err(|problem| anyhow!(problem))?;
     let netns_lock = NetnsLock::acquire(&config.state_dir)?;
