@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::FromRef;
 use edge_controller_domain::ca::Ca;
+use edge_controller_domain::connectivity::Measurers;
 use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::request_limits::RequestLimit;
@@ -17,6 +18,7 @@ use edge_controller_kubernetes::service_account::{ReviewLimits, Reviewer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::connectivity::CheckPermit;
 use super::node_infos::ReplicaName;
 use super::page_sessions::ServedPage;
 use super::unauthenticated_body::BodyBudget;
@@ -39,6 +41,8 @@ pub struct Services {
     pub events: EventRecorder,
     /// The last reports of the nodes about themselves.
     pub reports: NodeReports,
+    /// The nodes that can measure paths.
+    pub measurers: Measurers,
     /// Conflicts about segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,
     /// Whether labels of Node objects put nodes into communities.
@@ -67,6 +71,7 @@ struct Shared {
     bodies: BodyBudget,
     certificates: CertificateLimit,
     reloads: ReloadLimit,
+    checks: CheckPermit,
 }
 
 /// The limit on how often a node gets a certificate.
@@ -85,6 +90,7 @@ impl From<Services> for ApiState {
             bodies: BodyBudget::default(),
             certificates: CertificateLimit::default(),
             reloads: ReloadLimit::default(),
+            checks: CheckPermit::default(),
         }))
     }
 }
@@ -113,6 +119,12 @@ impl FromRef<ApiState> for ReloadLimit {
     }
 }
 
+impl FromRef<ApiState> for CheckPermit {
+    fn from_ref(state: &ApiState) -> Self {
+        state.0.checks.clone()
+    }
+}
+
 macro_rules! substates {
     ($($name:ident: $type:ty),* $(,)?) => {$(
         impl FromRef<ApiState> for $type {
@@ -131,6 +143,7 @@ substates! {
     metrics: Metrics,
     events: EventRecorder,
     reports: NodeReports,
+    measurers: Measurers,
     conflicts: ClaimConflicts,
     label_trust: watch::Receiver<LabelTrust>,
     asked: PendingDeregistrations,
