@@ -31,10 +31,13 @@ fn components(document: &Value) -> BTreeMap<(String, String), &Value> {
     all.map(|component| ((word(&component["name"]), word(&component["version"])), component)).collect()
 }
 
-/// Returns what cargo resolves for a package: the names and versions of the packages that it needs,
-/// without those that only its tests need. cargo joins the features of the whole workspace here, so
+/// Names and versions of packages.
+type Packages = BTreeSet<(String, String)>;
+
+/// Returns what cargo resolves for a package: the packages that it names, and all that it needs,
+/// without those that only tests need. cargo joins the features of the whole workspace here, so
 /// it may name packages that the program does not need.
-fn resolved(program: &str) -> (BTreeSet<(String, String)>, BTreeSet<(String, String)>) {
+fn resolved(program: &str) -> (Packages, Packages) {
     let mut command = Command::new("cargo");
     command.args(["metadata", "--locked", "--format-version", "1", "--filter-platform", TARGET]);
     let metadata: Value =
@@ -53,8 +56,8 @@ fn resolved(program: &str) -> (BTreeSet<(String, String)>, BTreeSet<(String, Str
         node["deps"].as_array().unwrap().iter().filter(shipped).map(|dependency| dependency["pkg"].clone()).collect()
     };
     let root = &packages.iter().find(|package| package["name"] == program).unwrap()["id"];
-    let direct: BTreeSet<_> = needs(root).iter().map(named).collect();
-    let (mut all, mut left) = (BTreeSet::new(), needs(root));
+    let direct: Packages = needs(root).iter().map(named).collect();
+    let (mut all, mut left) = (Packages::new(), needs(root));
     while let Some(id) = left.pop() {
         if all.insert(named(&id)) {
             left.extend(needs(&id));
