@@ -143,7 +143,7 @@ pub struct ControllerChannels {
     /// The obstacles that keep pods' packets from arriving, for the report.
     pub obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses as the hubs say, for the report.
-    pub mapped: watch::Receiver<Vec<SocketAddr>>,
+    pub mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
     /// Requests for measurements.
     pub measurements: mpsc::Sender<Measurement>,
     /// View and credentials; `None` before the first view.
@@ -167,8 +167,9 @@ pub struct NodeChannels {
     pub tunnels: watch::Sender<Option<TunnelCount>>,
     /// The obstacles that keep pods' packets from arriving, one sentence each.
     pub obstacles: watch::Sender<Vec<String>>,
-    /// This node's mapped addresses as the hubs say, at most one of each family.
-    pub mapped: watch::Sender<Vec<SocketAddr>>,
+    /// This node's mapped addresses as the hubs say, at most one of each family; `None` until
+    /// a hub has said one.
+    pub mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     /// The controller's requests for measurements.
     pub measurements: mpsc::Receiver<Measurement>,
     /// View and credentials.
@@ -190,7 +191,7 @@ pub fn channels(
     let (uplink_tx, uplink) = watch::channel(UplinkFacts::default());
     let (tunnels_tx, tunnels) = watch::channel(None);
     let (obstacles_tx, obstacles) = watch::channel(Vec::new());
-    let (mapped_tx, mapped) = watch::channel(Vec::new());
+    let (mapped_tx, mapped) = watch::channel(None);
     let (measurements_tx, measurements) = mpsc::channel(MEASUREMENTS);
     let controller_channels = ControllerChannels {
         config: config.clone(),
