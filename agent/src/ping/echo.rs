@@ -44,7 +44,7 @@ pub struct PingOptions {
 /// The results of the requests to one address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Answers {
-    /// Number of requests.
+    /// Number of requests, including those that the kernel refused to send.
     pub(super) sent: u16,
     /// The round-trip time of each request that was answered; at most `sent` elements.
     pub(super) round_trips: Vec<Duration>,
@@ -55,13 +55,17 @@ pub(super) struct Answers {
 /// Sends the requests to one address and collects the replies.
 pub(super) async fn ask(to: &Destination, options: PingOptions, stop: &CancellationToken) -> Answers {
     let mut answers = Answers::default();
-    let socket = match EchoSocket::open(to.source, to.address) {
+    let socket = match EchoSocket::bind(to.source, to.address) {
         Ok(socket) => socket,
         Err(error) => {
             answers.error = Some(error.to_string());
             return answers;
         }
     };
+    // A policy or a route of the kernel refuses every request.
+    if let Err(error) = socket.connect(to.address) {
+        return Answers { sent: options.count, error: Some(error.to_string()), ..answers };
+    }
     let mut unanswered: Vec<Option<Instant>> = Vec::new();
     let begin = Instant::now();
     for sequence in 0..options.count {
@@ -96,9 +100,16 @@ pub(super) struct EchoSocket {
 }
 
 impl EchoSocket {
+    /// Opens the socket and connects it.
+    pub(super) fn open(source: IpAddr, to: IpAddr) -> io::Result<Self> {
+        let socket = Self::bind(source, to)?;
+        socket.connect(to)?;
+        Ok(socket)
+    }
+
     /// Opens the socket. Uses an ICMP echo socket, which needs no privilege if
     /// `net.ipv4.ping_group_range` allows it, otherwise a raw socket, which needs CAP_NET_RAW.
-    pub(super) fn open(source: IpAddr, to: IpAddr) -> io::Result<Self> {
+    fn bind(source: IpAddr, to: IpAddr) -> io::Result<Self> {
         let (family, protocol) = match to {
             IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
             IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
@@ -117,10 +128,14 @@ impl EchoSocket {
             opened => (opened?, false),
         };
         rustix::net::bind(&fd, &SocketAddr::new(source, 0))?;
-        // From now on, the kernel delivers only datagrams from this address.
-        rustix::net::connect(&fd, &SocketAddr::new(to, 0))?;
         let socket = UdpSocket::from_std(fd.into())?;
         Ok(Self { socket, v4: to.is_ipv4(), raw, token: fastrand::u64(..).to_be_bytes() })
+    }
+
+    /// Makes the kernel deliver only datagrams from this address. Fails if a policy or a route
+    /// refuses packets to it.
+    fn connect(&self, to: IpAddr) -> io::Result<()> {
+        Ok(rustix::net::connect(&self.socket, &SocketAddr::new(to, 0))?)
     }
 
     /// Sends requests unfragmented, whatever the kernel knows about the path's MTU.
@@ -272,6 +287,41 @@ mod tests {
         stop.cancel();
         let stopped = ask(&destination("127.0.0.1", "127.0.0.1"), PingOptions { count: 9, ..options }, &stop).await;
         assert_eq!(stopped.sent, 1, "it was to stop");
+    }
+
+    #[test]
+    fn requests_that_a_policy_of_the_kernel_refuses_count_as_not_answered() {
+        use interop_tests::netns;
+        if !netns::is_root_or_skips() {
+            return;
+        }
+        let name = format!("echo-{}", std::process::id());
+        netns::add(&name);
+        for line in [
+            "link add name near type veth peer name beyond",
+            "link set beyond up",
+            "addr add 10.9.9.1/24 dev near",
+            "addr add fd09:9::1/64 dev near nodad",
+            "link set near up",
+            "xfrm policy add src 0.0.0.0/0 dst 10.9.9.2/32 dir out action block",
+            "xfrm policy add src ::/0 dst fd09:9::2/128 dir out action block",
+        ] {
+            netns::run(&format!("ip -n {name} {line}"));
+        }
+        let options = PingOptions { count: 3, interval: Duration::from_millis(10), timeout: Duration::from_millis(10) };
+        let answers = netns::within(&name, || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            [("10.9.9.2", "10.9.9.1"), ("fd09:9::2", "fd09:9::1")].map(|(to, from)| {
+                let (address, source) = (to.parse().unwrap(), from.parse().unwrap());
+                let to = Destination { peer: "far".into(), address, source };
+                runtime.block_on(ask(&to, options, &CancellationToken::new()))
+            })
+        });
+        netns::delete(&name);
+        for answers in answers {
+            assert_eq!((answers.sent, answers.round_trips.len()), (3, 0), "{answers:?}");
+            assert!(answers.error.as_ref().is_some_and(|error| error.contains("not permitted")), "{answers:?}");
+        }
     }
 
     #[test]
