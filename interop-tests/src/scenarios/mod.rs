@@ -5,6 +5,7 @@
 
 mod agents;
 mod charon;
+mod connectivity;
 mod crate_tests;
 mod failure_reports;
 mod lab;
@@ -21,6 +22,7 @@ pub fn all() -> Vec<&'static Scenario> {
         agents::SCENARIOS,
         lab::SCENARIOS,
         charon::SCENARIOS,
+        connectivity::SCENARIOS,
         crate_tests::SCENARIOS,
         failure_reports::SCENARIOS,
         nats::SCENARIOS,
