@@ -11,6 +11,7 @@ mod failure_reports;
 mod lab;
 mod nats;
 mod strongswan;
+mod upgrade;
 mod view_changes;
 
 use crate::scenario::Scenario;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<&'static Scenario> {
         failure_reports::SCENARIOS,
         nats::SCENARIOS,
         strongswan::SCENARIOS,
+        upgrade::SCENARIOS,
         view_changes::SCENARIOS,
     ]
     .into_iter()
