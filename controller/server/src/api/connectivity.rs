@@ -24,7 +24,7 @@ use edge_types::connectivity::{
 use edge_types::{IpNetwork, NodeName};
 use futures_util::StreamExt;
 use hyper::body::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -32,7 +32,7 @@ use tracing::Instrument;
 use super::body::{Json, Node};
 use super::caller::Caller;
 use super::error::ApiError;
-use super::state::from_substates;
+use super::state::{CheckPermit, from_substates};
 use crate::live_config::LiveConfig;
 
 /// Number of nodes that measure at the same time.
@@ -45,16 +45,6 @@ const LONGEST: Duration = Duration::from_secs(15 * 60);
 const QUEUE: usize = 64;
 /// Maximum length of a reason that a node reports, in characters.
 const LONGEST_REASON: usize = 300;
-
-/// The right to run a check. There is one check at a time, so that no node measures for two.
-#[derive(Clone)]
-pub(super) struct CheckPermit(Arc<Semaphore>);
-
-impl Default for CheckPermit {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(1)))
-    }
-}
 
 /// The parts of the server that a check needs.
 #[derive(Clone)]

@@ -15,10 +15,9 @@ use edge_controller_kubernetes::label_trust::LabelTrust;
 use edge_controller_kubernetes::node_statuses::NodeStatuses;
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_controller_kubernetes::service_account::{ReviewLimits, Reviewer};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::connectivity::CheckPermit;
 use super::node_infos::ReplicaName;
 use super::page_sessions::ServedPage;
 use super::unauthenticated_body::BodyBudget;
@@ -85,6 +84,17 @@ pub(super) struct SegmentLimits {
     pub(super) reloads: RequestLimit,
     /// How often its requests are planned in vain.
     pub(super) refusals: RequestLimit,
+}
+
+/// The right to run a check of connectivity. There is one check at a time, so that no node measures
+/// for two.
+#[derive(Clone)]
+pub(super) struct CheckPermit(pub(super) Arc<Semaphore>);
+
+impl Default for CheckPermit {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
 }
 
 impl From<Services> for ApiState {
