@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo release reproducible image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
+.PHONY: demo release reproducible cross image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -13,6 +13,11 @@ release:
 # Whether two builds of the last commit, in two directories, give the same bytes.
 reproducible:
 	.ci/reproducible
+
+# The programs for aarch64 and armv7, with Debian's compilers, started under qemu-user.
+cross:
+	.ci/install test
+	.ci/cross
 
 # The image that the chart names, in target/image/edge-cni.tar.
 image: release

@@ -11,9 +11,10 @@ use std::sync::Arc;
 
 use edge_ike::Secret;
 use edge_types::api::TunnelCount;
+use edge_types::connectivity::{MeasurementReport, MeasurementRequest};
 use edge_types::{IpNetwork, NodeName, NodeView};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::CertificateClock;
@@ -116,6 +117,18 @@ pub struct ControllerStatus {
     pub conflicts: Vec<String>,
 }
 
+/// Number of the controller's requests for measurements that wait. Further ones are refused.
+const MEASUREMENTS: usize = 2;
+
+/// A request of the controller to measure paths to other nodes.
+#[derive(Debug)]
+pub struct Measurement {
+    /// The request.
+    pub request: MeasurementRequest,
+    /// Receiver of the report.
+    pub report: oneshot::Sender<MeasurementReport>,
+}
+
 /// The controller client's ends of the channels.
 #[derive(Debug)]
 pub struct ControllerChannels {
@@ -131,6 +144,8 @@ pub struct ControllerChannels {
     pub obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses as the hubs say, for the report.
     pub mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
+    /// Requests for measurements.
+    pub measurements: mpsc::Sender<Measurement>,
     /// View and credentials; `None` before the first view.
     pub membership: watch::Sender<Option<Membership>>,
     /// Connection, certificate and view, for `edge-agent status`.
@@ -155,6 +170,8 @@ pub struct NodeChannels {
     /// This node's mapped addresses as the hubs say, at most one of each family; `None` until
     /// a hub has said one.
     pub mapped: watch::Sender<Option<Vec<SocketAddr>>>,
+    /// The controller's requests for measurements.
+    pub measurements: mpsc::Receiver<Measurement>,
     /// View and credentials.
     pub membership: watch::Receiver<Option<Membership>>,
     /// Connection, certificate and view, for `edge-agent status`.
@@ -175,6 +192,7 @@ pub fn channels(
     let (tunnels_tx, tunnels) = watch::channel(None);
     let (obstacles_tx, obstacles) = watch::channel(Vec::new());
     let (mapped_tx, mapped) = watch::channel(None);
+    let (measurements_tx, measurements) = mpsc::channel(MEASUREMENTS);
     let controller_channels = ControllerChannels {
         config: config.clone(),
         clock: clock.clone(),
@@ -182,6 +200,7 @@ pub fn channels(
         tunnels,
         obstacles,
         mapped,
+        measurements: measurements_tx,
         membership: membership_tx,
         status: status_tx,
         stop: stop.clone(),
@@ -195,6 +214,7 @@ pub fn channels(
             tunnels: tunnels_tx,
             obstacles: obstacles_tx,
             mapped: mapped_tx,
+            measurements,
             membership,
             controller_status,
             stop,

@@ -30,7 +30,7 @@ use crate::state_dir::StateDir;
 use crate::static_peer_names::StaticPeers;
 use crate::status::Status;
 use crate::tunnels::{CaptureReader, Driver, DriverRequest, SasToRekey};
-use crate::{hardening, host, logging, membership, observe, plugin_server, state_dir};
+use crate::{check, hardening, host, logging, membership, observe, ping, plugin_server, state_dir};
 
 /// Minimum time between two reports of changed obstacles.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
@@ -45,6 +45,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     logging::start();
     let span = logging::node_span();
     let _entered = span.clone().entered();
+    check::log_networks_at_both_ends(&config);
     let config = Arc::new(config);
     let statics = StaticPeers::load(&config).map_err(|problem| anyhow!(problem))?;
     let netns_lock = NetnsLock::acquire(&config.state_dir)?;
@@ -95,7 +96,8 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
     let (requests_tx, requests) = mpsc::channel(16);
     tokio::spawn(server::serve(socket.clone(), admin, requests_tx.clone()).in_current_span());
     let (observe, needs_view) = (config.observe.clone(), config.controller.is_some());
-    tokio::spawn(observe::serve(observe.listen, observe.peer_series, needs_view, requests_tx).in_current_span());
+    let observe = observe::serve(observe.listen, observe.peer_series, needs_view, requests_tx.clone());
+    tokio::spawn(observe.in_current_span());
 
     let (host_tx, host) = watch::channel(HostState::default());
     let (statics_tx, resolved) = watch::channel(statics.unresolved());
@@ -106,6 +108,8 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
     let reconciler =
         HostReconciler::new(config.clone(), incidents.clone(), desired.clone(), host_tx, node.uplink.clone());
     let tunnels = start_tunnels(&node, incidents.clone(), host.clone(), desired, driver_requests)?;
+    let measure = ping::measurement::serve(node.measurements, node.membership.clone(), requests_tx, stop.clone());
+    tokio::spawn(measure.in_current_span());
     let until = stop.clone();
     let run_reconciler = async move {
         let outcome = reconciler.run(until.clone()).await;

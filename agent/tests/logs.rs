@@ -80,3 +80,23 @@ fn a_filter_for_one_peer_shows_more_of_it_than_of_another_peer() {
         assert!(!of(&line, "DEBUG", "edge-20"), "{line}");
     }
 }
+
+#[test]
+fn a_network_at_both_ends_of_a_tunnel_is_a_warning_when_the_agent_starts() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (namespace, file) = (namespace(), configure(directory.path()));
+    let text = fs::read_to_string(&file).unwrap().replace("10.20.0.0/24", "10.1.0.0/24");
+    fs::write(&file, text).unwrap();
+    let mut agent = namespace.command(env!("CARGO_BIN_EXE_edge-agent"));
+    agent.args(["run", "--config"]).arg(file).stderr(Stdio::piped());
+    let mut child = agent.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let _running = KilledOnDrop(child);
+    let warning = lines.find(|line| line.contains(" WARN ")).expect("the agent logs a warning");
+    for words in ["edge-20", "local_subnets 10.1.0.0/24 and remote_subnets 10.1.0.0/24 are the same network"] {
+        assert!(warning.contains(words), "{warning}");
+    }
+}

@@ -22,6 +22,9 @@ _edge__controller() {
             edge__controller,ca)
                 cmd="edge__controller__subcmd__ca"
                 ;;
+            edge__controller,check-connectivity)
+                cmd="edge__controller__subcmd__check__subcmd__connectivity"
+                ;;
             edge__controller,community)
                 cmd="edge__controller__subcmd__community"
                 ;;
@@ -134,7 +137,7 @@ _edge__controller() {
 
     case "${cmd}" in
         edge__controller)
-            opts="-h -V --socket --config --json --help --version run config reload crds backup restore export import restored status page gather import-fabedge node segment community token ca"
+            opts="-h -V --socket --config --json --help --version run config reload crds backup restore export import restored status check-connectivity page gather import-fabedge node segment community token ca"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -254,6 +257,40 @@ _edge__controller() {
                 return 0
             fi
             case "${prev}" in
+                --socket)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        edge__subcmd__controller__subcmd__check__subcmd__connectivity)
+            opts="-h --community --paths --count --problems --socket --config --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --community)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --paths)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --count)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

@@ -39,6 +39,7 @@ complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "exp
 complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "import" -d 'Import a file from backup or export into the configured store, which must be empty. With export and import, rows can be moved from one kind of store to the other'
 complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "restored" -d 'Declare that the configured store is an old copy that was put back without restore or import: a snapshot of a disk or of etcd'
 complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "status" -d 'Show an overview of nodes, tunnels, segments, communities and problems'
+complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "check-connectivity" -d 'Check whether nodes reach each other as their views permit: every permitted path is reached, and every forbidden one is not.'
 complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "page" -d 'Print a link to the page that shows the same as status in a browser, live and read-only'
 complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "gather" -d 'Write data for troubleshooting to one file, without secrets: the overview, segments, communities, tokens without their secrets, certificates of the authorities, the configuration, health and metrics'
 complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "import-fabedge" -d 'Convert FabEdge\'s resources: print commands, annotations of Nodes, and values for the configuration. What cannot be converted is listed on standard error.'
@@ -299,6 +300,14 @@ complete -c edge-controller -n "__fish_edge_controller_using_subcommand status" 
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand status" -l watch -d 'Refresh every two seconds. With --json, print one line each time'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand status" -l json -d 'Print JSON instead of tables, for scripts'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand check-connectivity" -l community -d 'Add the members of this community to the nodes. May be given several times' -r
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand check-connectivity" -l paths -d 'Maximum number of paths, 1 to 10000. If there are more, some are chosen at random, half of them permitted ones' -r
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand check-connectivity" -l count -d 'Number of echo requests to each address, 1 to 100' -r
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand check-connectivity" -l socket -d 'Admin socket of the running server. (Default: admin_socket of --config, else /run/edge-controller/admin.sock)' -r -F
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand check-connectivity" -l config -d 'The server\'s configuration file, from which the operator\'s commands take the admin socket' -r -F
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand check-connectivity" -l problems -d 'Show only paths that are not as they should be'
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand check-connectivity" -l json -d 'Print JSON instead of tables, for scripts'
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand check-connectivity" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand page" -l socket -d 'Admin socket of the running server. (Default: admin_socket of --config, else /run/edge-controller/admin.sock)' -r -F
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand page" -l config -d 'The server\'s configuration file, from which the operator\'s commands take the admin socket' -r -F
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand page" -l end -d 'End all sessions instead of starting one'

@@ -14,6 +14,9 @@ const PORT: u16 = 8443;
 /// The range from which segments are cut.
 pub const CLUSTER_RANGE: &str = "10.64.0.0/10";
 
+/// The range from which IPv6 segments are cut, if there is one.
+pub const CLUSTER_RANGE_V6: &str = "fd77::/48";
+
 /// Path of the controller's state directory.
 pub const STATE_DIR: &str = "/var/lib/edge-controller";
 
@@ -35,9 +38,21 @@ impl<'a> Controller<'a> {
     /// # Errors
     /// Returns an error if the controller does not answer.
     pub fn start(lab: &'a Lab, node: &'a Node, address: &str, more: &str) -> Result<Self> {
+        Self::start_with_ranges(lab, node, address, more, &[CLUSTER_RANGE])
+    }
+
+    /// Starts a controller as [`Self::start`] does, with IPv4 and IPv6 segments.
+    ///
+    /// # Errors
+    /// Returns an error if the controller does not answer.
+    pub fn start_dual_stack(lab: &'a Lab, node: &'a Node, address: &str) -> Result<Self> {
+        Self::start_with_ranges(lab, node, address, "", &[CLUSTER_RANGE, CLUSTER_RANGE_V6])
+    }
+
+    fn start_with_ranges(lab: &'a Lab, node: &'a Node, address: &str, more: &str, ranges: &[&str]) -> Result<Self> {
         let config = format!(
             "server_names = [{address:?}]\nlisten = [\"0.0.0.0:{PORT}\"]\n{more}\n\
-             [segments]\ncluster_ranges = [{CLUSTER_RANGE:?}]\nv4_prefix = 26\n"
+             [segments]\ncluster_ranges = {ranges:?}\nv4_prefix = 26\n"
         );
         node.write(CONFIG, &config)?;
         let program = lab.program("edge-controller")?;
@@ -53,6 +68,15 @@ impl<'a> Controller<'a> {
     /// Returns an error if the command does not exit with status 0.
     pub fn run(&self, args: &[&str]) -> Result<String> {
         self.node.run(self.node.command(self.lab.program("edge-controller")?).args(args))
+    }
+
+    /// Runs a command of edge-controller, and returns its output, with any exit status.
+    ///
+    /// # Errors
+    /// Returns an error if the command cannot be run.
+    pub fn run_any(&self, args: &[&str]) -> Result<String> {
+        let output = self.node.output(self.node.command(self.lab.program("edge-controller")?).args(args))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Makes a join token for `node` and starts its agent. `role` is `edge`, `hub` or `cloud`.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::connectivity::MeasurementRequest;
 use crate::name::{Communities, NodeName};
 use crate::view::{NodeView, Role, SharedPeer, ViewChange};
 
@@ -191,6 +192,8 @@ pub enum ViewEvent<P = SharedPeer> {
         /// Version of the view that was last sent on this stream; 0 if none was.
         version: u64,
     },
+    /// The node is asked to measure paths to other nodes. Sent only with `measures=true`.
+    Measure(MeasurementRequest),
     /// The last line of a stream that ends because the controller stops. A node that understands it
     /// connects to another controller at once; other nodes see only the end of the stream.
     Goodbye {

@@ -3,6 +3,7 @@
 //! - [`name`]: node and community names, checked when they are parsed.
 //! - [`view`]: a node's view, that is, the node itself and the peers with which it may communicate.
 //! - [`api`]: the bodies of the controller's HTTP API (`/v1`).
+//! - [`connectivity`]: the bodies for checks whether nodes reach each other.
 //! - [`page`]: the bodies of the HTTP API for sessions on the operator's page.
 //! - [`agent_protocol`]: the protocol between plugin and agent, on the agent's unix socket.
 //! - [`shared_files`]: the files below the state directory that plugin and agent share.
@@ -26,6 +27,7 @@
 
 pub mod agent_protocol;
 pub mod api;
+pub mod connectivity;
 pub mod durable;
 pub mod error;
 pub mod exposition;

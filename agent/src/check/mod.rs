@@ -8,6 +8,8 @@ mod report;
 
 pub use report::{Finding, Level, Report};
 
+use tracing::warn;
+
 use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::stdout::print;
@@ -22,6 +24,21 @@ pub fn report(config: &Config, clock: &CertificateClock) -> Report {
     }
     peers::check(config, now, &mut report);
     report
+}
+
+/// Maximum number of warnings in the log at start. `edge-agent check` prints all of them.
+const MOST_LOGGED: usize = 8;
+
+/// Logs warnings about networks that are at both ends of a tunnel, when the agent starts. The other
+/// checks take too long for a start with thousands of peers.
+pub fn log_networks_at_both_ends(config: &Config) {
+    let warnings = config.peers.iter().flat_map(|peer| {
+        let name = peer.name.clone();
+        peers::networks_at_both_ends(peer).map(move |warning| (name.clone(), warning))
+    });
+    for (peer, warning) in warnings.take(MOST_LOGGED) {
+        warn!(peer, "{warning}; `edge-agent check` checks the whole file");
+    }
 }
 
 /// Prints the report. Fails if it contains an error.

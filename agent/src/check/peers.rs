@@ -105,17 +105,22 @@ fn certificates(peer: &PeerConfig, auth: &CertificateAuth, section: &str, now: i
     }
 }
 
+/// Returns a warning for each network behind this node that overlaps one behind the peer.
+pub(super) fn networks_at_both_ends(peer: &PeerSection) -> impl Iterator<Item = String> {
+    peer.all_local_subnets().flat_map(|local| {
+        let overlapping = peer.all_remote_subnets().filter(move |remote| network::overlap(local, remote));
+        overlapping.map(move |remote| {
+            let how = if local == remote { "are the same network" } else { "overlap" };
+            format!(
+                "local_subnets {local} and remote_subnets {remote} {how}: hosts of local_subnets reach each other without the tunnel"
+            )
+        })
+    })
+}
+
 fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
-    for local in peer.all_local_subnets() {
-        for remote in peer.all_remote_subnets().filter(|remote| network::overlap(local, remote)) {
-            report.add(
-                Level::Warning,
-                &peer.name,
-                format!(
-                    "local_subnets {local} and remote_subnets {remote} overlap: hosts of local_subnets reach each other without the tunnel"
-                ),
-            );
-        }
+    for warning in networks_at_both_ends(peer) {
+        report.add(Level::Warning, &peer.name, warning);
     }
     for remote in peer.all_remote_subnets() {
         for address in peer.remote.iter().filter_map(Remote::address).filter(|address| remote.contains(*address)) {

@@ -163,6 +163,8 @@ fn networks_that_get_in_each_others_way_are_warnings() {
     let peer = format!("{PEER}{PSK}");
     let overlapping = peer.replace("10.1.0.0/16", "10.0.0.0/8");
     directory.only_problem(&overlapping, Level::Warning, &["10.0.0.0/8", "10.2.0.0/16", "overlap"]);
+    let equal = peer.replace("10.1.0.0/16", "10.2.0.0/16");
+    directory.only_problem(&equal, Level::Warning, &["10.2.0.0/16", "are the same network"]);
     let inside = peer.replace("10.2.0.0/16", "192.0.2.0/24");
     directory.only_problem(&inside, Level::Warning, &["192.0.2.1", "192.0.2.0/24"]);
     let second = peer.replace("moon", "luna").replace("10.2.0.0/16", "10.2.7.0/24");

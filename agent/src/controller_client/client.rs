@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use edge_types::api::TunnelCount;
 use edge_types::shared_files::{SegmentsFile, VIEW_FILE};
 use edge_types::{NodeName, NodeView, Role, ViewChange};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, error, info, warn};
 
@@ -24,7 +24,7 @@ use super::view_validation::{Validated, ViewRefusal, validate, validate_with};
 use super::{node_identity, tls, view_file};
 use crate::clock::CertificateClock;
 use crate::config::Config;
-use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Membership, UplinkFacts};
+use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Measurement, Membership, UplinkFacts};
 use crate::state_dir::{ChangeLog, StateDir, StateDirError, segments_file};
 
 /// The controller client, shared by the agent's tasks.
@@ -38,6 +38,8 @@ pub struct ControllerClient {
     pub(super) obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses, for the report.
     pub(super) mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
+    /// The part of the agent that measures paths.
+    pub(super) measurements: mpsc::Sender<Measurement>,
     pub(super) membership: watch::Sender<Option<Membership>>,
     pub(super) status: watch::Sender<ControllerStatus>,
     /// `None` until this node has joined.
@@ -87,6 +89,7 @@ impl ControllerClient {
             tunnels: channels.tunnels,
             obstacles: channels.obstacles,
             mapped: channels.mapped,
+            measurements: channels.measurements,
             membership: channels.membership,
             status: channels.status,
             member: watch::Sender::new(None),

@@ -26,6 +26,7 @@
 //! - `node_identity`: this node's key, certificate and trust anchors.
 //! - `join_credential`, `join`, `renewal`: the token with which this node joins, its first
 //!   certificate, and the renewal of the certificate.
+//! - `measurement`: the controller's requests to measure paths to other nodes.
 //! - `segment_request`: requests for segments, which stay on disk until the controller has
 //!   responded.
 //! - `check`: the checks of `[controller]` for `edge-agent check`, which need no connection.
@@ -42,6 +43,7 @@ mod guard_bypass;
 mod http;
 mod join;
 mod join_credential;
+mod measurement;
 mod node_identity;
 mod partial_view;
 mod renewal;

@@ -24,10 +24,10 @@ use super::backoff::{Backoff, jitter};
 use super::client::{ControllerClient, Member, ViewError};
 use super::error::ControllerError;
 use super::http::{Connection, Reconnect, hyper_error};
-use super::join;
 use super::join_credential::{self, JoinCredential};
 use super::stream_state::StreamState;
 use super::view_file::ViewStep;
+use super::{join, measurement};
 use crate::membership::ControllerStatus;
 use crate::{candidate_addresses, logging};
 
@@ -191,7 +191,7 @@ async fn follow_stream(
                         };
                         // Only an event proves that the controller was reached.
                         controller.confirm_view();
-                        match handle(controller, event, &mut stream.state).await? {
+                        match handle(controller, &member, &connection, event, &mut stream.state).await? {
                             EventOutcome::Handled => {
                                 if let Some(error) = stream.ended_early.take() {
                                     backoff.reset();
@@ -275,13 +275,15 @@ async fn open(
     report(controller, member, connection, uplink).await?;
     let held = controller.view.lock().await.clone();
     let query = StreamState::query(state, held.as_deref());
-    let path = format!("/v1/nodes/{}/view?watch=true&changes=true{query}", member.node());
+    let path = format!("/v1/nodes/{}/view?watch=true&changes=true&measures=true{query}", member.node());
     member.http.stream(connection, &path).await
 }
 
 /// Handles an event of the stream: applies it to `state` and takes the resulting view.
 async fn handle(
     controller: &ControllerClient,
+    member: &Member,
+    connection: &Connection,
     event: ViewEvent,
     state: &mut Option<StreamState>,
 ) -> Result<EventOutcome, ControllerError> {
@@ -300,6 +302,10 @@ async fn handle(
                     expected: "changes since the version that it sent last",
                 });
             }
+        }
+        ViewEvent::Measure(request) => {
+            measurement::start(controller, member, connection, request);
+            return Ok(EventOutcome::Handled);
         }
         ViewEvent::Goodbye { reason } => return Ok(EventOutcome::Goodbye(reason)),
         ViewEvent::Heartbeat { version } => {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use tokio::net::UdpSocket;
 use tokio::time::{Instant, timeout_at};
@@ -23,8 +24,10 @@ const DATA: usize = 56;
 /// Number of octets at the beginning of the data that distinguish this process's requests from
 /// those of other programs.
 const TOKEN: usize = 8;
-/// Maximum size of a datagram: an IPv4 header with options, and the reply. Longer datagrams, which
-/// cannot be replies to these requests, are truncated.
+/// Length of an IPv4 header without options, and of an IPv6 header, in octets.
+const IP_HEADERS: (usize, usize) = (20, 40);
+/// Number of octets of a datagram that are read: an IPv4 header with options, and a reply. The rest
+/// of a longer reply has no meaning.
 const MAX_REPLY: usize = 60 + HEADER + DATA;
 
 /// The number of requests and their timing.
@@ -41,7 +44,7 @@ pub struct PingOptions {
 /// The results of the requests to one address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Answers {
-    /// Number of requests.
+    /// Number of requests, including those that the kernel refused to send.
     pub(super) sent: u16,
     /// The round-trip time of each request that was answered; at most `sent` elements.
     pub(super) round_trips: Vec<Duration>,
@@ -52,13 +55,17 @@ pub(super) struct Answers {
 /// Sends the requests to one address and collects the replies.
 pub(super) async fn ask(to: &Destination, options: PingOptions, stop: &CancellationToken) -> Answers {
     let mut answers = Answers::default();
-    let socket = match EchoSocket::open(to.source, to.address) {
+    let socket = match EchoSocket::bind(to.source, to.address) {
         Ok(socket) => socket,
         Err(error) => {
             answers.error = Some(error.to_string());
             return answers;
         }
     };
+    // A policy or a route of the kernel refuses every request.
+    if let Err(error) = socket.connect(to.address) {
+        return Answers { sent: options.count, error: Some(error.to_string()), ..answers };
+    }
     let mut unanswered: Vec<Option<Instant>> = Vec::new();
     let begin = Instant::now();
     for sequence in 0..options.count {
@@ -82,7 +89,7 @@ pub(super) async fn ask(to: &Destination, options: PingOptions, stop: &Cancellat
 }
 
 /// A socket for echo requests from one address to another.
-struct EchoSocket {
+pub(super) struct EchoSocket {
     /// Tokio has no type for ICMP sockets. ICMP sockets send and receive datagrams like UDP
     /// sockets.
     socket: UdpSocket,
@@ -93,9 +100,16 @@ struct EchoSocket {
 }
 
 impl EchoSocket {
+    /// Opens the socket and connects it.
+    pub(super) fn open(source: IpAddr, to: IpAddr) -> io::Result<Self> {
+        let socket = Self::bind(source, to)?;
+        socket.connect(to)?;
+        Ok(socket)
+    }
+
     /// Opens the socket. Uses an ICMP echo socket, which needs no privilege if
     /// `net.ipv4.ping_group_range` allows it, otherwise a raw socket, which needs CAP_NET_RAW.
-    fn open(source: IpAddr, to: IpAddr) -> io::Result<Self> {
+    fn bind(source: IpAddr, to: IpAddr) -> io::Result<Self> {
         let (family, protocol) = match to {
             IpAddr::V4(_) => (AddressFamily::INET, ipproto::ICMP),
             IpAddr::V6(_) => (AddressFamily::INET6, ipproto::ICMPV6),
@@ -114,25 +128,50 @@ impl EchoSocket {
             opened => (opened?, false),
         };
         rustix::net::bind(&fd, &SocketAddr::new(source, 0))?;
-        // From now on, the kernel delivers only datagrams from this address.
-        rustix::net::connect(&fd, &SocketAddr::new(to, 0))?;
         let socket = UdpSocket::from_std(fd.into())?;
         Ok(Self { socket, v4: to.is_ipv4(), raw, token: fastrand::u64(..).to_be_bytes() })
     }
 
+    /// Makes the kernel deliver only datagrams from this address. Fails if a policy or a route
+    /// refuses packets to it.
+    fn connect(&self, to: IpAddr) -> io::Result<()> {
+        Ok(rustix::net::connect(&self.socket, &SocketAddr::new(to, 0))?)
+    }
+
+    /// Sends requests unfragmented, whatever the kernel knows about the path's MTU.
+    pub(super) fn forbid_fragments(&self) -> io::Result<()> {
+        match self.v4 {
+            true => set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::PROBE)?,
+            false => set_ipv6_mtu_discover(&self.socket, Ipv6PathMtuDiscovery::PROBE)?,
+        }
+        Ok(())
+    }
+
     async fn send(&self, sequence: u16) -> io::Result<()> {
-        self.socket.send(&request(self.v4, self.token, sequence)).await.map(drop)
+        self.socket.send(&request(self.v4, self.token, sequence, DATA)).await.map(drop)
+    }
+
+    /// Sends a request in an IP packet of `size` octets; in a larger one if the request does not
+    /// fit.
+    pub(super) async fn send_sized(&self, sequence: u16, size: usize) -> io::Result<()> {
+        let header = if self.v4 { IP_HEADERS.0 } else { IP_HEADERS.1 };
+        let data = size.saturating_sub(header + HEADER).max(TOKEN);
+        self.socket.send(&request(self.v4, self.token, sequence, data)).await.map(drop)
+    }
+
+    /// Returns the sequence number of the next reply. `None` if the datagram is not a reply.
+    pub(super) async fn receive(&self) -> io::Result<Option<u16>> {
+        let mut buffer = [0; MAX_REPLY];
+        let length = self.socket.recv(&mut buffer).await?;
+        Ok(reply(buffer.get(..length).unwrap_or_default(), self.v4, self.raw, self.token))
     }
 
     /// Collects replies. With `all`, returns when all requests have been answered. Otherwise never
     /// returns.
     async fn collect(&self, unanswered: &mut [Option<Instant>], answers: &mut Answers, all: bool) {
-        let mut buffer = [0; MAX_REPLY];
         while !all || unanswered.iter().any(Option::is_some) {
-            match self.socket.recv(&mut buffer).await {
-                Ok(length) => {
-                    let datagram = buffer.get(..length).unwrap_or_default();
-                    let sequence = reply(datagram, self.v4, self.raw, self.token);
+            match self.receive().await {
+                Ok(sequence) => {
                     // A second reply to a request is ignored.
                     if let Some(at) = sequence.and_then(|number| unanswered.get_mut(usize::from(number))?.take()) {
                         answers.round_trips.push(at.elapsed());
@@ -145,13 +184,14 @@ impl EchoSocket {
     }
 }
 
-fn request(v4: bool, token: [u8; TOKEN], sequence: u16) -> Vec<u8> {
+/// Builds a request with `data` octets of data, at least [`TOKEN`].
+fn request(v4: bool, token: [u8; TOKEN], sequence: u16, data: usize) -> Vec<u8> {
     let (kind, _) = if v4 { ECHO_V4 } else { ECHO_V6 };
     // The identifier is the beginning of the token. On echo sockets, the kernel replaces it.
     let mut message = vec![kind, 0, 0, 0, token[0], token[1]];
     message.extend_from_slice(&sequence.to_be_bytes());
     message.extend_from_slice(&token);
-    message.resize(HEADER + DATA, 0);
+    message.resize(HEADER + data, 0);
     // The kernel computes the checksum of ICMPv6, which covers the addresses.
     if v4 {
         let checksum = checksum(&message).to_be_bytes();
@@ -177,9 +217,11 @@ fn reply(datagram: &[u8], v4: bool, raw: bool, token: [u8; TOKEN]) -> Option<u16
     }
 }
 
-/// Computes the checksum of RFC 1071. The message has an even length.
+/// Computes the checksum of RFC 1071. An octet of zeros follows a message of odd length.
 fn checksum(message: &[u8]) -> u16 {
-    let sum: u32 = message.as_chunks::<2>().0.iter().map(|pair| u32::from(u16::from_be_bytes(*pair))).sum();
+    let (pairs, rest) = message.as_chunks::<2>();
+    let last = rest.first().map_or(0, |octet| u32::from(*octet) << 8);
+    let sum: u32 = pairs.iter().map(|pair| u32::from(u16::from_be_bytes(*pair))).sum::<u32>() + last;
     let folded = (sum & 0xffff) + (sum >> 16);
     !(((folded & 0xffff) + (folded >> 16)) as u16)
 }
@@ -193,7 +235,7 @@ mod tests {
     #[test]
     fn only_a_reply_to_our_request_counts() {
         for v4 in [true, false] {
-            let request = request(v4, TEST_TOKEN, 513);
+            let request = request(v4, TEST_TOKEN, 513, DATA);
             assert_eq!(reply(&request, v4, false, TEST_TOKEN), None, "our own request");
             let mut answer = request.clone();
             answer[0] = if v4 { 0 } else { 129 };
@@ -210,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_raw_ipv4_packet_is_read_behind_its_header_of_any_length() {
-        let mut answer = request(true, TEST_TOKEN, 7);
+        let mut answer = request(true, TEST_TOKEN, 7, DATA);
         answer[0] = 0;
         for words in [5_u8, 6, 15] {
             let mut packet = vec![0; usize::from(words) * 4];
@@ -248,9 +290,46 @@ mod tests {
     }
 
     #[test]
+    fn requests_that_a_policy_of_the_kernel_refuses_count_as_not_answered() {
+        use interop_tests::netns;
+        if !netns::is_root_or_skips() {
+            return;
+        }
+        let name = format!("echo-{}", std::process::id());
+        netns::add(&name);
+        for line in [
+            "link add name near type veth peer name beyond",
+            "link set beyond up",
+            "addr add 10.9.9.1/24 dev near",
+            "addr add fd09:9::1/64 dev near nodad",
+            "link set near up",
+            "xfrm policy add src 0.0.0.0/0 dst 10.9.9.2/32 dir out action block",
+            "xfrm policy add src ::/0 dst fd09:9::2/128 dir out action block",
+        ] {
+            netns::run(&format!("ip -n {name} {line}"));
+        }
+        let options = PingOptions { count: 3, interval: Duration::from_millis(10), timeout: Duration::from_millis(10) };
+        let answers = netns::within(&name, || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            [("10.9.9.2", "10.9.9.1"), ("fd09:9::2", "fd09:9::1")].map(|(to, from)| {
+                let (address, source) = (to.parse().unwrap(), from.parse().unwrap());
+                let to = Destination { peer: "far".into(), address, source };
+                runtime.block_on(ask(&to, options, &CancellationToken::new()))
+            })
+        });
+        netns::delete(&name);
+        for answers in answers {
+            assert_eq!((answers.sent, answers.round_trips.len()), (3, 0), "{answers:?}");
+            assert!(answers.error.as_ref().is_some_and(|error| error.contains("not permitted")), "{answers:?}");
+        }
+    }
+
+    #[test]
     fn the_checksum_of_a_request_is_right() {
         // With the checksum, the sum of all words is all ones (RFC 1071).
-        assert_eq!(checksum(&request(true, TEST_TOKEN, 65_535)), 0);
+        for data in [TOKEN, DATA, DATA + 1, 1472] {
+            assert_eq!(checksum(&request(true, TEST_TOKEN, 65_535, data)), 0, "{data}");
+        }
         assert_eq!(checksum(&[0xff; 64]), 0);
         assert_eq!(checksum(&[0; 64]), 0xffff);
     }

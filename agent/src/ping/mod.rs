@@ -3,10 +3,14 @@
 //! - `destination`: the addresses to which requests are sent, or the reason why nothing can be
 //!   sent. It does no I/O.
 //! - `echo`: the ICMP echo requests and their replies.
+//! - `path`: the MTU and the throughput of a path.
 //! - `report`: the output, as a table or as JSON.
+//! - [`measurement`]: measurements at the controller's request.
 
 mod destination;
 mod echo;
+pub mod measurement;
+mod path;
 mod report;
 
 use std::time::Duration;

@@ -159,6 +159,25 @@ impl Controller {
         if body.is_empty() { Value::Null } else { serde_json::from_str(body).unwrap() }
     }
 
+    /// Posts a request whose response consists of lines, and returns the lines.
+    pub(crate) fn operator_lines(&self, path: &str, body: Value) -> impl Future<Output = Vec<Value>> + use<> {
+        let (socket, body) = (self.admin_socket(), body.to_string());
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nhost: c\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        async move {
+            let mut stream = UnixStream::connect(socket).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+            // The sizes of chunks are lines of their own.
+            let lines = answer.lines().filter(|line| line.starts_with('{'));
+            lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+        }
+    }
+
     pub(crate) async fn token(&self, role: Role, node: Option<&str>) -> String {
         let node = node.map(|name| name.parse().unwrap());
         let request = TokenRequest { role, node, ttl_seconds: 3600, uses: 1 };

@@ -6,6 +6,7 @@ mod joining;
 mod lab;
 mod logs;
 mod losses;
+mod measurements;
 mod peers;
 mod rollover;
 mod segments;

@@ -11,8 +11,8 @@
 //! - Views: [`views`] are built from the state, from the [`networks`] that the operator configures,
 //!   and from addresses ([`node_addresses`]). [`reachability`] refuses networks that would cut
 //!   nodes off from the controller.
-//! - For the operator: [`node_reports`] keeps what nodes report, and [`page_sessions`] manages the
-//!   sessions of the operator's page.
+//! - For the operator: [`node_reports`] keeps what nodes report, [`page_sessions`] manages the
+//!   sessions of the operator's page, and [`connectivity`] checks whether nodes reach each other.
 //! - Limits: [`mass_deletion`] limits how many nodes may disappear without the operator's
 //!   confirmation, [`request_limits`] limits how often one node makes expensive requests, and
 //!   [`source_shares`] divides a limited resource fairly among unknown sources.
@@ -22,6 +22,7 @@
 pub mod archive;
 pub mod ca;
 pub mod clock;
+pub mod connectivity;
 pub mod mass_deletion;
 pub mod networks;
 pub mod node_addresses;

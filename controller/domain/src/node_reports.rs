@@ -8,7 +8,7 @@ use edge_types::NodeName;
 use edge_types::api::{LONGEST_OBSTACLE, LONGEST_VERSION, MOST_OBSTACLES, NodeReport, TunnelCount};
 
 use crate::clock::Seconds;
-use crate::text::is_invisible;
+use crate::text::shown;
 
 /// Maximum length of a reason that a node reports, in characters.
 const LONGEST_REASON: usize = 500;
@@ -133,12 +133,6 @@ impl NodeReports {
     pub fn take_unseen(&self) -> UnseenReports {
         std::mem::take(&mut self.reports().unseen)
     }
-}
-
-/// Returns at most `longest` characters of a text, without characters that hide, reorder or break
-/// text.
-fn shown(text: &str, longest: usize) -> String {
-    text.chars().filter(|character| !is_invisible(*character)).take(longest).collect()
 }
 
 #[cfg(test)]

@@ -5,12 +5,14 @@
 
 mod agents;
 mod charon;
+mod connectivity;
 mod crate_tests;
 mod failure_reports;
 mod kubeedge;
 mod lab;
 mod nats;
 mod strongswan;
+mod upgrade;
 mod view_changes;
 
 use crate::scenario::Scenario;
@@ -23,10 +25,12 @@ pub fn all() -> Vec<&'static Scenario> {
         kubeedge::SCENARIOS,
         lab::SCENARIOS,
         charon::SCENARIOS,
+        connectivity::SCENARIOS,
         crate_tests::SCENARIOS,
         failure_reports::SCENARIOS,
         nats::SCENARIOS,
         strongswan::SCENARIOS,
+        upgrade::SCENARIOS,
         view_changes::SCENARIOS,
     ]
     .into_iter()

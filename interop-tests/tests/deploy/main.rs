@@ -10,6 +10,7 @@
 //! - `manifests`: checks that `deploy/kubernetes` is the chart with its default values.
 //! - `monitoring`: tests the alert rules.
 //! - `packages`: tests the Debian packages in a copy of this machine's system.
+//! - `sbom`: tests the software bills of materials of the programs.
 //! - `helm`: renders the chart; `pair`: runs a controller and an agent; `programs`: finds workspace
 //!   files and runs programs.
 
@@ -25,6 +26,7 @@ mod monitoring;
 mod packages;
 mod pair;
 mod programs;
+mod sbom;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         monitoring::TESTS,
         dashboard::TESTS,
         packages::TESTS,
+        sbom::TESTS,
     ]
     .concat();
     let unavailable = || {

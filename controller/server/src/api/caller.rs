@@ -81,6 +81,11 @@ fn read(der: &CertificateDer<'_>) -> Result<NodeCertificate, &'static str> {
 }
 
 impl Caller {
+    /// Returns whether the caller is the operator.
+    pub fn is_operator(&self) -> bool {
+        matches!(self.identity, CallerIdentity::Operator)
+    }
+
     /// Refuses all but the operator.
     pub fn require_operator(&self) -> Result<(), ApiError> {
         match self.identity {

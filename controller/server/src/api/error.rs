@@ -2,6 +2,7 @@
 
 use edge_controller_domain::ca::CaError;
 use edge_controller_domain::ca::request::CsrError;
+use edge_controller_domain::connectivity::UnknownName;
 use edge_controller_domain::node_certificates::CertificateError;
 use edge_controller_domain::random::NoRandomness;
 use edge_controller_domain::request_limits::TooOften;
@@ -162,6 +163,15 @@ pub enum ApiError {
     /// A label contains an invalid name of a community.
     #[error(transparent)]
     Label(#[from] NameError),
+    /// Another check of connectivity runs.
+    #[error("another check of connectivity runs at this controller; wait until it has ended, or stop its command")]
+    CheckRunning,
+    /// No caller waits for this report of a measurement.
+    #[error("nobody waits for this report; the request that it answers was of another node, or took too long")]
+    NoSuchMeasurement,
+    /// The check of connectivity names something that does not exist.
+    #[error(transparent)]
+    UnknownName(#[from] UnknownName),
     /// The page is not served.
     #[error(
         "this controller does not serve the page: set listen = [\"127.0.0.1:9645\"] under [page] in its configuration, and restart it"
@@ -289,6 +299,13 @@ impl ApiError {
                 (409, "labelled-elsewhere", "The node is labelled in Kubernetes")
             }
             ApiError::Label(_) => (422, "bad-label", "The label cannot be used"),
+            ApiError::CheckRunning => (409, "check-running", "Another check runs"),
+            ApiError::NoSuchMeasurement => (404, "no-such-measurement", "Nobody waits for this report"),
+            ApiError::UnknownName(UnknownName::Node(_)) => (404, "no-such-node", "The node is not registered"),
+            ApiError::UnknownName(UnknownName::CloudNode(_)) => (422, "bad-value", "The body cannot be understood"),
+            ApiError::UnknownName(UnknownName::Community(_)) => {
+                (404, "no-such-community", "The community has no members")
+            }
             ApiError::PageNotServed => (409, "page-not-served", "The page is not served"),
             ApiError::Random(_) => (500, "internal", "The controller has a defect"),
             ApiError::Reload(_) => (409, "reload-refused", "The configuration is not put in force"),

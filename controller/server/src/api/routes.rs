@@ -12,12 +12,13 @@ use edge_types::api::{
     NodeInfo, NodeReport, ReloadResponse, RenewalRequest, SegmentInfo, SegmentRequest, SegmentResponse, TokenCreated,
     TokenInfo, TokenRequest, ViewEvent,
 };
+use edge_types::connectivity::{ConnectivityEvent, ConnectivityRequest, MeasurementReport};
 use edge_types::page::PageSession;
 use hyper::body::Bytes;
 use serde_json::Value;
 
 use super::route::{Access, NDJSON, Route};
-use super::{archive, ca, join, openapi, operator, page_sessions, report, segments, status, view};
+use super::{archive, ca, connectivity, join, openapi, operator, page_sessions, report, segments, status, view};
 
 /// The OpenAPI document as JSON, made once and shared by all responses.
 static OPENAPI: LazyLock<Bytes> = LazyLock::new(|| openapi_document().to_string().into());
@@ -70,6 +71,16 @@ pub(super) fn routes() -> Vec<Route> {
             .response::<NodeView>()
             .response_as::<ViewEvent>(NDJSON)
             .errors(&[429]),
+        Route::post("/v1/nodes/{node}/measurements", "reportMeasurement", post(connectivity::report))
+            .summary("Report what the node measured, after a line of the type `measure` on its stream.")
+            .access(Access::Node)
+            .request::<MeasurementReport>()
+            .status(204),
+        Route::post("/v1/connectivity", "checkConnectivity", post(connectivity::check))
+            .summary("Check whether nodes reach each other, as lines: a plan, the results, and an end.")
+            .request::<ConnectivityRequest>()
+            .response_as::<ConnectivityEvent>(NDJSON)
+            .errors(&[404, 409]),
         Route::get("/v1/status", "status", get(status::status))
             .summary("Nodes, communities, ranges, and what the operator should look at.")
             .response::<ControllerStatus>(),

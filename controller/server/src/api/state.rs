@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::FromRef;
 use edge_controller_domain::ca::Ca;
+use edge_controller_domain::connectivity::Measurers;
 use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::request_limits::RequestLimit;
@@ -14,7 +15,7 @@ use edge_controller_kubernetes::label_trust::LabelTrust;
 use edge_controller_kubernetes::node_statuses::NodeStatuses;
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_controller_kubernetes::service_account::{ReviewLimits, Reviewer};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::node_infos::ReplicaName;
@@ -39,6 +40,8 @@ pub struct Services {
     pub events: EventRecorder,
     /// The last reports of the nodes about themselves.
     pub reports: NodeReports,
+    /// The nodes that can measure paths.
+    pub measurers: Measurers,
     /// Conflicts about segments that nodes claim but do not hold.
     pub conflicts: ClaimConflicts,
     /// Whether labels of Node objects put nodes into communities.
@@ -67,6 +70,7 @@ struct Shared {
     bodies: BodyBudget,
     certificates: CertificateLimit,
     segments: SegmentLimits,
+    checks: CheckPermit,
 }
 
 /// The limit on how often a node gets a certificate.
@@ -82,6 +86,17 @@ pub(super) struct SegmentLimits {
     pub(super) refusals: RequestLimit,
 }
 
+/// The right to run a check of connectivity. There is one check at a time, so that no node measures
+/// for two.
+#[derive(Clone)]
+pub(super) struct CheckPermit(pub(super) Arc<Semaphore>);
+
+impl Default for CheckPermit {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
 impl From<Services> for ApiState {
     fn from(services: Services) -> Self {
         Self(Arc::new(Shared {
@@ -90,6 +105,7 @@ impl From<Services> for ApiState {
             bodies: BodyBudget::default(),
             certificates: CertificateLimit::default(),
             segments: SegmentLimits::default(),
+            checks: CheckPermit::default(),
         }))
     }
 }
@@ -118,6 +134,12 @@ impl FromRef<ApiState> for SegmentLimits {
     }
 }
 
+impl FromRef<ApiState> for CheckPermit {
+    fn from_ref(state: &ApiState) -> Self {
+        state.0.checks.clone()
+    }
+}
+
 macro_rules! substates {
     ($($name:ident: $type:ty),* $(,)?) => {$(
         impl FromRef<ApiState> for $type {
@@ -136,6 +158,7 @@ substates! {
     metrics: Metrics,
     events: EventRecorder,
     reports: NodeReports,
+    measurers: Measurers,
     conflicts: ClaimConflicts,
     label_trust: watch::Receiver<LabelTrust>,
     asked: PendingDeregistrations,

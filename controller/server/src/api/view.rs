@@ -8,11 +8,13 @@ use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use edge_controller_domain::connectivity::{Measurer, Measurers};
 use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::random;
 use edge_controller_domain::registry::{PeerJson, Registry};
 use edge_types::NodeName;
 use edge_types::api::ViewEvent;
+use edge_types::connectivity::MeasurementRequest;
 use hyper::body::Bytes;
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
@@ -42,6 +44,9 @@ pub(super) struct Parameters {
     /// Whether only changes are sent after the first view.
     #[serde(default)]
     changes: bool,
+    /// Whether the reader carries out lines of the type `measure`.
+    #[serde(default)]
+    measures: bool,
     /// The version of the view that the reader has.
     #[serde(default)]
     from: Option<u64>,
@@ -63,11 +68,12 @@ pub(super) struct ViewStreams {
     registry: Registry,
     live: Arc<LiveConfig>,
     reports: NodeReports,
+    measurers: Measurers,
     metrics: Metrics,
     stopping: CancellationToken,
 }
 
-from_substates!(ViewStreams { registry, live, reports, metrics, stopping });
+from_substates!(ViewStreams { registry, live, reports, measurers, metrics, stopping });
 
 pub(super) async fn view(
     State(streams): State<ViewStreams>,
@@ -93,8 +99,11 @@ pub(super) async fn view(
     // At most one line waits. Changes in the meantime become one later line.
     let (lines, taken) = mpsc::channel(1);
     let reader = Reader::new(&parameters, streams.registry.epoch());
+    // Only the node itself measures, not an operator that reads its view.
+    let measures = parameters.measures && !caller.is_operator();
+    let mut measurer = measures.then(|| streams.measurers.register(&node));
     let work = async move {
-        send_lines(&streams, caller, &node, reader, &mut changes, lines).await;
+        send_lines(&streams, caller, &node, reader, &mut changes, measurer.as_mut(), lines).await;
         // The node was seen until now. This is recorded before `changes` is dropped, which marks
         // the node as no longer connected.
         streams.reports.ends(&node, streams.registry.clock.now());
@@ -136,12 +145,14 @@ async fn send_lines(
     node: &NodeName,
     mut reader: Reader,
     changes: &mut watch::Receiver<u64>,
+    mut measurer: Option<&mut Measurer>,
     lines: mpsc::Sender<Bytes>,
 ) {
     let stream = streams.metrics.stream();
     let mut heartbeat = tokio::time::interval(streams.live.now().config.heartbeat());
     heartbeat.reset();
     loop {
+        let mut request = None;
         let quiet = tokio::select! {
             () = streams.stopping.cancelled() => {
                 send_goodbye(&lines, &stream).await;
@@ -156,8 +167,20 @@ async fn send_lines(
                 }
             },
             _ = heartbeat.tick() => true,
+            next = next_request(measurer.as_deref_mut()) => {
+                request = Some(next);
+                false
+            }
         };
-        let event = match next_line(streams, &caller, node, &mut reader, changes).await {
+        let next = match request {
+            Some(request) => {
+                let state = streams.registry.read().await;
+                let allowed = caller.require_node_or_operator(&state, node, streams.registry.clock.now());
+                allowed.map(|()| Some(Line::Measure(*request)))
+            }
+            None => next_line(streams, &caller, node, &mut reader, changes).await,
+        };
+        let event = match next {
             Ok(Some(event)) => event,
             Ok(None) if quiet => Line::Heartbeat { version: reader.known.unwrap_or(0) },
             Ok(None) => continue,
@@ -179,12 +202,21 @@ async fn send_lines(
     }
 }
 
+/// Returns the next request for this stream's node; never returns if the stream takes none.
+async fn next_request(measurer: Option<&mut Measurer>) -> Box<MeasurementRequest> {
+    match measurer {
+        Some(measurer) => measurer.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Returns the kind of a line, for the metrics.
 fn kind(event: &Line) -> &'static str {
     match event {
         Line::View { .. } => "view",
         Line::Change(_) => "change",
         Line::Heartbeat { .. } => "heartbeat",
+        Line::Measure(_) => "measure",
         Line::Goodbye { .. } => "goodbye",
     }
 }

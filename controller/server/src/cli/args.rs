@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use edge_types::connectivity::{MOST_ECHO_REQUESTS, MOST_PATHS};
 use edge_types::{NodeName, Role};
 
 use crate::config::{ADMIN_SOCKET, ConfigError, ConfigSources};
@@ -17,8 +18,9 @@ use crate::config::{ADMIN_SOCKET, ConfigError, ConfigSources};
 ///   edge-controller token create --role edge --ttl 1h
 ///   edge-controller node label edge-a1 fabedge/edge-community=alpha
 ///
-/// Exit codes: 0 success; 1 refused; 2 wrong usage; 3 the server is not running or could not start;
-/// 128 plus the signal number if the server received a second signal before it had stopped.
+/// Exit codes: 0 success; 1 refused, or a check found a problem; 2 wrong usage; 3 the server is not
+/// running or could not start; 128 plus the signal number if the server received a second signal
+/// before it had stopped.
 #[derive(Parser)]
 #[command(name = "edge-controller", version, max_term_width = 100, verbatim_doc_comment)]
 pub(super) struct Cli {
@@ -143,6 +145,20 @@ pub(super) enum Command {
     /// it should, reports an obstacle, refuses its view, or has a certificate that should have been
     /// renewed.
     Status(StatusArguments),
+    /// Check whether nodes reach each other as their views permit: every permitted path is reached,
+    /// and every forbidden one is not.
+    ///
+    /// The agents themselves measure, through their tunnels: loss, round-trip time, path MTU, and
+    /// an estimate of the throughput. A path has a direction. Nodes are edges and hubs; paths
+    /// between two hubs belong to the cloud's network and are left out. Of more than 200 nodes, 200
+    /// are chosen at random, each with some of its peers. The check takes at most 15 minutes. The
+    /// exit code is 0 only if every path was measured and is as it should be, otherwise 1.
+    ///
+    ///   edge-controller check-connectivity
+    ///   edge-controller check-connectivity edge-a1 edge-b1 cloud-1
+    ///   edge-controller check-connectivity --community alpha --problems
+    #[command(verbatim_doc_comment)]
+    CheckConnectivity(ConnectivityArguments),
     /// Print a link to the page that shows the same as status in a browser, live and read-only.
     ///
     /// The server must serve the page: set `[page] listen` in its configuration. The link contains
@@ -235,6 +251,27 @@ impl StatusArguments {
     pub(super) fn shows_all(&self) -> bool {
         self.nodes.is_empty() && self.role.is_none() && self.community.is_none() && !self.problems
     }
+}
+
+/// Which paths `check-connectivity` checks.
+#[derive(clap::Args)]
+pub(super) struct ConnectivityArguments {
+    /// Check the paths between these nodes. (Default: all edges and hubs)
+    #[arg(value_name = "NODE")]
+    pub(super) nodes: Vec<NodeName>,
+    /// Add the members of this community to the nodes. May be given several times.
+    #[arg(long = "community", value_name = "NAME")]
+    pub(super) communities: Vec<edge_types::Community>,
+    /// Maximum number of paths, 1 to 10000. If there are more, some are chosen at random, half of
+    /// them permitted ones.
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_PATHS)))]
+    pub(super) paths: u32,
+    /// Number of echo requests to each address, 1 to 100.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MOST_ECHO_REQUESTS)))]
+    pub(super) count: u16,
+    /// Show only paths that are not as they should be.
+    #[arg(long)]
+    pub(super) problems: bool,
 }
 
 #[derive(Subcommand)]

@@ -47,6 +47,30 @@ impl Client {
         to.flush().context("cannot write")
     }
 
+    /// Sends a request whose response consists of lines (NDJSON), and calls `each` with each line
+    /// as it arrives.
+    pub(super) async fn ask_lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        mut each: impl FnMut(T),
+    ) -> anyhow::Result<()> {
+        let mut response = self.request(Method::POST, path, Some(body)).await?.into_body();
+        let mut pending = Vec::new();
+        while let Some(frame) = response.frame().await {
+            let Ok(data) = frame.context("the server went away")?.into_data() else { continue };
+            pending.extend_from_slice(&data);
+            while let Some(end) = pending.iter().position(|octet| *octet == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                each(
+                    serde_json::from_slice(&line)
+                        .context("the server's response cannot be read; are both of one release?")?,
+                );
+            }
+        }
+        Ok(())
+    }
+
     async fn send(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> anyhow::Result<Bytes> {
         let response = self.request(method, path, body).await?;
         Ok(response.into_body().collect().await.context("the server went away")?.to_bytes())

@@ -17,7 +17,7 @@ use super::args::{CaCommand, Command, CommunityCommand, NodeCommand, SegmentComm
 use super::client::Client;
 use super::status;
 use super::table::{list, print, print_line, print_required_line};
-use super::{archive, gather, import_fabedge, page};
+use super::{archive, connectivity, gather, import_fabedge, page};
 use crate::node_problems::problems;
 
 const NOTHING: Option<&()> = None;
@@ -44,6 +44,7 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         }
         Command::Page { end: false } => page::open(client, json).await,
         Command::Page { end: true } => page::end_all(client).await,
+        Command::CheckConnectivity(arguments) => connectivity::check(client, json, arguments).await,
         Command::Status(arguments) => status::show(client, json, &arguments).await,
         Command::ImportFabedge { file, cluster, apply } => {
             import_fabedge::import(client, &file, cluster.as_deref(), apply).await

@@ -7,6 +7,7 @@
 //! - [`config`]: prints the configuration with the source of each value.
 //! - [`commands`]: sends the requests for the other commands and prints the responses.
 //! - [`status`]: shows the overview. [`page`]: opens and ends sessions of the page.
+//! - [`connectivity`]: checks whether nodes reach each other.
 //! - [`gather`]: writes information for finding faults into one file.
 //! - [`import_fabedge`]: translates FabEdge's resources.
 //! - [`core_dumps`]: keeps private keys out of core files.
@@ -16,6 +17,7 @@ mod args;
 mod client;
 mod commands;
 mod config;
+mod connectivity;
 mod core_dumps;
 mod gather;
 mod import_fabedge;
@@ -36,7 +38,7 @@ use crate::logs::Lines;
 use crate::server::Server;
 use args::{Cli, Command};
 
-/// Exit code of a command that the server refused.
+/// Exit code of a command that the server refused, and of a check that found a problem.
 const REFUSED: u8 = 1;
 /// Exit code of a command that did not reach the server, and of a server that could not start.
 const UNREACHABLE: u8 = 3;
@@ -77,7 +79,8 @@ pub fn main() -> ExitCode {
             Command::Restored { sources } => offline(async { archive::restored(&sources.load()?.config).await }).await,
             command => match cli.server.admin_socket() {
                 Ok(socket) => commands::carry_out(&client::Client::new(socket), cli.json, command).await.map_err(|e| {
-                    let code = if e.is::<edge_types::api::Problem>() { REFUSED } else { UNREACHABLE };
+                    let answered = e.is::<edge_types::api::Problem>() || e.is::<connectivity::PathsWrong>();
+                    let code = if answered { REFUSED } else { UNREACHABLE };
                     (code, e)
                 }),
                 Err(error) => Err((UNREACHABLE, error.into())),

@@ -250,7 +250,7 @@ impl Metrics {
         for result in ["done", "failed"] {
             drop(self.commits.get_or_create(&ResultLabels { result }));
         }
-        for r#type in ["view", "change", "heartbeat", "goodbye"] {
+        for r#type in ["view", "change", "heartbeat", "measure", "goodbye"] {
             drop(self.stream_lines.get_or_create(&LineLabels { r#type }));
         }
     }

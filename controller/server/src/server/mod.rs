@@ -32,6 +32,7 @@ use anyhow::Context as _;
 use edge_controller_domain::archive;
 use edge_controller_domain::ca::Ca;
 use edge_controller_domain::clock::Clock;
+use edge_controller_domain::connectivity::Measurers;
 use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::page_sessions::PageSessions;
 use edge_controller_domain::reachability;
@@ -158,6 +159,7 @@ impl Server {
             metrics: metrics.clone(),
             events: events.clone(),
             reports: reports.clone(),
+            measurers: Measurers::default(),
             conflicts: conflicts.clone(),
             label_trust: label_trust.subscribe(),
             asked: asked.clone(),

@@ -429,6 +429,7 @@ impl Stream {
                 ViewEvent::View { view, .. } => return *view,
                 ViewEvent::Change(change) => panic!("a change where whole views were asked for: {change:?}"),
                 ViewEvent::Heartbeat { .. } => {}
+                ViewEvent::Measure(request) => panic!("a request that was not asked for: {request:?}"),
                 ViewEvent::Goodbye { reason } => panic!("goodbye: {reason}"),
             }
         }

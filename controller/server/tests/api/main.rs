@@ -13,6 +13,7 @@ mod browser;
 mod changes;
 mod clocks;
 mod connection_limits;
+mod connectivity;
 mod join;
 mod last_seen;
 mod logs;

@@ -110,6 +110,7 @@ impl Follower {
         match line {
             None => ReceivedEvent::End,
             Some(ViewEvent::Goodbye { .. }) => ReceivedEvent::Goodbye,
+            Some(ViewEvent::Measure(request)) => panic!("a request that was not asked for: {request:?}"),
             Some(ViewEvent::Heartbeat { version }) => {
                 assert!(version == self.view.version || self.arrived && version == 0, "{version}");
                 ReceivedEvent::Heartbeat

@@ -1,0 +1,46 @@
+//! Passes the controller's requests for measurements on to the part of the agent that measures, and
+//! sends its reports.
+
+use edge_types::connectivity::{MeasurementReport, MeasurementRequest};
+use hyper::Method;
+use serde::de::IgnoredAny;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::oneshot;
+use tracing::{Instrument, debug};
+
+use super::client::{ControllerClient, Member};
+use super::http::Connection;
+use crate::membership::Measurement;
+
+/// Starts a measurement. Its report is sent in the background, on the connection from which the
+/// request came.
+pub(super) fn start(
+    controller: &ControllerClient,
+    member: &Member,
+    connection: &Connection,
+    request: MeasurementRequest,
+) {
+    let id = request.id.clone();
+    let (to, report) = oneshot::channel();
+    let accepted = controller.measurements.try_send(Measurement { request, report: to });
+    let (member, connection) = (member.clone(), connection.clone());
+    let work = async move {
+        let refused = |why: &str| MeasurementReport {
+            id,
+            addresses: Vec::new(),
+            paths: Vec::new(),
+            refused: Some(why.to_owned()),
+        };
+        let report = match accepted {
+            Ok(()) => report.await.unwrap_or_else(|_| refused("the agent is ending")),
+            Err(TrySendError::Full(_)) => refused("the agent is busy with other measurements"),
+            Err(TrySendError::Closed(_)) => refused("the agent is ending"),
+        };
+        let path = format!("/v1/nodes/{}/measurements", member.node());
+        let sent = member.http.call_on::<IgnoredAny>(&connection, Method::POST, &path, &report).await;
+        if let Err(error) = sent {
+            debug!(%error, "the report of a measurement was not taken");
+        }
+    };
+    tokio::spawn(controller.stop.clone().run_until_cancelled_owned(work.in_current_span()));
+}
