@@ -1,7 +1,7 @@
 //! Process settings that protect private keys and pre-shared keys from other users.
 
 use rustix::fs::Mode;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit, umask};
 
 /// Forbids core dumps (`RLIMIT_CORE`), and access to this process's memory by users other than root
 /// (`PR_SET_DUMPABLE`, prctl(2)). A failure is only logged.
@@ -15,6 +15,15 @@ pub fn forbid_dumps() {
     }
 }
 
+/// Raises the limit of open files to what the system allows. A hub needs two sockets for each of
+/// its relays, and the default of some container runtimes is 1024. A failure is only logged.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
 /// Sets the umask to 077, so that new files and sockets are accessible only to their owner from the
 /// start.
 pub fn make_files_private() {
@@ -23,7 +32,7 @@ pub fn make_files_private() {
 
 #[cfg(test)]
 mod tests {
-    use rustix::process::{dumpable_behavior, getrlimit};
+    use rustix::process::dumpable_behavior;
 
     use super::*;
 

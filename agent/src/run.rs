@@ -50,6 +50,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let statics = StaticPeers::load(&config).map_err(|problem| anyhow!(problem))?;
     let netns_lock = NetnsLock::acquire(&config.state_dir)?;
     hardening::make_files_private();
+    hardening::raise_file_limit();
     if config.controller.is_none() {
         let path = config.state_dir.display();
         state_dir::make_private(&config.state_dir).with_context(|| format!("{path}: cannot be made private"))?;

@@ -13,8 +13,11 @@ const IDLE: Duration = Duration::from_secs(90);
 /// same NAT, or with a forged address, diverts the node's datagrams.
 const PORT_SILENCE: Duration = Duration::from_secs(60);
 /// Maximum number of datagrams of a pair that are copied in one second, in both directions
-/// together. Further ones are dropped, as on a full link.
+/// together. A datagram counts once more for each [`UNIT`] octets. Further ones are dropped, as on
+/// a full link.
 const MAX_RATE: u32 = 20_000;
+/// See [`MAX_RATE`].
+const UNIT: usize = 1500;
 
 /// One of the two nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,10 +77,16 @@ impl PairState {
 
     /// Handles a datagram that came from `from` to the port of this node. Returns the address to
     /// which the other port sends it on; `None`: it is dropped.
-    pub(super) fn datagram(&mut self, end: PairEnd, from: SocketAddr, now: Instant) -> Option<SocketAddr> {
+    pub(super) fn datagram(
+        &mut self,
+        end: PairEnd,
+        from: SocketAddr,
+        octets: usize,
+        now: Instant,
+    ) -> Option<SocketAddr> {
         let [first, second] = &mut self.ends;
         let (source, other) = if end == PairEnd::First { (first, second) } else { (second, first) };
-        if !source.takes(from, now) || !self.rate.allows(now) {
+        if !source.takes(from, now) || !self.rate.allows(octets, now) {
             self.dropped_count = self.dropped_count.saturating_add(1);
             return None;
         }
@@ -110,11 +119,12 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 impl Rate {
-    fn allows(&mut self, now: Instant) -> bool {
+    fn allows(&mut self, octets: usize, now: Instant) -> bool {
         if now >= self.since + Duration::from_secs(1) {
             *self = Self { since: now, count: 0 };
         }
-        self.count = self.count.saturating_add(1);
+        let units = u32::try_from(octets / UNIT).unwrap_or(u32::MAX).saturating_add(1);
+        self.count = self.count.saturating_add(units);
         self.count <= MAX_RATE
     }
 }
@@ -139,9 +149,9 @@ mod tests {
     #[test]
     fn datagrams_go_to_the_port_from_which_the_other_node_sent_also_between_families() {
         let (mut pair, one, other) = (pair(), address("203.0.113.1:61000"), address("[2001:db8::2]:4500"));
-        assert_eq!(pair.datagram(First, one, at(0)), None, "the other one is not known yet");
-        assert_eq!(pair.datagram(Second, other, at(1)), Some(one));
-        assert_eq!(pair.datagram(First, one, at(2)), Some(other));
+        assert_eq!(pair.datagram(First, one, 100, at(0)), None, "the other one is not known yet");
+        assert_eq!(pair.datagram(Second, other, 100, at(1)), Some(one));
+        assert_eq!(pair.datagram(First, one, 100, at(2)), Some(other));
         assert_eq!((pair.copied_count, pair.dropped_count), (2, 0));
     }
 
@@ -150,22 +160,22 @@ mod tests {
         let mut pair = pair();
         for stranger in ["198.51.100.9:4500", "[2001:db8::2]:4500", "[::1]:1"].map(address) {
             for moment in 0..80 {
-                assert_eq!(pair.datagram(First, stranger, at(moment)), None);
+                assert_eq!(pair.datagram(First, stranger, 100, at(moment)), None);
             }
         }
         assert_eq!((pair.dropped_count, pair.closes_at()), (240, at(90)));
         let (one, other) = (address("[::ffff:203.0.113.1]:61000"), address("[2001:db8::2]:4500"));
-        pair.datagram(Second, other, at(2));
-        assert_eq!(pair.datagram(First, one, at(2)), Some(other), "an IPv4-mapped source is the node's own");
+        pair.datagram(Second, other, 100, at(2));
+        assert_eq!(pair.datagram(First, one, 100, at(2)), Some(other), "an IPv4-mapped source is the node's own");
         assert_eq!(pair.closes_at(), at(92));
     }
 
     #[test]
     fn a_pair_closes_when_one_node_is_gone_whatever_the_other_one_sends() {
         let (mut pair, one, other) = (pair(), address("203.0.113.1:61000"), address("[2001:db8::2]:4500"));
-        pair.datagram(First, one, at(10));
+        pair.datagram(First, one, 100, at(10));
         for second in 10..80 {
-            pair.datagram(Second, other, at(second));
+            pair.datagram(Second, other, 100, at(second));
         }
         assert_eq!(pair.closes_at(), at(100));
     }
@@ -174,49 +184,51 @@ mod tests {
     fn another_port_of_the_same_address_diverts_nothing_while_the_node_sends() {
         let (mut pair, node, other) = (pair(), address("203.0.113.1:61000"), address("[2001:db8::2]:4500"));
         let neighbour = address("203.0.113.1:666");
-        pair.datagram(First, node, at(0));
+        pair.datagram(First, node, 100, at(0));
         for second in 1..100 {
-            assert_eq!(pair.datagram(First, neighbour, at(second)), None);
-            assert_eq!(pair.datagram(Second, other, at(second)), Some(node));
+            assert_eq!(pair.datagram(First, neighbour, 100, at(second)), None);
+            assert_eq!(pair.datagram(Second, other, 100, at(second)), Some(node));
             // The node's keepalives.
             if second % 20 == 0 {
-                pair.datagram(First, node, at(second));
+                pair.datagram(First, node, 100, at(second));
             }
         }
         // The node's NAT has another mapping: after a silence, the new port counts.
         let moved = address("203.0.113.1:62000");
-        assert_eq!(pair.datagram(First, moved, at(139)), None);
-        assert_eq!(pair.datagram(First, moved, at(140)), Some(other));
-        assert_eq!(pair.datagram(Second, other, at(141)), Some(moved));
+        assert_eq!(pair.datagram(First, moved, 100, at(139)), None);
+        assert_eq!(pair.datagram(First, moved, 100, at(140)), Some(other));
+        assert_eq!(pair.datagram(Second, other, 100, at(141)), Some(moved));
     }
 
     #[test]
     fn a_node_whose_ike_sa_has_moved_is_taken_at_its_new_address_alone_and_at_once() {
         let (mut pair, old, new) = (pair(), address("203.0.113.1:61000"), address("198.51.100.7:4500"));
         let other = address("[2001:db8::2]:4500");
-        pair.datagram(Second, other, at(0));
-        assert_eq!(pair.datagram(First, old, at(0)), Some(other));
+        pair.datagram(Second, other, 100, at(0));
+        assert_eq!(pair.datagram(First, old, 100, at(0)), Some(other));
         pair.set_addresses([address("203.0.113.1:4500"), other]);
-        assert_eq!(pair.datagram(Second, other, at(1)), Some(old), "nothing has changed");
+        assert_eq!(pair.datagram(Second, other, 100, at(1)), Some(old), "nothing has changed");
         // The node's NAT was restarted: its address is the same, but not its ports.
         pair.set_addresses([address("203.0.113.1:7"), other]);
         let port = address("203.0.113.1:62000");
-        assert_eq!(pair.datagram(First, port, at(1)), Some(other));
-        assert_eq!(pair.datagram(Second, other, at(1)), Some(port));
+        assert_eq!(pair.datagram(First, port, 100, at(1)), Some(other));
+        assert_eq!(pair.datagram(Second, other, 100, at(1)), Some(port));
         pair.set_addresses([new, other]);
-        assert_eq!(pair.datagram(Second, other, at(2)), None, "not to the old address");
-        assert_eq!(pair.datagram(First, port, at(3)), None);
-        assert_eq!(pair.datagram(First, new, at(3)), Some(other));
+        assert_eq!(pair.datagram(Second, other, 100, at(2)), None, "not to the old address");
+        assert_eq!(pair.datagram(First, port, 100, at(3)), None);
+        assert_eq!(pair.datagram(First, new, 100, at(3)), Some(other));
     }
 
     #[test]
     fn more_than_the_rate_is_dropped_and_the_next_second_begins_anew() {
         let (mut pair, one, other) = (pair(), address("203.0.113.1:61000"), address("[2001:db8::2]:4500"));
-        pair.datagram(Second, other, at(0));
+        pair.datagram(Second, other, 100, at(0));
         let copied = |pair: &mut PairState, second: u64| {
-            (0..50_000).filter(|_| pair.datagram(First, one, at(second)).is_some()).count()
+            (0..50_000).filter(|_| pair.datagram(First, one, 100, at(second)).is_some()).count()
         };
         assert_eq!(copied(&mut pair, 0), 19_999);
         assert_eq!(copied(&mut pair, 1), 20_000);
+        let large = (0..50_000).filter(|_| pair.datagram(First, one, 9000, at(2)).is_some()).count();
+        assert_eq!(large, 20_000 / 7, "a jumbo frame counts for seven");
     }
 }

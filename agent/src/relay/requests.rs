@@ -57,6 +57,8 @@ struct RelayedPeer {
     /// The hubs that were asked in this round.
     asked: Vec<PeerName>,
     opened: Option<OpenedRelay>,
+    /// When `opened` became known.
+    opened_at: Instant,
     /// Whether the tunnel uses the relay.
     in_use: bool,
     /// When direct addresses were last tried while the peer was relayed.
@@ -161,21 +163,30 @@ impl RelayRequests {
         // While the relay works, a refusal is only late.
         let Some(known) = self.peers.get_mut(peer).filter(|known| !known.in_use) else { return };
         known.refusal = Some((hub.clone(), reason));
+        known.opened.take_if(|relay| relay.hub == *hub);
         if known.asked.last() == Some(hub) && hubs.iter().any(|hub| !known.asked.contains(hub)) {
             self.set_due(peer, now);
         }
     }
 
-    /// Handles a hub's word that its relay to a peer is open.
-    pub fn opened(&mut self, peer: &PeerName, relay: OpenedRelay, hubs: &[PeerName]) -> Opened {
+    /// Handles a hub's word that its relay to a peer is open. If the relay of another hub has not
+    /// brought the tunnel up within [`MIN_WAIT`], for example because its ports are closed, this
+    /// one takes its place.
+    pub fn opened(&mut self, peer: &PeerName, relay: OpenedRelay, hubs: &[PeerName], now: Instant) -> Opened {
         let Some(known) = self.peers.get_mut(peer) else { return Opened::Ignored };
         known.refusal = None;
         match &known.opened {
             Some(before) if *before == relay => return Opened::Known,
-            Some(before) if before.hub < relay.hub && hubs.contains(&before.hub) => return Opened::Ignored,
+            Some(before)
+                if before.hub < relay.hub
+                    && hubs.contains(&before.hub)
+                    && (known.in_use || now < known.opened_at + MIN_WAIT) =>
+            {
+                return Opened::Ignored;
+            }
             _ => {}
         }
-        known.opened = Some(relay);
+        (known.opened, known.opened_at) = (Some(relay), now);
         Opened::New
     }
 
@@ -239,6 +250,7 @@ impl RelayedPeer {
             wait: MIN_WAIT,
             asked: Vec::new(),
             opened: None,
+            opened_at: now,
             in_use: false,
             tried_direct: None,
             refusal: None,
@@ -331,19 +343,37 @@ mod tests {
             let mut requests = RelayRequests::default();
             requests.agree(&peer, at(0));
             let order = if first { [&h1, &h2] } else { [&h2, &h1] };
-            let opened = order.map(|hub| requests.opened(&peer, relay(hub, 24_000), &both));
+            let opened = order.map(|hub| requests.opened(&peer, relay(hub, 24_000), &both, at(1)));
             assert_eq!(opened, [Opened::New, if first { Opened::Ignored } else { Opened::New }]);
             assert_eq!(requests.relay(&peer), Some(&relay(&h1, 24_000)));
-            assert_eq!(requests.opened(&peer, relay(&h1, 24_000), &both), Opened::Known);
-            assert_eq!(requests.opened(&peer, relay(&h2, 24_000), std::slice::from_ref(&h2)), Opened::New);
+            assert_eq!(requests.opened(&peer, relay(&h1, 24_000), &both, at(2)), Opened::Known);
+            assert_eq!(requests.opened(&peer, relay(&h2, 24_000), std::slice::from_ref(&h2), at(3)), Opened::New);
         }
+    }
+
+    #[test]
+    fn a_relay_that_brings_no_tunnel_gives_way_to_that_of_the_next_hub() {
+        let [peer, h1, h2] = names(["a", "h1", "h2"]);
+        let both = [h1.clone(), h2.clone()];
+        let mut requests = RelayRequests::default();
+        requests.watch(&peer, at(0));
+        assert_eq!(requests.opened(&peer, relay(&h1, 24_000), &both, at(3)), Opened::New);
+        assert_eq!(requests.opened(&peer, relay(&h2, 24_000), &both, at(12)), Opened::Ignored);
+        assert_eq!(requests.opened(&peer, relay(&h2, 24_000), &both, at(13)), Opened::New);
+        // A hub that refuses does not relay any more.
+        assert_eq!(requests.opened(&peer, relay(&h1, 24_000), &both, at(14)), Opened::New);
+        requests.refused(&peer, &h1, RelayRefusal::NotReachable, &both, at(15));
+        assert_eq!(requests.opened(&peer, relay(&h2, 24_000), &both, at(15)), Opened::New);
+        // While the tunnel uses a relay, no other one takes its place.
+        requests.relayed(&peer, relay(&h1, 24_000), at(16));
+        assert_eq!(requests.opened(&peer, relay(&h2, 24_000), &both, at(100)), Opened::Ignored);
     }
 
     #[test]
     fn a_relay_that_nobody_needs_is_ignored() {
         let mut requests = RelayRequests::default();
         let [peer, hub] = names(["a", "h"]);
-        assert_eq!(requests.opened(&peer, relay(&hub, 24_000), std::slice::from_ref(&hub)), Opened::Ignored);
+        assert_eq!(requests.opened(&peer, relay(&hub, 24_000), std::slice::from_ref(&hub), at(0)), Opened::Ignored);
         assert!(!requests.contains(&peer) && !requests.forget(&peer));
         requests.refused(&peer, &hub, RelayRefusal::HubLimit, &[], at(0));
         assert_eq!((requests.refusal(&peer), requests.next_due()), (None, None));
@@ -384,7 +414,7 @@ mod tests {
         assert_eq!(requests.relayed_by(&hub), std::slice::from_ref(&peer));
         assert_eq!(requests.relayed_by(&other), []);
         assert_eq!(requests.next_hub(&peer, std::slice::from_ref(&hub), at(20)), Some(hub.clone()));
-        assert_eq!(requests.opened(&peer, relay(&hub, 24_002), &[hub]), Opened::New);
+        assert_eq!(requests.opened(&peer, relay(&hub, 24_002), &[hub], at(21)), Opened::New);
         requests.watch(&peer, at(50));
         assert_eq!(requests.next_due(), Some(at(53)));
     }

@@ -12,19 +12,17 @@ use super::pair::{PairEnd, PairState};
 /// Size of the buffer for one datagram, bytes. A larger datagram than a jumbo frame holds is
 /// dropped.
 const BUFFER: usize = 9216;
-/// Maximum number of ports that are tried for one socket.
-const MAX_TRIES: u16 = 64;
 
 /// Opens a UDP socket on an address of this hub, on one of these ports, which no policy of XFRM
 /// concerns. `start` chooses where the search begins, so that ports are not tried in the same order
 /// each time.
 ///
 /// # Errors
-/// If none of the ports that were tried is free, with the error of the last one.
+/// If no port is free, with the error of the last one.
 pub(super) fn open_port(local: IpAddr, ports: &RangeInclusive<u16>, start: u16) -> io::Result<UdpSocket> {
     let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the range of ports is empty");
     let count = u32::try_from(ports.clone().count()).unwrap_or(0);
-    for step in 0..u32::from(MAX_TRIES).min(count) {
+    for step in 0..count {
         let offset = (u32::from(start) + step) % count;
         let port = u16::try_from(u32::from(*ports.start()) + offset).unwrap_or(*ports.end());
         match UdpSocket::bind((local, port)) {
@@ -89,7 +87,7 @@ fn pass_on(
     let Ok((length, from)) = received else { return };
     // A datagram that fills the buffer may have been cut.
     let Some(datagram) = buffer.get(..length).filter(|datagram| datagram.len() < BUFFER) else { return };
-    if let Some(to) = state.datagram(end, from, now) {
+    if let Some(to) = state.datagram(end, from, length, now) {
         let _ = out.try_send_to(datagram, to);
     }
 }

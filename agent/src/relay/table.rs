@@ -67,11 +67,14 @@ impl RelayTable {
     /// agent understands relays, as the agent of `from` does.
     pub(super) fn request(&mut self, from: &PeerName, to: &PeerName, reachable: bool, now: Instant) -> RelayAnswer {
         self.clean(now);
+        // The answer to the other node's request does not count, so that a node cannot use up the
+        // requests of another one.
+        let answers = self.has_asked(to, from, now);
         let (since, count) = self.counts.entry(from.clone()).or_insert((now, 0));
         if now >= *since + REQUESTS_PERIOD {
             (*since, *count) = (now, 0);
         }
-        *count = count.saturating_add(1);
+        *count = count.saturating_add(u32::from(!answers));
         if *count > MAX_REQUESTS {
             let first = *count == MAX_REQUESTS + 1;
             return if first { RelayAnswer::Refuse(RelayRefusal::TooOften) } else { RelayAnswer::Ignore };
@@ -246,6 +249,18 @@ mod tests {
         }
         assert_eq!(table.request(&asked, &greedy, true, at(0)), RelayAnswer::Refuse(RelayRefusal::NodeLimit));
         assert_eq!(table.request(&greedy, &name("n99"), true, at(61)), RelayAnswer::Ask, "its requests have ended");
+    }
+
+    #[test]
+    fn the_answer_to_another_nodes_request_does_not_count() {
+        let (mut table, a, b) = (RelayTable::default(), name("a"), name("b"));
+        for _ in 0..MAX_REQUESTS {
+            assert_eq!(table.request(&a, &b, true, at(0)), RelayAnswer::Ask);
+            assert_eq!(table.request(&b, &a, true, at(0)), RelayAnswer::Open);
+            table.closed(&a, &b);
+        }
+        assert_eq!(table.request(&a, &b, true, at(1)), RelayAnswer::Refuse(RelayRefusal::TooOften));
+        assert_eq!(table.request(&b, &name("c"), true, at(1)), RelayAnswer::Ask);
     }
 
     #[test]

@@ -108,7 +108,8 @@ impl Driver {
             self.desired.tunnels.get(*hub).is_some_and(|tunnel| is_at(&tunnel.peer.remotes))
                 || self.endpoint.path(hub).is_some_and(|(_, at)| is_at(&[at]))
         });
-        let hub = hub.filter(|_| !tunnel.peer.remotes.contains(&remote))?;
+        // The peer may be behind the same address as the hub.
+        let hub = hub.filter(|_| !tunnel.peer.remotes.iter().any(|address| address.ip() == remote.ip()))?;
         Some(OpenedRelay { hub: hub.clone(), address: remote })
     }
 
@@ -124,8 +125,12 @@ impl Driver {
         if !self.may_be_relayed() {
             return;
         }
-        if path.is_none() && self.relays.hubs.contains(name) {
-            self.check_relayed(name);
+        if self.relays.hubs.contains(name) {
+            match path {
+                None => self.check_relayed(name),
+                // The hub's ports for relays are on the address that its IKE SA had.
+                Some(_) => self.hub_connected(name),
+            }
         }
         if self.member(name).is_none() {
             return;
@@ -235,8 +240,13 @@ impl Driver {
         let relay = OpenedRelay { hub: hub.clone(), address: SocketAddr::new(at.ip(), port) };
         let address = relay.address;
         let hubs = self.connected_hubs();
-        let opened = self.relays.requests.opened(peer, relay, &hubs);
         let path = self.endpoint.path(peer).map(|(_, remote)| remote);
+        // The hub does not ask this node again while the pair is open, though this node may have
+        // forgotten it, as that of an idle tunnel.
+        if path.is_none() && self.member(peer).is_some() {
+            self.relays.requests.agree(peer, now);
+        }
+        let opened = self.relays.requests.opened(peer, relay, &hubs, now);
         match (opened, path) {
             (Opened::Ignored, _) => return,
             (Opened::Known, Some(remote)) if remote == address => return self.try_direct(peer, now),
