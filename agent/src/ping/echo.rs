@@ -62,9 +62,12 @@ pub(super) async fn ask(to: &Destination, options: PingOptions, stop: &Cancellat
             return answers;
         }
     };
-    // A policy or a route of the kernel refuses every request.
     if let Err(error) = socket.connect(to.address) {
-        return Answers { sent: options.count, error: Some(error.to_string()), ..answers };
+        // A policy or a route of the kernel refuses every request. After any other error, nothing
+        // is known about the path.
+        let refused = [libc::EPERM, libc::EACCES, libc::ENETUNREACH, libc::EHOSTUNREACH];
+        let sent = if error.raw_os_error().is_some_and(|code| refused.contains(&code)) { options.count } else { 0 };
+        return Answers { sent, error: Some(error.to_string()), ..answers };
     }
     let mut unanswered: Vec<Option<Instant>> = Vec::new();
     let begin = Instant::now();

@@ -12,7 +12,7 @@ use edge_types::connectivity::{
 };
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -28,6 +28,12 @@ use crate::status::Status;
 const INTERVAL: Duration = Duration::from_millis(50);
 /// Timeout for replies after the last request.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Timeout for replies if the tunnel to a target is not up. The first packet sets an on-demand
+/// tunnel up; where it needs a relay, a hub is asked after 3 s.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Minimum time between the starts of two measurements. Each one needs a status document, which on
+/// a hub lists thousands of tunnels.
+const PACE: Duration = Duration::from_secs(1);
 /// Timeout for the status document from the tunnels' thread.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(8);
 /// MTU that is measured if the pods' MTU is unknown, in bytes: that of Ethernet.
@@ -40,7 +46,10 @@ pub async fn serve(
     requests: mpsc::Sender<AdminCall>,
     stop: CancellationToken,
 ) {
+    let mut pace = interval(PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while let Some(Measurement { request, report }) = measurements.recv().await {
+        pace.tick().await;
         let view = membership.borrow().as_ref().map(|membership| membership.view.clone());
         debug!(targets = request.targets.len(), "measuring for the controller");
         let id = request.id.clone();
@@ -87,8 +96,9 @@ async fn measure(
     let addresses = own_addresses(view, status);
     let targets = request.targets.iter().take(MOST_TARGETS);
     let mut paths: Vec<MeasuredPath> = targets.flat_map(|target| prepare(target, view, status, &addresses)).collect();
-    let options =
-        PingOptions { count: request.count.clamp(1, MOST_ECHO_REQUESTS), interval: INTERVAL, timeout: REPLY_TIMEOUT };
+    let all_up = paths.iter().all(|path| path.tunnel.as_deref().is_none_or(|phase| phase == "up"));
+    let timeout = if all_up { REPLY_TIMEOUT } else { SETUP_TIMEOUT };
+    let options = PingOptions { count: request.count.clamp(1, MOST_ECHO_REQUESTS), interval: INTERVAL, timeout };
     let largest = if status.host.pod_mtu == 0 { UNKNOWN_MTU } else { status.host.pod_mtu };
     join_all(paths.iter_mut().map(|path| async move {
         let Some(destination) = path.destination.clone() else { return };
@@ -122,7 +132,7 @@ fn prepare(target: &MeasurementTarget, view: &NodeView, status: &Status, own: &[
     let peer = status.peers.iter().find(|peer| peer.name == target.node.as_str() && peer.origin == "view");
     let (tunnel, failure) = (peer.map(|peer| peer.phase.clone()), peer.and_then(|peer| peer.last_error.clone()));
     let path = |address: Option<IpAddr>| {
-        let (destination, error) = match address.map(|address| destination(target, address, view, own)) {
+        let (destination, error) = match address.map(|address| destination(target, address, view, status, own)) {
             None => (None, failure.clone()),
             Some(Ok(destination)) => (Some(destination), failure.clone()),
             Some(Err(why)) => (None, Some(why)),
@@ -151,8 +161,16 @@ fn destination(
     target: &MeasurementTarget,
     address: IpAddr,
     view: &NodeView,
+    status: &Status,
     own: &[IpAddr],
 ) -> Result<Destination, String> {
+    // For example a ClusterIP, which kube-proxy in IPVS mode gives to every node. An address of a
+    // node that is no peer is asked nevertheless: this host must not have it.
+    let is_peer = view.peers.iter().any(|peer| peer.name == target.node);
+    let mut held = status.host.local_addresses.iter().chain(&status.host.bridge_addresses);
+    if is_peer && held.any(|held| *held == address) {
+        return Err(format!("this host has {address} too, so an answer would be its own"));
+    }
     let peers_networks = view.peers.iter().flat_map(|peer| peer.networks.iter());
     if !view.cluster_ranges.iter().chain(peers_networks).any(|network| network.contains(address)) {
         return Err(format!("{address} is in no network of the cluster, so nothing was sent to it"));
@@ -193,6 +211,8 @@ impl MeasuredPath {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+
+    use edge_types::{Peer, Role, SharedPeer};
 
     use super::*;
     use crate::membership::NodeCredentials;
@@ -261,6 +281,24 @@ mod tests {
         assert_eq!(measured(request(&many, 1)).await.paths.len(), MOST_TARGETS);
         let three: &[&str] = &["192.0.2.1", "192.0.2.2", "192.0.2.3"];
         assert_eq!(measured(request(&[("b", three)], 1)).await.paths.len(), MOST_ADDRESSES);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_this_host_has_too_proves_nothing() {
+        let mut view = view();
+        view.peers.push(SharedPeer::from(Peer {
+            name: "b".parse().unwrap(),
+            role: Role::Edge,
+            endpoints: vec![],
+            mapped: vec![],
+            segments: vec![],
+            networks: vec![],
+            certificates_from: 0,
+        }));
+        let request = request(&[("b", &["127.7.0.1"])], 1);
+        let report = measure(request, &view, &status(), &CancellationToken::new()).await;
+        assert_eq!((report.paths[0].sent, report.paths[0].received), (0, 0));
+        assert!(report.paths[0].error.as_ref().unwrap().contains("this host has 127.7.0.1 too"), "{report:?}");
     }
 
     /// On the loopback interface, where the kernel answers for all of 127.0.0.0/8.

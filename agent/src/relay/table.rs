@@ -75,7 +75,7 @@ impl RelayTable {
             (*since, *count) = (now, 0);
         }
         *count = count.saturating_add(u32::from(!answers));
-        if *count > MAX_REQUESTS {
+        if !answers && *count > MAX_REQUESTS {
             let first = *count == MAX_REQUESTS + 1;
             return if first { RelayAnswer::Refuse(RelayRefusal::TooOften) } else { RelayAnswer::Ignore };
         }
@@ -261,6 +261,9 @@ mod tests {
         }
         assert_eq!(table.request(&a, &b, true, at(1)), RelayAnswer::Refuse(RelayRefusal::TooOften));
         assert_eq!(table.request(&b, &name("c"), true, at(1)), RelayAnswer::Ask);
+        // A node that asks too often still answers.
+        assert_eq!(table.request(&b, &a, true, at(1)), RelayAnswer::Ask);
+        assert_eq!(table.request(&a, &b, true, at(1)), RelayAnswer::Open);
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub enum UnknownName {
     /// The community has no registered member.
     #[error("community {0} has no registered member; `edge-controller community list` shows all communities")]
     Community(Community),
+    /// A path needs two nodes.
+    #[error("only {0} is named, and a path needs two nodes; name another one, or nothing for all nodes")]
+    OneNode(NodeName),
 }
 
 impl Plan {
@@ -112,7 +115,10 @@ fn named(state: &State, request: &ConnectivityRequest) -> Result<BTreeSet<NodeNa
         }
         named.extend(registered.cloned());
     }
-    Ok(named)
+    match named.first() {
+        Some(only) if named.len() == 1 => Err(UnknownName::OneNode(only.clone())),
+        _ => Ok(named),
+    }
 }
 
 /// Returns the records of at most [`MOST_NODES`] of the nodes, sorted by name.
@@ -215,7 +221,7 @@ mod tests {
         assert_eq!(plan(&["a", "c"], &[]).unwrap(), ["a not c", "c not a"]);
         assert_eq!(plan(&[], &["c1"]).unwrap(), ["c to d", "d to c"]);
         assert_eq!(plan(&["c"], &["c1"]).unwrap(), ["c to d", "d to c"]);
-        assert!(plan(&["a"], &[]).unwrap().is_empty());
+        assert_eq!(plan(&["a"], &[]), Err(UnknownName::OneNode("a".parse().unwrap())));
         assert_eq!(plan(&["x"], &[]), Err(UnknownName::Node("x".parse().unwrap())));
         assert_eq!(plan(&["cloud-1"], &[]), Err(UnknownName::CloudNode("cloud-1".parse().unwrap())));
         assert_eq!(plan(&["a"], &["none"]), Err(UnknownName::Community("none".parse().unwrap())));

@@ -33,6 +33,7 @@ use super::body::{Json, Node};
 use super::caller::Caller;
 use super::error::ApiError;
 use super::state::{CheckPermit, from_substates};
+use super::view::SLOWEST_READER;
 use crate::live_config::LiveConfig;
 
 /// Number of nodes that measure at the same time.
@@ -110,7 +111,8 @@ pub(super) async fn check(
 
 /// What is known about a node before paths are measured.
 struct Facts {
-    /// The node's own addresses, as it reports them, or else the first of each of its segments.
+    /// The node's own addresses, as it reports them, and the first of its segments in each family in
+    /// which it reports none.
     addresses: Vec<IpAddr>,
     /// The reason why the node cannot measure.
     unable: Option<String>,
@@ -160,8 +162,11 @@ impl Checks {
             Ok(report) => {
                 let mut addresses: Vec<IpAddr> =
                     report.addresses.into_iter().filter(own).take(MOST_ADDRESSES).collect();
-                if addresses.is_empty() {
-                    addresses = expected_addresses(&views::segments(&state, &node));
+                // A node may not leave a family out: that of a broken bridge would not be checked.
+                for expected in expected_addresses(&views::segments(&state, &node)) {
+                    if !addresses.iter().any(|address| address.is_ipv4() == expected.is_ipv4()) {
+                        addresses.push(expected);
+                    }
                 }
                 let unable = report.refused.map(|why| format!("{node}: {}", text::shown(&why, LONGEST_REASON)));
                 Facts { addresses, unable }
@@ -205,25 +210,43 @@ impl Checks {
         extent: Extent,
         lines: &mpsc::Sender<Bytes>,
     ) -> Result<(), ReaderGone> {
+        let mut silent: Option<String> = None;
         for some in paths.chunks(MOST_TARGETS) {
-            for event in self.measure(&from, some, facts, extent).await {
+            // A node that did not answer once would take a timeout for each of its paths.
+            let events = match &silent {
+                Some(why) => unmeasured(some, why),
+                None => match self.measure(&from, some, facts, extent).await {
+                    Ok(events) => events,
+                    Err(why) => {
+                        let events = unmeasured(some, &why);
+                        silent = Some(why);
+                        events
+                    }
+                },
+            };
+            for event in events {
                 send(lines, &event).await?;
             }
         }
         Ok(())
     }
 
-    /// Has one node measure some paths, and judges them.
+    /// Has one node measure some paths, and judges them. Fails with the reason if the node does not
+    /// measure.
     async fn measure(
         &self,
         from: &NodeName,
         paths: &[Path],
         facts: &BTreeMap<NodeName, Facts>,
         Extent { count, deadline }: Extent,
-    ) -> Vec<ConnectivityEvent> {
-        let none = |why: &str| paths.iter().map(|path| event(unknown(path, why))).collect();
+    ) -> Result<Vec<ConnectivityEvent>, String> {
         if let Some(why) = facts.get(from).and_then(|facts| facts.unable.as_deref()) {
-            return none(why);
+            return Err(why.to_owned());
+        }
+        let over = || format!("the check's {} minutes were over", LONGEST.as_secs() / 60);
+        // A request that is sent now would be measured although nothing waits for it.
+        if Instant::now() >= deadline {
+            return Err(over());
         }
         let addresses = |node| facts.get(node).map_or(Vec::new(), |facts| facts.addresses.clone());
         let targets =
@@ -232,35 +255,37 @@ impl Checks {
         let asked = tokio::time::timeout_at(deadline, self.measurers.measure(from, targets.clone(), count));
         let report = match asked.await {
             Ok(Ok(report)) => report,
-            Ok(Err(error)) => return none(&self.unable(&self.registry.read().await, from, error)),
-            Err(_) => return none(&format!("the check's {} minutes were over", LONGEST.as_secs() / 60)),
+            Ok(Err(error)) => return Err(self.unable(&self.registry.read().await, from, error)),
+            Err(_) => return Err(over()),
         };
         if let Some(why) = report.refused {
-            return none(&format!("{from}: {why}"));
+            return Err(format!("{from}: {why}"));
         }
+        let own = facts.get(from).map_or(&[][..], |facts| &facts.addresses);
         let mut events = Vec::new();
         for (path, target) in paths.iter().zip(&targets) {
             let asked: Vec<Option<IpAddr>> = match target.addresses.is_empty() {
                 true => vec![None],
                 false => target.addresses.iter().copied().map(Some).collect(),
             };
-            let measured: Vec<_> = asked
-                .iter()
-                .filter_map(|address| report.paths.iter().find(|m| m.node == path.to && m.address == *address))
-                .collect();
             // A node measures only in the families in which it has an address of its own.
-            match measured.iter().any(|measured| measured.sent > 0) {
-                true => measured.iter().filter(|measured| measured.sent > 0).for_each(|measured| {
-                    events.push(event(judge(path, (*measured).clone())));
-                }),
-                false => events.push(event(match measured.first() {
-                    Some(measured) => judge(path, (*measured).clone()),
+            let in_family =
+                |address: &Option<IpAddr>| address.is_none_or(|to| own.iter().any(|own| own.is_ipv4() == to.is_ipv4()));
+            let both = asked.iter().any(in_family);
+            for address in asked.iter().filter(|address| !both || in_family(address)) {
+                events.push(event(match report.paths.iter().find(|m| m.node == path.to && m.address == *address) {
+                    Some(measured) => judge(path, measured.clone()),
                     None => unknown(path, &format!("the report of {from} lacks it")),
-                })),
+                }));
             }
         }
-        events
+        Ok(events)
     }
+}
+
+/// Returns the events of paths that a node did not measure, for this reason.
+fn unmeasured(paths: &[Path], why: &str) -> Vec<ConnectivityEvent> {
+    paths.iter().map(|path| event(unknown(path, why))).collect()
 }
 
 fn event(result: edge_types::connectivity::PathResult) -> ConnectivityEvent {
@@ -277,14 +302,15 @@ fn expected_addresses(segments: &[IpNetwork]) -> Vec<IpAddr> {
     [of(Family::V4), of(Family::V6)].into_iter().flatten().collect()
 }
 
-/// The reader of the results has closed the connection.
+/// The reader of the results has closed the connection, or takes no results any more.
 struct ReaderGone;
 
 async fn send(lines: &mpsc::Sender<Bytes>, event: &ConnectivityEvent) -> Result<(), ReaderGone> {
     // Serialising these events never fails.
     let mut line = serde_json::to_vec(event).unwrap_or_default();
     line.push(b'\n');
-    lines.send(line.into()).await.map_err(|_| ReaderGone)
+    // A command that is suspended must not keep all others from checking.
+    lines.send_timeout(line.into(), SLOWEST_READER).await.map_err(|_| ReaderGone)
 }
 
 #[cfg(test)]

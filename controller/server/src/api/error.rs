@@ -302,7 +302,9 @@ impl ApiError {
             ApiError::CheckRunning => (409, "check-running", "Another check runs"),
             ApiError::NoSuchMeasurement => (404, "no-such-measurement", "Nobody waits for this report"),
             ApiError::UnknownName(UnknownName::Node(_)) => (404, "no-such-node", "The node is not registered"),
-            ApiError::UnknownName(UnknownName::CloudNode(_)) => (422, "bad-value", "The body cannot be understood"),
+            ApiError::UnknownName(UnknownName::CloudNode(_) | UnknownName::OneNode(_)) => {
+                (422, "bad-value", "The body cannot be understood")
+            }
             ApiError::UnknownName(UnknownName::Community(_)) => {
                 (404, "no-such-community", "The community has no members")
             }

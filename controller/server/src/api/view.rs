@@ -29,7 +29,7 @@ use crate::live_config::LiveConfig;
 use crate::observe::{Metrics, OpenStream, StreamEnd};
 
 /// Time within which a reader must take a line; otherwise its connection is closed.
-const SLOWEST_READER: Duration = Duration::from_secs(20);
+pub(super) const SLOWEST_READER: Duration = Duration::from_secs(20);
 
 /// Number of streams per second that this controller hands over to other controllers when it stops,
 /// and the time limit for all streams.

@@ -47,7 +47,8 @@ pub(super) async fn check(client: &Client, json: bool, arguments: ConnectivityAr
         .ask_lines("/v1/connectivity", &request, |event: ConnectivityEvent| {
             match event {
                 ConnectivityEvent::Plan(found) => {
-                    eprintln!("{}", announced(&found));
+                    // A closed standard error does not end the check.
+                    let _ = writeln!(io::stderr(), "{}", announced(&found));
                     plan = Some(found);
                 }
                 ConnectivityEvent::Path(result) => results.push(*result),
