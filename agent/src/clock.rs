@@ -16,17 +16,19 @@ const RELEASE_TIME: u64 = 1_793_491_200;
 const CLOCK_FILE: &str = "clock.json";
 
 /// Wall-clock time for checking certificates, on devices that may have no battery clock and start
-/// in 1970: the latest of the system clock, a baseline and the time that the controller said. The
-/// last two advance with the boot-time clock.
+/// in 1970: the latest of the system clock, a baseline and the controller's time. The baseline and
+/// the controller's time advance with the boot-time clock.
 ///
-/// - The baseline is the release date or the notBefore of a certificate that our CA signed. It only
-///   rises.
-/// - The controller's time comes with each of its responses and replaces the former one, so that a
-///   controller's clock that once ran ahead has no lasting effect. A time after the end of this
-///   node's certificate is ignored: a controller whose clock were right would not talk to us.
+/// - The baseline is the release date or the notBefore of a certificate that our CA signed. It
+///   never decreases.
+/// - The controller's time is in each of its responses. The time in a response replaces the one
+///   before, so a controller's clock that once ran ahead has no lasting effect. A time after the
+///   notAfter of this node's certificate is ignored: a controller with a correct clock would have
+///   refused the certificate.
 ///
-/// The file keeps the later of the two. The system clock raises neither. Otherwise, a system clock
-/// that once ran ahead would make every certificate look expired from then on.
+/// The file stores the later of the baseline and the controller's time. The system clock changes
+/// neither: otherwise, a system clock that once ran ahead would make every certificate look expired
+/// from then on.
 #[derive(Debug)]
 pub struct CertificateClock {
     known: Mutex<KnownTimes>,
@@ -35,7 +37,7 @@ pub struct CertificateClock {
 #[derive(Debug, Clone, Copy)]
 struct KnownTimes {
     baseline: Floor,
-    /// What the controller said last, or the time in the file until it says something.
+    /// The time in the controller's last response; before the first response, the time in the file.
     said: Option<Floor>,
     /// notAfter of this node's certificate; `None` before it has one.
     certificate_ends: Option<u64>,
@@ -99,14 +101,15 @@ impl CertificateClock {
         }
     }
 
-    /// Sets the validity of this node's certificate, in seconds since 1970-01-01 UTC. Its begin
-    /// raises the baseline.
+    /// Sets the validity of this node's certificate, in seconds since 1970-01-01 UTC. Raises the
+    /// baseline to the start of the validity.
     pub fn set_own_validity(&self, not_before: u64, not_after: u64) {
         self.raise_floor(not_before);
         self.known().certificate_ends = Some(not_after);
     }
 
-    /// Records the time in a response of the authenticated controller.
+    /// Records the time in a response of the authenticated controller. Ignores a time after the end
+    /// of this node's certificate.
     pub fn controller_said(&self, unix_time: u64) {
         let mut known = self.known();
         if known.certificate_ends.is_none_or(|ends| unix_time <= ends) {
@@ -114,8 +117,8 @@ impl CertificateClock {
         }
     }
 
-    /// Reads the time in `clock.json`, which counts until the controller says another one. A
-    /// damaged file is ignored.
+    /// Reads the time in `clock.json`. It is used as the controller's time until a response brings
+    /// another one. A damaged file is ignored.
     pub fn load_floor(&self, state: &StateDir) {
         match state.read_json::<ClockFile>(CLOCK_FILE, "it is written again") {
             Ok(Some(kept)) => self.known().said = Some(Floor { unix_time: kept.unix_time, since: since_boot() }),
@@ -208,7 +211,7 @@ mod tests {
         clock.controller_said(FAR + 800);
         assert!(clock.unix_time() >= FAR + 800, "the device has no clock of its own");
         clock.save_floor(&state).unwrap();
-        // The agent starts again. Then the controller's clock has been corrected.
+        // The agent restarts, and the controller's clock is corrected.
         let after = CertificateClock::default();
         after.load_floor(&state);
         after.set_own_validity(FAR, FAR + 1_000);

@@ -15,8 +15,9 @@ pub fn forbid_dumps() {
     }
 }
 
-/// Raises the limit of open files to what the system allows. A hub needs two sockets for each of
-/// its relays, and the default of some container runtimes is 1024. A failure is only logged.
+/// Raises the soft limit of open files (`RLIMIT_NOFILE`) to the hard limit. A hub needs two sockets
+/// for each of its relays, and some container runtimes set a soft limit of 1024. A failure is only
+/// logged.
 pub fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {

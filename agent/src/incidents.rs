@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 
 /// Maximum number of incidents that are kept.
 const MAX_INCIDENTS: usize = 200;
-/// How long an incident must not have occurred before it is logged again.
+/// Minimum time since the last occurrence of an incident for its next occurrence to be logged.
 const QUIET: Duration = Duration::from_secs(600);
 
 /// An unexpected change or a failure.
@@ -75,8 +75,8 @@ impl Incidents {
         let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         let now = Instant::now();
         let mut recorded = self.recorded();
-        // A repeated incident is counted and becomes the latest. It is logged again only after a
-        // pause, however many others occur in between.
+        // A repeated incident is counted and becomes the latest. It is logged again only after
+        // `QUIET` without an occurrence, regardless of how many other incidents occur in between.
         let same =
             recorded.iter().rposition(|Recorded { incident, .. }| incident.kind == kind && incident.what == what);
         let former = same.and_then(|position| recorded.remove(position));

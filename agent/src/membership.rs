@@ -117,7 +117,8 @@ pub struct ControllerStatus {
     pub conflicts: Vec<String>,
 }
 
-/// Number of the controller's requests for measurements that wait. Further ones are refused.
+/// Maximum number of the controller's requests for measurements that wait. At the limit, further
+/// requests are refused.
 const MEASUREMENTS: usize = 2;
 
 /// A request of the controller to measure paths to other nodes.
@@ -125,7 +126,7 @@ const MEASUREMENTS: usize = 2;
 pub struct Measurement {
     /// The request.
     pub request: MeasurementRequest,
-    /// Receiver of the report.
+    /// The channel for the report.
     pub report: oneshot::Sender<MeasurementReport>,
 }
 
@@ -167,8 +168,8 @@ pub struct NodeChannels {
     pub tunnels: watch::Sender<Option<TunnelCount>>,
     /// The obstacles that keep pods' packets from arriving, one sentence each.
     pub obstacles: watch::Sender<Vec<String>>,
-    /// This node's mapped addresses as the hubs say, at most one of each family; `None` until
-    /// a hub has said one.
+    /// This node's mapped addresses as the hubs report them, at most one of each family; `None`
+    /// until a hub has reported one.
     pub mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     /// The controller's requests for measurements.
     pub measurements: mpsc::Receiver<Measurement>,

@@ -35,8 +35,8 @@ use crate::{check, hardening, host, logging, membership, observe, ping, plugin_s
 /// Minimum time between two reports of changed obstacles.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Maximum time for which the end of the process waits for threads that still resolve names. On a
-/// hub, cloud nodes take another one after 3.5 s.
+/// Maximum time for which the process waits at its end for threads that are still resolving names.
+/// It is short because cloud nodes change to another hub 3.5 s after a hub stops.
 const THREADS_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT, or until a part of the agent fails. The objects in the kernel

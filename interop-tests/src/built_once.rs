@@ -1,6 +1,6 @@
-//! Programs of other projects that are built from their Go modules, once per machine.
+//! Programs of other projects, which are built from their Go modules once per machine.
 //!
-//! A build takes up to half an hour of CPU time, so no test builds these programs; `make` does.
+//! A build takes up to half an hour of CPU time. So no test builds these programs, only `make`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,15 +12,15 @@ use crate::go_module::GoModule;
 
 /// The programs of one release of another project.
 pub struct BuiltOnce {
-    /// The directory below the cache, and the `make` target.
+    /// The name of the directory below the cache, and of the `make` target.
     name: &'static str,
     release: &'static str,
     module: GoModule,
-    /// The programs that the module names as its tools.
+    /// The programs to build, which the module names as its tools.
     tools: &'static [&'static str],
     /// A directory of the module cache whose YAML files are kept beside the programs.
     manifests: Option<&'static str>,
-    /// The cost of the build, for messages.
+    /// The cost of the build, as text for messages.
     cost: &'static str,
 }
 
@@ -100,7 +100,7 @@ const fn containerd(go_mod: &'static str, go_sum: &'static str) -> GoModule {
 }
 
 impl BuiltOnce {
-    /// Returns the directory of the programs, if this machine has built them.
+    /// Returns the directory of the programs if they have been built on this machine.
     #[must_use]
     pub fn built(&self) -> Option<PathBuf> {
         let (cache, entry) = self.build_cache().ok()?;
@@ -115,8 +115,8 @@ impl BuiltOnce {
         release.rsplit_once('.').map_or(release, |(minor, _)| minor)
     }
 
-    /// Returns the reason why tests with the programs cannot run on this machine. `None` if it has
-    /// built them.
+    /// Returns the reason why tests with the programs cannot run on this machine. `None` if the
+    /// programs have been built.
     #[must_use]
     pub fn missing(&self) -> Option<String> {
         let Self { name, release, cost, .. } = self;

@@ -14,7 +14,7 @@ const PORT: u16 = 8443;
 /// The range from which segments are cut.
 pub const CLUSTER_RANGE: &str = "10.64.0.0/10";
 
-/// The range from which IPv6 segments are cut, if there is one.
+/// The range from which IPv6 segments are granted, if the controller has an IPv6 range.
 pub const CLUSTER_RANGE_V6: &str = "fd77::/48";
 
 /// Path of the controller's state directory.
@@ -70,7 +70,7 @@ impl<'a> Controller<'a> {
         self.node.run(self.node.command(self.lab.program("edge-controller")?).args(args))
     }
 
-    /// Runs a command of edge-controller, and returns its output, with any exit status.
+    /// Runs a command of edge-controller, and returns its output, whatever its exit status is.
     ///
     /// # Errors
     /// Returns an error if the command cannot be run.

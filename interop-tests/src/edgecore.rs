@@ -7,30 +7,30 @@ use crate::oci_image;
 /// The connection to cloudcore.
 #[derive(Debug, Clone, Copy)]
 pub enum Cloud<'a> {
-    /// None. The Node object is in the database from the start ([`node_rows`]).
+    /// No connection. The Node object is in the database from the start ([`node_rows`]).
     Never,
-    /// edgecore joins with this token, and registers its Node.
+    /// A connection: edgecore joins with this token, and registers its Node.
     Joined {
         /// The join token.
         token: &'a str,
     },
 }
 
-/// What differs between hosts.
+/// The settings that differ between hosts.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings<'a> {
     /// The node's name.
     pub node: &'a str,
-    /// The directory of all files, without a slash at its end. Below it are the directory
-    /// `manifests` of static pods and the database `edgecore/edgecore.db`.
+    /// The directory of all files, without a trailing slash. It contains the directory `manifests`
+    /// for static pods and the database `edgecore/edgecore.db`.
     pub directory: &'a str,
-    /// The parent cgroup of the pods, without a slash at its beginning; empty for the root.
+    /// The parent cgroup of the pods, without a leading slash; empty for the root cgroup.
     pub cgroup: &'a str,
     /// The connection to cloudcore, on this host's loopback.
     pub cloud: Cloud<'a>,
 }
 
-/// Makes the configuration of edgecore with containerd.
+/// Returns the configuration of an edgecore that uses containerd.
 #[must_use]
 pub fn configuration(settings: &Settings<'_>) -> Value {
     let path = |name: &str| format!("{}/{name}", settings.directory);
@@ -96,8 +96,8 @@ pub fn configuration(settings: &Settings<'_>) -> Value {
     })
 }
 
-/// Makes the statement that writes the Node object into edgecore's database, as cloudcore does when
-/// the edge registers. Without this object, edgecore exits after half a minute.
+/// Returns the SQL statement that writes the Node object to edgecore's database, as cloudcore does
+/// when the edge registers. Without this object, edgecore exits after half a minute.
 #[must_use]
 pub fn node_rows(name: &str) -> String {
     let room = json!({"pods": "110", "cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"});
@@ -112,7 +112,7 @@ pub fn node_rows(name: &str) -> String {
     format!("INSERT OR REPLACE INTO meta (key, type, value) VALUES {};", rows.join(", "))
 }
 
-/// Makes a pod with one container that sleeps.
+/// Returns a pod with one container that sleeps.
 #[must_use]
 pub fn pod(name: &str) -> Value {
     json!({

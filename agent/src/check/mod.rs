@@ -26,11 +26,11 @@ pub fn report(config: &Config, clock: &CertificateClock) -> Report {
     report
 }
 
-/// Maximum number of warnings in the log at start. `edge-agent check` prints all of them.
+/// Maximum number of these warnings in the log at start. `edge-agent check` prints all of them.
 const MOST_LOGGED: usize = 8;
 
-/// Logs warnings about networks that are at both ends of a tunnel, when the agent starts. The other
-/// checks take too long for a start with thousands of peers.
+/// Logs warnings about networks that are at both ends of a tunnel, at most 8. The agent calls this
+/// at its start; the other checks would take too long with thousands of peers.
 pub fn log_networks_at_both_ends(config: &Config) {
     let warnings = config.peers.iter().flat_map(|peer| {
         let name = peer.name.clone();

@@ -105,7 +105,8 @@ fn certificates(peer: &PeerConfig, auth: &CertificateAuth, section: &str, now: i
     }
 }
 
-/// Returns a warning for each network behind this node that overlaps one behind the peer.
+/// Returns a warning for each network behind this node and each network behind the peer that
+/// overlap.
 pub(super) fn networks_at_both_ends(peer: &PeerSection) -> impl Iterator<Item = String> {
     peer.all_local_subnets().flat_map(|local| {
         let overlapping = peer.all_remote_subnets().filter(move |remote| network::overlap(local, remote));

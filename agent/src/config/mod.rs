@@ -98,7 +98,7 @@ pub struct Config {
     /// Tunnels that are set up by the first packet.
     #[serde(default)]
     pub on_demand: OnDemandSection,
-    /// Relays between two nodes that find no path to each other.
+    /// Relays between two nodes that find no direct path to each other.
     #[serde(default)]
     pub relay: RelaySection,
     /// The controller; `None` if the agent runs only as an IKEv2 daemon for static peers.

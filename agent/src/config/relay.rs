@@ -1,25 +1,25 @@
-//! `[relay]`: relays between two nodes that find no path to each other.
+//! `[relay]`: relays between two nodes that find no direct path to each other.
 
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Deserializer};
 
 /// Default UDP ports of a hub for relays: two for each of 512 pairs of nodes. They are below the
-/// ports that the kernel gives to other sockets (`net.ipv4.ip_local_port_range`).
+/// ports that the kernel assigns to other sockets (`net.ipv4.ip_local_port_range`).
 const PORTS: RangeInclusive<u16> = 24_000..=25_023;
 /// Minimum number of ports.
 const MIN_PORTS: usize = 16;
-/// Ports that Kubernetes gives to Services of the type `NodePort` unless configured otherwise.
+/// Ports that Kubernetes assigns to Services of the type `NodePort` unless configured otherwise.
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
-/// Ports that only privileged programs may open, and that other services have.
+/// Ports that only privileged programs may open, and that other services use.
 const WELL_KNOWN: RangeInclusive<u16> = 0..=1023;
 
 /// The table `[relay]`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RelaySection {
-    /// On an edge: whether it asks hubs for relays, and agrees to those that others ask for. On a
-    /// hub: whether it relays.
+    /// On an edge: whether it requests relays from hubs, and agrees to relays that other edges
+    /// request. On a hub: whether it relays.
     pub enabled: bool,
     /// On a hub: the UDP ports for relays, two for each pair of nodes.
     #[serde(deserialize_with = "ports")]
@@ -33,9 +33,10 @@ impl Default for RelaySection {
 }
 
 impl RelaySection {
-    /// Checks the ports against the two ports for IKE.
+    /// Checks the number of ports, and that they overlap neither the two ports for IKE nor the
+    /// ports of other services.
     pub(super) fn check(&self, ike: [u16; 2]) -> Result<(), String> {
-        // A port of the default range that another program has is passed over.
+        // The default range needs no check: a port that another program has opened is skipped.
         if self.ports == PORTS {
             return Ok(());
         }

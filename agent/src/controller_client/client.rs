@@ -38,7 +38,7 @@ pub struct ControllerClient {
     pub(super) obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses, for the report.
     pub(super) mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
-    /// The part of the agent that measures paths.
+    /// The channel to the part of the agent that measures paths.
     pub(super) measurements: mpsc::Sender<Measurement>,
     pub(super) membership: watch::Sender<Option<Membership>>,
     pub(super) status: watch::Sender<ControllerStatus>,
@@ -237,8 +237,8 @@ impl ControllerClient {
         outcome
     }
 
-    /// Applies the revocations of a view that cannot be stored. After a restart they apply again
-    /// once the controller sends the view.
+    /// Applies the revocations of a view that cannot be stored. After a restart they are not in
+    /// force until the controller sends the view again.
     fn revoke_in_memory(&self, current: &mut Option<Arc<NodeView>>, view: &NodeView) {
         let Some(revised) = current.as_deref().and_then(|current| with_revocations(current, view)) else { return };
         warn!(version = view.version, "the view cannot be stored; only its revocations are in force");

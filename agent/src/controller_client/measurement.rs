@@ -1,5 +1,5 @@
-//! Passes the controller's requests for measurements on to the part of the agent that measures, and
-//! sends its reports.
+//! Passes the controller's requests for measurements to the part of the agent that measures paths,
+//! and sends the reports to the controller.
 
 use edge_types::connectivity::{MeasurementReport, MeasurementRequest};
 use hyper::Method;
@@ -12,8 +12,8 @@ use super::client::{ControllerClient, Member};
 use super::http::Connection;
 use crate::membership::Measurement;
 
-/// Starts a measurement. Its report is sent in the background, on the connection from which the
-/// request came.
+/// Starts a measurement. The report is sent in the background, on the connection on which the
+/// request arrived.
 pub(super) fn start(
     controller: &ControllerClient,
     member: &Member,

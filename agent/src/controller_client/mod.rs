@@ -15,7 +15,7 @@
 //! - `view_file`: the file with the current view, stored as a whole view and the changes since that
 //!   view.
 //! - `partial_view`: views from which some of the added networks are left out.
-//! - `revocations`: a view of which only the revocations apply, since it cannot be stored.
+//! - `revocations`: the revocations of a view that cannot be stored.
 //! - `unconfirmed_view`: the views that `take_back` needs: the previous view, and the view that was
 //!   taken back last.
 //! - `take_back`: restoring the previous view if nothing arrives from the controller after a new
@@ -26,7 +26,7 @@
 //! - `node_identity`: this node's key, certificate and trust anchors.
 //! - `join_credential`, `join`, `renewal`: the token with which this node joins, its first
 //!   certificate, and the renewal of the certificate.
-//! - `measurement`: the controller's requests to measure paths to other nodes.
+//! - `measurement`: the controller's requests to measure paths to other nodes, and the reports.
 //! - `segment_request`: requests for segments, which stay on disk until the controller has
 //!   responded.
 //! - `check`: the checks of `[controller]` for `edge-agent check`, which need no connection.

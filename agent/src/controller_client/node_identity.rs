@@ -199,7 +199,7 @@ impl NodeIdentity {
     }
 }
 
-/// Converts a time of a certificate to seconds since 1970-01-01 UTC; 0 for an earlier time.
+/// Converts a time in a certificate to seconds since 1970-01-01 UTC; 0 for an earlier time.
 pub(super) fn unix_seconds(time: i64) -> u64 {
     u64::try_from(time).unwrap_or(0)
 }

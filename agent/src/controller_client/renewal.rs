@@ -18,10 +18,10 @@ use super::node_identity::{self, NodeIdentity};
 use super::tls::date;
 
 /// Maximum time between two checks of the clock, because the clock may be set at any time. After
-/// each sleep, the baseline of the clock is written to disk (see [`crate::clock`]).
+/// each sleep, the latest known time is written to disk (see [`crate::clock`]).
 const CHECK_INTERVAL: Duration = Duration::from_secs(600);
-/// Delay after a refusal, and after a renewal whose certificate is still from the old authority or
-/// already due for renewal.
+/// Delay after a refusal, and after a renewal if the new certificate is still from the old
+/// authority or is already due for renewal.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 /// Default of `rollover_spread`. After a rollover each node renews its certificate at a random
 /// moment within this time, so that ten thousand nodes cause 17 renewals per second.
@@ -32,8 +32,8 @@ pub(super) async fn run(controller: &ControllerClient) {
     let mut backoff = Backoff::default();
     let mut members = controller.member.subscribe();
     let mut rollover = Rollover::default();
-    // When the present certificate was issued, if it is due for renewal already. Renewals then
-    // have a pause between them.
+    // The time of the last renewal, until a check finds that the certificate is not due for
+    // renewal. While it is due, renewals are at least `REFUSED_WAIT` apart.
     let mut renewed: Option<Instant> = None;
     loop {
         let member = members.borrow_and_update().clone();

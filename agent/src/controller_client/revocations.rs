@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use edge_types::{NodeName, NodeView, Peer, SharedPeer};
 
-/// Returns `current` with the revocations of `now` and nothing else of it: without the peers that
-/// `now` does not name, and with the certificates that `now` rejects rejected. `None` if `now`
-/// revokes nothing. The result only takes away, so it may be in force without being on disk.
+/// Returns `current` with only the revocations of `now` applied: the peers that `now` does not name
+/// are removed, and the certificates that `now` rejects are rejected. `None` if `now` revokes
+/// nothing. The result permits nothing that `current` does not permit, so it may be in force
+/// without being on disk.
 pub(super) fn with_revocations(current: &NodeView, now: &NodeView) -> Option<NodeView> {
     let from: HashMap<&NodeName, i64> = now.peers.iter().map(|peer| (&peer.name, peer.certificates_from)).collect();
     let revised = |peer: &SharedPeer| {

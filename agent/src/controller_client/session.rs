@@ -119,9 +119,10 @@ struct Stream {
     state: Option<StreamState>,
     /// When the current connection's stream was opened.
     opened: Option<Instant>,
-    /// The error that ended the last stream, if it ended within [`ESTABLISHED`]. Until an event of
-    /// another stream has been handled, waits go on growing and the error stays in `status`.
-    /// Otherwise, a node that cannot store its view would open the stream several times a second.
+    /// The error that ended the last stream, if that stream lasted less than [`ESTABLISHED`]. Until
+    /// an event of a later stream has been handled, the waits keep growing and the error stays in
+    /// `status`. Otherwise, a node that cannot store its view would open the stream several times a
+    /// second.
     ended_early: Option<String>,
 }
 

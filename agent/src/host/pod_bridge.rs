@@ -173,14 +173,14 @@ pub(super) fn bridge_addresses(observed: &NetworkState, bridge: &str, segments: 
     found
 }
 
-/// Returns the number of address families of which the bridge gets an address.
+/// Returns the number of address families in which the bridge gets an address.
 fn families(segments: &[IpNetwork], has_ipv6: bool) -> usize {
     let (ipv4, ipv6) = (segments.iter().any(IpNetwork::is_ipv4), segments.iter().any(IpNetwork::is_ipv6));
     usize::from(ipv4) + usize::from(ipv6 && has_ipv6)
 }
 
-/// Returns whether the kernel has IPv6. With `ipv6.disable=1` it has not, and the plugin leaves out
-/// the segments of IPv6.
+/// Returns whether the kernel has IPv6. It has none if it was booted with `ipv6.disable=1`; the
+/// plugin then leaves out IPv6 segments.
 fn kernel_has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }

@@ -26,8 +26,8 @@ const DATA: usize = 56;
 const TOKEN: usize = 8;
 /// Length of an IPv4 header without options, and of an IPv6 header, in octets.
 const IP_HEADERS: (usize, usize) = (20, 40);
-/// Number of octets of a datagram that are read: an IPv4 header with options, and a reply. The rest
-/// of a longer reply has no meaning.
+/// Maximum number of octets that are read of a datagram: an IPv4 header with options, and a reply.
+/// The rest of a longer reply is not needed.
 const MAX_REPLY: usize = 60 + HEADER + DATA;
 
 /// The number of requests and their timing.
@@ -103,7 +103,7 @@ pub(super) struct EchoSocket {
 }
 
 impl EchoSocket {
-    /// Opens the socket and connects it.
+    /// Opens the socket and connects it to `to`.
     pub(super) fn open(source: IpAddr, to: IpAddr) -> io::Result<Self> {
         let socket = Self::bind(source, to)?;
         socket.connect(to)?;
@@ -136,12 +136,12 @@ impl EchoSocket {
     }
 
     /// Makes the kernel deliver only datagrams from this address. Fails if a policy or a route
-    /// refuses packets to it.
+    /// refuses packets to the address.
     fn connect(&self, to: IpAddr) -> io::Result<()> {
         Ok(rustix::net::connect(&self.socket, &SocketAddr::new(to, 0))?)
     }
 
-    /// Sends requests unfragmented, whatever the kernel knows about the path's MTU.
+    /// Makes the kernel send requests unfragmented, regardless of the path MTU that it has stored.
     pub(super) fn forbid_fragments(&self) -> io::Result<()> {
         match self.v4 {
             true => set_ip_mtu_discover(&self.socket, Ipv4PathMtuDiscovery::PROBE)?,
@@ -154,8 +154,8 @@ impl EchoSocket {
         self.socket.send(&request(self.v4, self.token, sequence, DATA)).await.map(drop)
     }
 
-    /// Sends a request in an IP packet of `size` octets; in a larger one if the request does not
-    /// fit.
+    /// Sends a request in an IP packet of `size` octets. The packet is larger if the headers and
+    /// the token do not fit.
     pub(super) async fn send_sized(&self, sequence: u16, size: usize) -> io::Result<()> {
         let header = if self.v4 { IP_HEADERS.0 } else { IP_HEADERS.1 };
         let data = size.saturating_sub(header + HEADER).max(TOKEN);
@@ -220,7 +220,7 @@ fn reply(datagram: &[u8], v4: bool, raw: bool, token: [u8; TOKEN]) -> Option<u16
     }
 }
 
-/// Computes the checksum of RFC 1071. An octet of zeros follows a message of odd length.
+/// Computes the checksum of RFC 1071. A message of odd length is padded with a zero octet.
 fn checksum(message: &[u8]) -> u16 {
     let (pairs, rest) = message.as_chunks::<2>();
     let last = rest.first().map_or(0, |octet| u32::from(*octet) << 8);

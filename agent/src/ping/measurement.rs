@@ -1,6 +1,6 @@
 //! Measures paths to other nodes at the controller's request (`edge-controller
-//! check-connectivity`). The controller names nodes that this node may reach, and nodes that it
-//! must not reach.
+//! check-connectivity`). The targets are nodes that this node may reach, and nodes that it must not
+//! reach.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -36,10 +36,10 @@ const SETUP_TIMEOUT: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_secs(1);
 /// Timeout for the status document from the tunnels' thread.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(8);
-/// MTU that is measured if the pods' MTU is unknown, in bytes: that of Ethernet.
+/// Largest MTU that is tried if the pods' MTU is unknown, in bytes: the MTU of Ethernet.
 const UNKNOWN_MTU: u32 = 1500;
 
-/// Carries out one request after the other, until the agent ends.
+/// Carries out the requests one at a time, until the agent ends.
 pub async fn serve(
     mut measurements: mpsc::Receiver<Measurement>,
     membership: watch::Receiver<Option<Membership>>,
@@ -81,7 +81,7 @@ async fn status(requests: &mpsc::Sender<AdminCall>) -> Option<Status> {
 /// A path to one address of a target.
 struct MeasuredPath {
     tunnel: Option<String>,
-    /// `None` if there is nothing to send, with the reason in `error`.
+    /// `None` if no packet can be sent. `error` then has the reason, if it is known.
     destination: Option<Destination>,
     error: Option<String>,
     measurement: PathMeasurement,
@@ -109,7 +109,7 @@ async fn measure(
         }
     }))
     .await;
-    // One train after the other, because they share the uplink.
+    // The trains are sent one after the other, because they share the uplink.
     for path in &mut paths {
         if let (Some(destination), Some(mtu)) = (&path.destination, path.measurement.mtu) {
             path.measurement.bits_per_second = path::throughput(destination, mtu, stop).await;
@@ -119,8 +119,8 @@ async fn measure(
     MeasurementReport { id: request.id, addresses, paths, refused: None }
 }
 
-/// Returns this host's addresses at which peers reach the host itself: one of each family, on the
-/// bridge if possible.
+/// Returns the addresses at which peers reach this host itself: at most one of each family,
+/// preferably on the bridge.
 fn own_addresses(view: &NodeView, status: &Status) -> Vec<IpAddr> {
     let all = || status.host.bridge_addresses.iter().chain(&status.host.local_addresses);
     let own = |address: &&IpAddr| view.local_networks().any(|network| network.contains(**address));
@@ -156,7 +156,8 @@ fn prepare(target: &MeasurementTarget, view: &NodeView, status: &Status, own: &[
     target.addresses.iter().take(MOST_ADDRESSES).map(|address| path(Some(*address))).collect()
 }
 
-/// Returns the addresses of the packets. Only addresses in the cluster's own networks are asked.
+/// Returns the source and destination addresses of the packets. Fails if `address` is outside of
+/// the cluster's networks, or if this host has no address of its family.
 fn destination(
     target: &MeasurementTarget,
     address: IpAddr,
@@ -218,7 +219,8 @@ mod tests {
     use crate::membership::NodeCredentials;
     use crate::test_view;
 
-    /// A status of a node whose bridge has the address 127.7.0.1, which this host really has.
+    /// Returns the status of a node whose bridge has the address 127.7.0.1, which also exists on
+    /// this host.
     fn status() -> Status {
         let peer = |name: &str, phase: &str, error: Option<&str>| {
             serde_json::json!({
@@ -301,7 +303,8 @@ mod tests {
         assert!(report.paths[0].error.as_ref().unwrap().contains("this host has 127.7.0.1 too"), "{report:?}");
     }
 
-    /// On the loopback interface, where the kernel answers for all of 127.0.0.0/8.
+    /// Measures on the loopback interface, where the kernel answers for all addresses in
+    /// 127.0.0.0/8.
     #[tokio::test]
     async fn an_address_that_answers_has_times_an_mtu_and_a_rate() {
         if !interop_tests::netns::is_root_or_skips() {
@@ -339,7 +342,7 @@ mod tests {
         tokio::spawn(serve(measurements, view, requests, CancellationToken::new()));
         let (report, found) = oneshot::channel();
         to.send(Measurement { request: request(&[], 1), report }).await.unwrap();
-        // No status comes either, but the view is missing at once.
+        // No status arrives either, but the missing view is noticed first.
         let refused = found.await.unwrap().refused.unwrap();
         assert!(refused.contains("no view"), "{refused}");
     }

@@ -1,4 +1,4 @@
-//! Measures the MTU and the throughput of a path with echo requests of the wanted size.
+//! Measures the MTU and the throughput of a path with echo requests of given sizes.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::destination::Destination;
 use super::echo::EchoSocket;
 
-/// Sizes of IP packets that every host accepts, by family (RFC 791, RFC 8200 section 5).
+/// Sizes of IP packets in octets that every host accepts, for IPv4 (RFC 791) and IPv6 (RFC 8200
+/// section 5).
 const SMALLEST: (u32, u32) = (576, 1280);
 /// Number of sizes that are tried at once.
 const SIZES: u32 = 16;
@@ -19,13 +20,13 @@ const SIZES: u32 = 16;
 const OF_EACH_SIZE: u16 = 2;
 /// Timeout for the replies to a group of packets.
 const WAIT: Duration = Duration::from_secs(1);
-/// Number of packets of a train, which fit into the default receive buffer of a socket.
+/// Number of packets in a train. All of them fit into the default receive buffer of a socket.
 const TRAIN: u16 = 32;
-/// Minimum number of replies to a train that allow an estimate.
+/// Minimum number of replies to a train for an estimate.
 const LEAST_REPLIES: usize = 8;
 
 /// Returns the size in octets of the largest IP packet that the other end answers, at most
-/// `largest`. `None` if it answers none, or on an error of the operating system.
+/// `largest`. `None` if it answers no packet, or if the operating system reports an error.
 pub(super) async fn mtu(to: &Destination, largest: u32, stop: &CancellationToken) -> Option<u32> {
     if let Some(found) = answered(to, &[largest], stop).await.into_iter().max() {
         return Some(found);
@@ -45,14 +46,14 @@ pub(super) async fn mtu(to: &Destination, largest: u32, stop: &CancellationToken
     best
 }
 
-/// Returns sizes from `first` to `last`, both included, at about equal distances.
+/// Returns at most [`SIZES`] sizes from `first` to `last`, both included, at about equal distances.
 fn sizes(first: u32, last: u32) -> Vec<u32> {
     let steps = SIZES - 1;
     let sizes: BTreeSet<u32> = (0..=steps).map(|step| first + (last - first) * step / steps).collect();
     sizes.into_iter().collect()
 }
 
-/// Sends packets of these sizes, and returns those that are answered.
+/// Sends packets of these sizes, and returns the sizes that are answered.
 async fn answered(to: &Destination, sizes: &[u32], stop: &CancellationToken) -> BTreeSet<u32> {
     let mut answered = BTreeSet::new();
     let Ok(socket) = EchoSocket::open(to.source, to.address) else { return answered };
@@ -64,8 +65,9 @@ async fn answered(to: &Destination, sizes: &[u32], stop: &CancellationToken) -> 
     for _ in 0..OF_EACH_SIZE {
         for &size in sizes {
             let octets = usize::try_from(size).unwrap_or(usize::MAX);
-            // The kernel reports an ICMP error about an earlier packet instead of sending this one.
-            // If it does not send the packet the second time, that counts as no reply.
+            // The kernel may report an ICMP error about an earlier packet instead of sending this
+            // one, so a second attempt follows. A packet that the kernel does not send counts as
+            // not answered.
             if socket.send_sized(sequence, octets).await.is_err() {
                 let _ = socket.send_sized(sequence, octets).await;
             }
@@ -75,7 +77,7 @@ async fn answered(to: &Destination, sizes: &[u32], stop: &CancellationToken) -> 
     }
     let collect = async {
         while answered.len() < sizes.len() {
-            // An ICMP error in response to a packet that is too large.
+            // The error may be an ICMP error in response to a packet that is too large.
             let Ok(reply) = socket.receive().await else { continue };
             answered.extend(reply.and_then(|number| sent.get(usize::from(number))));
         }
@@ -88,8 +90,9 @@ async fn answered(to: &Destination, sizes: &[u32], stop: &CancellationToken) -> 
 }
 
 /// Estimates the throughput in bits per second: sends a train of packets of `size` octets without
-/// pauses, and measures the time from the first to the last reply. The narrowest link of both
-/// directions, or the slowest CPU, determines it. `None` if too few replies come.
+/// pauses, and measures the time from the first to the last reply. The narrowest link in either
+/// direction, or the slowest CPU, determines it. `None` if fewer than [`LEAST_REPLIES`] replies
+/// arrive.
 pub(super) async fn throughput(to: &Destination, size: u32, stop: &CancellationToken) -> Option<u64> {
     let socket = EchoSocket::open(to.source, to.address).ok()?;
     let octets = usize::try_from(size).ok()?;
@@ -139,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    /// Names of network namespaces, which are deleted also after a failure.
+    /// Names of network namespaces, which are deleted even after a failure.
     struct Namespaces([String; 3]);
 
     impl Drop for Namespaces {

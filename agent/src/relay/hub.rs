@@ -1,4 +1,4 @@
-//! The side of a hub: which notifications answer a request, and the pairs that are open.
+//! The relays of a hub: the notifications that answer a request, and the open pairs.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -22,16 +22,17 @@ pub struct HubRelays {
 pub type Outgoing = (PeerName, AgentNotification);
 
 impl HubRelays {
-    /// Makes a hub without relays. Its UDP ports are those in `ports`, tasks that copy datagrams
-    /// run on `runtime`, and `now` is their clock. If `enabled` is false, every request is refused.
+    /// Creates a hub without open pairs. The UDP ports are taken from `ports`, the tasks that copy
+    /// datagrams run on `runtime`, and `now` is their clock. If `enabled` is false, every request
+    /// is refused.
     pub fn new(enabled: bool, ports: RangeInclusive<u16>, runtime: Handle, now: fn() -> Instant) -> Self {
         Self { enabled, table: RelayTable::default(), pairs: OpenPairs::new(runtime, ports, now) }
     }
 
     /// Handles a request by `from` for a relay to `to`, and returns the notifications that answer
-    /// it. `end_of` returns the addresses of a node's IKE SA with this hub, or `None` if there is
-    /// no such node, or it is not connected, or its agent does not understand relays. `random`
-    /// chooses the ports.
+    /// it. `end_of` returns the addresses of a node's IKE SA with this hub; `None` if there is no
+    /// such node, if it is not connected, or if its agent does not understand relays. `random`
+    /// determines the ports.
     pub fn request(
         &mut self,
         from: &PeerName,
@@ -45,7 +46,8 @@ impl HubRelays {
         }
         let nodes = ordered(from, to);
         let ends = end_of(&nodes.0).zip(end_of(&nodes.1)).map(|(one, other)| [one, other]);
-        // The ports of the pair are on addresses to which the nodes' IKE SAs do not lead any more.
+        // The pair's ports, if there are any, are on addresses that the nodes' IKE SAs no longer
+        // use.
         if ends.is_some_and(|ends| !self.pairs.is_at(&nodes, ends)) {
             self.pairs.close(&nodes);
             self.table.moved_away(from, to);
@@ -78,7 +80,8 @@ impl HubRelays {
         open(from, to, port, other_port)
     }
 
-    /// Follows a node whose IKE SA with this hub has another remote address or port, or is new.
+    /// Updates the pairs of a node if its IKE SA with this hub is new, or has another remote
+    /// address or port.
     pub fn node_moved(&mut self, node: &PeerName, remote: SocketAddr) {
         for partner in self.table.partners_of(node) {
             self.pairs.move_end(&ordered(node, partner), node < partner, remote);
@@ -92,14 +95,14 @@ impl HubRelays {
         }
     }
 
-    /// Waits until a pair ends on its own, since one of its nodes is not heard any more, and
-    /// forgets it. May be cancelled at any time.
+    /// Waits until a pair ends because one of its nodes no longer sends, and removes the pair. This
+    /// method is cancel safe.
     pub async fn end_next(&mut self) {
         let (one, other) = self.pairs.next_ended().await;
         self.table.closed(&one, &other);
     }
 
-    /// The number of open pairs.
+    /// Returns the number of open pairs.
     pub fn pairs(&self) -> usize {
         self.table.pairs()
     }
@@ -131,7 +134,7 @@ mod tests {
         HubRelays::new(true, ports, Handle::current(), || at(0))
     }
 
-    /// The addresses of a node that is connected to the hub's address `127.0.0.LAST`.
+    /// Returns the addresses of a node that is connected to the hub's address `127.0.0.LAST`.
     fn end(last: u8, node: &PeerName) -> Option<RelayEnd> {
         let remote = match node.as_str() {
             "a" => [127, 0, 0, 11],
@@ -145,7 +148,7 @@ mod tests {
         hub.request(&PeerName::new(from), &PeerName::new(to), |node| end(1, node), [3, 5], at(0))
     }
 
-    /// Returns the ports of the nodes that the hub says are open.
+    /// Returns each node to which the hub reports an open port, with that port.
     fn opened(answers: &[Outgoing]) -> Vec<(String, u16)> {
         let ports = answers.iter().map(|(to, notification)| match notification {
             AgentNotification::RelayOpened { port, .. } => (to.to_string(), *port),
@@ -217,7 +220,7 @@ mod tests {
         assert_ne!(before, after);
         hub.remove_node(&a);
         assert_eq!(hub.pairs(), 0);
-        // The task closes its sockets when it runs next.
+        // The task closes its sockets when it runs the next time.
         tokio::task::yield_now().await;
         for (_, port) in after {
             UdpSocket::bind(("127.0.0.2", port)).unwrap();

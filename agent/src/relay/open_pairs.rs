@@ -1,4 +1,4 @@
-//! The open pairs of a hub: a task for each, which copies datagrams.
+//! The open pairs of a hub, each with a task that copies its datagrams.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use super::sockets::{copy, open_port};
 use super::table::MAX_PAIRS;
 
-/// A pair that has ended, by its nodes in the order of their names.
+/// A pair that has ended. Its nodes are in the order of their names.
 #[derive(Debug)]
 struct EndedPair {
     nodes: (PeerName, PeerName),
@@ -31,12 +31,12 @@ pub struct RelayEnd {
 /// The open pairs. [`super::table::RelayTable`] limits their number.
 #[derive(Debug)]
 pub(super) struct OpenPairs {
-    /// Where the tasks run: not on the thread of the tunnels.
+    /// The runtime of the tasks, so that they do not run on the thread of the tunnels.
     runtime: Handle,
     ports: RangeInclusive<u16>,
     now: fn() -> Instant,
     pairs: BTreeMap<(PeerName, PeerName), OpenPair>,
-    /// Number of pairs that were opened so far.
+    /// Number of pairs that have been opened so far.
     opened: u64,
     ended_tx: mpsc::Sender<EndedPair>,
     ended: mpsc::Receiver<EndedPair>,
@@ -46,23 +46,23 @@ pub(super) struct OpenPairs {
 struct OpenPair {
     number: u64,
     locals: [IpAddr; 2],
-    /// Ends the task when it is dropped.
+    /// The remote address and port of each node's IKE SA. Dropping the sender ends the task.
     remotes: watch::Sender<[SocketAddr; 2]>,
 }
 
 impl OpenPairs {
-    /// Makes an empty set of pairs whose tasks run on `runtime`. `now` is the clock.
+    /// Creates an empty set of pairs. Their tasks run on `runtime`, and `now` is their clock.
     pub(super) fn new(runtime: Handle, ports: RangeInclusive<u16>, now: fn() -> Instant) -> Self {
         let (ended_tx, ended) = mpsc::channel(MAX_PAIRS);
         Self { runtime, ports, now, pairs: BTreeMap::new(), opened: 0, ended_tx, ended }
     }
 
-    /// Opens the ports of two nodes, given in the order of their names, and copies datagrams
-    /// between them until a node is not heard any more. `random` chooses the ports. Returns the
-    /// ports.
+    /// Opens the ports of two nodes, given in the order of their names, and starts to copy
+    /// datagrams between them. The pair ends when one of the nodes no longer sends. `random`
+    /// determines the ports. Returns the ports.
     ///
     /// # Errors
-    /// If no ports are free, or the agent lacks CAP_NET_ADMIN.
+    /// Returns an error if no ports are free, or if the agent lacks CAP_NET_ADMIN.
     pub(super) fn open(
         &mut self,
         nodes: (PeerName, PeerName),
@@ -92,12 +92,13 @@ impl OpenPairs {
         Ok(ports)
     }
 
-    /// Returns whether the pair's ports are on the addresses to which the nodes' IKE SAs lead.
+    /// Returns whether the pair is open and its ports are on the hub's addresses in `ends`.
     pub(super) fn is_at(&self, nodes: &(PeerName, PeerName), ends: [RelayEnd; 2]) -> bool {
         self.pairs.get(nodes).is_some_and(|pair| pair.locals == ends.map(|end| end.local))
     }
 
-    /// Follows a node whose IKE SA has moved. `first`: whether it is the first node of the pair.
+    /// Sets the remote address and port of a node's IKE SA. `first` says whether the node is the
+    /// first one of the pair.
     pub(super) fn move_end(&self, nodes: &(PeerName, PeerName), first: bool, remote: SocketAddr) {
         if let Some(pair) = self.pairs.get(nodes) {
             pair.remotes.send_if_modified(|[one, other]| {
@@ -112,13 +113,15 @@ impl OpenPairs {
         self.pairs.remove(nodes);
     }
 
-    /// Waits until a pair ends on its own, and returns its nodes. May be cancelled at any time.
+    /// Waits until a pair ends that was not closed by [`Self::close`], and returns its nodes. This
+    /// method is cancel safe.
     pub(super) async fn next_ended(&mut self) -> (PeerName, PeerName) {
         loop {
             let Some(EndedPair { nodes, number }) = self.ended.recv().await else {
                 return std::future::pending().await;
             };
-            // A pair that was closed, and perhaps opened again, has ended before.
+            // A pair that was closed has ended too. The entry, if there is one, belongs to a later
+            // pair of the same nodes.
             if self.pairs.get(&nodes).is_some_and(|pair| pair.number == number) {
                 self.pairs.remove(&nodes);
                 return nodes;
@@ -159,7 +162,7 @@ mod tests {
         assert!(pairs.is_at(&nodes, [end(1), end(2)]));
         assert!(tokio::time::timeout(Duration::from_millis(50), pairs.next_ended()).await.is_err());
         SECONDS.store(90, Ordering::Relaxed);
-        // Any event lets the task look at the clock.
+        // Any event makes the task read the clock.
         let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(b"x", (end(1).local, last[0])).await.unwrap();
         assert_eq!(pairs.next_ended().await, nodes);

@@ -1,4 +1,4 @@
-//! One pair of relayed nodes: which datagrams are copied, and to where.
+//! One pair of relayed nodes: which datagrams are copied, and to which address.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use edge_ike::Instant;
 
 /// Time without a datagram from one of the nodes after which a pair closes. Nodes behind NATs send
-/// a keepalive every 20 s, and behind a relay each node finds a NAT.
+/// a keepalive every 20 s, and a relay looks like a NAT to both nodes.
 const IDLE: Duration = Duration::from_secs(90);
-/// How long the port from which a node sends must be silent before another port of its address
-/// takes its place. It is longer than the interval of keepalives, so that nobody else behind the
-/// same NAT, or with a forged address, diverts the node's datagrams.
+/// Time without a datagram from the port that a node uses, after which another port of the same
+/// address replaces that port. It is longer than the interval of keepalives, so that another host
+/// behind the same NAT, or one that forges the address, cannot divert the node's datagrams.
 const PORT_SILENCE: Duration = Duration::from_secs(60);
 /// Maximum number of datagrams of a pair that are copied in one second, in both directions
-/// together. A datagram counts once more for each [`UNIT`] octets. Further ones are dropped, as on
-/// a full link.
+/// together. A datagram counts once, and once more for each [`UNIT`] octets that it has. Datagrams
+/// beyond the limit are dropped, as on a full link.
 const MAX_RATE: u32 = 20_000;
-/// See [`MAX_RATE`].
+/// Number of octets in a datagram for which it counts once more, see [`MAX_RATE`].
 const UNIT: usize = 1500;
 
 /// One of the two nodes.
@@ -33,20 +33,21 @@ pub(super) enum PairEnd {
 pub(super) struct PairState {
     ends: [End; 2],
     rate: Rate,
-    /// Number of datagrams that were copied.
+    /// Number of datagrams that were passed on.
     pub(super) copied_count: u64,
-    /// Number of datagrams that were dropped: from a stranger, or more than the rate allows.
+    /// Number of datagrams that were dropped because they came from another address or port, or
+    /// exceeded [`MAX_RATE`].
     pub(super) dropped_count: u64,
 }
 
 #[derive(Debug)]
 struct End {
-    /// The address and port of the node on its IKE SA with the hub. Nothing is taken from another
-    /// address.
+    /// The remote address and port of the node's IKE SA with the hub. Datagrams from another
+    /// address are dropped.
     ike: SocketAddr,
-    /// The port from which the node sends to the relay.
+    /// The port from which the node sends to the relay; `None` until its first datagram.
     port: Option<u16>,
-    /// When the node was last heard, or the pair was opened.
+    /// The time of the node's last datagram, or the time at which the pair was opened.
     heard: Instant,
 }
 
@@ -58,15 +59,15 @@ struct Rate {
 }
 
 impl PairState {
-    /// Makes the state of a pair that was opened now, with the remote address and port of each
-    /// node's IKE SA.
+    /// Creates the state of a pair that is opened at `now`. `ike` has the remote address and port
+    /// of each node's IKE SA.
     pub(super) fn new(ike: [SocketAddr; 2], now: Instant) -> Self {
         let ends = ike.map(|ike| End { ike: canonical(ike), port: None, heard: now });
         Self { ends, rate: Rate { since: now, count: 0 }, copied_count: 0, dropped_count: 0 }
     }
 
-    /// Sets the remote address and port of each node's IKE SA. If one has moved, its NAT has
-    /// probably changed all ports, so the port is learned again.
+    /// Sets the remote address and port of each node's IKE SA. If an IKE SA has moved, the node's
+    /// NAT has probably changed all ports, so the next datagram determines the node's port again.
     pub(super) fn set_addresses(&mut self, ike: [SocketAddr; 2]) {
         for (end, ike) in self.ends.iter_mut().zip(ike.map(canonical)) {
             if end.ike != ike {
@@ -75,8 +76,9 @@ impl PairState {
         }
     }
 
-    /// Handles a datagram that came from `from` to the port of this node. Returns the address to
-    /// which the other port sends it on; `None`: it is dropped.
+    /// Handles a datagram of `octets` octets from `from` that arrived at the port for the node at
+    /// `end`. Returns the address to which the other port must send it; `None` if it must be
+    /// dropped.
     pub(super) fn datagram(
         &mut self,
         end: PairEnd,
@@ -90,13 +92,15 @@ impl PairState {
             self.dropped_count = self.dropped_count.saturating_add(1);
             return None;
         }
-        // The other node has sent nothing yet. It retransmits, and so does this one.
+        // If the other node has sent nothing yet, its port is unknown, and the datagram is dropped.
+        // IKE retransmits at both nodes.
         let port = other.port?;
         self.copied_count = self.copied_count.saturating_add(1);
         Some(SocketAddr::new(other.ike.ip(), port))
     }
 
-    /// The time at which the pair closes if a node is not heard until then.
+    /// Returns the time at which the pair closes unless the node that has been silent longer sends
+    /// a datagram before.
     pub(super) fn closes_at(&self) -> Instant {
         let [first, second] = &self.ends;
         first.heard.min(second.heard) + IDLE
@@ -193,7 +197,7 @@ mod tests {
                 pair.datagram(First, node, 100, at(second));
             }
         }
-        // The node's NAT has another mapping: after a silence, the new port counts.
+        // The node's NAT has changed its mapping. The new port is accepted after `PORT_SILENCE`.
         let moved = address("203.0.113.1:62000");
         assert_eq!(pair.datagram(First, moved, 100, at(139)), None);
         assert_eq!(pair.datagram(First, moved, 100, at(140)), Some(other));
@@ -208,7 +212,7 @@ mod tests {
         assert_eq!(pair.datagram(First, old, 100, at(0)), Some(other));
         pair.set_addresses([address("203.0.113.1:4500"), other]);
         assert_eq!(pair.datagram(Second, other, 100, at(1)), Some(old), "nothing has changed");
-        // The node's NAT was restarted: its address is the same, but not its ports.
+        // The node's NAT was restarted: the address is the same, but the ports are different.
         pair.set_addresses([address("203.0.113.1:7"), other]);
         let port = address("203.0.113.1:62000");
         assert_eq!(pair.datagram(First, port, 100, at(1)), Some(other));

@@ -1,4 +1,4 @@
-//! The side of a node that needs relays: for which peers it asks, when, and which hub. It does no
+//! The requests of a node that needs relays: to which peers, when, and from which hub. It does no
 //! I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,19 +8,20 @@ use std::time::Duration;
 use edge_ike::wire::RelayRefusal;
 use edge_ike::{Instant, PeerName};
 
-/// How long a tunnel that is wanted may take to come up before a hub is asked.
+/// Time for a tunnel to come up directly before a hub is asked for a relay.
 const FIRST_REQUEST: Duration = Duration::from_secs(3);
-/// Time until the next request, or the next hub, if nothing comes of a request. It doubles with
-/// each round of all hubs, up to [`MAX_WAIT`].
+/// Time after a request until the next hub is asked, if the tunnel has not come up. It doubles
+/// after each round of all hubs, up to [`MAX_WAIT`].
 const MIN_WAIT: Duration = Duration::from_secs(10);
 /// Maximum time between two requests for one peer.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 /// Interval at which direct addresses are tried while the peer is relayed.
 const DIRECT_INTERVAL: Duration = Duration::from_secs(180);
-/// Minimum time between two such attempts. A peer decides how often its addresses change.
+/// Minimum time between two attempts at direct addresses. A limit is needed because a peer
+/// determines how often its addresses change.
 const DIRECT_MIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The port of a hub that relays to a peer.
+/// The port of a hub through which it relays to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenedRelay {
     /// The hub.
@@ -29,19 +30,20 @@ pub struct OpenedRelay {
     pub address: SocketAddr,
 }
 
-/// What a hub's word that a relay is open changes.
+/// The effect of a hub's notification that a relay is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Opened {
-    /// Nothing: no relay is needed, or a hub whose name comes first relays already. Both ends
-    /// choose the same one of two.
+    /// No effect: no relay is needed, or a hub whose name comes earlier already relays. If two hubs
+    /// relay, both ends thus choose the same one.
     Ignored,
-    /// The relay is known.
+    /// No effect: the relay is already known.
     Known,
     /// The peer has a new relayed address.
     New,
 }
 
-/// The peers that are not up, or are relayed. At most one entry for each peer in the view.
+/// The peers whose tunnel is not up, or is relayed. There is at most one entry for each peer in the
+/// view.
 #[derive(Debug, Default)]
 pub struct RelayRequests {
     peers: BTreeMap<PeerName, RelayedPeer>,
@@ -51,10 +53,10 @@ pub struct RelayRequests {
 #[derive(Debug)]
 struct RelayedPeer {
     due: Instant,
-    /// No hub is asked before this time.
+    /// The time before which a new IKE SA with a hub does not make the peer due.
     not_before: Instant,
     wait: Duration,
-    /// The hubs that were asked in this round.
+    /// The hubs that have been asked in this round.
     asked: Vec<PeerName>,
     opened: Option<OpenedRelay>,
     /// When `opened` became known.
@@ -67,7 +69,8 @@ struct RelayedPeer {
 }
 
 impl RelayRequests {
-    /// Records that a peer should be up and is not. If that lasts, the peer is due.
+    /// Records that a tunnel to a peer should be up and is not. The peer is due after
+    /// [`FIRST_REQUEST`] unless [`Self::forget`] is called before.
     pub fn watch(&mut self, peer: &PeerName, now: Instant) {
         match self.peers.get_mut(peer) {
             Some(known) if known.in_use => known.in_use = false,
@@ -77,8 +80,8 @@ impl RelayRequests {
         self.set_due(peer, now + FIRST_REQUEST);
     }
 
-    /// Records that another node wants a relay to this one, so that the hub's answer is accepted.
-    /// The hub may have closed an earlier relay.
+    /// Records that another node has requested a relay to this one, so that [`Self::opened`]
+    /// accepts the hub's answer. Does nothing if there is an entry for the peer.
     pub fn agree(&mut self, peer: &PeerName, now: Instant) {
         if !self.peers.contains_key(peer) {
             self.peers.insert(peer.clone(), RelayedPeer::new(now));
@@ -86,7 +89,8 @@ impl RelayRequests {
         }
     }
 
-    /// Records that the tunnel to a peer uses this relay. Its direct addresses are tried later.
+    /// Records that the tunnel to a peer uses this relay. The peer's direct addresses are tried
+    /// after [`DIRECT_INTERVAL`].
     pub fn relayed(&mut self, peer: &PeerName, relay: OpenedRelay, now: Instant) {
         let known = self.peers.entry(peer.clone()).or_insert_with(|| RelayedPeer::new(now));
         let begins = !known.in_use || known.opened.as_ref() != Some(&relay);
@@ -98,36 +102,37 @@ impl RelayRequests {
         }
     }
 
-    /// Forgets a peer that is up without a relay, or is not wanted. Returns whether it had a
-    /// relayed address.
+    /// Forgets a peer because its tunnel is up without a relay, or is not wanted. Returns whether a
+    /// hub had opened a relay to the peer.
     pub fn forget(&mut self, peer: &PeerName) -> bool {
         let Some(known) = self.peers.remove(peer) else { return false };
         self.due.remove(&(known.due, peer.clone()));
         known.opened.is_some()
     }
 
-    /// Returns whether a peer is not up or relayed.
+    /// Returns whether there is an entry for a peer: its tunnel is not up, or is relayed.
     pub fn contains(&self, peer: &PeerName) -> bool {
         self.peers.contains_key(peer)
     }
 
-    /// The relay to a peer, as a hub has opened it. The tunnel need not use it.
+    /// Returns the relay to a peer that a hub has opened. The tunnel does not necessarily use it.
     pub fn relay(&self, peer: &PeerName) -> Option<&OpenedRelay> {
         self.peers.get(peer)?.opened.as_ref()
     }
 
-    /// The hub that has refused the last request for a peer, and its reason.
+    /// Returns the hub that refused the last request for a peer, and its reason.
     pub fn refusal(&self, peer: &PeerName) -> Option<&(PeerName, RelayRefusal)> {
         self.peers.get(peer)?.refusal.as_ref()
     }
 
-    /// The time at which [`Self::take_due`] must be called next.
+    /// Returns the time at which [`Self::take_due`] must be called next; `None` if there are no
+    /// peers.
     pub fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Returns the peers that are due. The caller asks a hub ([`Self::next_hub`]), or forgets the
-    /// peer.
+    /// Returns the peers for which a hub must be asked now. For each, the caller calls
+    /// [`Self::next_hub`] or [`Self::forget`].
     pub fn take_due(&mut self, now: Instant) -> Vec<PeerName> {
         let due: Vec<PeerName> =
             self.due.iter().take_while(|(at, _)| *at <= now).map(|(_, peer)| peer.clone()).collect();
@@ -138,9 +143,9 @@ impl RelayRequests {
         due
     }
 
-    /// Chooses the hub to ask for a peer, of those that are connected, in the order of their names.
-    /// Each is asked once before the first one is asked again. A hub that relays already is asked
-    /// whether it still does.
+    /// Chooses the hub to ask for a peer. `hubs` are the connected hubs in the order of their
+    /// names. Each hub is asked once before the first one is asked again. If the tunnel uses a
+    /// relay, the hub of that relay is asked whether it still relays.
     pub fn next_hub(&mut self, peer: &PeerName, hubs: &[PeerName], now: Instant) -> Option<PeerName> {
         let known = self.peers.get_mut(peer)?;
         if known.in_use {
@@ -160,7 +165,7 @@ impl RelayRequests {
 
     /// Handles a hub's refusal. The next hub, if there is one, is asked at once.
     pub fn refused(&mut self, peer: &PeerName, hub: &PeerName, reason: RelayRefusal, hubs: &[PeerName], now: Instant) {
-        // While the relay works, a refusal is only late.
+        // A refusal that arrives while the relay is in use is outdated.
         let Some(known) = self.peers.get_mut(peer).filter(|known| !known.in_use) else { return };
         known.refusal = Some((hub.clone(), reason));
         known.opened.take_if(|relay| relay.hub == *hub);
@@ -169,9 +174,9 @@ impl RelayRequests {
         }
     }
 
-    /// Handles a hub's word that its relay to a peer is open. If the relay of another hub has not
-    /// brought the tunnel up within [`MIN_WAIT`], for example because its ports are closed, this
-    /// one takes its place.
+    /// Handles a hub's notification that its relay to a peer is open. A known relay of a connected
+    /// hub whose name comes earlier is kept. If it has not brought the tunnel up within
+    /// [`MIN_WAIT`], for example because its ports are closed, the new relay replaces it.
     pub fn opened(&mut self, peer: &PeerName, relay: OpenedRelay, hubs: &[PeerName], now: Instant) -> Opened {
         let Some(known) = self.peers.get_mut(peer) else { return Opened::Ignored };
         known.refusal = None;
@@ -190,8 +195,8 @@ impl RelayRequests {
         Opened::New
     }
 
-    /// Returns whether the direct addresses of a relayed peer may be tried now. If so, they are
-    /// tried again after [`DIRECT_INTERVAL`].
+    /// Returns whether the direct addresses of a relayed peer may be tried now. If so, the next
+    /// attempt is due after [`DIRECT_INTERVAL`].
     pub fn may_try_direct(&mut self, peer: &PeerName, now: Instant) -> bool {
         let Some(known) = self.peers.get_mut(peer).filter(|known| known.in_use) else { return false };
         let may = known.tried_direct.is_none_or(|tried| now >= tried + DIRECT_MIN_INTERVAL);
@@ -202,8 +207,8 @@ impl RelayRequests {
         may
     }
 
-    /// Records that the addresses of a peer have changed. If the peer is relayed, they are tried
-    /// soon.
+    /// Records that the addresses of a peer have changed. If the tunnel uses a relay, an attempt at
+    /// them is due now, or [`DIRECT_MIN_INTERVAL`] after the last one.
     pub fn addresses_changed(&mut self, peer: &PeerName, now: Instant) {
         let Some(known) = self.peers.get(peer).filter(|known| known.in_use) else { return };
         let earliest = known.tried_direct.map_or(now, |tried| tried + DIRECT_MIN_INTERVAL).max(now);
@@ -211,8 +216,8 @@ impl RelayRequests {
         self.set_due(peer, due);
     }
 
-    /// Records that this node has a new IKE SA with a hub. The hub may have been restarted, and no
-    /// longer know the relays.
+    /// Records that this node has a new IKE SA with a hub. The hub may have been restarted and have
+    /// lost its relays, so all peers are due except those that are relayed by another hub.
     pub fn hub_connected(&mut self, hub: &PeerName, now: Instant) {
         let mut due = Vec::new();
         for (peer, known) in &mut self.peers {
@@ -227,7 +232,7 @@ impl RelayRequests {
         due.into_iter().for_each(|(peer, at)| self.set_due(&peer, at));
     }
 
-    /// The peers that a hub relays.
+    /// Returns the peers to which a hub relays.
     pub fn relayed_by(&self, hub: &PeerName) -> Vec<PeerName> {
         let by_hub = |known: &RelayedPeer| known.in_use && known.opened.as_ref().is_some_and(|relay| relay.hub == *hub);
         self.peers.iter().filter(|(_, known)| by_hub(known)).map(|(peer, _)| peer.clone()).collect()
@@ -312,10 +317,11 @@ mod tests {
         for (hub, next) in [(&hubs[0], at(3)), (&hubs[1], at(13))] {
             assert_eq!(requests.next_hub(&peer, &hubs, at(3)).as_ref(), Some(hub));
             requests.refused(&peer, hub, RelayRefusal::HubLimit, &hubs, at(3));
-            // A second answer of the same hub does not matter.
+            // The next hub is due at once. After the last hub, the next round is due after 10 s.
             assert_eq!(requests.next_due(), Some(next));
             requests.take_due(next.min(at(3)));
         }
+        // A second answer of the same hub makes no hub due earlier.
         requests.refused(&peer, &hubs[0], RelayRefusal::NoPort, &hubs, at(4));
         assert_eq!(requests.next_due(), Some(at(13)));
         assert_eq!(requests.refusal(&peer), Some(&(hubs[0].clone(), RelayRefusal::NoPort)));
@@ -360,11 +366,12 @@ mod tests {
         assert_eq!(requests.opened(&peer, relay(&h1, 24_000), &both, at(3)), Opened::New);
         assert_eq!(requests.opened(&peer, relay(&h2, 24_000), &both, at(12)), Opened::Ignored);
         assert_eq!(requests.opened(&peer, relay(&h2, 24_000), &both, at(13)), Opened::New);
-        // A hub that refuses does not relay any more.
+        // A refusal removes the relay of the hub that refuses.
         assert_eq!(requests.opened(&peer, relay(&h1, 24_000), &both, at(14)), Opened::New);
         requests.refused(&peer, &h1, RelayRefusal::NotReachable, &both, at(15));
         assert_eq!(requests.opened(&peer, relay(&h2, 24_000), &both, at(15)), Opened::New);
-        // While the tunnel uses a relay, no other one takes its place.
+        // While the tunnel uses a relay, the relay of a hub whose name comes later does not replace
+        // it.
         requests.relayed(&peer, relay(&h1, 24_000), at(16));
         assert_eq!(requests.opened(&peer, relay(&h2, 24_000), &both, at(100)), Opened::Ignored);
     }

@@ -9,16 +9,17 @@ use tokio::sync::watch;
 
 use super::pair::{PairEnd, PairState};
 
-/// Size of the buffer for one datagram, bytes. A larger datagram than a jumbo frame holds is
-/// dropped.
+/// Size of the buffer for one datagram, in octets. It holds the datagram of a jumbo frame.
+/// Datagrams that fill the buffer, or are larger, are dropped.
 const BUFFER: usize = 9216;
 
-/// Opens a UDP socket on an address of this hub, on one of these ports, which no policy of XFRM
-/// concerns. `start` chooses where the search begins, so that ports are not tried in the same order
-/// each time.
+/// Opens a UDP socket on an address of this hub and on one of these ports. The socket bypasses all
+/// XFRM policies. `start` determines the first port that is tried, so that the order of the ports
+/// varies.
 ///
 /// # Errors
-/// If no port is free, with the error of the last one.
+/// Returns an error if no port is free (the error of the last attempt), or if the XFRM policies
+/// cannot be bypassed.
 pub(super) fn open_port(local: IpAddr, ports: &RangeInclusive<u16>, start: u16) -> io::Result<UdpSocket> {
     let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the range of ports is empty");
     let count = u32::try_from(ports.clone().count()).unwrap_or(0);
@@ -37,12 +38,12 @@ pub(super) fn open_port(local: IpAddr, ports: &RangeInclusive<u16>, start: u16) 
     Err(last)
 }
 
-/// Copies datagrams between two sockets until a node is not heard any more, or until `addresses`,
-/// which has the remote address and port of each node's IKE SA, is dropped. Returns the state at
-/// the end. `now` is the clock. Must be called within a tokio runtime.
+/// Copies datagrams between two sockets until a node no longer sends, or until the sender of
+/// `addresses` is dropped. `addresses` has the remote address and port of each node's IKE SA.
+/// Returns the state at the end. `now` is the clock. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// If the sockets cannot be registered with the runtime.
+/// Returns an error if the sockets cannot be registered with the runtime.
 pub(super) async fn copy(
     [first, second]: [UdpSocket; 2],
     mut addresses: watch::Receiver<[SocketAddr; 2]>,
@@ -74,8 +75,9 @@ pub(super) async fn copy(
     }
 }
 
-/// Sends a datagram on. What cannot be sent at once is dropped, as on a full link; an error is an
-/// ICMP error about an earlier datagram.
+/// Sends a received datagram through the other socket. A datagram that cannot be sent at once is
+/// dropped, as on a full link. An error in `received` is an ICMP error about an earlier datagram,
+/// and is ignored.
 fn pass_on(
     state: &mut PairState,
     end: PairEnd,
@@ -85,7 +87,7 @@ fn pass_on(
     now: Instant,
 ) {
     let Ok((length, from)) = received else { return };
-    // A datagram that fills the buffer may have been cut.
+    // A datagram that fills the buffer may have been truncated.
     let Some(datagram) = buffer.get(..length).filter(|datagram| datagram.len() < BUFFER) else { return };
     if let Some(to) = state.datagram(end, from, length, now) {
         let _ = out.try_send_to(datagram, to);
@@ -110,7 +112,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A pair whose copying runs, on a clock that the test sets.
+    /// A pair with a running [`copy`], and a clock that the test sets.
     struct Running {
         ports: [SocketAddr; 2],
         addresses: watch::Sender<[SocketAddr; 2]>,
@@ -139,7 +141,7 @@ mod tests {
             Instant::new(Duration::from_secs(clock.load(Ordering::Relaxed)))
         };
         let ended = tokio::spawn(copy(sockets, receiver, now));
-        // It has looked at the clock, so the pair is open.
+        // The task has read the clock, so the pair is open.
         asked.notified().await;
         Running { ports, addresses, seconds, ended }
     }
@@ -159,7 +161,8 @@ mod tests {
         }
     }
 
-    /// Sends until the first datagram of the other node has arrived, as IKE retransmits.
+    /// Sends datagrams from both nodes until one from `one` has arrived at `other`, as IKE does by
+    /// retransmission.
     async fn meet(running: &Running, one: &Node, other: &Node) {
         other.send_to(b"hello", running.ports[1]).await.unwrap();
         let mut buffer = [0; 100];
@@ -207,7 +210,7 @@ mod tests {
     async fn an_idle_pair_closes_its_ports() {
         let running = start(["127.0.0.2", "127.0.0.3"]).await;
         running.seconds.store(90, Ordering::Relaxed);
-        // Any event lets it look at the clock.
+        // Any event makes the task read the clock.
         node("127.0.0.9").await.send_to(b"x", running.ports[0]).await.unwrap();
         assert_eq!(running.ended.await.unwrap().unwrap().copied_count, 0);
         for port in running.ports {

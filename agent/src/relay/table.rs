@@ -1,4 +1,4 @@
-//! The hub's table of relays: who has asked for whom, and the open pairs.
+//! The hub's table of relays: the requests that wait for the other node, and the open pairs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,38 +9,39 @@ use edge_ike::{Instant, PeerName};
 /// Maximum number of open pairs of one hub. At the limit, requests are refused with
 /// [`RelayRefusal::HubLimit`].
 pub(super) const MAX_PAIRS: usize = 512;
-/// Maximum number of pairs and waiting requests that one node has asked for. At the limit, requests
-/// are refused with [`RelayRefusal::NodeLimit`].
+/// Maximum number of open pairs and waiting requests of one node. At the limit, its requests are
+/// refused with [`RelayRefusal::NodeLimit`].
 const MAX_PER_NODE: usize = 32;
-/// Maximum number of requests of one node in a minute. Each further one is ignored; the first one
-/// is refused with [`RelayRefusal::TooOften`].
+/// Maximum number of requests of one node in [`REQUESTS_PERIOD`]. The first one beyond the limit is
+/// refused with [`RelayRefusal::TooOften`], the others are ignored.
 const MAX_REQUESTS: u32 = 120;
 /// The time in which requests are counted.
 const REQUESTS_PERIOD: Duration = Duration::from_secs(60);
 /// Interval at which requests that have ended are removed.
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a request waits for that of the other node. The other node asks as soon as it hears of
-/// the request, or when it finds no path itself.
+/// How long a request waits for the other node's request. The other node sends it when the hub
+/// passes the first request on, or when it finds no direct path itself.
 const REQUEST_LIFETIME: Duration = Duration::from_secs(30);
 
-/// What the hub does about a request.
+/// The hub's reaction to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RelayAnswer {
-    /// Tell the other node of the request: it has not asked for a relay itself.
+    /// Pass the request on to the other node, which has not requested the relay yet.
     Ask,
-    /// Nothing: the other node was told of an earlier request a moment ago, or the node asks too
-    /// often.
+    /// Do nothing: an earlier request of this node was passed on and still waits, or the node asks
+    /// too often.
     Ignore,
-    /// Both nodes have asked: open two ports, call [`RelayTable::opened`], and tell both nodes.
+    /// Both nodes have requested the relay: open two ports, call [`RelayTable::opened`], and send
+    /// each node its port.
     Open,
-    /// The pair is open. Tell both nodes again to which port they send.
+    /// The pair is open already: send each node its port again.
     IsOpen {
         /// The hub's UDP port for the asking node.
         port: u16,
         /// The hub's UDP port for the other node.
         other_port: u16,
     },
-    /// Refuse.
+    /// Refuse the request with this reason.
     Refuse(RelayRefusal),
 }
 
@@ -50,25 +51,25 @@ type Ports = [u16; 2];
 /// The requests and pairs of a hub.
 #[derive(Debug, Default)]
 pub(super) struct RelayTable {
-    /// Requests that wait, by the asking and the other node, and when each ends.
+    /// The time at which each waiting request ends, by the asking node and the other node.
     waiting: BTreeMap<(PeerName, PeerName), Instant>,
-    /// Open pairs; the first name is the smaller one.
+    /// The ports of each open pair. The nodes are in the order of their names.
     open: BTreeMap<(PeerName, PeerName), Ports>,
-    /// The open pairs once more, by both of their nodes.
+    /// The open pairs, each in both orders of its nodes.
     partners: BTreeSet<(PeerName, PeerName)>,
-    /// The number of requests of each node in the present period, which began at this time. At most
-    /// one entry for each of the hub's peers.
+    /// The beginning of each node's current period, and the number of its requests since then.
+    /// There is at most one entry for each of the hub's peers.
     counts: BTreeMap<PeerName, (Instant, u32)>,
     cleaned_at: Instant,
 }
 
 impl RelayTable {
-    /// Handles a request by `from` for a relay to `to`. `reachable`: `to` is a connected node whose
-    /// agent understands relays, as the agent of `from` does.
+    /// Handles a request by `from` for a relay to `to`. `reachable` says whether both nodes are
+    /// connected and their agents understand relays.
     pub(super) fn request(&mut self, from: &PeerName, to: &PeerName, reachable: bool, now: Instant) -> RelayAnswer {
         self.clean(now);
-        // The answer to the other node's request does not count, so that a node cannot use up the
-        // requests of another one.
+        // A request that answers the other node's request does not count. Otherwise, a node could
+        // use up the requests of another.
         let answers = self.has_asked(to, from, now);
         let (since, count) = self.counts.entry(from.clone()).or_insert((now, 0));
         if now >= *since + REQUESTS_PERIOD {
@@ -104,8 +105,8 @@ impl RelayTable {
         RelayAnswer::Open
     }
 
-    /// Records that the pair is open: `from` sends to `port`, and `to` to `other_port`. Their
-    /// requests end.
+    /// Records that a pair is open: `from` sends to `port`, and `to` sends to `other_port`. Removes
+    /// their waiting requests.
     pub(super) fn opened(&mut self, from: &PeerName, to: &PeerName, port: u16, other_port: u16) {
         for (one, other) in [(from, to), (to, from)] {
             self.waiting.remove(&(one.clone(), other.clone()));
@@ -115,7 +116,7 @@ impl RelayTable {
         self.open.insert(ordered(from, to), ports);
     }
 
-    /// Removes a pair whose ports must be on other addresses. Requests stay.
+    /// Removes a pair because its ports must be on other addresses. Waiting requests stay.
     pub(super) fn moved_away(&mut self, one: &PeerName, other: &PeerName) {
         for (from, to) in [(one, other), (other, one)] {
             self.partners.remove(&(from.clone(), to.clone()));
@@ -123,7 +124,7 @@ impl RelayTable {
         self.open.remove(&ordered(one, other));
     }
 
-    /// Removes a pair whose ports were closed, or could not be opened.
+    /// Removes a pair whose ports were closed or could not be opened, with its waiting requests.
     pub(super) fn closed(&mut self, one: &PeerName, other: &PeerName) {
         for (from, to) in [(one, other), (other, one)] {
             self.waiting.remove(&(from.clone(), to.clone()));
@@ -131,8 +132,8 @@ impl RelayTable {
         self.moved_away(one, other);
     }
 
-    /// Removes a node that is no longer a peer, with its requests. Returns the nodes of its open
-    /// pairs, whose ports the caller closes.
+    /// Removes a node that is no longer a peer, with its requests and pairs. Returns the other node
+    /// of each of its open pairs. The caller must close the ports of these pairs.
     pub(super) fn remove_node(&mut self, node: &PeerName) -> Vec<PeerName> {
         self.waiting.retain(|(from, to), _| from != node && to != node);
         let partners: Vec<PeerName> = self.partners_of(node).cloned().collect();
@@ -142,18 +143,18 @@ impl RelayTable {
         partners
     }
 
-    /// The nodes to which `node` is relayed.
+    /// Returns the nodes to which `node` is relayed.
     pub(super) fn partners_of<'a>(&'a self, node: &'a PeerName) -> impl Iterator<Item = &'a PeerName> {
         let first = (node.clone(), PeerName::new(""));
         self.partners.range(first..).take_while(move |(from, _)| from == node).map(|(_, to)| to)
     }
 
-    /// The number of open pairs.
+    /// Returns the number of open pairs.
     pub(super) fn pairs(&self) -> usize {
         self.open.len()
     }
 
-    /// Returns the hub's ports for `from` and for `to`.
+    /// Returns the hub's ports for `from` and for `to`; `None` if the pair is not open.
     fn ports_of(&self, from: &PeerName, to: &PeerName) -> Option<[u16; 2]> {
         let [first, second] = *self.open.get(&ordered(from, to))?;
         Some(if from < to { [first, second] } else { [second, first] })
@@ -171,8 +172,8 @@ impl RelayTable {
         }
     }
 
-    /// Returns the number of the node's pairs and waiting requests. A pair counts for both nodes,
-    /// since both have asked for it.
+    /// Returns the number of the node's open pairs and waiting requests. A pair counts for both
+    /// nodes, since both have requested it.
     fn count(&self, node: &PeerName, now: Instant) -> usize {
         let first = (node.clone(), PeerName::new(""));
         let waiting = self.waiting.range(first..).take_while(|((from, _), _)| from == node);
@@ -198,7 +199,7 @@ mod tests {
         Instant::new(Duration::from_secs(seconds))
     }
 
-    /// Lets both nodes ask, and opens the pair.
+    /// Makes both nodes request the relay, and opens the pair.
     fn open(table: &mut RelayTable, one: &PeerName, other: &PeerName, port: u16) {
         assert_eq!(table.request(one, other, true, at(0)), RelayAnswer::Ask);
         assert_eq!(table.request(other, one, true, at(0)), RelayAnswer::Open);
@@ -242,7 +243,7 @@ mod tests {
         assert_eq!(answers[120], RelayAnswer::Refuse(RelayRefusal::TooOften));
         assert!(answers[121..].iter().all(|answer| *answer == RelayAnswer::Ignore), "no answer for each request");
         assert_eq!(table.waiting.len(), 32);
-        // A node that it has asked for has its whole quota.
+        // The node to which it has requested a relay still has its whole quota.
         let asked = name("n0");
         for n in 0..32 {
             open(&mut table, &asked, &name(&format!("other-{n}")), 45_000 + 2 * n);

@@ -78,8 +78,8 @@ pub struct Driver {
     pub(super) mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
-    /// Peers of which the kernel refused an SA. They move to `to_rekey` at the next comparison with
-    /// the kernel. At most one entry for each peer.
+    /// Peers for which the kernel refused an SA. They move to `to_rekey` at the next comparison
+    /// with the kernel. At most one entry for each peer.
     pub(super) to_rekey_at_check: BTreeSet<PeerName>,
     /// Hubs that were lost and came back.
     pub(super) hub_returns: HubReturns,
@@ -89,7 +89,7 @@ pub struct Driver {
     pub(super) deferred_switches: BTreeMap<ChildId, DeferredSwitch>,
     /// Whether the kernel must hold packets that wait for an on-demand tunnel.
     pub(super) hold_packets: bool,
-    /// Relays that this node asks for, or offers as a hub.
+    /// The relays that this node requests as an edge, or provides as a hub.
     pub(super) relays: Relays,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
@@ -107,9 +107,9 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Opens sockets and XFRM, and takes over the SAs of an earlier run. A hub's relays run on
-    /// `relay_runtime`. Must be called within a tokio runtime. Fails without CAP_NET_ADMIN,
-    /// or if a UDP port is in use.
+    /// Opens sockets and XFRM, and takes over the SAs of an earlier run. The tasks of a hub's
+    /// relays run on `relay_runtime`. Must be called within a tokio runtime. Fails without
+    /// CAP_NET_ADMIN, or if a UDP port is in use.
     pub fn open(
         config: &Config,
         clock: Arc<CertificateClock>,

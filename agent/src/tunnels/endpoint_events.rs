@@ -159,7 +159,7 @@ impl Driver {
     }
 
     /// Schedules a rekey for the next comparison with the kernel, because the kernel refused an SA
-    /// of the peer. If it refuses each one, there is one attempt at each comparison.
+    /// of the peer. If the kernel refuses every SA, there is one attempt at each comparison.
     fn rekey_at_check(&mut self, peer: &PeerName) {
         self.to_rekey_at_check.insert(peer.clone());
         self.check_soon();
@@ -276,7 +276,7 @@ fn peer_of(event: &Event) -> Option<&PeerName> {
     }
 }
 
-/// Returns the peer to which another path may lead after an event.
+/// Returns the peer whose path may have changed with an event.
 fn path_of(event: &Event) -> Option<&PeerName> {
     match event {
         Event::IkeUp { peer, .. }

@@ -13,14 +13,14 @@ use super::datagram_socket::{self, Socket};
 
 /// Maximum size of a datagram, in bytes.
 const MAX_DATAGRAM: usize = 65_535;
-/// Maximum number of ESP events that are handled before other events.
+/// Maximum number of ESP events that are handled at once, before other events.
 const ESP_EVENTS: usize = 256;
 
 /// A datagram with its local and its remote address.
 pub(super) type Received = (Vec<u8>, SocketAddr, SocketAddr);
 
-/// Passes on the datagrams of a socket. Those that find no room are dropped, as in a congested
-/// network.
+/// Sends the datagrams of a socket to a channel. Datagrams are dropped while the channel is full,
+/// as in a congested network.
 pub(super) async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
     let mut buffer = vec![0; MAX_DATAGRAM];
     loop {

@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 
 use super::driver::Driver;
 
-/// Returns this node's mapped addresses, at most one of each family; `None` until a hub has said
-/// one. `hubs`: our address and the
-/// mapped address on the path to each hub that has said one. `before`: the result of the last call.
+/// Returns this node's mapped addresses, at most one of each family; `None` until a hub has
+/// reported one. `hubs` has our address and the mapped address on the path to each hub that has
+/// reported one. `before` is the result of the last call.
 ///
 /// A mapped address that is our own says that there is no NAT. Different ones say that the NAT maps
 /// each destination differently, so that no peer reaches us at any of them. While no hub says

@@ -242,14 +242,15 @@ impl Driver {
         if host.local_addresses.is_empty() {
             return;
         }
-        // A tunnel may run over an address that is not among those, such as a link-local one.
+        // A tunnel may use an address that is not in `local_addresses`, such as a link-local one.
         let is_gone = |local: SocketAddr, remote: SocketAddr| {
             !host.local_addresses.contains(&local.ip()) && source_address(remote.ip()) != Some(local.ip())
         };
         let gone = |(_, local, remote): (_, SocketAddr, SocketAddr)| is_gone(local, remote).then_some(local.ip());
         let all_gone: BTreeSet<IpAddr> = self.endpoint.ike_addresses().filter_map(gone).collect();
         for old in all_gone {
-            // While there is no route, this is tried many times a second.
+            // While there is no route, this code runs many times a second. Only the first attempt
+            // is logged.
             if !retries {
                 tracing::info!(%old, "own address is gone; tunnels move to another one");
             }

@@ -1,5 +1,5 @@
-//! Relays: on an edge, the requests to hubs for peers that no direct path reaches, and the way back
-//! to a direct path; on a hub, the answers.
+//! Relays. An edge requests them from hubs for peers to which it finds no direct path, and later
+//! returns to a direct path. A hub answers the requests.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,24 +19,25 @@ use crate::config::RelaySection;
 use crate::desired::{Desired, DesiredTunnel, Origin};
 use crate::relay::{HubRelays, Opened, OpenedRelay, RelayEnd, RelayRequests};
 
-/// Maximum number of direct addresses of a peer that are tried, so that a relayed one can be tried
-/// besides.
+/// Maximum number of direct addresses of a peer that are tried, so that a relayed address can be
+/// tried too.
 const MAX_DIRECT: usize = MAX_CANDIDATES - 1;
 
-/// What the driver knows about relays.
+/// The driver's state of relays.
 #[derive(Debug)]
 pub(super) struct Relays {
     enabled: bool,
     /// The hubs in the view, in the order of their names.
     hubs: Vec<PeerName>,
-    /// As an edge: the peers that are not up, or are relayed.
+    /// On an edge: the peers whose tunnel is not up, or is relayed.
     pub(super) requests: RelayRequests,
-    /// As a hub: the relays.
+    /// On a hub: the relays that it provides.
     pub(super) hub: HubRelays,
 }
 
 impl Relays {
-    /// `runtime` is where a hub copies datagrams.
+    /// Creates the state without hubs and relays. The tasks that copy datagrams on a hub run on
+    /// `runtime`.
     pub(super) fn new(config: &RelaySection, runtime: Handle) -> Self {
         Self {
             enabled: config.enabled,
@@ -46,7 +47,7 @@ impl Relays {
         }
     }
 
-    /// Records which peers are hubs.
+    /// Stores which peers are hubs.
     pub(super) fn set_hubs(&mut self, desired: &Desired) {
         let hubs = desired.tunnels.iter().filter(|(_, tunnel)| tunnel.hub);
         self.hubs = hubs.map(|(name, _)| name.clone()).collect();
@@ -59,7 +60,7 @@ impl Relays {
     }
 }
 
-/// Returns whether a tunnel leads to a node in the view that is no hub.
+/// Returns whether a tunnel leads to a node in the view that is not a hub.
 fn is_member(tunnel: &DesiredTunnel) -> bool {
     tunnel.origin == Origin::View && !tunnel.hub
 }
@@ -74,12 +75,13 @@ impl Driver {
         self.desired.tunnels.get(name).filter(|tunnel| is_member(tunnel))
     }
 
-    /// Returns the hubs that take requests for relays.
+    /// Returns the connected hubs that understand requests for relays.
     fn connected_hubs(&self) -> Vec<PeerName> {
         self.relays.hubs.iter().filter(|hub| self.endpoint.takes_agent_notifications(hub)).cloned().collect()
     }
 
-    /// Returns the configuration of a peer, with its relayed address as the last one.
+    /// Returns the configuration of a peer. Its relayed address, if there is one, is the last of
+    /// its addresses.
     pub(super) fn with_relayed_address(&self, name: &PeerName, tunnel: &DesiredTunnel) -> Arc<PeerConfig> {
         let mut peer = tunnel.peer.clone();
         if self.may_be_relayed() && is_member(tunnel) {
@@ -93,8 +95,9 @@ impl Driver {
         peer
     }
 
-    /// Returns the relay that the newest IKE SA with a peer uses. After a restart, a relay is known
-    /// by the hub's address: the peer itself is not there.
+    /// Returns the relay that the newest IKE SA with a peer uses; `None` if the path is direct.
+    /// After a restart of the agent, a relay is recognized by the IP address of a hub with another
+    /// port.
     pub(super) fn relay_in_use(&self, name: &PeerName) -> Option<OpenedRelay> {
         let tunnel = self.member(name).filter(|_| self.desired.role == Some(Role::Edge))?;
         let (_, remote) = self.endpoint.path(name)?;
@@ -108,7 +111,7 @@ impl Driver {
             self.desired.tunnels.get(*hub).is_some_and(|tunnel| is_at(&tunnel.peer.remotes))
                 || self.endpoint.path(hub).is_some_and(|(_, at)| is_at(&[at]))
         });
-        // The peer may be behind the same address as the hub.
+        // If the peer itself has an endpoint at the hub's IP address, the path may be direct.
         let hub = hub.filter(|_| !tunnel.peer.remotes.iter().any(|address| address.ip() == remote.ip()))?;
         Some(OpenedRelay { hub: hub.clone(), address: remote })
     }
@@ -128,7 +131,8 @@ impl Driver {
         if self.relays.hubs.contains(name) {
             match path {
                 None => self.check_relayed(name),
-                // The hub's ports for relays are on the address that its IKE SA had.
+                // The hub opened the ports of relays on the former address of its IKE SA, so relays
+                // are requested again.
                 Some(_) => self.hub_connected(name),
             }
         }
@@ -159,8 +163,8 @@ impl Driver {
         }
     }
 
-    /// Handles the loss of a hub: the peers that it relays are checked at once, also if they are
-    /// idle.
+    /// Handles the loss of a hub: the liveness of the peers to which it relays is checked at once,
+    /// even if they are idle.
     fn check_relayed(&mut self, hub: &PeerName) {
         let now = self.now();
         for peer in self.relays.requests.relayed_by(hub) {
@@ -182,8 +186,8 @@ impl Driver {
         }
     }
 
-    /// Asks hubs for relays to the peers that are due. While a peer is relayed, the hub's answer
-    /// makes both ends try their direct addresses at the same time, as NATs require.
+    /// Requests relays from hubs for the peers that are due. If a peer is already relayed, the
+    /// hub's answer makes both ends try their direct addresses at the same time, as NATs require.
     pub(super) fn ask_for_relays(&mut self, now: Instant) {
         let due = self.relays.requests.take_due(now);
         if due.is_empty() {
@@ -203,8 +207,8 @@ impl Driver {
         }
     }
 
-    /// Handles a notification about relays. Those of an edge count only on a hub, and those of a
-    /// hub only on an edge.
+    /// Handles a notification about relays. A hub accepts only requests, and an edge accepts only
+    /// notifications from hubs.
     pub(super) fn handle_relay_notification(&mut self, from: &PeerName, notification: &AgentNotification) {
         if self.desired.role == Some(Role::Hub) {
             if let AgentNotification::RelayRequest { node } = notification {
@@ -241,8 +245,8 @@ impl Driver {
         let address = relay.address;
         let hubs = self.connected_hubs();
         let path = self.endpoint.path(peer).map(|(_, remote)| remote);
-        // The hub does not ask this node again while the pair is open, though this node may have
-        // forgotten it, as that of an idle tunnel.
+        // While the pair is open, the hub does not pass the peer's requests on. But this node may
+        // have forgotten the relay, for example when the tunnel was idle.
         if path.is_none() && self.member(peer).is_some() {
             self.relays.requests.agree(peer, now);
         }
@@ -263,8 +267,8 @@ impl Driver {
         }
     }
 
-    /// Tries the direct addresses of a relayed peer. The relayed tunnel stays until another one is
-    /// up.
+    /// Tries the direct addresses of a relayed peer. The relayed tunnel stays up until a direct one
+    /// is up.
     fn try_direct(&mut self, peer: &PeerName, now: Instant) {
         let Some(tunnel) = self.member(peer) else { return };
         let direct: Vec<SocketAddr> = tunnel.peer.remotes.iter().copied().take(MAX_DIRECT).collect();
@@ -275,7 +279,8 @@ impl Driver {
 
     fn answer_relay_request(&mut self, from: &PeerName, to: &PeerName) {
         let mut random = [0; 4];
-        // The ports are no secret: each node learns its own, and the hub checks who sends to it.
+        // The ports need not be secret, because the hub checks the source of each datagram. So an
+        // error is ignored.
         let _ = self.environment.random.fill(&mut random);
         let [a, b, c, d] = random;
         let random = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
@@ -290,7 +295,8 @@ impl Driver {
         }
     }
 
-    /// Sends a notification. If it cannot be sent, the one that needs an answer asks again.
+    /// Sends a notification. If it cannot be sent, it is dropped: a node that gets no answer
+    /// repeats its request.
     fn notify(&mut self, peer: &PeerName, notification: AgentNotification) {
         self.endpoint.notify_agent(peer, notification, boot_time(), &mut self.environment);
     }

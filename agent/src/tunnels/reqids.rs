@@ -175,7 +175,7 @@ impl Reqids {
             return Ok(());
         }
         self.unsaved_since = None;
-        // If these cannot be written, the next attempt writes the whole file.
+        // If these changes cannot be written, the next attempt writes the whole file.
         let changes = std::mem::take(&mut self.unsaved);
         self.save_changes(&changes)
     }

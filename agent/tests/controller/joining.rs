@@ -232,12 +232,14 @@ async fn a_node_whose_clock_runs_ahead_by_more_than_half_a_lifetime_renews_once_
     let node = controller.edge("edge-1").await;
     let (agent, before) = node.start_as_member().await;
     agent.end().await;
-    // The controller's clock stays behind, so the new certificate is due for renewal at once.
+    // The node's clock is four days ahead of the controller's, so the new certificate is due for
+    // renewal at once.
     let clock = Arc::new(CertificateClock::default());
     clock.raise_floor(clock.unix_time() + 4 * 24 * 3600);
     let agent = node.try_start(clock).unwrap();
     let after = agent.membership("renewal", |m| m.credentials.key != before.credentials.key).await;
-    // A renewed member opens the stream again. Another renewal would come before that.
+    // After a renewal, the agent opens the stream again. A second renewal without a pause would
+    // come before that.
     agent.status("the stream", |status| status.connected).await;
     controller.operator("PATCH", "/v1/nodes/edge-1/labels", json!({"fabedge/edge-community": "alpha"})).await;
     agent.membership("the community", |m| !m.view.communities.is_empty()).await;

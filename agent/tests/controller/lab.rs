@@ -172,7 +172,7 @@ impl Controller {
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
             assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
-            // The sizes of chunks are lines of their own.
+            // The sizes of the HTTP chunks are in separate lines.
             let lines = answer.lines().filter(|line| line.starts_with('{'));
             lines.map(|line| serde_json::from_str(line).unwrap()).collect()
         }

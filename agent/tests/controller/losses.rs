@@ -55,7 +55,7 @@ async fn while_a_view_cannot_be_stored_its_revocations_are_in_force_and_the_rest
     let (hub_agent, edge_agent) = (hub.start(), edge.start());
     edge_agent.joined().await;
     hub_agent.membership("the edge", |m| m.view.peers.len() == 1).await;
-    // A directory in the place of the temporary file stands for a full disk.
+    // A directory in place of the temporary file makes each write fail, as a full disk does.
     std::fs::create_dir(hub.file("view.json.tmp")).unwrap();
     controller.operator("DELETE", "/v1/nodes/edge-2", json!(null)).await;
     hub_agent.membership("no peer", |m| m.view.peers.is_empty()).await;

@@ -60,13 +60,13 @@ async fn an_agent_that_ends_says_so() {
     let nodes = [controller.edge("a").await, controller.edge("b").await];
     let (mut a, _) = nodes[0].start_as_member().await;
     let (b, _) = nodes[1].start_as_member().await;
-    // The part of b that measures is gone.
+    // The part of agent b that measures has ended.
     let edge_agent::membership::NodeChannels { measurements, .. } = b.node;
     drop(measurements);
     let check = tokio::spawn(check(&controller));
     let Measurement { request, report } = next(&mut a).await;
     report.send(MeasurementReport { id: request.id, addresses: vec![], paths: vec![], refused: None }).unwrap();
-    // a drops the second request without a report.
+    // Agent a drops the second request without a report.
     drop(next(&mut a).await);
     let lines = soon("the end of the check", check).await.unwrap();
     let why: Vec<&str> = lines.iter().filter_map(|line| line["why"].as_str()).collect();

@@ -157,7 +157,7 @@ fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
 
 /// Returns the median of a value of a program on the host with this number of leases and with its
 /// state on this file system. `None` if the program does not support the verb, or was not measured
-/// so.
+/// on such a host.
 fn median(
     rounds: &[Round<'_>],
     (program, leases, state): (&str, usize, State),

@@ -112,7 +112,7 @@ pub(crate) fn starts(programs: &[&Program], times: usize) -> Vec<f64> {
 /// The file system of a host's state directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// The one of temporary files, which is usually on a disk.
+    /// The file system for temporary files, which is usually on a disk.
     Disk,
     /// A tmpfs, which has nothing to flush.
     Memory,
@@ -130,8 +130,8 @@ pub(crate) struct Host<'a> {
 }
 
 impl<'a> Host<'a> {
-    /// Creates a host with this many leases of other pods, which are not attached. `state` is the
-    /// file system of its state directory.
+    /// Creates a host. It has this many leases of other pods, which are not attached. `state` is
+    /// the file system of its state directory.
     pub(crate) fn new(program: &'a Program, leases: usize, pods: usize, state: State) -> Self {
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
         let unique = format!("cni-bench-{}-{number}", std::process::id());

@@ -1,5 +1,5 @@
-//! Tests the plugin with KubeEdge's edgecore that cloudcore manages, beside a real API server. The
-//! pods are objects of the cluster.
+//! Tests the plugin with KubeEdge's edgecore, which cloudcore manages, and with a real API server.
+//! The pods are objects in the API server.
 
 use std::ffi::OsString;
 use std::fs;
@@ -25,8 +25,8 @@ pub(crate) fn unavailable() -> Option<String> {
     edgecore::unavailable().or_else(|| CLOUDCORE.missing()).or_else(kube::unavailable)
 }
 
-/// Gives the host a default route. cloudcore notes its machine's address on each Node, and takes
-/// the one of the default route.
+/// Adds a default route to the host. cloudcore writes its machine's address to each Node, and finds
+/// the address by the default route.
 fn add_default_route(host: &RuntimeHost<'_>) {
     host.world.ip("link add uplink type veth peer name outside");
     host.world.ip("addr add 192.0.2.10/24 dev uplink");
@@ -35,8 +35,8 @@ fn add_default_route(host: &RuntimeHost<'_>) {
     host.world.ip("route add default via 192.0.2.1");
 }
 
-/// Starts an API server on the host's loopback, with the resources of KubeEdge and with the account
-/// of the pods.
+/// Starts an API server on the host's loopback interface, with KubeEdge's custom resource
+/// definitions and the service account of the pods.
 fn control_plane(host: &RuntimeHost<'_>) -> ControlPlane {
     let prefix = ["nsenter", &format!("--net=/run/netns/{}", host.world.host), "--"].map(OsString::from).into();
     let plane = ControlPlane::start_with("cloudcore", Options { prefix, ..Options::default() }).unwrap();
@@ -56,7 +56,7 @@ struct Cloudcore<'a> {
 impl<'a> Cloudcore<'a> {
     fn start(host: &'a RuntimeHost<'a>, plane: &ControlPlane) -> Self {
         let path = |name: &str| host.disk.path(name).to_str().unwrap().to_owned();
-        // The host has its own /dev/shm, where the API server keeps the original.
+        // The host has a separate /dev/shm, so it cannot read the original file.
         fs::copy(plane.kubeconfig(), path("cloudcore.kubeconfig")).unwrap();
         let off = json!({"enable": false});
         let config = json!({
@@ -85,7 +85,8 @@ impl<'a> Cloudcore<'a> {
         this.token = wait::until("the join token of cloudcore", PATIENCE, || {
             let token = plane.kubectl(&[&secret[..], &encoded].concat())?;
             anyhow::ensure!(!token.is_empty(), "it is empty");
-            // An edgecore that cannot get its certificate ends itself.
+            // edgecore exits if it cannot get its certificate, so cloudcore must listen before it
+            // starts.
             let listening = host.command("bash").args(["-c", "exec 3<>/dev/tcp/127.0.0.1/10002"]).output()?;
             anyhow::ensure!(listening.status.success(), "it does not listen yet");
             Ok(token)

@@ -1,8 +1,8 @@
 //! Tests the plugin with containerd, which is called through CRI as by a kubelet. `crictl` is the
 //! CRI client.
 //!
-//! Each test runs with the installed containerd, and with 1.7 and 2.1 if this machine has built
-//! them. containerd 1.x calls neither STATUS nor GC. containerd 2.x calls both.
+//! Each test runs with the installed containerd, and with containerd 1.7 and 2.1 if they have been
+//! built on this machine. containerd 1.x calls neither STATUS nor GC. containerd 2.x calls both.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -56,14 +56,14 @@ pub(crate) const TESTS_2_1: &[Test] = &[
 /// A release of containerd.
 #[derive(Clone, Copy)]
 pub(crate) enum Release {
-    /// The one on `PATH`.
+    /// The release on `PATH`.
     Installed,
-    /// One that this machine has built.
+    /// A release that was built on this machine.
     Built(&'static BuiltOnce),
 }
 
 impl Release {
-    /// Returns `PATH` for this release's programs. containerd finds its shim there.
+    /// Returns the `PATH` for this release's programs. containerd finds its shim by it.
     fn search_path(self) -> String {
         let path = executables::search_path();
         match self {
@@ -90,12 +90,14 @@ pub(crate) fn unavailable() -> Option<String> {
     runtime_host::unavailable(&[("containerd", "containerd"), ("ctr", "containerd"), ("runc", "runc")])
 }
 
-/// Returns the reason why the tests with containerd 1.7 cannot run on this machine.
+/// Returns the reason why the tests with containerd 1.7 cannot run on this machine. `None` if they
+/// can.
 pub(crate) fn unavailable_1_7() -> Option<String> {
     unavailable().or_else(|| CONTAINERD_1_7.missing())
 }
 
-/// Returns the reason why the tests with containerd 2.1 cannot run on this machine.
+/// Returns the reason why the tests with containerd 2.1 cannot run on this machine. `None` if they
+/// can.
 pub(crate) fn unavailable_2_1() -> Option<String> {
     unavailable().or_else(|| CONTAINERD_2_1.missing())
 }

@@ -116,7 +116,7 @@ pub struct ReportedAddresses {
     /// Source address of the report; `None` if peers cannot use it.
     pub observed: Option<IpAddr>,
     /// Addresses and ports from which the node's datagrams come to the hubs; `None` if the node
-    /// does not know.
+    /// does not know them.
     pub mapped: Option<Vec<SocketAddr>>,
 }
 

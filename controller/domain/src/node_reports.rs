@@ -62,8 +62,8 @@ impl LastReport {
     }
 }
 
-/// Returns the counts, each at most as large as an int32 of Kubernetes may be. The API server would
-/// refuse the whole status for a larger one.
+/// Returns the counts, each limited to the maximum of an int32. The API server would refuse the
+/// whole status if a count were larger.
 fn storable(count: TunnelCount) -> TunnelCount {
     let most = i32::MAX.unsigned_abs();
     TunnelCount { up: count.up.min(most), wanted: count.wanted.min(most) }

@@ -63,7 +63,7 @@ impl RequestLimit {
     }
 }
 
-/// Returns an error if a node with this theoretical arrival time must wait.
+/// Returns an error if a node with this theoretical arrival time (`due`) must wait.
 fn allowed(node: &NodeName, due: Instant, now: Instant) -> Result<(), TooOften> {
     let wait = due.saturating_duration_since(now).saturating_sub(PERIOD * (BURST - 1));
     if wait.is_zero() {

@@ -8,8 +8,8 @@ pub fn is_invisible(c: char) -> bool {
             | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// Returns at most `longest` characters of a text, without characters that hide, reorder or break
-/// text.
+/// Returns at most `longest` characters of a text, without the characters that hide, reorder or
+/// break text.
 #[must_use]
 pub fn shown(text: &str, longest: usize) -> String {
     text.chars().filter(|character| !is_invisible(*character)).take(longest).collect()

@@ -40,9 +40,9 @@ pub struct OrphanCollector {
     grace_period: Duration,
     /// Grants to nodes that are not registered, each with the time of its release.
     orphans: HashMap<OrphanedSegment, Instant>,
-    /// Nodes that were registered at the last check, and those of `orphans`. The value is the end
-    /// of the latest certificate of a node that had a Node object: until then, its pods may use the
-    /// segments. `None` for other nodes.
+    /// Nodes that were registered at the last check, and nodes of `orphans` that were registered at
+    /// an earlier check. The value is the end of the latest certificate of a node that had a Node
+    /// object: until then, its pods may use the segments. `None` for other nodes.
     registered: HashMap<NodeName, Option<Seconds>>,
 }
 
@@ -94,7 +94,8 @@ impl OrphanCollector {
                     (grant, due_at)
                 })
                 .collect();
-            // A deregistration that was interrupted between its writes is known only from here.
+            // If a deregistration was interrupted between its writes, only `registered` still has
+            // the end of the certificate.
             let waiting: HashSet<&NodeName> = state
                 .ledger()
                 .rows()
@@ -161,8 +162,9 @@ impl OrphanCollector {
     }
 }
 
-/// Returns until when a machine may use the segments of its node after the Node object was deleted,
-/// as [`State::deregistration_keeping_segments`] does; `None` for a node without such an object.
+/// Returns the time until which a machine may use the segments of its node after the Node object
+/// was deleted, by the same rule as [`State::deregistration_keeping_segments`]; `None` for a node
+/// without such an object.
 fn may_use_until(record: &NodeRecord) -> Option<Seconds> {
     record.object.as_ref()?;
     record.certificates.iter().map(|certificate| certificate.not_after).max()

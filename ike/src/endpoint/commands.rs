@@ -150,8 +150,8 @@ impl Endpoint {
     }
 
     /// Sends a notification for private use to a peer that is an agent of ours. Returns false if
-    /// there is no IKE SA, if the peer has not announced that it understands such notifications, or
-    /// if 32 of them wait.
+    /// there is no IKE SA, if the peer has not announced that it understands such notifications, if
+    /// 32 notifications already wait, or if the notification is not valid.
     pub fn notify_agent(
         &mut self,
         name: &PeerName,
@@ -171,7 +171,8 @@ impl Endpoint {
         queued
     }
 
-    /// Returns whether the peer has an IKE SA and understands [`Self::notify_agent`].
+    /// Returns whether the peer has an IKE SA and understands the notifications of
+    /// [`Self::notify_agent`].
     pub fn takes_agent_notifications(&self, name: &PeerName) -> bool {
         self.newest_sa(name).is_some_and(IkeSa::takes_agent_notifications)
     }

@@ -145,9 +145,9 @@ impl Endpoint {
     }
 
     /// Starts an attempt at some of the peer's configured addresses, to find a better path to a
-    /// peer that is up. The present IKE SA stays until another one is up, and a failure is not
-    /// reported. Returns false if the peer is not up, an attempt is running, or none of the
-    /// addresses is another host's.
+    /// peer that is up. The present IKE SA stays until another one is up, and no event reports a
+    /// failure. Returns false if the peer is not up, if an attempt is already running, or if none
+    /// of `addresses` is a configured address of the peer that can be tried.
     pub fn try_addresses(
         &mut self,
         name: &PeerName,

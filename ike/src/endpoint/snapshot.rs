@@ -95,7 +95,7 @@ impl Endpoint {
         })
     }
 
-    /// Returns our address and the peer's address of the peer's newest established IKE SA.
+    /// Returns the local and the remote address of the peer's newest established IKE SA.
     pub fn path(&self, name: &PeerName) -> Option<(SocketAddr, SocketAddr)> {
         self.newest_sa(name).map(IkeSa::addresses)
     }

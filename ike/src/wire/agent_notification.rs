@@ -1,6 +1,6 @@
 //! Notifications for private use (RFC 7296 3.10.1) between agents of ours: the address from which a
-//! node's datagrams come, and relays. An end takes them only if the other end has sent
-//! [`VENDOR_ID`], since other implementations may use the same numbers otherwise (3.12).
+//! node's datagrams come, and relays. An end accepts them only if the other end has sent
+//! [`VENDOR_ID`], since other implementations may use the same numbers for something else (3.12).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -12,8 +12,8 @@ use super::numbers::NotifyType;
 /// notifications. Another format would get another text.
 pub const VENDOR_ID: &[u8] = b"edge-cni agent notifications 1";
 
-/// Maximum length of a node's name in a notification, bytes. A longer one is not sent, and not
-/// taken.
+/// Maximum length of a node's name in a notification, in octets. A notification with a longer name
+/// is neither sent nor accepted.
 pub const MAX_NODE_NAME: usize = 253;
 
 /// A notification between agents of ours.
@@ -22,14 +22,14 @@ pub enum AgentNotification {
     /// MAPPED_ADDRESS: the address and port from which the receiver's datagrams come to the sender.
     /// Data: 4 or 16 octets of address, 2 of port, which is never 0.
     MappedAddress(SocketAddr),
-    /// RELAY_REQUEST, to a hub: relay between me and this node. From a hub: this node asks for a
-    /// relay to you. Data: the name.
+    /// RELAY_REQUEST. To a hub: the sender requests a relay between itself and this node. From a
+    /// hub: this node requests a relay between itself and the receiver. Data: the name.
     RelayRequest {
         /// The other node.
         node: String,
     },
-    /// RELAY_OPENED, from a hub: datagrams to this UDP port of the hub reach the node. Data: 2
-    /// octets of port, the name.
+    /// RELAY_OPENED, from a hub: the hub relays datagrams that arrive at this UDP port to the node.
+    /// Data: 2 octets of port, the name.
     RelayOpened {
         /// The other node.
         node: String,
@@ -51,8 +51,7 @@ pub enum AgentNotification {
 pub enum RelayRefusal {
     /// The hub's configuration switches relays off (1).
     SwitchedOff,
-    /// The hub does not know the other node, or it is not connected, or its agent cannot use a
-    /// relay (2).
+    /// The other node is unknown to the hub or not connected, or its agent cannot use a relay (2).
     NotReachable,
     /// The asking node has as many relays as one node may have (3).
     NodeLimit,
@@ -62,7 +61,7 @@ pub enum RelayRefusal {
     NoPort,
     /// The asking node asks more often than the hub allows (6).
     TooOften,
-    /// A reason that this release does not know.
+    /// A reason that this release does not know, with its number.
     Unknown(u16),
 }
 
@@ -109,7 +108,8 @@ impl fmt::Display for RelayRefusal {
 }
 
 impl AgentNotification {
-    /// Returns whether the name of a node, if there is one, has a length that can be sent.
+    /// Returns whether the notification can be sent: a port is not 0, and a node's name has 1 to
+    /// [`MAX_NODE_NAME`] octets.
     pub(crate) fn is_valid(&self) -> bool {
         match self {
             Self::MappedAddress(address) => address.port() != 0,

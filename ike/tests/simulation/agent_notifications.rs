@@ -166,7 +166,7 @@ fn notifications_of_the_owner_arrive_once_each_and_in_their_order_whatever_is_lo
                     .call(pair.a, |endpoint, now, env| { endpoint.notify_agent(&b_name, notification, now, env) })
             );
         }
-        // Those that wait move to the IKE SA that takes its place.
+        // The notifications that wait move to the new IKE SA.
         pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&b_name, now, env));
         pair.network.run_for(200 * SECOND);
         assert_eq!(reported(&pair, pair.b), sent, "seed {seed}: {}", pair.network.history());
@@ -194,7 +194,7 @@ fn the_number_of_notifications_that_wait_is_limited() {
 
 #[test]
 fn a_better_path_is_tried_beside_the_one_in_use_and_taken_without_loss() {
-    // `b` is reached at its second address first, as by a relay.
+    // At first, `b` is reachable only at its second address, as through a relay.
     let mut pair = Pair::new(1, LinkQuality::RELIABLE);
     let (first, second) = ("10.0.0.2:4500".parse::<SocketAddr>().unwrap(), "10.0.1.2:4500".parse().unwrap());
     pair.network.nodes[pair.b].host.more_addresses = vec!["10.0.1.2".parse().unwrap()];

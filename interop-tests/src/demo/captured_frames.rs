@@ -199,7 +199,8 @@ fn classify(frame: &[u8], known: &ExpectedTraffic) -> Kind {
 }
 
 /// Returns whether the bytes are a whole IKE message of major version 2, or of version 3 as in the
-/// probe of `edge-agent diagnose`: the length in the header (RFC 7296 3.1) is the number of bytes.
+/// probe of `edge-agent diagnose`. The length in the header (RFC 7296 3.1) must be the number of
+/// bytes.
 fn is_ike_message(bytes: &[u8]) -> bool {
     let length = bytes.get(24..28).and_then(|field| <[u8; 4]>::try_from(field).ok()).map(u32::from_be_bytes);
     bytes.get(17).is_some_and(|version| matches!(version >> 4, 2 | 3))

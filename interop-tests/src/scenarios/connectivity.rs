@@ -85,7 +85,7 @@ fn check_connectivity(lab: &Lab) -> Result<()> {
     b.sh("nft delete table inet broken")?;
     lab.step("a path that a firewall breaks in one family is named in that family");
 
-    // Something at edge-a answers for an address of edge-c.
+    // edge-a itself answers at an address of edge-c.
     let of_c = addresses[2].first().context("edge-c has no address")?;
     a.sh(&format!("ip addr add {of_c}/32 dev lo"))?;
     let wrong = wait::for_event("the exposed path", || {
@@ -108,7 +108,7 @@ fn check_connectivity(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Makes the bridge of an edge as its plugin would. Returns the bridge's addresses, IPv4 first.
+/// Creates the bridge of an edge as the plugin would. Returns the bridge's addresses, IPv4 first.
 fn make_bridge(controller: &Controller<'_>, edge: &Node) -> Result<Vec<IpAddr>> {
     let segments = wait::for_event("the edge's segments", || {
         let rows: Value = serde_json::from_str(&controller.run(&["segment", "list", "--json"])?)?;
@@ -133,7 +133,7 @@ fn make_bridge(controller: &Controller<'_>, edge: &Node) -> Result<Vec<IpAddr>> 
     Ok(addresses)
 }
 
-/// Runs the check, and returns its document. A check that finds something wrong is no error here.
+/// Runs the check, and returns its JSON document. It is no error here if the check finds problems.
 fn check(controller: &Controller<'_>) -> Result<Value> {
     let out = controller.run_any(&["check-connectivity", "--json"])?;
     serde_json::from_str(&out).with_context(|| format!("no JSON: {out}"))

@@ -28,13 +28,13 @@ const CLOUD: &str = "203.0.113.2";
 /// The directory of edgecore's files.
 const EDGECORE_DIRECTORY: &str = "/var/lib/kubeedge";
 
-/// The directory of the container image while it is made.
+/// The directory in which the container image is created.
 const IMAGE: &str = "/run/image";
 
 /// The directory of the plugins, from the agent's configuration.
 const PLUGINS: &str = "/etc/cni/bin";
 
-/// Time limit for what edgecore and containerd do.
+/// Time limit for each wait for edgecore or containerd.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Returns the reason why edgecore's pods cannot run in the lab. `None` if they can.
@@ -138,7 +138,7 @@ fn controllers(node: &Node) -> Result<String> {
     node.sh("mount -t cgroup2 cgroup2 /sys/fs/cgroup && cat /sys/fs/cgroup/cgroup.controllers")
 }
 
-/// Starts containerd, and gives it the image.
+/// Starts containerd, and imports the container image.
 fn start_containerd(node: &Node) -> Result<Process> {
     let config = format!(
         r#"version = 2
@@ -174,11 +174,11 @@ snapshotter = "native"
 
 /// Starts edgecore, and writes its Node object.
 fn start_edgecore(node: &Node) -> Result<Process> {
-    // User-Mode Linux names no clock rate of its CPUs. The kubelet does not start without one.
+    // User-Mode Linux reports no clock rate of its CPUs. The kubelet does not start without one.
     node.sh("if ! grep -q 'cpu MHz' /proc/cpuinfo; then
              { cat /proc/cpuinfo; echo 'cpu MHz : 1000.000'; } >/run/cpuinfo && mount --bind /run/cpuinfo /proc/cpuinfo
          fi")?;
-    // edgecore looks up its host's name. No name server answers here.
+    // edgecore resolves its host's name. No name server is reachable here.
     node.write("/run/hosts", "127.0.0.1 localhost\n192.0.2.10 edge\n")?;
     node.sh("mount --bind /run/hosts /etc/hosts")?;
     node.sh(&format!("mkdir -p {EDGECORE_DIRECTORY}/manifests {EDGECORE_DIRECTORY}/edgecore"))?;
@@ -203,7 +203,8 @@ fn ctr(node: &Node, args: &[&str]) -> Result<String> {
     node.run(node.command("ctr").args(["--namespace", "k8s.io"]).args(args))
 }
 
-/// Returns the container ID and the address of the one lease on a node. `None` if it has no lease.
+/// Returns the container ID and the address of the only lease on a node. `None` if the node has no
+/// lease.
 fn lease(lab: &Lab, node: &Node) -> Result<Option<(String, String)>> {
     let printed = node.run(node.command(lab.program("edge-cni")?).args(["leases", "--json"]))?;
     let rows: Vec<Value> = serde_json::from_str(&printed)?;

@@ -1,4 +1,4 @@
-//! Connects two edges behind NATs of each kind: directly, or by the hub's relay.
+//! Connects two edges behind NATs of each kind, directly or through the hub's relay.
 
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 const HUB: &str = "203.0.113.1";
-/// The hub's default ports for relays, as a filter.
+/// The hub's default ports for relays, as a port range of a capture filter.
 const RELAY_PORTS: &str = "24000-25023";
 
 /// Interval of the pings.
@@ -112,13 +112,15 @@ struct Edges<'a> {
 }
 
 impl<'a> Edges<'a> {
-    /// Starts everything.
+    /// Starts the network, the controller, the agents and the pods, and puts both edges into one
+    /// community.
     fn start(lab: &'a Lab, nats: [Nat; 2]) -> Result<Self> {
         let mut plan = NetworkPlan::new();
         plan.host("hub").on("isp", &[&format!("{HUB}/24")]).own_directory("/etc/edge-controller");
         plan.host("hub-2").on("isp", &["203.0.113.2/24"]);
         plan.host("stranger").on("isp", &["203.0.113.99/24"]);
-        // Both homes have the same addresses, unless there is no NAT.
+        // The networks behind the NATs have the same addresses. An edge without a NAT has a public
+        // address.
         for (index, nat) in nats.into_iter().enumerate() {
             let (edge, router, home) = (format!("edge-{index}"), format!("r-{index}"), format!("home-{index}"));
             let public = format!("203.0.113.{}/24", 10 + index);
@@ -158,7 +160,7 @@ impl<'a> Edges<'a> {
         Ping::start(pod, address, pace)
     }
 
-    /// What each edge's status says of the other edge.
+    /// Returns what the status of the edge with this index says about the other edge.
     fn report(&self, index: usize) -> Result<Value> {
         let peer = format!("edge-{}", 1 - index);
         let status = self.agents[index].status()?;
@@ -166,7 +168,8 @@ impl<'a> Edges<'a> {
         peers.into_iter().find(|found| found["name"] == peer.as_str()).context("the other edge is no peer")
     }
 
-    /// Waits until both edges say by whom they are relayed; `None`: by nobody.
+    /// Waits until the status of both edges says that this hub relays the tunnel, or with `None`,
+    /// that the tunnel is direct.
     fn wait_relayed_by(&self, hub: Option<&str>) -> Result<()> {
         for index in 0..2 {
             wait::for_event(&format!("edge-{index} to be relayed by {hub:?}"), || {
@@ -215,7 +218,7 @@ fn relayed(lab: &Lab, first: Nat, second: Nat) -> Result<()> {
     }
     let text = edges.hub.command(&["status"])?;
     ensure!(text.contains("relay between 1 pairs of nodes"), "the hub does not say that it relays: {text}");
-    // The hub has no SA of the pair, and nothing of the pods is in clear on its wire.
+    // The hub has no SA of the pair, and no packet of the pods passes it in clear.
     let spis = edges.agents[0].tunnel("edge-1")?;
     let states = edges.net.node("hub").xfrm_states()?;
     let known = states.iter().find(|state| [spis.spi_in, spis.spi_out].contains(&state.spi));
@@ -229,8 +232,9 @@ fn relayed(lab: &Lab, first: Nat, second: Nat) -> Result<()> {
     strangers_reach_nobody(lab, &edges)
 }
 
-/// Sends to all ports of the relay while the edges use it: from a host that is no member, and from
-/// the first edge's own public address.
+/// Sends datagrams to all ports of the relay while the edges use it, from a host that is not a
+/// member, and from the public address of the first edge. Fails if one of them reaches an edge, or
+/// if a ping is lost.
 fn strangers_reach_nobody(lab: &Lab, edges: &Edges) -> Result<()> {
     let mut captures = [edges.net.node("edge-0").capture("home-0")?, edges.net.node("edge-1").capture("home-1")?];
     let mut ping = edges.ping()?;
@@ -249,7 +253,8 @@ fn strangers_reach_nobody(lab: &Lab, edges: &Edges) -> Result<()> {
     Ok(())
 }
 
-/// Sends to each port of the relay, so slowly that the guest keeps up.
+/// A Python program that sends a datagram to each port of the relay, slowly enough for the guest to
+/// keep up.
 const STRANGER: &str = "\
 import socket, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -267,7 +272,7 @@ fn relay_direct_later(lab: &Lab) -> Result<()> {
     let mut ping = edges.ping()?;
     ping.wait_more(25)?;
     for index in 0..2 {
-        // Flows that connection tracking knows keep their ports.
+        // Only new flows use the new rules. Flows that connection tracking knows keep their ports.
         edges.net.node(&format!("r-{index}")).sh(&format!(
             "set -e
              nft flush chain inet nat post
@@ -276,12 +281,12 @@ fn relay_direct_later(lab: &Lab) -> Result<()> {
             10 + index
         ))?;
     }
-    // The flows of the first attempt, which nobody answered, are forgotten after 30 s, the time of
-    // 1500 pings.
+    // Connection tracking forgets the unanswered flows of the first attempt after 30 s, the
+    // duration of 1500 pings.
     for _ in 0..2 {
         ping.wait_more(800)?;
     }
-    // A new address of one edge makes the other one try the direct path soon.
+    // After one edge gets a new address, the other one soon tries the direct path.
     edges.net.node("edge-1").sh("ip addr add 192.168.1.77/24 dev home-1")?;
     edges.wait_relayed_by(None)?;
     ping.wait_more(50)?;

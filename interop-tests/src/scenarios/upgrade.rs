@@ -1,5 +1,5 @@
 //! Replaces the programs of a running network one after the other, in the order of an upgrade and
-//! in that of a rollback.
+//! in the order of a rollback.
 
 use std::time::Duration;
 

@@ -15,7 +15,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_unit_that_is_restarted_is_never_given_up", units),
 ];
 
-/// How long the checks of `/healthz` and `/readyz` may wait, in seconds.
+/// Maximum time for which the checks of `/healthz` and `/readyz` may wait, in seconds.
 const PATIENCE: u64 = 2;
 
 /// Environment variable that makes the test rewrite the manifests instead of comparing them.
@@ -87,7 +87,8 @@ fn probes() {
     assert!(seen >= 4, "{seen} probes");
 }
 
-/// Without this line, systemd gives a unit up after five quick failures, such as with a full disk.
+/// Each unit that is restarted has the line `StartLimitIntervalSec=0`. Without it, systemd no
+/// longer starts a unit after five quick failures, for example while a disk is full.
 fn units() {
     let mut seen = 0;
     for (name, text) in on_disk(&workspace("deploy/systemd")) {

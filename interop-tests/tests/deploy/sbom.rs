@@ -34,9 +34,9 @@ fn components(document: &Value) -> BTreeMap<(String, String), &Value> {
 /// Names and versions of packages.
 type Packages = BTreeSet<(String, String)>;
 
-/// Returns what cargo resolves for a package: the packages that it names, and all that it needs,
-/// without those that only tests need. cargo joins the features of the whole workspace here, so
-/// it may name packages that the program does not need.
+/// Returns the direct dependencies of a package, and all of its dependencies, as cargo resolves
+/// them, without those that only tests need. cargo unifies the features of the whole workspace
+/// here, so the result may contain packages that the program does not need.
 fn resolved(program: &str) -> (Packages, Packages) {
     let mut command = Command::new("cargo");
     command.args(["metadata", "--locked", "--format-version", "1", "--filter-platform", TARGET]);

@@ -195,8 +195,8 @@ impl Xfrm {
         Ok(old_is_there)
     }
 
-    /// Renews the `out` policies of a reqid after its new SA was installed. An error is ignored:
-    /// the SA stands, and packets use the old one until that is deleted.
+    /// Renews the `out` policies of a reqid after its new SA was installed. Errors are ignored: the
+    /// new SA is installed nevertheless, and packets use the old one until it is deleted.
     fn renew_if_read(&mut self, reqid: Reqid, installed: Result<Vec<InstalledPolicy>>) {
         let _ = installed.and_then(|installed| policies::renew_outbound(&mut self.netlink, reqid, &installed));
     }

@@ -178,7 +178,7 @@ fn a_cloud_node_with_two_hubs() {
 
     wait_route("-4", "10.77.0.0/16", "192.0.2.1");
     wait_route("-6", "fd77::/48", "2001:db8::1");
-    // The task comes to this range after the two others.
+    // The task handles this range after the two others.
     let foreign = wait::expect("the incident about another program's route", HANG, || {
         incidents.latest().into_iter().find(|incident| incident.kind == IncidentKind::Foreign)
     });

@@ -7,11 +7,12 @@ use crate::text;
 
 /// Maximum length of a reason that a node reports, in characters.
 const LONGEST_REASON: usize = 300;
-/// Phases in which a tunnel carries packets, or is set up by the first one.
+/// Phases in which a tunnel carries packets, or is set up by the first packet.
 const USABLE: [&str; 2] = ["up", "on-demand"];
 
 /// Judges a measurement. Texts from the node are limited in length, and characters that hide,
-/// reorder or break text are removed. A count of replies above that of the requests is reduced.
+/// reorder or break text are removed. A number of replies above the number of requests is reduced
+/// to it.
 #[must_use]
 pub fn judge(path: &Path, measured: PathMeasurement) -> PathResult {
     let shown = |text: String| text::shown(&text, LONGEST_REASON);
@@ -50,14 +51,14 @@ fn verdict(path: &Path, measured: &PathMeasurement) -> (Verdict, Option<String>)
             (Verdict::Exposed, Some(why))
         }
         (false, Some(_)) if *sent > 0 => (Verdict::Separate, None),
-        // Without an address on one of both ends, no packet can be sent.
+        // No address behind the other node is known, so no packet was sent.
         (false, None) if tunnel.is_none() => (Verdict::Separate, Some("no address behind it is known".into())),
         (false, None) => (Verdict::Exposed, Some(format!("{} is a peer of {}", path.to, path.from))),
         (_, Some(_)) => (Verdict::Unknown, Some(error.clone().unwrap_or_else(|| "no packet was sent".into()))),
     }
 }
 
-/// Returns the result for a path that was not measured, for this reason.
+/// Returns the result for a path that was not measured, with this reason.
 #[must_use]
 pub fn unknown(path: &Path, why: &str) -> PathResult {
     let measured = PathMeasurement {
@@ -104,7 +105,7 @@ mod tests {
             (false, at, 0, 0, None, Verdict::Unknown),
             (false, None, 0, 0, None, Verdict::Separate),
             (false, None, 0, 0, Some("up"), Verdict::Exposed),
-            // A node that reports replies to packets that it has not sent.
+            // The node reports replies to packets that it has not sent.
             (true, at, 0, 9, Some("up"), Verdict::Unknown),
         ] {
             let result = judged(permitted, address, sent, received, tunnel);

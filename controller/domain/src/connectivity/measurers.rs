@@ -14,45 +14,46 @@ use crate::random;
 
 /// Time limit for a report. The longest measurement takes about half a minute.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Number of requests that wait for one stream. A node has one at a time.
+/// Maximum number of requests that wait for one stream. At the limit, [`MeasureError::Busy`] is
+/// returned.
 const QUEUE: usize = 1;
 
-/// The nodes with a view stream at this replica that can measure. Clones share them.
+/// The nodes that can measure and have a view stream at this replica. Clones share the nodes.
 #[derive(Debug, Clone, Default)]
 pub struct Measurers(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// The streams of each node, the newest last. The number of streams of a node is limited where
-    /// they are opened.
+    /// The streams of each node, the newest last. The code that opens streams limits their number
+    /// for each node.
     streams: HashMap<NodeName, Vec<(u64, RequestSender)>>,
     opened: u64,
-    /// The requests without a report yet, by identifier. Each belongs to a caller that waits, so
-    /// there are only a few.
+    /// The requests that have no report yet, by identifier. There are only a few, because a caller
+    /// waits for each.
     waiting: HashMap<String, (NodeName, oneshot::Sender<MeasurementReport>)>,
 }
 
 /// Requests are boxed, because each stream has a queue and nearly all queues are always empty.
 type RequestSender = mpsc::Sender<Box<MeasurementRequest>>;
 
-/// The reason why there is no report.
+/// The reason why a node sent no report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MeasureError {
     /// No stream of the node offers to measure.
     #[error("no stream of it offers to measure")]
     NoStream,
-    /// The node already has a request.
+    /// Another request to the node still waits in the queue of its stream.
     #[error("it is busy with another measurement")]
     Busy,
-    /// There was no report in time.
+    /// The node sent no report within the time limit.
     #[error("it sent no report within {} s", TIMEOUT.as_secs())]
     Timeout,
-    /// No identifier for the request could be made.
+    /// The operating system provided no random identifier for the request.
     #[error(transparent)]
     Random(#[from] random::NoRandomness),
 }
 
-/// One view stream of a node that can measure. Dropping it ends its registration.
+/// A registered view stream of a node that can measure. Dropping this value ends the registration.
 #[derive(Debug)]
 pub struct Measurer {
     measurers: Measurers,
@@ -62,8 +63,7 @@ pub struct Measurer {
 }
 
 impl Measurer {
-    /// Returns the next request to this node; never returns if there is none. This method is cancel
-    /// safe.
+    /// Waits for the next request to this node and returns it. This method is cancel safe.
     pub async fn next(&mut self) -> Box<MeasurementRequest> {
         match self.requests.recv().await {
             Some(request) => request,
@@ -106,10 +106,11 @@ impl Measurers {
         self.inner().streams.contains_key(node)
     }
 
-    /// Asks a node to measure, and waits for its report, at most a minute.
+    /// Asks a node to measure, and waits for its report for at most a minute.
     ///
     /// # Errors
-    /// Returns an error if the node cannot measure, or sends no report in time.
+    /// Returns an error if the node cannot measure, is busy, or sends no report in time, or if
+    /// there is no randomness for the identifier.
     pub async fn measure(
         &self,
         node: &NodeName,
@@ -147,7 +148,7 @@ impl Measurers {
         }
     }
 
-    /// Passes a report on to the caller that waits for it. Returns `false` if none waits for a
+    /// Passes a report to the caller that waits for it. Returns `false` if no caller waits for a
     /// report of this node with this identifier.
     pub fn reported(&self, node: &NodeName, report: MeasurementReport) -> bool {
         let mut inner = self.inner();
@@ -159,7 +160,7 @@ impl Measurers {
     }
 }
 
-/// Ends the wait for a report when it is dropped.
+/// Removes a request from `waiting` when it is dropped.
 struct Waiting<'a> {
     measurers: &'a Measurers,
     id: String,
@@ -217,7 +218,7 @@ mod tests {
         let _stream = measurers.register(&node);
         let never = measurers.measure_within(Duration::ZERO, &node, vec![], 1).await;
         assert_eq!(never, Err(MeasureError::Timeout));
-        // The first request was not taken from the queue.
+        // The first request is still in the queue.
         assert_eq!(measurers.measure(&node, vec![], 1).await, Err(MeasureError::Busy));
         assert!(measurers.inner().waiting.is_empty());
     }

@@ -1,4 +1,4 @@
-//! Checks whether nodes reach each other, as far as their views permit it.
+//! Checks whether nodes reach each other exactly where their views permit it.
 //!
 //! - `plan`: chooses the paths that are checked.
 //! - `measurers`: sends requests to the nodes that can measure, and waits for their reports.

@@ -8,8 +8,8 @@ use edge_types::{Community, NodeName, Role};
 
 use crate::state::{NodeRecord, State};
 
-/// Maximum number of nodes in a check. If there are more, some are chosen at random, each with some
-/// of its peers, so that permitted paths are among those that are checked.
+/// Maximum number of nodes in a check. If there are more, some are chosen at random, each together
+/// with some of its peers. Otherwise, hardly any of the checked paths would be permitted.
 const MOST_NODES: usize = 200;
 /// Maximum number of peers that are chosen together with a node.
 const PEERS_WITH_EACH: usize = 9;
@@ -28,13 +28,14 @@ pub struct Path {
 /// The paths of a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The extent, for the operator.
+    /// The extent of the check, for the operator.
     pub extent: ConnectivityPlan,
-    /// The paths, those from one node together.
+    /// The paths, sorted by the node that sends, then by the node that answers.
     pub paths: Vec<Path>,
 }
 
-/// The request names a node or a community that does not exist, or a node without tunnels.
+/// The error for a request that names a node or a community that does not exist, or a node without
+/// tunnels.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownName {
     /// No node of this name is registered.
@@ -53,10 +54,12 @@ pub enum UnknownName {
 
 impl Plan {
     /// Chooses the paths between the nodes that the request names. Paths between two hubs are left
-    /// out: the cloud's own network carries them. So are cloud nodes, which have no tunnels.
+    /// out, because the cloud's own network carries them. Cloud nodes are left out, because they
+    /// have no tunnels.
     ///
     /// # Errors
-    /// Returns an error if the request names something that does not exist.
+    /// Returns an error if the request names a cloud node, or a node or a community that does not
+    /// exist.
     pub fn new(state: &State, request: &ConnectivityRequest) -> Result<Self, UnknownName> {
         let named = named(state, request)?;
         let nodes = sample_nodes(state, &named);
@@ -74,7 +77,8 @@ impl Plan {
         }
         let of_paths = permitted.len() + forbidden.len();
         let most = usize::try_from(request.most_paths).unwrap_or(usize::MAX);
-        // Each kind gets half of the places, and those that the other kind does not need.
+        // Permitted and forbidden paths get half of the places each. If one kind does not need its
+        // half, the other kind gets the rest.
         let for_permitted = (most / 2).max(most.saturating_sub(forbidden.len())).max(1).min(permitted.len());
         let for_forbidden = most.saturating_sub(for_permitted);
         sample(&mut permitted, for_permitted);
@@ -143,7 +147,7 @@ fn sample_nodes<'a>(state: &'a State, named: &BTreeSet<NodeName>) -> Vec<&'a Nod
     chosen.into_iter().filter_map(record).collect()
 }
 
-/// Keeps `count` elements that are chosen at random.
+/// Removes all but `count` elements, which are chosen at random.
 fn sample<T>(all: &mut Vec<T>, count: usize) {
     if count < all.len() {
         fastrand::shuffle(all);
@@ -237,7 +241,7 @@ mod tests {
             assert_eq!(distinct.len(), plan.paths.len());
             (permitted, plan.paths.len() - permitted, plan.extent.of_paths)
         };
-        // 12 paths in the community, 16 to and from the hub, and 44 that are forbidden.
+        // 12 paths in the community, 16 paths to and from the hub, and 44 forbidden paths.
         assert_eq!(kinds(1000), (28, 44, 72));
         assert_eq!(kinds(72), (28, 44, 72));
         assert_eq!(kinds(70), (28, 42, 72));

@@ -377,14 +377,15 @@ impl Task {
         let mut replies = Vec::new();
         let mut shared = self.shared.write().await;
         let shared = &mut *shared;
-        // The first change of this batch that was not committed.
+        // The row of the first change in this batch that was not committed.
         let mut missing: Option<RowKey> = None;
         let mut failures = 0_usize;
         for PlannedChanges { changes, reply } in planned {
             let result = match &missing {
                 _ if !changes.is_empty() => results.next().unwrap_or_else(no_result),
-                // The plan may rest on the changes that were not committed, such as a repeated
-                // request that found its grant. It is made again without them.
+                // A plan without changes may be based on changes that were not committed, for
+                // example if a repeated request found the grant of the first one. The conflict
+                // makes the caller plan again without them.
                 Some(key) => Err(StoreError::Conflict { key: key.clone(), current: Vec::new() }),
                 None => Ok(()),
             };
@@ -395,7 +396,8 @@ impl Task {
                 Ok(()) => shared.apply(changes),
                 Err(StoreError::Conflict { current, .. }) => shared.apply(current.clone()),
                 Err(error) => {
-                    // One line for each batch, since its plans usually fail for the same reason.
+                    // Only one failure of each batch is logged as an error, since its plans usually
+                    // fail for the same reason.
                     if failures == 0 {
                         tracing::error!(%error, "a commit failed; its requests are refused");
                     }

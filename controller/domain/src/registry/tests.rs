@@ -157,7 +157,8 @@ async fn no_answer_rests_on_a_plan_of_the_same_batch_that_was_not_committed() {
     let full = Arc::new(AtomicBool::new(false));
     let store = FullDisk { store: Embedded::open(directory.path()).unwrap(), full: full.clone() };
     let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
-    // A request that is repeated finds what the first one planned. A different one is refused.
+    // A repeated request finds the row that the first one planned. A different request is refused
+    // because of that row.
     let granted = || {
         registry.change(|state| {
             let record = NodeRecord::new(name("b"), Role::Edge, 0);

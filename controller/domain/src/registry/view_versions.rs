@@ -15,9 +15,9 @@ use crate::state::{ChangedParts, ChangedViews, State, VisibilityGroup};
 /// viewer with an older version gets the whole view.
 const REMEMBERED: usize = 64;
 
-/// Maximum number of peers in a change that is remembered for a viewer. After a larger one, such as
-/// that of a community of thousands, the viewer gets the whole view: to remember it would take as
-/// much memory as the view, for each member.
+/// Maximum number of peers in a change that is remembered for a viewer. After a larger change, such
+/// as that of a community with thousands of members, the viewer gets the whole view. Remembering
+/// the change would take as much memory as the view, for each member.
 const MOST_PEERS: usize = 256;
 
 #[derive(Debug)]

@@ -1,5 +1,5 @@
-//! Checks for the operator whether nodes reach each other, and takes the reports of the nodes that
-//! measure.
+//! Checks for the operator whether nodes reach each other, and receives the reports of the nodes
+//! that measure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -40,9 +40,9 @@ use crate::live_config::LiveConfig;
 const AT_ONCE: usize = 8;
 /// Number of nodes that are asked for their addresses at the same time.
 const ASKED_AT_ONCE: usize = 64;
-/// Time limit for a check. Paths that are left then get no measurement.
+/// Time limit for a check. Paths that have not been measured by then get the verdict `unknown`.
 const LONGEST: Duration = Duration::from_secs(15 * 60);
-/// Number of lines that wait for the operator's command. The check waits for a slower reader.
+/// Maximum number of lines that wait for the operator's command. At the limit, the check waits.
 const QUEUE: usize = 64;
 /// Maximum length of a reason that a node reports, in characters.
 const LONGEST_REASON: usize = 300;
@@ -59,7 +59,7 @@ pub(super) struct Checks {
 
 from_substates!(Checks { registry, live, reports, measurers, stopping });
 
-/// Takes the report of a node.
+/// Receives the report of a node.
 pub(super) async fn report(
     State(registry): State<Registry>,
     State(measurers): State<Measurers>,
@@ -74,7 +74,8 @@ pub(super) async fn report(
     }
 }
 
-/// Runs a check. The response has a line for each result as soon as there is one.
+/// Runs a check. The response is a stream that gets a line for each result as soon as the result is
+/// known.
 pub(super) async fn check(
     State(checks): State<Checks>,
     State(CheckPermit(permits)): State<CheckPermit>,
@@ -146,7 +147,7 @@ impl Checks {
         let work = futures_util::stream::iter(work);
         let results: Vec<Result<(), ReaderGone>> = work.buffer_unordered(AT_ONCE).collect().await;
         if results.iter().all(Result::is_ok) {
-            // A reader that is gone at the end misses nothing.
+            // If the reader is gone, it does not need the last line.
             let _ = send(lines, &ConnectivityEvent::End).await;
         }
     }
@@ -156,7 +157,8 @@ impl Checks {
         let report = self.measurers.measure(&node, vec![], 1).await;
         let state = self.registry.read().await;
         let networks = self.networks(&state, &node);
-        // A node has no say about addresses that are not its own.
+        // Reported addresses outside of the node's networks are ignored: other nodes would send
+        // packets to them.
         let own = |address: &IpAddr| networks.iter().any(|network| network.contains(*address));
         let facts = match report {
             Ok(report) => {
@@ -179,7 +181,7 @@ impl Checks {
         (node, facts)
     }
 
-    /// Returns the networks that are reached through a node.
+    /// Returns the networks that are reached through a node; none if it has no view.
     fn networks(&self, state: &StateGuard<'_>, node: &NodeName) -> Vec<IpNetwork> {
         let view = self.live.now().views.view(state, node, 0);
         view.map(|view| view.local_networks().collect()).unwrap_or_default()
@@ -292,7 +294,8 @@ fn event(result: edge_types::connectivity::PathResult) -> ConnectivityEvent {
     ConnectivityEvent::Path(Box::new(result))
 }
 
-/// Returns the first address of one segment of each family, which belongs to the node's bridge.
+/// Returns, for each family, the lowest first address of the segments. The node's bridge probably
+/// has it.
 fn expected_addresses(segments: &[IpNetwork]) -> Vec<IpAddr> {
     let first = |network: &IpNetwork| match network.network() {
         IpAddr::V4(first) => first.to_bits().checked_add(1).map(|bits| IpAddr::V4(bits.into())),

@@ -166,7 +166,7 @@ pub enum ApiError {
     /// Another check of connectivity runs.
     #[error("another check of connectivity runs at this controller; wait until it has ended, or stop its command")]
     CheckRunning,
-    /// No caller waits for this report of a measurement.
+    /// No check waits for this measurement report.
     #[error("nobody waits for this report; the request that it answers was of another node, or took too long")]
     NoSuchMeasurement,
     /// The check of connectivity names something that does not exist.

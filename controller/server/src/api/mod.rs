@@ -5,7 +5,7 @@
 //!   the checks of a route before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: handle the requests
 //!   from nodes.
-//! - [`connectivity`]: checks whether nodes reach each other, by measurements of the nodes.
+//! - [`connectivity`]: checks whether nodes reach each other, by measurements that the nodes make.
 //! - [`claim_reporter`]: writes log lines and Events about segments that nodes claim to hold.
 //! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): handle
 //!   the requests from the operator.

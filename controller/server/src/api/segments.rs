@@ -52,7 +52,8 @@ pub(super) async fn request(
     if families.is_empty() {
         return Err(ApiError::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
-    // A plan in vain searches the whole ledger, and each refusal is an Event.
+    // A refused request is expensive: planning it searches the whole ledger, and the refusal
+    // becomes an Event.
     limits.refusals.check(&node)?;
     // This check comes before any request to the store, because many nodes may repeat their segment
     // requests until all edges have reported.
@@ -78,7 +79,8 @@ pub(super) async fn request(
         }
         Err(refusal @ ApiError::Segment(SegmentError::Exhausted(_) | SegmentError::TooMany { .. })) => {
             release_partial_grant(&registry, &name, id).await;
-            // Requests that were already on their way are refused too, so the count may be full.
+            // Concurrent requests may have passed the check above too, so the limit may be reached
+            // already.
             let _ = limits.refusals.take(&name);
             events.warning(Regarding::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
         }

@@ -80,14 +80,14 @@ pub(super) struct CertificateLimit(pub(super) RequestLimit);
 /// The limits on a node's expensive segment requests.
 #[derive(Clone, Default)]
 pub(super) struct SegmentLimits {
-    /// How often the store reads all segments again for the node.
+    /// Limits how often the store reads all segments again for the node.
     pub(super) reloads: RequestLimit,
-    /// How often its requests are planned in vain.
+    /// Limits how often the node's requests are planned and then refused.
     pub(super) refusals: RequestLimit,
 }
 
-/// The right to run a check of connectivity. There is one check at a time, so that no node measures
-/// for two.
+/// The right to run a check of connectivity. There is only one check at a time, so that no node
+/// measures for two checks.
 #[derive(Clone)]
 pub(super) struct CheckPermit(pub(super) Arc<Semaphore>);
 

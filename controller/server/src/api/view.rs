@@ -99,7 +99,7 @@ pub(super) async fn view(
     // At most one line waits. Changes in the meantime become one later line.
     let (lines, taken) = mpsc::channel(1);
     let reader = Reader::new(&parameters, streams.registry.epoch());
-    // Only the node itself measures, not an operator that reads its view.
+    // Only the node itself measures, not an operator who reads its view.
     let measures = parameters.measures && !caller.is_operator();
     let mut measurer = measures.then(|| streams.measurers.register(&node));
     let work = async move {
@@ -202,7 +202,8 @@ async fn send_lines(
     }
 }
 
-/// Returns the next request for this stream's node; never returns if the stream takes none.
+/// Waits for the next request to this stream's node. Never returns if the reader does not carry out
+/// requests.
 async fn next_request(measurer: Option<&mut Measurer>) -> Box<MeasurementRequest> {
     match measurer {
         Some(measurer) => measurer.next().await,

@@ -47,8 +47,8 @@ impl Client {
         to.flush().context("cannot write")
     }
 
-    /// Sends a request whose response consists of lines (NDJSON), and calls `each` with each line
-    /// as it arrives.
+    /// Sends a request. The response consists of lines (NDJSON); calls `each` with each line as it
+    /// arrives.
     pub(super) async fn ask_lines<T: DeserializeOwned>(
         &self,
         path: &str,

@@ -15,10 +15,10 @@ use super::args::ConnectivityArguments;
 use super::client::Client;
 use super::table::{print_line, rendered};
 
-/// Number of results after which a line of progress is printed if standard error is no terminal.
+/// Number of results after which a line of progress is printed if standard error is not a terminal.
 const PROGRESS_INTERVAL: usize = 500;
 
-/// Some paths are not as they should be. The command has printed them.
+/// The error if some paths are not as they should be. The command has printed them before.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct PathsWrong(String);
@@ -83,7 +83,7 @@ fn key(result: &PathResult) -> (&str, &str, Option<std::net::IpAddr>) {
     (result.from.as_str(), result.measured.node.as_str(), result.measured.address)
 }
 
-/// Returns what will be checked, in words.
+/// Returns the sentence that announces the extent of the check.
 fn announced(plan: &ConnectivityPlan) -> String {
     let ConnectivityPlan { nodes, of_nodes, paths, of_paths } = plan;
     let mut text = format!("checking {paths} paths between {nodes} nodes");
@@ -93,8 +93,8 @@ fn announced(plan: &ConnectivityPlan) -> String {
     text
 }
 
-/// The progress on standard error: a line that is overwritten on a terminal, else now and then a
-/// line.
+/// The progress on standard error. On a terminal it is one line that is overwritten, otherwise a
+/// line after every [`PROGRESS_INTERVAL`] results.
 struct Progress {
     terminal: bool,
     shown: usize,
@@ -160,7 +160,7 @@ fn milliseconds(round_trip: RoundTrip) -> String {
     format!("{}.{:02}", micros / 1000, micros % 1000 / 10)
 }
 
-/// Returns a rate with two or three digits: the estimate is no better.
+/// Formats a rate in Mbit/s or Gbit/s. It has few digits, since the estimate is not exact.
 fn rate(bits: u64) -> String {
     match bits {
         0..10_000_000 => format!("{}.{} Mbit/s", bits / 1_000_000, bits % 1_000_000 / 100_000),
@@ -169,7 +169,7 @@ fn rate(bits: u64) -> String {
     }
 }
 
-/// Returns what is wrong, in one sentence; `None` if every path is as it should be.
+/// Returns a sentence about the paths that are not as they should be; `None` if there are none.
 fn summary(results: &[PathResult]) -> Option<String> {
     let count = |verdict| results.iter().filter(|result| result.verdict == verdict).count();
     let kinds = [

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::{Cloud, Node, kind};
 
-/// A network in which packets of the given pairs do not arrive or, if forbidden, arrive.
+/// A function that returns whether the second node answers packets from the first one.
 type Answers = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
 
 /// Measures as an agent does, until the returned task is aborted. `addresses` are the node's own.
@@ -87,7 +87,8 @@ fn described(document: &Value) -> Vec<String> {
     document["results"].as_array().unwrap().iter().map(result).collect()
 }
 
-/// A hub and the edges a, b (of one community) and c, with IPv4 and IPv6 segments.
+/// Returns a controller with a hub and the edges a, b and c, which have IPv4 and IPv6 segments.
+/// Edges a and b are in one community.
 async fn cloud() -> (Cloud, [Node; 4]) {
     let cloud = Cloud::start().await;
     let hub = cloud.node("hub", "hub").await;
@@ -119,7 +120,7 @@ async fn what_is_permitted_must_be_reached_and_what_is_forbidden_must_not() {
     };
     assert!(row("a", "b").contains("reached") && row("a", "b").contains("0%"), "{out}");
     assert!(row("a", "c").contains("separate") && row("a", "hub").contains("10.244.0.1"), "{out}");
-    // Each edge has an address of each family, the hub one address that it reported itself.
+    // Each edge has an address of each family. The hub has only the address that it reported.
     assert!(out.trim_end().ends_with("13 reached, 8 separate"), "{out}");
 
     let (code, all) = results(&cloud, "a b").await;
@@ -176,7 +177,7 @@ async fn agents_that_are_too_old_or_away_are_named_and_paths_to_them_are_measure
     let named = described(&found);
     assert_eq!(named, ["b a unknown -", "b c unknown -", "c a unknown -", "c b unknown -"]);
     drop((hub, c));
-    // The old agent got no line that it does not know.
+    // The old agent received no line of an unknown type.
     cloud.label("b", None).await;
     assert!(matches!(old.news().await, ViewEvent::View { .. }));
 }
@@ -219,7 +220,7 @@ async fn one_check_runs_at_a_time_and_ends_with_its_command() {
     let mut first = command(&cloud, "a b").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(first.stderr.take().unwrap()).lines();
     assert!(said.next_line().await.unwrap().unwrap().contains("checking 2 paths"));
-    // The nodes do not answer, so the first check still runs.
+    // The nodes send no reports, so the first check is still running.
     assert!(matches!(of_a.news().await, ViewEvent::Measure(_)));
     let (code, _, refusal) = check(&cloud, "a b").await;
     assert_eq!(code, 1);

@@ -169,8 +169,8 @@ fn orphans() {
     });
 }
 
-/// A node's object was deleted, and of its deregistration only the deletion of the EdgeNode was
-/// written.
+/// A node's Node object was deleted, and the deregistration was interrupted after the deletion of
+/// the EdgeNode. The segments are released, and kept until the certificate ends.
 fn interrupted() {
     run(async {
         let cluster = clean().await;
@@ -194,7 +194,7 @@ fn interrupted() {
         let (_lead, leading) = watch::channel(true);
         let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
-        // An orphan that is released shows that the collector has looked at the node.
+        // When another orphan has been released, the collector has seen the node.
         let (other, ..) = loaded(&cluster).await;
         let orphan = network("10.77.1.0/28");
         let row = SegmentRecord::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);

@@ -11,8 +11,8 @@ use crate::sa::ike_sa::{IkeSa, Lifecycle};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::wire::{AgentNotification, ExchangeType, Notify, Payload, Payloads};
 
-/// Maximum number of notifications that wait for the window of one IKE SA. Further ones are refused
-/// to the owner.
+/// Maximum number of notifications that wait until the window of one IKE SA is free. At the limit,
+/// `queue_notification` returns false.
 const MAX_QUEUED: usize = 32;
 
 impl IkeSa {
@@ -23,7 +23,7 @@ impl IkeSa {
         self
     }
 
-    /// Returns whether the peer understands our notifications.
+    /// Returns whether the IKE SA is active and the peer understands our notifications.
     pub(crate) fn takes_agent_notifications(&self) -> bool {
         self.agent.is_some() && self.lifecycle == Lifecycle::Active
     }
@@ -33,8 +33,8 @@ impl IkeSa {
         self.agent.and_then(|agent| agent.mapped)
     }
 
-    /// Queues a notification. Returns false if the peer does not understand it, or if too many
-    /// wait.
+    /// Queues a notification. Returns false if the peer does not understand notifications, if
+    /// [`MAX_QUEUED`] already wait, or if the notification is not valid.
     pub(crate) fn queue_notification(&mut self, notification: AgentNotification) -> bool {
         let is_one = |request: &&QueuedRequest| matches!(request, QueuedRequest::NotifyAgent(_));
         let room = self.queue.iter().filter(is_one).count() < MAX_QUEUED;
@@ -55,7 +55,7 @@ impl IkeSa {
             return;
         };
         agent.told = Some(remote);
-        // The latest address takes the place of one that waits.
+        // The new address replaces one that still waits.
         let is_address = |request: &QueuedRequest| {
             matches!(request, QueuedRequest::NotifyAgent(AgentNotification::MappedAddress(_)))
         };

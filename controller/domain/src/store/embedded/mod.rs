@@ -48,7 +48,8 @@ const OURS: u64 = 1;
 /// The store in one file of the state directory. One process opens it at a time.
 #[derive(Clone)]
 pub struct Embedded {
-    /// `None` after the file could not be opened again.
+    /// `None` if the file could not be opened again after an error. The next write then tries to
+    /// open it.
     database: Arc<RwLock<Option<Database>>>,
     /// Opens the file again after an error.
     open: Arc<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
@@ -114,8 +115,8 @@ impl Embedded {
         act(database.as_ref().ok_or_else(closed)?.begin_read().map_err(failed)?)
     }
 
-    /// Runs and commits a transaction. If the file fails, it is opened again: after an error of the
-    /// disk, redb refuses every later write and answers reads from its memory.
+    /// Runs and commits a transaction. If it fails with [`StoreError::Failed`], the file is opened
+    /// again: after an I/O error, redb refuses all later writes and answers reads from memory.
     fn writing<T>(&self, act: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let outcome = {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
@@ -123,7 +124,8 @@ impl Embedded {
         };
         if let Err(StoreError::Failed(_)) = &outcome {
             let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-            // The former one must be closed first, because it holds the file's lock.
+            // The database must be closed before it is opened again, because it holds the file's
+            // lock.
             *database = None;
             match (self.open)() {
                 Ok(opened) => *database = Some(opened),

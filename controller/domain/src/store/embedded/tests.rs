@@ -168,7 +168,7 @@ async fn after_a_disk_was_full_the_next_commit_works() {
             let file =
                 std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
             let file = FileBackend::new(file)?;
-            // Opening needs no room.
+            // Opening the file needs no space, so the simulated disk is not full meanwhile.
             let full_now = full.swap(false, Ordering::Relaxed);
             let opened = redb::Builder::new().create_with_backend(FullDisk { file, full: full.clone() });
             full.store(full_now, Ordering::Relaxed);
