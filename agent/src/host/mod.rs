@@ -11,6 +11,7 @@
 //! - `peer_routes`: the check whether this host has routes to its peers.
 //! - `hub_routes`: a cloud node's routes to the cluster ranges, and the choice of the hub for these
 //!   routes.
+//! - `internal_addresses`: the addresses that static peers have given this node.
 //! - [`firewall`]: the table `inet edge-cni`.
 //! - `firewall_reconciler`: the repair of that table, and of `bridge edge-cni` by running the
 //!   plugin.
@@ -25,6 +26,7 @@ pub mod firewall;
 mod firewall_reconciler;
 mod forwarding_monitor;
 mod hub_routes;
+mod internal_addresses;
 mod link_requirements;
 mod network_state;
 mod nft_monitor;
@@ -36,6 +38,8 @@ mod routes;
 mod sysctls;
 mod uplink;
 
+pub use internal_addresses::InternalAddresses;
+pub(crate) use internal_addresses::remove_device as remove_internal_addresses;
 pub use obstacles::Obstacle;
 
 use std::net::IpAddr;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use edge_ike::config::ChildConfig;
-use edge_ike::{Auth, ChildId, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName, Purpose};
+use edge_ike::{AddressAssignment, Auth, ChildId, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName, Purpose};
 use edge_types::api::TunnelCount;
 use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
@@ -32,7 +32,7 @@ use super::sa_table::SaTable;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::{Desired, Origin, PeerChanges};
-use crate::host::HostState;
+use crate::host::{HostState, InternalAddresses};
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
 
@@ -80,6 +80,8 @@ pub struct Driver {
     pub(super) mapped_changed: bool,
     /// This node's mapped addresses, for the report to the controller.
     pub(super) mapped: watch::Sender<Vec<SocketAddr>>,
+    /// The addresses that peers have given this node.
+    pub(super) internal: watch::Sender<InternalAddresses>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
     /// Hubs that were lost and came back.
@@ -113,6 +115,7 @@ impl Driver {
         clock: Arc<CertificateClock>,
         incidents: Incidents,
         host: watch::Receiver<HostState>,
+        internal: watch::Sender<InternalAddresses>,
         mapped: watch::Sender<Vec<SocketAddr>>,
     ) -> anyhow::Result<Self> {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
@@ -150,6 +153,7 @@ impl Driver {
             retry_unreached: false,
             mapped_changed: false,
             mapped,
+            internal,
             to_rekey: vec![],
             hub_returns: HubReturns::default(),
             idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
@@ -407,11 +411,14 @@ impl Driver {
     /// Configures a peer from the desired state in the endpoint.
     pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
+        // Inherited SAs have internal addresses of IKE SAs that no longer exist.
+        let inherits = tunnel.peer.address_assignment == AddressAssignment::Off;
         let (mut peer, origin, on_demand) = (tunnel.peer.clone(), tunnel.origin, tunnel.on_demand);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
         let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children
             .iter()
+            .filter(|_| inherits)
             .flat_map(|child| reqids.of_child(name, &child.name).into_iter().map(move |of| (child, of)))
             .collect();
         for (child, (purpose, reqid)) in purposes {

@@ -88,7 +88,9 @@ impl Endpoint {
         let old = std::mem::replace(&mut peer.profile, Arc::clone(&profile));
         self.peer_index.remove(&old);
         self.peer_index.add(&profile);
-        let credentials_changed = credentials_changed(&old.config, &profile.config);
+        // A changed pool may no longer contain the peer's address.
+        let credentials_changed = credentials_changed(&old.config, &profile.config)
+            || old.config.address_assignment != profile.config.address_assignment;
         for spi in peer.sas.clone() {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
                 let mut cx = context!(self, now, env);
@@ -113,6 +115,7 @@ impl Endpoint {
         if let Some(peer) = self.peers.remove(name) {
             self.peer_index.remove(&peer.profile);
         }
+        self.address_leases.forget(name);
         self.deadlines.set(DeadlineOwner::Peer(name.clone()), None);
     }
 

@@ -69,7 +69,8 @@ impl Endpoint {
         };
         let mut begun = Vec::new();
         for remote in remotes {
-            match InitiatorInit::begin(Arc::clone(&peer.profile), remote, &mut context!(self, now, env)) {
+            let (profile, addresses) = (Arc::clone(&peer.profile), peer.internal_addresses.clone());
+            match InitiatorInit::begin(profile, remote, addresses, &mut context!(self, now, env)) {
                 Ok(init) => {
                     attempt.add_candidate(init.spi(), remote);
                     begun.push(init);

@@ -1,6 +1,6 @@
 //! A peer: its configuration, its CHILD_SAs, and the attempt to reach it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,6 +62,8 @@ pub(super) struct Peer {
     /// Whether a new IKE SA must replace the present one.
     pub(super) reauthenticate: bool,
     pub(super) last_error: Option<PeerError>,
+    /// The internal addresses that the peer gave us last. We ask for them again.
+    pub(super) internal_addresses: Vec<IpAddr>,
 }
 
 impl Peer {
@@ -82,6 +84,7 @@ impl Peer {
             terminated: false,
             reauthenticate: false,
             last_error: None,
+            internal_addresses: Vec::new(),
         }
     }
 
@@ -248,7 +251,10 @@ impl ConfigChange {
             Self::None
         } else if old.local_id != new.local_id || old.remote_id != new.remote_id {
             Self::Restart
-        } else if !old.children().map(traffic).eq(new.children().map(traffic)) || credentials_changed(old, new) {
+        } else if !old.children().map(traffic).eq(new.children().map(traffic))
+            || old.address_assignment != new.address_assignment
+            || credentials_changed(old, new)
+        {
             Self::Reauthenticate
         } else if *new == (PeerConfig { remotes: new.remotes.clone(), ..old.clone() }) {
             Self::Addresses

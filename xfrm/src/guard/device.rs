@@ -182,10 +182,12 @@ impl Device {
 fn wanted_routes(config: &GuardConfig) -> Vec<GuardRoute> {
     let mut routes = Vec::new();
     for range in &config.cluster_ranges {
+        let other = config.sources.iter().find(|(other, _)| other == range).map(|(_, source)| *source);
         let range = IpNetwork::new(range.network(), range.prefix()).unwrap_or(*range);
         routes.push(GuardRoute { range, source: None });
-        let source = config.bridge_addresses.iter().find(|address| address.is_ipv4() == range.is_ipv4());
-        routes.extend(source.map(|source| GuardRoute { range, source: Some(*source) }));
+        let bridge = || config.bridge_addresses.iter().copied().find(|address| address.is_ipv4() == range.is_ipv4());
+        let source = other.unwrap_or_else(bridge);
+        routes.extend(source.map(|source| GuardRoute { range, source: Some(source) }));
     }
     routes
 }
