@@ -148,13 +148,14 @@ impl Endpoint {
         true
     }
 
-    /// The address and port from which our datagrams come to the peer, if the peer has told us on
-    /// the present IKE SA. Whether to believe it depends on who the peer is.
+    /// The address and port from which our datagrams come to the peer, as the peer has told us last
+    /// on one of its IKE SAs: on a new one it may only be about to tell us. Whether to believe it
+    /// depends on who the peer is.
     pub fn mapped_address(&self, name: &PeerName) -> Option<SocketAddr> {
-        match self.sas.get(self.peers.get(name)?.sas.last()?)? {
+        self.peers.get(name)?.sas.iter().rev().find_map(|spi| match self.sas.get(spi)? {
             SaState::Established(_, sa) => sa.mapped_address(),
             _ => None,
-        }
+        })
     }
 
     /// Starts a liveness check of the peer now (RFC 7296 2.4). Returns false if there is no IKE SA.
