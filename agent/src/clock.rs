@@ -1,6 +1,6 @@
 //! The clocks: boot time for lifetimes, and wall-clock time for certificates.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edge_ike::Instant;
@@ -16,15 +16,35 @@ const RELEASE_TIME: u64 = 1_793_491_200;
 const CLOCK_FILE: &str = "clock.json";
 
 /// Wall-clock time for checking certificates, on devices that may have no battery clock and start
-/// in 1970: the later of the system clock and a baseline. The baseline is the release date or the
-/// last time that is known for certain, and advances with the boot-time clock.
+/// in 1970: the latest of the system clock, a baseline and the time that the controller said. The
+/// last two advance with the boot-time clock.
 ///
-/// Only times from an authenticated source raise the baseline, which is also kept on disk. The
-/// system clock never raises it. Otherwise, a system clock that once ran ahead would make every
-/// certificate look expired from then on.
+/// - The baseline is the release date or the notBefore of a certificate that our CA signed. It only
+///   rises.
+/// - The controller's time comes with each of its responses and replaces the former one, so that a
+///   controller's clock that once ran ahead has no lasting effect. A time after the end of this
+///   node's certificate is ignored: a controller whose clock were right would not talk to us.
+///
+/// The file keeps the later of the two. The system clock raises neither. Otherwise, a system clock
+/// that once ran ahead would make every certificate look expired from then on.
 #[derive(Debug)]
 pub struct CertificateClock {
-    floor: Mutex<Floor>,
+    known: Mutex<KnownTimes>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct KnownTimes {
+    baseline: Floor,
+    /// What the controller said last, or the time in the file until it says something.
+    said: Option<Floor>,
+    /// notAfter of this node's certificate; `None` before it has one.
+    certificate_ends: Option<u64>,
+}
+
+impl KnownTimes {
+    fn now(self, boot: Duration) -> u64 {
+        self.baseline.now(boot).max(self.said.map_or(0, |said| said.now(boot)))
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +68,8 @@ struct ClockFile {
 
 impl Default for CertificateClock {
     fn default() -> Self {
-        Self { floor: Mutex::new(Floor { unix_time: RELEASE_TIME, since: since_boot() }) }
+        let baseline = Floor { unix_time: RELEASE_TIME, since: since_boot() };
+        Self { known: Mutex::new(KnownTimes { baseline, said: None, certificate_ends: None }) }
     }
 }
 
@@ -68,20 +89,36 @@ impl CertificateClock {
         unix_time.saturating_sub(self.floor().saturating_sub(system))
     }
 
-    /// Raises the baseline to a time that has certainly been reached. The time comes from disk,
-    /// from the authenticated controller, or from the notBefore of this node's certificate.
+    /// Raises the baseline to a time that has certainly been reached: the notBefore of a
+    /// certificate that our CA signed.
     pub fn raise_floor(&self, unix_time: u64) {
         let boot = since_boot();
-        let mut floor = self.floor.lock().unwrap_or_else(PoisonError::into_inner);
-        if unix_time > floor.now(boot) {
-            *floor = Floor { unix_time, since: boot };
+        let mut known = self.known();
+        if unix_time > known.baseline.now(boot) {
+            known.baseline = Floor { unix_time, since: boot };
         }
     }
 
-    /// Raises the baseline to the time in `clock.json`. A damaged file is ignored.
+    /// Sets the validity of this node's certificate, in seconds since 1970-01-01 UTC. Its begin
+    /// raises the baseline.
+    pub fn set_own_validity(&self, not_before: u64, not_after: u64) {
+        self.raise_floor(not_before);
+        self.known().certificate_ends = Some(not_after);
+    }
+
+    /// Records the time in a response of the authenticated controller.
+    pub fn controller_said(&self, unix_time: u64) {
+        let mut known = self.known();
+        if known.certificate_ends.is_none_or(|ends| unix_time <= ends) {
+            known.said = Some(Floor { unix_time, since: since_boot() });
+        }
+    }
+
+    /// Reads the time in `clock.json`, which counts until the controller says another one. A
+    /// damaged file is ignored.
     pub fn load_floor(&self, state: &StateDir) {
         match state.read_json::<ClockFile>(CLOCK_FILE, "it is written again") {
-            Ok(Some(kept)) => self.raise_floor(kept.unix_time),
+            Ok(Some(kept)) => self.known().said = Some(Floor { unix_time: kept.unix_time, since: since_boot() }),
             Ok(None) => {}
             Err(error) => {
                 tracing::warn!(%error, "cannot read the last known time; using the system clock and the release date")
@@ -89,13 +126,17 @@ impl CertificateClock {
         }
     }
 
-    /// Writes the baseline to `clock.json`.
+    /// Writes the later of the baseline and the controller's time to `clock.json`.
     pub fn save_floor(&self, state: &StateDir) -> Result<(), StateDirError> {
         state.write_json(CLOCK_FILE, &ClockFile { unix_time: self.floor() })
     }
 
     fn floor(&self) -> u64 {
-        self.floor.lock().unwrap_or_else(PoisonError::into_inner).now(since_boot())
+        self.known().now(since_boot())
+    }
+
+    fn known(&self) -> MutexGuard<'_, KnownTimes> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -159,10 +200,39 @@ mod tests {
     }
 
     #[test]
+    fn a_controllers_clock_that_ran_ahead_has_no_lasting_effect() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let clock = CertificateClock::default();
+        clock.set_own_validity(FAR, FAR + 1_000);
+        clock.controller_said(FAR + 800);
+        assert!(clock.unix_time() >= FAR + 800, "the device has no clock of its own");
+        clock.save_floor(&state).unwrap();
+        // The agent starts again. Then the controller's clock has been corrected.
+        let after = CertificateClock::default();
+        after.load_floor(&state);
+        after.set_own_validity(FAR, FAR + 1_000);
+        assert!(after.unix_time() >= FAR + 800);
+        after.controller_said(FAR + 10);
+        assert!((FAR + 10..FAR + 100).contains(&after.unix_time()), "{}", after.unix_time());
+        after.controller_said(FAR - 1_000);
+        assert!(after.unix_time() >= FAR, "our certificate's notBefore has passed");
+    }
+
+    #[test]
+    fn a_controllers_time_after_the_end_of_this_nodes_certificate_is_ignored() {
+        let clock = CertificateClock::default();
+        clock.set_own_validity(FAR, FAR + 1_000);
+        clock.controller_said(FAR + 1_001);
+        assert!(clock.unix_time() < FAR + 100, "{}", clock.unix_time());
+    }
+
+    #[test]
     fn the_systems_clock_is_not_kept_since_it_may_run_ahead() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(directory.path()).unwrap();
-        CertificateClock { floor: Mutex::new(Floor { unix_time: 1_000, since: since_boot() }) }
+        let baseline = Floor { unix_time: 1_000, since: since_boot() };
+        CertificateClock { known: Mutex::new(KnownTimes { baseline, said: None, certificate_ends: None }) }
             .save_floor(&state)
             .unwrap();
         let kept: ClockFile = state.read_json(CLOCK_FILE, "").unwrap().unwrap();

@@ -2,7 +2,8 @@
 //! shows the latest ones.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -10,6 +11,8 @@ use time::format_description::well_known::Rfc3339;
 
 /// Maximum number of incidents that are kept.
 const MAX_INCIDENTS: usize = 200;
+/// How long an incident must not have occurred before it is logged again.
+const QUIET: Duration = Duration::from_secs(600);
 
 /// An unexpected change or a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,7 +42,13 @@ pub enum IncidentKind {
 
 /// The latest incidents, shared by the agent's parts.
 #[derive(Debug, Clone, Default)]
-pub struct Incidents(Arc<Mutex<VecDeque<Incident>>>);
+pub struct Incidents(Arc<Mutex<VecDeque<Recorded>>>);
+
+#[derive(Debug)]
+struct Recorded {
+    incident: Incident,
+    last: Instant,
+}
 
 impl Incidents {
     /// Records that an object was missing or changed and is restored.
@@ -59,29 +68,34 @@ impl Incidents {
 
     /// Returns the latest incidents, oldest first.
     pub fn latest(&self) -> Vec<Incident> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.recorded().iter().map(|recorded| recorded.incident.clone()).collect()
     }
 
     fn record(&self, kind: IncidentKind, what: String) {
         let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
-        let mut incidents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // A repeated incident is counted, but not logged again.
-        if let Some(same) =
-            incidents.iter_mut().rev().take(8).find(|incident| incident.kind == kind && incident.what == what)
-        {
-            same.at = at;
-            same.times = same.times.saturating_add(1);
-            return;
+        let now = Instant::now();
+        let mut recorded = self.recorded();
+        // A repeated incident is counted and becomes the latest. It is logged again only after a
+        // pause, however many others occur in between.
+        let same =
+            recorded.iter().rposition(|Recorded { incident, .. }| incident.kind == kind && incident.what == what);
+        let former = same.and_then(|position| recorded.remove(position));
+        if former.as_ref().is_none_or(|former| now.duration_since(former.last) >= QUIET) {
+            match kind {
+                IncidentKind::Repaired => tracing::warn!("repaired: {what}"),
+                IncidentKind::Foreign => tracing::warn!("in the way: {what}"),
+                IncidentKind::Error => tracing::error!("{what}"),
+            }
         }
-        match kind {
-            IncidentKind::Repaired => tracing::warn!("repaired: {what}"),
-            IncidentKind::Foreign => tracing::warn!("in the way: {what}"),
-            IncidentKind::Error => tracing::error!("{what}"),
+        if recorded.len() == MAX_INCIDENTS {
+            recorded.pop_front();
         }
-        if incidents.len() == MAX_INCIDENTS {
-            incidents.pop_front();
-        }
-        incidents.push_back(Incident { at, kind, what, times: 1 });
+        let times = former.map_or(0, |former| former.incident.times).saturating_add(1);
+        recorded.push_back(Recorded { incident: Incident { at, kind, what, times }, last: now });
+    }
+
+    fn recorded(&self) -> MutexGuard<'_, VecDeque<Recorded>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,5 +114,18 @@ mod tests {
         }
         assert_eq!(incidents.latest().len(), MAX_INCIDENTS);
         assert!(incidents.latest().iter().all(|incident| incident.kind == IncidentKind::Repaired));
+    }
+
+    #[test]
+    fn many_incidents_that_recur_in_turn_are_counted_not_listed_again() {
+        let incidents = Incidents::default();
+        for _ in 0..10 {
+            for n in 0..MAX_INCIDENTS {
+                incidents.foreign(format!("policy {n}"));
+            }
+        }
+        let latest = incidents.latest();
+        assert_eq!(latest.len(), MAX_INCIDENTS);
+        assert!(latest.iter().all(|incident| incident.times == 10), "{latest:?}");
     }
 }

@@ -130,7 +130,7 @@ pub struct ControllerChannels {
     /// The obstacles that keep pods' packets from arriving, for the report.
     pub obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses as the hubs say, for the report.
-    pub mapped: watch::Receiver<Vec<SocketAddr>>,
+    pub mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
     /// View and credentials; `None` before the first view.
     pub membership: watch::Sender<Option<Membership>>,
     /// Connection, certificate and view, for `edge-agent status`.
@@ -152,8 +152,9 @@ pub struct NodeChannels {
     pub tunnels: watch::Sender<Option<TunnelCount>>,
     /// The obstacles that keep pods' packets from arriving, one sentence each.
     pub obstacles: watch::Sender<Vec<String>>,
-    /// This node's mapped addresses as the hubs say, at most one of each family.
-    pub mapped: watch::Sender<Vec<SocketAddr>>,
+    /// This node's mapped addresses as the hubs say, at most one of each family; `None` until
+    /// a hub has said one.
+    pub mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     /// View and credentials.
     pub membership: watch::Receiver<Option<Membership>>,
     /// Connection, certificate and view, for `edge-agent status`.
@@ -173,7 +174,7 @@ pub fn channels(
     let (uplink_tx, uplink) = watch::channel(UplinkFacts::default());
     let (tunnels_tx, tunnels) = watch::channel(None);
     let (obstacles_tx, obstacles) = watch::channel(Vec::new());
-    let (mapped_tx, mapped) = watch::channel(Vec::new());
+    let (mapped_tx, mapped) = watch::channel(None);
     let controller_channels = ControllerChannels {
         config: config.clone(),
         clock: clock.clone(),

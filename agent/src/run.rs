@@ -35,6 +35,10 @@ use crate::{hardening, host, logging, membership, observe, plugin_server, state_
 /// Minimum time between two reports of changed obstacles.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Maximum time for which the end of the process waits for threads that still resolve names. On a
+/// hub, cloud nodes take another one after 3.5 s.
+const THREADS_WAIT: Duration = Duration::from_secs(1);
+
 /// Runs until SIGTERM or SIGINT, or until a part of the agent fails. The objects in the kernel
 /// stay.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -52,6 +56,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.spawn(netns_lock.serve().instrument(span.clone()));
     let stop = CancellationToken::new();
+    let (failed, mut failure) = oneshot::channel();
     let (controller, node) = membership::channels(config.clone(), Arc::new(CertificateClock::default()), stop.clone());
     if config.controller.is_some() {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
@@ -68,7 +73,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         let stop = stop.clone();
         let serve_plugin = async move {
             if let Err(error) = plugin_server::run(controller).await {
-                tracing::error!("{error:#}");
+                let _ = failed.send(error);
                 stop.cancel();
             }
         };
@@ -76,7 +81,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     } else if let Ok(name) = config.node_name() {
         logging::set_node(&span, &name);
     }
-    runtime.block_on(run_node(node, statics, stop))
+    let outcome = runtime.block_on(run_node(node, statics, stop));
+    // A thread that resolves a name cannot be interrupted.
+    runtime.shutdown_timeout(THREADS_WAIT);
+    outcome.and(failure.try_recv().map_or(Ok(()), Err))
 }
 
 async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationToken) -> anyhow::Result<()> {

@@ -89,9 +89,12 @@ pub struct NodeReport {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub obstacles: Vec<String>,
     /// Addresses and UDP ports from which the node's datagrams come to the hubs, as the hubs say.
-    /// The controller passes the first [`MOST_MAPPED`] that a peer may use to the peers.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub mapped: Vec<SocketAddr>,
+    /// The controller passes the first [`MOST_MAPPED`] that a peer may use to the peers. `None`
+    /// until a hub has said something: what was reported before stays. An agent that restarts thus
+    /// changes no peer's view.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<String>>"))]
+    pub mapped: Option<Vec<SocketAddr>>,
 }
 
 /// Maximum number of mapped addresses in [`NodeReport`], one of each family. The controller drops

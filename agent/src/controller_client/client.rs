@@ -15,7 +15,8 @@ use tracing::{Span, error, info, warn};
 use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
 use super::http::{HttpClient, Reconnect};
-use super::node_identity::NodeIdentity;
+use super::node_identity::{NodeIdentity, unix_seconds};
+use super::partial_view::with_revocations;
 use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
 use super::view_consistency::ViewConsistency;
 use super::view_file::ViewStep;
@@ -36,7 +37,7 @@ pub struct ControllerClient {
     pub(super) tunnels: watch::Receiver<Option<TunnelCount>>,
     pub(super) obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses, for the report.
-    pub(super) mapped: watch::Receiver<Vec<SocketAddr>>,
+    pub(super) mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
     pub(super) membership: watch::Sender<Option<Membership>>,
     pub(super) status: watch::Sender<ControllerStatus>,
     /// `None` until this node has joined.
@@ -101,7 +102,8 @@ impl ControllerClient {
             stop: channels.stop,
         };
         if let Some(identity) = identity {
-            client.clock.raise_floor(u64::try_from(identity.not_before).unwrap_or(0));
+            let validity = [identity.not_before, identity.credentials.not_after].map(unix_seconds);
+            client.clock.set_own_validity(validity[0], validity[1]);
             client.load_unconfirmed_view();
             client.load_former_networks();
             let view = client.view_on_disk(&identity)?.map(Arc::new);
@@ -225,7 +227,27 @@ impl ControllerClient {
         }
         // The file on disk holds the current view, so the change must be relative to that view.
         let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
-        self.put_in_force(&mut current, member, view, change.map(|step| step.change)).await
+        let outcome = self.put_in_force(&mut current, member, view.clone(), change.map(|step| step.change)).await;
+        if let Err(ViewError::Store(_)) = &outcome {
+            self.revoke_in_memory(&mut current, &view);
+        }
+        outcome
+    }
+
+    /// Applies the revocations of a view that cannot be stored. After a restart they apply again
+    /// once the controller sends the view.
+    fn revoke_in_memory(&self, current: &mut Option<Arc<NodeView>>, view: &NodeView) {
+        let Some(revised) = current.as_deref().and_then(|current| with_revocations(current, view)) else { return };
+        warn!(version = view.version, "the view cannot be stored; only its revocations are in force");
+        let revised = Arc::new(revised);
+        *current = Some(revised.clone());
+        self.membership.send_if_modified(|membership| match membership {
+            Some(membership) => {
+                membership.view = revised;
+                true
+            }
+            None => false,
+        });
     }
 
     /// Writes a view to disk, then publishes it. The view replaces `current`, the current view;
@@ -353,9 +375,8 @@ impl ControllerClient {
     }
 
     /// Removes this error from `status`, if it is the one shown.
-    pub(crate) fn clear_error(&self, error: &ControllerError) {
-        let text = error.to_string();
-        self.status.send_if_modified(|status| status.last_error.take_if(|last| *last == text).is_some());
+    pub(crate) fn clear_error(&self, error: &str) {
+        self.status.send_if_modified(|status| status.last_error.take_if(|last| *last == error).is_some());
     }
 
     /// Shows an error in `status` and logs it, unless it is already shown.

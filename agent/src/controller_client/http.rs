@@ -285,7 +285,7 @@ impl HttpClient {
             }
         };
         if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()).and_then(http_date) {
-            self.clock.raise_floor(date);
+            self.clock.controller_said(date);
         }
         if response.status().is_success() {
             return Ok(response);

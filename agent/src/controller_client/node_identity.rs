@@ -134,8 +134,9 @@ impl NodeIdentity {
         leaf.check(key, node, role).map_err(&refuse)?;
         // This time is certainly past: the connection is authenticated, and the controller sets
         // notBefore to an hour before it issues a certificate.
-        clock.raise_floor(u64::try_from(leaf.not_before).unwrap_or(0));
+        clock.raise_floor(unix_seconds(leaf.not_before));
         verify(&chain, &trust_anchors, clock.unix_time()).map_err(&refuse)?;
+        clock.set_own_validity(unix_seconds(leaf.not_before), unix_seconds(leaf.not_after));
         Ok(Self {
             node: node.clone(),
             role,
@@ -189,13 +190,18 @@ impl NodeIdentity {
     /// 1970-01-01 UTC.
     pub(super) fn renew_at(&self) -> u64 {
         let middle = self.not_before + (self.credentials.not_after - self.not_before) / 2;
-        u64::try_from(middle).unwrap_or(0)
+        unix_seconds(middle)
     }
 
     /// Returns whether the certificate's notAfter has passed.
     pub(super) fn has_expired(&self, clock: &CertificateClock) -> bool {
         i64::try_from(clock.unix_time()).is_ok_and(|now| now > self.credentials.not_after)
     }
+}
+
+/// Converts a time of a certificate to seconds since 1970-01-01 UTC; 0 for an earlier time.
+pub(super) fn unix_seconds(time: i64) -> u64 {
+    u64::try_from(time).unwrap_or(0)
 }
 
 /// Returns the key for the next certificate request: the key of an interrupted attempt, or a new

@@ -20,7 +20,8 @@ use super::tls::date;
 /// Maximum time between two checks of the clock, because the clock may be set at any time. After
 /// each sleep, the baseline of the clock is written to disk (see [`crate::clock`]).
 const CHECK_INTERVAL: Duration = Duration::from_secs(600);
-/// Delay after a refusal, and after a renewal whose certificate is still from the old authority.
+/// Delay after a refusal, and after a renewal whose certificate is still from the old authority or
+/// already due for renewal.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 /// Default of `rollover_spread`. After a rollover each node renews its certificate at a random
 /// moment within this time, so that ten thousand nodes cause 17 renewals per second.
@@ -31,21 +32,38 @@ pub(super) async fn run(controller: &ControllerClient) {
     let mut backoff = Backoff::default();
     let mut members = controller.member.subscribe();
     let mut rollover = Rollover::default();
+    // When the present certificate was issued, if it is due for renewal already. Renewals then
+    // have a pause between them.
+    let mut renewed: Option<Instant> = None;
     loop {
         let member = members.borrow_and_update().clone();
         let wait = match member {
             None => CHECK_INTERVAL,
             Some(member) => match remaining(controller, &member.identity, &mut rollover) {
-                Some(left) => left.min(CHECK_INTERVAL),
-                None => match renew(controller, &member).await {
-                    Ok(()) => {
-                        backoff.reset();
-                        rollover.attempted();
-                        continue;
-                    }
-                    Err(error) => {
-                        controller.record_error(&error);
-                        if error.is_temporary() { backoff.next() } else { jitter(REFUSED_WAIT) }
+                Some(left) => {
+                    renewed = None;
+                    left.min(CHECK_INTERVAL)
+                }
+                None => match renewed.map_or(Duration::ZERO, |at| REFUSED_WAIT.saturating_sub(at.elapsed())) {
+                    Duration::ZERO => match renew(controller, &member).await {
+                        Ok(()) => {
+                            backoff.reset();
+                            rollover.attempted();
+                            renewed = Some(Instant::now());
+                            continue;
+                        }
+                        Err(error) => {
+                            controller.record_error(&error);
+                            if error.is_temporary() { backoff.next() } else { jitter(REFUSED_WAIT) }
+                        }
+                    },
+                    left => {
+                        warn!(
+                            not_after = date(member.identity.credentials.not_after),
+                            "half of the new certificate's lifetime is already over: compare this node's clock with the \
+                             controller's, and see whether the controller's authority ends soon (edge-controller ca list)"
+                        );
+                        left
                     }
                 },
             },

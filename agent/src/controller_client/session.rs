@@ -57,7 +57,11 @@ pub(super) async fn run(controller: &ControllerClient) {
         uplink.mark_unchanged();
         let known = credential_id(controller);
         let ended = follow_stream(controller, refused, &mut backoff, &mut stream).await;
-        let was_established = stream.opened.take().is_some_and(|opened| opened.elapsed() >= ESTABLISHED);
+        let opened = stream.opened.take();
+        let was_established = opened.is_some_and(|opened| opened.elapsed() >= ESTABLISHED);
+        if opened.is_some() {
+            stream.ended_early = ended.as_ref().err().filter(|_| !was_established).map(ToString::to_string);
+        }
         controller.status.send_if_modified(|status| {
             if status.connected {
                 status.since = i64::try_from(controller.clock.unix_time()).ok();
@@ -115,6 +119,10 @@ struct Stream {
     state: Option<StreamState>,
     /// When the current connection's stream was opened.
     opened: Option<Instant>,
+    /// The error that ended the last stream, if it ended within [`ESTABLISHED`]. Until an event of
+    /// another stream has been handled, waits go on growing and the error stays in `status`.
+    /// Otherwise, a node that cannot store its view would open the stream several times a second.
+    ended_early: Option<String>,
 }
 
 /// Opens the stream and follows it. Returns where to open the stream again, or an error.
@@ -153,9 +161,13 @@ async fn follow_stream(
         status.url = Some(url);
         status.connected = true;
         status.since = i64::try_from(controller.clock.unix_time()).ok();
-        status.last_error = None;
+        if stream.ended_early.is_none() {
+            status.last_error = None;
+        }
     });
-    backoff.reset();
+    if stream.ended_early.is_none() {
+        backoff.reset();
+    }
     stream.opened = Some(Instant::now());
     loop {
         tokio::select! {
@@ -180,7 +192,12 @@ async fn follow_stream(
                         // Only an event proves that the controller was reached.
                         controller.confirm_view();
                         match handle(controller, event, &mut stream.state).await? {
-                            EventOutcome::Handled => {}
+                            EventOutcome::Handled => {
+                                if let Some(error) = stream.ended_early.take() {
+                                    backoff.reset();
+                                    controller.clear_error(&error);
+                                }
+                            }
                             EventOutcome::OutOfSync { received, expected } => {
                                 stream.state = None;
                                 http.disconnect().await;

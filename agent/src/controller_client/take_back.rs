@@ -236,7 +236,10 @@ impl ControllerClient {
         let times = {
             let mut taken_back = self.taken_back.lock().unwrap_or_else(PoisonError::into_inner);
             let former = taken_back.as_ref().filter(|former| former.added == added);
-            let times = former.map_or(0, |former| former.times) + 1;
+            // An attempt that failed below, for example on a full disk, is repeated, and is the
+            // same take-back.
+            let again = former.is_some_and(|former| former.version == view.version && !former.blamed);
+            let times = former.map_or(0, |former| former.times) + u32::from(!again);
             let (version, added, at) = (view.version, added.clone(), self.clock.unix_time());
             let entry = TakenBackView { version, added, at, blamed: false, times };
             self.state.write_json(TAKEN_BACK_FILE, &entry)?;

@@ -3,7 +3,7 @@
 //! created.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -150,7 +150,7 @@ impl PodBridge {
         let segments = &desired.guard.segments;
         !segments.is_empty()
             && desired.complete
-            && bridge_addresses(observed, &self.config.bridge, segments).len() < families(segments)
+            && bridge_addresses(observed, &self.config.bridge, segments).len() < families(segments, kernel_has_ipv6())
     }
 }
 
@@ -173,8 +173,16 @@ pub(super) fn bridge_addresses(observed: &NetworkState, bridge: &str, segments: 
     found
 }
 
-fn families(segments: &[IpNetwork]) -> usize {
-    usize::from(segments.iter().any(IpNetwork::is_ipv4)) + usize::from(segments.iter().any(IpNetwork::is_ipv6))
+/// Returns the number of address families of which the bridge gets an address.
+fn families(segments: &[IpNetwork], has_ipv6: bool) -> usize {
+    let (ipv4, ipv6) = (segments.iter().any(IpNetwork::is_ipv4), segments.iter().any(IpNetwork::is_ipv6));
+    usize::from(ipv4) + usize::from(ipv6 && has_ipv6)
+}
+
+/// Returns whether the kernel has IPv6. With `ipv6.disable=1` it has not, and the plugin leaves out
+/// the segments of IPv6.
+fn kernel_has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 /// Returns the missing routes to the networks of the pods' bridges, which the kernel created with
@@ -253,6 +261,14 @@ mod tests {
             networks: ["10.77.1.0/26", "fd77::/120", "10.77.9.1/32"].map(|text| text.parse().unwrap()).to_vec(),
             ..Link::default()
         }
+    }
+
+    #[test]
+    fn no_address_is_expected_of_a_family_that_the_kernel_lacks() {
+        let segments = ["10.77.1.0/26", "fd77::/120", "fd77::100/120"].map(|text| text.parse().unwrap());
+        assert_eq!(families(&segments, true), 2);
+        assert_eq!(families(&segments, false), 1);
+        assert_eq!(families(&segments[1..], false), 0);
     }
 
     #[test]

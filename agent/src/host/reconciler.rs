@@ -169,7 +169,8 @@ impl HostReconciler {
                 }
                 _ = full_check.tick() => {}
                 _ = reclaim.tick() => self.reclaim_leases().await,
-                Some(_) = changes.next() => {
+                change = changes.next() => {
+                    anyhow::ensure!(change.is_some(), "rtnetlink's connection ended; without it, changes of routes and links are missed");
                     self.observed_until = None;
                     tokio::time::sleep(SETTLE).await;
                     while let Some(Some(_)) = futures_util::FutureExt::now_or_never(changes.next()) {}

@@ -183,7 +183,7 @@ impl SegmentProvisioner {
         match outcome {
             Ok(file) => {
                 if let Some(failure) = state.failure.take() {
-                    self.controller.clear_error(&failure.error);
+                    self.controller.clear_error(&failure.error.to_string());
                 }
                 self.respond_to_served(&file);
             }

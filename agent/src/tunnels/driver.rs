@@ -79,11 +79,14 @@ pub struct Driver {
     /// Set when a hub may have said another mapped address.
     pub(super) mapped_changed: bool,
     /// This node's mapped addresses, for the report to the controller.
-    pub(super) mapped: watch::Sender<Vec<SocketAddr>>,
+    pub(super) mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     /// The addresses that peers have given this node.
     pub(super) internal: watch::Sender<InternalAddresses>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
+    /// Peers of which the kernel refused an SA. They move to `to_rekey` at the next comparison with
+    /// the kernel. At most one entry for each peer.
+    pub(super) to_rekey_at_check: BTreeSet<PeerName>,
     /// Hubs that were lost and came back.
     pub(super) hub_returns: HubReturns,
     /// On-demand tunnels that are up.
@@ -116,7 +119,7 @@ impl Driver {
         incidents: Incidents,
         host: watch::Receiver<HostState>,
         internal: watch::Sender<InternalAddresses>,
-        mapped: watch::Sender<Vec<SocketAddr>>,
+        mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     ) -> anyhow::Result<Self> {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
@@ -155,6 +158,7 @@ impl Driver {
             mapped,
             internal,
             to_rekey: vec![],
+            to_rekey_at_check: BTreeSet::new(),
             hub_returns: HubReturns::default(),
             idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
             deferred_switches: BTreeMap::new(),

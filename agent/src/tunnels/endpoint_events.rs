@@ -166,7 +166,15 @@ impl Driver {
         let Some(reqids) = self.environment.reqids_of_sas(peer, &child.purpose) else { return };
         if let Err(error) = self.sas.install_inbound(&mut self.environment.xfrm, peer, reqids, child) {
             self.environment.incidents.error(format!("peer {peer}: {error}"));
+            self.rekey_at_check(peer);
         }
+    }
+
+    /// Schedules a rekey for the next comparison with the kernel, because the kernel refused an SA
+    /// of the peer. If it refuses each one, there is one attempt at each comparison.
+    fn rekey_at_check(&mut self, peer: &PeerName) {
+        self.to_rekey_at_check.insert(peer.clone());
+        self.check_soon();
     }
 
     pub(super) fn switch_outbound(&mut self, peer: &PeerName, child: ChildId) {
@@ -193,7 +201,10 @@ impl Driver {
         match outcome {
             Ok(OutboundSwitchOutcome::Switched) => {}
             Ok(OutboundSwitchOutcome::NeedsRekey) => self.to_rekey.push(peer.clone()),
-            Err(error) => self.environment.incidents.error(format!("peer {peer}: {error}")),
+            Err(error) => {
+                self.environment.incidents.error(format!("peer {peer}: {error}"));
+                self.rekey_at_check(peer);
+            }
         }
         if let Some(reqids) = reqids {
             let until = self.now() + INHERITED_LINGER;

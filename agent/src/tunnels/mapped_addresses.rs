@@ -6,15 +6,16 @@ use std::net::SocketAddr;
 
 use super::driver::Driver;
 
-/// Returns this node's mapped addresses, at most one of each family. `hubs`: our address and the
+/// Returns this node's mapped addresses, at most one of each family; `None` until a hub has said
+/// one. `hubs`: our address and the
 /// mapped address on the path to each hub that has said one. `before`: the result of the last call.
 ///
 /// A mapped address that is our own says that there is no NAT. Different ones say that the NAT maps
 /// each destination differently, so that no peer reaches us at any of them. While no hub says
 /// anything, the node may only be cut off for a moment, so nothing changes.
-fn mapped_addresses(hubs: &[(SocketAddr, SocketAddr)], before: &[SocketAddr]) -> Vec<SocketAddr> {
+fn mapped_addresses(hubs: &[(SocketAddr, SocketAddr)], before: Option<&[SocketAddr]>) -> Option<Vec<SocketAddr>> {
     if hubs.is_empty() {
-        return before.to_vec();
+        return before.map(<[_]>::to_vec);
     }
     let of_family = |ipv4: bool| {
         let mut said = hubs.iter().filter(|(_, mapped)| mapped.is_ipv4() == ipv4);
@@ -22,7 +23,7 @@ fn mapped_addresses(hubs: &[(SocketAddr, SocketAddr)], before: &[SocketAddr]) ->
         let same = said.all(|(_, mapped)| mapped == first);
         (same && local != first).then_some(*first)
     };
-    [true, false].into_iter().filter_map(of_family).collect()
+    Some([true, false].into_iter().filter_map(of_family).collect())
 }
 
 impl Driver {
@@ -38,10 +39,10 @@ impl Driver {
         });
         let hubs: Vec<(SocketAddr, SocketAddr)> = of_hubs.collect();
         self.mapped.send_if_modified(|published| {
-            let now = mapped_addresses(&hubs, published);
+            let now = mapped_addresses(&hubs, published.as_deref());
             let changed = *published != now;
             if changed {
-                tracing::info!(mapped = ?now, "the addresses from which hubs see this node have changed");
+                tracing::info!(mapped = ?now.iter().flatten(), "the addresses from which hubs see this node have changed");
             }
             *published = now;
             changed
@@ -69,8 +70,9 @@ mod tests {
             (vec![(own6, mapped6), (own, one)], vec![one, mapped6]),
             (vec![(own6, mapped6)], vec![mapped6]),
         ] {
-            assert_eq!(mapped_addresses(&hubs, &[other]), expected, "{hubs:?}");
+            assert_eq!(mapped_addresses(&hubs, Some(&[other])), Some(expected), "{hubs:?}");
         }
-        assert_eq!(mapped_addresses(&[], &[one]), [one], "the node is cut off for a moment");
+        assert_eq!(mapped_addresses(&[], Some(&[one])), Some(vec![one]), "the node is cut off for a moment");
+        assert_eq!(mapped_addresses(&[], None), None, "the agent has just started");
     }
 }

@@ -3,7 +3,7 @@
 //! objects.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use edge_ike::config::ChildConfig;
 use edge_ike::{PeerName, Purpose};
@@ -134,6 +134,7 @@ impl Driver {
         let began = thread_cpu_time();
         let mut undone = self.desired.complete && self.reconcile();
         undone |= self.check_sas();
+        self.to_rekey.extend(std::mem::take(&mut self.to_rekey_at_check));
         let cost = thread_cpu_time().saturating_sub(began);
         self.check_at = tokio::time::Instant::now() + check_interval::until_next_check(cost, undone);
     }
@@ -237,19 +238,25 @@ impl Driver {
     pub(super) fn move_tunnels(&mut self) {
         let host = self.host.borrow_and_update().clone();
         let now = self.now();
-        self.retry_move_at = None;
+        let retries = self.retry_move_at.take().is_some();
         if host.local_addresses.is_empty() {
             return;
         }
-        let is_gone = |local: &IpAddr| !host.local_addresses.contains(local);
-        let gone: BTreeSet<IpAddr> =
-            self.endpoint.ike_addresses().map(|(_, local, _)| local.ip()).filter(is_gone).collect();
-        for old in gone {
-            tracing::info!(%old, "own address is gone; tunnels move to another one");
+        // A tunnel may run over an address that is not among those, such as a link-local one.
+        let is_gone = |local: SocketAddr, remote: SocketAddr| {
+            !host.local_addresses.contains(&local.ip()) && source_address(remote.ip()) != Some(local.ip())
+        };
+        let gone = |(_, local, remote): (_, SocketAddr, SocketAddr)| is_gone(local, remote).then_some(local.ip());
+        let all_gone: BTreeSet<IpAddr> = self.endpoint.ike_addresses().filter_map(gone).collect();
+        for old in all_gone {
+            // While there is no route, this is tried many times a second.
+            if !retries {
+                tracing::info!(%old, "own address is gone; tunnels move to another one");
+            }
             self.endpoint.local_address_changed(old, source_address, now, &mut self.environment);
         }
         // There may be no route to some peers yet.
-        if self.endpoint.ike_addresses().any(|(_, local, _)| is_gone(&local.ip())) {
+        if self.endpoint.ike_addresses().any(|(_, local, remote)| is_gone(local, remote)) {
             self.retry_move_at = Some(tokio::time::Instant::now() + ROUTE_RETRY);
         }
     }

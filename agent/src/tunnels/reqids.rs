@@ -175,10 +175,9 @@ impl Reqids {
             return Ok(());
         }
         self.unsaved_since = None;
-        let changes = self.unsaved.clone();
-        self.save_changes(&changes)?;
-        self.unsaved.clear();
-        Ok(())
+        // If these cannot be written, the next attempt writes the whole file.
+        let changes = std::mem::take(&mut self.unsaved);
+        self.save_changes(&changes)
     }
 
     fn free(&self, name: &str) -> u32 {
@@ -436,6 +435,30 @@ mod tests {
         let mut reqids = Reqids::load(directory.path());
         assign(&mut reqids, &names(&["a", "b"])).unwrap();
         assert_eq!(of(&reqids, "b"), Reqid::tunnel((taken + 1) % TUNNELS));
+    }
+
+    #[test]
+    fn while_the_file_cannot_be_written_changes_do_not_pile_up_and_the_next_write_has_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut reqids = Reqids::load(directory.path());
+        assign(&mut reqids, &names(&["a"])).unwrap();
+        let in_the_way = directory.path().join(format!("{FILE}.tmp"));
+        fs::create_dir(&in_the_way).unwrap();
+        let peer = PeerName::new("a");
+        let parts: Vec<Purpose> =
+            (0..100).map(|n| format!("net[10.1.{n}.0/24=10.2.0.0/24]").parse().unwrap()).collect();
+        let at = |seconds| Instant::new(Duration::from_secs(seconds));
+        for (seconds, part) in (0..).step_by(2).zip(&parts) {
+            reqids.assign_part(&peer, part, at(seconds));
+            assert!(reqids.save_parts(at(seconds + 1)).is_err());
+            assert!(reqids.unsaved.is_empty());
+        }
+        fs::remove_dir(&in_the_way).unwrap();
+        reqids.retain_parts(&peer, &parts[1..], at(1000));
+        reqids.save_parts(at(1001)).unwrap();
+        let known = Reqids::load(directory.path());
+        assert_eq!(known.of_purpose(&peer, &parts[0]), None);
+        assert_eq!(known.all_of(&peer).len(), parts.len());
     }
 
     #[test]

@@ -227,6 +227,25 @@ async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_clock_runs_ahead_by_more_than_half_a_lifetime_renews_once_and_then_pauses() {
+    let controller = Controller::start().await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
+    agent.end().await;
+    // The controller's clock stays behind, so the new certificate is due for renewal at once.
+    let clock = Arc::new(CertificateClock::default());
+    clock.raise_floor(clock.unix_time() + 4 * 24 * 3600);
+    let agent = node.try_start(clock).unwrap();
+    let after = agent.membership("renewal", |m| m.credentials.key != before.credentials.key).await;
+    // A renewed member opens the stream again. Another renewal would come before that.
+    agent.status("the stream", |status| status.connected).await;
+    controller.operator("PATCH", "/v1/nodes/edge-1/labels", json!({"fabedge/edge-community": "alpha"})).await;
+    agent.membership("the community", |m| !m.view.communities.is_empty()).await;
+    assert!(agent.joined().await.credentials.key == after.credentials.key, "no second renewal");
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_new_token() {
     let controller = Controller::start().await;
     let node = controller.edge("edge-1").await;

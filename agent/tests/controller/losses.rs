@@ -49,6 +49,36 @@ async fn losing_the_controller_changes_nothing_and_its_return_brings_what_was_mi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn while_a_view_cannot_be_stored_its_revocations_are_in_force_and_the_rest_follows_later() {
+    let controller = Controller::start().await;
+    let (hub, edge) = (controller.invite("cloud-1", Role::Hub).await, controller.edge("edge-2").await);
+    let (hub_agent, edge_agent) = (hub.start(), edge.start());
+    edge_agent.joined().await;
+    hub_agent.membership("the edge", |m| m.view.peers.len() == 1).await;
+    // A directory in the place of the temporary file stands for a full disk.
+    std::fs::create_dir(hub.file("view.json.tmp")).unwrap();
+    controller.operator("DELETE", "/v1/nodes/edge-2", json!(null)).await;
+    hub_agent.membership("no peer", |m| m.view.peers.is_empty()).await;
+    hub_agent.error_with("view.json").await;
+    let stored: NodeView = serde_json::from_slice(&std::fs::read(hub.file("view.json")).unwrap()).unwrap();
+    assert_eq!(stored.peers.len(), 1);
+    let other = controller.edge("edge-3").await;
+    let other_agent = other.start();
+    other_agent.joined().await;
+    std::fs::remove_dir(hub.file("view.json.tmp")).unwrap();
+    let is_other =
+        |m: &edge_agent::membership::Membership| m.view.peers.iter().any(|peer| peer.name.as_str() == "edge-3");
+    hub_agent.membership("the next edge", is_other).await;
+    hub_agent.status("no error", |status| status.connected && status.last_error.is_none()).await;
+    let stored: NodeView = serde_json::from_slice(&std::fs::read(hub.file("view.json")).unwrap()).unwrap();
+    assert_eq!(stored.peers.len(), 1);
+    assert_eq!(stored.peers[0].name.as_str(), "edge-3");
+    for agent in [hub_agent, edge_agent, other_agent] {
+        agent.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_view_is_put_aside_and_replaced_by_the_controllers() {
     let controller = Controller::start().await;
     let node = controller.edge("edge-1").await;

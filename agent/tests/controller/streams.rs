@@ -131,7 +131,7 @@ async fn a_mapped_address_that_a_hub_told_a_node_reaches_its_peers_at_once_and_g
     hub.membership("the edge without a mapped address", |m| m.view.peers.len() == 1 && mapped(m).is_empty()).await;
     for addresses in [&["203.0.113.7:61000"][..], &["203.0.113.7:61001", "[2001:db8::7]:61002"], &[]] {
         let addresses: Vec<SocketAddr> = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        edge.node.mapped.send_replace(addresses.clone());
+        edge.node.mapped.send_replace(Some(addresses.clone()));
         hub.membership(&format!("{addresses:?}"), |m| mapped(m) == addresses).await;
     }
     hub.end().await;

@@ -115,8 +115,9 @@ pub struct ReportedAddresses {
     pub port: u16,
     /// Source address of the report; `None` if peers cannot use it.
     pub observed: Option<IpAddr>,
-    /// Addresses and ports from which the node's datagrams come to the hubs.
-    pub mapped: Vec<SocketAddr>,
+    /// Addresses and ports from which the node's datagrams come to the hubs; `None` if the node
+    /// does not know.
+    pub mapped: Option<Vec<SocketAddr>>,
 }
 
 /// The limits on how often each node changes its addresses. Clones share the limits.
@@ -273,7 +274,7 @@ mod tests {
     }
 
     fn addresses(last: u8) -> ReportedAddresses {
-        ReportedAddresses { reported: vec![[192, 0, 2, last].into()], port: 4500, observed: None, mapped: vec![] }
+        ReportedAddresses { reported: vec![[192, 0, 2, last].into()], port: 4500, observed: None, mapped: None }
     }
 
     #[test]

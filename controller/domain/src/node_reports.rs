@@ -54,12 +54,19 @@ impl LastReport {
     fn of(report: &NodeReport, before: Option<&Self>) -> Self {
         let obstacles = report.obstacles.iter().take(MOST_OBSTACLES);
         Self {
-            tunnels: report.tunnels.or(before.and_then(|before| before.tunnels)),
+            tunnels: report.tunnels.map(storable).or(before.and_then(|before| before.tunnels)),
             version: report.version.as_ref().map(|text| shown(text, LONGEST_VERSION)),
             obstacles: obstacles.map(|text| shown(text, LONGEST_OBSTACLE)).collect(),
             refused_view: report.refused_view.as_ref().map(|text| shown(text, LONGEST_REASON)),
         }
     }
+}
+
+/// Returns the counts, each at most as large as an int32 of Kubernetes may be. The API server would
+/// refuse the whole status for a larger one.
+fn storable(count: TunnelCount) -> TunnelCount {
+    let most = i32::MAX.unsigned_abs();
+    TunnelCount { up: count.up.min(most), wanted: count.wanted.min(most) }
 }
 
 impl NodeReports {
@@ -147,7 +154,7 @@ mod tests {
             segments: None,
             version: None,
             obstacles: Vec::new(),
-            mapped: Vec::new(),
+            mapped: None,
         }
     }
 
@@ -156,6 +163,9 @@ mod tests {
         let reports = NodeReports::default();
         let node: NodeName = "edge-1".parse().unwrap();
         let long = |text: &str| format!("{text}\u{1b}[31m:\r\n{}", "x".repeat(10_000));
+        let many = NodeReport { tunnels: Some(TunnelCount { up: u32::MAX, wanted: 7 }), ..report() };
+        let counted = LastReport::of(&many, None).tunnels.unwrap();
+        assert_eq!((counted.up, counted.wanted), (i32::MAX.unsigned_abs(), 7));
         let full = NodeReport {
             refused_view: Some(long("view 3 is refused")),
             version: Some(long("1.2.3")),

@@ -41,6 +41,15 @@ impl RequestLimit {
         self.take_at(node, Instant::now())
     }
 
+    /// Checks whether a request from a node would be served now, without counting it.
+    ///
+    /// # Errors
+    /// Returns the same error as [`Self::take`].
+    pub fn check(&self, node: &NodeName) -> Result<(), TooOften> {
+        let nodes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.get(node).map_or(Ok(()), |due| allowed(node, *due, Instant::now()))
+    }
+
     fn take_at(&self, node: &NodeName, now: Instant) -> Result<(), TooOften> {
         let mut nodes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if nodes.len() >= REMEMBERED {
@@ -48,14 +57,20 @@ impl RequestLimit {
         }
         // The theoretical arrival time of the generic cell rate algorithm.
         let due = nodes.entry(node.clone()).or_insert(now);
-        let wait = due.saturating_duration_since(now).saturating_sub(PERIOD * (BURST - 1));
-        if !wait.is_zero() {
-            let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
-            return Err(TooOften { node: node.clone(), seconds });
-        }
+        allowed(node, *due, now)?;
         *due = (*due).max(now) + PERIOD;
         Ok(())
     }
+}
+
+/// Returns an error if a node with this theoretical arrival time must wait.
+fn allowed(node: &NodeName, due: Instant, now: Instant) -> Result<(), TooOften> {
+    let wait = due.saturating_duration_since(now).saturating_sub(PERIOD * (BURST - 1));
+    if wait.is_zero() {
+        return Ok(());
+    }
+    let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+    Err(TooOften { node: node.clone(), seconds })
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::SegmentRecord;
-use edge_controller_domain::state::{Change, State};
+use edge_controller_domain::state::{Change, NodeRecord, State};
 use edge_controller_domain::store::StoreError;
 use edge_controller_domain::tokens;
 use edge_types::{IpNetwork, NodeName};
@@ -40,8 +40,10 @@ pub struct OrphanCollector {
     grace_period: Duration,
     /// Grants to nodes that are not registered, each with the time of its release.
     orphans: HashMap<OrphanedSegment, Instant>,
-    /// Nodes that were registered at the last check.
-    registered: HashSet<NodeName>,
+    /// Nodes that were registered at the last check, and those of `orphans`. The value is the end
+    /// of the latest certificate of a node that had a Node object: until then, its pods may use the
+    /// segments. `None` for other nodes.
+    registered: HashMap<NodeName, Option<Seconds>>,
 }
 
 /// A segment and the time of its grant. A later grant of the same segment counts as a different
@@ -52,7 +54,7 @@ impl OrphanCollector {
     /// Makes a collector that releases segments after this period.
     pub fn new(client: &Client, registry: Registry, grace_period: Duration) -> Self {
         let edge_nodes = Api::all(client.clone());
-        Self { registry, edge_nodes, grace_period, orphans: HashMap::new(), registered: HashSet::new() }
+        Self { registry, edge_nodes, grace_period, orphans: HashMap::new(), registered: HashMap::new() }
     }
 
     /// Releases segments while `leading` is true. Returns when the sender of `leading` is dropped.
@@ -75,7 +77,7 @@ impl OrphanCollector {
             let at = Instant::now();
             let due_at = |row: &SegmentRecord| {
                 let grant = (row.network, row.granted_at);
-                let grace_period = match self.registered.contains(&row.node) {
+                let grace_period = match self.registered.contains_key(&row.node) {
                     true => AFTER_DEREGISTRATION.min(self.grace_period),
                     false => self.grace_period,
                 };
@@ -92,14 +94,25 @@ impl OrphanCollector {
                     (grant, due_at)
                 })
                 .collect();
+            // A deregistration that was interrupted between its writes is known only from here.
+            let waiting: HashSet<&NodeName> = state
+                .ledger()
+                .rows()
+                .filter(|row| orphans.contains_key(&(row.network, row.granted_at)))
+                .map(|row| &row.node)
+                .collect();
+            self.registered.retain(|node, _| waiting.contains(node));
+            self.registered.extend(state.nodes().map(|record| (record.name.clone(), may_use_until(record))));
             self.orphans = orphans;
-            self.registered = state.nodes().map(|record| record.name.clone()).collect();
             let now = self.registry.clock.now();
             (now, due, tokens::forgotten(&state, now))
         };
         for (node, grants) in due {
             match self.exists(&node).await {
-                Ok(false) => self.release(&grants, now).await,
+                Ok(false) => {
+                    let kept_until = self.registered.get(&node).copied().flatten().filter(|until| *until > now);
+                    self.release(&grants, now, kept_until).await;
+                }
                 Ok(true) => {
                     tracing::warn!(%node, "its segments are not released: it is not registered here, and its EdgeNode is there");
                 }
@@ -127,12 +140,12 @@ impl OrphanCollector {
         }
     }
 
-    async fn release(&self, grants: &[OrphanedSegment], now: Seconds) {
+    async fn release(&self, grants: &[OrphanedSegment], now: Seconds, kept_until: Option<Seconds>) {
         for (network, granted_at) in grants.iter().copied() {
             let released = self.registry.change(move |state| -> Result<_, StoreError> {
                 let row = state.ledger().row(&network);
                 let row = row.filter(|row| is_orphan(state, row) && row.granted_at == granted_at).cloned();
-                let row = row.map(|row| SegmentRecord { released_at: Some(now), ..row });
+                let row = row.map(|row| SegmentRecord { released_at: Some(now), kept_until, ..row });
                 Ok((row.clone(), row.into_iter().map(Change::PutSegment).collect()))
             });
             match released.await {
@@ -146,6 +159,13 @@ impl OrphanCollector {
             }
         }
     }
+}
+
+/// Returns until when a machine may use the segments of its node after the Node object was deleted,
+/// as [`State::deregistration_keeping_segments`] does; `None` for a node without such an object.
+fn may_use_until(record: &NodeRecord) -> Option<Seconds> {
+    record.object.as_ref()?;
+    record.certificates.iter().map(|certificate| certificate.not_after).max()
 }
 
 fn is_orphan(state: &State, row: &SegmentRecord) -> bool {

@@ -9,8 +9,14 @@ use interop_tests::suite::Test;
 use crate::helm::template;
 use crate::programs::workspace;
 
-pub(crate) const TESTS: &[Test] =
-    &[("the_plain_manifests_are_the_chart_with_its_default_values", the_chart_with_its_default_values)];
+pub(crate) const TESTS: &[Test] = &[
+    ("the_plain_manifests_are_the_chart_with_its_default_values", the_chart_with_its_default_values),
+    ("a_probe_waits_longer_than_the_check_that_it_asks_for", probes),
+    ("a_unit_that_is_restarted_is_never_given_up", units),
+];
+
+/// How long the checks of `/healthz` and `/readyz` may wait, in seconds.
+const PATIENCE: u64 = 2;
 
 /// Environment variable that makes the test rewrite the manifests instead of comparing them.
 const UPDATE: &str = "EDGE_UPDATE";
@@ -62,4 +68,33 @@ fn the_chart_with_its_default_values() {
              first line that differs: {differs:?}"
         );
     }
+}
+
+fn probes() {
+    let mut seen = 0;
+    for (name, text) in on_disk(&workspace("deploy/kubernetes")) {
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.trim_end().ends_with("Probe:")) {
+            let indent = |line: &str| line.len() - line.trim_start().len();
+            let probe: Vec<&str> =
+                lines[at + 1..].iter().copied().take_while(|inner| indent(inner) > indent(line)).collect();
+            let timeout =
+                probe.iter().find_map(|inner| inner.trim().strip_prefix("timeoutSeconds: ")?.parse::<u64>().ok());
+            assert!(timeout.is_some_and(|timeout| timeout > PATIENCE), "{name}: {probe:?}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 4, "{seen} probes");
+}
+
+/// Without this line, systemd gives a unit up after five quick failures, such as with a full disk.
+fn units() {
+    let mut seen = 0;
+    for (name, text) in on_disk(&workspace("deploy/systemd")) {
+        if text.contains("\nRestart=") {
+            assert!(text.contains("\nStartLimitIntervalSec=0\n"), "{name}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 2, "{seen} units");
 }

@@ -178,8 +178,8 @@ impl Xfrm {
     pub fn begin_switch(&mut self, new: &SaParams, old: SaId) -> Result<bool> {
         let old_is_there = self.add_beside(new, old)?;
         if old_is_there && self.features.policies_cache_sas {
-            let installed = self.policies()?;
-            policies::renew_outbound(&mut self.netlink, new.reqid, &installed)?;
+            let installed = self.policies();
+            self.renew_if_read(new.reqid, installed);
         }
         Ok(old_is_there)
     }
@@ -189,10 +189,16 @@ impl Xfrm {
     pub fn begin_switch_under(&mut self, new: &SaParams, old: SaId, policies: &[Policy]) -> Result<bool> {
         let old_is_there = self.add_beside(new, old)?;
         if old_is_there && self.features.policies_cache_sas {
-            let installed: Vec<InstalledPolicy> = self.holders(policies)?.into_iter().flatten().collect();
-            policies::renew_outbound(&mut self.netlink, new.reqid, &installed)?;
+            let installed = self.holders(policies).map(|holders| holders.into_iter().flatten().collect());
+            self.renew_if_read(new.reqid, installed);
         }
         Ok(old_is_there)
+    }
+
+    /// Renews the `out` policies of a reqid after its new SA was installed. An error is ignored:
+    /// the SA stands, and packets use the old one until that is deleted.
+    fn renew_if_read(&mut self, reqid: Reqid, installed: Result<Vec<InstalledPolicy>>) {
+        let _ = installed.and_then(|installed| policies::renew_outbound(&mut self.netlink, reqid, &installed));
     }
 
     /// Sends the packets that the kernel holds for these `out` policies of a reqid. Call this when

@@ -192,8 +192,9 @@ impl Registry {
             },
             Err(refusal) => PlannedChanges {
                 changes: Vec::new(),
-                reply: Box::new(move |_| {
-                    let _ = result.send(Err(AttemptError::Refused(refusal)));
+                reply: Box::new(move |committed| {
+                    let _ = result
+                        .send(Err(committed.map_or_else(AttemptError::Store, |()| AttemptError::Refused(refusal))));
                 }),
             },
         });
@@ -376,14 +377,35 @@ impl Task {
         let mut replies = Vec::new();
         let mut shared = self.shared.write().await;
         let shared = &mut *shared;
+        // The first change of this batch that was not committed.
+        let mut missing: Option<RowKey> = None;
+        let mut failures = 0_usize;
         for PlannedChanges { changes, reply } in planned {
-            let result = if changes.is_empty() { Ok(()) } else { results.next().unwrap_or_else(no_result) };
+            let result = match &missing {
+                _ if !changes.is_empty() => results.next().unwrap_or_else(no_result),
+                // The plan may rest on the changes that were not committed, such as a repeated
+                // request that found its grant. It is made again without them.
+                Some(key) => Err(StoreError::Conflict { key: key.clone(), current: Vec::new() }),
+                None => Ok(()),
+            };
+            if result.is_err() && missing.is_none() {
+                missing = changes.first().map(Change::key);
+            }
             match &result {
                 Ok(()) => shared.apply(changes),
                 Err(StoreError::Conflict { current, .. }) => shared.apply(current.clone()),
-                Err(error) => tracing::error!(%error, "a commit failed; its request is refused"),
+                Err(error) => {
+                    // One line for each batch, since its plans usually fail for the same reason.
+                    if failures == 0 {
+                        tracing::error!(%error, "a commit failed; its requests are refused");
+                    }
+                    failures += 1;
+                }
             }
             replies.push((reply, result));
+        }
+        if failures > 1 {
+            tracing::debug!(failures, "further plans of the batch failed");
         }
         shared.publish(committed.revision);
         if !refreshed.is_empty() {

@@ -152,6 +152,41 @@ async fn a_commit_that_fails_is_reported_and_changes_nothing_and_the_next_one_wo
 }
 
 #[tokio::test]
+async fn no_answer_rests_on_a_plan_of_the_same_batch_that_was_not_committed() {
+    let directory = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(false));
+    let store = FullDisk { store: Embedded::open(directory.path()).unwrap(), full: full.clone() };
+    let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
+    // A request that is repeated finds what the first one planned. A different one is refused.
+    let granted = || {
+        registry.change(|state| {
+            let record = NodeRecord::new(name("b"), Role::Edge, 0);
+            let there = state.node(&record.name).is_some();
+            Ok::<_, StoreError>(((), if there { vec![] } else { vec![Change::PutNode(record)] }))
+        })
+    };
+    let refused = || {
+        registry.change(|state| {
+            let record = NodeRecord::new(name("b"), Role::Edge, 7);
+            match state.node(&record.name) {
+                Some(_) => Err(StoreError::Failed("taken".into())),
+                None => Ok(((), vec![Change::PutNode(record)])),
+            }
+        })
+    };
+    full.store(true, Ordering::Relaxed);
+    let (first, repeated, other) = tokio::join!(granted(), granted(), refused());
+    for outcome in [first, repeated, other] {
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("no space left on device"), "{error}");
+    }
+    full.store(false, Ordering::Relaxed);
+    let (first, repeated, other) = tokio::join!(granted(), granted(), refused());
+    assert!(first.is_ok() && repeated.is_ok());
+    assert!(other.unwrap_err().to_string().contains("taken"));
+}
+
+#[tokio::test]
 async fn a_plan_waits_for_a_watch_that_is_seconds_behind_but_not_for_ever() {
     for (behind, retry_time) in [(Duration::from_secs(3), RETRY_TIME), (HANG, Duration::from_millis(100))] {
         let directory = tempfile::tempdir().unwrap();

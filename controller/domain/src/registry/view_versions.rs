@@ -15,6 +15,11 @@ use crate::state::{ChangedParts, ChangedViews, State, VisibilityGroup};
 /// viewer with an older version gets the whole view.
 const REMEMBERED: usize = 64;
 
+/// Maximum number of peers in a change that is remembered for a viewer. After a larger one, such as
+/// that of a community of thousands, the viewer gets the whole view: to remember it would take as
+/// much memory as the view, for each member.
+const MOST_PEERS: usize = 256;
+
 #[derive(Debug)]
 pub(super) struct ViewVersions {
     viewers: HashMap<NodeName, Viewer>,
@@ -84,7 +89,11 @@ impl ViewVersions {
                 continue;
             }
             let viewer = self.viewers.entry(name).or_insert_with(|| Viewer::new(revision.saturating_sub(1)));
-            viewer.log.push(revision, parts, REMEMBERED);
+            if parts.peers.len() > MOST_PEERS {
+                viewer.log = Log::new(revision);
+            } else {
+                viewer.log.push(revision, parts, REMEMBERED);
+            }
             viewer.version.send_replace(revision);
         }
         let mut groups = BTreeSet::new();
@@ -194,6 +203,22 @@ mod tests {
         viewers.publish(&state, only_view(&a, ChangedParts { new: true, ..changed_peer("v") }), 1001);
         assert_eq!(since(&viewers, 1000), None, "another node of the same name");
         assert!(watch.has_changed().is_err(), "the streams of the former one end");
+    }
+
+    #[test]
+    fn a_change_of_very_many_peers_is_not_remembered() {
+        let a: NodeName = "a".parse().unwrap();
+        let mut state = State::default();
+        state.apply(Change::PutNode(NodeRecord::new(a.clone(), Role::Edge, 0)));
+        let mut viewers = ViewVersions::new(&state, 10);
+        let watch = viewers.watch(&a).unwrap();
+        let peers = (0..=MOST_PEERS).map(|n| format!("edge-{n}").parse().unwrap()).collect();
+        viewers.publish(&state, only_view(&a, ChangedParts { peers, ..ChangedParts::default() }), 11);
+        assert_eq!(*watch.borrow(), 11);
+        assert_eq!(since(&viewers, &state, &a, 10), None, "the viewer gets the whole view");
+        assert!(viewers.viewers[&a].log.entries.is_empty());
+        viewers.publish(&state, only_view(&a, changed_peer("x")), 12);
+        assert_eq!(since(&viewers, &state, &a, 11).as_deref(), Some("x"));
     }
 
     #[test]

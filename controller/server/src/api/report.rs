@@ -61,7 +61,7 @@ pub(super) async fn report(
         reported: usable_addresses(report.addresses, tunnelled.clone()),
         port: report.port,
         observed,
-        mapped: usable_mapped(report.mapped, tunnelled),
+        mapped: report.mapped.map(|mapped| usable_mapped(mapped, tunnelled)),
     };
     let place = addresses.now_or_postpone(&node, place).await;
     let noted = NotedReport { node, serial: shown.serial, place, segments: report.segments };
@@ -105,9 +105,12 @@ fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresse
     };
     let observed = place.observed.filter(|address| !of_the_cloud(address));
     // Such a machine may also be in front of a hub.
-    let mapped = place.mapped.iter().filter(|mapped| !of_the_cloud(&mapped.ip())).copied().collect();
+    let mapped = place.mapped.as_ref();
+    let mapped = mapped.map(|mapped| mapped.iter().filter(|mapped| !of_the_cloud(&mapped.ip())).copied().collect());
     record.observed = observed.or(record.observed);
-    record.mapped = mapped;
+    if let Some(mapped) = mapped {
+        record.mapped = mapped;
+    }
 }
 
 /// Records a report. Returns the segments that belong to the node from now on, and the conflicts
@@ -216,7 +219,7 @@ mod tests {
             reported: vec![[192, 168, 1, 10].into()],
             port: 4500,
             observed,
-            mapped: observed.map(|address| (address, 61_000).into()).into_iter().collect(),
+            mapped: observed.map(|address| vec![(address, 61_000).into()]),
         };
         let mut hub = NodeRecord::new("hub".parse().unwrap(), Role::Hub, 0);
         hub.reported = vec![[203, 0, 113, 1].into()];
@@ -236,6 +239,7 @@ mod tests {
             set_addresses(&mut edge, &state, &place(nothing_new));
             assert_eq!(edge.observed, seen(7));
         }
+        assert!(edge.mapped.is_empty(), "the last report with mapped addresses had only one of the cloud's");
         set_addresses(&mut hub, &state, &place(seen(1)));
         assert_eq!(hub.observed, seen(1), "a hub's own");
     }

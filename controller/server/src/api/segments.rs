@@ -14,7 +14,7 @@ use edge_types::api::{SegmentRequest, SegmentResponse};
 use super::body::{Json, Node};
 use super::caller::Caller;
 use super::error::ApiError;
-use super::state::ReloadLimit;
+use super::state::SegmentLimits;
 use crate::live_config::LiveConfig;
 
 /// Maximum length of a request id, in bytes.
@@ -34,7 +34,7 @@ pub(super) async fn request(
     State(registry): State<Registry>,
     State(live): State<Arc<LiveConfig>>,
     State(events): State<EventRecorder>,
-    State(reloads): State<ReloadLimit>,
+    State(limits): State<SegmentLimits>,
     caller: Caller,
     Node(node): Node,
     Json(request): Json<SegmentRequest>,
@@ -52,11 +52,13 @@ pub(super) async fn request(
     if families.is_empty() {
         return Err(ApiError::BadValue("families is empty; ask for \"ipv4\", \"ipv6\" or both".into()));
     }
+    // A plan in vain searches the whole ledger, and each refusal is an Event.
+    limits.refusals.check(&node)?;
     // This check comes before any request to the store, because many nodes may repeat their segment
     // requests until all edges have reported.
     may_grant(&registry, &live.now().policy, &node, &request_id).await?;
     if repeated {
-        reloads.0.take(&node)?;
+        limits.reloads.take(&node)?;
         registry.reload_segments().await?;
     }
     let now = registry.clock.now();
@@ -65,19 +67,19 @@ pub(super) async fn request(
         .change(move |state| -> Result<_, ApiError> {
             let policy = &live.now().policy;
             let (segments, changes) = state.plan_segment_request(policy, &node, &families, &request_id, now)?;
-            if !changes.is_empty() {
-                tracing::info!(%node, ?segments, request_id, "segments granted");
-            }
             Ok(((segments, !changes.is_empty()), changes))
         })
         .await;
     match &granted {
         Ok((segments, true)) => {
             let list: Vec<String> = segments.iter().map(ToString::to_string).collect();
+            tracing::info!(node = %name, segments = list.join(", "), request_id = id, "segments granted");
             events.normal(Regarding::EdgeNode, name.as_str(), "SegmentGranted", list.join(", "));
         }
         Err(refusal @ ApiError::Segment(SegmentError::Exhausted(_) | SegmentError::TooMany { .. })) => {
             release_partial_grant(&registry, &name, id).await;
+            // Requests that were already on their way are refused too, so the count may be full.
+            let _ = limits.refusals.take(&name);
             events.warning(Regarding::EdgeNode, name.as_str(), "SegmentRefused", refusal.to_string());
         }
         _ => {}

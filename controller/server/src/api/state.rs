@@ -66,16 +66,21 @@ struct Shared {
     review_limits: Arc<ReviewLimits>,
     bodies: BodyBudget,
     certificates: CertificateLimit,
-    reloads: ReloadLimit,
+    segments: SegmentLimits,
 }
 
 /// The limit on how often a node gets a certificate.
 #[derive(Clone, Default)]
 pub(super) struct CertificateLimit(pub(super) RequestLimit);
 
-/// The limit on how often a node makes the store read all segments again.
+/// The limits on a node's expensive segment requests.
 #[derive(Clone, Default)]
-pub(super) struct ReloadLimit(pub(super) RequestLimit);
+pub(super) struct SegmentLimits {
+    /// How often the store reads all segments again for the node.
+    pub(super) reloads: RequestLimit,
+    /// How often its requests are planned in vain.
+    pub(super) refusals: RequestLimit,
+}
 
 impl From<Services> for ApiState {
     fn from(services: Services) -> Self {
@@ -84,7 +89,7 @@ impl From<Services> for ApiState {
             review_limits: Arc::default(),
             bodies: BodyBudget::default(),
             certificates: CertificateLimit::default(),
-            reloads: ReloadLimit::default(),
+            segments: SegmentLimits::default(),
         }))
     }
 }
@@ -107,9 +112,9 @@ impl FromRef<ApiState> for CertificateLimit {
     }
 }
 
-impl FromRef<ApiState> for ReloadLimit {
+impl FromRef<ApiState> for SegmentLimits {
     fn from_ref(state: &ApiState) -> Self {
-        state.0.reloads.clone()
+        state.0.segments.clone()
     }
 }
 

@@ -64,6 +64,20 @@ async fn limits_and_families_are_kept() {
 }
 
 #[tokio::test]
+async fn a_node_that_asks_in_vain_again_and_again_must_wait_and_no_other_node() {
+    let cloud = Cloud::with("cluster_ranges = [\"10.77.0.0/24\"]\nmax_per_node = 2").await;
+    let (node, other) = (cloud.node("edge", "edge-1").await, cloud.node("edge", "edge-2").await);
+    assert_eq!(node.request_segments("r-1", &["ipv4"]).await.0, 200);
+    // The burst.
+    for n in 0..16 {
+        let refused = node.request_segments(&format!("vain-{n}"), &["ipv4"]).await;
+        assert_eq!(kind(&refused), (409, "too-many-segments"));
+    }
+    assert_eq!(kind(&node.request_segments("vain", &["ipv4"]).await), (429, "too-often"));
+    assert_eq!(other.request_segments("r-1", &["ipv4"]).await.0, 200);
+}
+
+#[tokio::test]
 async fn a_node_has_its_minimum_of_each_family_when_it_has_joined() {
     let cloud = Cloud::with("cluster_ranges = [\"10.77.0.0/20\", \"fd77::/112\"]\nmin_per_node = 3").await;
     let node = cloud.node("edge", "edge-1").await;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use edge_controller_domain::segments::SegmentRecord;
-use edge_controller_domain::state::Change;
+use edge_controller_domain::state::{Certificate, Change, NodeObject, NodeRecord, State};
+use edge_controller_domain::store::StoreError;
 use edge_controller_kubernetes::orphans::OrphanCollector;
 use edge_controller_kubernetes::replica_leases::{LEADER, ReplicaLeases, Replicas};
 use interop_tests::kube::suite::Test;
@@ -26,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("whatever_clock_a_leader_has_it_leads_as_long_as_it_renews_and_no_longer", clocks),
     ("a_replica_that_does_not_show_itself_any_more_is_gone", gone),
     ("a_segment_that_is_held_by_nobody_is_released_after_a_while_and_no_other", orphans),
+    ("segments_of_an_interrupted_deregistration_are_kept_as_long_as_the_machine_may_use_them", interrupted),
 ];
 
 const DURATION: Duration = Duration::from_secs(3);
@@ -164,5 +166,51 @@ fn orphans() {
         assert_eq!(replica.held().await.len(), kept.len());
         collecting.abort();
         drop(lead);
+    });
+}
+
+/// A node's object was deleted, and of its deregistration only the deletion of the EdgeNode was
+/// written.
+fn interrupted() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        replica.register("a").await;
+        let segments = replica.request_segments("a", "r").await;
+        let until_when = replica.registry.clock.now() + 3600;
+        let record = replica.registry.read().await.node(&name("a")).cloned().unwrap();
+        let certificate = Certificate {
+            serial: "01".into(),
+            key: "02".into(),
+            not_after: until_when,
+            not_before: 0,
+            issuer: String::new(),
+            used: true,
+        };
+        let object = Some(NodeObject { uid: "u".into(), ..NodeObject::default() });
+        let record = NodeRecord { object, certificates: vec![certificate], ..record };
+        let put = move |_: &mut State| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]));
+        replica.registry.change(put).await.unwrap();
+        let (_lead, leading) = watch::channel(true);
+        let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
+        let collecting = tokio::spawn(garbage.run(leading));
+        // An orphan that is released shows that the collector has looked at the node.
+        let (other, ..) = loaded(&cluster).await;
+        let orphan = network("10.77.1.0/28");
+        let row = SegmentRecord::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);
+        commit(&other, vec![Change::GrantSegment(row)]).await.unwrap();
+        let registry = Arc::new(replica.registry.clone());
+        let released = |segment| {
+            let registry = registry.clone();
+            async move { registry.read().await.ledger().row(&segment).cloned().filter(|row| row.released_at.is_some()) }
+        };
+        let ghosts = until("the orphan to be released", async || released(orphan).await).await;
+        assert_eq!(ghosts.kept_until, None);
+        commit(&other, vec![Change::DeleteNode(name("a"))]).await.unwrap();
+        for segment in segments {
+            let row = until("its segment to be released", async || released(segment).await).await;
+            assert_eq!(row.kept_until, Some(until_when), "{row:?}");
+        }
+        collecting.abort();
     });
 }

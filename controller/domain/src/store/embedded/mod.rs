@@ -7,15 +7,15 @@ mod tests;
 use std::fs::TryLockError;
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use futures_util::future::BoxFuture;
 use redb::backends::InMemoryBackend;
 use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, TableDefinition,
-    TableError, WriteTransaction,
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, StorageError,
+    TableDefinition, TableError, WriteTransaction,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -48,7 +48,10 @@ const OURS: u64 = 1;
 /// The store in one file of the state directory. One process opens it at a time.
 #[derive(Clone)]
 pub struct Embedded {
-    database: Arc<Database>,
+    /// `None` after the file could not be opened again.
+    database: Arc<RwLock<Option<Database>>>,
+    /// Opens the file again after an error.
+    open: Arc<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
     revision: Arc<AtomicU64>,
     /// The channel that receives the rows of the file after a commit with an unknown outcome.
     events: Arc<OnceLock<mpsc::Sender<StoreEvent>>>,
@@ -66,7 +69,7 @@ impl Embedded {
             Ok(_) => {
                 let copy = copy(&path).map_err(explain)?;
                 check_schema(&path, &copy.begin_read().map_err(failed)?)?;
-                Self::prepare(Database::open(&path).map_err(explain)?)
+                Self::prepare(Database::open(&path).map_err(explain)?, opens(path.clone()))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::create(state_dir),
             Err(error) => Err(explain(error.into())),
@@ -84,63 +87,75 @@ impl Embedded {
         // This code and not redb creates the file, in order to set the file's permissions.
         let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
         made.map_err(|error| explain(error.into()))?;
-        let store = Self::prepare(Database::create(&new).map_err(explain)?)?;
+        let store = Self::prepare(Database::create(&new).map_err(explain)?, opens(path.clone()))?;
         let named = std::fs::rename(&new, &path).and_then(|()| std::fs::File::open(state_dir)?.sync_all());
         named.map_err(|error| explain(error.into()))?;
         Ok(store)
     }
 
     /// Creates all tables at the first start, so that reading needs no special case.
-    fn prepare(database: Database) -> Result<Self, StoreError> {
-        let store = Self { database: Arc::new(database), revision: Arc::default(), events: Arc::default() };
-        let write = store.database.begin_write().map_err(failed)?;
+    fn prepare(
+        database: Database,
+        open: Arc<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>,
+    ) -> Result<Self, StoreError> {
+        let write = database.begin_write().map_err(failed)?;
         for table in [NODES, TOKENS, SEGMENTS, COMMUNITIES] {
             write.open_table(table).map_err(failed)?;
         }
         write.open_table(NOTES).map_err(failed)?;
         write.open_table(META).map_err(failed)?.insert(SCHEMA, OURS).map_err(failed)?;
         write.commit().map_err(failed)?;
-        Ok(store)
+        let database = Arc::new(RwLock::new(Some(database)));
+        Ok(Self { database, open, revision: Arc::default(), events: Arc::default() })
+    }
+
+    fn reading<T>(&self, act: impl FnOnce(ReadTransaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        act(database.as_ref().ok_or_else(closed)?.begin_read().map_err(failed)?)
+    }
+
+    /// Runs and commits a transaction. If the file fails, it is opened again: after an error of the
+    /// disk, redb refuses every later write and answers reads from its memory.
+    fn writing<T>(&self, act: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let outcome = {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            write_to(database.as_ref(), act)
+        };
+        if let Err(StoreError::Failed(_)) = &outcome {
+            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            // The former one must be closed first, because it holds the file's lock.
+            *database = None;
+            match (self.open)() {
+                Ok(opened) => *database = Some(opened),
+                Err(error) => tracing::error!("the store's file cannot be opened again: {}", reason(error)),
+            }
+        }
+        outcome
     }
 
     fn read(&self) -> Result<Snapshot, StoreError> {
-        let read = self.database.begin_read().map_err(failed)?;
-        let meta = read.open_table(META).map_err(failed)?;
-        let number = |key| Ok::<_, StoreError>(meta.get(key).map_err(failed)?.map_or(0, |value| value.value()));
-        Ok(Snapshot {
-            nodes: rows(&read, NODES, "node")?,
-            tokens: rows(&read, TOKENS, "token")?,
-            segments: rows(&read, SEGMENTS, "segment")?,
-            communities: rows(&read, COMMUNITIES, "community")?,
-            revision: number(REVISION)?,
-            time: i64::try_from(number(TIME)?).unwrap_or(0),
-        })
+        self.reading(|read| read_all(&read))
     }
 
     /// Writes the whole batch in one transaction. All elements of the batch are synced to disk
     /// together, and succeed or fail together.
     fn write(&self, batch: &[Vec<Change>], revision: u64, now: Seconds) -> Result<(), StoreError> {
-        let write = self.database.begin_write().map_err(failed)?;
-        for change in batch.iter().flatten() {
-            apply(&write, change)?;
-        }
-        {
+        self.writing(|write| {
+            batch.iter().flatten().try_for_each(|change| apply(write, change))?;
             let mut meta = write.open_table(META).map_err(failed)?;
             meta.insert(REVISION, revision).map_err(failed)?;
             meta.insert(TIME, now.max(0).unsigned_abs()).map_err(failed)?;
-        }
-        write.commit().map_err(failed)
+            Ok(())
+        })
     }
 
     fn write_revision(&self, above: u64) -> Result<(), StoreError> {
-        let write = self.database.begin_write().map_err(failed)?;
-        let revision = {
+        let revision = self.writing(|write| {
             let mut meta = write.open_table(META).map_err(failed)?;
             let present = meta.get(REVISION).map_err(failed)?.map_or(0, |present| present.value());
             meta.insert(REVISION, present.max(above)).map_err(failed)?;
-            present.max(above)
-        };
-        write.commit().map_err(failed)?;
+            Ok(present.max(above))
+        })?;
         self.revision.store(revision, Ordering::Relaxed);
         Ok(())
     }
@@ -209,8 +224,10 @@ impl Store for Embedded {
     fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
         let store = self.clone();
         let read = move || {
-            let notes = store.database.begin_read().map_err(failed)?.open_table(NOTES).map_err(failed)?;
-            Ok(notes.get(note.key()).map_err(failed)?.map(|text| text.value().to_owned()))
+            store.reading(|read| {
+                let notes = read.open_table(NOTES).map_err(failed)?;
+                Ok(notes.get(note.key()).map_err(failed)?.map(|text| text.value().to_owned()))
+            })
         };
         Box::pin(async move { blocking(read).await? })
     }
@@ -218,9 +235,10 @@ impl Store for Embedded {
     fn set_note(&self, note: Note, text: String) -> BoxFuture<'_, Result<(), StoreError>> {
         let store = self.clone();
         let write = move || {
-            let write = store.database.begin_write().map_err(failed)?;
-            write.open_table(NOTES).map_err(failed)?.insert(note.key(), text.as_str()).map_err(failed)?;
-            write.commit().map_err(failed)
+            store.writing(|write| {
+                write.open_table(NOTES).map_err(failed)?.insert(note.key(), text.as_str()).map_err(failed)?;
+                Ok(())
+            })
         };
         Box::pin(async move { blocking(write).await? })
     }
@@ -228,6 +246,37 @@ impl Store for Embedded {
     fn acknowledge(&self, _: u64) {
         // A store with one user sends no events that must be acknowledged.
     }
+}
+
+fn read_all(read: &ReadTransaction) -> Result<Snapshot, StoreError> {
+    let meta = read.open_table(META).map_err(failed)?;
+    let number = |key| Ok::<_, StoreError>(meta.get(key).map_err(failed)?.map_or(0, |value| value.value()));
+    Ok(Snapshot {
+        nodes: rows(read, NODES, "node")?,
+        tokens: rows(read, TOKENS, "token")?,
+        segments: rows(read, SEGMENTS, "segment")?,
+        communities: rows(read, COMMUNITIES, "community")?,
+        revision: number(REVISION)?,
+        time: i64::try_from(number(TIME)?).unwrap_or(0),
+    })
+}
+
+fn write_to<T>(
+    database: Option<&Database>,
+    act: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let write = database.ok_or_else(closed)?.begin_write().map_err(failed)?;
+    let value = act(&write)?;
+    write.commit().map_err(failed)?;
+    Ok(value)
+}
+
+fn opens(path: PathBuf) -> Arc<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync> {
+    Arc::new(move || Database::open(&path))
+}
+
+fn closed() -> StoreError {
+    StoreError::Failed("its file could not be opened again after an error of the disk".to_owned())
 }
 
 /// Returns whether another process uses the store of a state directory.
@@ -286,7 +335,7 @@ fn reason(error: DatabaseError) -> String {
 }
 
 /// Refuses a layout that this release does not support.
-fn check_schema(path: &Path, read: &redb::ReadTransaction) -> Result<(), StoreError> {
+fn check_schema(path: &Path, read: &ReadTransaction) -> Result<(), StoreError> {
     let meta = match read.open_table(META) {
         Ok(meta) => meta,
         // The file was created, but nothing is written yet.
@@ -340,11 +389,7 @@ fn delete(write: &WriteTransaction, table: Table, key: &str) -> Result<(), Store
     Ok(())
 }
 
-fn rows<T: DeserializeOwned>(
-    read: &redb::ReadTransaction,
-    table: Table,
-    name: &'static str,
-) -> Result<Vec<T>, StoreError> {
+fn rows<T: DeserializeOwned>(read: &ReadTransaction, table: Table, name: &'static str) -> Result<Vec<T>, StoreError> {
     let table = read.open_table(table).map_err(failed)?;
     let mut rows = Vec::new();
     for entry in table.iter().map_err(failed)? {

@@ -1,3 +1,7 @@
+use std::sync::atomic::AtomicBool;
+
+use redb::backends::FileBackend;
+
 use super::*;
 use crate::state::{CommunityRecord, NodeRecord};
 use edge_types::Role;
@@ -82,10 +86,12 @@ async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_c
     for closed in [true, false] {
         let directory = tempfile::tempdir().unwrap();
         let store = Embedded::open(directory.path()).unwrap();
-        let write = store.database.begin_write().unwrap();
-        write.open_table(META).unwrap().insert(SCHEMA, OURS + 1).unwrap();
-        write.open_table(TableDefinition::<&str, &str>::new("wonders")).unwrap().insert("a", "b").unwrap();
-        write.commit().unwrap();
+        let newer = store.writing(|write| {
+            write.open_table(META).unwrap().insert(SCHEMA, OURS + 1).unwrap();
+            write.open_table(TableDefinition::<&str, &str>::new("wonders")).unwrap().insert("a", "b").unwrap();
+            Ok(())
+        });
+        newer.unwrap();
         let copy = tempfile::tempdir().unwrap();
         if closed {
             drop(store);
@@ -105,6 +111,87 @@ async fn a_file_of_a_newer_release_is_refused_and_left_as_it_is_whether_it_was_c
         assert_eq!(read.open_table(META).unwrap().get(SCHEMA).unwrap().unwrap().value(), OURS + 1);
         assert!(read.open_table(TableDefinition::<&str, &str>::new("wonders")).is_ok());
     }
+}
+
+/// A file on a disk that is full while the flag is set.
+#[derive(Debug)]
+struct FullDisk {
+    file: FileBackend,
+    full: Arc<AtomicBool>,
+}
+
+impl FullDisk {
+    fn check(&self) -> std::io::Result<()> {
+        match self.full.load(Ordering::Relaxed) {
+            true => Err(std::io::ErrorKind::StorageFull.into()),
+            false => Ok(()),
+        }
+    }
+}
+
+impl StorageBackend for FullDisk {
+    fn len(&self) -> std::io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.check()?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.check()?;
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> std::io::Result<()> {
+        self.file.close()
+    }
+}
+
+#[tokio::test]
+async fn after_a_disk_was_full_the_next_commit_works() {
+    let directory = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(false));
+    let path = directory.path().join(FILE);
+    let open = {
+        let full = full.clone();
+        move || {
+            let file =
+                std::fs::File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+            let file = FileBackend::new(file)?;
+            // Opening needs no room.
+            let full_now = full.swap(false, Ordering::Relaxed);
+            let opened = redb::Builder::new().create_with_backend(FullDisk { file, full: full.clone() });
+            full.store(full_now, Ordering::Relaxed);
+            opened
+        }
+    };
+    let store = Embedded::prepare(open().unwrap(), Arc::new(open)).unwrap();
+    let (events, mut received) = mpsc::channel(8);
+    store.load(events).await.unwrap();
+    commit(&store, vec![Change::GrantSegment(row("a", None))], 0).await.unwrap();
+    full.store(true, Ordering::Relaxed);
+    for _ in 0..2 {
+        let node = NodeRecord::new("b".parse().unwrap(), Role::Edge, 5);
+        assert!(commit(&store, vec![Change::PutNode(node)], 0).await.is_err());
+        let Some(StoreEvent::Snapshot(snapshot)) = received.recv().await else { panic!("no snapshot") };
+        assert_eq!((snapshot.nodes.len(), snapshot.segments), (0, vec![row("a", None)]));
+    }
+    full.store(false, Ordering::Relaxed);
+    let node = NodeRecord::new("c".parse().unwrap(), Role::Edge, 5);
+    commit(&store, vec![Change::PutNode(node.clone())], 0).await.unwrap();
+    drop(store);
+    let snapshot = load(&Embedded::open(directory.path()).unwrap()).await;
+    assert_eq!((snapshot.nodes, snapshot.segments), (vec![node], vec![row("a", None)]));
 }
 
 /// Flips each bit and cuts the file at each length. The result is an error, all rows, or the rows
