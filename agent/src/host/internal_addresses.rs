@@ -93,13 +93,11 @@ async fn create(handle: &Handle) -> Result<(), rtnetlink::Error> {
 }
 
 /// Removes the device with its addresses. Returns the number of devices removed.
-pub(crate) fn remove_device() -> anyhow::Result<usize> {
-    super::with_netlink(async |handle| {
-        let observed = NetworkState::read(&handle).await?;
-        let Some(device) = observed.link(DEVICE) else { return Ok(0) };
-        handle.link().del(device.index).execute().await.with_context(|| format!("deleting {DEVICE}"))?;
-        Ok(1)
-    })
+pub(super) async fn remove_device(handle: &Handle) -> anyhow::Result<usize> {
+    let observed = NetworkState::read(handle).await?;
+    let Some(device) = observed.link(DEVICE) else { return Ok(0) };
+    handle.link().del(device.index).execute().await.with_context(|| format!("deleting {DEVICE}"))?;
+    Ok(1)
 }
 
 async fn add(handle: &Handle, device: u32, address: IpAddr) -> Result<(), rtnetlink::Error> {

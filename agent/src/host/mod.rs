@@ -39,7 +39,6 @@ mod sysctls;
 mod uplink;
 
 pub use internal_addresses::InternalAddresses;
-pub(crate) use internal_addresses::remove_device as remove_internal_addresses;
 pub use obstacles::Obstacle;
 
 use std::net::IpAddr;
@@ -142,6 +141,12 @@ impl PluginInterfaces {
             Ok(deleted)
         })
     }
+}
+
+/// Removes the device with the addresses that static peers have given this node. Returns the number
+/// of devices removed.
+pub(crate) fn remove_internal_addresses() -> anyhow::Result<usize> {
+    with_netlink(async |handle| internal_addresses::remove_device(&handle).await)
 }
 
 fn with_netlink<T>(work: impl AsyncFnOnce(rtnetlink::Handle) -> anyhow::Result<T>) -> anyhow::Result<T> {
