@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo release reproducible image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore soak fuzz install
+.PHONY: demo release reproducible image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -54,6 +54,14 @@ chaos: install
 # KubeEdge's edgecore, once per machine, in half an hour of CPU time; with it the plugin's kernel tests run their pods under edgecore too.
 edgecore: install
 	cargo run --quiet --locked -p interop-tests -- edgecore
+
+# KubeEdge's cloudcore, once per machine, in half an hour of CPU time; with it the tests join edgecore to a real API server.
+cloudcore: install
+	cargo run --quiet --locked -p interop-tests -- cloudcore
+
+# containerd 1.7 and 2.1, once per machine, in 20 minutes of CPU time; with them the tests run under them too, not only Debian's.
+containerd: install
+	cargo run --quiet --locked -p interop-tests -- containerd
 
 # The lab's kernel is killed CUTS times while the plugin runs, with its leases on an ext4 disk, from the seed SEED on.
 CUTS ?= 50

@@ -22,6 +22,7 @@
 //! - [`underlay`]: the addresses that this node needs outside of every tunnel, and the check
 //!   whether a view would make them unreachable. It does no I/O.
 //! - [`tunnels`]: the IKE driver, which runs the IKE endpoint, its sockets and XFRM in one loop.
+//! - [`relay`]: the relay on a hub for two nodes that find no path to each other.
 //! - [`host`]: the agent's other objects on the host: routes, bridge, firewall and sysctls.
 //! - [`incidents`]: the latest repairs, conflicts with other programs, and errors.
 //! - [`logging`]: the log, its filter, and the spans that name node and peer.
@@ -71,6 +72,7 @@ pub mod netns_lock;
 mod observe;
 pub mod ping;
 pub mod plugin_server;
+pub mod relay;
 pub mod run;
 pub mod socket_holder;
 pub mod state_dir;

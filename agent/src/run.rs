@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use edge_ike::PeerConfig;
 use edge_types::api::{LONGEST_OBSTACLE, MOST_OBSTACLES};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -149,13 +149,13 @@ fn start_tunnels(
     let (tunnels, mapped) = (node.tunnels.clone(), node.mapped.clone());
     let (opened_tx, opened) = std::sync::mpsc::channel();
     let (done_tx, done) = oneshot::channel();
-    let span = Span::current();
+    let (span, relay_runtime) = (Span::current(), Handle::current());
     std::thread::Builder::new().name("tunnels".into()).spawn(move || {
         let _entered = span.entered();
         let work = || -> anyhow::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let driver = match Driver::open(&config, clock, incidents, host, internal, mapped) {
+                let driver = match Driver::open(&config, clock, incidents, host, internal, mapped, relay_runtime) {
                     Ok(driver) => driver,
                     Err(error) => {
                         let _ = opened_tx.send(Err(error));
@@ -257,6 +257,7 @@ impl AdminHandler {
             peers: report.peers,
             states: report.states,
             policies: report.policies,
+            relayed_pairs: report.relayed_pairs,
             obstacles: host.obstacles.clone(),
             dropped,
             host,

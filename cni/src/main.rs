@@ -270,6 +270,10 @@ fn read_input() -> Result<Vec<u8>> {
 fn write_output(mut text: &[u8]) -> rustix::io::Result<()> {
     while !text.is_empty() {
         let written = rustix::io::retry_on_intr(|| rustix::io::write(rustix::stdio::stdout(), text))?;
+        // Such a file would take nothing the next time either.
+        if written == 0 {
+            return Err(rustix::io::Errno::IO);
+        }
         text = text.get(written..).unwrap_or_default();
     }
     Ok(())

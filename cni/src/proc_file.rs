@@ -29,7 +29,7 @@ pub(crate) fn set(directory: BorrowedFd<'_>, name: &str, value: &str) -> Result<
     match refusal {
         Some(error) => Err(error),
         // The kernel ignores what is written behind the beginning.
-        None => rustix::io::pwrite(&file, value.as_bytes(), 0).map(drop),
+        None => rustix::io::retry_on_intr(|| rustix::io::pwrite(&file, value.as_bytes(), 0)).map(drop),
     }
 }
 

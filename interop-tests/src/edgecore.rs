@@ -1,75 +1,128 @@
-//! Builds KubeEdge's edgecore from its Go modules, once per machine.
-//!
-//! The build takes half an hour of CPU time, so no test builds edgecore; `make edgecore` does.
+//! Configures KubeEdge's edgecore, the kubelet of edge nodes.
 
-use std::path::PathBuf;
+use serde_json::{Value, json};
 
-use anyhow::{Context as _, Result};
+use crate::oci_image;
 
-use crate::cache::{self, BuildCache};
-use crate::go_module::GoModule;
+/// The connection to cloudcore.
+#[derive(Debug, Clone, Copy)]
+pub enum Cloud<'a> {
+    /// None. The Node object is in the database from the start ([`node_rows`]).
+    Never,
+    /// edgecore joins with this token, and registers its Node.
+    Joined {
+        /// The join token.
+        token: &'a str,
+    },
+}
 
-/// The release that `interop-tests/edgecore/go.mod` pins. The script `interop-tests/edgecore/pin`
-/// pins another one.
-pub const RELEASE: &str = "v1.23.0";
+/// What differs between hosts.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings<'a> {
+    /// The node's name.
+    pub node: &'a str,
+    /// The directory of all files, without a slash at its end. Below it are the directory
+    /// `manifests` of static pods and the database `edgecore/edgecore.db`.
+    pub directory: &'a str,
+    /// The parent cgroup of the pods, without a slash at its beginning; empty for the root.
+    pub cgroup: &'a str,
+    /// The connection to cloudcore, on this host's loopback.
+    pub cloud: Cloud<'a>,
+}
 
-/// The reason why tests with edgecore do not run on a machine that has not built edgecore.
-pub const MISSING: &str =
-    "edgecore is not built on this machine; `make edgecore` builds it, in half an hour of CPU time";
-
-const PROGRAM: &str = "edgecore";
-
-const MODULE: GoModule = GoModule {
-    go_mod: include_str!("../edgecore/go.mod"),
-    go_sum: include_str!("../edgecore/go.sum"),
-    programs: "edgecore",
-    sources: "KubeEdge (400 MB)",
-    otherwise: "leave out the tests with edgecore",
-    packages: 2400,
-    // edgecore needs C code, because its database is SQLite.
-    cgo: true,
-};
-
-/// Returns edgecore, if this machine has built it.
+/// Makes the configuration of edgecore with containerd.
 #[must_use]
-pub fn built() -> Option<PathBuf> {
-    let (cache, name) = build_cache().ok()?;
-    Some(cache.root().join(name).join(PROGRAM)).filter(|program| program.is_file())
+pub fn configuration(settings: &Settings<'_>) -> Value {
+    let path = |name: &str| format!("{}/{name}", settings.directory);
+    let off = json!({"enable": false});
+    let hub = match settings.cloud {
+        Cloud::Never => off.clone(),
+        Cloud::Joined { token } => json!({
+            "enable": true,
+            "heartbeat": 1,
+            "httpServer": "https://127.0.0.1:10002",
+            "tlsCaFile": path("edgecore/ca.crt"),
+            "tlsCertFile": path("edgecore/node.crt"),
+            "tlsPrivateKeyFile": path("edgecore/node.key"),
+            "token": token,
+            "websocket": {
+                "enable": true,
+                "handshakeTimeout": 30,
+                "readDeadline": 15,
+                "server": "127.0.0.1:10000",
+                "writeDeadline": 15,
+            },
+        }),
+    };
+    json!({
+        "apiVersion": "edgecore.config.kubeedge.io/v1alpha2",
+        "kind": "EdgeCore",
+        "database": {"aliasName": "default", "driverName": "sqlite3", "dataSource": path("edgecore/edgecore.db")},
+        "modules": {
+            "deviceTwin": off, "edgeHub": hub, "edgeStream": off, "eventBus": off, "serviceBus": off,
+            "taskManager": off, "metaManager": {"enable": true, "metaServer": off},
+            "edged": {
+                "enable": true,
+                "hostnameOverride": settings.node,
+                "nodeIP": "127.0.0.1",
+                "registerNodeNamespace": "default",
+                "registerSchedulable": true,
+                "podSandboxImage": oci_image::NAME,
+                "rootDirectory": path("edgecore/kubelet"),
+                "tailoredKubeletConfig": {
+                    "address": "127.0.0.1",
+                    "cgroupDriver": "cgroupfs",
+                    "cgroupRoot": format!("/{}", settings.cgroup),
+                    "cgroupsPerQOS": false,
+                    "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+                    "imageServiceEndpoint": "unix:///run/containerd/containerd.sock",
+                    "enforceNodeAllocatable": ["none"],
+                    "evictionHard": {
+                        "imagefs.available": "0%", "imagefs.inodesFree": "0%", "memory.available": "0%",
+                        "nodefs.available": "0%", "nodefs.inodesFree": "0%"
+                    },
+                    "failSwapOn": false,
+                    "fileCheckFrequency": "1s",
+                    "syncFrequency": "2s",
+                    "staticPodPath": path("manifests"),
+                    "podLogsDir": "/run/pods",
+                    "readOnlyPort": 10350,
+                    "registerNode": matches!(settings.cloud, Cloud::Joined { .. }),
+                    "resolvConf": "",
+                    "volumePluginDir": path("edgecore/volume-plugins"),
+                },
+            },
+        },
+    })
 }
 
-/// Returns the path of edgecore. Builds edgecore if it is not there yet.
-///
-/// # Errors
-/// Returns an error if Go is missing or too old, the module proxy cannot be reached or the build
-/// fails. The message contains the remedy.
-pub fn ensure() -> Result<PathBuf> {
-    let (cache, name) = build_cache()?;
-    let _lock = cache.lock()?;
-    if let Some(program) = built() {
-        return Ok(program);
-    }
-    let go = MODULE.go()?;
-    eprintln!("no edgecore {RELEASE} yet: building it once, about 30 CPU-minutes");
-    let scratch = cache.scratch()?;
-    let out = MODULE.build(&go, scratch.path(), "-s -w")?;
-    cache.publish(&name, &[&out.join(PROGRAM)])?;
-    built().context("the cache lost what was just put there")
+/// Makes the statement that writes the Node object into edgecore's database, as cloudcore does when
+/// the edge registers. Without this object, edgecore exits after half a minute.
+#[must_use]
+pub fn node_rows(name: &str) -> String {
+    let room = json!({"pods": "110", "cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"});
+    let node = json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "uid": name, "annotations": {"csi.volume.kubernetes.io/nodeid": "{}"}},
+        "status": {"capacity": room, "allocatable": room},
+    });
+    let rows: Vec<String> =
+        ["default", "null"].iter().map(|namespace| format!("('{namespace}/node/{name}', 'node', '{node}')")).collect();
+    format!("INSERT OR REPLACE INTO meta (key, type, value) VALUES {};", rows.join(", "))
 }
 
-fn build_cache() -> Result<(BuildCache, String)> {
-    let inputs = cache::digest(&[MODULE.go_mod, MODULE.go_sum]);
-    Ok((BuildCache::open(PROGRAM, PROGRAM)?, format!("{RELEASE}-{inputs}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pinned_modules_are_those_of_the_named_release() {
-        for module in ["kubeedge", "api", "beehive"] {
-            let line = format!("github.com/kubeedge/{module} {RELEASE}");
-            assert!(MODULE.go_mod.contains(&line), "go.mod does not say {line}");
-        }
-    }
+/// Makes a pod with one container that sleeps.
+#[must_use]
+pub fn pod(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "enableServiceLinks": false,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "main", "image": oci_image::NAME, "imagePullPolicy": "Never"}],
+        },
+    })
 }

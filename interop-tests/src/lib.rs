@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod built_once;
 mod cache;
 mod cni_plugin;
 pub mod command_line;
@@ -29,6 +30,7 @@ pub mod ike_peers;
 pub mod kernel;
 pub mod kube;
 pub mod netns;
+pub mod oci_image;
 pub mod power_cuts;
 pub mod progress;
 pub mod runner;

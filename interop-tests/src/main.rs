@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use interop_tests::built_once::{BuiltOnce, CLOUDCORE, CONTAINERD_1_7, CONTAINERD_2_1, EDGECORE};
 use interop_tests::runner::RunOptions;
 use interop_tests::scenarios::all;
 
@@ -131,8 +132,12 @@ enum Verb {
     /// Build kube-apiserver and kubectl if they do not exist yet, and print the path of
     /// kube-apiserver; kubectl is in the same directory.
     KubeApiserver,
-    /// Build KubeEdge's edgecore if it does not exist yet, and print its path.
+    /// Build KubeEdge's edgecore if it does not exist yet, and print its directory.
     Edgecore,
+    /// Build KubeEdge's cloudcore if it does not exist yet, and print its directory.
+    Cloudcore,
+    /// Build containerd 1.7 and 2.1 if they do not exist yet, and print their directories.
+    Containerd,
     /// Start a fresh Kubernetes control plane, run one command (by default a shell) against it, and
     /// return the command's exit status.
     ///
@@ -195,10 +200,9 @@ fn main() -> ExitCode {
             println!("{}", programs.api_server.display());
             ExitCode::SUCCESS
         }),
-        Verb::Edgecore => interop_tests::edgecore::ensure().map(|program| {
-            println!("{}", program.display());
-            ExitCode::SUCCESS
-        }),
+        Verb::Edgecore => build(&[EDGECORE]),
+        Verb::Cloudcore => build(&[CLOUDCORE]),
+        Verb::Containerd => build(&[CONTAINERD_1_7, CONTAINERD_2_1]),
         Verb::Kube { api_server, argv } => interop_tests::kube::session(api_server, argv),
         Verb::Guest(GuestVerb::Init { dir, .. }) => Ok(interop_tests::guest::init(&dir)),
         Verb::List { json } => interop_tests::runner::list(&all(), json),
@@ -230,4 +234,12 @@ fn main() -> ExitCode {
         eprintln!("interop-tests: {error:#}");
         ExitCode::from(125)
     })
+}
+
+/// Builds programs of other projects, and prints their directories.
+fn build(programs: &[BuiltOnce]) -> anyhow::Result<ExitCode> {
+    for one in programs {
+        println!("{}", one.ensure()?.display());
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,7 @@ mod observe;
 mod on_demand;
 mod peer;
 pub(crate) mod proposal;
+mod relay;
 mod secret;
 
 pub use child::{ChildMode, ChildSection, DEFAULT_CHILD};
@@ -22,6 +23,7 @@ pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;
 pub use on_demand::OnDemandSection;
 pub use peer::{PeerSection, Remote, RemoteHost, Start};
+pub use relay::RelaySection;
 pub use secret::SecretText;
 
 use std::fs;
@@ -96,6 +98,9 @@ pub struct Config {
     /// Tunnels that are set up by the first packet.
     #[serde(default)]
     pub on_demand: OnDemandSection,
+    /// Relays between two nodes that find no path to each other.
+    #[serde(default)]
+    pub relay: RelaySection,
     /// The controller; `None` if the agent runs only as an IKEv2 daemon for static peers.
     pub controller: Option<ControllerSection>,
     /// The `[[peer]]` tables: peers that do not come from the controller.
@@ -433,6 +438,7 @@ impl Config {
                 return Err(format!("{key} is 0, and peers must know it; leave it out for the default"));
             }
         }
+        self.relay.check([self.port, self.nat_port])?;
         if !is_bridge_name(&self.bridge) {
             return Err(format!("bridge {:?} is not an interface name: {BRIDGE_NAME}", self.bridge));
         }

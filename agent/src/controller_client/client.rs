@@ -16,7 +16,7 @@ use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
 use super::http::{HttpClient, Reconnect};
 use super::node_identity::{NodeIdentity, unix_seconds};
-use super::partial_view::with_revocations;
+use super::revocations::with_revocations;
 use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
 use super::view_consistency::ViewConsistency;
 use super::view_file::ViewStep;

@@ -15,6 +15,7 @@
 //! - `view_file`: the file with the current view, stored as a whole view and the changes since that
 //!   view.
 //! - `partial_view`: views from which some of the added networks are left out.
+//! - `revocations`: a view of which only the revocations apply, since it cannot be stored.
 //! - `unconfirmed_view`: the views that `take_back` needs: the previous view, and the view that was
 //!   taken back last.
 //! - `take_back`: restoring the previous view if nothing arrives from the controller after a new
@@ -44,6 +45,7 @@ mod join_credential;
 mod node_identity;
 mod partial_view;
 mod renewal;
+mod revocations;
 mod segment_request;
 mod session;
 mod stream_state;

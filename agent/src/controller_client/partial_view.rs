@@ -3,10 +3,8 @@
 //! Otherwise a host on this node's network could announce the network that the next view adds, and
 //! thereby delay the rest of that view, most importantly its revocations.
 
-use std::collections::HashMap;
-
 use edge_types::network::{contains, overlap};
-use edge_types::{IpNetwork, NodeName, NodeView, Peer, SharedPeer};
+use edge_types::{IpNetwork, NodeView, Peer, SharedPeer};
 
 use super::client::ControllerClient;
 use super::view_validation::{ViewRefusal, validate};
@@ -102,22 +100,6 @@ pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetw
     validate(&now.node, now.role, None, &merged).map(|_| merged)
 }
 
-/// Returns `current` with the revocations of `now` and nothing else of it: without the peers that
-/// `now` does not name, and with the certificates that `now` rejects rejected. `None` if `now`
-/// revokes nothing. The result only takes away, so it may be in force without being on disk.
-pub(super) fn with_revocations(current: &NodeView, now: &NodeView) -> Option<NodeView> {
-    let from: HashMap<&NodeName, i64> = now.peers.iter().map(|peer| (&peer.name, peer.certificates_from)).collect();
-    let revised = |peer: &SharedPeer| {
-        let certificates_from = peer.certificates_from.max(*from.get(&peer.name)?);
-        if certificates_from == peer.certificates_from {
-            return Some(peer.clone());
-        }
-        Some(SharedPeer::from(Peer { certificates_from, ..Peer::clone(peer) }))
-    };
-    let peers: Vec<SharedPeer> = current.peers.iter().filter_map(revised).collect();
-    (peers != current.peers).then(|| NodeView { peers, ..current.clone() })
-}
-
 #[cfg(test)]
 mod tests {
     use edge_types::Role;
@@ -146,27 +128,6 @@ mod tests {
             mapped: vec![],
             certificates_from,
         })
-    }
-
-    #[test]
-    fn revocations_are_taken_from_a_view_and_nothing_else() {
-        let mut current = view(4, &["10.77.0.0/16"]);
-        current.peers = vec![
-            peer("edge-2", "10.77.0.64/26", 5),
-            peer("edge-3", "10.77.0.128/26", 0),
-            peer("edge-4", "10.77.0.192/26", 30),
-        ];
-        let mut now = view(7, &["10.77.0.0/16", "10.99.0.0/16"]);
-        now.peers = vec![
-            peer("edge-2", "10.77.1.64/26", 20),
-            peer("edge-4", "10.77.0.192/26", 10),
-            peer("edge-5", "10.99.0.0/26", 0),
-        ];
-        let revised = with_revocations(&current, &now).unwrap();
-        let kept = vec![peer("edge-2", "10.77.0.64/26", 20), peer("edge-4", "10.77.0.192/26", 30)];
-        assert_eq!(revised, NodeView { peers: kept, ..current.clone() });
-        now.peers = current.peers.clone();
-        assert_eq!(with_revocations(&current, &now), None);
     }
 
     #[test]

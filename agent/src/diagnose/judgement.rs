@@ -245,11 +245,12 @@ fn tunnel(report: &mut Report, peer: &PeerReport) {
             (false, true) => "the peer is behind a NAT",
             (true, true) => "both are behind a NAT",
         };
+        let path = peer.relayed_by.as_ref().map_or(String::new(), |hub| format!(" (relayed by {hub})"));
         let level = if sa.heard_seconds_ago > LONG_SILENCE { Level::Warning } else { Level::Ok };
         report.add(
             level,
             &peer.name,
-            format!("IKE SA {} - {}, {nat}, last heard {} s ago", sa.local, sa.remote, sa.heard_seconds_ago),
+            format!("IKE SA {} - {}{path}, {nat}, last heard {} s ago", sa.local, sa.remote, sa.heard_seconds_ago),
         );
     }
     for sa in peer.child_sas.iter().filter(|sa| sa.usage == "in-use") {
@@ -277,6 +278,9 @@ fn traffic(report: &mut Report, peer: &PeerReport, sa: &ChildStatus) {
 }
 
 fn down(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
+    if let Some(refusal) = &peer.relay_refused {
+        report.add(Level::Warning, &peer.name, refusal.clone());
+    }
     let state = format!("the tunnel is not up ({})", peer.phase);
     if peer.endpoints.is_empty() {
         let hint = "its address is not known here: it must connect to this node, and is not connected to the controller or behind a NAT";

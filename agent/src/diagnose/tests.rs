@@ -57,6 +57,8 @@ fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
         ike_sas: vec![],
         child_sas: if phase == "up" { vec![child()] } else { vec![] },
         not_carried: vec![],
+        relayed_by: None,
+        relay_refused: None,
         last_error: None,
     }
 }
@@ -94,6 +96,7 @@ fn healthy() -> Facts {
             policy("10.233.1.0/28", 20_000, "allow", None),
             policy("10.233.0.0/16", 30_000, "block", Some(0xecf0_0000)),
         ],
+        relayed_pairs: 0,
         host: crate::host::HostState { firewall: true, pod_mtu: 1420, ..Default::default() },
         obstacles: vec![],
         dropped: vec![],

@@ -210,6 +210,8 @@ mod tests {
             ike_sas: vec![],
             child_sas: vec![],
             not_carried: vec![],
+            relayed_by: None,
+            relay_refused: None,
             last_error: None,
         };
         let status = Status {
@@ -222,6 +224,7 @@ mod tests {
             peers: vec![peer("a\"\n\\", "up"), peer("b", "on-demand"), peer("c", "up")],
             states: vec![],
             policies: vec![],
+            relayed_pairs: 0,
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],

@@ -57,6 +57,9 @@ pub fn render_peers(status: &Status) -> String {
         for NotCarried { child, local, remote } in &peer.not_carried {
             let _ = writeln!(text, "  missing    {local} - {remote} of child {child}: no CHILD_SA carries it");
         }
+        if let Some(refusal) = &peer.relay_refused {
+            let _ = writeln!(text, "  relay      {refusal}");
+        }
         if let Some(error) = &peer.last_error {
             let _ = writeln!(text, "  error      {error}");
         }
@@ -77,6 +80,11 @@ fn render_peer(text: &mut String, peer: &PeerReport) {
     let _ = writeln!(text, "{}, from the {}: {}", peer.name, peer.origin, peer.phase);
     let addresses = if peer.endpoints.is_empty() { "not known".into() } else { peer.endpoints.join(" ") };
     let _ = writeln!(text, "  addresses  {addresses}");
+    match &peer.relayed_by {
+        Some(hub) => drop(writeln!(text, "  path       relayed by {hub}")),
+        None if !peer.ike_sas.is_empty() => text.push_str("  path       direct\n"),
+        None => {}
+    }
     for sa in &peer.ike_sas {
         ike_sa(text, sa);
     }
@@ -189,6 +197,8 @@ mod tests {
             ike_sas: vec![ike.clone()],
             child_sas: vec![child.clone()],
             not_carried: vec![],
+            relayed_by: None,
+            relay_refused: None,
             last_error: Some(format!("{name} does not answer")),
         };
         let state = |reqid| StateEntry {
@@ -221,6 +231,7 @@ mod tests {
             peers: vec![peer("edge-1", 1), peer("edge-2", 2), peer("hub", 3)],
             states: vec![state(1), state(2), state(3)],
             policies: vec![policy(Some(1)), policy(Some(3)), policy(None)],
+            relayed_pairs: 0,
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],
@@ -251,6 +262,7 @@ mod tests {
             render_peers(&status),
             "hub, from the view: up\n\
              \x20 addresses  203.0.113.10:4500\n\
+             \x20 path       direct\n\
              \x20 IKE SA     0011223344556677 8899aabbccddeeff, 192.0.2.1:4500 - 203.0.113.10:4500, we began, NAT at our end, MOBIKE\n\
              \x20            address in the tunnel: 10.9.0.1 fd09::1\n\
              \x20            aes256gcm16-prfsha256-x25519, the peer proved itself by psk\n\
@@ -261,5 +273,25 @@ mod tests {
              \x20 kernel     1 states, 1 policies\n\
              \x20 error      hub does not answer\n"
         );
+    }
+
+    #[test]
+    fn a_relayed_peer_and_a_refused_relay_are_shown_with_the_hub() {
+        let mut status = status();
+        status.peers[0].relayed_by = Some("hub".into());
+        status.peers[1].relay_refused = Some("hub hub does not relay: it cannot open UDP ports".into());
+        status.relayed_pairs = 3;
+        let table = crate::status::render(&status);
+        let row = table.lines().find(|line| line.starts_with(" edge-1")).unwrap();
+        assert!(row.contains(" up, relayed by hub "), "{row}");
+        for expected in ["peer edge-2: hub hub does not relay: it cannot", "relay between 3 pairs of nodes"] {
+            assert!(table.contains(expected), "{table}");
+        }
+        let details = render_peers(&status);
+        for expected in
+            ["  path       relayed by hub\n", "  path       direct\n", "  relay      hub hub does not relay"]
+        {
+            assert!(details.contains(expected), "{details}");
+        }
     }
 }

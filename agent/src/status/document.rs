@@ -34,6 +34,9 @@ pub struct Status {
     /// Policies that the kernel should have. `ip xfrm policy` shows them with such a reqid or such
     /// an index.
     pub policies: Vec<PolicyEntry>,
+    /// Number of pairs of nodes between which this node relays, as a hub.
+    #[serde(default)]
+    pub relayed_pairs: usize,
     /// Routes, addresses and firewall.
     pub host: HostState,
     /// Obstacles that keep pods' packets from arriving, each with the command that removes it.
@@ -62,6 +65,8 @@ pub struct TunnelsReport {
     pub states: Vec<StateEntry>,
     /// Policies that the kernel should have.
     pub policies: Vec<PolicyEntry>,
+    /// Number of pairs of nodes between which this node relays, as a hub.
+    pub relayed_pairs: usize,
 }
 
 /// State of a peer.
@@ -86,6 +91,13 @@ pub struct PeerReport {
     /// narrowed the selectors, or refuses a child. Empty for peers in the view.
     #[serde(default)]
     pub not_carried: Vec<NotCarried>,
+    /// The hub that relays the tunnel; absent if the path is direct, or the peer is not up.
+    #[serde(default)]
+    pub relayed_by: Option<String>,
+    /// The hub that refused the last request for a relay to the peer, and why; absent while none is
+    /// needed.
+    #[serde(default)]
+    pub relay_refused: Option<String>,
     /// The latest error since the last success.
     pub last_error: Option<String>,
 }

@@ -68,6 +68,11 @@ pub fn render(status: &Status) -> String {
     for error in status.peers.iter().filter_map(|peer| peer.last_error.as_ref()) {
         let _ = writeln!(text, "{error}");
     }
+    for peer in &status.peers {
+        if let Some(refusal) = &peer.relay_refused {
+            let _ = writeln!(text, "peer {}: {refusal}", peer.name);
+        }
+    }
     let _ = writeln!(
         text,
         "\n{} states, {} policies, {} routes",
@@ -75,6 +80,9 @@ pub fn render(status: &Status) -> String {
         status.policies.len(),
         status.host.routes.len()
     );
+    if status.relayed_pairs > 0 {
+        let _ = writeln!(text, "relay between {} pairs of nodes", status.relayed_pairs);
+    }
     for obstacle in &status.obstacles {
         let _ = writeln!(text, "\nobstacle: {}\n  do: {}", obstacle.what, obstacle.command);
     }
@@ -100,8 +108,9 @@ pub fn render(status: &Status) -> String {
 }
 
 fn row(peer: &PeerReport, child: Option<&ChildStatus>) -> Vec<String> {
+    let relayed = peer.relayed_by.as_ref().map_or(String::new(), |hub| format!(", relayed by {hub}"));
     match child {
-        Some(child) => of_child(peer.name.clone(), peer.phase.clone(), child),
+        Some(child) => of_child(peer.name.clone(), format!("{}{relayed}", peer.phase), child),
         None => {
             let nothing = std::iter::repeat_n(String::new(), 4);
             [peer.name.clone(), peer.phase.clone(), peer.endpoints.join(" ")].into_iter().chain(nothing).collect()

@@ -14,6 +14,7 @@ use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
 use ring::rand::SystemRandom;
 use tokio::io::unix::AsyncFd;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -21,11 +22,13 @@ use super::capture::{RunningCapture, reader_gone};
 use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
 use super::environment::{KernelEnvironment, source_address};
+use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
 use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
 use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
+use super::relays::Relays;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
 use super::sa_table::SaTable;
@@ -38,19 +41,12 @@ use crate::logging::peer_span;
 
 /// Interval at which the number of tunnels is reported.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
-/// Maximum size of a datagram, in bytes.
-const MAX_DATAGRAM: usize = 65_535;
 /// Maximum number of datagrams that wait for the endpoint. Further datagrams are dropped, as in a
 /// congested network.
 const DATAGRAM_QUEUE: usize = 256;
 /// Maximum number of datagrams that are handled before responses are sent and other events are
 /// handled.
 const DATAGRAM_BATCH: usize = 16;
-/// Maximum number of ESP events that are handled before other events.
-const ESP_EVENTS: usize = 256;
-
-/// A datagram with its local and its remote address.
-type Received = (Vec<u8>, SocketAddr, SocketAddr);
 
 /// Owns the IKE endpoint, the sockets and XFRM.
 #[derive(Debug)]
@@ -95,6 +91,8 @@ pub struct Driver {
     pub(super) deferred_switches: BTreeMap<ChildId, DeferredSwitch>,
     /// Whether the kernel must hold packets that wait for an on-demand tunnel.
     pub(super) hold_packets: bool,
+    /// Relays that this node asks for, or offers as a hub.
+    pub(super) relays: Relays,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
     /// Whether a complete desired state has been applied.
@@ -111,8 +109,9 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Opens sockets and XFRM, and takes over the SAs of an earlier run. Must be called within a
-    /// tokio runtime. Fails without CAP_NET_ADMIN, or if a UDP port is in use.
+    /// Opens sockets and XFRM, and takes over the SAs of an earlier run. A hub's relays run on
+    /// `relay_runtime`. Must be called within a tokio runtime. Fails without CAP_NET_ADMIN,
+    /// or if a UDP port is in use.
     pub fn open(
         config: &Config,
         clock: Arc<CertificateClock>,
@@ -120,6 +119,7 @@ impl Driver {
         host: watch::Receiver<HostState>,
         internal: watch::Sender<InternalAddresses>,
         mapped: watch::Sender<Option<Vec<SocketAddr>>>,
+        relay_runtime: Handle,
     ) -> anyhow::Result<Self> {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
@@ -163,6 +163,7 @@ impl Driver {
             idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
             deferred_switches: BTreeMap::new(),
             hold_packets: config.on_demand.hold_packets,
+            relays: Relays::new(&config.relay, relay_runtime),
             failures: FailureLog::default(),
             settled: false,
             host,
@@ -216,6 +217,7 @@ impl Driver {
                     ready.clear_ready();
                     self.handle_kernel_events(events?);
                 }
+                () = self.relays.hub.end_next() => {}
                 () = tokio::time::sleep_until(check_at) => self.check_kernel(),
                 // The next iteration of the loop ends the capture.
                 () = reader_gone(self.running_capture.as_ref()) => {}
@@ -281,6 +283,7 @@ impl Driver {
             idle,
             self.next_deferral_end(),
             self.environment.reqids.save_due(),
+            self.relays.requests.next_due(),
         ];
         let next = due.into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
@@ -295,6 +298,7 @@ impl Driver {
         self.environment.save_reqids(now);
         self.changed_peers.extend(self.hub_returns.take_due(now));
         self.end_deferrals(now);
+        self.ask_for_relays(now);
         if self.esp_events.is_some() {
             self.close_idle_tunnels(now);
         }
@@ -312,7 +316,9 @@ impl Driver {
         for problem in &self.desired.problems {
             self.environment.incidents.error(problem.as_str());
         }
+        self.relays.set_hubs(&self.desired);
         for name in &changes.gone {
+            self.relays.remove_peer(name);
             self.endpoint.remove_peer(name, now, &mut self.environment);
         }
         while let Some(event) = self.endpoint.poll_event() {
@@ -341,6 +347,8 @@ impl Driver {
             self.set_peer(name, now);
             self.watch_if_on_demand(name, now);
             self.forget_unwanted(name);
+            self.relays.requests.addresses_changed(name, now);
+            self.path_changed(name);
         }
         self.hold_packets_if_on_demand();
         // A node that has lost its view keeps the guard.
@@ -417,7 +425,7 @@ impl Driver {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
         // Inherited SAs have internal addresses of IKE SAs that no longer exist.
         let inherits = tunnel.peer.address_assignment == AddressAssignment::Off;
-        let (mut peer, origin, on_demand) = (tunnel.peer.clone(), tunnel.origin, tunnel.on_demand);
+        let (mut peer, origin, on_demand) = (self.with_relayed_address(name, tunnel), tunnel.origin, tunnel.on_demand);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
         let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children
@@ -470,65 +478,4 @@ impl Driver {
     pub(super) fn now(&self) -> Instant {
         boot_time()
     }
-}
-
-async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
-    let mut buffer = vec![0; MAX_DATAGRAM];
-    loop {
-        match socket.receive(&mut buffer).await {
-            Ok((length, local, remote)) => {
-                let Some(datagram) = buffer.get(..length) else { continue };
-                if let Err(error) = to.try_send((datagram.to_vec(), local, remote))
-                    && !matches!(error, mpsc::error::TrySendError::Full(_))
-                {
-                    return;
-                }
-            }
-            // The error may be an ICMP error in response to an earlier datagram.
-            Err(error) => {
-                tracing::debug!(%error, "not received");
-                tokio::task::yield_now().await;
-            }
-        }
-    }
-}
-
-/// Opens the socket for ESP events. If the kernel does not report ESP traffic, the endpoint checks
-/// the liveness of every peer without recent messages.
-fn open_esp_events(liveness: Duration) -> Option<AsyncFd<EspEventSocket>> {
-    let opened = EspEventSocket::open().map_err(anyhow::Error::from);
-    match opened.and_then(|events| Ok(datagram_socket::watch_esp(events)?)) {
-        Ok(events) => Some(events),
-        Err(error) => {
-            tracing::warn!(
-                "the kernel does not report ESP packets, so each peer is checked after {liveness:?} without IKE messages, and tunnels on demand stay although they are idle: {error:#}"
-            );
-            None
-        }
-    }
-}
-
-/// Waits for ESP events and returns them, at most [`ESP_EVENTS`].
-async fn esp_events(socket: Option<&mut AsyncFd<EspEventSocket>>) -> anyhow::Result<Vec<EspEvent>> {
-    let Some(socket) = socket else { return std::future::pending().await };
-    let mut ready = socket.readable_mut().await.context("XFRM's events of ESP")?;
-    let mut events = Vec::new();
-    while events.len() < ESP_EVENTS {
-        match ready.get_inner_mut().next()? {
-            Some(event) => events.push(event),
-            None => {
-                ready.clear_ready();
-                break;
-            }
-        }
-    }
-    Ok(events)
-}
-
-fn read_events(socket: &mut EventSocket) -> anyhow::Result<Vec<edge_xfrm::events::Event>> {
-    let mut events = Vec::new();
-    while let Some(event) = socket.next().context("XFRM's notifications")? {
-        events.push(event);
-    }
-    Ok(events)
 }

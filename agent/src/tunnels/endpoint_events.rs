@@ -20,6 +20,7 @@ impl Driver {
         if let Event::IkeUp { peer, .. } | Event::IkeReplaced { peer, .. } | Event::IkeDown { peer, .. } = &event {
             self.publish_internal_addresses(peer);
         }
+        let moved = path_of(&event).cloned();
         match event {
             Event::IkeUp { peer, ike, local, remote, initiator, details } => {
                 tracing::info!(
@@ -35,6 +36,9 @@ impl Driver {
                 let hub = self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);
                 self.retry_unreached |= hub && !self.sas.sends(&peer);
                 self.mapped_changed |= hub;
+                if hub {
+                    self.hub_connected(&peer);
+                }
             }
             Event::IkeReplaced { peer, old, new } => {
                 tracing::info!(
@@ -104,7 +108,7 @@ impl Driver {
                 }
             }
             Event::PeerHeard { peer } => self.peer_heard(&peer),
-            Event::AgentNotification { peer, notification } => self.handle_notification(&peer, notification),
+            Event::AgentNotification { peer, notification } => self.handle_notification(&peer, &notification),
             Event::PeerFailed { peer, error } => {
                 if self.failures.record(&peer, &error, self.now()) {
                     tracing::warn!("peer {peer}: {error}");
@@ -115,6 +119,9 @@ impl Driver {
             Event::Refused { from, identity, error } => {
                 tracing::warn!(%from, identity = identity.map(|identity| identity.to_string()), "refused: {error}");
             }
+        }
+        if let Some(peer) = moved {
+            self.path_changed(&peer);
         }
     }
 
@@ -147,10 +154,13 @@ impl Driver {
     }
 
     /// Handles a notification of a peer that is an agent of ours.
-    fn handle_notification(&mut self, peer: &PeerName, notification: AgentNotification) {
-        let AgentNotification::MappedAddress(address) = notification;
-        tracing::debug!(%address, "the peer's agent has said from where our datagrams come");
-        self.mapped_changed |= self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.hub);
+    fn handle_notification(&mut self, peer: &PeerName, notification: &AgentNotification) {
+        tracing::debug!(?notification, "the peer's agent has sent a notification");
+        let hub = self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.hub);
+        match notification {
+            AgentNotification::MappedAddress(_) => self.mapped_changed |= hub,
+            _ => self.handle_relay_notification(peer, notification),
+        }
     }
 
     /// Handles a peer that answers again after it did not answer.
@@ -285,6 +295,17 @@ fn peer_of(event: &Event) -> Option<&PeerName> {
         | Event::PeerHeard { peer }
         | Event::PeerFailed { peer, .. } => Some(peer),
         Event::Refused { .. } => None,
+    }
+}
+
+/// Returns the peer to which another path may lead after an event.
+fn path_of(event: &Event) -> Option<&PeerName> {
+    match event {
+        Event::IkeUp { peer, .. }
+        | Event::IkeReplaced { peer, .. }
+        | Event::IkeDown { peer, .. }
+        | Event::PeerMoved { peer, .. } => Some(peer),
+        _ => None,
     }
 }
 

@@ -26,6 +26,7 @@ impl Driver {
                     if let Some(peer) = self.environment.reqids.peer(reqid) {
                         let until = now + self.acquire_lifetime;
                         self.endpoint.acquire(&peer, until, now, &mut self.environment);
+                        self.packet_waits(&peer);
                     }
                 }
                 Event::Mapping { id, new, .. } => {

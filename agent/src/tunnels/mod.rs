@@ -11,6 +11,7 @@
 //! - `environment`: the implementation of [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
 //! - `endpoint_events`: the handling of the endpoint's events.
+//! - `event_sources`: the reading of datagrams and of the kernel's notifications.
 //! - `failure_log`: the choice of the failures that get a separate log line.
 //! - `hub_returns`: the hubs that were lost and came back.
 //! - `idle_tunnels`: the on-demand tunnels that are up, and the time at which each was last used.
@@ -27,6 +28,7 @@
 //! - `sa_table`: the SAs that the agent has installed in the kernel.
 //! - `reqids`: the peers' reqids, which stay the same across restarts.
 //! - `requests`: the requests that `edge-agent` commands send to the driver.
+//! - `relays`: the requests for relays on edges, and the answers on hubs.
 //! - `report`: the part of the status about tunnels.
 
 mod capture;
@@ -39,6 +41,7 @@ pub mod driver;
 mod endpoint_events;
 mod environment;
 mod esp_key;
+mod event_sources;
 mod failure_log;
 mod hub_returns;
 mod idle_tunnels;
@@ -51,6 +54,7 @@ mod mapped_addresses;
 mod not_carried;
 mod on_demand;
 mod reconcile;
+mod relays;
 mod report;
 mod reqids;
 mod requests;

@@ -49,6 +49,7 @@ impl Driver {
             peers,
             states,
             policies: self.policies.installed().map(policy).collect(),
+            relayed_pairs: self.relays.hub.pairs(),
         }
     }
 
@@ -86,6 +87,12 @@ impl Driver {
                 .map(|status| status.children.iter().map(|child| self.child(name, child, report)).collect())
                 .unwrap_or_default(),
             not_carried: status.map(|status| not_carried(tunnel, status)).unwrap_or_default(),
+            relayed_by: self.relay_in_use(name).map(|relay| relay.hub.to_string()),
+            relay_refused: self
+                .relays
+                .requests
+                .refusal(name)
+                .map(|(hub, reason)| format!("hub {hub} does not relay: {reason}")),
             last_error: status
                 .and_then(|status| status.last_error.as_ref())
                 .map(|error| format!("peer {name}: {error}")),

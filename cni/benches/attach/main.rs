@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use interop_tests::netns;
 
-use program::{Host, Program, Usage};
+use program::{Host, Program, State, Usage};
 use report::{Goal, Report};
 
 /// Number of pods in one round, and number of pods that are attached simultaneously.
@@ -48,22 +48,27 @@ fn main() -> ExitCode {
     // would else slow down only the calls after them.
     let hosts = programs.iter().flat_map(|program| [(program, 0), (program, LEASES)]);
     let hosts = hosts.filter(|(program, leases)| program.name != program::FLOOR || *leases == 0);
-    let rounds = measured(hosts.map(|(program, leases)| Round::new(program, leases, pods)).collect(), pods);
+    let on_disk = hosts.map(|(program, leases)| Round::new(program, leases, pods, State::Disk));
+    let in_memory = programs.iter().map(|program| Round::new(program, 0, pods, State::Memory));
+    let rounds = measured(on_disk.chain(in_memory).collect(), pods);
     for (verb, index) in [("add", 0), ("check", 1), ("del", 2)] {
-        let of = |program: &str, value: fn(&Usage) -> f64| median(&rounds, (program, 0), index, value);
+        let of = |program: &str, value: fn(&Usage) -> f64| median(&rounds, (program, 0, State::Disk), index, value);
         let wall_goal = if verb == "add" { Goal::OfFloor(1.25) } else { Goal::None };
         report.add(&format!("{verb}/wall"), "ms", |program| of(program, |usage| usage.wall), wall_goal);
         report.add(&format!("{verb}/cpu"), "ms CPU", |program| of(program, |usage| usage.cpu), Goal::OfStock(0.2));
     }
+    let in_memory = |program: &str| median(&rounds, (program, 0, State::Memory), 0, |usage| usage.wall);
+    report.add("add/wall/tmpfs", "ms", in_memory, Goal::OfFloor(1.1));
     let memory: Vec<(&str, f64)> = programs.iter().map(|program| (program.name, program::memory(program))).collect();
     let memory_of = |name: &str| memory.iter().find(|(other, _)| *other == name).map(|(_, kib)| *kib);
     report.add("add/memory", "KiB at most", memory_of, Goal::Ours(2048.0));
     for (verb, index) in [("add", 0), ("check", 1), ("del", 2)] {
-        let cpu = |program: &str, leases: usize| median(&rounds, (program, leases), index, |usage| usage.cpu);
+        let cpu =
+            |program: &str, leases: usize| median(&rounds, (program, leases, State::Disk), index, |usage| usage.cpu);
         report.add(&format!("{verb}/cpu/{LEASES}-leases"), "ms CPU", |program| cpu(program, LEASES), Goal::None);
         let growth = |program: &str| Some(cpu(program, LEASES)? / cpu(program, 0)?);
         report.add(&format!("{verb}/cpu-growth/{LEASES}-leases"), "times", growth, Goal::Ours(1.1));
-        let wall = |program: &str| median(&rounds, (program, LEASES), index, |usage| usage.wall);
+        let wall = |program: &str| median(&rounds, (program, LEASES, State::Disk), index, |usage| usage.wall);
         report.add(&format!("{verb}/wall/{LEASES}-leases"), "ms", wall, Goal::None);
     }
     for leases in [0, LEASES] {
@@ -107,13 +112,19 @@ fn main() -> ExitCode {
 /// One program on a separate host, with the resources that its calls ADD, CHECK and DEL used.
 struct Round<'a> {
     leases: usize,
+    state: State,
     host: Host<'a>,
     used: [Vec<Usage>; 3],
 }
 
 impl<'a> Round<'a> {
-    fn new(program: &'a Program, leases: usize, pods: usize) -> Self {
-        Self { leases, host: Host::new(program, leases, pods + 1), used: [Vec::new(), Vec::new(), Vec::new()] }
+    fn new(program: &'a Program, leases: usize, pods: usize, state: State) -> Self {
+        Self {
+            leases,
+            state,
+            host: Host::new(program, leases, pods + 1, state),
+            used: [Vec::new(), Vec::new(), Vec::new()],
+        }
     }
 }
 
@@ -144,15 +155,18 @@ fn measured(mut rounds: Vec<Round<'_>>, pods: usize) -> Vec<Round<'_>> {
     rounds
 }
 
-/// Returns the median of a value of a program on the host with this number of leases. `None` if the
-/// program does not support the verb, or was not measured with that number.
+/// Returns the median of a value of a program on the host with this number of leases and with its
+/// state on this file system. `None` if the program does not support the verb, or was not measured
+/// so.
 fn median(
     rounds: &[Round<'_>],
-    (program, leases): (&str, usize),
+    (program, leases, state): (&str, usize, State),
     verb: usize,
     value: fn(&Usage) -> f64,
 ) -> Option<f64> {
-    let round = rounds.iter().find(|round| round.host.program.name == program && round.leases == leases)?;
+    let round = rounds
+        .iter()
+        .find(|round| round.host.program.name == program && round.leases == leases && round.state == state)?;
     let mut values: Vec<f64> = round.used.get(verb)?.iter().map(value).collect();
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied()

@@ -109,18 +109,30 @@ pub(crate) fn starts(programs: &[&Program], times: usize) -> Vec<f64> {
     walls.iter().map(|walls| walls[times / 2]).collect()
 }
 
+/// The file system of a host's state directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// The one of temporary files, which is usually on a disk.
+    Disk,
+    /// A tmpfs, which has nothing to flush.
+    Memory,
+}
+
 /// A host in a network namespace, with pods to attach.
 pub(crate) struct Host<'a> {
     pub(crate) program: &'a Program,
     netns: String,
     state: TempDir,
+    /// Whether a tmpfs is mounted at `state`.
+    in_memory: bool,
     pods: Vec<String>,
     results: Vec<Value>,
 }
 
 impl<'a> Host<'a> {
-    /// Creates a host with this many leases of other pods, which are not attached.
-    pub(crate) fn new(program: &'a Program, leases: usize, pods: usize) -> Self {
+    /// Creates a host with this many leases of other pods, which are not attached. `state` is the
+    /// file system of its state directory.
+    pub(crate) fn new(program: &'a Program, leases: usize, pods: usize, state: State) -> Self {
         let number = HOSTS.fetch_add(1, Ordering::Relaxed);
         let unique = format!("cni-bench-{}-{number}", std::process::id());
         let netns = format!("{unique}-host");
@@ -128,13 +140,17 @@ impl<'a> Host<'a> {
         succeed(Command::new("ip").args(["-n", &netns, "link", "set", "lo", "up"]));
         let pods: Vec<String> = (0..pods).map(|number| format!("{unique}-{number}")).collect();
         pods.iter().for_each(|pod| netns::add(pod));
+        let in_memory = state == State::Memory;
         let state = tempfile::tempdir().expect("a temporary directory");
+        if in_memory {
+            succeed(Command::new("mount").args(["-t", "tmpfs", "-o", "mode=0700", "tmpfs"]).arg(state.path()));
+        }
         match program.name {
             OURS => write_leases(state.path(), leases),
             STOCK => write_host_local(state.path(), leases),
             _ => floor::prepare(&netns),
         }
-        Self { program, netns, state, pods, results: Vec::new() }
+        Self { program, netns, state, in_memory, pods, results: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, pod: usize) -> Usage {
@@ -197,6 +213,9 @@ impl Drop for Host<'_> {
     fn drop(&mut self) {
         self.pods.iter().for_each(|pod| netns::delete(pod));
         netns::delete(&self.netns);
+        if self.in_memory {
+            succeed(Command::new("umount").arg(self.state.path()));
+        }
     }
 }
 
@@ -236,7 +255,7 @@ fn wait(child: &Child) -> (i32, libc::rusage) {
 /// Returns the peak memory of an ADD (`VmHWM`), in KiB. The output goes to a full pipe, so that the
 /// program blocks at its end while its memory use is read.
 pub(crate) fn memory(program: &Program) -> f64 {
-    let mut host = Host::new(program, 0, 2);
+    let mut host = Host::new(program, 0, 2, State::Disk);
     host.add(0);
     let (mut reader, mut writer) = std::io::pipe().expect("a pipe");
     rustix::io::ioctl_fionbio(&writer, true).expect("it does not block");
@@ -263,7 +282,7 @@ pub(crate) fn memory(program: &Program) -> f64 {
 
 /// Attaches this many pods simultaneously.
 pub(crate) fn burst(program: &Program, leases: usize, pods: usize) -> Burst {
-    let mut host = Host::new(program, leases, pods + 1);
+    let mut host = Host::new(program, leases, pods + 1, State::Disk);
     host.add(0);
     let group = Group::enter();
     let begin = Instant::now();

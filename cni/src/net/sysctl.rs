@@ -113,11 +113,26 @@ fn set_unless_gone(path: &str, value: &str) -> Result<()> {
 }
 
 fn not_set(path: &str, value: &str, error: Errno) -> Error {
-    failed(path, error).with_details(format!(
-        "needs to be {value}; set it with sysctl, or make /proc/sys/net writable for the container runtime"
-    ))
+    let remedy = match error {
+        Errno::NOENT => "this kernel does not have it; if it is one of IPv6, boot without ipv6.disable=1",
+        _ => "set it with sysctl, or make /proc/sys/net writable for the container runtime",
+    };
+    failed(path, error).with_details(format!("needs to be {value}; {remedy}"))
 }
 
 fn failed(path: &str, error: Errno) -> Error {
     Error::new(Code::Io, format!("cannot set {path}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_set_a_setting_that_the_kernel_does_not_have() {
+        let text = set("/proc/sys/net/missing", "1").unwrap_err().to_string();
+        assert!(text.contains("this kernel does not have it") && !text.contains("sysctl"), "{text}");
+        let text = not_set("/proc/sys/net/there", "1", Errno::ROFS).to_string();
+        assert!(text.contains("set it with sysctl"), "{text}");
+    }
 }

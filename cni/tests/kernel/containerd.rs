@@ -1,27 +1,77 @@
 //! Tests the plugin with containerd, which is called through CRI as by a kubelet. `crictl` is the
 //! CRI client.
 //!
-//! Debian's containerd (1.6, 1.7) calls neither STATUS nor GC. containerd 2.x calls both.
+//! Each test runs with the installed containerd, and with 1.7 and 2.1 if this machine has built
+//! them. containerd 1.x calls neither STATUS nor GC. containerd 2.x calls both.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
+use interop_tests::built_once::{BuiltOnce, CONTAINERD_1_7, CONTAINERD_2_1};
 use interop_tests::netns::succeed;
+use interop_tests::oci_image;
 use interop_tests::suite::Test;
-use interop_tests::wait;
+use interop_tests::{executables, wait};
 use serde_json::{Value, json};
 
 use crate::cnitool::{INSTALLED, find, plugin};
-use crate::oci_image;
 use crate::runtime_host::{self, Disk, PATIENCE, RuntimeHost};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("containerds_pods_reach_each_other_and_outlive_its_restart_and_kill", pods_outlive_containerd),
-    ("pods_that_come_while_containerd_is_killed_share_no_address_and_leave_nothing", pods_come_during_a_kill),
-    ("containerds_pods_come_again_after_a_reboot", pods_come_again_after_a_reboot),
+    ("containerds_pods_reach_each_other_and_outlive_its_restart_and_kill", || {
+        pods_outlive_containerd(Release::Installed)
+    }),
+    ("pods_that_come_while_containerd_is_killed_share_no_address_and_leave_nothing", || {
+        pods_come_during_a_kill(Release::Installed);
+    }),
+    ("containerds_pods_come_again_after_a_reboot", || pods_come_again_after_a_reboot(Release::Installed)),
 ];
+
+pub(crate) const TESTS_1_7: &[Test] = &[
+    ("containerd_1_7s_pods_reach_each_other_and_outlive_its_restart_and_kill", || {
+        pods_outlive_containerd(Release::Built(&CONTAINERD_1_7));
+    }),
+    ("pods_that_come_while_containerd_1_7_is_killed_share_no_address_and_leave_nothing", || {
+        pods_come_during_a_kill(Release::Built(&CONTAINERD_1_7));
+    }),
+    ("containerd_1_7s_pods_come_again_after_a_reboot", || {
+        pods_come_again_after_a_reboot(Release::Built(&CONTAINERD_1_7));
+    }),
+];
+
+pub(crate) const TESTS_2_1: &[Test] = &[
+    ("containerd_2_1s_pods_reach_each_other_and_outlive_its_restart_and_kill", || {
+        pods_outlive_containerd(Release::Built(&CONTAINERD_2_1));
+    }),
+    ("pods_that_come_while_containerd_2_1_is_killed_share_no_address_and_leave_nothing", || {
+        pods_come_during_a_kill(Release::Built(&CONTAINERD_2_1));
+    }),
+    ("containerd_2_1s_pods_come_again_after_a_reboot", || {
+        pods_come_again_after_a_reboot(Release::Built(&CONTAINERD_2_1));
+    }),
+];
+
+/// A release of containerd.
+#[derive(Clone, Copy)]
+pub(crate) enum Release {
+    /// The one on `PATH`.
+    Installed,
+    /// One that this machine has built.
+    Built(&'static BuiltOnce),
+}
+
+impl Release {
+    /// Returns `PATH` for this release's programs. containerd finds its shim there.
+    fn search_path(self) -> String {
+        let path = executables::search_path();
+        match self {
+            Self::Installed => path,
+            Self::Built(programs) => format!("{}:{path}", programs.built().expect("containerd").display()),
+        }
+    }
+}
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
 
@@ -40,6 +90,16 @@ pub(crate) fn unavailable() -> Option<String> {
     runtime_host::unavailable(&[("containerd", "containerd"), ("ctr", "containerd"), ("runc", "runc")])
 }
 
+/// Returns the reason why the tests with containerd 1.7 cannot run on this machine.
+pub(crate) fn unavailable_1_7() -> Option<String> {
+    unavailable().or_else(|| CONTAINERD_1_7.missing())
+}
+
+/// Returns the reason why the tests with containerd 2.1 cannot run on this machine.
+pub(crate) fn unavailable_2_1() -> Option<String> {
+    unavailable().or_else(|| CONTAINERD_2_1.missing())
+}
+
 /// A running containerd. It ends together with its host. Its pods continue to run without it.
 pub(crate) struct Containerd<'a> {
     host: &'a RuntimeHost<'a>,
@@ -48,7 +108,7 @@ pub(crate) struct Containerd<'a> {
 
 impl<'a> Containerd<'a> {
     /// Starts containerd, and waits until it can start pods.
-    pub(crate) fn start(host: &'a RuntimeHost<'a>) -> Self {
+    pub(crate) fn start(host: &'a RuntimeHost<'a>, release: Release) -> Self {
         let disk = host.disk;
         let path = |name: &str| disk.path(name).to_str().unwrap().to_owned();
         disk.write_list("10-pods.conflist", &host.world.config.borrow());
@@ -76,6 +136,7 @@ snapshotter = "native"
         let process = host
             .command("sh")
             .args(["-c", script, "sh", &path("containerd.pid"), &path("containerd.toml"), &path("containerd.log")])
+            .env("PATH", release.search_path())
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
@@ -91,9 +152,17 @@ snapshotter = "native"
             }
         })
         .unwrap_or_else(|error| panic!("{error:#}\n{}", this.log()));
+        if let Release::Built(programs) = release {
+            let version = this.run_crictl(&["version"]);
+            let running = version.lines().find_map(|line| line.strip_prefix("RuntimeVersion:")).unwrap_or_default();
+            let wanted = format!("{}.", programs.minor_release());
+            assert!(running.trim().trim_start_matches('v').starts_with(&wanted), "not {wanted}: {version}");
+        }
         if !disk.path("image.tar").exists() {
             let archive = oci_image::write(&disk.rootfs(), &disk.path(""));
-            this.succeeds(this.host.command("ctr").args(["-n", "k8s.io", "images", "import"]).arg(archive));
+            let mut import = this.host.command("ctr");
+            import.args(["-n", "k8s.io", "images", "import"]).arg(archive).env("PATH", release.search_path());
+            this.succeeds(&mut import);
         }
         this
     }
@@ -202,10 +271,10 @@ fn nothing_is_left(host: &RuntimeHost<'_>) {
     assert_eq!(host.world.ports(), [""; 0]);
 }
 
-fn pods_outlive_containerd() {
+fn pods_outlive_containerd(release: Release) {
     let disk = Disk::new();
     let host = RuntimeHost::boot(&disk, DUAL);
-    let mut containerd = Containerd::start(&host);
+    let mut containerd = Containerd::start(&host, release);
     let (one, two) = (containerd.run_pod("one", 0), containerd.run_pod("two", 0));
     assert_eq!([&one.addresses[..], &two.addresses[..]].map(<[String]>::len), [2, 2], "both families");
     reach_each_other(&containerd, &one, &two);
@@ -213,7 +282,7 @@ fn pods_outlive_containerd() {
     for (name, signal) in [("three", "TERM"), ("four", "KILL")] {
         containerd.end(signal);
         one.addresses.iter().chain(&two.addresses).for_each(|address| host.reaches(address));
-        containerd = Containerd::start(&host);
+        containerd = Containerd::start(&host, release);
         let expected = [&one, &two].into_iter().chain(&others).map(|pod| pod.id.clone()).collect();
         assert_eq!(containerd.ready_pods(), expected, "after SIG{signal}");
         assert_eq!(containerd.addresses(&one.id), one.addresses);
@@ -231,10 +300,10 @@ fn pods_outlive_containerd() {
     nothing_is_left(&host);
 }
 
-fn pods_come_during_a_kill() {
+fn pods_come_during_a_kill(release: Release) {
     let disk = Disk::new();
     let host = RuntimeHost::boot(&disk, DUAL);
-    let containerd = Containerd::start(&host);
+    let containerd = Containerd::start(&host, release);
     let stays = containerd.run_pod("stays", 0);
     let names = ["one", "two", "three", "four"];
     let come: Vec<Child> = names
@@ -252,7 +321,7 @@ fn pods_come_during_a_kill() {
     for mut child in come {
         child.wait().unwrap();
     }
-    let containerd = Containerd::start(&host);
+    let containerd = Containerd::start(&host, release);
     let mut pods: Vec<CriPod> = names.iter().map(|name| containerd.run_pod(name, 1)).collect();
     pods.push(stays);
     let given: BTreeSet<&String> = pods.iter().flat_map(|pod| &pod.addresses).collect();
@@ -274,15 +343,15 @@ fn pods_come_during_a_kill() {
     nothing_is_left(&host);
 }
 
-fn pods_come_again_after_a_reboot() {
+fn pods_come_again_after_a_reboot(release: Release) {
     let disk = Disk::new();
     let before = {
         let host = RuntimeHost::boot(&disk, DUAL);
-        let containerd = Containerd::start(&host);
+        let containerd = Containerd::start(&host, release);
         ["one", "two"].map(|name| containerd.run_pod(name, 0))
     };
     let host = RuntimeHost::boot(&disk, DUAL);
-    let containerd = Containerd::start(&host);
+    let containerd = Containerd::start(&host, release);
     assert_eq!(containerd.ready_pods(), BTreeSet::new());
     // A kubelet creates the pods again, and removes the former pods later.
     let again = ["one", "two", "three"].map(|name| containerd.run_pod(name, 1));

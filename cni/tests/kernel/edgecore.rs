@@ -5,14 +5,13 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use interop_tests::edgecore;
+use interop_tests::built_once::EDGECORE;
+use interop_tests::edgecore::{self, Cloud};
 use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
 use interop_tests::{executables, wait};
-use serde_json::json;
 
-use crate::containerd::{self, Containerd};
-use crate::oci_image;
+use crate::containerd::{self, Containerd, Release};
 use crate::runtime_host::{Disk, PATIENCE, RuntimeHost};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -20,19 +19,19 @@ pub(crate) const TESTS: &[Test] = &[
     ("edgecores_pods_come_again_after_a_reboot_without_the_cloud", pods_come_again_after_a_reboot),
 ];
 
-const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
-const NODE: &str = "edge-1";
+pub(crate) const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
+pub(crate) const NODE: &str = "edge-1";
 
 /// Returns the reason why the tests cannot run on this machine. `None` if they can.
 pub(crate) fn unavailable() -> Option<String> {
     if executables::find("sqlite3").is_none() {
         return Some("`sqlite3` is not installed; run `.ci/install test`".into());
     }
-    containerd::unavailable().or_else(|| edgecore::built().is_none().then(|| edgecore::MISSING.to_owned()))
+    containerd::unavailable().or_else(|| EDGECORE.missing())
 }
 
 /// A running edgecore process. It ends together with its host, or when this value is dropped.
-struct Edgecore<'a> {
+pub(crate) struct Edgecore<'a> {
     host: &'a RuntimeHost<'a>,
     process: Child,
 }
@@ -40,49 +39,15 @@ struct Edgecore<'a> {
 impl<'a> Edgecore<'a> {
     /// Starts edgecore. All files that it writes are on the host's disk. The kernel settings that a
     /// kubelet changes are replaced with files of this test.
-    fn start(host: &'a RuntimeHost<'a>) -> Self {
+    pub(crate) fn start(host: &'a RuntimeHost<'a>, cloud: Cloud<'_>) -> Self {
         let path = |name: &str| host.disk.path(name).to_str().unwrap().to_owned();
         ["manifests", "sysctls", "edgecore"].iter().for_each(|name| fs::create_dir_all(path(name)).unwrap());
-        let off = json!({"enable": false});
-        let config = json!({
-            "apiVersion": "edgecore.config.kubeedge.io/v1alpha2",
-            "kind": "EdgeCore",
-            "database": {"aliasName": "default", "driverName": "sqlite3", "dataSource": path("edgecore/edgecore.db")},
-            "modules": {
-                "deviceTwin": off, "edgeHub": off, "edgeStream": off, "eventBus": off, "serviceBus": off,
-                "taskManager": off, "metaManager": {"enable": true, "metaServer": off},
-                "edged": {
-                    "enable": true,
-                    "hostnameOverride": NODE,
-                    "nodeIP": "127.0.0.1",
-                    "registerNodeNamespace": "default",
-                    "registerSchedulable": true,
-                    "podSandboxImage": oci_image::NAME,
-                    "rootDirectory": path("edgecore/kubelet"),
-                    "tailoredKubeletConfig": {
-                        "address": "127.0.0.1",
-                        "cgroupDriver": "cgroupfs",
-                        "cgroupRoot": format!("/{}", host.cgroup),
-                        "cgroupsPerQOS": false,
-                        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
-                        "imageServiceEndpoint": "unix:///run/containerd/containerd.sock",
-                        "enforceNodeAllocatable": ["none"],
-                        "evictionHard": {
-                            "imagefs.available": "0%", "imagefs.inodesFree": "0%", "memory.available": "0%",
-                            "nodefs.available": "0%", "nodefs.inodesFree": "0%"
-                        },
-                        "failSwapOn": false,
-                        "fileCheckFrequency": "1s",
-                        "syncFrequency": "2s",
-                        "staticPodPath": path("manifests"),
-                        "podLogsDir": "/run/pods",
-                        "readOnlyPort": 10350,
-                        "registerNode": false,
-                        "resolvConf": "",
-                        "volumePluginDir": path("edgecore/volume-plugins"),
-                    },
-                },
-            },
+        let directory = host.disk.path("").to_str().unwrap().trim_end_matches('/').to_owned();
+        let config = edgecore::configuration(&edgecore::Settings {
+            node: NODE,
+            directory: &directory,
+            cgroup: &host.cgroup,
+            cloud,
         });
         fs::write(path("edgecore.yaml"), config.to_string()).unwrap();
         let script = r#"
@@ -97,30 +62,21 @@ impl<'a> Edgecore<'a> {
         let process = host
             .command("sh")
             .args(["-ec", script, "sh", &path("")])
-            .arg(edgecore::built().expect("edgecore"))
+            .arg(EDGECORE.built().expect("edgecore").join("edgecore"))
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
         let this = Self { host, process };
-        this.write_node();
+        if matches!(cloud, Cloud::Never) {
+            this.write_node();
+        }
         this
     }
 
     /// Writes the Node object into the database, as cloudcore does when the edge registers. Without
     /// this object, edgecore exits after half a minute.
     fn write_node(&self) {
-        let room = json!({"pods": "110", "cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"});
-        let node = json!({
-            "apiVersion": "v1",
-            "kind": "Node",
-            "metadata": {"name": NODE, "uid": NODE, "annotations": {"csi.volume.kubernetes.io/nodeid": "{}"}},
-            "status": {"capacity": room, "allocatable": room},
-        });
-        let rows: Vec<String> = ["default", "null"]
-            .iter()
-            .map(|namespace| format!("('{namespace}/node/{NODE}', 'node', '{node}')"))
-            .collect();
-        let sql = format!("INSERT OR REPLACE INTO meta (key, type, value) VALUES {};", rows.join(", "));
+        let sql = edgecore::node_rows(NODE);
         wait::until("the table `meta`", PATIENCE, || {
             let database = self.host.disk.path("edgecore/edgecore.db");
             let output = Command::new("sqlite3").args(["-cmd", ".timeout 5000"]).arg(database).arg(&sql).output()?;
@@ -132,13 +88,13 @@ impl<'a> Edgecore<'a> {
         .unwrap_or_else(|error| panic!("{error:#}\n{}", self.log()));
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let log = fs::read_to_string(self.host.disk.path("edgecore.log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         let pid = fs::read_to_string(self.host.disk.path("edgecore.pid")).unwrap();
         succeed(self.host.command("kill").args(["-s", "KILL", pid.trim()]));
         wait::expect("the end of edgecore", PATIENCE, || self.process.try_wait().unwrap());
@@ -150,24 +106,18 @@ impl<'a> Edgecore<'a> {
 
     /// Writes a static pod's manifest.
     fn declare(&self, pod: &str) {
-        let manifest = json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": pod, "namespace": "default"},
-            "spec": {
-                "enableServiceLinks": false,
-                "terminationGracePeriodSeconds": 1,
-                "containers": [{"name": "main", "image": oci_image::NAME, "imagePullPolicy": "Never"}],
-            },
-        });
-        fs::write(self.manifest(pod), manifest.to_string()).unwrap();
+        fs::write(self.manifest(pod), edgecore::pod(pod).to_string()).unwrap();
+    }
+
+    /// Waits until a static pod runs. Returns its ID and its addresses.
+    fn until_static_runs(&self, containerd: &Containerd<'_>, pod: &str) -> (String, Vec<String>) {
+        self.until_running(containerd, &format!("{pod}-{NODE}"))
     }
 
     /// Waits until the pod runs. Returns its ID and its addresses.
-    fn until_running(&self, containerd: &Containerd<'_>, pod: &str) -> (String, Vec<String>) {
-        let name = format!("{pod}-{NODE}");
+    pub(crate) fn until_running(&self, containerd: &Containerd<'_>, name: &str) -> (String, Vec<String>) {
         let running = wait::until(&format!("pod {name}"), PATIENCE, || {
-            let listed = containerd.run_crictl(&["pods", "-q", "--no-trunc", "--state", "ready", "--name", &name]);
+            let listed = containerd.run_crictl(&["pods", "-q", "--no-trunc", "--state", "ready", "--name", name]);
             let Some(id) = listed.lines().next() else { return Err(anyhow::anyhow!("it is not there")) };
             let containers = containerd.run_crictl(&["ps", "-q", "--state", "running", "--pod", id]);
             anyhow::ensure!(!containers.is_empty(), "it has no running container");
@@ -187,20 +137,20 @@ impl Drop for Edgecore<'_> {
 fn pods_outlive_edgecore() {
     let disk = Disk::new();
     let host = RuntimeHost::boot(&disk, DUAL);
-    let containerd = Containerd::start(&host);
-    let edgecore = Edgecore::start(&host);
+    let containerd = Containerd::start(&host, Release::Installed);
+    let edgecore = Edgecore::start(&host, Cloud::Never);
     edgecore.declare("one");
-    let one = edgecore.until_running(&containerd, "one");
+    let one = edgecore.until_static_runs(&containerd, "one");
     assert_eq!(one.1.len(), 2, "both families: {one:?}");
     one.1.iter().for_each(|address| host.reaches(address));
     assert_eq!(host.leased(), std::slice::from_ref(&one.0));
 
     edgecore.kill();
     one.1.iter().for_each(|address| host.reaches(address));
-    let edgecore = Edgecore::start(&host);
+    let edgecore = Edgecore::start(&host, Cloud::Never);
     edgecore.declare("two");
-    let two = edgecore.until_running(&containerd, "two");
-    assert_eq!(edgecore.until_running(&containerd, "one"), one, "it is the pod from before");
+    let two = edgecore.until_static_runs(&containerd, "two");
+    assert_eq!(edgecore.until_static_runs(&containerd, "one"), one, "it is the pod from before");
     one.1.iter().chain(&two.1).for_each(|address| host.reaches(address));
 
     fs::remove_file(edgecore.manifest("one")).unwrap();
@@ -217,17 +167,17 @@ fn pods_come_again_after_a_reboot() {
     let disk = Disk::new();
     let before = {
         let host = RuntimeHost::boot(&disk, DUAL);
-        let containerd = Containerd::start(&host);
-        let edgecore = Edgecore::start(&host);
+        let containerd = Containerd::start(&host, Release::Installed);
+        let edgecore = Edgecore::start(&host, Cloud::Never);
         ["one", "two"].map(|pod| {
             edgecore.declare(pod);
-            edgecore.until_running(&containerd, pod)
+            edgecore.until_static_runs(&containerd, pod)
         })
     };
     let host = RuntimeHost::boot(&disk, DUAL);
-    let containerd = Containerd::start(&host);
-    let edgecore = Edgecore::start(&host);
-    let again = ["one", "two"].map(|pod| edgecore.until_running(&containerd, pod));
+    let containerd = Containerd::start(&host, Release::Installed);
+    let edgecore = Edgecore::start(&host, Cloud::Never);
+    let again = ["one", "two"].map(|pod| edgecore.until_static_runs(&containerd, pod));
     assert!(again[0].0 != before[0].0 && again[1].0 != before[1].0, "{before:?} {again:?}");
     let addresses = again.iter().flat_map(|pod| &pod.1);
     assert_eq!(addresses.clone().collect::<std::collections::BTreeSet<_>>().len(), 4, "{again:?}");

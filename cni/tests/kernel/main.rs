@@ -4,6 +4,7 @@
 mod attach;
 mod between_networks;
 mod check_and_gc;
+mod cloudcore;
 mod cnitool;
 mod containerd;
 mod crashes;
@@ -19,7 +20,6 @@ mod input;
 mod lenient;
 mod loopback;
 mod node;
-mod oci_image;
 mod podman;
 mod portmap;
 mod power_cut;
@@ -91,7 +91,10 @@ fn main() -> ExitCode {
         suite::run(cnitool::TESTS, cnitool::unavailable, Unrunnable::Skip),
         suite::run(cnitool::CHAINED, cnitool::unavailable_chained, Unrunnable::Skip),
         suite::run(containerd::TESTS, containerd::unavailable, Unrunnable::Skip),
+        suite::run(containerd::TESTS_1_7, containerd::unavailable_1_7, Unrunnable::Skip),
+        suite::run(containerd::TESTS_2_1, containerd::unavailable_2_1, Unrunnable::Skip),
         suite::run(edgecore::TESTS, edgecore::unavailable, Unrunnable::Skip),
+        suite::run(cloudcore::TESTS, cloudcore::unavailable, Unrunnable::Skip),
         suite::run(podman::TESTS, podman::unavailable, Unrunnable::Skip),
     ];
     runs.into_iter().find(|run| *run != ExitCode::SUCCESS).unwrap_or(ExitCode::SUCCESS)

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use interop_tests::netns::{self, succeed};
-use interop_tests::{executables, wait};
+use interop_tests::{executables, oci_image, wait};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -39,9 +39,7 @@ impl Disk {
         if let Some(busybox) = executables::find("busybox") {
             fs::copy(busybox, disk.rootfs().join("bin/busybox")).unwrap();
         }
-        ["sh", "sleep", "ping", "ip", "true"]
-            .iter()
-            .for_each(|name| symlink("busybox", disk.rootfs().join("bin").join(name)).unwrap());
+        oci_image::PROGRAMS.iter().for_each(|name| symlink("busybox", disk.rootfs().join("bin").join(name)).unwrap());
         disk
     }
 

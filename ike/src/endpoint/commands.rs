@@ -13,6 +13,7 @@ use crate::event::{ChildId, ChildSa};
 use crate::purpose::ChildName;
 use crate::sa::{IkeSa, Lifecycle, Profile, QueuedRequest};
 use crate::time::Instant;
+use crate::wire::AgentNotification;
 
 impl Endpoint {
     /// Starts an attempt now, even if `initiate` is not set in the peer's configuration. Ends a
@@ -148,6 +149,33 @@ impl Endpoint {
         true
     }
 
+    /// Sends a notification for private use to a peer that is an agent of ours. Returns false if
+    /// there is no IKE SA, if the peer has not announced that it understands such notifications, or
+    /// if 32 of them wait.
+    pub fn notify_agent(
+        &mut self,
+        name: &PeerName,
+        notification: AgentNotification,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) -> bool {
+        let _span = peer_span(name).entered();
+        let Some(peer) = self.peers.get_mut(name) else { return false };
+        let Some(spi) = peer.sas.last().copied() else { return false };
+        let mut queued = false;
+        if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
+            queued = sa.queue_notification(notification);
+            sa.send_requests(&mut peer.child_sas, &mut context!(self, now, env));
+        }
+        self.schedule(spi);
+        queued
+    }
+
+    /// Returns whether the peer has an IKE SA and understands [`Self::notify_agent`].
+    pub fn takes_agent_notifications(&self, name: &PeerName) -> bool {
+        self.newest_sa(name).is_some_and(IkeSa::takes_agent_notifications)
+    }
+
     /// The address and port from which our datagrams come to the peer, as the peer has told us last
     /// on one of its IKE SAs: on a new one it may only be about to tell us. Whether to believe it
     /// depends on who the peer is.
@@ -156,6 +184,13 @@ impl Endpoint {
             SaState::Established(_, sa) => sa.mapped_address(),
             _ => None,
         })
+    }
+
+    pub(super) fn newest_sa(&self, name: &PeerName) -> Option<&IkeSa> {
+        match self.sas.get(self.peers.get(name)?.sas.last()?) {
+            Some(SaState::Established(_, sa)) => Some(sa),
+            _ => None,
+        }
     }
 
     /// Starts a liveness check of the peer now (RFC 7296 2.4). Returns false if there is no IKE SA.

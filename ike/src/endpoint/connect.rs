@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::attempt::{Attempt, AttemptFailure};
 use super::peer::Peer;
-use super::state::{Endpoint, SaState, context};
+use super::state::{Endpoint, SaState, context, peer_span};
 use crate::child_sas::Spi;
 use crate::config::PeerName;
 use crate::environment::Environment;
@@ -143,6 +143,34 @@ impl Endpoint {
         if !remotes.is_empty() && peer.may_follow(now) {
             self.begin_attempt(name, remotes, now, env);
         }
+    }
+
+    /// Starts an attempt at some of the peer's configured addresses, to find a better path to a
+    /// peer that is up. The present IKE SA stays until another one is up, and a failure is not
+    /// reported. Returns false if the peer is not up, an attempt is running, or none of the
+    /// addresses is another host's.
+    pub fn try_addresses(
+        &mut self,
+        name: &PeerName,
+        addresses: &[SocketAddr],
+        now: Instant,
+        env: &mut dyn Environment,
+    ) -> bool {
+        let _span = peer_span(name).entered();
+        let Some(peer) = self.peers.get(name).filter(|peer| peer.attempt.is_none()) else {
+            return false;
+        };
+        let newest = peer.sas.last().and_then(|spi| self.sas.get(spi));
+        if !matches!(newest, Some(SaState::Established(_, sa)) if sa.is_confirmed()) {
+            return false;
+        }
+        let mut remotes = peer.remotes(None, env);
+        remotes.retain(|remote| addresses.contains(remote));
+        let any = !remotes.is_empty();
+        if any {
+            self.begin_attempt(name, remotes, now, env);
+        }
+        any
     }
 
     /// Stops a running attempt without sending or reporting anything.

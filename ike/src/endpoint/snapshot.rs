@@ -10,7 +10,7 @@ use crate::child_sas::ChildUse;
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
 use crate::purpose::Purpose;
-use crate::sa::Lifecycle;
+use crate::sa::{IkeSa, Lifecycle};
 use crate::time::Instant;
 
 /// The status of one peer and of everything negotiated with it.
@@ -112,6 +112,16 @@ impl Endpoint {
         addresses
     }
 
+    /// Returns our address and the peer's address of the peer's newest established IKE SA.
+    pub fn path(&self, name: &PeerName) -> Option<(SocketAddr, SocketAddr)> {
+        self.newest_sa(name).map(IkeSa::addresses)
+    }
+
+    /// Returns the phase of a peer; `None` if there is no such peer.
+    pub fn phase(&self, name: &PeerName) -> Option<Phase> {
+        self.peers.get(name).map(|peer| self.phase_of(peer))
+    }
+
     /// Returns all peers with their SAs, by name.
     pub fn snapshot(&self) -> Vec<PeerStatus> {
         self.statuses().collect()
@@ -167,6 +177,15 @@ impl Endpoint {
         phase
     }
 
+    fn phase_of(&self, peer: &Peer) -> Phase {
+        match (peer.child_sas.sends(), &peer.attempt, peer.retry_at) {
+            (true, ..) => Phase::Up,
+            (false, Some(_), _) => Phase::Connecting,
+            (false, None, Some(until)) => Phase::Waiting { until },
+            (false, None, None) => self.phase_without_attempt(peer),
+        }
+    }
+
     fn status(&self, peer: &Peer) -> PeerStatus {
         let sas = peer.sas.iter().filter_map(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
@@ -191,15 +210,9 @@ impl Endpoint {
             usage,
             established: child.established,
         });
-        let phase = match (peer.child_sas.sends(), &peer.attempt, peer.retry_at) {
-            (true, ..) => Phase::Up,
-            (false, Some(_), _) => Phase::Connecting,
-            (false, None, Some(until)) => Phase::Waiting { until },
-            (false, None, None) => self.phase_without_attempt(peer),
-        };
         PeerStatus {
             name: peer.name().clone(),
-            phase,
+            phase: self.phase_of(peer),
             ike_sas: ike_sas.collect(),
             children: children.collect(),
             last_error: peer.last_error.clone(),

@@ -50,5 +50,8 @@ pub(super) fn notifications(payloads: &Payloads) -> impl Iterator<Item = AgentNo
 }
 
 fn mapped_address(payloads: &Payloads) -> Option<SocketAddr> {
-    notifications(payloads).next().map(|AgentNotification::MappedAddress(address)| address)
+    notifications(payloads).find_map(|notification| match notification {
+        AgentNotification::MappedAddress(address) => Some(address),
+        _ => None,
+    })
 }

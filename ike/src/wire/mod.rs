@@ -27,7 +27,7 @@ mod reassembly;
 mod sa;
 mod selector;
 
-pub use agent_notification::{AgentNotification, VENDOR_ID};
+pub use agent_notification::{AgentNotification, MAX_NODE_NAME, RelayRefusal, VENDOR_ID};
 pub use auth::{Authentication, Certificate, CertificateRequest};
 pub use configuration::{Configuration, ConfigurationAttribute, MAX_CONFIGURATION_ATTRIBUTES};
 pub use delete::Delete;

@@ -213,6 +213,9 @@ numbers! {
         IntermediateExchangeSupported = 16438 "INTERMEDIATE_EXCHANGE_SUPPORTED",
         AdditionalKeyExchange = 16441 "ADDITIONAL_KEY_EXCHANGE",
         MappedAddress = 40960 "MAPPED_ADDRESS",
+        RelayRequest = 40961 "RELAY_REQUEST",
+        RelayOpened = 40962 "RELAY_OPENED",
+        RelayRefused = 40963 "RELAY_REFUSED",
     }
 }
 

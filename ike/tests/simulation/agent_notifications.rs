@@ -1,9 +1,10 @@
-//! Tests the notifications for private use between agents of ours: the mapped address.
+//! Tests the notifications for private use between agents of ours: the mapped address, and
+//! notifications that the owner sends.
 
 use std::net::SocketAddr;
 
 use edge_ike::config::AgentNotifications;
-use edge_ike::wire::AgentNotification;
+use edge_ike::wire::{AgentNotification, RelayRefusal};
 use edge_ike::{Event, PeerName};
 
 use crate::network::{LinkQuality, Nat};
@@ -26,7 +27,7 @@ fn mapped(pair: &Pair, node: usize, peer: &PeerName) -> Option<SocketAddr> {
 fn reported(pair: &Pair, node: usize) -> Vec<AgentNotification> {
     let events = pair.network.nodes[node].events.iter();
     let notifications = events.filter_map(|(_, event)| match event {
-        Event::AgentNotification { notification, .. } => Some(*notification),
+        Event::AgentNotification { notification, .. } => Some(notification.clone()),
         _ => None,
     });
     notifications.collect()
@@ -127,6 +128,9 @@ fn a_peer_that_does_not_announce_our_vendor_id_gets_and_sends_no_notifications()
         pair.traffic(5 * SECOND);
         pair.assert_connected();
         for (node, peer) in [(pair.a, pair.b_name.clone()), (pair.b, pair.a_name.clone())] {
+            let request = AgentNotification::RelayRequest { node: "c".into() };
+            let sent = pair.network.call(node, |endpoint, now, env| endpoint.notify_agent(&peer, request, now, env));
+            assert!(!sent && !pair.network.nodes[node].endpoint.takes_agent_notifications(&peer));
             assert_eq!((mapped(&pair, node, &peer), reported(&pair, node)), (None, vec![]));
         }
         let story = pair.network.oracle.story();
@@ -154,4 +158,88 @@ fn after_many_changes_and_a_rekey_the_peer_knows_the_last_mapping_whatever_is_lo
         assert_eq!(known, Some(remote(&pair, pair.b)), "seed {seed}: {}", pair.network.history());
         assert!(reported(&pair, pair.a).len() <= 6, "one for each change at most");
     }
+}
+
+#[test]
+fn notifications_of_the_owner_arrive_once_each_and_in_their_order_whatever_is_lost() {
+    for seed in 0..20 {
+        let quality = LinkQuality { loss_percent: 20, ..LinkQuality::REORDERING };
+        let mut pair = Pair::new(seed, quality).one_sided().both(|config| {
+            config.agent_notifications = AgentNotifications::Exchange;
+            config.timing.transmissions = 10;
+        });
+        pair.start();
+        pair.network.run_for(20 * SECOND);
+        let sent: Vec<AgentNotification> = (0..10)
+            .map(|number| AgentNotification::RelayRefused {
+                node: format!("node-{number}"),
+                reason: RelayRefusal::Unknown(100 + number),
+            })
+            .collect();
+        let b_name = pair.b_name.clone();
+        for notification in sent.clone() {
+            assert!(
+                pair.network
+                    .call(pair.a, |endpoint, now, env| { endpoint.notify_agent(&b_name, notification, now, env) })
+            );
+        }
+        // Those that wait move to the IKE SA that takes its place.
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_ike(&b_name, now, env));
+        pair.network.run_for(200 * SECOND);
+        assert_eq!(reported(&pair, pair.b), sent, "seed {seed}: {}", pair.network.history());
+    }
+}
+
+#[test]
+fn the_number_of_notifications_that_wait_is_limited() {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE)
+        .one_sided()
+        .both(|config| config.agent_notifications = AgentNotifications::Exchange);
+    pair.start();
+    pair.network.run_for(5 * SECOND);
+    let b_name = pair.b_name.clone();
+    let sent = (0..1000).filter(|number| {
+        let request = AgentNotification::RelayRequest { node: format!("node-{number}") };
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.notify_agent(&b_name, request, now, env))
+    });
+    assert_eq!(sent.count(), 33, "one under way, 32 wait");
+    pair.network.run_for(60 * SECOND);
+    assert_eq!(reported(&pair, pair.b).len(), 33);
+    let long = AgentNotification::RelayRequest { node: "x".repeat(254) };
+    assert!(!pair.network.call(pair.a, |endpoint, now, env| endpoint.notify_agent(&b_name, long, now, env)));
+}
+
+#[test]
+fn a_better_path_is_tried_beside_the_one_in_use_and_taken_without_loss() {
+    // `b` is reached at its second address first, as by a relay.
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE);
+    let (first, second) = ("10.0.0.2:4500".parse::<SocketAddr>().unwrap(), "10.0.1.2:4500".parse().unwrap());
+    pair.network.nodes[pair.b].host.more_addresses = vec!["10.0.1.2".parse().unwrap()];
+    pair.a_config.remotes = vec![first, second];
+    pair.b_config.initiate = false;
+    let closed = first.ip();
+    pair.network.tap = Some(Box::new(move |from, to, _| from.ip() != closed && to.ip() != closed));
+    pair.start();
+    pair.network.run_for(5 * SECOND);
+    assert_eq!(remote(&pair, pair.a), second, "{}", pair.network.history());
+    let b_name = pair.b_name.clone();
+    let try_first = |pair: &mut Pair| {
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.try_addresses(&b_name, &[first], now, env))
+    };
+    assert!(try_first(&mut pair));
+    assert!(!try_first(&mut pair), "one attempt at a time");
+    pair.traffic(30 * SECOND);
+    assert_eq!(remote(&pair, pair.a), second, "nobody answers there");
+    let failed = |event: &Event| matches!(event, Event::PeerFailed { .. } | Event::IkeDown { .. });
+    assert!(!pair.network.nodes[pair.a].events.iter().any(|(_, event)| failed(event)), "{}", pair.network.history());
+    pair.network.tap = None;
+    assert!(try_first(&mut pair));
+    pair.traffic(30 * SECOND);
+    assert_eq!(remote(&pair, pair.a), first, "{}", pair.network.history());
+    pair.assert_connected();
+    let elsewhere = "10.0.0.77:4500".parse().unwrap();
+    assert!(
+        !pair.network.call(pair.a, |endpoint, now, env| endpoint.try_addresses(&b_name, &[elsewhere], now, env)),
+        "only configured addresses"
+    );
 }

@@ -7,6 +7,7 @@ mod agents;
 mod charon;
 mod crate_tests;
 mod failure_reports;
+mod kubeedge;
 mod lab;
 mod nats;
 mod strongswan;
@@ -19,6 +20,7 @@ use crate::scenario::Scenario;
 pub fn all() -> Vec<&'static Scenario> {
     [
         agents::SCENARIOS,
+        kubeedge::SCENARIOS,
         lab::SCENARIOS,
         charon::SCENARIOS,
         crate_tests::SCENARIOS,

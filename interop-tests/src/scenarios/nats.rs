@@ -1,12 +1,14 @@
-//! Connects two edges behind NATs of each kind that they can pass.
+//! Connects two edges behind NATs of each kind: directly, or by the hub's relay.
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 
+use crate::edge_agent::Agent;
 use crate::edge_controller::Controller;
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{NetworkPlan, Node, Ping};
+use crate::topology::{Net, NetworkPlan, Node, Ping, Pod};
 use crate::wait;
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
@@ -17,17 +19,49 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "nat/changing-changing",
         "two NATs that change ports: the hubs tell the ports, and the edges connect",
-        |lab| connects(lab, Nat::ChangesPorts, Nat::ChangesPorts),
+        |lab| direct(lab, Nat::ChangesPorts, Nat::ChangesPorts),
     ),
     scenario("nat/changing-keeping", "one NAT changes ports and the other keeps them: the edges connect", |lab| {
-        connects(lab, Nat::ChangesPorts, Nat::KeepsPorts)
+        direct(lab, Nat::ChangesPorts, Nat::KeepsPorts)
+    }),
+    scenario("nat/keeping-keeping", "two NATs that keep ports: the edges connect", |lab| {
+        direct(lab, Nat::KeepsPorts, Nat::KeepsPorts)
+    }),
+    scenario("nat/keeping-open", "an edge behind a NAT that keeps ports reaches one without a NAT", |lab| {
+        direct(lab, Nat::KeepsPorts, Nat::None)
     }),
     scenario("nat/symmetric-open", "an edge behind a symmetric NAT reaches one without a NAT", |lab| {
-        connects(lab, Nat::Symmetric, Nat::None)
+        direct(lab, Nat::Symmetric, Nat::None)
     }),
+    scenario("nat/symmetric-keeping", "a symmetric NAT and one that keeps ports: the hub relays", |lab| {
+        relayed(lab, Nat::Symmetric, Nat::KeepsPorts)
+    }),
+    scenario("nat/symmetric-changing", "a symmetric NAT and one that changes ports: the hub relays", |lab| {
+        relayed(lab, Nat::Symmetric, Nat::ChangesPorts)
+    }),
+    scenario("nat/symmetric-symmetric", "two symmetric NATs: the hub relays", |lab| {
+        relayed(lab, Nat::Symmetric, Nat::Symmetric)
+    }),
+    scenario(
+        "nat/relay-direct-later",
+        "two symmetric NATs become friendly: the relayed tunnel becomes direct, and no ping is lost",
+        relay_direct_later,
+    ),
+    scenario(
+        "nat/relay-hub-restarted",
+        "the hub that relays is restarted and forgets the relay: the edges ask it again",
+        relay_hub_restarted,
+    ),
+    scenario(
+        "nat/relay-hub-lost",
+        "the agent of the hub that relays is killed: the edges ask the other hub",
+        relay_hub_lost,
+    ),
 ];
 
 const HUB: &str = "203.0.113.1";
+/// The hub's default ports for relays, as a filter.
+const RELAY_PORTS: &str = "24000-25023";
 
 /// Interval of the pings.
 const PACE: Duration = Duration::from_millis(20);
@@ -68,59 +102,236 @@ impl Nat {
     }
 }
 
-fn connects(lab: &Lab, first: Nat, second: Nat) -> Result<()> {
-    let mut plan = NetworkPlan::new();
-    let open = |nat| nat == Nat::None;
-    plan.host("hub").on("isp", &[&format!("{HUB}/24")]).own_directory("/etc/edge-controller");
-    // Both homes have the same addresses, unless there is no NAT.
-    for (index, nat) in [first, second].into_iter().enumerate() {
-        let (edge, router, home) = (format!("edge-{index}"), format!("r-{index}"), format!("home-{index}"));
-        let public = format!("203.0.113.{}/24", 10 + index);
-        if open(nat) {
-            plan.host(&edge).on("isp", &[&public]);
-        } else {
-            plan.router(&router).on("isp", &[&public]).on(&home, &["192.168.1.1/24"]);
-            plan.host(&edge).on(&home, &["192.168.1.10/24"]).via("192.168.1.1");
+/// A hub and two edges of one community, with pods.
+struct Edges<'a> {
+    net: &'a Net,
+    controller: Controller<'a>,
+    hub: Agent<'a>,
+    agents: [Agent<'a>; 2],
+    pods: [(Pod, String); 2],
+}
+
+impl<'a> Edges<'a> {
+    /// Starts everything.
+    fn start(lab: &'a Lab, nats: [Nat; 2]) -> Result<Self> {
+        let mut plan = NetworkPlan::new();
+        plan.host("hub").on("isp", &[&format!("{HUB}/24")]).own_directory("/etc/edge-controller");
+        plan.host("hub-2").on("isp", &["203.0.113.2/24"]);
+        plan.host("stranger").on("isp", &["203.0.113.99/24"]);
+        // Both homes have the same addresses, unless there is no NAT.
+        for (index, nat) in nats.into_iter().enumerate() {
+            let (edge, router, home) = (format!("edge-{index}"), format!("r-{index}"), format!("home-{index}"));
+            let public = format!("203.0.113.{}/24", 10 + index);
+            if nat == Nat::None {
+                plan.host(&edge).on("isp", &[&public]);
+            } else {
+                plan.router(&router).on("isp", &[&public]).on(&home, &["192.168.1.1/24"]);
+                plan.host(&edge).on(&home, &["192.168.1.10/24"]).via("192.168.1.1");
+            }
         }
-    }
-    let net = lab.build(&plan)?;
-    for (index, nat) in [first, second].into_iter().enumerate() {
-        if !open(nat) {
+        let net = lab.build(&plan)?;
+        for (index, nat) in nats.into_iter().enumerate().filter(|(_, nat)| *nat != Nat::None) {
             nat.start(net.node(&format!("r-{index}")), &format!("203.0.113.{}", 10 + index))?;
         }
+        let (node, one, other) = (net.node("hub"), net.node("edge-0"), net.node("edge-1"));
+        let controller = Controller::start(lab, node, HUB, "")?;
+        let mut hub = controller.join(node, "hub")?;
+        hub.wait_ready()?;
+        let mut agents = [controller.join(one, "edge")?, controller.join(other, "edge")?];
+        for agent in &mut agents {
+            agent.wait_up("hub")?;
+        }
+        let pods = [controller.pod_of(one)?, controller.pod_of(other)?];
+        for name in ["edge-0", "edge-1"] {
+            controller.run(&["node", "label", name, "fabedge/edge-community=alpha"])?;
+        }
+        Ok(Self { net, controller, hub, agents, pods })
     }
-    let (hub, one, other) = (net.node("hub"), net.node("edge-0"), net.node("edge-1"));
-    let controller = Controller::start(lab, hub, HUB, "")?;
-    let mut hub_agent = controller.join(hub, "hub")?;
-    hub_agent.wait_ready()?;
-    let mut agents = [controller.join(one, "edge")?, controller.join(other, "edge")?];
-    for agent in &mut agents {
-        agent.wait_up("hub")?;
+
+    fn wait_up(&mut self) -> Result<()> {
+        self.agents[0].wait_up("edge-1")?;
+        self.agents[1].wait_up("edge-0").map(drop)
     }
-    let ((pod, _), (_other_pod, address)) = (controller.pod_of(one)?, controller.pod_of(other)?);
-    for name in ["edge-0", "edge-1"] {
-        controller.run(&["node", "label", name, "fabedge/edge-community=alpha"])?;
+
+    fn ping(&self) -> Result<Ping> {
+        let ([(pod, _), (_, address)], pace) = (&self.pods, PACE);
+        Ping::start(pod, address, pace)
     }
-    agents[0].wait_up("edge-1")?;
-    agents[1].wait_up("edge-0")?;
-    let mut ping = Ping::start(&pod, &address, PACE)?;
+
+    /// What each edge's status says of the other edge.
+    fn report(&self, index: usize) -> Result<Value> {
+        let peer = format!("edge-{}", 1 - index);
+        let status = self.agents[index].status()?;
+        let peers = status["peers"].as_array().cloned().unwrap_or_default();
+        peers.into_iter().find(|found| found["name"] == peer.as_str()).context("the other edge is no peer")
+    }
+
+    /// Waits until both edges say by whom they are relayed; `None`: by nobody.
+    fn wait_relayed_by(&self, hub: Option<&str>) -> Result<()> {
+        for index in 0..2 {
+            wait::for_event(&format!("edge-{index} to be relayed by {hub:?}"), || {
+                let report = self.report(index)?;
+                ensure!(report["phase"] == "up" && report["relayed_by"].as_str() == hub, "it says {report}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn direct(lab: &Lab, first: Nat, second: Nat) -> Result<()> {
+    let mut edges = Edges::start(lab, [first, second])?;
+    edges.wait_up()?;
+    let mut ping = edges.ping()?;
     ping.wait_more(50)?;
     ping.stop()?;
+    edges.wait_relayed_by(None)?;
     for (index, nat) in [first, second].into_iter().enumerate().filter(|(_, nat)| *nat == Nat::ChangesPorts) {
         // The other edge sends to the port that the NAT chose, which only the hub knew.
         let expected = format!("203.0.113.{}:61000", 10 + index);
-        let (agent, peer) = (&agents[1 - index], format!("edge-{index}"));
         wait::for_event("the mapped address", || {
-            let status = agent.status()?;
-            let peers = status["peers"].as_array().cloned().unwrap_or_default();
-            let remote = peers
-                .iter()
-                .find(|found| found["name"] == peer.as_str())
-                .map(|found| found["ike_sas"][0]["remote"].clone());
-            ensure!(remote == Some(expected.as_str().into()), "{nat:?}: {peer} is at {remote:?}, not at {expected}");
+            let report = edges.report(1 - index)?;
+            let remote = &report["ike_sas"][0]["remote"];
+            ensure!(*remote == expected.as_str(), "{nat:?}: edge-{index} is at {remote}, not at {expected}");
             Ok(())
         })?;
-        lab.step(&format!("{peer} is reached at {expected}"));
+        lab.step(&format!("edge-{index} is reached at {expected}"));
     }
     Ok(())
+}
+
+fn relayed(lab: &Lab, first: Nat, second: Nat) -> Result<()> {
+    let mut edges = Edges::start(lab, [first, second])?;
+    let mut capture = edges.net.node("hub").capture("isp")?;
+    edges.wait_up()?;
+    edges.wait_relayed_by(Some("hub"))?;
+    let mut ping = edges.ping()?;
+    ping.wait_more(50)?;
+    ping.stop()?.expect_none_lost()?;
+    lab.step("the ping went by the relay");
+    for agent in &edges.agents {
+        let text = agent.command(&["status"])?;
+        ensure!(text.contains("up, relayed by hub"), "the table does not say who relays: {text}");
+    }
+    let text = edges.hub.command(&["status"])?;
+    ensure!(text.contains("relay between 1 pairs of nodes"), "the hub does not say that it relays: {text}");
+    // The hub has no SA of the pair, and nothing of the pods is in clear on its wire.
+    let spis = edges.agents[0].tunnel("edge-1")?;
+    let states = edges.net.node("hub").xfrm_states()?;
+    let known = states.iter().find(|state| [spis.spi_in, spis.spi_out].contains(&state.spi));
+    ensure!(known.is_none(), "the hub has an SA of the relayed pair: {known:?}");
+    capture.wait_for(&format!("udp portrange {RELAY_PORTS} and host 203.0.113.10"))?;
+    capture.wait_for(&format!("udp portrange {RELAY_PORTS} and host 203.0.113.11"))?;
+    for (_, address) in &edges.pods {
+        capture.expect_none(&format!("host {address}"))?;
+    }
+    capture.stop()?;
+    strangers_reach_nobody(lab, &edges)
+}
+
+/// Sends to all ports of the relay while the edges use it: from a host that is no member, and from
+/// the first edge's own public address.
+fn strangers_reach_nobody(lab: &Lab, edges: &Edges) -> Result<()> {
+    let mut captures = [edges.net.node("edge-0").capture("home-0")?, edges.net.node("edge-1").capture("home-1")?];
+    let mut ping = edges.ping()?;
+    ping.wait_more(5)?;
+    for name in ["stranger", "r-0"] {
+        let node = edges.net.node(name);
+        node.run(node.command("python3").args(["-c", STRANGER]))?;
+    }
+    ping.wait_more(25)?;
+    ping.stop()?.expect_none_lost()?;
+    for capture in &mut captures {
+        capture.expect_none("udp[8:4] = 0x53545247")?;
+        capture.stop()?;
+    }
+    lab.step("what strangers sent went nowhere");
+    Ok(())
+}
+
+/// Sends to each port of the relay, so slowly that the guest keeps up.
+const STRANGER: &str = "\
+import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('', 4500))
+for port in range(24000, 25024):
+    s.sendto(b'STRG' + bytes(64), ('203.0.113.1', port))
+    if port % 64 == 0:
+        time.sleep(0.02)
+";
+
+fn relay_direct_later(lab: &Lab) -> Result<()> {
+    let mut edges = Edges::start(lab, [Nat::Symmetric, Nat::Symmetric])?;
+    edges.wait_up()?;
+    edges.wait_relayed_by(Some("hub"))?;
+    let mut ping = edges.ping()?;
+    ping.wait_more(25)?;
+    for index in 0..2 {
+        // Flows that connection tracking knows keep their ports.
+        edges.net.node(&format!("r-{index}")).sh(&format!(
+            "set -e
+             nft flush chain inet nat post
+             nft add rule inet nat post oifname isp udp sport 4500 snat ip to 203.0.113.{}:4500
+             nft add rule inet nat post oifname isp masquerade",
+            10 + index
+        ))?;
+    }
+    // The flows of the first attempt, which nobody answered, are forgotten after 30 s, the time of
+    // 1500 pings.
+    for _ in 0..2 {
+        ping.wait_more(800)?;
+    }
+    // A new address of one edge makes the other one try the direct path soon.
+    edges.net.node("edge-1").sh("ip addr add 192.168.1.77/24 dev home-1")?;
+    edges.wait_relayed_by(None)?;
+    ping.wait_more(50)?;
+    ping.stop()?.expect_none_lost()?;
+    for index in 0..2 {
+        let report = edges.report(index)?;
+        let (remote, expected) = (&report["ike_sas"][0]["remote"], format!("203.0.113.{}:4500", 11 - index));
+        ensure!(*remote == expected.as_str(), "the other edge is at {remote}, not at {expected}");
+    }
+    lab.step("the path is direct");
+    Ok(())
+}
+
+fn relay_hub_restarted(lab: &Lab) -> Result<()> {
+    let mut edges = Edges::start(lab, [Nat::Symmetric, Nat::Symmetric])?;
+    edges.wait_up()?;
+    edges.wait_relayed_by(Some("hub"))?;
+    let before = edges.report(0)?["ike_sas"][0]["remote"].clone();
+    edges.hub.process().kill()?;
+    edges.hub = edges.controller.start_again(edges.net.node("hub"))?;
+    wait::until("another port of the relay", Duration::from_secs(60), || {
+        let report = edges.report(0)?;
+        let now = &report["ike_sas"][0]["remote"];
+        ensure!(report["relayed_by"] == "hub" && *now != before && !now.is_null(), "it says {report}");
+        Ok(())
+    })?;
+    edges.wait_relayed_by(Some("hub"))?;
+    let mut ping = edges.ping()?;
+    ping.wait_more(50)?;
+    ping.stop()?.expect_none_lost()
+}
+
+fn relay_hub_lost(lab: &Lab) -> Result<()> {
+    let mut edges = Edges::start(lab, [Nat::Symmetric, Nat::Symmetric])?;
+    edges.wait_up()?;
+    edges.wait_relayed_by(Some("hub"))?;
+    let mut second = edges.controller.join(edges.net.node("hub-2"), "hub")?;
+    second.wait_ready()?;
+    for agent in &mut edges.agents {
+        agent.wait_up("hub-2")?;
+    }
+    edges.wait_relayed_by(Some("hub"))?;
+    edges.hub.process().kill()?;
+    wait::until("the other hub to relay", Duration::from_secs(90), || {
+        let report = edges.report(0)?;
+        ensure!(report["relayed_by"] == "hub-2", "it says {report}");
+        Ok(())
+    })?;
+    edges.wait_relayed_by(Some("hub-2"))?;
+    let mut ping = edges.ping()?;
+    ping.wait_more(50)?;
+    ping.stop()?.expect_none_lost()
 }

@@ -11,6 +11,10 @@ use crate::sa::ike_sa::{IkeSa, Lifecycle};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::wire::{AgentNotification, ExchangeType, Notify, Payload, Payloads};
 
+/// Maximum number of notifications that wait for the window of one IKE SA. Further ones are refused
+/// to the owner.
+const MAX_QUEUED: usize = 32;
+
 impl IkeSa {
     /// Sets what is known about a peer that is an agent of ours. `None`: it is not, or the
     /// configuration does not say so.
@@ -19,9 +23,26 @@ impl IkeSa {
         self
     }
 
+    /// Returns whether the peer understands our notifications.
+    pub(crate) fn takes_agent_notifications(&self) -> bool {
+        self.agent.is_some() && self.lifecycle == Lifecycle::Active
+    }
+
     /// The address from which our datagrams come to the peer, if the peer has told us.
     pub(crate) fn mapped_address(&self) -> Option<SocketAddr> {
         self.agent.and_then(|agent| agent.mapped)
+    }
+
+    /// Queues a notification. Returns false if the peer does not understand it, or if too many
+    /// wait.
+    pub(crate) fn queue_notification(&mut self, notification: AgentNotification) -> bool {
+        let is_one = |request: &&QueuedRequest| matches!(request, QueuedRequest::NotifyAgent(_));
+        let room = self.queue.iter().filter(is_one).count() < MAX_QUEUED;
+        let may = room && self.takes_agent_notifications() && notification.is_valid();
+        if may {
+            self.enqueue(QueuedRequest::NotifyAgent(notification));
+        }
+        may
     }
 
     /// Queues MAPPED_ADDRESS if the address from which the peer's datagrams come is another than
@@ -34,8 +55,11 @@ impl IkeSa {
             return;
         };
         agent.told = Some(remote);
-        // The latest address takes the place of one that waits, so no more than one ever waits.
-        self.queue.retain(|request| !matches!(request, QueuedRequest::NotifyAgent(_)));
+        // The latest address takes the place of one that waits.
+        let is_address = |request: &QueuedRequest| {
+            matches!(request, QueuedRequest::NotifyAgent(AgentNotification::MappedAddress(_)))
+        };
+        self.queue.retain(|request| !is_address(request));
         self.enqueue(QueuedRequest::NotifyAgent(AgentNotification::MappedAddress(remote)));
     }
 
@@ -45,8 +69,9 @@ impl IkeSa {
         //= RFC 7296 3.12 MUST NOT 1: only private types get a meaning
         let Some(agent) = &mut self.agent else { return };
         for notification in notifications(payloads) {
-            let AgentNotification::MappedAddress(address) = notification;
-            agent.mapped = Some(address);
+            if let AgentNotification::MappedAddress(address) = notification {
+                agent.mapped = Some(address);
+            }
             cx.out.event(Event::AgentNotification { peer: self.profile.config.name.clone(), notification });
         }
     }

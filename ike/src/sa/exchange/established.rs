@@ -225,6 +225,11 @@ impl IkeSa {
         }
     }
 
+    /// Sends queued requests if the window is free.
+    pub(crate) fn send_requests(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+        self.send_queued(child_sas, cx);
+    }
+
     /// Starts to send the queued requests after [`Self::hand_over`].
     pub(crate) fn take_over(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.send_queued(child_sas, cx);

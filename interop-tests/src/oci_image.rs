@@ -4,17 +4,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use interop_tests::netns::succeed;
 use serde_json::{Value, json};
 
+use crate::netns::succeed;
+
 /// The name by which runtimes find the image.
-pub(crate) const NAME: &str = "localhost/busybox:test";
+pub const NAME: &str = "localhost/busybox:test";
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
+/// The programs of the image's root file system, all of them busybox.
+pub const PROGRAMS: [&str; 5] = ["sh", "sleep", "ping", "ip", "true"];
+
 /// Packs `rootfs` into an image archive below `folder` and returns its path. The image's command is
 /// `sleep`.
-pub(crate) fn write(rootfs: &Path, folder: &Path) -> PathBuf {
+///
+/// # Panics
+/// Panics if a file cannot be written, or `tar` or `sha256sum` fails.
+pub fn write(rootfs: &Path, folder: &Path) -> PathBuf {
     let blobs = folder.join("image/blobs/sha256");
     fs::create_dir_all(&blobs).unwrap();
     let layer = blobs.join("layer");

@@ -1,0 +1,226 @@
+//! The side of a hub: which notifications answer a request, and the pairs that are open.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+
+use edge_ike::wire::{AgentNotification, RelayRefusal};
+use edge_ike::{Instant, PeerName};
+use tokio::runtime::Handle;
+
+use super::open_pairs::{OpenPairs, RelayEnd};
+use super::table::{RelayAnswer, RelayTable, ordered};
+
+/// The relays of a hub.
+#[derive(Debug)]
+pub struct HubRelays {
+    enabled: bool,
+    table: RelayTable,
+    pairs: OpenPairs,
+}
+
+/// A notification and the node to which it goes.
+pub type Outgoing = (PeerName, AgentNotification);
+
+impl HubRelays {
+    /// Makes a hub without relays. Its UDP ports are those in `ports`, tasks that copy datagrams
+    /// run on `runtime`, and `now` is their clock. If `enabled` is false, every request is refused.
+    pub fn new(enabled: bool, ports: RangeInclusive<u16>, runtime: Handle, now: fn() -> Instant) -> Self {
+        Self { enabled, table: RelayTable::default(), pairs: OpenPairs::new(runtime, ports, now) }
+    }
+
+    /// Handles a request by `from` for a relay to `to`, and returns the notifications that answer
+    /// it. `end_of` returns the addresses of a node's IKE SA with this hub, or `None` if there is
+    /// no such node, or it is not connected, or its agent does not understand relays. `random`
+    /// chooses the ports.
+    pub fn request(
+        &mut self,
+        from: &PeerName,
+        to: &PeerName,
+        end_of: impl Fn(&PeerName) -> Option<RelayEnd>,
+        random: [u16; 2],
+        now: Instant,
+    ) -> Vec<Outgoing> {
+        if !self.enabled {
+            return vec![refuse(from, to, RelayRefusal::SwitchedOff)];
+        }
+        let nodes = ordered(from, to);
+        let ends = end_of(&nodes.0).zip(end_of(&nodes.1)).map(|(one, other)| [one, other]);
+        // The ports of the pair are on addresses to which the nodes' IKE SAs do not lead any more.
+        if ends.is_some_and(|ends| !self.pairs.is_at(&nodes, ends)) {
+            self.pairs.close(&nodes);
+            self.table.moved_away(from, to);
+        }
+        match self.table.request(from, to, ends.is_some(), now) {
+            RelayAnswer::Ask => vec![(to.clone(), AgentNotification::RelayRequest { node: from.to_string() })],
+            RelayAnswer::Ignore => vec![],
+            RelayAnswer::IsOpen { port, other_port } => open(from, to, port, other_port),
+            RelayAnswer::Refuse(reason) => vec![refuse(from, to, reason)],
+            RelayAnswer::Open => self.open(from, to, ends, random),
+        }
+    }
+
+    fn open(&mut self, from: &PeerName, to: &PeerName, ends: Option<[RelayEnd; 2]>, random: [u16; 2]) -> Vec<Outgoing> {
+        let nodes = ordered(from, to);
+        let ports = match ends.map(|ends| self.pairs.open(nodes.clone(), ends, random)) {
+            Some(Ok(ports)) => ports,
+            failed => {
+                if let Some(Err(error)) = failed {
+                    tracing::warn!(%from, %to, "no ports can be opened for a relay: {error}");
+                }
+                self.table.closed(from, to);
+                return vec![refuse(from, to, RelayRefusal::NoPort), refuse(to, from, RelayRefusal::NoPort)];
+            }
+        };
+        let [first, second] = ports;
+        let (port, other_port) = if nodes.0 == *from { (first, second) } else { (second, first) };
+        self.table.opened(from, to, port, other_port);
+        tracing::info!(%from, port, %to, other_port, "a relay between two nodes is open");
+        open(from, to, port, other_port)
+    }
+
+    /// Follows a node whose IKE SA with this hub has another remote address or port, or is new.
+    pub fn node_moved(&mut self, node: &PeerName, remote: SocketAddr) {
+        for partner in self.table.partners_of(node) {
+            self.pairs.move_end(&ordered(node, partner), node < partner, remote);
+        }
+    }
+
+    /// Closes the relays of a node that is no longer a peer.
+    pub fn remove_node(&mut self, node: &PeerName) {
+        for partner in self.table.remove_node(node) {
+            self.pairs.close(&ordered(node, &partner));
+        }
+    }
+
+    /// Waits until a pair ends on its own, since one of its nodes is not heard any more, and
+    /// forgets it. May be cancelled at any time.
+    pub async fn end_next(&mut self) {
+        let (one, other) = self.pairs.next_ended().await;
+        self.table.closed(&one, &other);
+    }
+
+    /// The number of open pairs.
+    pub fn pairs(&self) -> usize {
+        self.table.pairs()
+    }
+}
+
+fn open(from: &PeerName, to: &PeerName, port: u16, other_port: u16) -> Vec<Outgoing> {
+    let opened = |node: &PeerName, port| AgentNotification::RelayOpened { node: node.to_string(), port };
+    vec![(from.clone(), opened(to, port)), (to.clone(), opened(from, other_port))]
+}
+
+fn refuse(from: &PeerName, to: &PeerName, reason: RelayRefusal) -> Outgoing {
+    (from.clone(), AgentNotification::RelayRefused { node: to.to_string(), reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, UdpSocket};
+    use std::time::Duration;
+
+    use interop_tests::netns::is_root_or_skips;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::new(Duration::from_secs(seconds))
+    }
+
+    fn hub(ports: RangeInclusive<u16>) -> HubRelays {
+        HubRelays::new(true, ports, Handle::current(), || at(0))
+    }
+
+    /// The addresses of a node that is connected to the hub's address `127.0.0.LAST`.
+    fn end(last: u8, node: &PeerName) -> Option<RelayEnd> {
+        let remote = match node.as_str() {
+            "a" => [127, 0, 0, 11],
+            "b" => [127, 0, 0, 12],
+            _ => return None,
+        };
+        Some(RelayEnd { local: IpAddr::from([127, 0, 0, last]), remote: (remote, 4500).into() })
+    }
+
+    fn ask(hub: &mut HubRelays, from: &str, to: &str) -> Vec<Outgoing> {
+        hub.request(&PeerName::new(from), &PeerName::new(to), |node| end(1, node), [3, 5], at(0))
+    }
+
+    /// Returns the ports of the nodes that the hub says are open.
+    fn opened(answers: &[Outgoing]) -> Vec<(String, u16)> {
+        let ports = answers.iter().map(|(to, notification)| match notification {
+            AgentNotification::RelayOpened { port, .. } => (to.to_string(), *port),
+            other => panic!("{to} gets {other:?}"),
+        });
+        ports.collect()
+    }
+
+    #[tokio::test]
+    async fn the_other_node_is_asked_and_both_learn_their_ports_when_it_agrees() {
+        if !is_root_or_skips() {
+            return;
+        }
+        let mut hub = hub(24_100..=24_199);
+        let asked = (PeerName::new("b"), AgentNotification::RelayRequest { node: "a".into() });
+        assert_eq!(ask(&mut hub, "a", "b"), [asked]);
+        assert_eq!(hub.pairs(), 0, "a node that does not agree is not relayed to");
+        let first = opened(&ask(&mut hub, "b", "a"));
+        let again = opened(&ask(&mut hub, "a", "b"));
+        assert_eq!((&first[0].0, &first[1].0), (&"b".to_owned(), &"a".to_owned()));
+        assert_eq!(again, [first[1].clone(), first[0].clone()]);
+        for (_, port) in first {
+            UdpSocket::bind(("127.0.0.1", port)).unwrap_err();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_not_connected_or_not_known_is_refused() {
+        let mut hub = hub(24_200..=24_299);
+        for to in ["c", "a", ""] {
+            let refused = AgentNotification::RelayRefused { node: to.into(), reason: RelayRefusal::NotReachable };
+            assert_eq!(ask(&mut hub, "a", to), [(PeerName::new("a"), refused)]);
+        }
+        let mut off = HubRelays::new(false, 24_200..=24_299, Handle::current(), || at(0));
+        let refused = AgentNotification::RelayRefused { node: "b".into(), reason: RelayRefusal::SwitchedOff };
+        assert_eq!(ask(&mut off, "a", "b"), [(PeerName::new("a"), refused)]);
+    }
+
+    #[tokio::test]
+    async fn a_hub_without_free_ports_refuses_both_and_opens_the_pair_when_there_are_some() {
+        let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let mut hub = hub(port..=port);
+        ask(&mut hub, "a", "b");
+        let refused = ask(&mut hub, "b", "a");
+        assert_eq!(refused.len(), 2);
+        for (to, notification) in refused {
+            let node = if to.as_str() == "a" { "b" } else { "a" }.into();
+            assert_eq!(notification, AgentNotification::RelayRefused { node, reason: RelayRefusal::NoPort });
+        }
+        assert_eq!(hub.pairs(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_pair_on_an_address_that_the_nodes_left_is_opened_anew_and_one_of_a_removed_node_closes() {
+        if !is_root_or_skips() {
+            return;
+        }
+        let mut hub = hub(24_300..=24_399);
+        ask(&mut hub, "a", "b");
+        let before = opened(&ask(&mut hub, "b", "a"));
+        let (a, b) = (PeerName::new("a"), PeerName::new("b"));
+        let elsewhere = |hub: &mut HubRelays, from: &PeerName, to: &PeerName| {
+            hub.request(from, to, |node| end(2, node), [40, 50], at(1))
+        };
+        let asked = AgentNotification::RelayRequest { node: "a".into() };
+        assert_eq!(elsewhere(&mut hub, &a, &b), [(b.clone(), asked)]);
+        let after = opened(&elsewhere(&mut hub, &b, &a));
+        assert_ne!(before, after);
+        hub.remove_node(&a);
+        assert_eq!(hub.pairs(), 0);
+        // The task closes its sockets when it runs next.
+        tokio::task::yield_now().await;
+        for (_, port) in after {
+            UdpSocket::bind(("127.0.0.2", port)).unwrap();
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! The side of a node that needs relays: for which peers it asks, when, and which hub. It does no
+//! I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use edge_ike::wire::RelayRefusal;
+use edge_ike::{Instant, PeerName};
+
+/// How long a tunnel that is wanted may take to come up before a hub is asked.
+const FIRST_REQUEST: Duration = Duration::from_secs(3);
+/// Time until the next request, or the next hub, if nothing comes of a request. It doubles with
+/// each round of all hubs, up to [`MAX_WAIT`].
+const MIN_WAIT: Duration = Duration::from_secs(10);
+/// Maximum time between two requests for one peer.
+const MAX_WAIT: Duration = Duration::from_secs(300);
+/// Interval at which direct addresses are tried while the peer is relayed.
+const DIRECT_INTERVAL: Duration = Duration::from_secs(180);
+/// Minimum time between two such attempts. A peer decides how often its addresses change.
+const DIRECT_MIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The port of a hub that relays to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenedRelay {
+    /// The hub.
+    pub hub: PeerName,
+    /// The hub's address and its port for this node.
+    pub address: SocketAddr,
+}
+
+/// What a hub's word that a relay is open changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opened {
+    /// Nothing: no relay is needed, or a hub whose name comes first relays already. Both ends
+    /// choose the same one of two.
+    Ignored,
+    /// The relay is known.
+    Known,
+    /// The peer has a new relayed address.
+    New,
+}
+
+/// The peers that are not up, or are relayed. At most one entry for each peer in the view.
+#[derive(Debug, Default)]
+pub struct RelayRequests {
+    peers: BTreeMap<PeerName, RelayedPeer>,
+    due: BTreeSet<(Instant, PeerName)>,
+}
+
+#[derive(Debug)]
+struct RelayedPeer {
+    due: Instant,
+    /// No hub is asked before this time.
+    not_before: Instant,
+    wait: Duration,
+    /// The hubs that were asked in this round.
+    asked: Vec<PeerName>,
+    opened: Option<OpenedRelay>,
+    /// Whether the tunnel uses the relay.
+    in_use: bool,
+    /// When direct addresses were last tried while the peer was relayed.
+    tried_direct: Option<Instant>,
+    refusal: Option<(PeerName, RelayRefusal)>,
+}
+
+impl RelayRequests {
+    /// Records that a peer should be up and is not. If that lasts, the peer is due.
+    pub fn watch(&mut self, peer: &PeerName, now: Instant) {
+        match self.peers.get_mut(peer) {
+            Some(known) if known.in_use => known.in_use = false,
+            Some(_) => return,
+            None => drop(self.peers.insert(peer.clone(), RelayedPeer::new(now))),
+        }
+        self.set_due(peer, now + FIRST_REQUEST);
+    }
+
+    /// Records that another node wants a relay to this one, so that the hub's answer is accepted.
+    /// The hub may have closed an earlier relay.
+    pub fn agree(&mut self, peer: &PeerName, now: Instant) {
+        if !self.peers.contains_key(peer) {
+            self.peers.insert(peer.clone(), RelayedPeer::new(now));
+            self.set_due(peer, now + MIN_WAIT);
+        }
+    }
+
+    /// Records that the tunnel to a peer uses this relay. Its direct addresses are tried later.
+    pub fn relayed(&mut self, peer: &PeerName, relay: OpenedRelay, now: Instant) {
+        let known = self.peers.entry(peer.clone()).or_insert_with(|| RelayedPeer::new(now));
+        let begins = !known.in_use || known.opened.as_ref() != Some(&relay);
+        (known.in_use, known.opened) = (true, Some(relay));
+        known.succeed();
+        if begins {
+            known.tried_direct = None;
+            self.set_due(peer, now + DIRECT_INTERVAL);
+        }
+    }
+
+    /// Forgets a peer that is up without a relay, or is not wanted. Returns whether it had a
+    /// relayed address.
+    pub fn forget(&mut self, peer: &PeerName) -> bool {
+        let Some(known) = self.peers.remove(peer) else { return false };
+        self.due.remove(&(known.due, peer.clone()));
+        known.opened.is_some()
+    }
+
+    /// Returns whether a peer is not up or relayed.
+    pub fn contains(&self, peer: &PeerName) -> bool {
+        self.peers.contains_key(peer)
+    }
+
+    /// The relay to a peer, as a hub has opened it. The tunnel need not use it.
+    pub fn relay(&self, peer: &PeerName) -> Option<&OpenedRelay> {
+        self.peers.get(peer)?.opened.as_ref()
+    }
+
+    /// The hub that has refused the last request for a peer, and its reason.
+    pub fn refusal(&self, peer: &PeerName) -> Option<&(PeerName, RelayRefusal)> {
+        self.peers.get(peer)?.refusal.as_ref()
+    }
+
+    /// The time at which [`Self::take_due`] must be called next.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// Returns the peers that are due. The caller asks a hub ([`Self::next_hub`]), or forgets the
+    /// peer.
+    pub fn take_due(&mut self, now: Instant) -> Vec<PeerName> {
+        let due: Vec<PeerName> =
+            self.due.iter().take_while(|(at, _)| *at <= now).map(|(_, peer)| peer.clone()).collect();
+        for peer in &due {
+            let wait = self.peers.get(peer).map_or(MIN_WAIT, |known| known.wait);
+            self.set_due(peer, now + wait);
+        }
+        due
+    }
+
+    /// Chooses the hub to ask for a peer, of those that are connected, in the order of their names.
+    /// Each is asked once before the first one is asked again. A hub that relays already is asked
+    /// whether it still does.
+    pub fn next_hub(&mut self, peer: &PeerName, hubs: &[PeerName], now: Instant) -> Option<PeerName> {
+        let known = self.peers.get_mut(peer)?;
+        if known.in_use {
+            let hub = known.opened.as_ref().map(|relay| relay.hub.clone()).filter(|hub| hubs.contains(hub));
+            self.set_due(peer, now + DIRECT_INTERVAL);
+            return hub;
+        }
+        if !hubs.is_empty() && !hubs.iter().any(|hub| !known.asked.contains(hub)) {
+            known.next_round();
+        }
+        let hub = hubs.iter().find(|hub| !known.asked.contains(hub))?.clone();
+        known.asked.push(hub.clone());
+        let due = now + known.wait;
+        self.set_due(peer, due);
+        Some(hub)
+    }
+
+    /// Handles a hub's refusal. The next hub, if there is one, is asked at once.
+    pub fn refused(&mut self, peer: &PeerName, hub: &PeerName, reason: RelayRefusal, hubs: &[PeerName], now: Instant) {
+        // While the relay works, a refusal is only late.
+        let Some(known) = self.peers.get_mut(peer).filter(|known| !known.in_use) else { return };
+        known.refusal = Some((hub.clone(), reason));
+        if known.asked.last() == Some(hub) && hubs.iter().any(|hub| !known.asked.contains(hub)) {
+            self.set_due(peer, now);
+        }
+    }
+
+    /// Handles a hub's word that its relay to a peer is open.
+    pub fn opened(&mut self, peer: &PeerName, relay: OpenedRelay, hubs: &[PeerName]) -> Opened {
+        let Some(known) = self.peers.get_mut(peer) else { return Opened::Ignored };
+        known.refusal = None;
+        match &known.opened {
+            Some(before) if *before == relay => return Opened::Known,
+            Some(before) if before.hub < relay.hub && hubs.contains(&before.hub) => return Opened::Ignored,
+            _ => {}
+        }
+        known.opened = Some(relay);
+        Opened::New
+    }
+
+    /// Returns whether the direct addresses of a relayed peer may be tried now. If so, they are
+    /// tried again after [`DIRECT_INTERVAL`].
+    pub fn may_try_direct(&mut self, peer: &PeerName, now: Instant) -> bool {
+        let Some(known) = self.peers.get_mut(peer).filter(|known| known.in_use) else { return false };
+        let may = known.tried_direct.is_none_or(|tried| now >= tried + DIRECT_MIN_INTERVAL);
+        if may {
+            known.tried_direct = Some(now);
+            self.set_due(peer, now + DIRECT_INTERVAL);
+        }
+        may
+    }
+
+    /// Records that the addresses of a peer have changed. If the peer is relayed, they are tried
+    /// soon.
+    pub fn addresses_changed(&mut self, peer: &PeerName, now: Instant) {
+        let Some(known) = self.peers.get(peer).filter(|known| known.in_use) else { return };
+        let earliest = known.tried_direct.map_or(now, |tried| tried + DIRECT_MIN_INTERVAL).max(now);
+        let due = known.due.min(earliest);
+        self.set_due(peer, due);
+    }
+
+    /// Records that this node has a new IKE SA with a hub. The hub may have been restarted, and no
+    /// longer know the relays.
+    pub fn hub_connected(&mut self, hub: &PeerName, now: Instant) {
+        let mut due = Vec::new();
+        for (peer, known) in &mut self.peers {
+            let other = known.opened.as_ref().is_some_and(|relay| relay.hub != *hub);
+            if known.in_use && other {
+                continue;
+            }
+            known.asked.clear();
+            known.wait = MIN_WAIT;
+            due.push((peer.clone(), known.due.min(known.not_before.max(now))));
+        }
+        due.into_iter().for_each(|(peer, at)| self.set_due(&peer, at));
+    }
+
+    /// The peers that a hub relays.
+    pub fn relayed_by(&self, hub: &PeerName) -> Vec<PeerName> {
+        let by_hub = |known: &RelayedPeer| known.in_use && known.opened.as_ref().is_some_and(|relay| relay.hub == *hub);
+        self.peers.iter().filter(|(_, known)| by_hub(known)).map(|(peer, _)| peer.clone()).collect()
+    }
+
+    fn set_due(&mut self, peer: &PeerName, at: Instant) {
+        if let Some(known) = self.peers.get_mut(peer) {
+            self.due.remove(&(known.due, peer.clone()));
+            known.due = at;
+            self.due.insert((at, peer.clone()));
+        }
+    }
+}
+
+impl RelayedPeer {
+    fn new(now: Instant) -> Self {
+        Self {
+            due: now,
+            not_before: now + FIRST_REQUEST,
+            wait: MIN_WAIT,
+            asked: Vec::new(),
+            opened: None,
+            in_use: false,
+            tried_direct: None,
+            refusal: None,
+        }
+    }
+
+    fn succeed(&mut self) {
+        self.asked.clear();
+        self.wait = MIN_WAIT;
+        self.refusal = None;
+    }
+
+    fn next_round(&mut self) {
+        self.asked.clear();
+        self.wait = self.wait.saturating_mul(2).min(MAX_WAIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Instant {
+        Instant::new(Duration::from_secs(seconds))
+    }
+
+    fn names<const N: usize>(texts: [&str; N]) -> [PeerName; N] {
+        texts.map(PeerName::new)
+    }
+
+    fn relay(hub: &PeerName, port: u16) -> OpenedRelay {
+        OpenedRelay { hub: hub.clone(), address: SocketAddr::new("203.0.113.1".parse().unwrap(), port) }
+    }
+
+    #[test]
+    fn a_hub_is_asked_after_three_seconds_and_then_each_hub_in_turn_ever_more_rarely() {
+        let mut requests = RelayRequests::default();
+        let ([peer], hubs) = (names(["a"]), names(["h1", "h2"]));
+        requests.watch(&peer, at(0));
+        requests.watch(&peer, at(2));
+        let mut asked = vec![];
+        while let Some(now) = requests.next_due().filter(|now| *now < at(1000)) {
+            assert_eq!(requests.take_due(now), std::slice::from_ref(&peer));
+            asked.push((requests.next_hub(&peer, &hubs, now).unwrap(), now));
+        }
+        let expected =
+            [("h1", 3), ("h2", 13), ("h1", 23), ("h2", 43), ("h1", 63), ("h2", 103), ("h1", 143), ("h2", 223)];
+        let expected = expected.map(|(hub, second)| (PeerName::new(hub), at(second)));
+        assert_eq!(asked[..8], expected);
+        assert_eq!(asked.len(), 12);
+    }
+
+    #[test]
+    fn after_a_refusal_the_next_hub_is_asked_at_once_but_no_hub_twice() {
+        let mut requests = RelayRequests::default();
+        let ([peer], hubs) = (names(["a"]), names(["h1", "h2"]));
+        requests.watch(&peer, at(0));
+        requests.take_due(at(3));
+        for (hub, next) in [(&hubs[0], at(3)), (&hubs[1], at(13))] {
+            assert_eq!(requests.next_hub(&peer, &hubs, at(3)).as_ref(), Some(hub));
+            requests.refused(&peer, hub, RelayRefusal::HubLimit, &hubs, at(3));
+            // A second answer of the same hub does not matter.
+            assert_eq!(requests.next_due(), Some(next));
+            requests.take_due(next.min(at(3)));
+        }
+        requests.refused(&peer, &hubs[0], RelayRefusal::NoPort, &hubs, at(4));
+        assert_eq!(requests.next_due(), Some(at(13)));
+        assert_eq!(requests.refusal(&peer), Some(&(hubs[0].clone(), RelayRefusal::NoPort)));
+    }
+
+    #[test]
+    fn without_a_hub_nothing_is_asked_until_one_is_connected() {
+        let mut requests = RelayRequests::default();
+        let [peer, hub] = names(["a", "h"]);
+        requests.watch(&peer, at(0));
+        requests.hub_connected(&hub, at(1));
+        assert_eq!(requests.next_due(), Some(at(3)), "three seconds are due to the direct path");
+        requests.take_due(at(3));
+        assert_eq!(requests.next_hub(&peer, &[], at(3)), None);
+        requests.hub_connected(&hub, at(5));
+        assert_eq!(requests.take_due(at(5)), std::slice::from_ref(&peer));
+        assert_eq!(requests.next_hub(&peer, std::slice::from_ref(&hub), at(5)), Some(hub));
+    }
+
+    #[test]
+    fn both_ends_choose_the_hub_whose_name_comes_first_while_it_is_connected() {
+        let [peer, h1, h2] = names(["a", "h1", "h2"]);
+        let both = [h1.clone(), h2.clone()];
+        for first in [true, false] {
+            let mut requests = RelayRequests::default();
+            requests.agree(&peer, at(0));
+            let order = if first { [&h1, &h2] } else { [&h2, &h1] };
+            let opened = order.map(|hub| requests.opened(&peer, relay(hub, 24_000), &both));
+            assert_eq!(opened, [Opened::New, if first { Opened::Ignored } else { Opened::New }]);
+            assert_eq!(requests.relay(&peer), Some(&relay(&h1, 24_000)));
+            assert_eq!(requests.opened(&peer, relay(&h1, 24_000), &both), Opened::Known);
+            assert_eq!(requests.opened(&peer, relay(&h2, 24_000), std::slice::from_ref(&h2)), Opened::New);
+        }
+    }
+
+    #[test]
+    fn a_relay_that_nobody_needs_is_ignored() {
+        let mut requests = RelayRequests::default();
+        let [peer, hub] = names(["a", "h"]);
+        assert_eq!(requests.opened(&peer, relay(&hub, 24_000), std::slice::from_ref(&hub)), Opened::Ignored);
+        assert!(!requests.contains(&peer) && !requests.forget(&peer));
+        requests.refused(&peer, &hub, RelayRefusal::HubLimit, &[], at(0));
+        assert_eq!((requests.refusal(&peer), requests.next_due()), (None, None));
+    }
+
+    #[test]
+    fn a_relayed_peer_is_tried_directly_every_three_minutes_and_soon_after_its_addresses_change() {
+        let mut requests = RelayRequests::default();
+        let [peer, hub] = names(["a", "h"]);
+        let hubs = [hub.clone()];
+        requests.watch(&peer, at(0));
+        requests.relayed(&peer, relay(&hub, 24_000), at(5));
+        requests.relayed(&peer, relay(&hub, 24_000), at(6));
+        assert_eq!(requests.next_due(), Some(at(185)));
+        requests.take_due(at(185));
+        assert_eq!(requests.next_hub(&peer, &hubs, at(185)), Some(hub.clone()));
+        assert!(requests.may_try_direct(&peer, at(186)));
+        assert!(!requests.may_try_direct(&peer, at(187)), "not at each word of the hub");
+        assert_eq!(requests.next_due(), Some(at(366)));
+        for second in 187..1000 {
+            requests.addresses_changed(&peer, at(second));
+        }
+        assert_eq!(requests.next_due(), Some(at(196)), "at most once in ten seconds");
+        assert!(requests.forget(&peer));
+        assert!(!requests.may_try_direct(&peer, at(1000)));
+        assert_eq!(requests.next_due(), None);
+    }
+
+    #[test]
+    fn a_relayed_peer_that_is_lost_is_watched_anew_and_a_restarted_hub_is_asked_at_once() {
+        let mut requests = RelayRequests::default();
+        let [peer, hub, other] = names(["a", "h", "i"]);
+        requests.relayed(&peer, relay(&hub, 24_000), at(0));
+        requests.hub_connected(&other, at(10));
+        assert_eq!(requests.next_due(), Some(at(180)), "that hub does not relay");
+        requests.hub_connected(&hub, at(20));
+        assert_eq!(requests.take_due(at(20)), std::slice::from_ref(&peer));
+        assert_eq!(requests.relayed_by(&hub), std::slice::from_ref(&peer));
+        assert_eq!(requests.relayed_by(&other), []);
+        assert_eq!(requests.next_hub(&peer, std::slice::from_ref(&hub), at(20)), Some(hub.clone()));
+        assert_eq!(requests.opened(&peer, relay(&hub, 24_002), &[hub]), Opened::New);
+        requests.watch(&peer, at(50));
+        assert_eq!(requests.next_due(), Some(at(53)));
+    }
+}

@@ -1,0 +1,287 @@
+//! Relays: on an edge, the requests to hubs for peers that no direct path reaches, and the way back
+//! to a direct path; on a hub, the answers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use edge_ike::config::PeerConfig;
+use edge_ike::endpoint::Phase;
+use edge_ike::wire::AgentNotification;
+use edge_ike::{Instant, PeerName};
+use edge_types::Role;
+use ring::rand::SecureRandom;
+use tokio::runtime::Handle;
+
+use super::driver::Driver;
+use crate::candidate_addresses::MAX_CANDIDATES;
+use crate::clock::boot_time;
+use crate::config::RelaySection;
+use crate::desired::{Desired, DesiredTunnel, Origin};
+use crate::relay::{HubRelays, Opened, OpenedRelay, RelayEnd, RelayRequests};
+
+/// Maximum number of direct addresses of a peer that are tried, so that a relayed one can be tried
+/// besides.
+const MAX_DIRECT: usize = MAX_CANDIDATES - 1;
+
+/// What the driver knows about relays.
+#[derive(Debug)]
+pub(super) struct Relays {
+    enabled: bool,
+    /// The hubs in the view, in the order of their names.
+    hubs: Vec<PeerName>,
+    /// As an edge: the peers that are not up, or are relayed.
+    pub(super) requests: RelayRequests,
+    /// As a hub: the relays.
+    pub(super) hub: HubRelays,
+}
+
+impl Relays {
+    /// `runtime` is where a hub copies datagrams.
+    pub(super) fn new(config: &RelaySection, runtime: Handle) -> Self {
+        Self {
+            enabled: config.enabled,
+            hubs: Vec::new(),
+            requests: RelayRequests::default(),
+            hub: HubRelays::new(config.enabled, config.ports.clone(), runtime, boot_time),
+        }
+    }
+
+    /// Records which peers are hubs.
+    pub(super) fn set_hubs(&mut self, desired: &Desired) {
+        let hubs = desired.tunnels.iter().filter(|(_, tunnel)| tunnel.hub);
+        self.hubs = hubs.map(|(name, _)| name.clone()).collect();
+    }
+
+    /// Forgets a peer that no longer exists.
+    pub(super) fn remove_peer(&mut self, name: &PeerName) {
+        self.requests.forget(name);
+        self.hub.remove_node(name);
+    }
+}
+
+/// Returns whether a tunnel leads to a node in the view that is no hub.
+fn is_member(tunnel: &DesiredTunnel) -> bool {
+    tunnel.origin == Origin::View && !tunnel.hub
+}
+
+impl Driver {
+    /// Returns whether this node is an edge that may be relayed.
+    fn may_be_relayed(&self) -> bool {
+        self.relays.enabled && self.desired.role == Some(Role::Edge)
+    }
+
+    fn member(&self, name: &PeerName) -> Option<&Arc<DesiredTunnel>> {
+        self.desired.tunnels.get(name).filter(|tunnel| is_member(tunnel))
+    }
+
+    /// Returns the hubs that take requests for relays.
+    fn connected_hubs(&self) -> Vec<PeerName> {
+        self.relays.hubs.iter().filter(|hub| self.endpoint.takes_agent_notifications(hub)).cloned().collect()
+    }
+
+    /// Returns the configuration of a peer, with its relayed address as the last one.
+    pub(super) fn with_relayed_address(&self, name: &PeerName, tunnel: &DesiredTunnel) -> Arc<PeerConfig> {
+        let mut peer = tunnel.peer.clone();
+        if self.may_be_relayed() && is_member(tunnel) {
+            let relay = self.relays.requests.relay(name);
+            if relay.is_some() || peer.remotes.len() > MAX_DIRECT {
+                let remotes = &mut Arc::make_mut(&mut peer).remotes;
+                remotes.truncate(MAX_DIRECT);
+                remotes.extend(relay.map(|relay| relay.address));
+            }
+        }
+        peer
+    }
+
+    /// Returns the relay that the newest IKE SA with a peer uses. After a restart, a relay is known
+    /// by the hub's address: the peer itself is not there.
+    pub(super) fn relay_in_use(&self, name: &PeerName) -> Option<OpenedRelay> {
+        let tunnel = self.member(name).filter(|_| self.desired.role == Some(Role::Edge))?;
+        let (_, remote) = self.endpoint.path(name)?;
+        if let Some(relay) = self.relays.requests.relay(name).filter(|relay| relay.address == remote) {
+            return Some(relay.clone());
+        }
+        let is_at = |addresses: &[SocketAddr]| {
+            addresses.iter().any(|address| address.ip() == remote.ip()) && !addresses.contains(&remote)
+        };
+        let hub = self.relays.hubs.iter().find(|hub| {
+            self.desired.tunnels.get(*hub).is_some_and(|tunnel| is_at(&tunnel.peer.remotes))
+                || self.endpoint.path(hub).is_some_and(|(_, at)| is_at(&[at]))
+        });
+        let hub = hub.filter(|_| !tunnel.peer.remotes.contains(&remote))?;
+        Some(OpenedRelay { hub: hub.clone(), address: remote })
+    }
+
+    /// Handles a change of the path to a peer: the peer is up, down or has moved.
+    pub(super) fn path_changed(&mut self, name: &PeerName) {
+        let path = self.endpoint.path(name);
+        if self.desired.role == Some(Role::Hub) {
+            if let Some((_, remote)) = path {
+                self.relays.hub.node_moved(name, remote);
+            }
+            return;
+        }
+        if !self.may_be_relayed() {
+            return;
+        }
+        if path.is_none() && self.relays.hubs.contains(name) {
+            self.check_relayed(name);
+        }
+        if self.member(name).is_none() {
+            return;
+        }
+        let now = self.now();
+        match (path, self.relay_in_use(name)) {
+            (_, Some(relay)) => self.relays.requests.relayed(name, relay, now),
+            (None, None) if self.is_wanted(name) => self.relays.requests.watch(name, now),
+            _ => self.forget_relay(name),
+        }
+    }
+
+    /// Handles a packet that waits for the tunnel to a peer.
+    pub(super) fn packet_waits(&mut self, name: &PeerName) {
+        if self.may_be_relayed() && self.member(name).is_some() && self.endpoint.path(name).is_none() {
+            let now = self.now();
+            self.relays.requests.watch(name, now);
+        }
+    }
+
+    /// Handles a new IKE SA with a hub, which may have been restarted.
+    pub(super) fn hub_connected(&mut self, hub: &PeerName) {
+        if self.may_be_relayed() {
+            let now = self.now();
+            self.relays.requests.hub_connected(hub, now);
+        }
+    }
+
+    /// Handles the loss of a hub: the peers that it relays are checked at once, also if they are
+    /// idle.
+    fn check_relayed(&mut self, hub: &PeerName) {
+        let now = self.now();
+        for peer in self.relays.requests.relayed_by(hub) {
+            self.endpoint.check_liveness(&peer, now, &mut self.environment);
+        }
+    }
+
+    /// Returns whether a tunnel should be up now.
+    fn is_wanted(&self, name: &PeerName) -> bool {
+        let on_demand = self.is_on_demand(name);
+        self.member(name).is_some()
+            && (!on_demand || self.endpoint.phase(name).is_some_and(|phase| phase != Phase::Idle))
+    }
+
+    fn forget_relay(&mut self, name: &PeerName) {
+        if self.relays.requests.forget(name) {
+            let now = self.now();
+            self.set_peer(name, now);
+        }
+    }
+
+    /// Asks hubs for relays to the peers that are due. While a peer is relayed, the hub's answer
+    /// makes both ends try their direct addresses at the same time, as NATs require.
+    pub(super) fn ask_for_relays(&mut self, now: Instant) {
+        let due = self.relays.requests.take_due(now);
+        if due.is_empty() {
+            return;
+        }
+        let hubs = self.connected_hubs();
+        for name in due {
+            let relayed = self.relay_in_use(&name).is_some();
+            if !self.is_wanted(&name) || (!relayed && self.endpoint.path(&name).is_some()) {
+                self.forget_relay(&name);
+            } else if let Some(hub) = self.relays.requests.next_hub(&name, &hubs, now) {
+                tracing::debug!(peer = %name, %hub, "asking the hub for a relay");
+                self.notify(&hub, AgentNotification::RelayRequest { node: name.to_string() });
+            } else if relayed {
+                self.try_direct(&name, now);
+            }
+        }
+    }
+
+    /// Handles a notification about relays. Those of an edge count only on a hub, and those of a
+    /// hub only on an edge.
+    pub(super) fn handle_relay_notification(&mut self, from: &PeerName, notification: &AgentNotification) {
+        if self.desired.role == Some(Role::Hub) {
+            if let AgentNotification::RelayRequest { node } = notification {
+                self.answer_relay_request(from, &PeerName::new(node));
+            }
+            return;
+        }
+        if !self.may_be_relayed() || !self.relays.hubs.contains(from) {
+            return;
+        }
+        let now = self.now();
+        match notification {
+            AgentNotification::RelayRequest { node } => {
+                let peer = PeerName::new(node);
+                // A node that is not in the view may not talk to this one.
+                if self.member(&peer).is_some() {
+                    self.relays.requests.agree(&peer, now);
+                    self.notify(from, AgentNotification::RelayRequest { node: node.clone() });
+                }
+            }
+            AgentNotification::RelayOpened { node, port } => self.relay_opened(from, &PeerName::new(node), *port, now),
+            AgentNotification::RelayRefused { node, reason } => {
+                tracing::debug!(hub = %from, peer = node, "the hub does not relay: {reason}");
+                let hubs = self.connected_hubs();
+                self.relays.requests.refused(&PeerName::new(node), from, *reason, &hubs, now);
+            }
+            AgentNotification::MappedAddress(_) => {}
+        }
+    }
+
+    fn relay_opened(&mut self, hub: &PeerName, peer: &PeerName, port: u16, now: Instant) {
+        let Some((_, at)) = self.endpoint.path(hub) else { return };
+        let relay = OpenedRelay { hub: hub.clone(), address: SocketAddr::new(at.ip(), port) };
+        let address = relay.address;
+        let hubs = self.connected_hubs();
+        let opened = self.relays.requests.opened(peer, relay, &hubs);
+        let path = self.endpoint.path(peer).map(|(_, remote)| remote);
+        match (opened, path) {
+            (Opened::Ignored, _) => return,
+            (Opened::Known, Some(remote)) if remote == address => return self.try_direct(peer, now),
+            (Opened::Known, _) => {}
+            (Opened::New, _) => {
+                tracing::info!(%peer, %hub, %address, "the hub relays to the peer");
+                self.set_peer(peer, now);
+            }
+        }
+        if path.is_some() {
+            self.endpoint.try_addresses(peer, &[address], now, &mut self.environment);
+        } else {
+            self.endpoint.connect(peer, now, &mut self.environment);
+        }
+    }
+
+    /// Tries the direct addresses of a relayed peer. The relayed tunnel stays until another one is
+    /// up.
+    fn try_direct(&mut self, peer: &PeerName, now: Instant) {
+        let Some(tunnel) = self.member(peer) else { return };
+        let direct: Vec<SocketAddr> = tunnel.peer.remotes.iter().copied().take(MAX_DIRECT).collect();
+        if self.relays.requests.may_try_direct(peer, now) {
+            self.endpoint.try_addresses(peer, &direct, now, &mut self.environment);
+        }
+    }
+
+    fn answer_relay_request(&mut self, from: &PeerName, to: &PeerName) {
+        let mut random = [0; 4];
+        // The ports are no secret: each node learns its own, and the hub checks who sends to it.
+        let _ = self.environment.random.fill(&mut random);
+        let [a, b, c, d] = random;
+        let random = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
+        let (desired, endpoint) = (&self.desired, &self.endpoint);
+        let end_of = |name: &PeerName| {
+            desired.tunnels.get(name).filter(|tunnel| is_member(tunnel) && endpoint.takes_agent_notifications(name))?;
+            let (local, remote) = endpoint.path(name)?;
+            Some(RelayEnd { local: local.ip().to_canonical(), remote })
+        };
+        for (node, answer) in self.relays.hub.request(from, to, end_of, random, boot_time()) {
+            self.notify(&node, answer);
+        }
+    }
+
+    /// Sends a notification. If it cannot be sent, the one that needs an answer asks again.
+    fn notify(&mut self, peer: &PeerName, notification: AgentNotification) {
+        self.endpoint.notify_agent(peer, notification, boot_time(), &mut self.environment);
+    }
+}
