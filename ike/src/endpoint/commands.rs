@@ -122,10 +122,12 @@ impl Endpoint {
     }
 
     /// Replaces the peer's IKE SA now, without interrupting traffic, by a new one in which both
-    /// ends authenticate again (RFC 7296 2.8.3). Returns false if the peer has no IKE SA.
+    /// ends authenticate again (RFC 7296 2.8.3). Returns false if the peer has no IKE SA, or has an
+    /// address from a pool: then only the peer can begin.
     pub fn reauthenticate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
-        let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
+        let can = |peer: &&mut Peer| !peer.sas.is_empty() && !peer.gives_addresses();
+        let Some(peer) = self.peers.get_mut(name).filter(can) else {
             return false;
         };
         peer.reauthenticate = true;

@@ -1,9 +1,11 @@
 //! Adds, changes and removes peers.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::peer::{ConfigChange, Peer, credentials_changed};
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
+use crate::address_assignment::{AddressAssignment, as_networks};
 use crate::auth::CredentialError;
 use crate::child_sas::ChildSas;
 use crate::config::{PeerConfig, PeerName};
@@ -88,14 +90,21 @@ impl Endpoint {
         let old = std::mem::replace(&mut peer.profile, Arc::clone(&profile));
         self.peer_index.remove(&old);
         self.peer_index.add(&profile);
-        // A changed pool may no longer contain the peer's address.
-        let credentials_changed = credentials_changed(&old.config, &profile.config)
-            || old.config.address_assignment != profile.config.address_assignment;
+        let credentials_changed = credentials_changed(&old.config, &profile.config);
+        let assignment = &profile.config.address_assignment;
+        let assignment_changed = old.config.address_assignment != *assignment;
+        // A pool that still has the peer's addresses takes nothing from the peer.
+        let keeps = |addresses: &[IpAddr]| match assignment {
+            AddressAssignment::Pool(pool) => {
+                !addresses.is_empty() && as_networks(addresses, pool).len() == addresses.len()
+            }
+            AddressAssignment::Off | AddressAssignment::Request => false,
+        };
         for spi in peer.sas.clone() {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
                 let mut cx = context!(self, now, env);
                 sa.set_profile(Arc::clone(&profile), &mut cx);
-                if credentials_changed {
+                if credentials_changed || assignment_changed && !keeps(&sa.details().internal_addresses) {
                     sa.require_reauthentication(&mut cx);
                 }
             }

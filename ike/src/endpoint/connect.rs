@@ -21,6 +21,12 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.attempt.is_none()) else {
             return;
         };
+        // Only the peer can ask for its address. If we began, it would get none, and each attempt
+        // would fail.
+        if peer.gives_addresses() {
+            peer.reauthenticate = false;
+            return;
+        }
         let current = peer.sas.last().and_then(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,

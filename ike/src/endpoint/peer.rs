@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::attempt::Attempt;
+use crate::address_assignment::AddressAssignment;
 use crate::auth::canonical_identity;
 use crate::child_sas::{ChildSas, Spi};
 use crate::config::{ChildConfig, Mode, NextLayer, PeerConfig, PeerName};
@@ -118,6 +119,11 @@ impl Peer {
     /// the delay also applies to a packet that comes later.
     pub(super) fn should_retry(&self) -> bool {
         (self.config().initiate || self.acquired_until.is_some()) && !self.terminated || self.reauthenticate
+    }
+
+    /// Returns whether the peer gets its address from a pool of ours.
+    pub(super) fn gives_addresses(&self) -> bool {
+        matches!(self.config().address_assignment, AddressAssignment::Pool(_))
     }
 
     /// Returns whether the last attempt failed.

@@ -30,6 +30,8 @@ pub(crate) struct InitiatorAuth {
     channel: Channel,
     transcript: InitTranscript,
     inbound: ReservedSpi,
+    /// The internal addresses that the peer gave us last.
+    previous_addresses: Vec<IpAddr>,
 }
 
 /// The result of a message or deadline in IKE_AUTH.
@@ -61,7 +63,7 @@ impl InitiatorAuth {
         mut channel: Channel,
         transcript: InitTranscript,
         initial_contact: bool,
-        previous_addresses: &[IpAddr],
+        previous_addresses: Vec<IpAddr>,
         cx: &mut Context<'_>,
     ) -> Result<Self, PeerError> {
         let config = &profile.config;
@@ -87,7 +89,7 @@ impl InitiatorAuth {
         payloads.push(Payload::Authentication(authentication));
         //= RFC 7296 2.19 MUST 1: the client asks in IKE_AUTH
         //= RFC 7296 2.19 MUST 2: CP before SA
-        payloads.extend(internal_address::request(config, previous_addresses).map(Payload::Configuration));
+        payloads.extend(internal_address::request(config, &previous_addresses).map(Payload::Configuration));
         payloads.extend(negotiate::mode_payload(config.child.mode));
         payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, false)));
         let asked = Traffic::from(&config.child);
@@ -103,7 +105,7 @@ impl InitiatorAuth {
         }
         payloads.extend(agent_peer::vendor_id(config));
         channel.request(ExchangeType::IkeAuth, &payloads, cx);
-        Ok(Self { profile, begun, channel, transcript, inbound })
+        Ok(Self { profile, begun, channel, transcript, inbound, previous_addresses })
     }
 
     /// Returns the time at which to call [`Self::handle_timeout`].
@@ -164,7 +166,10 @@ impl InitiatorAuth {
             Ok(verified) => verified,
             Err((error, tell)) => return self.fail(error, tell, cx),
         };
-        let (child, internal_addresses) = match internal_address::of_response(payloads, &self.profile.config) {
+        let remote = self.channel.path.remote.ip();
+        let given =
+            internal_address::of_response(payloads, &self.profile.config, &self.previous_addresses, remote, cx.env);
+        let (child, internal_addresses) = match given {
             Ok(addresses) => {
                 self.profile = self.profile.with_internal_addresses(&addresses);
                 (self.child(payloads), addresses)

@@ -355,7 +355,7 @@ impl InitiatorInit {
             channel,
             transcript,
             turn == (AuthTurn::Proceed { initial_contact: true }),
-            &previous_addresses,
+            previous_addresses,
             cx,
         ) {
             Ok(next) => InitStep::Authenticate(Box::new(next)),

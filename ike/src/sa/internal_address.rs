@@ -44,8 +44,15 @@ fn asks_for(config: &PeerConfig, ipv4: bool) -> bool {
 
 /// Returns the addresses that the peer gives us: at most one of each family that we asked for.
 /// Empty if we asked for none. Returns an error if we asked, and there is no address that we can
-/// use.
-pub(super) fn of_response(payloads: &Payloads, config: &PeerConfig) -> Result<Vec<IpAddr>, PeerError> {
+/// use, or one that is somebody's: the peer must not take over the traffic of that address.
+/// `previous` are the addresses that the peer gave us last, and `remote` is the peer's own one.
+pub(super) fn of_response(
+    payloads: &Payloads,
+    config: &PeerConfig,
+    previous: &[IpAddr],
+    remote: IpAddr,
+    env: &mut dyn Environment,
+) -> Result<Vec<IpAddr>, PeerError> {
     if config.address_assignment != AddressAssignment::Request {
         return Ok(Vec::new());
     }
@@ -58,6 +65,14 @@ pub(super) fn of_response(payloads: &Payloads, config: &PeerConfig) -> Result<Ve
         let within = !as_networks(&[*address], &local).is_empty();
         within && is_assignable(*address) && asks_for(config, address.is_ipv4())
     });
+    for address in &usable {
+        if let Some(reason) = obstacle(*address, &config.name, previous, remote, env) {
+            let detail = format!(
+                "the peer gives us the internal address {address}, which we refuse: {reason}; correct the pool of addresses at the peer"
+            );
+            return Err(PeerError::new(IKE_AUTH, PeerErrorKind::InternalAddress, detail));
+        }
+    }
     if !usable.is_empty() {
         return Ok(usable);
     }
@@ -78,6 +93,24 @@ pub(super) fn of_response(payloads: &Payloads, config: &PeerConfig) -> Result<Ve
         }
     };
     Err(PeerError::new(IKE_AUTH, PeerErrorKind::InternalAddress, detail))
+}
+
+/// Returns why we must not have an address that the peer gives us.
+fn obstacle(
+    address: IpAddr,
+    peer: &PeerName,
+    previous: &[IpAddr],
+    remote: IpAddr,
+    env: &mut dyn Environment,
+) -> Option<String> {
+    if address == remote {
+        return Some("it is the peer's own address, to which ESP itself is sent".to_owned());
+    }
+    // While we have an internal address, it is one of this node's.
+    if !previous.contains(&address) && env.source_address(address) == Some(address) {
+        return Some("this node has it already".to_owned());
+    }
+    env.internal_address_obstacle(peer, address)
 }
 
 /// Gives the peer the addresses for which it asks, if it has a pool. The error holds the
@@ -141,7 +174,10 @@ impl WantedAddresses {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sa::tests::Host;
     use crate::wire::{ConfigurationAttribute, Payload};
+
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
     fn config(local: &[&str], remote: &[&str]) -> PeerConfig {
         let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -160,7 +196,7 @@ mod tests {
     fn only_an_address_that_a_host_may_have_and_that_we_asked_for_is_used() {
         let all = config(&["0.0.0.0/0", "::/0"], &["10.2.0.0/16", "fd02::/64"]);
         let given = |addresses: &[&str], config: &PeerConfig| {
-            let used = of_response(&reply(addresses), config);
+            let used = of_response(&reply(addresses), config, &[], PEER, &mut Host);
             used.map(|used| used.iter().map(ToString::to_string).collect::<Vec<_>>()).map_err(|error| error.to_string())
         };
         assert_eq!(given(&["10.9.0.1", "fd09::1", "10.9.0.2"], &all).unwrap(), ["10.9.0.1", "fd09::1"]);
@@ -177,10 +213,56 @@ mod tests {
         assert_eq!(given(&["10.77.0.1"], &narrow).unwrap(), ["10.77.0.1"]);
     }
 
+    /// A node with the address 192.0.2.1, whose owner keeps 10.77.0.0/16 for itself.
+    struct Owner;
+
+    impl Environment for Owner {
+        fn fill_random(&mut self, bytes: &mut [u8]) {
+            Host.fill_random(bytes);
+        }
+        fn unix_time(&self) -> u64 {
+            0
+        }
+        fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+            None
+        }
+        fn source_address(&mut self, _: IpAddr) -> Option<IpAddr> {
+            Some([192, 0, 2, 1].into())
+        }
+        fn internal_address_obstacle(&mut self, _: &PeerName, address: IpAddr) -> Option<String> {
+            address.to_string().starts_with("10.77.").then(|| "it is within the owner's network".to_owned())
+        }
+        fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+    }
+
+    #[test]
+    fn an_address_that_is_somebodys_is_refused_with_the_reason() {
+        let config = config(&["0.0.0.0/0", "::/0"], &["10.2.0.0/16", "fd02::/64"]);
+        let given = |addresses: &[&str], previous: &[IpAddr]| {
+            of_response(&reply(addresses), &config, previous, PEER, &mut Owner)
+        };
+        for (addresses, words) in [
+            (&["192.0.2.1"][..], ["192.0.2.1", "this node has it already"]),
+            (&["192.0.2.2"], ["192.0.2.2", "the peer's own address"]),
+            (&["10.77.1.2"], ["10.77.1.2", "the owner's network"]),
+            (&["10.77.1.2", "fd09::1"], ["10.77.1.2", "the owner's network"]),
+        ] {
+            let error = given(addresses, &[]).unwrap_err();
+            assert_eq!(error.kind, PeerErrorKind::InternalAddress);
+            assert!(words.iter().all(|word| error.detail.contains(word)), "{addresses:?}: {error}");
+        }
+        let ours: IpAddr = [192, 0, 2, 1].into();
+        assert_eq!(given(&["192.0.2.1"], &[ours]).unwrap(), [ours], "the peer gave it to us before");
+        let theirs: IpAddr = [10, 77, 1, 2].into();
+        assert!(given(&["10.77.1.2"], &[theirs]).is_err(), "it has become the owner's");
+        assert_eq!(given(&["10.9.0.1"], &[]).unwrap(), [IpAddr::from([10, 9, 0, 1])]);
+    }
+
     #[test]
     fn an_answer_without_an_address_says_what_is_wrong() {
         let config = config(&["0.0.0.0/0"], &["10.2.0.0/16"]);
-        let error = |payloads: Vec<Payload>| of_response(&Payloads::from(payloads), &config).unwrap_err();
+        let error =
+            |payloads: Vec<Payload>| of_response(&Payloads::from(payloads), &config, &[], PEER, &mut Host).unwrap_err();
         assert!(error(vec![]).detail.contains("gave none"));
         let short = ConfigurationAttribute { kind: 1, value: vec![10, 9] };
         let short = Configuration { kind: Configuration::REPLY, attributes: vec![short] };

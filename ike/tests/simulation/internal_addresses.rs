@@ -207,6 +207,52 @@ fn a_pool_that_no_longer_has_the_clients_address_gives_it_another_one() {
     pair.assert_addresses(&["10.10.0.1"]);
 }
 
+#[test]
+fn a_pool_that_still_has_the_clients_address_takes_nothing_from_the_client() {
+    let mut pair = pair(1, LinkQuality::RELIABLE, &["10.9.0.0/24"]);
+    pair.start();
+    pair.network.run_for(5 * SECOND);
+    let ike = |pair: &Pair| pair.network.nodes[pair.b].endpoint.snapshot()[0].ike_sas.last().map(|sa| sa.ike);
+    let before = ike(&pair);
+    gateway(&mut pair.b_config, &["10.9.0.0/24", "10.10.0.0/24"]);
+    pair.start_b();
+    pair.network.run_for(3600 * SECOND);
+    pair.assert_addresses(&["10.9.0.1"]);
+    assert_eq!(ike(&pair), before, "{}", pair.network.history());
+    assert!(pair.network.nodes[pair.b].errors().is_empty());
+}
+
+#[test]
+fn a_gateway_leaves_new_authentications_to_its_client() {
+    let mut pair = pair(1, LinkQuality::RELIABLE, &["10.9.0.0/24"]);
+    // The gateway would be the first one to want a new authentication.
+    pair.b_config.timing.authentication_lifetime = std::time::Duration::from_secs(600);
+    pair.a_config.timing.authentication_lifetime = std::time::Duration::from_secs(800);
+    pair.start();
+    pair.network.run_for(5 * SECOND);
+    let a_name = pair.a_name.clone();
+    assert!(!pair.network.call(pair.b, |endpoint, now, env| endpoint.reauthenticate(&a_name, now, env)));
+    for _ in 0..10 {
+        pair.traffic(600 * SECOND);
+        pair.assert_addresses(&["10.9.0.1"]);
+    }
+    for node in [pair.a, pair.b] {
+        assert!(pair.network.nodes[node].errors().is_empty(), "{}", pair.network.history());
+    }
+}
+
+#[test]
+fn a_client_refuses_an_address_that_it_has_already() {
+    let mut pair = pair(1, LinkQuality::RELIABLE, &["10.0.0.1/32"]);
+    pair.start();
+    pair.network.run_for(5 * SECOND);
+    let errors = pair.network.nodes[pair.a].reported_errors();
+    let expected = ["10.0.0.1", "this node has it already"];
+    let found = errors.iter().any(|error| expected.iter().all(|word| error.to_string().contains(word)));
+    assert!(found, "{errors:?}");
+    assert!(pair.network.nodes[pair.a].host.kernel.tunnels.values().all(|tunnel| tunnel.sole_outbound().is_none()));
+}
+
 /// A client that the test controls, and the payloads that it adds before SA.
 fn hostile(parts: &[Part]) -> (Foreign, Message) {
     let change = |config: &mut PeerConfig| gateway(config, &["10.9.0.0/24"]);

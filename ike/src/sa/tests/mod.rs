@@ -28,7 +28,7 @@ use crate::{AddressAssignment, EndpointConfig, Environment, Identity, Instant, S
 const SUITE: IkeSuite = IkeSuite { cipher: Cipher::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
 const IKE: IkeId = IkeId { initiator: 1, responder: 2 };
 
-struct Host;
+pub(super) struct Host;
 
 impl Environment for Host {
     fn fill_random(&mut self, bytes: &mut [u8]) {
