@@ -3,6 +3,7 @@
 use edge_ike::config::{Auth, CertificateAuth};
 use edge_ike::{Identity, PeerConfig, certificate_is_for, check_credentials};
 use edge_types::network;
+use ipnetwork::IpNetwork;
 use x509_parser::parse_x509_certificate;
 
 use super::report::{Level, RenewedBy, Report, validity};
@@ -106,13 +107,17 @@ fn certificates(peer: &PeerConfig, auth: &CertificateAuth, section: &str, now: i
 }
 
 fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
+    // A peer has either key.
+    let key = if peer.address_pool.is_empty() { "remote_subnets" } else { "address_pool" };
     for local in peer.all_local_subnets() {
-        for remote in peer.all_remote_subnets().filter(|remote| network::overlap(local, remote)) {
+        // A gateway for everything has its own pool in 0.0.0.0/0.
+        let everything = local.prefix() == 0 && !peer.address_pool.is_empty();
+        for remote in peer.all_remote_subnets().filter(|remote| network::overlap(local, remote) && !everything) {
             report.add(
                 Level::Warning,
                 &peer.name,
                 format!(
-                    "local_subnets {local} and remote_subnets {remote} overlap: hosts of local_subnets reach each other without the tunnel"
+                    "local_subnets {local} and {key} {remote} overlap: hosts of local_subnets reach each other without the tunnel"
                 ),
             );
         }
@@ -122,11 +127,15 @@ fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
             report.add(
                 Level::Warning,
                 &peer.name,
-                format!("the peer's own address {address} is in remote_subnets {remote}: what hosts here send to it goes into the tunnel"),
+                format!("the peer's own address {address} is in {key} {remote}: what hosts here send to it goes into the tunnel"),
             );
         }
         for other in before {
-            let shared = |theirs: &&ipnetwork::IpNetwork| network::overlap(remote, theirs);
+            // Several peers may have the same pool: each address is given to one of them.
+            let same_pool = |theirs: &IpNetwork| {
+                theirs == remote && peer.address_pool.contains(remote) && other.address_pool.contains(theirs)
+            };
+            let shared = |theirs: &&IpNetwork| network::overlap(remote, theirs) && !same_pool(theirs);
             let locals = peer
                 .all_local_subnets()
                 .any(|local| other.all_local_subnets().any(|theirs| network::overlap(local, theirs)));
@@ -134,7 +143,7 @@ fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
                 report.add(
                     Level::Warning,
                     &peer.name,
-                    format!("remote_subnets {remote} overlaps {theirs} of {:?}: packets to what both contain take one of the tunnels", other.name),
+                    format!("{key} {remote} overlaps {theirs} of {:?}: packets to what both contain take one of the tunnels", other.name),
                 );
             }
         }

@@ -365,9 +365,13 @@ impl PeerSection {
         self.local_subnets.iter().chain(self.children.iter().flat_map(|child| &child.local_subnets))
     }
 
-    /// Returns the networks behind the peer, including those of all children.
+    /// Returns the networks behind the peer, including those of all children, and those from which
+    /// the peer gets its address.
     pub fn all_remote_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
-        self.remote_subnets.iter().chain(self.children.iter().flat_map(|child| &child.remote_subnets))
+        self.remote_subnets
+            .iter()
+            .chain(&self.address_pool)
+            .chain(self.children.iter().flat_map(|child| &child.remote_subnets))
     }
 
     /// Returns the pool's networks, without host bits.

@@ -144,6 +144,16 @@ pub(super) fn sources(
     sources
 }
 
+/// Returns the networks to which the interfaces are connected. Those of internal addresses and of
+/// loopback are left out.
+pub(super) fn on_link_networks(observed: &NetworkState) -> Vec<IpNetwork> {
+    let links = observed.links.iter().filter(|link| link.name != DEVICE && !link.loopback);
+    let mut networks: Vec<IpNetwork> = links.flat_map(|link| &link.networks).copied().collect();
+    networks.sort_unstable();
+    networks.dedup();
+    networks
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::network_state::Link;
@@ -165,6 +175,19 @@ mod tests {
         assert_eq!(found, Changes { missing, superfluous: addresses(&["10.7.0.1"]) });
         let found = changes(&addresses(&["10.9.0.1"]), &InternalAddresses::new());
         assert_eq!(found, Changes { missing: vec![], superfluous: addresses(&["10.9.0.1"]) });
+    }
+
+    #[test]
+    fn an_internal_address_makes_no_network_on_link() {
+        let link = |name: &str, network: &str| Link {
+            name: name.into(),
+            networks: vec![network.parse().unwrap()],
+            loopback: name == "lo",
+            ..Link::default()
+        };
+        let links = vec![link("eth0", "192.0.2.0/24"), link(DEVICE, "10.9.0.1/32"), link("lo", "127.0.0.0/8")];
+        let observed = NetworkState { links, ..NetworkState::default() };
+        assert_eq!(on_link_networks(&observed), ["192.0.2.0/24".parse::<IpNetwork>().unwrap()]);
     }
 
     #[test]

@@ -60,6 +60,10 @@ pub struct HostState {
     /// that use MOBIKE.
     #[serde(default)]
     pub uplink_addresses: Vec<IpAddr>,
+    /// Networks to which the machine's interfaces are connected. A peer must not give this node an
+    /// internal address within them.
+    #[serde(skip)]
+    pub on_link_networks: Vec<IpNetwork>,
     /// The first address of each family on the bridge: the source of the node's own traffic to
     /// remote pods.
     pub bridge_addresses: Vec<IpAddr>,

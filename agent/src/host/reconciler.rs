@@ -277,6 +277,7 @@ impl HostReconciler {
         let state = HostState {
             local_addresses: observed.links.iter().flat_map(|link| &link.addresses).copied().collect(),
             uplink_addresses: uplink.addresses.clone(),
+            on_link_networks: internal_addresses::on_link_networks(&observed),
             bridge_addresses: bridge,
             pod_mtu: uplink.pod_mtu,
             routes: entries,

@@ -144,6 +144,8 @@ impl Driver {
                 incidents,
                 clock,
                 random: SystemRandom::new(),
+                desired: Arc::default(),
+                host: host.clone(),
             },
             sas,
             desired: Arc::default(),
@@ -310,6 +312,7 @@ impl Driver {
     }
 
     fn apply_desired(&mut self, desired: Arc<Desired>) {
+        self.environment.desired = Arc::clone(&desired);
         let before = std::mem::replace(&mut self.desired, desired);
         let changes = self.desired.changes_since(&before);
         let now = boot_time();

@@ -143,9 +143,10 @@ impl Driver {
     /// Drops the tunnels of a peer that are down and no longer desired, and releases their reqids.
     pub(super) fn forget_unwanted(&mut self, peer: &PeerName) {
         let tunnel = self.desired.tunnels.get(peer);
-        // The selectors of a CHILD_SA with an internal address end with the IKE SA that has the
-        // address.
-        let stays = |tunnel: &DesiredTunnel| tunnel.peer.address_assignment == AddressAssignment::Off;
+        // The peer's address from a pool goes with the IKE SA: another peer may get it. Our own one
+        // stays ours as far as policies go, since sockets that are bound to it must not send in
+        // clear while the tunnel is down.
+        let stays = |tunnel: &DesiredTunnel| !matches!(tunnel.peer.address_assignment, AddressAssignment::Pool(_));
         let tunnel = tunnel.filter(|tunnel| stays(tunnel));
         let wanted = |purpose: &Purpose| tunnel.is_some_and(|tunnel| tunnel.peer.child_named(&purpose.child).is_some());
         let left = self.sas.forget_unwanted(peer, wanted);

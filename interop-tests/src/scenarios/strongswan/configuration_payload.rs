@@ -153,8 +153,9 @@ pub(super) fn initiator(lab: &Lab) -> Result<()> {
     wait::for_event("the address to go with the IKE SA", || {
         let addresses = edge.sh("ip -o address show dev ecni-address")?;
         ensure!(!addresses.contains(GIVEN), "it has {addresses}");
+        // A socket that is bound to the address must not send in clear meanwhile.
         let policies = edge.sh("ip xfrm policy")?;
-        ensure!(!policies.contains(GIVEN), "policies are left: {policies}");
+        ensure!(policies.contains(GIVEN), "no policy holds packets from the address: {policies}");
         Ok(())
     })
 }
