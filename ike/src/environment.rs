@@ -25,7 +25,7 @@ pub trait Environment {
     }
     /// Returns why this node must not have an internal address that a peer gives it
     /// ([`AddressAssignment::Request`](crate::AddressAssignment)), for example because the address
-    /// belongs to somebody else. The IKE SA then has no CHILD_SA, and the peer's error has the text.
+    /// belongs to somebody else. There is then no CHILD_SA, and the peer's error has the text.
     /// The endpoint itself refuses addresses of this node and of the peer.
     fn internal_address_obstacle(&mut self, peer: &PeerName, address: IpAddr) -> Option<String> {
         let _ = (peer, address);

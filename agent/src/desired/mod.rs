@@ -472,8 +472,8 @@ fn routable_networks<'a>(
         let host = network.prefix() == if network.is_ipv4() { 32 } else { 128 };
         let pool = matches!(peer.address_assignment, AddressAssignment::Pool(_));
         let perhaps_itself = host && peer.remotes.is_empty() && !pool;
-        // The tunnel's ends are internal addresses: of the configured networks, those on the side of
-        // the end that has the address only bound what it may be, and a pool is never ours.
+        // One end of the tunnel is an internal address. The networks on that side only bound what
+        // the address may be, and a pool is never ours.
         let assigned = peer.address_assignment != AddressAssignment::Off;
         let ours = !assigned && peer.children().flat_map(|child| &child.local).any(|own| overlap(own, network));
         !(all || holds_a_peer || perhaps_itself || ours)
