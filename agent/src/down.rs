@@ -102,6 +102,7 @@ pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     }
     removal.record("table bridge edge-cni", firewall::remove_bridge_filter().map(usize::from));
     removal.record("accept rules in FORWARD", obstacles::remove_accepts());
+    removal.record("device of internal addresses", host::remove_internal_addresses());
     removal.record("guard", guard::remove().map_err(Into::into));
     removal
 }

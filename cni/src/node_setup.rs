@@ -65,6 +65,7 @@ fn guard_config(config: &Config, segments: &SegmentsFile) -> Result<GuardConfig>
     let bridge_addresses = segment::families(&segments.segments).into_iter().filter_map(first);
     Ok(GuardConfig {
         bridge_addresses: bridge_addresses.map(segment::gateway).collect(),
+        sources: Vec::new(),
         segments: segments.segments.clone(),
         networks: segments.networks.clone(),
         cluster_ranges,

@@ -13,8 +13,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::event::IkeDetails;
 use edge_ike::{
-    Auth, ChildConfig, ChildName, ChildSa, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerConfig,
-    PeerName, Secret,
+    AddressAssignment, Auth, ChildConfig, ChildName, ChildSa, Endpoint, EndpointConfig, Environment, Event, Identity,
+    Instant, PeerConfig, PeerName, Secret,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 
@@ -95,6 +95,7 @@ fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> 
         mobike: true,
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
+        address_assignment: AddressAssignment::Off,
         timing: Timing::default(),
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::wire::{Fragment, Header, Message, Payloads, Reassembly};
 use edge_ike::{
-    Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, Instant, PeerConfig, PeerName,
-    Secret,
+    AddressAssignment, Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, Instant,
+    PeerConfig, PeerName, Secret,
 };
 
 /// A target: its name and its function.
@@ -114,6 +114,7 @@ fn peer() -> PeerConfig {
         mobike: true,
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
+        address_assignment: AddressAssignment::Off,
         timing: Timing::default(),
     }
 }

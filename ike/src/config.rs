@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::address_assignment::AddressAssignment;
 use crate::purpose::ChildName;
 use crate::secret::Secret;
 
@@ -150,6 +151,8 @@ pub struct PeerConfig {
     /// Which notifications of our own we exchange with the peer. A change applies from the next
     /// IKE_AUTH on.
     pub agent_notifications: AgentNotifications,
+    /// Whether one end gives the other one internal addresses.
+    pub address_assignment: AddressAssignment,
     /// Timers.
     pub timing: Timing,
 }

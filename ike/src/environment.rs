@@ -23,6 +23,14 @@ pub trait Environment {
         let _ = remote;
         None
     }
+    /// Returns why this node must not have an internal address that a peer gives it
+    /// ([`AddressAssignment::Request`](crate::AddressAssignment)), for example because the address
+    /// belongs to somebody else. There is then no CHILD_SA, and the peer's error has the text.
+    /// The endpoint itself refuses addresses of this node and of the peer.
+    fn internal_address_obstacle(&mut self, peer: &PeerName, address: IpAddr) -> Option<String> {
+        let _ = (peer, address);
+        None
+    }
     /// Releases a reserved SPI that has not been part of a [`ChildSa`](crate::ChildSa) event.
     fn release_spi(&mut self, peer: &PeerName, local: IpAddr, spi: u32);
 }

@@ -1,7 +1,7 @@
 //! Events, which an endpoint reports to its owner. The owner must carry out events in order, so
 //! that no packet is lost in a rekey.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -229,6 +229,10 @@ pub struct IkeDetails {
     pub mobike: bool,
     /// The peer's certificate, if it authenticated with one.
     pub certificate: Option<PeerCertificate>,
+    /// The addresses that one end has given the other one
+    /// ([`AddressAssignment`](crate::AddressAssignment)): at most one of each family. With a pool
+    /// they are the peer's, otherwise ours.
+    pub internal_addresses: Vec<IpAddr>,
 }
 
 /// The stored fields of a peer's certificate.
@@ -324,6 +328,10 @@ pub enum PeerErrorKind {
     /// The peer requests more CHILD_SAs than [`PeerConfig::max_children`](crate::PeerConfig).
     #[error("too many CHILD_SAs")]
     TooManyChildren,
+    /// The peer did not give us an internal address, did not ask us for one, or our pool has none
+    /// left.
+    #[error("no internal address")]
+    InternalAddress,
     /// Any other error notification from the peer.
     #[error("the peer reported an error")]
     Notified,

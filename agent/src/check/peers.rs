@@ -3,6 +3,7 @@
 use edge_ike::config::{Auth, CertificateAuth};
 use edge_ike::{Identity, PeerConfig, certificate_is_for, check_credentials};
 use edge_types::network;
+use ipnetwork::IpNetwork;
 use x509_parser::parse_x509_certificate;
 
 use super::report::{Level, RenewedBy, Report, validity};
@@ -108,31 +109,44 @@ fn certificates(peer: &PeerConfig, auth: &CertificateAuth, section: &str, now: i
 /// Returns a warning for each network behind this node and each network behind the peer that
 /// overlap.
 pub(super) fn networks_at_both_ends(peer: &PeerSection) -> impl Iterator<Item = String> {
-    peer.all_local_subnets().flat_map(|local| {
+    let (has_pool, key) = (!peer.address_pool.is_empty(), key_of_remotes(peer));
+    // A gateway for everything has its own pool in 0.0.0.0/0.
+    let locals = peer.all_local_subnets().filter(move |local| local.prefix() != 0 || !has_pool);
+    locals.flat_map(move |local| {
         let overlapping = peer.all_remote_subnets().filter(move |remote| network::overlap(local, remote));
         overlapping.map(move |remote| {
             let how = if local == remote { "are the same network" } else { "overlap" };
             format!(
-                "local_subnets {local} and remote_subnets {remote} {how}: hosts of local_subnets reach each other without the tunnel"
+                "local_subnets {local} and {key} {remote} {how}: hosts of local_subnets reach each other without the tunnel"
             )
         })
     })
+}
+
+/// Returns the key of the networks behind a peer, which has one of the two.
+fn key_of_remotes(peer: &PeerSection) -> &'static str {
+    if peer.address_pool.is_empty() { "remote_subnets" } else { "address_pool" }
 }
 
 fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
     for warning in networks_at_both_ends(peer) {
         report.add(Level::Warning, &peer.name, warning);
     }
+    let key = key_of_remotes(peer);
     for remote in peer.all_remote_subnets() {
         for address in peer.remote.iter().filter_map(Remote::address).filter(|address| remote.contains(*address)) {
             report.add(
                 Level::Warning,
                 &peer.name,
-                format!("the peer's own address {address} is in remote_subnets {remote}: what hosts here send to it goes into the tunnel"),
+                format!("the peer's own address {address} is in {key} {remote}: what hosts here send to it goes into the tunnel"),
             );
         }
         for other in before {
-            let shared = |theirs: &&ipnetwork::IpNetwork| network::overlap(remote, theirs);
+            // Several peers may have the same pool: each address is given to one of them.
+            let same_pool = |theirs: &IpNetwork| {
+                theirs == remote && peer.address_pool.contains(remote) && other.address_pool.contains(theirs)
+            };
+            let shared = |theirs: &&IpNetwork| network::overlap(remote, theirs) && !same_pool(theirs);
             let locals = peer
                 .all_local_subnets()
                 .any(|local| other.all_local_subnets().any(|theirs| network::overlap(local, theirs)));
@@ -140,7 +154,7 @@ fn networks(peer: &PeerSection, before: &[PeerSection], report: &mut Report) {
                 report.add(
                     Level::Warning,
                     &peer.name,
-                    format!("remote_subnets {remote} overlaps {theirs} of {:?}: packets to what both contain take one of the tunnels", other.name),
+                    format!("{key} {remote} overlaps {theirs} of {:?}: packets to what both contain take one of the tunnels", other.name),
                 );
             }
         }

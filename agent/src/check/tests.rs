@@ -192,3 +192,24 @@ fn a_node_that_cannot_join_is_an_error_and_nothing_is_made_on_disk() {
     assert!(problems.len() == 2 && problems[0].1.contains("https://HOST:PORT"), "{problems:?}");
     assert!(!state.exists(), "the state directory was made");
 }
+
+#[test]
+fn a_pool_is_compared_with_networks_behind_other_peers_but_several_peers_may_have_the_same_pool() {
+    let directory = Directory::new();
+    let client = |name: &str| {
+        format!(
+            "\n[[peer]]\nname = '{name}'\nlocal_id = 'sun.example'\nremote_id = '{name}.example'\nstart = 'respond'\n\
+             local_subnets = ['10.1.0.0/16']\naddress_pool = ['10.2.9.0/24']\n{PSK}"
+        )
+    };
+    let overlaps = |config: String| {
+        let findings = directory.findings(&config);
+        findings.into_iter().map(|finding| finding.what).filter(|what| what.contains("overlaps")).collect::<Vec<_>>()
+    };
+    assert_eq!(overlaps(client("laptop") + &client("phone")), Vec::<String>::new());
+    let found = overlaps(format!("{PEER}{PSK}{}", client("laptop")));
+    assert!(
+        found.len() == 1 && found[0].contains("address_pool 10.2.9.0/24") && found[0].contains("moon"),
+        "{found:?}"
+    );
+}

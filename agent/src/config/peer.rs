@@ -2,15 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use edge_ike::config::{
     AgentNotifications, Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer,
 };
-use edge_ike::{ChildName, Identity, PeerConfig, PeerName, Secret, canonical_identity, same_identity};
-use ipnetwork::IpNetwork;
+use edge_ike::{
+    AddressAssignment, ChildName, Identity, PeerConfig, PeerName, Secret, canonical_identity, same_identity,
+};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Deserializer};
@@ -20,6 +22,9 @@ use super::child::{ChildMode, ChildSection, DEFAULT_CHILD, MAX_CHILD_SAS, MAX_CH
 use super::encap::Encap;
 use super::secret::{self, SecretText};
 use super::{Config, identity, proposal};
+
+/// Maximum number of networks in `address_pool`.
+const MAX_POOL_NETWORKS: usize = 16;
 
 /// The end that initiates.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -69,6 +74,14 @@ pub struct PeerSection {
     /// Networks behind the peer. Empty if `children` lists the networks.
     #[serde(default)]
     pub remote_subnets: Vec<IpNetwork>,
+    /// Networks from which the peer gets its address in the tunnel, instead of `remote_subnets`.
+    /// The peer must ask for the address.
+    #[serde(default)]
+    pub address_pool: Vec<IpNetwork>,
+    /// Whether this node asks the peer for its address in the tunnel. The address must lie within
+    /// `local_subnets`, or may be any address if they are empty.
+    #[serde(default)]
+    pub request_address: bool,
     /// The children of this peer, each with its own networks. Empty if `local_subnets` and
     /// `remote_subnets` list the networks of a single child.
     #[serde(default, rename = "child")]
@@ -208,7 +221,10 @@ impl PeerSection {
         {
             return Err(format!("start = \"{word}\" needs remote; or set start = \"respond\""));
         }
-        self.check_children()?;
+        match self.internal_address_key() {
+            Some(key) => self.check_internal_address(key)?,
+            None => self.check_children()?,
+        }
         if self.ike_proposals.is_empty() || self.esp_proposals.is_empty() {
             return Err("an empty list of proposals never matches the peer's; leave it out for the defaults".into());
         }
@@ -224,6 +240,61 @@ impl PeerSection {
             (0, _) => Err("certificate, key and trust_anchors go together; one is missing".into()),
             (2, 0) => Err("psk and psk_file exclude each other".into()),
             _ => Err("pre-shared key and certificate exclude each other".into()),
+        }
+    }
+
+    /// Returns the key that makes one end give the other one an address.
+    fn internal_address_key(&self) -> Option<&'static str> {
+        if self.request_address {
+            return Some("request_address");
+        }
+        (!self.address_pool.is_empty()).then_some("address_pool")
+    }
+
+    fn check_internal_address(&self, key: &str) -> Result<(), String> {
+        if self.request_address && !self.address_pool.is_empty() {
+            return Err(
+                "request_address and address_pool exclude each other: one end gives the other one its address".into()
+            );
+        }
+        if !self.children.is_empty() {
+            return Err(format!("{key} does not go with [[peer.child]]; put the networks into [[peer]]"));
+        }
+        let (start, word, why) = if self.request_address {
+            (Start::Initiate, "initiate", "only the end that asks for an address can begin")
+        } else {
+            (Start::Respond, "respond", "the peer must ask for its address, so only the peer can begin")
+        };
+        if self.start != start {
+            return Err(format!("{key} needs start = \"{word}\": {why}"));
+        }
+        match (self.request_address, self.local_subnets.is_empty(), self.remote_subnets.is_empty()) {
+            (true, _, true) => return Err("request_address needs remote_subnets: the networks behind the peer".into()),
+            (false, true, _) => {
+                return Err("address_pool needs local_subnets: the networks that the peer may reach".into());
+            }
+            (false, _, false) => {
+                return Err(
+                    "address_pool and remote_subnets exclude each other: the peer has the address from the pool".into(),
+                );
+            }
+            _ => {}
+        }
+        if self.address_pool.len() > MAX_POOL_NETWORKS {
+            return Err(format!(
+                "address_pool has {} networks; {MAX_POOL_NETWORKS} are the most",
+                self.address_pool.len()
+            ));
+        }
+        let unusable = |network: &&IpNetwork| {
+            let address = network.network();
+            network.prefix() == 0 || address.is_loopback() || address.is_multicast() || address.is_unspecified()
+        };
+        match self.address_pool.iter().find(unusable) {
+            Some(network) => {
+                Err(format!("address_pool: {network} has no addresses for hosts, for example 10.9.0.0/24 has"))
+            }
+            None => Ok(()),
         }
     }
 
@@ -280,6 +351,11 @@ impl PeerSection {
             mobike: self.mobike,
             keep_existing: false,
             agent_notifications: AgentNotifications::Off,
+            address_assignment: match self.internal_address_key() {
+                None => AddressAssignment::Off,
+                Some(_) if self.request_address => AddressAssignment::Request,
+                Some(_) => AddressAssignment::Pool(self.pool_networks()),
+            },
             timing: config.timing.resolve(),
         })
     }
@@ -289,9 +365,31 @@ impl PeerSection {
         self.local_subnets.iter().chain(self.children.iter().flat_map(|child| &child.local_subnets))
     }
 
-    /// Returns the networks behind the peer, including those of all children.
+    /// Returns the networks behind the peer, including those of all children, and those from which
+    /// the peer gets its address.
     pub fn all_remote_subnets(&self) -> impl Iterator<Item = &IpNetwork> {
-        self.remote_subnets.iter().chain(self.children.iter().flat_map(|child| &child.remote_subnets))
+        self.remote_subnets
+            .iter()
+            .chain(&self.address_pool)
+            .chain(self.children.iter().flat_map(|child| &child.remote_subnets))
+    }
+
+    /// Returns the pool's networks, without host bits.
+    fn pool_networks(&self) -> Vec<IpNetwork> {
+        let network = |of: &IpNetwork| IpNetwork::new(of.network(), of.prefix()).unwrap_or(*of);
+        self.address_pool.iter().map(network).collect()
+    }
+
+    /// Returns the networks of this node's side. An address that the peer gives may be any one of
+    /// the families that the peer's networks have.
+    fn local_networks(&self) -> Vec<IpNetwork> {
+        if !self.request_address || !self.local_subnets.is_empty() {
+            return self.local_subnets.clone();
+        }
+        let has = |ipv4: bool| self.remote_subnets.iter().any(|network| network.is_ipv4() == ipv4);
+        let v4 = Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).ok().filter(|_| has(true)).map(IpNetwork::V4);
+        let v6 = Ipv6Network::new(Ipv6Addr::UNSPECIFIED, 0).ok().filter(|_| has(false)).map(IpNetwork::V6);
+        v4.into_iter().chain(v6).collect()
     }
 
     /// Returns a peer's first child, and its other children.
@@ -300,8 +398,8 @@ impl PeerSection {
         let only = || ChildConfig {
             name: ChildName::new(DEFAULT_CHILD),
             proposals: self.esp_proposals.clone(),
-            local: self.local_subnets.clone(),
-            remote: self.remote_subnets.clone(),
+            local: self.local_networks(),
+            remote: if self.address_pool.is_empty() { self.remote_subnets.clone() } else { self.pool_networks() },
             next_layer: NextLayer::ANY,
             mode: Mode::Tunnel,
         };

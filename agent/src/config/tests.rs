@@ -1,5 +1,6 @@
 use edge_ike::config::Mode;
-use edge_ike::same_identity;
+use edge_ike::{AddressAssignment, same_identity};
+use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 
 use super::*;
@@ -162,7 +163,7 @@ fn the_documented_example_is_accepted_and_says_the_defaults() {
     assert_eq!(config.on_demand.hold_packets, bare.on_demand.hold_packets);
     assert_eq!(config.on_demand.eager, bare.on_demand.eager);
     assert_eq!(config.controller.unwrap().spare, default_spare());
-    assert_eq!(config.peers.len(), 2);
+    assert_eq!(config.peers.len(), 4);
 }
 
 #[test]
@@ -354,5 +355,63 @@ proptest! {
             let first = peers.iter().find(is_named);
             prop_assert!(first.is_some_and(|first| indistinguishable(first, second)), "{}", problem);
         }
+    }
+}
+
+/// Returns a `[[peer]]` with these lines in addition.
+fn peer_with(lines: &str) -> Result<Config, ConfigError> {
+    parse(&format!(
+        "[[peer]]\nname = \"p\"\nlocal_id = \"a\"\nremote_id = \"b\"\npsk = \"a secret of this test\"\n{lines}"
+    ))
+}
+
+#[test]
+fn an_address_is_asked_for_or_comes_from_a_pool() {
+    let resolved = |lines: &str| {
+        let config = peer_with(lines).unwrap();
+        config.peers[0].resolve(&config).unwrap()
+    };
+    let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
+    let asks = "remote = \"192.0.2.1\"\nrequest_address = true\nremote_subnets = [\"10.2.0.0/16\"]";
+    let peer = resolved(asks);
+    assert_eq!(peer.address_assignment, AddressAssignment::Request);
+    assert_eq!(peer.child.local, networks(&["0.0.0.0/0"]), "any IPv4 address, since the peer's networks are IPv4");
+    let peer = resolved(&format!("{asks}\nlocal_subnets = [\"10.9.0.0/16\"]"));
+    assert_eq!(peer.child.local, networks(&["10.9.0.0/16"]));
+    let gives =
+        "start = \"respond\"\naddress_pool = [\"10.9.0.7/24\", \"fd09::/64\"]\nlocal_subnets = [\"10.2.0.0/16\"]";
+    let peer = resolved(gives);
+    let pool = networks(&["10.9.0.0/24", "fd09::/64"]);
+    assert_eq!((&peer.child.remote, peer.initiate), (&pool, false));
+    assert_eq!(peer.address_assignment, AddressAssignment::Pool(pool));
+}
+
+#[test]
+fn an_address_that_cannot_be_given_or_asked_for_is_refused_with_what_to_do() {
+    let asks = "remote = \"192.0.2.1\"\nrequest_address = true\n";
+    let gives = "start = \"respond\"\naddress_pool = [\"10.9.0.0/24\"]\n";
+    let (ours, theirs) = ("local_subnets = [\"10.2.0.0/16\"]\n", "remote_subnets = [\"10.3.0.0/16\"]\n");
+    let pool = |network: &str| format!("start = \"respond\"\naddress_pool = [\"{network}\"]\n{ours}");
+    let many: Vec<String> = (0..17).map(|number| format!("\"10.{number}.0.0/16\"")).collect();
+    let cases = [
+        (format!("{asks}{theirs}address_pool = [\"10.9.0.0/24\"]"), "exclude each other"),
+        (format!("{asks}{theirs}start = \"on-demand\""), "start = \"initiate\""),
+        (asks.to_owned(), "needs remote_subnets"),
+        (gives.to_owned(), "needs local_subnets"),
+        (format!("{gives}{ours}{theirs}"), "exclude each other"),
+        (format!("remote = \"192.0.2.1\"\naddress_pool = [\"10.9.0.0/24\"]\n{ours}"), "start = \"respond\""),
+        (pool("0.0.0.0/0"), "no addresses for hosts"),
+        (pool("127.0.0.0/8"), "no addresses for hosts"),
+        (format!("start = \"respond\"\naddress_pool = [{}]\n{ours}", many.join(", ")), "16 are the most"),
+        (
+            format!(
+                "{asks}[[peer.child]]\nname = \"c\"\nlocal_subnets = [\"10.9.0.0/24\"]\nremote_subnets = [\"10.3.0.0/16\"]"
+            ),
+            "[[peer.child]]",
+        ),
+    ];
+    for (lines, words) in cases {
+        let error = peer_with(&lines).unwrap_err().to_string();
+        assert!(error.contains(words), "{lines}: {error}");
     }
 }

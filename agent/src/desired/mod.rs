@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_ike::config::{AgentNotifications, Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
-use edge_ike::{ChildName, Identity, PeerConfig, PeerName};
+use edge_ike::{AddressAssignment, ChildName, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
 use edge_types::{NodeName, NodeView, Peer, Role, SharedPeer};
@@ -240,7 +240,11 @@ impl Desired {
     /// segments pass through tunnels of static peers. No local network is larger than a segment.
     #[must_use]
     pub fn static_pairs(&self, segments: &[IpNetwork]) -> Vec<(IpNetwork, IpNetwork)> {
-        let static_peers = self.tunnels.values().filter(|tunnel| tunnel.origin == Origin::Configuration);
+        let of_segments = |tunnel: &&Arc<DesiredTunnel>| {
+            let asks = tunnel.peer.address_assignment == AddressAssignment::Request;
+            tunnel.origin == Origin::Configuration && !asks
+        };
+        let static_peers = self.tunnels.values().filter(of_segments);
         let mut pairs = Vec::new();
         for child in static_peers.flat_map(|tunnel| tunnel.peer.children()) {
             for local in &child.local {
@@ -403,6 +407,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             Role::Hub => AgentNotifications::TellAddress,
             Role::Edge | Role::Cloud => AgentNotifications::Exchange,
         },
+        address_assignment: AddressAssignment::Off,
         timing: timing(config, peer.role),
     }
 }
@@ -436,6 +441,7 @@ fn guard(view: &NodeView) -> GuardConfig {
         segments: view.segments.clone(),
         networks: view.networks.clone(),
         bridge_addresses: vec![],
+        sources: Vec::new(),
     }
 }
 
@@ -464,8 +470,12 @@ fn routable_networks<'a>(
         let holds_a_peer = addresses.range(network.network()..=network.broadcast()).next().is_some();
         let all = network.prefix() == 0;
         let host = network.prefix() == if network.is_ipv4() { 32 } else { 128 };
-        let perhaps_itself = host && peer.remotes.is_empty();
-        let ours = peer.children().flat_map(|child| &child.local).any(|own| overlap(own, network));
+        let pool = matches!(peer.address_assignment, AddressAssignment::Pool(_));
+        let perhaps_itself = host && peer.remotes.is_empty() && !pool;
+        // One end of the tunnel is an internal address. The networks on that side only bound what
+        // the address may be, and a pool is never ours.
+        let assigned = peer.address_assignment != AddressAssignment::Off;
+        let ours = !assigned && peer.children().flat_map(|child| &child.local).any(|own| overlap(own, network));
         !(all || holds_a_peer || perhaps_itself || ours)
     })
 }

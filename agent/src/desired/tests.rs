@@ -361,6 +361,21 @@ fn a_static_peers_networks_are_routed_unless_esp_itself_would_go_there() {
 }
 
 #[test]
+fn a_pool_is_routed_into_the_guards_device_also_behind_a_gateway_for_everything() {
+    let pool = |networks: &str| {
+        let text = format!(
+            "[[peer]]\nname = \"moon\"\nstart = \"respond\"\nlocal_id = \"sun\"\nremote_id = \"moon\"\npsk = \"secret\"\n\
+             local_subnets = [\"0.0.0.0/0\"]\naddress_pool = [{networks}]"
+        );
+        let config = Config::parse(&text, Path::new("x")).unwrap();
+        let statics = [config.peers[0].resolve(&config).unwrap()];
+        Desired::compute(&config, &statics, None).static_networks
+    };
+    assert_eq!(pool("\"10.9.0.0/24\""), [network("10.9.0.0/24")]);
+    assert_eq!(pool("\"10.9.0.7/32\""), [network("10.9.0.7/32")], "the pool of one address");
+}
+
+#[test]
 fn packets_of_pods_that_a_static_peer_takes_are_known_by_the_narrower_network() {
     let text = r#"
 [[peer]]

@@ -57,7 +57,7 @@ impl Target {
             None => static_peers
                 .iter()
                 .find_map(|peer| {
-                    let network = *peer.remote_subnets.iter().find(|network| network.contains(address))?;
+                    let network = *peer.all_remote_subnets().find(|network| network.contains(address))?;
                     Some(Self::PeerAddress { address, network, peer: peer.name.to_string() })
                 })
                 .unwrap_or(Self::Outside(address)),

@@ -5,6 +5,7 @@ use edge_types::network::contains;
 use edge_xfrm::guard::GuardConfig;
 use ipnetwork::IpNetwork;
 
+use super::internal_addresses::InternalAddresses;
 use crate::desired::Desired;
 
 /// The part of the desired state to which links and routes are adapted. A peer within the cluster's
@@ -16,15 +17,17 @@ pub(super) struct LinkRequirements {
     guard: GuardConfig,
     hub_routes: Vec<IpNetwork>,
     complete: bool,
+    given: InternalAddresses,
 }
 
 impl LinkRequirements {
-    pub(super) fn of(desired: &Desired) -> Self {
+    pub(super) fn of(desired: &Desired, given: &InternalAddresses) -> Self {
         Self {
             guarded: guarded(desired),
             guard: desired.guard.clone(),
             hub_routes: desired.hub_routes.clone(),
             complete: desired.complete,
+            given: given.clone(),
         }
     }
 }
@@ -69,14 +72,17 @@ mod tests {
             remote_networks: networks(remote),
             ..Desired::default()
         };
+        let none = InternalAddresses::new();
         let before = with(&["10.77.2.0/26", "10.77.3.0/26"], "10.77.1.0/26");
-        let of = |remote: &[&str], own: &str| LinkRequirements::of(&with(remote, own));
-        assert_eq!(LinkRequirements::of(&before), of(&["10.77.3.0/26"], "10.77.1.0/26"));
-        assert_ne!(LinkRequirements::of(&before), of(&["10.77.3.0/26", "10.244.0.0/16"], "10.77.1.0/26"));
-        assert_ne!(LinkRequirements::of(&before), of(&["10.77.3.0/26"], "10.77.9.0/26"));
+        let of = |remote: &[&str], own: &str| LinkRequirements::of(&with(remote, own), &none);
+        assert_eq!(LinkRequirements::of(&before, &none), of(&["10.77.3.0/26"], "10.77.1.0/26"));
+        assert_ne!(LinkRequirements::of(&before, &none), of(&["10.77.3.0/26", "10.244.0.0/16"], "10.77.1.0/26"));
+        assert_ne!(LinkRequirements::of(&before, &none), of(&["10.77.3.0/26"], "10.77.9.0/26"));
         let incomplete = Desired { complete: false, ..before.clone() };
-        assert_ne!(LinkRequirements::of(&before), LinkRequirements::of(&incomplete));
+        assert_ne!(LinkRequirements::of(&before, &none), LinkRequirements::of(&incomplete, &none));
         let routed = Desired { hub_routes: networks(&["10.77.0.0/16"]), ..before.clone() };
-        assert_ne!(LinkRequirements::of(&before), LinkRequirements::of(&routed));
+        assert_ne!(LinkRequirements::of(&before, &none), LinkRequirements::of(&routed, &none));
+        let given = [(edge_ike::PeerName::new("gateway"), vec!["10.9.0.1".parse().unwrap()])].into();
+        assert_ne!(LinkRequirements::of(&before, &none), LinkRequirements::of(&before, &given));
     }
 }

@@ -11,6 +11,7 @@
 //! - `peer_routes`: the check whether this host has routes to its peers.
 //! - `hub_routes`: a cloud node's routes to the cluster ranges, and the choice of the hub for these
 //!   routes.
+//! - `internal_addresses`: the addresses that static peers have given this node.
 //! - [`firewall`]: the table `inet edge-cni`.
 //! - `firewall_reconciler`: the repair of that table, and of `bridge edge-cni` by running the
 //!   plugin.
@@ -25,6 +26,7 @@ pub mod firewall;
 mod firewall_reconciler;
 mod forwarding_monitor;
 mod hub_routes;
+mod internal_addresses;
 mod link_requirements;
 mod network_state;
 mod nft_monitor;
@@ -36,6 +38,7 @@ mod routes;
 mod sysctls;
 mod uplink;
 
+pub use internal_addresses::InternalAddresses;
 pub use obstacles::Obstacle;
 
 use std::net::IpAddr;
@@ -57,6 +60,10 @@ pub struct HostState {
     /// that use MOBIKE.
     #[serde(default)]
     pub uplink_addresses: Vec<IpAddr>,
+    /// Networks to which the machine's interfaces are connected. A peer must not give this node an
+    /// internal address within them.
+    #[serde(skip)]
+    pub on_link_networks: Vec<IpNetwork>,
     /// The first address of each family on the bridge: the source of the node's own traffic to
     /// remote pods.
     pub bridge_addresses: Vec<IpAddr>,
@@ -138,6 +145,12 @@ impl PluginInterfaces {
             Ok(deleted)
         })
     }
+}
+
+/// Removes the device with the addresses that static peers have given this node. Returns the number
+/// of devices removed.
+pub(crate) fn remove_internal_addresses() -> anyhow::Result<usize> {
+    with_netlink(async |handle| internal_addresses::remove_device(&handle).await)
 }
 
 fn with_netlink<T>(work: impl AsyncFnOnce(rtnetlink::Handle) -> anyhow::Result<T>) -> anyhow::Result<T> {

@@ -20,6 +20,7 @@ use super::firewall::{Firewall, FirewallLinks};
 use super::firewall_reconciler::{BridgeTable, InetTable};
 use super::forwarding_monitor::ForwardingMonitor;
 use super::hub_routes::HubRoutes;
+use super::internal_addresses::{self, InternalAddresses};
 use super::link_requirements::LinkRequirements;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
@@ -62,6 +63,8 @@ pub struct HostReconciler {
     desired: watch::Receiver<Arc<Desired>>,
     state: watch::Sender<HostState>,
     uplink: watch::Sender<UplinkFacts>,
+    /// The addresses that static peers have given this node.
+    internal: watch::Receiver<InternalAddresses>,
     handle: Option<Handle>,
     bridge: PodBridge,
     table: InetTable,
@@ -90,6 +93,7 @@ impl HostReconciler {
         desired: watch::Receiver<Arc<Desired>>,
         state: watch::Sender<HostState>,
         uplink: watch::Sender<UplinkFacts>,
+        internal: watch::Receiver<InternalAddresses>,
     ) -> Self {
         let (table, sysctls) = (InetTable::new(incidents.clone()), Sysctls::new(&config.state_dir, &config.run_dir));
         Self {
@@ -99,6 +103,7 @@ impl HostReconciler {
             desired,
             state,
             uplink,
+            internal,
             handle: None,
             table,
             bridge_table: BridgeTable::default(),
@@ -182,6 +187,7 @@ impl HostReconciler {
                 }
                 () = self.obstacles.due() => {}
                 Ok(()) = self.hub_routes.changed() => {}
+                Ok(()) = self.internal.changed() => {}
             }
         }
     }
@@ -198,7 +204,8 @@ impl HostReconciler {
     async fn refresh(&mut self, rules: &mut NftMonitor) -> anyhow::Result<()> {
         let Some(handle) = self.handle.clone() else { return Ok(()) };
         let desired = self.desired.borrow_and_update().clone();
-        let requirements = LinkRequirements::of(&desired);
+        let given = self.internal.borrow_and_update().clone();
+        let requirements = LinkRequirements::of(&desired, &given);
         let read = self.must_read() || self.adapted_to.as_ref() != Some(&requirements);
         let observed = if read { self.read(&handle, &desired).await? } else { self.observed.borrow().clone() };
         let guarded = requirements.guarded.clone();
@@ -215,7 +222,9 @@ impl HostReconciler {
         let guards = !guarded.is_empty() || !desired.tunnels.is_empty();
         let mut settings = self.sysctls.prepare(&observed, &self.config.bridge, forward, guards, &self.incidents);
         if read {
-            self.reconcile_guard(&desired, &guarded, &bridge);
+            let sources = internal_addresses::sources(&desired, &observed, &given);
+            self.reconcile_guard(&desired, &guarded, &bridge, sources);
+            internal_addresses::reconcile(&handle, &observed, &given, &self.incidents).await;
         }
         let mut entries = routes::through_guard(&guarded, &bridge);
         entries.extend(self.hub_routes.borrow_and_update().iter().cloned());
@@ -268,6 +277,7 @@ impl HostReconciler {
         let state = HostState {
             local_addresses: observed.links.iter().flat_map(|link| &link.addresses).copied().collect(),
             uplink_addresses: uplink.addresses.clone(),
+            on_link_networks: internal_addresses::on_link_networks(&observed),
             bridge_addresses: bridge,
             pod_mtu: uplink.pod_mtu,
             routes: entries,
@@ -307,7 +317,13 @@ impl HostReconciler {
     }
 
     /// Installs the guard's device and routes. The tunnels' driver installs the guard's policies.
-    fn reconcile_guard(&mut self, desired: &Desired, guarded: &[IpNetwork], bridge: &[IpAddr]) {
+    fn reconcile_guard(
+        &mut self,
+        desired: &Desired,
+        guarded: &[IpNetwork],
+        bridge: &[IpAddr],
+        sources: Vec<(IpNetwork, Option<IpAddr>)>,
+    ) {
         self.guard_failure = None;
         if guarded.is_empty() {
             return;
@@ -317,6 +333,7 @@ impl HostReconciler {
             segments: desired.guard.segments.clone(),
             networks: desired.guard.networks.clone(),
             bridge_addresses: bridge.to_vec(),
+            sources,
         };
         match guard::install_routes(&config) {
             Ok(defects) if self.guarded.as_ref() == Some(&config) => {

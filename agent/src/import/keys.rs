@@ -48,8 +48,20 @@ pub(super) const CONNECTION: &[Row] = &[
     ("childless", &["allow", "never"], Refused("an IKE SA without a CHILD_SA (RFC 6023)")),
     ("ppk_id", &[], Note("post-quantum pre-shared keys (RFC 8784) are not supported")),
     ("ppk_required", &["no"], Refused("post-quantum pre-shared keys (RFC 8784)")),
-    ("vips", &[], Refused("an address that the peer assigns (configuration payload)")),
-    ("pools", &[], Refused("addresses that we assign to the peer (configuration payload)")),
+    (
+        "vips",
+        &[],
+        Refused(
+            "an address that the peer assigns (configuration payload); write the peer by hand, with request_address = true and without local_subnets",
+        ),
+    ),
+    (
+        "pools",
+        &[],
+        Refused(
+            "addresses that we assign to the peer (configuration payload); write the peer by hand, with address_pool instead of remote_subnets, one peer for each client",
+        ),
+    ),
     ("if_id_in", &["0"], Refused("XFRM interfaces")),
     ("if_id_out", &["0"], Refused("XFRM interfaces")),
     ("mediation", &["no"], Refused("mediation")),

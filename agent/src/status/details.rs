@@ -107,6 +107,10 @@ fn ike_sa(text: &mut String, sa: &IkeStatus) {
         "  IKE SA     {} {}, {} - {}, {began}, {nat}, {mobike}",
         sa.initiator_spi, sa.responder_spi, sa.local, sa.remote
     );
+    if !sa.internal_addresses.is_empty() {
+        let addresses: Vec<String> = sa.internal_addresses.iter().map(ToString::to_string).collect();
+        let _ = writeln!(text, "             address in the tunnel: {}", addresses.join(" "));
+    }
     let _ = writeln!(text, "             {}, the peer proved itself by {}", sa.proposal, sa.authentication);
     let _ = writeln!(
         text,
@@ -179,6 +183,7 @@ mod tests {
             nat_local: true,
             nat_remote: false,
             mobike: true,
+            internal_addresses: vec!["10.9.0.1".parse().unwrap(), "fd09::1".parse().unwrap()],
             since: "2026-01-01T00:00:00Z".into(),
             heard_seconds_ago: 3,
             renewed_in_seconds: 600,
@@ -259,6 +264,7 @@ mod tests {
              \x20 addresses  203.0.113.10:4500\n\
              \x20 path       direct\n\
              \x20 IKE SA     0011223344556677 8899aabbccddeeff, 192.0.2.1:4500 - 203.0.113.10:4500, we began, NAT at our end, MOBIKE\n\
+             \x20            address in the tunnel: 10.9.0.1 fd09::1\n\
              \x20            aes256gcm16-prfsha256-x25519, the peer proved itself by psk\n\
              \x20            since 2026-01-01T00:00:00Z, heard 3 s ago, renewed in 600 s\n\
              \x20 CHILD_SA   0xc0000001 in, 0xc0000002 out, in-use, aes256gcm16, ESN, in UDP, since 2026-01-01T00:00:00Z\n\

@@ -138,6 +138,10 @@ pub struct IkeStatus {
     /// Whether both ends use MOBIKE (RFC 4555), so that the tunnel follows address changes.
     #[serde(default)]
     pub mobike: bool,
+    /// The addresses in the tunnel that one end has given the other one: with `address_pool` this
+    /// node gave them to the peer, with `request_address` the peer gave them to this node.
+    #[serde(default)]
+    pub internal_addresses: Vec<IpAddr>,
     /// The time at which the IKE SA was established, RFC 3339.
     pub since: String,
     /// Seconds since the last authentic message.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use edge_ike::config::ChildConfig;
-use edge_ike::{Auth, ChildId, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName, Purpose};
+use edge_ike::{AddressAssignment, Auth, ChildId, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName, Purpose};
 use edge_types::api::TunnelCount;
 use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
@@ -35,7 +35,7 @@ use super::sa_table::SaTable;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::{Desired, Origin, PeerChanges};
-use crate::host::HostState;
+use crate::host::{HostState, InternalAddresses};
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
 
@@ -76,6 +76,8 @@ pub struct Driver {
     pub(super) mapped_changed: bool,
     /// This node's mapped addresses, for the report to the controller.
     pub(super) mapped: watch::Sender<Option<Vec<SocketAddr>>>,
+    /// The addresses that peers have given this node.
+    pub(super) internal: watch::Sender<InternalAddresses>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
     /// Peers for which the kernel refused an SA. They move to `to_rekey` at the next comparison
@@ -115,6 +117,7 @@ impl Driver {
         clock: Arc<CertificateClock>,
         incidents: Incidents,
         host: watch::Receiver<HostState>,
+        internal: watch::Sender<InternalAddresses>,
         mapped: watch::Sender<Option<Vec<SocketAddr>>>,
         relay_runtime: Handle,
     ) -> anyhow::Result<Self> {
@@ -141,6 +144,8 @@ impl Driver {
                 incidents,
                 clock,
                 random: SystemRandom::new(),
+                desired: Arc::default(),
+                host: host.clone(),
             },
             sas,
             desired: Arc::default(),
@@ -153,6 +158,7 @@ impl Driver {
             retry_unreached: false,
             mapped_changed: false,
             mapped,
+            internal,
             to_rekey: vec![],
             to_rekey_at_check: BTreeSet::new(),
             hub_returns: HubReturns::default(),
@@ -306,6 +312,7 @@ impl Driver {
     }
 
     fn apply_desired(&mut self, desired: Arc<Desired>) {
+        self.environment.desired = Arc::clone(&desired);
         let before = std::mem::replace(&mut self.desired, desired);
         let changes = self.desired.changes_since(&before);
         let now = boot_time();
@@ -419,11 +426,14 @@ impl Driver {
     /// Configures a peer from the desired state in the endpoint.
     pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
+        // Inherited SAs have internal addresses of IKE SAs that no longer exist.
+        let inherits = tunnel.peer.address_assignment == AddressAssignment::Off;
         let (mut peer, origin, on_demand) = (self.with_relayed_address(name, tunnel), tunnel.origin, tunnel.on_demand);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
         let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children
             .iter()
+            .filter(|_| inherits)
             .flat_map(|child| reqids.of_child(name, &child.name).into_iter().map(move |of| (child, of)))
             .collect();
         for (child, (purpose, reqid)) in purposes {

@@ -4,19 +4,22 @@ use std::sync::Arc;
 
 use edge_ike::event::DownReason;
 use edge_ike::wire::AgentNotification;
-use edge_ike::{ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose};
+use edge_ike::{AddressAssignment, ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose};
 use edge_xfrm::{Reqid, Xfrm};
 
 use super::driver::Driver;
 use super::on_demand::acquire_ends;
 use super::reqids::Reqids;
 use super::sa_table::{INHERITED_LINGER, OutboundSwitchOutcome, SaTable};
-use crate::desired::{ChildEnds, Desired, TunnelEnds};
+use crate::desired::{ChildEnds, Desired, DesiredTunnel, TunnelEnds};
 use crate::logging::peer_span;
 
 impl Driver {
     pub(super) fn handle_event(&mut self, event: Event) {
         let _span = peer_of(&event).map(|peer| peer_span(peer).entered());
+        if let Event::IkeUp { peer, .. } | Event::IkeReplaced { peer, .. } | Event::IkeDown { peer, .. } = &event {
+            self.publish_internal_addresses(peer);
+        }
         let moved = path_of(&event).cloned();
         match event {
             Event::IkeUp { peer, ike, local, remote, initiator, details } => {
@@ -122,9 +125,29 @@ impl Driver {
         }
     }
 
+    /// Publishes the addresses that a peer has given this node, if they have changed.
+    fn publish_internal_addresses(&self, peer: &PeerName) {
+        let addresses = self.endpoint.received_addresses(peer);
+        self.internal.send_if_modified(|published| {
+            let before = published.get(peer).map(Vec::as_slice).unwrap_or_default();
+            let changed = before != addresses;
+            if addresses.is_empty() {
+                published.remove(peer);
+            } else if changed {
+                published.insert(peer.clone(), addresses);
+            }
+            changed
+        });
+    }
+
     /// Drops the tunnels of a peer that are down and no longer desired, and releases their reqids.
     pub(super) fn forget_unwanted(&mut self, peer: &PeerName) {
         let tunnel = self.desired.tunnels.get(peer);
+        // The peer's address from a pool goes with the IKE SA: another peer may get it. Our own one
+        // stays ours as far as policies go, since sockets that are bound to it must not send in
+        // clear while the tunnel is down.
+        let stays = |tunnel: &DesiredTunnel| !matches!(tunnel.peer.address_assignment, AddressAssignment::Pool(_));
+        let tunnel = tunnel.filter(|tunnel| stays(tunnel));
         let wanted = |purpose: &Purpose| tunnel.is_some_and(|tunnel| tunnel.peer.child_named(&purpose.child).is_some());
         let left = self.sas.forget_unwanted(peer, wanted);
         let now = self.now();

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use edge_ike::{Environment, Instant, PeerName, Purpose};
 use edge_xfrm::{SaId, SpiRange, Xfrm};
 use ring::rand::{SecureRandom, SystemRandom};
+use tokio::sync::watch;
 
+use super::internal_address_obstacle;
 use super::reqids::Reqids;
 use crate::clock::CertificateClock;
-use crate::desired::PeerReqids;
+use crate::desired::{Desired, PeerReqids};
+use crate::host::HostState;
 use crate::incidents::Incidents;
 
 /// The kernel, the clock and random numbers, for the endpoint and the driver.
@@ -20,6 +23,9 @@ pub(super) struct KernelEnvironment {
     pub(super) incidents: Incidents,
     pub(super) clock: Arc<CertificateClock>,
     pub(super) random: SystemRandom,
+    /// The driver's desired state.
+    pub(super) desired: Arc<Desired>,
+    pub(super) host: watch::Receiver<HostState>,
 }
 
 impl KernelEnvironment {
@@ -65,6 +71,14 @@ impl Environment for KernelEnvironment {
 
     fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {
         source_address(remote)
+    }
+
+    fn internal_address_obstacle(&mut self, peer: &PeerName, address: IpAddr) -> Option<String> {
+        let host = self.host.borrow();
+        if host.local_addresses.is_empty() {
+            return Some("the networks of this machine are not known yet, so it may be within one of them".to_owned());
+        }
+        internal_address_obstacle::obstacle(peer, address, &self.desired, &host.on_link_networks)
     }
 }
 

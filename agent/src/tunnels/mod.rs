@@ -48,6 +48,7 @@ mod idle_tunnels;
 mod ike_sockets;
 mod inherited_sas;
 mod installed_sa;
+mod internal_address_obstacle;
 mod kernel_events;
 mod kernel_policies;
 mod mapped_addresses;

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use edge_ike::AddressAssignment;
 use edge_ike::endpoint::{PeerStatus, Phase};
 use edge_types::network::contains;
 use ipnetwork::IpNetwork;
@@ -16,7 +17,9 @@ type Selectors<'a> = (&'a [IpNetwork], &'a [IpNetwork]);
 /// Returns the pairs of configured networks that no CHILD_SA carries as a whole. Empty for peers in
 /// the view.
 pub(super) fn not_carried(tunnel: &DesiredTunnel, status: &PeerStatus) -> Vec<NotCarried> {
-    if tunnel.origin != Origin::Configuration || status.phase != Phase::Up {
+    // An internal address takes the place of configured networks.
+    let assigned = tunnel.peer.address_assignment != AddressAssignment::Off;
+    if tunnel.origin != Origin::Configuration || status.phase != Phase::Up || assigned {
         return vec![];
     }
     let mut missing = Vec::new();

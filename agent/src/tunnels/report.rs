@@ -152,6 +152,7 @@ impl Reported {
             nat_local: sa.details.nat_local,
             nat_remote: sa.details.nat_remote,
             mobike: sa.details.mobike,
+            internal_addresses: sa.details.internal_addresses.clone(),
             since: self.wall_time(sa.established),
             heard_seconds_ago: self.boot_time.saturating_since(sa.last_received).as_secs(),
             renewed_in_seconds: sa

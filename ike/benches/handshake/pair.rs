@@ -6,7 +6,9 @@ use edge_ike::config::{
     AgentNotifications, Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer,
     PeerConfig, Prf, Timing,
 };
-use edge_ike::{ChildName, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret};
+use edge_ike::{
+    AddressAssignment, ChildName, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
     SignatureAlgorithm,
@@ -76,6 +78,7 @@ fn peer(us: usize, auth: Auth) -> PeerConfig {
         mobike: true,
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
+        address_assignment: AddressAssignment::Off,
         timing: Timing::default(),
     }
 }

@@ -122,10 +122,12 @@ impl Endpoint {
     }
 
     /// Replaces the peer's IKE SA now, without interrupting traffic, by a new one in which both
-    /// ends authenticate again (RFC 7296 2.8.3). Returns false if the peer has no IKE SA.
+    /// ends authenticate again (RFC 7296 2.8.3). Returns false if the peer has no IKE SA, or has an
+    /// address from a pool: then only the peer can begin.
     pub fn reauthenticate(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) -> bool {
         let _span = peer_span(name).entered();
-        let Some(peer) = self.peers.get_mut(name).filter(|peer| !peer.sas.is_empty()) else {
+        let can = |peer: &&mut Peer| !peer.sas.is_empty() && !peer.gives_addresses();
+        let Some(peer) = self.peers.get_mut(name).filter(can) else {
             return false;
         };
         peer.reauthenticate = true;
@@ -177,10 +179,14 @@ impl Endpoint {
         self.newest_sa(name).is_some_and(IkeSa::takes_agent_notifications)
     }
 
-    /// The address and port from which our datagrams come to the peer, if the peer has told us on
-    /// the present IKE SA. Whether to believe it depends on who the peer is.
+    /// The address and port from which our datagrams come to the peer, as the peer has told us last
+    /// on one of its IKE SAs: on a new one it may only be about to tell us. Whether to believe it
+    /// depends on who the peer is.
     pub fn mapped_address(&self, name: &PeerName) -> Option<SocketAddr> {
-        self.newest_sa(name)?.mapped_address()
+        self.peers.get(name)?.sas.iter().rev().find_map(|spi| match self.sas.get(spi)? {
+            SaState::Established(_, sa) => sa.mapped_address(),
+            _ => None,
+        })
     }
 
     pub(super) fn newest_sa(&self, name: &PeerName) -> Option<&IkeSa> {

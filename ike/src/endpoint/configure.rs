@@ -1,9 +1,11 @@
 //! Adds, changes and removes peers.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::peer::{ConfigChange, Peer, credentials_changed};
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
+use crate::address_assignment::{AddressAssignment, as_networks};
 use crate::auth::CredentialError;
 use crate::child_sas::ChildSas;
 use crate::config::{PeerConfig, PeerName};
@@ -89,11 +91,20 @@ impl Endpoint {
         self.peer_index.remove(&old);
         self.peer_index.add(&profile);
         let credentials_changed = credentials_changed(&old.config, &profile.config);
+        let assignment = &profile.config.address_assignment;
+        let assignment_changed = old.config.address_assignment != *assignment;
+        // A pool that still has the peer's addresses takes nothing from the peer.
+        let keeps = |addresses: &[IpAddr]| match assignment {
+            AddressAssignment::Pool(pool) => {
+                !addresses.is_empty() && as_networks(addresses, pool).len() == addresses.len()
+            }
+            AddressAssignment::Off | AddressAssignment::Request => false,
+        };
         for spi in peer.sas.clone() {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
                 let mut cx = context!(self, now, env);
                 sa.set_profile(Arc::clone(&profile), &mut cx);
-                if credentials_changed {
+                if credentials_changed || assignment_changed && !keeps(&sa.details().internal_addresses) {
                     sa.require_reauthentication(&mut cx);
                 }
             }
@@ -113,6 +124,7 @@ impl Endpoint {
         if let Some(peer) = self.peers.remove(name) {
             self.peer_index.remove(&peer.profile);
         }
+        self.address_leases.forget(name);
         self.deadlines.set(DeadlineOwner::Peer(name.clone()), None);
     }
 

@@ -21,6 +21,12 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.attempt.is_none()) else {
             return;
         };
+        // Only the peer can ask for its address. If we began, it would get none, and each attempt
+        // would fail.
+        if peer.gives_addresses() {
+            peer.reauthenticate = false;
+            return;
+        }
         let current = peer.sas.last().and_then(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
@@ -69,7 +75,8 @@ impl Endpoint {
         };
         let mut begun = Vec::new();
         for remote in remotes {
-            match InitiatorInit::begin(Arc::clone(&peer.profile), remote, &mut context!(self, now, env)) {
+            let (profile, addresses) = (Arc::clone(&peer.profile), peer.internal_addresses.clone());
+            match InitiatorInit::begin(profile, remote, addresses, &mut context!(self, now, env)) {
                 Ok(init) => {
                     attempt.add_candidate(init.spi(), remote);
                     begun.push(init);

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
+
 use super::init_request_guard::{HALF_OPEN_LIFETIME, InitDecision};
 use super::peer::Peer;
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
@@ -12,7 +14,7 @@ use crate::config::{Identity, PeerName};
 use crate::environment::Environment;
 use crate::event::Event;
 use crate::sa::failure::{IKE_SA_INIT, invalid};
-use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Profile};
+use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Peers, Profile, WantedAddresses};
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
 
@@ -311,7 +313,13 @@ impl Endpoint {
             let named = index.with_identity(identity).filter_map(|name| peers.get(name));
             find_peer(named, identity, ours, remote)
         };
-        let outcome = half_open.handle(header, datagram, local, remote, &find, &mut context!(self, now, env));
+        let leases = &mut self.address_leases;
+        let mut lease = |peer: &PeerName, pool: &[IpNetwork], wanted: &WantedAddresses, env: &mut dyn Environment| {
+            let is_up = |peer: &PeerName| peers.get(peer).is_some_and(|peer| !peer.sas.is_empty());
+            leases.lease_wanted(peer, pool, wanted, now, is_up, |address| env.source_address(address) == Some(address))
+        };
+        let mut peers = Peers { find: &find, lease: &mut lease };
+        let outcome = half_open.handle(header, datagram, local, remote, &mut peers, &mut context!(self, now, env));
         match outcome {
             AuthOutcome::Stay(half_open) => {
                 let fragments = half_open.fragment_octets();

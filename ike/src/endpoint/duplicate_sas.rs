@@ -52,6 +52,9 @@ impl Endpoint {
             details: sa.details().clone(),
         });
         peer.sas.push(spi);
+        if sa.initiator() && !sa.details().internal_addresses.is_empty() {
+            peer.internal_addresses.clone_from(&sa.details().internal_addresses);
+        }
         // The purposes of the CHILD_SAs of the IKE SAs that the new one replaces.
         let replaced: Vec<Purpose> = (duplicates.replaced.iter().chain(&duplicates.forgotten))
             .flat_map(|old| peer.child_sas.purposes_of(*old))

@@ -20,6 +20,7 @@
 
 mod acquire;
 mod acquire_queue;
+mod address_leases;
 mod attempt;
 mod capturing;
 mod commands;

@@ -1,12 +1,13 @@
 //! A peer: its configuration, its CHILD_SAs, and the attempt to reach it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
 use super::attempt::Attempt;
+use crate::address_assignment::AddressAssignment;
 use crate::auth::canonical_identity;
 use crate::child_sas::{ChildSas, Spi};
 use crate::config::{ChildConfig, Mode, NextLayer, PeerConfig, PeerName};
@@ -62,6 +63,8 @@ pub(super) struct Peer {
     /// Whether a new IKE SA must replace the present one.
     pub(super) reauthenticate: bool,
     pub(super) last_error: Option<PeerError>,
+    /// The internal addresses that the peer gave us last. We ask for them again.
+    pub(super) internal_addresses: Vec<IpAddr>,
 }
 
 impl Peer {
@@ -82,6 +85,7 @@ impl Peer {
             terminated: false,
             reauthenticate: false,
             last_error: None,
+            internal_addresses: Vec::new(),
         }
     }
 
@@ -115,6 +119,11 @@ impl Peer {
     /// the delay also applies to a packet that comes later.
     pub(super) fn should_retry(&self) -> bool {
         (self.config().initiate || self.acquired_until.is_some()) && !self.terminated || self.reauthenticate
+    }
+
+    /// Returns whether the peer gets its address from a pool of ours.
+    pub(super) fn gives_addresses(&self) -> bool {
+        matches!(self.config().address_assignment, AddressAssignment::Pool(_))
     }
 
     /// Returns whether the last attempt failed.
@@ -248,7 +257,10 @@ impl ConfigChange {
             Self::None
         } else if old.local_id != new.local_id || old.remote_id != new.remote_id {
             Self::Restart
-        } else if !old.children().map(traffic).eq(new.children().map(traffic)) || credentials_changed(old, new) {
+        } else if !old.children().map(traffic).eq(new.children().map(traffic))
+            || old.address_assignment != new.address_assignment
+            || credentials_changed(old, new)
+        {
             Self::Reauthenticate
         } else if *new == (PeerConfig { remotes: new.remotes.clone(), ..old.clone() }) {
             Self::Addresses

@@ -1,10 +1,11 @@
 //! A snapshot of all peers and SAs, for `status` and for comparison with the kernel.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::peer::Peer;
 use super::state::{DeadlineOwner, Endpoint, SaState};
+use crate::address_assignment::AddressAssignment;
 use crate::child_sas::ChildUse;
 use crate::config::PeerName;
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerError};
@@ -93,6 +94,22 @@ impl Endpoint {
             let checked = Some(checked).filter(|checked| *checked != used);
             std::iter::once(used).chain(checked).map(move |(local, remote)| (name, local, remote))
         })
+    }
+
+    /// Returns the internal addresses that a peer has given us
+    /// ([`AddressAssignment::Request`](crate::AddressAssignment)), those of the newest IKE SA last.
+    pub fn received_addresses(&self, peer: &PeerName) -> Vec<IpAddr> {
+        let asks = |peer: &&Peer| peer.profile.config.address_assignment == AddressAssignment::Request;
+        let sas = self.peers.get(peer).filter(asks).into_iter().flat_map(|peer| &peer.sas);
+        let mut addresses = Vec::new();
+        for spi in sas {
+            if let Some(SaState::Established(_, sa)) = self.sas.get(spi) {
+                let of_sa = &sa.details().internal_addresses;
+                addresses.retain(|address| !of_sa.contains(address));
+                addresses.extend(of_sa);
+            }
+        }
+        addresses
     }
 
     /// Returns the local and the remote address of the peer's newest established IKE SA.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use super::acquire_queue::AcquireQueue;
+use super::address_leases::AddressLeases;
 use super::init_request_guard::InitRequestGuard;
 use super::peer::Peer;
 use super::peer_index::PeerIndex;
@@ -29,6 +30,7 @@ pub struct Endpoint {
     pub(super) sas: HashMap<Spi, SaState>,
     pub(super) init_request_guard: InitRequestGuard,
     pub(super) acquire_queue: AcquireQueue,
+    pub(super) address_leases: AddressLeases,
     pub(super) deadlines: Deadlines<DeadlineOwner>,
     pub(super) out: Output,
 }
@@ -83,6 +85,7 @@ impl Endpoint {
             sas: HashMap::new(),
             init_request_guard: InitRequestGuard::default(),
             acquire_queue: AcquireQueue::default(),
+            address_leases: AddressLeases::default(),
             deadlines: Deadlines::new(),
             out: Output::default(),
         }

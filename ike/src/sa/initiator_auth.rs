@@ -1,6 +1,6 @@
 //! IKE_AUTH as the initiator (RFC 7296 1.2).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::agent_peer::{self, AgentPeer};
@@ -10,6 +10,7 @@ use super::failure::{self, IKE_AUTH};
 use super::ike_sa::IkeSa;
 use super::init_transcript::InitTranscript;
 use super::initiation::Initiation;
+use super::internal_address;
 use super::mobike::{self, Mobike};
 use super::profile::Profile;
 use crate::auth::Presented;
@@ -29,6 +30,8 @@ pub(crate) struct InitiatorAuth {
     channel: Channel,
     transcript: InitTranscript,
     inbound: ReservedSpi,
+    /// The internal addresses that the peer gave us last.
+    previous_addresses: Vec<IpAddr>,
 }
 
 /// The result of a message or deadline in IKE_AUTH.
@@ -60,6 +63,7 @@ impl InitiatorAuth {
         mut channel: Channel,
         transcript: InitTranscript,
         initial_contact: bool,
+        previous_addresses: Vec<IpAddr>,
         cx: &mut Context<'_>,
     ) -> Result<Self, PeerError> {
         let config = &profile.config;
@@ -83,6 +87,9 @@ impl InitiatorAuth {
         payloads.extend(profile.auth.certificate_request().map(Payload::CertificateRequest));
         payloads.push(Payload::IdResponder(Id::from(&config.remote_id)));
         payloads.push(Payload::Authentication(authentication));
+        //= RFC 7296 2.19 MUST 1: the client asks in IKE_AUTH
+        //= RFC 7296 2.19 MUST 2: CP before SA
+        payloads.extend(internal_address::request(config, &previous_addresses).map(Payload::Configuration));
         payloads.extend(negotiate::mode_payload(config.child.mode));
         payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, false)));
         let asked = Traffic::from(&config.child);
@@ -98,7 +105,7 @@ impl InitiatorAuth {
         }
         payloads.extend(agent_peer::vendor_id(config));
         channel.request(ExchangeType::IkeAuth, &payloads, cx);
-        Ok(Self { profile, begun, channel, transcript, inbound })
+        Ok(Self { profile, begun, channel, transcript, inbound, previous_addresses })
     }
 
     /// Returns the time at which to call [`Self::handle_timeout`].
@@ -154,12 +161,21 @@ impl InitiatorAuth {
         AuthStep::Failed { error, channel }
     }
 
-    fn finish(self, payloads: &Payloads, cx: &mut Context<'_>) -> AuthStep {
+    fn finish(mut self, payloads: &Payloads, cx: &mut Context<'_>) -> AuthStep {
         let (proof, certificate) = match self.verify(payloads, cx) {
             Ok(verified) => verified,
             Err((error, tell)) => return self.fail(error, tell, cx),
         };
-        let child = self.child(payloads);
+        let remote = self.channel.path.remote.ip();
+        let given =
+            internal_address::of_response(payloads, &self.profile.config, &self.previous_addresses, remote, cx.env);
+        let (child, internal_addresses) = match given {
+            Ok(addresses) => {
+                self.profile = self.profile.with_internal_addresses(&addresses);
+                (self.child(payloads), addresses)
+            }
+            Err(error) => (Err(error), Vec::new()),
+        };
         let Self { profile, begun, channel, inbound, .. } = self;
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
@@ -178,6 +194,7 @@ impl InitiatorAuth {
             nat_remote: channel.path.nat_remote,
             certificate,
             mobike: false,
+            internal_addresses,
         };
         let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
         let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);

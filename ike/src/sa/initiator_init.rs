@@ -1,6 +1,6 @@
 //! IKE_SA_INIT as the initiator (RFC 7296 1.2).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::channel::Channel;
@@ -44,6 +44,8 @@ pub(crate) struct InitiatorInit {
     rounds: u8,
     deferred: Option<DeferredResponse>,
     unverified_error: Option<PeerError>,
+    /// The internal addresses that the peer gave us last.
+    previous_addresses: Vec<IpAddr>,
 }
 
 /// A response that waits until the handshake with another address has failed.
@@ -66,8 +68,14 @@ pub(crate) enum InitStep {
 }
 
 impl InitiatorInit {
-    /// Sends the IKE_SA_INIT request to one address.
-    pub(crate) fn begin(profile: Arc<Profile>, remote: SocketAddr, cx: &mut Context<'_>) -> Result<Self, PeerError> {
+    /// Sends the IKE_SA_INIT request to one address. `previous_addresses` are the internal
+    /// addresses that the peer gave us last.
+    pub(crate) fn begin(
+        profile: Arc<Profile>,
+        remote: SocketAddr,
+        previous_addresses: Vec<IpAddr>,
+        cx: &mut Context<'_>,
+    ) -> Result<Self, PeerError> {
         let groups = profile.config.ike_proposals.iter().flat_map(|proposal| &proposal.groups);
         //= RFC 7296 3.3.6 SHOULD 10: a likely group first
         //= RFC 7296 3.4 SHOULD 3: the first group of the offer
@@ -92,6 +100,7 @@ impl InitiatorInit {
             rounds: 0,
             deferred: None,
             unverified_error: None,
+            previous_addresses,
             profile,
         };
         init.send(cx);
@@ -322,7 +331,7 @@ impl InitiatorInit {
         else {
             return InitStep::Stay(self);
         };
-        let Self { profile, begun, path, nonce: ours, key, request, .. } = *self;
+        let Self { profile, begun, path, nonce: ours, key, request, previous_addresses, .. } = *self;
         let shared = match key.finish(key_exchange) {
             Ok(shared) => shared,
             Err(error) => {
@@ -346,6 +355,7 @@ impl InitiatorInit {
             channel,
             transcript,
             turn == (AuthTurn::Proceed { initial_contact: true }),
+            previous_addresses,
             cx,
         ) {
             Ok(next) => InitStep::Authenticate(Box::new(next)),

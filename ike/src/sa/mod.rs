@@ -16,6 +16,7 @@ mod init_transcript;
 mod initiation;
 mod initiator_auth;
 mod initiator_init;
+mod internal_address;
 mod last_response;
 mod lifetime;
 mod message_path;
@@ -34,10 +35,11 @@ pub(crate) use channel::Channel;
 pub(crate) use ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 pub(crate) use initiator_auth::{AuthStep, InitiatorAuth};
 pub(crate) use initiator_init::{AuthTurn, InitStep, InitiatorInit};
+pub(crate) use internal_address::WantedAddresses;
 pub(crate) use last_response::LastResponse;
 pub(crate) use own_requests::QueuedRequest;
 pub(crate) use profile::Profile;
-pub(crate) use responder::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy};
+pub(crate) use responder::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Peers};
 
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
 use super::ike_sa::IkeSa;
 use super::init_transcript::{InitTranscript, capabilities};
 use super::initiation::Initiation;
+use super::internal_address::{self, LeaseAddresses};
 use super::last_response::{LastResponse, MAX_REPEATS};
 use super::mobike::{self, Mobike};
 use super::path::Path;
@@ -39,6 +40,12 @@ pub(crate) struct InitPolicy<'a> {
 
 /// Finds the peer with an identity and, if the initiator sent IDr, with our identity.
 pub(crate) type FindPeer<'a> = dyn Fn(&Identity, Option<&Identity>) -> Option<Arc<Profile>> + 'a;
+
+/// The configured peers, and the internal addresses for them.
+pub(crate) struct Peers<'a> {
+    pub(crate) find: &'a FindPeer<'a>,
+    pub(crate) lease: &'a mut LeaseAddresses<'a>,
+}
 
 /// The result of an IKE_SA_INIT request.
 #[derive(Debug)]
@@ -250,7 +257,7 @@ impl HalfOpen {
         datagram: &[u8],
         local: SocketAddr,
         remote: SocketAddr,
-        find: &FindPeer<'_>,
+        peers: &mut Peers<'_>,
         cx: &mut Context<'_>,
     ) -> AuthOutcome {
         if header.exchange != ExchangeType::IkeAuth || header.response {
@@ -285,8 +292,8 @@ impl HalfOpen {
                 return reject(*channel, identity, rejection, remote, cx);
             }
         };
-        match self.authenticate(&payloads, &mut channel, find, cx) {
-            Ok(authenticated) => self.accept(&payloads, *channel, authenticated, cx),
+        match self.authenticate(&payloads, &mut channel, peers.find, cx) {
+            Ok(authenticated) => self.accept(&payloads, *channel, authenticated, peers.lease, cx),
             Err(rejection) => reject(*channel, identity, *rejection, remote, cx),
         }
     }
@@ -371,11 +378,24 @@ impl HalfOpen {
         payloads: &Payloads,
         mut channel: Channel,
         authenticated: Authenticated,
+        lease: &mut LeaseAddresses<'_>,
         cx: &mut Context<'_>,
     ) -> AuthOutcome {
         let Authenticated { profile, proof, certificate, mut answer } = authenticated;
-        let child = match answer_child(payloads, &self.transcript, &channel, &profile, cx) {
+        let (internal_addresses, refusal) = match internal_address::assign(payloads, &profile.config, lease, cx) {
+            Ok(addresses) => (addresses, None),
+            Err(refusal) => (Vec::new(), Some(refusal)),
+        };
+        let profile = profile.with_internal_addresses(&internal_addresses);
+        let child = match refusal {
+            None => answer_child(payloads, &self.transcript, &channel, &profile, cx),
+            Some(refusal) => Err(refusal),
+        };
+        let child = match child {
             Ok((child, chosen)) => {
+                //= RFC 7296 2.19 MUST 3: CP is in the message with SA
+                let response = internal_address::response(&internal_addresses, payloads);
+                answer.extend(response.map(Payload::Configuration));
                 answer.extend(chosen);
                 Ok(child)
             }
@@ -403,6 +423,7 @@ impl HalfOpen {
             nat_remote: channel.path.nat_remote,
             certificate,
             mobike: false,
+            internal_addresses,
         };
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
         let sa = IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx).with_mobike(mobike);

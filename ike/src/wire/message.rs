@@ -1,6 +1,7 @@
 //! Messages in clear and the chain of payloads (RFC 7296 3.1, 3.2).
 
 use super::auth::{Authentication, Certificate, CertificateRequest};
+use super::configuration::Configuration;
 use super::delete::Delete;
 use super::header::{CheckedHeader, Header, set_length};
 use super::id::Id;
@@ -108,6 +109,14 @@ impl Payloads {
     pub fn proposals(&self) -> Result<&[Proposal], InvalidMessage> {
         self.find(PayloadType::SecurityAssociation, |payload| match payload {
             Payload::SecurityAssociation(proposals) => Some(proposals.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// Returns the first Configuration payload of this CFG type.
+    pub fn configuration(&self, kind: u8) -> Option<&Configuration> {
+        self.0.iter().find_map(|payload| match payload {
+            Payload::Configuration(contents) if contents.kind == kind => Some(contents),
             _ => None,
         })
     }

@@ -12,6 +12,7 @@
 
 mod agent_notification;
 mod auth;
+mod configuration;
 mod delete;
 mod encrypted;
 mod header;
@@ -28,6 +29,7 @@ mod selector;
 
 pub use agent_notification::{AgentNotification, MAX_NODE_NAME, RelayRefusal, VENDOR_ID};
 pub use auth::{Authentication, Certificate, CertificateRequest};
+pub use configuration::{Configuration, ConfigurationAttribute, MAX_CONFIGURATION_ATTRIBUTES};
 pub use delete::Delete;
 pub use header::{HEADER_LEN, Header};
 pub use id::Id;

@@ -1,6 +1,7 @@
 //! One payload: generic header and contents (RFC 7296 3.2).
 
 use super::auth::{Authentication, Certificate, CertificateRequest};
+use super::configuration::Configuration;
 use super::delete::Delete;
 use super::id::Id;
 use super::key_exchange::{KeyExchange, read_nonce};
@@ -39,7 +40,9 @@ pub enum Payload {
     TrafficSelectorsInitiator(Vec<TrafficSelector>),
     /// TSr: the responder's traffic selectors.
     TrafficSelectorsResponder(Vec<TrafficSelector>),
-    /// CP, EAP, and unknown payloads that are not critical.
+    /// CP: configuration.
+    Configuration(Configuration),
+    /// EAP, and unknown payloads that are not critical.
     Unknown {
         /// Payload type.
         kind: PayloadType,
@@ -65,6 +68,7 @@ impl Payload {
             Self::VendorId(_) => PayloadType::VendorId,
             Self::TrafficSelectorsInitiator(_) => PayloadType::TrafficSelectorsInitiator,
             Self::TrafficSelectorsResponder(_) => PayloadType::TrafficSelectorsResponder,
+            Self::Configuration(_) => PayloadType::Configuration,
             Self::Unknown { kind, .. } => *kind,
         }
     }
@@ -106,6 +110,7 @@ impl Payload {
                 Self::TrafficSelectorsInitiator(selectors) | Self::TrafficSelectorsResponder(selectors) => {
                     encode_selectors(selectors, out);
                 }
+                Self::Configuration(contents) => contents.encode(out),
                 Self::Nonce(octets) | Self::VendorId(octets) | Self::Unknown { data: octets, .. } => {
                     out.extend_from_slice(octets);
                 }
@@ -131,6 +136,7 @@ impl Payload {
             PayloadType::VendorId => Self::VendorId(contents.rest().to_vec()),
             PayloadType::TrafficSelectorsInitiator => Self::TrafficSelectorsInitiator(read_selectors(contents)?),
             PayloadType::TrafficSelectorsResponder => Self::TrafficSelectorsResponder(read_selectors(contents)?),
+            PayloadType::Configuration => Self::Configuration(Configuration::read(contents)?),
             //= RFC 7296 3.1 MUST NOT 2: no SK in SK
             PayloadType::Encrypted | PayloadType::EncryptedFragment => return Err(InvalidMessage::MisplacedEncrypted),
             // RFC 7296 2.5: the critical bit matters only for unknown types. All types that RFC
@@ -142,7 +148,7 @@ impl Payload {
                 return Err(InvalidMessage::UnsupportedCriticalPayload(number));
             }
             //= RFC 7296 3.2 MUST 5: all types are understood
-            PayloadType::Configuration | PayloadType::Eap | PayloadType::None | PayloadType::Unknown(_) => {
+            PayloadType::Eap | PayloadType::None | PayloadType::Unknown(_) => {
                 //= RFC 7296 2.5 MUST 9: undefined payloads are skipped
                 //= RFC 7296 2.5 MUST 12: unknown and not critical is ignored
                 Self::Unknown { kind, data: contents.rest().to_vec() }

@@ -19,7 +19,9 @@ use edge_ike::wire::{
     ExchangeType, Header, Id, KeyExchange, Message, Notify, NotifyType, Payload, Payloads, Proposal, Protocol,
     TrafficSelector, Transform,
 };
-use edge_ike::{ChildName, Endpoint, EndpointConfig, Event, Identity, IkeId, Instant, PeerName, Secret};
+use edge_ike::{
+    AddressAssignment, ChildName, Endpoint, EndpointConfig, Event, Identity, IkeId, Instant, PeerName, Secret,
+};
 use proptest::sample::Index;
 
 use crate::kernel::Kernel;
@@ -206,6 +208,7 @@ fn config() -> PeerConfig {
         mobike: true,
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
+        address_assignment: AddressAssignment::Off,
         timing: Timing::default(),
     }
 }

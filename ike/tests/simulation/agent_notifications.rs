@@ -85,6 +85,23 @@ fn an_initiator_tells_the_address_after_ike_auth() {
 }
 
 #[test]
+fn the_mapped_address_stays_known_while_a_new_ike_sa_is_about_to_tell_it() {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    pair.a_config.agent_notifications = AgentNotifications::TellAddress;
+    pair.b_config.agent_notifications = AgentNotifications::Exchange;
+    pair.start();
+    pair.traffic(5 * SECOND);
+    let known = mapped(&pair, pair.b, &pair.a_name);
+    assert!(known.is_some());
+    let b_name = pair.b_name.clone();
+    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.reauthenticate(&b_name, now, env)));
+    for _ in 0..2_000 {
+        pair.network.run_for(SECOND / 1_000);
+        assert_eq!(mapped(&pair, pair.b, &pair.a_name), known, "{}", pair.network.history());
+    }
+}
+
+#[test]
 fn the_mapped_address_stays_known_when_the_ike_sa_is_rekeyed() {
     for rekeys_a in [true, false] {
         let mut pair = behind_a_nat(1, LinkQuality::RELIABLE);

@@ -12,6 +12,7 @@ mod children;
 mod establishment;
 mod faults;
 mod foreign;
+mod internal_addresses;
 mod kernel;
 mod liveness;
 mod logs;

@@ -12,7 +12,7 @@ use edge_ike::mutations::{ALL, activate};
 use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
-use crate::{changes, children, liveness, mobike, rekey, rules, suites, transport};
+use crate::{changes, children, internal_addresses, liveness, mobike, rekey, rules, suites, transport};
 
 /// Number of runs under faults, which are tried after all other tests.
 const FAULTY_RUNS: u64 = 200;
@@ -77,6 +77,10 @@ const TESTS: &[(&str, fn())] = &[
     ("transport mode", transport::two_hosts_in_transport_mode_rekey_and_lose_nothing),
     ("declined transport mode", transport::a_host_that_is_given_a_tunnel_instead_deletes_it_and_says_so),
     ("algorithms", suites::every_algorithm_carries_an_ike_sa_and_a_child_sa_through_their_rekeys),
+    (
+        "internal addresses",
+        internal_addresses::the_clients_of_one_pool_have_different_addresses_and_the_last_one_waits_for_a_free_one,
+    ),
     ("faults", faulty_runs),
 ];
 

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::event::{PeerError, PeerErrorKind};
-use edge_ike::{Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, PeerConfig, PeerName, Secret};
+use edge_ike::{
+    AddressAssignment, Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, PeerConfig, PeerName,
+    Secret,
+};
 
 use crate::network::{LinkQuality, Nat, Network};
 
@@ -50,6 +53,7 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
         mobike: true,
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
+        address_assignment: AddressAssignment::Off,
         timing: Timing::default(),
     }
 }

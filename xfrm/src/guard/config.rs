@@ -18,6 +18,10 @@ pub struct GuardConfig {
     /// traffic to remote pods. Empty until the bridge has its addresses, since the kernel refuses a
     /// source address that the host does not have.
     pub bridge_addresses: Vec<IpAddr>,
+    /// Ranges to which the node's own traffic has another source than the bridge's address. With
+    /// `None`, the kernel chooses the source. Ranges that are not among `cluster_ranges` get no
+    /// route.
+    pub sources: Vec<(IpNetwork, Option<IpAddr>)>,
 }
 
 impl GuardConfig {

@@ -182,10 +182,17 @@ impl Device {
 fn wanted_routes(config: &GuardConfig) -> Vec<GuardRoute> {
     let mut routes = Vec::new();
     for range in &config.cluster_ranges {
+        let other = config
+            .sources
+            .iter()
+            .filter(|(other, _)| other == range)
+            .map(|(_, source)| *source)
+            .max_by_key(Option::is_some);
         let range = IpNetwork::new(range.network(), range.prefix()).unwrap_or(*range);
         routes.push(GuardRoute { range, source: None });
-        let source = config.bridge_addresses.iter().find(|address| address.is_ipv4() == range.is_ipv4());
-        routes.extend(source.map(|source| GuardRoute { range, source: Some(*source) }));
+        let bridge = || config.bridge_addresses.iter().copied().find(|address| address.is_ipv4() == range.is_ipv4());
+        let source = other.unwrap_or_else(bridge);
+        routes.extend(source.map(|source| GuardRoute { range, source: Some(source) }));
     }
     routes
 }
@@ -208,5 +215,24 @@ fn enable_ipv6() {
     let path = format!("/proc/sys/net/ipv6/conf/{DEVICE}/disable_ipv6");
     if std::fs::read_to_string(&path).is_ok_and(|text| text.trim() == "1") {
         let _ = std::fs::write(&path, "0");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn of_two_tunnels_to_the_same_range_the_one_with_an_address_gives_the_source() {
+        let range: IpNetwork = "10.2.0.0/16".parse().unwrap();
+        let address: IpAddr = "10.9.0.1".parse().unwrap();
+        for sources in [[None, Some(address)], [Some(address), None]] {
+            let sources = sources.map(|source| (range, source)).to_vec();
+            let config = GuardConfig { cluster_ranges: vec![range], sources, ..GuardConfig::default() };
+            let found: Vec<_> = wanted_routes(&config).into_iter().map(|route| route.source).collect();
+            assert_eq!(found, [None, Some(address)]);
+        }
     }
 }

@@ -10,6 +10,7 @@ fn config(ranges: &[&str], segments: &[&str], networks: &[&str]) -> GuardConfig 
         segments: parse(segments),
         networks: parse(networks),
         bridge_addresses: Vec::new(),
+        sources: Vec::new(),
     }
 }
 

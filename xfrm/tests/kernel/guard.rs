@@ -25,6 +25,7 @@ fn config(bridge: &[&str]) -> GuardConfig {
         segments: vec!["10.77.0.0/26".parse().unwrap(), "fd77::/64".parse().unwrap()],
         networks: vec![],
         bridge_addresses: bridge.iter().map(|address| address.parse().unwrap()).collect(),
+        sources: Vec::new(),
     }
 }
 

@@ -136,6 +136,7 @@ impl Model {
                     segments: networks(segments),
                     networks: networks(fronted),
                     bridge_addresses: vec![],
+                    sources: Vec::new(),
                 };
                 self.table.set_guard(&guard::policies(&self.desired.guard).unwrap_or_default());
                 for name in self.desired.tunnels.keys().cloned().collect::<Vec<_>>() {

@@ -26,6 +26,7 @@ fn of_role(role: Role) -> Desired {
             segments: networks(&["10.77.1.0/26"]),
             networks: if role == Role::Hub { networks(&["10.244.0.0/16"]) } else { vec![] },
             bridge_addresses: vec![],
+            sources: Vec::new(),
         },
         remote_networks: networks(&["10.77.2.0/26"]),
         ..Desired::default()

@@ -28,7 +28,9 @@ use crate::config::{
 };
 use crate::event::{DownReason, PeerErrorKind};
 use crate::purpose::ChildName;
-use crate::{Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret, Transmit};
+use crate::{
+    AddressAssignment, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret, Transmit,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -287,6 +289,7 @@ fn config(us: usize, auth: Auth) -> PeerConfig {
         mobike: true,
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
+        address_assignment: AddressAssignment::Off,
         timing: Timing::default(),
     }
 }

@@ -108,8 +108,8 @@ impl IkeSa {
     }
 
     /// Handles a peer that does not respond at its present address: sends the outstanding request
-    /// to its other addresses too. The responder does this only for an announcement that it has
-    /// moved (RFC 4555 3.6).
+    /// to its other addresses too, and from our other addresses. The responder does this only for
+    /// an announcement that it has moved (RFC 4555 3.6).
     pub(super) fn try_other_addresses(&mut self, cx: &mut Context<'_>) {
         let announces = matches!(self.outstanding, Some(OutstandingRequest::AnnounceAddresses(..)));
         let may = self.lifecycle == Lifecycle::Active && (self.initiation().by_us() || announces);
@@ -128,13 +128,18 @@ impl IkeSa {
         }
         let remotes = ports.iter().flat_map(|port| others.iter().map(|address| SocketAddr::new(*address, *port)));
         let remotes: Vec<SocketAddr> = std::iter::once(mobike.announced_by_peer_from).chain(remotes).collect();
-        let mut pairs: Vec<(SocketAddr, SocketAddr)> =
+        let theirs: Vec<(SocketAddr, SocketAddr)> =
             remotes.iter().filter_map(|remote| Some((self.local_towards(remote.ip(), cx)?, *remote))).collect();
         // RFC 4555 3.5: the initiator may use another address of its own.
         let own = mobike::own_additional(cx.config, &self.profile.config, path.local.ip());
         let own = own.into_iter().filter(|_| self.initiation().by_us());
         let own: Vec<SocketAddr> = own.map(|address| SocketAddr::new(address, path.local.port())).collect();
-        for remote in std::iter::once(path.remote).chain(remotes) {
+        let ours: Vec<(SocketAddr, SocketAddr)> = own.iter().map(|local| (*local, path.remote)).collect();
+        // The number of pairs is limited, so the addresses of either end come in turn.
+        let longest = theirs.len().max(ours.len());
+        let in_turn = (0..longest).flat_map(|index| [theirs.get(index), ours.get(index)]).flatten();
+        let mut pairs: Vec<(SocketAddr, SocketAddr)> = in_turn.copied().collect();
+        for remote in remotes {
             pairs.extend(own.iter().map(|local| (*local, remote)));
         }
         self.channel.send_to_alternatives(pairs, cx);

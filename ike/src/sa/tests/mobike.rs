@@ -3,7 +3,7 @@
 use super::*;
 use crate::sa::QueuedRequest;
 use crate::sa::ike_sa::Lifecycle;
-use crate::sa::mobike::Mobike;
+use crate::sa::mobike::{self, Mobike};
 use crate::wire::{Notify, NotifyType, Payload};
 
 const OTHER: IkeId = IkeId { initiator: 3, responder: 4 };
@@ -122,4 +122,29 @@ fn a_peer_that_does_not_answer_is_tried_at_all_its_addresses_and_at_port_4500() 
             assert!(tried.contains(&SocketAddr::new(ip(address), port)), "{address} {port}: {tried:?}");
         }
     }
+}
+
+/// The addresses between which a request was sent that is not answered.
+fn tried(test: &mut Established) -> Vec<(SocketAddr, SocketAddr)> {
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::Liveness, child_sas, cx));
+    for _ in 0..3 {
+        test.now = test.now + Duration::from_secs(2);
+        test.step(|sa, child_sas, cx| sa.handle_timeout(child_sas, cx));
+    }
+    test.out.transmits.iter().map(|transmit| (transmit.local, transmit.remote)).collect()
+}
+
+#[test]
+fn our_own_other_addresses_are_tried_although_the_peer_has_many_and_two_ports() {
+    let mut test = mobile(by_us());
+    let (ours, mapped) = (SocketAddr::new(local().ip(), 4500), "192.0.2.2:20001".parse().unwrap());
+    test.sa.channel.use_path(Path { local: ours, remote: mapped, ..test.sa.channel.path });
+    let peer_addresses = (0..mobike::MAX_ADDITIONAL as u8).map(|host| IpAddr::from([192, 0, 3, host]));
+    test.sa.mobike.as_mut().unwrap().peer_addresses = peer_addresses.collect();
+    test.config.addresses = vec![ours.ip(), ip("192.0.2.8"), ip("192.0.2.9")];
+    let tried = tried(&mut test);
+    for own in ["192.0.2.8:4500", "192.0.2.9:4500"] {
+        assert!(tried.contains(&(own.parse().unwrap(), mapped)), "{own}: {tried:?}");
+    }
+    assert!(tried.contains(&(ours, "192.0.3.0:20001".parse().unwrap())), "{tried:?}");
 }

@@ -23,12 +23,12 @@ use crate::event::{IkeDetails, IkeId};
 use crate::output::{Context, Output};
 use crate::purpose::ChildName;
 use crate::wire::{ExchangeType, Header, Payloads};
-use crate::{EndpointConfig, Environment, Identity, Instant, Secret};
+use crate::{AddressAssignment, EndpointConfig, Environment, Identity, Instant, Secret};
 
 const SUITE: IkeSuite = IkeSuite { cipher: Cipher::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
 const IKE: IkeId = IkeId { initiator: 1, responder: 2 };
 
-struct Host;
+pub(super) struct Host;
 
 impl Environment for Host {
     fn fill_random(&mut self, bytes: &mut [u8]) {
@@ -76,6 +76,7 @@ pub(super) fn profile() -> Profile {
         mobike: true,
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
+        address_assignment: AddressAssignment::Off,
         timing: Timing::default(),
     };
     Profile::new(config.into()).unwrap()
@@ -113,6 +114,7 @@ impl Established {
             nat_local: false,
             nat_remote: false,
             mobike: false,
+            internal_addresses: Vec::new(),
             certificate: None,
         };
         let (mut out, config) = (Output::default(), EndpointConfig::default());

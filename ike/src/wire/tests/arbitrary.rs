@@ -71,7 +71,11 @@ fn payload() -> impl Strategy<Value = Payload> {
         octets(0..30).prop_map(Payload::VendorId),
         vec(selector(), 0..9).prop_map(Payload::TrafficSelectorsInitiator),
         vec(selector(), 0..9).prop_map(Payload::TrafficSelectorsResponder),
-        (prop_oneof![47..=48_u8, 60..=255_u8], octets(0..30))
+        (any::<u8>(), vec((0..0x8000_u16, octets(0..20)), 0..9)).prop_map(|(kind, attributes)| {
+            let attributes = attributes.into_iter().map(|(kind, value)| ConfigurationAttribute { kind, value });
+            Payload::Configuration(Configuration { kind, attributes: attributes.collect() })
+        }),
+        (prop_oneof![Just(48_u8), 60..=255_u8], octets(0..30))
             .prop_map(|(kind, data)| Payload::Unknown { kind: kind.into(), data }),
     ]
 }

@@ -12,7 +12,7 @@ use super::keys::{Keys, Suite};
 use super::mobike::Mobike;
 use super::node::Node;
 use super::octets::{Message, PROTOCOL_IKE, Spis, exchange, notify, payload};
-use super::{Cause, Judged, Shared, Step, broken, init, require};
+use super::{Cause, Judged, Shared, Step, broken, configuration, init, require};
 
 /// AUTH by a pre-shared key (3.8).
 const SHARED_KEY: u8 = 2;
@@ -20,6 +20,7 @@ const SHARED_KEY: u8 = 2;
 impl Node {
     /// Judges an IKE_AUTH request that the node sends.
     pub fn request_auth(&mut self, spis: Spis, message: &Message, step: &Step<'_>) -> Judged {
+        configuration::judge_order(message)?;
         let peer = message.find(payload::ID_RESPONDER);
         let open = |sa: &&IkeSa| sa.up && !sa.closed && sa.spis != spis && !ends_in(step, sa.spis);
         let known = self.sas.values().filter(open).find(|sa| sa.peer_identity.as_deref() == peer);
@@ -51,6 +52,8 @@ impl Node {
         if answer.find(payload::AUTH).is_none() {
             return Ok(());
         }
+        self.give_addresses(spis, request, answer)?;
+        let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
         //= RFC 7296 1.2 MUST 2: verify signatures and MACs
         require!(sa.peer_proof != Some(false), "RFC 7296 2.15", "AUTH of the initiator is wrong, and it is let in");
         if let Cause::Received(_, _, from) = step.cause {
@@ -150,6 +153,7 @@ impl Node {
         new.remotes = before.remotes.clone();
         new.mobike = before.mobike.clone();
         new.peer_identity = before.peer_identity.clone();
+        new.given_addresses = before.given_addresses.clone();
         new.peer_proof = before.peer_proof;
         self.use_keys_of(&new.keys)?;
         let lowest_nonce = nonces.0.min(nonces.1).to_vec();

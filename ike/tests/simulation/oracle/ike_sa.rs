@@ -103,6 +103,8 @@ pub struct IkeSa {
     pub own: Option<Box<OwnRequest>>,
     /// The body of the peer's ID payload.
     pub peer_identity: Option<Vec<u8>>,
+    /// The internal addresses that the node has given the peer, as attributes: type and value.
+    pub given_addresses: Vec<(u16, Vec<u8>)>,
     /// Whether the peer's AUTH is correct. `None` if this is unknown.
     pub peer_proof: Option<bool>,
     /// The rekey that created the IKE SA.
@@ -145,6 +147,7 @@ impl IkeSa {
             addresses_changed: false,
             own: None,
             peer_identity: None,
+            given_addresses: Vec::new(),
             peer_proof: None,
             rekey: None,
             redundant_to: None,

@@ -23,6 +23,7 @@
 
 mod auth;
 mod child_sa;
+mod configuration;
 mod ike_sa;
 mod init;
 mod kernel_orders;

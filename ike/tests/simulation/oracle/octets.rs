@@ -16,6 +16,7 @@ pub mod payload {
     pub const TS_INITIATOR: u8 = 44;
     pub const TS_RESPONDER: u8 = 45;
     pub const ENCRYPTED: u8 = 46;
+    pub const CONFIGURATION: u8 = 47;
     pub const FRAGMENT: u8 = 53;
 }
 

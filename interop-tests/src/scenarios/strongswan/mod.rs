@@ -2,6 +2,7 @@
 //! responder, with pre-shared keys and with certificates.
 
 mod children;
+mod configuration_payload;
 mod migrate;
 mod mobike;
 mod site;
@@ -139,6 +140,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "strongswan/transport-refused-responder",
         "charon asks edge-agent for a tunnel where transport mode is configured: it is refused, and the status says why",
         |lab| transport::refused(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/configuration-payload-initiator",
+        "edge-agent asks charon for its address in the tunnel (pools): pings, rekeys by each side, and the address goes with the IKE SA",
+        configuration_payload::initiator,
+    ),
+    scenario(
+        "strongswan/configuration-payload-responder",
+        "charon asks edge-agent for its address in the tunnel (vips): pings, rekeys by each side, and the same address again",
+        configuration_payload::responder,
     ),
     scenario(
         "strongswan/mobike-initiator",
