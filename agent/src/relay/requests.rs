@@ -195,6 +195,13 @@ impl RelayRequests {
         Opened::New
     }
 
+    /// Records that the tunnel to a peer uses another address than the open relay's. An attempt to
+    /// move it there may fail, or may not begin because another one is running, so the hub is asked
+    /// again after [`MIN_WAIT`].
+    pub fn try_again(&mut self, peer: &PeerName, now: Instant) {
+        self.set_due(peer, now + MIN_WAIT);
+    }
+
     /// Returns whether the direct addresses of a relayed peer may be tried now. If so, the next
     /// attempt is due after [`DIRECT_INTERVAL`].
     pub fn may_try_direct(&mut self, peer: &PeerName, now: Instant) -> bool {
@@ -422,6 +429,8 @@ mod tests {
         assert_eq!(requests.relayed_by(&other), []);
         assert_eq!(requests.next_hub(&peer, std::slice::from_ref(&hub), at(20)), Some(hub.clone()));
         assert_eq!(requests.opened(&peer, relay(&hub, 24_002), &[hub], at(21)), Opened::New);
+        requests.try_again(&peer, at(21));
+        assert_eq!(requests.take_due(at(31)), std::slice::from_ref(&peer), "the tunnel still uses the old port");
         requests.watch(&peer, at(50));
         assert_eq!(requests.next_due(), Some(at(53)));
     }

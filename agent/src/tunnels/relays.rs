@@ -262,6 +262,7 @@ impl Driver {
         }
         if path.is_some() {
             self.endpoint.try_addresses(peer, &[address], now, &mut self.environment);
+            self.relays.requests.try_again(peer, now);
         } else {
             self.endpoint.connect(peer, now, &mut self.environment);
         }

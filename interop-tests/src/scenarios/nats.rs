@@ -269,6 +269,11 @@ fn relay_direct_later(lab: &Lab) -> Result<()> {
     let mut edges = Edges::start(lab, [Nat::Symmetric, Nat::Symmetric])?;
     edges.wait_up()?;
     edges.wait_relayed_by(Some("hub"))?;
+    // Both edges may have begun the tunnel. Until the attempts have ended, after 5.5 s, one IKE SA
+    // may take the other's place.
+    let mut settling = edges.ping()?;
+    settling.wait_more(300)?;
+    settling.stop()?;
     let mut ping = edges.ping()?;
     ping.wait_more(25)?;
     for index in 0..2 {

@@ -112,8 +112,8 @@ pub(super) async fn check(
 
 /// What is known about a node before paths are measured.
 struct Facts {
-    /// The node's own addresses, as it reports them, and the first of its segments in each family in
-    /// which it reports none.
+    /// The node's own addresses, as it reports them. In a family in which it reports none, the
+    /// expected address of its bridge.
     addresses: Vec<IpAddr>,
     /// The reason why the node cannot measure.
     unable: Option<String>,
@@ -273,12 +273,18 @@ impl Checks {
             // A node measures only in the families in which it has an address of its own.
             let in_family =
                 |address: &Option<IpAddr>| address.is_none_or(|to| own.iter().any(|own| own.is_ipv4() == to.is_ipv4()));
-            let both = asked.iter().any(in_family);
-            for address in asked.iter().filter(|address| !both || in_family(address)) {
-                events.push(event(match report.paths.iter().find(|m| m.node == path.to && m.address == *address) {
-                    Some(measured) => judge(path, measured.clone()),
-                    None => unknown(path, &format!("the report of {from} lacks it")),
-                }));
+            let any_family = !asked.iter().any(in_family);
+            for address in &asked {
+                let measured = report.paths.iter().find(|m| m.node == path.to && m.address == *address);
+                match measured {
+                    Some(measured) if measured.sent > 0 || any_family || in_family(address) => {
+                        events.push(event(judge(path, measured.clone())));
+                    }
+                    None if any_family || in_family(address) => {
+                        events.push(event(unknown(path, &format!("the report of {from} lacks it"))));
+                    }
+                    _ => {}
+                }
             }
         }
         Ok(events)
