@@ -1,6 +1,6 @@
 //! The view that unit tests start from.
 
-use edge_types::{NodeView, Role};
+use edge_types::{NodeView, Peer, Role, SharedPeer};
 
 /// Returns version 1 of the view of `edge-1`, an edge with the cluster range 10.77.0.0/16. It has
 /// no segments, no peers and no trust anchors.
@@ -17,6 +17,19 @@ pub(crate) fn empty_view() -> NodeView {
         trust_anchors: vec![],
         segment_prefix: Default::default(),
     }
+}
+
+/// Returns an edge as a peer, with one segment.
+pub(crate) fn edge_peer(name: &str, segment: &str, certificates_from: i64) -> SharedPeer {
+    SharedPeer::from(Peer {
+        name: name.parse().unwrap(),
+        role: Role::Edge,
+        endpoints: vec![],
+        segments: vec![segment.parse().unwrap()],
+        networks: vec![],
+        mapped: vec![],
+        certificates_from,
+    })
 }
 
 /// Creates a trust anchor, in PEM.

@@ -173,6 +173,9 @@ impl Forwarding {
             .fold(Changes::default(), |all, Record { ours, accept_ra, .. }| all.and(Changes { ours, accept_ra }))
     }
 
+    /// Replaces the record. Agent and plugin may do so at the same time, so this is not
+    /// [`crate::durable::replace_file`], which has one temporary name. The record counts only in
+    /// this boot, so it need not survive a power cut.
     fn write(&self, directory: &Path, changes: &Changes) -> io::Result<()> {
         let file = directory.join(FORWARDING_FILE);
         let Changes { ours, accept_ra } = changes.clone();

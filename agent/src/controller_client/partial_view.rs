@@ -105,7 +105,7 @@ mod tests {
     use edge_types::Role;
 
     use super::*;
-    use crate::test_view::empty_view;
+    use crate::test_view::{edge_peer as peer, empty_view};
 
     fn view(version: u64, ranges: &[&str]) -> NodeView {
         NodeView { version, cluster_ranges: ranges.iter().map(|text| text.parse().unwrap()).collect(), ..empty_view() }
@@ -116,18 +116,6 @@ mod tests {
         let mut parameters = rcgen::CertificateParams::new(vec![]).unwrap();
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         parameters.self_signed(&key).unwrap().pem()
-    }
-
-    fn peer(name: &str, segment: &str, certificates_from: i64) -> SharedPeer {
-        SharedPeer::from(Peer {
-            name: name.parse().unwrap(),
-            role: Role::Edge,
-            endpoints: vec![],
-            segments: vec![segment.parse().unwrap()],
-            networks: vec![],
-            mapped: vec![],
-            certificates_from,
-        })
     }
 
     #[test]

@@ -167,7 +167,8 @@ fn report(file: &Path, summary: &str) {
 }
 
 /// A file that is first written under a temporary name and is removed unless it is published under
-/// its final name.
+/// its final name. An archive is written piece by piece, so this is not
+/// `edge_types::durable::replace_file`, which takes the whole content.
 pub(super) struct StagedFile {
     path: PathBuf,
     pub(super) open: File,
