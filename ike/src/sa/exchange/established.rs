@@ -106,6 +106,11 @@ impl IkeSa {
                 }
                 Timer::Expire => self.timers.set(Timer::Expire, self.lifetime.check_at(cx).max(cx.now + EXPIRY_CHECK)),
                 Timer::Cleanup => self.clean_up(child_sas),
+                Timer::Childless => {
+                    if child_sas.children_of(self.spi()).next().is_none() && !self.brings_child() {
+                        self.enqueue(QueuedRequest::DeleteIke);
+                    }
+                }
             }
         }
         if self.lifecycle == Lifecycle::Active {
@@ -393,12 +398,11 @@ impl IkeSa {
 
     fn clean_up(&mut self, child_sas: &mut ChildSas) {
         let me = self.spi();
-        let purposes = child_sas.purposes_of(me);
-        if purposes.is_empty() || self.lifecycle != Lifecycle::Active {
+        if self.lifecycle != Lifecycle::Active {
             self.enqueue(QueuedRequest::DeleteIke);
             return;
         }
-        for purpose in purposes {
+        for purpose in child_sas.purposes_of(me) {
             let best = child_sas
                 .children_of(me)
                 .filter(|(_, child)| child.sa.purpose == *purpose)
@@ -472,8 +476,9 @@ impl IkeSa {
         }
         let (me, profile) = (self.spi(), Arc::clone(&self.profile));
         if !profile.config.initiate {
-            let childless = child_sas.children_of(me).next().is_none();
-            if childless && self.timers.get(Timer::Cleanup).is_none() && !self.brings_child() {
+            if child_sas.children_of(me).next().is_some() {
+                self.timers.stop(Timer::Childless);
+            } else if self.timers.get(Timer::Childless).is_none() && !self.brings_child() {
                 self.child_deleted(&Purpose::whole(&profile.config.child.name), child_sas, cx);
             }
             return;
