@@ -134,7 +134,7 @@ impl Endpoint {
             return;
         };
         peer.child_sas.clear(DownReason::DeletedByUs, &mut self.out);
-        for spi in std::mem::take(&mut peer.sas) {
+        for spi in peer.take_sas() {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
                 let event = Event::IkeDown { peer: name.clone(), ike: sa.ike(), reason: DownReason::DeletedByUs };
                 let mut cx = context!(self, now, env);

@@ -60,7 +60,7 @@ pub(super) struct Peer {
     /// Whether the owner terminated the peer. While it is set, no attempt starts without a command
     /// of the owner.
     pub(super) terminated: bool,
-    /// Whether a new IKE SA must replace the present one.
+    /// Whether a new IKE SA must replace the present one. False if there is none.
     pub(super) reauthenticate: bool,
     pub(super) last_error: Option<PeerError>,
     /// The internal addresses that the peer gave us last. We ask for them again.
@@ -160,6 +160,19 @@ impl Peer {
             self.followed_at = Some(now);
         }
         may
+    }
+
+    /// Removes an IKE SA. A new authentication that was to replace the last one is not needed any
+    /// more.
+    pub(super) fn remove_sa(&mut self, spi: Spi) {
+        self.sas.retain(|known| *known != spi);
+        self.reauthenticate &= !self.sas.is_empty();
+    }
+
+    /// Removes all IKE SAs, and returns them.
+    pub(super) fn take_sas(&mut self) -> Vec<Spi> {
+        self.reauthenticate = false;
+        std::mem::take(&mut self.sas)
     }
 
     /// Returns a configured child that has no CHILD_SA with which we send.

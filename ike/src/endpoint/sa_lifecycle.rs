@@ -184,12 +184,9 @@ impl Endpoint {
         cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason });
         peer.report_failure(error, cx.out);
         sa.delete_reported_down(&mut ChildSas::new(name.clone()), &mut cx);
-        peer.sas.retain(|known| *known != spi);
-        if peer.sas.is_empty() {
-            peer.reauthenticate = false;
-            if peer.attempt.is_none() && peer.should_retry() {
-                peer.schedule_retry(&mut cx);
-            }
+        peer.remove_sa(spi);
+        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_retry() {
+            peer.schedule_retry(&mut cx);
         }
         self.reinstate(name, ike, lifecycle, now, env);
         self.schedule(spi);
@@ -219,7 +216,7 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        peer.sas.retain(|known| *known != spi);
+        peer.remove_sa(spi);
         let other = match lifecycle {
             Lifecycle::Superseded(by) => Some(by),
             _ => peer.sas.iter().rev().find_map(|spi| match self.sas.get(spi) {
