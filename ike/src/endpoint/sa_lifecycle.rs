@@ -26,14 +26,7 @@ impl Endpoint {
                 self.schedule(spi);
                 self.delete_served(&name, now, env);
             }
-            SaStep::Reauthenticate => {
-                self.sas.insert(spi, SaState::Established(name.clone(), sa));
-                self.schedule(spi);
-                if let Some(peer) = self.peers.get_mut(&name) {
-                    peer.reauthenticate = true;
-                    self.start_attempt(&name, now, env);
-                }
-            }
+            SaStep::Reauthenticate => self.replace_sa(name, sa, now, env),
             SaStep::End(reason, error) => {
                 self.sas.insert(spi, SaState::Established(name.clone(), sa));
                 self.end_sa(&name, spi, reason, error, now, env);
@@ -45,6 +38,24 @@ impl Endpoint {
                 self.delete_redundant(&name, new, now, env);
             }
             SaStep::Closed(closed) => self.sa_closed(&name, sa, closed, now, env),
+        }
+    }
+
+    /// Creates a new IKE SA in place of this one. If only the peer can begin, this one is rekeyed
+    /// again later.
+    fn replace_sa(&mut self, name: PeerName, mut sa: Box<IkeSa>, now: Instant, env: &mut dyn Environment) {
+        let (spi, peer) = (sa.spi(), self.peers.get_mut(&name).filter(|peer| peer.sas.contains(&sa.spi())));
+        let begins = peer.is_some_and(|peer| {
+            peer.reauthenticate = !peer.gives_addresses();
+            peer.reauthenticate
+        });
+        if !begins {
+            sa.rekey_again(now);
+        }
+        self.sas.insert(spi, SaState::Established(name.clone(), sa));
+        self.schedule(spi);
+        if begins {
+            self.start_attempt(&name, now, env);
         }
     }
 

@@ -141,3 +141,27 @@ fn a_trust_anchor_that_is_taken_away_ends_the_ike_sas_that_rest_on_it() {
     pair.run_for(301 * SECOND);
     assert_eq!((pair.ike_sas(0), pair.children(0)), (0, 0));
 }
+
+#[test]
+fn a_rekey_that_a_peer_with_an_address_of_ours_refuses_once_is_tried_again() {
+    let mut pair = Pair::new().one_sided();
+    pair.configs[0].address_assignment = AddressAssignment::Request;
+    pair.configs[1].address_assignment = AddressAssignment::Pool(vec!["10.9.0.0/24".parse().unwrap()]);
+    pair.start();
+    pair.run_for(5 * SECOND);
+    assert!(pair.is_connected(), "{:?}", pair.error_texts(0));
+    let ike = |pair: &Pair| pair.ends[1].endpoint.snapshot()[0].ike_sas[0].ike;
+    let before = ike(&pair);
+    let both = pair.configs[0].ike_proposals.clone();
+    pair.configs[0].ike_proposals[0].ciphers = vec![Cipher::Aes128Gcm16];
+    pair.configure(0);
+    let name = PeerName::new(NAMES[0]);
+    assert!(pair.call(1, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
+    pair.run_for(10 * SECOND);
+    assert_eq!(ike(&pair), before, "it was refused");
+    pair.configs[0].ike_proposals = both;
+    pair.configure(0);
+    pair.run_for(120 * SECOND);
+    assert!(pair.is_connected());
+    assert_ne!(ike(&pair), before);
+}

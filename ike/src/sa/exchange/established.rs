@@ -21,6 +21,8 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payl
 
 /// Delay before a failed reauthentication is tried again.
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
+/// Delay before a refused rekey of an IKE SA that only the peer can replace is tried again.
+const REKEY_RETRY: Duration = Duration::from_secs(60);
 /// Minimum delay before another check of an IKE SA whose lifetime has not ended yet.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
 
@@ -125,6 +127,11 @@ impl IkeSa {
         }
         self.send_queued(child_sas, cx);
         step
+    }
+
+    /// Schedules another rekey of the IKE SA after one that failed, unless one is scheduled.
+    pub(crate) fn rekey_again(&mut self, now: Instant) {
+        self.rekey_at.get_or_insert(now + REKEY_RETRY);
     }
 
     /// Queues a request, and sends it immediately if the window is free.
