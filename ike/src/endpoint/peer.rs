@@ -263,14 +263,11 @@ pub(super) enum ConfigChange {
 
 impl ConfigChange {
     pub(super) fn between(old: &PeerConfig, new: &PeerConfig) -> Self {
-        fn traffic(child: &ChildConfig) -> (&ChildName, &[IpNetwork], &[IpNetwork], NextLayer, Mode) {
-            (&child.name, &child.local, &child.remote, child.next_layer, child.mode)
-        }
         if old == new {
             Self::None
         } else if old.local_id != new.local_id || old.remote_id != new.remote_id {
             Self::Restart
-        } else if !old.children().map(traffic).eq(new.children().map(traffic))
+        } else if traffic_changed(old, new)
             || old.address_assignment != new.address_assignment
             || credentials_changed(old, new)
         {
@@ -281,6 +278,14 @@ impl ConfigChange {
             Self::NextNegotiation
         }
     }
+}
+
+/// Returns whether the traffic of the CHILD_SAs changed.
+pub(super) fn traffic_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
+    fn traffic(child: &ChildConfig) -> (&ChildName, &[IpNetwork], &[IpNetwork], NextLayer, Mode) {
+        (&child.name, &child.local, &child.remote, child.next_layer, child.mode)
+    }
+    !old.children().map(traffic).eq(new.children().map(traffic))
 }
 
 /// Returns whether the peer may no longer be able to authenticate as before: the pre-shared key or
