@@ -261,7 +261,7 @@ impl Endpoint {
             InitDecision::Accept => {}
         }
         let proposals = self.peer_index.proposals(remote.ip());
-        let request = self.peer_index.certificate_request();
+        let request = self.peer_index.certificate_request(remote.ip());
         let force_encapsulation = self.peer_index.force_encapsulation(remote.ip());
         let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {

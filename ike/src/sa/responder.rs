@@ -32,7 +32,7 @@ use crate::wire::{
 pub(crate) struct InitPolicy<'a> {
     /// Proposals of the peers that may have sent the request, best first.
     pub(crate) proposals: &'a [IkeProposal],
-    /// Trust anchors of all peers.
+    /// Trust anchors of the peers that may have sent the request.
     pub(crate) request: Option<&'a CertificateRequest>,
     /// Whether to make the peer detect a NAT in front of us.
     pub(crate) force_encapsulation: bool,
