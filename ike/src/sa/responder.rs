@@ -229,11 +229,6 @@ impl HalfOpen {
         self.ike.initiator
     }
 
-    /// Returns the address and port from which the request came.
-    pub(crate) fn remote(&self) -> SocketAddr {
-        self.path.remote
-    }
-
     /// Derives the keys. IKE_AUTH may come from a different port than IKE_SA_INIT, since the
     /// initiator switches to port 4500, which a NAT may map differently (RFC 7296 2.23).
     fn derive_keys(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
