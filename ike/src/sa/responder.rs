@@ -323,6 +323,18 @@ impl HalfOpen {
         };
         let name = profile.config.name.clone();
         let refused = |error: PeerError| AuthRejection::authentication(error, Some(name.clone()));
+        let authentication = payloads.authentication().map_err(|_| {
+            let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates at the peer";
+            refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
+        })?;
+        let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
+        let octets = self.transcript.initiator_octets(&channel.keys, id);
+        let presented = Presented { id, certificates: &certificates, authentication };
+        let (proof, certificate) = profile
+            .auth
+            .authenticate(&profile.config.remote_id, presented, &octets, cx.env.unix_time())
+            .map_err(|error| refused(failure::auth(&error)))?;
+        // These refusals come after AUTH, since they show that the identity is configured.
         // IKE_SA_INIT was answered with the proposals of all peers. Now that the peer is known,
         // only its proposals are allowed.
         //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
@@ -341,17 +353,6 @@ impl HalfOpen {
                 peer: Some(name),
             }));
         }
-        let authentication = payloads.authentication().map_err(|_| {
-            let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates at the peer";
-            refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
-        })?;
-        let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
-        let octets = self.transcript.initiator_octets(&channel.keys, id);
-        let presented = Presented { id, certificates: &certificates, authentication };
-        let (proof, certificate) = profile
-            .auth
-            .authenticate(&profile.config.remote_id, presented, &octets, cx.env.unix_time())
-            .map_err(|error| refused(failure::auth(&error)))?;
         let our_id = Id::from(&profile.config.local_id);
         let octets = self.transcript.responder_octets(&channel.keys, &our_id);
         let authentication = profile

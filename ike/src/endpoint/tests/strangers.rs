@@ -1,12 +1,12 @@
 //! Tests how much an unauthenticated sender can make an endpoint store and send.
 
 use super::*;
-use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces};
+use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces, Opened};
 use crate::endpoint::state::SaState;
 use crate::event::IkeId;
 use crate::wire::{
-    ExchangeType, Header, KeyExchange, Message, Notify, NotifyType, Payload, Payloads, Proposal, Protocol, Transform,
-    TransformType,
+    AuthMethod, Authentication, ExchangeType, Header, Id, KeyExchange, Message, Notify, NotifyType, Payload, Payloads,
+    Proposal, Protocol, Transform, TransformType,
 };
 
 const NONCE: [u8; 32] = [0x5a; 32];
@@ -391,6 +391,38 @@ fn a_full_table_of_half_open_ike_sas_keeps_nobody_out_who_returns_a_cookie() {
     let half_open = victim.endpoint.sas.values().filter(|state| matches!(state, SaState::HalfOpen(..)));
     assert_eq!(half_open.count(), limit);
     assert!(known.unwrap().authenticate(&mut victim, 100).is_some(), "no stranger takes the place of a known address");
+}
+
+#[test]
+fn who_cannot_authenticate_learns_nothing_about_who_is_configured() {
+    let mut victim = Victim::new();
+    // Of two more peers, one does not have the proposal that is used here.
+    let other = PeerConfig {
+        name: PeerName::new("other"),
+        remote_id: Identity::Fqdn("other.example".into()),
+        initiate: false,
+        ike_proposals: vec![IkeProposal {
+            ciphers: vec![Cipher::Aes256Gcm16],
+            prfs: vec![Prf::HmacSha256],
+            groups: vec![Group::P256],
+        }],
+        ..super::config(1, Auth::Psk(Secret::new(b"not known either".to_vec())))
+    };
+    victim.endpoint.set_peer(other, Instant::new(victim.now), &mut victim.host).unwrap();
+    for (number, claimed) in (1..).zip([NAMES[0], "other.example", "nobody.example"]) {
+        let mut initiator = Initiator::begin(&mut victim, number, source(1)).unwrap();
+        let payloads = Payloads::from(vec![
+            Payload::IdInitiator(Id::from(&Identity::Fqdn(claimed.into()))),
+            Payload::Authentication(Authentication { method: AuthMethod::SharedKey, data: vec![1; 32] }),
+            // RFC 4555 3.9: these addresses are not those of the IP header.
+            Payload::Notify(Notify::with_data(NotifyType::NoNatsAllowed, vec![9; 12])),
+        ]);
+        let request = initiator.cipher.seal(&initiator.header, &payloads, None).unwrap();
+        let response = victim.take(&request[0], initiator.from).unwrap();
+        let Ok(Opened::Message(answer)) = initiator.cipher.open(&response) else { panic!("one message") };
+        let kinds: Vec<_> = answer.notifies().map(|notify| notify.kind).collect();
+        assert_eq!(kinds, [NotifyType::AuthenticationFailed], "{claimed}");
+    }
 }
 
 #[test]
