@@ -49,7 +49,15 @@ impl Driver {
             mode: child.mode,
             up: true,
         };
-        self.sas.use_inherited(peer, purpose, reqid, ends);
+        self.sas.use_former_ends(peer, purpose, Some(reqid), ends);
+    }
+
+    /// Uses the ends of a tunnel that was down when an earlier run ended, and of which only policies
+    /// are left, so that these policies stay.
+    pub(super) fn assume_former_ends(&mut self, peer: &PeerName, child: &ChildConfig, purpose: Purpose, reqid: Reqid) {
+        if let Some(ends) = self.former_policies.ends(reqid, child) {
+            self.sas.use_former_ends(peer, purpose, None, ends);
+        }
     }
 
     /// Updates the policies of the peers whose tunnels changed.

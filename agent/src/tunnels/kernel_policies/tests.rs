@@ -1,9 +1,11 @@
+use edge_ike::ChildName;
 use edge_types::Role;
 use edge_xfrm::events::{Event, EventSocket};
 use edge_xfrm::{Reqid, Selector};
 use interop_tests::netns::{is_in_namespaces, is_root_or_skips, passes_in_namespaces, run};
 
 use super::*;
+use crate::config::DEFAULT_CHILD;
 use crate::desired::tests::{config, membership, peer};
 use crate::desired::{PeerReqids, TunnelEnds};
 
@@ -79,7 +81,8 @@ impl Node {
             .map(|outbound| PeerReqids { outbound, inbound: if hub(name) { Reqid::FROM_HUBS } else { outbound } });
         let ends = self.ends.get(name).cloned();
         let state = if ends.as_ref().is_some_and(|ends| ends.up) { TunnelState::Up } else { TunnelState::Down };
-        let children: Vec<ChildEnds> = reqids.map(|reqids| ChildEnds { reqids, ends }).into_iter().collect();
+        let child = ChildName::new(DEFAULT_CHILD);
+        let children: Vec<ChildEnds> = reqids.map(|reqids| ChildEnds { child, reqids, ends }).into_iter().collect();
         self.policies.update_peer(name, &self.desired, &children, state, &self.incidents);
     }
 
