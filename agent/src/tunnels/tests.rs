@@ -5,10 +5,15 @@ use std::fs;
 use std::net::UdpSocket;
 use std::path::Path;
 
-use edge_ike::config::NextLayer;
-use edge_ike::{ChildName, PeerName, Purpose};
-use edge_xfrm::{Policy, Reqid, Selector, Xfrm};
-use interop_tests::netns::{add_far_host, is_in_namespaces, is_root_or_skips, passes_in_namespaces, run, within};
+use edge_ike::config::{Cipher, Mode, NextLayer};
+use edge_ike::{ChildId, ChildName, ChildSa, IkeId, PeerName, Purpose, Secret};
+use edge_xfrm::events::Event;
+use edge_xfrm::{
+    Algorithm, Error, EspKey, Limits, Policy, Replay, Reqid, SaDirection, SaParams, Selector, UdpEncap, Xfrm,
+};
+use interop_tests::netns::{
+    UnnamedNamespace, add_far_host, enter, is_in_namespaces, is_root_or_skips, passes_in_namespaces, run, within,
+};
 use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 
@@ -21,6 +26,7 @@ use crate::incidents::Incidents;
 
 const DOWN: &str = "tunnels::tests::policies_of_tunnels_that_were_down";
 const NEVER_UP: &str = "tunnels::tests::a_tunnel_that_was_never_up";
+const SAS: &str = "tunnels::tests::an_sa_of_a_child";
 
 #[test]
 fn a_restart_keeps_the_policies_of_tunnels_that_are_down_so_that_nothing_leaves_in_clear() {
@@ -33,6 +39,25 @@ fn a_restart_keeps_the_policies_of_tunnels_that_are_down_so_that_nothing_leaves_
 fn nothing_leaves_in_clear_while_a_tunnel_that_was_never_up_is_tried() {
     if is_root_or_skips() {
         passes_in_namespaces(NEVER_UP);
+    }
+}
+
+#[test]
+fn an_sa_that_another_program_changes_is_rekeyed_and_the_kernel_is_asked_whether_one_is_gone() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let namespace = UnnamedNamespace::new();
+    let probe = move || {
+        enter(Path::new(&namespace.path()));
+        Xfrm::open().unwrap().add_sa(&inbound_sa(Reqid::tunnel(1).unwrap()))
+    };
+    match std::thread::spawn(probe).join().unwrap() {
+        Err(Error::Unsupported { .. }) => eprintln!("skipped: this kernel has no ESP"),
+        outcome => {
+            outcome.unwrap();
+            passes_in_namespaces(SAS);
+        }
     }
 }
 
@@ -208,4 +233,86 @@ fn a_tunnel_that_was_never_up() {
     near.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
     send("10.1.0.1", "10.1.0.2", "near");
     assert_eq!(near.recv_from(&mut [0; 32]).unwrap().0, 4);
+}
+
+const SPI: u32 = 0xc001_0203;
+const KEY: [u8; 20] = [7; 20];
+const ENCAP: UdpEncap = UdpEncap { source_port: 4500, destination_port: 4500 };
+
+fn inbound_sa(reqid: Reqid) -> SaParams {
+    SaParams {
+        direction: SaDirection::In,
+        source: "192.0.2.1".parse().unwrap(),
+        destination: "192.0.2.7".parse().unwrap(),
+        spi: SPI,
+        reqid,
+        mode: edge_xfrm::Mode::Tunnel,
+        key: EspKey::new(Algorithm::Aes128Gcm16, &KEY).unwrap(),
+        encap: Some(ENCAP),
+        replay: Replay::ESN,
+        selector: None,
+        limits: Limits::default(),
+    }
+}
+
+#[test]
+#[ignore = "runs in a namespace, started by the test before"]
+fn an_sa_of_a_child() {
+    if !is_in_namespaces() {
+        return;
+    }
+    add_networks();
+    let directory = tempfile::tempdir().unwrap();
+    let keys = "local_subnets = ['10.1.0.0/24']\nremote_subnets = ['10.2.0.0/24']\nstart = 'respond'";
+    let moon = PeerName::new("moon");
+    let child = ChildSa {
+        id: ChildId(SPI),
+        ike: IkeId { initiator: 1, responder: 2 },
+        purpose: Purpose::whole(&ChildName::new(DEFAULT_CHILD)),
+        inbound_spi: SPI,
+        outbound_spi: 0x100,
+        cipher: Cipher::Aes128Gcm16,
+        inbound_key: Secret::new(KEY.to_vec()),
+        outbound_key: Secret::new(KEY.to_vec()),
+        esn: true,
+        local: "192.0.2.7:4500".parse().unwrap(),
+        remote: "192.0.2.1:4500".parse().unwrap(),
+        encapsulated: true,
+        local_selectors: networks(&["10.1.0.0/24"]),
+        remote_selectors: networks(&["10.2.0.0/24"]),
+        next_layer: NextLayer::ANY,
+        mode: Mode::Tunnel,
+        initiator: false,
+    };
+    start(&config(directory.path(), &peer("moon", keys)), |driver| {
+        let reqids = driver.environment.reqids_of_sas(&moon, &child.purpose).unwrap();
+        let reqid = reqids.inbound;
+        driver.sas.install_inbound(&mut driver.environment.xfrm, &moon, reqids, &child.into()).unwrap();
+        let id = inbound_sa(reqid).id();
+        // A reservation with this SPI has expired, or an SA of another protocol was deleted.
+        for event in
+            [Event::Expire { id, reqid: reqid.raw(), hard: true }, Event::SaDeleted { id, reqid: Some(reqid.raw()) }]
+        {
+            driver.handle_kernel_events(vec![event]);
+            assert!(driver.sas.find(id).is_some() && driver.to_rekey.is_empty(), "the SA is there");
+        }
+
+        let mut other = Xfrm::open().unwrap();
+        let moved = UdpEncap { source_port: 61_000, ..ENCAP };
+        other.update_sa(&SaParams { encap: Some(moved), ..inbound_sa(reqid) }).unwrap();
+        let found = other.sa(id).unwrap().unwrap();
+        assert_eq!(found.encap, Some(moved));
+        driver.handle_kernel_events(vec![Event::SaChanged(found.into())]);
+        assert!(driver.to_rekey.is_empty(), "one attempt at each comparison");
+        driver.check_kernel();
+        assert_eq!(std::mem::take(&mut driver.to_rekey), std::slice::from_ref(&moon));
+
+        other.delete_sa(id).unwrap();
+        driver.handle_kernel_events(vec![Event::SaDeleted { id, reqid: Some(reqid.raw()) }]);
+        assert_eq!(driver.sas.find(id), None);
+        assert_eq!(driver.to_rekey, [moon]);
+        // Nothing is known of the SA any more.
+        driver.handle_kernel_events(vec![Event::Expire { id, reqid: reqid.raw(), hard: true }]);
+        assert_eq!(driver.to_rekey.len(), 1);
+    });
 }
