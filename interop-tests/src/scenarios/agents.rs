@@ -155,7 +155,7 @@ fn ping(lab: &Lab) -> Result<()> {
         let result = found.pointer("/results/0").context("a result")?;
         let is = |key: &str, value: Value| result.get(key) == Some(&value);
         ensure!(is("sent", 4.into()) && is("received", 4.into()) && is("peer", "moon".into()), "{result}");
-        ensure!(is("source", from.into()), "{result}");
+        ensure!(is("source", from.into()) && is("path", "direct".into()), "{result}");
         // The wire delays each packet by 50 ms.
         let shortest = result.pointer("/round_trip_ms/min").and_then(Value::as_f64).unwrap_or_default();
         ensure!(shortest >= 50.0, "{result}");

@@ -221,9 +221,11 @@ fn relayed(lab: &Lab, first: Nat, second: Nat) -> Result<()> {
     ping.wait_more(50)?;
     ping.stop()?.expect_none_lost()?;
     lab.step("the ping went by the relay");
-    for agent in &edges.agents {
+    for (agent, peer) in edges.agents.iter().zip(["edge-1", "edge-0"]) {
         let text = agent.command(&["status"])?;
         ensure!(text.contains("up, relayed by hub"), "the table does not say who relays: {text}");
+        let text = agent.command(&["ping", peer, "--count", "3"])?;
+        ensure!(text.contains("relayed by hub"), "the ping does not say who relays: {text}");
     }
     let text = edges.hub.command(&["status"])?;
     ensure!(text.contains("relay between 1 pairs of nodes"), "the hub does not say that it relays: {text}");
