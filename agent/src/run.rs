@@ -195,7 +195,7 @@ async fn recompute_desired(
             Ok(()) = statics.changed() => {}
         }
         let now = membership.borrow_and_update().clone();
-        let before = previous.as_ref().map(|(membership, desired)| (membership, &**desired));
+        let before = previous.as_ref().map(|(membership, desired)| (membership, desired));
         let desired = Arc::new(Desired::update(&config, &statics.borrow_and_update(), now.as_ref(), before));
         previous = now.map(|now| (now, desired.clone()));
         to.send_replace(desired);
