@@ -32,8 +32,8 @@
 //! - `relays`: the requests for relays on edges, and the answers on hubs.
 //! - `overview`: the SAs and policies that the kernel should have, in the form of the status.
 //! - `report`: the driver's data for the part of the status about tunnels.
-//! - `report_request`: the request for that part of the status, which does not occupy the driver for
-//!   long.
+//! - `report_request`: the request for that part of the status, which does not occupy the driver
+//!   for long.
 
 mod capture;
 mod check_interval;

@@ -1,6 +1,6 @@
 //! Requests the part of the status about tunnels from the driver, in parts, so that the driver
-//! handles IKE messages and timers between two parts, no matter how many peers there are. The SAs in
-//! the kernel are read, and most of the document is made, on other threads.
+//! handles IKE messages and timers between two parts, no matter how many peers there are. The SAs
+//! in the kernel are read, and most of the document is made, on other threads.
 
 use std::sync::Arc;
 
