@@ -30,7 +30,7 @@ use crate::state_dir::StateDir;
 use crate::static_peer_names::StaticPeers;
 use crate::status::Status;
 use crate::tunnels::{CaptureReader, Driver, DriverRequest, SasToRekey};
-use crate::{check, hardening, host, logging, membership, observe, ping, plugin_server, state_dir};
+use crate::{check, hardening, host, logging, membership, observe, ping, plugin_server, state_dir, tunnels};
 
 /// Minimum time between two reports of changed obstacles.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
@@ -195,7 +195,7 @@ async fn recompute_desired(
             Ok(()) = statics.changed() => {}
         }
         let now = membership.borrow_and_update().clone();
-        let before = previous.as_ref().map(|(membership, desired)| (membership, &**desired));
+        let before = previous.as_ref().map(|(membership, desired)| (membership, desired));
         let desired = Arc::new(Desired::update(&config, &statics.borrow_and_update(), now.as_ref(), before));
         previous = now.map(|now| (now, desired.clone()));
         to.send_replace(desired);
@@ -246,9 +246,7 @@ impl AdminHandler {
     }
 
     async fn status(&self) -> Option<AdminResponse> {
-        let (to, report) = oneshot::channel();
-        self.driver_requests.send(DriverRequest::Report(to)).await.ok()?;
-        let report = report.await.ok()?;
+        let report = tunnels::report(&self.driver_requests).await?;
         let dropped =
             tokio::task::spawn_blocking(firewall::dropped_packets).await.ok().and_then(Result::ok).unwrap_or_default();
         let host = self.host.borrow().clone();

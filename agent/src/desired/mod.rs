@@ -1,12 +1,14 @@
 //! The desired state of this node, computed from the view and the static peers. The computation
 //! does no I/O and reads no clock.
 
+mod few_changes;
 #[cfg(test)]
 mod full_computation;
 mod policies;
 mod policy_table;
 mod unprotected;
 
+pub use few_changes::Step;
 pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
 
@@ -76,6 +78,12 @@ pub struct Desired {
     pub cloud_networks: Vec<IpNetwork>,
     /// Parts of the view or the configuration that were left out, with the reasons.
     pub problems: Vec<String>,
+    /// Number of tunnels to static peers.
+    pub static_tunnels: usize,
+    /// Whether no peer in the view has networks in addition to its segments.
+    pub only_segments: bool,
+    /// How this state was computed from the one before; `None` if it was computed as a whole.
+    pub step: Option<Step>,
 }
 
 /// A tunnel to one peer.
@@ -145,13 +153,19 @@ impl Desired {
 
     /// Computes the desired state as [`Self::compute`] does. `previous` is an earlier membership
     /// and the state that was computed from it with the same configuration. Tunnels of peers that
-    /// are the same in both memberships are reused.
+    /// are the same in both memberships are reused. If only a few edges of a hub differ, the cost
+    /// of everything but copying the state does not depend on the number of edges.
     pub fn update(
         config: &Config,
         static_peers: &[PeerConfig],
         membership: Option<&Membership>,
-        previous: Option<(&Membership, &Self)>,
+        previous: Option<(&Membership, &Arc<Self>)>,
     ) -> Self {
+        if let (Some((before, desired)), Some(now)) = (previous, membership)
+            && let Some(updated) = few_changes::update(config, before, desired, now)
+        {
+            return updated;
+        }
         let mut desired = Self { complete: config.controller.is_none() || membership.is_some(), ..Self::default() };
         let on_demand: HashSet<&str> =
             (config.peers.iter()).filter(|peer| peer.start == Start::OnDemand).map(|peer| peer.name.as_str()).collect();
@@ -167,6 +181,7 @@ impl Desired {
             desired.tunnels.insert(peer.name.clone(), Arc::new(tunnel));
             desired.static_networks.extend(routable_networks(peer, &addresses));
         }
+        desired.static_tunnels = desired.tunnels.len();
         desired.static_networks.sort();
         desired.static_networks.dedup();
         let Some(membership) = membership else { return desired };
@@ -199,6 +214,7 @@ impl Desired {
         }
         desired.guard = guard(view);
         desired.remote_networks = desired.networks_of_peers(membership);
+        desired.only_segments = tunnel_peers(view).all(|peer| peer.networks.is_empty());
         let mut known = previous.and_then(|(before, desired)| KnownTunnels::new(before, desired, membership));
         let members = community_members(view);
         let static_tunnels = std::mem::take(&mut desired.tunnels);
@@ -228,7 +244,10 @@ impl Desired {
     /// Returns the peers that are new in this state or differ from `before`, and the peers that
     /// only `before` contains.
     #[must_use]
-    pub fn changes_since(&self, before: &Self) -> PeerChanges {
+    pub fn changes_since(&self, before: &Arc<Self>) -> PeerChanges {
+        if let Some(step) = self.step.as_ref().filter(|step| std::ptr::eq(step.before.as_ptr(), Arc::as_ptr(before))) {
+            return step.changes.clone();
+        }
         let mut changes = PeerChanges::default();
         // Both iterators are in the order of the names.
         let mut known = before.tunnels.iter().peekable();
@@ -253,7 +272,9 @@ impl Desired {
             let asks = tunnel.peer.address_assignment == AddressAssignment::Request;
             tunnel.origin == Origin::Configuration && !asks
         };
-        let static_peers = self.tunnels.values().filter(of_segments);
+        // A hub's ten thousand tunnels are not searched where none of them is a static peer's.
+        let searched = if self.static_tunnels == 0 { 0 } else { self.tunnels.len() };
+        let static_peers = self.tunnels.values().take(searched).filter(of_segments);
         let mut pairs = Vec::new();
         for child in static_peers.flat_map(|tunnel| tunnel.peer.children()) {
             for local in &child.local {

@@ -408,7 +408,7 @@ fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
         Membership { view: Arc::new(view), ..before.clone() }
     };
     let config = config("");
-    let desired = Desired::compute(&config, &[], Some(&before));
+    let desired = Arc::new(Desired::compute(&config, &[], Some(&before)));
     let all: Vec<PeerName> = desired.tunnels.keys().cloned().collect();
     let names = |names: &[&str]| names.iter().map(|name| PeerName::new(name)).collect::<Vec<_>>();
     let other_credentials = Membership {
@@ -547,7 +547,7 @@ fn tunnels_to_members_of_large_communities_wait_for_a_packet_and_those_of_hubs_d
     // With one member more, all tunnels change to on-demand, except the tunnel to the hub.
     let (before, now) = (with(Role::Edge, 63), with(Role::Edge, 64));
     let now = Membership { credentials: Arc::clone(&before.credentials), ..now };
-    let known = Desired::compute(&config(""), &[], Some(&before));
+    let known = Arc::new(Desired::compute(&config(""), &[], Some(&before)));
     let updated = Desired::update(&config(""), &[], Some(&now), Some((&before, &known)));
     assert_eq!(updated.tunnels, Desired::compute(&config(""), &[], Some(&now)).tunnels);
     assert_eq!(updated.changes_since(&known).set.len(), 64);

@@ -35,7 +35,7 @@ use super::requests::DriverRequest;
 use super::sa_table::SaTable;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
-use crate::desired::{Desired, Origin, PeerChanges};
+use crate::desired::{Desired, DesiredTunnel, Origin, PeerChanges};
 use crate::host::{HostState, InternalAddresses};
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
@@ -324,7 +324,17 @@ impl Driver {
         for problem in &self.desired.problems {
             self.environment.incidents.error(problem.as_str());
         }
-        self.relays.set_hubs(&self.desired);
+        let of_changes = |desired: &Desired, is: fn(&DesiredTunnel) -> bool| {
+            let changed = changes.set.iter().chain(&changes.gone);
+            changed.filter(|name| desired.tunnels.get(*name).is_some_and(|tunnel| is(tunnel))).count()
+        };
+        let is_hub = |tunnel: &DesiredTunnel| tunnel.hub;
+        if of_changes(&before, is_hub) + of_changes(&self.desired, is_hub) > 0 {
+            self.relays.set_hubs(&self.desired);
+        }
+        let (no_longer, now_wanted) =
+            (of_changes(&before, DesiredTunnel::counts), of_changes(&self.desired, DesiredTunnel::counts));
+        self.wanted_from_view = self.wanted_from_view.saturating_sub(no_longer).saturating_add(now_wanted);
         for name in &changes.gone {
             self.relays.remove_peer(name);
             self.endpoint.remove_peer(name, now, &mut self.environment);
@@ -358,7 +368,7 @@ impl Driver {
             self.relays.requests.addresses_changed(name, now);
             self.path_changed(name);
         }
-        self.hold_packets_if_on_demand();
+        self.hold_packets_if_on_demand(&changes.set);
         // A node that has lost its view keeps the guard.
         if self.desired.complete {
             self.policies.update_guard(&self.desired.guard, &self.environment.incidents);
@@ -368,7 +378,6 @@ impl Driver {
             self.changed_peers.extend(self.desired.tunnels.keys().cloned());
         }
         self.changed_peers.extend(changes.gone.into_iter().chain(changes.set));
-        self.wanted_from_view = self.desired.tunnels.values().filter(|tunnel| tunnel.counts()).count();
         if self.settled {
             return self.update_policies();
         }

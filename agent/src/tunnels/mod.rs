@@ -30,7 +30,10 @@
 //! - `reqids`: the peers' reqids, which stay the same across restarts.
 //! - `requests`: the requests that `edge-agent` commands send to the driver.
 //! - `relays`: the requests for relays on edges, and the answers on hubs.
-//! - `report`: the part of the status about tunnels.
+//! - `overview`: the SAs and policies that the kernel should have, in the form of the status.
+//! - `report`: the driver's data for the part of the status about tunnels.
+//! - `report_request`: the request for that part of the status, which does not occupy the driver for
+//!   long.
 
 mod capture;
 mod check_interval;
@@ -56,9 +59,11 @@ mod kernel_policies;
 mod mapped_addresses;
 mod not_carried;
 mod on_demand;
+mod overview;
 mod reconcile;
 mod relays;
 mod report;
+mod report_request;
 mod reqids;
 mod requests;
 mod retiring_sas;
@@ -68,6 +73,7 @@ pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
 #[cfg(test)]
 pub(crate) use capture::{open as open_capture, reader_gone};
 pub use driver::Driver;
+pub use report_request::report;
 pub use requests::{DriverRequest, SasToRekey};
 
 #[cfg(test)]

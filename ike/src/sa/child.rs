@@ -27,8 +27,8 @@ pub(crate) struct ReservedSpi {
 
 impl ReservedSpi {
     /// Reserves an SPI. Returns `None` if the kernel refused. The kernel's SPIs are unique only for
-    /// each of our addresses, and a [`ChildId`] is unique in the endpoint. So SPIs that the endpoint
-    /// uses already are released again, at most [`MAX_RESERVATIONS`] of them.
+    /// each of our addresses, and a [`ChildId`] is unique in the endpoint. So SPIs that the
+    /// endpoint uses already are released again, at most [`MAX_RESERVATIONS`] of them.
     pub(crate) fn new(profile: &Profile, channel: &Channel, cx: &mut Context<'_>) -> Option<Self> {
         let (local, remote) = (channel.path.local.ip(), channel.path.remote.ip());
         let mut taken = Vec::new();

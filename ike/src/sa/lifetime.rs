@@ -90,16 +90,16 @@ impl Lifetime {
     }
 
     /// Applies a change of a configured lifetime. The IKE SA continues for at least
-    /// [`CONFIGURATION_CHANGE_GRACE`], even if the new lifetime has already ended, so that it can be
-    /// replaced.
+    /// [`CONFIGURATION_CHANGE_GRACE`], even if the new lifetime has already ended, so that it can
+    /// be replaced.
     pub(super) fn change(&mut self, profile: &Profile, now: Instant) {
         let (timing, grace) = (profile.config.timing, now + CONFIGURATION_CHANGE_GRACE);
         self.authentication_end = (self.authenticated + timing.authentication_hard_lifetime()).max(grace);
         self.keys_end = (self.keyed + timing.ike_hard_lifetime()).max(grace);
     }
 
-    /// Applies a change of the configured credentials or traffic selectors. Returns the time at which to authenticate
-    /// the peer again.
+    /// Applies a change of the configured credentials or traffic selectors. Returns the time at
+    /// which to authenticate the peer again.
     pub(super) fn configuration_changed(&mut self, cx: &mut Context<'_>) -> Instant {
         let end = cx.now + CONFIGURATION_CHANGE_GRACE;
         self.configuration_changed = Some(self.configuration_changed.map_or(end, |earlier| earlier.min(end)));
