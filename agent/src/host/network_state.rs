@@ -269,8 +269,8 @@ fn push_next_hops(route: Route, routes: &mut Vec<Route>) {
     }));
 }
 
-/// Returns the gateway in an attribute. `RTA_VIA` has the gateway of a route whose gateway is of the
-/// other address family.
+/// Returns the gateway in an attribute. `RTA_VIA` has the gateway of a route whose gateway is of
+/// the other address family.
 fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
     match attribute {
         RouteAttribute::Gateway(address) => ip(address),

@@ -1,6 +1,6 @@
-//! Determines when links and routes are read again. The kernel reports each change of any route, and
-//! reading all routes of a router with a full table takes long, so changes of routes that do not
-//! concern the agent wait. This module does no I/O.
+//! Determines when links and routes are read again. The kernel reports each change of any route,
+//! and reading all routes of a router with a full table takes long, so changes of routes that do
+//! not concern the agent wait. This module does no I/O.
 
 use std::time::Duration;
 
@@ -46,7 +46,8 @@ impl ReadingPace {
         self.current_until.is_none_or(|until| until <= now) || (self.changed && self.not_before <= now)
     }
 
-    /// Waits until a change of other programs' routes may be read. Never ends without such a change.
+    /// Waits until a change of other programs' routes may be read. Never ends without such a
+    /// change.
     pub(super) async fn due(&self) {
         match self.waits_until() {
             Some(until) => tokio::time::sleep_until(until).await,

@@ -123,7 +123,8 @@ impl Sysctls {
         for interface in ["all", DEVICE].into_iter().chain(interfaces) {
             for (family, key) in [("ipv4", "disable_policy"), ("ipv4", "disable_xfrm"), ("ipv6", "disable_policy")] {
                 let name = format!("{family}/conf/{interface}/{key}");
-                // The kernel takes every number but 0 for true. Not every interface has the setting.
+                // The kernel takes every number but 0 for true. Not every interface has the
+                // setting.
                 let Some(value) = self.read(&name).filter(|value| value != "0") else { continue };
                 let what = "packets bypass policies, so that the guard is off";
                 if self.set(&name, "0", what, outcome) {

@@ -83,8 +83,8 @@ pub struct Driver {
     pub(super) internal: watch::Sender<InternalAddresses>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
-    /// Peers for which the kernel refused an SA, or of which another program changed one. They move to `to_rekey` at the next comparison
-    /// with the kernel. At most one entry for each peer.
+    /// Peers for which the kernel refused an SA, or of which another program changed one. They move
+    /// to `to_rekey` at the next comparison with the kernel. At most one entry for each peer.
     pub(super) to_rekey_at_check: BTreeSet<PeerName>,
     /// Hubs that were lost and came back.
     pub(super) hub_returns: HubReturns,
@@ -441,8 +441,8 @@ impl Driver {
     /// Configures a peer from the desired state in the endpoint.
     pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
-        // Inherited SAs have internal addresses of IKE SAs that no longer exist. The policies for an
-        // address that the peer gave this node stay while the tunnel is down; see
+        // Inherited SAs have internal addresses of IKE SAs that no longer exist. The policies for
+        // an address that the peer gave this node stay while the tunnel is down; see
         // `forget_unwanted`.
         let assignment = &tunnel.peer.address_assignment;
         let inherits = *assignment == AddressAssignment::Off;

@@ -182,8 +182,8 @@ impl Driver {
     }
 
     /// Schedules a rekey for the next comparison with the kernel, because the kernel refused an SA
-    /// of the peer, or another program changed one. If this happens to every SA, there is one attempt
-    /// at each comparison.
+    /// of the peer, or another program changed one. If this happens to every SA, there is one
+    /// attempt at each comparison.
     pub(super) fn rekey_at_check(&mut self, peer: &PeerName) {
         self.to_rekey_at_check.insert(peer.clone());
         self.check_soon();

@@ -55,8 +55,8 @@ impl Driver {
         self.sas.use_former_ends(peer, purpose, Some(reqid), ends);
     }
 
-    /// Uses the ends of a tunnel that was down when an earlier run ended, and of which only policies
-    /// are left, so that these policies stay.
+    /// Uses the ends of a tunnel that was down when an earlier run ended, and of which only
+    /// policies are left, so that these policies stay.
     pub(super) fn assume_former_ends(&mut self, peer: &PeerName, child: &ChildConfig, purpose: Purpose, reqid: Reqid) {
         if let Some(ends) = self.former_policies.ends(reqid, child) {
             self.sas.use_former_ends(peer, purpose, None, ends);
@@ -163,7 +163,8 @@ impl Driver {
         self.correct_sas(&reconcile::sas(&expected, &sas), SA_DELETED)
     }
 
-    /// Compares one SA with the SA in the kernel. `how` says how the SA disappeared if it is missing.
+    /// Compares one SA with the SA in the kernel. `how` says how the SA disappeared if it is
+    /// missing.
     pub(super) fn check_sa(&mut self, id: SaId, how: &str) {
         let found = match self.environment.xfrm.sa(id) {
             Ok(found) => found,
@@ -219,10 +220,11 @@ impl Driver {
         }
     }
 
-    /// Handles an SA whose reqid or UDP ports another program changed. It is not changed back, since
-    /// a change of the reqid would need the key, and the SA may be in use elsewhere. The CHILD_SA is
-    /// rekeyed at the next comparison, so that a program that changes every new SA causes no more
-    /// than one rekey for each comparison. The peer of an inherited SA sets up a new CHILD_SA anyway.
+    /// Handles an SA whose reqid or UDP ports another program changed. It is not changed back,
+    /// since a change of the reqid would need the key, and the SA may be in use elsewhere. The
+    /// CHILD_SA is rekeyed at the next comparison, so that a program that changes every new SA
+    /// causes no more than one rekey for each comparison. The peer of an inherited SA sets up a new
+    /// CHILD_SA anyway.
     fn handle_changed_sa(&mut self, expected: &ExpectedSa, found: &Sa) {
         let incidents = &self.environment.incidents;
         match self.sas.owner(expected.id).cloned() {

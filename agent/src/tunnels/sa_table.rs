@@ -119,8 +119,8 @@ impl SaTable {
     }
 
     /// Uses the ends of an earlier run for a peer's tunnel of this purpose, unless that tunnel has
-    /// been up in this run. `inherited` is the reqid of the inherited SAs with these ends; `None` if
-    /// no SA is left.
+    /// been up in this run. `inherited` is the reqid of the inherited SAs with these ends; `None`
+    /// if no SA is left.
     pub(super) fn use_former_ends(
         &mut self,
         peer: &PeerName,

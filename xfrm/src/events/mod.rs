@@ -50,8 +50,8 @@ pub enum Event {
         policy_index: u32,
     },
     /// An SA reached a limit of packets or bytes, or a reserved SPI did not become an SA in time
-    /// (`hard`). The kernel also reports a reservation that another SA with the same SPI outlives, so
-    /// read the SA before you believe that it is gone.
+    /// (`hard`). The kernel also reports a reservation that another SA with the same SPI outlives,
+    /// so read the SA before you believe that it is gone.
     Expire {
         /// Destination and SPI of the SA.
         id: SaId,
@@ -257,8 +257,8 @@ fn expire(body: &[u8]) -> Result<Option<Event>, String> {
     }))
 }
 
-/// Parses `struct xfrm_usersa_id` and the SA after it. Returns `None` for another protocol than ESP:
-/// an SA of AH or IPComp may have the destination and the SPI of one of ours.
+/// Parses `struct xfrm_usersa_id` and the SA after it. Returns `None` for another protocol than
+/// ESP: an SA of AH or IPComp may have the destination and the SPI of one of ours.
 fn sa_deleted(body: &[u8]) -> Result<Option<Event>, String> {
     let (fixed, rest) = uapi::split(body, nl::XFRM_USER_SA_ID_LEN)?;
     let raw = nl::UserSaId::parse(fixed).map_err(|error| error.to_string())?;

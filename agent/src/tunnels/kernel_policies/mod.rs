@@ -58,8 +58,8 @@ impl KernelPolicies {
         problems.into_iter().for_each(|problem| incidents.error(problem));
     }
 
-    /// Computes the guard's policies again. If they are impossible, the previous ones stay. If there
-    /// are none, those without the cloud's networks are used: they allow less than the
+    /// Computes the guard's policies again. If they are impossible, the previous ones stay. If
+    /// there are none, those without the cloud's networks are used: they allow less than the
     /// configuration, and no network is too wide for them.
     pub(super) fn update_guard(&mut self, config: &GuardConfig, incidents: &Incidents) {
         let policies = guard::policies(config).or_else(|error| {
@@ -251,9 +251,9 @@ impl KernelPolicies {
     }
 }
 
-/// Reduces `stray`, the agent's policies that are not desired, to those that are deleted now. `stray`
-/// may be a part of these policies: those that are not in it keep their time in `stray_guards`.
-/// `desired_before` returns whether a policy was desired until now.
+/// Reduces `stray`, the agent's policies that are not desired, to those that are deleted now.
+/// `stray` may be a part of these policies: those that are not in it keep their time in
+/// `stray_guards`. `desired_before` returns whether a policy was desired until now.
 fn select_stray(
     stray_guards: &mut BTreeMap<u32, Instant>,
     stray: &mut Vec<InstalledPolicy>,
