@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use crate::address_assignment::AddressAssignment;
+use crate::crl::Revocation;
 use crate::purpose::ChildName;
 use crate::secret::Secret;
 
@@ -302,6 +303,10 @@ pub struct CertificateAuth {
     /// UTC. With 0, none is revoked. Raising this value ends the IKE SAs in which the peer used a
     /// certificate that is now revoked.
     pub remote_not_before: u64,
+    /// The revocation lists against which the peer's certificate and its issuers are checked. With
+    /// `None`, they are not. New lists end the IKE SAs in which the peer used a certificate that
+    /// is now revoked.
+    pub revocation: Option<Revocation>,
 }
 
 impl fmt::Debug for CertificateAuth {

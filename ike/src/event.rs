@@ -244,6 +244,9 @@ pub struct PeerCertificate {
     pub not_before: u64,
     /// The earliest notAfter of the certificate and its issuers, seconds since 1970-01-01 UTC.
     pub not_after: u64,
+    /// The certificate and its issuers below the trust anchor, DER, so that later revocation lists
+    /// can be applied. `None` if the peer has no revocation lists.
+    pub chain: Option<Arc<[Vec<u8>]>>,
 }
 
 /// The reason why an SA has ended.

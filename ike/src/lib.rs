@@ -81,6 +81,7 @@
 //! `examples/loopback.rs` shows the loop that drives an endpoint over sockets.
 //!
 //! - [`config`]: the peers, and the parameters that may be negotiated with them.
+//! - [`crl`]: certificate revocation lists.
 //! - [`endpoint`]: the [`Endpoint`] itself, and the order in which its owner must call it.
 //! - [`event`]: the events that the owner must carry out in the kernel and may display.
 //! - [`capture`]: copies of messages with their payloads decrypted.
@@ -106,6 +107,7 @@ pub mod auth;
 pub mod capture;
 mod child_sas;
 pub mod config;
+pub mod crl;
 pub mod crypto;
 mod deadlines;
 pub mod endpoint;

@@ -22,7 +22,7 @@ pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;
 pub use on_demand::OnDemandSection;
-pub use peer::{PeerSection, Remote, RemoteHost, Start};
+pub use peer::{PeerSection, Remote, RemoteHost, RevocationSetting, Start};
 pub use relay::RelaySection;
 pub use secret::SecretText;
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use edge_ike::config::{
     AgentNotifications, Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer,
 };
+use edge_ike::crl::RevocationPolicy;
 use edge_ike::{
     AddressAssignment, ChildName, Identity, PeerConfig, PeerName, Secret, canonical_identity, same_identity,
 };
@@ -22,6 +23,7 @@ use super::child::{ChildMode, ChildSection, DEFAULT_CHILD, MAX_CHILD_SAS, MAX_CH
 use super::encap::Encap;
 use super::secret::{self, SecretText};
 use super::{Config, identity, proposal};
+use crate::crl_files::CrlFiles;
 
 /// Maximum number of networks in `address_pool`.
 const MAX_POOL_NETWORKS: usize = 16;
@@ -37,6 +39,20 @@ pub enum Start {
     Respond,
     /// This node initiates when the first packet is sent. The peer may initiate too.
     OnDemand,
+}
+
+/// When a peer is refused because no revocation list says that a certificate of its chain is not
+/// revoked. The words are strongSwan's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RevocationSetting {
+    /// Never: only a revoked certificate is refused.
+    #[default]
+    Relaxed,
+    /// If the certificate says where its list is.
+    IfUri,
+    /// Always.
+    Strict,
 }
 
 /// A table `[[peer]]`.
@@ -68,6 +84,13 @@ pub struct PeerSection {
     pub key: Option<PathBuf>,
     /// File with the trust anchors for the peer's certificate, PEM.
     pub trust_anchors: Option<PathBuf>,
+    /// File or directory with revocation lists, PEM or DER, against which the peer's certificate
+    /// and its issuers are checked.
+    pub crls: Option<PathBuf>,
+    /// When the peer is refused because no list says that its certificate is not revoked. Needs
+    /// `crls`.
+    #[serde(default)]
+    pub revocation: RevocationSetting,
     /// Networks behind this node. Empty if `children` lists the networks.
     #[serde(default)]
     pub local_subnets: Vec<IpNetwork>,
@@ -234,6 +257,12 @@ impl PeerSection {
         let psk = usize::from(self.psk.is_some()) + usize::from(self.psk_file.is_some());
         let certificate =
             [&self.certificate, &self.key, &self.trust_anchors].iter().filter(|path| path.is_some()).count();
+        if self.crls.is_some() && self.certificate.is_none() {
+            return Err("crls goes with certificate, key and trust_anchors: a pre-shared key is not revoked".into());
+        }
+        if self.crls.is_none() && self.revocation != RevocationSetting::Relaxed {
+            return Err("revocation needs crls, a file or directory with revocation lists: none is fetched".into());
+        }
         match (psk, certificate) {
             (1, 0) | (0, 3) => Ok(()),
             (0, 0) => Err("no way to authenticate: set psk_file, or certificate, key and trust_anchors".into()),
@@ -327,11 +356,20 @@ impl PeerSection {
         Ok(())
     }
 
-    /// Builds the configuration for `edge-ike`: reads secrets and certificates from their files,
-    /// and leaves out the host names in `remote`. Fails if a file cannot be used.
-    pub fn resolve(&self, config: &Config) -> Result<PeerConfig, String> {
+    /// Builds the configuration for `edge-ike`: reads secrets, certificates and revocation lists
+    /// from their files, and leaves out the host names in `remote`. Fails if a file cannot be used.
+    /// `crls` has the revocation lists that were read for other peers.
+    pub fn resolve(&self, config: &Config, crls: &mut CrlFiles) -> Result<PeerConfig, String> {
         let wrong = |problem: String| format!("[[peer]] {:?}: {problem}", self.name);
-        let auth = self.auth(config).map_err(wrong)?;
+        let mut auth = self.auth(config).map_err(wrong)?;
+        if let (Auth::Certificate(auth), Some(path)) = (&mut auth, self.crls_path(config)) {
+            let policy = match self.revocation {
+                RevocationSetting::Relaxed => RevocationPolicy::Relaxed,
+                RevocationSetting::IfUri => RevocationPolicy::IfUri,
+                RevocationSetting::Strict => RevocationPolicy::Strict,
+            };
+            auth.revocation = Some(crls.load(&path, policy).map_err(wrong)?);
+        }
         let (child, additional_children) = self.child_configs();
         Ok(PeerConfig {
             name: PeerName::new(&self.name),
@@ -358,6 +396,11 @@ impl PeerSection {
             },
             timing: config.timing.resolve(),
         })
+    }
+
+    /// Returns the file or directory with revocation lists.
+    pub fn crls_path(&self, config: &Config) -> Option<PathBuf> {
+        self.crls.as_ref().map(|path| config.path(path))
     }
 
     /// Returns the networks behind this node, including those of all children.
@@ -434,6 +477,7 @@ impl PeerSection {
             remote_uri: None,
             remote_key_usages: vec![],
             remote_not_before: 0,
+            revocation: None,
         }))
     }
 }

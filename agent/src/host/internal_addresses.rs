@@ -158,6 +158,7 @@ pub(super) fn on_link_networks(observed: &NetworkState) -> Vec<IpNetwork> {
 mod tests {
     use super::super::network_state::Link;
     use super::*;
+    use crate::crl_files::CrlFiles;
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -206,7 +207,8 @@ mod tests {
             std::path::Path::new("agent.toml"),
         )
         .unwrap();
-        let peers: Vec<_> = config.peers.iter().map(|peer| peer.resolve(&config).unwrap()).collect();
+        let peers: Vec<_> =
+            config.peers.iter().map(|peer| peer.resolve(&config, &mut CrlFiles::default()).unwrap()).collect();
         let desired = Desired::compute(&config, &peers, None);
         let given: InternalAddresses = [(PeerName::new("gateway"), addresses(&["10.9.0.1", "10.9.0.2"]))].into();
         let with = |present: &[&str]| {

@@ -90,7 +90,7 @@ pub(super) const REMOTE: &[Row] = &[
     ("groups", &[], Refused("peers that are told apart by their groups")),
     ("cert_policy", &[], Refused("certificate policies that the peer must have")),
     ("ca_id", &[], Refused("an authority that is given by its name; name its file in cacerts")),
-    ("revocation", &["relaxed"], Refused("revocation lists")),
+    ("revocation", &[], Carried),
     ("eap_id", &[], NoEffect),
 ];
 

@@ -226,6 +226,34 @@ fn certificates_come_with_their_key_intermediates_and_authorities_and_pass_the_c
 }
 
 #[test]
+fn revocation_lists_are_read_where_they_are_and_a_policy_without_them_is_left_out() {
+    for policy in ["ifuri", "strict"] {
+        let swanctl = with_certificates("id = moon.example", "certs = moon.pem");
+        let file = fs::read_to_string(swanctl.0.path().join("swanctl.conf")).unwrap();
+        let with =
+            |policy: &str| file.replace("id = sun.example", &format!("id = sun.example\n   revocation = {policy}"));
+        swanctl.put("swanctl.conf", with(policy));
+        let (carried_over, text) = findings(&swanctl.import());
+        assert!(!carried_over && text.contains("fetching revocation lists"), "{text}");
+        swanctl.put("x509crl/ca.crl", "a list");
+        let import = swanctl.import();
+        let (carried_over, text) = findings(&import);
+        let directory = swanctl.0.path().join("x509crl");
+        assert!(
+            carried_over && text.contains(directory.to_str().unwrap()) && text.contains("none is fetched"),
+            "{text}"
+        );
+        let peer = &parsed(&import).peers[0];
+        assert_eq!(peer.crls.as_deref(), Some(directory.as_path()));
+        assert_eq!(format!("{:?}", peer.revocation).to_lowercase(), policy);
+        swanctl.put("swanctl.conf", with("hard"));
+        assert!(findings(&swanctl.import()).1.contains("revocation \"hard\" is unknown"));
+    }
+    let plain = with_certificates("id = moon.example", "certs = moon.pem").import();
+    assert!(!plain.text.contains("crls") && !plain.text.contains("revocation"), "{}", plain.text);
+}
+
+#[test]
 fn credentials_that_are_missing_or_unreadable_are_named() {
     let problem = |swanctl: &Swanctl| {
         let (carried_over, text) = findings(&swanctl.import());

@@ -100,6 +100,7 @@ fn certificates(algorithm: &'static SignatureAlgorithm) -> [CertificateAuth; 2] 
             remote_uri: None,
             remote_key_usages: Vec::new(),
             remote_not_before: 0,
+            revocation: None,
         }
     })
 }

@@ -324,6 +324,7 @@ impl Authority {
             remote_uri: None,
             remote_key_usages: Vec::new(),
             remote_not_before: 0,
+            revocation: None,
         }
     }
 }
