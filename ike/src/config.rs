@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use crate::address_assignment::AddressAssignment;
+use crate::childless::Childless;
 use crate::crl::Revocation;
 use crate::purpose::ChildName;
 use crate::secret::Secret;
@@ -154,6 +155,8 @@ pub struct PeerConfig {
     pub agent_notifications: AgentNotifications,
     /// Whether one end gives the other one internal addresses.
     pub address_assignment: AddressAssignment,
+    /// Whether IKE_AUTH creates the first CHILD_SA. A change applies from the next IKE_SA_INIT on.
+    pub childless: Childless,
     /// Timers.
     pub timing: Timing,
 }

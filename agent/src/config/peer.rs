@@ -1,6 +1,5 @@
 //! `[[peer]]`: a static peer, which runs edge-agent or any other IKEv2 implementation.
 
-use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -10,9 +9,7 @@ use edge_ike::config::{
     AgentNotifications, Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer,
 };
 use edge_ike::crl::RevocationPolicy;
-use edge_ike::{
-    AddressAssignment, ChildName, Identity, PeerConfig, PeerName, Secret, canonical_identity, same_identity,
-};
+use edge_ike::{AddressAssignment, ChildName, Childless, Identity, PeerConfig, PeerName, Secret, same_identity};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -53,6 +50,21 @@ pub enum RevocationSetting {
     IfUri,
     /// Always.
     Strict,
+}
+
+/// Whether IKE_AUTH creates the first CHILD_SA (RFC 6023). The words are strongSwan's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChildlessSetting {
+    /// It does, whichever end initiates.
+    Never,
+    /// It does if this node initiates. The peer may leave the CHILD_SA out.
+    #[default]
+    Allow,
+    /// It does not if the peer supports this.
+    Prefer,
+    /// It never does.
+    Force,
 }
 
 /// A table `[[peer]]`.
@@ -121,6 +133,9 @@ pub struct PeerSection {
     /// Whether ESP is encapsulated in UDP even without a NAT.
     #[serde(default = "auto")]
     pub encap: Encap,
+    /// Whether IKE_AUTH creates the first CHILD_SA.
+    #[serde(default)]
+    pub childless: ChildlessSetting,
     /// Whether MOBIKE (RFC 4555) is used with a peer that supports it.
     #[serde(default = "yes")]
     pub mobike: bool,
@@ -286,6 +301,9 @@ impl PeerSection {
                 "request_address and address_pool exclude each other: one end gives the other one its address".into()
             );
         }
+        if matches!(self.childless, ChildlessSetting::Prefer | ChildlessSetting::Force) {
+            return Err(format!("{key} does not go with childless = \"prefer\" or \"force\"; leave childless out"));
+        }
         if !self.children.is_empty() {
             return Err(format!("{key} does not go with [[peer.child]]; put the networks into [[peer]]"));
         }
@@ -387,6 +405,12 @@ impl PeerSection {
             initiate: self.start == Start::Initiate,
             force_encapsulation: self.encap == Encap::Force,
             mobike: self.mobike,
+            childless: match self.childless {
+                ChildlessSetting::Never => Childless::Never,
+                ChildlessSetting::Allow => Childless::Allow,
+                ChildlessSetting::Prefer => Childless::Prefer,
+                ChildlessSetting::Force => Childless::Force,
+            },
             keep_existing: false,
             agent_notifications: AgentNotifications::Off,
             address_assignment: match self.internal_address_key() {
@@ -479,62 +503,6 @@ impl PeerSection {
             remote_not_before: 0,
             revocation: None,
         }))
-    }
-}
-
-/// The peers before the current one that have the same identities at both ends.
-#[derive(Default)]
-struct SameIdentities<'a> {
-    /// The first of these peers.
-    first: Option<&'a PeerSection>,
-    /// The peer without addresses, which could be at any of them.
-    anywhere: Option<&'a PeerSection>,
-    /// The peer at each address or host name.
-    at: HashMap<RemoteHost, &'a PeerSection>,
-}
-
-impl<'a> SameIdentities<'a> {
-    /// Adds a peer. Returns an earlier peer from which a request could also be, because no address
-    /// distinguishes the two. In that case only the key of one of them would ever be used.
-    fn add(&mut self, peer: &'a PeerSection) -> Option<&'a PeerSection> {
-        let hosts: Vec<RemoteHost> = peer.remote.iter().map(|remote| canonical_host(&remote.host)).collect();
-        let same_host = hosts.iter().find_map(|host| self.at.get(host));
-        let other = self.anywhere.or(same_host.copied()).or(self.first.filter(|_| hosts.is_empty()));
-        self.first.get_or_insert(peer);
-        if hosts.is_empty() {
-            self.anywhere = Some(peer);
-        }
-        self.at.extend(hosts.into_iter().map(|host| (host, peer)));
-        other
-    }
-}
-
-/// Fails if two peers have the same name, or if a request could be from either of two peers. Takes
-/// one pass, since a file may have thousands of peers, and each command reads it.
-pub(super) fn check_distinct(peers: &[PeerSection]) -> Result<(), String> {
-    let mut names = HashSet::new();
-    let mut known: HashMap<(Identity, Identity), SameIdentities<'_>> = HashMap::new();
-    for peer in peers {
-        if !names.insert(peer.name.as_str()) {
-            return Err(format!("two [[peer]] have the name {:?}; names must differ", peer.name));
-        }
-        let identities = (canonical_identity(&peer.remote_id), canonical_identity(&peer.local_id));
-        if let Some(other) = known.entry(identities).or_default().add(peer) {
-            return Err(format!(
-                "[[peer]] {:?} and {:?} cannot be told apart when they connect: both have remote_id {} and local_id {}; \
-                 give each an identity of its own (with strongSwan `id` in its section `local`), or each another address in `remote`",
-                other.name, peer.name, peer.remote_id, peer.local_id
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Returns one form of an address.
-pub(super) fn canonical_host(host: &RemoteHost) -> RemoteHost {
-    match host {
-        RemoteHost::Address(address) => RemoteHost::Address(address.to_canonical()),
-        RemoteHost::Name(name) => RemoteHost::Name(name.clone()),
     }
 }
 

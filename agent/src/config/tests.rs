@@ -1,5 +1,5 @@
 use edge_ike::config::Mode;
-use edge_ike::{AddressAssignment, same_identity};
+use edge_ike::{AddressAssignment, Childless, same_identity};
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 
@@ -319,7 +319,7 @@ fn children_that_make_no_sense_are_refused_with_advice() {
 /// Compares two peers by the definition.
 fn indistinguishable(one: &PeerSection, other: &PeerSection) -> bool {
     let hosts = |peer: &PeerSection| -> Vec<RemoteHost> {
-        peer.remote.iter().map(|remote| peer::canonical_host(&remote.host)).collect()
+        peer.remote.iter().map(|remote| peer_collisions::canonical_host(&remote.host)).collect()
     };
     let (ours, theirs) = (hosts(one), hosts(other));
     let apart = !ours.is_empty() && !theirs.is_empty() && ours.iter().all(|host| !theirs.contains(host));
@@ -349,7 +349,7 @@ proptest! {
         let peers = &config.peers;
         let twin_of = |at: usize| peers[..at].iter().find(|other| indistinguishable(other, &peers[at]));
         let found = (0..peers.len()).find_map(|at| Some((twin_of(at)?, &peers[at])));
-        let told = peer::check_distinct(peers).err();
+        let told = peer_collisions::check_distinct(peers).err();
         prop_assert_eq!(told.is_some(), found.is_some(), "{:?}", told);
         if let (Some(problem), Some((_, second))) = (told, found) {
             let is_named = |first: &&PeerSection| {
@@ -417,6 +417,31 @@ fn an_address_that_cannot_be_given_or_asked_for_is_refused_with_what_to_do() {
         let error = peer_with(&lines).unwrap_err().to_string();
         assert!(error.contains(words), "{lines}: {error}");
     }
+}
+
+#[test]
+fn childless_has_strongswans_words_and_does_not_go_with_internal_addresses() {
+    let peer = |rest: &str| {
+        let text = format!(
+            "[[peer]]\nname = 'moon'\nremote = '192.0.2.1'\nlocal_id = 'a.example'\nremote_id = 'b.example'\nremote_subnets = ['10.2.0.0/16']\n\
+             psk = 'correct horse battery staple'\n{rest}\n"
+        );
+        let config = Config::parse(&text, Path::new("agent.toml"))?;
+        Ok::<_, ConfigError>(config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap().childless)
+    };
+    let local = "local_subnets = ['10.1.0.0/16']";
+    for (word, expected) in [
+        ("", Childless::Allow),
+        ("childless = 'never'", Childless::Never),
+        ("childless = 'allow'", Childless::Allow),
+        ("childless = 'prefer'", Childless::Prefer),
+        ("childless = 'force'", Childless::Force),
+    ] {
+        assert_eq!(peer(&format!("{local}\n{word}")).unwrap(), expected);
+    }
+    assert!(peer(&format!("{local}\nchildless = 'accept'")).is_err());
+    let refused = peer("request_address = true\nchildless = 'force'").unwrap_err().to_string();
+    assert!(refused.contains("request_address does not go with childless"), "{refused}");
 }
 
 #[test]

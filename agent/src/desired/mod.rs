@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_ike::config::{AgentNotifications, Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
-use edge_ike::{AddressAssignment, ChildName, Identity, PeerConfig, PeerName};
+use edge_ike::{AddressAssignment, ChildName, Childless, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
 use edge_types::{NodeName, NodeView, Peer, Role, SharedPeer};
@@ -409,6 +409,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             Role::Edge | Role::Cloud => AgentNotifications::Exchange,
         },
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: timing(config, peer.role),
     }
 }

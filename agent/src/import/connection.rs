@@ -29,6 +29,8 @@ pub(super) struct Peer {
     pub(super) start: &'static str,
     pub(super) force_encapsulation: bool,
     pub(super) mobike: bool,
+    /// `childless`, if it is not the default.
+    pub(super) childless: Option<&'static str>,
 }
 
 /// How the two ends authenticate.
@@ -115,7 +117,18 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
         start,
         force_encapsulation,
         mobike: connection.get("mobike").map(normal) != Some("no"),
+        childless: childless(connection, report),
     })
+}
+
+/// Returns whether IKE_AUTH leaves out the CHILD_SA, if that is not the default.
+fn childless(connection: &Section, report: &mut ImportReport) -> Option<&'static str> {
+    let setting = connection.get("childless").unwrap_or("allow");
+    let known = ["never", "prefer", "force"].into_iter().find(|known| *known == setting);
+    if known.is_none() && setting != "allow" {
+        report.problems.push(format!("{}: childless {setting:?} is unknown", connection.at));
+    }
+    known
 }
 
 /// Returns the policy about revocation lists, if it is not the default.

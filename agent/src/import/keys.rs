@@ -45,7 +45,7 @@ pub(super) const CONNECTION: &[Row] = &[
     ("rekey_time", &[], Note("[timing] ike_lifetime holds for all peers")),
     ("over_time", &[], Note("an IKE SA ends after one and a half of its lifetime")),
     ("rand_time", &[], NoEffect),
-    ("childless", &["allow", "never"], Refused("an IKE SA without a CHILD_SA (RFC 6023)")),
+    ("childless", &[], Carried),
     ("ppk_id", &[], Note("post-quantum pre-shared keys (RFC 8784) are not supported")),
     ("ppk_required", &["no"], Refused("post-quantum pre-shared keys (RFC 8784)")),
     (

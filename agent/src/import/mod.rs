@@ -118,6 +118,8 @@ struct PeerTable<'a> {
     encap: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mobike: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    childless: Option<&'static str>,
     #[serde(rename = "child", skip_serializing_if = "Vec::is_empty")]
     children: Vec<ChildTable<'a>>,
 }
@@ -230,6 +232,7 @@ impl Import {
             start: peer.start,
             encap: peer.force_encapsulation.then_some("force"),
             mobike: (!peer.mobike).then_some(false),
+            childless: peer.childless,
             children: children
                 .iter()
                 .zip(&names)

@@ -61,14 +61,14 @@ fn parsed(import: &Import) -> Config {
 #[test]
 fn a_connection_becomes_a_peer_with_the_same_tunnel() {
     let import = import(&site(
-        "proposals = aes256gcm16-prfsha256-x25519, default\n  encap = yes\n  mobike = no",
+        "proposals = aes256gcm16-prfsha256-x25519, default\n  encap = yes\n  mobike = no\n  childless = force",
         "esp_proposals = aes256gcm16-x25519",
     ));
     assert_eq!(
         import.text.split_once("[[peer]]").unwrap().1,
         "\nname = \"gw-gw\"\nlocal = \"192.0.2.1\"\nremote = [\"192.0.2.2\"]\nlocal_id = \"moon.example\"\nremote_id = \"sun.example\"\n\
          psk_file = \"gw-gw.psk\"\nlocal_subnets = [\"10.1.0.0/16\"]\nremote_subnets = [\"10.2.0.0/16\"]\n\
-         esp_proposals = [\"aes256gcm16-x25519\"]\nstart = \"initiate\"\nencap = \"force\"\nmobike = false\n"
+         esp_proposals = [\"aes256gcm16-x25519\"]\nstart = \"initiate\"\nencap = \"force\"\nmobike = false\nchildless = \"force\"\n"
     );
     let [(name, content)] = &import.files[..] else { panic!() };
     assert_eq!((name.as_str(), content.as_slice()), ("gw-gw.psk", format!("{PSK}\n").as_bytes()));
@@ -102,6 +102,7 @@ fn what_is_different_is_said_and_what_is_the_same_is_not() {
 fn a_connection_that_would_be_another_tunnel_is_left_out_with_the_reason() {
     for (from, to, why) in [
         ("remote_addrs", "version = 1\n  remote_addrs", "IKEv1"),
+        ("remote_addrs", "childless = perhaps\n  remote_addrs", "is unknown"),
         ("remote_addrs", "vips = 0.0.0.0\n  remote_addrs", "configuration payload"),
         ("remote_addrs", "pools = p\n  remote_addrs", "configuration payload"),
         ("remote_addrs", "proposals = aes256gcm16-prfsha256-frodos1\n  remote_addrs", "no proposal is supported"),
