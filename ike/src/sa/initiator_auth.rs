@@ -104,10 +104,10 @@ impl InitiatorAuth {
             payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
         }
         if config.speaks_mobike() {
-            // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
+            //= RFC 4555 3.2 MUST 1: MOBIKE is announced in IKE_AUTH
             payloads.extend(mobike::supported(&mobike::own_additional(cx.config, config, channel.path.local.ip())));
             if !channel.path.nat_traversal {
-                // RFC 4555 3.9: NO_NATS_ALLOWED without NAT traversal.
+                //= RFC 4555 3.9 MUST 1: NO_NATS_ALLOWED without NAT traversal
                 payloads.push_notify(Notify::no_nats_allowed(channel.path.local, channel.path.remote));
             }
         }

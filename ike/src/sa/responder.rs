@@ -347,6 +347,7 @@ impl HalfOpen {
         if profile.config.speaks_mobike()
             && mobike::finds_unexpected_nat(payloads, channel.path.local, channel.path.remote)
         {
+            //= RFC 4555 3.9 REQUIRED 3: UNEXPECTED_NAT_DETECTED
             let notify = Notify::new(NotifyType::UnexpectedNatDetected);
             return Err(Box::new(AuthRejection {
                 notify,
