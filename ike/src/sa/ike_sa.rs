@@ -336,6 +336,13 @@ impl IkeSa {
         self.confirmed
     }
 
+    /// Returns whether the peer may still wait for our IKE_AUTH response, so that it would treat an
+    /// IKE SA that we initiate as a simultaneous initiation. On an idle IKE SA the peer may send
+    /// nothing that confirms the response, but it does not wait longer than it repeats a request.
+    pub(crate) fn may_await_response(&self, now: Instant) -> bool {
+        !self.confirmed && now < self.established + self.channel.timing.longest_exchange()
+    }
+
     /// Returns the state in the life of the IKE SA.
     pub(crate) fn lifecycle(&self) -> Lifecycle {
         self.lifecycle
