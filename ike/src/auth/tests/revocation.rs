@@ -325,6 +325,7 @@ fn a_chain_that_was_accepted_is_refused_by_later_lists() {
         not_after: u64::MAX,
         chain: Some(leaf.chain.clone().into()),
     };
+    assert!(format!("{shown:?}").contains("chain: Some(2)"), "a log needs no certificates: {shown:?}");
     let later = |by_root: &[u64], by_middle: &[u64]| {
         let ders = vec![signed(&list(by_root), &root), signed(&list(by_middle), &middle)];
         let auth = CertificateAuth { revocation: lists(ders, RevocationPolicy::Strict), ..leaf.clone() };
