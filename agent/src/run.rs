@@ -27,7 +27,7 @@ use crate::incidents::Incidents;
 use crate::membership::{ControllerStatus, NodeChannels};
 use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
-use crate::static_peer_names::StaticPeers;
+use crate::static_peers::StaticPeers;
 use crate::status::Status;
 use crate::tunnels::{CaptureReader, Driver, DriverRequest, SasToRekey};
 use crate::{check, hardening, host, logging, membership, observe, ping, plugin_server, state_dir, tunnels};
@@ -102,7 +102,7 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
 
     let (host_tx, host) = watch::channel(HostState::default());
     let (statics_tx, resolved) = watch::channel(statics.unresolved());
-    tokio::spawn(statics.follow_names(incidents.clone(), statics_tx).in_current_span());
+    tokio::spawn(statics.follow(incidents.clone(), statics_tx).in_current_span());
     let (desired_tx, desired) =
         watch::channel(Arc::new(Desired::compute(&config, &resolved.borrow(), node.membership.borrow().as_ref())));
     let (to_driver, driver_requests) = mpsc::channel(16);

@@ -10,6 +10,7 @@ mod identity;
 mod observe;
 mod on_demand;
 mod peer;
+mod peer_collisions;
 pub(crate) mod proposal;
 mod relay;
 mod secret;
@@ -22,7 +23,7 @@ pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;
 pub use on_demand::OnDemandSection;
-pub use peer::{PeerSection, Remote, RemoteHost, Start};
+pub use peer::{ChildlessSetting, PeerSection, Remote, RemoteHost, RevocationSetting, Start};
 pub use relay::RelaySection;
 pub use secret::SecretText;
 
@@ -453,7 +454,7 @@ impl Config {
         for peer in &self.peers {
             peer.check().map_err(|problem| format!("[[peer]] {:?}: {problem}", peer.name))?;
         }
-        peer::check_distinct(&self.peers)
+        peer_collisions::check_distinct(&self.peers)
     }
 }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_ike::config::{AgentNotifications, Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
-use edge_ike::{AddressAssignment, ChildName, Identity, PeerConfig, PeerName};
+use edge_ike::{AddressAssignment, ChildName, Childless, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
 use edge_types::{NodeName, NodeView, Peer, Role, SharedPeer};
@@ -417,6 +417,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             remote_uri: Some(node_uri(peer.role, &peer.name)),
             remote_key_usages: vec![EKU_IPSEC_IKE_DER.to_vec()],
             remote_not_before: u64::try_from(peer.certificates_from).unwrap_or(0),
+            revocation: None,
         }),
         ike_proposals: node_ike(),
         child: ChildConfig {
@@ -438,6 +439,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             Role::Edge | Role::Cloud => AgentNotifications::Exchange,
         },
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: timing(config, peer.role),
     }
 }

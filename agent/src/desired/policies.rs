@@ -236,6 +236,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::crl_files::CrlFiles;
     use crate::desired::{Desired, Origin};
 
     fn tunnel() -> DesiredTunnel {
@@ -247,7 +248,7 @@ mod tests {
         let text =
             "[[peer]]\nname = 'moon'\nremote = '192.0.2.1'\nlocal_id = 'sun'\nremote_id = 'moon'\npsk = 'secret'\n";
         let config = Config::parse(&format!("{text}{keys}"), Path::new("x")).unwrap();
-        let peers = [config.peers[0].resolve(&config).unwrap()];
+        let peers = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
         let desired = Desired::compute(&config, &peers, None);
         let tunnel = DesiredTunnel::clone(desired.tunnels.values().next().unwrap());
         assert_eq!(tunnel.origin, Origin::Configuration);

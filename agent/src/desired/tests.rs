@@ -7,6 +7,7 @@ use edge_xfrm::{Action, Direction, Reqid};
 
 use super::full_computation::desired_policies;
 use super::*;
+use crate::crl_files::CrlFiles;
 use crate::membership::{FormerNetwork, NodeCredentials};
 
 pub(crate) fn network(text: &str) -> IpNetwork {
@@ -349,7 +350,7 @@ fn a_static_peers_networks_are_routed_unless_esp_itself_would_go_there() {
              local_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [{subnets}]"
         );
         let config = Config::parse(&text, Path::new("x")).unwrap();
-        let statics = [config.peers[0].resolve(&config).unwrap()];
+        let statics = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
         Desired::compute(&config, &statics, None).static_networks
     };
     let here = "remote = \"192.0.2.7\"";
@@ -368,7 +369,7 @@ fn a_pool_is_routed_into_the_guards_device_also_behind_a_gateway_for_everything(
              local_subnets = [\"0.0.0.0/0\"]\naddress_pool = [{networks}]"
         );
         let config = Config::parse(&text, Path::new("x")).unwrap();
-        let statics = [config.peers[0].resolve(&config).unwrap()];
+        let statics = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
         Desired::compute(&config, &statics, None).static_networks
     };
     assert_eq!(pool("\"10.9.0.0/24\""), [network("10.9.0.0/24")]);
@@ -388,7 +389,7 @@ local_subnets = ["10.77.0.0/16", "10.77.1.8/29", "192.168.1.0/24"]
 remote_subnets = ["10.2.0.0/16"]
 "#;
     let config = Config::parse(text, Path::new("x")).unwrap();
-    let statics = [config.peers[0].resolve(&config).unwrap()];
+    let statics = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
     let desired = Desired::compute(&config, &statics, None);
     let pair = |local: &str| (network(local), network("10.2.0.0/16"));
     assert_eq!(desired.static_pairs(&[network("10.77.1.0/26")]), [pair("10.77.1.0/26"), pair("10.77.1.8/29")]);
@@ -482,7 +483,7 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
     let text = "[[peer]]\nname = \"moon\"\nremote = \"moon.example\"\nlocal_id = \"sun\"\nremote_id = \"moon\"\npsk = \"secret\"\n\
                 local_subnets = [\"10.1.0.0/24\", \"fd01::/64\"]\nremote_subnets = [\"10.2.0.0/24\", \"fd02::/64\"]\nstart = \"on-demand\"";
     let config = Config::parse(text, Path::new("x")).unwrap();
-    let statics = [config.peers[0].resolve(&config).unwrap()];
+    let statics = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
     let desired = Desired::compute(&config, &statics, None);
     let tunnel = &desired.tunnels[&PeerName::new("moon")];
     assert!(tunnel.on_demand && !tunnel.counts() && !tunnel.peer.initiate && tunnel.peer.remotes.is_empty());

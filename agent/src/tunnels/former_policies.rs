@@ -124,7 +124,7 @@ mod tests {
         let text =
             "[[peer]]\nname = 'moon'\nremote = '192.0.2.1'\nlocal_id = 'sun'\nremote_id = 'moon'\npsk = 'secret'\n";
         let config = Config::parse(&format!("{text}{keys}"), std::path::Path::new("x")).unwrap();
-        let peers = [config.peers[0].resolve(&config).unwrap()];
+        let peers = [config.peers[0].resolve(&config, &mut crate::crl_files::CrlFiles::default()).unwrap()];
         Desired::compute(&config, &peers, None).tunnels[&PeerName::new("moon")].peer.child.clone()
     }
 

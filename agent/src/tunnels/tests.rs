@@ -78,7 +78,11 @@ fn peer(name: &str, keys: &str) -> String {
 }
 
 fn desired(config: &Config) -> Desired {
-    let peers: Vec<_> = config.peers.iter().map(|peer| peer.resolve(config).unwrap()).collect();
+    let peers: Vec<_> = config
+        .peers
+        .iter()
+        .map(|peer| peer.resolve(config, &mut crate::crl_files::CrlFiles::default()).unwrap())
+        .collect();
     Desired::compute(config, &peers, None)
 }
 

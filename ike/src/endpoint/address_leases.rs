@@ -137,7 +137,7 @@ impl AddressLeases {
     }
 
     /// Finds the address that has not been asked for longest, among those of peers without an IKE
-    /// SA.
+    /// SA. `usable` may ask the kernel, so it is called for as few addresses as possible.
     fn find_unused(
         &self,
         mut usable: impl FnMut(&IpAddr) -> bool,
@@ -145,7 +145,6 @@ impl AddressLeases {
     ) -> Option<IpAddr> {
         let unused = self.by_address.iter().filter(|(_, lease)| !is_up(&lease.peer));
         let mut unused: Vec<(Instant, IpAddr)> = unused.map(|(address, lease)| (lease.asked, *address)).collect();
-        // `usable` is expensive, so it is called for as few addresses as possible.
         unused.sort_unstable();
         unused.into_iter().map(|(_, address)| address).find(|address| usable(address))
     }
@@ -262,6 +261,29 @@ mod tests {
         // A changed pool takes the address away.
         pool.networks = vec!["10.10.0.0/24".parse().unwrap()];
         assert_eq!(pool.ask("a", true, None).as_deref(), Some("10.10.0.1"));
+    }
+
+    #[test]
+    fn a_full_pool_asks_the_kernel_about_one_address_only() {
+        let networks: Vec<IpNetwork> = vec!["10.9.0.0/24".parse().unwrap()];
+        let mut leases = AddressLeases::default();
+        let asked = std::cell::Cell::new(0);
+        let mut lease = |peer: &str, now: u64| {
+            asked.set(0);
+            let peer = PeerName::new(peer);
+            let request = LeaseRequest { peer: &peer, pool: &networks, ipv4: true, wish: None };
+            let is_own = |address: IpAddr| {
+                asked.set(asked.get() + 1);
+                address.to_string() == "10.9.0.1"
+            };
+            leases.lease(request, Instant::new(Duration::from_secs(now)), |_| false, is_own)
+        };
+        for number in 0..253 {
+            assert!(lease(&format!("peer-{number}"), number).is_some());
+        }
+        let found = lease("one more", 1000).unwrap();
+        assert_eq!(found.to_string(), "10.9.0.2", "that of the first peer");
+        assert!(asked.get() <= 2, "{} times", asked.get());
     }
 
     #[test]

@@ -36,6 +36,7 @@ impl Endpoint {
             self.schedule_peer(name);
             return;
         }
+        //= RFC 4555 3.1 SHOULD 1: all addresses are tried
         let remotes = peer.remotes(current.map(|sa| sa.addresses().1), env);
         if remotes.is_empty() {
             if let Some(error) = peer.only_own_addresses() {

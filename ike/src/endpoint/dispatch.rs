@@ -266,7 +266,8 @@ impl Endpoint {
         let proposals = self.peer_index.proposals(remote.ip());
         let request = self.peer_index.certificate_request(remote.ip());
         let force_encapsulation = self.peer_index.force_encapsulation(remote.ip());
-        let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation };
+        let childless = self.peer_index.allows_childless(remote.ip());
+        let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation, childless };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
             InitOutcome::HalfOpen(half_open) => {
                 self.address_heard(remote, now);

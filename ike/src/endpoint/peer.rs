@@ -10,7 +10,7 @@ use super::attempt::Attempt;
 use crate::address_assignment::AddressAssignment;
 use crate::auth::canonical_identity;
 use crate::child_sas::{ChildSas, Spi};
-use crate::config::{ChildConfig, Mode, NextLayer, PeerConfig, PeerName};
+use crate::config::{CertificateAuth, ChildConfig, Mode, NextLayer, PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::{Event, PeerError, PeerErrorKind};
 use crate::output::{Context, Output};
@@ -290,13 +290,15 @@ pub(super) fn traffic_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
 
 /// Returns whether the peer may no longer be able to authenticate as before: the pre-shared key or
 /// the kind of authentication changed, a trust anchor was removed, or the certificate must have
-/// another name or role. A renewal of our own certificate and an added trust anchor do not count:
+/// another name or role, or revocation is checked more strictly. A renewal of our own certificate and an added trust anchor do not count:
 /// they take effect with the next negotiation.
 pub(super) fn credentials_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {
         (Certificate(old), Certificate(new)) => {
+            let policy = |auth: &CertificateAuth| auth.revocation.as_ref().map(|revocation| revocation.policy);
             old.remote_uri != new.remote_uri
+                || policy(old) < policy(new)
                 || old.remote_key_usages != new.remote_key_usages
                 || old.trust_anchors.iter().any(|anchor| !new.trust_anchors.contains(anchor))
         }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use crate::auth::canonical_identity;
+use crate::childless::Childless;
 use crate::config::{Identity, IkeProposal, PeerName};
 use crate::sa::Profile;
 use crate::wire::{CertificateEncoding, CertificateRequest};
@@ -32,6 +33,8 @@ struct InitTerms {
     proposals: Vec<(IkeProposal, usize)>,
     authorities: BTreeMap<Vec<u8>, usize>,
     force_encapsulation: usize,
+    /// The number of peers with which IKE_AUTH must create a CHILD_SA.
+    never_childless: usize,
 }
 
 impl PeerIndex {
@@ -98,6 +101,12 @@ impl PeerIndex {
         self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).force_encapsulation > 0
     }
 
+    /// Returns whether every peer with this address may leave out the CHILD_SA of IKE_AUTH. If no
+    /// peer has this address, returns whether every peer may.
+    pub(super) fn allows_childless(&self, from: IpAddr) -> bool {
+        self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).never_childless == 0
+    }
+
     /// Returns the peers with this address.
     pub(super) fn at_address(&self, address: IpAddr) -> impl Iterator<Item = &PeerName> {
         self.by_address.get(&address.to_canonical()).into_iter().flat_map(|terms| &terms.peers)
@@ -121,6 +130,8 @@ impl InitTerms {
         }
         let forces = usize::from(profile.config.force_encapsulation);
         self.force_encapsulation = self.force_encapsulation.saturating_add(forces);
+        let never = usize::from(profile.config.childless == Childless::Never);
+        self.never_childless = self.never_childless.saturating_add(never);
     }
 
     fn remove(&mut self, profile: &Profile) {
@@ -138,6 +149,8 @@ impl InitTerms {
         }
         let forces = usize::from(profile.config.force_encapsulation);
         self.force_encapsulation = self.force_encapsulation.saturating_sub(forces);
+        let never = usize::from(profile.config.childless == Childless::Never);
+        self.never_childless = self.never_childless.saturating_sub(never);
     }
 }
 

@@ -168,8 +168,9 @@ impl IkeSa {
         self
     }
 
-    // RFC 4555 3.11: the responder waits long. A responder that can begin an IKE SA itself, also
-    // one that does so only on demand, does not: its next packet would wait as long.
+    // A responder that can begin an IKE SA itself, also one that does so only on demand, does not
+    // wait long: its next packet would wait as long.
+    //= RFC 4555 3.11 SHOULD 1: the responder waits long
     fn peer_may_move(&self) -> bool {
         let config = &self.profile.config;
         self.mobike.is_some() && !self.initiation.by_us() && !config.initiate && config.remotes.is_empty()

@@ -16,6 +16,7 @@ use super::mobike::{self, Mobike};
 use super::path::Path;
 use super::profile::Profile;
 use crate::auth::Presented;
+use crate::childless::{self, Childless};
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
@@ -36,6 +37,8 @@ pub(crate) struct InitPolicy<'a> {
     pub(crate) request: Option<&'a CertificateRequest>,
     /// Whether to make the peer detect a NAT in front of us.
     pub(crate) force_encapsulation: bool,
+    /// Whether to announce that IKE_AUTH need not create a CHILD_SA.
+    pub(crate) childless: bool,
 }
 
 /// Finds the peer with an identity and, if the initiator sent IDr, with our identity.
@@ -149,6 +152,11 @@ impl HalfOpen {
         }
         answer.extend(policy.request.cloned().map(Payload::CertificateRequest));
         answer.extend(capabilities().map(Payload::Notify));
+        if policy.childless {
+            //= RFC 6023 3 MUST 1: a supporting responder announces it
+            //= RFC 6023 3 MUST NOT 5: and no other one
+            answer.push_notify(childless::supported());
+        }
         let response = Message::response(&message.header, ike.responder, answer).encode();
         cx.out.message(local, remote, cx.config.nat_port, &response);
         let transcript = InitTranscript {
@@ -346,6 +354,7 @@ impl HalfOpen {
         if profile.config.speaks_mobike()
             && mobike::finds_unexpected_nat(payloads, channel.path.local, channel.path.remote)
         {
+            //= RFC 4555 3.9 REQUIRED 3: UNEXPECTED_NAT_DETECTED
             let notify = Notify::new(NotifyType::UnexpectedNatDetected);
             return Err(Box::new(AuthRejection {
                 notify,
@@ -383,17 +392,28 @@ impl HalfOpen {
             Err(refusal) => (Vec::new(), Some(refusal)),
         };
         let profile = profile.with_internal_addresses(&internal_addresses);
+        //= RFC 6023 3 MUST 3: no CHILD_SA in the request, none in the response
+        //= RFC 6023 3 MUST NOT 4: and the other way round
+        //= RFC 6023 3 SHOULD 6: otherwise INVALID_SYNTAX
+        let left_out = childless::leaves_out_child(payloads) && profile.config.childless != Childless::Never;
         let child = match refusal {
-            None => answer_child(payloads, &self.transcript, &channel, &profile, cx),
             Some(refusal) => Err(refusal),
+            None if left_out => Ok(None),
+            None if profile.config.childless == Childless::Force => Err(failure::child_in_auth(&profile.config)),
+            None => answer_child(payloads, &self.transcript, &channel, &profile, cx).map(Some),
         };
         let child = match child {
-            Ok((child, chosen)) => {
+            Ok(None) => {
+                let response = internal_address::response(&internal_addresses, payloads);
+                answer.extend(response.map(Payload::Configuration));
+                Ok(None)
+            }
+            Ok(Some((child, chosen))) => {
                 //= RFC 7296 2.19 MUST 3: CP is in the message with SA
                 let response = internal_address::response(&internal_addresses, payloads);
                 answer.extend(response.map(Payload::Configuration));
                 answer.extend(chosen);
-                Ok(child)
+                Ok(Some(child))
             }
             Err((error, notify)) => {
                 // RFC 7296 1.2: the IKE SA is created even without a CHILD_SA.
@@ -459,8 +479,8 @@ pub(crate) enum AuthOutcome {
     Up {
         /// The IKE SA.
         sa: Box<IkeSa>,
-        /// The CHILD_SA, or the reason why there is none.
-        child: Result<ChildSa, PeerError>,
+        /// The CHILD_SA, or the reason why there is none. `None` if the peer left it out.
+        child: Result<Option<ChildSa>, PeerError>,
         /// Whether the peer sent INITIAL_CONTACT.
         initial_contact: bool,
     },

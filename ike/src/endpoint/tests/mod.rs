@@ -30,7 +30,8 @@ use crate::config::{
 use crate::event::{DownReason, PeerErrorKind};
 use crate::purpose::ChildName;
 use crate::{
-    AddressAssignment, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret, Transmit,
+    AddressAssignment, Childless, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret,
+    Transmit,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -292,6 +293,7 @@ fn config(us: usize, auth: Auth) -> PeerConfig {
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing::default(),
     }
 }
@@ -326,6 +328,7 @@ impl Authority {
             remote_uri: None,
             remote_key_usages: Vec::new(),
             remote_not_before: 0,
+            revocation: None,
         }
     }
 }
