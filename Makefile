@@ -1,10 +1,14 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo time-demo release reproducible cross image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
+.PHONY: demo tour time-demo release reproducible cross image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
 	.ci/lab demo
+
+# The same network, shown step by step, with a map; it ends at a prompt in it.
+tour: install
+	.ci/lab tour
 
 # How long `make demo` takes from nothing.
 time-demo:

@@ -41,6 +41,7 @@ pub fn all() -> Vec<&'static Scenario> {
         &crate::demo::DOCKER_AND_FIREWALLD,
         &crate::demo::SCENARIO,
         &crate::demo::KUBERNETES,
+        &crate::demo::tour::SCENARIO,
         &crate::demo::chaos::SHORT,
         &crate::demo::chaos::LONG,
     ])
