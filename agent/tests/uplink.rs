@@ -1,5 +1,7 @@
 //! Tests which data the agent reads about its uplinks before its first report.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 
 use edge_agent::config::Config;
@@ -11,7 +13,7 @@ fn addresses_of_both_families_and_the_mtu_are_there_before_the_first_report() {
     if !is_root_or_skips() {
         return;
     }
-    let namespace = UnnamedNamespace::new();
+    let (namespace, elsewhere) = (UnnamedNamespace::new(), UnnamedNamespace::new());
     for line in [
         "link add uplink type veth peer name far",
         "link set far up",
@@ -20,6 +22,14 @@ fn addresses_of_both_families_and_the_mtu_are_there_before_the_first_report() {
         "addr add 2001:db8::10/64 dev uplink nodad",
         "route add default via 192.0.2.1",
         "-6 route add default via 2001:db8::1",
+        // As Cilium makes them. A link that leads to another namespace may be an uplink.
+        "link add cilium_net type veth peer name cilium_host",
+        "link set cilium_net up",
+        "link set cilium_host up",
+        "addr add 10.244.2.7/32 dev cilium_host",
+        &format!("link add second type veth peer name far netns {}", elsewhere.pid()),
+        "link set second up",
+        "addr add 192.0.2.77/24 dev second",
     ] {
         assert!(namespace.command("ip").args(line.split(' ')).status().unwrap().success(), "{line}");
     }
@@ -32,8 +42,9 @@ fn addresses_of_both_families_and_the_mtu_are_there_before_the_first_report() {
         runtime.block_on(read_uplink(&config)).unwrap()
     });
     let facts = facts.join().unwrap();
-    let expected = ["192.0.2.10", "2001:db8::10"].map(|text| text.parse().unwrap());
-    assert!(expected.iter().all(|address| facts.addresses.contains(address)), "{facts:?}");
+    let expected: [IpAddr; 3] = ["192.0.2.10", "2001:db8::10", "192.0.2.77"].map(|text| text.parse().unwrap());
+    let found: BTreeSet<IpAddr> = facts.addresses.iter().copied().collect();
+    assert_eq!(found, BTreeSet::from(expected), "{facts:?}");
     assert!((1280..1500).contains(&facts.pod_mtu), "{facts:?}");
     assert_eq!(facts.underlay.gateways.len(), 2, "{facts:?}");
 }
