@@ -233,6 +233,11 @@ pub struct Timing {
 const LONGEST_CHILD_RETRY: Duration = Duration::from_secs(10);
 
 impl Timing {
+    /// Returns an upper limit of the time for which a request is repeated before it is abandoned.
+    pub(crate) fn longest_exchange(&self) -> Duration {
+        self.retransmit.saturating_mul(2_u32.saturating_pow(self.transmissions))
+    }
+
     /// Returns the maximum lifetime of a CHILD_SA, counted from its creation (RFC 7296 2.8: a
     /// CHILD_SA MUST NOT be used beyond its lifetime).
     pub(crate) fn child_hard_lifetime(&self) -> Duration {

@@ -20,7 +20,7 @@ pub struct IkeId {
     pub responder: u64,
 }
 
-/// Identifies a CHILD_SA: our inbound SPI, which is unique on this node at any time.
+/// Identifies a CHILD_SA: our inbound SPI, which is unique in the endpoint at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChildId(pub u32);
 

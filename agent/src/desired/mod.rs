@@ -5,6 +5,7 @@
 mod full_computation;
 mod policies;
 mod policy_table;
+mod unprotected;
 
 pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
@@ -97,6 +98,14 @@ impl DesiredTunnel {
     /// reported to the controller.
     pub fn counts(&self) -> bool {
         self.origin == Origin::View && !self.on_demand
+    }
+
+    /// Returns whether packets to the configured networks are blocked until the tunnel was up once,
+    /// if the peer is static. The configured networks of a peer that only responds are no more than
+    /// the bounds of what it may ask for. An address that the peer gives this node is unknown until
+    /// then.
+    fn blocks_before_up(&self) -> bool {
+        (self.peer.initiate || self.on_demand) && self.peer.address_assignment == AddressAssignment::Off
     }
 }
 

@@ -489,7 +489,7 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
     let reqid = Reqid::tunnel(7).unwrap();
     let reqids = PeerReqids { outbound: reqid, inbound: reqid };
     let outward = |ends: Option<&TunnelEnds>| {
-        let child = ChildEnds { reqids, ends: ends.cloned() };
+        let child = ChildEnds { child: tunnel.peer.child.name.clone(), reqids, ends: ends.cloned() };
         let (policies, problems) = tunnel_policies(tunnel, &[], &[child]);
         assert!(problems.is_empty(), "{problems:?}");
         let out = policies.into_iter().filter(|policy| policy.direction == Direction::Out);
@@ -497,7 +497,7 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
     };
     assert_eq!(
         outward(None),
-        ["out 10.1.0.0/24 -> 10.2.0.0/24 priority 10016 block", "out fd01::/64 -> fd02::/64 priority 10128 block"]
+        ["out 10.1.0.0/24 -> 10.2.0.0/24 priority 10017 block", "out fd01::/64 -> fd02::/64 priority 10129 block"]
     );
     let ends = TunnelEnds {
         local: "192.0.2.1".parse().unwrap(),

@@ -4,6 +4,7 @@
 //! also every few seconds.
 //!
 //! - `link_requirements`: what a view requires of links and routes. It does no I/O.
+//! - `reading_pace`: when links and routes are read again. It does no I/O.
 //! - `network_state`: the links, addresses and routes in the kernel.
 //! - `uplink`: the uplinks, their addresses, and the MTU of pods. It does no I/O.
 //! - `routes`: the agent's routes through the guard's device.
@@ -33,6 +34,7 @@ mod nft_monitor;
 pub mod obstacles;
 mod peer_routes;
 mod pod_bridge;
+mod reading_pace;
 pub mod reconciler;
 mod routes;
 mod sysctls;

@@ -25,6 +25,7 @@ use super::enforced_revocations::{EnforcedRevocations, valid_from};
 use super::environment::{KernelEnvironment, source_address};
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
+use super::former_policies::FormerPolicies;
 use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
 use super::ike_sockets;
@@ -58,6 +59,8 @@ pub struct Driver {
     pub(super) desired: Arc<Desired>,
     /// Policies that the kernel should have.
     pub(super) policies: KernelPolicies,
+    /// Policies of an earlier run, until a complete desired state has been applied.
+    pub(super) former_policies: FormerPolicies,
     /// Peers whose policies must be computed again, since their tunnels changed.
     pub(super) changed_peers: BTreeSet<PeerName>,
     /// The time of the next comparison of all policies and SAs with the kernel. Notifications from
@@ -81,7 +84,7 @@ pub struct Driver {
     pub(super) internal: watch::Sender<InternalAddresses>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
-    /// Peers for which the kernel refused an SA. They move to `to_rekey` at the next comparison
+    /// Peers for which the kernel refused an SA, or of which another program changed one. They move to `to_rekey` at the next comparison
     /// with the kernel. At most one entry for each peer.
     pub(super) to_rekey_at_check: BTreeSet<PeerName>,
     /// Hubs that were lost and came back.
@@ -137,6 +140,7 @@ impl Driver {
         let mut sas = SaTable::default();
         let is_local = |address: IpAddr| source_address(address) == Some(address);
         sas.inherit(xfrm.sas()?, is_local, boot_time() + timing.child_lifetime);
+        let former_policies = FormerPolicies::new(xfrm.policies()?);
         Ok(Self {
             endpoint: Endpoint::new(endpoint_config),
             environment: KernelEnvironment {
@@ -152,6 +156,7 @@ impl Driver {
             sas,
             desired: Arc::default(),
             policies: KernelPolicies::default(),
+            former_policies,
             changed_peers: BTreeSet::new(),
             check_at: tokio::time::Instant::now(),
             wanted_from_view: 0,
@@ -316,7 +321,7 @@ impl Driver {
         }
     }
 
-    fn apply_desired(&mut self, desired: Arc<Desired>) {
+    pub(super) fn apply_desired(&mut self, desired: Arc<Desired>) {
         self.environment.desired = Arc::clone(&desired);
         let before = std::mem::replace(&mut self.desired, desired);
         let changes = self.desired.changes_since(&before);
@@ -378,6 +383,7 @@ impl Driver {
         }
         if self.desired.complete {
             self.settled = true;
+            self.former_policies = FormerPolicies::default();
             self.delete_orphaned_sas();
         }
     }
@@ -432,20 +438,28 @@ impl Driver {
     /// Configures a peer from the desired state in the endpoint.
     pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
-        // Inherited SAs have internal addresses of IKE SAs that no longer exist.
-        let inherits = tunnel.peer.address_assignment == AddressAssignment::Off;
+        // Inherited SAs have internal addresses of IKE SAs that no longer exist. The policies for an
+        // address that the peer gave this node stay while the tunnel is down; see
+        // `forget_unwanted`.
+        let assignment = &tunnel.peer.address_assignment;
+        let inherits = *assignment == AddressAssignment::Off;
+        let keeps_policies = !matches!(assignment, AddressAssignment::Pool(_));
         let (mut peer, origin, on_demand) = (self.with_relayed_address(name, tunnel), tunnel.origin, tunnel.on_demand);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
         let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children
             .iter()
-            .filter(|_| inherits)
+            .filter(|_| keeps_policies)
             .flat_map(|child| reqids.of_child(name, &child.name).into_iter().map(move |of| (child, of)))
             .collect();
         let mut enforced = true;
         for (child, (purpose, reqid)) in purposes {
             // The configuration has changed in the meantime.
             if !peer.may_have(&purpose) {
+                continue;
+            }
+            if !inherits {
+                self.assume_former_ends(name, child, purpose, reqid);
                 continue;
             }
             enforced &= self.forget_revoked_sas(&peer, reqid);
@@ -456,7 +470,8 @@ impl Driver {
                 // node initiates.
                 peer.initiate |= on_demand;
             }
-            self.assume_inherited_ends(name, child, purpose, reqid);
+            self.assume_inherited_ends(name, child, purpose.clone(), reqid);
+            self.assume_former_ends(name, child, purpose, reqid);
             // A peer behind a NAT may not notice that this node has restarted, as long as its ESP
             // packets are answered. This node therefore initiates, to the address to which the
             // inherited SAs send.

@@ -14,6 +14,7 @@
 //! - `endpoint_events`: the handling of the endpoint's events.
 //! - `event_sources`: the reading of datagrams and of the kernel's notifications.
 //! - `failure_log`: the choice of the failures that get a separate log line.
+//! - `former_policies`: the policies that an earlier run left in the kernel.
 //! - `hub_returns`: the hubs that were lost and came back.
 //! - `idle_tunnels`: the on-demand tunnels that are up, and the time at which each was last used.
 //! - `inherited_sas`: the SAs that an earlier run left in the kernel.
@@ -45,6 +46,7 @@ mod environment;
 mod esp_key;
 mod event_sources;
 mod failure_log;
+mod former_policies;
 mod hub_returns;
 mod idle_tunnels;
 mod ike_sockets;
@@ -69,3 +71,6 @@ pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
 pub(crate) use capture::{open as open_capture, reader_gone};
 pub use driver::Driver;
 pub use requests::{DriverRequest, SasToRekey};
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,10 @@ static CHAIN_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     webpki::ring::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
 ];
 
+/// Maximum number of presented issuers with the same name. A CA has two certificates if two other
+/// CAs have certified it, or while its key changes.
+const MAX_OF_SUBJECT: usize = 2;
+
 /// anyExtendedKeyUsage, 2.5.29.37.0 (RFC 5280 4.2.1.12).
 const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 
@@ -80,7 +84,7 @@ impl CertificateValidator {
         // RFC 7296 3.6: the first certificate holds the key of AUTH.
         //= RFC 7296 3.6 MUST 4: the key's certificate is first
         let leaf = chain.next().ok_or(AuthError::NoCertificate)?;
-        let intermediates: Vec<_> = chain.collect();
+        let intermediates = candidate_issuers(chain);
         let parsed = parse(&leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;
         let not_after = self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
         check_key_usage(&parsed)?;
@@ -144,10 +148,11 @@ impl CertificateValidator {
                 Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
             }
             // If another CA has the same name as one of ours, only the signature shows the
-            // difference.
+            // difference. The search for an anchor that is not valid now says more in the error.
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
-                let invalid =
-                    verify(self.anchors.all()).ok().and_then(|path| self.anchors.invalid(path.anchor(), unix_time));
+                let all = Some(self.anchors.all()).filter(|all| all.len() > valid.anchors.len());
+                let path = all.and_then(|all| verify(all).ok());
+                let invalid = path.and_then(|path| self.anchors.invalid(path.anchor(), unix_time));
                 Err(invalid
                     .unwrap_or_else(|| AuthError::UnknownIssuer { issuer: identity::quoted_name(parsed.issuer()) }))
             }
@@ -191,6 +196,23 @@ impl CertificateValidator {
         };
         if self.usages.iter().any(has) { Ok(()) } else { Err(lacks_usage(parsed)) }
     }
+}
+
+/// Returns the presented certificates that may have issued others: at most
+/// [`MAX_OF_SUBJECT`] with the same subject. webpki follows every issuer with the right name, and
+/// whoever presents certificates has not proved anything yet. With at most seven certificates, this
+/// leaves at most 2^7 paths.
+pub(super) fn candidate_issuers<'a>(presented: impl Iterator<Item = CertificateDer<'a>>) -> Vec<CertificateDer<'a>> {
+    let mut subjects: Vec<Vec<u8>> = Vec::new();
+    let mut is_candidate = |der: &CertificateDer<'_>| {
+        let Some(subject) = parse(der).map(|parsed| parsed.subject().as_raw().to_vec()) else {
+            return false;
+        };
+        let known = subjects.iter().filter(|other| **other == subject).count();
+        subjects.push(subject);
+        known < MAX_OF_SUBJECT
+    };
+    presented.filter(|der| is_candidate(der)).collect()
 }
 
 /// The accepted extended key usages of an issuer: no such extension, one of the requested usages,

@@ -143,8 +143,11 @@ impl AddressLeases {
         mut usable: impl FnMut(&IpAddr) -> bool,
         is_up: impl Fn(&PeerName) -> bool,
     ) -> Option<IpAddr> {
-        let unused = self.by_address.iter().filter(|(address, lease)| usable(address) && !is_up(&lease.peer));
-        unused.min_by_key(|(_, lease)| lease.asked).map(|(address, _)| *address)
+        let unused = self.by_address.iter().filter(|(_, lease)| !is_up(&lease.peer));
+        let mut unused: Vec<(Instant, IpAddr)> = unused.map(|(address, lease)| (lease.asked, *address)).collect();
+        // `usable` is expensive, so it is called for as few addresses as possible.
+        unused.sort_unstable();
+        unused.into_iter().map(|(_, address)| address).find(|address| usable(address))
     }
 }
 
@@ -273,5 +276,29 @@ mod tests {
         }
         assert_eq!(addresses.len(), 10_000);
         assert_eq!(pool.ask(&peers(0), true, None).as_deref(), Some("10.9.0.2"));
+    }
+
+    #[test]
+    fn a_used_up_pool_costs_few_looks_at_the_addresses_of_the_node() {
+        let mut leases = AddressLeases::default();
+        let pool = ["10.9.0.0/20".parse().unwrap()];
+        let mut ask = |number: usize, down: Option<usize>| {
+            let looks = std::cell::Cell::new(0);
+            let down = down.map(|number| PeerName::new(&format!("peer-{number}")));
+            let is_own = |_| {
+                looks.set(looks.get() + 1);
+                false
+            };
+            let name = PeerName::new(&format!("peer-{number}"));
+            let request = LeaseRequest { peer: &name, pool: &pool, ipv4: true, wish: None };
+            let now = Instant::new(Duration::from_secs(1 + number as u64));
+            let leased = leases.lease(request, now, |peer| Some(peer) != down.as_ref(), is_own);
+            (leased.is_some(), looks.get())
+        };
+        for number in 0..4094 {
+            assert_eq!(ask(number, None), (true, 1));
+        }
+        assert_eq!(ask(5000, None), (false, 0));
+        assert_eq!(ask(5000, Some(3000)), (true, 1));
     }
 }

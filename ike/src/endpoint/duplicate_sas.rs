@@ -88,7 +88,8 @@ impl Endpoint {
                 peer.reset_backoff();
                 peer.acquired_until = None;
                 peer.last_error = None;
-                peer.reauthenticate &= !sa.initiator();
+                // The peer's own IKE SA serves as well, unless it is the one that goes.
+                peer.reauthenticate &= duplicates.survivor.is_some() && !sa.initiator();
                 true
             }
             Err(error) => {
@@ -216,7 +217,7 @@ impl Endpoint {
             for id in peer.child_sas.ids_of(old) {
                 peer.child_sas.retire(id, std::time::Duration::ZERO, DownReason::Replaced, now, &mut self.out);
             }
-            peer.sas.retain(|spi| *spi != old);
+            peer.remove_sa(old);
         }
         if let Some(new) = by {
             self.out.event(Event::IkeReplaced { peer: name.clone(), old: sa.ike(), new });
@@ -241,7 +242,7 @@ impl Endpoint {
             let mut cx = context!(self, now, env);
             cx.out.event(event);
             sa.delete_reported_down(&mut crate::child_sas::ChildSas::new(name.clone()), &mut cx);
-            peer.sas.retain(|known| *known != spi);
+            peer.remove_sa(spi);
             if peer.should_retry() {
                 peer.schedule_retry(&mut cx);
             }

@@ -123,7 +123,7 @@ impl IkeSa {
                 self.missing.plan_again(Purpose::whole(&child.name), cx.now + config.timing.child_retry_max());
             }
         } else {
-            self.timers.set(Timer::Cleanup, cx.now + CHILDLESS_TIMEOUT);
+            self.timers.set(Timer::Childless, cx.now + CHILDLESS_TIMEOUT);
         }
     }
 
@@ -173,7 +173,7 @@ impl IkeSa {
         if wanted && !child_sas.serves(self.spi(), &whole) {
             self.missing.recreate(whole, &config.timing, cx.now);
         } else if !config.initiate && child_sas.children_of(self.spi()).next().is_none() {
-            self.timers.set(Timer::Cleanup, cx.now + CHILDLESS_TIMEOUT);
+            self.timers.set(Timer::Childless, cx.now + CHILDLESS_TIMEOUT);
         }
     }
 

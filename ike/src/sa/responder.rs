@@ -32,7 +32,7 @@ use crate::wire::{
 pub(crate) struct InitPolicy<'a> {
     /// Proposals of the peers that may have sent the request, best first.
     pub(crate) proposals: &'a [IkeProposal],
-    /// Trust anchors of all peers.
+    /// Trust anchors of the peers that may have sent the request.
     pub(crate) request: Option<&'a CertificateRequest>,
     /// Whether to make the peer detect a NAT in front of us.
     pub(crate) force_encapsulation: bool,
@@ -229,11 +229,6 @@ impl HalfOpen {
         self.ike.initiator
     }
 
-    /// Returns the address and port from which the request came.
-    pub(crate) fn remote(&self) -> SocketAddr {
-        self.path.remote
-    }
-
     /// Derives the keys. IKE_AUTH may come from a different port than IKE_SA_INIT, since the
     /// initiator switches to port 4500, which a NAT may map differently (RFC 7296 2.23).
     fn derive_keys(&mut self, local: SocketAddr, remote: SocketAddr, cx: &Context<'_>) {
@@ -328,6 +323,18 @@ impl HalfOpen {
         };
         let name = profile.config.name.clone();
         let refused = |error: PeerError| AuthRejection::authentication(error, Some(name.clone()));
+        let authentication = payloads.authentication().map_err(|_| {
+            let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates at the peer";
+            refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
+        })?;
+        let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
+        let octets = self.transcript.initiator_octets(&channel.keys, id);
+        let presented = Presented { id, certificates: &certificates, authentication };
+        let (proof, certificate) = profile
+            .auth
+            .authenticate(&profile.config.remote_id, presented, &octets, cx.env.unix_time())
+            .map_err(|error| refused(failure::auth(&error)))?;
+        // These refusals come after AUTH, since they show that the identity is configured.
         // IKE_SA_INIT was answered with the proposals of all peers. Now that the peer is known,
         // only its proposals are allowed.
         //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
@@ -346,17 +353,6 @@ impl HalfOpen {
                 peer: Some(name),
             }));
         }
-        let authentication = payloads.authentication().map_err(|_| {
-            let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates at the peer";
-            refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
-        })?;
-        let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
-        let octets = self.transcript.initiator_octets(&channel.keys, id);
-        let presented = Presented { id, certificates: &certificates, authentication };
-        let (proof, certificate) = profile
-            .auth
-            .authenticate(&profile.config.remote_id, presented, &octets, cx.env.unix_time())
-            .map_err(|error| refused(failure::auth(&error)))?;
         let our_id = Id::from(&profile.config.local_id);
         let octets = self.transcript.responder_octets(&channel.keys, &our_id);
         let authentication = profile

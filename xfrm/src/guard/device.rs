@@ -65,12 +65,16 @@ impl Device {
         if config.cluster_ranges.iter().any(IpNetwork::is_ipv6) {
             enable_ipv6();
         }
-        let missing = self.missing_routes(index, config)?;
+        let mut missing = self.missing_routes(index, config)?;
+        // A source address may be refused, for example while it is tentative. The routes without
+        // one suffice to keep packets from leaving in clear, so they come first.
+        missing.sort_by_key(|route| route.source.is_some());
+        let mut outcome = Ok(());
         for route in &missing {
-            self.add_route(index, route)?;
+            outcome = outcome.and(self.add_route(index, route));
         }
         defects.extend(missing.into_iter().map(Defect::Route));
-        Ok(defects)
+        outcome.map(|()| defects)
     }
 
     /// Removes the device. Returns `false` if there was none.

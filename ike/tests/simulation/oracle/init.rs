@@ -271,14 +271,13 @@ impl Node {
         // The same request with another cookie gets the same response as before, and does not count
         // as a new request.
         let again = known.is_some_and(|known| known.response == datagram);
-        let half_open = self.half_open.len();
-        require!(
-            again || half_open < self.limits.half_open_limit,
-            "RFC 7296 2.6 (limit of half-open IKE SAs)",
-            "one more beside {half_open}, the limit is {}",
-            self.limits.half_open_limit
-        );
-        if half_open >= self.limits.cookie_threshold {
+        // At the limit, another half-open IKE SA may make room. It is not known which one.
+        self.made_room.retain(|since| at < *since + HALF_OPEN_LIFETIME);
+        let half_open = self.half_open.len().saturating_sub(self.made_room.len());
+        if !again && self.half_open.len() >= self.limits.half_open_limit {
+            self.made_room.push(at);
+        }
+        if half_open >= self.limits.cookie_threshold.min(self.limits.half_open_limit) {
             let cookie = request_message.notify(notify::COOKIE).map(|cookie| cookie.data).unwrap_or_default();
             require!(
                 self.cookies.contains(&(from.ip(), spi, nonce, cookie)),
