@@ -1,5 +1,6 @@
 //! Tests which data the agent reads about its uplinks before its first report.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use edge_agent::config::Config;
@@ -22,6 +23,31 @@ fn facts(lines: &[&str]) -> UplinkFacts {
         runtime.block_on(read_uplink(&config)).unwrap()
     });
     facts.join().unwrap()
+}
+
+#[test]
+fn a_veth_with_both_ends_on_the_node_is_no_uplink_and_one_that_leads_elsewhere_may_be() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let elsewhere = UnnamedNamespace::new();
+    let facts = facts(&[
+        "link add uplink type veth peer name far",
+        "link set far up",
+        "link set uplink up",
+        "addr add 192.0.2.10/24 dev uplink",
+        "route add default via 192.0.2.1",
+        // As Cilium makes them.
+        "link add cilium_net type veth peer name cilium_host",
+        "link set cilium_net up",
+        "link set cilium_host up",
+        "addr add 10.244.2.7/32 dev cilium_host",
+        &format!("link add second type veth peer name far netns {}", elsewhere.pid()),
+        "link set second up",
+        "addr add 192.0.2.77/24 dev second",
+    ]);
+    let expected: Vec<IpAddr> = ["192.0.2.10", "192.0.2.77"].iter().map(|text| text.parse().unwrap()).collect();
+    assert_eq!(facts.addresses, expected, "{facts:?}");
 }
 
 #[test]

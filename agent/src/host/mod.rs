@@ -58,6 +58,10 @@ use crate::underlay;
 pub struct HostState {
     /// Addresses of this machine's interfaces, without link-local ones.
     pub local_addresses: Vec<IpAddr>,
+    /// Those of `local_addresses` that other machines may have as well, such as the ClusterIPs that
+    /// kube-proxy in IPVS mode gives to each node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_addresses: Vec<IpAddr>,
     /// Addresses at which peers may reach this machine, likeliest first. They are sent to peers
     /// that use MOBIKE.
     #[serde(default)]

@@ -34,10 +34,16 @@ pub(super) struct Link {
     /// Whether the interface is a dummy, VXLAN, GENEVE or netkit device, as other CNIs and
     /// container runtimes use.
     pub(super) overlay: bool,
+    /// Whether the interface is a dummy. Its addresses are those of Services (`kube-ipvs0` of
+    /// kube-proxy, `nodelocaldns`), and other nodes have the same ones.
+    pub(super) dummy: bool,
     /// Whether the interface is a bridge that the plugin created for any of its networks.
     pub(super) pod_bridge: bool,
     /// Whether the interface is a veth, whose other end may be in a pod.
     pub(super) veth: bool,
+    /// Whether the interface is a veth with both ends on this machine, such as Cilium's
+    /// `cilium_host`.
+    pub(super) inner_veth: bool,
     /// Whether this is the host end of the interface of a pod that the plugin attached.
     pub(super) pod_port: bool,
     /// Index of the bridge or bond to which the interface belongs as a port.
@@ -151,6 +157,7 @@ fn link(message: &LinkMessage) -> Link {
         ..Link::default()
     };
     let (mut marked, mut pod_alias) = (false, false);
+    let (mut other_end, mut other_namespace) = (false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfAlias(alias) => {
@@ -161,7 +168,11 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
+            LinkAttribute::Link(_) => other_end = true,
+            // The kernel names the namespace of the other end only if it is another one.
+            LinkAttribute::LinkNetNsId(_) => other_namespace = true,
             LinkAttribute::LinkInfo(infos) => {
+                link.dummy = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Dummy)));
                 link.bridge = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)));
                 link.overlay = infos.iter().any(|info| {
                     matches!(
@@ -183,6 +194,7 @@ fn link(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
+    link.inner_veth = link.veth && other_end && !other_namespace;
     link.pod_bridge = marked && link.bridge;
     link.pod_port = pod_alias && link.veth;
     link
@@ -301,6 +313,23 @@ mod tests {
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
         message.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.into())));
         message
+    }
+
+    #[test]
+    fn a_veth_with_both_ends_on_this_machine_is_recognised() {
+        let veth = |attributes: &[LinkAttribute]| {
+            let mut message = message(7, "cilium_host", InfoKind::Veth, None);
+            message.attributes.extend_from_slice(attributes);
+            link(&message)
+        };
+        assert!(veth(&[LinkAttribute::Link(8)]).inner_veth);
+        assert!(!veth(&[LinkAttribute::Link(8), LinkAttribute::LinkNetNsId(0)]).inner_veth, "of a pod");
+        assert!(!veth(&[LinkAttribute::LinkNetNsId(0), LinkAttribute::Link(8)]).inner_veth, "in another order");
+        // A VLAN names its parent link.
+        let mut vlan = message(7, "eth0.5", InfoKind::Vlan, None);
+        vlan.attributes.push(LinkAttribute::Link(2));
+        assert!(!link(&vlan).inner_veth && !link(&vlan).dummy);
+        assert!(link(&message(7, "kube-ipvs0", InfoKind::Dummy, None)).dummy);
     }
 
     #[test]

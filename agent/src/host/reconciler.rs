@@ -276,6 +276,7 @@ impl HostReconciler {
 
         let state = HostState {
             local_addresses: observed.links.iter().flat_map(|link| &link.addresses).copied().collect(),
+            shared_addresses: uplink::shared_addresses(&observed),
             uplink_addresses: uplink.addresses.clone(),
             on_link_networks: internal_addresses::on_link_networks(&observed),
             bridge_addresses: bridge,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use edge_ike::config::ChildConfig;
-use edge_ike::{AddressAssignment, Auth, ChildId, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName, Purpose};
+use edge_ike::{AddressAssignment, ChildId, Endpoint, EndpointConfig, Instant, PeerName, Purpose};
 use edge_types::api::TunnelCount;
 use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::capture::{RunningCapture, reader_gone};
 use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
+use super::enforced_revocations::{EnforcedRevocations, valid_from};
 use super::environment::{KernelEnvironment, source_address};
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
@@ -145,6 +146,7 @@ impl Driver {
             environment: KernelEnvironment {
                 xfrm,
                 reqids: Reqids::load(&config.state_dir),
+                revocations: EnforcedRevocations::load(&config.state_dir),
                 incidents,
                 clock,
                 random: SystemRandom::new(),
@@ -232,12 +234,15 @@ impl Driver {
                 _ = count_tick.tick() => {
                     let count = Some(self.count());
                     tunnels.send_if_modified(|sent| std::mem::replace(sent, count) != count);
+                    self.environment.save_revocations();
                 }
             }
         }
         for reader in readers {
             reader.abort();
         }
+        self.drain_endpoint();
+        self.environment.save_revocations();
         self.environment.save_reqids(Instant::new(Duration::MAX));
         Ok(())
     }
@@ -344,6 +349,7 @@ impl Driver {
         }
         for name in &changes.gone {
             let reqids = self.environment.reqids.all_of(name);
+            self.environment.revocations.forget(name);
             if let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, &reqids) {
                 let _span = peer_span(name).entered();
                 self.environment.incidents.error(format!("peer {name}: {error}"));
@@ -455,6 +461,7 @@ impl Driver {
             .filter(|_| keeps_policies)
             .flat_map(|child| reqids.of_child(name, &child.name).into_iter().map(move |of| (child, of)))
             .collect();
+        let mut enforced = true;
         for (child, (purpose, reqid)) in purposes {
             // The configuration has changed in the meantime.
             if !peer.may_have(&purpose) {
@@ -464,7 +471,7 @@ impl Driver {
                 self.assume_former_ends(name, child, purpose, reqid);
                 continue;
             }
-            self.forget_revoked_sas(&peer, reqid);
+            enforced &= self.forget_revoked_sas(&peer, reqid);
             if self.sas.has_inherited(reqid) {
                 let peer = Arc::make_mut(&mut peer);
                 peer.keep_existing = true;
@@ -484,20 +491,14 @@ impl Driver {
                 Arc::make_mut(&mut peer).remotes.insert(0, remote);
             }
         }
-        if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.environment) {
-            let _span = peer_span(name).entered();
-            self.environment.incidents.error(format!("peer {name}: its credentials cannot be used: {error}"));
-        }
-    }
-
-    /// Deletes inherited SAs that were negotiated with a revoked certificate. The SAs of this run
-    /// are ended by the endpoint.
-    fn forget_revoked_sas(&mut self, peer: &PeerConfig, reqid: Reqid) {
-        let Auth::Certificate(auth) = &peer.auth else { return };
-        let moment = self.environment.clock.to_system_clock(auth.remote_not_before);
-        if let Err(error) = self.sas.forget_older_than(&mut self.environment.xfrm, reqid, moment) {
-            let _span = peer_span(&peer.name).entered();
-            self.environment.incidents.error(format!("peer {}: {error}", peer.name));
+        let from = valid_from(&peer);
+        match self.endpoint.set_peer(peer, now, &mut self.environment) {
+            Ok(()) if enforced => self.environment.revocations.enforced(name, from),
+            Ok(()) => {}
+            Err(error) => {
+                let _span = peer_span(name).entered();
+                self.environment.incidents.error(format!("peer {name}: its credentials cannot be used: {error}"));
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 //! - `ike_sockets`: the four UDP sockets for IKE, which systemd may have opened.
 //! - `environment`: the implementation of [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
+//! - `enforced_revocations`: the revocations of certificates that no SA of an earlier run outlived.
 //! - `endpoint_events`: the handling of the endpoint's events.
 //! - `event_sources`: the reading of datagrams and of the kernel's notifications.
 //! - `failure_log`: the choice of the failures that get a separate log line.
@@ -43,6 +44,7 @@ mod datagram_socket;
 mod deferred_switch;
 pub mod driver;
 mod endpoint_events;
+mod enforced_revocations;
 mod environment;
 mod esp_key;
 mod event_sources;

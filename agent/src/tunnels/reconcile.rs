@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use edge_ike::config::ChildConfig;
-use edge_ike::{PeerName, Purpose};
+use edge_ike::{PeerConfig, PeerName, Purpose};
 use edge_xfrm::policy::PolicyKey;
 use edge_xfrm::reconcile::{ExpectedSa, SaDiff};
 use edge_xfrm::{Error, Reqid, Sa, SaId, reconcile};
@@ -14,6 +14,7 @@ use edge_xfrm::{Error, Reqid, Sa, SaId, reconcile};
 use super::check_interval;
 use super::driver::Driver;
 use super::endpoint_events::children_of;
+use super::enforced_revocations::valid_from;
 use super::environment::{KernelEnvironment, source_address};
 use super::installed_sa::InstalledSa;
 use super::kernel_policies::DesiredCompleteness;
@@ -137,6 +138,22 @@ impl Driver {
                 Err(error) => self.environment.incidents.error(error.to_string()),
             }
         }
+    }
+
+    /// Deletes inherited SAs that were negotiated with a revoked certificate. The SAs of this run
+    /// are ended by the endpoint. Returns `false` if an SA could not be deleted.
+    pub(super) fn forget_revoked_sas(&mut self, peer: &PeerConfig, reqid: Reqid) -> bool {
+        let from = valid_from(peer);
+        if from == 0 || self.environment.revocations.is_enforced(&peer.name, from) {
+            return true;
+        }
+        let moment = self.environment.clock.to_system_clock(from);
+        let outcome = self.sas.forget_older_than(&mut self.environment.xfrm, reqid, moment);
+        if let Err(error) = &outcome {
+            let _span = peer_span(&peer.name).entered();
+            self.environment.incidents.error(format!("peer {}: {error}", peer.name));
+        }
+        outcome.is_ok()
     }
 
     /// Compares all policies and SAs with those in the kernel, and sets the time of the next

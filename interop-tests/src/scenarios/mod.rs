@@ -9,6 +9,7 @@ mod connectivity;
 mod crate_tests;
 mod failure_reports;
 mod kubeedge;
+mod kubeedge_services;
 mod lab;
 mod nats;
 mod strongswan;
@@ -23,6 +24,7 @@ pub fn all() -> Vec<&'static Scenario> {
     [
         agents::SCENARIOS,
         kubeedge::SCENARIOS,
+        kubeedge_services::SCENARIOS,
         lab::SCENARIOS,
         charon::SCENARIOS,
         connectivity::SCENARIOS,
@@ -41,6 +43,7 @@ pub fn all() -> Vec<&'static Scenario> {
         &crate::demo::DOCKER_AND_FIREWALLD,
         &crate::demo::SCENARIO,
         &crate::demo::KUBERNETES,
+        &crate::demo::tour::SCENARIO,
         &crate::demo::chaos::SHORT,
         &crate::demo::chaos::LONG,
     ])
