@@ -93,10 +93,11 @@
 //! Private modules: `sa` contains the states and exchanges of one IKE SA. `child_sas` contains the
 //! CHILD_SAs of one peer and the order of their events. `negotiate` chooses algorithms and
 //! selectors that both ends accept. `address_assignment` contains the internal addresses that one
-//! end gives the other one. `childless` decides whether IKE_AUTH creates a CHILD_SA. `deadlines` stores deadlines, and `output` stores datagrams and events
-//! until the owner takes them. `tests/simulation` tests whole networks of endpoints, and
-//! `tests/hostile` tests hostile peers. `mutations` contains deliberate mistakes, which these tests
-//! must detect. Release builds do not contain them.
+//! end gives the other one. `childless` decides whether IKE_AUTH creates a CHILD_SA. `deadlines`
+//! stores deadlines, and `output` stores datagrams and events until the owner takes them.
+//! `tests/simulation` tests whole networks of endpoints, and `tests/hostile` tests hostile peers.
+//! `mutations` contains deliberate mistakes, which these tests must detect. Release builds do not
+//! contain them.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 

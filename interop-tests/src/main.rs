@@ -74,7 +74,8 @@ enum Verb {
     },
     /// Show the demo's network step by step, with a map, and end at a prompt in it.
     ///
-    /// On a terminal, each step waits for Enter. Without one, the tour runs through and has no prompt.
+    /// On a terminal, each step waits for Enter. Without one, the tour runs through and has no
+    /// prompt.
     Tour {
         /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
         #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]

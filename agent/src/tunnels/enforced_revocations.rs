@@ -2,9 +2,9 @@
 //!
 //! A revocation is the start of the validity that a peer's certificate must have at least
 //! (`certificates_from` in the view). When it rises, the endpoint ends the SAs of this run. Of SAs
-//! of an earlier run only the time is known at which the kernel made them, by the system's clock. On
-//! a device without a battery clock they may have been made before the clock was set, in 1970. Such
-//! a time says nothing about a revocation that the earlier run had enforced already, so it is
+//! of an earlier run only the time is known at which the kernel made them, by the system's clock.
+//! On a device without a battery clock they may have been made before the clock was set, in 1970.
+//! Such a time says nothing about a revocation that the earlier run had enforced already, so it is
 //! compared only if this file does not show that.
 
 use std::collections::{BTreeMap, BTreeSet};

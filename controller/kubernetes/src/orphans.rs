@@ -94,8 +94,8 @@ impl OrphanCollector {
                     (grant, due_at)
                 })
                 .collect();
-            // If somebody deleted an EdgeNode, only `registered` still has the end of the certificate.
-            // A deregistration wrote it into the segments first.
+            // If somebody deleted an EdgeNode, only `registered` still has the end of the
+            // certificate. A deregistration wrote it into the segments first.
             let waiting: HashSet<&NodeName> = state
                 .ledger()
                 .rows()

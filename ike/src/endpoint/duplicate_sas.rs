@@ -26,8 +26,8 @@ struct Duplicates {
 }
 
 impl Endpoint {
-    /// Adds an established IKE SA and its CHILD_SA, if IKE_AUTH created one. If IKE_AUTH left it out
-    /// (RFC 6023), the initiator requests it now, and the responder waits.
+    /// Adds an established IKE SA and its CHILD_SA, if IKE_AUTH created one. If IKE_AUTH left it
+    /// out (RFC 6023), the initiator requests it now, and the responder waits.
     pub(super) fn add_established(
         &mut self,
         name: &PeerName,

@@ -290,8 +290,8 @@ pub(super) fn traffic_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
 
 /// Returns whether the peer may no longer be able to authenticate as before: the pre-shared key or
 /// the kind of authentication changed, a trust anchor was removed, or the certificate must have
-/// another name or role, or revocation is checked more strictly. A renewal of our own certificate and an added trust anchor do not count:
-/// they take effect with the next negotiation.
+/// another name or role, or revocation is checked more strictly. A renewal of our own certificate
+/// and an added trust anchor do not count: they take effect with the next negotiation.
 pub(super) fn credentials_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {

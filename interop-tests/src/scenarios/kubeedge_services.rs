@@ -123,8 +123,8 @@ fn run(lab: &Lab) -> Result<()> {
     wait::until("the Service, without the controller", PATIENCE, calls(SERVICE))?;
     lab.step("so it does without the controller");
 
-    // The cloud knows both names for a second only. So after it went away, the resolver answers from
-    // what it has kept.
+    // The cloud knows both names for a second only. So after it went away, the resolver answers
+    // from what it has kept.
     hub.sh(&format!("ip link set {HUB_LINK} down"))?;
     wait::until("the end of answers from the cloud", PATIENCE, || {
         let answered = run_in_pod(edge, &["nslookup", "-type=a", HEADLESS, CLUSTER_DNS]);

@@ -49,8 +49,8 @@ impl Capture {
         &self.file
     }
 
-    /// Returns the packets captured so far that match a filter (pcap-filter(7); empty for all), each
-    /// as a line from tcpdump.
+    /// Returns the packets captured so far that match a filter (pcap-filter(7); empty for all),
+    /// each as a line from tcpdump.
     ///
     /// # Errors
     /// Returns an error if the filter is invalid.

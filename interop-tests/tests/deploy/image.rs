@@ -50,7 +50,8 @@ fn image(directory: &Path, name: &str) -> PathBuf {
     file
 }
 
-/// A separate containerd in a network namespace of its own. It ends with the test, and its pods too.
+/// A separate containerd in a network namespace of its own. It ends with the test, and its pods
+/// too.
 struct Containerd {
     process: Child,
     directory: tempfile::TempDir,

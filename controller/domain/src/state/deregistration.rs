@@ -21,7 +21,8 @@ impl State {
 
     /// Plans to write into a node's segments until when [`State::deregistration_keeping_segments`]
     /// will keep them. This comes before the deregistration: if that is interrupted when the node
-    /// is gone and its segments are not released yet, the replica that releases them knows the time.
+    /// is gone and its segments are not released yet, the replica that releases them knows the
+    /// time.
     pub fn announce_keeping_segments(&self, node: &NodeName, now: Seconds) -> Vec<Change> {
         let Some(until) = self.may_use_segments_until(node, now) else { return vec![] };
         let held = self.ledger.held_by(node).into_iter().filter(|row| row.kept_until != Some(until));

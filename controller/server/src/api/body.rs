@@ -14,9 +14,9 @@ use super::error::ApiError;
 /// Maximum size of a request body, in bytes. The largest real bodies are certificate requests of
 /// about 1 KiB, apart from lists of members.
 const LIMIT: usize = 64 * 1024;
-/// Maximum size of the list of a community's members, in bytes: 10,000 of the longest names, as many
-/// members as a `Community` may list. The controller authorizes the operator before it reads the
-/// body. Kubernetes itself refuses objects above 1.5 MiB (etcd).
+/// Maximum size of the list of a community's members, in bytes: 10,000 of the longest names, as
+/// many members as a `Community` may list. The controller authorizes the operator before it reads
+/// the body. Kubernetes itself refuses objects above 1.5 MiB (etcd).
 pub(super) const MEMBERS_LIMIT: usize = 2560 * 1024;
 /// Time limit for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(15);
