@@ -13,6 +13,7 @@ mod peer;
 mod peer_collisions;
 pub(crate) mod proposal;
 mod relay;
+mod remote;
 mod secret;
 
 pub use child::{ChildMode, ChildSection, DEFAULT_CHILD};
@@ -23,8 +24,9 @@ pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;
 pub use on_demand::OnDemandSection;
-pub use peer::{ChildlessSetting, PeerSection, Remote, RemoteHost, RevocationSetting, Start};
+pub use peer::{ChildlessSetting, PeerSection, RevocationSetting, Start};
 pub use relay::RelaySection;
+pub use remote::{Remote, RemoteHost};
 pub use secret::SecretText;
 
 use std::fs;
@@ -454,7 +456,7 @@ impl Config {
         for peer in &self.peers {
             peer.check().map_err(|problem| format!("[[peer]] {:?}: {problem}", peer.name))?;
         }
-        peer_collisions::check_distinct(&self.peers)
+        peer_collisions::check_distinct(self.peers.iter().map(PeerSection::ends))
     }
 }
 

@@ -8,7 +8,7 @@ use edge_ike::config::{Mode, NextLayer};
 use edge_xfrm::{Direction, Policy, Reqid, Selector};
 use ipnetwork::IpNetwork;
 
-use super::DesiredTunnel;
+use super::tunnel::DesiredTunnel;
 use super::unprotected::{self, discovery, with_next_layer};
 
 /// Traffic that may pass through a tunnel.

@@ -4,13 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::channel::Channel;
+use super::childless;
 use super::failure::{self, IKE_SA_INIT};
 use super::init_transcript::{InitTranscript, capabilities};
 use super::initiator_auth::InitiatorAuth;
 use super::path::Path;
 use super::profile::Profile;
 use super::retransmission_timer::{Persistence, RetransmissionTimer};
-use crate::childless::{self, Childless};
+use crate::childless::Childless;
 use crate::config::Group;
 use crate::crypto::{IkeKeys, IkeRole, InitiatorKeyExchange, Nonces};
 use crate::event::{IkeId, PeerError, PeerErrorKind};
