@@ -262,11 +262,20 @@ impl Node {
             return Ok(());
         }
         self.half_open.retain(|_, (since, _)| at < *since + HALF_OPEN_LIFETIME);
-        let known = self.half_open.get(&(from, spi)).and_then(|(_, spis)| self.sas.get(spis)?.init.as_ref());
+        let entry = self.half_open.get(&(from, spi));
+        let known = entry.and_then(|(_, spis)| self.sas.get(spis)?.init.as_ref());
         if let Some(known) = known.filter(|known| known.request == request) {
+            // If it may have made room for another one, the request may create it again.
+            let gone = entry.is_some_and(|(since, _)| self.made_room.iter().any(|room| room >= since));
             //= RFC 7296 2.1 REQUIRED 9: IKE_SA_INIT again is the whole message
-            require!(known.response == datagram, "RFC 7296 2.1", "IKE_SA_INIT answered again with other octets");
-            return Ok(());
+            require!(
+                known.response == datagram || gone,
+                "RFC 7296 2.1",
+                "IKE_SA_INIT answered again with other octets"
+            );
+            if known.response == datagram {
+                return Ok(());
+            }
         }
         // The same request with another cookie gets the same response as before, and does not count
         // as a new request.
