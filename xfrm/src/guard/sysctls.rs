@@ -59,7 +59,7 @@ fn bypasses_below(root: &Path) -> Vec<Bypass> {
         let entries = fs::read_dir(root.join(family).join("conf")).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name() != "lo") {
             // The interface may have been removed in the meantime.
-            if fs::read_to_string(entry.path().join(setting)).is_ok_and(|value| value.trim() != "0") {
+            if fs::read_to_string(entry.path().join(setting)).is_ok_and(|value| !value.starts_with('0')) {
                 let interface = entry.file_name().to_string_lossy().into_owned();
                 let bypass = Bypass { family, interface, setting };
                 // Insert in sorted order, since a sort function would add 4 KiB to the plugin's
