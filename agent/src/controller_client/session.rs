@@ -399,6 +399,7 @@ async fn report(
         version: Some(version),
         obstacles: controller.obstacles.borrow().clone(),
         mapped: controller.mapped.borrow().clone(),
+        tcp_port: None,
     };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());

@@ -22,6 +22,7 @@ pub(crate) fn peer(name: &str, role: Role, address: &str, segments: &[&str], net
         segments: segments.iter().map(|text| network(text)).collect(),
         networks: networks.iter().map(|text| network(text)).collect(),
         mapped: vec![],
+        tcp_port: None,
         certificates_from: 0,
     }
 }
