@@ -13,6 +13,7 @@ use ring::rand::SecureRandom;
 use tokio::runtime::Handle;
 
 use super::driver::Driver;
+use super::tcp::Tcp;
 use crate::candidate_addresses::MAX_CANDIDATES;
 use crate::clock::boot_time;
 use crate::config::RelaySection;
@@ -75,9 +76,11 @@ impl Driver {
         self.desired.tunnels.get(name).filter(|tunnel| is_member(tunnel))
     }
 
-    /// Returns the connected hubs that understand requests for relays.
+    /// Returns the connected hubs that understand requests for relays. The ports of relays are UDP
+    /// ports, so hubs that this node reaches by TCP are not among them.
     fn connected_hubs(&self) -> Vec<PeerName> {
-        self.relays.hubs.iter().filter(|hub| self.endpoint.takes_agent_notifications(hub)).cloned().collect()
+        let can_relay = |hub: &&PeerName| self.endpoint.takes_agent_notifications(hub) && !self.is_up_by_tcp(hub);
+        self.relays.hubs.iter().filter(can_relay).cloned().collect()
     }
 
     /// Returns the configuration of a peer. Its relayed address, if there is one, is the last of
@@ -118,6 +121,7 @@ impl Driver {
 
     /// Handles a change of the path to a peer: the peer is up, down or has moved.
     pub(super) fn path_changed(&mut self, name: &PeerName) {
+        self.tcp_path_changed(name);
         let path = self.endpoint.path(name);
         if self.desired.role == Some(Role::Hub) {
             if let Some((_, remote)) = path {
@@ -240,7 +244,7 @@ impl Driver {
     }
 
     fn relay_opened(&mut self, hub: &PeerName, peer: &PeerName, port: u16, now: Instant) {
-        let Some((_, at)) = self.endpoint.path(hub) else { return };
+        let Some((_, at)) = self.endpoint.path(hub).filter(|(_, remote)| !Tcp::is_tcp(*remote)) else { return };
         let relay = OpenedRelay { hub: hub.clone(), address: SocketAddr::new(at.ip(), port) };
         let address = relay.address;
         let hubs = self.connected_hubs();
@@ -288,7 +292,7 @@ impl Driver {
         let (desired, endpoint) = (&self.desired, &self.endpoint);
         let end_of = |name: &PeerName| {
             desired.tunnels.get(name).filter(|tunnel| is_member(tunnel) && endpoint.takes_agent_notifications(name))?;
-            let (local, remote) = endpoint.path(name)?;
+            let (local, remote) = endpoint.path(name).filter(|(_, remote)| !Tcp::is_tcp(*remote))?;
             Some(RelayEnd { local: local.ip().to_canonical(), remote })
         };
         for (node, answer) in self.relays.hub.request(from, to, end_of, random, boot_time()) {
