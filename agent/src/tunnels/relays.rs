@@ -124,8 +124,11 @@ impl Driver {
         self.tcp_path_changed(name);
         let path = self.endpoint.path(name);
         if self.desired.role == Some(Role::Hub) {
-            if let Some((_, remote)) = path {
-                self.relays.hub.node_moved(name, remote);
+            match path {
+                // The ports of relays are UDP ports, which do not reach this node any more.
+                Some((_, remote)) if Tcp::is_tcp(remote) => self.relays.hub.remove_node(name),
+                Some((_, remote)) => self.relays.hub.node_moved(name, remote),
+                None => {}
             }
             return;
         }
