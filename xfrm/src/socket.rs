@@ -1,5 +1,5 @@
-//! Options of the UDP and TCP sockets for IKE, and the filter of a netlink socket. This is the only module
-//! with `unsafe`: neither the standard library nor rustix supports these options.
+//! Options of the UDP and TCP sockets for IKE, and the filter of a netlink socket. This is the only
+//! module with `unsafe`: neither the standard library nor rustix supports these options.
 
 #![allow(unsafe_code)]
 

@@ -250,6 +250,11 @@ impl Table {
     }
 }
 
+/// Returns whether the address stands for an end of a connection.
+pub fn is_tcp(address: SocketAddr) -> bool {
+    TcpConnectionId::of(address.ip()).is_some()
+}
+
 /// Returns the address, or the network, whose connections are counted together.
 fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {

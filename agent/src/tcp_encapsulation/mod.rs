@@ -17,7 +17,7 @@ mod fallback;
 mod listener;
 mod stream;
 
-pub use connections::{Connections, Ends};
+pub use connections::{Connections, Ends, is_tcp};
 pub use fallback::{Action, Fallback};
 pub use listener::{bind, listen};
 pub use stream::{Received, TcpEvent, connect, support};

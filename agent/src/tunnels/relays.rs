@@ -13,12 +13,12 @@ use ring::rand::SecureRandom;
 use tokio::runtime::Handle;
 
 use super::driver::Driver;
-use super::tcp::Tcp;
 use crate::candidate_addresses::MAX_CANDIDATES;
 use crate::clock::boot_time;
 use crate::config::RelaySection;
 use crate::desired::{Desired, DesiredTunnel, Origin};
 use crate::relay::{HubRelays, Opened, OpenedRelay, RelayEnd, RelayRequests};
+use crate::tcp_encapsulation::is_tcp;
 
 /// Maximum number of direct addresses of a peer that are tried, so that a relayed address can be
 /// tried too.
@@ -126,7 +126,7 @@ impl Driver {
         if self.desired.role == Some(Role::Hub) {
             match path {
                 // The ports of relays are UDP ports, which do not reach this node any more.
-                Some((_, remote)) if Tcp::is_tcp(remote) => self.relays.hub.remove_node(name),
+                Some((_, remote)) if is_tcp(remote) => self.relays.hub.remove_node(name),
                 Some((_, remote)) => self.relays.hub.node_moved(name, remote),
                 None => {}
             }
@@ -247,7 +247,7 @@ impl Driver {
     }
 
     fn relay_opened(&mut self, hub: &PeerName, peer: &PeerName, port: u16, now: Instant) {
-        let Some((_, at)) = self.endpoint.path(hub).filter(|(_, remote)| !Tcp::is_tcp(*remote)) else { return };
+        let Some((_, at)) = self.endpoint.path(hub).filter(|(_, remote)| !is_tcp(*remote)) else { return };
         let relay = OpenedRelay { hub: hub.clone(), address: SocketAddr::new(at.ip(), port) };
         let address = relay.address;
         let hubs = self.connected_hubs();
@@ -295,7 +295,7 @@ impl Driver {
         let (desired, endpoint) = (&self.desired, &self.endpoint);
         let end_of = |name: &PeerName| {
             desired.tunnels.get(name).filter(|tunnel| is_member(tunnel) && endpoint.takes_agent_notifications(name))?;
-            let (local, remote) = endpoint.path(name).filter(|(_, remote)| !Tcp::is_tcp(*remote))?;
+            let (local, remote) = endpoint.path(name).filter(|(_, remote)| !is_tcp(*remote))?;
             Some(RelayEnd { local: local.ip().to_canonical(), remote })
         };
         for (node, answer) in self.relays.hub.request(from, to, end_of, random, boot_time()) {
