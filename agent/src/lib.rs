@@ -21,6 +21,7 @@
 //!   they try to reach peers. It does no I/O.
 //! - [`underlay`]: the addresses that this node needs outside of every tunnel, and the check
 //!   whether a view would make them unreachable. It does no I/O.
+//! - [`tcp_encapsulation`]: the TCP connections of IKE and ESP, for edges whose network blocks UDP.
 //! - [`tunnels`]: the IKE driver, which runs the IKE endpoint, its sockets and XFRM in one loop.
 //! - [`relay`]: relays on hubs for pairs of nodes that find no direct path to each other.
 //! - [`host`]: the agent's other objects on the host: routes, bridge, firewall and sysctls.
@@ -80,6 +81,7 @@ pub mod state_dir;
 pub mod static_peers;
 pub mod status;
 pub mod stdout;
+pub mod tcp_encapsulation;
 #[cfg(test)]
 mod test_view;
 pub mod tunnels;

@@ -28,6 +28,7 @@ pub(crate) fn edge_peer(name: &str, segment: &str, certificates_from: i64) -> Sh
         segments: vec![segment.parse().unwrap()],
         networks: vec![],
         mapped: vec![],
+        tcp_port: None,
         certificates_from,
     })
 }

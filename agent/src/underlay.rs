@@ -228,6 +228,7 @@ mod tests {
                 segments: vec![],
                 networks: networks(hub),
                 mapped: vec![],
+                tcp_port: None,
                 certificates_from: 0,
             })],
             ..empty_view()

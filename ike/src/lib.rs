@@ -121,6 +121,7 @@ mod output;
 mod purpose;
 mod sa;
 pub mod secret;
+mod tcp_connection;
 pub mod time;
 pub mod wire;
 
@@ -133,4 +134,5 @@ pub use environment::{Environment, Transmit};
 pub use event::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
 pub use purpose::{ChildName, InvalidPurpose, Purpose, TrafficPart};
 pub use secret::Secret;
+pub use tcp_connection::{TcpConnectionId, is_reserved_for_tcp};
 pub use time::Instant;

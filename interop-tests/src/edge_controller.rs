@@ -88,13 +88,21 @@ impl<'a> Controller<'a> {
     /// # Errors
     /// Returns an error if the token is refused, or the agent cannot be started.
     pub fn join<'n>(&self, node: &'n Node, role: &str) -> Result<Agent<'n>> {
+        self.join_with(node, role, "")
+    }
+
+    /// Starts an agent as [`Self::join`] does, with further tables of its configuration file.
+    ///
+    /// # Errors
+    /// Returns an error if the token is refused, or the agent cannot be started.
+    pub fn join_with<'n>(&self, node: &'n Node, role: &str, tables: &str) -> Result<Agent<'n>> {
         let name = node.name();
         let printed = self.run(&["token", "create", "--role", role, "--node", name])?;
         let token =
             printed.split_whitespace().find(|word| word.starts_with("ecni1.")).context("no token was printed")?;
         node.write(TOKEN, token)?;
         node.sh(&format!("chmod 600 {TOKEN}"))?;
-        self.start_again(node)
+        self.start_with(node, tables)
     }
 
     /// Starts the agent of a node that has joined.
@@ -102,10 +110,14 @@ impl<'a> Controller<'a> {
     /// # Errors
     /// Returns an error if the agent cannot be started.
     pub fn start_again<'n>(&self, node: &'n Node) -> Result<Agent<'n>> {
+        self.start_with(node, "")
+    }
+
+    fn start_with<'n>(&self, node: &'n Node, tables: &str) -> Result<Agent<'n>> {
         let name = node.name();
         let config = format!(
             "name = {name:?}\nbridge = \"ecni0\"\n[controller]\nurls = [\"https://{}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
-             [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n",
+             [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n{tables}",
             self.address
         );
         Agent::start_with(self.lab, node, &config, "info")

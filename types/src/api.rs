@@ -96,6 +96,11 @@ pub struct NodeReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<String>>"))]
     pub mapped: Option<Vec<SocketAddr>>,
+    /// On a hub: the TCP port on which it takes IKE and ESP (RFC 9329). The controller passes it to
+    /// the peers. Absent if the hub takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
+    pub tcp_port: Option<u16>,
 }
 
 /// Maximum number of mapped addresses in [`NodeReport`], one of each family. The controller drops

@@ -210,6 +210,10 @@ pub struct Peer {
     /// has joined again with another key. Seconds since 1970-01-01 UTC.
     #[serde(default)]
     pub certificates_from: i64,
+    /// On a hub: the TCP port on which it takes IKE and ESP from edges whose network blocks UDP
+    /// (RFC 9329), at the IP addresses of its `endpoints`. Absent if it takes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_port: Option<u16>,
 }
 
 /// A transport address of a node.
@@ -320,6 +324,7 @@ mod tests {
             networks: vec![],
             mapped: vec![],
             certificates_from: 0,
+            tcp_port: None,
         };
         peer.into()
     }

@@ -58,7 +58,7 @@ pub use mode::Mode;
 pub use policy::{Action, Direction, InstalledPolicy, Policy, Template};
 pub use reqid::Reqid;
 pub use sa::{
-    AesKeyLength, Algorithm, Counters, EspKey, Integrity, Limits, Replay, Sa, SaDirection, SaId, SaParams, SpiRange,
-    UdpEncap,
+    AesKeyLength, Algorithm, Counters, Encap, EncapProtocol, EspKey, Integrity, Limits, Replay, Sa, SaDirection, SaId,
+    SaParams, SpiRange,
 };
 pub use selector::{PortMask, Selector};

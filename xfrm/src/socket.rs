@@ -1,5 +1,5 @@
-//! Options of the UDP sockets for IKE, and the filter of a netlink socket. This is the only module
-//! with `unsafe`: neither the standard library nor rustix supports these options.
+//! Options of the UDP and TCP sockets for IKE, and the filter of a netlink socket. This is the only
+//! module with `unsafe`: neither the standard library nor rustix supports these options.
 
 #![allow(unsafe_code)]
 
@@ -45,6 +45,21 @@ pub fn bypass(socket: &impl AsFd, ipv6: bool) -> Result<()> {
 pub fn decapsulate_esp(socket: &impl AsFd, on: bool) -> Result<()> {
     let kind = if on { UDP_ENCAP_ESPINUDP } else { 0 };
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &kind.to_ne_bytes())
+}
+
+/// Makes the kernel carry IKE messages and ESP in this TCP connection (RFC 9329). From then on, one
+/// call sends or receives one IKE message, with the non-ESP marker and without the length. The
+/// kernel itself decrypts the ESP that arrives, sends the ESP of SAs that have the connection's
+/// addresses and ports, and drops NAT keepalives. A message shorter than its length field, or
+/// larger than the receive buffer, ends the connection; so does a message of which only a part
+/// arrives within the socket's receive timeout. The stream prefix `IKETCP` must have been sent, or
+/// received, before. Needs a kernel with `CONFIG_INET_ESPINTCP` (5.6 and later) and
+/// `CAP_NET_ADMIN`.
+///
+/// # Errors
+/// `ENOENT` says that the kernel has no TCP encapsulation.
+pub fn encapsulate_in_tcp(socket: &impl AsFd) -> Result<()> {
+    set(socket, libc::IPPROTO_TCP, libc::TCP_ULP, "TCP_ULP", b"espintcp")
 }
 
 /// Makes the socket accept only datagrams with this byte at this offset.

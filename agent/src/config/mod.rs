@@ -15,6 +15,7 @@ pub(crate) mod proposal;
 mod relay;
 mod remote;
 mod secret;
+mod tcp;
 
 pub use child::{ChildMode, ChildSection, DEFAULT_CHILD};
 pub(crate) use child::{has_ports, protocol_named};
@@ -28,6 +29,7 @@ pub use peer::{ChildlessSetting, PeerSection, RevocationSetting, Start};
 pub use relay::RelaySection;
 pub use remote::{Remote, RemoteHost};
 pub use secret::SecretText;
+pub use tcp::TcpSection;
 
 use std::fs;
 use std::net::IpAddr;
@@ -104,6 +106,9 @@ pub struct Config {
     /// Relays between two nodes that find no direct path to each other.
     #[serde(default)]
     pub relay: RelaySection,
+    /// IKE and ESP in TCP, for networks that block UDP.
+    #[serde(default)]
+    pub tcp: TcpSection,
     /// The controller; `None` if the agent runs only as an IKEv2 daemon for static peers.
     pub controller: Option<ControllerSection>,
     /// The `[[peer]]` tables: peers that do not come from the controller.
@@ -442,6 +447,7 @@ impl Config {
             }
         }
         self.relay.check([self.port, self.nat_port])?;
+        self.tcp.check()?;
         if !is_bridge_name(&self.bridge) {
             return Err(format!("bridge {:?} is not an interface name: {BRIDGE_NAME}", self.bridge));
         }

@@ -182,6 +182,7 @@ mod tests {
             segments: vec![],
             networks: networks.iter().map(|text| text.parse().unwrap()).collect(),
             mapped: vec![],
+            tcp_port: None,
             certificates_from: 0,
         }
     }

@@ -29,7 +29,7 @@ use super::stream_state::StreamState;
 use super::view_file::ViewStep;
 use super::{join, measurement};
 use crate::membership::ControllerStatus;
-use crate::{candidate_addresses, logging};
+use crate::{candidate_addresses, logging, tcp_encapsulation};
 
 /// Time without a view or a heartbeat after which the controller counts as unreachable.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
@@ -368,7 +368,7 @@ async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, 
     member.ok_or_else(|| ControllerError::Unacceptable("joined, but no longer a member".into()))
 }
 
-/// Reports addresses, port, tunnels, segments, the refused view, version, obstacles and mapped
+/// Reports addresses, ports, tunnels, segments, the refused view, version, obstacles and mapped
 /// addresses.
 async fn report(
     controller: &ControllerClient,
@@ -399,6 +399,7 @@ async fn report(
         version: Some(version),
         obstacles: controller.obstacles.borrow().clone(),
         mapped: controller.mapped.borrow().clone(),
+        tcp_port: controller.config.tcp.listen_port.filter(|_| tcp_encapsulation::support().is_ok()),
     };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());

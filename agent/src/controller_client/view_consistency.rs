@@ -238,6 +238,7 @@ mod tests {
             segments: segments.to_vec(),
             networks: vec![],
             mapped: vec![],
+            tcp_port: None,
             certificates_from: 0,
         };
         peer.into()

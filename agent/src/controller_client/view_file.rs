@@ -72,6 +72,7 @@ mod tests {
             segments: vec![],
             networks: vec![],
             mapped: vec![],
+            tcp_port: None,
             certificates_from,
         })
     }

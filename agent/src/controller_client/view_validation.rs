@@ -172,6 +172,7 @@ mod tests {
             segments: segments.iter().map(|text| text.parse().unwrap()).collect(),
             networks: vec![],
             mapped: vec![],
+            tcp_port: None,
             certificates_from: 0,
         })
     }

@@ -139,6 +139,7 @@ impl Desired {
                 permitted: PermittedTraffic::Negotiated,
                 hub: false,
                 on_demand: on_demand.contains(peer.name.as_str()),
+                tcp: vec![],
             };
             desired.tunnels.insert(peer.name.clone(), Arc::new(tunnel));
             desired.static_networks.extend(routable_networks(peer, &addresses));
@@ -357,7 +358,16 @@ fn view_tunnel(config: &Config, membership: &Membership, peer: &Peer, on_demand:
         permitted: PermittedTraffic::Granted { local, remote },
         hub: peer.role == Role::Hub,
         on_demand,
+        tcp: tcp_addresses(config, membership, peer),
     }
+}
+
+/// Returns the addresses at which this node connects to a hub by TCP.
+fn tcp_addresses(config: &Config, membership: &Membership, peer: &Peer) -> Vec<SocketAddr> {
+    let applies = config.tcp.fallback && membership.view.role == Role::Edge && peer.role == Role::Hub;
+    let Some(port) = peer.tcp_port.filter(|_| applies) else { return vec![] };
+    let addresses = peer.endpoints.iter().map(|endpoint| SocketAddr::new(endpoint.address.ip(), port));
+    candidate_addresses::peer_candidates(addresses, &membership.view.cluster_ranges)
 }
 
 fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &PeerName) -> PeerConfig {

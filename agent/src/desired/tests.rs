@@ -22,6 +22,7 @@ pub(crate) fn peer(name: &str, role: Role, address: &str, segments: &[&str], net
         segments: segments.iter().map(|text| network(text)).collect(),
         networks: networks.iter().map(|text| network(text)).collect(),
         mapped: vec![],
+        tcp_port: None,
         certificates_from: 0,
     }
 }
@@ -142,6 +143,27 @@ fn a_peer_is_looked_for_at_its_mapped_addresses_too_and_only_hubs_tell_them() {
     let desired = Desired::compute(&config(""), &[], Some(&member));
     let peer = &desired.tunnels[&PeerName::new("edge-a2")].peer;
     assert_eq!(peer.agent_notifications, AgentNotifications::TellAddress);
+}
+
+#[test]
+fn an_edge_alone_connects_to_hubs_alone_by_tcp_at_addresses_outside_the_cluster() {
+    let mut member = edge_with_two_peers();
+    let view = Arc::make_mut(&mut member.view);
+    for peer in &mut view.peers {
+        let mut with_port = Peer { tcp_port: Some(443), ..Peer::clone(peer) };
+        let inside = NodeAddress { address: "10.77.9.9:4500".parse().unwrap(), source: AddressSource::Reported };
+        with_port.endpoints.push(inside);
+        *peer = with_port.into();
+    }
+    let tcp = |member: &Membership, keys: &str, peer: &str| {
+        let desired = Desired::compute(&config(keys), &[], Some(member));
+        desired.tunnels.get(&PeerName::new(peer)).map_or(vec![], |tunnel| tunnel.tcp.clone())
+    };
+    assert_eq!(tcp(&member, "", "cloud-1"), ["203.0.113.1:443".parse().unwrap()]);
+    assert_eq!(tcp(&member, "", "edge-a2"), []);
+    assert_eq!(tcp(&member, "[tcp]\nfallback = false", "cloud-1"), []);
+    Arc::make_mut(&mut member.view).role = Role::Hub;
+    assert_eq!(tcp(&member, "", "cloud-1"), []);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The desired state of one tunnel.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use edge_ike::{AddressAssignment, PeerConfig};
@@ -19,6 +20,9 @@ pub struct DesiredTunnel {
     pub hub: bool,
     /// Whether the first packet sets up the tunnel.
     pub on_demand: bool,
+    /// The addresses and TCP ports at which this node connects to the hub if it does not reach it
+    /// by UDP. Empty for other peers.
+    pub tcp: Vec<SocketAddr>,
 }
 
 impl DesiredTunnel {

@@ -58,6 +58,8 @@ fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
         child_sas: if phase == "up" { vec![child()] } else { vec![] },
         not_carried: vec![],
         relayed_by: None,
+        tcp: false,
+        tcp_problem: None,
         relay_refused: None,
         last_error: None,
     }

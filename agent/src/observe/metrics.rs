@@ -215,6 +215,8 @@ mod tests {
             child_sas: vec![],
             not_carried: vec![],
             relayed_by: None,
+            tcp: false,
+            tcp_problem: None,
             relay_refused: None,
             last_error: None,
         };

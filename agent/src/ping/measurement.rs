@@ -312,6 +312,7 @@ mod tests {
             role: Role::Edge,
             endpoints: vec![],
             mapped: vec![],
+            tcp_port: None,
             segments: vec![],
             networks: vec![],
             certificates_from: 0,

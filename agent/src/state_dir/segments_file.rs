@@ -217,6 +217,7 @@ mod tests {
                 segments: nets(&["10.77.1.0/26"]),
                 networks: nets(&["fd96::/108", "10.96.0.0/12"]),
                 mapped: vec![],
+                tcp_port: None,
                 certificates_from: 0,
             })
             .map(Into::into)

@@ -60,6 +60,9 @@ pub fn render_peers(status: &Status) -> String {
         if let Some(refusal) = &peer.relay_refused {
             let _ = writeln!(text, "  relay      {refusal}");
         }
+        if let Some(problem) = &peer.tcp_problem {
+            let _ = writeln!(text, "  TCP        {problem}");
+        }
         if let Some(error) = &peer.last_error {
             let _ = writeln!(text, "  error      {error}");
         }
@@ -82,6 +85,7 @@ fn render_peer(text: &mut String, peer: &PeerReport) {
     let _ = writeln!(text, "  addresses  {addresses}");
     match &peer.relayed_by {
         Some(hub) => drop(writeln!(text, "  path       relayed by {hub}")),
+        None if peer.tcp => text.push_str("  path       direct, via TCP\n"),
         None if !peer.ike_sas.is_empty() => text.push_str("  path       direct\n"),
         None => {}
     }
@@ -198,6 +202,8 @@ mod tests {
             child_sas: vec![child.clone()],
             not_carried: vec![],
             relayed_by: None,
+            tcp: false,
+            tcp_problem: None,
             relay_refused: None,
             last_error: Some(format!("{name} does not answer")),
         };
@@ -273,6 +279,23 @@ mod tests {
              \x20 kernel     1 states, 1 policies\n\
              \x20 error      hub does not answer\n"
         );
+    }
+
+    #[test]
+    fn a_tunnel_in_tcp_and_a_hub_without_tcp_are_shown() {
+        let mut status = status();
+        status.peers[0].tcp = true;
+        status.peers[1].tcp_problem = Some("this kernel cannot carry ESP in TCP".into());
+        let table = crate::status::render(&status);
+        for expected in
+            [" up via TCP ", "peer edge-2: neither UDP nor TCP reaches it: this kernel cannot carry ESP in TCP"]
+        {
+            assert!(table.contains(expected), "{table}");
+        }
+        let details = render_peers(&status);
+        for expected in ["  path       direct, via TCP\n", "  TCP        this kernel cannot"] {
+            assert!(details.contains(expected), "{details}");
+        }
     }
 
     #[test]

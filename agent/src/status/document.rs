@@ -98,6 +98,12 @@ pub struct PeerReport {
     /// needed.
     #[serde(default)]
     pub relay_refused: Option<String>,
+    /// Whether the tunnel travels in a TCP connection, since UDP does not pass.
+    #[serde(default)]
+    pub tcp: bool,
+    /// Why the hub cannot be reached by TCP either; absent unless UDP does not pass.
+    #[serde(default)]
+    pub tcp_problem: Option<String>,
     /// The latest error since the last success.
     pub last_error: Option<String>,
 }

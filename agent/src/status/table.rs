@@ -69,6 +69,9 @@ pub fn render(status: &Status) -> String {
         let _ = writeln!(text, "{error}");
     }
     for peer in &status.peers {
+        if let Some(problem) = &peer.tcp_problem {
+            let _ = writeln!(text, "peer {}: neither UDP nor TCP reaches it: {problem}", peer.name);
+        }
         if let Some(refusal) = &peer.relay_refused {
             let _ = writeln!(text, "peer {}: {refusal}", peer.name);
         }
@@ -108,7 +111,11 @@ pub fn render(status: &Status) -> String {
 }
 
 fn row(peer: &PeerReport, child: Option<&ChildStatus>) -> Vec<String> {
-    let relayed = peer.relayed_by.as_ref().map_or(String::new(), |hub| format!(", relayed by {hub}"));
+    let relayed = match &peer.relayed_by {
+        Some(hub) => format!(", relayed by {hub}"),
+        None if peer.tcp => " via TCP".to_owned(),
+        None => String::new(),
+    };
     match child {
         Some(child) => of_child(peer.name.clone(), format!("{}{relayed}", peer.phase), child),
         None => {

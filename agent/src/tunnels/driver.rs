@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use edge_ike::config::ChildConfig;
-use edge_ike::{AddressAssignment, ChildId, Endpoint, EndpointConfig, Instant, PeerName, Purpose};
+use edge_ike::{AddressAssignment, ChildId, Endpoint, EndpointConfig, Instant, PeerName, Purpose, TcpConnectionId};
 use edge_types::api::TunnelCount;
 use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
@@ -33,7 +33,8 @@ use super::kernel_policies::KernelPolicies;
 use super::relays::Relays;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
-use super::sa_table::SaTable;
+use super::sa_table::{SaTable, is_in_tcp};
+use super::tcp::Tcp;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::{Desired, DesiredTunnel, Origin, PeerChanges};
@@ -49,6 +50,8 @@ const DATAGRAM_QUEUE: usize = 256;
 /// Maximum number of datagrams that are handled before responses are sent and other events are
 /// handled.
 const DATAGRAM_BATCH: usize = 16;
+/// The payload of a NAT keepalive (RFC 3948 2.3).
+const NAT_KEEPALIVE: [u8; 1] = [0xff];
 
 /// Owns the IKE endpoint, the sockets and XFRM.
 #[derive(Debug)]
@@ -97,6 +100,8 @@ pub struct Driver {
     pub(super) hold_packets: bool,
     /// The relays that this node requests as an edge, or provides as a hub.
     pub(super) relays: Relays,
+    /// The TCP connections to hubs, or from edges.
+    pub(super) tcp: Tcp,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
     /// Whether a complete desired state has been applied.
@@ -137,9 +142,16 @@ impl Driver {
             esp_reported: esp_events.is_some(),
             ..EndpointConfig::default()
         };
-        let mut sas = SaTable::default();
+        let tcp = Tcp::open(config, &incidents)?;
+        let mut sas = SaTable::new(tcp.connections.clone());
         let is_local = |address: IpAddr| source_address(address) == Some(address);
-        sas.inherit(xfrm.sas()?, is_local, boot_time() + timing.child_lifetime);
+        // The TCP connections of an earlier run have ended with it.
+        let (in_tcp, inherited): (Vec<_>, Vec<_>) =
+            xfrm.sas()?.into_iter().partition(|sa| sa.is_ours() && is_in_tcp(sa.encap));
+        for sa in in_tcp {
+            xfrm.delete_sa(sa.id)?;
+        }
+        sas.inherit(inherited, is_local, boot_time() + timing.child_lifetime);
         let former_policies = FormerPolicies::new(xfrm.policies()?);
         Ok(Self {
             endpoint: Endpoint::new(endpoint_config),
@@ -152,6 +164,7 @@ impl Driver {
                 random: SystemRandom::new(),
                 desired: Arc::default(),
                 host: host.clone(),
+                tcp: tcp.connections.clone(),
             },
             sas,
             desired: Arc::default(),
@@ -173,6 +186,7 @@ impl Driver {
             deferred_switches: BTreeMap::new(),
             hold_packets: config.on_demand.hold_packets,
             relays: Relays::new(&config.relay, relay_runtime),
+            tcp,
             failures: FailureLog::default(),
             settled: false,
             host,
@@ -193,6 +207,7 @@ impl Driver {
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let (to, mut datagrams) = mpsc::channel(DATAGRAM_QUEUE);
+        self.tcp.start(&to);
         let mut batch: Vec<Received> = Vec::with_capacity(DATAGRAM_BATCH);
         let readers: Vec<_> =
             self.sockets.iter().map(|socket| tokio::spawn(read(socket.clone(), to.clone()))).collect();
@@ -227,6 +242,7 @@ impl Driver {
                     self.handle_kernel_events(events?);
                 }
                 () = self.relays.hub.end_next() => {}
+                Some(event) = self.tcp.next_event() => self.handle_tcp_event(event),
                 () = tokio::time::sleep_until(check_at) => self.check_kernel(),
                 // The next iteration of the loop ends the capture.
                 () = reader_gone(self.running_capture.as_ref()) => {}
@@ -235,6 +251,7 @@ impl Driver {
                     let count = Some(self.count());
                     tunnels.send_if_modified(|sent| std::mem::replace(sent, count) != count);
                     self.environment.save_revocations();
+                    self.close_unused_tcp();
                 }
             }
         }
@@ -269,6 +286,9 @@ impl Driver {
     }
 
     fn send(&self, transmit: &edge_ike::Transmit) {
+        if let Some(id) = TcpConnectionId::of(transmit.remote.ip()) {
+            return self.send_in_tcp(id, transmit);
+        }
         let socket = self
             .sockets
             .iter()
@@ -284,6 +304,17 @@ impl Driver {
         }
     }
 
+    fn send_in_tcp(&self, id: TcpConnectionId, transmit: &edge_ike::Transmit) {
+        // NAT keepalives must not be sent in TCP (RFC 9329).
+        if transmit.payload == NAT_KEEPALIVE {
+            return;
+        }
+        if let Err(error) = self.tcp.connections.send(id, &transmit.payload) {
+            // As above, the endpoint retransmits.
+            tracing::debug!(?id, %error, "not sent");
+        }
+    }
+
     fn until_timeout(&self) -> Duration {
         // Without reports of ESP traffic, the agent cannot determine which tunnels are idle.
         let idle = self.esp_events.as_ref().and_then(|_| self.idle_tunnels.next_check());
@@ -296,6 +327,7 @@ impl Driver {
             self.next_deferral_end(),
             self.environment.reqids.save_due(),
             self.relays.requests.next_due(),
+            self.tcp.fallback.next_due(),
         ];
         let next = due.into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
@@ -311,6 +343,7 @@ impl Driver {
         self.changed_peers.extend(self.hub_returns.take_due(now));
         self.end_deferrals(now);
         self.ask_for_relays(now);
+        self.tcp_timeout(now);
         if self.esp_events.is_some() {
             self.close_idle_tunnels(now);
         }
@@ -342,6 +375,7 @@ impl Driver {
         self.wanted_from_view = self.wanted_from_view.saturating_sub(no_longer).saturating_add(now_wanted);
         for name in &changes.gone {
             self.relays.remove_peer(name);
+            self.forget_tcp(name, now);
             self.endpoint.remove_peer(name, now, &mut self.environment);
         }
         while let Some(event) = self.endpoint.poll_event() {
@@ -453,7 +487,8 @@ impl Driver {
         let assignment = &tunnel.peer.address_assignment;
         let inherits = *assignment == AddressAssignment::Off;
         let keeps_policies = !matches!(assignment, AddressAssignment::Pool(_));
-        let (mut peer, origin, on_demand) = (self.with_relayed_address(name, tunnel), tunnel.origin, tunnel.on_demand);
+        let (peer, origin, on_demand) = (self.with_relayed_address(name, tunnel), tunnel.origin, tunnel.on_demand);
+        let mut peer = self.with_tcp_address(name, peer);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
         let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use edge_ike::event::DownReason;
 use edge_ike::wire::AgentNotification;
-use edge_ike::{AddressAssignment, ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose};
+use edge_ike::{AddressAssignment, ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose, TcpConnectionId};
 use edge_xfrm::{Reqid, Xfrm};
 
 use super::driver::Driver;
@@ -23,9 +23,12 @@ impl Driver {
         let moved = path_of(&event).cloned();
         match event {
             Event::IkeUp { peer, ike, local, remote, initiator, details } => {
+                let tcp = TcpConnectionId::of(remote.ip());
+                tcp.into_iter().for_each(|id| self.tcp.connections.authenticated(id));
+                let (local, remote) = (self.tcp.connections.real(local), self.tcp.connections.real(remote));
                 tracing::info!(
                     ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),
-                    %local, %remote, initiator,
+                    %local, %remote, tcp = tcp.is_some(), initiator,
                     proposal = details.proposal,
                     authentication = details.authentication,
                     "IKE SA established"
@@ -102,12 +105,16 @@ impl Driver {
                 }
             }
             Event::PeerSilent { peer } => {
+                self.tcp_peer_silent(&peer);
                 if self.hub_returns.silent(self.desired.tunnels.get(&peer), &peer) {
                     tracing::info!("the hub does not answer; using another hub if one is available");
                     self.changed_peers.insert(peer);
                 }
             }
-            Event::PeerHeard { peer } => self.peer_heard(&peer),
+            Event::PeerHeard { peer } => {
+                self.tcp_peer_heard(&peer);
+                self.peer_heard(&peer);
+            }
             Event::AgentNotification { peer, notification } => self.handle_notification(&peer, &notification),
             Event::PeerFailed { peer, error } => {
                 if self.failures.record(&peer, &error, self.now()) {
@@ -117,6 +124,7 @@ impl Driver {
                 }
             }
             Event::Refused { from, identity, error } => {
+                let from = self.tcp.connections.real(from);
                 tracing::warn!(%from, identity = identity.map(|identity| identity.to_string()), "refused: {error}");
             }
         }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use edge_ike::{Environment, Instant, PeerName, Purpose};
+use edge_ike::{Environment, Instant, PeerName, Purpose, TcpConnectionId};
 use edge_xfrm::{SaId, SpiRange, Xfrm};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::watch;
@@ -15,6 +15,7 @@ use crate::clock::CertificateClock;
 use crate::desired::{Desired, PeerReqids};
 use crate::host::HostState;
 use crate::incidents::Incidents;
+use crate::tcp_encapsulation::Connections;
 
 /// The kernel, the clock and random numbers, for the endpoint and the driver.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ pub(super) struct KernelEnvironment {
     /// The driver's desired state.
     pub(super) desired: Arc<Desired>,
     pub(super) host: watch::Receiver<HostState>,
+    pub(super) tcp: Connections,
 }
 
 impl KernelEnvironment {
@@ -53,6 +55,15 @@ impl KernelEnvironment {
     }
 }
 
+impl KernelEnvironment {
+    /// Returns the addresses of ESP packets on this path: in a TCP connection, those of the
+    /// connection; `None` if it has ended long ago.
+    fn real(&self, local: IpAddr, remote: IpAddr) -> Option<(IpAddr, IpAddr)> {
+        let Some(id) = TcpConnectionId::of(local) else { return Some((local, remote)) };
+        self.tcp.ends(id).map(|ends| (ends.local.ip(), ends.remote.ip()))
+    }
+}
+
 impl Environment for KernelEnvironment {
     fn fill_random(&mut self, bytes: &mut [u8]) {
         // This panics instead of using weak randomness.
@@ -67,6 +78,7 @@ impl Environment for KernelEnvironment {
         // Any reqid of the peer will do, since the SA that uses the reserved SPI has the reqid of
         // its purpose.
         let reqid = self.reqids.any_of(peer)?;
+        let (local, remote) = self.real(local, remote)?;
         match self.xfrm.allocate_spi(remote, local, reqid, SpiRange::default()) {
             Ok(spi) => Some(spi),
             Err(error) => {
@@ -77,6 +89,7 @@ impl Environment for KernelEnvironment {
     }
 
     fn release_spi(&mut self, _peer: &PeerName, local: IpAddr, spi: u32) {
+        let Some((local, _)) = self.real(local, local) else { return };
         // The reservation may have expired already.
         let _ = self.xfrm.delete_sa(SaId { destination: local, spi });
     }
@@ -95,8 +108,12 @@ impl Environment for KernelEnvironment {
 }
 
 /// Returns the source address that the kernel chooses for packets to `remote`. It is the local
-/// address of a connected socket, which sends nothing.
+/// address of a connected socket, which sends nothing. If `remote` stands for the end of a TCP
+/// connection, it is the address that stands for the other end.
 pub(super) fn source_address(remote: IpAddr) -> Option<IpAddr> {
+    if let Some(id) = TcpConnectionId::of(remote) {
+        return Some(id.local());
+    }
     let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
     socket.connect(SocketAddr::new(remote, 4500)).ok()?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use edge_ike::is_reserved_for_tcp;
 use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -16,8 +17,7 @@ const MAX_DATAGRAM: usize = 65_535;
 /// Maximum number of ESP events that are handled at once, before other events.
 const ESP_EVENTS: usize = 256;
 
-/// A datagram with its local and its remote address.
-pub(super) type Received = (Vec<u8>, SocketAddr, SocketAddr);
+pub(super) use crate::tcp_encapsulation::Received;
 
 /// Sends the datagrams of a socket to a channel. Datagrams are dropped while the channel is full,
 /// as in a congested network.
@@ -26,6 +26,10 @@ pub(super) async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
     loop {
         match socket.receive(&mut buffer).await {
             Ok((length, local, remote)) => {
+                if is_forged(local, remote) {
+                    tracing::debug!(%local, %remote, "dropped a datagram with a forged address");
+                    continue;
+                }
                 let Some(datagram) = buffer.get(..length) else { continue };
                 if let Err(error) = to.try_send((datagram.to_vec(), local, remote))
                     && !matches!(error, mpsc::error::TrySendError::Full(_))
@@ -40,6 +44,11 @@ pub(super) async fn read(socket: Arc<Socket>, to: mpsc::Sender<Received>) {
             }
         }
     }
+}
+
+/// Returns whether a datagram has an address that stands for a TCP connection.
+fn is_forged(local: SocketAddr, remote: SocketAddr) -> bool {
+    [local, remote].iter().any(|address| is_reserved_for_tcp(address.ip().to_canonical()))
 }
 
 /// Opens the socket for ESP events. If the kernel does not report ESP traffic, the endpoint checks
@@ -80,4 +89,22 @@ pub(super) fn read_events(socket: &mut EventSocket) -> anyhow::Result<Vec<edge_x
         events.push(event);
     }
     Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_ike::TcpConnectionId;
+
+    use super::*;
+
+    #[test]
+    fn a_datagram_with_the_address_of_a_tcp_connection_is_dropped() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let honest = at("[2001:db8::1]:4500");
+        let id = TcpConnectionId::new(7);
+        for forged in [SocketAddr::new(id.remote(), 4500), SocketAddr::new(id.local(), 500), at("[100::9]:4500")] {
+            assert!(is_forged(honest, forged) && is_forged(forged, honest), "{forged}");
+        }
+        assert!(!is_forged(honest, at("192.0.2.1:4500")));
+    }
 }

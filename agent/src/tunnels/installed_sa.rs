@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use edge_xfrm::reconcile::ExpectedSa;
-use edge_xfrm::{Mode, Reqid, SaDirection, SaId, SaParams, UdpEncap};
+use edge_xfrm::{Encap, Mode, Reqid, SaDirection, SaId, SaParams};
 
 /// One of the agent's SAs in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) struct InstalledSa {
     /// Tunnel or transport mode.
     pub(super) mode: Mode,
     /// UDP ports, if ESP is encapsulated in UDP.
-    pub(super) encap: Option<UdpEncap>,
+    pub(super) encap: Option<Encap>,
 }
 
 impl InstalledSa {

@@ -9,6 +9,7 @@ use edge_xfrm::events::Event;
 
 use super::driver::Driver;
 use super::reconcile::SA_DELETED;
+use super::sa_table::is_in_tcp;
 
 /// Maximum number of changed objects that are compared one by one. If more objects change at the
 /// same time, all objects are compared.
@@ -31,6 +32,8 @@ impl Driver {
                         self.packet_waits(&peer);
                     }
                 }
+                // The addresses of a TCP connection do not change.
+                Event::Mapping { id, .. } if self.sas.find(id).is_some_and(|sa| is_in_tcp(sa.encap)) => {}
                 Event::Mapping { id, new, .. } => {
                     if let Some((peer, SaDirection::In)) = self.sas.usage(id) {
                         self.endpoint.esp_came_from(peer, id.spi, new, now, &mut self.environment);

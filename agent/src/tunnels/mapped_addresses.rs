@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 
 use super::driver::Driver;
+use crate::tcp_encapsulation::is_tcp;
 
 /// Returns this node's mapped addresses, at most one of each family; `None` until a hub has
 /// reported one. `hubs` has our address and the mapped address on the path to each hub that has
@@ -34,7 +35,8 @@ impl Driver {
             return;
         }
         let of_hubs = self.endpoint.ike_addresses().filter_map(|(name, local, _)| {
-            let hub = self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
+            // What a hub sees of a TCP connection is of no use to peers.
+            let hub = !is_tcp(local) && self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
             Some((local, hub.then(|| self.endpoint.mapped_address(name)).flatten()?))
         });
         let hubs: Vec<(SocketAddr, SocketAddr)> = of_hubs.collect();

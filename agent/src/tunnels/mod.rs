@@ -28,6 +28,8 @@
 //!   the correction of differences.
 //! - `retiring_sas`: the outbound SAs that were replaced, until they are deleted.
 //! - `sa_table`: the SAs that the agent has installed in the kernel.
+//! - `tcp`: the state of TCP connections.
+//! - `tcp_fallback`: tunnels to hubs in TCP connections, where UDP is blocked.
 //! - `reqids`: the peers' reqids, which stay the same across restarts.
 //! - `requests`: the requests that `edge-agent` commands send to the driver.
 //! - `relays`: the requests for relays on edges, and the answers on hubs.
@@ -70,6 +72,8 @@ mod reqids;
 mod requests;
 mod retiring_sas;
 mod sa_table;
+mod tcp;
+mod tcp_fallback;
 
 pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use edge_xfrm::{Action, Policy, Sa, SaDirection, SaId, UdpEncap, Xfrm};
+use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection, SaId, Xfrm};
 
 use super::installed_sa::InstalledSa;
 use crate::status::{PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport};
@@ -84,7 +84,7 @@ fn state(installed: &InstalledSa, found: Option<&Sa>) -> StateEntry {
         }
         .into(),
         algorithm: found.and_then(|sa| sa.algorithm.clone()),
-        encap: installed.encap.map(|UdpEncap { source_port, destination_port }| (source_port, destination_port)),
+        encap: installed.encap.map(|Encap { source_port, destination_port, .. }| (source_port, destination_port)),
         in_kernel: found.is_some(),
     }
 }

@@ -18,6 +18,7 @@ use crate::clock::boot_time;
 use crate::config::RelaySection;
 use crate::desired::{Desired, DesiredTunnel, Origin};
 use crate::relay::{HubRelays, Opened, OpenedRelay, RelayEnd, RelayRequests};
+use crate::tcp_encapsulation::is_tcp;
 
 /// Maximum number of direct addresses of a peer that are tried, so that a relayed address can be
 /// tried too.
@@ -75,9 +76,11 @@ impl Driver {
         self.desired.tunnels.get(name).filter(|tunnel| is_member(tunnel))
     }
 
-    /// Returns the connected hubs that understand requests for relays.
+    /// Returns the connected hubs that understand requests for relays. The ports of relays are UDP
+    /// ports, so hubs that this node reaches by TCP are not among them.
     fn connected_hubs(&self) -> Vec<PeerName> {
-        self.relays.hubs.iter().filter(|hub| self.endpoint.takes_agent_notifications(hub)).cloned().collect()
+        let can_relay = |hub: &&PeerName| self.endpoint.takes_agent_notifications(hub) && !self.is_up_by_tcp(hub);
+        self.relays.hubs.iter().filter(can_relay).cloned().collect()
     }
 
     /// Returns the configuration of a peer. Its relayed address, if there is one, is the last of
@@ -118,10 +121,14 @@ impl Driver {
 
     /// Handles a change of the path to a peer: the peer is up, down or has moved.
     pub(super) fn path_changed(&mut self, name: &PeerName) {
+        self.tcp_path_changed(name);
         let path = self.endpoint.path(name);
         if self.desired.role == Some(Role::Hub) {
-            if let Some((_, remote)) = path {
-                self.relays.hub.node_moved(name, remote);
+            match path {
+                // The ports of relays are UDP ports, which do not reach this node any more.
+                Some((_, remote)) if is_tcp(remote) => self.relays.hub.remove_node(name),
+                Some((_, remote)) => self.relays.hub.node_moved(name, remote),
+                None => {}
             }
             return;
         }
@@ -240,7 +247,7 @@ impl Driver {
     }
 
     fn relay_opened(&mut self, hub: &PeerName, peer: &PeerName, port: u16, now: Instant) {
-        let Some((_, at)) = self.endpoint.path(hub) else { return };
+        let Some((_, at)) = self.endpoint.path(hub).filter(|(_, remote)| !is_tcp(*remote)) else { return };
         let relay = OpenedRelay { hub: hub.clone(), address: SocketAddr::new(at.ip(), port) };
         let address = relay.address;
         let hubs = self.connected_hubs();
@@ -288,7 +295,7 @@ impl Driver {
         let (desired, endpoint) = (&self.desired, &self.endpoint);
         let end_of = |name: &PeerName| {
             desired.tunnels.get(name).filter(|tunnel| is_member(tunnel) && endpoint.takes_agent_notifications(name))?;
-            let (local, remote) = endpoint.path(name)?;
+            let (local, remote) = endpoint.path(name).filter(|(_, remote)| !is_tcp(*remote))?;
             Some(RelayEnd { local: local.ip().to_canonical(), remote })
         };
         for (node, answer) in self.relays.hub.request(from, to, end_of, random, boot_time()) {

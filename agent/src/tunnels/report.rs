@@ -17,6 +17,7 @@ use super::overview::{KernelSas, TunnelsOverview, newer_sas, spi};
 use crate::clock::boot_time;
 use crate::desired::{DesiredTunnel, Origin};
 use crate::status::{ChildStatus, Counters, IkeStatus, PeerReport};
+use crate::tcp_encapsulation::Connections;
 
 /// Maximum number of peers in one part of the report. The driver needs a few milliseconds for it.
 const PEERS_AT_ONCE: usize = 256;
@@ -88,7 +89,11 @@ impl Driver {
                 .of_purpose(name, &Purpose::whole(&tunnel.peer.child.name))
                 .map(edge_xfrm::Reqid::raw),
             endpoints: tunnel.peer.remotes.iter().map(ToString::to_string).collect(),
-            ike_sas: status.map(|status| status.ike_sas.iter().map(|sa| report.ike(sa)).collect()).unwrap_or_default(),
+            tcp: self.is_up_by_tcp(name),
+            tcp_problem: self.tcp.fallback.error(name).map(ToOwned::to_owned),
+            ike_sas: status
+                .map(|status| status.ike_sas.iter().map(|sa| report.ike(sa, &self.tcp.connections)).collect())
+                .unwrap_or_default(),
             child_sas: status
                 .map(|status| status.children.iter().map(|child| self.child(name, child, report)).collect())
                 .unwrap_or_default(),
@@ -117,8 +122,8 @@ impl Driver {
             esn: child.sa.esn,
             mode: mode_name(child.sa.mode).into(),
             encapsulated: child.sa.encapsulated,
-            local: child.sa.local.to_string(),
-            remote: child.sa.remote.to_string(),
+            local: self.tcp.connections.real(child.sa.local).to_string(),
+            remote: self.tcp.connections.real(child.sa.remote).to_string(),
             local_selectors: child.sa.local_selectors.clone(),
             remote_selectors: child.sa.remote_selectors.clone(),
             protocol: child.sa.next_layer.protocol,
@@ -148,12 +153,12 @@ struct Reported {
 }
 
 impl Reported {
-    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus) -> IkeStatus {
+    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus, tcp: &Connections) -> IkeStatus {
         IkeStatus {
             initiator_spi: format!("{:016x}", sa.ike.initiator),
             responder_spi: format!("{:016x}", sa.ike.responder),
-            local: sa.local.to_string(),
-            remote: sa.remote.to_string(),
+            local: tcp.real(sa.local).to_string(),
+            remote: tcp.real(sa.remote).to_string(),
             initiator: sa.initiator,
             proposal: sa.details.proposal.clone(),
             authentication: sa.details.authentication.clone(),

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_ike::config::Mode;
-use edge_ike::{ChildId, ChildName, ChildSa, Instant, PeerName, Purpose};
+use edge_ike::{ChildId, ChildName, ChildSa, Instant, PeerName, Purpose, TcpConnectionId};
 use edge_xfrm::IN_FLIGHT;
-use edge_xfrm::{Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, UdpEncap, Xfrm};
+use edge_xfrm::{Encap, EncapProtocol};
+use edge_xfrm::{Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm};
 use litemap::LiteMap;
 
 use super::esp_key::esp_key;
@@ -17,6 +18,7 @@ use super::inherited_sas::InheritedSas;
 use super::installed_sa::InstalledSa;
 use super::retiring_sas::RetiringSas;
 use crate::desired::{PeerReqids, TunnelEnds};
+use crate::tcp_encapsulation::Connections;
 
 /// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
 /// of the range of the 32-bit counter.
@@ -76,8 +78,9 @@ pub(super) enum LostSa {
 
 /// All SAs of the agent, and the tunnel ends by peer. The size of the table is proportional to the
 /// number of SAs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SaTable {
+    tcp: Connections,
     children: HashMap<ChildId, Child>,
     /// The CHILD_SA to which an SA in the kernel belongs.
     owners: HashMap<SaId, ChildId>,
@@ -87,6 +90,18 @@ pub(super) struct SaTable {
 }
 
 impl SaTable {
+    /// A table without SAs. `tcp` are the connections in which SAs may be encapsulated.
+    pub(super) fn new(tcp: Connections) -> Self {
+        Self {
+            tcp,
+            children: HashMap::new(),
+            owners: HashMap::new(),
+            peers: HashMap::new(),
+            inherited: InheritedSas::default(),
+            retiring: RetiringSas::default(),
+        }
+    }
+
     /// Takes over the SAs of an earlier run, which are deleted at `until`. `is_local` returns
     /// whether an address belongs to this node. It is used on kernels that do not report an SA's
     /// direction.
@@ -234,7 +249,7 @@ impl SaTable {
         reqids: PeerReqids,
         sa: &Arc<ChildSa>,
     ) -> Result<()> {
-        let params = inbound(sa, reqids.inbound)?;
+        let params = inbound(sa, reqids.inbound, &self.tcp)?;
         xfrm.install_inbound(&params)?;
         let child =
             Child { peer: peer.clone(), reqids, sa: sa.clone(), inbound: None, outbound: None, outbound_used: false };
@@ -272,7 +287,7 @@ impl SaTable {
             return Ok(OutboundSwitchOutcome::Switched);
         }
         let (peer, purpose, reqid) = (child.peer.clone(), child.sa.purpose.clone(), child.reqids.outbound);
-        let params = outbound(&child.sa, reqid)?;
+        let params = outbound(&child.sa, reqid, &self.tcp)?;
         let ends = TunnelEnds {
             local: params.source,
             remote: params.destination,
@@ -382,9 +397,10 @@ impl SaTable {
     /// new SAs.
     pub(super) fn update_ports(&mut self, xfrm: &mut Xfrm, id: ChildId, sa: &Arc<ChildSa>) -> Result<bool> {
         let Some(child) = self.children.get_mut(&id) else { return Ok(true) };
-        let mut same = child.sa.encapsulated == sa.encapsulated;
+        let in_tcp = |sa: &ChildSa| TcpConnectionId::of(sa.remote.ip());
+        let mut same = child.sa.encapsulated == sa.encapsulated && in_tcp(&child.sa) == in_tcp(sa);
         child.sa = sa.clone();
-        let inbound = inbound(sa, child.reqids.inbound)?;
+        let inbound = inbound(sa, child.reqids.inbound, &self.tcp)?;
         if let Some(installed) = &mut child.inbound {
             if same && (installed.id, installed.source) == (inbound.id(), inbound.source) {
                 xfrm.update_sa(&inbound)?;
@@ -393,7 +409,7 @@ impl SaTable {
                 same = false;
             }
         }
-        let outbound = outbound(sa, child.reqids.outbound)?;
+        let outbound = outbound(sa, child.reqids.outbound, &self.tcp)?;
         if let Some(installed) = &mut child.outbound {
             if same && (installed.id, installed.source) == (outbound.id(), outbound.source) {
                 xfrm.update_sa(&outbound)?;
@@ -482,6 +498,11 @@ fn delete_all(xfrm: &mut Xfrm, sas: Vec<InstalledSa>) -> Result<()> {
     outcome
 }
 
+/// Returns whether ESP travels in TCP.
+pub(super) fn is_in_tcp(encap: Option<Encap>) -> bool {
+    encap.is_some_and(|encap| encap.protocol == EncapProtocol::Tcp)
+}
+
 fn ignore_missing(outcome: Result<()>) -> Result<()> {
     match outcome {
         Err(Error::NoSuchSa { .. }) => Ok(()),
@@ -504,32 +525,44 @@ fn limits(sa: &ChildSa) -> Limits {
     Limits { soft_packets: (!sa.esn).then_some(SOFT_PACKETS), ..Limits::default() }
 }
 
-fn inbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
+/// Returns this node's end, the peer's end, and whether ESP travels in TCP. If the connection has
+/// ended, the SAs find no socket, and the kernel drops their packets.
+fn ends(sa: &ChildSa, tcp: &Connections) -> (SocketAddr, SocketAddr, bool) {
+    (tcp.real(sa.local), tcp.real(sa.remote), TcpConnectionId::of(sa.remote.ip()).is_some())
+}
+
+fn encap(source: SocketAddr, destination: SocketAddr, in_tcp: bool) -> Encap {
+    if in_tcp { Encap::tcp(source.port(), destination.port()) } else { Encap::udp(source.port(), destination.port()) }
+}
+
+fn inbound(sa: &ChildSa, reqid: Reqid, tcp: &Connections) -> Result<SaParams> {
+    let (local, remote, in_tcp) = ends(sa, tcp);
     Ok(SaParams {
         direction: SaDirection::In,
-        source: sa.remote.ip(),
-        destination: sa.local.ip(),
+        source: remote.ip(),
+        destination: local.ip(),
         spi: sa.inbound_spi,
         reqid,
         mode: mode(sa),
         key: esp_key(sa, &sa.inbound_key)?,
-        encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.remote.port(), destination_port: sa.local.port() }),
+        encap: (sa.encapsulated || in_tcp).then(|| encap(remote, local, in_tcp)),
         replay: replay(sa),
         selector: None,
         limits: limits(sa),
     })
 }
 
-fn outbound(sa: &ChildSa, reqid: Reqid) -> Result<SaParams> {
+fn outbound(sa: &ChildSa, reqid: Reqid, tcp: &Connections) -> Result<SaParams> {
+    let (local, remote, in_tcp) = ends(sa, tcp);
     Ok(SaParams {
         direction: SaDirection::Out,
-        source: sa.local.ip(),
-        destination: sa.remote.ip(),
+        source: local.ip(),
+        destination: remote.ip(),
         spi: sa.outbound_spi,
         reqid,
         mode: mode(sa),
         key: esp_key(sa, &sa.outbound_key)?,
-        encap: sa.encapsulated.then_some(UdpEncap { source_port: sa.local.port(), destination_port: sa.remote.port() }),
+        encap: (sa.encapsulated || in_tcp).then(|| encap(local, remote, in_tcp)),
         replay: replay(sa),
         selector: None,
         limits: limits(sa),

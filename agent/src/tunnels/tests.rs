@@ -9,7 +9,7 @@ use edge_ike::config::{Cipher, Mode, NextLayer};
 use edge_ike::{ChildId, ChildName, ChildSa, IkeId, PeerName, Purpose, Secret};
 use edge_xfrm::events::Event;
 use edge_xfrm::{
-    Algorithm, Error, EspKey, Limits, Policy, Replay, Reqid, SaDirection, SaParams, Selector, UdpEncap, Xfrm,
+    Algorithm, Encap, Error, EspKey, Limits, Policy, Replay, Reqid, SaDirection, SaParams, Selector, Xfrm,
 };
 use interop_tests::netns::{
     UnnamedNamespace, add_far_host, enter, is_in_namespaces, is_root_or_skips, passes_in_namespaces, run, within,
@@ -241,7 +241,7 @@ fn a_tunnel_that_was_never_up() {
 
 const SPI: u32 = 0xc001_0203;
 const KEY: [u8; 20] = [7; 20];
-const ENCAP: UdpEncap = UdpEncap { source_port: 4500, destination_port: 4500 };
+const ENCAP: Encap = Encap::udp(4500, 4500);
 
 fn inbound_sa(reqid: Reqid) -> SaParams {
     SaParams {
@@ -302,7 +302,7 @@ fn an_sa_of_a_child() {
         }
 
         let mut other = Xfrm::open().unwrap();
-        let moved = UdpEncap { source_port: 61_000, ..ENCAP };
+        let moved = Encap { source_port: 61_000, ..ENCAP };
         other.update_sa(&SaParams { encap: Some(moved), ..inbound_sa(reqid) }).unwrap();
         let found = other.sa(id).unwrap().unwrap();
         assert_eq!(found.encap, Some(moved));

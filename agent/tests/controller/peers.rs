@@ -187,6 +187,7 @@ fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
         segments: Vec::new(),
         networks: Vec::new(),
         mapped: vec![],
+        tcp_port: None,
         certificates_from: 0,
     };
     view.peers.push(peer.into());

@@ -118,6 +118,8 @@ pub struct ReportedAddresses {
     /// Addresses and ports from which the node's datagrams come to the hubs; `None` if the node
     /// does not know them.
     pub mapped: Option<Vec<SocketAddr>>,
+    /// TCP port on which the node takes IKE and ESP.
+    pub tcp_port: Option<u16>,
 }
 
 /// The limits on how often each node changes its addresses. Clones share the limits.
@@ -274,7 +276,8 @@ mod tests {
     }
 
     fn addresses(last: u8) -> ReportedAddresses {
-        ReportedAddresses { reported: vec![[192, 0, 2, last].into()], port: 4500, observed: None, mapped: None }
+        let reported = vec![[192, 0, 2, last].into()];
+        ReportedAddresses { reported, port: 4500, observed: None, mapped: None, tcp_port: None }
     }
 
     #[test]

@@ -149,6 +149,7 @@ mod tests {
             version: None,
             obstacles: Vec::new(),
             mapped: None,
+            tcp_port: None,
         }
     }
 

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use crate::child_sas::Spi;
 use crate::config::EndpointConfig;
+use crate::tcp_connection::is_reserved_for_tcp;
 
 /// Maximum total size of all half-open IKE SAs, bytes, not including fragments of IKE_AUTH.
 const MAX_OCTETS: usize = 6 << 20;
@@ -81,8 +82,9 @@ impl FragmentRank {
     }
 }
 
-/// Hosts that share a limit: a configured peer's address, another IPv4 address, or another IPv6
-/// network with a 64-bit prefix, since one host may have all addresses of such a network.
+/// Hosts that share a limit: a configured peer's address, another IPv4 address, a TCP connection
+/// (the owner limits the number of connections of a host), or another IPv6 network with a 64-bit
+/// prefix, since one host may have all addresses of such a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Source {
     /// Whether a peer is configured with this address.
@@ -93,9 +95,10 @@ pub(super) struct Source {
 impl Source {
     /// Returns the source to which an address belongs. `known`: a peer is configured with it.
     pub(super) fn new(address: IpAddr, known: bool) -> Self {
-        let address = match address.to_canonical() {
-            IpAddr::V6(address) if !known => {
-                let [a, b, c, d, ..] = address.segments();
+        let address = address.to_canonical();
+        let address = match address {
+            IpAddr::V6(v6) if !known && !is_reserved_for_tcp(address) => {
+                let [a, b, c, d, ..] = v6.segments();
                 Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
             }
             address => address,

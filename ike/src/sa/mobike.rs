@@ -9,6 +9,7 @@ use super::path::Path;
 use crate::config::{EndpointConfig, PeerConfig};
 use crate::event::IkeId;
 use crate::output::Context;
+use crate::tcp_connection::is_reserved_for_tcp;
 use crate::wire::{Notify, NotifyType, Payload, Payloads};
 
 /// Maximum number of additional addresses that are announced, and of the peer's additional
@@ -114,14 +115,15 @@ pub(super) fn is_inner(address: IpAddr, networks: &[&IpNetwork]) -> bool {
 }
 
 /// Returns whether other hosts can send to this address. Link-local addresses are excluded, since
-/// they are meaningless without an interface.
+/// they are meaningless without an interface, and so are those that stand for TCP connections.
 pub(super) fn can_be_reached(address: IpAddr) -> bool {
     let link_local = match address.to_canonical() {
         IpAddr::V4(address) => address.is_link_local() || address.is_broadcast(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
     };
     let address = address.to_canonical();
-    !(link_local || address.is_unspecified() || address.is_loopback() || address.is_multicast())
+    let of_tcp = is_reserved_for_tcp(address);
+    !(link_local || of_tcp || address.is_unspecified() || address.is_loopback() || address.is_multicast())
 }
 
 /// Returns the payloads that protect the addresses of a request that may change them: NAT
@@ -186,10 +188,19 @@ mod tests {
 
     #[test]
     fn only_addresses_that_another_host_can_reach_are_announced_and_eight_at_most() {
-        let mut addresses: Vec<IpAddr> =
-            ["127.0.0.1", "::1", "169.254.1.1", "fe80::1", "224.0.0.1", "0.0.0.0", "192.0.2.1", "::ffff:192.0.2.1"]
-                .map(ip)
-                .to_vec();
+        let mut addresses: Vec<IpAddr> = [
+            "127.0.0.1",
+            "::1",
+            "169.254.1.1",
+            "fe80::1",
+            "224.0.0.1",
+            "0.0.0.0",
+            "100::2:0:0:1",
+            "192.0.2.1",
+            "::ffff:192.0.2.1",
+        ]
+        .map(ip)
+        .to_vec();
         addresses.extend((1..20).map(|host| IpAddr::from([10, 0, 0, host])));
         addresses.push(ip("10.0.0.2"));
         let config = EndpointConfig { addresses, ..EndpointConfig::default() };
@@ -214,7 +225,8 @@ mod tests {
         let six = Notify::additional_address(ip("2001:db8::1"));
         assert_eq!((six.kind, six.data.len()), (NotifyType::AdditionalIp6Address, 16));
         let loopback = Notify::additional_address(ip("127.0.0.1"));
-        assert_eq!(read(vec![six.clone(), loopback, six]), Some(vec![ip("2001:db8::1")]));
+        let tcp = Notify::additional_address(crate::TcpConnectionId::new(7).remote());
+        assert_eq!(read(vec![six.clone(), loopback, tcp, six]), Some(vec![ip("2001:db8::1")]));
         let many = (0..100).map(|host| Notify::additional_address(IpAddr::from([10, 0, 0, host]))).collect();
         assert_eq!(read(many).map(|addresses| addresses.len()), Some(MAX_ADDITIONAL));
     }

@@ -13,6 +13,7 @@ mod kubeedge_services;
 mod lab;
 mod nats;
 mod strongswan;
+mod tcp;
 mod upgrade;
 mod view_changes;
 
@@ -32,6 +33,7 @@ pub fn all() -> Vec<&'static Scenario> {
         failure_reports::SCENARIOS,
         nats::SCENARIOS,
         strongswan::SCENARIOS,
+        tcp::SCENARIOS,
         upgrade::SCENARIOS,
         view_changes::SCENARIOS,
     ]

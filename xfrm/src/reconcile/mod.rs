@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use netlink_packet_xfrm as nl;
 
 use crate::policy::{InstalledPolicy, Policy, PolicyKey};
-use crate::sa::{Sa, SaId, UdpEncap};
+use crate::sa::{Encap, Sa, SaId};
 
 /// The changes that make the kernel's policies equal to the desired ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,7 +74,7 @@ pub struct ExpectedSa {
     /// The reqid.
     pub reqid: u32,
     /// The UDP ports, if ESP travels in UDP.
-    pub encap: Option<UdpEncap>,
+    pub encap: Option<Encap>,
 }
 
 /// The differences between the kernel's SAs and the expected ones.

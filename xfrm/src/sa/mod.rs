@@ -56,14 +56,42 @@ impl SaId {
     }
 }
 
-/// UDP ports between which ESP travels (RFC 3948), as seen in the packets of this SA.
+/// The protocol in which ESP travels, and its ports, as seen in the packets of this SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct UdpEncap {
+pub struct Encap {
+    /// The protocol.
+    pub protocol: EncapProtocol,
     /// Source port of the packets.
     pub source_port: u16,
     /// Destination port of the packets.
     pub destination_port: u16,
 }
+
+/// A protocol in which ESP travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EncapProtocol {
+    /// UDP (RFC 3948).
+    Udp,
+    /// TCP (RFC 9329). An outbound SA sends through the established socket with its addresses and
+    /// ports on which [`encapsulate_in_tcp`](crate::socket::encapsulate_in_tcp) was called, and
+    /// drops packets while there is none.
+    Tcp,
+}
+
+impl Encap {
+    /// ESP in UDP between these ports.
+    pub const fn udp(source_port: u16, destination_port: u16) -> Self {
+        Self { protocol: EncapProtocol::Udp, source_port, destination_port }
+    }
+
+    /// ESP in the TCP connection between these ports.
+    pub const fn tcp(source_port: u16, destination_port: u16) -> Self {
+        Self { protocol: EncapProtocol::Tcp, source_port, destination_port }
+    }
+}
+
+/// `TCP_ENCAP_ESPINTCP` (`linux/udp.h`).
+const TCP_ENCAP_ESPINTCP: u16 = 7;
 
 /// Sequence numbers and replay protection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -118,8 +146,8 @@ pub struct SaParams {
     pub mode: Mode,
     /// Algorithm and keys.
     pub key: EspKey,
-    /// UDP encapsulation. `None` means plain ESP.
-    pub encap: Option<UdpEncap>,
+    /// Encapsulation in UDP or TCP. `None` means plain ESP.
+    pub encap: Option<Encap>,
     /// Sequence numbers and replay protection.
     pub replay: Replay,
     /// The only packets that the SA accepts, for peers that are not our own nodes. `None` between
@@ -171,8 +199,8 @@ pub struct Sa {
     /// The kernel's name of the AEAD or cipher; for AH, the name of the integrity algorithm. `None`
     /// if the SA is larval, that is, a reserved SPI or an acquire that is not finished.
     pub algorithm: Option<String>,
-    /// UDP encapsulation. `None` means plain ESP.
-    pub encap: Option<UdpEncap>,
+    /// Encapsulation in UDP or TCP. `None` means plain ESP.
+    pub encap: Option<Encap>,
     /// The only packets that the SA accepts.
     pub selector: Option<Selector>,
     /// Replay window, packets.
@@ -221,7 +249,7 @@ impl Sa {
         self.algorithm.is_none()
     }
 
-    /// Returns the outer source and destination. The ports are 0 without UDP encapsulation.
+    /// Returns the outer source and destination. The ports are 0 without encapsulation.
     pub fn endpoints(&self) -> (SocketAddr, SocketAddr) {
         let (source_port, destination_port) =
             self.encap.map_or((0, 0), |encap| (encap.source_port, encap.destination_port));
@@ -285,7 +313,12 @@ impl Sa {
             }
             nl::XFRMA_ENCAP => {
                 let encap = nl::EncapTmpl::parse(value).map_err(|error| error.to_string())?;
-                self.encap = Some(UdpEncap { source_port: encap.encap_sport, destination_port: encap.encap_dport });
+                let protocol = match encap.encap_type {
+                    TCP_ENCAP_ESPINTCP => EncapProtocol::Tcp,
+                    _ => EncapProtocol::Udp,
+                };
+                self.encap =
+                    Some(Encap { protocol, source_port: encap.encap_sport, destination_port: encap.encap_dport });
             }
             nl::XFRMA_REPLAY_VAL => {
                 let replay = nl::Replay::parse(value).map_err(|error| error.to_string())?;
@@ -382,7 +415,10 @@ impl SaParams {
         let mut attributes = self.key.to_kernel();
         attributes.extend(self.encap.map(|encap| {
             nl::XfrmAttrs::EncapsulationTemplate(nl::EncapTmpl {
-                encap_type: nl::UDP_ENCAP_ESPINUDP,
+                encap_type: match encap.protocol {
+                    EncapProtocol::Udp => nl::UDP_ENCAP_ESPINUDP,
+                    EncapProtocol::Tcp => TCP_ENCAP_ESPINTCP,
+                },
                 encap_sport: encap.source_port,
                 encap_dport: encap.destination_port,
                 encap_oa: nl::Address::default(),
@@ -391,7 +427,8 @@ impl SaParams {
         attributes.extend(self.replay_attribute(features));
         // The number of packets must not cause a notification ([`crate::events::EspEventSocket`]).
         attributes.push(nl::XfrmAttrs::ReplayThreshold(0));
-        if inbound && self.encap.is_some() {
+        // The addresses of a TCP connection do not change.
+        if inbound && self.encap.is_some_and(|encap| encap.protocol == EncapProtocol::Udp) {
             attributes.push(nl::XfrmAttrs::MappingTimeThreshold(MAPPING_THRESHOLD_SECONDS));
         }
         if features.sa_direction {

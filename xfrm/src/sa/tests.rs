@@ -16,7 +16,7 @@ fn params() -> SaParams {
         reqid: Reqid::tunnel(1).unwrap(),
         mode: Mode::Tunnel,
         key: EspKey::new(Algorithm::Aes256Gcm16, &KEY).unwrap(),
-        encap: Some(UdpEncap { source_port: 4500, destination_port: 4501 }),
+        encap: Some(Encap::udp(4500, 4501)),
         replay: Replay::ESN,
         selector: None,
         limits: Limits { soft_packets: Some(1 << 30), ..Limits::default() },

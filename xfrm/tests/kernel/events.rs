@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use edge_xfrm::events::{EspEvent, EspEventSocket, Event, EventSocket};
-use edge_xfrm::{Direction, Policy, Replay, Reqid, SaDirection, SaParams, UdpEncap, Xfrm};
+use edge_xfrm::{Direction, Encap, Policy, Replay, Reqid, SaDirection, SaParams, Xfrm};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::Needs::{Esp, Root};
@@ -48,7 +48,7 @@ fn next_esp(events: &mut EspEventSocket) -> EspEvent {
 
 fn esp() {
     for (replay, encap) in [(Replay::PLAIN, None), (Replay::ESN, Some(4500))] {
-        let encap = encap.map(|port| UdpEncap { source_port: port, destination_port: port });
+        let encap = encap.map(|port| Encap::udp(port, port));
         let pair = pair();
         let [mut at_a, mut at_b] = [&pair.a, &pair.b].map(|end| end.run(|| EspEventSocket::open().unwrap()));
         let forth = SaParams { replay, encap, ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1) };

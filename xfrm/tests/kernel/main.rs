@@ -11,6 +11,7 @@ mod pair;
 mod policies;
 mod sas;
 mod switching;
+mod tcp;
 mod transport;
 
 use std::io::Write as _;
@@ -30,7 +31,8 @@ pub(crate) type Test = (&'static str, Needs, fn());
 fn main() -> ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let tests: Vec<Test> =
-        [policies::TESTS, events::TESTS, guard::TESTS, sas::TESTS, switching::TESTS, transport::TESTS].concat();
+        [policies::TESTS, events::TESTS, guard::TESTS, sas::TESTS, switching::TESTS, tcp::TESTS, transport::TESTS]
+            .concat();
     let tests: Vec<Test> = tests
         .into_iter()
         .filter(|(name, ..)| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())))

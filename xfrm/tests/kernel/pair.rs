@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 
 use edge_xfrm::sa::Features;
-use edge_xfrm::{Direction, Policy, Reqid, SaDirection, SaId, SaParams, UdpEncap, Xfrm};
+use edge_xfrm::{Direction, Encap, Policy, Reqid, SaDirection, SaId, SaParams, Xfrm};
 
 use crate::namespace::{Namespace, receive};
 use crate::policies::selector;
@@ -75,7 +75,7 @@ pub(crate) fn connect(pair: &Pair, forth: &SaParams, back: &SaParams, features: 
 }
 
 pub(crate) fn reversed(sa: &SaParams, spi: u32) -> SaParams {
-    let encap = sa.encap.map(|e| UdpEncap { source_port: e.destination_port, destination_port: e.source_port });
+    let encap = sa.encap.map(|e| Encap { source_port: e.destination_port, destination_port: e.source_port, ..e });
     SaParams { source: sa.destination, destination: sa.source, spi, encap, ..sa.clone() }
 }
 

@@ -4,8 +4,8 @@ use edge_xfrm::events::{Event, EventSocket};
 use edge_xfrm::reconcile::{self, ExpectedSa};
 use edge_xfrm::sa::Features;
 use edge_xfrm::{
-    AesKeyLength, Algorithm, Direction, Error, EspKey, Integrity, Limits, Policy, Replay, Reqid, SaDirection, SaParams,
-    SpiRange, UdpEncap, Xfrm,
+    AesKeyLength, Algorithm, Direction, Encap, Error, EspKey, Integrity, Limits, Policy, Replay, Reqid, SaDirection,
+    SaParams, SpiRange, Xfrm,
 };
 
 use crate::Needs::{Esp, Root};
@@ -71,7 +71,7 @@ fn every_kind() {
         Algorithm::AesCbc(AesKeyLength::Bits256, Integrity::HmacSha512),
     ] {
         for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
-            for encap in [None, Some(UdpEncap { source_port: 4500, destination_port: 4500 })] {
+            for encap in [None, Some(Encap::udp(4500, 4500))] {
                 for replay in [Replay::PLAIN, Replay::ESN] {
                     spi += 2;
                     let key = EspKey::new(algorithm, &KEY.repeat(5)[..algorithm.key_length()]).unwrap();
@@ -145,7 +145,7 @@ fn limits() {
 
 fn mapping() {
     let pair = pair();
-    let encap = Some(UdpEncap { source_port: 4500, destination_port: 4500 });
+    let encap = Some(Encap::udp(4500, 4500));
     let forth = SaParams { encap, ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1) };
     let back = reversed(&forth, 0x1001);
     connect(&pair, &forth, &back, None);
@@ -154,7 +154,7 @@ fn mapping() {
 
     // A now sends from another port, as if a NAT had changed its mapping.
     let _socket = esp_socket(&pair.a, "0.0.0.0:4999");
-    let moved = Some(UdpEncap { source_port: 4999, destination_port: 4500 });
+    let moved = Some(Encap::udp(4999, 4500));
     let update =
         |namespace: &Namespace, sa: SaParams| namespace.run(move || Xfrm::open().unwrap().update_sa(&sa).unwrap());
     let sequence = read(&pair.a, forth.id()).counters.sent_sequence;

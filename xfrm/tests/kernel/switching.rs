@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use edge_xfrm::{Error, SaDirection, SaId, SaParams, UdpEncap, Xfrm};
+use edge_xfrm::{Encap, Error, SaDirection, SaId, SaParams, Xfrm};
 
 use crate::Needs::Esp;
 use crate::Test;
@@ -25,10 +25,8 @@ fn switching() {
     const BEARABLE: u64 = 8;
     const TALKERS: u16 = 4;
     let pair = pair();
-    let mut forth = SaParams {
-        encap: Some(UdpEncap { source_port: 4500, destination_port: 4500 }),
-        ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1)
-    };
+    let mut forth =
+        SaParams { encap: Some(Encap::udp(4500, 4500)), ..sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x1000, 1) };
     connect(&pair, &forth, &reversed(&forth, 0x0f00), None);
 
     let (done, echoes, lost) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));

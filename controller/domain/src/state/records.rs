@@ -38,6 +38,9 @@ pub struct NodeRecord {
     /// Addresses and ports from which the node's datagrams come to the hubs, as the node reported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mapped: Vec<SocketAddr>,
+    /// TCP port on which the node takes IKE and ESP, as it reported. Only that of a hub counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp_port: Option<u16>,
     /// Certificates that the controller accepts from the node: the newest one, and the one with
     /// which the node requested it.
     #[serde(default)]
@@ -311,6 +314,7 @@ impl NodeRecord {
             port: 0,
             observed: None,
             mapped: Vec::new(),
+            tcp_port: None,
             certificates: Vec::new(),
             certificates_from: 0,
             joined_at,
@@ -332,6 +336,7 @@ impl NodeRecord {
             && self.certificates_from == other.certificates_from
             && self.endpoints() == other.endpoints()
             && self.mapped == other.mapped
+            && self.tcp_port == other.tcp_port
     }
 
     /// Returns whether this is one of the node's addresses: reported, observed or set by the

@@ -117,6 +117,7 @@ impl ViewBuilder {
             segments: segments(state, &peer.name),
             networks: self.fronted(peer),
             certificates_from: peer.certificates_from,
+            tcp_port: peer.tcp_port.filter(|_| peer.role == Role::Hub),
         }
     }
 

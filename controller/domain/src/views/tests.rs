@@ -128,6 +128,22 @@ async fn peers_get_the_mapped_addresses_that_they_can_use_beside_the_endpoints()
     assert_eq!(mapped, ["203.0.113.7:61000"], "neither what is known, nor an address of a pod");
 }
 
+#[tokio::test]
+async fn the_tcp_port_of_a_hub_is_passed_on_and_that_of_another_node_is_not() {
+    let (builder, name) = (view_builder().await, |name: &str| name.parse::<NodeName>().unwrap());
+    let mut state = State::default();
+    for (node, role) in [("hub", Role::Hub), ("edge", Role::Edge)] {
+        let mut record = NodeRecord::new(name(node), role, 0);
+        (record.port, record.observed) = (4500, Some([203, 0, 113, 7].into()));
+        let silent = record.clone();
+        record.tcp_port = Some(443);
+        assert!(!record.looks_like(&silent), "its peers must hear of it");
+        state.apply(Change::PutNode(record));
+    }
+    let port_of_peer = |node: &str| builder.view(&state, &name(node), 1).unwrap().peers[0].tcp_port;
+    assert_eq!((port_of_peer("edge"), port_of_peer("hub")), (Some(443), None));
+}
+
 /// Returns the line that a node reads on its stream.
 fn line(builder: &ViewBuilder, state: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
     let line = match known.and_then(|known| Some((known, state.changed_since(node, known)?))) {

@@ -73,6 +73,10 @@ pub struct EdgeNodeSpec {
     /// Addresses and UDP ports from which its datagrams come to the hubs, as it reported.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mapped: Vec<String>,
+    /// The TCP port on which a hub takes tunnels, as it reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub tcp_port: Option<i32>,
     /// Certificates that the controller accepts from the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateSpec>,
@@ -206,6 +210,7 @@ impl EdgeNodeSpec {
             port,
             observed,
             mapped,
+            tcp_port,
             certificates,
             certificates_from,
             joined_at,
@@ -223,6 +228,7 @@ impl EdgeNodeSpec {
             port: (*port).into(),
             observed: observed.map(|address| address.to_string()),
             mapped: texts(mapped),
+            tcp_port: tcp_port.map(Into::into),
             certificates: certificates.iter().map(CertificateSpec::of).collect(),
             certificates_from: known(*certificates_from),
             reported_since_restore: reported_since_restore.map(Timestamp),
@@ -245,6 +251,7 @@ impl EdgeNodeSpec {
             port: self.port.try_into().map_err(|e| read("port", &e))?,
             observed: self.observed.as_ref().map(|ip| ip.parse().map_err(|e| read("observed", &e))).transpose()?,
             mapped: parsed("mapped", &self.mapped)?,
+            tcp_port: self.tcp_port.map(|port| port.try_into().map_err(|e| read("tcpPort", &e))).transpose()?,
             certificates: self.certificates.iter().map(CertificateSpec::certificate).collect(),
             certificates_from: self.certificates_from.map_or(0, |from| from.0),
             joined_at: self.joined_at.0,
@@ -362,6 +369,7 @@ mod tests {
         record.port = 4500;
         record.observed = Some("203.0.113.9".parse().unwrap());
         record.mapped = vec!["203.0.113.9:61000".parse().unwrap(), "[2001:db8::9]:61001".parse().unwrap()];
+        record.tcp_port = Some(4500);
         record.certificates = vec![Certificate {
             serial: "4f".into(),
             key: "ab".into(),
@@ -388,6 +396,7 @@ mod tests {
             (EdgeNodeSpec { port: 70_000, ..good.clone() }, "spec.port"),
             (EdgeNodeSpec { observed: Some("x".into()), ..good.clone() }, "spec.observed"),
             (EdgeNodeSpec { mapped: vec!["192.0.2.1".into()], ..good.clone() }, "spec.mapped"),
+            (EdgeNodeSpec { tcp_port: Some(70_000), ..good.clone() }, "spec.tcpPort"),
             (EdgeNodeSpec { communities: vec!["a_b".into()], ..good.clone() }, "spec.communities"),
         ] {
             let error = spec.record("a").unwrap_err();

@@ -62,6 +62,7 @@ pub(super) async fn report(
         port: report.port,
         observed,
         mapped: report.mapped.map(|mapped| usable_mapped(mapped, tunnelled)),
+        tcp_port: report.tcp_port.filter(|port| *port != 0),
     };
     let place = addresses.now_or_postpone(&node, place).await;
     let noted = NotedReport { node, serial: shown.serial, place, segments: report.segments };
@@ -97,6 +98,7 @@ struct NotedReport {
 fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresses) {
     record.reported.clone_from(&place.reported);
     record.port = place.port;
+    record.tcp_port = place.tcp_port;
     // A machine between the nodes and the controller, such as a cloud node that forwards, may
     // replace the nodes' addresses with its own.
     let of_the_cloud = |address: &IpAddr| {
@@ -220,6 +222,7 @@ mod tests {
             port: 4500,
             observed,
             mapped: observed.map(|address| vec![(address, 61_000).into()]),
+            tcp_port: Some(4500),
         };
         let mut hub = NodeRecord::new("hub".parse().unwrap(), Role::Hub, 0);
         hub.reported = vec![[203, 0, 113, 1].into()];
@@ -241,6 +244,9 @@ mod tests {
         }
         assert!(edge.mapped.is_empty(), "the last report with mapped addresses had only one of the cloud's");
         set_addresses(&mut hub, &state, &place(seen(1)));
-        assert_eq!(hub.observed, seen(1), "a hub's own");
+        assert_eq!((hub.observed, hub.tcp_port), (seen(1), Some(4500)), "a hub's own");
+        // A hub that no longer listens, or an agent of an earlier release, reports no port.
+        set_addresses(&mut hub, &state, &ReportedAddresses { tcp_port: None, ..place(seen(1)) });
+        assert_eq!(hub.tcp_port, None);
     }
 }

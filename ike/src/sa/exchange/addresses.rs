@@ -13,6 +13,7 @@ use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
 use crate::sa::mobike::{self, Cookie2};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::sa::path::{NAT_PORT, Path};
+use crate::tcp_connection::is_reserved_for_tcp;
 use crate::wire::{ExchangeType, Notify, NotifyType, Payload, Payloads};
 
 /// Length of the hash in NAT_DETECTION_*_IP, bytes (SHA-1, RFC 7296 2.23).
@@ -80,7 +81,7 @@ impl IkeSa {
     /// Our address towards this address of the peer.
     fn local_towards(&self, remote: IpAddr, cx: &mut Context<'_>) -> Option<SocketAddr> {
         let local = self.channel.path.local;
-        if local.is_ipv4() == remote.is_ipv4() {
+        if local.is_ipv4() == remote.is_ipv4() && is_reserved_for_tcp(local.ip()) == is_reserved_for_tcp(remote) {
             return Some(local);
         }
         cx.env.source_address(remote).map(|ip| SocketAddr::new(ip, local.port()))

@@ -1,0 +1,23 @@
+//! IKE and ESP in TCP (RFC 9329), for edges whose network blocks UDP. A hub listens on a TCP port
+//! if its configuration says so, and its view entry says which one. An edge that does not reach the
+//! hub by UDP connects to it, and returns to UDP when that works again.
+//!
+//! The kernel carries ESP in the connection (`net/xfrm/espintcp.c`), and gives the agent the IKE
+//! messages. The IKE endpoint knows a connection by the addresses of its [`TcpConnectionId`].
+//!
+//! - `connections`: the open connections, and their limits.
+//! - `fallback`: when an edge connects to a hub, tries UDP again, and closes a connection.
+//! - `stream`: a connection's socket: connecting, the stream prefix, and reading.
+//! - `listener`: accepts connections on a hub.
+//!
+//! [`TcpConnectionId`]: edge_ike::TcpConnectionId
+
+mod connections;
+mod fallback;
+mod listener;
+mod stream;
+
+pub use connections::{Connections, Ends, is_tcp};
+pub use fallback::{Action, Fallback};
+pub use listener::{bind, listen};
+pub use stream::{Received, TcpEvent, connect, support};

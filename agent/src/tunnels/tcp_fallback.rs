@@ -1,0 +1,165 @@
+//! Tunnels to hubs in TCP connections, for edges whose network blocks UDP.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use edge_ike::config::PeerConfig;
+use edge_ike::{Instant, PeerName, TcpConnectionId};
+use tracing::Instrument;
+
+use super::driver::Driver;
+use crate::candidate_addresses::MAX_CANDIDATES;
+use crate::clock::boot_time;
+use crate::desired::DesiredTunnel;
+use crate::tcp_encapsulation::{self, Action, TcpEvent, is_tcp};
+
+/// Maximum number of UDP addresses of a hub that are tried, so that a TCP connection can be tried
+/// too.
+const MAX_UDP: usize = MAX_CANDIDATES - 1;
+
+impl Driver {
+    /// Returns the configuration of a peer. The address that stands for the TCP connection to it,
+    /// if there is one, is the last of its addresses.
+    pub(super) fn with_tcp_address(&self, name: &PeerName, mut peer: Arc<PeerConfig>) -> Arc<PeerConfig> {
+        if let Some(id) = self.tcp.fallback.connection(name) {
+            let (_, remote) = self.tcp.connections.stand_ins(id);
+            let remotes = &mut Arc::make_mut(&mut peer).remotes;
+            remotes.truncate(MAX_UDP);
+            remotes.push(remote);
+        }
+        peer
+    }
+
+    /// Returns whether the newest IKE SA with a peer uses a TCP connection.
+    pub(super) fn is_up_by_tcp(&self, name: &PeerName) -> bool {
+        self.endpoint.path(name).is_some_and(|(_, remote)| is_tcp(remote))
+    }
+
+    fn tcp_tunnel(&self, name: &PeerName) -> Option<&Arc<DesiredTunnel>> {
+        self.desired.tunnels.get(name).filter(|tunnel| !tunnel.tcp.is_empty())
+    }
+
+    /// Handles a change of the path to a peer: the peer is up, down or has moved.
+    pub(super) fn tcp_path_changed(&mut self, name: &PeerName) {
+        let path = self.endpoint.path(name);
+        let now = self.now();
+        if self.tcp_tunnel(name).is_none() {
+            self.forget_tcp(name, now);
+            return;
+        }
+        match path {
+            None => self.tcp.fallback.unreached(name, now),
+            Some((_, remote)) if is_tcp(remote) => self.tcp.fallback.up_by_tcp(name, now),
+            Some(_) => self.up_by_udp(name, now),
+        }
+    }
+
+    /// Handles a hub that does not answer. If it is up by UDP, the network may block UDP now.
+    pub(super) fn tcp_peer_silent(&mut self, name: &PeerName) {
+        if self.tcp_tunnel(name).is_some() && !self.is_up_by_tcp(name) {
+            let now = self.now();
+            self.tcp.fallback.unreached(name, now);
+        }
+    }
+
+    /// Handles a hub that answers again.
+    pub(super) fn tcp_peer_heard(&mut self, name: &PeerName) {
+        if self.endpoint.path(name).is_some() && !self.is_up_by_tcp(name) {
+            let now = self.now();
+            self.up_by_udp(name, now);
+        }
+    }
+
+    fn up_by_udp(&mut self, name: &PeerName, now: Instant) {
+        let before = self.tcp.fallback.connection(name);
+        self.tcp.fallback.up_by_udp(name, now);
+        if before != self.tcp.fallback.connection(name) {
+            before.into_iter().for_each(|id| self.tcp.connections.close(id));
+            self.set_peer(name, now);
+        }
+    }
+
+    /// Forgets a peer that is no hub with a TCP port any more, and closes the connection to it.
+    pub(super) fn forget_tcp(&mut self, name: &PeerName, now: Instant) {
+        if let Some(id) = self.tcp.fallback.forget(name) {
+            self.tcp.connections.close(id);
+            self.set_peer(name, now);
+        }
+    }
+
+    /// Connects to hubs, tries UDP again, and closes connections, as far as this is due.
+    pub(super) fn tcp_timeout(&mut self, now: Instant) {
+        for action in self.tcp.fallback.take_due(now) {
+            match action {
+                Action::Dial(name) => self.dial(name, now),
+                Action::TryUdp(name) => {
+                    let udp = self.desired.tunnels.get(&name).map(|tunnel| tunnel.peer.remotes.clone());
+                    let udp: Vec<SocketAddr> = udp.into_iter().flatten().take(MAX_UDP).collect();
+                    if self.is_up_by_tcp(&name) {
+                        self.endpoint.try_addresses(&name, &udp, now, &mut self.environment);
+                    }
+                }
+                Action::Close(name, id) => {
+                    tracing::debug!(peer = %name, "closing the TCP connection, which is no longer needed");
+                    self.tcp.connections.close(id);
+                    self.set_peer(&name, now);
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self, name: PeerName, now: Instant) {
+        let addresses = self.tcp_tunnel(&name).map(|tunnel| tunnel.tcp.clone()).unwrap_or_default();
+        let Some(messages) = self.tcp.messages.clone() else { return };
+        if let Err(why) = tcp_encapsulation::support() {
+            return self.tcp_failed(&name, why, now);
+        }
+        tracing::debug!(peer = %name, ?addresses, "the hub does not answer by UDP; connecting by TCP");
+        let events = self.tcp.to_events.clone();
+        let connect =
+            tcp_encapsulation::connect(name, addresses, self.tcp.connections.clone(), boot_time, messages, events);
+        self.tcp.tasks.spawn(connect.in_current_span());
+    }
+
+    /// Records why a hub cannot be reached by TCP. A new reason is logged.
+    fn tcp_failed(&mut self, name: &PeerName, why: String, now: Instant) {
+        if self.tcp.fallback.error(name) != Some(why.as_str()) {
+            tracing::warn!(peer = %name, "the hub does not answer by UDP, and cannot be reached by TCP: {why}");
+        }
+        self.tcp.fallback.failed(name, why, now);
+    }
+
+    /// Handles the outcome of an attempt to connect, or the end of a connection.
+    pub(super) fn handle_tcp_event(&mut self, event: TcpEvent) {
+        let now = self.now();
+        // The tasks that have ended are not kept.
+        while self.tcp.tasks.try_join_next().is_some() {}
+        match event {
+            TcpEvent::Opened(name, id) if self.tcp.fallback.opened(&name, id, now) => {
+                let ends = self.tcp.connections.ends(id);
+                tracing::info!(peer = %name, remote = ?ends.map(|ends| ends.remote), "a TCP connection to the hub is open");
+                self.set_peer(&name, now);
+                if self.endpoint.path(&name).is_some() {
+                    let (_, remote) = self.tcp.connections.stand_ins(id);
+                    self.endpoint.try_addresses(&name, &[remote], now, &mut self.environment);
+                } else {
+                    self.endpoint.connect(&name, now, &mut self.environment);
+                }
+            }
+            TcpEvent::Opened(_, id) => self.tcp.connections.close(id),
+            TcpEvent::Failed(name, why) => self.tcp_failed(&name, why, now),
+            TcpEvent::Ended(id) => self.tcp.fallback.ended(id, now),
+        }
+    }
+
+    /// Closes the connections of peers that have carried no IKE SA for a while.
+    pub(super) fn close_unused_tcp(&mut self) {
+        if self.tcp.connections.is_empty() {
+            return;
+        }
+        let used = self.endpoint.ike_addresses().filter_map(|(_, _, remote)| TcpConnectionId::of(remote.ip()));
+        let used: BTreeSet<TcpConnectionId> = used.collect();
+        self.tcp.connections.close_unused(&used, self.now());
+    }
+}
