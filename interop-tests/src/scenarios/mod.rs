@@ -12,6 +12,7 @@ mod kubeedge;
 mod kubeedge_services;
 mod lab;
 mod nats;
+mod site;
 mod strongswan;
 mod upgrade;
 mod view_changes;
