@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::libreswan::Pluto;
 use crate::strongswan::Charon;
 
 /// Another project's IKE daemon with one connection, which has one child.
@@ -67,5 +68,36 @@ impl Daemon for Charon<'_> {
 
     fn sends_early(&self) -> bool {
         false
+    }
+}
+
+impl Daemon for Pluto<'_> {
+    fn name(&self) -> &'static str {
+        "pluto"
+    }
+
+    fn initiate(&self) -> Result<()> {
+        Pluto::initiate(self)
+    }
+
+    fn wait_up(&self) -> Result<DaemonSpis> {
+        let child = Pluto::wait_up(self)?;
+        Ok(DaemonSpis { spi_in: child.spi_in, spi_out: child.spi_out })
+    }
+
+    fn count_children(&self) -> Result<usize> {
+        Ok(self.children()?.len())
+    }
+
+    fn rekey_child(&self) -> Result<()> {
+        Pluto::rekey_child(self)
+    }
+
+    fn rekey_ike(&self) -> Result<()> {
+        Pluto::rekey_ike(self)
+    }
+
+    fn sends_early(&self) -> bool {
+        true
     }
 }
