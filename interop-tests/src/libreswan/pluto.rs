@@ -50,8 +50,8 @@ impl Conn {
     fn ipsec_conf(&self) -> Result<String> {
         let Self { left, right, left_id, right_id, .. } = self;
         let mut text = String::new();
-        // Without an updown script pluto makes no routes, and the hosts' own routes lead the packets
-        // to the policies.
+        // Without an updown script pluto makes no routes, and the hosts' own routes lead the
+        // packets to the policies.
         writeln!(
             text,
             "config setup\n    dnssec-enable=no\n\nconn {}\n    left={left}\n    leftid=\"{left_id}\"\n    right={right}\n    \
@@ -89,8 +89,8 @@ impl<'a> Pluto<'a> {
         let package = package()?;
         nss::make_database(node, NSS)?;
         install(node, conn)?;
-        // pluto starts addconn by its path in Debian's package, and ends if it is not there. The path
-        // is relative, because a colon in it would separate two directories.
+        // pluto starts addconn by its path in Debian's package, and ends if it is not there. The
+        // path is relative, because a colon in it would separate two directories.
         let overlay = format!("mount -t overlay -o ro,lowerdir=libexec:{LIBEXEC} libreswan {LIBEXEC}");
         node.run(node.command("env").arg("-C").arg(package.join("usr")).args(["sh", "-c", &overlay]))?;
         let mut command = node.command(format!("{LIBEXEC}/ipsec/pluto"));

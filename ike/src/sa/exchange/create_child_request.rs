@@ -65,8 +65,8 @@ pub(super) fn begin(
     };
     //= RFC 7296 1.3 MUST 1: KEi is in the offer
     let groups = || child.proposals.iter().flat_map(|proposal| &proposal.groups).copied();
-    // The peer has agreed to the group of the IKE SA. pluto 4.10 accepts no other one by default, and
-    // answers INVALID_SYNTAX instead of INVALID_KE_PAYLOAD.
+    // The peer has agreed to the group of the IKE SA. pluto 4.10 accepts no other one by default,
+    // and answers INVALID_SYNTAX instead of INVALID_KE_PAYLOAD.
     let present = sa.channel.keys.suite.group;
     let configured = groups().find(|group| *group == present).or_else(|| groups().next());
     let group_changed = group.is_some();

@@ -15,7 +15,8 @@ use crate::strongswan::charon::Auth;
 struct Variant {
     /// Lines for pluto's connection.
     lines: [&'static str; 2],
-    /// Identities of edge-agent and pluto, each as its own file has it and as the other one's has it.
+    /// Identities of edge-agent and pluto, each as its own file has it and as the other one's has
+    /// it.
     ids: [[&'static str; 2]; 2],
     /// The secret as edge-agent's file has it.
     secret: String,

@@ -14,8 +14,8 @@ use crate::wait;
 /// after the last answer.
 const LONGEST_SILENCE: Duration = Duration::from_secs(3);
 
-/// Changes an address while pings run, each from a host or pod to an address. Checks that the IKE SA
-/// stays, and that only pings during the change are lost.
+/// Changes an address while pings run, each from a host or pod to an address. Checks that the IKE
+/// SA stays, and that only pings during the change are lost.
 pub(in crate::scenarios) fn check_move<const N: usize>(
     lab: &Lab,
     agent: &Agent<'_>,

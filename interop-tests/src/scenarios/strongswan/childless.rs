@@ -64,7 +64,8 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
         lab.step("charon deletes the CHILD_SA, and a packet brings another one");
     }
 
-    // Settings that exclude each other: force at the end that initiates, and never at the other one.
+    // Settings that exclude each other: force at the end that initiates, and never at the other
+    // one.
     agent.process().stop()?;
     agent.command(&["down"])?;
     charon.forget()?;
