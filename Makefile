@@ -45,7 +45,8 @@ screenshots:
 	.ci/install test
 	EDGE_SCREENSHOTS=$(CURDIR)/docs cargo test --locked -p edge-controller --test api in_the_light_and_in_the_dark
 
-# The lab scenarios alone, against real kernels and real strongSwan, and the table of interruptions.
+# The lab scenarios alone, against real kernels, strongSwan and libreswan, the table of docs/interop.md with their results, and the
+# table of interruptions.
 interop: install
 	.ci/lab run
 	.ci/lab interruptions

@@ -17,7 +17,7 @@ pub(crate) struct BuildCache {
 impl BuildCache {
     /// Opens the directory, or makes it. `what` names the built files, for messages.
     pub(crate) fn open(directory: &str, what: &'static str) -> Result<Self> {
-        let root = base()?.join("edge-cni").join(directory);
+        let root = self::directory(directory)?;
         fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
         Ok(Self { root, what })
     }
@@ -75,6 +75,11 @@ pub(crate) fn digest(inputs: &[&str]) -> String {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     inputs.iter().for_each(|input| context.update(input.as_bytes()));
     HEXLOWER.encode(&context.finish().as_ref()[..6])
+}
+
+/// Returns the path of a directory below `$XDG_CACHE_HOME/edge-cni`, which need not exist.
+pub(crate) fn directory(name: &str) -> Result<PathBuf> {
+    Ok(base()?.join("edge-cni").join(name))
 }
 
 /// Returns `$XDG_CACHE_HOME`, by default `~/.cache`.

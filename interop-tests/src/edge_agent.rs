@@ -70,7 +70,7 @@ impl StaticPeer {
             Auth::Psk(secret) => {
                 writeln!(text, "psk_file = {:?}", file(&format!("{}.psk", self.name), &format!("{secret}\n"))?)?;
             }
-            Auth::Certificate(Credentials { certificate_pem, key_pem }, authority) => {
+            Auth::Certificate(Credentials { certificate_pem, key_pem, .. }, authority) => {
                 writeln!(text, "certificate = {:?}", file("agent.pem", certificate_pem)?)?;
                 writeln!(text, "key = {:?}", file("agent.key", key_pem)?)?;
                 writeln!(text, "trust_anchors = {:?}", file("ca.pem", authority)?)?;
@@ -187,6 +187,17 @@ impl<'a> Agent<'a> {
             texts.join(" ")
         };
         in_use.map(|child| Ok((networks(child), spis(child)?))).collect()
+    }
+
+    /// Returns the SPIs of all CHILD_SAs in use with a peer.
+    ///
+    /// # Errors
+    /// Returns an error if the agent does not answer.
+    pub fn spis(&self, peer: &str) -> Result<Vec<ChildSpis>> {
+        let status = self.status()?;
+        let children = list(report(&status, peer)?, "child_sas");
+        let in_use = children.iter().filter(|child| child.get("usage").and_then(Value::as_str) == Some("in-use"));
+        in_use.map(spis).collect()
     }
 
     /// Returns the networks of a peer that no CHILD_SA carries although they are configured.

@@ -29,6 +29,7 @@ pub mod guest;
 pub mod ike_peers;
 pub mod kernel;
 pub mod kube;
+pub mod libreswan;
 pub mod netns;
 pub mod oci_image;
 pub mod power_cuts;

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use interop_tests::built_once::{BuiltOnce, CLOUDCORE, CONTAINERD_1_7, CONTAINERD_2_1, EDGECORE};
 use interop_tests::runner::RunOptions;
 use interop_tests::scenarios::all;
+use interop_tests::scenarios::interop::summary;
 
 /// Runs test networks of real programs on a real kernel with IPsec, on an ordinary machine.
 ///
@@ -216,7 +217,8 @@ fn main() -> ExitCode {
         Verb::Guest(GuestVerb::Init { dir, .. }) => Ok(interop_tests::guest::init(&dir)),
         Verb::List { json } => interop_tests::runner::list(&all(), json),
         Verb::Run { names, backend, keep } => {
-            interop_tests::runner::run(&all(), &RunOptions { names, backend, keep, ..RunOptions::default() })
+            let options = RunOptions { names, backend, keep, ..RunOptions::default() };
+            interop_tests::runner::run(&all(), &options, summary)
         }
         Verb::Bench { names, backend } => interop_tests::bench::main(&names, backend),
         Verb::Interruptions { names, backend } => interop_tests::bench::interruptions(&names, backend),

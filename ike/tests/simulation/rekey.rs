@@ -156,6 +156,24 @@ fn a_rekey_follows_the_peer_to_the_group_that_it_wants() {
 }
 
 #[test]
+fn a_rekey_begins_with_the_group_of_the_ike_sa() {
+    //= RFC 7296 1.3 MUST 2: KEi is of a likely group
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    pair.a_config.ike_proposals[0].groups = vec![Group::X25519, Group::P256];
+    pair.a_config.child.proposals[0].groups = vec![Group::X25519, Group::P256];
+    pair.b_config.ike_proposals[0].groups = vec![Group::P256];
+    pair.b_config.child.proposals[0].groups = vec![Group::P256];
+    pair.start();
+    pair.network.run_for(2 * SECOND);
+    let before = pair.network.wire.len();
+    pair.rekey(pair.a);
+    pair.network.run_for(SECOND);
+    assert!(pair.rekeyed());
+    // CREATE_CHILD_SA and the deletion of the old CHILD_SA. Another guess would cost a round trip.
+    assert_eq!(pair.network.wire.len() - before, 4);
+}
+
+#[test]
 fn a_child_sa_is_rekeyed_by_itself_when_it_grows_old() {
     //= RFC 7296 2.8 REQUIRED 8: rekey in time
     let mut pair = connected(1, LinkQuality::RELIABLE, |config| config.timing.child_lifetime = 20 * SECOND);

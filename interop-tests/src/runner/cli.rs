@@ -61,12 +61,16 @@ pub fn list(all: &[&'static Scenario], json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs scenarios. Writes a line of JSON for each to standard output. The exit status is 1 if any
-/// failed.
+/// Runs scenarios. Writes a line of JSON for each to standard output, and at the end the `summary`
+/// of all outcomes, if there is one, to standard error. The exit status is 1 if any failed.
 ///
 /// # Errors
 /// Returns the same errors as [`outcomes`].
-pub fn run(all: &[&'static Scenario], options: &RunOptions) -> Result<ExitCode> {
+pub fn run(
+    all: &[&'static Scenario],
+    options: &RunOptions,
+    summary: impl Fn(&[Outcome]) -> Option<String>,
+) -> Result<ExitCode> {
     let outcomes = outcomes(all, options, |outcome, kept| {
         let mut stdout = std::io::stdout().lock();
         serde_json::to_writer(&mut stdout, outcome)?;
@@ -79,6 +83,9 @@ pub fn run(all: &[&'static Scenario], options: &RunOptions) -> Result<ExitCode> 
         }
         Ok(())
     })?;
+    if let Some(text) = summary(&outcomes) {
+        eprintln!("\n{text}\n");
+    }
     let count = |verdict| outcomes.iter().filter(|outcome| outcome.result == verdict).count();
     let (passed, failed, skipped) = (count(TestResult::Pass), count(TestResult::Fail), count(TestResult::Skip));
     eprintln!("{passed} passed, {failed} failed, {skipped} skipped");

@@ -8,10 +8,13 @@ mod charon;
 mod connectivity;
 mod crate_tests;
 mod failure_reports;
+pub mod interop;
 mod kubeedge;
 mod kubeedge_services;
 mod lab;
+mod libreswan;
 mod nats;
+mod site;
 mod strongswan;
 mod tcp;
 mod upgrade;
@@ -27,6 +30,7 @@ pub fn all() -> Vec<&'static Scenario> {
         kubeedge::SCENARIOS,
         kubeedge_services::SCENARIOS,
         lab::SCENARIOS,
+        libreswan::SCENARIOS,
         charon::SCENARIOS,
         connectivity::SCENARIOS,
         crate_tests::SCENARIOS,

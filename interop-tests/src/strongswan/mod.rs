@@ -2,7 +2,9 @@
 
 pub mod charon;
 mod pki;
+mod sas;
 mod vici;
 
 pub use charon::Charon;
 pub use pki::{Authority, Credentials, KeyKind, subject};
+pub use sas::{ChildSa, IkeSa};

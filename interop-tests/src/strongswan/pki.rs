@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType, DnValue, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, date_time_ymd,
 };
 
 /// Type of an end entity's key.
@@ -64,6 +65,8 @@ pub struct Credentials {
     pub certificate_pem: String,
     /// The private key, PKCS#8 in PEM.
     pub key_pem: String,
+    /// The certificate's serial number.
+    pub serial: u64,
 }
 
 impl Authority {
@@ -112,13 +115,39 @@ impl Authority {
         self.issue_for([name.to_owned()].into_iter().chain(more).collect(), common_name(name), kind)
     }
 
+    /// Issues a revocation list with these certificates, PEM. Of two lists the one with the higher
+    /// `number` is newer.
+    ///
+    /// # Errors
+    /// Returns an error if the list cannot be made.
+    pub fn revocation_list(&self, number: u64, revoked: &[&Credentials]) -> Result<String> {
+        let entry = |credentials: &&Credentials| RevokedCertParams {
+            serial_number: credentials.serial.into(),
+            revocation_time: date_time_ymd(2025, 1, 1),
+            reason_code: Some(RevocationReason::KeyCompromise),
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2025, 1, 1),
+            next_update: date_time_ymd(2090, 1, 1),
+            crl_number: number.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.iter().map(entry).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
+    }
+
     fn issue_for(&self, names: Vec<String>, subject: DistinguishedName, kind: KeyKind) -> Result<Credentials> {
         let key_pem = kind.generate()?;
         let key = KeyPair::from_pem(&key_pem).context("reading openssl's key")?;
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name = subject;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // A serial number is positive (RFC 5280 4.1.2.2).
+        let serial = fastrand::u64(1..1 << 63);
+        params.serial_number = Some(serial.into());
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Credentials { certificate_pem: certificate.pem(), key_pem })
+        Ok(Credentials { certificate_pem: certificate.pem(), key_pem, serial })
     }
 }

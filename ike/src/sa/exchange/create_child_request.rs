@@ -64,7 +64,11 @@ pub(super) fn begin(
         return None;
     };
     //= RFC 7296 1.3 MUST 1: KEi is in the offer
-    let configured = child.proposals.iter().flat_map(|proposal| &proposal.groups).copied().next();
+    let groups = || child.proposals.iter().flat_map(|proposal| &proposal.groups).copied();
+    // The peer has agreed to the group of the IKE SA. pluto 4.10 accepts no other one by default,
+    // and answers INVALID_SYNTAX instead of INVALID_KE_PAYLOAD.
+    let present = sa.channel.keys.suite.group;
+    let configured = groups().find(|group| *group == present).or_else(|| groups().next());
     let group_changed = group.is_some();
     //= RFC 7296 1.3 MUST 2: KEi is of a likely group
     let key = match group.or(configured).map(|group| InitiatorKeyExchange::start(group, cx.env)).transpose() {

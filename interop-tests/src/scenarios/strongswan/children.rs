@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
-use super::site::{Initiator, SECRET, Site};
 use crate::edge_agent::{Agent, ChildSpis};
 use crate::scenario::Lab;
+use crate::scenarios::site::{Initiator, SECRET, Site};
 use crate::strongswan::Charon;
 use crate::wait;
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::site::SECRET;
 use crate::edge_agent::Agent;
 use crate::scenario::Lab;
+use crate::scenarios::site::SECRET;
 use crate::strongswan::Charon;
 use crate::topology::{Namespaces, Net, NetworkPlan, Node};
 use crate::wait;

@@ -2,9 +2,9 @@
 
 use anyhow::{Result, ensure};
 
-use super::site::{Initiator, Site};
 use crate::edge_agent::Agent;
 use crate::scenario::Lab;
+use crate::scenarios::site::{Initiator, Site};
 use crate::strongswan::{Authority, Charon, Credentials, KeyKind};
 use crate::topology::Node;
 
@@ -34,7 +34,7 @@ pub(super) fn certificates(lab: &Lab) -> Result<()> {
     let authority = Authority::new("lab")?;
     migrate(lab, &CERTIFICATES, |node, name| {
         let credentials = authority.issue(&format!("{name}.example"), KeyKind::P256)?;
-        let Credentials { certificate_pem, key_pem } = credentials;
+        let Credentials { certificate_pem, key_pem, .. } = credentials;
         node.write(&format!("/etc/swanctl/x509/{name}.pem"), &certificate_pem)?;
         node.write(&format!("/etc/swanctl/private/{name}.pem"), &key_pem)?;
         node.write("/etc/swanctl/x509ca/lab.pem", &authority.certificate_pem)

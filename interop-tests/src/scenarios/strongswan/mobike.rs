@@ -1,16 +1,16 @@
 //! Runs MOBIKE (RFC 4555) with charon: either end gets another address, and the IKE SA stays.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::site::{Initiator, SECRET, Site};
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::scenario::Lab;
+use crate::scenarios::site::movement::{check_move, on_path, replace};
+use crate::scenarios::site::{Initiator, SECRET, Site};
 use crate::strongswan::Charon;
 use crate::strongswan::charon::{Auth, Connection};
-use crate::topology::{NetworkPlan, Node, Ping, Pod};
+use crate::topology::NetworkPlan;
 use crate::wait;
 
 /// Addresses in a network that both hosts share: edge-agent's address, the address to which it
@@ -25,10 +25,6 @@ pub(super) const IPV4: Addresses =
     Addresses { edge: ["192.0.2.1", "192.0.2.11"], moon: ["192.0.2.2", "192.0.2.12"], prefix: 24 };
 pub(super) const IPV6: Addresses =
     Addresses { edge: ["2001:db8::1", "2001:db8::11"], moon: ["2001:db8::2", "2001:db8::12"], prefix: 64 };
-
-/// Maximum time without an answer. Without MOBIKE nothing happens before the liveness check, 4 s
-/// after the last answer.
-const LONGEST_SILENCE: Duration = Duration::from_secs(3);
 
 /// Checks both hosts on one wire: first edge-agent's host moves, then charon's.
 pub(super) fn both_move(lab: &Lab, initiator: Initiator, addresses: Addresses) -> Result<()> {
@@ -66,13 +62,13 @@ pub(super) fn both_move(lab: &Lab, initiator: Initiator, addresses: Addresses) -
     let mut agent = Agent::start(lab, edge, "", &[peer])?;
     begin(&mut agent, &charon, initiator)?;
 
-    let pods = (&edge_pod, &moon_pod);
-    check_move(lab, &agent, pods, "edge-agent's host moves", || {
+    let pings = [(&*edge_pod, "10.2.0.2"), (&*moon_pod, "10.1.0.2")];
+    check_move(lab, &agent, pings, "edge-agent's host moves", || {
         replace(edge, "wire", ours, prefix)?;
         on_path(edge, ours[1], theirs[0])?;
         on_path(moon, theirs[0], ours[1])
     })?;
-    check_move(lab, &agent, pods, "charon's host moves", || {
+    check_move(lab, &agent, pings, "charon's host moves", || {
         replace(moon, "wire", theirs, prefix)?;
         on_path(edge, ours[1], theirs[1])?;
         on_path(moon, theirs[1], ours[1])
@@ -98,7 +94,8 @@ pub(super) fn behind_nat(lab: &Lab, initiator: Initiator) -> Result<()> {
         Initiator::Edge => (site.edge, site.moon),
         Initiator::Moon => (site.moon, site.edge),
     };
-    check_move(lab, &agent, (&site.edge_pod, &site.moon_pod), "the initiator moves behind its NAT", || {
+    let pings = [(&*site.edge_pod, "10.2.0.2"), (&*site.moon_pod, "10.1.0.2")];
+    check_move(lab, &agent, pings, "the initiator moves behind its NAT", || {
         replace(home, "home", [old, new], 24)?;
         home.sh("ip route replace default via 192.168.1.1")?;
         on_path(home, new, "203.0.113.10")?;
@@ -118,50 +115,4 @@ fn begin(agent: &mut Agent<'_>, charon: &Charon<'_>, initiator: Initiator) -> Re
     let status = agent.status_text()?;
     ensure!(agent.mobike("moon")?, "not both ends speak MOBIKE: {status}");
     Ok(())
-}
-
-/// Changes an address while both pods ping each other. Checks that the IKE SA stays, and that only
-/// pings during the change are lost.
-fn check_move(
-    lab: &Lab,
-    agent: &Agent<'_>,
-    (edge_pod, moon_pod): (&Pod, &Pod),
-    what: &str,
-    change: impl FnOnce() -> Result<()>,
-) -> Result<()> {
-    let before = agent.ike_sas("moon")?;
-    let mut pings: Vec<Ping> = vec![edge_pod.ping("10.2.0.2")?, moon_pod.ping("10.1.0.2")?];
-    for ping in &mut pings {
-        ping.wait_more(5)?;
-    }
-    change()?;
-    for mut ping in pings {
-        ping.wait_more(10)?;
-        let report = ping.stop()?;
-        lab.step(&format!("{what}: {} of {} lost, {:?} silent", report.lost(), report.sent, report.longest_silence));
-        ensure!(report.longest_silence < LONGEST_SILENCE, "it was no update of addresses: {report:?}");
-    }
-    let after = agent.ike_sas("moon")?;
-    ensure!(after == before, "the IKE SA was replaced: {before:?} {after:?}");
-    Ok(())
-}
-
-/// Replaces the host's address on this wire.
-fn replace(node: &Node, wire: &str, [old, new]: [&str; 2], prefix: u8) -> Result<()> {
-    // The address is added without duplicate address detection, which would delay its use.
-    let nodad = if new.contains(':') { "nodad" } else { "" };
-    node.sh(&format!("ip addr del {old}/{prefix} dev {wire} && ip addr add {new}/{prefix} dev {wire} {nodad}"))
-        .map(drop)
-}
-
-/// Waits until the kernel's newest SAs, one each way, are between these addresses.
-fn on_path(node: &Node, ours: &str, theirs: &str) -> Result<()> {
-    let (ours, theirs): (IpAddr, IpAddr) = (ours.parse()?, theirs.parse()?);
-    wait::for_event(&format!("SAs of {} between {ours} and {theirs}", node.name()), || {
-        let states = node.xfrm_states()?;
-        for (src, dst) in [(ours, theirs), (theirs, ours)] {
-            states.iter().find(|state| (state.src, state.dst) == (src, dst)).with_context(|| format!("{states:?}"))?;
-        }
-        Ok(())
-    })
 }

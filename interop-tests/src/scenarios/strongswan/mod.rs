@@ -1,12 +1,16 @@
 //! Runs edge-agent with static peers against Debian's strongSwan, each as initiator and as
 //! responder, with pre-shared keys and with certificates.
 
+mod childless;
 mod children;
 mod configuration_payload;
 mod migrate;
 mod mobike;
-mod site;
+mod paths;
+mod revoked;
+mod selectors;
 mod transport;
+mod variants;
 
 use std::time::Duration;
 
@@ -14,11 +18,10 @@ use anyhow::{Result, ensure};
 
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::scenario::{Lab, Needs, Scenario};
+use crate::scenarios::site::{Initiator, SECRET, Site, WRONG_SECRET};
 use crate::strongswan::charon::{Auth, Connection};
 use crate::strongswan::{Authority, Charon, KeyKind, subject};
-use crate::topology::NetworkPlan;
 use crate::wait;
-use site::{Initiator, SECRET, Site, WRONG_SECRET};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -112,6 +115,56 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         |lab| children::run(lab, Initiator::Moon),
     ),
     scenario(
+        "strongswan/childless-initiator",
+        "edge-agent initiates without a CHILD_SA in IKE_AUTH (RFC 6023) to charon: pings, rekeys by each side; childless = never",
+        |lab| childless::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/childless-responder",
+        "charon initiates without a CHILD_SA in IKE_AUTH (childless = force): pings, rekeys by each side; childless = never",
+        |lab| childless::run(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/algorithms-initiator",
+        "edge-agent initiates to charon with P-384, P-521, MODP-3072 and 4096, AES-CBC with SHA-384 and 512: pings, rekeys",
+        |lab| variants::algorithms(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/algorithms-responder",
+        "charon initiates with P-384, P-521, MODP-3072 and 4096, AES-CBC with SHA-384 and 512: pings, rekeys by each side",
+        |lab| variants::algorithms(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/identities-initiator",
+        "edge-agent initiates to charon with addresses, user@domain and key IDs as identities, and secrets as 0x and 0s",
+        |lab| variants::identities(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/identities-responder",
+        "charon initiates with addresses, user@domain and key IDs as identities; edge-agent has the secret as 0x and 0s",
+        |lab| variants::identities(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/selectors-initiator",
+        "edge-agent initiates a CHILD_SA for one TCP port and one for ICMP: each carries its packets, and no others",
+        |lab| selectors::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/selectors-responder",
+        "charon initiates a CHILD_SA for one TCP port and one for ICMP: each carries its packets, and no others",
+        |lab| selectors::run(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/revoked-initiator",
+        "edge-agent initiates, and charon's certificate is revoked while the tunnel is up: the tunnel ends, and the status says why",
+        |lab| revoked::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/revoked-responder",
+        "charon initiates, and its certificate is revoked while the tunnel is up: the tunnel ends, and no other comes up",
+        |lab| revoked::run(lab, Initiator::Moon),
+    ),
+    scenario(
         "strongswan/transport-initiator",
         "edge-agent initiates transport mode with charon between their own addresses: pings, rekeys by each side",
         |lab| transport::run(lab, Initiator::Edge, transport::IPV4),
@@ -194,12 +247,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "strongswan/chacha-p256-ipv6",
         "edge-agent initiates over IPv6 without NAT or default route: ChaCha20-Poly1305, P-256, IPv6 pods",
-        chacha_p256_ipv6,
+        paths::chacha_p256_ipv6,
     ),
     scenario(
         "strongswan/fragmentation",
         "certificates over a path that drops IP fragments: IKE fragments (RFC 7383) both ways",
-        fragmentation,
+        paths::fragmentation,
     ),
 ];
 
@@ -400,79 +453,5 @@ fn groups_differ_at_rekey(lab: &Lab) -> Result<()> {
         ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "no ping through the tunnel");
     }
     agent.process().wait_log("no proposal in common")?;
-    Ok(())
-}
-
-fn chacha_p256_ipv6(lab: &Lab) -> Result<()> {
-    let mut plan = NetworkPlan::new();
-    plan.host("edge").on("wire", &["2001:db8::1/64"]);
-    plan.host("moon").on("wire", &["2001:db8::2/64"]);
-    let net = lab.build(&plan)?;
-    let (edge, moon) = (net.node("edge"), net.node("moon"));
-    let edge_pod = edge.wired_pod("p", "fd01::2/64", "fd01::1/64")?;
-    let moon_pod = moon.wired_pod("p", "fd02::2/64", "fd02::1/64")?;
-    let (ike, esp) = ("chacha20poly1305-prfsha256-ecp256", "chacha20poly1305");
-    let auth = Auth::Psk(SECRET.to_owned());
-    let charon = Charon::start(
-        moon,
-        &Connection::new("edge", auth.clone())
-            .local("2001:db8::2", "moon.example", "fd02::/64")
-            .remote("2001:db8::1", "edge.example", "fd01::/64")
-            .proposals(ike, esp),
-    )?;
-    let peer = StaticPeer {
-        name: "moon".to_owned(),
-        remote: vec!["2001:db8::2".to_owned()],
-        local_id: "edge.example".to_owned(),
-        remote_id: "moon.example".to_owned(),
-        auth,
-        local_subnets: vec!["fd01::/64".to_owned()],
-        remote_subnets: vec!["fd02::/64".to_owned()],
-        ike: vec![ike.to_owned()],
-        esp: vec![esp.to_owned()],
-        start: "initiate",
-    };
-    let mut agent = Agent::start(lab, edge, "", &[peer])?;
-    let tunnel = agent.wait_up("moon")?;
-    let child = charon.wait_up()?;
-    ensure!(child.algorithm.contains("CHACHA20_POLY1305"), "charon has {child:?}");
-    ensure!(!child.encap, "there is no NAT, and encap is left to be found out");
-    let states = edge.xfrm_states()?;
-    let state = states.iter().find(|state| state.spi == tunnel.spi_out);
-    ensure!(
-        state.is_some_and(|state| state.algorithm.contains("chacha20") && state.encap.is_none()),
-        "the kernel has {states:?}"
-    );
-    ensure!(edge_pod.reaches("fd02::2", Duration::from_secs(5))?, "edge's pod does not reach moon's");
-    ensure!(moon_pod.reaches("fd01::2", Duration::from_secs(5))?, "moon's pod does not reach edge's");
-    agent.rekey("moon")?;
-    ensure!(edge_pod.reaches("fd02::2", Duration::from_secs(5))?, "edge's pod does not reach moon's after a rekey");
-    Ok(())
-}
-
-fn fragmentation(lab: &Lab) -> Result<()> {
-    let initiator = Initiator::Edge;
-    let net = lab.build(&Site::plan(initiator))?;
-    let site = Site::new(net, initiator)?;
-    // Drops IP fragments, as some home routers do.
-    net.node("isp").sh(
-        "nft 'add table ip drop_fragments; add chain ip drop_fragments prerouting { type filter hook prerouting priority -450; };
-              add rule ip drop_fragments prerouting ip frag-off & 0x3fff != 0 drop'",
-    )?;
-    let authority = Authority::new("an authority with a long name so that its certificates are long as well")?;
-    // Names that make the certificates longer than one datagram.
-    let moon = Auth::certificate(authority.issue_long("moon.example", KeyKind::P256)?, &authority);
-    let charon = Charon::start(site.moon, &Connection { more: "fragmentation = yes".into(), ..site.connection(moon) })?;
-    let ours = Auth::certificate(authority.issue_long("edge.example", KeyKind::P256)?, &authority);
-    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(ours)])?;
-    agent.wait_up("moon")?;
-    charon.wait_up()?;
-    ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "no ping through the tunnel");
-    // Encrypted fragments, payload 53 (RFC 7383 2.5), behind the non-ESP marker of port 4500: next
-    // payload at offset 16 of the IKE header.
-    let fragments = "udp port 4500 and udp[8:4] = 0 and udp[28] = 53";
-    for (from, who) in [("203.0.113.1", "edge-agent"), ("203.0.113.10", "charon")] {
-        ensure!(!site.wire.packets(&format!("src {from} and {fragments}"))?.is_empty(), "{who} sent no IKE fragment");
-    }
     Ok(())
 }

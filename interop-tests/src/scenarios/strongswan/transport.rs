@@ -3,9 +3,9 @@
 
 use anyhow::{Result, ensure};
 
-use super::site::{Initiator, SECRET};
 use crate::edge_agent::Agent;
 use crate::scenario::Lab;
+use crate::scenarios::site::{Initiator, SECRET};
 use crate::strongswan::Charon;
 use crate::topology::{NetworkPlan, Node};
 use crate::wait;

@@ -1,0 +1,212 @@
+//! Runs edge-agent with static peers against Debian's libreswan, each as initiator and as
+//! responder.
+
+mod client;
+mod subnets;
+mod transport;
+mod variants;
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::edge_agent::{Agent, StaticPeer};
+use crate::libreswan::{Conn, Pluto};
+use crate::scenario::{Lab, Needs, Scenario};
+use crate::scenarios::site::{Initiator, SECRET, Site, WRONG_SECRET};
+use crate::strongswan::charon::Auth;
+use crate::strongswan::{Authority, KeyKind, subject};
+use crate::wait;
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "libreswan/psk-initiator",
+        "edge-agent initiates to pluto through NAT with a PSK and default proposals: pings, rekeys by each side, a wrong secret",
+        |lab| psk(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/psk-responder",
+        "pluto initiates to edge-agent through NAT with a PSK and default proposals: pings, rekeys by each side",
+        |lab| psk(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/certificates-initiator",
+        "edge-agent initiates with a P-256 certificate, pluto has RSA; identities are the subjects (leftid=%fromcert)",
+        |lab| certificates(lab, Initiator::Edge, KeyKind::P256, KeyKind::Rsa, &["leftauth=rsasig", "rightauth=ecdsa"]),
+    ),
+    scenario(
+        "libreswan/certificates-responder",
+        "pluto initiates with a P-256 certificate (leftid=%fromcert), edge-agent has RSA",
+        |lab| certificates(lab, Initiator::Moon, KeyKind::Rsa, KeyKind::P256, &["leftauth=ecdsa", "rightauth=rsasig"]),
+    ),
+    scenario(
+        "libreswan/child-lost-initiator",
+        "edge-agent has initiated, and pluto deletes the CHILD_SA; then both want forward secrecy by different groups",
+        |lab| child_lost(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/child-lost-responder",
+        "pluto has initiated, and deletes the CHILD_SA; then both want forward secrecy by different groups",
+        |lab| child_lost(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/subnets-initiator",
+        "edge-agent initiates a CHILD_SA for each pair of subnets (leftsubnets=), one subnet around the other end's: pings, rekeys",
+        |lab| subnets::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/subnets-responder",
+        "pluto initiates a CHILD_SA for each pair of subnets (leftsubnets=), edge-agent has one peer without children: pings, rekeys",
+        |lab| subnets::run(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/variants-initiator",
+        "edge-agent initiates to pluto with six suites, three types of identity, secrets as 0x and 0s: pings, rekeys by each side",
+        |lab| variants::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/variants-responder",
+        "pluto initiates with six suites, three types of identity, secrets as 0x and 0s: pings, rekeys by each side",
+        |lab| variants::run(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/transport-initiator",
+        "edge-agent initiates transport mode with pluto: pings, rekeys by each side",
+        |lab| transport::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/transport-responder",
+        "pluto initiates transport mode with edge-agent: pings, rekeys by each side",
+        |lab| transport::run(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/client-initiator",
+        "edge-agent asks pluto for an address in the tunnel, and its own address changes (mobike=yes)",
+        client::initiator,
+    ),
+    scenario(
+        "libreswan/client-responder",
+        "pluto asks edge-agent for an address in the tunnel, its own address changes, and it comes again (it fails the check of MOBIKE)",
+        client::responder,
+    ),
+];
+
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { name, about, deadline: Duration::from_secs(120), by_default: true, needs: Needs::Nothing, run }
+}
+
+/// Returns pluto's connection for the site, with default proposals, and these lines in addition.
+fn conn(site: &Site<'_>, auth: Auth, more: &[&str]) -> Conn {
+    let (left, right) = match site.initiator {
+        // The initiator comes from the address of its NAT.
+        Initiator::Edge => ("203.0.113.10", "203.0.113.1"),
+        Initiator::Moon => ("192.168.1.10", "203.0.113.10"),
+    };
+    Conn {
+        left: left.to_owned(),
+        right: right.to_owned(),
+        left_id: "@moon.example".to_owned(),
+        right_id: "@edge.example".to_owned(),
+        auth,
+        more: ["leftsubnet=10.2.0.0/24", "rightsubnet=10.1.0.0/24"]
+            .iter()
+            .chain(more)
+            .map(|&line| line.into())
+            .collect(),
+    }
+}
+
+/// Returns the agent's peer for the site, with default proposals.
+fn peer(site: &Site<'_>, auth: Auth) -> StaticPeer {
+    StaticPeer { ike: Vec::new(), esp: Vec::new(), ..site.peer(auth) }
+}
+
+fn psk(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
+    let auth = || Auth::Psk(SECRET.to_owned());
+    let pluto = Pluto::start(site.moon, &conn(&site, auth(), &[]))?;
+    // pluto as initiator would go on trying for as long as whack waits.
+    if initiator == Initiator::Edge {
+        let mut agent = Agent::start(lab, site.edge, "", &[peer(&site, Auth::Psk(WRONG_SECRET.to_owned()))])?;
+        site.check_refusal(&mut agent, &pluto, &["moon", "pre-shared key"])?;
+        agent.process().stop()?;
+        lab.step("a wrong secret is reported");
+    }
+    let mut agent = Agent::start(lab, site.edge, "", &[peer(&site, auth())])?;
+    agent.wait_ready()?;
+    site.check_tunnel(lab, &mut agent, &pluto)
+}
+
+/// Runs certificates with these keys. With different types of keys pluto needs `auth` lines:
+/// without them it takes each key for RSA.
+fn certificates(lab: &Lab, initiator: Initiator, edge_key: KeyKind, moon_key: KeyKind, auth: &[&str]) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
+    let authority = Authority::new("lab")?;
+    let ours = Auth::certificate(authority.issue_by_subject("edge", edge_key)?, &authority);
+    let moons = Auth::certificate(authority.issue_by_subject("moon", moon_key)?, &authority);
+    let mut theirs = conn(&site, moons, auth);
+    (theirs.left_id, theirs.right_id) = ("%fromcert".to_owned(), subject("edge"));
+    let pluto = Pluto::start(site.moon, &theirs)?;
+    let peer = StaticPeer { local_id: subject("edge"), remote_id: subject("moon"), ..peer(&site, ours) };
+    let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
+    agent.wait_ready()?;
+    site.check_tunnel(lab, &mut agent, &pluto)
+}
+
+fn child_lost(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
+    let auth = || Auth::Psk(SECRET.to_owned());
+    let pluto = Pluto::start(site.moon, &conn(&site, auth(), &[]))?;
+    let up = |agent: &mut Agent<'_>| -> Result<()> {
+        agent.wait_ready()?;
+        if initiator == Initiator::Moon {
+            pluto.initiate()?;
+        }
+        agent.wait_up("moon")?;
+        pluto.wait_up().map(drop)
+    };
+    let answered = |what: &str| {
+        wait::for_event(what, || {
+            ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(2))?, "it is not answered");
+            Ok(())
+        })
+    };
+
+    let mut agent = Agent::start(lab, site.edge, "", &[peer(&site, auth())])?;
+    up(&mut agent)?;
+    let (ike, child) = (agent.ike_sas("moon")?, agent.tunnel("moon")?);
+    pluto.terminate_child()?;
+    wait::for_event("the agent to have lost the CHILD_SA", || {
+        ensure!(agent.tunnel("moon").ok().as_ref() != Some(&child), "it still has {child:x?}");
+        Ok(())
+    })?;
+    answered("a ping after pluto has deleted the CHILD_SA")?;
+    ensure!(agent.ike_sas("moon")? == ike, "the IKE SA was replaced, too");
+    lab.step("pluto deletes the CHILD_SA, and a packet brings another one");
+    agent.process().stop()?;
+    agent.command(&["down"])?;
+    pluto.load(&conn(&site, auth(), &["esp=aes_gcm256-null-dh19"]))?;
+
+    let other_group = StaticPeer { esp: vec!["aes256gcm16-x25519".to_owned()], ..peer(&site, auth()) };
+    let mut agent = Agent::start(lab, site.edge, "", &[other_group])?;
+    up(&mut agent)?;
+    let before = agent.ike_sas("moon")?;
+    agent.ask_to_rekey("moon", false)?;
+    match initiator {
+        Initiator::Edge => {
+            wait::for_event("another IKE SA with a CHILD_SA", || {
+                ensure!(agent.ike_sas("moon")? != before, "it is the old one");
+                agent.tunnel("moon").map(drop)
+            })?;
+        }
+        // Only pluto can begin another IKE SA, so the CHILD_SA stays until its lifetime ends.
+        Initiator::Moon => {}
+    }
+    agent.process().wait_log("no proposal in common")?;
+    answered("a ping after a rekey that pluto refuses")?;
+    lab.step("a rekey by another group is refused, and the tunnel carries packets");
+    Ok(())
+}
