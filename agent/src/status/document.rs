@@ -164,6 +164,9 @@ pub struct ChildStatus {
     /// SPI of the outbound SA, in the same form.
     pub outbound_spi: String,
     /// Negotiated cipher for ESP.
+    /// What the peer has asked for and does not get: one sentence for each request.
+    #[serde(default)]
+    pub not_served: Vec<String>,
     pub cipher: String,
     /// Whether the CHILD_SA uses extended sequence numbers.
     pub esn: bool,

@@ -31,6 +31,7 @@ impl Driver {
                     "IKE SA established"
                 );
                 self.peer_heard(&peer);
+                details.not_served.sentences().for_each(|sentence| tracing::warn!("{sentence}"));
                 // An IKE SA with a hub shows that this node or the hub is connected to its network
                 // again.
                 let hub = self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);

@@ -162,6 +162,7 @@ impl Reported {
             mobike: sa.details.mobike,
             internal_addresses: sa.details.internal_addresses.clone(),
             since: self.wall_time(sa.established),
+            not_served: sa.details.not_served.sentences().map(str::to_owned).collect(),
             heard_seconds_ago: self.boot_time.saturating_since(sa.last_received).as_secs(),
             renewed_in_seconds: sa
                 .rekey_at

@@ -20,7 +20,7 @@ use crate::auth::Presented;
 use crate::childless::Childless;
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
-use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
+use crate::event::{ChildSa, IkeDetails, IkeId, NotServed, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange, ChildOffer};
 use crate::output::Context;
 use crate::time::Instant;
@@ -116,7 +116,7 @@ impl HalfOpen {
         let Some(chosen) = negotiate::choose_ike(offers, policy.proposals, Some(key_exchange.group)) else {
             //= RFC 7296 2.7 MUST 3: one proposal or NO_PROPOSAL_CHOSEN
             refuse(Notify::new(NotifyType::NoProposalChosen), cx);
-            return InitOutcome::Refused(Some(failure::no_ike_proposal(policy.proposals)));
+            return InitOutcome::Refused(Some(failure::no_ike_proposal(policy.proposals, offers)));
         };
         if let Err(error) = chosen.suite.prf.check_nonce(nonce) {
             return InitOutcome::Malformed(error);
@@ -348,7 +348,10 @@ impl HalfOpen {
         // only its proposals are allowed.
         //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
         if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
-            let error = failure::no_ike_proposal(&profile.config.ike_proposals);
+            let request = Message::decode(&self.transcript.request);
+            let offers =
+                request.as_ref().ok().and_then(|request| request.payloads.proposals().ok()).unwrap_or_default();
+            let error = failure::no_ike_proposal(&profile.config.ike_proposals, offers);
             let notify = Notify::new(NotifyType::NoProposalChosen);
             return Err(Box::new(AuthRejection { notify, error, peer: Some(name) }));
         }
@@ -397,6 +400,10 @@ impl HalfOpen {
         //= RFC 6023 3 MUST NOT 4: and the other way round
         //= RFC 6023 3 SHOULD 6: otherwise INVALID_SYNTAX
         let left_out = childless::leaves_out_child(payloads) && profile.config.childless != Childless::Never;
+        let mut not_served = NotServed {
+            internal_address: internal_address::is_ignored(payloads, &profile.config),
+            transport_mode: false,
+        };
         let child = match refusal {
             Some(refusal) => Err(refusal),
             None if left_out => Ok(None),
@@ -408,6 +415,7 @@ impl HalfOpen {
                 let response = internal_address::response(&internal_addresses, payloads);
                 answer.extend(response.map(Payload::Configuration));
                 Ok(None)
+                not_served.transport_mode = negotiate::mode_of(payloads) != child.mode;
             }
             Ok(Some((child, chosen))) => {
                 //= RFC 7296 2.19 MUST 3: CP is in the message with SA
@@ -416,7 +424,12 @@ impl HalfOpen {
                 answer.extend(chosen);
                 Ok(Some(child))
             }
-            Err((error, notify)) => {
+            Err((mut error, notify)) => {
+                // The address that the peer does not get may be the reason.
+                for sentence in not_served.sentences() {
+                    error.detail.push_str("; ");
+                    error.detail.push_str(sentence);
+                }
                 // RFC 7296 1.2: the IKE SA is created even without a CHILD_SA.
                 //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
                 answer.push_notify(notify);
@@ -435,6 +448,7 @@ impl HalfOpen {
         channel.respond(ExchangeType::IkeAuth, &answer, cx);
         let details = IkeDetails {
             proposal: self.suite.to_string(),
+            not_served,
             authentication: proof,
             nat_local: channel.path.nat_local,
             nat_remote: channel.path.nat_remote,
@@ -530,7 +544,7 @@ fn answer_child(
     let mode = negotiate::mode_of(payloads);
     let offer = ChildOffer { proposals: offers, local, remote, mode, ends: channel.path.ends() };
     let agreed = negotiate::agree(config.children(), offer, ChildKeyExchange::Ignored, |_| true);
-    let agreed = agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config))?;
+    let agreed = agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config, &offer))?;
     let purpose = config.purpose(agreed.child, &agreed.selectors);
     let inbound = ReservedSpi::new(profile, channel, cx)
         .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;
