@@ -56,9 +56,9 @@ pub(crate) struct Peers<'a> {
 pub(crate) enum InitOutcome {
     /// The request was answered, and we wait for IKE_AUTH.
     HalfOpen(Box<HalfOpen>),
-    /// The request was answered with an error notification, and no state is stored. `None` if the
-    /// initiator only has to use another group.
-    Refused(Option<PeerError>),
+    /// The request is to be answered with this error notification, and no state is stored. There is
+    /// no error if the initiator only has to use another group.
+    Refused(Notify, Option<PeerError>),
     /// A payload is missing, so the request was not answered.
     Malformed(InvalidMessage),
     /// The request was not answered, because its share does not belong to the group, or because no
@@ -108,15 +108,10 @@ impl HalfOpen {
             (Ok(offers), Ok(key_exchange), Ok(nonce)) => (offers, key_exchange, nonce),
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return InitOutcome::Malformed(error),
         };
-        let refuse = |notify, cx: &mut Context<'_>| {
-            //= RFC 7296 2.6 REQUIRED 3: SPI zero before there is one
-            let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(notify)]));
-            cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
-        };
         let Some(chosen) = negotiate::choose_ike(offers, policy.proposals, Some(key_exchange.group)) else {
             //= RFC 7296 2.7 MUST 3: one proposal or NO_PROPOSAL_CHOSEN
-            refuse(Notify::new(NotifyType::NoProposalChosen), cx);
-            return InitOutcome::Refused(Some(failure::no_ike_proposal(policy.proposals, offers)));
+            let notify = Notify::new(NotifyType::NoProposalChosen);
+            return InitOutcome::Refused(notify, Some(failure::no_ike_proposal(policy.proposals, offers)));
         };
         if let Err(error) = chosen.suite.prf.check_nonce(nonce) {
             return InitOutcome::Malformed(error);
@@ -124,8 +119,7 @@ impl HalfOpen {
         if key_exchange.group != chosen.suite.group.number() {
             // RFC 7296 1.2: the initiator guessed another group.
             //= RFC 7296 3.4 MUST 5: INVALID_KE_PAYLOAD
-            refuse(Notify::invalid_ke(chosen.suite.group.number()), cx);
-            return InitOutcome::Refused(None);
+            return InitOutcome::Refused(Notify::invalid_ke(chosen.suite.group.number()), None);
         }
         let key_exchange = match ResponderKeyExchange::respond(chosen.suite.group, key_exchange, cx.env) {
             Ok(key_exchange) => key_exchange,
@@ -400,28 +394,28 @@ impl HalfOpen {
         //= RFC 6023 3 MUST NOT 4: and the other way round
         //= RFC 6023 3 SHOULD 6: otherwise INVALID_SYNTAX
         let left_out = childless::leaves_out_child(payloads) && profile.config.childless != Childless::Never;
-        let mut not_served = NotServed {
-            internal_address: internal_address::is_ignored(payloads, &profile.config),
-            transport_mode: false,
-        };
         let child = match refusal {
             Some(refusal) => Err(refusal),
             None if left_out => Ok(None),
             None if profile.config.childless == Childless::Force => Err(failure::child_in_auth(&profile.config)),
             None => answer_child(payloads, &self.transcript, &channel, &profile, cx).map(Some),
         };
+        let mut not_served = NotServed {
+            internal_address: internal_address::is_ignored(payloads, &profile.config),
+            transport_mode: false,
+        };
         let child = match child {
             Ok(None) => {
                 let response = internal_address::response(&internal_addresses, payloads);
                 answer.extend(response.map(Payload::Configuration));
                 Ok(None)
-                not_served.transport_mode = negotiate::mode_of(payloads) != child.mode;
             }
             Ok(Some((child, chosen))) => {
                 //= RFC 7296 2.19 MUST 3: CP is in the message with SA
                 let response = internal_address::response(&internal_addresses, payloads);
                 answer.extend(response.map(Payload::Configuration));
                 answer.extend(chosen);
+                not_served.transport_mode = negotiate::mode_of(payloads) != child.mode;
                 Ok(Some(child))
             }
             Err((mut error, notify)) => {
@@ -448,13 +442,13 @@ impl HalfOpen {
         channel.respond(ExchangeType::IkeAuth, &answer, cx);
         let details = IkeDetails {
             proposal: self.suite.to_string(),
-            not_served,
             authentication: proof,
             nat_local: channel.path.nat_local,
             nat_remote: channel.path.nat_remote,
             certificate,
             mobike: false,
             internal_addresses,
+            not_served,
         };
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
         let sa = IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx).with_mobike(mobike);
