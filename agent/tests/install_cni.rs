@@ -93,4 +93,7 @@ fn the_conflist_is_kept_it_comes_after_the_first_segment_and_again_when_it_is_lo
     wait_for("the conflist again", || conflist.exists());
     assert_eq!(fs::read(&conflist).unwrap(), written);
     assert!(kept.0.try_wait().unwrap().is_none());
+    let pid = rustix::process::Pid::from_child(&kept.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(kept.0.wait().unwrap().code(), Some(0), "it handles the signal");
 }

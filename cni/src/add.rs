@@ -68,12 +68,15 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
     // From here on, a failure must undo changes.
     let made = lease_and_configure(config, request, requested, &state_dir, &mut links, &pod, segments);
     let made = made.map_err(|error| undo(error, &state_dir, &mut links, attachment))?;
-    if !StateDir::has_own_segments(config)? {
+    // The pod is attached: nothing below may fail.
+    if !StateDir::has_own_segments(config).unwrap_or(true) {
         agent_client::report_stock(&config.agent_socket, made.stock);
     }
     // The bridge is read again if its MTU differs, since the kernel lowers a bridge's MTU to the
     // smallest MTU of its ports.
-    let bridge = if bridge.mtu == made.host.mtu { bridge } else { links.find(&config.bridge)?.unwrap_or(bridge) };
+    let read_again = || links.find(&config.bridge).ok().flatten();
+    let changed = (bridge.mtu != made.host.mtu).then(read_again).flatten();
+    let bridge = changed.unwrap_or(bridge);
     let interface = |link: Link| Interface { name: link.name, mac: link.mac, mtu: link.mtu };
     let sandbox = path.to_string_lossy().into_owned();
     let attached = AddResult {

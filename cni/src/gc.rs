@@ -37,8 +37,13 @@ pub(crate) fn gc(config: &Config) -> Result<()> {
         if lease.is_none() && veth::attachment_of(&link).is_none() {
             continue;
         }
-        let others = lease.is_some_and(|lease| lease.network != config.name);
-        if bridge.is_none() || link.master != bridge || others || valid.contains(&attachment) {
+        // The lease says whose pod it is, also where another program has detached the link or
+        // deleted the bridge.
+        let ours = match lease {
+            Some(lease) => lease.network == config.name,
+            None => bridge.is_some() && link.master == bridge,
+        };
+        if !ours || valid.contains(&attachment) {
             continue;
         }
         if let Err(error) = links.delete(&link) {

@@ -220,6 +220,10 @@ fn run_verb(command: Command, input: &[u8], lookup: request::Lookup<'_>, version
             add::add(&config, &request).map(line).map_err(|error| error.with_subject(&request))
         }
         Command::Del => {
+            if let Some(refused) = RuntimeRequest::never_attached(lookup) {
+                eprintln!("edge-cni: {refused}; ADD refuses it, so there is nothing to remove");
+                return Ok(String::new());
+            }
             let request = RuntimeRequest::lenient(lookup)?;
             del::del(&config, &request).map(|()| String::new()).map_err(|error| error.with_subject(&request))
         }

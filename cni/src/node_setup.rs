@@ -33,7 +33,7 @@ pub(crate) fn ensure(links: &mut Links, config: &Config, segments: &SegmentsFile
     }
     let mtu = config.pod_mtu(segments);
     let bridge = bridge::ensure(links, &config.bridge, &config.state_dir, mtu, &segments.segments, |network| {
-        Ok(cluster_ranges.iter().any(|range| contains(range, network)) && !has_pods(config, segments, network)?)
+        Ok(cluster_ranges.iter().any(|range| contains(range, network)) && !is_in_use(config, segments, network)?)
     })?;
     if forwarded || config.forward_others {
         forward_filter::ensure(links, config, segments)?;
@@ -89,11 +89,14 @@ pub(crate) fn missing(config: &Config, segments: &SegmentsFile) -> Result<Option
     }
 }
 
-/// Returns whether a pod has an address within a network that belongs to none of the node's
-/// segments. The network's gateway stays until the last of these pods is removed.
-fn has_pods(config: &Config, segments: &SegmentsFile, network: &IpNetwork) -> Result<bool> {
+/// Returns whether the gateway of a network must stay, although the network is none of `segments`:
+/// a pod has an address in it, or it is a segment that was granted after `segments` were read.
+fn is_in_use(config: &Config, segments: &SegmentsFile, network: &IpNetwork) -> Result<bool> {
     let Some(state_dir) = StateDir::existing(config) else { return Ok(false) };
     let leases = state_dir.lock()?;
+    if leases.segments(config)?.is_some_and(|now| !bridge::is_outdated(network, &now.segments)) {
+        return Ok(true);
+    }
     let in_no_segment = |address: IpAddr| !segments.segments.iter().any(|segment| segment.contains(address));
     let mut leased = leases.all()?.flat_map(|(_, lease)| lease.addresses);
     Ok(leased.any(|address| network.contains(address) && in_no_segment(address)))
@@ -128,4 +131,31 @@ fn record(config: &Config, turned_on: [bool; 2]) -> Result<()> {
             ),
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateway_of_a_segment_that_was_granted_meanwhile_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = |segments: &[&str]| {
+            let text = serde_json::json!({
+                "cniVersion": "1.0.0", "name": "pods", "stateDir": directory.path(), "segments": segments,
+                "clusterRanges": ["10.0.0.0/8"],
+            });
+            Config::from_object(text.as_object().unwrap().clone()).unwrap()
+        };
+        let both = config(&["10.77.1.0/26", "10.77.2.0/26"]);
+        let leases = StateDir::create(&both, |_| Ok(0)).unwrap().lock().unwrap();
+        let file = leases.segments(&both).unwrap().unwrap();
+        drop(leases);
+        assert_eq!(file.segments.len(), 2);
+        let before = SegmentsFile { segments: file.segments[..1].to_vec(), ..file };
+        let is_in_use = |gateway: &str| is_in_use(&both, &before, &gateway.parse().unwrap()).unwrap();
+        assert!(is_in_use("10.77.2.1/26"));
+        assert!(!is_in_use("10.77.2.1/24"), "the prefix length has changed");
+        assert!(!is_in_use("10.77.3.1/26"));
+    }
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use edge_types::shared_files::{LOCK_FILE, SEGMENTS_FILE, SegmentsFile};
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::state_dir::replace_file;
@@ -71,30 +72,44 @@ pub fn execute(config: &Config, timeout: Duration) -> anyhow::Result<()> {
 }
 
 /// Writes the conflist after the first segment, and again whenever the file is lost or its content
-/// changes, until the process ends. After a failure, prints the error once and tries again.
+/// changes, until the process receives SIGTERM. After a failure, prints the error once and tries
+/// again.
 pub fn keep_installed(config: &Config) -> anyhow::Result<()> {
-    let mut reported = None;
-    loop {
-        match install_conflist(config) {
-            Ok(None) => {}
-            Ok(Some(installed)) => {
-                if installed.changed
-                    && let Err(error) = print_outcome(&installed)
-                {
-                    eprintln!("edge-agent: {error:#}");
-                }
-                reported = None;
-            }
-            Err(error) => {
-                let text = format!("{error:#}");
-                if reported.as_ref() != Some(&text) {
-                    eprintln!("edge-agent: {text}; trying again");
-                    reported = Some(text);
-                }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        // The first process of a container ignores signals without a handler, and would write the
+        // file again while the cleanup of the node removes it.
+        let mut terminated = signal(SignalKind::terminate()).context("SIGTERM")?;
+        let mut reported = None;
+        // Others write these files at any time.
+        let mut check = tokio::time::interval(10 * CHECK_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = terminated.recv() => return Ok(()),
+                _ = check.tick() => keep_once(config, &mut reported),
             }
         }
-        #[expect(clippy::disallowed_methods, reason = "others write these files at any time")]
-        std::thread::sleep(10 * CHECK_INTERVAL);
+    })
+}
+
+fn keep_once(config: &Config, reported: &mut Option<String>) {
+    match install_conflist(config) {
+        Ok(None) => {}
+        Ok(Some(installed)) => {
+            if installed.changed
+                && let Err(error) = print_outcome(&installed)
+            {
+                eprintln!("edge-agent: {error:#}");
+            }
+            *reported = None;
+        }
+        Err(error) => {
+            let text = format!("{error:#}");
+            if reported.as_ref() != Some(&text) {
+                eprintln!("edge-agent: {text}; trying again");
+                *reported = Some(text);
+            }
+        }
     }
 }
 

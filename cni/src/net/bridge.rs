@@ -121,7 +121,7 @@ fn new_mtu(links: &mut Links, bridge: &Link, mtu: u32) -> Result<Option<u32>> {
 
 /// Returns whether an address may be the gateway of a segment that this node no longer has, or that
 /// had another prefix length. All other addresses were added by the operator.
-fn is_outdated(address: &IpNetwork, segments: &[IpNetwork]) -> bool {
+pub(crate) fn is_outdated(address: &IpNetwork, segments: &[IpNetwork]) -> bool {
     let is_current = segments
         .iter()
         .any(|segment| segment::gateway(segment) == address.ip() && segment.prefix() == address.prefix());

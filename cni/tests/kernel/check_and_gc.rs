@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ),
     ("gc_without_a_list_removes_nothing", gc_without_a_list_removes_nothing),
     ("del_and_gc_find_a_host_end_that_was_renamed", del_and_gc_find_a_renamed_host_end),
+    ("gc_removes_pairs_whose_bridge_is_gone", gc_removes_pairs_whose_bridge_is_gone),
 ];
 
 const DUAL: &[&str] = &["10.77.3.0/24", "fd77:0:0:3::/120"];
@@ -117,6 +118,19 @@ fn gc_removes_what_the_runtime_no_longer_knows_and_nothing_else() {
     assert!(pings(&pods[1].netns, "10.77.3.5") && pings(&pods[1].netns, "10.77.3.1"));
     assert!(gc(&world, &[&pods[1]]).ok);
     world.del(&pods[0]);
+}
+
+fn gc_removes_pairs_whose_bridge_is_gone() {
+    let world = World::new(DUAL);
+    world.set("cniVersion", json!("1.1.0"));
+    let pods = [world.pod(), world.pod()];
+    pods.iter().for_each(|pod| drop(world.add(pod)));
+    let ends = || world.ip("-o link show type veth").matches("ecni").count();
+    world.ip("link delete ecni0");
+    assert_eq!(ends(), 2);
+    let answer = gc(&world, &[&pods[1]]);
+    assert!(answer.ok, "{}", answer.json);
+    assert_eq!((ends(), world.leased()), (1, vec![pods[1].id.clone()]));
 }
 
 fn gc_without_a_list_removes_nothing() {

@@ -20,6 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("what_del_does_not_need_does_not_stop_it", what_del_does_not_need_does_not_stop_it),
     ("del_says_that_it_cannot_look_for_a_lease", del_says_that_it_cannot_look_for_a_lease),
     ("gc_needs_state_and_name_alone", gc_needs_state_and_name_alone),
+    ("what_add_refuses_by_its_name_del_finds_removed", what_add_refuses_by_its_name_del_finds_removed),
 ];
 
 const DUAL: &[&str] = &["10.77.3.0/29", "fd77:0:0:3::/125"];
@@ -227,6 +228,26 @@ fn del_says_that_it_cannot_look_for_a_lease() {
     let answer = world.verb("DEL", &pod);
     assert!(answer.ok && world.ports().is_empty(), "{}", answer.json);
     assert!(answer.said.contains("its lease could not be ended") && answer.said.contains("broken"), "{}", answer.said);
+}
+
+fn what_add_refuses_by_its_name_del_finds_removed() {
+    let world = World::new(DUAL);
+    let pod = world.pod();
+    let netns = pod.netns.display().to_string();
+    let call = |verb: &str, id: &str, ifname: &str| {
+        let mut variables = vec![("CNI_COMMAND", verb), ("CNI_CONTAINERID", id), ("CNI_PATH", "/opt/cni/bin")];
+        variables.push(("CNI_NETNS", netns.as_str()));
+        variables.extend((!ifname.is_empty()).then_some(("CNI_IFNAME", ifname)));
+        world.run(&variables, &world.config.borrow().to_string())
+    };
+    let long = "x".repeat(201);
+    for (id, ifname) in [(pod.id.as_str(), "all"), (pod.id.as_str(), "a/b"), (long.as_str(), "eth0"), ("../x", "eth0")]
+    {
+        assert_eq!(call("ADD", id, ifname).json["code"], 4, "{id} {ifname}");
+        let answer = call("DEL", id, ifname);
+        assert!(answer.ok && answer.json == Value::Null && answer.said.contains("nothing to remove"), "{answer:?}");
+    }
+    assert_eq!(call("DEL", &pod.id, "").json["code"], 4, "it is unknown which interface is meant");
 }
 
 fn gc_needs_state_and_name_alone() {

@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("values_that_are_unknown_or_of_another_form_are_refused_by_their_name", refused),
     ("the_programs_accept_every_configuration_that_the_chart_writes", configurations),
     ("a_role_has_the_same_label_in_its_daemonset_the_controller_and_the_admission_policy", roles),
+    ("containers_that_write_the_hosts_directories_are_privileged", host_directories),
     ("helm_installs_upgrades_cleans_up_and_uninstalls_on_an_api_server", installed),
 ];
 
@@ -39,12 +40,15 @@ controller:
   service: {type: NodePort, port: 8444, nodePort: 30443, annotations: {example.org/pool: edge}}
   certificates: {nodeDays: 14, serverDays: 60, authoritySecret: edge-cni-authority}
   environment: {EDGE_CONTROLLER_SEGMENTS_MAX_PER_NODE: "128"}
+  priorityClassName: example
+  tolerations: [{key: node-role.kubernetes.io/control-plane, operator: Exists, effect: NoSchedule}]
 agents: {observe: ["127.0.0.1:9744", "[::1]:9744"]}
 hub: {extraConfig: "[timing]\nliveness = \"5s\"\n"}
 cloud: {extraConfig: "[timing]\nliveness = \"6s\"\n"}
 edge:
   controllerUrls: ["https://controller.example.org:30443", "https://203.0.113.5:30443"]
   mtu: 1380
+  maxUnavailable: 25%
   join: tokenFile
   cni: {confDir: /var/lib/rancher/k3s/agent/etc/cni/net.d, binDir: /var/lib/rancher/k3s/data/cni}
   extraConfig: "[firewall]\nlan_to_pods = [\"192.168.1.0/24\"]\n"
@@ -160,6 +164,33 @@ fn configurations() {
     assert_eq!(controller["certificates"]["node_days"].as_integer(), Some(14));
     assert_eq!(controller["segments"]["v4_prefix"].as_integer(), Some(25));
     assert_eq!(controller["kubernetes"]["trust_node_labels"].as_bool(), Some(false));
+    let pod = &find(&objects, "Deployment", "edge-controller")["spec"]["template"]["spec"];
+    assert_eq!(pod["priorityClassName"], "example");
+    assert_eq!(pod["tolerations"][0]["key"], "node-role.kubernetes.io/control-plane");
+    let strategy = &find(&objects, "DaemonSet", "edge-agent")["spec"]["updateStrategy"];
+    assert_eq!(strategy["rollingUpdate"]["maxUnavailable"], "25%");
+}
+
+/// On a host with SELinux, a container that is not privileged cannot write the host's directories.
+fn host_directories() {
+    for arguments in [&[][..], &["--set=cleanup.enabled=true"]] {
+        let objects = objects(&template(arguments).unwrap());
+        let pods = objects.iter().filter(|object| object["kind"] == "DaemonSet");
+        let mut seen = 0;
+        for pod in pods.map(|object| &object["spec"]["template"]["spec"]) {
+            let list = |key: &str| pod[key].as_array().cloned().unwrap_or_default();
+            let of_host =
+                |name: &Value| list("volumes").iter().any(|it| it["name"] == *name && it["hostPath"].is_object());
+            for container in [list("initContainers"), list("containers")].concat() {
+                let mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
+                if mounts.iter().any(|mount| of_host(&mount["name"]) && mount["readOnly"] != true) {
+                    assert_eq!(container["securityContext"]["privileged"], true, "{container}");
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 0);
+    }
 }
 
 /// Returns the keys that a pod's node must or must not have, with operator and values.

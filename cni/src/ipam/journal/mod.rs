@@ -32,7 +32,7 @@ use std::cell::OnceCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use edge_types::IpNetwork;
@@ -129,7 +129,9 @@ impl Journal {
         let (state, chain_at_mark, damage) = replay(&bytes, length_at_mark);
         let rebooted = match &mark {
             Some(mark) => !same_boot(&mark.boot),
-            None => damage.is_none() && !same_boot(&state.end.boot),
+            // The checksum of the first line covers the boot. Lines after it may be torn: they ended
+            // with that boot, too.
+            None => state.lines > 0 && !same_boot(&state.end.boot),
         };
         if rebooted {
             if let Some(damage) = damage {
@@ -216,9 +218,14 @@ impl Journal {
     }
 
     /// Fails if no lease can be entered, because the disk is read-only or full. Reserves space for
-    /// the next line, without changing the file's content.
+    /// the next line, without changing the file's content. Writes nothing if the space is reserved
+    /// already: a runtime may ask for STATUS every few seconds, and each write wears out flash.
     pub(super) fn require_room(&mut self) -> Result<()> {
         self.require_writable()?;
+        // stat(2) counts blocks of 512 bytes.
+        if self.file.metadata().is_ok_and(|file| file.blocks() * 512 >= self.end.length + ROOM) {
+            return Ok(());
+        }
         let reserved = rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.end.length, ROOM);
         // The index must be updated, because reserving space has changed the file's time of change.
         self.update_index(|index, journal, _| index.restamp(journal));

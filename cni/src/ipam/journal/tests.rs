@@ -166,6 +166,38 @@ fn a_journal_cut_by_a_power_failure_does_not_keep_the_node_from_starting() {
 }
 
 #[test]
+fn without_a_mark_a_torn_line_of_an_earlier_boot_does_not_stop_the_node_and_one_of_this_boot_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("leases");
+    enter(directory.path(), BOOT, 1..=3);
+    let whole = fs::read(&path).unwrap();
+    let first_line = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    for length in [first_line + 1, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        fs::remove_file(mark_path(directory.path())).unwrap();
+        assert!(Journal::open(directory.path(), BOOT).is_err(), "{length}");
+        assert!(held(directory.path(), NEXT_BOOT).is_empty(), "{length}");
+    }
+}
+
+#[test]
+fn space_that_is_reserved_is_not_reserved_again() {
+    let directory = tempfile::tempdir().unwrap();
+    enter(directory.path(), BOOT, 1..=3);
+    let changed = || {
+        let file = fs::metadata(directory.path().join("leases")).unwrap();
+        (file.ctime(), file.ctime_nsec(), file.blocks())
+    };
+    let ask = || Journal::open(directory.path(), BOOT).unwrap().require_room().unwrap();
+    ask();
+    let before = changed();
+    for _ in 0..3 {
+        ask();
+    }
+    assert_eq!(changed(), before);
+}
+
+#[test]
 fn an_older_copy_of_the_journal_is_not_taken_for_the_present_one() {
     let directory = tempfile::tempdir().unwrap();
     enter(directory.path(), BOOT, [1]);
