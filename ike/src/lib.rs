@@ -131,6 +131,7 @@ pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerNa
 pub use endpoint::Endpoint;
 pub use environment::{Environment, Transmit};
 pub use event::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
+pub use output::SentRequests;
 pub use purpose::{ChildName, InvalidPurpose, Purpose, TrafficPart};
 pub use secret::Secret;
 pub use time::Instant;

@@ -236,6 +236,7 @@ mod tests {
             states: vec![state(1), state(2), state(3)],
             policies: vec![policy(Some(1)), policy(Some(3)), policy(None)],
             relayed_pairs: 0,
+            ike: Default::default(),
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],
@@ -280,7 +281,6 @@ mod tests {
     }
 
     #[test]
-    #[test]
     fn what_a_peer_asks_for_in_vain_is_shown() {
         let status = status();
         let (table, details) = (crate::status::render(&status), render_peers(&status));
@@ -288,6 +288,7 @@ mod tests {
         assert!(details.contains("             not served: the peer asks for transport mode\n"), "{details}");
     }
 
+    #[test]
     fn a_relayed_peer_and_a_refused_relay_are_shown_with_the_hub() {
         let mut status = status();
         status.peers[0].relayed_by = Some("hub".into());

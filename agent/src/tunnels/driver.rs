@@ -28,6 +28,7 @@ use super::failure_log::FailureLog;
 use super::former_policies::FormerPolicies;
 use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
+use super::ike_counts::IkeCounts;
 use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
 use super::relays::Relays;
@@ -99,6 +100,8 @@ pub struct Driver {
     pub(super) relays: Relays,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
+    /// What IKE has done, for metrics.
+    pub(super) ike_counts: IkeCounts,
     /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
     pub(super) host: watch::Receiver<HostState>,
@@ -174,6 +177,7 @@ impl Driver {
             hold_packets: config.on_demand.hold_packets,
             relays: Relays::new(&config.relay, relay_runtime),
             failures: FailureLog::default(),
+            ike_counts: IkeCounts::default(),
             settled: false,
             host,
             running_capture: None,
