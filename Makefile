@@ -85,7 +85,7 @@ power-cuts: install
 # libFuzzer on each target of ike/fuzz, MINUTES each. Needs a nightly compiler and cargo-fuzz.
 MINUTES ?= 5
 fuzz:
-	for target in message payloads reassembly endpoint; do \
+	for target in message payloads reassembly endpoint session selectors certificates; do \
 		(cd ike && cargo +nightly fuzz run $$target -- -max_total_time=$$(($(MINUTES) * 60))) || exit 1; \
 	done
 

@@ -261,6 +261,7 @@ impl AdminHandler {
             states: report.states,
             policies: report.policies,
             relayed_pairs: report.relayed_pairs,
+            ike: report.ike,
             obstacles: host.obstacles.clone(),
             dropped,
             host,

@@ -234,6 +234,29 @@ pub struct IkeDetails {
     /// ([`AddressAssignment`](crate::AddressAssignment)): at most one of each family. With a pool
     /// they are the peer's, otherwise ours.
     pub internal_addresses: Vec<IpAddr>,
+    /// What the peer has asked for and does not get.
+    pub not_served: NotServed,
+}
+
+/// What a peer has asked for and does not get, although its IKE SA is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NotServed {
+    /// An internal address (a configuration payload, RFC 7296 2.19): the peer has no pool here.
+    pub internal_address: bool,
+    /// Transport mode: it got a CHILD_SA in tunnel mode.
+    pub transport_mode: bool,
+}
+
+impl NotServed {
+    /// Returns a sentence about each request, with what to do.
+    pub fn sentences(self) -> impl Iterator<Item = &'static str> {
+        let address = "the peer asks for an internal address (strongSwan: vips), and it has no address_pool here, so it gets none; \
+                       configure one, or let the peer use its own networks";
+        let transport = "the peer asks for transport mode, and its child is in tunnel mode here, so it gets tunnel mode; \
+                         configure the same at both ends";
+        let address = self.internal_address.then_some(address);
+        address.into_iter().chain(self.transport_mode.then_some(transport))
+    }
 }
 
 /// The stored fields of a peer's certificate. `Debug` shows the chain's length alone.

@@ -132,6 +132,7 @@ pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerNa
 pub use endpoint::Endpoint;
 pub use environment::{Environment, Transmit};
 pub use event::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
+pub use output::SentRequests;
 pub use purpose::{ChildName, InvalidPurpose, Purpose, TrafficPart};
 pub use secret::Secret;
 pub use tcp_connection::{TcpConnectionId, is_reserved_for_tcp};

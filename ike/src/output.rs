@@ -21,6 +21,17 @@ pub(crate) struct Output {
     pub(crate) inbound_spis: HashSet<u32>,
     /// Copies of messages, if the owner captures them.
     pub(crate) capture: Option<Capture>,
+    /// What the endpoint has sent so far.
+    pub(crate) sent: SentRequests,
+}
+
+/// Numbers of requests that an endpoint has sent, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SentRequests {
+    /// Requests that were sent again, since no response came.
+    pub retransmissions: u64,
+    /// Requests that ask whether the peer is there (RFC 7296 2.4), not including retransmissions.
+    pub liveness_checks: u64,
 }
 
 impl Output {

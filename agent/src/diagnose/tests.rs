@@ -99,6 +99,7 @@ fn healthy() -> Facts {
             policy("10.233.0.0/16", 30_000, "block", Some(0xecf0_0000)),
         ],
         relayed_pairs: 0,
+        ike: Default::default(),
         host: crate::host::HostState { firewall: true, pod_mtu: 1420, ..Default::default() },
         obstacles: vec![],
         dropped: vec![],

@@ -112,7 +112,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let status = &*self.status;
         let out = &mut encoder;
-        gauges(out, "build", "This program's release", [([("version", status.version.as_str())], 1.0)])?;
+        gauges(out, "build_info", "This program's release", [([("version", status.version.as_str())], 1.0)])?;
         let phase = |phase: &'static str| {
             let count = status.peers.iter().filter(|peer| peer.phase == phase).count();
             ([("phase", phase)], count as f64)
@@ -145,9 +145,16 @@ impl Collector for Scrape {
         counters_of(out, "firewall_dropped_packets", "Packets that the node's firewall dropped", dropped)?;
         let xfrm = self.xfrm.iter().map(|(name, count)| ([("counter", name.as_str())], *count));
         counters_of(out, "xfrm_errors", "Counters of /proc/net/xfrm_stat", xfrm)?;
+        let ike = &status.ike;
+        let rekeys = [([("sa", "child")], ike.child_rekeys), ([("sa", "ike")], ike.ike_rekeys)];
+        counters_of(out, "rekeys", "SAs that others have replaced without an interruption", rekeys)?;
+        let help = "IKE requests that were sent again, since no response came";
+        counter(out, "ike_retransmissions", help, ike.retransmissions)?;
+        counter(out, "liveness_checks", "IKE requests that asked whether a peer is there", ike.liveness_checks)?;
+        let failures = ike.failures.iter().map(|(kind, count)| ([("kind", kind.as_str())], *count));
+        counters_of(out, "ike_failures", "Failures of peers and refused initiators", failures)?;
         for (value, (name, help)) in self.total.into_iter().zip(COUNTERS) {
-            let counter = ConstCounter::new(value);
-            counter.encode(out.encode_descriptor(name, help, None, counter.metric_type())?)?;
+            counter(out, name, help, value)?;
         }
         let up = self.peers.iter().map(|peer| ([("peer", peer.name.as_str())], f64::from(u8::from(peer.up))));
         gauges(out, "peer_up", "Whether the tunnel to the peer is up", up)?;
@@ -164,6 +171,11 @@ impl Collector for Scrape {
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, unit: Option<Unit>, value: f64) -> fmt::Result {
     let gauge = ConstGauge::new(value);
     gauge.encode(encoder.encode_descriptor(name, help, unit.as_ref(), gauge.metric_type())?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: u64) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)
 }
 
 fn gauges<L: EncodeLabelSet>(
@@ -196,6 +208,7 @@ fn counters_of<L: EncodeLabelSet>(
 mod tests {
     use super::*;
     use crate::observe::traffic::Traffic;
+    use crate::status::IkeCounters;
 
     #[test]
     fn a_line_of_xfrm_stat_is_a_name_and_a_number() {
@@ -235,6 +248,13 @@ mod tests {
             states: vec![],
             policies: vec![],
             relayed_pairs: 3,
+            ike: IkeCounters {
+                child_rekeys: 4,
+                ike_rekeys: 2,
+                retransmissions: 7,
+                liveness_checks: 5,
+                failures: [("timeout".to_owned(), 6)].into(),
+            },
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],
@@ -244,7 +264,7 @@ mod tests {
         traffic.add(&status.peers);
         let text = encode(&Scrape::new(Arc::new(status), &(None, traffic), 2)).unwrap();
         let has = |line: &str| assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
-        has("edge_agent_build{version=\"1.2.3\"} 1.0");
+        has("edge_agent_build_info{version=\"1.2.3\"} 1.0");
         has("edge_agent_peers{phase=\"up\"} 2.0");
         has("edge_agent_peers{phase=\"on-demand\"} 1.0");
         has("edge_agent_relayed_peers 1.0");
@@ -253,6 +273,11 @@ mod tests {
         has("edge_agent_peer_up{peer=\"b\"} 0.0");
         has("edge_agent_peer_received_bytes_total{peer=\"b\"} 0");
         has("edge_agent_received_bytes_total 0");
+        has("edge_agent_rekeys_total{sa=\"child\"} 4");
+        has("edge_agent_rekeys_total{sa=\"ike\"} 2");
+        has("edge_agent_ike_retransmissions_total 7");
+        has("edge_agent_liveness_checks_total 5");
+        has("edge_agent_ike_failures_total{kind=\"timeout\"} 6");
         has("# EOF");
         assert!(!text.contains("peer=\"c\"") && !text.contains("controller_connected"), "{text}");
     }

@@ -115,6 +115,9 @@ fn ike_sa(text: &mut String, sa: &IkeStatus) {
         let addresses: Vec<String> = sa.internal_addresses.iter().map(ToString::to_string).collect();
         let _ = writeln!(text, "             address in the tunnel: {}", addresses.join(" "));
     }
+    for sentence in &sa.not_served {
+        let _ = writeln!(text, "             not served: {sentence}");
+    }
     let _ = writeln!(text, "             {}, the peer proved itself by {}", sa.proposal, sa.authentication);
     let _ = writeln!(
         text,
@@ -188,6 +191,7 @@ mod tests {
             nat_remote: false,
             mobike: true,
             internal_addresses: vec!["10.9.0.1".parse().unwrap(), "fd09::1".parse().unwrap()],
+            not_served: vec!["the peer asks for transport mode".into()],
             since: "2026-01-01T00:00:00Z".into(),
             heard_seconds_ago: 3,
             renewed_in_seconds: 600,
@@ -238,6 +242,7 @@ mod tests {
             states: vec![state(1), state(2), state(3)],
             policies: vec![policy(Some(1)), policy(Some(3)), policy(None)],
             relayed_pairs: 0,
+            ike: Default::default(),
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],
@@ -296,6 +301,14 @@ mod tests {
         for expected in ["  path       direct, via TCP\n", "  TCP        this kernel cannot"] {
             assert!(details.contains(expected), "{details}");
         }
+    }
+
+    #[test]
+    fn what_a_peer_asks_for_in_vain_is_shown() {
+        let status = status();
+        let (table, details) = (crate::status::render(&status), render_peers(&status));
+        assert!(table.contains("peer edge-1: the peer asks for transport mode\n"), "{table}");
+        assert!(details.contains("             not served: the peer asks for transport mode\n"), "{details}");
     }
 
     #[test]

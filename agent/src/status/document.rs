@@ -1,5 +1,6 @@
 //! The document of `status --json`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -37,6 +38,9 @@ pub struct Status {
     /// Number of pairs of nodes between which this node relays, as a hub.
     #[serde(default)]
     pub relayed_pairs: usize,
+    /// What IKE has done since the agent started.
+    #[serde(default)]
+    pub ike: IkeCounters,
     /// Routes, addresses and firewall.
     pub host: HostState,
     /// Obstacles that keep pods' packets from arriving, each with the command that removes it.
@@ -67,6 +71,24 @@ pub struct TunnelsReport {
     pub policies: Vec<PolicyEntry>,
     /// Number of pairs of nodes between which this node relays, as a hub.
     pub relayed_pairs: usize,
+    /// What IKE has done since the agent started.
+    pub ike: IkeCounters,
+}
+
+/// What IKE has done since the agent started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IkeCounters {
+    /// CHILD_SAs that were replaced by another one of the same purpose.
+    pub child_rekeys: u64,
+    /// IKE SAs that were replaced, by a rekey or by a new authentication.
+    pub ike_rekeys: u64,
+    /// Requests that were sent again, since no response came.
+    pub retransmissions: u64,
+    /// Requests that asked whether the peer is there.
+    pub liveness_checks: u64,
+    /// Failures of peers and refused initiators, by kind. There are as many kinds as kinds of
+    /// [`edge_ike::event::PeerErrorKind`].
+    pub failures: BTreeMap<String, u64>,
 }
 
 /// State of a peer.
@@ -148,6 +170,9 @@ pub struct IkeStatus {
     /// node gave them to the peer, with `request_address` the peer gave them to this node.
     #[serde(default)]
     pub internal_addresses: Vec<IpAddr>,
+    /// What the peer has asked for and does not get: one sentence for each request.
+    #[serde(default)]
+    pub not_served: Vec<String>,
     /// The time at which the IKE SA was established, RFC 3339.
     pub since: String,
     /// Seconds since the last authentic message.

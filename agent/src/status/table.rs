@@ -65,6 +65,12 @@ pub fn render(status: &Status) -> String {
             );
         }
     }
+    for peer in &status.peers {
+        // After a rekey or a new authentication, the newest IKE SA is the last one.
+        for sentence in peer.ike_sas.last().iter().flat_map(|sa| &sa.not_served) {
+            let _ = writeln!(text, "peer {}: {sentence}", peer.name);
+        }
+    }
     for error in status.peers.iter().filter_map(|peer| peer.last_error.as_ref()) {
         let _ = writeln!(text, "{error}");
     }

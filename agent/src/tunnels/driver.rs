@@ -28,6 +28,7 @@ use super::failure_log::FailureLog;
 use super::former_policies::FormerPolicies;
 use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
+use super::ike_counts::IkeCounts;
 use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
 use super::relays::Relays;
@@ -37,7 +38,7 @@ use super::sa_table::{SaTable, is_in_tcp};
 use super::tcp::Tcp;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
-use crate::desired::{Desired, DesiredTunnel, Origin, PeerChanges};
+use crate::desired::{Desired, DesiredTunnel, PeerChanges};
 use crate::host::{HostState, InternalAddresses};
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
@@ -104,6 +105,8 @@ pub struct Driver {
     pub(super) tcp: Tcp,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
+    /// What IKE has done, for metrics.
+    pub(super) ike_counts: IkeCounts,
     /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
     pub(super) host: watch::Receiver<HostState>,
@@ -188,6 +191,7 @@ impl Driver {
             relays: Relays::new(&config.relay, relay_runtime),
             tcp,
             failures: FailureLog::default(),
+            ike_counts: IkeCounts::default(),
             settled: false,
             host,
             running_capture: None,
@@ -487,7 +491,7 @@ impl Driver {
         let assignment = &tunnel.peer.address_assignment;
         let inherits = *assignment == AddressAssignment::Off;
         let keeps_policies = !matches!(assignment, AddressAssignment::Pool(_));
-        let (peer, origin, on_demand) = (self.with_relayed_address(name, tunnel), tunnel.origin, tunnel.on_demand);
+        let peer = self.with_relayed_address(name, tunnel);
         let mut peer = self.with_tcp_address(name, peer);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
@@ -507,24 +511,18 @@ impl Driver {
                 continue;
             }
             enforced &= self.forget_revoked_sas(&peer, reqid);
+            // The peer may not notice that this node has restarted, as long as its ESP packets are
+            // answered, and then its next rekey fails. And while there are inherited SAs, no packet
+            // triggers the setup of a tunnel. Whatever is configured, this node therefore
+            // initiates, also to the address to which the inherited SAs send.
             if self.sas.has_inherited(reqid) {
                 let peer = Arc::make_mut(&mut peer);
                 peer.keep_existing = true;
-                // While there are inherited SAs, no packet triggers the setup of a tunnel, so this
-                // node initiates.
-                peer.initiate |= on_demand;
+                peer.initiate = true;
+                peer.remotes.splice(0..0, self.sas.inherited_remote(reqid, &peer.remotes));
             }
             self.assume_inherited_ends(name, child, purpose.clone(), reqid);
             self.assume_former_ends(name, child, purpose, reqid);
-            // A peer behind a NAT may not notice that this node has restarted, as long as its ESP
-            // packets are answered. This node therefore initiates, to the address to which the
-            // inherited SAs send.
-            if origin == Origin::View
-                && let Some(remote) = self.sas.inherited_remote(reqid)
-                && !peer.remotes.contains(&remote)
-            {
-                Arc::make_mut(&mut peer).remotes.insert(0, remote);
-            }
         }
         let from = valid_from(&peer);
         match self.endpoint.set_peer(peer, now, &mut self.environment) {

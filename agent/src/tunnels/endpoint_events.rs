@@ -17,6 +17,7 @@ use crate::logging::peer_span;
 impl Driver {
     pub(super) fn handle_event(&mut self, event: Event) {
         let _span = peer_of(&event).map(|peer| peer_span(peer).entered());
+        self.ike_counts.count(&event);
         if let Event::IkeUp { peer, .. } | Event::IkeReplaced { peer, .. } | Event::IkeDown { peer, .. } = &event {
             self.publish_internal_addresses(peer);
         }
@@ -33,6 +34,7 @@ impl Driver {
                     authentication = details.authentication,
                     "IKE SA established"
                 );
+                details.not_served.sentences().for_each(|sentence| tracing::warn!("{sentence}"));
                 self.peer_heard(&peer);
                 // An IKE SA with a hub shows that this node or the hub is connected to its network
                 // again.

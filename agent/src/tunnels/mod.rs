@@ -17,6 +17,7 @@
 //! - `former_policies`: the policies that an earlier run left in the kernel.
 //! - `hub_returns`: the hubs that were lost and came back.
 //! - `idle_tunnels`: the on-demand tunnels that are up, and the time at which each was last used.
+//! - `ike_counts`: counts what IKE does, for metrics.
 //! - `inherited_sas`: the SAs that an earlier run left in the kernel.
 //! - `installed_sa`: one of the agent's SAs in the kernel.
 //! - `kernel_events`: the handling of the kernel's notifications.
@@ -54,6 +55,7 @@ mod failure_log;
 mod former_policies;
 mod hub_returns;
 mod idle_tunnels;
+mod ike_counts;
 mod ike_sockets;
 mod inherited_sas;
 mod installed_sa;

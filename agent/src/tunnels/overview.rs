@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection, SaId, Xfrm};
 
 use super::installed_sa::InstalledSa;
-use crate::status::{PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport};
+use crate::status::{IkeCounters, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport};
 
 /// Maximum number of SAs that are read one by one, because they were installed after all SAs were
 /// read. The counters of further ones are left out.
@@ -29,6 +29,8 @@ pub struct TunnelsOverview {
     pub(super) policies: Vec<Policy>,
     /// Number of pairs of nodes between which this node relays, as a hub.
     pub(super) relayed_pairs: usize,
+    /// What IKE has done since the agent started.
+    pub(super) ike: IkeCounters,
 }
 
 /// Reads the SAs in the kernel; none if that fails.
@@ -66,6 +68,7 @@ impl TunnelsOverview {
             states,
             policies: self.policies.iter().map(policy).collect(),
             relayed_pairs: self.relayed_pairs,
+            ike: self.ike,
         }
     }
 }

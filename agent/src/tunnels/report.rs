@@ -57,6 +57,7 @@ impl Driver {
             installed: self.sas.installed(),
             policies: self.policies.installed().copied().collect(),
             relayed_pairs: self.relays.hub.pairs(),
+            ike: self.ike_counts.with(self.endpoint.sent_requests()),
         }
     }
 
@@ -166,6 +167,7 @@ impl Reported {
             nat_remote: sa.details.nat_remote,
             mobike: sa.details.mobike,
             internal_addresses: sa.details.internal_addresses.clone(),
+            not_served: sa.details.not_served.sentences().map(str::to_owned).collect(),
             since: self.wall_time(sa.established),
             heard_seconds_ago: self.boot_time.saturating_since(sa.last_received).as_secs(),
             renewed_in_seconds: sa

@@ -20,6 +20,9 @@ use super::retiring_sas::RetiringSas;
 use crate::desired::{PeerReqids, TunnelEnds};
 use crate::tcp_encapsulation::Connections;
 
+/// UDP port of IKE (RFC 7296 2), at which a peer is reached whose ESP does not travel in UDP.
+const IKE_PORT: u16 = 500;
+
 /// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
 /// of the range of the 32-bit counter.
 const SOFT_PACKETS: u64 = 3 << 30;
@@ -126,11 +129,14 @@ impl SaTable {
         self.inherited.outbound(reqid).map(|out| (out.source, out.id.destination))
     }
 
-    /// Returns the address and port to which the inherited SAs with this reqid send ESP in UDP.
-    /// This may be the only address at which a peer behind a NAT can be reached.
-    pub(super) fn inherited_remote(&self, reqid: Reqid) -> Option<SocketAddr> {
+    /// Returns the address and port to which the inherited SAs with this reqid send, unless they
+    /// are among the `known` ones. This may be the only address at which the peer can be reached:
+    /// it may be behind a NAT, or no address of it may be configured.
+    pub(super) fn inherited_remote(&self, reqid: Reqid, known: &[SocketAddr]) -> Option<SocketAddr> {
         let sa = self.inherited.outbound(reqid)?;
-        sa.encap.map(|encap| SocketAddr::new(sa.id.destination, encap.destination_port))
+        let port = sa.encap.map_or(IKE_PORT, |encap| encap.destination_port);
+        let remote = SocketAddr::new(sa.id.destination, port);
+        (!known.contains(&remote)).then_some(remote)
     }
 
     /// Uses the ends of an earlier run for a peer's tunnel of this purpose, unless that tunnel has

@@ -27,6 +27,7 @@ use crate::incidents::Incidents;
 const DOWN: &str = "tunnels::tests::policies_of_tunnels_that_were_down";
 const NEVER_UP: &str = "tunnels::tests::a_tunnel_that_was_never_up";
 const SAS: &str = "tunnels::tests::an_sa_of_a_child";
+const BEGINS: &str = "tunnels::tests::a_responder_with_inherited_sas";
 
 #[test]
 fn a_restart_keeps_the_policies_of_tunnels_that_are_down_so_that_nothing_leaves_in_clear() {
@@ -61,6 +62,13 @@ fn an_sa_that_another_program_changes_is_rekeyed_and_the_kernel_is_asked_whether
     }
 }
 
+#[test]
+fn a_responder_that_has_restarted_begins_to_where_its_sas_send_until_they_are_gone() {
+    if is_root_or_skips() {
+        passes_in_namespaces(BEGINS);
+    }
+}
+
 fn config(directory: &Path, peers: &str) -> Config {
     let text = format!(
         "state_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n{peers}",
@@ -88,6 +96,11 @@ fn desired(config: &Config) -> Desired {
 
 /// Starts a driver, which applies the desired state, and ends it after `work`.
 fn start(config: &Config, work: impl FnOnce(&mut Driver)) {
+    start_with(config, |_| {}, work);
+}
+
+/// Starts a driver, which applies the desired state after `prepare`, and ends it after `work`.
+fn start_with(config: &Config, prepare: impl FnOnce(&mut Driver), work: impl FnOnce(&mut Driver)) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let clock = CertificateClock::default();
@@ -96,6 +109,7 @@ fn start(config: &Config, work: impl FnOnce(&mut Driver)) {
         let handle = tokio::runtime::Handle::current();
         let mut driver =
             Driver::open(config, clock.into(), Incidents::default(), host, internal, mapped, handle).unwrap();
+        prepare(&mut driver);
         driver.apply_desired(desired(config).into());
         work(&mut driver);
     });
@@ -319,4 +333,85 @@ fn an_sa_of_a_child() {
         driver.handle_kernel_events(vec![Event::Expire { id, reqid: reqid.raw(), hard: true }]);
         assert_eq!(driver.to_rekey.len(), 1);
     });
+}
+
+/// Returns to where the driver sends IKE_SA_INIT requests from `now` on, for five minutes in which
+/// nobody answers. Returns the end of these minutes, too.
+fn attempts(driver: &mut Driver, now: edge_ike::Instant) -> (Vec<String>, edge_ike::Instant) {
+    let end = now + std::time::Duration::from_secs(300);
+    let mut remotes = Vec::new();
+    loop {
+        while let Some(transmit) = driver.endpoint.poll_transmit() {
+            remotes.push(transmit.remote.to_string());
+        }
+        match driver.endpoint.poll_timeout() {
+            Some(at) if at < end => driver.endpoint.handle_timeout(at, &mut driver.environment),
+            _ => break,
+        }
+    }
+    remotes.sort_unstable();
+    remotes.dedup();
+    (remotes, end)
+}
+
+#[test]
+#[ignore = "runs in a namespace, started by the test before"]
+fn a_responder_with_inherited_sas() {
+    if !is_in_namespaces() {
+        return;
+    }
+    add_networks();
+    let keys = "local_subnets = ['10.1.0.0/24']\nremote_subnets = ['10.2.0.0/24']\nstart = 'respond'";
+    let moved = Some(UdpEncap { source_port: 4500, destination_port: 61_000 });
+    for (encap, remotes) in
+        [(moved, ["192.0.2.1:500", "198.51.100.7:61000"]), (None, ["192.0.2.1:500", "198.51.100.7:500"])]
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), &peer("moon", keys));
+        start(&config, |driver| {
+            let (tried, _) = attempts(driver, driver.now());
+            assert!(tried.is_empty(), "without SAs the peer begins: {tried:?}");
+        });
+        let (moon, child) = (PeerName::new("moon"), ChildName::new(DEFAULT_CHILD));
+        let reqid = Reqids::load(&config.state_dir).of_purpose(&moon, &Purpose::whole(&child)).unwrap();
+        let sa = |source: &str, destination: &str, spi| {
+            let id = edge_xfrm::SaId { destination: destination.parse().unwrap(), spi };
+            edge_xfrm::Sa {
+                id,
+                source: source.parse().unwrap(),
+                protocol: 50,
+                reqid: reqid.raw(),
+                mode: 1,
+                direction: None,
+                algorithm: Some("rfc4106(gcm(aes))".into()),
+                encap,
+                selector: None,
+                replay_window: 0,
+                esn: true,
+                flags: 0,
+                if_id: 0,
+                counters: Default::default(),
+            }
+        };
+        let (inbound, outbound) = (sa("198.51.100.7", "192.0.2.7", SPI), sa("192.0.2.7", "198.51.100.7", SPI));
+        let left = vec![inbound.clone(), outbound.clone()];
+        let prepare = |driver: &mut Driver| {
+            let ours: std::net::IpAddr = "192.0.2.7".parse().unwrap();
+            driver.sas.inherit(left, |address| address == ours, driver.now() + std::time::Duration::from_secs(3600));
+        };
+        start_with(&config, prepare, |driver| {
+            let (tried, now) = attempts(driver, driver.now());
+            assert_eq!(tried, remotes);
+            let (tried, now) = attempts(driver, now);
+            assert_eq!(tried, remotes, "as long as the SAs are there");
+            // The kernel has none of these SAs.
+            for gone in [inbound.id, outbound.id] {
+                driver.handle_kernel_events(vec![Event::SaDeleted { id: gone, reqid: Some(reqid.raw()) }]);
+            }
+            // What has begun may go on.
+            let (_, now) = attempts(driver, now);
+            let (tried, _) = attempts(driver, now);
+            assert!(tried.is_empty(), "nothing is left that the peer could miss: {tried:?}");
+        });
+    }
 }

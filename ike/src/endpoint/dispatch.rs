@@ -13,7 +13,7 @@ use crate::auth::same_identity;
 use crate::child_sas::{ChildSas, Spi};
 use crate::config::{Identity, PeerName};
 use crate::environment::Environment;
-use crate::event::Event;
+use crate::event::{Event, PeerError};
 use crate::sa::failure::{IKE_SA_INIT, invalid};
 use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Peers, Profile, WantedAddresses};
 use crate::time::Instant;
@@ -280,13 +280,23 @@ impl Endpoint {
                 self.schedule(spi);
                 self.limit_half_open(spi);
             }
-            InitOutcome::Refused(Some(error)) | InitOutcome::Unanswered(error) => {
-                if self.init_request_guard.may_report(now) {
-                    self.out.event(Event::Refused { from: remote, identity: None, error });
+            InitOutcome::Refused(notify, error) => {
+                if self.init_request_guard.answer_limit.may_answer(source, now) {
+                    //= RFC 7296 2.6 REQUIRED 3: SPI zero before there is one
+                    let answer = Message::response(header, 0, Payloads::from(vec![Payload::Notify(notify)]));
+                    cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
                 }
+                error.into_iter().for_each(|error| self.report_refusal(remote, error, now));
             }
+            InitOutcome::Unanswered(error) => self.report_refusal(remote, error, now),
             InitOutcome::Malformed(error) => self.reject_unauthenticated(header, error, false, local, remote, now, env),
-            InitOutcome::Refused(None) => {}
+        }
+    }
+
+    /// Reports the refusal of an IKE_SA_INIT request, unless there have been too many.
+    fn report_refusal(&mut self, from: SocketAddr, error: PeerError, now: Instant) {
+        if self.init_request_guard.may_report(now) {
+            self.out.event(Event::Refused { from, identity: None, error });
         }
     }
 

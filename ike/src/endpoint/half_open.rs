@@ -105,6 +105,11 @@ impl Source {
         };
         Self { known, address }
     }
+
+    /// Returns whether a peer is configured with this address.
+    pub(super) fn is_known(self) -> bool {
+        self.known
+    }
 }
 
 impl HalfOpenTable {

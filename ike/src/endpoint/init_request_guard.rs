@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::answer_limit::AnswerLimit;
 use super::half_open::{HalfOpenTable, Source};
 use crate::child_sas::Spi;
 use crate::config::{EndpointConfig, Group};
@@ -40,6 +41,7 @@ const MAX_REFUSED_SOURCES: usize = 4096;
 pub(super) struct InitRequestGuard {
     cookies: Option<Cookies>,
     pub(super) half_open: HalfOpenTable,
+    pub(super) answer_limit: AnswerLimit,
     reports_left: u32,
     period_ends: Instant,
     /// Work in the period that ends at `work_period_ends`, microseconds.
@@ -56,8 +58,8 @@ pub(super) enum InitDecision {
     Retransmission(Spi),
     /// The request may create a half-open IKE SA.
     Accept,
-    /// Nothing more is done: a cookie was sent back, or there are too many half-open IKE SAs from
-    /// configured addresses, or too many expensive key exchanges.
+    /// Nothing more is done: a cookie was sent back, or enough of them were, or there are too many
+    /// half-open IKE SAs from configured addresses, or too many expensive key exchanges.
     Discard,
 }
 
@@ -104,6 +106,9 @@ impl InitRequestGuard {
         //= RFC 7296 2.6 MUST 7: a wrong cookie is none
         if has_good_cookie(cookies, message, remote, cx) {
             return InitDecision::Accept;
+        }
+        if !self.answer_limit.may_answer(source, cx.now) {
+            return InitDecision::Discard;
         }
         let cookie = Notify::with_data(NotifyType::Cookie, cookies.cookie(cx.env, cx.now, nonce, remote.ip(), spi));
         //= RFC 7296 2.6 REQUIRED 3: SPI zero before there is one

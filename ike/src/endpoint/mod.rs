@@ -21,6 +21,7 @@
 mod acquire;
 mod acquire_queue;
 mod address_leases;
+mod answer_limit;
 mod attempt;
 mod capturing;
 mod commands;

@@ -13,7 +13,7 @@ use crate::config::{EndpointConfig, PeerName};
 use crate::deadlines::Deadlines;
 use crate::environment::Transmit;
 use crate::event::Event;
-use crate::output::Output;
+use crate::output::{Output, SentRequests};
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
 use crate::time::Instant;
 
@@ -104,6 +104,11 @@ impl Endpoint {
     /// Returns the time at which to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.next()
+    }
+
+    /// Returns how many requests of some kinds were sent so far.
+    pub fn sent_requests(&self) -> SentRequests {
+        self.out.sent
     }
 
     /// Returns the ports and limits that apply to all peers.

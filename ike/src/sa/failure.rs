@@ -1,13 +1,14 @@
 //! Error texts for the operator: the exchange, what was expected, what was received, and what to
 //! do.
 
+use super::offer_text::list;
 use super::path::Path;
 use crate::auth::AuthError;
 use crate::config::{ChildConfig, EspProposal, IkeProposal, NextLayer, PeerConfig};
 use crate::event::{PeerError, PeerErrorKind};
-use crate::negotiate::{Disagreement, ModeObstacle};
+use crate::negotiate::{ChildOffer, Disagreement, ModeObstacle};
 use crate::purpose::{ChildName, Purpose};
-use crate::wire::{InvalidMessage, Notify, NotifyType};
+use crate::wire::{InvalidMessage, Notify, NotifyType, Proposal, TrafficSelector};
 
 pub(crate) const IKE_SA_INIT: &str = "IKE_SA_INIT";
 pub(crate) const IKE_AUTH: &str = "IKE_AUTH";
@@ -18,7 +19,7 @@ pub(crate) const INFORMATIONAL: &str = "INFORMATIONAL";
 pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerConfig) -> PeerError {
     let (kind, detail) = match notify {
         NotifyType::NoProposalChosen if exchange == IKE_SA_INIT => {
-            (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our IKE proposals ({}); compare them with the peer's", ike_texts(&peer.ike_proposals)))
+            (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our IKE proposals ({}), or it has no connection for the address from which we come; compare both with the peer's configuration", ike_texts(&peer.ike_proposals)))
         }
         NotifyType::NoProposalChosen => {
             (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our proposals (ESP: {}); compare them with the peer's", all_esp_texts(peer)))
@@ -59,38 +60,62 @@ pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, tran
     )
 }
 
-/// Returns the error if none of the peer's IKE proposals is acceptable.
-pub(crate) fn no_ike_proposal(ours: &[IkeProposal]) -> PeerError {
+/// Returns the error if none of the peer's IKE proposals, `theirs`, is acceptable.
+pub(crate) fn no_ike_proposal(ours: &[IkeProposal], theirs: &[Proposal]) -> PeerError {
     let detail = match ours {
         [] => "an initiator connects, but no peer is configured here".to_owned(),
-        ours => format!("none of the peer's IKE proposals is acceptable; configured here: {}", ike_texts(ours)),
+        ours => format!(
+            "none of the peer's IKE proposals is acceptable; it offers: {}; configured here: {}",
+            list(theirs),
+            ike_texts(ours)
+        ),
     };
     PeerError::new(IKE_SA_INIT, PeerErrorKind::NoProposalChosen, detail)
 }
 
-/// Returns the error if none of the peer's ESP proposals is acceptable.
-pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig) -> PeerError {
-    let ours = all_esp_texts(peer);
+/// Returns the error if none of the peer's ESP proposals, `theirs`, is acceptable.
+pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig, theirs: &[Proposal]) -> PeerError {
     let detail = format!(
-        "none of the peer's ESP proposals is acceptable; configured here: {ours} (compare ciphers, groups and sequence numbers)"
+        "none of the peer's ESP proposals is acceptable; it offers: {}; configured here: {} (compare ciphers, groups and sequence numbers)",
+        list(theirs),
+        all_esp_texts(peer)
     );
     PeerError::new(exchange, PeerErrorKind::NoProposalChosen, detail)
 }
 
 /// Returns the error if the peer's selectors have nothing in common with ours, or if its response
-/// exceeds our request.
-pub(crate) fn no_selectors(exchange: &'static str, peer: &PeerConfig) -> PeerError {
-    let detail = format!("the peer's traffic selectors do not fit; {}", selectors(peer));
+/// exceeds our request. `local` and `remote` are the peer's selectors of our side and of its side.
+pub(crate) fn no_selectors(
+    exchange: &'static str,
+    peer: &PeerConfig,
+    local: &[TrafficSelector],
+    remote: &[TrafficSelector],
+) -> PeerError {
+    let detail = format!(
+        "the peer's traffic selectors do not fit; it offers: for our side {}, for its side {}; {}",
+        list(local),
+        list(remote),
+        selectors(peer)
+    );
     PeerError::new(exchange, PeerErrorKind::TrafficSelectors, detail)
 }
 
 /// Returns the error if no configured child matches the peer's request, and the notification for
 /// the response.
-pub(crate) fn disagreement(exchange: &'static str, found: &Disagreement, peer: &PeerConfig) -> (PeerError, Notify) {
+pub(crate) fn disagreement(
+    exchange: &'static str,
+    found: &Disagreement,
+    peer: &PeerConfig,
+    offer: &ChildOffer<'_>,
+) -> (PeerError, Notify) {
     match found {
-        Disagreement::Proposals => (no_esp_proposal(exchange, peer), Notify::new(NotifyType::NoProposalChosen)),
+        Disagreement::Proposals => {
+            (no_esp_proposal(exchange, peer, offer.proposals), Notify::new(NotifyType::NoProposalChosen))
+        }
         //= RFC 7296 2.9 REQUIRED 4: TS_UNACCEPTABLE
-        Disagreement::Selectors => (no_selectors(exchange, peer), Notify::new(NotifyType::TsUnacceptable)),
+        Disagreement::Selectors => {
+            (no_selectors(exchange, peer, offer.local, offer.remote), Notify::new(NotifyType::TsUnacceptable))
+        }
         Disagreement::Mode(child, obstacle) => {
             (mode(exchange, child, *obstacle), Notify::new(NotifyType::NoProposalChosen))
         }
@@ -208,13 +233,13 @@ pub(crate) fn too_many_children(purpose: &Purpose, peer: &PeerConfig) -> PeerErr
 }
 
 fn selectors(peer: &PeerConfig) -> String {
-    let list =
+    let networks =
         |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let child = |child: &ChildConfig| {
         let NextLayer { protocol, local_port, remote_port } = child.next_layer;
         let port = |port: Option<u16>| port.map_or(String::new(), |port| format!(" port {port}"));
         let protocol = if protocol == 0 { String::new() } else { format!(", protocol {protocol}") };
-        let (local, remote) = (list(&child.local), list(&child.remote));
+        let (local, remote) = (networks(&child.local), networks(&child.remote));
         format!("local {local}{}, remote {remote}{}{protocol}", port(local_port), port(remote_port))
     };
     format!(

@@ -14,7 +14,7 @@ use super::internal_address;
 use super::mobike::{self, Mobike};
 use super::profile::Profile;
 use crate::auth::Presented;
-use crate::event::{ChildSa, IkeDetails, PeerCertificate, PeerError, PeerErrorKind};
+use crate::event::{ChildSa, IkeDetails, NotServed, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange, Traffic};
 use crate::output::Context;
 use crate::time::Instant;
@@ -212,6 +212,7 @@ impl InitiatorAuth {
             certificate,
             mobike: false,
             internal_addresses,
+            not_served: NotServed::default(),
         };
         let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
         let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);
@@ -258,13 +259,13 @@ impl InitiatorAuth {
         };
         let chosen = negotiate::choose_esp(answer, &config.child.proposals, ChildKeyExchange::Ignored)
             .filter(|_| negotiate::is_one_choice(answer))
-            .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config))?;
+            .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config, answer))?;
         negotiate::check_response(&config.child, payloads)
             .map_err(|obstacle| failure::mode(IKE_AUTH, &config.child.name, obstacle))?;
         let local = payloads.selectors_initiator().map_err(malformed)?;
         let remote = payloads.selectors_responder().map_err(malformed)?;
         let selectors = negotiate::accept_narrowed((&config.child).into(), local, remote)
-            .ok_or_else(|| failure::no_selectors(IKE_AUTH, config))?;
+            .ok_or_else(|| failure::no_selectors(IKE_AUTH, config, local, remote))?;
         let (purpose, next_layer) = (config.purpose(&config.child, &selectors), config.child.next_layer);
         let keys = self.channel.keys.child(chosen.suite.cipher, self.transcript.nonces(), None);
         Ok(NegotiatedChild {

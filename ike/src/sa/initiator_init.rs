@@ -178,7 +178,10 @@ impl InitiatorInit {
         }
         let timing = &self.profile.config.timing;
         match self.retransmission.advance(timing, timing.transmissions, Persistence::None, false, cx.now) {
-            Some(()) => self.transmit(cx),
+            Some(()) => {
+                cx.out.sent.retransmissions = cx.out.sent.retransmissions.saturating_add(1);
+                self.transmit(cx);
+            }
             None => return Err(failure::silence(IKE_SA_INIT, self.path.remote, timing.transmissions)),
         }
         Ok(())

@@ -113,6 +113,12 @@ fn obstacle(
     env.internal_address_obstacle(peer, address)
 }
 
+/// Returns whether the peer asks for an address that nobody configured here gives it.
+pub(super) fn is_ignored(payloads: &Payloads, config: &PeerConfig) -> bool {
+    config.address_assignment == AddressAssignment::Off
+        && payloads.configuration(Configuration::REQUEST).and_then(WantedAddresses::of).is_some()
+}
+
 /// Gives the peer the addresses for which it asks, if it has a pool. The error holds the
 /// notification for the response.
 pub(super) fn assign(

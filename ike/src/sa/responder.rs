@@ -20,7 +20,7 @@ use crate::auth::Presented;
 use crate::childless::Childless;
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
-use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
+use crate::event::{ChildSa, IkeDetails, IkeId, NotServed, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange, ChildOffer};
 use crate::output::Context;
 use crate::time::Instant;
@@ -56,9 +56,9 @@ pub(crate) struct Peers<'a> {
 pub(crate) enum InitOutcome {
     /// The request was answered, and we wait for IKE_AUTH.
     HalfOpen(Box<HalfOpen>),
-    /// The request was answered with an error notification, and no state is stored. `None` if the
-    /// initiator only has to use another group.
-    Refused(Option<PeerError>),
+    /// The request is to be answered with this error notification, and no state is stored. There is
+    /// no error if the initiator only has to use another group.
+    Refused(Notify, Option<PeerError>),
     /// A payload is missing, so the request was not answered.
     Malformed(InvalidMessage),
     /// The request was not answered, because its share does not belong to the group, or because no
@@ -108,15 +108,10 @@ impl HalfOpen {
             (Ok(offers), Ok(key_exchange), Ok(nonce)) => (offers, key_exchange, nonce),
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return InitOutcome::Malformed(error),
         };
-        let refuse = |notify, cx: &mut Context<'_>| {
-            //= RFC 7296 2.6 REQUIRED 3: SPI zero before there is one
-            let answer = Message::response(&message.header, 0, Payloads::from(vec![Payload::Notify(notify)]));
-            cx.out.message(local, remote, cx.config.nat_port, &answer.encode());
-        };
         let Some(chosen) = negotiate::choose_ike(offers, policy.proposals, Some(key_exchange.group)) else {
             //= RFC 7296 2.7 MUST 3: one proposal or NO_PROPOSAL_CHOSEN
-            refuse(Notify::new(NotifyType::NoProposalChosen), cx);
-            return InitOutcome::Refused(Some(failure::no_ike_proposal(policy.proposals)));
+            let notify = Notify::new(NotifyType::NoProposalChosen);
+            return InitOutcome::Refused(notify, Some(failure::no_ike_proposal(policy.proposals, offers)));
         };
         if let Err(error) = chosen.suite.prf.check_nonce(nonce) {
             return InitOutcome::Malformed(error);
@@ -124,8 +119,7 @@ impl HalfOpen {
         if key_exchange.group != chosen.suite.group.number() {
             // RFC 7296 1.2: the initiator guessed another group.
             //= RFC 7296 3.4 MUST 5: INVALID_KE_PAYLOAD
-            refuse(Notify::invalid_ke(chosen.suite.group.number()), cx);
-            return InitOutcome::Refused(None);
+            return InitOutcome::Refused(Notify::invalid_ke(chosen.suite.group.number()), None);
         }
         let key_exchange = match ResponderKeyExchange::respond(chosen.suite.group, key_exchange, cx.env) {
             Ok(key_exchange) => key_exchange,
@@ -348,7 +342,10 @@ impl HalfOpen {
         // only its proposals are allowed.
         //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
         if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
-            let error = failure::no_ike_proposal(&profile.config.ike_proposals);
+            let request = Message::decode(&self.transcript.request);
+            let offers =
+                request.as_ref().ok().and_then(|request| request.payloads.proposals().ok()).unwrap_or_default();
+            let error = failure::no_ike_proposal(&profile.config.ike_proposals, offers);
             let notify = Notify::new(NotifyType::NoProposalChosen);
             return Err(Box::new(AuthRejection { notify, error, peer: Some(name) }));
         }
@@ -403,6 +400,10 @@ impl HalfOpen {
             None if profile.config.childless == Childless::Force => Err(failure::child_in_auth(&profile.config)),
             None => answer_child(payloads, &self.transcript, &channel, &profile, cx).map(Some),
         };
+        let mut not_served = NotServed {
+            internal_address: internal_address::is_ignored(payloads, &profile.config),
+            transport_mode: false,
+        };
         let child = match child {
             Ok(None) => {
                 let response = internal_address::response(&internal_addresses, payloads);
@@ -414,9 +415,15 @@ impl HalfOpen {
                 let response = internal_address::response(&internal_addresses, payloads);
                 answer.extend(response.map(Payload::Configuration));
                 answer.extend(chosen);
+                not_served.transport_mode = negotiate::mode_of(payloads) != child.mode;
                 Ok(Some(child))
             }
-            Err((error, notify)) => {
+            Err((mut error, notify)) => {
+                // The address that the peer does not get may be the reason.
+                for sentence in not_served.sentences() {
+                    error.detail.push_str("; ");
+                    error.detail.push_str(sentence);
+                }
                 // RFC 7296 1.2: the IKE SA is created even without a CHILD_SA.
                 //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
                 answer.push_notify(notify);
@@ -441,6 +448,7 @@ impl HalfOpen {
             certificate,
             mobike: false,
             internal_addresses,
+            not_served,
         };
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
         let sa = IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx).with_mobike(mobike);
@@ -530,7 +538,7 @@ fn answer_child(
     let mode = negotiate::mode_of(payloads);
     let offer = ChildOffer { proposals: offers, local, remote, mode, ends: channel.path.ends() };
     let agreed = negotiate::agree(config.children(), offer, ChildKeyExchange::Ignored, |_| true);
-    let agreed = agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config))?;
+    let agreed = agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config, &offer))?;
     let purpose = config.purpose(agreed.child, &agreed.selectors);
     let inbound = ReservedSpi::new(profile, channel, cx)
         .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;

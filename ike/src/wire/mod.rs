@@ -26,6 +26,7 @@ mod reader;
 mod reassembly;
 mod sa;
 mod selector;
+mod transform_text;
 
 pub use agent_notification::{AgentNotification, MAX_NODE_NAME, RelayRefusal, VENDOR_ID};
 pub use auth::{Authentication, Certificate, CertificateRequest};

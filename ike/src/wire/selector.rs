@@ -1,5 +1,6 @@
 //! Traffic selectors (RFC 7296 3.13).
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -106,6 +107,25 @@ impl TrafficSelector {
             }
         }
         networks
+    }
+}
+
+/// The addresses as a network if they are one, then protocol and ports unless they are any.
+impl fmt::Display for TrafficSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.networks().as_slice() {
+            [network] => write!(f, "{network}")?,
+            _ => write!(f, "{}-{}", self.start, self.end)?,
+        }
+        if self.protocol != 0 {
+            write!(f, " protocol {}", self.protocol)?;
+        }
+        match (self.start_port, self.end_port) {
+            _ if self.any_port() => Ok(()),
+            (start, end) if start > end => f.write_str(" port OPAQUE"),
+            (start, end) if start == end => write!(f, " port {start}"),
+            (start, end) => write!(f, " ports {start}-{end}"),
+        }
     }
 }
 

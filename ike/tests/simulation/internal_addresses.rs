@@ -9,7 +9,7 @@ use edge_ike::{AddressAssignment, EndpointConfig, PeerConfig, PeerName};
 use crate::foreign::{Foreign, Part, everything};
 use crate::network::{LinkQuality, Nat, Network};
 use crate::oracle::octets::{Message, exchange, payload};
-use crate::peers::{PSK, Pair, SECOND, name, peer};
+use crate::peers::{PSK, Pair, Refused, SECOND, name, peer};
 
 const CFG_REQUEST: u8 = 1;
 const CFG_SET: u8 = 3;
@@ -93,6 +93,25 @@ pub fn a_client_keeps_its_address_through_all_rekeys_and_a_new_authentication() 
         pair.traffic(20 * SECOND);
         pair.assert_addresses(&["10.9.0.1", "fd09::1"]);
     }
+}
+
+#[test]
+fn a_gateway_without_a_pool_says_that_the_client_asks_for_an_address() {
+    let mut pair = pair(1, LinkQuality::RELIABLE, &["10.9.0.0/24"]).one_sided();
+    pair.b_config.address_assignment = AddressAssignment::Off;
+    pair.start();
+    pair.network.run_for(20 * SECOND);
+    let not_served = pair.network.nodes[pair.b].not_served();
+    assert!(!not_served.is_empty() && not_served.iter().all(|not_served| not_served.internal_address));
+    let sentences: Vec<_> = not_served[0].sentences().collect();
+    assert!(matches!(sentences[..], [sentence] if sentence.contains("address_pool")), "{sentences:?}");
+
+    // If there is no CHILD_SA, the missing address may be the reason.
+    pair = self::pair(1, LinkQuality::RELIABLE, &["10.9.0.0/24"]).one_sided();
+    pair.b_config.address_assignment = AddressAssignment::Off;
+    pair.b_config.child.local = vec!["10.7.0.0/16".parse().unwrap()];
+    let Refused { b, .. } = pair.refused();
+    b.is(PeerErrorKind::TrafficSelectors, &["do not fit", "asks for an internal address", "address_pool"]);
 }
 
 #[test]

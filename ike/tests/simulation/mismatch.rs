@@ -51,8 +51,24 @@ fn no_ike_proposal_in_common_is_an_error_at_both_ends() {
         a.ike_proposals[0].ciphers = vec![Cipher::Aes128Gcm16];
         b.ike_proposals[0].ciphers = vec![Cipher::ChaCha20Poly1305];
     });
-    a.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of our IKE proposals", "AES_GCM_16-128"]);
-    b.is(PeerErrorKind::NoProposalChosen, &["IKE_SA_INIT", "none of the peer's IKE proposals", "CHACHA20_POLY1305"]);
+    a.is(
+        PeerErrorKind::NoProposalChosen,
+        &[
+            "IKE_SA_INIT",
+            "none of our IKE proposals",
+            "AES_GCM_16-128",
+            "no connection for the address from which we come",
+        ],
+    );
+    b.is(
+        PeerErrorKind::NoProposalChosen,
+        &[
+            "IKE_SA_INIT",
+            "none of the peer's IKE proposals",
+            "offers: AES_GCM_16-128/PRF_HMAC",
+            "configured here: CHACHA20_POLY1305/PRF_HMAC",
+        ],
+    );
     // An unauthenticated error is reported within 100 ms, and does not end the attempt.
     let first = network.nodes[0].events.first().unwrap().0;
     assert!(first < Duration::from_millis(1000 * 1000 + 100));
@@ -68,7 +84,15 @@ fn no_esp_proposal_in_common_is_an_error_at_both_ends() {
         b.child.proposals = esp(Cipher::ChaCha20Poly1305);
     });
     a.is(PeerErrorKind::NoProposalChosen, &["IKE_AUTH", "none of our proposals (ESP: AES_GCM_16-128)"]);
-    b.is(PeerErrorKind::NoProposalChosen, &["IKE_AUTH", "none of the peer's ESP proposals", "CHACHA20_POLY1305"]);
+    b.is(
+        PeerErrorKind::NoProposalChosen,
+        &[
+            "IKE_AUTH",
+            "none of the peer's ESP proposals",
+            "offers: AES_GCM_16-128/NO_ESN;",
+            "configured here: CHACHA20_POLY1305 (",
+        ],
+    );
 }
 
 #[test]
@@ -80,7 +104,16 @@ fn selectors_that_do_not_meet_are_an_error_at_both_ends() {
         b.child.remote = vec!["10.3.0.0/16".parse().unwrap()];
     });
     a.is(PeerErrorKind::TrafficSelectors, &["IKE_AUTH", "TS_UNACCEPTABLE", "local 10.1.0.0/16", "the other way round"]);
-    b.is(PeerErrorKind::TrafficSelectors, &["IKE_AUTH", "do not fit", "remote 10.3.0.0/16", "the other way round"]);
+    b.is(
+        PeerErrorKind::TrafficSelectors,
+        &[
+            "IKE_AUTH",
+            "do not fit",
+            "for its side 10.1.0.0/16; configured",
+            "remote 10.3.0.0/16",
+            "the other way round",
+        ],
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use edge_ike::PeerConfig;
 use edge_ike::config::Mode;
-use edge_ike::event::PeerErrorKind;
+use edge_ike::event::{NotServed, PeerErrorKind};
 
 use crate::network::{LinkQuality, Nat};
 use crate::peers::{Pair, Refused, SECOND, with_children};
@@ -79,8 +79,13 @@ pub fn a_host_that_is_given_a_tunnel_instead_deletes_it_and_says_so() {
     //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
     let mut pair = hosts(Pair::new(1, LinkQuality::RELIABLE)).one_sided();
     pair.b_config.child.mode = Mode::Tunnel;
-    let Refused { a, .. } = pair.refused();
+    let Refused { a, network, .. } = pair.refused();
     a.is(PeerErrorKind::TransportMode, &["IKE_AUTH", "child net", "the peer made it in tunnel mode"]);
+    // The other host does not know whether the peer minds, but what it asked for.
+    let not_served = network.nodes[1].not_served();
+    assert!(!not_served.is_empty(), "an IKE SA was up");
+    assert!(not_served.iter().all(|not_served| not_served.transport_mode && !not_served.internal_address));
+    assert!(network.nodes[0].not_served().iter().all(|not_served| *not_served == NotServed::default()));
 }
 
 #[test]

@@ -116,6 +116,60 @@ fn ecp_groups_agree_and_refuse_what_is_no_point() {
     }
 }
 
+/// The vectors of RFC 5903 8.1 and 8.2: i, r, gix | giy, grx | gry, girx. Our key pairs on these
+/// curves draw their private keys in `ring`, so another implementation takes the RFC's: it gives
+/// the RFC's values, and the same secret as ours with the RFC's key.
+macro_rules! check_rfc_5903 {
+    ($curve:ident, $group:expr, $i:expr, $r:expr, $gi:expr, $gr:expr, $secret:expr) => {{
+        use $curve::elliptic_curve::sec1::ToSec1Point;
+        let key = |text: &str| $curve::SecretKey::from_slice(&hex(text)).unwrap();
+        let point = |share: &[u8]| $curve::PublicKey::from_sec1_bytes(&[&[4], share].concat()).unwrap();
+        let share = |private: &$curve::SecretKey| private.public_key().to_sec1_bytes()[1..].to_vec();
+        let agree = |private: &$curve::SecretKey, share: &[u8]| {
+            let shared = point(share).to_projective() * *private.to_nonzero_scalar();
+            shared.to_affine().to_sec1_point(false).x().unwrap().to_vec()
+        };
+        let (i, r) = (key($i), key($r));
+        assert_eq!((share(&i), share(&r)), (hex($gi), hex($gr)));
+        assert_eq!((agree(&i, &hex($gr)), agree(&r, &hex($gi))), (hex($secret), hex($secret)));
+        for (private, public) in [(&i, $gi), (&r, $gr)] {
+            let theirs = KeyExchange { group: $group.number(), data: hex(public) };
+            let ours = InitiatorKeyExchange::start($group, &mut Env(1)).unwrap();
+            let expected = agree(private, &ours.payload().data);
+            assert_eq!(ours.finish(&theirs).unwrap().expose(), expected);
+            let ours = ResponderKeyExchange::respond($group, &theirs, &mut Env(1)).unwrap();
+            let expected = agree(private, &ours.payload().data);
+            assert_eq!(ours.secret().unwrap().expose(), expected);
+        }
+    }};
+}
+
+#[test]
+fn p256_and_p384_agree_with_the_keys_of_rfc_5903() {
+    check_rfc_5903!(
+        p256,
+        Group::P256,
+        "c88f01f510d9ac3f70a292daa2316de544e9aab8afe84049c62a9c57862d1433",
+        "c6ef9c5d78ae012a011164acb397ce2088685d8f06bf9be0b283ab46476bee53",
+        "dad0b65394221cf9b051e1feca5787d098dfe637fc90b9ef945d0c3772581180\
+         5271a0461cdb8252d61f1c456fa3e59ab1f45b33accf5f58389e0577b8990bb3",
+        "d12dfb5289c8d4f81208b70270398c342296970a0bccb74c736fc7554494bf63\
+         56fbf3ca366cc23e8157854c13c58d6aac23f046ada30f8353e74f33039872ab",
+        "d6840f6b42f6edafd13116e0e12565202fef8e9ece7dce03812464d04b9442de"
+    );
+    check_rfc_5903!(
+        p384,
+        Group::P384,
+        "099f3c7034d4a2c699884d73a375a67f7624ef7c6b3c0f160647b67414dce655e35b538041e649ee3faef896783ab194",
+        "41cb0779b4bdb85d47846725fbec3c9430fab46cc8dc5060855cc9bda0aa2942e0308312916b8ed2960e4bd55a7448fc",
+        "667842d7d180ac2cde6f74f37551f55755c7645c20ef73e31634fe72b4c55ee6de3ac808acb4bdb4c88732aee95f41aa\
+         9482ed1fc0eeb9cafc4984625ccfc23f65032149e0e144ada024181535a0f38eeb9fcff3c2c947dae69b4c634573a81c",
+        "e558dbef53eecde3d3fccfc1aea08a89a987475d12fd950d83cfa41732bc509d0d1ac43a0336def96fda41d0774a3571\
+         dcfbec7aacf3196472169e838430367f66eebe3c6e70c416dd5f0c68759dd1fff83fa40142209dff5eaad96db9e6386c",
+        "11187331c279962d93d604243fd592cb9d0a926f422e47187521287e7156c5c4d603135569b9e9d09cf5d4a270f59746"
+    );
+}
+
 #[test]
 fn p521_gives_the_secret_of_rfc_5903() {
     // RFC 5903 8.3.

@@ -15,6 +15,7 @@ use crate::wire::{
 };
 use crate::{Environment, Instant, PeerName, Secret};
 
+mod aead;
 mod cbc_hmac;
 mod key_exchange;
 

@@ -70,20 +70,24 @@ impl Victim {
 struct Init {
     spi: u64,
     share: KeyExchange,
+    /// Key exchange methods that the initiator offers beside that of its share.
+    groups: Vec<Group>,
     more: Vec<Payload>,
 }
 
 impl Init {
     fn new(spi: u64) -> Self {
-        Self { spi, share: KeyExchange { group: Group::X25519.number(), data: vec![9; 32] }, more: Vec::new() }
+        let share = KeyExchange { group: Group::X25519.number(), data: vec![9; 32] };
+        Self { spi, share, groups: Vec::new(), more: Vec::new() }
     }
 
     fn encode(&self, cookie: Option<Vec<u8>>) -> Vec<u8> {
-        let transforms = vec![
+        let mut transforms = vec![
             Transform::encryption(Cipher::Aes256Gcm16),
             Transform::prf(Prf::HmacSha256),
             Transform::new(TransformType::KeyExchange, self.share.group),
         ];
+        transforms.extend(self.groups.iter().map(|group| Transform::group(*group)));
         let proposal = Proposal { number: 1, protocol: Protocol::Ike, spi: Vec::new(), transforms };
         let header = Header {
             initiator_spi: self.spi,
@@ -451,4 +455,36 @@ fn copies_of_a_first_request_are_answered_as_often_as_an_honest_initiator_sends_
     let request = Init::new(1).encode(None);
     let answers = (0..1000).filter(|_| victim.take(&request, source(1)).is_some()).count();
     assert!((12..=20).contains(&answers), "{answers} answers");
+}
+
+#[test]
+fn refusals_and_cookies_go_to_one_source_at_a_limited_rate() {
+    //= RFC 7296 2.21.4 REQUIRED 11: rate of answers
+    let busy = EndpointConfig { cookie_threshold: 0, ..EndpointConfig::default() };
+    let no_group = |spi| Init { share: KeyExchange { group: 1, data: vec![0; 96] }, ..Init::new(spi) };
+    let other_group = |spi| Init {
+        share: KeyExchange { group: 1, data: vec![0; 96] },
+        groups: vec![Group::X25519],
+        ..Init::new(spi)
+    };
+    let cases: [(EndpointConfig, &dyn Fn(u64) -> Init, NotifyType); 3] = [
+        (busy, &Init::new, NotifyType::Cookie),
+        (EndpointConfig::default(), &other_group, NotifyType::InvalidKePayload),
+        (EndpointConfig::default(), &no_group, NotifyType::NoProposalChosen),
+    ];
+    for (config, init, expected) in cases {
+        let mut victim = Victim::with(config);
+        let mut answers = 0;
+        for spi in 1..=1000 {
+            let request = init(spi).encode(None);
+            let Some(answer) = victim.take(&request, source(1)) else { continue };
+            assert!(Message::decode(&answer).unwrap().payloads.notify(expected).is_some(), "{expected}");
+            assert!(answer.len() < request.len(), "{expected}: a forged source gets less than was sent");
+            answers += 1;
+        }
+        assert_eq!(answers, 256, "{expected}");
+        assert!(victim.take(&init(1).encode(None), source(2)).is_some(), "{expected}: another source");
+        victim.now += Duration::from_secs(1);
+        assert!(victim.take(&init(1).encode(None), source(1)).is_some(), "{expected}: later");
+    }
 }

@@ -8,7 +8,7 @@ use super::{ErrorResponse, invalid_share, single_notify};
 use crate::child_sas::{Arrival, ChildSas, Spi};
 use crate::config::{ChildConfig, PeerConfig};
 use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
-use crate::event::{ChildId, ChildSa};
+use crate::event::{ChildId, ChildSa, NotServed};
 use crate::negotiate::{self, ChildKeyExchange, ChildOffer};
 use crate::output::Context;
 use crate::purpose::Purpose;
@@ -71,13 +71,15 @@ fn answer_child(
     let me = sa.spi();
     let missing = |child: &ChildConfig| !child_sas.serves(me, &Purpose::whole(&child.name));
     let exchange = ChildKeyExchange::Configured { sent };
-    let no_selectors =
-        || (Notify::new(NotifyType::TsUnacceptable), Some(failure::no_selectors(CREATE_CHILD_SA, config)));
+    let no_selectors = || {
+        let error = failure::no_selectors(CREATE_CHILD_SA, config, local, remote);
+        (Notify::new(NotifyType::TsUnacceptable), Some(error))
+    };
     let mode = negotiate::mode_of(payloads);
     let offer = ChildOffer { proposals: offers, local, remote, mode, ends: sa.channel.path.ends() };
     let agreed = negotiate::agree(candidates, offer, exchange, missing);
     let agreed = agreed.map_err(|disagreement| {
-        let (error, notify) = failure::disagreement(CREATE_CHILD_SA, &disagreement, config);
+        let (error, notify) = failure::disagreement(CREATE_CHILD_SA, &disagreement, config, &offer);
         (notify, Some(error))
     })?;
     // RFC 7296 2.9.2: the selectors of the new CHILD_SA must not be narrower than those of the
@@ -115,6 +117,10 @@ fn answer_child(
     let keys = sa.channel.keys.child(agreed.chosen.suite.cipher, nonces, shared.as_ref());
     let exchanged = std::iter::once(Payload::Nonce(ours.to_vec())).chain(payload);
     let (new, answer) = child::grant(agreed, purpose, keys, inbound, exchanged, &sa.channel);
+    if mode != new.mode && !std::mem::replace(&mut sa.details.not_served.transport_mode, true) {
+        let declined = NotServed { transport_mode: true, ..NotServed::default() };
+        declined.sentences().for_each(|sentence| tracing::warn!("{sentence}"));
+    }
     //= RFC 7296 2.8 MUST 10: ready before the response
     add_child_of_peer(sa, old, new, nonces, child_sas, cx);
     Ok(Payloads::from(answer))

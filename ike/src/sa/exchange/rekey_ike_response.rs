@@ -55,7 +55,7 @@ fn negotiate(
     //= RFC 7296 2.18 MUST 1: a new key exchange
     let theirs = payloads.key_exchange().map_err(malformed)?;
     let chosen = negotiate::choose_ike(offers, &config.ike_proposals, Some(theirs.group)).ok_or_else(|| {
-        (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_ike_proposal(&config.ike_proposals)))
+        (Notify::new(NotifyType::NoProposalChosen), Some(failure::no_ike_proposal(&config.ike_proposals, offers)))
     })?;
     chosen.suite.prf.check_nonce(nonce).map_err(malformed)?;
     let peer_spi = chosen.ike_spi().ok_or_else(|| (Notify::new(NotifyType::InvalidSyntax), None))?;

@@ -18,6 +18,7 @@ pub(super) fn begin(
         QueuedRequest::Liveness => {
             let payloads = addresses::of_liveness_check(sa);
             sa.channel.request(ExchangeType::Informational, &payloads, cx);
+            cx.out.sent.liveness_checks = cx.out.sent.liveness_checks.saturating_add(1);
             Some(OutstandingRequest::Liveness(payloads.notify(NotifyType::NatDetectionSourceIp).is_some()))
         }
         QueuedRequest::UpdateAddresses => addresses::update(sa, cx),

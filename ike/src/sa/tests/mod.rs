@@ -116,6 +116,7 @@ impl Established {
             nat_remote: false,
             mobike: false,
             internal_addresses: Vec::new(),
+            not_served: Default::default(),
             certificate: None,
         };
         let (mut out, config) = (Output::default(), EndpointConfig::default());

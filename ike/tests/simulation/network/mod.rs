@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use edge_ike::event::{PeerError, PeerErrorKind};
+use edge_ike::event::{NotServed, PeerError, PeerErrorKind};
 use edge_ike::{ChildId, Endpoint, EndpointConfig, Environment, Event, Instant, PeerName, Purpose, Transmit};
 
 use crate::kernel::{Esp, Kernel};
@@ -40,6 +40,15 @@ impl Node {
             _ => None,
         };
         self.events.iter().filter_map(error).collect()
+    }
+
+    /// Returns what the peers of the IKE SAs that came up asked for in vain, in order.
+    pub fn not_served(&self) -> Vec<NotServed> {
+        let not_served = |(_, event): &(Duration, Event)| match event {
+            Event::IkeUp { details, .. } => Some(details.not_served),
+            _ => None,
+        };
+        self.events.iter().filter_map(not_served).collect()
     }
 
     pub fn errors(&self) -> Vec<PeerErrorKind> {
