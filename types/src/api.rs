@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::connectivity::MeasurementRequest;
 use crate::name::{Communities, NodeName};
+use crate::traffic::TunnelTraffic;
 use crate::view::{NodeView, Role, SharedPeer, ViewChange};
 
 /// Media type of [`Problem`].
@@ -71,6 +72,9 @@ pub struct NodeReport {
     /// The node's tunnels, for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnels: Option<TunnelCount>,
+    /// The traffic of the node's tunnels, for the operator. Absent before the first count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TunnelTraffic>,
     /// The reason why the latest view is not in force on the node, if it is not: for example, it
     /// would cut the node off from its own network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -227,6 +231,10 @@ pub struct NodeInfo {
     /// The node's tunnels, as last reported.
     #[serde(default)]
     pub tunnels: Option<TunnelCount>,
+    /// The traffic of the node's tunnels, as last reported to this controller. Absent while the
+    /// node is connected to another replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TunnelTraffic>,
     /// Conflicts, in words: segments that the node reports as its own but does not hold.
     #[serde(default)]
     pub conflicts: Vec<String>,

@@ -139,12 +139,14 @@ async fn follow_stream(
     let http = &member.http;
     let connection = http.connection().await?;
     let (mut uplink, mut tunnels) = (controller.uplink.clone(), controller.tunnels.clone());
+    let mut traffic = controller.traffic.clone();
     let (mut obstacles, mut mapped) = (controller.obstacles.clone(), controller.mapped.clone());
     let mut refused_view = RefusedViewChanges {
         status: controller.status.subscribe(),
         reported: controller.status.borrow().refused_view.clone(),
     };
     tunnels.mark_unchanged();
+    traffic.mark_unchanged();
     obstacles.mark_unchanged();
     mapped.mark_unchanged();
     let body = match open(controller, &member, &connection, &mut uplink, stream.state.as_ref()).await {
@@ -240,6 +242,11 @@ async fn follow_stream(
             // The driver changes the count at most every few seconds.
             Ok(()) = tunnels.changed() => {
                 tunnels.mark_unchanged();
+                report(controller, &member, &connection, &mut uplink).await?;
+            }
+            // The driver publishes the traffic at most every `TunnelTraffic::INTERVAL_SECONDS`.
+            Ok(()) = traffic.changed() => {
+                traffic.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
             // The obstacles change at most every few seconds.
@@ -368,8 +375,8 @@ async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, 
     member.ok_or_else(|| ControllerError::Unacceptable("joined, but no longer a member".into()))
 }
 
-/// Reports addresses, port, tunnels, segments, the refused view, version, obstacles and mapped
-/// addresses.
+/// Reports addresses, port, tunnels, traffic, segments, the refused view, version, obstacles and
+/// mapped addresses.
 async fn report(
     controller: &ControllerClient,
     member: &Member,
@@ -389,11 +396,13 @@ async fn report(
     }
     let refused_view = controller.status.borrow().refused_view.clone();
     let (port, tunnels) = (controller.config.nat_port, *controller.tunnels.borrow());
+    let traffic = *controller.traffic.borrow();
     let version = env!("CARGO_PKG_VERSION").chars().take(LONGEST_VERSION).collect();
     let report = NodeReport {
         addresses,
         port,
         tunnels,
+        traffic,
         refused_view,
         segments: granted(controller).await,
         version: Some(version),

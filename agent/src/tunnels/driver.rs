@@ -10,6 +10,7 @@ use anyhow::Context;
 use edge_ike::config::ChildConfig;
 use edge_ike::{AddressAssignment, ChildId, Endpoint, EndpointConfig, Instant, PeerName, Purpose};
 use edge_types::api::TunnelCount;
+use edge_types::traffic::TunnelTraffic;
 use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
 use ring::rand::SystemRandom;
@@ -34,6 +35,7 @@ use super::relays::Relays;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
 use super::sa_table::SaTable;
+use super::traffic::TrafficCounter;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::{Desired, DesiredTunnel, Origin, PeerChanges};
@@ -70,6 +72,8 @@ pub struct Driver {
     pub(super) wanted_from_view: usize,
     /// Peers in the view to which a CHILD_SA sends.
     pub(super) up_from_view: HashSet<PeerName>,
+    /// The bytes that the tunnels have carried.
+    pub(super) traffic: TrafficCounter,
     /// The time at which to look for a route again, if a tunnel's local address has been removed
     /// and there is no route yet.
     pub(super) retry_move_at: Option<tokio::time::Instant>,
@@ -139,7 +143,9 @@ impl Driver {
         };
         let mut sas = SaTable::default();
         let is_local = |address: IpAddr| source_address(address) == Some(address);
-        sas.inherit(xfrm.sas()?, is_local, boot_time() + timing.child_lifetime);
+        let earlier = xfrm.sas()?;
+        let traffic = TrafficCounter::new(&earlier, boot_time());
+        sas.inherit(earlier, is_local, boot_time() + timing.child_lifetime);
         let former_policies = FormerPolicies::new(xfrm.policies()?);
         Ok(Self {
             endpoint: Endpoint::new(endpoint_config),
@@ -161,6 +167,7 @@ impl Driver {
             check_at: tokio::time::Instant::now(),
             wanted_from_view: 0,
             up_from_view: HashSet::new(),
+            traffic,
             retry_move_at: None,
             retry_unreached: false,
             mapped_changed: false,
@@ -190,6 +197,7 @@ impl Driver {
         mut desired: watch::Receiver<Arc<Desired>>,
         mut requests: mpsc::Receiver<DriverRequest>,
         tunnels: watch::Sender<Option<TunnelCount>>,
+        traffic: watch::Sender<Option<TunnelTraffic>>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let (to, mut datagrams) = mpsc::channel(DATAGRAM_QUEUE);
@@ -227,7 +235,12 @@ impl Driver {
                     self.handle_kernel_events(events?);
                 }
                 () = self.relays.hub.end_next() => {}
-                () = tokio::time::sleep_until(check_at) => self.check_kernel(),
+                () = tokio::time::sleep_until(check_at) => {
+                    self.check_kernel();
+                    if let Some(now) = self.traffic.due(boot_time()) {
+                        traffic.send_replace(Some(now));
+                    }
+                }
                 // The next iteration of the loop ends the capture.
                 () = reader_gone(self.running_capture.as_ref()) => {}
                 events = esp_events(self.esp_events.as_mut()) => self.handle_esp_events(&events?),

@@ -35,6 +35,7 @@
 //! - `report`: the driver's data for the part of the status about tunnels.
 //! - `report_request`: the request for that part of the status, which does not occupy the driver
 //!   for long.
+//! - `traffic`: the sums of the bytes that the SAs have carried.
 
 mod capture;
 mod check_interval;
@@ -70,6 +71,7 @@ mod reqids;
 mod requests;
 mod retiring_sas;
 mod sa_table;
+mod traffic;
 
 pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
 #[cfg(test)]

@@ -176,7 +176,9 @@ impl Driver {
                 return true;
             }
         };
-        let expected: Vec<_> = self.sas.installed().iter().map(|installed| installed.expected()).collect();
+        let installed = self.sas.installed();
+        self.traffic.count(&installed, &sas);
+        let expected: Vec<_> = installed.iter().map(InstalledSa::expected).collect();
         self.correct_sas(&reconcile::sas(&expected, &sas), SA_DELETED)
     }
 

@@ -3,6 +3,7 @@
 
 use edge_controller_domain::tokens;
 use edge_types::api::{NodeInfo, RangeUsage, TokenInfo, TunnelCount};
+use edge_types::traffic::TunnelTraffic;
 use edge_types::{Communities, IpNetwork, NodeName, Role};
 use serde::Serialize;
 
@@ -43,6 +44,8 @@ struct PageNode {
     never_connected: bool,
     replica: Option<String>,
     tunnels: Option<TunnelCount>,
+    /// `None` unless the node is connected to this replica and its agent reports traffic.
+    traffic: Option<TunnelTraffic>,
     version: Option<String>,
     joined_at: Option<i64>,
     certificate_not_after: i64,
@@ -109,6 +112,7 @@ impl PageNode {
             connected: info.connected,
             replica: info.replica,
             tunnels: info.tunnels,
+            traffic: info.traffic.filter(|_| info.connected),
             version: info.version,
             joined_at,
             certificate_not_after: info.certificate_not_after,
