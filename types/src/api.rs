@@ -433,8 +433,12 @@ pub struct CommunityMembers {
 pub struct CommunityInfo {
     /// The community's name.
     pub name: crate::name::Community,
-    /// The community's members.
+    /// The registered nodes that a label or a list makes members.
     pub members: Vec<NodeName>,
+    /// Nodes that the operator listed and that are not registered. They are members as soon as they
+    /// join as edges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_registered: Vec<NodeName>,
 }
 
 /// A row of `GET /v1/ca`, and the answer to `POST /v1/ca/rollover` and `DELETE /v1/ca/{id}`, for

@@ -86,7 +86,10 @@ impl PageData {
             version: status.version,
             nodes: status.nodes.into_iter().map(node).collect(),
             communities: communities
-                .map(|community| PageCommunity { name: community.name, members: community.members.len() })
+                .map(|community| PageCommunity {
+                    members: community.members.len() + community.not_registered.len(),
+                    name: community.name,
+                })
                 .collect(),
             ranges: status.ranges,
             authority_not_after: status.authority_not_after,

@@ -198,6 +198,30 @@ async fn the_operators_commands_show_nodes_with_labels_their_segments_and_commun
     }
     run("node label edge-1 fabedge/edge-community-");
     assert_eq!(run("community list --json").trim(), "[]");
+    // A community without a registered member, and one with some.
+    run("community set beta later");
+    run("community set gamma edge-1 later sooner");
+    let rows: Vec<Vec<String>> =
+        run("community list").lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
+    assert_eq!(
+        rows,
+        [
+            &["COMMUNITY", "MEMBERS", "NOT", "REGISTERED"][..],
+            &["beta", "-", "later"],
+            &["gamma", "edge-1", "later"],
+            &["sooner"]
+        ]
+    );
+    let json: Value = serde_json::from_str(&run("community list --json")).unwrap();
+    assert_eq!(json[0], json!({"name": "beta", "members": [], "not_registered": ["later"]}));
+    let overview = run("status");
+    for words in [["beta", "0 of 1", "later"], ["gamma", "0 of 3", "later sooner"]] {
+        let row = |line: &str| line.trim_start().starts_with(words[0]) && words.iter().all(|word| line.contains(word));
+        assert!(overview.lines().any(row), "{words:?}:\n{overview}");
+    }
+    run("community delete beta");
+    run("community delete gamma");
+    assert_eq!(run("community list --json").trim(), "[]");
     let released = run("node deregister edge-1");
     assert!(released.contains("certificate is refused") && released.contains("quarantined until"), "{released}");
 }
