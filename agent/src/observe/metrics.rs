@@ -214,6 +214,7 @@ mod tests {
             ike_sas: vec![],
             child_sas: vec![],
             not_carried: vec![],
+            blocked: vec![],
             relayed_by: None,
             relay_refused: None,
             last_error: None,

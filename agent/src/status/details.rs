@@ -197,6 +197,7 @@ mod tests {
             ike_sas: vec![ike.clone()],
             child_sas: vec![child.clone()],
             not_carried: vec![],
+            blocked: vec![],
             relayed_by: None,
             relay_refused: None,
             last_error: Some(format!("{name} does not answer")),
