@@ -227,7 +227,7 @@ fn peer(report: &mut Report, facts: &Facts, peer: &PeerReport) {
     if peer.phase == "up" {
         tunnel(report, peer);
     } else {
-        down(report, peer, probes);
+        down(report, facts, peer, probes);
     }
 }
 
@@ -296,7 +296,18 @@ fn traffic(report: &mut Report, peer: &PeerReport, sa: &ChildStatus) {
     report.add(Level::Ok, &peer.name, what);
 }
 
-fn down(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
+/// Returns the reason why the name in a static peer's `remote` has no address, as the agent
+/// recorded it.
+fn unresolved<'a>(facts: &'a Facts, peer: &PeerReport) -> Option<&'a str> {
+    let status = facts.status.as_ref().ok().filter(|_| peer.origin == "configuration")?;
+    let is_about_peer = |what: &&str| {
+        let peers = what.strip_prefix("peer ").and_then(|rest| rest.split_once(": remote "));
+        peers.is_some_and(|(peers, _)| peers.split(", ").any(|name| name == peer.name))
+    };
+    status.incidents.iter().rev().map(|incident| incident.what.as_str()).find(is_about_peer)
+}
+
+fn down(report: &mut Report, facts: &Facts, peer: &PeerReport, probes: &[ProbedAddress]) {
     if let Some(refusal) = &peer.relay_refused {
         report.add(Level::Warning, &peer.name, refusal.clone());
     }
@@ -306,7 +317,9 @@ fn down(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
         format!("the tunnel was never up ({}), so packets to its networks are dropped", peer.phase)
     };
     if peer.endpoints.is_empty() {
-        let hint = "its address is not known here: it must connect to this node, and is not connected to the controller or behind a NAT";
+        let hint = unresolved(facts, peer).unwrap_or(
+            "its address is not known here: it must connect to this node, and is not connected to the controller or behind a NAT",
+        );
         return report.add(Level::Error, &peer.name, format!("{state}: {hint}"));
     }
     if let Some(hint) = closed_way(probes) {
