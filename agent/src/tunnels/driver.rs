@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use super::capture::{RunningCapture, reader_gone};
 use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
 use super::enforced_revocations::{EnforcedRevocations, valid_from};
-use super::environment::{KernelEnvironment, source_address};
+use super::environment::KernelEnvironment;
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
 use super::former_policies::FormerPolicies;
@@ -42,6 +42,7 @@ use crate::desired::{Desired, DesiredTunnel, Origin, PeerChanges};
 use crate::host::{HostState, InternalAddresses};
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
+use crate::source_address::is_local;
 
 /// Interval at which the number of tunnels is reported.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
@@ -142,7 +143,6 @@ impl Driver {
             ..EndpointConfig::default()
         };
         let mut sas = SaTable::default();
-        let is_local = |address: IpAddr| source_address(address) == Some(address);
         let earlier = xfrm.sas()?;
         let traffic = TrafficCounter::new(&earlier, boot_time());
         sas.inherit(earlier, is_local, boot_time() + timing.child_lifetime);
