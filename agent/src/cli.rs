@@ -198,8 +198,9 @@ enum Command {
     ///
     /// Removes the conflist, the plugin, the bridge, everything that `down` removes, and the files
     /// below state_dir and run_dir, including this node's certificate. Turns IP forwarding off if
-    /// it was off before. Stop the agent and drain the node first. Running the command again does
-    /// no harm.
+    /// it was off before. Stop the agent first, with the sockets that systemd holds for it
+    /// (systemctl disable --now edge-agent-install-cni edge-agent edge-agent.socket
+    /// edge-agent-ipv6.socket), and drain the node. Running the command again does no harm.
     Uninstall {
         #[command(flatten)]
         config: ConfigArgument,

@@ -178,7 +178,7 @@ fn close_pods(config: &Config) -> anyhow::Result<()> {
 }
 
 fn make_pods_table(config: &Config) -> anyhow::Result<()> {
-    let (plugin, conflist) = (config.cni.bin_dir.join("edge-cni"), config.path(&config.cni.conf_dir).join(CONFLIST));
+    let (plugin, conflist) = (config.cni.bin_dir.join("edge-cni"), config.cni.conf_dir.join(CONFLIST));
     if !plugin.exists() {
         bail!(
             "the plugin {} is missing; copy it there with `edge-agent install-cni --plugin FILE`, or remove the pods, and run `edge-agent down` again",

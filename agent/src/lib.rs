@@ -22,6 +22,7 @@
 //! - [`underlay`]: the addresses that this node needs outside of every tunnel, and the check
 //!   whether a view would make them unreachable. It does no I/O.
 //! - [`tcp_encapsulation`]: the TCP connections of IKE and ESP, for edges whose network blocks UDP.
+//! - `source_address`: the source addresses that the kernel chooses.
 //! - [`tunnels`]: the IKE driver, which runs the IKE endpoint, its sockets and XFRM in one loop.
 //! - [`relay`]: relays on hubs for pairs of nodes that find no direct path to each other.
 //! - [`host`]: the agent's other objects on the host: routes, bridge, firewall and sysctls.
@@ -77,6 +78,7 @@ pub mod plugin_server;
 pub mod relay;
 pub mod run;
 pub mod socket_holder;
+mod source_address;
 pub mod state_dir;
 pub mod static_peers;
 pub mod status;

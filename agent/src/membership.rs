@@ -12,6 +12,7 @@ use std::sync::Arc;
 use edge_ike::Secret;
 use edge_types::api::TunnelCount;
 use edge_types::connectivity::{MeasurementReport, MeasurementRequest};
+use edge_types::traffic::TunnelTraffic;
 use edge_types::{IpNetwork, NodeName, NodeView};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -141,6 +142,8 @@ pub struct ControllerChannels {
     pub uplink: watch::Receiver<UplinkFacts>,
     /// Number of tunnels that are up, for the report; `None` before the first count.
     pub tunnels: watch::Receiver<Option<TunnelCount>>,
+    /// The traffic of the tunnels, for the report; `None` before the first count.
+    pub traffic: watch::Receiver<Option<TunnelTraffic>>,
     /// The obstacles that keep pods' packets from arriving, for the report.
     pub obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses as the hubs say, for the report.
@@ -166,6 +169,8 @@ pub struct NodeChannels {
     pub uplink: watch::Sender<UplinkFacts>,
     /// Number of tunnels that are up.
     pub tunnels: watch::Sender<Option<TunnelCount>>,
+    /// The traffic of the tunnels.
+    pub traffic: watch::Sender<Option<TunnelTraffic>>,
     /// The obstacles that keep pods' packets from arriving, one sentence each.
     pub obstacles: watch::Sender<Vec<String>>,
     /// This node's mapped addresses as the hubs report them, at most one of each family; `None`
@@ -191,6 +196,7 @@ pub fn channels(
     let (status_tx, controller_status) = watch::channel(ControllerStatus::default());
     let (uplink_tx, uplink) = watch::channel(UplinkFacts::default());
     let (tunnels_tx, tunnels) = watch::channel(None);
+    let (traffic_tx, traffic) = watch::channel(None);
     let (obstacles_tx, obstacles) = watch::channel(Vec::new());
     let (mapped_tx, mapped) = watch::channel(None);
     let (measurements_tx, measurements) = mpsc::channel(MEASUREMENTS);
@@ -199,6 +205,7 @@ pub fn channels(
         clock: clock.clone(),
         uplink,
         tunnels,
+        traffic,
         obstacles,
         mapped,
         measurements: measurements_tx,
@@ -213,6 +220,7 @@ pub fn channels(
             clock,
             uplink: uplink_tx,
             tunnels: tunnels_tx,
+            traffic: traffic_tx,
             obstacles: obstacles_tx,
             mapped: mapped_tx,
             measurements,

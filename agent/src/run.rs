@@ -151,7 +151,7 @@ fn start_tunnels(
     driver_requests: mpsc::Receiver<DriverRequest>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
     let (config, clock, stop) = (node.config.clone(), node.clock.clone(), node.stop.clone());
-    let (tunnels, mapped) = (node.tunnels.clone(), node.mapped.clone());
+    let (tunnels, traffic, mapped) = (node.tunnels.clone(), node.traffic.clone(), node.mapped.clone());
     let (opened_tx, opened) = std::sync::mpsc::channel();
     let (done_tx, done) = oneshot::channel();
     let (span, relay_runtime) = (Span::current(), Handle::current());
@@ -168,7 +168,7 @@ fn start_tunnels(
                     }
                 };
                 let _ = opened_tx.send(Ok(()));
-                driver.run(desired, driver_requests, tunnels, stop.clone()).await
+                driver.run(desired, driver_requests, tunnels, traffic, stop.clone()).await
             })
         };
         let outcome = work();

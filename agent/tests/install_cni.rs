@@ -23,8 +23,8 @@ fn agent(directory: &Path, arguments: &[&str]) -> Command {
     let text = "state_dir = \"state\"\nrun_dir = \"run\"\n[cni]\nconf_dir = \"net.d\"\nbin_dir = \"bin\"\n[controller]\nurls = [\"https://c\"]\n";
     fs::write(&file, text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
-    // Relative directories in `[cni]` are resolved against the working directory.
-    command.current_dir(directory).arg("install-cni").arg("--config").arg(file).args(arguments);
+    // Relative directories count from the directory of the file, wherever the command runs.
+    command.current_dir("/").arg("install-cni").arg("--config").arg(file).args(arguments);
     command
 }
 
@@ -57,7 +57,7 @@ fn a_reader_that_goes_away_ends_no_command_with_an_error() {
     let config = file.to_str().unwrap();
     let run = |arguments: &[&str], out: std::process::Stdio| {
         drop(agent(directory.path(), &[]));
-        Command::new(program).current_dir(directory.path()).args(arguments).stdout(out).output().unwrap()
+        Command::new(program).current_dir("/").args(arguments).stdout(out).output().unwrap()
     };
     for arguments in [
         &["install-cni", "--config", config, "--plugin", program, "--plugin-only"][..],

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::connectivity::MeasurementRequest;
 use crate::name::{Communities, NodeName};
+use crate::traffic::TunnelTraffic;
 use crate::view::{NodeView, Role, SharedPeer, ViewChange};
 
 /// Media type of [`Problem`].
@@ -71,6 +72,9 @@ pub struct NodeReport {
     /// The node's tunnels, for the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tunnels: Option<TunnelCount>,
+    /// The traffic of the node's tunnels, for the operator. Absent before the first count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TunnelTraffic>,
     /// The reason why the latest view is not in force on the node, if it is not: for example, it
     /// would cut the node off from its own network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -232,6 +236,10 @@ pub struct NodeInfo {
     /// The node's tunnels, as last reported.
     #[serde(default)]
     pub tunnels: Option<TunnelCount>,
+    /// The traffic of the node's tunnels, as last reported to this controller. Absent while the
+    /// node is connected to another replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<TunnelTraffic>,
     /// Conflicts, in words: segments that the node reports as its own but does not hold.
     #[serde(default)]
     pub conflicts: Vec<String>,
@@ -430,8 +438,12 @@ pub struct CommunityMembers {
 pub struct CommunityInfo {
     /// The community's name.
     pub name: crate::name::Community,
-    /// The community's members.
+    /// The registered nodes that a label or a list makes members.
     pub members: Vec<NodeName>,
+    /// Nodes that the operator listed and that are not registered. They are members as soon as they
+    /// join as edges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_registered: Vec<NodeName>,
 }
 
 /// A row of `GET /v1/ca`, and the answer to `POST /v1/ca/rollover` and `DELETE /v1/ca/{id}`, for

@@ -19,6 +19,7 @@
 //! - [`pods`]: the patterns for pods in configuration files, and limits of other keys.
 //! - [`pki`]: the names and key usages in certificates.
 //! - [`token`]: the join token, with which a new node joins.
+//! - [`traffic`]: the traffic of a node's tunnels.
 //!
 //! Nodes and controller ignore unknown keys in messages from each other, so that programs one minor
 //! version apart work together. They refuse unknown keys in input from the operator.
@@ -42,6 +43,7 @@ pub mod pki;
 pub mod pods;
 pub mod shared_files;
 pub mod token;
+pub mod traffic;
 pub mod view;
 
 pub use ipnetwork::IpNetwork;

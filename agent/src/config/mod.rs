@@ -320,14 +320,22 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads and checks the file. Also fails if the file contains a pre-shared key and other users
-    /// may access it.
+    /// Reads and checks the file, and makes the directories that it names absolute: relative ones
+    /// count from the file's directory. Also fails if the file contains a pre-shared key and other
+    /// users may access it.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read_error = |error| ConfigError::Read { path: path.to_owned(), error };
         let text = Zeroizing::new(fs::read_to_string(path).map_err(read_error)?);
         let mode = fs::metadata(path).map_err(read_error)?.permissions().mode();
         let mut config = Self::parse(&text, path)?;
-        config.directory = path.parent().unwrap_or(Path::new("")).to_owned();
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        config.directory = std::path::absolute(directory).map_err(read_error)?;
+        // Commands run in different working directories, and the runtime gives these paths to the
+        // plugin.
+        let Self { directory, state_dir, run_dir, cni, .. } = &mut config;
+        for path in [state_dir, run_dir, &mut cni.conf_dir, &mut cni.bin_dir] {
+            *path = directory.join(&path);
+        }
         if mode & 0o077 != 0 && config.peers.iter().any(|peer| peer.psk.is_some()) {
             return Err(config.content(
                 path,

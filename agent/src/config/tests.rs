@@ -213,6 +213,25 @@ fn every_key_of_every_table_is_in_the_documented_example_and_no_other_is_there()
     }
 }
 
+#[test]
+fn relative_directories_count_from_the_directory_of_the_file_for_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("agent.toml");
+    let text = "state_dir = \"state\"\nrun_dir = \"../run\"\n[cni]\nconf_dir = \"net.d\"\nbin_dir = \"/opt/bin\"\n[controller]\nurls = [\"https://c\"]\n";
+    std::fs::write(&file, text).unwrap();
+    let config = Config::load(&file).unwrap();
+    let expected = ["state", "../run", "net.d", "/opt/bin"].map(|name| directory.path().join(name));
+    assert_eq!([&config.state_dir, &config.run_dir, &config.cni.conf_dir, &config.cni.bin_dir], expected.each_ref());
+    // A file that is named relative to the working directory.
+    let working = std::env::current_dir().unwrap();
+    let up: std::path::PathBuf = working.iter().skip(1).map(|_| "..").collect();
+    let relative = up.join(file.strip_prefix("/").unwrap());
+    let config = Config::load(&relative).unwrap();
+    assert!(config.state_dir.is_absolute(), "{:?}", config.state_dir);
+    std::fs::create_dir(directory.path().join("state")).unwrap();
+    assert_eq!(config.state_dir.canonicalize().unwrap(), directory.path().join("state").canonicalize().unwrap());
+}
+
 /// Returns whether a line of TOML sets a key.
 fn is_key(line: &str) -> bool {
     let name = line.split(" = ").next().unwrap_or_default();

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 
 use edge_types::api::TunnelCount;
 use edge_types::shared_files::{SegmentsFile, VIEW_FILE};
+use edge_types::traffic::TunnelTraffic;
 use edge_types::{NodeName, NodeView, Role, ViewChange};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +36,7 @@ pub struct ControllerClient {
     pub(super) clock: Arc<CertificateClock>,
     pub(super) uplink: watch::Receiver<UplinkFacts>,
     pub(super) tunnels: watch::Receiver<Option<TunnelCount>>,
+    pub(super) traffic: watch::Receiver<Option<TunnelTraffic>>,
     pub(super) obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses, for the report.
     pub(super) mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
@@ -87,6 +89,7 @@ impl ControllerClient {
             clock: channels.clock,
             uplink: channels.uplink,
             tunnels: channels.tunnels,
+            traffic: channels.traffic,
             obstacles: channels.obstacles,
             mapped: channels.mapped,
             measurements: channels.measurements,

@@ -2,6 +2,7 @@
 //! addresses, and follows the view stream. When the stream ends, the session starts again.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -29,6 +30,7 @@ use super::stream_state::StreamState;
 use super::view_file::ViewStep;
 use super::{join, measurement};
 use crate::membership::ControllerStatus;
+use crate::source_address::is_local;
 use crate::{candidate_addresses, logging, tcp_encapsulation};
 
 /// Time without a view or a heartbeat after which the controller counts as unreachable.
@@ -139,12 +141,14 @@ async fn follow_stream(
     let http = &member.http;
     let connection = http.connection().await?;
     let (mut uplink, mut tunnels) = (controller.uplink.clone(), controller.tunnels.clone());
+    let mut traffic = controller.traffic.clone();
     let (mut obstacles, mut mapped) = (controller.obstacles.clone(), controller.mapped.clone());
     let mut refused_view = RefusedViewChanges {
         status: controller.status.subscribe(),
         reported: controller.status.borrow().refused_view.clone(),
     };
     tunnels.mark_unchanged();
+    traffic.mark_unchanged();
     obstacles.mark_unchanged();
     mapped.mark_unchanged();
     let body = match open(controller, &member, &connection, &mut uplink, stream.state.as_ref()).await {
@@ -224,10 +228,7 @@ async fn follow_stream(
                 }
             }
             Ok(()) = uplink.changed() => {
-                let lost = {
-                    let uplink = uplink.borrow();
-                    !uplink.addresses.is_empty() && !connection.local.is_loopback() && !uplink.addresses.contains(&connection.local)
-                };
+                let lost = is_lost(connection.local, &uplink.borrow().addresses);
                 if lost {
                     debug!(local = %connection.local, "the address of the connection is gone");
                     http.disconnect().await;
@@ -240,6 +241,11 @@ async fn follow_stream(
             // The driver changes the count at most every few seconds.
             Ok(()) = tunnels.changed() => {
                 tunnels.mark_unchanged();
+                report(controller, &member, &connection, &mut uplink).await?;
+            }
+            // The driver publishes the traffic at most every `TunnelTraffic::INTERVAL_SECONDS`.
+            Ok(()) = traffic.changed() => {
+                traffic.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
             // The obstacles change at most every few seconds.
@@ -263,6 +269,13 @@ async fn follow_stream(
             }
         }
     }
+}
+
+/// Returns whether a connection's local address is gone. An address that is on no uplink may still
+/// belong to this node: a connection to a ClusterIP that kube-proxy keeps on a device (IPVS) has
+/// that ClusterIP at both ends.
+fn is_lost(local: IpAddr, uplinks: &[IpAddr]) -> bool {
+    !uplinks.is_empty() && !local.is_loopback() && !uplinks.contains(&local) && !is_local(local)
 }
 
 /// Reports this node's addresses and requests the view stream.
@@ -368,8 +381,8 @@ async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, 
     member.ok_or_else(|| ControllerError::Unacceptable("joined, but no longer a member".into()))
 }
 
-/// Reports addresses, ports, tunnels, segments, the refused view, version, obstacles and mapped
-/// addresses.
+/// Reports addresses, ports, tunnels, traffic, segments, the refused view, version, obstacles and
+/// mapped addresses.
 async fn report(
     controller: &ControllerClient,
     member: &Member,
@@ -389,11 +402,13 @@ async fn report(
     }
     let refused_view = controller.status.borrow().refused_view.clone();
     let (port, tunnels) = (controller.config.nat_port, *controller.tunnels.borrow());
+    let traffic = *controller.traffic.borrow();
     let version = env!("CARGO_PKG_VERSION").chars().take(LONGEST_VERSION).collect();
     let report = NodeReport {
         addresses,
         port,
         tunnels,
+        traffic,
         refused_view,
         segments: granted(controller).await,
         version: Some(version),
@@ -512,7 +527,50 @@ impl NdjsonLines {
 
 #[cfg(test)]
 mod tests {
+    use interop_tests::netns::{is_in_namespaces, is_root_or_skips, passes_in_namespaces, run};
+
     use super::*;
+
+    const LOST: &str = "controller_client::session::tests::the_address_of_a_connection";
+
+    #[test]
+    fn a_connection_is_lost_with_its_address_and_not_while_any_device_has_it() {
+        if is_root_or_skips() {
+            passes_in_namespaces(LOST);
+        }
+    }
+
+    #[test]
+    #[ignore = "it changes the network; another test runs it in a namespace"]
+    fn the_address_of_a_connection() {
+        if !is_in_namespaces() {
+            return;
+        }
+        let uplinks: [IpAddr; 2] = ["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+        for line in [
+            "ip link set lo up",
+            "ip link add uplink type veth peer name far",
+            "ip link set far up",
+            "ip link set uplink up",
+            "ip addr add 192.0.2.7/24 dev uplink",
+            "ip addr add 2001:db8::7/64 dev uplink nodad",
+            "ip route add default dev uplink",
+            "ip -6 route add default dev uplink",
+            // As kube-proxy does for IPVS, with another kind of device: it stays down.
+            "ip link add kube-ipvs0 type bridge",
+            "ip addr add 10.96.0.10/32 dev kube-ipvs0",
+        ] {
+            run(line);
+        }
+        assert!(!is_lost("10.96.0.10".parse().unwrap(), &uplinks), "a device has it");
+        run("ip link del kube-ipvs0");
+        for gone in ["10.96.0.10", "192.0.2.8", "2001:db8::8"] {
+            assert!(is_lost(gone.parse().unwrap(), &uplinks), "{gone}");
+        }
+        assert!(!uplinks.iter().any(|address| is_lost(*address, &uplinks)));
+        assert!(!is_lost("192.0.2.8".parse().unwrap(), &[]), "the uplinks are not known");
+        assert!(!is_lost("127.0.0.1".parse().unwrap(), &uplinks));
+    }
 
     #[tokio::test]
     async fn a_line_without_its_end_is_no_line() {

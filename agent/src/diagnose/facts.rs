@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use edge_types::error::with_causes;
 
 use super::ike_probe::{self, ProbedAddress};
+use super::port_holders::{self, HeldPort};
 use super::target::Target;
 use crate::admin;
 use crate::check;
@@ -28,6 +29,8 @@ pub(super) struct Facts {
     pub(super) configuration: check::Report,
     /// The running agent's status, or the reason why it is not available.
     pub(super) status: Result<Box<Status>, String>,
+    /// The agent's UDP ports that other programs hold. Empty if an agent answers.
+    pub(super) held_ports: Vec<HeldPort>,
     /// The peer or address about which the operator asked.
     pub(super) target: Option<Target>,
     pub(super) disk: Result<Disk, String>,
@@ -77,6 +80,7 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
         (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
     };
     Ok(Facts {
+        held_ports: if status.is_err() { port_holders::held([config.port, config.nat_port]) } else { vec![] },
         configuration: check::report(config, &CertificateClock::default()),
         status,
         target,

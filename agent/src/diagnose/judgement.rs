@@ -3,6 +3,7 @@
 
 use super::facts::{Disk, Drops, Facts, MAX_PROBED_PEERS};
 use super::ike_probe::{ProbeOutcome, ProbedAddress};
+use super::port_holders::HeldPort;
 use super::target::Target;
 use crate::check::{Finding, Level, Report};
 use crate::status::{ChildStatus, PeerReport, Status};
@@ -35,6 +36,7 @@ pub(super) fn judge(facts: &Facts) -> Report {
     let status = match &facts.status {
         Ok(status) => status,
         Err(error) => {
+            facts.held_ports.iter().for_each(|held| held_port(&mut report, held));
             report.add(Level::Error, "agent", error.clone());
             return report;
         }
@@ -84,6 +86,23 @@ fn disk(report: &mut Report, disk: &Disk) {
         (Level::Ok, format!("{at} is writable and has {} MiB left", disk.free_bytes >> 20))
     };
     report.add(level, "disk", what);
+}
+
+fn held_port(report: &mut Report, HeldPort { port, program }: &HeldPort) {
+    match program {
+        Some((name, pid)) => report.add(
+            Level::Error,
+            "ports",
+            format!(
+                "{name} (process {pid}) holds UDP port {port}, so the agent cannot start: stop that program, or set port and nat_port"
+            ),
+        ),
+        None => report.add(
+            Level::Warning,
+            "ports",
+            format!("UDP port {port} is held by a process that is not visible here; on the host, `ss -ulpn` names it"),
+        ),
+    }
 }
 
 fn controller(report: &mut Report, status: &Status) {
@@ -208,7 +227,7 @@ fn peer(report: &mut Report, facts: &Facts, peer: &PeerReport) {
     if peer.phase == "up" {
         tunnel(report, peer);
     } else {
-        down(report, peer, probes);
+        down(report, facts, peer, probes);
     }
 }
 
@@ -277,13 +296,30 @@ fn traffic(report: &mut Report, peer: &PeerReport, sa: &ChildStatus) {
     report.add(Level::Ok, &peer.name, what);
 }
 
-fn down(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
+/// Returns the reason why the name in a static peer's `remote` has no address, as the agent
+/// recorded it.
+fn unresolved<'a>(facts: &'a Facts, peer: &PeerReport) -> Option<&'a str> {
+    let status = facts.status.as_ref().ok().filter(|_| peer.origin == "configuration")?;
+    let is_about_peer = |what: &&str| {
+        let peers = what.strip_prefix("peer ").and_then(|rest| rest.split_once(": remote "));
+        peers.is_some_and(|(peers, _)| peers.split(", ").any(|name| name == peer.name))
+    };
+    status.incidents.iter().rev().map(|incident| incident.what.as_str()).find(is_about_peer)
+}
+
+fn down(report: &mut Report, facts: &Facts, peer: &PeerReport, probes: &[ProbedAddress]) {
     if let Some(refusal) = &peer.relay_refused {
         report.add(Level::Warning, &peer.name, refusal.clone());
     }
-    let state = format!("the tunnel is not up ({})", peer.phase);
+    let state = if peer.blocked.is_empty() {
+        format!("the tunnel is not up ({})", peer.phase)
+    } else {
+        format!("the tunnel was never up ({}), so packets to its networks are dropped", peer.phase)
+    };
     if peer.endpoints.is_empty() {
-        let hint = "its address is not known here: it must connect to this node, and is not connected to the controller or behind a NAT";
+        let hint = unresolved(facts, peer).unwrap_or(
+            "its address is not known here: it must connect to this node, and is not connected to the controller or behind a NAT",
+        );
         return report.add(Level::Error, &peer.name, format!("{state}: {hint}"));
     }
     if let Some(hint) = closed_way(probes) {

@@ -4,12 +4,14 @@
 //!
 //! - `facts`: reads the data for the diagnosis.
 //! - `ike_probe`: checks whether an IKE daemon answers at an address.
+//! - `port_holders`: finds the programs that hold the agent's UDP ports while no agent answers.
 //! - `target`: finds the peer to which the operator's question refers.
 //! - `judgement`: evaluates the data and produces the findings. It does no I/O.
 
 mod facts;
 mod ike_probe;
 mod judgement;
+mod port_holders;
 mod target;
 #[cfg(test)]
 mod tests;

@@ -58,13 +58,22 @@ impl Target {
             })
         };
         Ok(match applies {
-            // Until the tunnel to a static peer was up once, packets to its networks are blocked.
+            // Until the tunnel to a peer was up once, packets to its networks are blocked.
             Some(policy) if policy.action == "block" => of_static_peer(&|network| *network == policy.destination)
+                .or_else(|| Self::behind_peer_that_was_never_up(address, status))
                 .unwrap_or(Self::Blocked { address, range: policy.destination }),
             Some(policy) => Self::by_policy(address, policy, status),
             // A peer that only responds has no policies before that.
             None => of_static_peer(&|network| network.contains(address)).unwrap_or(Self::Outside(address)),
         })
+    }
+
+    /// Finds the peer in the view whose networks contain the address, if its tunnel was never up.
+    fn behind_peer_that_was_never_up(address: IpAddr, status: &Status) -> Option<Self> {
+        let networks = status.peers.iter().flat_map(|peer| peer.blocked.iter().map(move |network| (network, peer)));
+        let (network, peer) =
+            networks.filter(|(network, _)| network.contains(address)).max_by_key(|(network, _)| network.prefix())?;
+        Some(Self::PeerAddress { address, network: *network, peer: peer.name.clone() })
     }
 
     fn by_policy(address: IpAddr, policy: &PolicyEntry, status: &Status) -> Self {

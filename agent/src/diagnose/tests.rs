@@ -57,6 +57,7 @@ fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
         ike_sas: vec![],
         child_sas: if phase == "up" { vec![child()] } else { vec![] },
         not_carried: vec![],
+        blocked: vec![],
         relayed_by: None,
         tcp: false,
         tcp_problem: None,
@@ -108,6 +109,7 @@ fn healthy() -> Facts {
     Facts {
         configuration: Report::default(),
         status: Ok(Box::new(status)),
+        held_ports: vec![],
         target: None,
         disk: Ok(Disk { directory: "/var/lib/edge-agent".into(), free_bytes: 1 << 30, read_only: false }),
         probes: Default::default(),
@@ -266,6 +268,26 @@ fn drops_count_only_while_one_looks() {
         growing.contains("XfrmInNoPols: 9 packets dropped, 2 of them just now: they came out of a tunnel"),
         "{growing}"
     );
+}
+
+#[test]
+fn an_address_behind_a_hub_that_was_never_up_leads_to_that_hub() {
+    let address = "10.96.0.10";
+    let found = concluded(|facts, status| {
+        status.peers[0] = peer("hub", 1, "waiting");
+        status.peers[0].blocked = vec!["10.96.0.0/12".parse().unwrap(), "fd96::/112".parse().unwrap()];
+        status.peers[0].last_error = Some("peer hub: no answer".into());
+        status.policies[0] = policy("10.96.0.0/12", 10_100, "block", Some(0xecf0_0000));
+        let target = Target::find(address, status, &[]).unwrap();
+        assert_eq!(target.peer(), Some(&"hub".to_owned()), "{target:?}");
+        facts.target = Some(target);
+    });
+    let expected = "What is wrong: hub: the tunnel was never up (waiting), so packets to its networks are dropped: peer hub: no answer";
+    assert_eq!(found, expected);
+    // A range that no peer has is no hub's.
+    let mut status = *healthy().status.unwrap();
+    status.peers[0].blocked = vec!["10.96.0.0/12".parse().unwrap()];
+    assert!(matches!(Target::find("10.233.9.9", &status, &[]), Ok(Target::Blocked { .. })));
 }
 
 #[test]

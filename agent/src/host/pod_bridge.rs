@@ -137,7 +137,7 @@ impl PodBridge {
     }
 
     pub(super) fn conflist(&self) -> PathBuf {
-        self.config.path(&self.config.cni.conf_dir).join(CONFLIST)
+        self.config.cni.conf_dir.join(CONFLIST)
     }
 
     pub(super) fn plugin(&self) -> PathBuf {

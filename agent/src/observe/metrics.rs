@@ -227,6 +227,7 @@ mod tests {
             ike_sas: vec![],
             child_sas: vec![],
             not_carried: vec![],
+            blocked: vec![],
             relayed_by: None,
             tcp: false,
             tcp_problem: None,

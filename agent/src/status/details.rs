@@ -205,6 +205,7 @@ mod tests {
             ike_sas: vec![ike.clone()],
             child_sas: vec![child.clone()],
             not_carried: vec![],
+            blocked: vec![],
             relayed_by: None,
             tcp: false,
             tcp_problem: None,

@@ -113,6 +113,10 @@ pub struct PeerReport {
     /// narrowed the selectors, or refuses a child. Empty for peers in the view.
     #[serde(default)]
     pub not_carried: Vec<NotCarried>,
+    /// Networks of a peer in the view to which packets are dropped, because the tunnel was never
+    /// up. Empty for on-demand tunnels, which a packet sets up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blocked: Vec<IpNetwork>,
     /// The hub that relays the tunnel; absent if the path is direct, or the peer is not up.
     #[serde(default)]
     pub relayed_by: Option<String>,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use anyhow::Context;
 use edge_ike::config::ChildConfig;
 use edge_ike::{AddressAssignment, ChildId, Endpoint, EndpointConfig, Instant, PeerName, Purpose, TcpConnectionId};
 use edge_types::api::TunnelCount;
+use edge_types::traffic::TunnelTraffic;
 use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
 use ring::rand::SystemRandom;
@@ -22,7 +23,7 @@ use super::capture::{RunningCapture, reader_gone};
 use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
 use super::enforced_revocations::{EnforcedRevocations, valid_from};
-use super::environment::{KernelEnvironment, source_address};
+use super::environment::KernelEnvironment;
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
 use super::former_policies::FormerPolicies;
@@ -36,12 +37,14 @@ use super::reqids::Reqids;
 use super::requests::DriverRequest;
 use super::sa_table::{SaTable, is_in_tcp};
 use super::tcp::Tcp;
+use super::traffic::TrafficCounter;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::{Desired, DesiredTunnel, PeerChanges};
 use crate::host::{HostState, InternalAddresses};
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
+use crate::source_address::is_local;
 
 /// Interval at which the number of tunnels is reported.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
@@ -74,6 +77,8 @@ pub struct Driver {
     pub(super) wanted_from_view: usize,
     /// Peers in the view to which a CHILD_SA sends.
     pub(super) up_from_view: HashSet<PeerName>,
+    /// The bytes that the tunnels have carried.
+    pub(super) traffic: TrafficCounter,
     /// The time at which to look for a route again, if a tunnel's local address has been removed
     /// and there is no route yet.
     pub(super) retry_move_at: Option<tokio::time::Instant>,
@@ -147,10 +152,11 @@ impl Driver {
         };
         let tcp = Tcp::open(config, &incidents)?;
         let mut sas = SaTable::new(tcp.connections.clone());
-        let is_local = |address: IpAddr| source_address(address) == Some(address);
+        let earlier = xfrm.sas()?;
+        let traffic = TrafficCounter::new(&earlier, boot_time());
         // The TCP connections of an earlier run have ended with it.
         let (in_tcp, inherited): (Vec<_>, Vec<_>) =
-            xfrm.sas()?.into_iter().partition(|sa| sa.is_ours() && is_in_tcp(sa.encap));
+            earlier.into_iter().partition(|sa| sa.is_ours() && is_in_tcp(sa.encap));
         for sa in in_tcp {
             xfrm.delete_sa(sa.id)?;
         }
@@ -177,6 +183,7 @@ impl Driver {
             check_at: tokio::time::Instant::now(),
             wanted_from_view: 0,
             up_from_view: HashSet::new(),
+            traffic,
             retry_move_at: None,
             retry_unreached: false,
             mapped_changed: false,
@@ -208,6 +215,7 @@ impl Driver {
         mut desired: watch::Receiver<Arc<Desired>>,
         mut requests: mpsc::Receiver<DriverRequest>,
         tunnels: watch::Sender<Option<TunnelCount>>,
+        traffic: watch::Sender<Option<TunnelTraffic>>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         let (to, mut datagrams) = mpsc::channel(DATAGRAM_QUEUE);
@@ -247,7 +255,12 @@ impl Driver {
                 }
                 () = self.relays.hub.end_next() => {}
                 Some(event) = self.tcp.next_event() => self.handle_tcp_event(event),
-                () = tokio::time::sleep_until(check_at) => self.check_kernel(),
+                () = tokio::time::sleep_until(check_at) => {
+                    self.check_kernel();
+                    if let Some(now) = self.traffic.due(boot_time()) {
+                        traffic.send_replace(Some(now));
+                    }
+                }
                 // The next iteration of the loop ends the capture.
                 () = reader_gone(self.running_capture.as_ref()) => {}
                 events = esp_events(self.esp_events.as_mut()) => self.handle_esp_events(&events?),

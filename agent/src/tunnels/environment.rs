@@ -1,6 +1,6 @@
 //! Implements the functions of the system that the IKE endpoint calls.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use edge_ike::{Environment, Instant, PeerName, Purpose, TcpConnectionId};
@@ -15,6 +15,7 @@ use crate::clock::CertificateClock;
 use crate::desired::{Desired, PeerReqids};
 use crate::host::HostState;
 use crate::incidents::Incidents;
+use crate::source_address::source_address;
 use crate::tcp_encapsulation::Connections;
 
 /// The kernel, the clock and random numbers, for the endpoint and the driver.
@@ -105,17 +106,4 @@ impl Environment for KernelEnvironment {
         }
         internal_address_obstacle::obstacle(peer, address, &self.desired, &host.on_link_networks)
     }
-}
-
-/// Returns the source address that the kernel chooses for packets to `remote`. It is the local
-/// address of a connected socket, which sends nothing. If `remote` stands for the end of a TCP
-/// connection, it is the address that stands for the other end.
-pub(super) fn source_address(remote: IpAddr) -> Option<IpAddr> {
-    if let Some(id) = TcpConnectionId::of(remote) {
-        return Some(id.local());
-    }
-    let any: IpAddr = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
-    socket.connect(SocketAddr::new(remote, 4500)).ok()?;
-    Some(socket.local_addr().ok()?.ip()).filter(|address| !address.is_unspecified())
 }

@@ -38,6 +38,7 @@
 //! - `report`: the driver's data for the part of the status about tunnels.
 //! - `report_request`: the request for that part of the status, which does not occupy the driver
 //!   for long.
+//! - `traffic`: the sums of the bytes that the SAs have carried.
 
 mod capture;
 mod check_interval;
@@ -76,6 +77,7 @@ mod retiring_sas;
 mod sa_table;
 mod tcp;
 mod tcp_fallback;
+mod traffic;
 
 pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
 #[cfg(test)]

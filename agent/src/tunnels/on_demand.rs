@@ -10,9 +10,9 @@ use edge_ike::{ChildConfig, ChildSa, Instant, PeerName, Purpose};
 
 use super::deferred_switch::DeferredSwitch;
 use super::driver::Driver;
-use super::environment::source_address;
 use crate::desired::{DesiredTunnel, TunnelEnds};
 use crate::logging::peer_span;
+use crate::source_address::source_address;
 
 /// Sysctl of this network namespace: whether the kernel drops packets that wait for an SA.
 const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";

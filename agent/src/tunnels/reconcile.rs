@@ -15,13 +15,14 @@ use super::check_interval;
 use super::driver::Driver;
 use super::endpoint_events::children_of;
 use super::enforced_revocations::valid_from;
-use super::environment::{KernelEnvironment, source_address};
+use super::environment::KernelEnvironment;
 use super::installed_sa::InstalledSa;
 use super::kernel_policies::DesiredCompleteness;
 use super::sa_table::LostSa;
 use crate::clock::thread_cpu_time;
 use crate::desired::TunnelEnds;
 use crate::logging::peer_span;
+use crate::source_address::source_address;
 
 /// Delay between two attempts to find a route.
 const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
@@ -176,7 +177,9 @@ impl Driver {
                 return true;
             }
         };
-        let expected: Vec<_> = self.sas.installed().iter().map(|installed| installed.expected()).collect();
+        let installed = self.sas.installed();
+        self.traffic.count(&installed, &sas);
+        let expected: Vec<_> = installed.iter().map(InstalledSa::expected).collect();
         self.correct_sas(&reconcile::sas(&expected, &sas), SA_DELETED)
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use edge_ike::config::Mode;
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName, Purpose};
+use edge_types::IpNetwork;
 use edge_types::api::TunnelCount;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -15,7 +16,7 @@ use super::installed_sa::InstalledSa;
 use super::not_carried::not_carried;
 use super::overview::{KernelSas, TunnelsOverview, newer_sas, spi};
 use crate::clock::boot_time;
-use crate::desired::{DesiredTunnel, Origin};
+use crate::desired::{DesiredTunnel, Origin, PermittedTraffic};
 use crate::status::{ChildStatus, Counters, IkeStatus, PeerReport};
 use crate::tcp_encapsulation::Connections;
 
@@ -99,6 +100,7 @@ impl Driver {
                 .map(|status| status.children.iter().map(|child| self.child(name, child, report)).collect())
                 .unwrap_or_default(),
             not_carried: status.map(|status| not_carried(tunnel, status)).unwrap_or_default(),
+            blocked: self.blocked(name, tunnel),
             relayed_by: self.relay_in_use(name).map(|relay| relay.hub.to_string()),
             relay_refused: self
                 .relays
@@ -108,6 +110,16 @@ impl Driver {
             last_error: status
                 .and_then(|status| status.last_error.as_ref())
                 .map(|error| format!("peer {name}: {error}")),
+        }
+    }
+
+    /// Returns the networks to which packets are dropped, because the tunnel was never up.
+    fn blocked(&self, name: &PeerName, tunnel: &DesiredTunnel) -> Vec<IpNetwork> {
+        match &tunnel.permitted {
+            PermittedTraffic::Granted { remote, .. } if !tunnel.on_demand && self.sas.ends(name).is_empty() => {
+                remote.clone()
+            }
+            _ => vec![],
         }
     }
 

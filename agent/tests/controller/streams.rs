@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use edge_agent::membership::Membership;
 use edge_types::api::TunnelCount;
+use edge_types::traffic::TunnelTraffic;
 use edge_types::{NodeView, Role};
 use serde_json::{Value, json};
 
@@ -98,7 +99,7 @@ async fn the_controller_hears_how_the_tunnels_are_at_once_and_whenever_that_chan
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_operator_sees_the_release_the_obstacles_and_the_tunnels_of_a_node_as_they_change() {
+async fn the_operator_sees_the_release_the_obstacles_the_tunnels_and_the_traffic_of_a_node_as_they_change() {
     let controller = Controller::start().await;
     let node = controller.edge("edge-1").await;
     let (agent, _) = node.start_as_member().await;
@@ -118,6 +119,11 @@ async fn the_operator_sees_the_release_the_obstacles_and_the_tunnels_of_a_node_a
     shown("the tunnels", json!({"obstacles": [obstacle], "tunnels": {"up": 1, "wanted": 2}})).await;
     agent.node.obstacles.send_replace(Vec::new());
     shown("its end", json!({"obstacles": [], "tunnels": {"up": 1, "wanted": 2}})).await;
+    for received_per_second in [1_000, 0] {
+        let traffic = TunnelTraffic { received: 70_000, sent: 5, received_per_second, sent_per_second: 0 };
+        agent.node.traffic.send_replace(Some(traffic));
+        shown("the traffic", json!({"traffic": traffic, "tunnels": {"up": 1, "wanted": 2}})).await;
+    }
     agent.end().await;
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edge_types::NodeName;
 use edge_types::api::{LONGEST_OBSTACLE, LONGEST_VERSION, MOST_OBSTACLES, NodeReport, TunnelCount};
+use edge_types::traffic::TunnelTraffic;
 
 use crate::clock::Seconds;
 use crate::text::shown;
@@ -20,6 +21,8 @@ pub struct NodeReports(Arc<Mutex<Reports>>);
 #[derive(Debug, Default)]
 struct Reports {
     last: HashMap<NodeName, LastReport>,
+    /// Kept apart, because the traffic changes often and is not written to the status.
+    traffic: HashMap<NodeName, TunnelTraffic>,
     last_seen: HashMap<NodeName, Seconds>,
     unseen: UnseenReports,
 }
@@ -92,6 +95,10 @@ impl NodeReports {
     pub fn reported(&self, node: &NodeName, report: &NodeReport, now: Seconds) {
         let mut reports = self.reports();
         reports.last_seen.insert(node.clone(), now);
+        match report.traffic {
+            Some(traffic) => reports.traffic.insert(node.clone(), traffic),
+            None => reports.traffic.remove(node),
+        };
         let before = reports.last.get(node);
         let last = LastReport::of(report, before);
         if before != Some(&last) {
@@ -103,6 +110,12 @@ impl NodeReports {
     /// Returns a node's last report; `None` if the node has not reported to this replica.
     pub fn of(&self, node: &NodeName) -> Option<LastReport> {
         self.reports().last.get(node).cloned()
+    }
+
+    /// Returns the traffic of a node's tunnels; `None` if the node's last report to this replica
+    /// does not contain it.
+    pub fn traffic(&self, node: &NodeName) -> Option<TunnelTraffic> {
+        self.reports().traffic.get(node).copied()
     }
 
     /// Returns when a node last reported to this replica, opened a stream of its view, or lost the
@@ -124,6 +137,7 @@ impl NodeReports {
     pub fn retain(&self, kept: impl Fn(&NodeName) -> bool) {
         let mut reports = self.reports();
         reports.last.retain(|name, _| kept(name));
+        reports.traffic.retain(|name, _| kept(name));
         reports.last_seen.retain(|name, _| kept(name));
         reports.unseen.begun.retain(&kept);
         reports.unseen.changed.retain(&kept);
@@ -144,6 +158,7 @@ mod tests {
             addresses: Vec::new(),
             port: 4500,
             tunnels: Some(TunnelCount { up: 1, wanted: 2 }),
+            traffic: None,
             refused_view: None,
             segments: None,
             version: None,
@@ -197,5 +212,26 @@ mod tests {
         assert!(changes(NodeReport { obstacles: vec!["ufw drops".into()], ..report() }));
         assert!(changes(NodeReport { version: Some("1.0".into()), ..report() }));
         assert_eq!(reports.last_seen(&node), Some(9));
+    }
+
+    #[test]
+    fn traffic_is_known_from_the_last_report_alone_and_is_never_written_to_the_status() {
+        let reports = NodeReports::default();
+        let node: NodeName = "edge-1".parse().unwrap();
+        reports.reported(&node, &report(), 9);
+        reports.take_unseen();
+        for rate in [u64::MAX, 0] {
+            let traffic = TunnelTraffic { received: 7, sent: 8, received_per_second: rate, sent_per_second: 1 };
+            reports.reported(&node, &NodeReport { traffic: Some(traffic), ..report() }, 9);
+            assert_eq!(reports.traffic(&node), Some(traffic));
+        }
+        // The agent has started again, or another release has.
+        reports.reported(&node, &report(), 9);
+        assert_eq!(reports.traffic(&node), None);
+        assert!(reports.take_unseen().changed.is_empty());
+        let traffic = TunnelTraffic { received: 7, sent: 8, received_per_second: 0, sent_per_second: 1 };
+        reports.reported(&node, &NodeReport { traffic: Some(traffic), ..report() }, 9);
+        reports.retain(|_| false);
+        assert_eq!(reports.traffic(&node), None);
     }
 }

@@ -179,6 +179,12 @@ impl Drop for Containerd {
         }
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // runc leaves the parent cgroup, in each hierarchy of version 1.
+        let name = self.cgroup.trim_start_matches('/');
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for directory in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
+            let _ = fs::remove_dir(directory.join(name));
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! - `chart`: tests the effect of the chart's values, and Helm on a real API server.
 //! - `cleanup`: tests the chart's cleanup of a node.
+//! - `cluster_pages`: follows the pages about Kubernetes, KubeEdge and k3s on a real API server.
 //! - `dashboard`: tests the Grafana dashboard.
 //! - `image`: tests the image in containerd.
 //! - `install`: tests the files and commands in `docs/install`.
@@ -10,23 +11,27 @@
 //! - `manifests`: checks that `deploy/kubernetes` is the chart with its default values.
 //! - `monitoring`: tests the alert rules.
 //! - `packages`: tests the Debian packages in a copy of this machine's system.
+//! - `two_machines`: follows the page about two plain machines; `machine`: boots a machine for it.
 //! - `sbom`: tests the software bills of materials of the programs.
 //! - `helm`: renders the chart; `pair`: runs a controller and an agent; `programs`: finds workspace
 //!   files and runs programs.
 
 mod chart;
 mod cleanup;
+mod cluster_pages;
 mod dashboard;
 mod helm;
 mod image;
 mod install;
 mod layouts;
+mod machine;
 mod manifests;
 mod monitoring;
 mod packages;
 mod pair;
 mod programs;
 mod sbom;
+mod two_machines;
 
 use std::process::ExitCode;
 
@@ -37,6 +42,7 @@ fn main() -> ExitCode {
         manifests::TESTS,
         chart::TESTS,
         cleanup::TESTS,
+        cluster_pages::TESTS,
         image::TESTS,
         install::TESTS,
         layouts::TESTS,
@@ -44,11 +50,13 @@ fn main() -> ExitCode {
         dashboard::TESTS,
         packages::TESTS,
         sbom::TESTS,
+        two_machines::TESTS,
     ]
     .concat();
     let unavailable = || {
         helm::unavailable()
             .or_else(image::unavailable)
+            .or_else(machine::unavailable)
             .or_else(monitoring::unavailable)
             .or_else(interop_tests::kube::unavailable)
     };

@@ -72,6 +72,7 @@ impl NodeInfos {
             connected,
             replica: None,
             tunnels,
+            traffic: self.reports.traffic(&record.name),
             conflicts: self.conflicts.of(&record.name),
             missing: self.asked.contains(&record.name),
             refused_view,
@@ -105,12 +106,14 @@ fn add_status(info: &mut NodeInfo, status: NodeStatus, own: &str, now: Seconds) 
         // The node now reports to the other replica, so the report to this replica is older.
         (info.tunnels, info.version) = (status.tunnels, status.version);
         (info.obstacles, info.refused_view) = (status.obstacles, None);
+        info.traffic = None;
         return;
     }
     if status.last_seen > info.last_seen {
         info.last_seen = status.last_seen;
         (info.tunnels, info.version) = (status.tunnels, status.version);
         (info.obstacles, info.refused_view) = (status.obstacles, None);
+        info.traffic = None;
     }
 }
 
@@ -123,6 +126,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "name": "a", "role": "edge", "labels": {}, "communities": [], "segments": [], "endpoints": [],
             "connected": connected, "last_seen": last_seen, "version": "here", "certificate_not_after": 0,
+            "traffic": {"received": 1, "sent": 2, "received_per_second": 3, "sent_per_second": 4},
         }))
         .unwrap()
     }
@@ -141,6 +145,7 @@ mod tests {
     fn the_latest_that_any_replica_knows_of_a_node_is_shown() {
         let merged = |mut info: NodeInfo, status| {
             add_status(&mut info, status, "own", 100);
+            assert_eq!(info.traffic.is_some(), info.version.as_deref() == Some("here"), "as old as the rest");
             (info.connected, info.replica.unwrap_or_default(), info.last_seen, info.version.unwrap())
         };
         let (here, there) = ("here".to_owned(), "there".to_owned());

@@ -1,6 +1,6 @@
 //! Handles the operator's requests, on the admin socket only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
@@ -14,11 +14,11 @@ use edge_controller_domain::state::{Change, CommunityRecord};
 use edge_controller_domain::tokens;
 use edge_controller_kubernetes::events::{EventRecorder, Regarding};
 use edge_controller_kubernetes::label_trust::{LabelEffect, LabelTrust};
-use edge_types::NodeName;
 use edge_types::api::{
     CommunityInfo, CommunityMembers, LabelsPatch, NodeInfo, SegmentHolding, SegmentInfo, TokenCreated, TokenInfo,
     TokenRequest,
 };
+use edge_types::{Community, NodeName};
 use tokio::sync::watch;
 
 use super::body::{Json, MEMBERS_LIMIT, Node};
@@ -121,13 +121,21 @@ pub(super) async fn communities(
     Ok(axum::Json(community_infos(&*registry.read().await)))
 }
 
-/// Returns all communities with their members.
+/// Returns all communities with their members: those that have a registered member, and those that
+/// the operator listed.
 pub(super) fn community_infos(state: &edge_controller_domain::state::State) -> Vec<CommunityInfo> {
-    let info = |(name, members): (&edge_types::Community, &std::collections::BTreeSet<NodeName>)| CommunityInfo {
-        name: name.clone(),
-        members: members.iter().cloned().collect(),
+    let with_members = state.communities().map(|(name, _)| name);
+    let names: BTreeSet<_> = with_members.chain(state.listed_communities().map(|listed| &listed.name)).collect();
+    let members: BTreeMap<_, _> = state.communities().collect();
+    let info = |name: &Community| {
+        let listed = state.listed_community(name).into_iter().flat_map(|listed| &listed.members);
+        CommunityInfo {
+            name: name.clone(),
+            members: members.get(name).into_iter().copied().flatten().cloned().collect(),
+            not_registered: listed.filter(|node| state.node(node).is_none()).cloned().collect(),
+        }
     };
-    state.communities().map(info).collect()
+    names.into_iter().map(info).collect()
 }
 
 type CommunityPath = Result<Path<edge_types::Community>, axum::extract::rejection::PathRejection>;

@@ -267,7 +267,10 @@ fn show_segments(segments: &[SegmentInfo]) -> anyhow::Result<()> {
 }
 
 fn show_communities(communities: &[CommunityInfo]) -> anyhow::Result<()> {
-    print(["COMMUNITY", "MEMBERS"], communities.iter().map(|row| [row.name.to_string(), list(&row.members)]))
+    print(
+        ["COMMUNITY", "MEMBERS", "NOT REGISTERED"],
+        communities.iter().map(|row| [row.name.to_string(), list(&row.members), list(&row.not_registered)]),
+    )
 }
 
 fn show_tokens(tokens: &[TokenInfo]) -> anyhow::Result<()> {

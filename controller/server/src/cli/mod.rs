@@ -14,6 +14,7 @@
 
 mod archive;
 mod args;
+mod bytes;
 mod client;
 mod commands;
 mod config;

@@ -12,6 +12,7 @@ use edge_types::api::{CommunityInfo, ControllerStatus, NodeInfo, RangeUsage};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::args::StatusArguments;
+use super::bytes::bytes;
 use super::client::Client;
 use super::commands::first_of;
 use super::table::{list, print_line, rendered};
@@ -79,8 +80,18 @@ fn text(status: &ControllerStatus, arguments: &StatusArguments) -> String {
         rfc3339(*now),
         nodes.len()
     );
-    let header =
-        ["NODE", "ROLE", "LAST SEEN", "TUNNELS", "VERSION", "COMMUNITIES", "SEGMENTS", "CERTIFICATE", "PROBLEMS"];
+    let header = [
+        "NODE",
+        "ROLE",
+        "LAST SEEN",
+        "TUNNELS",
+        "TRAFFIC",
+        "VERSION",
+        "COMMUNITIES",
+        "SEGMENTS",
+        "CERTIFICATE",
+        "PROBLEMS",
+    ];
     let _ = writeln!(text, "{}", rendered(header, nodes.iter().map(|node| row(node, *now))));
     if arguments.shows_all() {
         let _ = writeln!(text, "\nSEGMENTS");
@@ -89,7 +100,7 @@ fn text(status: &ControllerStatus, arguments: &StatusArguments) -> String {
             let connected: BTreeSet<&NodeName> =
                 nodes.iter().filter(|node| node.connected).map(|node| &node.name).collect();
             let row = |community| community_row(community, &connected);
-            let header = ["COMMUNITY", "CONNECTED", "MEMBERS"];
+            let header = ["COMMUNITY", "CONNECTED", "MEMBERS", "NOT REGISTERED"];
             let _ = writeln!(text, "\n{}", rendered(header, communities.iter().map(row)));
         }
     }
@@ -107,7 +118,7 @@ fn text(status: &ControllerStatus, arguments: &StatusArguments) -> String {
     text
 }
 
-fn row(node: &NodeInfo, now: i64) -> [String; 9] {
+fn row(node: &NodeInfo, now: i64) -> [String; 10] {
     let seen = match (node.connected, node.last_seen) {
         (true, _) => "now".into(),
         (false, Some(at)) => format!("{} ago", span(now - at)),
@@ -122,12 +133,23 @@ fn row(node: &NodeInfo, now: i64) -> [String; 9] {
         node.role.to_string(),
         seen,
         node.tunnels.map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted)),
+        traffic(node),
         node.version.clone().unwrap_or_else(|| "-".into()),
         list(&node.communities),
         list(&node.segments),
         if node.certificate_ends_soon { format!("{certificate} !") } else { certificate },
         if problems == 0 { "-".into() } else { problems.to_string() },
     ]
+}
+
+/// Returns the rates and the sums of a node's traffic. A rate that was reported before the node
+/// lost its connection is not shown.
+fn traffic(node: &NodeInfo) -> String {
+    let Some(traffic) = node.traffic.filter(|_| node.connected) else { return "-".into() };
+    list([
+        format!("in {}/s, {}", bytes(traffic.received_per_second), bytes(traffic.received)),
+        format!("out {}/s, {}", bytes(traffic.sent_per_second), bytes(traffic.sent)),
+    ])
 }
 
 fn range_row(range: &RangeUsage) -> [String; 4] {
@@ -151,10 +173,11 @@ fn bar(taken: u64, all: u64) -> String {
     format!("{}{}", part(filled, "█"), part(BAR - filled, "░"))
 }
 
-fn community_row(community: &CommunityInfo, connected: &BTreeSet<&NodeName>) -> [String; 3] {
-    let CommunityInfo { name, members } = community;
+fn community_row(community: &CommunityInfo, connected: &BTreeSet<&NodeName>) -> [String; 4] {
+    let CommunityInfo { name, members, not_registered } = community;
     let up = members.iter().filter(|member| connected.contains(member)).count();
-    [name.to_string(), format!("{up} of {}", members.len()), first_of(members)]
+    let all = members.len() + not_registered.len();
+    [name.to_string(), format!("{up} of {all}"), first_of(members), first_of(not_registered)]
 }
 
 #[cfg(test)]

@@ -113,8 +113,8 @@ pub struct Segments {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Certificates {
-    /// Validity of a node's certificate, days. A site works without the cloud for as long as its
-    /// certificates are valid.
+    /// Validity of a node's certificate, days. A node renews its certificate after half of it, so
+    /// a site works without the cloud for at least half of this time, and at most for all of it.
     pub node_days: u32,
     /// Validity of the controller's own certificate, days; it is renewed without a restart.
     pub server_days: u32,

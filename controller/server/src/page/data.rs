@@ -3,6 +3,7 @@
 
 use edge_controller_domain::tokens;
 use edge_types::api::{NodeInfo, RangeUsage, TokenInfo, TunnelCount};
+use edge_types::traffic::TunnelTraffic;
 use edge_types::{Communities, IpNetwork, NodeName, Role};
 use serde::Serialize;
 
@@ -43,6 +44,8 @@ struct PageNode {
     never_connected: bool,
     replica: Option<String>,
     tunnels: Option<TunnelCount>,
+    /// `None` unless the node is connected to this replica and its agent reports traffic.
+    traffic: Option<TunnelTraffic>,
     version: Option<String>,
     joined_at: Option<i64>,
     certificate_not_after: i64,
@@ -83,7 +86,10 @@ impl PageData {
             version: status.version,
             nodes: status.nodes.into_iter().map(node).collect(),
             communities: communities
-                .map(|community| PageCommunity { name: community.name, members: community.members.len() })
+                .map(|community| PageCommunity {
+                    members: community.members.len() + community.not_registered.len(),
+                    name: community.name,
+                })
                 .collect(),
             ranges: status.ranges,
             authority_not_after: status.authority_not_after,
@@ -109,6 +115,7 @@ impl PageNode {
             connected: info.connected,
             replica: info.replica,
             tunnels: info.tunnels,
+            traffic: info.traffic.filter(|_| info.connected),
             version: info.version,
             joined_at,
             certificate_not_after: info.certificate_not_after,

@@ -37,6 +37,16 @@ fn report(up: u32, wanted: u32, obstacles: &[&str]) -> Value {
     })
 }
 
+/// Adds the traffic of a node's tunnels to its report: the rates, and a thousand times as many
+/// bytes.
+fn with_traffic(mut report: Value, received_per_second: u64, sent_per_second: u64) -> Value {
+    report["traffic"] = json!({
+        "received": received_per_second.saturating_mul(1000), "sent": sent_per_second.saturating_mul(1000),
+        "received_per_second": received_per_second, "sent_per_second": sent_per_second,
+    });
+    report
+}
+
 fn page(cloud: &Cloud) -> String {
     format!("http://{}/ui/", cloud.server.page[0])
 }
@@ -49,8 +59,9 @@ async fn sign_in(browser: &Browser, cloud: &Cloud) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_operator_signs_in_and_finds_a_node_with_the_keyboard_alone() {
     let cloud = Cloud::with(SERVED).await;
-    let _hub = connected(&cloud, "hub", "hub-1", None, report(2, 2, &[])).await;
-    let _edge = connected(&cloud, "edge", "edge-1", Some("alpha"), report(1, 2, &[])).await;
+    let _hub = connected(&cloud, "hub", "hub-1", None, with_traffic(report(2, 2, &[]), 340_000, 1_250_000)).await;
+    let of_edge = with_traffic(report(1, 2, &[]), 1_250_000, 340_000);
+    let _edge = connected(&cloud, "edge", "edge-1", Some("alpha"), of_edge).await;
     cloud.node("edge", "edge-2").await;
     let credential = session(&cloud).await;
     let url = page(&cloud);
@@ -66,7 +77,7 @@ async fn the_operator_signs_in_and_finds_a_node_with_the_keyboard_alone() {
         browser.wait(&row_says("edge-1", "1 of 2")).await;
         browser.wait(&row_says("edge-2", "never")).await;
         assert_eq!(browser.value("document.getElementById('figures').innerText.replace(/\\s+/g, ' ')").await.as_str().unwrap()
-            .split(" Segments").next().unwrap(), "Nodes connected 2 of 3 1 node not connected Tunnels up 3 of 4 1 down");
+            .split(" Segments").next().unwrap(), "Nodes connected 2 of 3 1 node not connected Tunnels up 3 of 4 1 down Traffic 1.5 MB/s in all tunnels");
         // Moves from the section of nodes to the search, then to the one row that is left.
         browser.value("document.activeElement.id").await;
         browser.press([TAB]).await;
@@ -83,10 +94,12 @@ async fn the_operator_signs_in_and_finds_a_node_with_the_keyboard_alone() {
         browser.press([ENTER]).await;
         browser.wait("document.activeElement.getAttribute('aria-expanded') === 'true'").await;
         browser.wait("document.querySelector('tr.details').innerText.includes('1 of 2 tunnels are down')").await;
+        browser.wait(&row_says("edge-1", "1.2 MB/s in, 340 kB/s out")).await;
+        browser.wait("document.querySelector('tr.details').innerText.includes('1.2 GB received, 340 MB sent since the agent started')").await;
         // A group of the map is also a button.
         browser.value("document.querySelector('[data-key=\"map:alpha\"]').focus()").await;
         let says = browser.value("document.activeElement.getAttribute('aria-label')").await;
-        assert_eq!(says, "Community alpha: 1 of 1 connected, 1 of 2 tunnels up. Show its nodes in the table.");
+        assert_eq!(says, "Community alpha: 1 of 1 connected, 1 of 2 tunnels up, 1.2 MB/s in, 340 kB/s out. Show its nodes in the table.");
         browser.press([ENTER]).await;
         browser.wait("document.getElementById('filter-community').value === 'alpha' && document.activeElement.id === 'nodes'").await;
         // Signing out removes the credential, also for a reload.
@@ -125,8 +138,31 @@ async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
         browser.wait(&row_says("edge-1", "connected")).await;
         browser.wait("document.getElementById('announce').innerText === 'edge-1: connected'").await;
         browser.wait("document.getElementById('problems').hidden").await;
+        // Traffic: its line on the map becomes wider, and any number that a node reports is short.
+        let width = "parseFloat(getComputedStyle(document.querySelector('#map .link')).strokeWidth)";
+        assert_eq!(browser.value(width).await, 2.5);
+        browser.wait(&row_says("edge-1", "\u{2013}")).await;
+        for (received, shown, wider) in
+            [(0, "0 B/s in, 340 kB/s out", 5.0), (u64::MAX, "18 EB/s in, 340 kB/s out", 9.4)]
+        {
+            let sent = with_traffic(report(2, 2, &[]), received, 340_000);
+            assert_eq!(edge.ask(Method::PUT, "", Some(sent)).await.0, 204);
+            browser.wait(&row_says("edge-1", shown)).await;
+            assert!(browser.value(width).await.as_f64().unwrap() > wider);
+            browser
+                .wait(&format!("document.querySelector('[data-key=\"map:alpha\"]').textContent.includes('{shown}')"))
+                .await;
+            browser.wait(&format!("document.getElementById('community-rows').innerText.includes('{shown}')")).await;
+        }
+        // An agent of an earlier release reports none.
+        assert_eq!(edge.ask(Method::PUT, "", Some(report(2, 2, &[]))).await.0, 204);
+        browser.wait("!document.getElementById('community-rows').innerText.includes('B/s')").await;
+        let reported = with_traffic(report(2, 2, &[]), 1_000, 1_000);
+        assert_eq!(edge.ask(Method::PUT, "", Some(reported)).await.0, 204);
+        browser.wait(&row_says("edge-1", "1.0 kB/s in, 1.0 kB/s out")).await;
         drop(edge_stream);
         browser.wait(&row_says("edge-1", "not connected")).await;
+        assert_eq!(browser.value(&row_says("edge-1", "B/s")).await, false, "an old rate is not shown");
         browser.wait("document.getElementById('announce').innerText === 'edge-1: not connected'").await;
         at.deregister("edge-1").await;
         browser.wait("document.querySelectorAll('#node-rows tr').length === 1").await;
@@ -166,7 +202,7 @@ const CONTRASTS: &str = "(() => {
 async fn the_page_can_be_read_in_the_light_and_in_the_dark_and_on_a_narrow_screen() {
     let cloud = Arc::new(Cloud::with("reserved = [\"10.77.3.0/24\"]\ncluster_ranges = [\"10.77.0.0/21\", \"fd77::/114\"]\n[page]\nlisten = [\"127.0.0.1:0\"]").await);
     let mut nodes = vec![
-        connected(&cloud, "hub", "hub-1", None, report(11, 12, &[])).await,
+        connected(&cloud, "hub", "hub-1", None, with_traffic(report(11, 12, &[]), 19_000_000, 170_000_000)).await,
         connected(&cloud, "hub", "hub-2", None, report(12, 12, &[])).await,
         connected(&cloud, "cloud", "cloud-1", None, report(2, 2, &[])).await,
     ];
@@ -177,7 +213,9 @@ async fn the_page_can_be_read_in_the_light_and_in_the_dark_and_on_a_narrow_scree
             let obstacle = "ufw drops forwarded packets of pods: ufw route allow in on ecni0";
             let obstacles: &[&str] = if (index, number) == (3, 2) { &[obstacle] } else { &[] };
             let up = if (index, number) == (1, 1) { 3 } else { 4 };
-            nodes.push(connected(&cloud, "edge", &name, Some(community), report(up, 4, obstacles)).await);
+            let index = index as u32;
+            let reported = with_traffic(report(up, 4, obstacles), 900 * 12_u64.pow(index), 400 * 9_u64.pow(index));
+            nodes.push(connected(&cloud, "edge", &name, Some(community), reported).await);
         }
     }
     // One node that was connected, and one that never was.

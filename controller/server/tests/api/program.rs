@@ -89,7 +89,10 @@ async fn the_overview_shows_what_is_well_and_what_is_not_and_filters_choose_node
     cloud.label("edge-1", Some("alpha")).await;
     let report = |tunnels: Value, obstacles: Value| json!({"addresses": ["192.0.2.1"], "port": 4500, "tunnels": tunnels, "version": "7.8.9", "obstacles": obstacles});
     let obstacle = "chain FORWARD of ufw drops packets";
-    let well = report(json!({"up": 1, "wanted": 1}), json!([]));
+    let mut well = report(json!({"up": 1, "wanted": 1}), json!([]));
+    let traffic =
+        json!({"received": 3_400_000_000_u64, "sent": 999, "received_per_second": 1_250_000, "sent_per_second": 0});
+    well["traffic"] = traffic.clone();
     assert_eq!(hub.ask(Method::PUT, "", Some(well)).await.0, 204);
     let obstructed = report(json!({"up": 1, "wanted": 2}), json!([obstacle]));
     assert_eq!(edge.ask(Method::PUT, "", Some(obstructed)).await.0, 204);
@@ -110,7 +113,8 @@ async fn the_overview_shows_what_is_well_and_what_is_not_and_filters_choose_node
     for (name, words) in [
         ("edge-1 ", &["edge", "now", "1 of 2", "7.8.9", "alpha", "10.77.0.0/26", "left"][..]),
         ("edge-2 ", &["never", "10.77.0.64/26"]),
-        ("cloud-1 ", &["hub", "now", "1 of 1"]),
+        ("cloud-1 ", &["hub", "now", "1 of 1", "in 1.2 MB/s, 3.4 GB"]),
+        ("out", &["0 B/s, 999 B"]),
         // Two of four segments are reserved, and the other two are held.
         ("10.77.0.0/24", &["100%", "████████████████████", "2 held", "0 free of 4 (/26)"]),
         ("fd77::/118", &["50%", "██████████░░░░░░░░░░", "2 held", "2 free of 4 (/120)"]),
@@ -126,6 +130,8 @@ async fn the_overview_shows_what_is_well_and_what_is_not_and_filters_choose_node
     ] {
         assert!(shown.contains(problem), "{problem}:\n{shown}");
     }
+    let (_, of_hub_alone, _) = run("status --json cloud-1");
+    assert_eq!(serde_json::from_str::<Value>(&of_hub_alone).unwrap()["nodes"][0]["traffic"], traffic);
     let names = |args: &str| {
         let (code, shown, said) = run(&format!("status --json {args}"));
         assert_eq!(code, 0, "{said}");
@@ -191,6 +197,30 @@ async fn the_operators_commands_show_nodes_with_labels_their_segments_and_commun
         assert!(json.to_string().contains(expected[1]), "{args} --json: {json}");
     }
     run("node label edge-1 fabedge/edge-community-");
+    assert_eq!(run("community list --json").trim(), "[]");
+    // A community without a registered member, and one with some.
+    run("community set beta later");
+    run("community set gamma edge-1 later sooner");
+    let rows: Vec<Vec<String>> =
+        run("community list").lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect();
+    assert_eq!(
+        rows,
+        [
+            &["COMMUNITY", "MEMBERS", "NOT", "REGISTERED"][..],
+            &["beta", "-", "later"],
+            &["gamma", "edge-1", "later"],
+            &["sooner"]
+        ]
+    );
+    let json: Value = serde_json::from_str(&run("community list --json")).unwrap();
+    assert_eq!(json[0], json!({"name": "beta", "members": [], "not_registered": ["later"]}));
+    let overview = run("status");
+    for words in [["beta", "0 of 1", "later"], ["gamma", "0 of 3", "later sooner"]] {
+        let row = |line: &str| line.trim_start().starts_with(words[0]) && words.iter().all(|word| line.contains(word));
+        assert!(overview.lines().any(row), "{words:?}:\n{overview}");
+    }
+    run("community delete beta");
+    run("community delete gamma");
     assert_eq!(run("community list --json").trim(), "[]");
     let released = run("node deregister edge-1");
     assert!(released.contains("certificate is refused") && released.contains("quarantined until"), "{released}");

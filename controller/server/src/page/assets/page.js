@@ -33,6 +33,15 @@
   }
   const many = (count, one, more = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : more}`;
   const number = (count) => (count > 1e12 ? "over a trillion" : count.toLocaleString("en"));
+  // A number of bytes with two or three digits; a node may report any number.
+  function bytes(count) {
+    const units = ["B", "kB", "MB", "GB", "TB", "PB", "EB"];
+    let unit = 0, scaled = count;
+    for (; scaled >= 1000 && unit < units.length - 1; unit += 1) scaled /= 1000;
+    const digits = unit && scaled < 10 ? (Math.floor(scaled * 10) / 10).toFixed(1) : Math.floor(scaled).toLocaleString("en");
+    return `${digits} ${units[unit]}`;
+  }
+  const rates = ({ received_per_second: received, sent_per_second: sent }) => `${bytes(received)}/s in, ${bytes(sent)}/s out`;
   const percent = (part, whole) => (whole ? Math.min(100, (part / whole) * 100) : 0);
   const controllerNow = () => Date.now() / 1000 + state.skew;
 
@@ -216,6 +225,13 @@
     }
     return sum;
   }
+  // The traffic of all nodes that report it; null if none does.
+  function traffic(nodes) {
+    const reported = nodes.map((node) => node.traffic).filter(Boolean);
+    if (!reported.length) return null;
+    const sum = (key) => reported.reduce((all, one) => all + one[key], 0);
+    return { received_per_second: sum("received_per_second"), sent_per_second: sum("sent_per_second") };
+  }
   function render() {
     const { data } = state;
     byId("version").textContent = data.version;
@@ -237,12 +253,14 @@
   function figures(data, problemCount) {
     const connected = data.nodes.filter((node) => node.connected).length;
     const away = data.nodes.length - connected;
-    const { up, wanted } = tunnels(data.nodes);
+    const { up, wanted } = tunnels(data.nodes), flow = traffic(data.nodes);
     const ending = data.nodes.filter((node) => node.certificate_ends_soon).length;
     const fullest = data.ranges.map((range) => percent(range.segments - range.free, range.segments)).sort((a, b) => b - a)[0] || 0;
     const rows = [
       ["Nodes connected", connected, `of ${data.nodes.length.toLocaleString("en")}`, away ? ["away", `${many(away, "node")} not connected`] : ["ok", "all of them"]],
       ["Tunnels up", up, `of ${wanted.toLocaleString("en")}`, up < wanted ? ["problem", `${(wanted - up).toLocaleString("en")} down`] : ["ok", wanted ? "all of them" : "none reported"]],
+      // What one node sends another one receives, so only one of both counts.
+      ["Traffic", flow ? `${bytes(flow.sent_per_second)}/s` : "–", "", ["ok", flow ? "in all tunnels" : "none reported"]],
       ["Segments taken", `${Math.floor(fullest)} %`, "", fullest >= 90 ? ["problem", "few are left"] : ["ok", data.ranges.length > 1 ? "in the fullest range" : "enough are free"]],
       ["Certificates ending", ending, "", ending ? ["problem", "should have been renewed"] : ["ok", "none soon"]],
       ["Problems", problemCount, "", problemCount ? ["problem", "see below"] : ["ok", "none"]],
@@ -295,27 +313,28 @@
         { name: null, nodes: rest.flatMap((group) => group.nodes), title: `${rest.length} more groups` }];
     }
     const dots = (nodes) => ORDER.map((kind) => nodes.filter((node) => node.state === kind).length);
-    const seen = edges.map((group) => [group.name, group.title, dots(group.nodes), tunnels(group.nodes)]);
-    part("map", [seen, dots(cloud), tunnels(cloud), hubs], () => drawMap(edges, cloud, hubs));
+    const seen = edges.map((group) => [group.name, group.title, dots(group.nodes), tunnels(group.nodes), traffic(group.nodes)]);
+    part("map", [seen, dots(cloud), tunnels(cloud), traffic(cloud), hubs], () => drawMap(edges, cloud, hubs));
   }
+  const ROW = 244; // height of a row of groups
   function drawMap(edges, cloud, hubs) {
     const columns = Math.min(4, Math.max(1, edges.length)), width = 860, cell = width / columns, cloudHeight = 104;
     const rows = Math.ceil(edges.length / columns);
-    const height = cloudHeight + 30 + rows * 228;
+    const height = cloudHeight + 30 + rows * ROW;
     const links = element("svg:g", { "aria-hidden": "true" });
     const shapes = [];
     const title = hubs ? many(hubs, "hub") : "no hub";
-    const cloudWidth = Math.min(width - 20, Math.max(260, 60 + Math.min(cloud.length, DOTS / 2) * 22));
+    const cloudWidth = Math.min(width - 20, Math.max(360, 60 + Math.min(cloud.length, DOTS / 2) * 22));
     shapes.push(group({
       x: width / 2, y: 8 + cloudHeight / 2, nodes: cloud, label: "Cloud", most: DOTS / 2, filter: { role: hubs ? "hub" : "cloud" }, key: "map:cloud",
       area: element("svg:rect", { class: "area", x: -cloudWidth / 2, y: -cloudHeight / 2, width: cloudWidth, height: cloudHeight, rx: 14 }),
       place: (index, count) => [(index - (count - 1) / 2) * 22, 4],
-      labels: [["name", -26, cloud.length > hubs ? `Cloud: ${title}, ${many(cloud.length - hubs, "cloud node")}` : `Cloud: ${title}`], ["small", 36, summary(cloud)]],
+      labels: [["name", -26, cloud.length > hubs ? `Cloud: ${title}, ${many(cloud.length - hubs, "cloud node")}` : `Cloud: ${title}`], ["small", 36, [summary(cloud), carried(cloud)].filter(Boolean).join(", ")]],
     }));
     edges.forEach((one, index) => {
       const row = Math.floor(index / columns), last = edges.length - row * columns;
       const inRow = Math.min(columns, last), column = index % columns;
-      const x = width / 2 + (column - (inRow - 1) / 2) * cell, y = cloudHeight + 120 + row * 228;
+      const x = width / 2 + (column - (inRow - 1) / 2) * cell, y = cloudHeight + 120 + row * ROW;
       const drawnCount = Math.min(one.nodes.length, DOTS);
       const radius = Math.max(34, Math.min(66, 13 + 8.3 * Math.sqrt(drawnCount)));
       const { up, wanted } = tunnels(one.nodes);
@@ -326,14 +345,19 @@
       const gutter = gutters.sort((a, b) => Math.abs(a - x) - Math.abs(b - x) || Math.abs(a - width / 2) - Math.abs(b - width / 2))[0];
       const curve = (x1, y1, x2, y2) => `C${x1} ${(y1 + y2) / 2} ${x2} ${(y1 + y2) / 2} ${x2} ${y2}`;
       const d = row === 0 ? curve(...from, x, to) : `${curve(...from, gutter, cloudHeight + 60)}V${to - 40}${curve(gutter, to - 40, x, to)}`;
-      links.append(element("svg:path", { class: `link ${kind}`, d: `M${from[0]} ${from[1]}${d}` }));
+      const link = element("svg:path", { class: `link ${kind}`, d: `M${from[0]} ${from[1]}${d}` });
+      const flow = traffic(one.nodes);
+      // Ten times the traffic above 1 kB/s makes a line one step wider.
+      if (flow) link.style.strokeWidth = 2.5 + Math.min(7, Math.max(0, Math.log10((flow.received_per_second + flow.sent_per_second) / 1000 || 1)));
+      links.append(link);
       shapes.push(group({
         x, y, nodes: one.nodes, label: one.name === null ? one.title : one.name ? `Community ${one.title}` : "Edges of no community", most: DOTS,
         filter: one.name === null ? { role: "edge" } : { role: "edge", community: one.name.split(" + ")[0] }, key: `map:${one.title}`,
         area: element("svg:circle", { class: "area", r: radius }),
         place: spread,
         labels: [["name", radius + 20, shorten(one.title, 26)], ["small", radius + 37, summary(one.nodes)],
-          ["small", radius + 54, wanted ? `${up.toLocaleString("en")} of ${wanted.toLocaleString("en")} tunnels up` : "no tunnels reported"]],
+          ["small", radius + 54, wanted ? `${up.toLocaleString("en")} of ${wanted.toLocaleString("en")} tunnels up` : "no tunnels reported"],
+          ["small", radius + 71, carried(one.nodes)]],
       }));
     });
     replace(byId("map"), [element("svg:svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-labelledby": "map-title" }, links, ...shapes)]);
@@ -362,16 +386,20 @@
     };
     const made = element("svg:g", {
       role: "button", tabindex: 0, transform: `translate(${x} ${y})`, "data-key": key, click: go, keydown: press,
-      "aria-label": `${label}: ${summary(nodes)}, ${up} of ${wanted} tunnels up. Show its nodes in the table.`,
+      "aria-label": `${label}: ${[summary(nodes), `${up} of ${wanted} tunnels up`, carried(nodes)].filter(Boolean).join(", ")}. Show its nodes in the table.`,
     }, area);
     const kinds = marks(nodes, most);
     kinds.forEach((kind, index) => {
       const [dx, dy] = place(index, kinds.length);
       made.append(element("svg:g", { transform: `translate(${dx.toFixed(1)} ${dy.toFixed(1)})`, "aria-hidden": "true" }, mark(kind)));
     });
-    for (const [kind, at, text] of labels) made.append(element("svg:text", { class: kind, y: at, "aria-hidden": "true" }, text));
+    for (const [kind, at, text] of labels) if (text) made.append(element("svg:text", { class: kind, y: at, "aria-hidden": "true" }, text));
     return made;
   }
+  const carried = (nodes) => {
+    const flow = traffic(nodes);
+    return flow ? rates(flow) : "";
+  };
   const shorten = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
   function summary(nodes) {
     const connected = nodes.filter((node) => node.connected).length;
@@ -439,11 +467,13 @@
     State: (a, b) => ORDER.indexOf(a.state) - ORDER.indexOf(b.state),
     "Last seen": (a, b) => (b.connected ? Infinity : b.last_seen || 0) - (a.connected ? Infinity : a.last_seen || 0) || 0,
     Tunnels: (a, b) => lacking(b) - lacking(a),
+    Traffic: (a, b) => flowing(b) - flowing(a),
     Communities: (a, b) => text(a.communities.join(), b.communities.join()),
     Segments: (a, b) => b.segments.length - a.segments.length || text(a.segments.join(), b.segments.join()),
     Certificate: (a, b) => a.certificate_not_after - b.certificate_not_after,
     Version: (a, b) => text(a.version || "", b.version || ""),
   };
+  const flowing = (node) => (node.traffic ? node.traffic.received_per_second + node.traffic.sent_per_second : -1);
   const lacking = (node) => (node.tunnels ? node.tunnels.wanted - node.tunnels.up : -1);
 
   for (const column of Object.keys(COLUMNS)) {
@@ -501,6 +531,7 @@
       element("td", {}, stateText(node.state, node.state === "problem" && node.problems.length > 1 ? `${node.problems.length} problems` : STATES[node.state])),
       element("td", { class: "number" }, seen),
       element("td", { class: "number" }, node.tunnels ? `${node.tunnels.up} of ${node.tunnels.wanted}` : "–"),
+      element("td", { class: "number" }, node.traffic ? rates(node.traffic) : "–"),
       element("td", {}, node.communities.join(", ") || "–"),
       element("td", {}, element("span", { class: "mono" }, first.join(" ") || "–"), more > 0 ? ` and ${more} more` : null),
       element("td", { class: "number" }, until(node.certificate_not_after), node.certificate_ends_soon ? " (soon)" : null),
@@ -510,6 +541,7 @@
       ["Problems", node.problems.length ? element("ul", {}, ...node.problems.map((one) => element("li", {}, one))) : "none"],
       ["Addresses", element("span", { class: "mono" }, node.addresses.join("  ") || "–")],
       ["Segments", element("span", { class: "mono" }, node.segments.join("  ") || "–")],
+      ["Traffic", node.traffic ? `${bytes(node.traffic.received)} received, ${bytes(node.traffic.sent)} sent since the agent started` : "not reported here"],
       ["Joined", node.joined_at ? moment(node.joined_at, new Date(node.joined_at * 1000).toLocaleString()) : "–"],
       ["Certificate", moment(node.certificate_not_after, `until ${new Date(node.certificate_not_after * 1000).toLocaleString()}`)],
     ];
@@ -535,7 +567,7 @@
       const nodes = members.get(name), { up, wanted } = tunnels(nodes);
       const connected = nodes.filter((node) => node.connected).length;
       const kind = connected < count ? "away" : nodes.some((node) => node.problems.length) ? "problem" : "ok";
-      return { name, connected, count, up, wanted, kind };
+      return { name, connected, count, up, wanted, kind, flow: carried(nodes) || "–" };
     }).sort((a, b) => ORDER.indexOf(a.kind) - ORDER.indexOf(b.kind) || text(a.name, b.name));
     const shown = rows.slice(0, ROWS);
     part("communities", [shown, rows.length], () => {
@@ -544,6 +576,7 @@
           type: "button", class: "plain", "data-key": row.name, click: () => filterBy({ community: row.name }) }, row.name)),
         element("td", { class: "number" }, `${row.connected} of ${row.count}`),
         element("td", { class: "number" }, `${row.up} of ${row.wanted}`),
+        element("td", { class: "number" }, row.flow),
         element("td", {}, stateText(row.kind, { away: "not all connected", problem: "problem", ok: "connected" }[row.kind])))));
       byId("more-communities").textContent = !rows.length ? "There are no communities." :
         rows.length > shown.length ? `${many(rows.length - shown.length, "more community", "more communities")}: search the nodes by its name.` : "";

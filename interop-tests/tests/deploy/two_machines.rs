@@ -1,0 +1,180 @@
+//! Follows the page about two plain machines (`docs/install/two-machines.md`) as it is written, on
+//! two machines with systemd: each file goes where the page says, and each command runs unchanged.
+//! Only TOKEN stands for the token that was printed before.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+
+use interop_tests::suite::Test;
+
+use crate::machine::{self, Machine};
+use crate::programs::{built, output, workspace};
+
+pub(crate) const TESTS: &[Test] = &[("the_page_about_two_machines_is_followed_as_written", followed)];
+
+/// The only command that does not run: it builds the programs with all optimisations. The test
+/// packs the programs that are built already, with the same script.
+const NOT_RUN: &str = "make packages";
+
+/// The page, and the commands of it that have run.
+struct Page {
+    text: String,
+    run: RefCell<BTreeSet<String>>,
+}
+
+impl Page {
+    fn read() -> Self {
+        let text = fs::read_to_string(workspace("docs/install/two-machines.md")).unwrap();
+        Self { text, run: RefCell::default() }
+    }
+
+    /// Returns the blocks of code in this language below a heading.
+    fn blocks(&self, heading: &str, language: &str) -> Vec<&str> {
+        let section = self.text.split("\n## ").find(|section| section.starts_with(&format!("{heading}\n")));
+        let section = section.unwrap_or_else(|| panic!("the page has no heading {heading:?}"));
+        let blocks = section.split("\n```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
+        blocks.filter(|(of, _)| *of == language).map(|(_, text)| text).collect()
+    }
+
+    /// Returns the commands of a block of shell, which the caller runs.
+    fn commands(&self, heading: &str, block: usize) -> Vec<String> {
+        let text = self.blocks(heading, "sh")[block];
+        let commands: Vec<String> = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
+        self.run.borrow_mut().extend(commands.iter().cloned());
+        commands
+    }
+
+    /// Returns all commands of the page.
+    fn all_commands(&self) -> BTreeSet<String> {
+        let blocks = self.text.split("\n```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
+        blocks.flat_map(str::lines).filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
+    }
+}
+
+/// Returns whether this machine's kernel has ESP. Without it no tunnel comes up.
+fn has_esp() -> bool {
+    let add = "ip xfrm state add src 192.0.2.1 dst 192.0.2.9 proto esp spi 1 reqid 1 mode tunnel \
+               aead 'rfc4106(gcm(aes))' 0x0102030405060708090a0b0c0d0e0f1011121314 128";
+    output(Command::new("unshare").args(["--net", "sh", "-c", add])).is_ok()
+}
+
+fn followed() {
+    if let Some(why) = machine::unavailable() {
+        panic!("{why}");
+    }
+    let page = Page::read();
+    let directory = tempfile::tempdir().unwrap();
+    let packages = directory.path().join("packages");
+    let [programs, _, _] = ["edge-agent", "edge-controller", "edge-cni"].map(built);
+    let mut build = Command::new(workspace("deploy/debian/build"));
+    build.arg(programs.parent().expect("a directory")).arg(&packages).env("COMPRESSION", "none");
+    output(&mut build).unwrap();
+    let boot = |name| Machine::boot(name, &packages, directory.path());
+    let (first, second) = (boot("edge-1"), boot("edge-2"));
+    first.connect(&second, ["192.0.2.1/24", "192.0.2.9/24"]);
+    let both = [&first, &second];
+
+    both.iter().for_each(|machine| install(&page, machine));
+    without_controller(&page, both);
+    remove(&page, &first);
+    remove(&page, &second);
+
+    both.iter().for_each(|machine| install(&page, machine));
+    with_controller(&page, both);
+    for line in page.commands("Back up", 0) {
+        first.run(&line);
+    }
+    assert_eq!(first.run("stat --format %a /var/backups/edge-controller.jsonl").trim(), "600");
+    remove(&page, &first);
+    for line in page.commands("Remove", 1) {
+        assert!(first.run(&line).contains("10.77."), "the node's segments are released");
+    }
+    assert!(!first.run("edge-controller node list").contains("edge-1"));
+
+    let mut run = page.run.into_inner();
+    run.insert(page.text.lines().find(|line| line.starts_with(NOT_RUN)).expect("it is on the page").to_owned());
+    let missing: Vec<_> = Page::read().all_commands().difference(&run).cloned().collect();
+    assert!(missing.is_empty(), "these commands of the page do not run here: {missing:?}");
+}
+
+fn install(page: &Page, machine: &Machine) {
+    for line in page.commands("The programs", 0).iter().filter(|line| !line.starts_with(NOT_RUN)) {
+        machine.run(line);
+    }
+    assert_eq!(machine.output("systemctl is-enabled edge-agent edge-controller", "").stdout, b"disabled\ndisabled\n");
+}
+
+fn without_controller(page: &Page, machines: [&Machine; 2]) {
+    let heading = "Without a controller";
+    let make_secret = "openssl rand -base64 32";
+    assert!(page.text.contains(make_secret));
+    let secret = machines[0].run(make_secret);
+    let files = page.blocks(heading, "toml");
+    for ((machine, file), secret_file) in machines.iter().zip(files).zip(["moon.psk", "sun.psk"]) {
+        assert!(file.contains(secret_file) && page.text.contains(&format!("`/etc/edge-cni/{secret_file}`")));
+        machine.write("/etc/edge-cni/agent.toml", file, "644");
+        machine.write(&format!("/etc/edge-cni/{secret_file}"), &secret, "600");
+    }
+    let commands = page.commands(heading, 0);
+    let (diagnose, others) = commands.split_last().expect("commands");
+    assert_eq!(diagnose, "edge-agent diagnose");
+    for machine in machines {
+        others.iter().for_each(|line| drop(machine.run_when_ready(line)));
+    }
+    let esp = has_esp();
+    for machine in machines {
+        if esp {
+            machine.run_when_ready(diagnose);
+        } else {
+            // Without ESP the handshake succeeds, and the kernel refuses the keys.
+            machine.run_when_ready(&format!("{diagnose} | tail -n 1 | grep 'the kernel lacks an SA'"));
+        }
+    }
+}
+
+fn with_controller(page: &Page, [first, second]: [&Machine; 2]) {
+    let heading = "With a controller";
+    let files = page.blocks(heading, "toml");
+    first.write("/etc/edge-controller/controller.toml", files[0], "644");
+    let mut tokens = Vec::new();
+    for line in page.commands(heading, 0) {
+        let printed = first.run_when_ready(&line);
+        tokens.extend(printed.split_whitespace().find(|word| word.starts_with("ecni1.")).map(str::to_owned));
+    }
+    assert_eq!(tokens.len(), 2, "one for each node");
+    for (machine, token) in [first, second].into_iter().zip(&tokens) {
+        for line in page.commands(heading, 1) {
+            let shown = machine.run(&line.replace("TOKEN", token));
+            assert!(shown.contains("controller https://192.0.2.1:8443/: connected"), "{shown}");
+        }
+        let written = machine.run("grep -v '^#' /etc/edge-cni/agent.toml");
+        assert_eq!(written.trim(), files[1].trim(), "the file contains only this");
+    }
+    let mut listed = String::new();
+    for line in page.commands(heading, 2) {
+        listed = first.run(&line);
+    }
+    assert!(listed.matches("alpha").count() >= 2, "{listed}");
+    for machine in [first, second] {
+        for line in page.commands(heading, 3) {
+            machine.run(&line);
+        }
+        machine.run("test -s /etc/cni/net.d/10-edge-cni.conflist");
+    }
+    first.run_when_ready("edge-agent status | grep -F edge-2");
+}
+
+fn remove(page: &Page, machine: &Machine) {
+    for line in page.commands("Remove", 0) {
+        // A person confirms what apt-get asks.
+        let output = machine.output(&line, "y\n");
+        assert!(output.status.success(), "{}: {line}: {output:?}", machine.name);
+    }
+    let left = "ls -d /etc/edge-cni /var/lib/edge-cni /run/edge-cni /etc/cni/net.d/10-edge-cni.conflist /opt/cni/bin/edge-cni 2>/dev/null || true";
+    assert_eq!(machine.run(left), "");
+    assert_eq!(machine.run("nft list tables"), "");
+    assert_eq!(machine.run("ip xfrm policy; ip xfrm state"), "");
+    assert_eq!(machine.run("ip -o link | grep -c ecni || true").trim(), "0");
+}
