@@ -409,6 +409,9 @@ impl Task {
         if failures > 1 {
             tracing::debug!(failures, "further plans of the batch failed");
         }
+        // A refresh gets a new revision even if its commit failed. Otherwise the nodes that have the
+        // present version would never get what changed: nothing repeats a refresh.
+        shared.changed |= !refreshed.is_empty();
         shared.publish(committed.revision);
         if !refreshed.is_empty() {
             shared.view_versions.publish_all(shared.revision);
@@ -494,7 +497,7 @@ impl Shared {
         // also get a new revision.
         let late = u64::from(std::mem::take(&mut self.changed));
         self.revision = revision.max(self.revision + late);
-        // Drops the cached JSON of all nodes that changed in a view.
+        // Drops the cached JSON of all nodes that changed in a view or are no longer in one.
         self.peers.forget(changed.peers());
         self.view_versions.publish(&self.state, changed, self.revision);
     }
