@@ -179,6 +179,15 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
             return Err(StoreError::Failed(format!("an earlier write of {key} has not ended yet")));
         }
     };
+    if let Some(other) = other_row(&base, &key) {
+        core.objects().end(&object_key);
+        return Err(StoreError::Failed(format!(
+            "{key} and {other} are the same object {} {}; names that differ only in capital letters cannot both exist: use the \
+             existing one, or delete it first",
+            object_key.0.what(),
+            object_key.1
+        )));
+    }
     let sent = send(core, change, &object_key, &base).await;
     match sent {
         Ok(Some(object)) => match change {
@@ -234,6 +243,15 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
                 ))),
             }
         }
+    }
+}
+
+/// Returns the row that the object holds if it is another one. The name of a community's object is
+/// in small letters, so two communities may have the same object.
+fn other_row<'a>(base: &'a WriteBase, key: &RowKey) -> Option<&'a RowKey> {
+    match base {
+        WriteBase::Object { key: held, .. } if held != key => Some(held),
+        WriteBase::Object { .. } | WriteBase::Nothing => None,
     }
 }
 
