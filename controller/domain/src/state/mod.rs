@@ -33,6 +33,7 @@ use edge_types::{Communities, Community, NodeName, Role};
 
 pub use changed_views::{ChangedParts, ChangedViews, ViewerChange};
 pub use errors::{JoinError, SegmentError};
+pub use joining::RESERVED_NAME;
 pub use records::{
     Certificate, Change, CommunityRecord, NodeObject, NodeRecord, PublicAddress, Redemption, RowKey, Snapshot,
     TokenRecord,

@@ -272,6 +272,7 @@ impl ApiError {
             ApiError::Join(JoinError::NameTaken(_)) => (409, "name-taken", "The name belongs to another node"),
             ApiError::Join(JoinError::RoleChange { .. }) => {
                 (409, "role-change", "The node is registered with another role")
+            ApiError::Join(JoinError::Reserved(_)) => (409, "name-taken", "The name belongs to no node"),
             }
             ApiError::Csr(_) => (422, "bad-certificate-request", "The certificate request is refused"),
             ApiError::Ca(CaError::NoSuch(_)) => (404, "no-such-authority", "There is no such authority"),
