@@ -116,9 +116,9 @@ pub struct Ledger {
     /// For each range, the address below which nothing was free at the last search. The address
     /// only speeds up the search: the whole range is searched before a grant is refused.
     searched: BTreeMap<AddressKey, u128>,
-    /// Releases that this process has seen, with the time by [`Clock::monotonic`]. Their quarantine,
-    /// and the time for which they are kept, are measured by that clock, so no change of the
-    /// machine's clock shortens them.
+    /// Releases that this process has seen, with the time by [`Clock::monotonic`]. Their
+    /// quarantine, and the time for which they are kept, are measured by that clock, so no change
+    /// of the machine's clock shortens them.
     seen: BTreeMap<AddressKey, Release>,
     /// The clock for the times in `seen`. Without a clock, no release is recorded in `seen`.
     clock: Option<Clock>,

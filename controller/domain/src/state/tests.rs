@@ -38,8 +38,8 @@ fn peers_are_hubs_and_members_of_the_same_communities() {
     assert_eq!(peers("cloud"), ["hub"]);
 }
 
-/// Returns one line for each changed view: the viewer, `self` if only its own part changed, `all` if
-/// it gets the whole view, and the peers that changed.
+/// Returns one line for each changed view: the viewer, `self` if only its own part changed, `all`
+/// if it gets the whole view, and the peers that changed.
 fn changed_views(state: &mut State) -> Vec<String> {
     let ChangedViews { changed_nodes, mut moved, viewers } = state.take_changed_views();
     for peer in changed_nodes {
