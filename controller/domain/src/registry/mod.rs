@@ -409,8 +409,8 @@ impl Task {
         if failures > 1 {
             tracing::debug!(failures, "further plans of the batch failed");
         }
-        // A refresh gets a new revision even if its commit failed. Otherwise the nodes that have the
-        // present version would never get what changed: nothing repeats a refresh.
+        // A refresh gets a new revision even if its commit failed. Otherwise the nodes that have
+        // the present version would never get what changed: nothing repeats a refresh.
         shared.changed |= !refreshed.is_empty();
         shared.publish(committed.revision);
         if !refreshed.is_empty() {
