@@ -70,6 +70,7 @@ impl ObjectVersions {
             entry.present = false;
             entry.last_event = 0;
         }
+        self.note_deleted(object_key);
         self.end(object_key);
     }
 
@@ -80,6 +81,7 @@ impl ObjectVersions {
         let StoredObject { uid, version, foreign, .. } = object;
         let entry = Entry { present: false, ..Entry::of(uid, version, foreign, change) };
         self.entries.insert(object_key.clone(), entry);
+        self.note_deleted(&object_key);
         self.end(&object_key);
     }
 
