@@ -24,8 +24,9 @@ use tracing::Instrument;
 use super::body::Node;
 use super::caller::Caller;
 use super::error::ApiError;
-use super::state::from_substates;
+use super::state::{CatchUpLimit, from_substates};
 use crate::live_config::LiveConfig;
+use crate::logs;
 use crate::observe::{Metrics, OpenStream, StreamEnd};
 
 /// Time within which a reader must take a line; otherwise its connection is closed.
@@ -70,10 +71,11 @@ pub(super) struct ViewStreams {
     reports: NodeReports,
     measurers: Measurers,
     metrics: Metrics,
+    catch_ups: CatchUpLimit,
     stopping: CancellationToken,
 }
 
-from_substates!(ViewStreams { registry, live, reports, measurers, metrics, stopping });
+from_substates!(ViewStreams { registry, live, reports, measurers, metrics, catch_ups, stopping });
 
 pub(super) async fn view(
     State(streams): State<ViewStreams>,
@@ -87,6 +89,11 @@ pub(super) async fn view(
     let missing = || ApiError::NoSuchNode(node.clone());
     if !parameters.watch {
         return Ok(axum::Json(streams.live.now().views.view_json(&state, &node).ok_or_else(missing)?).into_response());
+    }
+    // Otherwise a node that claims versions that nobody gave it would make the store read all rows
+    // again, endlessly.
+    if parameters.from.is_some_and(|from| from > state.revision()) && !caller.is_operator() {
+        streams.catch_ups.0.take(&node)?;
     }
     if state.view_streams(&node) >= MOST_STREAMS {
         return Err(ApiError::TooManyStreams { node, most: MOST_STREAMS });
@@ -296,7 +303,9 @@ async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) 
             // If the state is still older, the store has nothing newer. The reader notices this and
             // reports it.
             if streams.registry.read().await.revision() < version {
-                tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
+                if logs::may_log_node() {
+                    tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
+                }
                 reader.known = None;
             }
             reader.not_before = 0;
@@ -305,7 +314,7 @@ async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) 
         Ok(Err(refusal)) => refusal.to_string(),
         Err(_) => format!("not done within {} s", streams.live.now().config.heartbeat_seconds),
     };
-    if !std::mem::replace(&mut reader.waits, true) {
+    if !std::mem::replace(&mut reader.waits, true) && logs::may_log_node() {
         tracing::warn!(%node, version, "its view waits until this replica knows as much as it does: {failure}");
     }
     false

@@ -4,7 +4,7 @@ use edge_types::api::ViewEvent;
 use edge_types::{NodeView, ViewChange};
 use hyper::Method;
 
-use crate::harness::{Cloud, Node};
+use crate::harness::{Cloud, Node, kind};
 
 fn put(change: &ViewChange) -> Vec<&str> {
     change.put.iter().map(|peer| peer.name.as_str()).collect()
@@ -121,6 +121,24 @@ async fn a_version_that_the_store_never_had_is_answered_with_what_it_has() {
     for parameters in [format!("&from={from}"), format!("&changes=true&from={from}&epoch={epoch}")] {
         assert_eq!(a.watch_with(&parameters).await.first().await.0, view);
     }
+}
+
+#[tokio::test]
+async fn a_node_that_claims_later_versions_again_and_again_must_wait_and_no_other_node() {
+    let cloud = Cloud::start().await;
+    let [a, b, _c] = community(&cloud).await;
+    let (view, epoch) = a.watch_with("&changes=true").await.first().await;
+    let claim = format!("&from={}", u64::MAX);
+    // These streams use up the burst.
+    for _ in 0..16 {
+        a.watch_with(&claim).await.first().await;
+    }
+    let refused = a.ask(Method::GET, &format!("/view?watch=true{claim}"), None).await;
+    assert_eq!(kind(&refused), (429, "too-often"));
+    b.watch_with(&claim).await.first().await;
+    b.report(&["192.0.2.7"], 4500).await;
+    let from = format!("&changes=true&from={}&epoch={epoch}", view.version);
+    assert_eq!(put(&a.watch_with(&from).await.change().await), ["b"], "a true version is still accepted");
 }
 
 #[tokio::test]
