@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node_infos::ReplicaName;
 use super::page_sessions::ServedPage;
+use super::single_view::SingleViews;
 use super::unauthenticated_body::BodyBudget;
 use crate::live_config::LiveConfig;
 use crate::observe::Metrics;
@@ -71,6 +72,7 @@ struct Shared {
     certificates: CertificateLimit,
     segments: SegmentLimits,
     catch_ups: CatchUpLimit,
+    single_views: SingleViews,
     checks: CheckPermit,
 }
 
@@ -112,6 +114,7 @@ impl From<Services> for ApiState {
             certificates: CertificateLimit::default(),
             segments: SegmentLimits::default(),
             catch_ups: CatchUpLimit::default(),
+            single_views: SingleViews::default(),
             checks: CheckPermit::default(),
         }))
     }
@@ -144,6 +147,12 @@ impl FromRef<ApiState> for SegmentLimits {
 impl FromRef<ApiState> for CatchUpLimit {
     fn from_ref(state: &ApiState) -> Self {
         state.0.catch_ups.clone()
+    }
+}
+
+impl FromRef<ApiState> for SingleViews {
+    fn from_ref(state: &ApiState) -> Self {
+        state.0.single_views.clone()
     }
 }
 

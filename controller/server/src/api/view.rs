@@ -24,13 +24,11 @@ use tracing::Instrument;
 use super::body::Node;
 use super::caller::Caller;
 use super::error::ApiError;
+use super::single_view::{self, SLOWEST_READER, SingleViews};
 use super::state::{CatchUpLimit, from_substates};
 use crate::live_config::LiveConfig;
 use crate::logs;
 use crate::observe::{Metrics, OpenStream, StreamEnd};
-
-/// Time within which a reader must take a line; otherwise its connection is closed.
-pub(super) const SLOWEST_READER: Duration = Duration::from_secs(20);
 
 /// Number of streams per second that this controller hands over to other controllers when it stops,
 /// and the time limit for all streams.
@@ -72,10 +70,11 @@ pub(super) struct ViewStreams {
     measurers: Measurers,
     metrics: Metrics,
     catch_ups: CatchUpLimit,
+    single: SingleViews,
     stopping: CancellationToken,
 }
 
-from_substates!(ViewStreams { registry, live, reports, measurers, metrics, catch_ups, stopping });
+from_substates!(ViewStreams { registry, live, reports, measurers, metrics, catch_ups, single, stopping });
 
 pub(super) async fn view(
     State(streams): State<ViewStreams>,
@@ -88,7 +87,15 @@ pub(super) async fn view(
     caller.require_node_or_operator(&state, &node, streams.registry.clock.now())?;
     let missing = || ApiError::NoSuchNode(node.clone());
     if !parameters.watch {
-        return Ok(axum::Json(streams.live.now().views.view_json(&state, &node).ok_or_else(missing)?).into_response());
+        let view = || streams.live.now().views.view_json(&state, &node).ok_or_else(missing);
+        if caller.is_operator() {
+            return Ok(axum::Json(view()?).into_response());
+        }
+        let sending = streams.single.begin(&node)?;
+        let view = view()?;
+        drop(state);
+        // Serialising a view never fails.
+        return Ok(single_view::respond(serde_json::to_vec(&view).unwrap_or_default(), sending, caller));
     }
     // Otherwise a node that claims versions that nobody gave it would make the store read all rows
     // again, endlessly.

@@ -2,6 +2,7 @@
 
 use edge_types::api::ViewEvent;
 use edge_types::{NodeView, ViewChange};
+use http_body_util::{BodyExt, Full};
 use hyper::Method;
 
 use crate::harness::{Cloud, Node, kind};
@@ -176,4 +177,31 @@ async fn a_reader_that_stops_reading_is_cut_off() {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     slow.ended().await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_read_the_views_it_asks_for_gets_two_and_is_cut_off() {
+    // A view of more parts than the HTTP server keeps.
+    let networks: Vec<String> = (0..1024).map(|n| format!("\"172.{}.{}.0/24\"", 16 + n / 256, n % 256)).collect();
+    let hub = format!("cluster_ranges = [\"10.77.0.0/24\"]\n[hub.h]\nnetworks = [{}]", networks.join(", "));
+    let cloud = Cloud::with(&hub).await;
+    let (hub, edge) = (cloud.node("hub", "h").await, cloud.node("edge", "b").await);
+    let mut connection = hub.connect_slowly().await;
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        unread.push(connection.send(Method::GET, "/v1/nodes/h/view", Full::default()).await.unwrap());
+    }
+    let refused = hub.ask(Method::GET, "/view", None).await;
+    assert_eq!(kind(&refused), (429, "too-many-streams"));
+    now(&edge).await;
+    // The server drops the connection only after its time limit for a slow reader.
+    while hub.ask(Method::GET, "/view", None).await.0 != 200 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    for response in unread {
+        response.into_body().collect().await.expect_err("only a part of it arrived");
+    }
+    for _ in 0..5 {
+        assert_eq!(now(&hub).await.networks.len(), 1024);
+    }
 }

@@ -284,8 +284,12 @@ impl Node {
     /// Opens a stream as [`Self::watch_with`] does, but the client takes only a few bytes until its
     /// stream is read.
     pub(crate) async fn watch_slowly(&self, parameters: &str) -> Stream {
-        let connection = Connection::with_window(self.address, self.tls.clone(), 256).await.unwrap();
-        self.watch_on(connection, parameters).await
+        self.watch_on(self.connect_slowly().await, parameters).await
+    }
+
+    /// Connects as a client that takes only a few bytes of a response until the response is read.
+    pub(crate) async fn connect_slowly(&self) -> Connection {
+        Connection::with_window(self.address, self.tls.clone(), 256).await.unwrap()
     }
 
     async fn watch_on(&self, mut connection: Connection, parameters: &str) -> Stream {
