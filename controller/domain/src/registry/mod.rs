@@ -9,7 +9,9 @@
 //! - [`Registry`]: reads the state and carries out plans.
 //! - `view_versions`: the version of each node's view, and the changes since earlier versions.
 //! - `peer_cache`: the JSON of peers, serialised once for all views.
+//! - `operator_streams`: counts the operator's streams of nodes' views.
 
+mod operator_streams;
 mod peer_cache;
 mod view_versions;
 
@@ -31,6 +33,8 @@ use crate::random;
 use crate::segments::Restored;
 use crate::state::{Change, ChangedParts, RowKey, State};
 use crate::store::{Note, Store, StoreError, StoreEvent};
+pub use operator_streams::OperatorStream;
+use operator_streams::OperatorStreams;
 use peer_cache::PeerCache;
 pub use peer_cache::PeerJson;
 use view_versions::ViewVersions;
@@ -68,6 +72,7 @@ struct Shared {
     state: State,
     view_versions: ViewVersions,
     peers: PeerCache,
+    operator_streams: OperatorStreams,
     registrations: broadcast::Sender<NodeName>,
     /// The revisions at which nodes and listed communities were created; only those created since
     /// the start.
@@ -139,6 +144,7 @@ impl Registry {
             epoch: epoch.into(),
             clock,
             address_changes: AddressChangeLimits::default(),
+            operator_streams: OperatorStreams::default(),
         })
     }
 
@@ -305,12 +311,19 @@ impl StateGuard<'_> {
         self.shared.created_at.get(key).copied().unwrap_or(0)
     }
 
-    /// Returns how many streams of a node's view are open at this replica.
-    pub fn view_streams(&self, node: &NodeName) -> usize {
-        self.shared.view_versions.watchers(node)
+    /// Counts a stream by which the operator reads a node's view. Its receiver from
+    /// [`Self::watch`] must be dropped before the result.
+    pub fn begin_operator_stream(&self, node: &NodeName) -> OperatorStream {
+        self.shared.operator_streams.begin(node)
     }
 
-    /// Returns whether a view stream of this node is open at this replica.
+    /// Returns how many streams of its view a node has open at this replica, without those of the
+    /// operator.
+    pub fn view_streams(&self, node: &NodeName) -> usize {
+        self.shared.view_versions.watchers(node).saturating_sub(self.shared.operator_streams.count(node))
+    }
+
+    /// Returns whether this node has a stream of its view open at this replica.
     pub fn is_connected(&self, node: &NodeName) -> bool {
         self.view_streams(node) > 0
     }

@@ -102,11 +102,15 @@ pub(super) async fn view(
     if parameters.from.is_some_and(|from| from > state.revision()) && !caller.is_operator() {
         streams.catch_ups.0.take(&node)?;
     }
-    if state.view_streams(&node) >= MOST_STREAMS {
+    if state.view_streams(&node) >= MOST_STREAMS && !caller.is_operator() {
         return Err(ApiError::TooManyStreams { node, most: MOST_STREAMS });
     }
+    // An operator who reads the view of a node does not make the node count as connected.
+    let by_operator = caller.is_operator().then(|| state.begin_operator_stream(&node));
     let mut changes = state.watch(&node).ok_or_else(missing)?;
-    streams.reports.begins(&node, streams.registry.clock.now());
+    if by_operator.is_none() {
+        streams.reports.begins(&node, streams.registry.clock.now());
+    }
     drop(state);
     // The receiver is marked as changed, so that the first view is sent.
     changes.mark_changed();
@@ -120,7 +124,11 @@ pub(super) async fn view(
         send_lines(&streams, caller, &node, reader, &mut changes, measurer.as_mut(), lines).await;
         // The node was seen until now. This is recorded before `changes` is dropped, which marks
         // the node as no longer connected.
-        streams.reports.ends(&node, streams.registry.clock.now());
+        if by_operator.is_none() {
+            streams.reports.ends(&node, streams.registry.clock.now());
+        }
+        drop(changes);
+        drop(by_operator);
     };
     tokio::spawn(work.in_current_span());
     let body = futures_util::stream::unfold(taken, async |mut taken| {

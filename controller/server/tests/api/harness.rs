@@ -181,6 +181,16 @@ pub(crate) async fn try_operator(
     read(sender.send_request(request).await.map_err(std::io::Error::other)?).await
 }
 
+/// Opens a stream as the operator. The stream ends when the result is dropped.
+pub(crate) async fn watch_as_operator(cloud: &Cloud, path: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(cloud.directory.path().join("admin.sock")).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).await.unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    stream
+}
+
 /// Makes a certificate request as agents do.
 pub(crate) fn request_of(key: &KeyPair) -> String {
     let mut params = CertificateParams::default();
