@@ -27,7 +27,7 @@ use edge_types::{NodeName, Peer};
 use tokio::sync::{RwLock, RwLockReadGuard, broadcast, mpsc, oneshot, watch};
 use tracing::Span;
 
-use crate::clock::{Clock, Seconds};
+use crate::clock::{Clock, Seconds, StoredTime, rfc3339};
 use crate::node_addresses::AddressChangeLimits;
 use crate::random;
 use crate::segments::Restored;
@@ -109,9 +109,27 @@ enum AttemptError<E> {
 impl Registry {
     /// Reads the store and starts the registry's task. For `trust_node_labels` see [`State::load`].
     pub async fn start(store: Arc<dyn Store>, clock: Clock, trust_node_labels: bool) -> Result<Self, StoreError> {
+        Self::start_at(store, clock, trust_node_labels, StoredTime::default()).await
+    }
+
+    /// Does the same as [`Self::start`]. `stored_time` says whether the latest time in the store is
+    /// believed.
+    pub async fn start_at(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        trust_node_labels: bool,
+        stored_time: StoredTime,
+    ) -> Result<Self, StoreError> {
         let (sender, events) = mpsc::channel(EVENTS);
         let snapshot = store.load(sender).await?;
-        clock.not_before(snapshot.time);
+        match stored_time.judge(&clock, snapshot.time)? {
+            None => clock.not_before(snapshot.time),
+            Some(machine) => {
+                let (stored, now) = (rfc3339(snapshot.time), rfc3339(machine));
+                tracing::warn!(stored, now, "the time in the store is dropped, as the operator says (accept_clock)");
+                store.replace_time(machine).await?;
+            }
+        }
         let mut state = State::load(snapshot, trust_node_labels);
         state.ledger_mut().watch_releases(clock.clone());
         state.set_restored(restored(&*store, clock.now()).await?);
@@ -126,6 +144,7 @@ impl Registry {
             state,
             view_versions,
             peers: PeerCache::default(),
+            operator_streams: OperatorStreams::default(),
             registrations,
             created_at: HashMap::new(),
             changed: false,
@@ -144,7 +163,6 @@ impl Registry {
             epoch: epoch.into(),
             clock,
             address_changes: AddressChangeLimits::default(),
-            operator_streams: OperatorStreams::default(),
         })
     }
 

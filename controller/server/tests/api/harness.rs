@@ -33,6 +33,22 @@ pub(crate) struct Cloud {
     config: Config,
 }
 
+/// A controller that is stopped.
+pub(crate) struct Stopped {
+    directory: tempfile::TempDir,
+    pub(crate) config: Config,
+}
+
+impl Stopped {
+    /// Starts the controller with this clock. Returns the error if it does not start.
+    pub(crate) async fn start(self, clock: Clock) -> Result<Cloud, (Self, String)> {
+        match Server::start(self.config.clone(), clock.clone()).await {
+            Ok(server) => Ok(Cloud { server, clock, directory: self.directory, config: self.config }),
+            Err(error) => Err((self, format!("{error:#}"))),
+        }
+    }
+}
+
 impl Cloud {
     pub(crate) async fn start() -> Self {
         Self::with("cluster_ranges = [\"10.77.0.0/24\", \"fd77::/118\"]").await
@@ -99,6 +115,12 @@ impl Cloud {
         meanwhile(&self.directory.path().join("state"));
         let started = Server::start(self.config, self.clock).await;
         format!("{:#}", started.err().expect("it must not start"))
+    }
+
+    /// Stops the controller.
+    pub(crate) async fn stop(self) -> Stopped {
+        self.server.stop().await;
+        Stopped { directory: self.directory, config: self.config }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
