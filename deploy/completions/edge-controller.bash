@@ -395,13 +395,17 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__config)
-            opts="-h --config --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --accept-clock)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -575,7 +579,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__export)
-            opts="-h --keep --config --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --keep --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -586,6 +590,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --accept-clock)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -737,13 +745,17 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__gather)
-            opts="-h --config --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --accept-clock)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -895,13 +907,17 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__import)
-            opts="-h --config --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --accept-clock)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1233,13 +1249,17 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__restore)
-            opts="-h --config --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --replace --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --replace --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --accept-clock)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1391,13 +1411,17 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__restored)
-            opts="-h --config --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --accept-clock)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1549,13 +1573,17 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__run)
-            opts="-h --config --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --log-json --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --log-json --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --config)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --accept-clock)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

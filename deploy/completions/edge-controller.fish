@@ -49,6 +49,7 @@ complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "com
 complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "token" -d 'Join tokens: create, list, delete'
 complete -c edge-controller -n "__fish_edge_controller_needs_command" -f -a "ca" -d 'Certificate authorities: list, roll over to a new one, retire an old one'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand run" -l config -d 'The configuration file (TOML); may be left out if environment and flags say enough [env: EDGE_CONTROLLER_CONFIG]' -r -F
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand run" -l accept-clock -d 'Latest time in the store that is dropped at the start, RFC 3339: a time of a controller whose machine\'s clock was ahead. [env: EDGE_CONTROLLER_ACCEPT_CLOCK]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand run" -l admin-socket -d 'Unix socket of the operator\'s commands. [env: EDGE_CONTROLLER_ADMIN_SOCKET]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand run" -l certificates-ca-certificate -d 'Certificate (PEM) of an authority that the operator supplies. If absent, the controller generates an authority. [env: EDGE_CONTROLLER_CERTIFICATES_CA_CERTIFICATE]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand run" -l certificates-ca-key -d 'Private key of `ca_certificate` (PKCS #8 in PEM). [env: EDGE_CONTROLLER_CERTIFICATES_CA_KEY]' -r
@@ -88,6 +89,7 @@ complete -c edge-controller -n "__fish_edge_controller_using_subcommand run" -l 
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand run" -l json -d 'Print JSON instead of tables, for scripts'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand run" -s h -l help -d 'Print help'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand config" -l config -d 'The configuration file (TOML); may be left out if environment and flags say enough [env: EDGE_CONTROLLER_CONFIG]' -r -F
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand config" -l accept-clock -d 'Latest time in the store that is dropped at the start, RFC 3339: a time of a controller whose machine\'s clock was ahead. [env: EDGE_CONTROLLER_ACCEPT_CLOCK]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand config" -l admin-socket -d 'Unix socket of the operator\'s commands. [env: EDGE_CONTROLLER_ADMIN_SOCKET]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand config" -l certificates-ca-certificate -d 'Certificate (PEM) of an authority that the operator supplies. If absent, the controller generates an authority. [env: EDGE_CONTROLLER_CERTIFICATES_CA_CERTIFICATE]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand config" -l certificates-ca-key -d 'Private key of `ca_certificate` (PKCS #8 in PEM). [env: EDGE_CONTROLLER_CERTIFICATES_CA_KEY]' -r
@@ -139,6 +141,7 @@ complete -c edge-controller -n "__fish_edge_controller_using_subcommand backup" 
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand backup" -l json -d 'Print JSON instead of tables, for scripts'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand backup" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand restore" -l config -d 'The configuration file (TOML); may be left out if environment and flags say enough [env: EDGE_CONTROLLER_CONFIG]' -r -F
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand restore" -l accept-clock -d 'Latest time in the store that is dropped at the start, RFC 3339: a time of a controller whose machine\'s clock was ahead. [env: EDGE_CONTROLLER_ACCEPT_CLOCK]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand restore" -l admin-socket -d 'Unix socket of the operator\'s commands. [env: EDGE_CONTROLLER_ADMIN_SOCKET]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand restore" -l certificates-ca-certificate -d 'Certificate (PEM) of an authority that the operator supplies. If absent, the controller generates an authority. [env: EDGE_CONTROLLER_CERTIFICATES_CA_CERTIFICATE]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand restore" -l certificates-ca-key -d 'Private key of `ca_certificate` (PKCS #8 in PEM). [env: EDGE_CONTROLLER_CERTIFICATES_CA_KEY]' -r
@@ -179,6 +182,7 @@ complete -c edge-controller -n "__fish_edge_controller_using_subcommand restore"
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand restore" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand export" -l keep -d 'If FILE is a directory: remove the oldest files with such names, so that N remain' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand export" -l config -d 'The configuration file (TOML); may be left out if environment and flags say enough [env: EDGE_CONTROLLER_CONFIG]' -r -F
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand export" -l accept-clock -d 'Latest time in the store that is dropped at the start, RFC 3339: a time of a controller whose machine\'s clock was ahead. [env: EDGE_CONTROLLER_ACCEPT_CLOCK]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand export" -l admin-socket -d 'Unix socket of the operator\'s commands. [env: EDGE_CONTROLLER_ADMIN_SOCKET]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand export" -l certificates-ca-certificate -d 'Certificate (PEM) of an authority that the operator supplies. If absent, the controller generates an authority. [env: EDGE_CONTROLLER_CERTIFICATES_CA_CERTIFICATE]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand export" -l certificates-ca-key -d 'Private key of `ca_certificate` (PKCS #8 in PEM). [env: EDGE_CONTROLLER_CERTIFICATES_CA_KEY]' -r
@@ -217,6 +221,7 @@ complete -c edge-controller -n "__fish_edge_controller_using_subcommand export" 
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand export" -l json -d 'Print JSON instead of tables, for scripts'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand export" -s h -l help -d 'Print help'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import" -l config -d 'The configuration file (TOML); may be left out if environment and flags say enough [env: EDGE_CONTROLLER_CONFIG]' -r -F
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand import" -l accept-clock -d 'Latest time in the store that is dropped at the start, RFC 3339: a time of a controller whose machine\'s clock was ahead. [env: EDGE_CONTROLLER_ACCEPT_CLOCK]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import" -l admin-socket -d 'Unix socket of the operator\'s commands. [env: EDGE_CONTROLLER_ADMIN_SOCKET]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import" -l certificates-ca-certificate -d 'Certificate (PEM) of an authority that the operator supplies. If absent, the controller generates an authority. [env: EDGE_CONTROLLER_CERTIFICATES_CA_CERTIFICATE]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import" -l certificates-ca-key -d 'Private key of `ca_certificate` (PKCS #8 in PEM). [env: EDGE_CONTROLLER_CERTIFICATES_CA_KEY]' -r
@@ -255,6 +260,7 @@ complete -c edge-controller -n "__fish_edge_controller_using_subcommand import" 
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import" -l json -d 'Print JSON instead of tables, for scripts'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand restored" -l config -d 'The configuration file (TOML); may be left out if environment and flags say enough [env: EDGE_CONTROLLER_CONFIG]' -r -F
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand restored" -l accept-clock -d 'Latest time in the store that is dropped at the start, RFC 3339: a time of a controller whose machine\'s clock was ahead. [env: EDGE_CONTROLLER_ACCEPT_CLOCK]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand restored" -l admin-socket -d 'Unix socket of the operator\'s commands. [env: EDGE_CONTROLLER_ADMIN_SOCKET]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand restored" -l certificates-ca-certificate -d 'Certificate (PEM) of an authority that the operator supplies. If absent, the controller generates an authority. [env: EDGE_CONTROLLER_CERTIFICATES_CA_CERTIFICATE]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand restored" -l certificates-ca-key -d 'Private key of `ca_certificate` (PKCS #8 in PEM). [env: EDGE_CONTROLLER_CERTIFICATES_CA_KEY]' -r
@@ -314,6 +320,7 @@ complete -c edge-controller -n "__fish_edge_controller_using_subcommand page" -l
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand page" -l json -d 'Print JSON instead of tables, for scripts'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand page" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand gather" -l config -d 'The configuration file (TOML); may be left out if environment and flags say enough [env: EDGE_CONTROLLER_CONFIG]' -r -F
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand gather" -l accept-clock -d 'Latest time in the store that is dropped at the start, RFC 3339: a time of a controller whose machine\'s clock was ahead. [env: EDGE_CONTROLLER_ACCEPT_CLOCK]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand gather" -l admin-socket -d 'Unix socket of the operator\'s commands. [env: EDGE_CONTROLLER_ADMIN_SOCKET]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand gather" -l certificates-ca-certificate -d 'Certificate (PEM) of an authority that the operator supplies. If absent, the controller generates an authority. [env: EDGE_CONTROLLER_CERTIFICATES_CA_CERTIFICATE]' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand gather" -l certificates-ca-key -d 'Private key of `ca_certificate` (PKCS #8 in PEM). [env: EDGE_CONTROLLER_CERTIFICATES_CA_KEY]' -r

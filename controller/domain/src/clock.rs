@@ -10,6 +10,12 @@ pub type Seconds = i64;
 /// 2026-11-01. No release of this program is older, so a machine's clock that shows an earlier time
 /// is wrong.
 const EARLIEST: Seconds = 1_793_491_200;
+/// One day in seconds.
+pub const DAY: Seconds = 24 * 3600;
+/// Seconds by which the time in the store may be ahead of the machine's clock when a controller
+/// starts. It is less than half of the shortest validity of nodes' certificates that is of use, so
+/// that they are renewed in time although the clock is ahead.
+pub const MOST_AHEAD: Seconds = DAY;
 /// One second in nanoseconds.
 const SECOND: i64 = 1_000_000_000;
 
@@ -19,7 +25,9 @@ const SECOND: i64 = 1_000_000_000;
 ///
 /// If the machine's clock is set back, or starts behind the latest time in the store, this clock
 /// runs at half speed until both agree. So nothing that has expired becomes valid again, nothing
-/// waits forever, and the effect of a machine's clock that was ahead for a while does not last.
+/// waits forever, and the effect of a machine's clock that was ahead for hours does not last. If it
+/// was ahead for longer than nodes' certificates are valid, this clock refuses them all for as
+/// long; so [`StoredTime`] decides at the start whether the latest time in the store is believed.
 #[derive(Debug, Clone)]
 pub struct Clock(Arc<Inner>);
 
@@ -31,6 +39,55 @@ struct Inner {
     passed: AtomicI64,
     /// Offset that tests have added to the machine's clock, in nanoseconds; otherwise zero.
     set: AtomicI64,
+}
+
+/// Which times in the store are believed at the start, if the machine's clock is behind them.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredTime {
+    /// Seconds by which the stored time may be ahead of the machine's clock.
+    pub most_ahead: Seconds,
+    /// A stored time up to this one is dropped, because the operator says that it is wrong.
+    pub wrong_up_to: Option<Seconds>,
+}
+
+impl Default for StoredTime {
+    /// Believes every time.
+    fn default() -> Self {
+        Self { most_ahead: Seconds::MAX, wrong_up_to: None }
+    }
+}
+
+/// The reason why the time in the store is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the latest time in the store is {}, and this machine's clock shows {}: either this clock is behind (set it, and start again), or a \
+     controller ran with a clock that was ahead. In that case stop all replicas and start them with accept_clock = \"{}\", which drops \
+     that time; with it, every node's certificate would be refused until then",
+    rfc3339(*.stored), rfc3339(*.machine), rfc3339(*.stored)
+)]
+pub struct StoredTimeAhead {
+    /// The time in the store.
+    pub stored: Seconds,
+    /// The time by the machine's clock.
+    pub machine: Seconds,
+}
+
+impl StoredTime {
+    /// Decides about the time in the store. Returns the machine's time if that replaces the stored
+    /// one; `None` if the stored one is believed.
+    ///
+    /// # Errors
+    /// Returns an error if the stored time is too far ahead and the operator has not said which of
+    /// the two is wrong.
+    pub fn judge(&self, clock: &Clock, stored: Seconds) -> Result<Option<Seconds>, StoredTimeAhead> {
+        match clock.machine_time() {
+            Some(machine) if stored.saturating_sub(machine) > self.most_ahead => match self.wrong_up_to {
+                Some(wrong) if stored <= wrong => Ok(Some(machine)),
+                _ => Err(StoredTimeAhead { stored, machine }),
+            },
+            _ => Ok(None),
+        }
+    }
 }
 
 /// The last reading of both clocks, in nanoseconds.
@@ -68,6 +125,19 @@ impl Clock {
         self.now();
         let mut last = self.last();
         last.now = last.now.max(known.saturating_mul(SECOND));
+    }
+
+    /// Returns the time by the machine's clock; `None` if that shows a time before the first
+    /// release, and so is certainly wrong.
+    pub fn machine_time(&self) -> Option<Seconds> {
+        Some(self.machine() / SECOND).filter(|machine| *machine >= EARLIEST)
+    }
+
+    /// Returns by how many seconds this clock is ahead of the machine's; 0 if the machine's clock
+    /// is certainly wrong.
+    pub fn ahead(&self) -> Seconds {
+        let now = self.now();
+        self.machine_time().map_or(0, |machine| (now - machine).max(0))
     }
 
     /// Returns the earlier of the time now and the machine's clock. A validity period that other
@@ -120,6 +190,12 @@ pub fn rfc3339(at: Seconds) -> String {
         .unwrap_or_else(|| format!("second {at}"))
 }
 
+/// Reads a time as RFC 3339; `None` if it is none.
+pub fn parse_rfc3339(text: &str) -> Option<Seconds> {
+    let format = &time::format_description::well_known::Rfc3339;
+    time::OffsetDateTime::parse(text, format).ok().map(time::OffsetDateTime::unix_timestamp)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,7 +237,24 @@ mod tests {
     }
 
     #[test]
+    fn a_stored_time_far_ahead_is_believed_only_without_a_valid_clock_and_dropped_only_by_name() {
+        let (clock, rule) = (Clock::system(), StoredTime { most_ahead: 100, wrong_up_to: None });
+        let machine = clock.machine_time().unwrap();
+        let ahead = machine + 1000;
+        assert_eq!(rule.judge(&clock, machine + 50), Ok(None));
+        let error = rule.judge(&clock, ahead).unwrap_err().to_string();
+        assert!(error.contains(&format!("accept_clock = \"{}\"", rfc3339(ahead))), "{error}");
+        let wrong = |up_to| StoredTime { wrong_up_to: Some(up_to), ..rule };
+        assert!(wrong(ahead).judge(&clock, ahead).unwrap().is_some());
+        wrong(ahead).judge(&clock, ahead + 1).expect_err("another time than the operator named");
+        clock.step(-machine);
+        assert_eq!((rule.judge(&clock, ahead), clock.ahead()), (Ok(None), 0));
+    }
+
+    #[test]
     fn times_are_written_in_utc() {
         assert_eq!(rfc3339(EARLIEST), "2026-11-01T00:00:00Z");
+        assert_eq!(parse_rfc3339("2026-11-01T01:00:00+01:00"), Some(EARLIEST));
+        assert_eq!(parse_rfc3339("tomorrow"), None);
     }
 }

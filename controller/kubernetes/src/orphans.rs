@@ -1,4 +1,5 @@
-//! Deletes objects that no node needs any more. Only the leader does this.
+//! Deletes objects that no node needs any more. Only the leader does this; every replica looks for
+//! them.
 //!
 //! A segment whose holder is not registered is left over from a join or a deregistration that a
 //! replica did not complete, or from an EdgeNode that somebody deleted at the API server. The
@@ -50,6 +51,14 @@ pub struct OrphanCollector {
 /// grant.
 type OrphanedSegment = (IpNetwork, Seconds);
 
+/// What is due for deletion at a time.
+struct Due {
+    now: Seconds,
+    segments: HashMap<NodeName, Vec<OrphanedSegment>>,
+    /// Ids of tokens that expired long ago.
+    tokens: Vec<String>,
+}
+
 impl OrphanCollector {
     /// Makes a collector that releases segments after this period.
     pub fn new(client: &Client, registry: Registry, grace_period: Duration) -> Self {
@@ -57,58 +66,69 @@ impl OrphanCollector {
         Self { registry, edge_nodes, grace_period, orphans: HashMap::new(), registered: HashMap::new() }
     }
 
-    /// Releases segments while `leading` is true. Returns when the sender of `leading` is dropped.
+    /// Looks for orphans, and releases them while `leading` is true. A replica that does not lead
+    /// looks too: when it begins to lead it knows since when segments have been orphaned, and until
+    /// when the machines of deleted nodes may use them. Returns when the sender of `leading` is
+    /// dropped.
     pub async fn run(mut self, mut leading: watch::Receiver<bool>) {
         let mut look =
             tokio::time::interval((self.grace_period / LOOKS_PER_GRACE_PERIOD).max(Duration::from_millis(100)));
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            if leading.wait_for(|leads| *leads).await.is_err() {
-                return;
+            tokio::select! {
+                _ = look.tick() => {}
+                changed = leading.changed() => match changed {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                },
             }
-            look.tick().await;
-            self.collect().await;
+            let found = self.look().await;
+            if *leading.borrow() {
+                self.collect(found).await;
+            }
         }
     }
 
-    async fn collect(&mut self) {
-        let (now, due, forgotten) = {
-            let state = self.registry.read().await;
-            let at = Instant::now();
-            let due_at = |row: &SegmentRecord| {
-                let grant = (row.network, row.granted_at);
-                let grace_period = match self.registered.contains_key(&row.node) {
-                    true => AFTER_DEREGISTRATION.min(self.grace_period),
-                    false => self.grace_period,
-                };
-                (grant, self.orphans.get(&grant).copied().unwrap_or(at + grace_period))
+    /// Looks for orphans and remembers them. Returns what is due for deletion.
+    async fn look(&mut self) -> Due {
+        let state = self.registry.read().await;
+        let at = Instant::now();
+        let due_at = |row: &SegmentRecord| {
+            let grant = (row.network, row.granted_at);
+            let grace_period = match self.registered.contains_key(&row.node) {
+                true => AFTER_DEREGISTRATION.min(self.grace_period),
+                false => self.grace_period,
             };
-            let orphans = state.ledger().rows().filter(|row| is_orphan(&state, row));
-            let mut due: HashMap<NodeName, Vec<OrphanedSegment>> = HashMap::new();
-            let orphans: HashMap<OrphanedSegment, Instant> = orphans
-                .map(|row| {
-                    let (grant, due_at) = due_at(row);
-                    if due_at <= at {
-                        due.entry(row.node.clone()).or_default().push(grant);
-                    }
-                    (grant, due_at)
-                })
-                .collect();
-            // If somebody deleted an EdgeNode, only `registered` still has the end of the
-            // certificate. A deregistration wrote it into the segments first.
-            let waiting: HashSet<&NodeName> = state
-                .ledger()
-                .rows()
-                .filter(|row| orphans.contains_key(&(row.network, row.granted_at)))
-                .map(|row| &row.node)
-                .collect();
-            self.registered.retain(|node, _| waiting.contains(node));
-            self.registered.extend(state.nodes().map(|record| (record.name.clone(), may_use_until(record))));
-            self.orphans = orphans;
-            let now = self.registry.clock.now();
-            (now, due, tokens::forgotten(&state, now))
+            (grant, self.orphans.get(&grant).copied().unwrap_or(at + grace_period))
         };
-        for (node, grants) in due {
+        let orphans = state.ledger().rows().filter(|row| is_orphan(&state, row));
+        let mut due: HashMap<NodeName, Vec<OrphanedSegment>> = HashMap::new();
+        let orphans: HashMap<OrphanedSegment, Instant> = orphans
+            .map(|row| {
+                let (grant, due_at) = due_at(row);
+                if due_at <= at {
+                    due.entry(row.node.clone()).or_default().push(grant);
+                }
+                (grant, due_at)
+            })
+            .collect();
+        // If somebody deleted an EdgeNode, only `registered` still has the end of the certificate.
+        // A deregistration wrote it into the segments first.
+        let waiting: HashSet<&NodeName> = state
+            .ledger()
+            .rows()
+            .filter(|row| orphans.contains_key(&(row.network, row.granted_at)))
+            .map(|row| &row.node)
+            .collect();
+        self.registered.retain(|node, _| waiting.contains(node));
+        self.registered.extend(state.nodes().map(|record| (record.name.clone(), may_use_until(record))));
+        self.orphans = orphans;
+        let now = self.registry.clock.now();
+        Due { now, segments: due, tokens: tokens::forgotten(&state, now) }
+    }
+
+    async fn collect(&self, Due { now, segments, tokens }: Due) {
+        for (node, grants) in segments {
             match self.exists(&node).await {
                 Ok(false) => {
                     let kept_until = self.registered.get(&node).copied().flatten();
@@ -122,8 +142,8 @@ impl OrphanCollector {
                 }
             }
         }
-        if !forgotten.is_empty() {
-            let deletions: Vec<Change> = forgotten.into_iter().map(Change::DeleteToken).collect();
+        if !tokens.is_empty() {
+            let deletions: Vec<Change> = tokens.into_iter().map(Change::DeleteToken).collect();
             if let Err(error) = self.registry.change(move |_| Ok::<_, StoreError>(((), deletions.clone()))).await {
                 tracing::warn!(%error, "expired tokens are not deleted yet");
             }

@@ -9,7 +9,9 @@
 //! - [`Registry`]: reads the state and carries out plans.
 //! - `view_versions`: the version of each node's view, and the changes since earlier versions.
 //! - `peer_cache`: the JSON of peers, serialised once for all views.
+//! - `operator_streams`: counts the operator's streams of nodes' views.
 
+mod operator_streams;
 mod peer_cache;
 mod view_versions;
 
@@ -25,12 +27,14 @@ use edge_types::{NodeName, Peer};
 use tokio::sync::{RwLock, RwLockReadGuard, broadcast, mpsc, oneshot, watch};
 use tracing::Span;
 
-use crate::clock::{Clock, Seconds};
+use crate::clock::{Clock, Seconds, StoredTime, rfc3339};
 use crate::node_addresses::AddressChangeLimits;
 use crate::random;
 use crate::segments::Restored;
 use crate::state::{Change, ChangedParts, RowKey, State};
 use crate::store::{Note, Store, StoreError, StoreEvent};
+pub use operator_streams::OperatorStream;
+use operator_streams::OperatorStreams;
 use peer_cache::PeerCache;
 pub use peer_cache::PeerJson;
 use view_versions::ViewVersions;
@@ -68,6 +72,7 @@ struct Shared {
     state: State,
     view_versions: ViewVersions,
     peers: PeerCache,
+    operator_streams: OperatorStreams,
     registrations: broadcast::Sender<NodeName>,
     /// The revisions at which nodes and listed communities were created; only those created since
     /// the start.
@@ -104,9 +109,27 @@ enum AttemptError<E> {
 impl Registry {
     /// Reads the store and starts the registry's task. For `trust_node_labels` see [`State::load`].
     pub async fn start(store: Arc<dyn Store>, clock: Clock, trust_node_labels: bool) -> Result<Self, StoreError> {
+        Self::start_at(store, clock, trust_node_labels, StoredTime::default()).await
+    }
+
+    /// Does the same as [`Self::start`]. `stored_time` says whether the latest time in the store is
+    /// believed.
+    pub async fn start_at(
+        store: Arc<dyn Store>,
+        clock: Clock,
+        trust_node_labels: bool,
+        stored_time: StoredTime,
+    ) -> Result<Self, StoreError> {
         let (sender, events) = mpsc::channel(EVENTS);
         let snapshot = store.load(sender).await?;
-        clock.not_before(snapshot.time);
+        match stored_time.judge(&clock, snapshot.time)? {
+            None => clock.not_before(snapshot.time),
+            Some(machine) => {
+                let (stored, now) = (rfc3339(snapshot.time), rfc3339(machine));
+                tracing::warn!(stored, now, "the time in the store is dropped, as the operator says (accept_clock)");
+                store.replace_time(machine).await?;
+            }
+        }
         let mut state = State::load(snapshot, trust_node_labels);
         state.ledger_mut().watch_releases(clock.clone());
         state.set_restored(restored(&*store, clock.now()).await?);
@@ -121,6 +144,7 @@ impl Registry {
             state,
             view_versions,
             peers: PeerCache::default(),
+            operator_streams: OperatorStreams::default(),
             registrations,
             created_at: HashMap::new(),
             changed: false,
@@ -305,12 +329,19 @@ impl StateGuard<'_> {
         self.shared.created_at.get(key).copied().unwrap_or(0)
     }
 
-    /// Returns how many streams of a node's view are open at this replica.
-    pub fn view_streams(&self, node: &NodeName) -> usize {
-        self.shared.view_versions.watchers(node)
+    /// Counts a stream by which the operator reads a node's view. Its receiver from
+    /// [`Self::watch`] must be dropped before the result.
+    pub fn begin_operator_stream(&self, node: &NodeName) -> OperatorStream {
+        self.shared.operator_streams.begin(node)
     }
 
-    /// Returns whether a view stream of this node is open at this replica.
+    /// Returns how many streams of its view a node has open at this replica, without those of the
+    /// operator.
+    pub fn view_streams(&self, node: &NodeName) -> usize {
+        self.shared.view_versions.watchers(node).saturating_sub(self.shared.operator_streams.count(node))
+    }
+
+    /// Returns whether this node has a stream of its view open at this replica.
     pub fn is_connected(&self, node: &NodeName) -> bool {
         self.view_streams(node) > 0
     }
@@ -409,6 +440,9 @@ impl Task {
         if failures > 1 {
             tracing::debug!(failures, "further plans of the batch failed");
         }
+        // A refresh gets a new revision even if its commit failed. Otherwise the nodes that have
+        // the present version would never get what changed: nothing repeats a refresh.
+        shared.changed |= !refreshed.is_empty();
         shared.publish(committed.revision);
         if !refreshed.is_empty() {
             shared.view_versions.publish_all(shared.revision);
@@ -494,7 +528,7 @@ impl Shared {
         // also get a new revision.
         let late = u64::from(std::mem::take(&mut self.changed));
         self.revision = revision.max(self.revision + late);
-        // Drops the cached JSON of all nodes that changed in a view.
+        // Drops the cached JSON of all nodes that changed in a view or are no longer in one.
         self.peers.forget(changed.peers());
         self.view_versions.publish(&self.state, changed, self.revision);
     }

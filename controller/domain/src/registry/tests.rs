@@ -243,6 +243,28 @@ async fn a_refresh_gives_every_view_a_new_version_and_no_memory_of_older_ones() 
 }
 
 #[tokio::test]
+async fn a_refresh_reaches_every_view_although_the_store_failed() {
+    let directory = tempfile::tempdir().unwrap();
+    let full = Arc::new(AtomicBool::new(false));
+    let store = FullDisk { store: Embedded::open(directory.path()).unwrap(), full: full.clone() };
+    let registry = Registry::start(Arc::new(store), Clock::system(), true).await.unwrap();
+    put(&registry, "a").await.unwrap();
+    let mut watch = registry.read().await.watch(&name("a")).unwrap();
+    let mut before = *watch.borrow_and_update();
+    for failing in [true, true, false] {
+        full.store(failing, Ordering::Relaxed);
+        registry.refresh().await;
+        let now = *watch.borrow_and_update();
+        assert!(now > before, "{now} after {before}, failing: {failing}");
+        let state = registry.read().await;
+        assert_eq!((state.changed_since(&name("a"), before), state.revision()), (None, now));
+        before = now;
+    }
+    put(&registry, "b").await.unwrap();
+    assert!(registry.read().await.revision() > before, "later changes get later versions");
+}
+
+#[tokio::test]
 async fn plans_of_one_batch_are_made_on_top_of_each_other() {
     let directory = tempfile::tempdir().unwrap();
     let store = Arc::new(Embedded::open(directory.path()).unwrap());

@@ -1,72 +1,82 @@
-//! Keeps the version of each node's view and its latest changes. A node that has an earlier version
+//! Keeps the version of each node's view and the latest changes. A node that has an earlier version
 //! of its view gets only the difference.
 //!
-//! A changed node is recorded once for each of its visibility groups, however many viewers the
-//! group has. Peers that enter or leave a view are recorded for that viewer.
+//! A node that changed, or that entered or left a visibility group, is recorded once for each of
+//! its groups, however many viewers the group has. So what is remembered grows with the number of
+//! changes and of groups, and a viewer remembers nothing but two versions.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use edge_types::NodeName;
 use tokio::sync::watch;
 
-use crate::state::{ChangedParts, ChangedViews, State, VisibilityGroup};
+use crate::state::{ChangedParts, ChangedViews, State, ViewerChange, VisibilityGroup};
 
-/// Number of changes that are remembered for each viewer, and the minimum number for each group. A
-/// viewer with an older version gets the whole view.
+/// Minimum number of changes that are remembered for each group. A group of more nodes remembers as
+/// many changes as it has nodes. A viewer with an older version gets the whole view.
 const REMEMBERED: usize = 64;
-
-/// Maximum number of peers in a change that is remembered for a viewer. After a larger change, such
-/// as that of a community with thousands of members, the viewer gets the whole view. Remembering
-/// the change would take as much memory as the view, for each member.
-const MOST_PEERS: usize = 256;
 
 #[derive(Debug)]
 pub(super) struct ViewVersions {
     viewers: HashMap<NodeName, Viewer>,
-    groups: HashMap<VisibilityGroup, Log<NodeName>>,
-    /// Version up to which all changes of a group without a log were made.
+    /// Only groups that some node sees, and in which something changed.
+    groups: HashMap<VisibilityGroup, Log>,
+    /// Version since which nothing changed in a group without a log.
     since: u64,
 }
 
 #[derive(Debug)]
 struct Viewer {
     version: watch::Sender<u64>,
-    log: Log<ChangedParts>,
+    /// With a version older than this, the node gets the whole view.
+    whole_before: u64,
+    /// Version of the last change of the view's part about the node itself.
+    own_part: u64,
 }
 
-/// The latest changes of a group of views, the oldest first.
+/// The latest changes of a group: nodes that changed, entered or left, the oldest change first.
 #[derive(Debug)]
-struct Log<T> {
+struct Log {
     /// `entries` contains all changes of the versions above this one.
     since: u64,
-    entries: VecDeque<(u64, T)>,
+    entries: VecDeque<(u64, NodeName)>,
 }
 
-impl<T> Log<T> {
+impl Log {
     fn new(since: u64) -> Self {
         Self { since, entries: VecDeque::new() }
     }
 
-    fn push(&mut self, version: u64, entry: T, most: usize) {
+    fn push(&mut self, version: u64, node: NodeName, most: usize) {
         while self.entries.len() >= most.max(REMEMBERED)
             && let Some((forgotten, _)) = self.entries.pop_front()
         {
             self.since = forgotten;
         }
-        self.entries.push_back((version, entry));
+        self.entries.push_back((version, node));
     }
 
-    /// Returns the changes in all versions above `known`; `None` if some of them are no longer
-    /// kept.
-    fn after(&self, known: u64) -> Option<impl Iterator<Item = &T>> {
+    /// Returns the nodes of all changes in versions above `known`; `None` if some of them are no
+    /// longer kept.
+    fn after(&self, known: u64) -> Option<impl Iterator<Item = &NodeName>> {
         let entries = self.entries.iter().rev().take_while(move |(version, _)| *version > known);
-        (known >= self.since).then(|| entries.map(|(_, entry)| entry))
+        (known >= self.since).then(|| entries.map(|(_, node)| node))
     }
 }
 
 impl Viewer {
     fn new(revision: u64) -> Self {
-        Self { version: watch::Sender::new(revision), log: Log::new(revision) }
+        Self { version: watch::Sender::new(revision), whole_before: revision, own_part: revision }
+    }
+
+    fn changed(&mut self, change: ViewerChange, revision: u64) {
+        match change {
+            ViewerChange::OwnPart => self.own_part = revision,
+            ViewerChange::WholeView => self.whole_before = revision,
+            // Dropping the former sender ends the streams of the former node with this name.
+            ViewerChange::Registered => return *self = Self::new(revision),
+        }
+        self.version.send_replace(revision);
     }
 }
 
@@ -78,45 +88,36 @@ impl ViewVersions {
 
     /// Records the changes and wakes the viewers whose views changed.
     pub(super) fn publish(&mut self, state: &State, changed: ChangedViews, revision: u64) {
-        for (name, parts) in changed.views {
-            if state.node(&name).is_none() {
-                continue;
+        for (name, change) in changed.viewers {
+            if state.node(&name).is_some() {
+                self.viewers.entry(name).or_insert_with(|| Viewer::new(revision)).changed(change, revision);
             }
-            if parts.new {
-                // A former node with this name was deregistered. Dropping its sender ends its
-                // streams.
-                self.viewers.insert(name, Viewer::new(revision));
-                continue;
-            }
-            let viewer = self.viewers.entry(name).or_insert_with(|| Viewer::new(revision.saturating_sub(1)));
-            if parts.peers.len() > MOST_PEERS {
-                viewer.log = Log::new(revision);
-            } else {
-                viewer.log.push(revision, parts, REMEMBERED);
-            }
-            viewer.version.send_replace(revision);
         }
-        let mut groups = BTreeSet::new();
+        let mut moved = changed.moved;
         for name in changed.changed_nodes {
+            // A node that is no longer registered left its groups.
             for group in state.node(&name).map(|node| state.groups_of(node)).unwrap_or_default() {
-                let log = self.groups.entry(group.clone()).or_insert_with(|| Log::new(self.since));
-                log.push(revision, name.clone(), state.group_size(&group));
-                groups.insert(group);
+                moved.entry(group).or_default().insert(name.clone());
             }
         }
-        for viewer in groups.iter().flat_map(|group| state.group_viewers(group)) {
-            if let Some(viewer) = self.viewers.get(viewer) {
+        for (group, names) in moved {
+            let mut viewers = state.group_viewers(&group).peekable();
+            if viewers.peek().is_none() {
+                // A node that sees this group later gets the whole view when it begins to.
+                self.groups.remove(&group);
+                continue;
+            }
+            for viewer in viewers.filter_map(|name| self.viewers.get(name)) {
                 viewer.version.send_replace(revision);
             }
+            let most = state.group_size(&group);
+            let log = self.groups.entry(group).or_insert_with(|| Log::new(self.since));
+            names.into_iter().for_each(|name| log.push(revision, name, most));
         }
         // Dropping a deregistered node's sender ends its streams.
         if self.viewers.len() != state.nodes().len() {
             self.viewers.retain(|name, _| state.node(name).is_some());
-            let groups = self.groups.len();
-            self.groups.retain(|group, _| state.group_size(group) > 0);
-            if self.groups.len() != groups {
-                self.since = revision;
-            }
+            self.groups.retain(|group, _| state.group_viewers(group).next().is_some());
         }
     }
 
@@ -126,8 +127,7 @@ impl ViewVersions {
         self.groups.clear();
         self.since = revision;
         for viewer in self.viewers.values_mut() {
-            viewer.log = Log::new(revision);
-            viewer.version.send_replace(revision);
+            viewer.changed(ViewerChange::WholeView, revision);
         }
     }
 
@@ -140,20 +140,28 @@ impl ViewVersions {
     }
 
     /// Returns all changes of a node's view in versions above `known`; `None` if some of them are
-    /// no longer kept.
+    /// no longer kept. The peers may include nodes that entered and left the view in the meantime,
+    /// and nodes that are in the view as before.
     pub(super) fn changed_since(&self, state: &State, node: &NodeName, known: u64) -> Option<ChangedParts> {
         let (viewer, record) = (self.viewers.get(node)?, state.node(node)?);
-        let mut all = ChangedParts::default();
-        viewer.log.after(known)?.for_each(|parts| all.join(parts));
+        if known < viewer.whole_before {
+            return None;
+        }
+        let mut all = ChangedParts { own: viewer.own_part > known, ..ChangedParts::default() };
         for log in state.groups_seen_by(record).iter().filter_map(|group| self.groups.get(group)) {
-            // A peer that is no longer in the view is skipped: the viewer's own log has its
-            // removal.
-            let peers = log.after(known)?.filter(|name| !all.peers.contains(*name));
-            let peers = peers.filter(|name| state.node(name).is_some_and(|peer| state.is_peer(record, peer)));
-            let peers: Vec<NodeName> = peers.cloned().collect();
-            all.peers.extend(peers);
+            for name in log.after(known)?.filter(|name| *name != node) {
+                if !all.peers.contains(name) {
+                    all.peers.insert(name.clone());
+                }
+            }
         }
         Some(all)
+    }
+
+    /// Returns how many changes are remembered, in all groups together.
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.groups.values().map(|log| log.entries.len()).sum()
     }
 }
 
@@ -163,12 +171,27 @@ mod tests {
     use crate::state::{Change, NodeRecord};
     use edge_types::Role;
 
-    fn changed_peer(peer: &str) -> ChangedParts {
-        ChangedParts { peers: [peer.parse().unwrap()].into(), ..ChangedParts::default() }
+    fn name(text: &str) -> NodeName {
+        text.parse().unwrap()
     }
 
-    fn only_view(viewer: &NodeName, parts: ChangedParts) -> ChangedViews {
-        ChangedViews { views: [(viewer.clone(), parts)].into(), ..ChangedViews::default() }
+    fn edge(node: &str, community: &str) -> Change {
+        let mut record = NodeRecord::new(name(node), Role::Edge, 0);
+        record.set_labels([(edge_types::name::COMMUNITY_LABEL.to_owned(), community.to_owned())].into()).unwrap();
+        Change::PutNode(record)
+    }
+
+    fn cluster(changes: impl IntoIterator<Item = Change>) -> State {
+        let mut state = State::default();
+        changes.into_iter().for_each(|change| state.apply(change));
+        state.take_changed_views();
+        state
+    }
+
+    fn publish(viewers: &mut ViewVersions, state: &mut State, change: Change, revision: u64) {
+        state.apply(change);
+        let changed = state.take_changed_views();
+        viewers.publish(state, changed, revision);
     }
 
     /// Returns the names of the changed peers, on one line.
@@ -179,59 +202,79 @@ mod tests {
 
     #[test]
     fn what_changed_since_a_version_is_joined_and_what_is_too_old_is_not_made_up() {
-        let a: NodeName = "a".parse().unwrap();
-        let mut state = State::default();
-        state.apply(Change::PutNode(NodeRecord::new(a.clone(), Role::Edge, 0)));
+        let a = name("a");
+        let mut state = cluster([edge("a", "alpha"), edge("w", "")]);
         let mut viewers = ViewVersions::new(&state, 10);
         for (revision, peer) in [(11, "x"), (12, "y"), (15, "z")] {
-            viewers.publish(&state, only_view(&a, changed_peer(peer)), revision);
+            publish(&mut viewers, &mut state, edge(peer, "alpha"), revision);
         }
-        let since = |viewers: &ViewVersions, known| since(viewers, &state, &a, known);
-        assert_eq!(since(&viewers, 10).as_deref(), Some("x y z"));
-        assert_eq!(since(&viewers, 12).as_deref(), Some("z"));
-        assert_eq!(since(&viewers, 15).as_deref(), Some(""));
-        assert_eq!(since(&viewers, 9), None);
+        assert_eq!(since(&viewers, &state, &a, 10).as_deref(), Some("x y z"));
+        assert_eq!(since(&viewers, &state, &a, 12).as_deref(), Some("z"));
+        assert_eq!(since(&viewers, &state, &a, 15).as_deref(), Some(""));
+        assert_eq!(since(&viewers, &state, &a, 9), None);
         for revision in 16..16 + REMEMBERED as u64 {
-            viewers.publish(&state, only_view(&a, changed_peer("w")), revision);
+            let community = if revision % 2 == 0 { "alpha" } else { "" };
+            publish(&mut viewers, &mut state, edge("w", community), revision);
         }
-        assert_eq!(since(&viewers, 15).as_deref(), Some("w"));
-        assert_eq!(since(&viewers, 14), None);
+        assert_eq!(since(&viewers, &state, &a, 15).as_deref(), Some("w"));
+        assert_eq!(since(&viewers, &state, &a, 14), None);
         viewers.publish_all(1000);
-        assert_eq!(since(&viewers, 999), None);
-        assert_eq!(since(&viewers, 1000).as_deref(), Some(""));
+        assert_eq!(since(&viewers, &state, &a, 999), None);
+        assert_eq!(since(&viewers, &state, &a, 1000).as_deref(), Some(""));
         let watch = viewers.watch(&a).unwrap();
-        viewers.publish(&state, only_view(&a, ChangedParts { new: true, ..changed_peer("v") }), 1001);
-        assert_eq!(since(&viewers, 1000), None, "another node of the same name");
+        state.apply(Change::DeleteNode(a.clone()));
+        publish(&mut viewers, &mut state, edge("a", "alpha"), 1001);
+        assert_eq!(since(&viewers, &state, &a, 1000), None, "another node of the same name");
         assert!(watch.has_changed().is_err(), "the streams of the former one end");
+        assert_eq!(since(&viewers, &state, &name("x"), 1000).as_deref(), Some("a"), "its peers hear of it");
     }
 
     #[test]
-    fn a_change_of_very_many_peers_is_not_remembered() {
-        let a: NodeName = "a".parse().unwrap();
-        let mut state = State::default();
-        state.apply(Change::PutNode(NodeRecord::new(a.clone(), Role::Edge, 0)));
+    fn a_node_that_moves_is_recorded_once_for_a_group_and_not_once_for_each_viewer() {
+        let mut state = cluster((0..1000).map(|n| edge(&format!("n{n}"), "alpha")));
         let mut viewers = ViewVersions::new(&state, 10);
-        let watch = viewers.watch(&a).unwrap();
-        let peers = (0..=MOST_PEERS).map(|n| format!("edge-{n}").parse().unwrap()).collect();
-        viewers.publish(&state, only_view(&a, ChangedParts { peers, ..ChangedParts::default() }), 11);
-        assert_eq!(*watch.borrow(), 11);
-        assert_eq!(since(&viewers, &state, &a, 10), None, "the viewer gets the whole view");
-        assert!(viewers.viewers[&a].log.entries.is_empty());
-        viewers.publish(&state, only_view(&a, changed_peer("x")), 12);
-        assert_eq!(since(&viewers, &state, &a, 11).as_deref(), Some("x"));
+        let heard = viewers.watch(&name("n0")).unwrap();
+        for joined in 0..100 {
+            publish(&mut viewers, &mut state, edge(&format!("new{joined}"), "alpha"), 11 + joined);
+        }
+        assert!(viewers.remembered() <= 100, "{}", viewers.remembered());
+        assert_eq!(*heard.borrow(), 110);
+        assert_eq!(since(&viewers, &state, &name("n0"), 109).as_deref(), Some("new99"));
+        assert_eq!(since(&viewers, &state, &name("n0"), 10).unwrap().split(' ').count(), 100);
+        publish(&mut viewers, &mut state, edge("new0", ""), 200);
+        assert_eq!(since(&viewers, &state, &name("n0"), 199).as_deref(), Some("new0"));
+        assert_eq!(since(&viewers, &state, &name("new0"), 199), None, "it gets the whole view");
+        publish(&mut viewers, &mut state, Change::DeleteNode(name("new1")), 201);
+        assert_eq!(since(&viewers, &state, &name("n0"), 200).as_deref(), Some("new1"));
+        publish(&mut viewers, &mut state, edge("new0", "alpha"), 202);
+        assert_eq!(since(&viewers, &state, &name("new0"), 200), None, "not what left while it was away: new1");
+        assert_eq!(since(&viewers, &state, &name("new0"), 202).as_deref(), Some(""));
+    }
+
+    #[test]
+    fn a_role_of_which_the_last_node_left_is_still_told_to_those_that_see_the_role() {
+        let mut state = cluster([edge("a", ""), Change::PutNode(NodeRecord::new(name("hub"), Role::Hub, 0))]);
+        let mut viewers = ViewVersions::new(&state, 10);
+        publish(&mut viewers, &mut state, Change::DeleteNode(name("a")), 11);
+        assert_eq!(since(&viewers, &state, &name("hub"), 10).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn a_group_that_nobody_sees_is_not_remembered() {
+        let mut state = cluster([edge("a", ""), edge("b", "")]);
+        let mut viewers = ViewVersions::new(&state, 10);
+        for round in 0..100 {
+            publish(&mut viewers, &mut state, edge("a", &format!("c{round}")), 11 + round);
+        }
+        assert_eq!(viewers.groups.len(), 1, "only the last community");
+        publish(&mut viewers, &mut state, Change::DeleteNode(name("a")), 200);
+        assert!(viewers.groups.is_empty());
     }
 
     #[test]
     fn a_node_that_changed_is_recorded_once_and_found_by_all_its_viewers() {
-        let mut state = State::default();
-        let label = |community: &str| [(edge_types::name::COMMUNITY_LABEL.to_owned(), community.to_owned())].into();
-        for (name, role, community) in
-            [("a", Role::Edge, "alpha"), ("b", Role::Edge, "alpha"), ("c", Role::Edge, "beta"), ("hub", Role::Hub, "")]
-        {
-            let mut record = NodeRecord::new(name.parse().unwrap(), role, 0);
-            record.set_labels(label(community)).unwrap();
-            state.apply(Change::PutNode(record));
-        }
+        let hub = Change::PutNode(NodeRecord::new(name("hub"), Role::Hub, 0));
+        let state = cluster([edge("a", "alpha"), edge("b", "alpha"), edge("c", "beta"), hub]);
         let [a, b, c, hub] = ["a", "b", "c", "hub"].map(|name| name.parse::<NodeName>().unwrap());
         let mut viewers = ViewVersions::new(&state, 10);
         let heard = [&a, &b, &c, &hub].map(|name| viewers.watch(name).unwrap());

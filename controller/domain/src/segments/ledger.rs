@@ -116,8 +116,9 @@ pub struct Ledger {
     /// For each range, the address below which nothing was free at the last search. The address
     /// only speeds up the search: the whole range is searched before a grant is refused.
     searched: BTreeMap<AddressKey, u128>,
-    /// Releases that this process has seen, with the time by [`Clock::monotonic`]. Their quarantine
-    /// is measured by that clock, so no change of the machine's clock shortens it.
+    /// Releases that this process has seen, with the time by [`Clock::monotonic`]. Their
+    /// quarantine, and the time for which they are kept, are measured by that clock, so no change
+    /// of the machine's clock shortens them.
     seen: BTreeMap<AddressKey, Release>,
     /// The clock for the times in `seen`. Without a clock, no release is recorded in `seen`.
     clock: Option<Clock>,
@@ -128,9 +129,24 @@ pub struct Ledger {
 struct Release {
     granted_at: Seconds,
     released_at: Seconds,
+    kept_until: Option<Seconds>,
+    /// Seconds from `at` until `kept_until`; 0 without it.
+    kept_for: Seconds,
     /// Monotonic time at which this process saw the release; `None` if the release is older than
     /// [`Ledger::watch_releases`].
     at: Option<Seconds>,
+}
+
+impl Release {
+    /// The release of a row, as one that this process did not see.
+    fn of(row: &SegmentRecord, released_at: Seconds) -> Self {
+        Self { granted_at: row.granted_at, released_at, kept_until: row.kept_until, kept_for: 0, at: None }
+    }
+
+    /// Returns whether this is the release of the row.
+    fn is_of(&self, row: &SegmentRecord) -> bool {
+        (self.granted_at, Some(self.released_at), self.kept_until) == (row.granted_at, row.released_at, row.kept_until)
+    }
 }
 
 impl Ledger {
@@ -215,25 +231,26 @@ impl Ledger {
         if let Some(before) = self.rows.get(&place)
             && let Some(released_at) = before.released_at
         {
-            let known = Release { granted_at: before.granted_at, released_at, at: None };
+            let known = Release::of(before, released_at);
             self.seen.entry(place).or_insert(known);
         }
         let Some(released_at) = row.released_at else { return };
-        let seen = Release { granted_at: row.granted_at, released_at, at: Some(clock.monotonic()) };
+        let seen = Release::of(row, released_at);
+        let kept_for = row.kept_until.map_or(0, |until| until.saturating_sub(clock.now()).max(0));
+        let seen = Release { at: Some(clock.monotonic()), kept_for, ..seen };
         let known = self.seen.entry(place).or_insert_with(|| seen.clone());
-        if (known.granted_at, known.released_at) != (seen.granted_at, seen.released_at) {
+        if !known.is_of(row) {
             *known = seen;
         }
     }
 
-    /// Returns whether a segment can be granted: it is released, and its quarantine has passed by
-    /// both the wall clock and the monotonic clock.
+    /// Returns whether a segment can be granted: it is released, and both its quarantine and the
+    /// time for which it is kept have passed by the wall clock and by the monotonic clock.
     pub(super) fn is_free(&self, row: &SegmentRecord, policy: &SegmentPolicy, now: Seconds) -> bool {
-        let Some(released_at) = row.released_at else { return false };
         let seen = self.seen.get(&bounds(&row.network).0);
-        let seen = seen.filter(|seen| (seen.granted_at, seen.released_at) == (row.granted_at, released_at));
-        let waited = match (&self.clock, seen.and_then(|seen| seen.at)) {
-            (Some(clock), Some(at)) => clock.monotonic() - at >= policy.quarantine,
+        let seen = seen.filter(|seen| seen.is_of(row));
+        let waited = match (&self.clock, seen.and_then(|seen| Some((seen.at?, seen.kept_for)))) {
+            (Some(clock), Some((at, kept_for))) => clock.monotonic() - at >= policy.quarantine.max(kept_for),
             _ => true,
         };
         waited && row.free_from(policy.quarantine).is_some_and(|from| now >= from)
@@ -395,6 +412,21 @@ mod tests {
         assert_ne!(take(&mut ledger, &policy, "c", Family::V4, 109).unwrap(), second);
         assert_eq!(take(&mut ledger, &policy, "c", Family::V4, 110).unwrap(), second);
         assert_eq!(ledger.held_by(&"a".parse().unwrap())[0].network, first);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_ahead_does_not_shorten_the_time_for_which_a_segment_is_kept() {
+        const DAY: Seconds = 24 * 3600;
+        let (mut ledger, policy, clock) = (Ledger::default(), policy(), Clock::system());
+        ledger.watch_releases(clock.clone());
+        let kept = take(&mut ledger, &policy, "a", Family::V4, clock.now()).unwrap();
+        let row = ledger.row(&kept).unwrap().clone();
+        let kept_until = Some(clock.now() + 7 * DAY);
+        ledger.insert(SegmentRecord { released_at: Some(clock.now()), kept_until, ..row });
+        clock.step(8 * DAY);
+        assert_ne!(take(&mut ledger, &policy, "b", Family::V4, clock.now()).unwrap(), kept);
+        clock.advance(7 * DAY + 1);
+        assert_eq!(take(&mut ledger, &policy, "b", Family::V4, clock.now()).unwrap(), kept);
     }
 
     #[test]

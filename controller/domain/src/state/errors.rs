@@ -43,6 +43,9 @@ pub enum JoinError {
          with a token bound to the name (edge-controller token create --node {0})"
     )]
     NameTaken(NodeName),
+    /// The name does not stand for a node.
+    #[error("no node may have the name {0}, which holds segments that cannot be read; choose another name")]
+    Reserved(NodeName),
     /// The node is registered with another role.
     #[error(
         "node {node} is registered as {registered}, and the token is for a {token}; deregister it first if its role is to change"

@@ -11,6 +11,10 @@ use crate::segments::{SegmentPolicy, SegmentRecord};
 /// Request id of segments that are granted at a join.
 const JOIN_REQUEST: &str = "join";
 
+/// Name of the node that holds segments whose objects cannot be read, so that they are granted to
+/// nobody. No node may join under it: all of these segments would be its own.
+pub const RESERVED_NAME: &str = "unreadable.invalid";
+
 impl State {
     /// Returns the record of a node after its join: a new one, or the present one if the join may
     /// take it over.
@@ -21,6 +25,9 @@ impl State {
         takes_over: bool,
         now: Seconds,
     ) -> Result<NodeRecord, JoinError> {
+        if name.as_str() == RESERVED_NAME {
+            return Err(JoinError::Reserved(name.clone()));
+        }
         let Some(record) = self.node(name) else {
             return Ok(NodeRecord::new(name.clone(), role, now));
         };

@@ -31,8 +31,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use edge_types::{Communities, Community, NodeName, Role};
 
-pub use changed_views::{ChangedParts, ChangedViews};
+pub use changed_views::{ChangedParts, ChangedViews, ViewerChange};
 pub use errors::{JoinError, SegmentError};
+pub use joining::RESERVED_NAME;
 pub use records::{
     Certificate, Change, CommunityRecord, NodeObject, NodeRecord, PublicAddress, Redemption, RowKey, Snapshot,
     TokenRecord,
@@ -57,11 +58,11 @@ pub struct State {
     changed_views: ChangedViews,
 }
 
-/// The nodes that see a node and the nodes that it sees, at one moment.
+/// The groups to which a node belongs and the groups that it sees, at one moment.
 #[derive(Default)]
-struct Neighbours {
-    viewers: BTreeSet<NodeName>,
-    peers: BTreeSet<NodeName>,
+struct NodeGroups {
+    of: BTreeSet<VisibilityGroup>,
+    seen: BTreeSet<VisibilityGroup>,
 }
 
 impl State {
@@ -180,9 +181,9 @@ impl State {
         all
     }
 
-    fn neighbours(&self, node: &NodeRecord) -> Neighbours {
-        let owned = |names: BTreeSet<&NodeName>| names.into_iter().cloned().collect();
-        Neighbours { viewers: owned(self.viewers_of(node)), peers: owned(self.peers_of(node)) }
+    fn node_groups(&self, node: &NodeRecord) -> NodeGroups {
+        let (of, seen) = (self.groups_of(node), self.groups_seen_by(node));
+        NodeGroups { of: of.into_iter().collect(), seen: seen.into_iter().collect() }
     }
 
     /// Returns the key hashes of the authorities that signed the certificates of registered nodes.
@@ -257,27 +258,25 @@ impl State {
             self.nodes.insert(name, node);
             return;
         }
-        let before = old.as_ref().map(|old| self.neighbours(old)).unwrap_or_default();
+        let before = old.as_ref().map(|old| self.node_groups(old)).unwrap_or_default();
         if let Some(old) = &old {
             self.index.remove(old, &self.communities_of(old));
         }
         self.index.insert(&node, &communities);
-        let after = self.neighbours(&node);
+        let after = self.node_groups(&node);
         if old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
             self.changed_views.note_changed(&name);
         }
         self.note_move(&name, &before, &after);
-        match old {
-            Some(_) => self.changed_views.note_own(&name),
-            None => self.changed_views.note_new(&name),
+        if old.is_none() {
+            self.changed_views.note_viewer(&name, ViewerChange::Registered);
         }
         self.nodes.insert(name, node);
     }
 
     fn delete_node(&mut self, name: &NodeName) {
         let Some(old) = self.nodes.remove(name) else { return };
-        let viewers: BTreeSet<NodeName> = self.viewers_of(&old).into_iter().cloned().collect();
-        self.changed_views.note_peer(&viewers, name);
+        self.changed_views.note_moved(name, self.groups_of(&old));
         self.changed_views.forget(name);
         self.index.remove(&old, &self.communities_of(&old));
     }
@@ -293,7 +292,7 @@ impl State {
     /// Adds a node to a community's list or removes it from the list.
     fn set_listed(&mut self, member: &NodeName, community: &Community, add: bool) {
         let node = self.nodes.get(member).cloned();
-        let before = node.as_ref().map(|node| (self.neighbours(node), self.communities_of(node)));
+        let before = node.as_ref().map(|node| (self.node_groups(node), self.communities_of(node)));
         let listed = self.listed.entry(member.clone()).or_default();
         if add {
             listed.insert(community.clone());
@@ -308,18 +307,19 @@ impl State {
             let now = self.communities_of(&node);
             self.index.insert(&node, &now);
             if now != communities {
-                let after = self.neighbours(&node);
+                let after = self.node_groups(&node);
                 self.note_move(member, &before, &after);
-                self.changed_views.note_own(member);
             }
         }
     }
 
-    /// Records that a node's visibility changed: it enters or leaves views, and other nodes enter
-    /// or leave the node's own view.
-    fn note_move(&mut self, name: &NodeName, before: &Neighbours, after: &Neighbours) {
-        self.changed_views.note_peer(before.viewers.symmetric_difference(&after.viewers), name);
-        self.changed_views.note_peers(name, before.peers.symmetric_difference(&after.peers));
+    /// Records that a node's role or communities changed: it enters or leaves groups, and its own
+    /// view changes.
+    fn note_move(&mut self, name: &NodeName, before: &NodeGroups, after: &NodeGroups) {
+        self.changed_views.note_moved(name, before.of.symmetric_difference(&after.of).cloned());
+        let sees_the_same = before.seen == after.seen;
+        let change = if sees_the_same { ViewerChange::OwnPart } else { ViewerChange::WholeView };
+        self.changed_views.note_viewer(name, change);
     }
 
     /// Records that the holder of a segment changed: both the former and the new holder change, in
@@ -330,7 +330,7 @@ impl State {
         for holder in holders {
             if self.nodes.contains_key(&holder) {
                 self.changed_views.note_changed(&holder);
-                self.changed_views.note_own(&holder);
+                self.changed_views.note_viewer(&holder, ViewerChange::OwnPart);
             }
         }
     }

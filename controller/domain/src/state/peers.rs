@@ -27,13 +27,6 @@ impl State {
         peers.filter(|peer| **peer != node.name).collect()
     }
 
-    /// Returns the nodes that have this node in their views: the reverse of [`State::peers_of`].
-    pub fn viewers_of(&self, node: &NodeRecord) -> BTreeSet<&NodeName> {
-        let groups = self.groups_of(node);
-        let viewers = groups.iter().flat_map(|group| self.group_viewers(group));
-        viewers.filter(|viewer| **viewer != node.name).collect()
-    }
-
     /// Returns the groups to which a node belongs.
     pub fn groups_of(&self, node: &NodeRecord) -> Vec<VisibilityGroup> {
         let of_role = roles_that_see(node.role).next().map(|_| VisibilityGroup::Role(node.role));
@@ -150,7 +143,6 @@ mod tests {
                 pairs.insert((viewer.role, peer.role, sees));
                 assert_eq!(state.is_peer(viewer, peer), sees, "is_peer: {pair}");
                 assert_eq!(state.peers_of(viewer).contains(&peer.name), sees, "peers_of: {pair}");
-                assert_eq!(state.viewers_of(peer).contains(&viewer.name), sees, "viewers_of: {pair}");
                 if viewer.name == peer.name {
                     continue;
                 }

@@ -38,23 +38,39 @@ fn peers_are_hubs_and_members_of_the_same_communities() {
     assert_eq!(peers("cloud"), ["hub"]);
 }
 
-/// Returns one line for each changed view: the viewer, `self` if its own part changed, and the
-/// peers that changed.
+/// Returns one line for each changed view: the viewer, `self` if only its own part changed, `all`
+/// if it gets the whole view, and the peers that changed.
 fn changed_views(state: &mut State) -> Vec<String> {
-    let ChangedViews { changed_nodes, mut views } = state.take_changed_views();
+    let ChangedViews { changed_nodes, mut moved, viewers } = state.take_changed_views();
     for peer in changed_nodes {
         for group in state.groups_of(state.node(&peer).unwrap()) {
-            for viewer in state.group_viewers(&group).filter(|viewer| **viewer != peer) {
-                views.entry(viewer.clone()).or_default().peers.insert(peer.clone());
-            }
+            moved.entry(group).or_default().insert(peer.clone());
         }
     }
-    let show = |(viewer, parts): (NodeName, ChangedParts)| {
-        let own = parts.own.then(|| "self".to_owned());
-        let parts: Vec<String> = own.into_iter().chain(parts.peers.into_iter().map(String::from)).collect();
-        format!("{viewer}: {}", parts.join(" "))
+    let mut lines: BTreeMap<NodeName, BTreeSet<NodeName>> = BTreeMap::new();
+    for (group, peers) in moved {
+        for viewer in state.group_viewers(&group) {
+            let others = peers.iter().filter(|peer| *peer != viewer).cloned();
+            lines.entry(viewer.clone()).or_default().extend(others);
+        }
+    }
+    lines.extend(
+        viewers
+            .keys()
+            .filter(|name| !lines.contains_key(*name))
+            .map(|name| (name.clone(), [].into()))
+            .collect::<Vec<_>>(),
+    );
+    let show = |(viewer, peers): (NodeName, BTreeSet<NodeName>)| match viewers.get(&viewer) {
+        Some(ViewerChange::WholeView | ViewerChange::Registered) => Some(format!("{viewer}: all")),
+        None if peers.is_empty() => None,
+        own => {
+            let own = own.map(|_| "self".to_owned());
+            let parts: Vec<String> = own.into_iter().chain(peers.into_iter().map(String::from)).collect();
+            Some(format!("{viewer}: {}", parts.join(" ")))
+        }
     };
-    views.into_iter().map(show).collect()
+    lines.into_iter().filter_map(show).collect()
 }
 
 #[test]
@@ -68,13 +84,13 @@ fn a_change_alters_only_the_views_in_which_the_node_is() {
     state.apply(Change::PutNode(a1));
     assert_eq!(changed_views(&mut state), ["a2: a1", "hub: a1"]);
     state.apply(Change::PutNode(node("b1", Role::Edge, "alpha")));
-    assert_eq!(changed_views(&mut state), ["a1: b1", "b1: self a1"], "a2 saw b1 before and sees it still");
+    assert_eq!(changed_views(&mut state), ["a1: b1", "a2: b1", "b1: all"], "the hub sees b1 as before");
     state.apply(Change::DeleteNode("a2".parse().unwrap()));
     assert_eq!(changed_views(&mut state), ["a1: a2", "b1: a2", "hub: a2"]);
     state.apply(Change::DeleteNode("c1".parse().unwrap()));
     state.apply(Change::PutNode(node("c1", Role::Cloud, "")));
-    let c1 = &state.take_changed_views().views[&"c1".parse::<NodeName>().unwrap()];
-    assert!(c1.new, "nothing of what the former c1 saw counts for this one");
+    let c1 = state.take_changed_views().viewers[&"c1".parse::<NodeName>().unwrap()];
+    assert_eq!(c1, ViewerChange::Registered, "nothing of what the former c1 saw counts for this one");
     assert_eq!(state.communities().count(), 1);
 }
 
@@ -86,17 +102,33 @@ fn a_listed_community_counts_as_a_label_does_and_may_list_nodes_before_they_join
         Change::PutCommunity(CommunityRecord { name: "gamma".parse().unwrap(), members })
     };
     state.apply(gamma(&["c1", "later"]));
-    assert_eq!(changed_views(&mut state), ["c1: self"]);
+    assert_eq!(changed_views(&mut state), ["c1: all"]);
     state.apply(Change::PutNode(node("later", Role::Edge, "")));
-    assert_eq!(changed_views(&mut state), ["c1: later", "hub: later", "later: self c1 hub"]);
+    assert_eq!(changed_views(&mut state), ["c1: later", "hub: later", "later: all"]);
     state.apply(gamma(&["c1", "a1", "later"]));
-    assert_eq!(changed_views(&mut state), ["a1: self c1 later", "c1: a1", "later: a1"]);
+    assert_eq!(changed_views(&mut state), ["a1: all", "c1: a1", "later: a1"]);
     state.apply(Change::DeleteCommunity("gamma".parse().unwrap()));
     let peers = |name: &str| names(state.peers_of(&state.nodes[&name.parse().unwrap()]).into_iter().cloned().collect());
     assert_eq!(
         (peers("c1"), peers("later"), peers("a1")),
         (vec!["hub".into()], vec!["hub".into()], vec!["a2".into(), "hub".into()])
     );
+}
+
+#[test]
+fn a_list_of_thousands_of_members_is_recorded_once_for_the_community_and_not_once_for_each_pair() {
+    let mut state = State::default();
+    let members: BTreeSet<NodeName> = (0..3000).map(|n| format!("n{n}").parse().unwrap()).collect();
+    members.iter().for_each(|name| state.apply(Change::PutNode(node(name.as_str(), Role::Edge, ""))));
+    state.take_changed_views();
+    let community = CommunityRecord { name: "alpha".parse().unwrap(), members: members.clone() };
+    for change in [Change::PutCommunity(community), Change::DeleteCommunity("alpha".parse().unwrap())] {
+        state.apply(change);
+        let changed = state.take_changed_views();
+        assert_eq!(changed.peers().count(), members.len());
+        assert_eq!(changed.viewers.len(), members.len());
+        assert!(changed.viewers.values().all(|change| *change == ViewerChange::WholeView));
+    }
 }
 
 #[test]

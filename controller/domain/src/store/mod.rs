@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::Seconds;
+use crate::clock::{Seconds, StoredTimeAhead};
 use crate::state::{Change, RowKey, Snapshot};
 
 /// A durable set of rows.
@@ -40,6 +40,13 @@ pub trait Store: Send + Sync {
     fn raise_revision(&self, revision: u64) -> BoxFuture<'_, Result<(), StoreError>> {
         let refused = StoreError::Failed(format!("this store cannot begin above revision {revision}"));
         Box::pin(std::future::ready(Err(refused)))
+    }
+
+    /// Sets the time that the store keeps, also to an earlier one. For a store in which every
+    /// commit does that, there is nothing to do.
+    fn replace_time(&self, now: Seconds) -> BoxFuture<'_, Result<(), StoreError>> {
+        let _ = now;
+        Box::pin(std::future::ready(Ok(())))
     }
 
     /// Reads a note that is kept in addition to the rows; `None` if it was never written.
@@ -164,6 +171,9 @@ pub enum StoreError {
         /// The latest layout version that this release supports.
         ours: u64,
     },
+    /// The time in the store is far ahead of the machine's clock.
+    #[error(transparent)]
+    TimeAhead(#[from] StoredTimeAhead),
     /// Another replica changed the same rows first. A plan that is repeated with `current` may
     /// succeed.
     #[error("another replica changed {key} at the same moment")]

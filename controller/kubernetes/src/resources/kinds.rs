@@ -2,7 +2,7 @@
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::segments::SegmentRecord;
-use edge_controller_domain::state::{Change, RowKey};
+use edge_controller_domain::state::{Change, RESERVED_NAME, RowKey};
 use edge_types::NodeName;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -33,10 +33,6 @@ pub(crate) const TOKENS: &str = "edge-cni.io/kind=join-token";
 /// Annotation of an object that a replica is about to delete. It shows the other replicas that the
 /// deletion is the controller's own.
 pub(crate) const DELETING: &str = "edge-cni.io/deleting";
-
-/// Placeholder name for the holder of a segment with an unreadable object, so that the segment is
-/// not granted. No real node has this name.
-const UNREADABLE: &str = "unreadable.invalid";
 
 impl Kind {
     pub(crate) const ALL: [Self; 4] = [Self::Node, Self::Segment, Self::Community, Self::Token];
@@ -176,13 +172,13 @@ fn decode<S: Spec>(kind: Kind, name: &str, spec: Option<S>, data: &Value) -> Res
 /// Returns the row that blocks a segment with an unreadable object.
 pub(crate) fn blocked(name: &str) -> Option<Change> {
     let network = super::network_of(name)?;
-    let node: NodeName = UNREADABLE.parse().ok()?;
+    let node: NodeName = RESERVED_NAME.parse().ok()?;
     Some(Change::PutSegment(SegmentRecord::new(network, node, String::new(), 0, None)))
 }
 
 /// Returns whether this row blocks a segment with an unreadable object.
 pub(crate) fn is_blocked(row: &SegmentRecord) -> bool {
-    row.node.as_str() == UNREADABLE
+    row.node.as_str() == RESERVED_NAME
 }
 
 /// Returns the object that a change writes; `None` if the change deletes one.

@@ -131,12 +131,17 @@ async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(),
             };
             (change, result)
         }));
-        let (mut grants, mut failed) = (Vec::new(), None);
+        let (mut grants, mut failed, mut unknown) = (Vec::new(), None, Vec::new());
         for (change, result) in written.await {
             match result {
                 Ok(None) => done.push(change.clone()),
                 Ok(Some(grant)) => grants.push(grant),
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) => {
+                    if !matches!(error, StoreError::Conflict { .. }) {
+                        unknown.push(change);
+                    }
+                    failed = failed.or(Some(error));
+                }
             }
         }
         if !grants.is_empty() {
@@ -150,7 +155,7 @@ async fn commit_element(core: &Arc<StoreCore>, element: &[Change]) -> Result<(),
             // The changes that were written stay, and the registry receives them like changes of
             // other replicas. The registry must receive them before it plans again: otherwise the
             // new plan might grant further segments.
-            give_back_tokens(core, &mut done).await;
+            give_back_tokens(core, &mut done, &unknown).await;
             let mut objects = core.objects();
             done.iter().cloned().for_each(|change| objects.publish_write(change));
             return Err(match error {
@@ -179,6 +184,15 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
             return Err(StoreError::Failed(format!("an earlier write of {key} has not ended yet")));
         }
     };
+    if let Some(other) = other_row(&base, &key) {
+        core.objects().end(&object_key);
+        return Err(StoreError::Failed(format!(
+            "{key} and {other} are the same object {} {}; names that differ only in capital letters cannot both exist: use the \
+             existing one, or delete it first",
+            object_key.0.what(),
+            object_key.1
+        )));
+    }
     let sent = send(core, change, &object_key, &base).await;
     match sent {
         Ok(Some(object)) => match change {
@@ -237,6 +251,15 @@ async fn write(core: &StoreCore, change: &Change) -> Result<Option<UnconfirmedGr
     }
 }
 
+/// Returns the row that the object holds if it is another one. The name of a community's object is
+/// in small letters, so two communities may have the same object.
+fn other_row<'a>(base: &'a WriteBase, key: &RowKey) -> Option<&'a RowKey> {
+    match base {
+        WriteBase::Object { key: held, .. } if held != key => Some(held),
+        WriteBase::Object { .. } | WriteBase::Nothing => None,
+    }
+}
+
 /// Releases a segment of a node that is deregistered. If the row has changed in the meantime, the
 /// segment is still released, unless the row is another grant.
 async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError> {
@@ -266,12 +289,25 @@ async fn release(core: &StoreCore, row: &SegmentRecord) -> Result<(), StoreError
     result
 }
 
-/// Gives back the use of a token if the element that used it failed. If that fails too, the use is
-/// lost: the token then lets one node fewer join.
-async fn give_back_tokens(core: &StoreCore, done: &mut Vec<Change>) {
+/// Gives back the use of a token if the element that used it failed. The use is lost if that fails
+/// too, or if one of the changes whose outcome is `unknown` may have been written: the token then
+/// lets one node fewer join. Otherwise it could let one node more join.
+async fn give_back_tokens(core: &StoreCore, done: &mut Vec<Change>, unknown: &[&Change]) {
     let used = done.iter().position(|change| matches!(change, Change::PutToken(token) if token.used() > 0));
     let Some(index) = used else { return };
     let Change::PutToken(mut token) = done[index].clone() else { return };
+    for change in unknown {
+        let object_key = Kind::object_key(&change.key());
+        let written = match read_object(core, &object_key).await {
+            Ok(Some(object)) => object.row.as_ref() == Ok(*change),
+            Ok(None) => false,
+            Err(_) => true,
+        };
+        if written {
+            tracing::warn!(id = token.id, row = %change.key(), "the use of a join token stays counted: the join may have been written");
+            return;
+        }
+    }
     token.set_used(token.used() - 1);
     match write(core, &Change::PutToken(token.clone())).await {
         Ok(_) => drop(done.remove(index)),

@@ -90,7 +90,7 @@ async fn roll_back(core: &StoreCore, grants: Vec<UnconfirmedGrant>) {
         let mut why = "others keep writing it".to_owned();
         for _ in 0..ATTEMPTS {
             let (uid, foreign) = (written.uid.clone(), written.foreign.clone());
-            let upon = WriteBase::Object { uid, version: written.version, held: true, foreign };
+            let upon = WriteBase::Object { key: change.key(), uid, version: written.version, held: true, foreign };
             match send(core, &change, &object_key, &upon).await {
                 Ok(None) => return core.objects().end_rolled_back(object_key, written, &Change::GrantSegment(row)),
                 Ok(Some(_)) => return core.objects().end(&object_key),

@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::clock::{Clock, Seconds};
 use edge_controller_domain::state::{Change, Snapshot};
 use edge_controller_domain::store::{Committed, Note, Store, StoreError, StoreEvent};
 use edge_types::view::SegmentPrefix;
@@ -141,10 +141,11 @@ impl Store for Kubernetes {
             self.core.shared_config.note_definitions(&definitions).await?;
             self.core.definitions.set_known(definitions);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
+            let latest = latest_time();
             let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
             for (kind, objects, at) in lists {
                 for row in self.core.objects().load(kind, objects, at) {
-                    add_row(&mut snapshot, row);
+                    add_row(&mut snapshot, row, latest);
                 }
                 let (core, api_failures) = (self.core.clone(), self.core.api_failures.clone());
                 let source = self.core.source(kind);
@@ -168,6 +169,7 @@ impl Store for Kubernetes {
             let mut objects = ObjectVersions::new(mpsc::unbounded_channel().0, EventRecorder::default());
             objects.begin_above(noted.offset);
             let mut snapshot = Snapshot { time: noted.time, ..Snapshot::default() };
+            let latest = latest_time();
             let definitions = self.core.definitions.require_all().await?;
             for kind in Kind::ALL {
                 // Reads by pages: reading the watch cache needs a write, and this method must not
@@ -180,7 +182,7 @@ impl Store for Kubernetes {
                             "the object {what} {name} cannot be read ({why}); correct it or delete it"
                         ))
                     })?;
-                    add_row(&mut snapshot, row);
+                    add_row(&mut snapshot, row, latest);
                 }
                 objects.reached(kind, at);
             }
@@ -200,6 +202,10 @@ impl Store for Kubernetes {
             self.core.objects().begin_above(offset);
             Ok(())
         })
+    }
+
+    fn replace_time(&self, now: Seconds) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.core.shared_config.replace_time(now))
     }
 
     fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
@@ -262,8 +268,14 @@ impl Store for Kubernetes {
     }
 }
 
-fn add_row(snapshot: &mut Snapshot, row: Change) {
-    snapshot.time = snapshot.time.max(kinds::time_of(&row));
+/// Returns the latest time in an object that is believed. People may write any time into an object,
+/// and the clock must not follow it. Without a valid machine's clock every time is believed.
+fn latest_time() -> Seconds {
+    Clock::system().machine_time().unwrap_or(Seconds::MAX)
+}
+
+fn add_row(snapshot: &mut Snapshot, row: Change, latest: Seconds) {
+    snapshot.time = snapshot.time.max(kinds::time_of(&row).min(latest));
     match row {
         Change::PutNode(node) => snapshot.nodes.push(node),
         Change::PutToken(token) => snapshot.tokens.push(token),
@@ -288,5 +300,26 @@ async fn forward(mut events: mpsc::UnboundedReceiver<NumberedEvent>, followed: m
         if followed.send(StoreEvent::Changes { changes, recreated, revision }).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_controller_domain::segments::SegmentRecord;
+
+    use super::*;
+
+    #[test]
+    fn a_time_in_an_object_does_not_set_the_clock_ahead() {
+        let now = Clock::system().machine_time().unwrap();
+        let row = |granted_at| {
+            let (network, node) = ("10.77.0.0/26".parse().unwrap(), "a".parse().unwrap());
+            Change::PutSegment(SegmentRecord::new(network, node, "r".into(), granted_at, None))
+        };
+        let mut snapshot = Snapshot { time: 7, ..Snapshot::default() };
+        add_row(&mut snapshot, row(now - 100), latest_time());
+        assert_eq!(snapshot.time, now - 100);
+        add_row(&mut snapshot, row(2_903_000_000), latest_time());
+        assert!((now..now + 60).contains(&snapshot.time), "{}", snapshot.time);
     }
 }

@@ -184,6 +184,11 @@ impl SharedConfig {
         Ok(version)
     }
 
+    /// Sets the stored time, also to an earlier one.
+    pub(super) async fn replace_time(&self, now: Seconds) -> Result<(), StoreError> {
+        self.write(|data| drop(data.insert(TIME.into(), now.to_string()))).await.map(drop)
+    }
+
     /// Fails if a later release has been in use. The read starts after this call. Concurrent calls
     /// share one read.
     pub(super) async fn understood_since_now(&self) -> Result<(), StoreError> {

@@ -32,8 +32,8 @@ use tracing::Instrument;
 use super::body::{Json, Node};
 use super::caller::Caller;
 use super::error::ApiError;
+use super::single_view::SLOWEST_READER;
 use super::state::{CheckPermit, from_substates};
-use super::view::SLOWEST_READER;
 use crate::live_config::LiveConfig;
 
 /// Number of nodes that measure at the same time.

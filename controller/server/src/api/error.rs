@@ -132,12 +132,14 @@ pub enum ApiError {
     /// The node gets no segment.
     #[error(transparent)]
     Segment(SegmentError),
-    /// The node has too many streams of its view open.
-    #[error("node {node} has {most} streams of its view open, the most that it may have; end those that are not read")]
+    /// The node reads too many views, or streams of its view, at once.
+    #[error(
+        "node {node} already reads its view {most} times, the most that it may at once; end those that are not read"
+    )]
     TooManyStreams {
         /// Name of the node.
         node: NodeName,
-        /// Maximum number of open streams.
+        /// Maximum number at once.
         most: usize,
     },
     /// The node makes more requests than it may.
@@ -270,6 +272,7 @@ impl ApiError {
             }
             ApiError::Token(TokenError::Random(_)) => (500, "internal", "The controller has a defect"),
             ApiError::Join(JoinError::NameTaken(_)) => (409, "name-taken", "The name belongs to another node"),
+            ApiError::Join(JoinError::Reserved(_)) => (409, "name-taken", "The name belongs to no node"),
             ApiError::Join(JoinError::RoleChange { .. }) => {
                 (409, "role-change", "The node is registered with another role")
             }

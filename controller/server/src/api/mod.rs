@@ -3,8 +3,8 @@
 //!
 //! - [`caller`]: identifies the caller and implements the access checks. [`authorization`]: applies
 //!   the checks of a route before a body is read.
-//! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`]: handle the requests
-//!   from nodes.
+//! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`] (with
+//!   [`single_view`]): handle the requests from nodes.
 //! - [`connectivity`]: checks whether nodes reach each other, by measurements that the nodes make.
 //! - [`claim_reporter`]: writes log lines and Events about segments that nodes claim to hold.
 //! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): handle
@@ -36,6 +36,7 @@ mod route;
 mod routes;
 mod segments;
 mod service_account;
+mod single_view;
 mod state;
 mod status;
 mod unauthenticated_body;

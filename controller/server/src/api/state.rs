@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node_infos::ReplicaName;
 use super::page_sessions::ServedPage;
+use super::single_view::SingleViews;
 use super::unauthenticated_body::BodyBudget;
 use crate::live_config::LiveConfig;
 use crate::observe::Metrics;
@@ -70,6 +71,8 @@ struct Shared {
     bodies: BodyBudget,
     certificates: CertificateLimit,
     segments: SegmentLimits,
+    catch_ups: CatchUpLimit,
+    single_views: SingleViews,
     checks: CheckPermit,
 }
 
@@ -85,6 +88,11 @@ pub(super) struct SegmentLimits {
     /// Limits how often the node's requests are planned and then refused.
     pub(super) refusals: RequestLimit,
 }
+
+/// The limit on how often a node may claim a later version of its view than this replica has. The
+/// store then reads all rows again.
+#[derive(Clone, Default)]
+pub(super) struct CatchUpLimit(pub(super) RequestLimit);
 
 /// The right to run a check of connectivity. There is only one check at a time, so that no node
 /// measures for two checks.
@@ -105,6 +113,8 @@ impl From<Services> for ApiState {
             bodies: BodyBudget::default(),
             certificates: CertificateLimit::default(),
             segments: SegmentLimits::default(),
+            catch_ups: CatchUpLimit::default(),
+            single_views: SingleViews::default(),
             checks: CheckPermit::default(),
         }))
     }
@@ -131,6 +141,18 @@ impl FromRef<ApiState> for CertificateLimit {
 impl FromRef<ApiState> for SegmentLimits {
     fn from_ref(state: &ApiState) -> Self {
         state.0.segments.clone()
+    }
+}
+
+impl FromRef<ApiState> for CatchUpLimit {
+    fn from_ref(state: &ApiState) -> Self {
+        state.0.catch_ups.clone()
+    }
+}
+
+impl FromRef<ApiState> for SingleViews {
+    fn from_ref(state: &ApiState) -> Self {
+        state.0.single_views.clone()
     }
 }
 

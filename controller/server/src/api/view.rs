@@ -24,12 +24,11 @@ use tracing::Instrument;
 use super::body::Node;
 use super::caller::Caller;
 use super::error::ApiError;
-use super::state::from_substates;
+use super::single_view::{self, SLOWEST_READER, SingleViews};
+use super::state::{CatchUpLimit, from_substates};
 use crate::live_config::LiveConfig;
+use crate::logs;
 use crate::observe::{Metrics, OpenStream, StreamEnd};
-
-/// Time within which a reader must take a line; otherwise its connection is closed.
-pub(super) const SLOWEST_READER: Duration = Duration::from_secs(20);
 
 /// Number of streams per second that this controller hands over to other controllers when it stops,
 /// and the time limit for all streams.
@@ -70,10 +69,12 @@ pub(super) struct ViewStreams {
     reports: NodeReports,
     measurers: Measurers,
     metrics: Metrics,
+    catch_ups: CatchUpLimit,
+    single: SingleViews,
     stopping: CancellationToken,
 }
 
-from_substates!(ViewStreams { registry, live, reports, measurers, metrics, stopping });
+from_substates!(ViewStreams { registry, live, reports, measurers, metrics, catch_ups, single, stopping });
 
 pub(super) async fn view(
     State(streams): State<ViewStreams>,
@@ -86,13 +87,30 @@ pub(super) async fn view(
     caller.require_node_or_operator(&state, &node, streams.registry.clock.now())?;
     let missing = || ApiError::NoSuchNode(node.clone());
     if !parameters.watch {
-        return Ok(axum::Json(streams.live.now().views.view_json(&state, &node).ok_or_else(missing)?).into_response());
+        let view = || streams.live.now().views.view_json(&state, &node).ok_or_else(missing);
+        if caller.is_operator() {
+            return Ok(axum::Json(view()?).into_response());
+        }
+        let sending = streams.single.begin(&node)?;
+        let view = view()?;
+        drop(state);
+        // Serialising a view never fails.
+        return Ok(single_view::respond(serde_json::to_vec(&view).unwrap_or_default(), sending, caller));
     }
-    if state.view_streams(&node) >= MOST_STREAMS {
+    // Otherwise a node that claims versions that nobody gave it would make the store read all rows
+    // again, endlessly.
+    if parameters.from.is_some_and(|from| from > state.revision()) && !caller.is_operator() {
+        streams.catch_ups.0.take(&node)?;
+    }
+    if state.view_streams(&node) >= MOST_STREAMS && !caller.is_operator() {
         return Err(ApiError::TooManyStreams { node, most: MOST_STREAMS });
     }
+    // An operator who reads the view of a node does not make the node count as connected.
+    let by_operator = caller.is_operator().then(|| state.begin_operator_stream(&node));
     let mut changes = state.watch(&node).ok_or_else(missing)?;
-    streams.reports.begins(&node, streams.registry.clock.now());
+    if by_operator.is_none() {
+        streams.reports.begins(&node, streams.registry.clock.now());
+    }
     drop(state);
     // The receiver is marked as changed, so that the first view is sent.
     changes.mark_changed();
@@ -106,7 +124,11 @@ pub(super) async fn view(
         send_lines(&streams, caller, &node, reader, &mut changes, measurer.as_mut(), lines).await;
         // The node was seen until now. This is recorded before `changes` is dropped, which marks
         // the node as no longer connected.
-        streams.reports.ends(&node, streams.registry.clock.now());
+        if by_operator.is_none() {
+            streams.reports.ends(&node, streams.registry.clock.now());
+        }
+        drop(changes);
+        drop(by_operator);
     };
     tokio::spawn(work.in_current_span());
     let body = futures_util::stream::unfold(taken, async |mut taken| {
@@ -296,7 +318,9 @@ async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) 
             // If the state is still older, the store has nothing newer. The reader notices this and
             // reports it.
             if streams.registry.read().await.revision() < version {
-                tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
+                if logs::may_log_node() {
+                    tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
+                }
                 reader.known = None;
             }
             reader.not_before = 0;
@@ -305,7 +329,7 @@ async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) 
         Ok(Err(refusal)) => refusal.to_string(),
         Err(_) => format!("not done within {} s", streams.live.now().config.heartbeat_seconds),
     };
-    if !std::mem::replace(&mut reader.waits, true) {
+    if !std::mem::replace(&mut reader.waits, true) && logs::may_log_node() {
         tracing::warn!(%node, version, "its view waits until this replica knows as much as it does: {failure}");
     }
     false

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use edge_controller_domain::ca::OperatorCa;
+use edge_controller_domain::clock::{Seconds, parse_rfc3339};
 use edge_controller_domain::networks::{ClusterNetworks, HubNetworks};
 use edge_controller_domain::node_addresses::is_of_a_host;
 use edge_controller_domain::segments::{Ledger, SegmentPolicy, free_segments, overlap};
@@ -47,6 +48,10 @@ pub struct Config {
     /// Seconds between heartbeats on a view stream.
     #[serde(default = "default_heartbeat")]
     pub heartbeat_seconds: u64,
+    /// Latest time in the store that is dropped at the start, RFC 3339: a time of a controller
+    /// whose machine's clock was ahead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept_clock: Option<String>,
     /// Ranges, sizes and limits of segments.
     pub segments: Segments,
     /// Validity of certificates, and an authority from the operator.
@@ -302,6 +307,11 @@ impl Config {
             );
             return Err(("page.listen", why));
         }
+        if let Some(time) = &self.accept_clock
+            && parse_rfc3339(time).is_none()
+        {
+            return Err(("accept_clock", format!("{time:?} is no time such as 2026-11-27T23:59:59Z")));
+        }
         // One lost heartbeat must not make a node reconnect.
         let most = VIEW_SILENCE_SECONDS / 2;
         if self.heartbeat_seconds == 0 || self.heartbeat_seconds > most {
@@ -409,6 +419,12 @@ impl Config {
     pub fn operator_ca(&self) -> Option<OperatorCa> {
         let (certificate, key) = self.certificates.ca_certificate.clone().zip(self.certificates.ca_key.clone())?;
         Some(OperatorCa { certificate, key })
+    }
+
+    /// Returns the stored time, seconds since 1970-01-01 UTC, up to which the operator says that it
+    /// is wrong.
+    pub fn wrong_time(&self) -> Option<Seconds> {
+        self.accept_clock.as_deref().and_then(parse_rfc3339)
     }
 
     /// Returns the time between heartbeats on a view stream.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use edge_controller_domain::clock::rfc3339;
+use edge_controller_domain::clock::{DAY, MOST_AHEAD, rfc3339};
 use edge_controller_domain::store::StoreError;
 
 use super::health::Check;
@@ -61,7 +61,21 @@ pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
     let paused = paused.map(|paused| format!("[!]restore: {}", paused.for_the_operator()));
     let watched = server.live.now().config.kubernetes.is_some();
     let labels = watched.then(|| format!("[i]node-labels: {}", *server.label_trust.borrow()));
-    server.asked.note().map(|note| format!("[!]{note}")).into_iter().chain(paused).chain(missed).chain(labels).collect()
+    let asked = server.asked.note().map(|note| format!("[!]{note}"));
+    asked.into_iter().chain(paused).chain(missed).chain(clock_note(server)).chain(labels).collect()
+}
+
+/// Returns a note if this replica's time is so far ahead of the machine's clock that the next start
+/// refuses it.
+fn clock_note(server: &ServerParts) -> Option<String> {
+    let ahead = server.registry.clock.ahead();
+    (ahead > MOST_AHEAD).then(|| {
+        format!(
+            "[!]clock: this replica's time is {} days ahead of the machine's clock, which was ahead and was set back, or is behind now; \
+             certificates that end within that time are refused, and the next start asks which of the two is wrong (accept_clock)",
+            ahead / DAY
+        )
+    })
 }
 
 /// Returns whether the registry still carries out plans: `false` if it does not answer in time, an

@@ -53,6 +53,10 @@ impl Store for MeasuredStore {
         self.store.raise_revision(revision)
     }
 
+    fn replace_time(&self, now: Seconds) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.replace_time(now)
+    }
+
     fn note(&self, note: Note) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
         self.store.note(note)
     }

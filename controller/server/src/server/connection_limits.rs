@@ -123,7 +123,9 @@ impl Connections {
         let oldest =
             all.iter().max_by_key(|(number, serial)| (by(serial), Reverse(*number))).map(|(number, _)| *number);
         if let Some(known) = oldest.and_then(|number| self.nodes.remove(&(node.clone(), number))) {
-            tracing::warn!(%node, "it has more than {PER_NODE} connections: its oldest is cut off");
+            if logs::may_log_node() {
+                tracing::warn!(%node, "it has more than {PER_NODE} connections: its oldest is cut off");
+            }
             known.connection.cancel();
         }
     }

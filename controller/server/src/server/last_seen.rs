@@ -76,6 +76,8 @@ impl LastSeen {
             Some((node.name.clone(), connected.or_else(|| self.reports.last_seen(&node.name))?))
         });
         let seen: BTreeMap<NodeName, Seconds> = seen.collect();
+        // A stream that ends after its node was deregistered records that the node was seen.
+        self.reports.retain(|name| state.node(name).is_some());
         drop(state);
         if seen == self.written {
             return;
@@ -112,7 +114,25 @@ fn read(path: &Path) -> Result<BTreeMap<NodeName, Seconds>, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use edge_controller_domain::clock::Clock;
+    use edge_controller_domain::store::embedded::Embedded;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_recorded_of_a_node_that_is_gone_is_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(directory.path()).unwrap());
+        let registry = Registry::start(store, Clock::system(), true).await.unwrap();
+        let (reports, gone) = (NodeReports::default(), "gone".parse().unwrap());
+        let mut last_seen = LastSeen::load(directory.path(), registry, reports.clone());
+        reports.begins(&gone, 7);
+        last_seen.write().await;
+        assert_eq!(reports.last_seen(&gone), None);
+        assert!(reports.take_unseen().changed.is_empty());
+    }
 
     #[test]
     fn a_missing_file_is_empty_and_one_that_is_cut_or_newer_or_huge_is_refused() {

@@ -31,7 +31,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use edge_controller_domain::archive;
 use edge_controller_domain::ca::Ca;
-use edge_controller_domain::clock::Clock;
+use edge_controller_domain::clock::{Clock, MOST_AHEAD, StoredTime};
 use edge_controller_domain::connectivity::Measurers;
 use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::page_sessions::PageSessions;
@@ -112,7 +112,8 @@ impl Server {
         let closed = store.closed();
         let trust = config.kubernetes.as_ref().map(|kubernetes| kubernetes.trust_node_labels).unwrap_or_default();
         let count_node_labels = trust != TrustNodeLabels::Never;
-        let registry = Registry::start(Arc::new(store), clock.clone(), count_node_labels).await?;
+        let stored_time = StoredTime { most_ahead: MOST_AHEAD, wrong_up_to: config.wrong_time() };
+        let registry = Registry::start_at(Arc::new(store), clock.clone(), count_node_labels, stored_time).await?;
         if let Some((client, kubernetes)) = client.as_ref().zip(config.kubernetes.as_ref()) {
             let identity = ClusterIdentity::new(client, registry.clone(), kubernetes.accept_cluster.clone());
             match identity.check().await {

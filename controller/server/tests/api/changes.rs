@@ -2,9 +2,10 @@
 
 use edge_types::api::ViewEvent;
 use edge_types::{NodeView, ViewChange};
+use http_body_util::{BodyExt, Full};
 use hyper::Method;
 
-use crate::harness::{Cloud, Node};
+use crate::harness::{Cloud, Node, kind};
 
 fn put(change: &ViewChange) -> Vec<&str> {
     change.put.iter().map(|peer| peer.name.as_str()).collect()
@@ -45,10 +46,9 @@ async fn after_the_first_view_only_what_changes_is_told() {
     assert_eq!(view, now(&a).await);
 
     cloud.label("a", Some("alpha_beta")).await;
-    let change = stream.change().await;
-    assert_eq!((put(&change), gone(&change)), (vec![], vec![]), "no peer is seen differently");
-    assert_eq!(change.own.as_ref().unwrap().communities.len(), 2);
-    view = change.apply_to(view).unwrap();
+    let (whole, _) = stream.first().await;
+    assert_eq!(whole.communities.len(), 2, "a node whose communities change gets the whole view");
+    view = whole;
     assert_eq!(view, now(&a).await);
 
     cloud.deregister("c").await;
@@ -125,6 +125,24 @@ async fn a_version_that_the_store_never_had_is_answered_with_what_it_has() {
 }
 
 #[tokio::test]
+async fn a_node_that_claims_later_versions_again_and_again_must_wait_and_no_other_node() {
+    let cloud = Cloud::start().await;
+    let [a, b, _c] = community(&cloud).await;
+    let (view, epoch) = a.watch_with("&changes=true").await.first().await;
+    let claim = format!("&from={}", u64::MAX);
+    // These streams use up the burst.
+    for _ in 0..16 {
+        a.watch_with(&claim).await.first().await;
+    }
+    let refused = a.ask(Method::GET, &format!("/view?watch=true{claim}"), None).await;
+    assert_eq!(kind(&refused), (429, "too-often"));
+    b.watch_with(&claim).await.first().await;
+    b.report(&["192.0.2.7"], 4500).await;
+    let from = format!("&changes=true&from={}&epoch={epoch}", view.version);
+    assert_eq!(put(&a.watch_with(&from).await.change().await), ["b"], "a true version is still accepted");
+}
+
+#[tokio::test]
 async fn a_reader_that_is_slower_than_the_changes_gets_them_joined_and_holds_up_nobody() {
     let cloud = Cloud::start().await;
     let [a, _b, c] = community(&cloud).await;
@@ -159,4 +177,31 @@ async fn a_reader_that_stops_reading_is_cut_off() {
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     slow.ended().await;
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_read_the_views_it_asks_for_gets_two_and_is_cut_off() {
+    // A view of more parts than the HTTP server keeps.
+    let networks: Vec<String> = (0..1024).map(|n| format!("\"172.{}.{}.0/24\"", 16 + n / 256, n % 256)).collect();
+    let hub = format!("cluster_ranges = [\"10.77.0.0/24\"]\n[hub.h]\nnetworks = [{}]", networks.join(", "));
+    let cloud = Cloud::with(&hub).await;
+    let (hub, edge) = (cloud.node("hub", "h").await, cloud.node("edge", "b").await);
+    let mut connection = hub.connect_slowly().await;
+    let mut unread = Vec::new();
+    for _ in 0..2 {
+        unread.push(connection.send(Method::GET, "/v1/nodes/h/view", Full::default()).await.unwrap());
+    }
+    let refused = hub.ask(Method::GET, "/view", None).await;
+    assert_eq!(kind(&refused), (429, "too-many-streams"));
+    now(&edge).await;
+    // The server drops the connection only after its time limit for a slow reader.
+    while hub.ask(Method::GET, "/view", None).await.0 != 200 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    for response in unread {
+        response.into_body().collect().await.expect_err("only a part of it arrived");
+    }
+    for _ in 0..5 {
+        assert_eq!(now(&hub).await.networks.len(), 1024);
+    }
 }

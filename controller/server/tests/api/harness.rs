@@ -33,6 +33,22 @@ pub(crate) struct Cloud {
     config: Config,
 }
 
+/// A controller that is stopped.
+pub(crate) struct Stopped {
+    directory: tempfile::TempDir,
+    pub(crate) config: Config,
+}
+
+impl Stopped {
+    /// Starts the controller with this clock. Returns the error if it does not start.
+    pub(crate) async fn start(self, clock: Clock) -> Result<Cloud, (Self, String)> {
+        match Server::start(self.config.clone(), clock.clone()).await {
+            Ok(server) => Ok(Cloud { server, clock, directory: self.directory, config: self.config }),
+            Err(error) => Err((self, format!("{error:#}"))),
+        }
+    }
+}
+
 impl Cloud {
     pub(crate) async fn start() -> Self {
         Self::with("cluster_ranges = [\"10.77.0.0/24\", \"fd77::/118\"]").await
@@ -99,6 +115,12 @@ impl Cloud {
         meanwhile(&self.directory.path().join("state"));
         let started = Server::start(self.config, self.clock).await;
         format!("{:#}", started.err().expect("it must not start"))
+    }
+
+    /// Stops the controller.
+    pub(crate) async fn stop(self) -> Stopped {
+        self.server.stop().await;
+        Stopped { directory: self.directory, config: self.config }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -179,6 +201,16 @@ pub(crate) async fn try_operator(
     let request = Request::builder().method(method).uri(path).header("host", "x");
     let request = request.body(Full::new(Bytes::from(body))).unwrap();
     read(sender.send_request(request).await.map_err(std::io::Error::other)?).await
+}
+
+/// Opens a stream as the operator. The stream ends when the result is dropped.
+pub(crate) async fn watch_as_operator(cloud: &Cloud, path: &str) -> UnixStream {
+    let mut stream = UnixStream::connect(cloud.directory.path().join("admin.sock")).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut begin = [0; 12];
+    stream.read_exact(&mut begin).await.unwrap();
+    assert_eq!(&begin, b"HTTP/1.1 200");
+    stream
 }
 
 /// Makes a certificate request as agents do.
@@ -284,8 +316,12 @@ impl Node {
     /// Opens a stream as [`Self::watch_with`] does, but the client takes only a few bytes until its
     /// stream is read.
     pub(crate) async fn watch_slowly(&self, parameters: &str) -> Stream {
-        let connection = Connection::with_window(self.address, self.tls.clone(), 256).await.unwrap();
-        self.watch_on(connection, parameters).await
+        self.watch_on(self.connect_slowly().await, parameters).await
+    }
+
+    /// Connects as a client that takes only a few bytes of a response until the response is read.
+    pub(crate) async fn connect_slowly(&self) -> Connection {
+        Connection::with_window(self.address, self.tls.clone(), 256).await.unwrap()
     }
 
     async fn watch_on(&self, mut connection: Connection, parameters: &str) -> Stream {

@@ -45,6 +45,16 @@ async fn both_kinds_of_key_serve_in_tls() {
 }
 
 #[tokio::test]
+async fn nobody_joins_under_the_name_that_holds_unreadable_segments() {
+    let cloud = Cloud::start().await;
+    let (token, csr) = (cloud.token("edge", None).await, request_of(&KeyPair::generate().unwrap()));
+    let refused = cloud.join(&token, "unreadable.invalid", &csr).await;
+    assert_eq!(kind(&refused), (409, "name-taken"));
+    assert!(detail(&refused).contains("choose another name"), "{}", detail(&refused));
+    assert_eq!(cloud.join(&token, "edge-1", &csr).await.0, 200, "the token was not used up");
+}
+
+#[tokio::test]
 async fn an_expired_a_used_and_an_unknown_token_are_refused_and_leave_nothing_behind() {
     let cloud = Cloud::start().await;
     let (used, expired, deleted) =

@@ -4,7 +4,7 @@
 use hyper::Method;
 use serde_json::Value;
 
-use crate::harness::Cloud;
+use crate::harness::{Cloud, watch_as_operator};
 
 async fn last_seen(cloud: &Cloud, name: &str) -> Value {
     let (status, nodes) = cloud.operator(Method::GET, "/v1/nodes", None).await;
@@ -42,4 +42,21 @@ async fn a_restarted_controller_knows_when_nodes_were_last_seen() {
     let cloud = cloud.restart_after(|state| std::fs::write(state.join("last-seen.json"), "{").unwrap()).await;
     assert_eq!(last_seen(&cloud, "edge-1").await, Value::Null);
     cloud.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_whose_view_the_operator_reads_is_not_connected_for_that() {
+    let cloud = Cloud::start().await;
+    let node = cloud.node("edge", "edge-1").await;
+    let path = "/v1/nodes/edge-1/view?watch=true";
+    // More streams than a node may have.
+    let mut streams = Vec::new();
+    for _ in 0..17 {
+        streams.push(watch_as_operator(&cloud, path).await);
+    }
+    let connected = async || cloud.operator(Method::GET, "/v1/nodes", None).await.1[0]["connected"].clone();
+    assert_eq!((connected().await, last_seen(&cloud, "edge-1").await), (Value::Bool(false), Value::Null));
+    let stream = node.watch().await;
+    assert_eq!(connected().await, true);
+    drop((stream, streams));
 }

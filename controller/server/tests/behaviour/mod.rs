@@ -70,7 +70,7 @@ pub(crate) fn row(text: &str, node: &str) -> SegmentRecord {
     SegmentRecord::new(network(text), name(node), format!("request of {node}"), 1_793_491_300, None)
 }
 
-fn token(id: &str) -> TokenRecord {
+pub(crate) fn token(id: &str) -> TokenRecord {
     TokenRecord {
         id: id.into(),
         secret_hash: "5e".into(),

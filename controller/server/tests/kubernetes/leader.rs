@@ -13,7 +13,7 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::Api;
-use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_segment_that_is_held_by_nobody_is_released_after_a_while_and_no_other", orphans),
     ("segments_of_an_interrupted_deregistration_are_kept_as_long_as_the_machine_may_use_them", interrupted),
     ("a_new_leader_keeps_the_segments_of_an_interrupted_deregistration_as_long_too", interrupted_before_a_new_leader),
+    (
+        "a_new_leader_knows_until_when_the_machine_of_a_deleted_edgenode_may_use_its_segments",
+        deleted_before_a_new_leader,
+    ),
 ];
 
 const DURATION: Duration = Duration::from_secs(3);
@@ -249,5 +253,47 @@ fn interrupted_before_a_new_leader() {
             assert_eq!(row.kept_until, Some(until_when), "{row:?}");
         }
         collecting.abort();
+    });
+}
+
+/// Somebody deletes an EdgeNode, which announces nothing, and then another replica leads.
+fn deleted_before_a_new_leader() {
+    run(async {
+        let cluster = clean().await;
+        let (first, second) = (cluster.replica().await, cluster.replica().await);
+        first.register("a").await;
+        let segments = first.request_segments("a", "r").await;
+        let until_when = give_certificate_and_object(&first, "a").await;
+        let registry = Arc::new(second.registry.clone());
+        until("the other replica to know it", async || {
+            registry.read().await.node(&name("a")).is_some_and(|node| !node.certificates.is_empty()).then_some(())
+        })
+        .await;
+        let collector = |replica: &Grants, leading| {
+            OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1)).run(leading)
+        };
+        let (lead, leading) = watch::channel(false);
+        let next = tokio::spawn(collector(&second, leading));
+        // When the leader has released an orphan, both collectors have looked several times.
+        let (other, ..) = loaded(&cluster).await;
+        let orphan = network("10.77.1.0/28");
+        let row = SegmentRecord::new(orphan, name("ghost"), "join".into(), 1_793_491_300, None);
+        commit(&other, vec![Change::GrantSegment(row)]).await.unwrap();
+        let released = |segment| {
+            let registry = registry.clone();
+            async move { registry.read().await.ledger().row(&segment).cloned().filter(|row| row.released_at.is_some()) }
+        };
+        let (_first_leads, leading) = watch::channel(true);
+        let leader = tokio::spawn(collector(&first, leading));
+        until("the orphan to be released", async || released(orphan).await).await;
+        leader.abort();
+        cluster.edge_nodes().delete("a", &DeleteParams::default()).await.unwrap();
+        until("the node to be gone", async || registry.read().await.node(&name("a")).is_none().then_some(())).await;
+        lead.send_replace(true);
+        for segment in segments {
+            let row = until("its segment to be released", async || released(segment).await).await;
+            assert_eq!(row.kept_until, Some(until_when), "{row:?}");
+        }
+        next.abort();
     });
 }

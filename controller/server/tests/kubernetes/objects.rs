@@ -6,6 +6,7 @@ use std::time::Duration;
 use edge_controller_domain::archive::{self, Archive};
 use edge_controller_domain::ca::storage::CaStorage;
 use edge_controller_domain::ca::{Ca, Files};
+use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::SegmentRecord;
 use edge_controller_domain::state::{Change, CommunityRecord};
 use edge_controller_domain::store::embedded::{Embedded, FILE};
@@ -23,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("kubectl_shows_who_holds_what", shown),
     ("the_api_server_refuses_objects_that_no_controller_would_write", refused),
     ("a_community_that_kubectl_applies_counts", community),
+    ("communities_that_differ_only_in_capital_letters_do_not_overwrite_each_other", capitals),
     ("deleting_an_edgenode_with_kubectl_deregisters_it", deleted),
     ("an_object_that_cannot_be_read_frees_nothing", unreadable),
     ("what_one_machine_kept_moves_here_and_back_without_a_loss", moved),
@@ -140,6 +142,37 @@ fn community() {
         peers(1).await;
         PLANE.kubectl(&["delete", "community", "alpha"]).unwrap();
         peers(0).await;
+    });
+}
+
+fn capitals() {
+    run(async {
+        let cluster = clean().await;
+        let (one, other) = (cluster.replica().await, cluster.replica().await);
+        let set = |community: &str, members: &[&str]| {
+            let members = members.iter().map(|node| name(node)).collect();
+            let record = CommunityRecord { name: community.parse().unwrap(), members };
+            one.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutCommunity(record.clone())])))
+        };
+        set("alpha", &["a", "b"]).await.unwrap();
+        let error = set("Alpha", &["c", "d"]).await.unwrap_err().to_string();
+        for part in ["alpha", "Alpha", "communities.edge-cni.io", "capital letters"] {
+            assert!(error.contains(part), "{part} in {error}");
+        }
+        set("alpha", &["a"]).await.unwrap();
+        let delete = |name: &'static str| {
+            one.registry
+                .change(move |_| Ok::<_, StoreError>(((), vec![Change::DeleteCommunity(name.parse().unwrap())])))
+        };
+        delete("alpha").await.unwrap();
+        set("Alpha", &["c", "d"]).await.unwrap();
+        let listed = async |replica: &Registry| {
+            let state = replica.read().await;
+            state.listed_communities().map(|community| community.name.to_string()).collect::<Vec<_>>()
+        };
+        until("the other replica to have it", async || (listed(&other.registry).await == ["Alpha"]).then_some(()))
+            .await;
+        assert_eq!(listed(&one.registry).await, ["Alpha"]);
     });
 }
 

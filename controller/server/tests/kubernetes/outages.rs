@@ -5,25 +5,30 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use edge_controller_domain::state::{Change, CommunityRecord};
+use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
+use edge_controller_kubernetes::client::ApiFailures;
 use edge_controller_kubernetes::own_rights::{OwnRights, Uses};
 use edge_types::IpNetwork;
 use futures_util::future::join_all;
+use hyper::{Method, Request};
 use interop_tests::kube::suite::Test;
 use interop_tests::kube::{ControlPlane, Subject};
+use kube::Client;
+use kube::client::Body;
 
-use crate::behaviour::{Grants, assert_disjoint, commit, loaded, name, until};
-use crate::cluster::{NAMESPACE, PLANE, as_user, clean, controller, install, run};
+use crate::behaviour::{Grants, assert_disjoint, commit, edge, loaded, name, token, until};
+use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, controller, install, run};
 
 pub(crate) const TESTS: &[Test] = &[
     ("while_the_api_server_is_away_what_was_known_holds_and_afterwards_all_goes_on", away),
     ("after_etcd_was_compacted_everything_is_read_anew", compacted),
     ("segment_requests_that_are_repeated_through_outages_give_no_address_to_two_nodes_and_lose_none", storm),
+    ("a_token_whose_node_was_written_without_an_answer_stays_used", unanswered),
     ("a_lost_right_tears_nothing_down_and_is_told_with_its_manifest", rights),
     ("without_its_definitions_a_controller_does_not_start_and_says_which_manifest_helps", definitions),
 ];
 
-async fn set_up(cluster: &crate::cluster::Cluster) -> Grants {
+async fn set_up(cluster: &Cluster) -> Grants {
     let replica = cluster.replica().await;
     for node in ["a", "b"] {
         replica.register(node).await;
@@ -65,6 +70,50 @@ fn away() {
         replica.request_segments("b", "r").await;
         until("nothing to stand in the way", async || cluster.api_failures.serving_reasons().is_none().then_some(()))
             .await;
+    });
+}
+
+/// The cluster through a connection on which creating an EdgeNode is carried out, and its answer is
+/// lost.
+fn without_answers(cluster: &Cluster) -> Cluster {
+    let inner = cluster.client.clone();
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let inner = inner.clone();
+        let lost = request.method() == Method::POST && request.uri().path().ends_with("/edgenodes");
+        async move {
+            let response = inner.send(request).await?;
+            match lost {
+                true => Err(Box::<dyn std::error::Error + Send + Sync>::from("the connection was reset")),
+                false => Ok(response),
+            }
+        }
+    });
+    let client = Client::new(service, NAMESPACE);
+    Cluster { client, sizes: cluster.sizes, api_failures: ApiFailures::default() }
+}
+
+fn unanswered() {
+    run(async {
+        let cluster = clean().await;
+        let (store, ..) = loaded(&without_answers(&cluster)).await;
+        commit(&store, vec![Change::PutToken(token("t"))]).await.unwrap();
+        let mut used = token("t");
+        used.set_used(1);
+        let join = vec![Change::PutToken(used.clone()), Change::PutNode(edge("a"))];
+        let error = commit(&store, join).await.unwrap_err().to_string();
+        assert!(error.contains("reset"), "{error}");
+        let (_, snapshot, _) = loaded(&cluster).await;
+        assert_eq!((snapshot.nodes, snapshot.tokens), (vec![edge("a")], vec![used]), "one join, one use");
+        // The node exists already, so nothing is written, and the use is given back.
+        let mut twice = token("t");
+        twice.set_used(2);
+        let node = NodeRecord { port: 7, ..edge("b") };
+        PLANE
+            .apply_text("apiVersion: edge-cni.io/v1alpha1\nkind: EdgeNode\nmetadata: {name: b}\nspec: {role: edge, joinedAt: \"2026-11-24T00:00:00Z\"}\n")
+            .unwrap();
+        commit(&store, vec![Change::PutToken(twice), Change::PutNode(node)]).await.unwrap_err();
+        let (_, snapshot, _) = loaded(&cluster).await;
+        assert_eq!(snapshot.tokens[0].used(), 1);
     });
 }
 

@@ -17,8 +17,10 @@
 //! - [`versions`]: tracks the versions of all objects in [`ObjectVersions`], which takes lists and
 //!   events.
 //! - [`entry`]: holds the known state of one object and the events about it.
-//! - [`missing`]: handles missing objects; [`writes`]: handles writes by this replica.
+//! - [`missing`]: handles missing objects; [`deleted`]: forgets deleted ones; [`writes`]: handles
+//!   writes by this replica.
 
+mod deleted;
 mod entry;
 mod missing;
 mod versions;

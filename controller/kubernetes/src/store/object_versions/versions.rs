@@ -1,11 +1,13 @@
 //! Tracks the versions of all objects. `missing` and `writes` have the methods for their parts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use edge_controller_domain::state::Change;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
+use super::deleted::DeletedObject;
 use super::entry::{AbsentObject, Entry, NumberedEvent, ObjectEvent, RowEvent, deletion};
 use crate::events::{EventRecorder, Regarding};
 use crate::resources::kinds::{Kind, ObjectKey, StoredObject, blocked};
@@ -17,6 +19,8 @@ pub(super) const REVISIONS_PER_VERSION: u64 = 1000;
 /// The versions of all objects of all kinds.
 pub(in crate::store) struct ObjectVersions {
     pub(super) entries: HashMap<ObjectKey, Entry>,
+    /// The deleted objects in `entries`, in the order in which they are looked at.
+    pub(super) deleted: VecDeque<DeletedObject>,
     /// The resourceVersion up to which each kind is completely known.
     pub(super) at: [u64; 4],
     /// Offset that is added to revisions from resourceVersions. Rows that were imported from
@@ -53,6 +57,7 @@ impl ObjectVersions {
     pub(in crate::store) fn new(sender: mpsc::UnboundedSender<NumberedEvent>, events: EventRecorder) -> Self {
         Self {
             entries: HashMap::new(),
+            deleted: VecDeque::new(),
             at: [0; 4],
             offset: 0,
             number: 0,
@@ -169,6 +174,7 @@ impl ObjectVersions {
         let at = &mut self.at[kind as usize];
         *at = version.max(*at);
         self.number = self.number.max(self.revision_of(version));
+        self.forget_deleted(Instant::now());
     }
 
     /// Returns the version up to which everything of this kind is known.
@@ -235,6 +241,7 @@ impl ObjectVersions {
         if let Some(entry) = self.entries.get_mut(object_key) {
             entry.last_event = last_event;
         }
+        self.note_deleted(object_key);
     }
 
     /// Reads an object into an entry and its row. An unreadable segment blocks its addresses; any

@@ -1,7 +1,7 @@
 //! Handles writes by this replica. While a write is in flight, the watch's events about its object
 //! wait.
 
-use edge_controller_domain::state::Change;
+use edge_controller_domain::state::{Change, RowKey};
 
 use super::entry::Entry;
 use super::versions::ObjectVersions;
@@ -12,8 +12,9 @@ use crate::resources::kinds::{ForeignMetadata, ObjectKey, StoredObject};
 pub(in crate::store) enum WriteBase {
     /// The object does not exist.
     Nothing,
-    /// The object exists and is this one. `held`: whether it is a segment that a node holds.
-    Object { uid: String, version: u64, held: bool, foreign: ForeignMetadata },
+    /// The object exists and is this one. `key`: the row that it holds. `held`: whether it is a
+    /// segment that a node holds.
+    Object { key: RowKey, uid: String, version: u64, held: bool, foreign: ForeignMetadata },
 }
 
 /// The reason why a write cannot begin.
@@ -42,6 +43,7 @@ impl ObjectVersions {
         let base = match self.entries.get(object_key) {
             Some(entry) if entry.last_event > self.acknowledged => return Err(NotWritable::Stale),
             Some(entry) if entry.present => WriteBase::Object {
+                key: entry.key.clone(),
                 uid: entry.uid.clone(),
                 version: entry.version,
                 held: entry.held,
@@ -68,6 +70,7 @@ impl ObjectVersions {
             entry.present = false;
             entry.last_event = 0;
         }
+        self.note_deleted(object_key);
         self.end(object_key);
     }
 
@@ -78,6 +81,7 @@ impl ObjectVersions {
         let StoredObject { uid, version, foreign, .. } = object;
         let entry = Entry { present: false, ..Entry::of(uid, version, foreign, change) };
         self.entries.insert(object_key.clone(), entry);
+        self.note_deleted(&object_key);
         self.end(&object_key);
     }
 

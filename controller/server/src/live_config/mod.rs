@@ -1,5 +1,6 @@
 //! Holds the configuration in force. The configuration can be read again while the server runs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use edge_controller_domain::ca::Ca;
@@ -55,13 +56,16 @@ pub struct LiveConfig {
     in_force: RwLock<Arc<ConfigInForce>>,
     reader: Option<Reader>,
     ca: Arc<Ca>,
+    /// Held while the configuration is read again.
+    reloading: tokio::sync::Mutex<()>,
 }
 
 impl LiveConfig {
     /// Puts a configuration in force: from now on the server uses it. Without a `reader` the
     /// configuration cannot be read again.
     pub fn new(config: Config, ca: Arc<Ca>, reader: Option<Reader>) -> Self {
-        Self { in_force: RwLock::new(Arc::new(ConfigInForce::new(config, &ca))), reader, ca }
+        let in_force = RwLock::new(Arc::new(ConfigInForce::new(config, &ca)));
+        Self { in_force, reader, ca, reloading: tokio::sync::Mutex::default() }
     }
 
     /// Returns the configuration in force. A plan calls this when it runs, because the
@@ -70,25 +74,46 @@ impl LiveConfig {
         self.in_force.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the configuration again and puts it in force, either completely or not at all.
+    fn put_in_force(&self, config: Arc<ConfigInForce>) {
+        *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    /// Reads the configuration again and puts it in force, either completely or not at all. Calls
+    /// wait for each other.
     pub async fn reload(self: &Arc<Self>, registry: &Registry) -> Result<ReloadResponse, ReloadError> {
         let refused = ReloadError::Refused;
+        let _one = self.reloading.lock().await;
         let reader = self.reader.as_ref().ok_or_else(|| refused("it was not read from anywhere".into()))?;
         let config = reader().map_err(|error| refused(error.to_string()))?;
-        let (live, ways) = (self.clone(), reachability::resolve(&config.server_names).await);
+        let ways = reachability::resolve(&config.server_names).await;
+        // The registry repeats the plan if an earlier plan of its batch was not committed. Every
+        // attempt compares with the configuration from before the first one. An attempt puts its
+        // configuration in force, so a later one that compared with that would find no change.
+        let (live, before) = (self.clone(), self.now());
+        let (former, was_in_force) = (before.clone(), Arc::new(AtomicBool::new(false)));
+        let put = was_in_force.clone();
         // The change is a plan, because plans run one after the other: no plan that used the former
         // ranges is carried out after this one.
         let plan = move |state: &mut State| -> Result<_, ReloadError> {
-            let before = live.now();
-            let changed = changes(&before.config, &config).map_err(refused)?;
+            live.put_in_force(former.clone());
+            let changed = changes(&former.config, &config).map_err(refused)?;
             let new = ConfigInForce::new(config.clone(), &live.ca);
             check_held(state.ledger(), &new.networks.ranges).map_err(refused)?;
-            let before = PreviousNetworks::from(&before.networks);
-            reachability::check(&new.networks, &config.listen, Some(&before), &ways, state).map_err(refused)?;
-            *live.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
+            let networks = PreviousNetworks::from(&former.networks);
+            reachability::check(&new.networks, &config.listen, Some(&networks), &ways, state).map_err(refused)?;
+            live.put_in_force(Arc::new(new));
+            put.store(true, Ordering::Relaxed);
             Ok((changed, Vec::new()))
         };
-        let changed = registry.change(plan).await?;
+        let changed = match registry.change(plan).await {
+            Ok(changed) => changed,
+            Err(error) => {
+                if was_in_force.load(Ordering::Relaxed) {
+                    self.take_back(before, registry).await;
+                }
+                return Err(error);
+            }
+        };
         if changed.iter().any(|key| key.reload == Reload::Views) {
             registry.refresh().await;
         }
@@ -96,6 +121,20 @@ impl LiveConfig {
         let changed: Vec<String> = changed.iter().map(|key| key.path.clone()).collect();
         tracing::info!(?changed, "the configuration was read again");
         Ok(ReloadResponse { changed })
+    }
+
+    /// Puts the former configuration in force again, because the change failed after an attempt had
+    /// put the new one in force. Views may show the new one until the refresh.
+    async fn take_back(self: &Arc<Self>, former: Arc<ConfigInForce>, registry: &Registry) {
+        let live = self.clone();
+        let plan = move |_: &mut State| {
+            live.put_in_force(former.clone());
+            Ok::<_, StoreError>(((), Vec::new()))
+        };
+        if let Err(error) = registry.change(plan).await {
+            tracing::warn!(%error, "the former configuration is in force again, but not every plan knew it");
+        }
+        registry.refresh().await;
     }
 }
 
@@ -131,3 +170,6 @@ pub fn check_held(ledger: &Ledger, ranges: &[edge_types::IpNetwork]) -> Result<(
         holders.join(", ")
     ))
 }
+
+#[cfg(test)]
+mod tests;
