@@ -20,9 +20,9 @@ pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 /// [`REPORT_PERIOD`]. Without this limit, a flood could fill the network or the log.
 const MAX_REPORTS: u32 = 16;
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
-/// Maximum number of refused IKE_AUTH requests of one source in each [`REFUSAL_PERIOD`]. Each costs a
-/// key exchange and up to eight certificates. Further messages of its half-open IKE SAs are dropped
-/// until the period ends. An honest initiator sends its request again.
+/// Maximum number of refused IKE_AUTH requests of one source in each [`REFUSAL_PERIOD`]. Each costs
+/// a key exchange and up to eight certificates. Further messages of its half-open IKE SAs are
+/// dropped until the period ends. An honest initiator sends its request again.
 const MAX_REFUSALS: u32 = 16;
 const REFUSAL_PERIOD: Duration = Duration::from_secs(1);
 /// Maximum number of sources whose refused requests are counted in a period. Each has completed an

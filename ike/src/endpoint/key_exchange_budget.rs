@@ -52,8 +52,8 @@ impl KeyExchangeBudget {
         self.begin_period(now);
         let spent = self.spent(source);
         let own = spent.by_source.get(&source).copied().unwrap_or_default().saturating_add(group.expense());
-        // A source gets at most as much as it leaves to all others. So one source alone gets half of
-        // the work, and leaves a share to the next ones.
+        // A source gets at most as much as it leaves to all others. So one source alone gets half
+        // of the work, and leaves a share to the next ones.
         if own > MAX_WORK.saturating_sub(spent.total) {
             return Work::TooMuch;
         }
