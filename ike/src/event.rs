@@ -328,7 +328,8 @@ pub enum PeerErrorKind {
     /// TS_UNACCEPTABLE, from either end.
     #[error("traffic selectors unacceptable")]
     TrafficSelectors,
-    /// One end requires transport mode, and the other end or a NAT on the path does not allow it.
+    /// One end requires transport mode, and the other end does not allow it, or it is configured
+    /// for other addresses than those of the IKE SA.
     #[error("transport mode is not possible")]
     TransportMode,
     /// The peer violated the protocol.

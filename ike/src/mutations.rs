@@ -108,6 +108,11 @@ mod active {
             "RFC 7296 1.3.1: the response does not grant transport mode, and it is used.",
         ),
         ("declined_transport_mode_used", "RFC 7296 1.3.1: transport mode is used, which the peer has declined."),
+        (
+            "transport_addresses_not_substituted",
+            "RFC 7296 2.23.1: the addresses of transport mode are those that the peer sees.",
+        ),
+        ("transport_addresses_not_undone", "RFC 7296 2.23.1: the response names other addresses than the request."),
         ("additional_child_forgotten", "a CHILD_SA that is wanted beside the first one is not asked for."),
         ("children_without_limit", "CHILD_SAs of one IKE SA without limit."),
         ("replaced_before_children_are_made", "RFC 7296 2.8.3: an IKE SA goes before the new one has its CHILD_SAs."),

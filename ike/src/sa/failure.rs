@@ -100,11 +100,8 @@ pub(crate) fn disagreement(exchange: &'static str, found: &Disagreement, peer: &
 /// Returns the error if the mode of a child is not possible.
 pub(crate) fn mode(exchange: &'static str, child: &ChildName, obstacle: ModeObstacle) -> PeerError {
     let why = match obstacle {
-        ModeObstacle::Nat => {
-            "it is in transport mode, and there is a NAT on the way, or the peer encapsulates always; configure tunnel mode at both ends"
-        }
         ModeObstacle::Addresses => {
-            "it is in transport mode, which is for the two addresses between which IKE runs, and other ones are configured for it; name those, or configure tunnel mode at both ends"
+            "it is in transport mode, which is for the two addresses between which IKE runs, and other ones are configured for it; name those (of a peer behind a NAT that of the NAT, of this node its own), or configure tunnel mode at both ends"
         }
         ModeObstacle::TunnelAsked => {
             "it is in transport mode, and the peer asks for tunnel mode; configure the same at both ends"

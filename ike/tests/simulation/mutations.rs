@@ -76,6 +76,10 @@ const TESTS: &[(&str, fn())] = &[
     ("authentication of several", children::a_new_authentication_makes_all_child_sas_before_the_old_ones_go),
     ("no CHILD_SA in IKE_AUTH", childless::each_pair_of_settings_leaves_out_the_child_sa_as_the_words_say),
     ("transport mode", transport::two_hosts_in_transport_mode_rekey_and_lose_nothing),
+    (
+        "transport mode through NATs",
+        transport::through_nats_each_end_has_the_addresses_that_it_sees_and_rekeys_lose_nothing,
+    ),
     ("declined transport mode", transport::a_host_that_is_given_a_tunnel_instead_deletes_it_and_says_so),
     ("algorithms", suites::every_algorithm_carries_an_ike_sa_and_a_child_sa_through_their_rekeys),
     (
