@@ -344,6 +344,9 @@ pub enum PeerErrorKind {
     /// The peer requests more CHILD_SAs than [`PeerConfig::max_children`](crate::PeerConfig).
     #[error("too many CHILD_SAs")]
     TooManyChildren,
+    /// The peer creates or rekeys SAs so often that we refuse some of its requests.
+    #[error("too many requests")]
+    TooManyRequests,
     /// The peer did not give us an internal address, did not ask us for one, or our pool has none
     /// left.
     #[error("no internal address")]

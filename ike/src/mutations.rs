@@ -115,6 +115,7 @@ mod active {
         ("transport_addresses_not_undone", "RFC 7296 2.23.1: the response names other addresses than the request."),
         ("additional_child_forgotten", "a CHILD_SA that is wanted beside the first one is not asked for."),
         ("children_without_limit", "CHILD_SAs of one IKE SA without limit."),
+        ("peer_without_rate", "rekeys for one peer without limit of their rate."),
         ("replaced_before_children_are_made", "RFC 7296 2.8.3: an IKE SA goes before the new one has its CHILD_SAs."),
         ("nothing_lingers", "RFC 7296 2.8: the old inbound SA goes at once."),
         ("childless_unasked", "RFC 6023 3: IKE_AUTH without a CHILD_SA to a responder that has not announced it."),

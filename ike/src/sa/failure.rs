@@ -4,6 +4,7 @@
 use super::path::Path;
 use crate::auth::AuthError;
 use crate::config::{ChildConfig, EspProposal, IkeProposal, NextLayer, PeerConfig};
+use crate::create_child_rate::{INTERVAL, MAX_BURST};
 use crate::event::{PeerError, PeerErrorKind};
 use crate::negotiate::{Disagreement, ModeObstacle};
 use crate::purpose::{ChildName, Purpose};
@@ -202,6 +203,16 @@ pub(crate) fn too_many_children(purpose: &Purpose, peer: &PeerConfig) -> PeerErr
         peer.max_children
     );
     PeerError::new(CREATE_CHILD_SA, PeerErrorKind::TooManyChildren, detail)
+}
+
+/// Returns the error for a peer whose requests exceed the rate.
+pub(crate) fn too_many_requests() -> PeerError {
+    let rate = 1000_u128.checked_div(INTERVAL.as_millis()).unwrap_or_default();
+    let detail = format!(
+        "the peer has asked for more than {MAX_BURST} rekeys and CHILD_SAs in a row, and gets TEMPORARY_FAILURE for what exceeds {rate} a second; \
+         compare its lifetimes with ours, and look into its log for the reason"
+    );
+    PeerError::new(CREATE_CHILD_SA, PeerErrorKind::TooManyRequests, detail)
 }
 
 fn selectors(peer: &PeerConfig) -> String {
