@@ -60,6 +60,7 @@ fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
         relayed_by: None,
         relay_refused: None,
         last_error: None,
+        requests_refused: 0,
     }
 }
 

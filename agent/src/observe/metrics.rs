@@ -217,6 +217,7 @@ mod tests {
             relayed_by: None,
             relay_refused: None,
             last_error: None,
+            requests_refused: 0,
         };
         let status = Status {
             version: "1.2.3".into(),

@@ -60,6 +60,9 @@ pub fn render_peers(status: &Status) -> String {
         if let Some(refusal) = &peer.relay_refused {
             let _ = writeln!(text, "  relay      {refusal}");
         }
+        if peer.requests_refused > 0 {
+            let _ = writeln!(text, "  refused    {} rekeys and CHILD_SAs beyond the rate", peer.requests_refused);
+        }
         if let Some(error) = &peer.last_error {
             let _ = writeln!(text, "  error      {error}");
         }
@@ -200,6 +203,7 @@ mod tests {
             relayed_by: None,
             relay_refused: None,
             last_error: Some(format!("{name} does not answer")),
+            requests_refused: 0,
         };
         let state = |reqid| StateEntry {
             source: "192.0.2.1".parse().unwrap(),
@@ -273,6 +277,15 @@ mod tests {
              \x20 kernel     1 states, 1 policies\n\
              \x20 error      hub does not answer\n"
         );
+    }
+
+    #[test]
+    fn a_peer_whose_requests_were_refused_is_shown_with_their_number() {
+        let mut status = status();
+        assert!(!render_peers(&status).contains("refused"));
+        status.peers[1].requests_refused = 17;
+        let text = render_peers(&status);
+        assert_eq!(text.matches("  refused    17 rekeys and CHILD_SAs beyond the rate\n").count(), 1, "{text}");
     }
 
     #[test]
