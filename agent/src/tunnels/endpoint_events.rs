@@ -30,6 +30,7 @@ impl Driver {
                     authentication = details.authentication,
                     "IKE SA established"
                 );
+                self.environment.internal_addresses.record(&peer, &details.internal_addresses);
                 self.peer_heard(&peer);
                 // An IKE SA with a hub shows that this node or the hub is connected to its network
                 // again.
