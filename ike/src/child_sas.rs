@@ -12,6 +12,7 @@ use std::time::Duration;
 use litemap::LiteMap;
 
 use crate::config::PeerName;
+use crate::create_child_rate::CreateChildRate;
 use crate::event::{ChildId, ChildSa, DownReason, Event, OutboundSwitch};
 use crate::output::Output;
 use crate::purpose::{ChildName, Purpose};
@@ -94,12 +95,14 @@ pub(crate) struct ChildSas {
     children: LiteMap<ChildId, Child>,
     /// For each purpose, the CHILD_SA with which we send.
     outbound: LiteMap<Purpose, ChildId>,
+    /// The peer's requests for CHILD_SAs and rekeys.
+    pub(crate) requests: CreateChildRate,
 }
 
 impl ChildSas {
     /// Creates an empty set of CHILD_SAs for a peer.
     pub(crate) fn new(peer: PeerName) -> Self {
-        Self { peer, children: LiteMap::new(), outbound: LiteMap::new() }
+        Self { peer, children: LiteMap::new(), outbound: LiteMap::new(), requests: CreateChildRate::default() }
     }
 
     /// Returns the CHILD_SA of this purpose with which we send.

@@ -487,7 +487,8 @@ pub struct ChildConfig {
     /// Protocol and ports that the CHILD_SA carries. The selectors of both sides contain them (RFC
     /// 7296 3.13.1).
     pub next_layer: NextLayer,
-    /// The mode of ESP. In transport mode `local` and `remote` are the addresses of the IKE SA.
+    /// The mode of ESP. In transport mode `local` and `remote` are the addresses of the IKE SA as
+    /// we see them.
     pub mode: Mode,
 }
 
@@ -497,8 +498,8 @@ pub enum Mode {
     /// Whole packets.
     #[default]
     Tunnel,
-    /// The payload of packets between the two ends themselves. We do not negotiate transport mode
-    /// if there is a NAT.
+    /// The payload of packets between the two ends themselves. If there is a NAT, the selectors are
+    /// the addresses as we see them (RFC 7296 2.23.1): our own one, and that of the peer's NAT.
     Transport,
 }
 

@@ -351,7 +351,8 @@ pub enum PeerErrorKind {
     /// TS_UNACCEPTABLE, from either end.
     #[error("traffic selectors unacceptable")]
     TrafficSelectors,
-    /// One end requires transport mode, and the other end or a NAT on the path does not allow it.
+    /// One end requires transport mode, and the other end does not allow it, or it is configured
+    /// for other addresses than those of the IKE SA.
     #[error("transport mode is not possible")]
     TransportMode,
     /// The peer violated the protocol.
@@ -366,6 +367,9 @@ pub enum PeerErrorKind {
     /// The peer requests more CHILD_SAs than [`PeerConfig::max_children`](crate::PeerConfig).
     #[error("too many CHILD_SAs")]
     TooManyChildren,
+    /// The peer creates or rekeys SAs so often that we refuse some of its requests.
+    #[error("too many requests")]
+    TooManyRequests,
     /// The peer did not give us an internal address, did not ask us for one, or our pool has none
     /// left.
     #[error("no internal address")]

@@ -93,8 +93,9 @@
 //! Private modules: `sa` contains the states and exchanges of one IKE SA. `child_sas` contains the
 //! CHILD_SAs of one peer and the order of their events. `negotiate` chooses algorithms and
 //! selectors that both ends accept. `address_assignment` contains the internal addresses that one
-//! end gives the other one. `childless` decides whether IKE_AUTH creates a CHILD_SA. `deadlines`
-//! stores deadlines, and `output` stores datagrams and events until the owner takes them.
+//! end gives the other one. `childless` decides whether IKE_AUTH creates a CHILD_SA.
+//! `create_child_rate` limits the rate of one peer's requests. `deadlines` stores deadlines, and
+//! `output` stores datagrams and events until the owner takes them.
 //! `tests/simulation` tests whole networks of endpoints, and `tests/hostile` tests hostile peers.
 //! `mutations` contains deliberate mistakes, which these tests must detect. Release builds do not
 //! contain them.
@@ -110,6 +111,7 @@ pub mod capture;
 mod child_sas;
 mod childless;
 pub mod config;
+mod create_child_rate;
 pub mod crl;
 pub mod crypto;
 mod deadlines;

@@ -63,6 +63,7 @@ fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
         tcp_problem: None,
         relay_refused: None,
         last_error: None,
+        requests_refused: 0,
     }
 }
 

@@ -233,6 +233,7 @@ mod tests {
             tcp_problem: None,
             relay_refused: None,
             last_error: None,
+            requests_refused: 0,
         };
         let status = Status {
             version: "1.2.3".into(),

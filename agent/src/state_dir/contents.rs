@@ -12,7 +12,7 @@ use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 /// Prefixes of the names of the files that the agent and the plugin keep in the directory. Suffixes
 /// such as `.tmp` and `.damaged` may follow. The list includes the sockets, since `run_dir` may be
 /// the same directory.
-const OURS: [&str; 17] = [
+const OURS: [&str; 18] = [
     "admin.sock",
     "agent.lock",
     "agent.sock",
@@ -21,6 +21,7 @@ const OURS: [&str; 17] = [
     "enforced-revocations.json",
     "former-networks.json",
     "identity.json",
+    "internal-addresses.json",
     "key.pending",
     "missed.json",
     "reqids.json",

@@ -63,6 +63,9 @@ pub fn render_peers(status: &Status) -> String {
         if let Some(problem) = &peer.tcp_problem {
             let _ = writeln!(text, "  TCP        {problem}");
         }
+        if peer.requests_refused > 0 {
+            let _ = writeln!(text, "  refused    {} rekeys and CHILD_SAs beyond the rate", peer.requests_refused);
+        }
         if let Some(error) = &peer.last_error {
             let _ = writeln!(text, "  error      {error}");
         }
@@ -211,6 +214,7 @@ mod tests {
             tcp_problem: None,
             relay_refused: None,
             last_error: Some(format!("{name} does not answer")),
+            requests_refused: 0,
         };
         let state = |reqid| StateEntry {
             source: "192.0.2.1".parse().unwrap(),
@@ -310,6 +314,15 @@ mod tests {
         let (table, details) = (crate::status::render(&status), render_peers(&status));
         assert!(table.contains("peer edge-1: the peer asks for transport mode\n"), "{table}");
         assert!(details.contains("             not served: the peer asks for transport mode\n"), "{details}");
+    }
+
+    #[test]
+    fn a_peer_whose_requests_were_refused_is_shown_with_their_number() {
+        let mut status = status();
+        assert!(!render_peers(&status).contains("refused"));
+        status.peers[1].requests_refused = 17;
+        let text = render_peers(&status);
+        assert_eq!(text.matches("  refused    17 rekeys and CHILD_SAs beyond the rate\n").count(), 1, "{text}");
     }
 
     #[test]

@@ -132,6 +132,10 @@ pub struct PeerReport {
     pub tcp_problem: Option<String>,
     /// The latest error since the last success.
     pub last_error: Option<String>,
+    /// Number of the peer's rekeys and requests for CHILD_SAs that were refused since the peer was
+    /// configured, because there were too many in a short time.
+    #[serde(default)]
+    pub requests_refused: u32,
 }
 
 /// A pair of configured networks between which no packet passes.

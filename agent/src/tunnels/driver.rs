@@ -31,6 +31,7 @@ use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
 use super::ike_counts::IkeCounts;
 use super::ike_sockets;
+use super::internal_address_store::InternalAddressStore;
 use super::kernel_policies::KernelPolicies;
 use super::relays::Relays;
 use super::reqids::Reqids;
@@ -168,6 +169,7 @@ impl Driver {
                 xfrm,
                 reqids: Reqids::load(&config.state_dir),
                 revocations: EnforcedRevocations::load(&config.state_dir),
+                internal_addresses: InternalAddressStore::load(&config.state_dir),
                 incidents,
                 clock,
                 random: SystemRandom::new(),
@@ -267,7 +269,7 @@ impl Driver {
                 _ = count_tick.tick() => {
                     let count = Some(self.count());
                     tunnels.send_if_modified(|sent| std::mem::replace(sent, count) != count);
-                    self.environment.save_revocations();
+                    self.environment.save_peers();
                     self.close_unused_tcp();
                 }
             }
@@ -276,7 +278,7 @@ impl Driver {
             reader.abort();
         }
         self.drain_endpoint();
-        self.environment.save_revocations();
+        self.environment.save_peers();
         self.environment.save_reqids(Instant::new(Duration::MAX));
         Ok(())
     }
@@ -401,6 +403,7 @@ impl Driver {
         for name in &changes.gone {
             let reqids = self.environment.reqids.all_of(name);
             self.environment.revocations.forget(name);
+            self.environment.internal_addresses.forget(name);
             if let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, &reqids) {
                 let _span = peer_span(name).entered();
                 self.environment.incidents.error(format!("peer {name}: {error}"));
@@ -443,6 +446,8 @@ impl Driver {
         }
         if self.desired.complete {
             self.settled = true;
+            let tunnels = &self.desired.tunnels;
+            self.environment.internal_addresses.retain(|peer| tunnels.contains_key(peer));
             self.former_policies = FormerPolicies::default();
             self.delete_orphaned_sas();
         }
@@ -536,6 +541,9 @@ impl Driver {
             }
             self.assume_inherited_ends(name, child, purpose.clone(), reqid);
             self.assume_former_ends(name, child, purpose, reqid);
+        }
+        if !inherits {
+            self.endpoint.restore_internal_addresses(name, self.environment.internal_addresses.of(name));
         }
         let from = valid_from(&peer);
         match self.endpoint.set_peer(peer, now, &mut self.environment) {

@@ -35,6 +35,7 @@ impl Driver {
                     "IKE SA established"
                 );
                 details.not_served.sentences().for_each(|sentence| tracing::warn!("{sentence}"));
+                self.environment.internal_addresses.record(&peer, &details.internal_addresses);
                 self.peer_heard(&peer);
                 // An IKE SA with a hub shows that this node or the hub is connected to its network
                 // again.

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::enforced_revocations::EnforcedRevocations;
 use super::internal_address_obstacle;
+use super::internal_address_store::InternalAddressStore;
 use super::reqids::Reqids;
 use crate::clock::CertificateClock;
 use crate::desired::{Desired, PeerReqids};
@@ -24,6 +25,7 @@ pub(super) struct KernelEnvironment {
     pub(super) xfrm: Xfrm,
     pub(super) reqids: Reqids,
     pub(super) revocations: EnforcedRevocations,
+    pub(super) internal_addresses: InternalAddressStore,
     pub(super) incidents: Incidents,
     pub(super) clock: Arc<CertificateClock>,
     pub(super) random: SystemRandom,
@@ -47,11 +49,15 @@ impl KernelEnvironment {
 }
 
 impl KernelEnvironment {
-    /// Writes to disk which revocations have been enforced. Must not be called before the events of
-    /// the endpoint have been handled, which end the SAs.
-    pub(super) fn save_revocations(&mut self) {
+    /// Writes to disk which revocations have been enforced, and which internal addresses peers
+    /// have. Must not be called before the events of the endpoint have been handled, which end the
+    /// SAs.
+    pub(super) fn save_peers(&mut self) {
         if let Err(error) = self.revocations.save() {
             self.incidents.error(format!("the revocations that are in force cannot be written to disk: {error}"));
+        }
+        if let Err(error) = self.internal_addresses.save() {
+            self.incidents.error(format!("the internal addresses of peers cannot be written to disk: {error}"));
         }
     }
 }

@@ -20,6 +20,7 @@
 //! - `ike_counts`: counts what IKE does, for metrics.
 //! - `inherited_sas`: the SAs that an earlier run left in the kernel.
 //! - `installed_sa`: one of the agent's SAs in the kernel.
+//! - `internal_address_store`: the internal addresses of static peers, across restarts.
 //! - `kernel_events`: the handling of the kernel's notifications.
 //! - `kernel_policies`: the policies in the kernel, and their comparison with the desired policies.
 //! - `mapped_addresses`: this node's addresses as the hubs see them.
@@ -61,6 +62,7 @@ mod ike_sockets;
 mod inherited_sas;
 mod installed_sa;
 mod internal_address_obstacle;
+mod internal_address_store;
 mod kernel_events;
 mod kernel_policies;
 mod mapped_addresses;

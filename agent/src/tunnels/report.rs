@@ -110,6 +110,7 @@ impl Driver {
             last_error: status
                 .and_then(|status| status.last_error.as_ref())
                 .map(|error| format!("peer {name}: {error}")),
+            requests_refused: status.map_or(0, |status| status.requests_refused),
         }
     }
 

@@ -15,7 +15,7 @@ use litemap::LiteMap;
 
 use super::esp_key::esp_key;
 use super::inherited_sas::InheritedSas;
-use super::installed_sa::InstalledSa;
+use super::installed_sa::{InstalledSa, SaChange};
 use super::retiring_sas::RetiringSas;
 use crate::desired::{PeerReqids, TunnelEnds};
 use crate::tcp_encapsulation::Connections;
@@ -399,32 +399,28 @@ impl SaTable {
         delete_all(xfrm, installed)
     }
 
-    /// Updates the UDP ports of a CHILD_SA. Returns `false` if the addresses differ, which requires
-    /// new SAs.
+    /// Updates the UDP ports of a CHILD_SA, if they differ from those in the kernel. Returns
+    /// `false` if the addresses or the encapsulation differ, which requires new SAs.
     pub(super) fn update_ports(&mut self, xfrm: &mut Xfrm, id: ChildId, sa: &Arc<ChildSa>) -> Result<bool> {
         let Some(child) = self.children.get_mut(&id) else { return Ok(true) };
         let in_tcp = |sa: &ChildSa| TcpConnectionId::of(sa.remote.ip());
-        let mut same = child.sa.encapsulated == sa.encapsulated && in_tcp(&child.sa) == in_tcp(sa);
+        let same_connection = in_tcp(&child.sa) == in_tcp(sa);
         child.sa = sa.clone();
         let inbound = inbound(sa, child.reqids.inbound, &self.tcp)?;
-        if let Some(installed) = &mut child.inbound {
-            if same && (installed.id, installed.source) == (inbound.id(), inbound.source) {
-                xfrm.update_sa(&inbound)?;
-                *installed = InstalledSa::of(&inbound);
-            } else {
-                same = false;
-            }
-        }
         let outbound = outbound(sa, child.reqids.outbound, &self.tcp)?;
-        if let Some(installed) = &mut child.outbound {
-            if same && (installed.id, installed.source) == (outbound.id(), outbound.source) {
-                xfrm.update_sa(&outbound)?;
-                *installed = InstalledSa::of(&outbound);
-            } else {
-                same = false;
+        let installed = [child.inbound.as_mut().zip(Some(inbound)), child.outbound.as_mut().zip(Some(outbound))];
+        for (installed, moved) in installed.into_iter().flatten() {
+            let new = InstalledSa::of(&moved);
+            match installed.change_to(&new) {
+                SaChange::None if same_connection => {}
+                SaChange::Ports if same_connection => {
+                    xfrm.update_sa(&moved)?;
+                    *installed = new;
+                }
+                SaChange::None | SaChange::Ports | SaChange::NewSa => return Ok(false),
             }
         }
-        Ok(same)
+        Ok(true)
     }
 
     /// Deletes the inherited and retiring SAs that are due for deletion. Returns the reqids of the

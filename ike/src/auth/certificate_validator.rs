@@ -84,21 +84,23 @@ impl CertificateValidator {
         let mut chain = certificates
             .iter()
             .filter(|certificate| certificate.encoding == CertificateEncoding::X509Signature)
-            .map(|certificate| CertificateDer::from(certificate.data.as_slice()))
+            .map(|certificate| certificate.data.as_slice())
             .take(MAX_CHAIN);
         // RFC 7296 3.6: the first certificate holds the key of AUTH.
         //= RFC 7296 3.6 MUST 4: the key's certificate is first
         let leaf = chain.next().ok_or(AuthError::NoCertificate)?;
         let intermediates = candidate_issuers(chain);
-        let parsed = parse(&leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;
-        let (not_after, issuers) = self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
+        let parsed = parse(leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;
+        let (not_after, issuers) = self.check_path(leaf, &intermediates, &parsed, unix_time)?;
         check_key_usage(&parsed)?;
         self.check_usage(&parsed)?;
         let shown = PeerCertificate {
             serial: HEXLOWER.encode(parsed.raw_serial()),
             not_before: u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0),
             not_after,
-            chain: self.revocation.as_ref().map(|_| std::iter::once(leaf.to_vec()).chain(issuers).collect()),
+            chain: self.revocation.as_ref().map(|_| {
+                std::iter::once(leaf).chain(issuers.iter().map(|issuer| issuer.der)).map(<[u8]>::to_vec).collect()
+            }),
         };
         self.check_revocation(&shown, claimed)?;
         if !identity::certifies(&parsed, claimed) {
@@ -114,22 +116,25 @@ impl CertificateValidator {
 
     /// Finds a path to a trust anchor. Returns the earliest notAfter on that path, and the issuers
     /// on it below the trust anchor.
-    fn check_path(
+    fn check_path<'a, 'd>(
         &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        leaf: &[u8],
+        intermediates: &'a [CandidateIssuer<'d>],
         parsed: &X509Certificate<'_>,
         unix_time: u64,
-    ) -> Result<(u64, Vec<Vec<u8>>), AuthError> {
+    ) -> Result<(u64, Vec<&'a CandidateIssuer<'d>>), AuthError> {
+        let ders: Vec<CertificateDer<'_>> =
+            intermediates.iter().map(|candidate| CertificateDer::from(candidate.der)).collect();
+        let leaf_der = CertificateDer::from(leaf);
         let end_entity =
-            EndEntityCert::try_from(leaf).map_err(|error| AuthError::MalformedCertificate(error.to_string()))?;
+            EndEntityCert::try_from(&leaf_der).map_err(|error| AuthError::MalformedCertificate(error.to_string()))?;
         let time = UnixTime::since_unix_epoch(Duration::from_secs(unix_time));
         // If a certificate of a path is revoked, webpki tries another path.
         let revoked = RefCell::new(None);
         let not_revoked = |path: &webpki::VerifiedPath<'_>| {
             let Some(revocation) = &self.revocation else { return Ok(()) };
             let issuers: Vec<_> = path.intermediate_certificates().map(webpki::Cert::der).collect();
-            let chain: Vec<&[u8]> = std::iter::once(&leaf[..]).chain(issuers.iter().map(|der| &der[..])).collect();
+            let chain: Vec<&[u8]> = std::iter::once(leaf).chain(issuers.iter().map(|der| &der[..])).collect();
             revocation.check(&chain, unix_time).map_err(|error| {
                 revoked.replace(Some(error));
                 webpki::Error::CertRevoked
@@ -139,7 +144,7 @@ impl CertificateValidator {
             end_entity.verify_for_usage(
                 CHAIN_ALGORITHMS,
                 anchors,
-                intermediates,
+                &ders,
                 time,
                 IssuerUsages(&self.usages),
                 None,
@@ -149,17 +154,22 @@ impl CertificateValidator {
         let valid = self.anchors.valid_at(unix_time);
         match verify(&valid.anchors) {
             Ok(path) => {
-                let issuers: Vec<_> = path.intermediate_certificates().map(webpki::Cert::der).collect();
-                if issuers.iter().any(|issuer| !may_certify(issuer)) {
+                let parsed_of = |issuer: &webpki::Cert<'_>| {
+                    let der = issuer.der();
+                    intermediates.iter().find(|candidate| candidate.der == &der[..])
+                };
+                let issuers: Option<Vec<_>> = path.intermediate_certificates().map(parsed_of).collect();
+                let issuers = issuers.ok_or_else(|| AuthError::Chain("an issuer was not presented".to_owned()))?;
+                if issuers.iter().any(|issuer| !may_certify(&issuer.parsed)) {
                     let detail = "the key usage of an issuer excludes signing certificates (keyCertSign)";
                     return Err(AuthError::Chain(detail.to_owned()));
                 }
                 // RFC 5280 6.1.4: self-issued certificates do not count towards the path length.
-                let counted = issuers.iter().filter(|issuer| !is_self_issued(issuer)).count();
+                let counted = issuers.iter().filter(|issuer| !is_self_issued(&issuer.parsed)).count();
                 let anchor = valid.check(path.anchor(), counted)?;
-                let ends = issuers.iter().map(|issuer| not_after(issuer));
+                let ends = issuers.iter().map(|issuer| end_of(&issuer.parsed));
                 let ends = ends.fold(end_of(parsed).min(anchor), u64::min);
-                Ok((ends, issuers.iter().map(|der| der.to_vec()).collect()))
+                Ok((ends, issuers))
             }
             Err(error) if revoked.borrow().is_some() => {
                 Err(revoked.take().unwrap_or_else(|| AuthError::Chain(error.to_string())))
@@ -224,21 +234,28 @@ impl CertificateValidator {
     }
 }
 
+/// A presented certificate that may have issued others. It is parsed once for all checks.
+#[derive(Debug)]
+pub(super) struct CandidateIssuer<'a> {
+    pub(super) der: &'a [u8],
+    parsed: X509Certificate<'a>,
+}
+
 /// Returns the presented certificates that may have issued others: at most
 /// [`MAX_OF_SUBJECT`] with the same subject. webpki follows every issuer with the right name, and
 /// whoever presents certificates has not proved anything yet. With at most seven certificates, this
 /// leaves at most 2^7 paths.
-pub(super) fn candidate_issuers<'a>(presented: impl Iterator<Item = CertificateDer<'a>>) -> Vec<CertificateDer<'a>> {
-    let mut subjects: Vec<Vec<u8>> = Vec::new();
-    let mut is_candidate = |der: &CertificateDer<'_>| {
-        let Some(subject) = parse(der).map(|parsed| parsed.subject().as_raw().to_vec()) else {
-            return false;
-        };
-        let known = subjects.iter().filter(|other| **other == subject).count();
-        subjects.push(subject);
-        known < MAX_OF_SUBJECT
-    };
-    presented.filter(|der| is_candidate(der)).collect()
+pub(super) fn candidate_issuers<'a>(presented: impl Iterator<Item = &'a [u8]>) -> Vec<CandidateIssuer<'a>> {
+    let mut candidates: Vec<CandidateIssuer<'a>> = Vec::new();
+    for der in presented {
+        let Some(parsed) = parse(der) else { continue };
+        let subject = parsed.subject().as_raw();
+        let known = candidates.iter().filter(|other| other.parsed.subject().as_raw() == subject).count();
+        if known < MAX_OF_SUBJECT {
+            candidates.push(CandidateIssuer { der, parsed });
+        }
+    }
+    candidates
 }
 
 /// The accepted extended key usages of an issuer: no such extension, one of the requested usages,
@@ -295,15 +312,12 @@ fn check_key_usage(parsed: &X509Certificate<'_>) -> Result<(), AuthError> {
 
 /// Returns whether the key usage of an issuer, if there is one, allows signing certificates (RFC
 /// 5280 4.2.1.3).
-fn may_certify(issuer: &[u8]) -> bool {
-    parse(issuer).is_some_and(|parsed| match parsed.key_usage() {
-        Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
-        Err(_) => false,
-    })
+fn may_certify(issuer: &X509Certificate<'_>) -> bool {
+    issuer.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()))
 }
 
-fn is_self_issued(der: &[u8]) -> bool {
-    parse(der).is_some_and(|parsed| parsed.subject().as_raw() == parsed.issuer().as_raw())
+fn is_self_issued(certificate: &X509Certificate<'_>) -> bool {
+    certificate.subject().as_raw() == certificate.issuer().as_raw()
 }
 
 fn lacks_usage(parsed: &X509Certificate<'_>) -> AuthError {

@@ -92,6 +92,17 @@ impl AddressLeases {
         Some(found)
     }
 
+    /// Leases a peer the addresses that it had in an earlier run, at most one of each family.
+    /// [`Self::lease`] checks whether the pool still has them.
+    pub(super) fn restore(&mut self, peer: &PeerName, addresses: &[IpAddr]) {
+        for address in addresses {
+            let key = (peer.clone(), address.is_ipv4());
+            if self.is_free(*address) && !self.by_peer.contains_key(&key) {
+                self.set(*address, key, Instant::default());
+            }
+        }
+    }
+
     /// Releases the addresses of a peer that is no longer configured.
     pub(super) fn forget(&mut self, peer: &PeerName) {
         for ipv4 in [true, false] {
@@ -246,6 +257,26 @@ mod tests {
         assert_eq!(pool.ask("b", true, None), None);
         pool.leases.forget(&PeerName::new("d"));
         assert_eq!(pool.ask("b", true, None).as_deref(), Some("10.9.0.3"));
+    }
+
+    #[test]
+    fn a_peer_gets_the_address_of_an_earlier_run_where_the_pool_has_it_and_nobody_else_does() {
+        let mut pool = Pool::new(&["10.9.0.0/29"]);
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        pool.leases.restore(&PeerName::new("a"), &[ip("10.9.0.2"), ip("10.9.0.3")]);
+        pool.leases.restore(&PeerName::new("b"), &[ip("10.9.0.2")]);
+        pool.leases.restore(&PeerName::new("c"), &[ip("10.8.0.2")]);
+        pool.leases.restore(&PeerName::new("d"), &[ip("10.9.0.1")]);
+        assert_eq!(pool.ask("e", true, Some("10.9.0.2")).as_deref(), Some("10.9.0.3"), ".1 is ours, .2 is that of a");
+        assert_eq!(pool.ask("b", true, None).as_deref(), Some("10.9.0.4"));
+        assert_eq!(pool.ask("c", true, None).as_deref(), Some("10.9.0.5"));
+        assert_eq!(pool.ask("d", true, None).as_deref(), Some("10.9.0.6"));
+        assert_eq!(pool.ask("a", true, None).as_deref(), Some("10.9.0.2"));
+        // A peer that never comes loses its address when there is no other one.
+        let mut pool = Pool::new(&["10.9.0.0/30"]);
+        pool.leases.restore(&PeerName::new("a"), &[ip("10.9.0.2")]);
+        assert_eq!(pool.ask("b", true, None).as_deref(), Some("10.9.0.2"));
+        assert_eq!(pool.ask("a", true, None), None);
     }
 
     #[test]

@@ -41,7 +41,8 @@ impl Endpoint {
         let name = config.name.clone();
         let _span = peer_span(&name).entered();
         let Some(peer) = self.peers.get(&name) else {
-            let peer = Peer::new(Arc::new(Profile::new(config)?));
+            let mut peer = Peer::new(Arc::new(Profile::new(config)?));
+            self.take_former_addresses(&mut peer);
             self.peer_index.add(&peer.profile);
             let begin = peer.should_initiate(now);
             self.peers.insert(name.clone(), peer);
@@ -78,6 +79,26 @@ impl Endpoint {
             self.start_attempt(&name, now, env);
         }
         Ok(())
+    }
+
+    /// Restores the internal addresses that a peer had in an earlier run of the owner
+    /// ([`crate::event::IkeDetails::internal_addresses`]). Call it before [`Self::set_peer`] adds
+    /// the peer; it has no effect on a peer that exists. Addresses that the peer gave us are asked
+    /// for again. Addresses from our pool are kept for the peer, unless the pool no longer has
+    /// them, another peer has them, or the pool has no other address left for somebody.
+    pub fn restore_internal_addresses(&mut self, peer: &PeerName, addresses: &[IpAddr]) {
+        if !addresses.is_empty() && !self.peers.contains_key(peer) {
+            self.former_addresses.insert(peer.clone(), addresses.to_vec());
+        }
+    }
+
+    fn take_former_addresses(&mut self, peer: &mut Peer) {
+        let addresses = self.former_addresses.remove(peer.name()).unwrap_or_default();
+        match peer.config().address_assignment {
+            AddressAssignment::Off => {}
+            AddressAssignment::Request => peer.internal_addresses = addresses,
+            AddressAssignment::Pool(_) => self.address_leases.restore(peer.name(), &addresses),
+        }
     }
 
     pub(super) fn set_profile(

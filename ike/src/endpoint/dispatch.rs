@@ -273,7 +273,7 @@ impl Endpoint {
                 self.address_heard(remote, now);
                 let spi = half_open.spi();
                 let octets = half_open.octets();
-                self.init_request_guard.count_work(half_open.group());
+                self.init_request_guard.key_exchanges.count(half_open.group(), source);
                 let initiator_spi = message.header.initiator_spi;
                 self.init_request_guard.half_open.insert(remote, initiator_spi, spi, octets, source);
                 self.sas.insert(spi, SaState::HalfOpen(half_open, now + HALF_OPEN_LIFETIME));

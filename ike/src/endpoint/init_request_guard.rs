@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::answer_limit::AnswerLimit;
 use super::half_open::{HalfOpenTable, Source};
+use super::key_exchange_budget::{KeyExchangeBudget, Work};
 use crate::child_sas::Spi;
 use crate::config::{EndpointConfig, Group};
 use crate::crypto::Cookies;
@@ -20,18 +21,11 @@ pub(super) const HALF_OPEN_LIFETIME: Duration = Duration::from_secs(30);
 /// [`REPORT_PERIOD`]. Without this limit, a flood could fill the network or the log.
 const MAX_REPORTS: u32 = 16;
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
-/// Maximum work for expensive key exchanges ([`Group::expense`]) that unauthenticated initiators
-/// may cause in each [`WORK_PERIOD`], microseconds. Further IKE_SA_INIT requests with such a share
-/// are dropped. An honest initiator sends its request again.
-const MAX_WORK: u32 = 250_000;
-/// Amount of such work in a period, microseconds, above which an initiator with such a share must
-/// return a cookie.
-const MAX_WORK_WITHOUT_COOKIE: u32 = 25_000;
-const WORK_PERIOD: Duration = Duration::from_secs(1);
-/// Maximum number of refused IKE_AUTH requests of one source in each [`WORK_PERIOD`]. Each costs a
-/// key exchange and up to eight certificates. Further messages of its half-open IKE SAs are dropped
-/// until the period ends. An honest initiator sends its request again.
+/// Maximum number of refused IKE_AUTH requests of one source in each [`REFUSAL_PERIOD`]. Each costs
+/// a key exchange and up to eight certificates. Further messages of its half-open IKE SAs are
+/// dropped until the period ends. An honest initiator sends its request again.
 const MAX_REFUSALS: u32 = 16;
+const REFUSAL_PERIOD: Duration = Duration::from_secs(1);
 /// Maximum number of sources whose refused requests are counted in a period. Each has completed an
 /// IKE_SA_INIT exchange, so it cannot forge addresses. Refusals of further sources do not count.
 const MAX_REFUSED_SOURCES: usize = 4096;
@@ -44,11 +38,10 @@ pub(super) struct InitRequestGuard {
     pub(super) answer_limit: AnswerLimit,
     reports_left: u32,
     period_ends: Instant,
-    /// Work in the period that ends at `work_period_ends`, microseconds.
-    work: u32,
-    work_period_ends: Instant,
-    /// Refused IKE_AUTH requests in the same period.
+    pub(super) key_exchanges: KeyExchangeBudget,
+    /// Refused IKE_AUTH requests in the period that ends at `refusals_end`.
     refusals: HashMap<Source, u32>,
+    refusals_end: Instant,
 }
 
 /// How to handle an IKE_SA_INIT request.
@@ -84,14 +77,16 @@ impl InitRequestGuard {
         if full && !self.half_open.can_make_room_for(source) {
             return InitDecision::Discard;
         }
-        let work = self.work_with(message, cx.now);
-        if work.is_some_and(|work| work > MAX_WORK) {
+        self.forget_refusals(cx.now);
+        let group = message.payloads.key_exchange().ok().and_then(|share| Group::from_number(share.group));
+        let work = group.map_or(Work::Free, |group| self.key_exchanges.check(group, source, cx.now));
+        if work == Work::TooMuch {
             tracing::trace!(%remote, "too many expensive key exchanges");
             return InitDecision::Discard;
         }
         //= RFC 7296 2.6 SHOULD 4: cookies against floods
         let busy = full || self.half_open.len() >= config.cookie_threshold;
-        let expensive = work.is_some_and(|work| work > MAX_WORK_WITHOUT_COOKIE);
+        let expensive = work == Work::NeedsCookie;
         let refused = self.refusals.contains_key(&source);
         if !(busy || expensive || refused) || mutation!("no_cookies") {
             return InitDecision::Accept;
@@ -117,19 +112,10 @@ impl InitRequestGuard {
         InitDecision::Discard
     }
 
-    /// Returns the work of this period including the answer to this request. Returns `None` if the
-    /// answer needs no work that counts.
-    fn work_with(&mut self, message: &Message, now: Instant) -> Option<u32> {
-        self.begin_work_period(now);
-        let share = message.payloads.key_exchange().ok()?;
-        let expense = Group::from_number(share.group)?.expense();
-        (expense > 0).then(|| self.work.saturating_add(expense))
-    }
-
-    fn begin_work_period(&mut self, now: Instant) {
-        if self.work_period_ends <= now {
-            self.work_period_ends = now + WORK_PERIOD;
-            self.work = 0;
+    fn forget_refusals(&mut self, now: Instant) {
+        // A clock that was set back does not prolong the period.
+        if self.refusals_end <= now || self.refusals_end.saturating_since(now) > REFUSAL_PERIOD {
+            self.refusals_end = now + REFUSAL_PERIOD;
             self.refusals.clear();
         }
     }
@@ -137,7 +123,7 @@ impl InitRequestGuard {
     /// Returns whether to handle a message of a half-open IKE SA. Afterwards, call
     /// [`Self::count_refusal`] if it was refused.
     pub(super) fn may_authenticate(&mut self, source: Source, now: Instant) -> bool {
-        self.begin_work_period(now);
+        self.forget_refusals(now);
         self.refusals.get(&source).is_none_or(|refused| *refused < MAX_REFUSALS)
     }
 
@@ -148,12 +134,6 @@ impl InitRequestGuard {
             let refused = self.refusals.entry(source).or_default();
             *refused = refused.saturating_add(1);
         }
-    }
-
-    /// Counts the work for an IKE_SA_INIT request that was answered with a key exchange of this
-    /// method.
-    pub(super) fn count_work(&mut self, group: Group) {
-        self.work = self.work.saturating_add(group.expense());
     }
 
     /// Returns whether an IKE_SA_INIT request returns a cookie that we have sent to this initiator.

@@ -31,6 +31,7 @@ mod dispatch;
 mod duplicate_sas;
 mod half_open;
 mod init_request_guard;
+mod key_exchange_budget;
 mod peer;
 mod peer_index;
 mod sa_lifecycle;

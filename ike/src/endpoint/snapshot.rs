@@ -26,6 +26,9 @@ pub struct PeerStatus {
     pub children: Vec<ChildStatus>,
     /// The latest failure. A success clears it.
     pub last_error: Option<PeerError>,
+    /// Number of the peer's rekeys and requests for CHILD_SAs that we refused since the peer was
+    /// configured, because there were too many in a short time.
+    pub requests_refused: u32,
 }
 
 /// Whether a peer is up and, if not, what is happening.
@@ -215,6 +218,7 @@ impl Endpoint {
             ike_sas: ike_sas.collect(),
             children: children.collect(),
             last_error: peer.last_error.clone(),
+            requests_refused: peer.child_sas.requests.refused(),
         }
     }
 }

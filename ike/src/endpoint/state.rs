@@ -1,6 +1,7 @@
 //! The state of an endpoint: peers, IKE SAs by our SPI, deadlines, and output.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::acquire_queue::AcquireQueue;
@@ -31,6 +32,8 @@ pub struct Endpoint {
     pub(super) init_request_guard: InitRequestGuard,
     pub(super) acquire_queue: AcquireQueue,
     pub(super) address_leases: AddressLeases,
+    /// The internal addresses of an earlier run by peer, until the peer is configured.
+    pub(super) former_addresses: BTreeMap<PeerName, Vec<IpAddr>>,
     pub(super) deadlines: Deadlines<DeadlineOwner>,
     pub(super) out: Output,
 }
@@ -86,6 +89,7 @@ impl Endpoint {
             init_request_guard: InitRequestGuard::default(),
             acquire_queue: AcquireQueue::default(),
             address_leases: AddressLeases::default(),
+            former_addresses: BTreeMap::new(),
             deadlines: Deadlines::new(),
             out: Output::default(),
         }

@@ -3,6 +3,7 @@
 use super::mode::{Ends, ModeObstacle, check_request};
 use super::proposal::{ChildKeyExchange, Chosen, EspSuite, choose_esp};
 use super::selectors::{Narrowed, Traffic, narrow};
+use super::transport_nat::{SeenByPeer, substitute};
 use crate::config::{ChildConfig, Mode, PeerConfig};
 use crate::event::ChildSa;
 use crate::purpose::{ChildName, Purpose};
@@ -32,6 +33,8 @@ pub(crate) struct Agreed<'a> {
     pub(crate) chosen: Chosen<EspSuite>,
     /// The traffic selectors.
     pub(crate) selectors: Narrowed,
+    /// The addresses for the selectors of the response, if they differ.
+    pub(crate) seen_by_peer: Option<SeenByPeer>,
 }
 
 /// The reason why no configured child is acceptable.
@@ -61,6 +64,10 @@ pub(crate) fn agree<'a>(
             continue;
         };
         proposals_agree = true;
+        //= RFC 7296 2.23.1 REQUIRED 5: the addresses are substituted first
+        let substituted = substitute(child.mode, offer.ends, local, remote);
+        let (local, remote) =
+            substituted.as_ref().map_or((local, remote), |it| (it.local.as_slice(), it.remote.as_slice()));
         let Some(selectors) = narrow(child.into(), local, remote) else {
             continue;
         };
@@ -74,7 +81,8 @@ pub(crate) fn agree<'a>(
         let holds = holds(local, &selectors.local) && holds(remote, &selectors.remote);
         let fit = (child.mode == offer.mode, holds && selectors.is_whole(child.into()), holds, missing(child));
         if best.as_ref().is_none_or(|(known, _)| fit > *known) {
-            best = Some((fit, Agreed { child, chosen, selectors }));
+            let seen_by_peer = substituted.as_ref().map(|it| it.seen_by_peer);
+            best = Some((fit, Agreed { child, chosen, selectors, seen_by_peer }));
         }
     }
     match best {
@@ -180,10 +188,9 @@ mod tests {
         let refused = |obstacle| Err(Disagreement::Mode(transport.name.clone(), obstacle));
         let both = [&tunnel, &transport];
         assert_eq!(choose(&both, Mode::Transport, false).unwrap(), "transport");
-        assert_eq!(choose(&both, Mode::Transport, true).unwrap(), "tunnel");
+        assert_eq!(choose(&both, Mode::Transport, true).unwrap(), "transport");
         assert_eq!(choose(&both, Mode::Tunnel, false).unwrap(), "tunnel");
         assert_eq!(choose(&both[1..], Mode::Tunnel, false), refused(ModeObstacle::TunnelAsked));
-        assert_eq!(choose(&both[1..], Mode::Transport, true), refused(ModeObstacle::Nat));
     }
 
     #[test]

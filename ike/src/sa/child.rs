@@ -109,13 +109,16 @@ pub(crate) fn grant(
     exchanged: impl IntoIterator<Item = Payload>,
     channel: &Channel,
 ) -> (ChildSa, Vec<Payload>) {
-    let Agreed { child, chosen, selectors } = agreed;
+    let Agreed { child, chosen, selectors, seen_by_peer } = agreed;
     let mode = negotiate::mode_payload(child.mode).filter(|_| !mutation!("transport_mode_granted_silently"));
     let mut answer: Vec<Payload> = mode.into_iter().collect();
     answer.push(Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]));
     answer.extend(exchanged);
-    answer.push(Payload::TrafficSelectorsInitiator(selectors.remote.clone()));
-    answer.push(Payload::TrafficSelectorsResponder(selectors.local.clone()));
+    let (local, remote) = (selectors.local.clone(), selectors.remote.clone());
+    let (local, remote) =
+        seen_by_peer.map_or((local.clone(), remote.clone()), |it| (it.local(local), it.remote(remote)));
+    answer.push(Payload::TrafficSelectorsInitiator(remote));
+    answer.push(Payload::TrafficSelectorsResponder(local));
     let (next_layer, mode, outbound_spi) = (child.next_layer, child.mode, chosen.child_spi());
     let negotiated = NegotiatedChild { purpose, next_layer, mode, outbound_spi, suite: chosen.suite, selectors, keys };
     (negotiated.into_sa(inbound, false, channel), answer)

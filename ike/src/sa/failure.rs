@@ -5,6 +5,7 @@ use super::offer_text::list;
 use super::path::Path;
 use crate::auth::AuthError;
 use crate::config::{ChildConfig, EspProposal, IkeProposal, NextLayer, PeerConfig};
+use crate::create_child_rate::{INTERVAL, MAX_BURST};
 use crate::event::{PeerError, PeerErrorKind};
 use crate::negotiate::{ChildOffer, Disagreement, ModeObstacle};
 use crate::purpose::{ChildName, Purpose};
@@ -125,11 +126,8 @@ pub(crate) fn disagreement(
 /// Returns the error if the mode of a child is not possible.
 pub(crate) fn mode(exchange: &'static str, child: &ChildName, obstacle: ModeObstacle) -> PeerError {
     let why = match obstacle {
-        ModeObstacle::Nat => {
-            "it is in transport mode, and there is a NAT on the way, or the peer encapsulates always; configure tunnel mode at both ends"
-        }
         ModeObstacle::Addresses => {
-            "it is in transport mode, which is for the two addresses between which IKE runs, and other ones are configured for it; name those, or configure tunnel mode at both ends"
+            "it is in transport mode, which is for the two addresses between which IKE runs, and other ones are configured for it; name those (of a peer behind a NAT that of the NAT, of this node its own), or configure tunnel mode at both ends"
         }
         ModeObstacle::TunnelAsked => {
             "it is in transport mode, and the peer asks for tunnel mode; configure the same at both ends"
@@ -230,6 +228,16 @@ pub(crate) fn too_many_children(purpose: &Purpose, peer: &PeerConfig) -> PeerErr
         peer.max_children
     );
     PeerError::new(CREATE_CHILD_SA, PeerErrorKind::TooManyChildren, detail)
+}
+
+/// Returns the error for a peer whose requests exceed the rate.
+pub(crate) fn too_many_requests() -> PeerError {
+    let rate = 1000_u128.checked_div(INTERVAL.as_millis()).unwrap_or_default();
+    let detail = format!(
+        "the peer has asked for more than {MAX_BURST} rekeys and CHILD_SAs in a row, and gets TEMPORARY_FAILURE for what exceeds {rate} a second; \
+         compare its lifetimes with ours, and look into its log for the reason"
+    );
+    PeerError::new(CREATE_CHILD_SA, PeerErrorKind::TooManyRequests, detail)
 }
 
 fn selectors(peer: &PeerConfig) -> String {

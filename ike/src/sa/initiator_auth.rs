@@ -264,6 +264,10 @@ impl InitiatorAuth {
             .map_err(|obstacle| failure::mode(IKE_AUTH, &config.child.name, obstacle))?;
         let local = payloads.selectors_initiator().map_err(malformed)?;
         let remote = payloads.selectors_responder().map_err(malformed)?;
+        //= RFC 7296 2.23.1 REQUIRED 7: substituted in the response too
+        let substituted = negotiate::substitute(config.child.mode, self.channel.path.ends(), local, remote);
+        let (local, remote) =
+            substituted.as_ref().map_or((local, remote), |it| (it.local.as_slice(), it.remote.as_slice()));
         let selectors = negotiate::accept_narrowed((&config.child).into(), local, remote)
             .ok_or_else(|| failure::no_selectors(IKE_AUTH, config, local, remote))?;
         let (purpose, next_layer) = (config.purpose(&config.child, &selectors), config.child.next_layer);

@@ -141,6 +141,62 @@ fn a_client_gets_the_same_address_again_also_from_a_gateway_that_has_restarted()
     assert_eq!(internal(&pair.network, pair.b, &pair.a_name), ["10.9.0.2"]);
 }
 
+/// Restarts both ends of [`pair`], whose client had another address than the first one of the pool.
+/// Returns the client's address, if an owner restores it at the client or at the gateway.
+fn after_a_restart_of_both_ends(at_client: bool, at_gateway: bool) -> String {
+    let mut pair = pair(1, LinkQuality::RELIABLE, &["10.9.0.0/24"]);
+    let (former, a_name, b_name) = (["10.9.0.7".parse().unwrap()], pair.a_name.clone(), pair.b_name.clone());
+    if at_client {
+        pair.network.call(pair.a, |endpoint, _, _| endpoint.restore_internal_addresses(&b_name, &former));
+    }
+    if at_gateway {
+        pair.network.call(pair.b, |endpoint, _, _| endpoint.restore_internal_addresses(&a_name, &former));
+    }
+    pair.start();
+    pair.traffic(10 * SECOND);
+    // What was restored has no effect on a peer that exists.
+    let other = ["10.9.0.99".parse().unwrap()];
+    pair.network.call(pair.a, |endpoint, _, _| endpoint.restore_internal_addresses(&b_name, &other));
+    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.reauthenticate(&b_name, now, env)));
+    pair.traffic(20 * SECOND);
+    let addresses = internal(&pair.network, pair.a, &pair.b_name).join(",");
+    pair.assert_addresses(&[&addresses]);
+    addresses
+}
+
+#[test]
+fn a_client_has_its_address_again_if_either_end_knows_it_from_before_a_restart_of_both() {
+    assert_eq!(after_a_restart_of_both_ends(false, false), "10.9.0.1");
+    assert_eq!(after_a_restart_of_both_ends(true, false), "10.9.0.7");
+    assert_eq!(after_a_restart_of_both_ends(false, true), "10.9.0.7");
+    assert_eq!(after_a_restart_of_both_ends(true, true), "10.9.0.7");
+}
+
+#[test]
+fn a_gateway_that_knows_its_clients_from_before_a_restart_gives_nobody_elses_address_away() {
+    let mut network = Network::new(1, LinkQuality::RELIABLE);
+    let hub = network.add("10.0.0.1", None);
+    let hub_name = name("hub.example");
+    let clients = [("c1.example", "10.9.0.2"), ("c2.example", "10.9.0.1")];
+    for (them, former) in clients {
+        let mut config = peer("hub.example", them, &[]);
+        gateway(&mut config, &["10.9.0.0/24"]);
+        let former = [former.parse().unwrap()];
+        network.call(hub, |endpoint, now, env| {
+            endpoint.restore_internal_addresses(&config.name, &former);
+            endpoint.set_peer(config, now, env).unwrap();
+        });
+    }
+    for (number, (us, former)) in clients.iter().enumerate() {
+        let node = network.add(&format!("10.0.0.{}", number + 2), None::<Nat>);
+        let mut config = peer(us, "hub.example", &["10.0.0.1"]);
+        client(&mut config);
+        network.call(node, |endpoint, now, env| endpoint.set_peer(config, now, env)).unwrap();
+        network.run_for(5 * SECOND);
+        assert_eq!(internal(&network, node, &hub_name), [*former]);
+    }
+}
+
 #[test]
 pub fn the_clients_of_one_pool_have_different_addresses_and_the_last_one_waits_for_a_free_one() {
     let mut network = Network::new(1, LinkQuality::RELIABLE);

@@ -25,6 +25,7 @@ mod mutations;
 mod network;
 mod oracle;
 mod peers;
+mod rates;
 mod rekey;
 mod rules;
 mod suites;

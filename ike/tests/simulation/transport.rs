@@ -121,14 +121,59 @@ fn a_peer_that_asks_for_a_tunnel_where_transport_mode_is_configured_is_refused()
     b.is(PeerErrorKind::TransportMode, &["IKE_AUTH", "child net", "the peer asks for tunnel mode"]);
 }
 
+/// Each end names its own address and that of the other end's NAT. The second child makes both ends
+/// use CREATE_CHILD_SA too.
 #[test]
-fn through_a_nat_transport_mode_is_refused_with_words_by_either_end() {
+pub fn through_nats_each_end_has_the_addresses_that_it_sees_and_rekeys_lose_nothing() {
+    //= RFC 7296 2.23.1 MUST 1: one address each
+    //= RFC 7296 2.23.1 REQUIRED 5: the addresses are substituted first
+    //= RFC 7296 2.23.1 REQUIRED 7: substituted in the response too
+    for (seed, b_nat) in [(0, false), (1, true), (2, false), (3, true)] {
+        let (of_a, of_b) = (Nat::new("203.0.113.1"), b_nat.then(|| Nat::new("203.0.113.2").forwarding()));
+        let b_seen = if b_nat { "203.0.113.2" } else { "10.0.0.2" };
+        let mut pair = Pair::with_nats(seed, LinkQuality::REORDERING, Some(of_a), of_b).one_sided();
+        between_hosts(&mut pair.a_config, "10.0.0.1", b_seen);
+        between_hosts(&mut pair.b_config, "10.0.0.2", "203.0.113.1");
+        pair.start();
+        pair.traffic(10 * SECOND);
+        for (node, peer) in [(pair.a, pair.b_name.clone()), (pair.b, pair.a_name.clone())] {
+            pair.network.call(node, |endpoint, now, env| endpoint.rekey_children(&peer, now, env));
+            pair.traffic(10 * SECOND);
+            pair.network.call(node, |endpoint, now, env| endpoint.rekey_ike(&peer, now, env));
+            pair.traffic(10 * SECOND);
+            pair.network.call(node, |endpoint, now, env| endpoint.rekey_children(&peer, now, env));
+            pair.traffic(10 * SECOND);
+            pair.assert_connected();
+        }
+        assert_eq!(modes(&pair), [Mode::Transport; 2], "{}", pair.network.history());
+        let selectors = |node: usize, peer| {
+            let sa = pair.network.nodes[node].host.kernel.tunnels[peer].sole_outbound().unwrap();
+            (sa.encapsulated, sa.local_selectors[0].ip().to_string(), sa.remote_selectors[0].ip().to_string())
+        };
+        assert_eq!(selectors(pair.a, &pair.b_name), (true, "10.0.0.1".into(), b_seen.into()));
+        assert_eq!(selectors(pair.b, &pair.a_name), (true, "10.0.0.2".into(), "203.0.113.1".into()));
+    }
+}
+
+#[test]
+fn an_end_that_encapsulates_always_has_transport_mode_too() {
+    let mut pair = hosts(Pair::new(1, LinkQuality::REORDERING));
+    pair.a_config.force_encapsulation = true;
+    pair.start();
+    pair.traffic(15 * SECOND);
+    pair.assert_connected();
+    assert_eq!(modes(&pair), [Mode::Transport; 2]);
+}
+
+#[test]
+fn a_child_for_the_address_of_a_peer_behind_its_nat_is_refused_with_words() {
     let nat = Nat::new("203.0.113.1");
     let mut pair = Pair::with_nats(1, LinkQuality::RELIABLE, Some(nat), None).one_sided();
     between_hosts(&mut pair.a_config, "10.0.0.1", "10.0.0.2");
-    between_hosts(&mut pair.b_config, "10.0.0.2", "203.0.113.1");
-    let Refused { a, .. } = pair.refused();
-    a.is(PeerErrorKind::TransportMode, &["IKE_AUTH", "NAT", "tunnel mode at both ends"]);
+    between_hosts(&mut pair.b_config, "10.0.0.2", "10.0.0.1");
+    let Refused { a, b, .. } = pair.refused();
+    a.is(PeerErrorKind::TrafficSelectors, &["IKE_AUTH"]);
+    b.is(PeerErrorKind::TrafficSelectors, &["IKE_AUTH", "10.0.0.1"]);
 }
 
 #[test]

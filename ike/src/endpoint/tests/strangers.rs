@@ -161,8 +161,8 @@ fn expensive(spi: u64) -> Init {
     Init { share, ..Init::new(spi) }
 }
 
-#[test]
-fn strangers_cause_a_bounded_amount_of_expensive_key_exchanges() {
+/// Makes an endpoint whose peer may use an expensive group.
+fn victim_with_modp() -> Victim {
     let mut victim = Victim::new();
     let peer = PeerConfig {
         initiate: false,
@@ -174,6 +174,12 @@ fn strangers_cause_a_bounded_amount_of_expensive_key_exchanges() {
         ..super::config(1, Auth::Psk(Secret::new(b"not known to strangers".to_vec())))
     };
     victim.endpoint.set_peer(peer, Instant::new(victim.now), &mut victim.host).unwrap();
+    victim
+}
+
+#[test]
+fn strangers_cause_a_bounded_amount_of_expensive_key_exchanges() {
+    let mut victim = victim_with_modp();
     let is_cookie = |answer: &[u8]| Message::decode(answer).unwrap().payloads.notify(NotifyType::Cookie).is_some();
     for second in 0..2 {
         // The sources may be forged. The endpoint soon requests a cookie, although few IKE SAs are
@@ -192,6 +198,20 @@ fn strangers_cause_a_bounded_amount_of_expensive_key_exchanges() {
         assert!(!is_cookie(&victim.take_init(&Init::new(999), source(5000 + second)).unwrap()));
         victim.now += Duration::from_secs(1);
     }
+}
+
+#[test]
+fn one_stranger_does_not_use_up_the_expensive_key_exchanges_of_all() {
+    let mut victim = victim_with_modp();
+    let served = (0..100).filter(|&n| victim.take_init(&expensive(n + 1), source(1)).is_some()).count();
+    assert!((8..=17).contains(&served), "{served} for one stranger");
+    assert!(victim.take_init(&expensive(200), source(2)).is_some(), "another stranger");
+    // Also many strangers leave a configured peer its own share.
+    for n in 0..200 {
+        victim.take_init(&expensive(n + 300), source(n as u32 + 10));
+    }
+    assert_eq!(victim.take_init(&expensive(600), source(600)), None);
+    assert!(victim.take_init(&expensive(700), ADDRESSES[0].parse().unwrap()).is_some(), "a configured address");
 }
 
 #[test]

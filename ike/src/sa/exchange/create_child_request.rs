@@ -313,6 +313,11 @@ fn accept_response(
     }
     let local = payloads.selectors_initiator().map_err(malformed)?;
     let remote = payloads.selectors_responder().map_err(malformed)?;
+    let mode = child.map_or(Mode::Tunnel, |child| child.mode);
+    //= RFC 7296 2.23.1 REQUIRED 7: substituted in the response too
+    let substituted = negotiate::substitute(mode, sa.channel.path.ends(), local, remote);
+    let (local, remote) =
+        substituted.as_ref().map_or((local, remote), |it| (it.local.as_slice(), it.remote.as_slice()));
     // RFC 7296 2.9.2: the selectors of the new CHILD_SA must not be narrower than those of the
     // CHILD_SA in use.
     let selectors = asked(config, asked_for, in_use)
@@ -334,7 +339,6 @@ fn accept_response(
         (None, Some(child)) if !rekey => (config.purpose(child, &selectors), child.next_layer),
         (None, child) => (asked_for.clone(), child.map_or(NextLayer::ANY, |child| child.next_layer)),
     };
-    let mode = child.map_or(Mode::Tunnel, |child| child.mode);
     let (outbound_spi, suite) = (chosen.child_spi(), chosen.suite);
     let negotiated = NegotiatedChild { purpose, next_layer, mode, outbound_spi, suite, selectors, keys };
     Ok((negotiated, nonce.to_vec()))

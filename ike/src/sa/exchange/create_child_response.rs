@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::rekey_ike_response;
-use super::{ErrorResponse, invalid_share, single_notify};
+use super::{ErrorResponse, check_rate, invalid_share, single_notify};
 use crate::child_sas::{Arrival, ChildSas, Spi};
 use crate::config::{ChildConfig, PeerConfig};
 use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
@@ -29,7 +29,7 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
     let rekeys_ike =
         payloads.proposals().is_ok_and(|offers| offers.iter().any(|offer| offer.protocol == Protocol::Ike));
     if rekeys_ike {
-        return rekey_ike_response::answer(sa, payloads, cx);
+        return rekey_ike_response::answer(sa, payloads, child_sas, cx);
     }
     let answer = match answer_child(sa, payloads, child_sas, cx) {
         Ok(answer) => answer,
@@ -94,11 +94,15 @@ fn answer_child(
     check_limits(config, me, old, &purpose, child_sas)?;
     let exchanged = match agreed.chosen.suite.group {
         //= RFC 7296 3.3.6 MUST 13: NONE leaves KE out
-        None => None,
+        None => {
+            check_rate(child_sas, cx.now)?;
+            None
+        }
         Some(group) => {
             //= RFC 7296 1.3 MUST 3: INVALID_KE_PAYLOAD names the group
             let wanted = || (Notify::invalid_ke(group.number()), None);
             let theirs = key_exchange.filter(|theirs| theirs.group == group.number()).ok_or_else(wanted)?;
+            check_rate(child_sas, cx.now)?;
             let failed = |error: KeyExchangeError| match error.is_local() {
                 true => (Notify::new(NotifyType::NoAdditionalSas), None),
                 false => invalid_share(error),

@@ -22,9 +22,11 @@ mod rekey_ike_request;
 mod rekey_ike_response;
 mod request;
 
+use crate::child_sas::ChildSas;
 use crate::crypto::KeyExchangeError;
 use crate::event::{PeerError, PeerErrorKind};
-use crate::sa::failure::CREATE_CHILD_SA;
+use crate::sa::failure::{self, CREATE_CHILD_SA};
+use crate::time::Instant;
 use crate::wire::{Notify, NotifyType, Payload, Payloads};
 
 /// An error notification as the response to a request, and the error to report, if there is one.
@@ -33,6 +35,15 @@ type ErrorResponse = (Notify, Option<PeerError>);
 /// Makes a response with one notification.
 fn single_notify(notify: Notify) -> Payloads {
     Payloads::from(vec![Payload::Notify(notify)])
+}
+
+/// Counts a request of the peer that is about to be carried out. Returns the refusal if the peer
+/// exceeds the rate.
+fn check_rate(child_sas: &mut ChildSas, now: Instant) -> Result<(), ErrorResponse> {
+    child_sas.requests.take(now).map_err(|exceeded| {
+        //= RFC 7296 2.25 SHOULD 1: TEMPORARY_FAILURE
+        (Notify::new(NotifyType::TemporaryFailure), exceeded.report.then(failure::too_many_requests))
+    })
 }
 
 /// Returns the error for a share from the peer that cannot be used.

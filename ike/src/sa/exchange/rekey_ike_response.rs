@@ -1,7 +1,8 @@
 //! CREATE_CHILD_SA for the IKE SA as the responder: the peer rekeys it (RFC 7296 1.3.2, 2.8.2,
 //! 2.18, 2.25.2).
 
-use super::{ErrorResponse, invalid_share, single_notify};
+use super::{ErrorResponse, check_rate, invalid_share, single_notify};
+use crate::child_sas::ChildSas;
 use crate::config::Group;
 use crate::crypto::{IkeRole, KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::IkeId;
@@ -14,8 +15,8 @@ use crate::sa::rekey_collision::RekeyCollision;
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
 /// Answers a request that rekeys the IKE SA.
-pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, cx: &mut Context<'_>) -> SaStep {
-    match negotiate(sa, payloads, cx) {
+pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> SaStep {
+    match negotiate(sa, payloads, child_sas, cx) {
         Ok((new, answer)) => {
             sa.channel.respond(ExchangeType::CreateChildSa, &answer, cx);
             SaStep::Rekeyed { new, redundant: None }
@@ -33,6 +34,7 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, cx: &mut Context<'_>) 
 fn negotiate(
     sa: &mut IkeSa,
     payloads: &Payloads,
+    child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> Result<(Box<IkeSa>, Payloads), ErrorResponse> {
     // RFC 7296 2.25.2: a rekey is refused while we create or delete CHILD_SAs on the IKE SA, and
@@ -64,6 +66,7 @@ fn negotiate(
         //= RFC 7296 1.3 MUST 3: INVALID_KE_PAYLOAD names the group
         return Err((Notify::invalid_ke(group.number()), None));
     }
+    check_rate(child_sas, cx.now)?;
     let failed = |error: KeyExchangeError| match error.is_local() {
         true => (Notify::new(NotifyType::TemporaryFailure), None),
         false => invalid_share(error),

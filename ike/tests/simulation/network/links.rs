@@ -81,6 +81,12 @@ impl Nat {
         Self { public: public.parse().unwrap(), next_port: 20_000, ports: BTreeMap::new() }
     }
 
+    /// Forwards the ports of IKE to the host behind the NAT.
+    pub fn forwarding(mut self) -> Self {
+        self.ports = [500, 4500].map(|port| (port, port)).into();
+        self
+    }
+
     /// Removes all mappings.
     pub fn rebind(&mut self) {
         self.ports.clear();

@@ -2,6 +2,7 @@
 //! collisions (2.8, 2.8.1, 2.25), and deletions (1.4.1).
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::auth::rekeys_ike;
@@ -40,6 +41,8 @@ pub struct Child {
     pub selectors: (Vec<Selector>, Vec<Selector>),
     /// Whether the CHILD_SA is in transport mode (1.3.1).
     pub transport: bool,
+    /// In transport mode, the addresses of our side and the peer's in our own request (2.23.1).
+    pub asked: Option<(IpAddr, IpAddr)>,
     /// Whether the CHILD_SA is in the kernel.
     pub installed: bool,
     pub was_installed: bool,
@@ -72,6 +75,19 @@ impl Child {
         let within = |old: &[Selector], new: &[Selector]| old.iter().all(|old| new.iter().any(|new| old.within(new)));
         within(&self.selectors.0, &new.selectors.0) && within(&self.selectors.1, &new.selectors.1)
     }
+}
+
+/// Replaces the addresses of selectors in transport mode, which each end sees differently behind a
+/// NAT (2.23.1), by the unspecified one.
+fn without_address(selectors: Vec<Selector>) -> Vec<Selector> {
+    let unspecified = |address: IpAddr| -> IpAddr {
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+    };
+    let replaced = |selector: Selector| {
+        let address = unspecified(selector.addresses.0);
+        Selector { addresses: (address, address), ..selector }
+    };
+    selectors.into_iter().map(replaced).collect()
 }
 
 impl Node {
@@ -141,6 +157,12 @@ impl Node {
             "RFC 7296 2.23",
             "transport mode between {of_initiator:?} and {of_responder:?}"
         );
+        let addresses =
+            |kind| request.selectors(kind).first().map(|selector: &Selector| selector.addresses.0).filter(|_| ours);
+        let asked = addresses(payload::TS_INITIATOR).zip(addresses(payload::TS_RESPONDER)).filter(|_| granted);
+        //= RFC 7296 2.23.1 REQUIRED 6: the response has the addresses of the request
+        let [of_initiator, of_responder] =
+            [of_initiator, of_responder].map(|of| if granted { without_address(of) } else { of });
         let keys = self.sas.get(&spis).and_then(|sa| sa.keys.clone());
         let keys = keys.filter(|_| secret != Some(None));
         let keys = keys.map(|keys| keys.child(esp_key_len(&proposal), secret.flatten().as_deref(), nonces));
@@ -160,6 +182,7 @@ impl Node {
             ours,
             selectors,
             transport: granted,
+            asked,
             installed: false,
             was_installed: false,
             dead: false,

@@ -164,8 +164,27 @@ impl Node {
                 child.own
             );
         }
+        if child.transport {
+            let ends = (vec![sa.local.ip().into()], vec![sa.remote.ip().into()]);
+            //= RFC 7296 2.23.1 REQUIRED 5: the addresses are substituted first
+            require!(
+                (&sa.local_selectors, &sa.remote_selectors) == (&ends.0, &ends.1),
+                "RFC 7296 2.23.1",
+                "transport mode of {:?} and {:?} between {ends:?}",
+                sa.local_selectors,
+                sa.remote_selectors
+            );
+            //= RFC 7296 2.23.1 MUST 3: our address as we see it
+            //= RFC 7296 2.23.1 MUST 4: the peer's address as we see it
+            require!(
+                child.asked.is_none_or(|asked| asked == (sa.local.ip(), sa.remote.ip())),
+                "RFC 7296 2.23.1",
+                "transport mode is asked for between {:?}, and IKE runs between {ends:?}",
+                child.asked
+            );
+        }
         let sides = [(&sa.local_selectors, &child.selectors.0), (&sa.remote_selectors, &child.selectors.1)];
-        for (installed, negotiated) in sides {
+        for (installed, negotiated) in sides.into_iter().filter(|_| !child.transport) {
             let within = installed.iter().all(|network| {
                 let (first, last) = (network.network(), network.broadcast());
                 let network = Selector { protocol: 0, ports: (0, u16::MAX), addresses: (first, last) };
