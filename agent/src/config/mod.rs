@@ -9,6 +9,7 @@ mod firewall;
 mod identity;
 mod observe;
 mod on_demand;
+mod path_mtu;
 mod peer;
 pub(crate) mod proposal;
 mod relay;
@@ -22,6 +23,7 @@ pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;
 pub use on_demand::OnDemandSection;
+pub use path_mtu::PathMtuSection;
 pub use peer::{PeerSection, Remote, RemoteHost, Start};
 pub use relay::RelaySection;
 pub use secret::SecretText;
@@ -101,6 +103,9 @@ pub struct Config {
     /// Relays between two nodes that find no direct path to each other.
     #[serde(default)]
     pub relay: RelaySection,
+    /// Probes that find the path MTU of tunnels.
+    #[serde(default)]
+    pub path_mtu: PathMtuSection,
     /// The controller; `None` if the agent runs only as an IKEv2 daemon for static peers.
     pub controller: Option<ControllerSection>,
     /// The `[[peer]]` tables: peers that do not come from the controller.

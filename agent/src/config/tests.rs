@@ -198,6 +198,7 @@ fn every_key_of_every_table_is_in_the_documented_example_and_no_other_is_there()
         ("timing", "[timing]"),
         ("on_demand", "[on_demand]"),
         ("relay", "[relay]"),
+        ("path_mtu", "[path_mtu]"),
         ("observe", "[observe]"),
         ("firewall", "[firewall]"),
         ("peer", "[[peer]]"),

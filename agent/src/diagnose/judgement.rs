@@ -256,6 +256,11 @@ fn tunnel(report: &mut Report, peer: &PeerReport) {
     for sa in peer.child_sas.iter().filter(|sa| sa.usage == "in-use") {
         traffic(report, peer, sa);
     }
+    if let Some(path_mtu) = peer.path_mtu {
+        let narrow = path_mtu.limited || path_mtu.unanswered;
+        let level = if narrow { Level::Warning } else { Level::Ok };
+        report.add(level, &peer.name, format!("the path carries packets of pods of {path_mtu}"));
+    }
 }
 
 fn traffic(report: &mut Report, peer: &PeerReport, sa: &ChildStatus) {

@@ -8,6 +8,7 @@
 //! - `uplink`: the uplinks, their addresses, and the MTU of pods. It does no I/O.
 //! - `routes`: the agent's routes through the guard's device.
 //! - `pod_bridge`: the repair of the pods' bridge, its ports and its routes.
+//! - `path_mtu_routes`: the routes with the path MTU to peers.
 //! - `peer_routes`: the check whether this host has routes to its peers.
 //! - `hub_routes`: a cloud node's routes to the cluster ranges, and the choice of the hub for these
 //!   routes.
@@ -31,6 +32,7 @@ mod link_requirements;
 mod network_state;
 mod nft_monitor;
 pub mod obstacles;
+mod path_mtu_routes;
 mod peer_routes;
 mod pod_bridge;
 pub mod reconciler;
@@ -41,11 +43,13 @@ mod uplink;
 pub use internal_addresses::InternalAddresses;
 pub use obstacles::Obstacle;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Context as _;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::membership::UplinkFacts;
@@ -77,6 +81,19 @@ pub struct HostState {
     /// part for this struct.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
+}
+
+/// The path MTUs to peers, by the peers' networks, in bytes. It contains only those that are smaller
+/// than the pods' MTU.
+pub type PathMtus = BTreeMap<IpNetwork, u32>;
+
+/// What the tunnels' driver publishes for the host reconciler.
+#[derive(Debug)]
+pub struct TunnelsToHost {
+    /// The addresses that static peers have given this node.
+    pub internal: watch::Sender<InternalAddresses>,
+    /// The path MTUs to peers.
+    pub path_mtus: watch::Sender<PathMtus>,
 }
 
 /// A route of the agent.

@@ -212,6 +212,7 @@ mod tests {
             not_carried: vec![],
             relayed_by: None,
             relay_refused: None,
+            path_mtu: None,
             last_error: None,
         };
         let status = Status {

@@ -85,6 +85,9 @@ fn render_peer(text: &mut String, peer: &PeerReport) {
         None if !peer.ike_sas.is_empty() => text.push_str("  path       direct\n"),
         None => {}
     }
+    if let Some(path_mtu) = &peer.path_mtu {
+        let _ = writeln!(text, "  path MTU   {path_mtu}");
+    }
     for sa in &peer.ike_sas {
         ike_sa(text, sa);
     }
@@ -148,7 +151,7 @@ fn traffic(counters: Option<Counters>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{StateEntry, TemplateEntry};
+    use crate::status::{PathMtuStatus, StateEntry, TemplateEntry};
 
     fn status() -> Status {
         let child = ChildStatus {
@@ -199,6 +202,7 @@ mod tests {
             not_carried: vec![],
             relayed_by: None,
             relay_refused: None,
+            path_mtu: None,
             last_error: Some(format!("{name} does not answer")),
         };
         let state = |reqid| StateEntry {
@@ -272,6 +276,28 @@ mod tests {
              \x20            received 7 packets (588 bytes), sent nothing: the kernel has no such SA\n\
              \x20 kernel     1 states, 1 policies\n\
              \x20 error      hub does not answer\n"
+        );
+    }
+
+    #[test]
+    fn a_path_that_carries_only_small_packets_is_shown_with_their_size() {
+        let path_mtu = |bytes, limited, unanswered| Some(PathMtuStatus { bytes, limited, unanswered });
+        let mut status = status();
+        status.peers[0].path_mtu = path_mtu(1366, true, false);
+        status.peers[1].path_mtu = path_mtu(1218, true, false);
+        status.peers[2].path_mtu = path_mtu(1418, false, true);
+        let table = crate::status::render(&status);
+        assert!(
+            table.contains("peer edge-1: the path does not carry all packets of pods: up to 1366 bytes\n"),
+            "{table}"
+        );
+        assert!(table.contains("up to 1218 bytes; IPv6 needs 1280, so large IPv6 packets are lost\n"), "{table}");
+        assert!(!table.contains("peer hub: the path"), "{table}");
+        let details = render_peers(&status);
+        assert!(details.contains("  path MTU   up to 1366 bytes\n"), "{details}");
+        assert!(
+            details.contains("  path MTU   up to 1418 bytes; not confirmed, since the peer does not answer probes\n"),
+            "{details}"
         );
     }
 

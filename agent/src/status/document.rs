@@ -1,5 +1,6 @@
 //! The document of `status --json`.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -9,6 +10,7 @@ use crate::host::firewall::DroppedPackets;
 use crate::host::{HostState, Obstacle};
 use crate::incidents::Incident;
 use crate::membership::ControllerStatus;
+use crate::path_mtu::encapsulation::IPV6_MIN_MTU;
 
 /// The document of `status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,8 +100,36 @@ pub struct PeerReport {
     /// needed.
     #[serde(default)]
     pub relay_refused: Option<String>,
+    /// What is known about the path MTU; absent without traffic, for static peers, and with
+    /// `[path_mtu] probe = false`.
+    #[serde(default)]
+    pub path_mtu: Option<PathMtuStatus>,
     /// The latest error since the last success.
     pub last_error: Option<String>,
+}
+
+/// The path MTU of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathMtuStatus {
+    /// The largest packet that the path carries in the tunnel, in bytes, at most the MTU of pods.
+    pub bytes: u32,
+    /// Whether that is less than the MTU of pods.
+    pub limited: bool,
+    /// Whether the peer answered none of the last probes, so that `bytes` may be too large.
+    pub unanswered: bool,
+}
+
+impl fmt::Display for PathMtuStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "up to {} bytes", self.bytes)?;
+        if self.bytes < IPV6_MIN_MTU {
+            write!(f, "; IPv6 needs {IPV6_MIN_MTU}, so large IPv6 packets are lost")?;
+        }
+        if self.unanswered {
+            f.write_str("; not confirmed, since the peer does not answer probes")?;
+        }
+        Ok(())
+    }
 }
 
 /// A pair of configured networks between which no packet passes.

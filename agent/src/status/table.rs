@@ -73,6 +73,11 @@ pub fn render(status: &Status) -> String {
             let _ = writeln!(text, "peer {}: {refusal}", peer.name);
         }
     }
+    for peer in &status.peers {
+        if let Some(path_mtu) = peer.path_mtu.filter(|path_mtu| path_mtu.limited) {
+            let _ = writeln!(text, "peer {}: the path does not carry all packets of pods: {path_mtu}", peer.name);
+        }
+    }
     let _ = writeln!(
         text,
         "\n{} states, {} policies, {} routes",

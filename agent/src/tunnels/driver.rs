@@ -28,6 +28,7 @@ use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
 use super::ike_sockets;
 use super::kernel_policies::KernelPolicies;
+use super::path_mtu::PathMtuProbes;
 use super::relays::Relays;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
@@ -35,7 +36,7 @@ use super::sa_table::SaTable;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::{Desired, Origin, PeerChanges};
-use crate::host::{HostState, InternalAddresses};
+use crate::host::{HostState, InternalAddresses, TunnelsToHost};
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
 
@@ -93,6 +94,8 @@ pub struct Driver {
     pub(super) hold_packets: bool,
     /// The relays that this node requests as an edge, or provides as a hub.
     pub(super) relays: Relays,
+    /// The probes of the paths of tunnels that carry traffic.
+    pub(super) path_mtus: PathMtuProbes,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
     /// Whether a complete desired state has been applied.
@@ -117,7 +120,7 @@ impl Driver {
         clock: Arc<CertificateClock>,
         incidents: Incidents,
         host: watch::Receiver<HostState>,
-        internal: watch::Sender<InternalAddresses>,
+        to_host: TunnelsToHost,
         mapped: watch::Sender<Option<Vec<SocketAddr>>>,
         relay_runtime: Handle,
     ) -> anyhow::Result<Self> {
@@ -158,7 +161,7 @@ impl Driver {
             retry_unreached: false,
             mapped_changed: false,
             mapped,
-            internal,
+            internal: to_host.internal,
             to_rekey: vec![],
             to_rekey_at_check: BTreeSet::new(),
             hub_returns: HubReturns::default(),
@@ -166,6 +169,7 @@ impl Driver {
             deferred_switches: BTreeMap::new(),
             hold_packets: config.on_demand.hold_packets,
             relays: Relays::new(&config.relay, relay_runtime),
+            path_mtus: PathMtuProbes::new(config.path_mtu.probe, to_host.path_mtus),
             failures: FailureLog::default(),
             settled: false,
             host,
@@ -203,6 +207,9 @@ impl Driver {
                     if retry_move_at.is_some() => self.move_tunnels(),
                 1.. = datagrams.recv_many(&mut batch, DATAGRAM_BATCH) => {
                     for (datagram, local, remote) in batch.drain(..) {
+                        if self.take_probe_answer(&datagram, local, remote) {
+                            continue;
+                        }
                         self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.environment);
                     }
                 }
@@ -258,7 +265,7 @@ impl Driver {
         self.collect_captured();
     }
 
-    fn send(&self, transmit: &edge_ike::Transmit) {
+    pub(super) fn send(&self, transmit: &edge_ike::Transmit) {
         let socket = self
             .sockets
             .iter()
@@ -286,6 +293,7 @@ impl Driver {
             self.next_deferral_end(),
             self.environment.reqids.save_due(),
             self.relays.requests.next_due(),
+            self.path_mtus.next_due(),
         ];
         let next = due.into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
@@ -301,6 +309,7 @@ impl Driver {
         self.changed_peers.extend(self.hub_returns.take_due(now));
         self.end_deferrals(now);
         self.ask_for_relays(now);
+        self.continue_path_mtu_searches(now);
         if self.esp_events.is_some() {
             self.close_idle_tunnels(now);
         }
@@ -362,6 +371,7 @@ impl Driver {
             // The policies of all peers depend on the ranges.
             self.changed_peers.extend(self.desired.tunnels.keys().cloned());
         }
+        self.forget_path_mtus(&changes.gone);
         self.changed_peers.extend(changes.gone.into_iter().chain(changes.set));
         self.wanted_from_view = self.desired.tunnels.values().filter(|tunnel| tunnel.counts()).count();
         if self.settled {
@@ -379,7 +389,7 @@ impl Driver {
     /// Reports ESP traffic on peers' CHILD_SAs to the endpoint.
     fn handle_esp_events(&mut self, events: &[EspEvent]) {
         let now = boot_time();
-        let mut heard = Vec::new();
+        let (mut heard, mut sent) = (Vec::new(), Vec::new());
         for event in events {
             match self.sas.usage(event.id) {
                 Some((peer, SaDirection::In)) => {
@@ -395,12 +405,14 @@ impl Driver {
                 Some((peer, SaDirection::Out)) => {
                     self.idle_tunnels.used(peer, now);
                     self.endpoint.esp_sent(peer, event.id.spi, now);
+                    sent.push((peer.clone(), event));
                 }
                 // The SA was inherited, or deleted in the meantime.
                 None => {}
             }
         }
         heard.iter().for_each(|peer| self.end_deferrals_of(peer));
+        sent.iter().for_each(|(peer, event)| self.check_path_mtu(peer, event, now));
     }
 
     fn assign_reqids(&mut self, changes: &PeerChanges) {

@@ -22,6 +22,7 @@
 //! - `mapped_addresses`: this node's addresses as the hubs see them.
 //! - `not_carried`: the networks that are configured for a peer but that no CHILD_SA carries.
 //! - `on_demand`: the tunnels that the first packet sets up.
+//! - `path_mtu`: the probes of the paths of tunnels that carry traffic.
 //! - `reconcile`: the comparison of the policies and SAs in the kernel with the desired ones, and
 //!   the correction of differences.
 //! - `retiring_sas`: the outbound SAs that were replaced, until they are deleted.
@@ -54,6 +55,7 @@ mod kernel_policies;
 mod mapped_addresses;
 mod not_carried;
 mod on_demand;
+mod path_mtu;
 mod reconcile;
 mod relays;
 mod report;

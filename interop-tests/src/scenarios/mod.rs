@@ -11,6 +11,7 @@ mod failure_reports;
 mod kubeedge;
 mod lab;
 mod nats;
+mod path_mtu;
 mod strongswan;
 mod upgrade;
 mod view_changes;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<&'static Scenario> {
         crate_tests::SCENARIOS,
         failure_reports::SCENARIOS,
         nats::SCENARIOS,
+        path_mtu::SCENARIOS,
         strongswan::SCENARIOS,
         upgrade::SCENARIOS,
         view_changes::SCENARIOS,
