@@ -1,10 +1,18 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo release reproducible cross image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
+.PHONY: demo tour time-demo release reproducible cross image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
-	cargo run --quiet --profile lab -p interop-tests -- demo
+	.ci/lab demo
+
+# The same network, shown step by step, with a map; it ends at a prompt in it.
+tour: install
+	.ci/lab tour
+
+# How long `make demo` takes from nothing.
+time-demo:
+	.ci/time-demo
 
 # The programs that users get, in target/release.
 release:
@@ -39,12 +47,12 @@ screenshots:
 
 # The lab scenarios alone, against real kernels and real strongSwan, and the table of interruptions.
 interop: install
-	cargo run --quiet --profile lab -p interop-tests -- run
-	cargo run --quiet --profile lab -p interop-tests -- interruptions
+	.ci/lab run
+	.ci/lab interruptions
 
 # What pings through a tunnel lose when agents, links or SAs go, beside what is wanted.
 interruptions: install
-	cargo run --quiet --profile lab -p interop-tests -- interruptions
+	.ci/lab interruptions
 
 # The simulation of IKE networks under faults: SEEDS runs from the seed SEED on.
 SEED ?= 0
@@ -54,7 +62,7 @@ soak:
 
 # Random events in the demo's network for MINUTES from the seed SEED on, with its claims checked after each round.
 chaos: install
-	cargo run --quiet --profile lab -p interop-tests -- chaos --minutes $(MINUTES) --seed $(SEED)
+	.ci/lab chaos --minutes $(MINUTES) --seed $(SEED)
 
 # KubeEdge's edgecore, once per machine, in half an hour of CPU time; with it the plugin's kernel tests run their pods under edgecore too.
 edgecore: install
@@ -71,7 +79,7 @@ containerd: install
 # The lab's kernel is killed CUTS times while the plugin runs, with its leases on an ext4 disk, from the seed SEED on.
 CUTS ?= 50
 power-cuts: install
-	cargo run --quiet --profile lab -p interop-tests -- power-cuts --cuts $(CUTS) --seed $(SEED)
+	.ci/lab power-cuts --cuts $(CUTS) --seed $(SEED)
 
 # libFuzzer on each target of ike/fuzz, MINUTES each. Needs a nightly compiler and cargo-fuzz.
 MINUTES ?= 5

@@ -15,7 +15,7 @@
 //!   segment.
 //! - [`state_dir`]: the agent's files in the state directory.
 //! - [`clock`]: the clocks, boot time for lifetimes and wall-clock time for certificates.
-//! - [`static_peer_names`]: the resolution of static peers' host names.
+//! - [`static_peers`]: the static peers, with their addresses and revocation lists.
 //! - [`desired`]: the desired state, computed from the view and the static peers. It does no I/O.
 //! - [`candidate_addresses`]: the addresses that nodes report for themselves, and those at which
 //!   they try to reach peers. It does no I/O.
@@ -60,6 +60,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod controller_client;
+pub mod crl_files;
 pub mod desired;
 pub mod diagnose;
 pub mod down;
@@ -81,7 +82,7 @@ pub mod relay;
 pub mod run;
 pub mod socket_holder;
 pub mod state_dir;
-pub mod static_peer_names;
+pub mod static_peers;
 pub mod status;
 pub mod stdout;
 #[cfg(test)]

@@ -27,10 +27,10 @@ use crate::incidents::Incidents;
 use crate::membership::{ControllerStatus, NodeChannels};
 use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
-use crate::static_peer_names::StaticPeers;
+use crate::static_peers::StaticPeers;
 use crate::status::Status;
 use crate::tunnels::{CaptureReader, Driver, DriverRequest, SasToRekey};
-use crate::{check, hardening, host, logging, membership, observe, ping, plugin_server, state_dir};
+use crate::{check, hardening, host, logging, membership, observe, ping, plugin_server, state_dir, tunnels};
 
 /// Minimum time between two reports of changed obstacles.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
@@ -102,7 +102,7 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
 
     let (host_tx, host) = watch::channel(HostState::default());
     let (statics_tx, resolved) = watch::channel(statics.unresolved());
-    tokio::spawn(statics.follow_names(incidents.clone(), statics_tx).in_current_span());
+    tokio::spawn(statics.follow(incidents.clone(), statics_tx).in_current_span());
     let (desired_tx, desired) =
         watch::channel(Arc::new(Desired::compute(&config, &resolved.borrow(), node.membership.borrow().as_ref())));
     let (to_driver, driver_requests) = mpsc::channel(16);
@@ -198,7 +198,7 @@ async fn recompute_desired(
             Ok(()) = statics.changed() => {}
         }
         let now = membership.borrow_and_update().clone();
-        let before = previous.as_ref().map(|(membership, desired)| (membership, &**desired));
+        let before = previous.as_ref().map(|(membership, desired)| (membership, desired));
         let desired = Arc::new(Desired::update(&config, &statics.borrow_and_update(), now.as_ref(), before));
         previous = now.map(|now| (now, desired.clone()));
         to.send_replace(desired);
@@ -249,9 +249,7 @@ impl AdminHandler {
     }
 
     async fn status(&self) -> Option<AdminResponse> {
-        let (to, report) = oneshot::channel();
-        self.driver_requests.send(DriverRequest::Report(to)).await.ok()?;
-        let report = report.await.ok()?;
+        let report = tunnels::report(&self.driver_requests).await?;
         let dropped =
             tokio::task::spawn_blocking(firewall::dropped_packets).await.ok().and_then(Result::ok).unwrap_or_default();
         let host = self.host.borrow().clone();

@@ -19,11 +19,16 @@ const ADDRESS: &str = "127.0.0.1:9644";
 const SILENT: usize = 40;
 
 fn agent(namespace: &UnnamedNamespace, directory: &Path) -> Command {
+    agent_with(namespace, directory, "")
+}
+
+/// Makes the command that runs an agent with `more` at the end of its configuration.
+fn agent_with(namespace: &UnnamedNamespace, directory: &Path, more: &str) -> Command {
     let file = directory.join("agent.toml");
     let text = format!(
         "state_dir = {:?}\nrun_dir = {:?}\nhold_sockets = false\n[observe]\nlisten = [\"{ADDRESS}\"]\n[[peer]]\nname = \"moon\"\n\
          remote = \"203.0.113.10\"\nlocal_id = \"a.example\"\nremote_id = \"b.example\"\npsk = \"correct horse battery staple\"\n\
-         local_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"10.2.0.0/24\"]\n",
+         local_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"10.2.0.0/24\"]\n{more}",
         directory.join("state"),
         directory.join("run"),
     );
@@ -142,4 +147,40 @@ fn status_shows_one_peer_and_watches_until_its_reader_goes() {
     drop(lines);
     let ended = wait::expect("status --watch to end", HANG, || watching.0.try_wait().unwrap());
     assert!(ended.success(), "{ended}");
+}
+
+#[test]
+fn status_shows_each_of_many_peers_once_in_the_order_of_their_names() {
+    use std::fmt::Write as _;
+
+    if !is_root_or_skips() {
+        return;
+    }
+    let (namespace, directory) = (UnnamedNamespace::new(), tempfile::tempdir().unwrap());
+    // More than two parts of the report, and a name that sorts between numbers.
+    let mut names: Vec<String> = (0..600).map(|number| format!("peer-{number}")).collect();
+    let mut more = String::new();
+    for (number, name) in names.iter().enumerate() {
+        write!(
+            more,
+            "[[peer]]\nname = \"{name}\"\nlocal_id = \"a.example\"\nremote_id = \"{name}.example\"\npsk = \"correct horse battery\"\n\
+             local_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"10.{}.{}.0/24\"]\nstart = \"respond\"\n",
+            3 + number / 256,
+            number % 256
+        )
+        .unwrap();
+    }
+    names.push("moon".to_owned());
+    names.sort();
+    let mut command = agent_with(&namespace, directory.path(), &more);
+    let _agent = KilledOnDrop(command.stderr(Stdio::null()).spawn().unwrap());
+    let shown = wait::expect("the agent to answer", HANG, || {
+        let mut status = Command::new(env!("CARGO_BIN_EXE_edge-agent"));
+        let output = status.args(["status", "--json", "--config"]).arg(directory.path().join("agent.toml")).output();
+        let document: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).ok()?;
+        let peers = document["peers"].as_array()?.iter();
+        let shown: Vec<String> = peers.map(|peer| peer["name"].as_str().unwrap().to_owned()).collect();
+        (!shown.is_empty()).then_some(shown)
+    });
+    assert_eq!(shown, names);
 }

@@ -313,3 +313,24 @@ fn a_local_user_gets_no_held_socket() {
     let (mut stream, _) = posing.accept().expect("the agent connects once");
     assert_eq!(std::io::Read::read(&mut stream, &mut [0; 64]).unwrap(), 0, "the agent sends nothing");
 }
+
+#[test]
+fn a_local_user_whose_queue_is_full_delays_neither_the_start_nor_down() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (namespace, directory) = (Namespace { hold_sockets: true, ..Namespace::new() }, tempfile::tempdir().unwrap());
+    let _full = namespace.within(STRANGER, || {
+        use std::os::linux::net::SocketAddrExt;
+        let name = std::os::unix::net::SocketAddr::from_abstract_name("edge-cni-sockets").unwrap();
+        let listener = std::os::unix::net::UnixListener::bind_addr(&name).unwrap();
+        // SAFETY: listen(2) changes the queue of a socket that this thread owns.
+        assert_eq!(unsafe { libc::listen(std::os::fd::AsRawFd::as_raw_fd(&listener), 0) }, 0);
+        (std::os::unix::net::UnixStream::connect_addr(&name).unwrap(), listener)
+    });
+    drop(namespace.start(directory.path(), 4500, &[]));
+    let mut down = namespace.namespace.command(env!("CARGO_BIN_EXE_edge-agent"));
+    let said = down.args(["down", "--config"]).arg(directory.path().join("agent.toml")).output().unwrap();
+    let said = String::from_utf8_lossy(&said.stderr);
+    assert!(said.contains("@edge-cni-sockets accepts no connection; `ss -xlp` shows it"), "{said}");
+}

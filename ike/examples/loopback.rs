@@ -13,8 +13,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::event::IkeDetails;
 use edge_ike::{
-    AddressAssignment, Auth, ChildConfig, ChildName, ChildSa, Endpoint, EndpointConfig, Environment, Event, Identity,
-    Instant, PeerConfig, PeerName, Secret,
+    AddressAssignment, Auth, ChildConfig, ChildName, ChildSa, Childless, Endpoint, EndpointConfig, Environment, Event,
+    Identity, Instant, PeerConfig, PeerName, Secret,
 };
 use ring::rand::{SecureRandom, SystemRandom};
 
@@ -96,6 +96,7 @@ fn peer(them: &str, us: &str, local: SocketAddr, remote: Option<SocketAddr>) -> 
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing::default(),
     }
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::wire::{Fragment, Header, Message, Payloads, Reassembly};
 use edge_ike::{
-    AddressAssignment, Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, Instant,
-    PeerConfig, PeerName, Secret,
+    AddressAssignment, Auth, ChildConfig, ChildName, Childless, Endpoint, EndpointConfig, Environment, Identity,
+    Instant, PeerConfig, PeerName, Secret,
 };
 
 /// A target: its name and its function.
@@ -115,6 +115,7 @@ fn peer() -> PeerConfig {
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing::default(),
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use crate::address_assignment::AddressAssignment;
+use crate::childless::Childless;
+use crate::crl::Revocation;
 use crate::purpose::ChildName;
 use crate::secret::Secret;
 
@@ -153,6 +155,8 @@ pub struct PeerConfig {
     pub agent_notifications: AgentNotifications,
     /// Whether one end gives the other one internal addresses.
     pub address_assignment: AddressAssignment,
+    /// Whether IKE_AUTH creates the first CHILD_SA. A change applies from the next IKE_SA_INIT on.
+    pub childless: Childless,
     /// Timers.
     pub timing: Timing,
 }
@@ -233,6 +237,11 @@ pub struct Timing {
 const LONGEST_CHILD_RETRY: Duration = Duration::from_secs(10);
 
 impl Timing {
+    /// Returns an upper limit of the time for which a request is repeated before it is abandoned.
+    pub(crate) fn longest_exchange(&self) -> Duration {
+        self.retransmit.saturating_mul(2_u32.saturating_pow(self.transmissions))
+    }
+
     /// Returns the maximum lifetime of a CHILD_SA, counted from its creation (RFC 7296 2.8: a
     /// CHILD_SA MUST NOT be used beyond its lifetime).
     pub(crate) fn child_hard_lifetime(&self) -> Duration {
@@ -302,6 +311,10 @@ pub struct CertificateAuth {
     /// UTC. With 0, none is revoked. Raising this value ends the IKE SAs in which the peer used a
     /// certificate that is now revoked.
     pub remote_not_before: u64,
+    /// The revocation lists against which the peer's certificate and its issuers are checked. With
+    /// `None`, they are not. New lists end the IKE SAs in which the peer used a certificate that
+    /// is now revoked.
+    pub revocation: Option<Revocation>,
 }
 
 impl fmt::Debug for CertificateAuth {

@@ -18,12 +18,21 @@ pub(crate) enum Timer {
     Reauthenticate,
     /// The time at which the IKE SA's lifetime may have ended.
     Expire,
-    /// The time by which the peer should have deleted an SA, or an IKE SA should have a CHILD_SA.
+    /// The time by which the peer should have deleted an SA.
     Cleanup,
+    /// The time by which the peer should have created a CHILD_SA on an IKE SA without one.
+    Childless,
 }
 
-const TIMERS: [Timer; 6] =
-    [Timer::Retransmit, Timer::Liveness, Timer::Keepalive, Timer::Reauthenticate, Timer::Expire, Timer::Cleanup];
+const TIMERS: [Timer; 7] = [
+    Timer::Retransmit,
+    Timer::Liveness,
+    Timer::Keepalive,
+    Timer::Reauthenticate,
+    Timer::Expire,
+    Timer::Cleanup,
+    Timer::Childless,
+];
 
 /// A deadline for each [`Timer`] that is set.
 #[derive(Debug, Default)]

@@ -14,7 +14,8 @@ pub trait Environment {
     /// last time stored on disk).
     fn unix_time(&self) -> u64;
     /// Reserves an SPI for an inbound ESP SA towards `local` (XFRM_MSG_ALLOCSPI). Returns `None` if
-    /// the kernel refuses; the CHILD_SA then fails.
+    /// the kernel refuses; the CHILD_SA then fails. The SPI is unique for `local`; if the endpoint
+    /// uses it with another address of this node, it reserves another one and releases this one.
     fn allocate_spi(&mut self, peer: &PeerName, local: IpAddr, remote: IpAddr) -> Option<u32>;
     /// Returns the source address that the kernel would use towards `remote`, for peers without a
     /// configured local address. Returns `None` if it is unknown. In that case the peer detects a

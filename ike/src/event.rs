@@ -1,6 +1,7 @@
 //! Events, which an endpoint reports to its owner. The owner must carry out events in order, so
 //! that no packet is lost in a rekey.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ pub struct IkeId {
     pub responder: u64,
 }
 
-/// Identifies a CHILD_SA: our inbound SPI, which is unique on this node at any time.
+/// Identifies a CHILD_SA: our inbound SPI, which is unique in the endpoint at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChildId(pub u32);
 
@@ -235,8 +236,8 @@ pub struct IkeDetails {
     pub internal_addresses: Vec<IpAddr>,
 }
 
-/// The stored fields of a peer's certificate.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// The stored fields of a peer's certificate. `Debug` shows the chain's length alone.
+#[derive(Clone, PartialEq, Eq)]
 pub struct PeerCertificate {
     /// Serial number, hexadecimal.
     pub serial: String,
@@ -244,6 +245,20 @@ pub struct PeerCertificate {
     pub not_before: u64,
     /// The earliest notAfter of the certificate and its issuers, seconds since 1970-01-01 UTC.
     pub not_after: u64,
+    /// The certificate and its issuers below the trust anchor, DER, so that later revocation lists
+    /// can be applied. `None` if the peer has no revocation lists.
+    pub chain: Option<Arc<[Vec<u8>]>>,
+}
+
+impl fmt::Debug for PeerCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerCertificate")
+            .field("serial", &self.serial)
+            .field("not_before", &self.not_before)
+            .field("not_after", &self.not_after)
+            .field("chain", &self.chain.as_ref().map(|chain| chain.len()))
+            .finish()
+    }
 }
 
 /// The reason why an SA has ended.

@@ -12,7 +12,7 @@
 //!
 //! use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 //! use edge_ike::wire::{ExchangeType, Message};
-//! use edge_ike::{AddressAssignment, Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment};
+//! use edge_ike::{AddressAssignment, Auth, ChildConfig, ChildName, Childless, Endpoint, EndpointConfig, Environment};
 //! use edge_ike::{Identity, Instant, PeerConfig, PeerName, Secret};
 //!
 //! /// The functions that an endpoint needs from the system.
@@ -64,6 +64,7 @@
 //!     keep_existing: false,
 //!     agent_notifications: AgentNotifications::Off,
 //!     address_assignment: AddressAssignment::Off,
+//!     childless: Childless::Allow,
 //!     timing: Timing::default(),
 //! };
 //! let mut endpoint = Endpoint::new(EndpointConfig::default());
@@ -81,6 +82,7 @@
 //! `examples/loopback.rs` shows the loop that drives an endpoint over sockets.
 //!
 //! - [`config`]: the peers, and the parameters that may be negotiated with them.
+//! - [`crl`]: certificate revocation lists.
 //! - [`endpoint`]: the [`Endpoint`] itself, and the order in which its owner must call it.
 //! - [`event`]: the events that the owner must carry out in the kernel and may display.
 //! - [`capture`]: copies of messages with their payloads decrypted.
@@ -91,10 +93,11 @@
 //! Private modules: `sa` contains the states and exchanges of one IKE SA. `child_sas` contains the
 //! CHILD_SAs of one peer and the order of their events. `negotiate` chooses algorithms and
 //! selectors that both ends accept. `address_assignment` contains the internal addresses that one
-//! end gives the other one. `deadlines` stores deadlines, and `output` stores datagrams and events
-//! until the owner takes them. `tests/simulation` tests whole networks of endpoints, and
-//! `tests/hostile` tests hostile peers. `mutations` contains deliberate mistakes, which these tests
-//! must detect. Release builds do not contain them.
+//! end gives the other one. `childless` decides whether IKE_AUTH creates a CHILD_SA. `deadlines`
+//! stores deadlines, and `output` stores datagrams and events until the owner takes them.
+//! `tests/simulation` tests whole networks of endpoints, and `tests/hostile` tests hostile peers.
+//! `mutations` contains deliberate mistakes, which these tests must detect. Release builds do not
+//! contain them.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
@@ -105,7 +108,9 @@ mod address_assignment;
 pub mod auth;
 pub mod capture;
 mod child_sas;
+mod childless;
 pub mod config;
+pub mod crl;
 pub mod crypto;
 mod deadlines;
 pub mod endpoint;
@@ -121,6 +126,7 @@ pub mod wire;
 
 pub use address_assignment::AddressAssignment;
 pub use auth::{canonical_identity, certificate_is_for, check_credentials, same_identity};
+pub use childless::Childless;
 pub use config::{Auth, ChildConfig, EndpointConfig, Identity, PeerConfig, PeerName};
 pub use endpoint::Endpoint;
 pub use environment::{Environment, Transmit};

@@ -112,6 +112,7 @@ mod active {
         ("children_without_limit", "CHILD_SAs of one IKE SA without limit."),
         ("replaced_before_children_are_made", "RFC 7296 2.8.3: an IKE SA goes before the new one has its CHILD_SAs."),
         ("nothing_lingers", "RFC 7296 2.8: the old inbound SA goes at once."),
+        ("childless_unasked", "RFC 6023 3: IKE_AUTH without a CHILD_SA to a responder that has not announced it."),
         ("configuration_unasked", "RFC 7296 2.19: CFG_REPLY without CFG_REQUEST."),
         ("address_given_twice", "RFC 7296 2.19: two peers get the same internal address."),
         ("sent_before_peer_is_ready", "RFC 7296 2.8: the responder of a rekey sends before the initiator is ready."),

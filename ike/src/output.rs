@@ -1,6 +1,6 @@
 //! The output of an endpoint: datagrams and events.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::SocketAddr;
 
 use crate::capture::Capture;
@@ -16,6 +16,9 @@ use crate::wire::{ExchangeType, Header};
 pub(crate) struct Output {
     pub(crate) transmits: VecDeque<Transmit>,
     pub(crate) events: VecDeque<Event>,
+    /// Inbound SPIs of the endpoint's CHILD_SAs and reservations: at most one for each CHILD_SA and
+    /// each request for one.
+    pub(crate) inbound_spis: HashSet<u32>,
     /// Copies of messages, if the owner captures them.
     pub(crate) capture: Option<Capture>,
 }
@@ -23,6 +26,9 @@ pub(crate) struct Output {
 impl Output {
     pub(crate) fn event(&mut self, event: Event) {
         tracing::debug!(?event);
+        if let Event::ChildDown { child, .. } = &event {
+            self.inbound_spis.remove(&child.0);
+        }
         self.events.push_back(event);
     }
 

@@ -49,7 +49,11 @@ impl<'a> Controller<'a> {
         Self::start_with_ranges(lab, node, address, "", &[CLUSTER_RANGE, CLUSTER_RANGE_V6])
     }
 
-    fn start_with_ranges(lab: &'a Lab, node: &'a Node, address: &str, more: &str, ranges: &[&str]) -> Result<Self> {
+    /// Starts a controller as [`Self::start`] does, with segments from these ranges.
+    ///
+    /// # Errors
+    /// Returns an error if the controller does not answer.
+    pub fn start_with_ranges(lab: &'a Lab, node: &'a Node, address: &str, more: &str, ranges: &[&str]) -> Result<Self> {
         let config = format!(
             "server_names = [{address:?}]\nlisten = [\"0.0.0.0:{PORT}\"]\n{more}\n\
              [segments]\ncluster_ranges = {ranges:?}\nv4_prefix = 26\n"

@@ -28,6 +28,8 @@ pub struct Settings<'a> {
     pub cgroup: &'a str,
     /// The connection to cloudcore, on this host's loopback.
     pub cloud: Cloud<'a>,
+    /// The name servers of pods; empty for none.
+    pub cluster_dns: &'a [String],
 }
 
 /// Returns the configuration of an edgecore that uses containerd.
@@ -74,6 +76,8 @@ pub fn configuration(settings: &Settings<'_>) -> Value {
                     "cgroupDriver": "cgroupfs",
                     "cgroupRoot": format!("/{}", settings.cgroup),
                     "cgroupsPerQOS": false,
+                    "clusterDNS": settings.cluster_dns,
+                    "clusterDomain": "cluster.local",
                     "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
                     "imageServiceEndpoint": "unix:///run/containerd/containerd.sock",
                     "enforceNodeAllocatable": ["none"],

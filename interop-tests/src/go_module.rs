@@ -89,7 +89,7 @@ impl GoModule {
         let mut packages = 0;
         self.run(go, scratch, &args, |package| {
             packages += 1;
-            progress.at(&format!("{}% {package}", (packages * 100 / self.packages).min(99)));
+            progress.part(packages, self.packages, package);
         })?;
         progress.done();
         Ok(out)

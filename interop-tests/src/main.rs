@@ -72,6 +72,15 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
+    /// Show the demo's network step by step, with a map, and end at a prompt in it.
+    ///
+    /// On a terminal, each step waits for Enter. Without one, the tour runs through and has no
+    /// prompt.
+    Tour {
+        /// `uml` or `host`; by default `host` if the host's kernel has all that is needed.
+        #[arg(long, env = "EDGE_LAB_BACKEND", value_parser = ["uml", "host"])]
+        backend: Option<String>,
+    },
     /// Cause random events in the demo's network, and check its claims after each round.
     ///
     /// The same seed gives the same events. Ends at the first check that fails, with exit status 1.
@@ -214,6 +223,7 @@ fn main() -> ExitCode {
         Verb::Chaos { minutes, seed, backend } => interop_tests::demo::chaos::main(minutes, seed, backend),
         Verb::PowerCuts { cuts, seed } => interop_tests::power_cuts::main(cuts, seed),
         Verb::Demo { backend, keep } => interop_tests::demo::main(backend, keep),
+        Verb::Tour { backend } => interop_tests::demo::tour::main(backend),
         Verb::Guest(GuestVerb::TcpServe { port, text }) => {
             interop_tests::demo::tcp::serve(port, &text).map(|()| ExitCode::SUCCESS)
         }

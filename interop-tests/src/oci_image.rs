@@ -14,7 +14,7 @@ pub const NAME: &str = "localhost/busybox:test";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// The programs of the image's root file system, all of them busybox.
-pub const PROGRAMS: [&str; 5] = ["sh", "sleep", "ping", "ip", "true"];
+pub const PROGRAMS: [&str; 7] = ["sh", "sleep", "ping", "ip", "nc", "nslookup", "true"];
 
 /// Packs `rootfs` into an image archive below `folder` and returns its path. The image's command is
 /// `sleep`.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 /// The RFCs with a list in `ike/requirements` and a table in `docs`.
-const RFCS: [u32; 1] = [7296];
+const RFCS: [u32; 3] = [4555, 6023, 7296];
 
 /// Prefix of a citation. The rest is `RFC`, its number, section, level, number of the requirement
 /// in the section, a colon and a short name.

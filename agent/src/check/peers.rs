@@ -4,18 +4,21 @@ use edge_ike::config::{Auth, CertificateAuth};
 use edge_ike::{Identity, PeerConfig, certificate_is_for, check_credentials};
 use edge_types::network;
 use ipnetwork::IpNetwork;
+use time::OffsetDateTime;
 use x509_parser::parse_x509_certificate;
 
 use super::report::{Level, RenewedBy, Report, validity};
 use crate::config::{Config, PeerSection, Remote};
+use crate::crl_files::CrlFiles;
 
 /// Length in octets below which a pre-shared key gets a warning: an attacker who answers in the
 /// peer's place can try keys offline (RFC 7296 2.15).
 const SHORT_PSK: usize = 16;
 
 pub(super) fn check(config: &Config, now: i64, report: &mut Report) {
+    let mut crls = CrlFiles::default();
     for (at, peer) in config.peers.iter().enumerate() {
-        match peer.resolve(config) {
+        match peer.resolve(config, &mut crls) {
             Ok(resolved) => credentials(&resolved, &peer.name, now, report),
             // The message begins with the peer's name, which the finding already has as its
             // section.
@@ -55,6 +58,15 @@ fn certificates(peer: &PeerConfig, auth: &CertificateAuth, section: &str, now: i
             format!("the intermediate certificate {subject}")
         };
         validity(report, section, &whose, &certificate, now, RenewedBy::Operator);
+    }
+    for (name, next_update) in auth.revocation.iter().flat_map(|revocation| revocation.lists.next_updates()) {
+        let (level, state) = match i64::try_from(next_update).unwrap_or(i64::MAX) {
+            past if past < now => (Level::Warning, "should have been replaced by its issuer by"),
+            _ => (Level::Ok, "is valid until"),
+        };
+        let when = OffsetDateTime::from_unix_timestamp(i64::try_from(next_update).unwrap_or(i64::MAX));
+        let when = when.map_or_else(|_| next_update.to_string(), |when| when.date().to_string());
+        report.add(level, section, format!("the revocation list {name} {state} {when}"));
     }
     if let Some(leaf) = auth.chain.first()
         && !certificate_is_for(leaf, &peer.local_id)

@@ -11,8 +11,10 @@ mod observe;
 mod on_demand;
 mod path_mtu;
 mod peer;
+mod peer_collisions;
 pub(crate) mod proposal;
 mod relay;
+mod remote;
 mod secret;
 
 pub use child::{ChildMode, ChildSection, DEFAULT_CHILD};
@@ -24,8 +26,9 @@ pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;
 pub use on_demand::OnDemandSection;
 pub use path_mtu::PathMtuSection;
-pub use peer::{PeerSection, Remote, RemoteHost, Start};
+pub use peer::{ChildlessSetting, PeerSection, RevocationSetting, Start};
 pub use relay::RelaySection;
+pub use remote::{Remote, RemoteHost};
 pub use secret::SecretText;
 
 use std::fs;
@@ -458,7 +461,7 @@ impl Config {
         for peer in &self.peers {
             peer.check().map_err(|problem| format!("[[peer]] {:?}: {problem}", peer.name))?;
         }
-        peer::check_distinct(&self.peers)
+        peer_collisions::check_distinct(self.peers.iter().map(PeerSection::ends))
     }
 }
 

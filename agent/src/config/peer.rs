@@ -1,6 +1,5 @@
 //! `[[peer]]`: a static peer, which runs edge-agent or any other IKEv2 implementation.
 
-use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -9,9 +8,8 @@ use std::path::{Path, PathBuf};
 use edge_ike::config::{
     AgentNotifications, Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer,
 };
-use edge_ike::{
-    AddressAssignment, ChildName, Identity, PeerConfig, PeerName, Secret, canonical_identity, same_identity,
-};
+use edge_ike::crl::RevocationPolicy;
+use edge_ike::{AddressAssignment, ChildName, Childless, Identity, PeerConfig, PeerName, Secret, same_identity};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,8 +18,11 @@ use zeroize::Zeroizing;
 
 use super::child::{ChildMode, ChildSection, DEFAULT_CHILD, MAX_CHILD_SAS, MAX_CHILDREN};
 use super::encap::Encap;
+use super::peer_collisions::PeerEnds;
+use super::remote::Remote;
 use super::secret::{self, SecretText};
 use super::{Config, identity, proposal};
+use crate::crl_files::CrlFiles;
 
 /// Maximum number of networks in `address_pool`.
 const MAX_POOL_NETWORKS: usize = 16;
@@ -37,6 +38,35 @@ pub enum Start {
     Respond,
     /// This node initiates when the first packet is sent. The peer may initiate too.
     OnDemand,
+}
+
+/// When a peer is refused because no revocation list says that a certificate of its chain is not
+/// revoked. The words are strongSwan's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RevocationSetting {
+    /// Never: only a revoked certificate is refused.
+    #[default]
+    Relaxed,
+    /// If the certificate says where its list is.
+    IfUri,
+    /// Always.
+    Strict,
+}
+
+/// Whether IKE_AUTH creates the first CHILD_SA (RFC 6023). The words are strongSwan's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChildlessSetting {
+    /// It does, whichever end initiates.
+    Never,
+    /// It does if this node initiates. The peer may leave the CHILD_SA out.
+    #[default]
+    Allow,
+    /// It does not if the peer supports this.
+    Prefer,
+    /// It never does.
+    Force,
 }
 
 /// A table `[[peer]]`.
@@ -68,6 +98,13 @@ pub struct PeerSection {
     pub key: Option<PathBuf>,
     /// File with the trust anchors for the peer's certificate, PEM.
     pub trust_anchors: Option<PathBuf>,
+    /// File or directory with revocation lists, PEM or DER, against which the peer's certificate
+    /// and its issuers are checked.
+    pub crls: Option<PathBuf>,
+    /// When the peer is refused because no list says that its certificate is not revoked. Needs
+    /// `crls`.
+    #[serde(default)]
+    pub revocation: RevocationSetting,
     /// Networks behind this node. Empty if `children` lists the networks.
     #[serde(default)]
     pub local_subnets: Vec<IpNetwork>,
@@ -98,87 +135,12 @@ pub struct PeerSection {
     /// Whether ESP is encapsulated in UDP even without a NAT.
     #[serde(default = "auto")]
     pub encap: Encap,
+    /// Whether IKE_AUTH creates the first CHILD_SA.
+    #[serde(default)]
+    pub childless: ChildlessSetting,
     /// Whether MOBIKE (RFC 4555) is used with a peer that supports it.
     #[serde(default = "yes")]
     pub mobike: bool,
-}
-
-/// The address or name of a peer, with an optional port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Remote {
-    /// The address or host name.
-    pub host: RemoteHost,
-    /// The port, if it is not 500.
-    pub port: Option<u16>,
-}
-
-/// The address of a peer, or a name that is resolved while the agent runs.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum RemoteHost {
-    /// An address.
-    Address(IpAddr),
-    /// A host name.
-    Name(String),
-}
-
-impl RemoteHost {
-    /// Returns the host name; `None` if this is an address.
-    pub fn name(&self) -> Option<&str> {
-        match self {
-            Self::Address(_) => None,
-            Self::Name(name) => Some(name),
-        }
-    }
-}
-
-impl Remote {
-    /// Returns the address; `None` if this is a host name.
-    pub fn address(&self) -> Option<IpAddr> {
-        match self.host {
-            RemoteHost::Address(address) => Some(address),
-            RemoteHost::Name(_) => None,
-        }
-    }
-
-    /// Returns the port; 500 if none is given (RFC 7296 2).
-    pub fn port_or_default(&self) -> u16 {
-        self.port.unwrap_or(500)
-    }
-
-    /// Parses an address or a host name, with or without a port.
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        if let Ok(address) = text.parse() {
-            return Ok(Self { host: RemoteHost::Address(address), port: None });
-        }
-        if let Some(socket) = text.parse::<SocketAddr>().ok().filter(|socket| socket.port() != 0) {
-            return Ok(Self { host: RemoteHost::Address(socket.ip()), port: Some(socket.port()) });
-        }
-        let (name, port) = match text.split_once(':') {
-            Some((name, port)) => (name, port.parse().ok().filter(|port| *port != 0).map(Some)),
-            None => (text, Some(None)),
-        };
-        match port {
-            Some(port) if is_host_name(name) => Ok(Self { host: RemoteHost::Name(name.to_ascii_lowercase()), port }),
-            _ => Err(format!(
-                "{text:?} is neither an address nor a host name: write 192.0.2.1, 192.0.2.1:4500, 2001:db8::1, [2001:db8::1]:4500, \
-                 moon.example or moon.example:4500"
-            )),
-        }
-    }
-}
-
-/// Returns whether a text is a host name: labels of letters, digits and hyphens (RFC 1123 2.1), and
-/// not an address. Underscores are accepted as well, since resolvers accept them.
-fn is_host_name(text: &str) -> bool {
-    let text = text.strip_suffix('.').unwrap_or(text);
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
-    };
-    let last_is_number = text.rsplit('.').next().is_some_and(|last| last.chars().all(|c| c.is_ascii_digit()));
-    text.len() <= 253 && text.split('.').all(label) && !last_is_number
 }
 
 fn auto() -> Encap {
@@ -234,6 +196,12 @@ impl PeerSection {
         let psk = usize::from(self.psk.is_some()) + usize::from(self.psk_file.is_some());
         let certificate =
             [&self.certificate, &self.key, &self.trust_anchors].iter().filter(|path| path.is_some()).count();
+        if self.crls.is_some() && self.certificate.is_none() {
+            return Err("crls goes with certificate, key and trust_anchors: a pre-shared key is not revoked".into());
+        }
+        if self.crls.is_none() && self.revocation != RevocationSetting::Relaxed {
+            return Err("revocation needs crls, a file or directory with revocation lists: none is fetched".into());
+        }
         match (psk, certificate) {
             (1, 0) | (0, 3) => Ok(()),
             (0, 0) => Err("no way to authenticate: set psk_file, or certificate, key and trust_anchors".into()),
@@ -256,6 +224,9 @@ impl PeerSection {
             return Err(
                 "request_address and address_pool exclude each other: one end gives the other one its address".into()
             );
+        }
+        if matches!(self.childless, ChildlessSetting::Prefer | ChildlessSetting::Force) {
+            return Err(format!("{key} does not go with childless = \"prefer\" or \"force\"; leave childless out"));
         }
         if !self.children.is_empty() {
             return Err(format!("{key} does not go with [[peer.child]]; put the networks into [[peer]]"));
@@ -327,11 +298,30 @@ impl PeerSection {
         Ok(())
     }
 
-    /// Builds the configuration for `edge-ike`: reads secrets and certificates from their files,
-    /// and leaves out the host names in `remote`. Fails if a file cannot be used.
-    pub fn resolve(&self, config: &Config) -> Result<PeerConfig, String> {
+    /// Returns what tells this peer apart from others when it connects.
+    pub(super) fn ends(&self) -> PeerEnds<'_> {
+        PeerEnds {
+            name: &self.name,
+            local_id: &self.local_id,
+            remote_id: &self.remote_id,
+            hosts: self.remote.iter().map(|remote| remote.host.canonical()).collect(),
+        }
+    }
+
+    /// Builds the configuration for `edge-ike`: reads secrets, certificates and revocation lists
+    /// from their files, and leaves out the host names in `remote`. Fails if a file cannot be used.
+    /// `crls` has the revocation lists that were read for other peers.
+    pub fn resolve(&self, config: &Config, crls: &mut CrlFiles) -> Result<PeerConfig, String> {
         let wrong = |problem: String| format!("[[peer]] {:?}: {problem}", self.name);
-        let auth = self.auth(config).map_err(wrong)?;
+        let mut auth = self.auth(config).map_err(wrong)?;
+        if let (Auth::Certificate(auth), Some(path)) = (&mut auth, self.crls_path(config)) {
+            let policy = match self.revocation {
+                RevocationSetting::Relaxed => RevocationPolicy::Relaxed,
+                RevocationSetting::IfUri => RevocationPolicy::IfUri,
+                RevocationSetting::Strict => RevocationPolicy::Strict,
+            };
+            auth.revocation = Some(crls.load(&path, policy).map_err(wrong)?);
+        }
         let (child, additional_children) = self.child_configs();
         Ok(PeerConfig {
             name: PeerName::new(&self.name),
@@ -349,6 +339,12 @@ impl PeerSection {
             initiate: self.start == Start::Initiate,
             force_encapsulation: self.encap == Encap::Force,
             mobike: self.mobike,
+            childless: match self.childless {
+                ChildlessSetting::Never => Childless::Never,
+                ChildlessSetting::Allow => Childless::Allow,
+                ChildlessSetting::Prefer => Childless::Prefer,
+                ChildlessSetting::Force => Childless::Force,
+            },
             keep_existing: false,
             agent_notifications: AgentNotifications::Off,
             address_assignment: match self.internal_address_key() {
@@ -358,6 +354,11 @@ impl PeerSection {
             },
             timing: config.timing.resolve(),
         })
+    }
+
+    /// Returns the file or directory with revocation lists.
+    pub fn crls_path(&self, config: &Config) -> Option<PathBuf> {
+        self.crls.as_ref().map(|path| config.path(path))
     }
 
     /// Returns the networks behind this node, including those of all children.
@@ -434,63 +435,8 @@ impl PeerSection {
             remote_uri: None,
             remote_key_usages: vec![],
             remote_not_before: 0,
+            revocation: None,
         }))
-    }
-}
-
-/// The peers before the current one that have the same identities at both ends.
-#[derive(Default)]
-struct SameIdentities<'a> {
-    /// The first of these peers.
-    first: Option<&'a PeerSection>,
-    /// The peer without addresses, which could be at any of them.
-    anywhere: Option<&'a PeerSection>,
-    /// The peer at each address or host name.
-    at: HashMap<RemoteHost, &'a PeerSection>,
-}
-
-impl<'a> SameIdentities<'a> {
-    /// Adds a peer. Returns an earlier peer from which a request could also be, because no address
-    /// distinguishes the two. In that case only the key of one of them would ever be used.
-    fn add(&mut self, peer: &'a PeerSection) -> Option<&'a PeerSection> {
-        let hosts: Vec<RemoteHost> = peer.remote.iter().map(|remote| canonical_host(&remote.host)).collect();
-        let same_host = hosts.iter().find_map(|host| self.at.get(host));
-        let other = self.anywhere.or(same_host.copied()).or(self.first.filter(|_| hosts.is_empty()));
-        self.first.get_or_insert(peer);
-        if hosts.is_empty() {
-            self.anywhere = Some(peer);
-        }
-        self.at.extend(hosts.into_iter().map(|host| (host, peer)));
-        other
-    }
-}
-
-/// Fails if two peers have the same name, or if a request could be from either of two peers. Takes
-/// one pass, since a file may have thousands of peers, and each command reads it.
-pub(super) fn check_distinct(peers: &[PeerSection]) -> Result<(), String> {
-    let mut names = HashSet::new();
-    let mut known: HashMap<(Identity, Identity), SameIdentities<'_>> = HashMap::new();
-    for peer in peers {
-        if !names.insert(peer.name.as_str()) {
-            return Err(format!("two [[peer]] have the name {:?}; names must differ", peer.name));
-        }
-        let identities = (canonical_identity(&peer.remote_id), canonical_identity(&peer.local_id));
-        if let Some(other) = known.entry(identities).or_default().add(peer) {
-            return Err(format!(
-                "[[peer]] {:?} and {:?} cannot be told apart when they connect: both have remote_id {} and local_id {}; \
-                 give each an identity of its own (with strongSwan `id` in its section `local`), or each another address in `remote`",
-                other.name, peer.name, peer.remote_id, peer.local_id
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Returns one form of an address.
-pub(super) fn canonical_host(host: &RemoteHost) -> RemoteHost {
-    match host {
-        RemoteHost::Address(address) => RemoteHost::Address(address.to_canonical()),
-        RemoteHost::Name(name) => RemoteHost::Name(name.clone()),
     }
 }
 

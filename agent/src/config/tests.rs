@@ -1,9 +1,10 @@
 use edge_ike::config::Mode;
-use edge_ike::{AddressAssignment, same_identity};
+use edge_ike::{AddressAssignment, Childless, same_identity};
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;
 
 use super::*;
+use crate::crl_files::CrlFiles;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, Path::new("agent.toml"))
@@ -23,7 +24,7 @@ remote_subnets = ["10.2.0.0/16"]
 #[test]
 fn a_static_peer_needs_few_lines() {
     let config = parse(PEER).unwrap();
-    let peer = config.peers[0].resolve(&config).unwrap();
+    let peer = config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap();
     assert_eq!(peer.remotes, ["192.0.2.1:500".parse().unwrap()]);
     assert!(peer.initiate && !peer.force_encapsulation);
     assert_eq!(config.nat_port, 4500);
@@ -41,7 +42,7 @@ fn unknown_keys_are_refused_and_named_with_their_line() {
 fn no_error_and_no_debug_output_shows_the_secret() {
     let good = parse(PEER).unwrap();
     assert!(!format!("{good:?}").contains("horse"));
-    assert!(!format!("{:?}", good.peers[0].resolve(&good).unwrap()).contains("horse"));
+    assert!(!format!("{:?}", good.peers[0].resolve(&good, &mut CrlFiles::default()).unwrap()).contains("horse"));
     let line = "psk = \"correct horse\"";
     for broken in [
         "psk = correct horse",
@@ -89,13 +90,15 @@ fn a_secret_is_read_from_a_file_beside_the_configuration() {
     let path = directory.path().join("agent.toml");
     fs::write(&path, PEER.replace("psk = \"correct horse\"", "psk_file = \"moon.psk\"")).unwrap();
     let config = Config::load(&path).unwrap();
-    assert!(config.peers[0].resolve(&config).unwrap_err().contains("moon.psk"));
+    assert!(config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap_err().contains("moon.psk"));
     let psk = directory.path().join("moon.psk");
     fs::write(&psk, "correct horse\n").unwrap();
     fs::set_permissions(&psk, fs::Permissions::from_mode(0o640)).unwrap();
-    assert!(config.peers[0].resolve(&config).unwrap_err().contains("0640"));
+    assert!(config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap_err().contains("0640"));
     fs::set_permissions(&psk, fs::Permissions::from_mode(0o600)).unwrap();
-    let edge_ike::Auth::Psk(secret) = config.peers[0].resolve(&config).unwrap().auth else { panic!("no psk") };
+    let edge_ike::Auth::Psk(secret) = config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap().auth else {
+        panic!("no psk")
+    };
     assert_eq!(secret.expose(), b"correct horse");
 }
 
@@ -267,7 +270,7 @@ fn a_peer_may_have_several_children_with_networks_proposals_and_ports_of_their_o
     let voice = "local_subnets = [\"10.3.0.0/16\"]\nremote_subnets = [\"10.4.0.0/16\"]\nesp_proposals = [\"aes256gcm16\"]\n\
                  protocol = \"udp\"\nremote_port = 5060";
     let config = parse(&with_children("", voice)).unwrap();
-    let peer = config.peers[0].resolve(&config).unwrap();
+    let peer = config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap();
     let children: Vec<String> = peer.children().map(|child| format!("{} {}", child.name, child.local[0])).collect();
     assert_eq!(children, ["net 10.1.0.0/16", "voice 10.3.0.0/16"]);
     let voice = &peer.additional_children[0];
@@ -280,7 +283,7 @@ fn a_peer_may_have_several_children_with_networks_proposals_and_ports_of_their_o
 fn a_child_may_be_in_transport_mode_between_two_addresses() {
     let voice = "local_subnets = [\"192.0.2.7\"]\nremote_subnets = [\"192.0.2.1/32\"]\nmode = \"transport\"";
     let config = parse(&with_children("mode = \"tunnel\"", voice)).unwrap();
-    let peer = config.peers[0].resolve(&config).unwrap();
+    let peer = config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap();
     let modes: Vec<Mode> = peer.children().map(|child| child.mode).collect();
     assert_eq!(modes, [Mode::Tunnel, Mode::Transport]);
     let forced = with_children("", voice)
@@ -316,9 +319,8 @@ fn children_that_make_no_sense_are_refused_with_advice() {
 
 /// Compares two peers by the definition.
 fn indistinguishable(one: &PeerSection, other: &PeerSection) -> bool {
-    let hosts = |peer: &PeerSection| -> Vec<RemoteHost> {
-        peer.remote.iter().map(|remote| peer::canonical_host(&remote.host)).collect()
-    };
+    let hosts =
+        |peer: &PeerSection| -> Vec<RemoteHost> { peer.remote.iter().map(|remote| remote.host.canonical()).collect() };
     let (ours, theirs) = (hosts(one), hosts(other));
     let apart = !ours.is_empty() && !theirs.is_empty() && ours.iter().all(|host| !theirs.contains(host));
     same_identity(&one.remote_id, &other.remote_id) && same_identity(&one.local_id, &other.local_id) && !apart
@@ -347,7 +349,7 @@ proptest! {
         let peers = &config.peers;
         let twin_of = |at: usize| peers[..at].iter().find(|other| indistinguishable(other, &peers[at]));
         let found = (0..peers.len()).find_map(|at| Some((twin_of(at)?, &peers[at])));
-        let told = peer::check_distinct(peers).err();
+        let told = peer_collisions::check_distinct(peers.iter().map(PeerSection::ends)).err();
         prop_assert_eq!(told.is_some(), found.is_some(), "{:?}", told);
         if let (Some(problem), Some((_, second))) = (told, found) {
             let is_named = |first: &&PeerSection| {
@@ -370,7 +372,7 @@ fn peer_with(lines: &str) -> Result<Config, ConfigError> {
 fn an_address_is_asked_for_or_comes_from_a_pool() {
     let resolved = |lines: &str| {
         let config = peer_with(lines).unwrap();
-        config.peers[0].resolve(&config).unwrap()
+        config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()
     };
     let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
     let asks = "remote = \"192.0.2.1\"\nrequest_address = true\nremote_subnets = [\"10.2.0.0/16\"]";
@@ -415,4 +417,48 @@ fn an_address_that_cannot_be_given_or_asked_for_is_refused_with_what_to_do() {
         let error = peer_with(&lines).unwrap_err().to_string();
         assert!(error.contains(words), "{lines}: {error}");
     }
+}
+
+#[test]
+fn childless_has_strongswans_words_and_does_not_go_with_internal_addresses() {
+    let peer = |rest: &str| {
+        let text = format!(
+            "[[peer]]\nname = 'moon'\nremote = '192.0.2.1'\nlocal_id = 'a.example'\nremote_id = 'b.example'\nremote_subnets = ['10.2.0.0/16']\n\
+             psk = 'correct horse battery staple'\n{rest}\n"
+        );
+        let config = Config::parse(&text, Path::new("agent.toml"))?;
+        Ok::<_, ConfigError>(config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap().childless)
+    };
+    let local = "local_subnets = ['10.1.0.0/16']";
+    for (word, expected) in [
+        ("", Childless::Allow),
+        ("childless = 'never'", Childless::Never),
+        ("childless = 'allow'", Childless::Allow),
+        ("childless = 'prefer'", Childless::Prefer),
+        ("childless = 'force'", Childless::Force),
+    ] {
+        assert_eq!(peer(&format!("{local}\n{word}")).unwrap(), expected);
+    }
+    assert!(peer(&format!("{local}\nchildless = 'accept'")).is_err());
+    let refused = peer("request_address = true\nchildless = 'force'").unwrap_err().to_string();
+    assert!(refused.contains("request_address does not go with childless"), "{refused}");
+}
+
+#[test]
+fn revocation_lists_go_with_certificates_and_a_policy_needs_them() {
+    let peer = |auth: &str| {
+        let text = format!(
+            "[[peer]]\nname = 'moon'\nlocal_id = 'a.example'\nremote_id = 'b.example'\nstart = 'respond'\nlocal_subnets = ['10.1.0.0/16']\n\
+             remote_subnets = ['10.2.0.0/16']\n{auth}\n"
+        );
+        Config::parse(&text, Path::new("agent.toml")).map(|config| config.peers[0].revocation)
+    };
+    let certificates = "certificate = 'a'\nkey = 'b'\ntrust_anchors = 'c'";
+    let refused = |auth: &str| peer(auth).unwrap_err().to_string();
+    assert_eq!(peer(&format!("{certificates}\ncrls = 'd'")).unwrap(), RevocationSetting::Relaxed);
+    assert_eq!(peer(&format!("{certificates}\ncrls = 'd'\nrevocation = 'ifuri'")).unwrap(), RevocationSetting::IfUri);
+    assert_eq!(peer(&format!("{certificates}\ncrls = 'd'\nrevocation = 'strict'")).unwrap(), RevocationSetting::Strict);
+    assert!(refused(&format!("{certificates}\nrevocation = 'strict'")).contains("revocation needs crls"));
+    assert!(refused("psk = 'correct horse battery staple'\ncrls = 'd'").contains("crls goes with certificate"));
+    assert!(refused(&format!("{certificates}\ncrls = 'd'\nrevocation = 'hard'")).contains("expected"));
 }

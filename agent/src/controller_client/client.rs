@@ -202,10 +202,17 @@ impl ControllerClient {
     pub(super) async fn take_view(&self, view: Arc<NodeView>, step: Option<ViewStep>) -> Result<(), ViewError> {
         let mut current = self.view.lock().await;
         let Some(member) = self.member.borrow().clone() else { return Ok(()) };
+        let mut same_networks = None;
         let validated = validate_with(&member.identity.node, member.identity.role, current.as_deref(), &view, || {
-            self.consistency.lock().unwrap_or_else(PoisonError::into_inner).check(&view)
+            same_networks = self.consistency.lock().unwrap_or_else(PoisonError::into_inner).check(&view)?;
+            Ok(())
         })?;
+        // Most views differ in a peer that fronts no network. Their networks need not be compared
+        // with anything, since those in force are the same.
+        let same_networks =
+            same_networks.is_some_and(|same| current.as_ref().is_some_and(|now| Arc::ptr_eq(now, &same)));
         if validated == Validated::New
+            && !same_networks
             && let Err(refusal) = self.check_against_host(current.as_deref(), &view)
         {
             let why = format!("view {} is refused: {refusal}", view.version);
@@ -214,7 +221,7 @@ impl ControllerClient {
                 && let Some(part) = self.allowed_part(&before, &view, &refusal)
             {
                 warn!(version = view.version, %refusal, "only part of the view is in force");
-                self.put_in_force(&mut current, member, Arc::new(part), None).await?;
+                self.put_in_force(&mut current, member, Arc::new(part), None, false).await?;
             }
             return Err(refusal.into());
         }
@@ -230,7 +237,8 @@ impl ControllerClient {
         }
         // The file on disk holds the current view, so the change must be relative to that view.
         let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
-        let outcome = self.put_in_force(&mut current, member, view.clone(), change.map(|step| step.change)).await;
+        let change = change.map(|step| step.change);
+        let outcome = self.put_in_force(&mut current, member, view.clone(), change, same_networks).await;
         if let Err(ViewError::Store(_)) = &outcome {
             self.revoke_in_memory(&mut current, &view);
         }
@@ -254,21 +262,30 @@ impl ControllerClient {
     }
 
     /// Writes a view to disk, then publishes it. The view replaces `current`, the current view;
-    /// `change` is the difference between the two, if it is known.
+    /// `change` is the difference between the two, if it is known. `same_networks` says that both
+    /// make the same networks unreachable outside of tunnels.
     async fn put_in_force(
         &self,
         current: &mut Option<Arc<NodeView>>,
         member: Member,
         view: Arc<NodeView>,
         change: Option<ViewChange>,
+        same_networks: bool,
     ) -> Result<(), ViewError> {
-        self.mark_unconfirmed(current.as_ref(), &view)?;
+        if !same_networks {
+            self.mark_unconfirmed(current.as_ref(), &view)?;
+        }
         self.write_segments(current.clone(), view.clone()).await?;
-        let former_networks = self.update_former_networks(current.as_deref(), &view)?;
+        let former_networks = match self.former_networks() {
+            none if same_networks && none.is_empty() => none,
+            _ => self.update_former_networks(current.as_deref(), &view)?,
+        };
         self.write_view(&view, change.as_ref())?;
         self.confirm_if_nothing_is_added(&view);
-        self.bypass.set_guarded(&view);
-        self.report_conflicts(&view);
+        if !same_networks {
+            self.bypass.set_guarded(&view);
+            self.report_conflicts(&view);
+        }
         info!(
             version = view.version,
             peers = view.peers.len(),

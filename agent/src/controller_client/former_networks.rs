@@ -46,6 +46,11 @@ impl ControllerClient {
         }
     }
 
+    /// Returns the hub networks that the view no longer names.
+    pub(super) fn former_networks(&self) -> Arc<Vec<FormerNetwork>> {
+        self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Guards the networks of hubs that are in `before` but not in `view`. Stops guarding networks
     /// whose day is over, whose hub is in the view again, or that the view itself guards. Writes
     /// the guarded networks to disk and returns them. `before` is the view that `view` replaces;
@@ -58,7 +63,7 @@ impl ControllerClient {
         before: Option<&NodeView>,
         view: &NodeView,
     ) -> Result<Arc<Vec<FormerNetwork>>, StateDirError> {
-        let known = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.former_networks();
         let former = guarded_under(&known, before, view, &ClockReadings::read(self.clock.unix_time()));
         if former == *known {
             return Ok(known);
@@ -69,7 +74,7 @@ impl ControllerClient {
 
     /// Stops guarding the networks whose day is over, and publishes the remaining ones.
     pub(super) fn expire_former_networks(&self, view: &NodeView) {
-        let known = self.former_networks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.former_networks();
         match self.update_former_networks(None, view) {
             Ok(former) if former != known => {
                 let publish = |membership: &mut Option<Membership>| {

@@ -39,23 +39,28 @@ type Holder = Option<SharedPeer>;
 type PeerChange<'a> = (Option<&'a SharedPeer>, Option<&'a SharedPeer>);
 
 impl ViewConsistency {
-    /// Checks a view, and stores it for the next check if it is consistent.
+    /// Checks a view, and stores it for the next check if it is consistent. Returns the last
+    /// consistent view, if it makes the same networks unreachable outside of tunnels: the views
+    /// differ in a few peers, which front no networks.
     ///
     /// # Errors
     /// The contradiction, in words.
-    pub(super) fn check(&mut self, view: &Arc<NodeView>) -> Result<(), String> {
+    pub(super) fn check(&mut self, view: &Arc<NodeView>) -> Result<Option<Arc<NodeView>>, String> {
         if let Some(known) = &mut self.known
             && known.in_order
             && let Some(changes) = changed_peers(&known.view, view)
         {
             update(&mut known.segments, view, &changes)?;
-            known.view = view.clone();
-            return Ok(());
+            let fronts = |peer: Option<&SharedPeer>| peer.is_some_and(|peer| !peer.networks.is_empty());
+            let same =
+                known.view.role == view.role && !changes.iter().any(|(before, now)| fronts(*before) || fronts(*now));
+            let before = std::mem::replace(&mut known.view, view.clone());
+            return Ok(same.then_some(before));
         }
         let segments = segments_of(view)?;
         let in_order = view.peers.is_sorted_by(|one, other| one.name < other.name);
         self.known = Some(ConsistentView { view: view.clone(), segments, in_order });
-        Ok(())
+        Ok(None)
     }
 }
 
@@ -309,6 +314,34 @@ mod tests {
             assert_eq!(held.segments, segments_of(&held.view).unwrap());
             consistency.check(&first).unwrap();
         }
+    }
+
+    #[test]
+    fn peers_without_networks_leave_the_networks_as_they_are_and_a_hub_does_not() {
+        let first = Arc::new(view((0..20).map(numbered).collect()));
+        let mut consistency = ViewConsistency::default();
+        assert_eq!(consistency.check(&first).unwrap(), None, "there is no view before");
+        let mut same_as_before = |before: &Arc<NodeView>, now: &Arc<NodeView>| {
+            let found = consistency.check(now).unwrap();
+            found.is_some_and(|found| Arc::ptr_eq(&found, before))
+        };
+        let second = changed(&first, vec![numbered(30), peer("n-00003", &[segment(40)])], &["n-00007"]);
+        assert!(same_as_before(&first, &second));
+        let hub = Peer {
+            role: Role::Hub,
+            networks: vec!["10.244.0.0/16".parse().unwrap()],
+            ..Peer::clone(&peer("hub", &[]))
+        };
+        let with_hub = changed(&second, vec![hub.clone().into()], &[]);
+        assert!(!same_as_before(&second, &with_hub), "a hub comes");
+        let moved = Peer { networks: vec!["10.245.0.0/16".parse().unwrap()], ..hub };
+        let with_other = changed(&with_hub, vec![moved.into()], &[]);
+        assert!(!same_as_before(&with_hub, &with_other), "its networks change");
+        let without = changed(&with_other, vec![], &["hub"]);
+        assert!(!same_as_before(&with_other, &without), "it goes");
+        let mut ranges = NodeView::clone(&without);
+        ranges.cluster_ranges.push("172.16.0.0/16".parse().unwrap());
+        assert!(!same_as_before(&without, &Arc::new(ranges)));
     }
 
     #[test]

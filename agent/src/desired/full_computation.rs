@@ -25,9 +25,11 @@ pub(super) fn desired_policies(
         Ok(guards) => policies.extend(guards.into_iter().map(|policy| (policy.key(), policy))),
         Err(error) => problems.push(error.to_string()),
     }
-    let child = |name| Some(ChildEnds { reqids: reqids(name)?, ends: ends(name) });
+    let child = |name: &PeerName, tunnel: &DesiredTunnel| {
+        Some(ChildEnds { child: tunnel.peer.child.name.clone(), reqids: reqids(name)?, ends: ends(name) })
+    };
     let mut tunnels: Vec<(&DesiredTunnel, ChildEnds)> =
-        desired.tunnels.iter().filter_map(|(name, tunnel)| Some((&**tunnel, child(name)?))).collect();
+        desired.tunnels.iter().filter_map(|(name, tunnel)| Some((&**tunnel, child(name, tunnel)?))).collect();
     tunnels.sort_by_key(|(tunnel, ..)| state(&tunnel.peer.name));
     for (tunnel, child) in &tunnels {
         let (of_tunnel, refused) = tunnel_policies(tunnel, &desired.guard.cluster_ranges, std::slice::from_ref(child));

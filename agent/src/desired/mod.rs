@@ -1,13 +1,18 @@
 //! The desired state of this node, computed from the view and the static peers. The computation
 //! does no I/O and reads no clock.
 
+mod few_changes;
 #[cfg(test)]
 mod full_computation;
 mod policies;
 mod policy_table;
+mod tunnel;
+mod unprotected;
 
+pub use few_changes::Step;
 pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
+pub use tunnel::{DesiredTunnel, Origin};
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, btree_map};
 use std::iter::Peekable;
@@ -16,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_ike::config::{AgentNotifications, Auth, CertificateAuth, ChildConfig, Mode, NextLayer, Timing};
-use edge_ike::{AddressAssignment, ChildName, Identity, PeerConfig, PeerName};
+use edge_ike::{AddressAssignment, ChildName, Childless, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
 use edge_types::{NodeName, NodeView, Peer, Role, SharedPeer};
@@ -75,38 +80,12 @@ pub struct Desired {
     pub cloud_networks: Vec<IpNetwork>,
     /// Parts of the view or the configuration that were left out, with the reasons.
     pub problems: Vec<String>,
-}
-
-/// A tunnel to one peer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DesiredTunnel {
-    /// Configuration of the peer, shared with the IKE endpoint.
-    pub peer: Arc<PeerConfig>,
-    /// Source of the tunnel.
-    pub origin: Origin,
-    /// Traffic that may pass through the tunnel.
-    pub permitted: PermittedTraffic,
-    /// Whether the peer is a hub of the view.
-    pub hub: bool,
-    /// Whether the first packet sets up the tunnel.
-    pub on_demand: bool,
-}
-
-impl DesiredTunnel {
-    /// Returns whether the tunnel is included in the number of tunnels that should be up, which is
-    /// reported to the controller.
-    pub fn counts(&self) -> bool {
-        self.origin == Origin::View && !self.on_demand
-    }
-}
-
-/// Source of a tunnel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
-    /// A peer in the controller's view.
-    View,
-    /// A `[[peer]]` table in the configuration.
-    Configuration,
+    /// Number of tunnels to static peers.
+    pub static_tunnels: usize,
+    /// Whether no peer in the view has networks in addition to its segments.
+    pub only_segments: bool,
+    /// How this state was computed from the one before; `None` if it was computed as a whole.
+    pub step: Option<Step>,
 }
 
 /// How the peers of two desired states differ.
@@ -136,13 +115,19 @@ impl Desired {
 
     /// Computes the desired state as [`Self::compute`] does. `previous` is an earlier membership
     /// and the state that was computed from it with the same configuration. Tunnels of peers that
-    /// are the same in both memberships are reused.
+    /// are the same in both memberships are reused. If only a few edges of a hub differ, the cost
+    /// of everything but copying the state does not depend on the number of edges.
     pub fn update(
         config: &Config,
         static_peers: &[PeerConfig],
         membership: Option<&Membership>,
-        previous: Option<(&Membership, &Self)>,
+        previous: Option<(&Membership, &Arc<Self>)>,
     ) -> Self {
+        if let (Some((before, desired)), Some(now)) = (previous, membership)
+            && let Some(updated) = few_changes::update(config, before, desired, now)
+        {
+            return updated;
+        }
         let mut desired = Self { complete: config.controller.is_none() || membership.is_some(), ..Self::default() };
         let on_demand: HashSet<&str> =
             (config.peers.iter()).filter(|peer| peer.start == Start::OnDemand).map(|peer| peer.name.as_str()).collect();
@@ -158,6 +143,7 @@ impl Desired {
             desired.tunnels.insert(peer.name.clone(), Arc::new(tunnel));
             desired.static_networks.extend(routable_networks(peer, &addresses));
         }
+        desired.static_tunnels = desired.tunnels.len();
         desired.static_networks.sort();
         desired.static_networks.dedup();
         let Some(membership) = membership else { return desired };
@@ -190,6 +176,7 @@ impl Desired {
         }
         desired.guard = guard(view);
         desired.remote_networks = desired.networks_of_peers(membership);
+        desired.only_segments = tunnel_peers(view).all(|peer| peer.networks.is_empty());
         let mut known = previous.and_then(|(before, desired)| KnownTunnels::new(before, desired, membership));
         let members = community_members(view);
         let static_tunnels = std::mem::take(&mut desired.tunnels);
@@ -219,7 +206,10 @@ impl Desired {
     /// Returns the peers that are new in this state or differ from `before`, and the peers that
     /// only `before` contains.
     #[must_use]
-    pub fn changes_since(&self, before: &Self) -> PeerChanges {
+    pub fn changes_since(&self, before: &Arc<Self>) -> PeerChanges {
+        if let Some(step) = self.step.as_ref().filter(|step| std::ptr::eq(step.before.as_ptr(), Arc::as_ptr(before))) {
+            return step.changes.clone();
+        }
         let mut changes = PeerChanges::default();
         // Both iterators are in the order of the names.
         let mut known = before.tunnels.iter().peekable();
@@ -244,7 +234,9 @@ impl Desired {
             let asks = tunnel.peer.address_assignment == AddressAssignment::Request;
             tunnel.origin == Origin::Configuration && !asks
         };
-        let static_peers = self.tunnels.values().filter(of_segments);
+        // A hub's ten thousand tunnels are not searched where none of them is a static peer's.
+        let searched = if self.static_tunnels == 0 { 0 } else { self.tunnels.len() };
+        let static_peers = self.tunnels.values().take(searched).filter(of_segments);
         let mut pairs = Vec::new();
         for child in static_peers.flat_map(|tunnel| tunnel.peer.children()) {
             for local in &child.local {
@@ -387,6 +379,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             remote_uri: Some(node_uri(peer.role, &peer.name)),
             remote_key_usages: vec![EKU_IPSEC_IKE_DER.to_vec()],
             remote_not_before: u64::try_from(peer.certificates_from).unwrap_or(0),
+            revocation: None,
         }),
         ike_proposals: node_ike(),
         child: ChildConfig {
@@ -408,6 +401,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             Role::Edge | Role::Cloud => AgentNotifications::Exchange,
         },
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: timing(config, peer.role),
     }
 }

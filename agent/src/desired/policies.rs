@@ -3,14 +3,13 @@
 
 use std::net::IpAddr;
 
-use edge_ike::ChildConfig;
+use edge_ike::ChildName;
 use edge_ike::config::{Mode, NextLayer};
-use edge_types::network::overlap;
-use edge_xfrm::policy::priority;
-use edge_xfrm::{Direction, Policy, PortMask, Reqid, Selector};
+use edge_xfrm::{Direction, Policy, Reqid, Selector};
 use ipnetwork::IpNetwork;
 
-use super::DesiredTunnel;
+use super::tunnel::DesiredTunnel;
+use super::unprotected::{self, discovery, with_next_layer};
 
 /// Traffic that may pass through a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +59,8 @@ pub struct TunnelEnds {
 /// The input for the policies of one CHILD_SA of a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildEnds {
+    /// The name of the configured child.
+    pub child: ChildName,
     /// The reqids of the child's SAs and policies.
     pub reqids: PeerReqids,
     /// The ends and selectors; `None` before the CHILD_SA was ever up.
@@ -69,18 +70,19 @@ pub struct ChildEnds {
 /// Returns the policies that a tunnel to a peer needs, and the errors of the policies that are
 /// impossible. `ranges` are the cluster ranges. `children` are the peer's CHILD_SAs; those that can
 /// send come first. If two policies have the same selector, the first one takes precedence. Before
-/// a CHILD_SA was ever up, no policy sends packets into it.
+/// a CHILD_SA was ever up, no policy sends packets into it, and blocks keep packets that this node
+/// means for it from leaving in clear.
 pub fn tunnel_policies(
     tunnel: &DesiredTunnel,
     ranges: &[IpNetwork],
     children: &[ChildEnds],
 ) -> (Vec<Policy>, Vec<String>) {
     let (mut policies, mut problems) = (Vec::new(), Vec::new());
-    let of_children = children.iter().flat_map(|child| all_policies(tunnel, ranges, child.reqids, child.ends.as_ref()));
+    let of_children = children.iter().flat_map(|child| all_policies(tunnel, ranges, child));
     let tunnels = children.iter().filter_map(|child| child.ends.as_ref()).filter(|ends| ends.mode == Mode::Tunnel);
     let of_site = tunnels.flat_map(|ends| match tunnel.permitted {
         PermittedTraffic::Granted { .. } => vec![],
-        PermittedTraffic::Negotiated => own_site_policies(ends),
+        PermittedTraffic::Negotiated => unprotected::own_site(&ends.local_selectors, &ends.remote_selectors),
     });
     for policy in of_children.chain(of_site) {
         match policy {
@@ -97,23 +99,22 @@ const ANY_SOURCE: u32 = 27_000;
 /// Priority of the policies that block forged sources. Without them, policies with the priority
 /// [`ANY_SOURCE`] would let such packets pass.
 const FORGED_SOURCE: u32 = 26_000;
-/// Priority of the policies for neighbour discovery with a peer in transport mode. They take
-/// precedence over all policies of peers.
-const DISCOVERY: u32 = 1_000;
-
 fn all_policies(
     tunnel: &DesiredTunnel,
     ranges: &[IpNetwork],
-    reqids: PeerReqids,
-    ends: Option<&TunnelEnds>,
+    ChildEnds { child, reqids, ends }: &ChildEnds,
 ) -> Vec<edge_xfrm::Result<Policy>> {
+    let reqids = *reqids;
     match (&tunnel.permitted, ends) {
-        (PermittedTraffic::Granted { local, remote }, _) => {
-            let mut policies = granted_policies(local, remote, NextLayer::ANY, reqids, ends);
-            if let Some(ends) = ends {
-                for remote in remote {
-                    policies.extend(any_source_policies(ranges, *remote, reqids.outbound, ends));
-                }
+        (PermittedTraffic::Granted { local, remote }, None) => {
+            let mut policies = granted_policies(local, remote, NextLayer::ANY, reqids, None);
+            policies.extend(unprotected::blocks_outside(ranges, local, remote));
+            policies
+        }
+        (PermittedTraffic::Granted { local, remote }, Some(ends)) => {
+            let mut policies = granted_policies(local, remote, NextLayer::ANY, reqids, Some(ends));
+            for remote in remote {
+                policies.extend(any_source_policies(ranges, *remote, reqids.outbound, ends));
             }
             policies
         }
@@ -121,77 +122,12 @@ fn all_policies(
         (PermittedTraffic::Negotiated, Some(ends)) => {
             granted_policies(&ends.local_selectors, &ends.remote_selectors, ends.next_layer, reqids, Some(ends))
         }
-        (PermittedTraffic::Negotiated, None) if tunnel.on_demand => blocked(tunnel),
-        (PermittedTraffic::Negotiated, None) => vec![],
+        (PermittedTraffic::Negotiated, None) => match tunnel.peer.child_named(child) {
+            Some(child) if tunnel.blocks_before_up() => unprotected::blocks(child),
+            _ => vec![],
+        },
     }
 }
-
-/// Returns policies that block packets to an on-demand peer whose address is not known yet. A
-/// policy that reports packets requires an address.
-fn blocked(tunnel: &DesiredTunnel) -> Vec<edge_xfrm::Result<Policy>> {
-    let pairs_of = |child: &ChildConfig| -> Vec<(IpNetwork, IpNetwork)> {
-        let remotes =
-            |local: IpNetwork| child.remote.iter().copied().filter(move |remote| remote.is_ipv4() == local.is_ipv4());
-        child.local.iter().flat_map(|local| remotes(*local).map(move |remote| (*local, remote))).collect()
-    };
-    let block = |(local, remote)| {
-        let selector = Selector::new(local, remote)?;
-        Ok(Policy { priority: priority::peer(&selector), ..Policy::block(Direction::Out, selector) })
-    };
-    tunnel.peer.children().flat_map(pairs_of).map(block).collect()
-}
-
-/// Link-local addresses. The hosts on a link use them as source and destination for neighbour
-/// discovery (RFC 4861), mDNS and DHCP, no matter which other addresses the hosts have.
-const LINK_LOCAL: [&str; 4] = ["fe80::/10", "ff02::/16", "224.0.0.0/24", "255.255.255.255/32"];
-
-/// Returns policies that keep traffic within a site local if the peer's networks, such as
-/// 10.0.0.0/8 or `::/0`, contain those of the site (RFC 4301 4.4.1: BYPASS). Policies with narrower
-/// selectors have a stronger priority, so that packets to a network of the peer that lies within
-/// our networks still go into the tunnel.
-fn own_site_policies(ends: &TunnelEnds) -> Vec<edge_xfrm::Result<Policy>> {
-    let within = |network: &IpNetwork| ends.remote_selectors.iter().any(|remote| overlap(remote, network));
-    let own: Vec<IpNetwork> = ends.local_selectors.clone();
-    let link_local = LINK_LOCAL.iter().filter_map(|network| network.parse().ok());
-    let peers_of = |local: &IpNetwork| -> Vec<IpNetwork> {
-        let same_family = |network: &IpNetwork| network.is_ipv4() == local.is_ipv4();
-        own.iter()
-            .copied()
-            .chain(link_local.clone())
-            .filter(|network| same_family(network) && within(network))
-            .collect()
-    };
-    let mut policies = Vec::new();
-    for local in &own {
-        for other in peers_of(local) {
-            let selector = match Selector::new(*local, other) {
-                Ok(selector) => selector,
-                Err(error) => {
-                    policies.push(Err(error.into()));
-                    continue;
-                }
-            };
-            let allow = |direction, selector: Selector| {
-                Ok(Policy { priority: priority::peer(&selector), ..Policy::allow(direction, selector) })
-            };
-            policies.push(allow(Direction::Out, selector));
-            policies.push(allow(Direction::In, selector.reversed()));
-            policies.push(allow(Direction::Fwd, selector.reversed()));
-            if other != *local {
-                policies.push(allow(Direction::Out, selector.reversed()));
-                policies.push(allow(Direction::In, selector));
-                policies.push(allow(Direction::Fwd, selector));
-            }
-        }
-    }
-    policies
-}
-
-/// Types of the ICMPv6 messages with which the hosts on a link resolve each other's addresses (RFC
-/// 4861 4.3, 4.4).
-const NEIGHBOUR_DISCOVERY: [u16; 2] = [135, 136];
-/// The IP protocol ICMPv6.
-const ICMPV6: u8 = 58;
 
 /// Returns the policies between this host and the peer in transport mode. They do not cover
 /// forwarded packets.
@@ -225,27 +161,11 @@ fn transport_pair(
     // A peer on the same link must be found before there is an SA with it, so neighbour discovery
     // is unencrypted without an SA. With an SA it is protected, since a peer may refuse unencrypted
     // messages. On arrival, encrypted and unencrypted messages are accepted: an allow policy also
-    // accepts packets that arrived in transport mode. The kernel matches the ICMPv6 type as the
-    // source port, in both directions.
-    let holds_discovery = !outward.is_ipv4() && matches!(next_layer.protocol, 0 | ICMPV6);
-    let types = NEIGHBOUR_DISCOVERY.into_iter().filter(move |_| holds_discovery);
-    let clear = types.flat_map(move |icmp_type| {
-        let allow = move |(direction, selector): (Direction, Selector)| {
-            let selector = selector.with_protocol(ICMPV6, PortMask::exactly(icmp_type), PortMask::ANY);
-            Policy { priority: DISCOVERY, ..Policy::allow(direction, selector) }
-        };
-        let out = (!up).then_some((Direction::Out, outward));
-        out.into_iter().chain([(Direction::In, inward)]).map(allow)
-    });
+    // accepts packets that arrived in transport mode.
+    let out = (!up).then_some((Direction::Out, outward));
+    let places = out.into_iter().chain([(Direction::In, inward)]);
+    let clear = places.flat_map(move |(direction, selector)| discovery(direction, selector, next_layer));
     protect.into_iter().chain(clear)
-}
-
-fn with_next_layer(selector: Selector, next_layer: NextLayer) -> Selector {
-    selector.with_protocol(
-        next_layer.protocol,
-        next_layer.local_port.map_or(PortMask::ANY, PortMask::exactly),
-        next_layer.remote_port.map_or(PortMask::ANY, PortMask::exactly),
-    )
 }
 
 fn granted_policies(
@@ -311,18 +231,24 @@ fn any_of_family(network: IpNetwork) -> IpNetwork {
 mod tests {
     use std::path::Path;
 
-    use edge_xfrm::Action;
     use edge_xfrm::policy::PolicyKey;
+    use edge_xfrm::{Action, PortMask};
 
     use super::*;
     use crate::config::Config;
+    use crate::crl_files::CrlFiles;
     use crate::desired::{Desired, Origin};
 
     fn tunnel() -> DesiredTunnel {
-        let text = "[[peer]]\nname = 'moon'\nremote = '192.0.2.1'\nlocal_id = 'sun'\nremote_id = 'moon'\npsk = 'secret'\n\
-                    local_subnets = ['10.1.2.0/24']\nremote_subnets = ['10.2.0.0/24']\n";
-        let config = Config::parse(text, Path::new("x")).unwrap();
-        let peers = [config.peers[0].resolve(&config).unwrap()];
+        tunnel_between("local_subnets = ['10.1.2.0/24']\nremote_subnets = ['10.2.0.0/24']\n")
+    }
+
+    /// Returns the tunnel to a peer with these keys, which end with the children.
+    fn tunnel_between(keys: &str) -> DesiredTunnel {
+        let text =
+            "[[peer]]\nname = 'moon'\nremote = '192.0.2.1'\nlocal_id = 'sun'\nremote_id = 'moon'\npsk = 'secret'\n";
+        let config = Config::parse(&format!("{text}{keys}"), Path::new("x")).unwrap();
+        let peers = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
         let desired = Desired::compute(&config, &peers, None);
         let tunnel = DesiredTunnel::clone(desired.tunnels.values().next().unwrap());
         assert_eq!(tunnel.origin, Origin::Configuration);
@@ -341,7 +267,11 @@ mod tests {
             mode: Mode::Tunnel,
             up: true,
         };
-        ChildEnds { reqids: PeerReqids { outbound: reqid, inbound: reqid }, ends: Some(ends) }
+        ChildEnds {
+            child: ChildName::new("net"),
+            reqids: PeerReqids { outbound: reqid, inbound: reqid },
+            ends: Some(ends),
+        }
     }
 
     /// Returns the action that the kernel takes for a packet. The policy with the smallest priority
@@ -464,5 +394,85 @@ mod tests {
         assert_eq!(of(2).selector.protocol(), 6);
         assert_eq!(of(2).selector.destination_port(), PortMask::exactly(22));
         assert!(of(2).priority < of(1).priority);
+    }
+
+    /// Returns the policies of a tunnel none of whose children was ever up.
+    fn before_up(tunnel: &DesiredTunnel) -> Vec<Policy> {
+        let reqid = Reqid::tunnel(1).unwrap();
+        let reqids = PeerReqids { outbound: reqid, inbound: reqid };
+        let child = |name: &ChildName| ChildEnds { child: name.clone(), reqids, ends: None };
+        let children: Vec<ChildEnds> = tunnel.peer.children().map(|config| child(&config.name)).collect();
+        let (policies, problems) = tunnel_policies(tunnel, &[], &children);
+        assert_eq!(problems, Vec::<String>::new());
+        policies
+    }
+
+    #[test]
+    fn nothing_leaves_in_clear_before_a_tunnel_that_this_node_initiates_was_ever_up() {
+        let everything = "local_subnets = ['10.1.2.0/24', 'fd01::/64']\nremote_subnets = ['0.0.0.0/0', '::/0']\n";
+        let policies = before_up(&tunnel_between(everything));
+        for (from, to) in [("10.1.2.1", "10.9.0.1"), ("10.1.2.1", "203.0.113.9"), ("fd01::1", "2001:db8::9")] {
+            assert_eq!(decides(&policies, Direction::Out, from, to), Some(Action::Block), "{from} {to}");
+        }
+        // The site itself goes on as it does while a tunnel is down.
+        for (from, to) in [("10.1.2.1", "10.1.2.50"), ("fd01::1", "fd01::50"), ("fd01::1", "ff02::1:ff00:50")] {
+            assert_eq!(decides(&policies, Direction::Out, from, to), Some(Action::Allow), "{from} {to}");
+        }
+        assert_eq!(decides(&policies, Direction::Out, "192.0.2.7", "203.0.113.9"), None, "the node's own packets");
+    }
+
+    #[test]
+    fn before_a_tunnel_was_up_only_what_this_node_means_for_it_is_blocked() {
+        let networks = "local_subnets = ['10.1.2.0/24']\nremote_subnets = ['10.2.0.0/24']\n";
+        // The peer of a tunnel that it initiates may ask for a part of the networks.
+        assert_eq!(before_up(&tunnel_between(&format!("{networks}start = 'respond'"))), []);
+        // This node does not know its address yet.
+        let asks = "remote_subnets = ['10.2.0.0/24']\nrequest_address = true\n";
+        assert_eq!(before_up(&tunnel_between(asks)), []);
+        let any = "local_subnets = ['0.0.0.0/0']\nremote_subnets = ['0.0.0.0/0']\n";
+        let policies = before_up(&tunnel_between(any));
+        assert_eq!(
+            decides(&policies, Direction::Out, "192.0.2.7", "203.0.113.9"),
+            Some(Action::Allow),
+            "this node is not cut off by a peer that narrows everything"
+        );
+        let child = |keys: &str| format!("[[peer.child]]\nname = 'some'\n{networks}{keys}\n");
+        let policies = before_up(&tunnel_between(&child("protocol = 'tcp'\nremote_port = 22")));
+        let selectors: Vec<String> = policies.iter().map(ToString::to_string).collect();
+        assert_eq!(selectors.len(), 1, "{selectors:?}");
+        let selector = policies[0].selector;
+        assert_eq!((selector.protocol(), selector.destination_port()), (6, PortMask::exactly(22)));
+    }
+
+    #[test]
+    fn before_transport_mode_was_up_the_hosts_find_each_other_and_say_nothing_else_in_clear() {
+        let child = "[[peer.child]]\nname = 'hosts'\nlocal_subnets = ['2001:db8::7']\nremote_subnets = ['2001:db8::1']\n\
+                     mode = 'transport'\n";
+        let policies = before_up(&tunnel_between(child));
+        let blocks: Vec<&Policy> = policies.iter().filter(|policy| policy.action == Action::Block).collect();
+        let clear: Vec<&Policy> = policies.iter().filter(|policy| policy.action == Action::Allow).collect();
+        assert_eq!((blocks.len(), clear.len(), policies.len()), (1, 2, 3));
+        assert!(clear.iter().all(|clear| clear.selector.protocol() == 58 && clear.priority < blocks[0].priority));
+    }
+
+    #[test]
+    fn of_several_children_those_that_were_never_up_are_blocked_and_give_way_to_a_tunnel_that_is_up() {
+        let children = "[[peer.child]]\nname = 'net'\nlocal_subnets = ['10.1.0.0/24']\nremote_subnets = ['10.2.0.0/24']\n\
+                        [[peer.child]]\nname = 'voice'\nlocal_subnets = ['10.1.0.0/24']\nremote_subnets = ['10.3.0.0/24']\n";
+        let tunnel = tunnel_between(children);
+        let up = ends(1, &["10.1.0.0/24"], &["10.2.0.0/24"], NextLayer::ANY);
+        let voice = ChildEnds { child: ChildName::new("voice"), ends: None, ..up.clone() };
+        let (policies, _) = tunnel_policies(&tunnel, &[], &[up.clone(), voice]);
+        assert!(matches!(decides(&policies, Direction::Out, "10.1.0.1", "10.2.0.1"), Some(Action::Protect(_))));
+        assert_eq!(decides(&policies, Direction::Out, "10.1.0.1", "10.3.0.1"), Some(Action::Block));
+        // Another peer with the same networks, whose name sorts later, is not in the way.
+        let mut table = crate::desired::PolicyTable::default();
+        let [first, second] = ["a", "b"].map(edge_ike::PeerName::new);
+        table.set_peer(&first, crate::desired::TunnelState::Down, &before_up(&tunnel));
+        let mut down = up;
+        down.ends.as_mut().unwrap().up = false;
+        table.set_peer(&second, crate::desired::TunnelState::Down, &tunnel_policies(&tunnel, &[], &[down]).0);
+        let out = Selector::new("10.1.0.0/24".parse().unwrap(), "10.2.0.0/24".parse().unwrap()).unwrap();
+        assert!(matches!(table.get(&(Direction::Out, out)).unwrap().action, Action::Protect(_)));
     }
 }

@@ -7,6 +7,7 @@ use edge_xfrm::{Action, Direction, Reqid};
 
 use super::full_computation::desired_policies;
 use super::*;
+use crate::crl_files::CrlFiles;
 use crate::membership::{FormerNetwork, NodeCredentials};
 
 pub(crate) fn network(text: &str) -> IpNetwork {
@@ -349,7 +350,7 @@ fn a_static_peers_networks_are_routed_unless_esp_itself_would_go_there() {
              local_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [{subnets}]"
         );
         let config = Config::parse(&text, Path::new("x")).unwrap();
-        let statics = [config.peers[0].resolve(&config).unwrap()];
+        let statics = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
         Desired::compute(&config, &statics, None).static_networks
     };
     let here = "remote = \"192.0.2.7\"";
@@ -368,7 +369,7 @@ fn a_pool_is_routed_into_the_guards_device_also_behind_a_gateway_for_everything(
              local_subnets = [\"0.0.0.0/0\"]\naddress_pool = [{networks}]"
         );
         let config = Config::parse(&text, Path::new("x")).unwrap();
-        let statics = [config.peers[0].resolve(&config).unwrap()];
+        let statics = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
         Desired::compute(&config, &statics, None).static_networks
     };
     assert_eq!(pool("\"10.9.0.0/24\""), [network("10.9.0.0/24")]);
@@ -388,7 +389,7 @@ local_subnets = ["10.77.0.0/16", "10.77.1.8/29", "192.168.1.0/24"]
 remote_subnets = ["10.2.0.0/16"]
 "#;
     let config = Config::parse(text, Path::new("x")).unwrap();
-    let statics = [config.peers[0].resolve(&config).unwrap()];
+    let statics = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
     let desired = Desired::compute(&config, &statics, None);
     let pair = |local: &str| (network(local), network("10.2.0.0/16"));
     assert_eq!(desired.static_pairs(&[network("10.77.1.0/26")]), [pair("10.77.1.0/26"), pair("10.77.1.8/29")]);
@@ -408,7 +409,7 @@ fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
         Membership { view: Arc::new(view), ..before.clone() }
     };
     let config = config("");
-    let desired = Desired::compute(&config, &[], Some(&before));
+    let desired = Arc::new(Desired::compute(&config, &[], Some(&before)));
     let all: Vec<PeerName> = desired.tunnels.keys().cloned().collect();
     let names = |names: &[&str]| names.iter().map(|name| PeerName::new(name)).collect::<Vec<_>>();
     let other_credentials = Membership {
@@ -482,14 +483,14 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
     let text = "[[peer]]\nname = \"moon\"\nremote = \"moon.example\"\nlocal_id = \"sun\"\nremote_id = \"moon\"\npsk = \"secret\"\n\
                 local_subnets = [\"10.1.0.0/24\", \"fd01::/64\"]\nremote_subnets = [\"10.2.0.0/24\", \"fd02::/64\"]\nstart = \"on-demand\"";
     let config = Config::parse(text, Path::new("x")).unwrap();
-    let statics = [config.peers[0].resolve(&config).unwrap()];
+    let statics = [config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap()];
     let desired = Desired::compute(&config, &statics, None);
     let tunnel = &desired.tunnels[&PeerName::new("moon")];
     assert!(tunnel.on_demand && !tunnel.counts() && !tunnel.peer.initiate && tunnel.peer.remotes.is_empty());
     let reqid = Reqid::tunnel(7).unwrap();
     let reqids = PeerReqids { outbound: reqid, inbound: reqid };
     let outward = |ends: Option<&TunnelEnds>| {
-        let child = ChildEnds { reqids, ends: ends.cloned() };
+        let child = ChildEnds { child: tunnel.peer.child.name.clone(), reqids, ends: ends.cloned() };
         let (policies, problems) = tunnel_policies(tunnel, &[], &[child]);
         assert!(problems.is_empty(), "{problems:?}");
         let out = policies.into_iter().filter(|policy| policy.direction == Direction::Out);
@@ -497,7 +498,7 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
     };
     assert_eq!(
         outward(None),
-        ["out 10.1.0.0/24 -> 10.2.0.0/24 priority 10016 block", "out fd01::/64 -> fd02::/64 priority 10128 block"]
+        ["out 10.1.0.0/24 -> 10.2.0.0/24 priority 10017 block", "out fd01::/64 -> fd02::/64 priority 10129 block"]
     );
     let ends = TunnelEnds {
         local: "192.0.2.1".parse().unwrap(),
@@ -547,7 +548,7 @@ fn tunnels_to_members_of_large_communities_wait_for_a_packet_and_those_of_hubs_d
     // With one member more, all tunnels change to on-demand, except the tunnel to the hub.
     let (before, now) = (with(Role::Edge, 63), with(Role::Edge, 64));
     let now = Membership { credentials: Arc::clone(&before.credentials), ..now };
-    let known = Desired::compute(&config(""), &[], Some(&before));
+    let known = Arc::new(Desired::compute(&config(""), &[], Some(&before)));
     let updated = Desired::update(&config(""), &[], Some(&now), Some((&before, &known)));
     assert_eq!(updated.tunnels, Desired::compute(&config(""), &[], Some(&now)).tunnels);
     assert_eq!(updated.changes_since(&known).set.len(), 64);

@@ -51,24 +51,24 @@ impl Target {
         let policies = status.policies.iter().filter(|policy| policy.direction == "out");
         let applies =
             policies.filter(|policy| policy.destination.contains(address)).min_by_key(|policy| policy.priority);
+        let of_static_peer = |is_meant: &dyn Fn(&IpNetwork) -> bool| {
+            static_peers.iter().find_map(|peer| {
+                let network = *peer.all_remote_subnets().find(|network| is_meant(network))?;
+                Some(Self::PeerAddress { address, network, peer: peer.name.to_string() })
+            })
+        };
         Ok(match applies {
+            // Until the tunnel to a static peer was up once, packets to its networks are blocked.
+            Some(policy) if policy.action == "block" => of_static_peer(&|network| *network == policy.destination)
+                .unwrap_or(Self::Blocked { address, range: policy.destination }),
             Some(policy) => Self::by_policy(address, policy, status),
-            // A static peer has policies only while its tunnel is up.
-            None => static_peers
-                .iter()
-                .find_map(|peer| {
-                    let network = *peer.all_remote_subnets().find(|network| network.contains(address))?;
-                    Some(Self::PeerAddress { address, network, peer: peer.name.to_string() })
-                })
-                .unwrap_or(Self::Outside(address)),
+            // A peer that only responds has no policies before that.
+            None => of_static_peer(&|network| network.contains(address)).unwrap_or(Self::Outside(address)),
         })
     }
 
     fn by_policy(address: IpAddr, policy: &PolicyEntry, status: &Status) -> Self {
         let range = policy.destination;
-        if policy.action == "block" {
-            return Self::Blocked { address, range };
-        }
         let Some(template) = &policy.template else { return Self::Local(address) };
         match status.peers.iter().find(|peer| peer.reqid == Some(template.reqid)) {
             Some(peer) => Self::PeerAddress { address, network: range, peer: peer.name.clone() },

@@ -4,6 +4,7 @@
 //! the kernel removes all routes of a device with its last address.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::IpAddr;
 
 use anyhow::Context;
@@ -12,7 +13,7 @@ use futures_util::TryStreamExt;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::LinkMessage;
-use rtnetlink::{Handle, LinkBridge, LinkDummy};
+use rtnetlink::{Handle, LinkBridge, LinkDummy, LinkUnspec};
 
 use super::network_state::NetworkState;
 use crate::desired::Desired;
@@ -23,6 +24,9 @@ pub type InternalAddresses = BTreeMap<PeerName, Vec<IpAddr>>;
 
 /// Name of the device.
 const DEVICE: &str = "ecni-address";
+
+/// The setting that switches IPv6 off for the device (ip-sysctl.rst).
+const DISABLE_IPV6: &str = "/proc/sys/net/ipv6/conf/ecni-address/disable_ipv6";
 
 /// `EEXIST`, `EOPNOTSUPP` and `EADDRNOTAVAIL`, as positive numbers.
 const EXISTS: i32 = 17;
@@ -48,7 +52,8 @@ fn changes(present: &[IpAddr], given: &InternalAddresses) -> Changes {
 }
 
 /// Puts the addresses that peers have given on the device, which is made for the first one, and
-/// takes others off it. The kernel reports these changes, so the next pass sees them.
+/// takes others off it. Repairs a device that somebody has taken down, or that has IPv6 switched
+/// off. The kernel reports these changes, so the next pass sees them.
 pub(super) async fn reconcile(
     handle: &Handle,
     observed: &NetworkState,
@@ -64,6 +69,20 @@ pub(super) async fn reconcile(
         return;
     };
     let Changes { missing, superfluous } = changes(&device.addresses, given);
+    // The kernel takes IPv6 addresses off a device without IPv6, and off one that is down.
+    if missing.iter().any(IpAddr::is_ipv6) {
+        match switch_on_ipv6() {
+            Ok(false) => {}
+            Ok(true) => incidents.repaired(format!("IPv6 was off on {DEVICE}, which has an internal address")),
+            Err(error) => incidents.error(format!("{DISABLE_IPV6} cannot be set to 0: {error}")),
+        }
+    }
+    if !device.up && !given.is_empty() {
+        match handle.link().set(LinkUnspec::new_with_index(device.index).up().build()).execute().await {
+            Ok(()) => incidents.repaired(format!("{DEVICE}, which has internal addresses, was down")),
+            Err(error) => incidents.error(format!("{DEVICE} cannot be set up: {error}")),
+        }
+    }
     for address in missing {
         match add(handle, device.index, address).await {
             Ok(()) => tracing::info!(%address, "a peer has given this node an internal address"),
@@ -78,6 +97,16 @@ pub(super) async fn reconcile(
             Err(error) => incidents.error(format!("internal address {address} on {DEVICE}: {error}")),
         }
     }
+}
+
+/// Switches IPv6 on for the device. Returns whether it was off.
+fn switch_on_ipv6() -> std::io::Result<bool> {
+    // Without IPv6 in the kernel, adding the address fails.
+    let off = fs::read_to_string(DISABLE_IPV6).is_ok_and(|value| value.trim() == "1");
+    if off {
+        fs::write(DISABLE_IPV6, "0")?;
+    }
+    Ok(off)
 }
 
 /// Makes the device: a dummy, or a bridge without ports where the kernel has no dummy devices.
@@ -156,8 +185,13 @@ pub(super) fn on_link_networks(observed: &NetworkState) -> Vec<IpNetwork> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use interop_tests::netns::{UnnamedNamespace, enter, is_root_or_skips};
+
     use super::super::network_state::Link;
     use super::*;
+    use crate::crl_files::CrlFiles;
 
     fn addresses(texts: &[&str]) -> Vec<IpAddr> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -175,6 +209,48 @@ mod tests {
         assert_eq!(found, Changes { missing, superfluous: addresses(&["10.7.0.1"]) });
         let found = changes(&addresses(&["10.9.0.1"]), &InternalAddresses::new());
         assert_eq!(found, Changes { missing: vec![], superfluous: addresses(&["10.9.0.1"]) });
+    }
+
+    #[test]
+    fn the_device_is_repaired_when_somebody_takes_it_down_or_switches_ipv6_off() {
+        if !is_root_or_skips() {
+            return;
+        }
+        let namespace = UnnamedNamespace::new();
+        let path = namespace.path();
+        let in_namespace = move || {
+            enter(Path::new(&path));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+                tokio::spawn(connection);
+                let incidents = Incidents::default();
+                let given: InternalAddresses = [(PeerName::new("gateway"), addresses(&["10.9.0.1", "fd09::1"]))].into();
+                // Two passes: one may make or repair the device only.
+                let pass = async || {
+                    for _ in 0..2 {
+                        let observed = NetworkState::read(&handle).await.unwrap();
+                        reconcile(&handle, &observed, &given, &incidents).await;
+                    }
+                    let observed = NetworkState::read(&handle).await.unwrap();
+                    let device = observed.link(DEVICE).unwrap();
+                    let there = |address: &IpAddr| device.addresses.contains(address);
+                    assert!(device.up && given.values().flatten().all(there), "{device:?} {:?}", incidents.latest());
+                };
+                pass().await;
+                assert!(incidents.latest().is_empty(), "{:?}", incidents.latest());
+                let index = NetworkState::read(&handle).await.unwrap().link(DEVICE).unwrap().index;
+                handle.link().set(LinkUnspec::new_with_index(index).down().build()).execute().await.unwrap();
+                pass().await;
+                fs::write(DISABLE_IPV6, "1").unwrap();
+                pass().await;
+                let repaired: Vec<String> = incidents.latest().into_iter().map(|incident| incident.what).collect();
+                for what in ["was down", "IPv6 was off"] {
+                    assert!(repaired.iter().any(|repaired| repaired.contains(what)), "{what}: {repaired:?}");
+                }
+            });
+        };
+        std::thread::spawn(in_namespace).join().unwrap();
     }
 
     #[test]
@@ -206,7 +282,8 @@ mod tests {
             std::path::Path::new("agent.toml"),
         )
         .unwrap();
-        let peers: Vec<_> = config.peers.iter().map(|peer| peer.resolve(&config).unwrap()).collect();
+        let peers: Vec<_> =
+            config.peers.iter().map(|peer| peer.resolve(&config, &mut CrlFiles::default()).unwrap()).collect();
         let desired = Desired::compute(&config, &peers, None);
         let given: InternalAddresses = [(PeerName::new("gateway"), addresses(&["10.9.0.1", "10.9.0.2"]))].into();
         let with = |present: &[&str]| {

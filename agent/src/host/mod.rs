@@ -4,6 +4,7 @@
 //! also every few seconds.
 //!
 //! - `link_requirements`: what a view requires of links and routes. It does no I/O.
+//! - `reading_pace`: when links and routes are read again. It does no I/O.
 //! - `network_state`: the links, addresses and routes in the kernel.
 //! - `uplink`: the uplinks, their addresses, and the MTU of pods. It does no I/O.
 //! - `routes`: the agent's routes through the guard's device.
@@ -35,6 +36,7 @@ pub mod obstacles;
 mod path_mtu_routes;
 mod peer_routes;
 mod pod_bridge;
+mod reading_pace;
 pub mod reconciler;
 mod routes;
 mod sysctls;
@@ -60,6 +62,10 @@ use crate::underlay;
 pub struct HostState {
     /// Addresses of this machine's interfaces, without link-local ones.
     pub local_addresses: Vec<IpAddr>,
+    /// Those of `local_addresses` that other machines may have as well, such as the ClusterIPs that
+    /// kube-proxy in IPVS mode gives to each node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_addresses: Vec<IpAddr>,
     /// Addresses at which peers may reach this machine, likeliest first. They are sent to peers
     /// that use MOBIKE.
     #[serde(default)]

@@ -8,7 +8,9 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia,
+};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// The alias that the plugin gives to its bridges.
@@ -32,10 +34,16 @@ pub(super) struct Link {
     /// Whether the interface is a dummy, VXLAN, GENEVE or netkit device, as other CNIs and
     /// container runtimes use.
     pub(super) overlay: bool,
+    /// Whether the interface is a dummy. Its addresses are those of Services (`kube-ipvs0` of
+    /// kube-proxy, `nodelocaldns`), and other nodes have the same ones.
+    pub(super) dummy: bool,
     /// Whether the interface is a bridge that the plugin created for any of its networks.
     pub(super) pod_bridge: bool,
     /// Whether the interface is a veth, whose other end may be in a pod.
     pub(super) veth: bool,
+    /// Whether the interface is a veth with both ends on this machine, such as Cilium's
+    /// `cilium_host`.
+    pub(super) inner_veth: bool,
     /// Whether this is the host end of the interface of a pod that the plugin attached.
     pub(super) pod_port: bool,
     /// Index of the bridge or bond to which the interface belongs as a port.
@@ -45,7 +53,7 @@ pub(super) struct Link {
     pub(super) networks: Vec<IpNetwork>,
 }
 
-/// A route in the main table.
+/// A route in the main table. A multipath route is listed once for each next hop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) destination: IpNetwork,
@@ -92,7 +100,9 @@ impl NetworkState {
         ] {
             let found: Vec<RouteMessage> =
                 handle.route().get(message).execute().try_collect().await.context("routes")?;
-            routes.extend(found.into_iter().filter_map(route));
+            for found in found.into_iter().filter_map(route) {
+                push_next_hops(found, &mut routes);
+            }
         }
         Ok(Self { links, routes })
     }
@@ -147,6 +157,7 @@ fn link(message: &LinkMessage) -> Link {
         ..Link::default()
     };
     let (mut marked, mut pod_alias) = (false, false);
+    let (mut other_end, mut other_namespace) = (false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfAlias(alias) => {
@@ -157,7 +168,11 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|index| *index != 0),
+            LinkAttribute::Link(_) => other_end = true,
+            // The kernel names the namespace of the other end only if it is another one.
+            LinkAttribute::LinkNetNsId(_) => other_namespace = true,
             LinkAttribute::LinkInfo(infos) => {
+                link.dummy = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Dummy)));
                 link.bridge = infos.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)));
                 link.overlay = infos.iter().any(|info| {
                     matches!(
@@ -179,6 +194,7 @@ fn link(message: &LinkMessage) -> Link {
             _ => {}
         }
     }
+    link.inner_veth = link.veth && other_end && !other_namespace;
     link.pod_bridge = marked && link.bridge;
     link.pod_port = pod_alias && link.veth;
     link
@@ -242,13 +258,38 @@ pub(super) fn route(message: RouteMessage) -> Option<Route> {
                 route.destination = IpNetwork::new(ip(address)?, message.header.destination_prefix_length).ok()?;
             }
             RouteAttribute::Oif(index) => route.device = Some(*index),
-            RouteAttribute::Gateway(address) => route.via = ip(address),
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => route.via = gateway(attribute),
             RouteAttribute::PrefSource(address) => route.source = ip(address),
             RouteAttribute::Priority(metric) => route.metric = *metric,
             _ => {}
         }
     }
     Some(route)
+}
+
+/// Adds a route, once for each of its next hops.
+fn push_next_hops(route: Route, routes: &mut Vec<Route>) {
+    let hops: Option<&Vec<RouteNextHop>> = route.message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let Some(hops) = hops else { return routes.push(route) };
+    routes.extend(hops.iter().map(|hop| Route {
+        device: Some(hop.interface_index),
+        via: hop.attributes.iter().find_map(gateway),
+        ..route.clone()
+    }));
+}
+
+/// Returns the gateway in an attribute. `RTA_VIA` has the gateway of a route whose gateway is of
+/// the other address family.
+fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
+    match attribute {
+        RouteAttribute::Gateway(address) => ip(address),
+        RouteAttribute::Via(RouteVia::Inet(address)) => Some((*address).into()),
+        RouteAttribute::Via(RouteVia::Inet6(address)) => Some((*address).into()),
+        _ => None,
+    }
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -261,6 +302,8 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::Parseable;
+
     use super::*;
 
     fn message(index: u32, name: &str, kind: InfoKind, alias: Option<&str>) -> LinkMessage {
@@ -270,6 +313,23 @@ mod tests {
         message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
         message.attributes.extend(alias.map(|alias| LinkAttribute::IfAlias(alias.into())));
         message
+    }
+
+    #[test]
+    fn a_veth_with_both_ends_on_this_machine_is_recognised() {
+        let veth = |attributes: &[LinkAttribute]| {
+            let mut message = message(7, "cilium_host", InfoKind::Veth, None);
+            message.attributes.extend_from_slice(attributes);
+            link(&message)
+        };
+        assert!(veth(&[LinkAttribute::Link(8)]).inner_veth);
+        assert!(!veth(&[LinkAttribute::Link(8), LinkAttribute::LinkNetNsId(0)]).inner_veth, "of a pod");
+        assert!(!veth(&[LinkAttribute::LinkNetNsId(0), LinkAttribute::Link(8)]).inner_veth, "in another order");
+        // A VLAN names its parent link.
+        let mut vlan = message(7, "eth0.5", InfoKind::Vlan, None);
+        vlan.attributes.push(LinkAttribute::Link(2));
+        assert!(!link(&vlan).inner_veth && !link(&vlan).dummy);
+        assert!(link(&message(7, "kube-ipvs0", InfoKind::Dummy, None)).dummy);
     }
 
     #[test]
@@ -308,8 +368,9 @@ mod tests {
             route("192.0.2.0/24", Some(2), None, 100),
             route("192.0.2.0/24", Some(3), None, 600),
             route("192.0.2.128/25", Some(2), Some("192.0.2.7"), 0),
-            // A multipath route has neither a gateway nor an interface.
-            route("198.51.100.0/24", None, None, 0),
+            // A multipath route, with one entry for each next hop.
+            route("198.51.100.0/24", Some(2), Some("192.0.2.7"), 0),
+            route("198.51.100.0/24", Some(3), Some("192.0.2.8"), 0),
             route("2001:db8::/64", Some(4), None, 256),
         ];
         let observed = NetworkState { links: vec![], routes };
@@ -320,6 +381,43 @@ mod tests {
         assert_eq!(link("198.51.100.1"), None);
         assert_eq!(link("2001:db8::1"), Some(4));
         assert_eq!(link("2001:db9::1"), None);
+    }
+
+    #[test]
+    fn every_next_hop_of_a_multipath_route_counts() {
+        // `ip route add default nexthop via 192.0.2.1 dev 2 nexthop via inet6 2001:db8::1 dev 3
+        // nexthop dev 4`, as the kernel dumps it.
+        let hop = |interface: u32, gateway: &[u8]| {
+            let mut bytes = u16::try_from(8 + gateway.len()).unwrap().to_ne_bytes().to_vec();
+            bytes.extend([0, 0]);
+            bytes.extend(interface.to_ne_bytes());
+            bytes.extend(gateway);
+            bytes
+        };
+        let attribute = |kind: u16, value: &[u8]| {
+            let mut bytes = u16::try_from(4 + value.len()).unwrap().to_ne_bytes().to_vec();
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(value);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes
+        };
+        const RTA_GATEWAY: u16 = 5;
+        const RTA_MULTIPATH: u16 = 9;
+        const RTA_VIA: u16 = 18;
+        let mut via = 10_u16.to_ne_bytes().to_vec();
+        via.extend("2001:db8::1".parse::<std::net::Ipv6Addr>().unwrap().octets());
+        let hops =
+            [hop(2, &attribute(RTA_GATEWAY, &[192, 0, 2, 1])), hop(3, &attribute(RTA_VIA, &via)), hop(4, &[])].concat();
+        // `struct rtmsg`: AF_INET, main table, protocol static, universe, unicast.
+        let mut bytes = vec![2, 0, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0];
+        bytes.extend(attribute(RTA_MULTIPATH, &hops));
+        let message = RouteMessage::parse(&bytes).unwrap();
+        let mut routes = Vec::new();
+        push_next_hops(route(message).unwrap(), &mut routes);
+        let found: Vec<_> = routes.iter().map(|route| (route.device, route.via.map(|via| via.to_string()))).collect();
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(found, [(Some(2), some("192.0.2.1")), (Some(3), some("2001:db8::1")), (Some(4), None)]);
+        assert!(routes.iter().all(Route::is_default));
     }
 
     #[test]

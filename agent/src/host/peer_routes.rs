@@ -10,6 +10,9 @@ use crate::desired::Desired;
 /// Maximum number of peers that are checked. A few are enough, because a host without routes has no
 /// route to any peer.
 const MAX_PEERS: usize = 32;
+/// Maximum number of peers that are looked at to find hubs and peers with an address, so that a hub
+/// with ten thousand edges does not look at all of them.
+const MAX_LOOKED_AT: usize = 1024;
 
 /// Returns an obstacle if the kernel has no route to any of the peers.
 pub(super) fn obstacle(desired: &Desired) -> Option<Obstacle> {
@@ -17,7 +20,8 @@ pub(super) fn obstacle(desired: &Desired) -> Option<Obstacle> {
 }
 
 fn none_reached(desired: &Desired, has_route: impl Fn(IpAddr) -> bool) -> Option<Obstacle> {
-    let mut tunnels: Vec<_> = desired.tunnels.iter().filter(|(_, tunnel)| !tunnel.peer.remotes.is_empty()).collect();
+    let looked_at = desired.tunnels.iter().take(MAX_LOOKED_AT);
+    let mut tunnels: Vec<_> = looked_at.filter(|(_, tunnel)| !tunnel.peer.remotes.is_empty()).collect();
     tunnels.sort_by_key(|(_, tunnel)| !tunnel.hub);
     let (name, first) = tunnels.first()?;
     let mut addresses = tunnels.iter().take(MAX_PEERS).flat_map(|(_, tunnel)| &tunnel.peer.remotes);

@@ -27,6 +27,7 @@ use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::obstacles::{self, Obstacle, PodRequirements};
 use super::path_mtu_routes::PathMtuRoutes;
 use super::pod_bridge::{PodBridge, bridge_addresses};
+use super::reading_pace::{FULL_CHECK, ReadingPace};
 use super::sysctls::Sysctls;
 use super::{HostState, PathMtus, RouteEntry, peer_routes, routes, uplink};
 use crate::config::Config;
@@ -37,14 +38,6 @@ use crate::underlay;
 
 /// Delay after a notification from rtnetlink, since several notifications often arrive together.
 const SETTLE: Duration = Duration::from_millis(60);
-/// Interval at which sysctls are compared with the desired values even without a notification. The
-/// kernel sends no notifications about `disable_policy`, `disable_xfrm` and `accept_ra`. nftables
-/// is not compared periodically.
-const FULL_CHECK: Duration = Duration::from_secs(10);
-/// Number of routes that increase the time until the next reading by one [`FULL_CHECK`]. Without a
-/// notification, links and routes are read again after [`FULL_CHECK`], or later if there are many
-/// routes, so that a node with ten thousand routes does not read them all the time.
-const ROUTES_PER_CHECK: usize = 1000;
 /// Interval at which the plugin looks for leases of pods that disappeared without a DEL.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Minimum time between two comparisons of the nftables table, while another program keeps changing
@@ -81,9 +74,8 @@ pub struct HostReconciler {
     /// The routes through hubs, as installed by the task that maintains them.
     hub_routes: watch::Receiver<Vec<RouteEntry>>,
     observed: watch::Sender<Arc<NetworkState>>,
-    /// Time until which `observed` counts as current; `None` if links and routes have changed since
-    /// they were read.
-    observed_until: Option<tokio::time::Instant>,
+    /// When links and routes are read into `observed` again.
+    reading: ReadingPace,
     /// What links and routes were adapted to when `observed` was read.
     adapted_to: Option<LinkRequirements>,
 }
@@ -119,7 +111,7 @@ impl HostReconciler {
             guard_failure: None,
             hub_routes: watch::channel(vec![]).1,
             observed: watch::Sender::default(),
-            observed_until: None,
+            reading: ReadingPace::new(),
             adapted_to: None,
         }
     }
@@ -170,34 +162,42 @@ impl HostReconciler {
                     () = tokio::time::sleep(FIREWALL_PAUSE) => continue,
                 }
             }
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                outcome = self.desired.changed() => {
-                    if outcome.is_err() {
-                        return Ok(());
+            // Changes of routes that do not concern the agent end no iteration until they are due.
+            let mut waiting = true;
+            while std::mem::take(&mut waiting) {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    outcome = self.desired.changed() => {
+                        if outcome.is_err() {
+                            return Ok(());
+                        }
                     }
+                    _ = full_check.tick() => {}
+                    _ = reclaim.tick() => self.reclaim_leases().await,
+                    change = changes.next() => {
+                        anyhow::ensure!(change.is_some(), "rtnetlink's connection ended; without it, changes of routes and links are missed");
+                        change.iter().for_each(|(message, _)| self.reading.notified(message));
+                        tokio::time::sleep(SETTLE).await;
+                        while let Some(Some((message, _))) = futures_util::FutureExt::now_or_never(changes.next()) {
+                            self.reading.notified(&message);
+                        }
+                        waiting = !self.reading.is_due(tokio::time::Instant::now());
+                    }
+                    () = self.reading.due() => {}
+                    () = netconf.changed() => {
+                        tokio::time::sleep(SETTLE).await;
+                        netconf.drain();
+                    }
+                    found = rules.changed() => {
+                        self.rules_changed(found);
+                        tokio::time::sleep(FIREWALL_PAUSE).await;
+                        let found = rules.drain();
+                        self.rules_changed(found);
+                    }
+                    () = self.obstacles.due() => {}
+                    Ok(()) = self.hub_routes.changed() => {}
+                    Ok(()) = self.internal.changed() => {}
                 }
-                _ = full_check.tick() => {}
-                _ = reclaim.tick() => self.reclaim_leases().await,
-                change = changes.next() => {
-                    anyhow::ensure!(change.is_some(), "rtnetlink's connection ended; without it, changes of routes and links are missed");
-                    self.observed_until = None;
-                    tokio::time::sleep(SETTLE).await;
-                    while let Some(Some(_)) = futures_util::FutureExt::now_or_never(changes.next()) {}
-                }
-                () = netconf.changed() => {
-                    tokio::time::sleep(SETTLE).await;
-                    netconf.drain();
-                }
-                found = rules.changed() => {
-                    self.rules_changed(found);
-                    tokio::time::sleep(FIREWALL_PAUSE).await;
-                    let found = rules.drain();
-                    self.rules_changed(found);
-                }
-                () = self.obstacles.due() => {}
-                Ok(()) = self.hub_routes.changed() => {}
-                Ok(()) = self.internal.changed() => {}
             }
         }
     }
@@ -244,7 +244,7 @@ impl HostReconciler {
                     Ok(()) => tracing::info!("deleted the route to {}, which is no longer needed", stray.destination),
                     Err(error) => {
                         self.incidents.error(format!("route to {}: {error}", stray.destination));
-                        self.observed_until = None;
+                        self.reading.expire();
                     }
                 }
             }
@@ -286,6 +286,7 @@ impl HostReconciler {
 
         let state = HostState {
             local_addresses: observed.links.iter().flat_map(|link| &link.addresses).copied().collect(),
+            shared_addresses: uplink::shared_addresses(&observed),
             uplink_addresses: uplink.addresses.clone(),
             on_link_networks: internal_addresses::on_link_networks(&observed),
             bridge_addresses: bridge,
@@ -311,18 +312,19 @@ impl HostReconciler {
     /// same of them. That is the case if they changed, an operation on them failed, or they were
     /// read too long ago.
     fn must_read(&self) -> bool {
-        let current = self.observed_until.is_some_and(|until| tokio::time::Instant::now() < until);
-        !current || self.guard_failure.is_some() || self.bridge.has_failed()
+        self.reading.is_due(tokio::time::Instant::now()) || self.guard_failure.is_some() || self.bridge.has_failed()
     }
 
     /// Reads links and routes, creates the bridge if it is missing, and publishes the result.
     async fn read(&mut self, handle: &Handle, desired: &Desired) -> anyhow::Result<Arc<NetworkState>> {
         // A failed operation is repeated in the next pass.
-        self.observed_until = None;
+        self.reading.begin();
+        let began = tokio::time::Instant::now();
         let observed = NetworkState::read(handle).await?;
+        let took = began.elapsed();
         let observed = Arc::new(self.bridge.reconcile(handle, desired, observed).await?);
         self.observed.send_replace(observed.clone());
-        self.observed_until = Some(tokio::time::Instant::now() + until_next_reading(observed.routes.len()));
+        self.reading.has_read(observed.routes.len(), took, tokio::time::Instant::now());
         Ok(observed)
     }
 
@@ -468,14 +470,6 @@ impl Obstacles {
     }
 }
 
-/// Returns the time for which links and routes count as current after a reading, unless the kernel
-/// sends a notification. `routes` is the number of routes.
-fn until_next_reading(routes: usize) -> Duration {
-    // The check may run slightly early.
-    let more = u32::try_from(routes / ROUTES_PER_CHECK).unwrap_or(u32::MAX);
-    (FULL_CHECK / 2).saturating_add(FULL_CHECK.saturating_mul(more))
-}
-
 fn pause_after_reading(took: Duration) -> Duration {
     (took * OBSTACLES_SHARE).clamp(*OBSTACLES_PAUSE.start(), *OBSTACLES_PAUSE.end())
 }
@@ -504,14 +498,6 @@ mod tests {
     fn other_programs_rules_are_read_soon_again_unless_reading_them_takes_long() {
         let pauses = [10, 100, 10_000].map(|took| pause_after_reading(Duration::from_millis(took)).as_millis());
         assert_eq!(pauses, [700, 2000, 30_000]);
-    }
-
-    #[test]
-    fn a_node_with_ten_times_the_routes_reads_them_in_proportion_as_seldom() {
-        // The checks are 10 s apart.
-        let ticks = |routes| until_next_reading(routes).as_secs() / FULL_CHECK.as_secs() + 1;
-        assert_eq!([0, 999, 1000, 10_000, 100_000].map(ticks), [1, 1, 2, 11, 101]);
-        assert!(until_next_reading(usize::MAX) > FULL_CHECK);
     }
 
     #[test]

@@ -123,19 +123,24 @@ impl Sysctls {
         for interface in ["all", DEVICE].into_iter().chain(interfaces) {
             for (family, key) in [("ipv4", "disable_policy"), ("ipv4", "disable_xfrm"), ("ipv6", "disable_policy")] {
                 let name = format!("{family}/conf/{interface}/{key}");
-                if !self.is(&name, "1") {
-                    continue;
-                }
+                // The kernel takes every number but 0 for true. Not every interface has the
+                // setting.
+                let Some(value) = self.read(&name).filter(|value| value != "0") else { continue };
                 let what = "packets bypass policies, so that the guard is off";
                 if self.set(&name, "0", what, outcome) {
-                    incidents.repaired(format!("{} was 1: {what}", dotted(&name)));
+                    incidents.repaired(format!("{} was {value}: {what}", dotted(&name)));
                 }
             }
         }
     }
 
     fn is(&self, name: &str, value: &str) -> bool {
-        fs::read_to_string(self.root.join(name)).is_ok_and(|text| text.trim() == value)
+        self.read(name).is_some_and(|text| text == value)
+    }
+
+    /// Returns the value of a setting; `None` if there is no such setting.
+    fn read(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.root.join(name)).ok().map(|text| text.trim().to_owned())
     }
 
     fn set(&self, name: &str, value: &str, otherwise: &str, outcome: &mut SysctlOutcome) -> bool {
@@ -302,7 +307,8 @@ mod tests {
             "ipv4/conf/ecni-guard/disable_xfrm",
             "ipv6/conf/all/disable_policy",
         ];
-        off.iter().for_each(|name| host.write(name, "1"));
+        // The kernel takes every number but 0 for true.
+        off.iter().zip(["2", "1", "2", "-1"]).for_each(|(name, value)| host.write(name, value));
         // The setting of another program's interface, which may be a VTI, stays.
         host.write("ipv4/conf/docker0/disable_policy", "1");
         assert!(host.ensure("b1", [false; 2]).obstacles.is_empty());

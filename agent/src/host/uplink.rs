@@ -63,14 +63,22 @@ pub(super) fn uplink(
     UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or_else(|| fitting_mtu(&uplinks, &others)), underlay }
 }
 
-/// Returns the links with a default route, and other links that may lead outside of this host.
+/// Returns the addresses of this machine that other machines may have as well, such as those of
+/// Services, which kube-proxy in IPVS mode gives to each node.
+pub(super) fn shared_addresses(observed: &NetworkState) -> Vec<IpAddr> {
+    observed.links.iter().filter(|link| link.dummy).flat_map(|link| &link.addresses).copied().collect()
+}
+
+/// Returns the links with a default route, and other links that may lead outside of this host. A
+/// dummy leads nowhere, even with a default route.
 fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>, Vec<&'a Link>) {
     let carries_default =
         |link: &&Link| observed.routes.iter().any(|route| route.is_default() && route.device == Some(link.index));
-    let candidate =
-        |link: &&Link| link.up && !link.loopback && link.name != bridge && !link.pod_bridge && link.name != DEVICE;
+    let candidate = |link: &&Link| {
+        link.up && !link.loopback && link.name != bridge && !link.pod_bridge && link.name != DEVICE && !link.dummy
+    };
     let (uplinks, mut others): (Vec<_>, Vec<_>) = observed.links.iter().filter(candidate).partition(carries_default);
-    others.retain(|link| !link.virtual_kind && link.controller.is_none());
+    others.retain(|link| !link.virtual_kind && !link.inner_veth && link.controller.is_none());
     (uplinks, others)
 }
 
@@ -165,6 +173,26 @@ mod tests {
         let expected: Vec<IpAddr> =
             ["198.51.100.7", "2001:db8::7", "192.168.5.1"].iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(found.addresses, expected);
+    }
+
+    #[test]
+    fn addresses_of_services_and_of_other_cnis_devices_are_no_addresses_of_the_node() {
+        let mut host = host();
+        let before = uplink(&host, "ecni0", &[], None);
+        let virtual_link =
+            |index, name: &str, address: &str| Link { virtual_kind: true, ..link(index, name, 1500, &[address]) };
+        host.links.extend([
+            Link { dummy: true, overlay: true, ..virtual_link(11, "kube-ipvs0", "10.96.0.1") },
+            Link { dummy: true, overlay: true, ..virtual_link(12, "nodelocaldns", "10.96.0.10") },
+            Link { bridge: true, ..virtual_link(13, "cni0", "10.244.1.1") },
+            Link { overlay: true, ..virtual_link(14, "flannel.1", "10.244.1.0") },
+            Link { veth: true, inner_veth: true, ..link(15, "cilium_host", 1500, &["10.244.2.7"]) },
+        ]);
+        assert_eq!(uplink(&host, "ecni0", &[], None), before);
+        host.routes.push(default_route(11));
+        assert_eq!(uplink(&host, "ecni0", &[], None).addresses, before.addresses, "a dummy leads nowhere");
+        let shared: Vec<IpAddr> = ["10.96.0.1", "10.96.0.10"].iter().map(|text| text.parse().unwrap()).collect();
+        assert_eq!(shared_addresses(&host), shared);
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(super) struct Peer {
     pub(super) local_id: String,
     pub(super) remote_id: String,
     pub(super) credentials: ImportedCredentials,
+    /// `revocation` of the agent, if it is not the default.
+    pub(super) revocation: Option<&'static str>,
     /// The children, at least one.
     pub(super) children: Vec<Child>,
     /// IKE proposals; empty to use the agent's defaults.
@@ -27,6 +29,8 @@ pub(super) struct Peer {
     pub(super) start: &'static str,
     pub(super) force_encapsulation: bool,
     pub(super) mobike: bool,
+    /// `childless`, if it is not the default.
+    pub(super) childless: Option<&'static str>,
 }
 
 /// How the two ends authenticate.
@@ -73,9 +77,11 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
             return None;
         }
     };
+    let mut revocation = None;
     let credentials = match credentials {
         Some((certificates, note)) => {
             report.notes.extend(note);
+            revocation = self::revocation(remote, &certificates, report);
             ImportedCredentials::Certificates(certificates)
         }
         None => {
@@ -106,11 +112,48 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
         local_id,
         remote_id,
         credentials,
+        revocation,
         ike_proposals: proposals(connection, "proposals", |text| proposal::ike(text).map(drop), report),
         start,
         force_encapsulation,
         mobike: connection.get("mobike").map(normal) != Some("no"),
+        childless: childless(connection, report),
     })
+}
+
+/// Returns whether IKE_AUTH leaves out the CHILD_SA, if that is not the default.
+fn childless(connection: &Section, report: &mut ImportReport) -> Option<&'static str> {
+    let setting = connection.get("childless").unwrap_or("allow");
+    let known = ["never", "prefer", "force"].into_iter().find(|known| *known == setting);
+    if known.is_none() && setting != "allow" {
+        report.problems.push(format!("{}: childless {setting:?} is unknown", connection.at));
+    }
+    known
+}
+
+/// Returns the policy about revocation lists, if it is not the default.
+fn revocation(remote: &Section, certificates: &Certificates, report: &mut ImportReport) -> Option<&'static str> {
+    let policy = match remote.get("revocation").unwrap_or("relaxed") {
+        "relaxed" => None,
+        "ifuri" => Some("ifuri"),
+        "strict" => Some("strict"),
+        other => {
+            report.problems.push(format!("{}: revocation {other:?} is unknown", remote.at));
+            None
+        }
+    };
+    match &certificates.crls {
+        Some(directory) => report.notes.push(format!(
+            "crls: revocation lists are read from {} whenever they change; none is fetched, and OCSP is not asked",
+            directory.display()
+        )),
+        None if policy.is_some() => report.problems.push(format!(
+            "{}: revocation: not supported: fetching revocation lists; put them into the directory x509crl",
+            remote.at
+        )),
+        None => {}
+    }
+    policy
 }
 
 /// Returns the only authentication section of a side (`local` or `remote`). The section's name may

@@ -30,6 +30,8 @@ pub(super) struct Certificates {
     pub(super) key: Zeroizing<Vec<u8>>,
     /// Certificates that prove the peer's identity, DER.
     pub(super) trust_anchors: Vec<Vec<u8>>,
+    /// The directory with revocation lists, if it has any.
+    pub(super) crls: Option<PathBuf>,
 }
 
 /// Returns the pre-shared key for a pair of identities, from the section `ike*` that names the most
@@ -88,7 +90,7 @@ impl CredentialFiles<'_> {
         let leaf = self.leaf(local, local_id)?;
         let chain = with_intermediates(leaf, &authorities);
         let key = self.key(&chain, &trust_anchors)?;
-        Ok(Certificates { chain, key, trust_anchors })
+        Ok(Certificates { chain, key, trust_anchors, crls: self.crls()? })
     }
 
     fn leaf(&self, local: &Section, local_id: Option<&Identity>) -> Result<Vec<u8>, String> {
@@ -159,6 +161,16 @@ impl CredentialFiles<'_> {
         Ok(anchors)
     }
 
+    /// Returns the directory of revocation lists if it has files.
+    fn crls(&self) -> Result<Option<PathBuf>, String> {
+        let directory = self.directory.join("x509crl");
+        if files(&directory)?.is_empty() {
+            return Ok(None);
+        }
+        let absolute = std::path::absolute(&directory);
+        absolute.map(Some).map_err(|error| format!("{}: {error}", directory.display()))
+    }
+
     /// Returns the private key that belongs to this node's certificate.
     fn key(&self, chain: &[Vec<u8>], trust_anchors: &[Vec<u8>]) -> Result<Zeroizing<Vec<u8>>, String> {
         let mut others = Vec::new();
@@ -177,6 +189,7 @@ impl CredentialFiles<'_> {
                         remote_uri: None,
                         remote_key_usages: vec![],
                         remote_not_before: 0,
+                        revocation: None,
                     };
                     match check_credentials(&Auth::Certificate(auth)) {
                         Ok(()) => return Ok(key),

@@ -45,7 +45,7 @@ pub(super) const CONNECTION: &[Row] = &[
     ("rekey_time", &[], Note("[timing] ike_lifetime holds for all peers")),
     ("over_time", &[], Note("an IKE SA ends after one and a half of its lifetime")),
     ("rand_time", &[], NoEffect),
-    ("childless", &["allow", "never"], Refused("an IKE SA without a CHILD_SA (RFC 6023)")),
+    ("childless", &[], Carried),
     ("ppk_id", &[], Note("post-quantum pre-shared keys (RFC 8784) are not supported")),
     ("ppk_required", &["no"], Refused("post-quantum pre-shared keys (RFC 8784)")),
     (
@@ -90,7 +90,7 @@ pub(super) const REMOTE: &[Row] = &[
     ("groups", &[], Refused("peers that are told apart by their groups")),
     ("cert_policy", &[], Refused("certificate policies that the peer must have")),
     ("ca_id", &[], Refused("an authority that is given by its name; name its file in cacerts")),
-    ("revocation", &["relaxed"], Refused("revocation lists")),
+    ("revocation", &[], Carried),
     ("eap_id", &[], NoEffect),
 ];
 

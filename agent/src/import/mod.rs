@@ -101,6 +101,10 @@ struct PeerTable<'a> {
     key: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     trust_anchors: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crls: Option<&'a Path>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    revocation: Option<&'static str>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     local_subnets: Vec<String>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
@@ -114,6 +118,8 @@ struct PeerTable<'a> {
     encap: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mobike: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    childless: Option<&'static str>,
     #[serde(rename = "child", skip_serializing_if = "Vec::is_empty")]
     children: Vec<ChildTable<'a>>,
 }
@@ -189,12 +195,14 @@ impl Import {
 
     fn peer(&mut self, name: &str, peer: &Peer) -> anyhow::Result<()> {
         let (mut psk_file, mut certificate, mut key, mut trust_anchors) = (None, None, None, None);
+        let mut crls = None;
         match &peer.credentials {
             ImportedCredentials::Psk(psk) => psk_file = Some(self.file(name, "psk", psk_line(psk))),
             ImportedCredentials::Certificates(parts) => {
                 certificate = Some(self.file(name, "crt", pems("CERTIFICATE", &parts.chain)));
                 key = Some(self.file(name, "key", pems("PRIVATE KEY", &[parts.key.to_vec()])));
                 trust_anchors = Some(self.file(name, "ca.crt", pems("CERTIFICATE", &parts.trust_anchors)));
+                crls = parts.crls.as_deref();
             }
         }
         let texts = |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect();
@@ -215,6 +223,8 @@ impl Import {
             certificate,
             key,
             trust_anchors,
+            crls,
+            revocation: peer.revocation,
             local_subnets: only.map(|child| texts(&child.local_subnets)).unwrap_or_default(),
             remote_subnets: only.map(|child| texts(&child.remote_subnets)).unwrap_or_default(),
             ike_proposals: &peer.ike_proposals,
@@ -222,6 +232,7 @@ impl Import {
             start: peer.start,
             encap: peer.force_encapsulation.then_some("force"),
             mobike: (!peer.mobike).then_some(false),
+            childless: peer.childless,
             children: children
                 .iter()
                 .zip(&names)

@@ -61,14 +61,14 @@ fn parsed(import: &Import) -> Config {
 #[test]
 fn a_connection_becomes_a_peer_with_the_same_tunnel() {
     let import = import(&site(
-        "proposals = aes256gcm16-prfsha256-x25519, default\n  encap = yes\n  mobike = no",
+        "proposals = aes256gcm16-prfsha256-x25519, default\n  encap = yes\n  mobike = no\n  childless = force",
         "esp_proposals = aes256gcm16-x25519",
     ));
     assert_eq!(
         import.text.split_once("[[peer]]").unwrap().1,
         "\nname = \"gw-gw\"\nlocal = \"192.0.2.1\"\nremote = [\"192.0.2.2\"]\nlocal_id = \"moon.example\"\nremote_id = \"sun.example\"\n\
          psk_file = \"gw-gw.psk\"\nlocal_subnets = [\"10.1.0.0/16\"]\nremote_subnets = [\"10.2.0.0/16\"]\n\
-         esp_proposals = [\"aes256gcm16-x25519\"]\nstart = \"initiate\"\nencap = \"force\"\nmobike = false\n"
+         esp_proposals = [\"aes256gcm16-x25519\"]\nstart = \"initiate\"\nencap = \"force\"\nmobike = false\nchildless = \"force\"\n"
     );
     let [(name, content)] = &import.files[..] else { panic!() };
     assert_eq!((name.as_str(), content.as_slice()), ("gw-gw.psk", format!("{PSK}\n").as_bytes()));
@@ -102,6 +102,7 @@ fn what_is_different_is_said_and_what_is_the_same_is_not() {
 fn a_connection_that_would_be_another_tunnel_is_left_out_with_the_reason() {
     for (from, to, why) in [
         ("remote_addrs", "version = 1\n  remote_addrs", "IKEv1"),
+        ("remote_addrs", "childless = perhaps\n  remote_addrs", "is unknown"),
         ("remote_addrs", "vips = 0.0.0.0\n  remote_addrs", "configuration payload"),
         ("remote_addrs", "pools = p\n  remote_addrs", "configuration payload"),
         ("remote_addrs", "proposals = aes256gcm16-prfsha256-frodos1\n  remote_addrs", "no proposal is supported"),
@@ -223,6 +224,34 @@ fn certificates_come_with_their_key_intermediates_and_authorities_and_pass_the_c
             assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
         }
     }
+}
+
+#[test]
+fn revocation_lists_are_read_where_they_are_and_a_policy_without_them_is_left_out() {
+    for policy in ["ifuri", "strict"] {
+        let swanctl = with_certificates("id = moon.example", "certs = moon.pem");
+        let file = fs::read_to_string(swanctl.0.path().join("swanctl.conf")).unwrap();
+        let with =
+            |policy: &str| file.replace("id = sun.example", &format!("id = sun.example\n   revocation = {policy}"));
+        swanctl.put("swanctl.conf", with(policy));
+        let (carried_over, text) = findings(&swanctl.import());
+        assert!(!carried_over && text.contains("fetching revocation lists"), "{text}");
+        swanctl.put("x509crl/ca.crl", "a list");
+        let import = swanctl.import();
+        let (carried_over, text) = findings(&import);
+        let directory = swanctl.0.path().join("x509crl");
+        assert!(
+            carried_over && text.contains(directory.to_str().unwrap()) && text.contains("none is fetched"),
+            "{text}"
+        );
+        let peer = &parsed(&import).peers[0];
+        assert_eq!(peer.crls.as_deref(), Some(directory.as_path()));
+        assert_eq!(format!("{:?}", peer.revocation).to_lowercase(), policy);
+        swanctl.put("swanctl.conf", with("hard"));
+        assert!(findings(&swanctl.import()).1.contains("revocation \"hard\" is unknown"));
+    }
+    let plain = with_certificates("id = moon.example", "certs = moon.pem").import();
+    assert!(!plain.text.contains("crls") && !plain.text.contains("revocation"), "{}", plain.text);
 }
 
 #[test]

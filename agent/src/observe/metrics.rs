@@ -118,6 +118,10 @@ impl Collector for Scrape {
             ([("phase", phase)], count as f64)
         };
         gauges(out, "peers", "Peers, by the phase that status shows", PHASES.map(phase))?;
+        let relayed = status.peers.iter().filter(|peer| peer.relayed_by.is_some()).count();
+        gauge(out, "relayed_peers", "Peers whose tunnel a hub relays", None, relayed as f64)?;
+        let pairs = status.relayed_pairs as f64;
+        gauge(out, "relay_pairs", "Pairs of nodes between which this node relays, as a hub", None, pairs)?;
         gauge(
             out,
             "obstacles",
@@ -222,10 +226,14 @@ mod tests {
             role: None,
             view_version: None,
             controller: None,
-            peers: vec![peer("a\"\n\\", "up"), peer("b", "on-demand"), peer("c", "up")],
+            peers: vec![
+                peer("a\"\n\\", "up"),
+                peer("b", "on-demand"),
+                PeerReport { relayed_by: Some("hub".into()), ..peer("c", "up") },
+            ],
             states: vec![],
             policies: vec![],
-            relayed_pairs: 0,
+            relayed_pairs: 3,
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],
@@ -238,6 +246,8 @@ mod tests {
         has("edge_agent_build{version=\"1.2.3\"} 1.0");
         has("edge_agent_peers{phase=\"up\"} 2.0");
         has("edge_agent_peers{phase=\"on-demand\"} 1.0");
+        has("edge_agent_relayed_peers 1.0");
+        has("edge_agent_relay_pairs 3.0");
         has("edge_agent_peer_up{peer=\"a\\\"\\n\\\\\"} 1.0");
         has("edge_agent_peer_up{peer=\"b\"} 0.0");
         has("edge_agent_peer_received_bytes_total{peer=\"b\"} 0");

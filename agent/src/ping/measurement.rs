@@ -120,10 +120,13 @@ async fn measure(
 }
 
 /// Returns the addresses at which peers reach this host itself: at most one of each family,
-/// preferably on the bridge.
+/// preferably on the bridge. An address that peers may have as well is not among them.
 fn own_addresses(view: &NodeView, status: &Status) -> Vec<IpAddr> {
     let all = || status.host.bridge_addresses.iter().chain(&status.host.local_addresses);
-    let own = |address: &&IpAddr| view.local_networks().any(|network| network.contains(**address));
+    let own = |address: &&IpAddr| {
+        !status.host.shared_addresses.contains(*address)
+            && view.local_networks().any(|network| network.contains(**address))
+    };
     let of_family = |is_v4: bool| all().filter(own).find(|address| address.is_ipv4() == is_v4).copied();
     [true, false].into_iter().filter_map(of_family).take(MOST_ADDRESSES).collect()
 }
@@ -265,6 +268,22 @@ mod tests {
         let report = measured(request(&[], 1)).await;
         assert_eq!(report.addresses, ["127.7.0.1".parse::<IpAddr>().unwrap()]);
         assert!(report.paths.is_empty() && report.refused.is_none());
+    }
+
+    #[test]
+    fn a_hub_names_no_cluster_ip_as_its_own_address() {
+        // kube-proxy in IPVS mode has given the hub the ClusterIPs of all Services.
+        let mut status = status();
+        let addresses = ["10.96.0.1", "10.96.0.10", "10.244.1.1"].map(|text| text.parse::<IpAddr>().unwrap());
+        status.host.bridge_addresses.clear();
+        status.host.local_addresses = addresses.to_vec();
+        let mut view = view();
+        view.networks = ["10.96.0.0/12", "10.244.0.0/16"].map(|text| text.parse().unwrap()).to_vec();
+        assert_eq!(own_addresses(&view, &status), addresses[..1], "without knowing it");
+        status.host.shared_addresses = addresses[..2].to_vec();
+        assert_eq!(own_addresses(&view, &status), addresses[2..]);
+        status.host.shared_addresses = addresses.to_vec();
+        assert!(own_addresses(&view, &status).is_empty());
     }
 
     #[tokio::test]

@@ -20,14 +20,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin;
 use crate::config::Config;
+use crate::status::Status;
 use crate::stdout::print;
 pub use echo::PingOptions;
-use report::Report;
+use report::{Path, Report};
 
 /// Maximum number of requests to one address.
 pub const MAX_COUNT: u16 = 10_000;
 /// Minimum time between two requests, so that the requests do not flood the network.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Returns the path of the tunnel to a peer; `None` if it is not up.
+fn path(status: &Status, peer: &str) -> Option<Path> {
+    let peer = status.peers.iter().find(|report| report.name == peer && report.phase == "up")?;
+    Some(peer.relayed_by.clone().map_or(Path::Direct, Path::RelayedBy))
+}
 
 /// Sends requests to a peer, or to an address behind it, and prints round-trip times and losses as
 /// a table or as JSON. SIGINT ends the measurement early, with the results so far.
@@ -48,7 +55,9 @@ pub fn ping(config: &Config, about: &str, options: PingOptions, json: bool) -> a
         });
         join_all(destinations.iter().map(|destination| echo::ask(destination, options, &stop))).await
     });
-    let report = Report::new(destinations.iter().zip(&results));
+    // The first request may have brought the tunnel up, and the path may have changed since.
+    let status = admin::client::request_status(config)?;
+    let report = Report::new(destinations.iter().zip(&results), |peer| path(&status, peer));
     let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.render() };
     print(&text)?;
     match report.silent() {

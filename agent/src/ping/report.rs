@@ -22,6 +22,8 @@ struct PingResult {
     peer: String,
     address: IpAddr,
     source: IpAddr,
+    /// The path after the last request; absent if the tunnel is not up.
+    path: Option<Path>,
     sent: u16,
     received: usize,
     /// Share of the requests without a reply, 0 to 100.
@@ -30,6 +32,16 @@ struct PingResult {
     round_trip_ms: Option<RoundTrip>,
     /// The latest error from the operating system.
     error: Option<String>,
+}
+
+/// The path of a tunnel.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Path {
+    /// From node to node.
+    Direct,
+    /// Through the port of this hub.
+    RelayedBy(String),
 }
 
 /// Round-trip times, in ms.
@@ -41,8 +53,13 @@ struct RoundTrip {
 }
 
 impl Report {
-    pub(super) fn new<'a>(asked: impl Iterator<Item = (&'a Destination, &'a Answers)>) -> Self {
-        Self { results: asked.map(|(destination, answers)| PingResult::new(destination, answers)).collect() }
+    /// Creates the output. `path` returns the path of the tunnel to a peer.
+    pub(super) fn new<'a>(
+        asked: impl Iterator<Item = (&'a Destination, &'a Answers)>,
+        path: impl Fn(&str) -> Option<Path>,
+    ) -> Self {
+        let result = |(destination, answers)| PingResult::new(destination, answers, &path);
+        Self { results: asked.map(result).collect() }
     }
 
     pub(super) fn render(&self) -> String {
@@ -51,6 +68,7 @@ impl Report {
             "PEER",
             "ADDRESS",
             "FROM",
+            "PATH",
             "SENT",
             "RECEIVED",
             "LOSS",
@@ -67,6 +85,11 @@ impl Report {
                 result.peer.clone(),
                 result.address.to_string(),
                 result.source.to_string(),
+                match &result.path {
+                    Some(Path::Direct) => "direct".into(),
+                    Some(Path::RelayedBy(hub)) => format!("relayed by {hub}"),
+                    None => "-".into(),
+                },
                 result.sent.to_string(),
                 result.received.to_string(),
                 format!("{:.0}%", result.loss_percent),
@@ -97,8 +120,9 @@ impl Report {
 }
 
 impl PingResult {
-    fn new(destination: &Destination, answers: &Answers) -> Self {
+    fn new(destination: &Destination, answers: &Answers, path: impl Fn(&str) -> Option<Path>) -> Self {
         let Destination { peer, address, source } = destination.clone();
+        let path = path(&peer);
         let received = answers.round_trips.len();
         let lost = usize::from(answers.sent).saturating_sub(received);
         let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
@@ -108,6 +132,7 @@ impl PingResult {
             peer,
             address,
             source,
+            path,
             sent: answers.sent,
             received,
             loss_percent: if answers.sent == 0 { 100.0 } else { 100.0 * lost as f64 / f64::from(answers.sent) },
@@ -132,7 +157,9 @@ mod tests {
             source: "10.77.0.1".parse().unwrap(),
         };
         let round_trips = round_trips.iter().map(|ms| Duration::from_millis(*ms)).collect();
-        Report::new([(&destination, &Answers { sent, round_trips, error: error.map(str::to_owned) })].into_iter())
+        let answers = Answers { sent, round_trips, error: error.map(str::to_owned) };
+        let path = |peer: &str| (peer == "edge-2").then(|| Path::RelayedBy("hub".into()));
+        Report::new([(&destination, &answers)].into_iter(), path)
     }
 
     #[test]
@@ -141,7 +168,11 @@ mod tests {
         let json = serde_json::to_value(&result).unwrap();
         assert_eq!(json["results"][0]["loss_percent"], 25.0);
         assert_eq!(json["results"][0]["round_trip_ms"], serde_json::json!({"min": 1.0, "average": 3.0, "max": 6.0}));
-        assert!(result.render().contains("25%") && result.silent().is_none(), "{}", result.render());
+        assert_eq!(json["results"][0]["path"], serde_json::json!({"relayed_by": "hub"}));
+        for expected in ["25%", "relayed by hub"] {
+            assert!(result.render().contains(expected), "{}", result.render());
+        }
+        assert!(result.silent().is_none());
     }
 
     #[test]

@@ -145,12 +145,17 @@ impl RelayRequests {
 
     /// Chooses the hub to ask for a peer. `hubs` are the connected hubs in the order of their
     /// names. Each hub is asked once before the first one is asked again. If the tunnel uses a
-    /// relay, the hub of that relay is asked whether it still relays.
+    /// relay, the hub of that relay is asked whether it still relays, and asked again after
+    /// [`MIN_WAIT`] if it does not answer. That time doubles up to [`DIRECT_INTERVAL`].
     pub fn next_hub(&mut self, peer: &PeerName, hubs: &[PeerName], now: Instant) -> Option<PeerName> {
         let known = self.peers.get_mut(peer)?;
         if known.in_use {
             let hub = known.opened.as_ref().map(|relay| relay.hub.clone()).filter(|hub| hubs.contains(hub));
-            self.set_due(peer, now + DIRECT_INTERVAL);
+            // The hub's answer makes the next request due later. Without an answer, for example
+            // because the other node is not yet connected to a restarted hub, it is repeated.
+            let wait = if hub.is_some() { known.wait } else { DIRECT_INTERVAL };
+            known.wait = known.wait.saturating_mul(2).min(DIRECT_INTERVAL);
+            self.set_due(peer, now + wait);
             return hub;
         }
         if !hubs.is_empty() && !hubs.iter().any(|hub| !known.asked.contains(hub)) {
@@ -208,7 +213,7 @@ impl RelayRequests {
         let Some(known) = self.peers.get_mut(peer).filter(|known| known.in_use) else { return false };
         let may = known.tried_direct.is_none_or(|tried| now >= tried + DIRECT_MIN_INTERVAL);
         if may {
-            known.tried_direct = Some(now);
+            (known.tried_direct, known.wait) = (Some(now), MIN_WAIT);
             self.set_due(peer, now + DIRECT_INTERVAL);
         }
         may
@@ -433,5 +438,28 @@ mod tests {
         assert_eq!(requests.take_due(at(31)), std::slice::from_ref(&peer), "the tunnel still uses the old port");
         requests.watch(&peer, at(50));
         assert_eq!(requests.next_due(), Some(at(53)));
+    }
+
+    #[test]
+    fn the_hub_of_a_relay_in_use_is_asked_again_until_it_answers() {
+        let mut requests = RelayRequests::default();
+        let [peer, hub] = names(["a", "h"]);
+        let hubs = [hub.clone()];
+        requests.relayed(&peer, relay(&hub, 24_000), at(0));
+        requests.hub_connected(&hub, at(20));
+        let mut asked = vec![];
+        while let Some(now) = requests.next_due().filter(|now| *now < at(800)) {
+            requests.take_due(now);
+            assert_eq!(requests.next_hub(&peer, &hubs, now), Some(hub.clone()));
+            // A restarted hub refuses while the other node is not connected to it.
+            requests.refused(&peer, &hub, RelayRefusal::NotReachable, &hubs, now);
+            asked.push(now);
+        }
+        assert_eq!(asked, [20, 30, 50, 90, 170, 330, 510, 690].map(at));
+        assert!(requests.may_try_direct(&peer, at(690)), "the hub has answered");
+        assert_eq!(requests.next_due(), Some(at(870)));
+        requests.take_due(at(870));
+        assert_eq!(requests.next_hub(&peer, &hubs, at(870)), Some(hub));
+        assert_eq!(requests.next_due(), Some(at(880)));
     }
 }

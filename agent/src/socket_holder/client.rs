@@ -1,33 +1,49 @@
 //! The requests that the agent and `edge-agent down` send to the holder.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 
-use super::{END, HOLD, MAX_MESSAGE, SOCKETS, TAKE, TIMEOUT, address, borrowed, is_trusted, receive, send};
+use super::{END, HOLD, MAX_MESSAGE, NAME, SOCKETS, TAKE, TIMEOUT, borrowed, is_trusted, receive, send};
 
 /// A connection to the holder. When the connection is closed, the holder waits for another agent.
 #[derive(Debug)]
 pub struct HolderConnection(UnixStream);
 
 /// Finds the holder of this network namespace, if one runs. Fails if another user's process has
-/// bound the holder's name.
+/// bound the holder's name, or if the holder accepts no connection.
+///
+/// Waits at most [`TIMEOUT`] for a connection.
 pub fn find() -> anyhow::Result<Option<HolderConnection>> {
-    let stream = match UnixStream::connect_addr(&address()?) {
-        Ok(stream) => stream,
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
-        Err(error) => return Err(error).context("the holder of the sockets"),
-    };
+    let Some(stream) = connect().context("the holder of the sockets")? else { return Ok(None) };
     if !is_trusted(&stream) {
         bail!("the abstract socket of the socket holder belongs to another user; `ss -xlp` shows the process");
     }
     stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
     Ok(Some(HolderConnection(stream)))
+}
+
+/// Connects to the holder's name; `None` if no process has bound it. Any local user may bind the
+/// name or fill the holder's queue. Without a timeout, connect(2) would then wait for ever.
+fn connect() -> anyhow::Result<Option<UnixStream>> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let stream = UnixStream::from(socket);
+    // The timeout of sends is also that of connect(2) (unix(7), `unix_stream_connect`).
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    match rustix::net::connect(&stream, &SocketAddrUnix::new_abstract_name(NAME.as_bytes())?) {
+        Ok(()) => Ok(Some(stream)),
+        Err(Errno::CONNREFUSED) => Ok(None),
+        Err(Errno::AGAIN) => {
+            bail!("the process that has bound the abstract socket @{NAME} accepts no connection; `ss -xlp` shows it")
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Starts a holder for these sockets. It is a process in its own session, so that a signal to the

@@ -12,12 +12,13 @@ use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 /// Prefixes of the names of the files that the agent and the plugin keep in the directory. Suffixes
 /// such as `.tmp` and `.damaged` may follow. The list includes the sockets, since `run_dir` may be
 /// the same directory.
-const OURS: [&str; 16] = [
+const OURS: [&str; 17] = [
     "admin.sock",
     "agent.lock",
     "agent.sock",
     "application.json",
     "clock.json",
+    "enforced-revocations.json",
     "former-networks.json",
     "identity.json",
     "key.pending",

@@ -11,8 +11,11 @@ impl Driver {
     /// Handles a request and sends the response.
     pub(super) fn handle_request(&mut self, request: DriverRequest) {
         match request {
-            DriverRequest::Report(to) => {
-                let _ = to.send(self.report());
+            DriverRequest::ReportPeers { after, sas, to } => {
+                let _ = to.send(self.report_peers(after.as_ref(), sas));
+            }
+            DriverRequest::Overview(to) => {
+                let _ = to.send(self.overview());
             }
             DriverRequest::Rekey(peer, sas, to) => {
                 let _ = to.send(self.rekey(&peer, &sas));

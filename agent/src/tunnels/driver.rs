@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use edge_ike::config::ChildConfig;
-use edge_ike::{AddressAssignment, Auth, ChildId, Endpoint, EndpointConfig, Instant, PeerConfig, PeerName, Purpose};
+use edge_ike::{AddressAssignment, ChildId, Endpoint, EndpointConfig, Instant, PeerName, Purpose};
 use edge_types::api::TunnelCount;
 use edge_xfrm::events::{EspEvent, EspEventSocket, EventSocket};
 use edge_xfrm::{Reqid, SaDirection, Xfrm};
@@ -21,9 +21,11 @@ use tokio_util::sync::CancellationToken;
 use super::capture::{RunningCapture, reader_gone};
 use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
+use super::enforced_revocations::{EnforcedRevocations, valid_from};
 use super::environment::{KernelEnvironment, source_address};
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
+use super::former_policies::FormerPolicies;
 use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
 use super::ike_sockets;
@@ -35,7 +37,7 @@ use super::requests::DriverRequest;
 use super::sa_table::SaTable;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
-use crate::desired::{Desired, Origin, PeerChanges};
+use crate::desired::{Desired, DesiredTunnel, Origin, PeerChanges};
 use crate::host::{HostState, InternalAddresses, TunnelsToHost};
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
@@ -58,6 +60,8 @@ pub struct Driver {
     pub(super) desired: Arc<Desired>,
     /// Policies that the kernel should have.
     pub(super) policies: KernelPolicies,
+    /// Policies of an earlier run, until a complete desired state has been applied.
+    pub(super) former_policies: FormerPolicies,
     /// Peers whose policies must be computed again, since their tunnels changed.
     pub(super) changed_peers: BTreeSet<PeerName>,
     /// The time of the next comparison of all policies and SAs with the kernel. Notifications from
@@ -81,8 +85,8 @@ pub struct Driver {
     pub(super) internal: watch::Sender<InternalAddresses>,
     /// Peers to rekey after the pending events.
     pub(super) to_rekey: Vec<PeerName>,
-    /// Peers for which the kernel refused an SA. They move to `to_rekey` at the next comparison
-    /// with the kernel. At most one entry for each peer.
+    /// Peers for which the kernel refused an SA, or of which another program changed one. They move
+    /// to `to_rekey` at the next comparison with the kernel. At most one entry for each peer.
     pub(super) to_rekey_at_check: BTreeSet<PeerName>,
     /// Hubs that were lost and came back.
     pub(super) hub_returns: HubReturns,
@@ -139,11 +143,13 @@ impl Driver {
         let mut sas = SaTable::default();
         let is_local = |address: IpAddr| source_address(address) == Some(address);
         sas.inherit(xfrm.sas()?, is_local, boot_time() + timing.child_lifetime);
+        let former_policies = FormerPolicies::new(xfrm.policies()?);
         Ok(Self {
             endpoint: Endpoint::new(endpoint_config),
             environment: KernelEnvironment {
                 xfrm,
                 reqids: Reqids::load(&config.state_dir),
+                revocations: EnforcedRevocations::load(&config.state_dir),
                 incidents,
                 clock,
                 random: SystemRandom::new(),
@@ -153,6 +159,7 @@ impl Driver {
             sas,
             desired: Arc::default(),
             policies: KernelPolicies::default(),
+            former_policies,
             changed_peers: BTreeSet::new(),
             check_at: tokio::time::Instant::now(),
             wanted_from_view: 0,
@@ -234,12 +241,15 @@ impl Driver {
                 _ = count_tick.tick() => {
                     let count = Some(self.count());
                     tunnels.send_if_modified(|sent| std::mem::replace(sent, count) != count);
+                    self.environment.save_revocations();
                 }
             }
         }
         for reader in readers {
             reader.abort();
         }
+        self.drain_endpoint();
+        self.environment.save_revocations();
         self.environment.save_reqids(Instant::new(Duration::MAX));
         Ok(())
     }
@@ -320,7 +330,7 @@ impl Driver {
         }
     }
 
-    fn apply_desired(&mut self, desired: Arc<Desired>) {
+    pub(super) fn apply_desired(&mut self, desired: Arc<Desired>) {
         self.environment.desired = Arc::clone(&desired);
         let before = std::mem::replace(&mut self.desired, desired);
         let changes = self.desired.changes_since(&before);
@@ -328,7 +338,17 @@ impl Driver {
         for problem in &self.desired.problems {
             self.environment.incidents.error(problem.as_str());
         }
-        self.relays.set_hubs(&self.desired);
+        let of_changes = |desired: &Desired, is: fn(&DesiredTunnel) -> bool| {
+            let changed = changes.set.iter().chain(&changes.gone);
+            changed.filter(|name| desired.tunnels.get(*name).is_some_and(|tunnel| is(tunnel))).count()
+        };
+        let is_hub = |tunnel: &DesiredTunnel| tunnel.hub;
+        if of_changes(&before, is_hub) + of_changes(&self.desired, is_hub) > 0 {
+            self.relays.set_hubs(&self.desired);
+        }
+        let (no_longer, now_wanted) =
+            (of_changes(&before, DesiredTunnel::counts), of_changes(&self.desired, DesiredTunnel::counts));
+        self.wanted_from_view = self.wanted_from_view.saturating_sub(no_longer).saturating_add(now_wanted);
         for name in &changes.gone {
             self.relays.remove_peer(name);
             self.endpoint.remove_peer(name, now, &mut self.environment);
@@ -338,6 +358,7 @@ impl Driver {
         }
         for name in &changes.gone {
             let reqids = self.environment.reqids.all_of(name);
+            self.environment.revocations.forget(name);
             if let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, &reqids) {
                 let _span = peer_span(name).entered();
                 self.environment.incidents.error(format!("peer {name}: {error}"));
@@ -362,7 +383,7 @@ impl Driver {
             self.relays.requests.addresses_changed(name, now);
             self.path_changed(name);
         }
-        self.hold_packets_if_on_demand();
+        self.hold_packets_if_on_demand(&changes.set);
         // A node that has lost its view keeps the guard.
         if self.desired.complete {
             self.policies.update_guard(&self.desired.guard, &self.environment.incidents);
@@ -373,7 +394,6 @@ impl Driver {
         }
         self.forget_path_mtus(&changes.gone);
         self.changed_peers.extend(changes.gone.into_iter().chain(changes.set));
-        self.wanted_from_view = self.desired.tunnels.values().filter(|tunnel| tunnel.counts()).count();
         if self.settled {
             return self.update_policies();
         }
@@ -382,6 +402,7 @@ impl Driver {
         }
         if self.desired.complete {
             self.settled = true;
+            self.former_policies = FormerPolicies::default();
             self.delete_orphaned_sas();
         }
     }
@@ -438,22 +459,31 @@ impl Driver {
     /// Configures a peer from the desired state in the endpoint.
     pub(super) fn set_peer(&mut self, name: &PeerName, now: Instant) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return };
-        // Inherited SAs have internal addresses of IKE SAs that no longer exist.
-        let inherits = tunnel.peer.address_assignment == AddressAssignment::Off;
+        // Inherited SAs have internal addresses of IKE SAs that no longer exist. The policies for
+        // an address that the peer gave this node stay while the tunnel is down; see
+        // `forget_unwanted`.
+        let assignment = &tunnel.peer.address_assignment;
+        let inherits = *assignment == AddressAssignment::Off;
+        let keeps_policies = !matches!(assignment, AddressAssignment::Pool(_));
         let (mut peer, origin, on_demand) = (self.with_relayed_address(name, tunnel), tunnel.origin, tunnel.on_demand);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
         let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children
             .iter()
-            .filter(|_| inherits)
+            .filter(|_| keeps_policies)
             .flat_map(|child| reqids.of_child(name, &child.name).into_iter().map(move |of| (child, of)))
             .collect();
+        let mut enforced = true;
         for (child, (purpose, reqid)) in purposes {
             // The configuration has changed in the meantime.
             if !peer.may_have(&purpose) {
                 continue;
             }
-            self.forget_revoked_sas(&peer, reqid);
+            if !inherits {
+                self.assume_former_ends(name, child, purpose, reqid);
+                continue;
+            }
+            enforced &= self.forget_revoked_sas(&peer, reqid);
             if self.sas.has_inherited(reqid) {
                 let peer = Arc::make_mut(&mut peer);
                 peer.keep_existing = true;
@@ -461,7 +491,8 @@ impl Driver {
                 // node initiates.
                 peer.initiate |= on_demand;
             }
-            self.assume_inherited_ends(name, child, purpose, reqid);
+            self.assume_inherited_ends(name, child, purpose.clone(), reqid);
+            self.assume_former_ends(name, child, purpose, reqid);
             // A peer behind a NAT may not notice that this node has restarted, as long as its ESP
             // packets are answered. This node therefore initiates, to the address to which the
             // inherited SAs send.
@@ -472,20 +503,14 @@ impl Driver {
                 Arc::make_mut(&mut peer).remotes.insert(0, remote);
             }
         }
-        if let Err(error) = self.endpoint.set_peer(peer, now, &mut self.environment) {
-            let _span = peer_span(name).entered();
-            self.environment.incidents.error(format!("peer {name}: its credentials cannot be used: {error}"));
-        }
-    }
-
-    /// Deletes inherited SAs that were negotiated with a revoked certificate. The SAs of this run
-    /// are ended by the endpoint.
-    fn forget_revoked_sas(&mut self, peer: &PeerConfig, reqid: Reqid) {
-        let Auth::Certificate(auth) = &peer.auth else { return };
-        let moment = self.environment.clock.to_system_clock(auth.remote_not_before);
-        if let Err(error) = self.sas.forget_older_than(&mut self.environment.xfrm, reqid, moment) {
-            let _span = peer_span(&peer.name).entered();
-            self.environment.incidents.error(format!("peer {}: {error}", peer.name));
+        let from = valid_from(&peer);
+        match self.endpoint.set_peer(peer, now, &mut self.environment) {
+            Ok(()) if enforced => self.environment.revocations.enforced(name, from),
+            Ok(()) => {}
+            Err(error) => {
+                let _span = peer_span(name).entered();
+                self.environment.incidents.error(format!("peer {name}: its credentials cannot be used: {error}"));
+            }
         }
     }
 

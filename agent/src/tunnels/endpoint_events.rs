@@ -182,8 +182,9 @@ impl Driver {
     }
 
     /// Schedules a rekey for the next comparison with the kernel, because the kernel refused an SA
-    /// of the peer. If the kernel refuses every SA, there is one attempt at each comparison.
-    fn rekey_at_check(&mut self, peer: &PeerName) {
+    /// of the peer, or another program changed one. If this happens to every SA, there is one
+    /// attempt at each comparison.
+    pub(super) fn rekey_at_check(&mut self, peer: &PeerName) {
         self.to_rekey_at_check.insert(peer.clone());
         self.check_soon();
     }
@@ -265,17 +266,17 @@ pub(super) fn children_of(peer: &PeerName, desired: &Desired, sas: &SaTable, req
     // For a purpose that waits for the first packet, the configured selectors are used again.
     ends.retain(|(of, _)| !waiting.iter().any(|(purpose, _)| *of == purpose));
     ends.extend(waiting.iter().map(|(purpose, ends)| (purpose, ends.clone())));
-    let mut children: Vec<ChildEnds> = ends
-        .into_iter()
-        .filter_map(|(purpose, ends)| Some(ChildEnds { reqids: reqids.of_sas(peer, purpose)?, ends: Some(ends) }))
-        .collect();
-    // Packets that a view grants are accepted only through the tunnel, even before the tunnel was
-    // ever up.
-    if children.is_empty()
-        && let Some(tunnel) = tunnel
-        && let Some(reqids) = reqids.of_sas(peer, &Purpose::whole(&tunnel.peer.child.name))
-    {
-        children.push(ChildEnds { reqids, ends: None });
+    let child = |purpose: &Purpose, ends: Option<TunnelEnds>| {
+        Some(ChildEnds { child: purpose.child.clone(), reqids: reqids.of_sas(peer, purpose)?, ends })
+    };
+    let mut children: Vec<ChildEnds> =
+        ends.into_iter().filter_map(|(purpose, ends)| child(purpose, Some(ends))).collect();
+    // Children that were never up have policies too: packets that a view grants are accepted only
+    // through the tunnel, and packets for the tunnel do not leave in clear.
+    for configured in tunnel.into_iter().flat_map(|tunnel| tunnel.peer.children()) {
+        if !children.iter().any(|known| known.child == configured.name) {
+            children.extend(child(&Purpose::whole(&configured.name), None));
+        }
     }
     children
 }

@@ -8,6 +8,7 @@ use edge_xfrm::{SaId, SpiRange, Xfrm};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::watch;
 
+use super::enforced_revocations::EnforcedRevocations;
 use super::internal_address_obstacle;
 use super::reqids::Reqids;
 use crate::clock::CertificateClock;
@@ -20,6 +21,7 @@ use crate::incidents::Incidents;
 pub(super) struct KernelEnvironment {
     pub(super) xfrm: Xfrm,
     pub(super) reqids: Reqids,
+    pub(super) revocations: EnforcedRevocations,
     pub(super) incidents: Incidents,
     pub(super) clock: Arc<CertificateClock>,
     pub(super) random: SystemRandom,
@@ -37,6 +39,16 @@ impl KernelEnvironment {
     pub(super) fn save_reqids(&mut self, now: Instant) {
         if let Err(error) = self.reqids.save_parts(now) {
             self.incidents.error(format!("reqids cannot be written to disk: {error}"));
+        }
+    }
+}
+
+impl KernelEnvironment {
+    /// Writes to disk which revocations have been enforced. Must not be called before the events of
+    /// the endpoint have been handled, which end the SAs.
+    pub(super) fn save_revocations(&mut self) {
+        if let Err(error) = self.revocations.save() {
+            self.incidents.error(format!("the revocations that are in force cannot be written to disk: {error}"));
         }
     }
 }

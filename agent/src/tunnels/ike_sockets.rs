@@ -102,7 +102,10 @@ async fn keep_holder(mut holder: Option<HolderConnection>, sockets: Vec<Arc<Sock
     let mut wait = MIN_RETRY;
     loop {
         if holder.is_none() {
-            match start_holder(&sockets) {
+            // This blocks for seconds if an earlier holder does not answer.
+            let ours = sockets.clone();
+            let started = tokio::task::spawn_blocking(move || start_holder(&ours)).await;
+            match started.map_err(anyhow::Error::from).flatten() {
                 Ok(started) => holder = Some(started),
                 Err(error) => tracing::warn!(
                     "no process holds the UDP sockets, so that packets are lost while the agent restarts: {error:#}"

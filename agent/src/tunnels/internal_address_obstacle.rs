@@ -56,6 +56,7 @@ mod tests {
 
     use super::*;
     use crate::config::Config;
+    use crate::crl_files::CrlFiles;
 
     /// Returns the obstacle to each of these addresses from the peer `office`.
     fn obstacle_to(address: &str) -> Option<String> {
@@ -73,7 +74,8 @@ mod tests {
             peer("all", "203.0.113.10", "\"0.0.0.0/0\"", local),
         ];
         let config = Config::parse(&text.concat(), Path::new("agent.toml")).unwrap();
-        let peers: Vec<_> = config.peers.iter().map(|peer| peer.resolve(&config).unwrap()).collect();
+        let peers: Vec<_> =
+            config.peers.iter().map(|peer| peer.resolve(&config, &mut CrlFiles::default()).unwrap()).collect();
         let mut desired = Desired::compute(&config, &peers, None);
         desired.guard.cluster_ranges = vec!["10.77.0.0/16".parse().unwrap()];
         desired.guard.segments = vec!["fd77::/64".parse().unwrap()];

@@ -2,12 +2,13 @@
 //! policy (ACQUIRE), rekeys SAs that expire or were deleted, and compares objects that other
 //! programs changed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use edge_xfrm::SaDirection;
 use edge_xfrm::events::Event;
 
 use super::driver::Driver;
+use super::reconcile::SA_DELETED;
 
 /// Maximum number of changed objects that are compared one by one. If more objects change at the
 /// same time, all objects are compared.
@@ -18,7 +19,8 @@ impl Driver {
     /// among them.
     pub(super) fn handle_kernel_events(&mut self, events: Vec<Event>) {
         let (mut all_policies, mut all) = (false, false);
-        let (mut keys, mut changed_sas) = (BTreeSet::new(), BTreeSet::new());
+        // The value says how an SA that is missing disappeared.
+        let (mut keys, mut changed_sas) = (BTreeSet::new(), BTreeMap::new());
         let now = self.now();
         for event in events {
             match event {
@@ -39,22 +41,29 @@ impl Driver {
                         self.to_rekey.push(peer);
                     }
                 }
-                Event::Expire { id, hard: true, .. } => self.handle_missing_sa(id, "reached its limit"),
-                Event::SaDeleted { id, .. } => self.handle_missing_sa(id, "was deleted by another program"),
+                // Whether the SA is gone is read from the kernel.
+                Event::Expire { id, hard: true, .. } if self.sas.find(id).is_some() => {
+                    changed_sas.insert(id, "reached its limit");
+                }
+                Event::SaDeleted { id, .. } if self.sas.find(id).is_some() => {
+                    changed_sas.entry(id).or_insert(SA_DELETED);
+                }
                 Event::PolicyChanged(policy) if policy.is_ours() || self.policies.wants(&policy.key()) => {
                     keys.insert(policy.key());
                 }
                 Event::PolicyDeleted(policy) if policy.shares_key_space() => drop(keys.insert(policy.key())),
                 Event::PoliciesFlushed => all_policies = true,
                 Event::SasFlushed | Event::Overrun => all = true,
-                Event::SaChanged(sa) if sa.is_ours() && !sa.is_larval() => drop(changed_sas.insert(sa.id)),
+                Event::SaChanged(sa) if sa.is_ours() && !sa.is_larval() => {
+                    changed_sas.entry(sa.id).or_insert(SA_DELETED);
+                }
                 _ => {}
             }
         }
         if all || keys.len() + changed_sas.len() > MAX_SINGLE_CHECKS {
             return self.check_kernel();
         }
-        changed_sas.into_iter().for_each(|id| self.check_sa(id));
+        changed_sas.into_iter().for_each(|(id, how)| self.check_sa(id, how));
         if !self.desired.complete {
             return;
         }

@@ -10,9 +10,11 @@
 //! - `ike_sockets`: the four UDP sockets for IKE, which systemd may have opened.
 //! - `environment`: the implementation of [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
+//! - `enforced_revocations`: the revocations of certificates that no SA of an earlier run outlived.
 //! - `endpoint_events`: the handling of the endpoint's events.
 //! - `event_sources`: the reading of datagrams and of the kernel's notifications.
 //! - `failure_log`: the choice of the failures that get a separate log line.
+//! - `former_policies`: the policies that an earlier run left in the kernel.
 //! - `hub_returns`: the hubs that were lost and came back.
 //! - `idle_tunnels`: the on-demand tunnels that are up, and the time at which each was last used.
 //! - `inherited_sas`: the SAs that an earlier run left in the kernel.
@@ -30,7 +32,10 @@
 //! - `reqids`: the peers' reqids, which stay the same across restarts.
 //! - `requests`: the requests that `edge-agent` commands send to the driver.
 //! - `relays`: the requests for relays on edges, and the answers on hubs.
-//! - `report`: the part of the status about tunnels.
+//! - `overview`: the SAs and policies that the kernel should have, in the form of the status.
+//! - `report`: the driver's data for the part of the status about tunnels.
+//! - `report_request`: the request for that part of the status, which does not occupy the driver
+//!   for long.
 
 mod capture;
 mod check_interval;
@@ -40,10 +45,12 @@ mod datagram_socket;
 mod deferred_switch;
 pub mod driver;
 mod endpoint_events;
+mod enforced_revocations;
 mod environment;
 mod esp_key;
 mod event_sources;
 mod failure_log;
+mod former_policies;
 mod hub_returns;
 mod idle_tunnels;
 mod ike_sockets;
@@ -55,10 +62,12 @@ mod kernel_policies;
 mod mapped_addresses;
 mod not_carried;
 mod on_demand;
+mod overview;
 mod path_mtu;
 mod reconcile;
 mod relays;
 mod report;
+mod report_request;
 mod reqids;
 mod requests;
 mod retiring_sas;
@@ -68,4 +77,8 @@ pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
 #[cfg(test)]
 pub(crate) use capture::{open as open_capture, reader_gone};
 pub use driver::Driver;
+pub use report_request::report;
 pub use requests::{DriverRequest, SasToRekey};
+
+#[cfg(test)]
+mod tests;

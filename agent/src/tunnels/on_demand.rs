@@ -107,9 +107,10 @@ impl Driver {
         }
     }
 
-    /// Makes the kernel hold packets that wait for a tunnel, if there are on-demand tunnels.
-    pub(super) fn hold_packets_if_on_demand(&mut self) {
-        if !self.hold_packets || !self.desired.tunnels.values().any(|tunnel| tunnel.on_demand) {
+    /// Makes the kernel hold packets that wait for a tunnel, if one of the new or changed peers has
+    /// an on-demand tunnel.
+    pub(super) fn hold_packets_if_on_demand(&mut self, changed: &[PeerName]) {
+        if !self.hold_packets || !changed.iter().any(|peer| self.is_on_demand(peer)) {
             return;
         }
         match hold_packets() {

@@ -6,14 +6,15 @@ use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use edge_ike::config::ChildConfig;
-use edge_ike::{PeerName, Purpose};
+use edge_ike::{PeerConfig, PeerName, Purpose};
 use edge_xfrm::policy::PolicyKey;
-use edge_xfrm::reconcile::SaDiff;
+use edge_xfrm::reconcile::{ExpectedSa, SaDiff};
 use edge_xfrm::{Error, Reqid, Sa, SaId, reconcile};
 
 use super::check_interval;
 use super::driver::Driver;
 use super::endpoint_events::children_of;
+use super::enforced_revocations::valid_from;
 use super::environment::{KernelEnvironment, source_address};
 use super::installed_sa::InstalledSa;
 use super::kernel_policies::DesiredCompleteness;
@@ -24,6 +25,9 @@ use crate::logging::peer_span;
 
 /// Delay between two attempts to find a route.
 const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// How an SA disappeared, unless the kernel reported another reason.
+pub(super) const SA_DELETED: &str = "was deleted by another program";
 
 impl Driver {
     /// Uses the ends of inherited SAs for the policies of a peer's configured child, or of a part
@@ -49,7 +53,15 @@ impl Driver {
             mode: child.mode,
             up: true,
         };
-        self.sas.use_inherited(peer, purpose, reqid, ends);
+        self.sas.use_former_ends(peer, purpose, Some(reqid), ends);
+    }
+
+    /// Uses the ends of a tunnel that was down when an earlier run ended, and of which only
+    /// policies are left, so that these policies stay.
+    pub(super) fn assume_former_ends(&mut self, peer: &PeerName, child: &ChildConfig, purpose: Purpose, reqid: Reqid) {
+        if let Some(ends) = self.former_policies.ends(reqid, child) {
+            self.sas.use_former_ends(peer, purpose, None, ends);
+        }
     }
 
     /// Updates the policies of the peers whose tunnels changed.
@@ -128,6 +140,22 @@ impl Driver {
         }
     }
 
+    /// Deletes inherited SAs that were negotiated with a revoked certificate. The SAs of this run
+    /// are ended by the endpoint. Returns `false` if an SA could not be deleted.
+    pub(super) fn forget_revoked_sas(&mut self, peer: &PeerConfig, reqid: Reqid) -> bool {
+        let from = valid_from(peer);
+        if from == 0 || self.environment.revocations.is_enforced(&peer.name, from) {
+            return true;
+        }
+        let moment = self.environment.clock.to_system_clock(from);
+        let outcome = self.sas.forget_older_than(&mut self.environment.xfrm, reqid, moment);
+        if let Err(error) = &outcome {
+            let _span = peer_span(&peer.name).entered();
+            self.environment.incidents.error(format!("peer {}: {error}", peer.name));
+        }
+        outcome.is_ok()
+    }
+
     /// Compares all policies and SAs with those in the kernel, and sets the time of the next
     /// comparison.
     pub(super) fn check_kernel(&mut self) {
@@ -149,11 +177,12 @@ impl Driver {
             }
         };
         let expected: Vec<_> = self.sas.installed().iter().map(|installed| installed.expected()).collect();
-        self.correct_sas(&reconcile::sas(&expected, &sas))
+        self.correct_sas(&reconcile::sas(&expected, &sas), SA_DELETED)
     }
 
-    /// Compares one SA with the SA in the kernel.
-    pub(super) fn check_sa(&mut self, id: SaId) {
+    /// Compares one SA with the SA in the kernel. `how` says how the SA disappeared if it is
+    /// missing.
+    pub(super) fn check_sa(&mut self, id: SaId, how: &str) {
         let found = match self.environment.xfrm.sa(id) {
             Ok(found) => found,
             Err(error) => {
@@ -162,20 +191,18 @@ impl Driver {
             }
         };
         let expected: Vec<_> = self.sas.find(id).iter().map(InstalledSa::expected).collect();
-        if self.correct_sas(&reconcile::sas(&expected, found.as_slice())) {
+        if self.correct_sas(&reconcile::sas(&expected, found.as_slice()), how) {
             self.check_soon();
         }
     }
 
-    fn correct_sas(&mut self, plan: &SaDiff) -> bool {
+    pub(super) fn correct_sas(&mut self, plan: &SaDiff, how: &str) -> bool {
         let mut undone = false;
         for missing in &plan.missing {
-            self.handle_missing_sa(missing.id, "was deleted by another program");
+            self.handle_missing_sa(missing.id, how);
         }
         for (expected, found) in &plan.changed {
-            self.environment
-                .incidents
-                .error(format!("SA to {} was changed by another program: {found:?}", expected.id));
+            self.handle_changed_sa(expected, found);
         }
         for stray in plan.stray.iter().filter(|_| self.settled) {
             match self.environment.xfrm.delete_sa(stray.id) {
@@ -207,6 +234,28 @@ impl Driver {
             }
             Some(LostSa::Inherited(reqid)) => self.inherited_sa_gone(reqid),
             None => {}
+        }
+    }
+
+    /// Handles an SA whose reqid or UDP ports another program changed. It is not changed back,
+    /// since a change of the reqid would need the key, and the SA may be in use elsewhere. The
+    /// CHILD_SA is rekeyed at the next comparison, so that a program that changes every new SA
+    /// causes no more than one rekey for each comparison. The peer of an inherited SA sets up a new
+    /// CHILD_SA anyway.
+    fn handle_changed_sa(&mut self, expected: &ExpectedSa, found: &Sa) {
+        let incidents = &self.environment.incidents;
+        match self.sas.owner(expected.id).cloned() {
+            Some(peer) => {
+                let _span = peer_span(&peer).entered();
+                incidents.repaired(format!(
+                    "SA to {} of peer {peer} was changed by another program; rekeying: {found:?}",
+                    expected.id
+                ));
+                self.rekey_at_check(&peer);
+            }
+            None => {
+                incidents.error(format!("SA to {} was changed by another program: {found:?}", expected.id));
+            }
         }
     }
 

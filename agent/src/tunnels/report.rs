@@ -1,22 +1,25 @@
-//! The part of the status about tunnels.
+//! The driver's data for the part of the status about tunnels.
 
-use std::collections::HashMap;
+use std::ops::Bound;
+use std::sync::Arc;
 
 use edge_ike::config::Mode;
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName, Purpose};
 use edge_types::api::TunnelCount;
-use edge_xfrm::{Action, Policy, Sa, SaDirection, SaId, UdpEncap};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::driver::Driver;
 use super::installed_sa::InstalledSa;
 use super::not_carried::not_carried;
+use super::overview::{KernelSas, TunnelsOverview, newer_sas, spi};
+use crate::clock::boot_time;
 use crate::desired::{DesiredTunnel, Origin};
-use crate::status::{
-    ChildStatus, Counters, IkeStatus, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport,
-};
+use crate::status::{ChildStatus, Counters, IkeStatus, PeerReport};
+
+/// Maximum number of peers in one part of the report. The driver needs a few milliseconds for it.
+const PEERS_AT_ONCE: usize = 256;
 
 impl Driver {
     /// Returns the number of tunnels to peers in the view that should be up, and the number of
@@ -26,29 +29,32 @@ impl Driver {
         TunnelCount { up: number(self.up_from_view.len()), wanted: number(self.wanted_from_view) }
     }
 
-    pub(super) fn report(&mut self) -> TunnelsReport {
-        let sas = self.environment.xfrm.sas().unwrap_or_default();
-        let sas: HashMap<SaId, Sa> = sas.into_iter().map(|sa| (sa.id, sa)).collect();
-        let mut states: Vec<StateEntry> = self.sas.installed().iter().map(|installed| state(installed, &sas)).collect();
-        states.sort_by(|one, other| {
-            (one.reqid, &one.direction, &one.spi).cmp(&(other.reqid, &other.direction, &other.spi))
+    /// Reports the peers whose names come after `after`, in the order of their names and at most
+    /// [`PEERS_AT_ONCE`]. `sas` are the SAs in the kernel a short time ago.
+    pub(super) fn report_peers(&mut self, after: Option<&PeerName>, sas: Arc<KernelSas>) -> Vec<PeerReport> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let desired = Arc::clone(&self.desired);
+        let tunnels = desired.tunnels.range::<PeerName, _>((from, Bound::Unbounded)).take(PEERS_AT_ONCE);
+        let peers: Vec<_> = tunnels.map(|(name, tunnel)| (name, tunnel, self.endpoint.peer_status(name))).collect();
+        let statuses = peers.iter().filter_map(|(_, _, status)| status.as_ref());
+        let of_children = statuses.flat_map(|status| &status.children).flat_map(|child| {
+            let (inbound, outbound) = self.sas.of_child(child.sa.id);
+            inbound.into_iter().chain(outbound)
         });
-        let report = Reported { sas, boot_time: self.now(), wall_time: OffsetDateTime::now_utc() };
-        // Both iterators are in the order of the names.
-        let mut statuses = self.endpoint.statuses().peekable();
-        let mut status_of = |name: &PeerName| {
-            while statuses.next_if(|status| status.name < *name).is_some() {}
-            statuses.next_if(|status| status.name == *name)
-        };
-        let tunnels = self.desired.tunnels.iter();
-        let peers = tunnels.map(|(name, tunnel)| self.peer(name, tunnel, status_of(name).as_ref(), &report)).collect();
-        TunnelsReport {
+        let newer = newer_sas(&mut self.environment.xfrm, of_children, &sas);
+        let report = Reported { sas, newer, boot_time: boot_time(), wall_time: OffsetDateTime::now_utc() };
+        peers.iter().map(|(name, tunnel, status)| self.peer(name, tunnel, status.as_ref(), &report)).collect()
+    }
+
+    /// Reports what all peers have in common, and copies of the SAs and policies that the kernel
+    /// should have.
+    pub(super) fn overview(&self) -> TunnelsOverview {
+        TunnelsOverview {
             node: self.desired.node.clone(),
             role: self.desired.role.map(|role| role.to_string()),
             view_version: self.desired.view_version,
-            peers,
-            states,
-            policies: self.policies.installed().map(policy).collect(),
+            installed: self.sas.installed(),
+            policies: self.policies.installed().copied().collect(),
             relayed_pairs: self.relays.hub.pairs(),
         }
     }
@@ -126,16 +132,18 @@ impl Driver {
             }
             .into(),
             since: report.wall_time(child.established),
-            received: inbound.and_then(|installed| counters(installed, &report.sas)),
-            sent: outbound.and_then(|installed| counters(installed, &report.sas)),
+            received: inbound.and_then(|installed| report.counters(installed)),
+            sent: outbound.and_then(|installed| report.counters(installed)),
         }
     }
 }
 
-/// The input for a report, read once for all peers.
+/// The input for a part of the report.
 struct Reported {
-    /// The SAs in the kernel.
-    sas: HashMap<SaId, Sa>,
+    /// The SAs that were in the kernel a short time ago.
+    sas: Arc<KernelSas>,
+    /// SAs that were installed since.
+    newer: KernelSas,
     boot_time: Instant,
     wall_time: OffsetDateTime,
 }
@@ -165,6 +173,11 @@ impl Reported {
         }
     }
 
+    fn counters(&self, installed: &InstalledSa) -> Option<Counters> {
+        let sa = self.sas.get(&installed.id).or_else(|| self.newer.get(&installed.id))?;
+        Some(Counters { packets: sa.counters.packets, bytes: sa.counters.bytes })
+    }
+
     /// Converts a boot time to RFC 3339.
     fn wall_time(&self, moment: Instant) -> String {
         let ago = self.boot_time.saturating_since(moment);
@@ -172,63 +185,9 @@ impl Reported {
     }
 }
 
-fn counters(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> Option<Counters> {
-    let sa = sas.get(&installed.id)?;
-    Some(Counters { packets: sa.counters.packets, bytes: sa.counters.bytes })
-}
-
-fn spi(spi: u32) -> String {
-    format!("{spi:#010x}")
-}
-
-fn state(installed: &InstalledSa, sas: &HashMap<SaId, Sa>) -> StateEntry {
-    let found = sas.get(&installed.id);
-    StateEntry {
-        source: installed.source,
-        destination: installed.id.destination,
-        protocol: "esp".into(),
-        spi: spi(installed.id.spi),
-        reqid: installed.reqid.raw(),
-        mode: installed.mode.to_string(),
-        direction: match installed.direction {
-            SaDirection::In => "in",
-            SaDirection::Out => "out",
-        }
-        .into(),
-        algorithm: found.and_then(|sa| sa.algorithm.clone()),
-        encap: installed.encap.map(|UdpEncap { source_port, destination_port }| (source_port, destination_port)),
-        in_kernel: found.is_some(),
-    }
-}
-
 fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Tunnel => "tunnel",
         Mode::Transport => "transport",
-    }
-}
-
-fn policy(policy: &Policy) -> PolicyEntry {
-    PolicyEntry {
-        direction: policy.direction.to_string(),
-        source: policy.selector.source(),
-        destination: policy.selector.destination(),
-        priority: policy.priority,
-        action: match policy.action {
-            Action::Block => "block",
-            Action::Allow | Action::Protect(_) => "allow",
-        }
-        .into(),
-        template: match policy.action {
-            Action::Allow => None,
-            Action::Block => {
-                Some(TemplateEntry { reqid: edge_xfrm::Reqid::BLOCK.raw(), source: None, destination: None })
-            }
-            Action::Protect(template) => Some(TemplateEntry {
-                reqid: template.reqid.raw(),
-                source: template.outer.map(|(source, _)| source),
-                destination: template.outer.map(|(_, destination)| destination),
-            }),
-        },
     }
 }

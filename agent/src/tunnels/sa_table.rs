@@ -118,13 +118,19 @@ impl SaTable {
         sa.encap.map(|encap| SocketAddr::new(sa.id.destination, encap.destination_port))
     }
 
-    /// Uses the inherited SAs with this reqid, which have these ends, for a peer's tunnel of this
-    /// purpose, unless that tunnel has been up in this run.
-    pub(super) fn use_inherited(&mut self, peer: &PeerName, purpose: Purpose, reqid: Reqid, ends: TunnelEnds) {
+    /// Uses the ends of an earlier run for a peer's tunnel of this purpose, unless that tunnel has
+    /// been up in this run. `inherited` is the reqid of the inherited SAs with these ends; `None`
+    /// if no SA is left.
+    pub(super) fn use_former_ends(
+        &mut self,
+        peer: &PeerName,
+        purpose: Purpose,
+        inherited: Option<Reqid>,
+        ends: TunnelEnds,
+    ) {
         let of_purpose = self.purposes(peer).entry(purpose).or_default();
         if of_purpose.ends.is_none() {
-            of_purpose.ends = Some(ends);
-            of_purpose.inherited = Some(reqid);
+            (of_purpose.ends, of_purpose.inherited) = (Some(ends), inherited);
         }
     }
 

@@ -48,6 +48,7 @@ impl<'a> Edgecore<'a> {
             directory: &directory,
             cgroup: &host.cgroup,
             cloud,
+            cluster_dns: &[],
         });
         fs::write(path("edgecore.yaml"), config.to_string()).unwrap();
         let script = r#"

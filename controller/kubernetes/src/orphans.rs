@@ -94,8 +94,8 @@ impl OrphanCollector {
                     (grant, due_at)
                 })
                 .collect();
-            // If a deregistration was interrupted between its writes, only `registered` still has
-            // the end of the certificate.
+            // If somebody deleted an EdgeNode, only `registered` still has the end of the
+            // certificate. A deregistration wrote it into the segments first.
             let waiting: HashSet<&NodeName> = state
                 .ledger()
                 .rows()
@@ -111,7 +111,7 @@ impl OrphanCollector {
         for (node, grants) in due {
             match self.exists(&node).await {
                 Ok(false) => {
-                    let kept_until = self.registered.get(&node).copied().flatten().filter(|until| *until > now);
+                    let kept_until = self.registered.get(&node).copied().flatten();
                     self.release(&grants, now, kept_until).await;
                 }
                 Ok(true) => {
@@ -146,7 +146,10 @@ impl OrphanCollector {
             let released = self.registry.change(move |state| -> Result<_, StoreError> {
                 let row = state.ledger().row(&network);
                 let row = row.filter(|row| is_orphan(state, row) && row.granted_at == granted_at).cloned();
-                let row = row.map(|row| SegmentRecord { released_at: Some(now), kept_until, ..row });
+                let row = row.map(|row| {
+                    let kept_until = kept_until.max(row.kept_until).filter(|until| *until > now);
+                    SegmentRecord { released_at: Some(now), kept_until, ..row }
+                });
                 Ok((row.clone(), row.into_iter().map(Change::PutSegment).collect()))
             });
             match released.await {

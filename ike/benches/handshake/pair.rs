@@ -7,7 +7,8 @@ use edge_ike::config::{
     PeerConfig, Prf, Timing,
 };
 use edge_ike::{
-    AddressAssignment, ChildName, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret,
+    AddressAssignment, ChildName, Childless, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName,
+    Secret,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
@@ -79,6 +80,7 @@ fn peer(us: usize, auth: Auth) -> PeerConfig {
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing::default(),
     }
 }
@@ -100,6 +102,7 @@ fn certificates(algorithm: &'static SignatureAlgorithm) -> [CertificateAuth; 2] 
             remote_uri: None,
             remote_key_usages: Vec::new(),
             remote_not_before: 0,
+            revocation: None,
         }
     })
 }

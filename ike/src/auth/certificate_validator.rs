@@ -1,5 +1,6 @@
 //! Checks a peer's certificate (RFC 5280, RFC 4945): chain, validity, key usage, names.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
@@ -10,6 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::error::{AuthError, CredentialError};
 use super::identity;
 use super::limits::MAX_CHAIN;
+use super::revocation::RevocationChecker;
 use super::signature::PublicKey;
 use super::trust_anchors::TrustAnchors;
 use crate::config::{CertificateAuth, Identity};
@@ -31,6 +33,10 @@ static CHAIN_ALGORITHMS: &[&dyn SignatureVerificationAlgorithm] = &[
     webpki::ring::RSA_PSS_2048_8192_SHA512_LEGACY_KEY,
 ];
 
+/// Maximum number of presented issuers with the same name. A CA has two certificates if two other
+/// CAs have certified it, or while its key changes.
+const MAX_OF_SUBJECT: usize = 2;
+
 /// anyExtendedKeyUsage, 2.5.29.37.0 (RFC 5280 4.2.1.12).
 const ANY_USAGE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 
@@ -51,13 +57,16 @@ pub(super) struct CertificateValidator {
     usages: Vec<Vec<u8>>,
     /// Certificates whose notBefore is earlier are revoked. Seconds since 1970-01-01 UTC.
     not_before: u64,
+    revocation: Option<RevocationChecker>,
 }
 
 impl CertificateValidator {
     pub(super) fn new(auth: &CertificateAuth) -> Result<Self, CredentialError> {
         let anchors = TrustAnchors::new(&auth.trust_anchors)?;
         let (uri, usages) = (auth.remote_uri.clone(), auth.remote_key_usages.clone());
-        Ok(Self { anchors, uri, usages, not_before: auth.remote_not_before })
+        let revocation = auth.revocation.as_ref();
+        let revocation = revocation.map(|lists| RevocationChecker::new(lists, &auth.trust_anchors)).transpose()?;
+        Ok(Self { anchors, uri, usages, not_before: auth.remote_not_before, revocation })
     }
 
     /// Returns the hashes of the trust anchors, in the format of CERTREQ.
@@ -80,15 +89,16 @@ impl CertificateValidator {
         // RFC 7296 3.6: the first certificate holds the key of AUTH.
         //= RFC 7296 3.6 MUST 4: the key's certificate is first
         let leaf = chain.next().ok_or(AuthError::NoCertificate)?;
-        let intermediates: Vec<_> = chain.collect();
+        let intermediates = candidate_issuers(chain);
         let parsed = parse(&leaf).ok_or_else(|| AuthError::MalformedCertificate("not DER of X.509".into()))?;
-        let not_after = self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
+        let (not_after, issuers) = self.check_path(&leaf, &intermediates, &parsed, unix_time)?;
         check_key_usage(&parsed)?;
         self.check_usage(&parsed)?;
         let shown = PeerCertificate {
             serial: HEXLOWER.encode(parsed.raw_serial()),
             not_before: u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0),
             not_after,
+            chain: self.revocation.as_ref().map(|_| std::iter::once(leaf.to_vec()).chain(issuers).collect()),
         };
         self.check_revocation(&shown, claimed)?;
         if !identity::certifies(&parsed, claimed) {
@@ -102,17 +112,29 @@ impl CertificateValidator {
         Ok(ValidCertificate { key: PublicKey::certified_by(&parsed)?, shown })
     }
 
-    /// Finds a path to a trust anchor. Returns the earliest notAfter on that path.
+    /// Finds a path to a trust anchor. Returns the earliest notAfter on that path, and the issuers
+    /// on it below the trust anchor.
     fn check_path(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         parsed: &X509Certificate<'_>,
         unix_time: u64,
-    ) -> Result<u64, AuthError> {
+    ) -> Result<(u64, Vec<Vec<u8>>), AuthError> {
         let end_entity =
             EndEntityCert::try_from(leaf).map_err(|error| AuthError::MalformedCertificate(error.to_string()))?;
         let time = UnixTime::since_unix_epoch(Duration::from_secs(unix_time));
+        // If a certificate of a path is revoked, webpki tries another path.
+        let revoked = RefCell::new(None);
+        let not_revoked = |path: &webpki::VerifiedPath<'_>| {
+            let Some(revocation) = &self.revocation else { return Ok(()) };
+            let issuers: Vec<_> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+            let chain: Vec<&[u8]> = std::iter::once(&leaf[..]).chain(issuers.iter().map(|der| &der[..])).collect();
+            revocation.check(&chain, unix_time).map_err(|error| {
+                revoked.replace(Some(error));
+                webpki::Error::CertRevoked
+            })
+        };
         let verify = |anchors| {
             end_entity.verify_for_usage(
                 CHAIN_ALGORITHMS,
@@ -121,7 +143,7 @@ impl CertificateValidator {
                 time,
                 IssuerUsages(&self.usages),
                 None,
-                None,
+                Some(&not_revoked),
             )
         };
         let valid = self.anchors.valid_at(unix_time);
@@ -135,7 +157,12 @@ impl CertificateValidator {
                 // RFC 5280 6.1.4: self-issued certificates do not count towards the path length.
                 let counted = issuers.iter().filter(|issuer| !is_self_issued(issuer)).count();
                 let anchor = valid.check(path.anchor(), counted)?;
-                Ok(issuers.iter().map(|issuer| not_after(issuer)).fold(end_of(parsed).min(anchor), u64::min))
+                let ends = issuers.iter().map(|issuer| not_after(issuer));
+                let ends = ends.fold(end_of(parsed).min(anchor), u64::min);
+                Ok((ends, issuers.iter().map(|der| der.to_vec()).collect()))
+            }
+            Err(error) if revoked.borrow().is_some() => {
+                Err(revoked.take().unwrap_or_else(|| AuthError::Chain(error.to_string())))
             }
             Err(webpki::Error::CertExpired { not_after, .. }) => {
                 Err(AuthError::Expired { not_after: not_after.as_secs(), now: unix_time })
@@ -144,10 +171,11 @@ impl CertificateValidator {
                 Err(AuthError::NotYetValid { not_before: not_before.as_secs(), now: unix_time })
             }
             // If another CA has the same name as one of ours, only the signature shows the
-            // difference.
+            // difference. The search for an anchor that is not valid now says more in the error.
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
-                let invalid =
-                    verify(self.anchors.all()).ok().and_then(|path| self.anchors.invalid(path.anchor(), unix_time));
+                let all = Some(self.anchors.all()).filter(|all| all.len() > valid.anchors.len());
+                let path = all.and_then(|all| verify(all).ok());
+                let invalid = path.and_then(|path| self.anchors.invalid(path.anchor(), unix_time));
                 Err(invalid
                     .unwrap_or_else(|| AuthError::UnknownIssuer { issuer: identity::quoted_name(parsed.issuer()) }))
             }
@@ -158,6 +186,9 @@ impl CertificateValidator {
 
     /// Returns an error if a certificate from `peer` is revoked.
     pub(super) fn check_revocation(&self, shown: &PeerCertificate, peer: &Identity) -> Result<(), AuthError> {
+        if let (Some(revocation), Some(chain)) = (&self.revocation, &shown.chain) {
+            revocation.check_again(chain)?;
+        }
         if shown.not_before >= self.not_before {
             return Ok(());
         }
@@ -191,6 +222,23 @@ impl CertificateValidator {
         };
         if self.usages.iter().any(has) { Ok(()) } else { Err(lacks_usage(parsed)) }
     }
+}
+
+/// Returns the presented certificates that may have issued others: at most
+/// [`MAX_OF_SUBJECT`] with the same subject. webpki follows every issuer with the right name, and
+/// whoever presents certificates has not proved anything yet. With at most seven certificates, this
+/// leaves at most 2^7 paths.
+pub(super) fn candidate_issuers<'a>(presented: impl Iterator<Item = CertificateDer<'a>>) -> Vec<CertificateDer<'a>> {
+    let mut subjects: Vec<Vec<u8>> = Vec::new();
+    let mut is_candidate = |der: &CertificateDer<'_>| {
+        let Some(subject) = parse(der).map(|parsed| parsed.subject().as_raw().to_vec()) else {
+            return false;
+        };
+        let known = subjects.iter().filter(|other| **other == subject).count();
+        subjects.push(subject);
+        known < MAX_OF_SUBJECT
+    };
+    presented.filter(|der| is_candidate(der)).collect()
 }
 
 /// The accepted extended key usages of an issuer: no such extension, one of the requested usages,

@@ -72,6 +72,37 @@ pub enum AuthError {
         /// Certificates whose notBefore is earlier are revoked. Seconds since 1970-01-01 UTC.
         since: u64,
     },
+    /// A revocation list has a certificate of the peer's chain.
+    #[error(
+        "the certificate with serial {serial} of issuer {issuer} is revoked since {} (reason {reason}), as the revocation list {list} says; \
+         its owner needs a new one", Timestamp(*since)
+    )]
+    RevokedByList {
+        /// Serial number, hexadecimal.
+        serial: String,
+        /// Issuer of the certificate and of the list, quoted.
+        issuer: String,
+        /// revocationDate, seconds since 1970-01-01 UTC.
+        since: u64,
+        /// The reason code of RFC 5280 5.3.1.
+        reason: &'static str,
+        /// The name of the list.
+        list: String,
+    },
+    /// It is not known whether a certificate of the peer's chain is revoked, and the configuration
+    /// demands that.
+    #[error(
+        "it is not known whether the certificate with serial {serial} is revoked: {why} (issuer {issuer}); provide a current revocation list \
+         of this issuer, or set revocation = \"relaxed\""
+    )]
+    RevocationUnknown {
+        /// Serial number, hexadecimal.
+        serial: String,
+        /// Issuer of the certificate, quoted.
+        issuer: String,
+        /// Why no list answers.
+        why: String,
+    },
     /// The peer's chain leads to none of our trust anchors.
     #[error(
         "the peer's certificate (issuer {issuer}) leads to none of our trust anchors; add its CA here, or configure the peer to send the intermediates"
@@ -154,6 +185,8 @@ impl AuthError {
             | Self::Expired { .. }
             | Self::NotYetValid { .. }
             | Self::Revoked { .. }
+            | Self::RevokedByList { .. }
+            | Self::RevocationUnknown { .. }
             | Self::UnknownIssuer { .. }
             | Self::Chain(_)
             | Self::LacksKeyUsage { .. }
@@ -169,7 +202,7 @@ impl AuthError {
 }
 
 /// The reason why configured credentials cannot be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
     /// The pre-shared key is empty.
     #[error("the pre-shared key is empty")]
@@ -202,10 +235,21 @@ pub enum CredentialError {
     /// A trust anchor cannot be parsed.
     #[error("a trust anchor is not DER of an X.509 certificate")]
     MalformedTrustAnchor,
+    /// A revocation list has the name of one of our trust anchors as issuer, but not its
+    /// signature.
+    #[error("the revocation list {list} names {issuer} as its issuer, but {why}; get it again from the issuer")]
+    ForeignRevocationList {
+        /// The name of the list.
+        list: String,
+        /// Issuer of the list, quoted.
+        issuer: String,
+        /// Why the signature does not count.
+        why: &'static str,
+    },
 }
 
 /// Shows seconds since 1970-01-01 UTC as date and time.
-struct Timestamp(u64);
+pub(super) struct Timestamp(pub(super) u64);
 
 impl std::fmt::Display for Timestamp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

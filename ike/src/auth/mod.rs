@@ -13,6 +13,7 @@ mod identity;
 mod limits;
 mod proof;
 mod psk;
+mod revocation;
 mod rsa;
 mod signature;
 mod signed_octets;

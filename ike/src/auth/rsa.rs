@@ -4,9 +4,9 @@
 use ring::rand::SystemRandom;
 use ring::rsa::KeyPair as RsaKeyPair;
 use ring::signature::{
-    KeyPair, RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
-    RSA_PKCS1_2048_8192_SHA512, RSA_PKCS1_SHA256, RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384,
-    RSA_PSS_2048_8192_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding, VerificationAlgorithm,
+    KeyPair, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, RSA_PKCS1_2048_8192_SHA512, RSA_PKCS1_SHA256,
+    RSA_PSS_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RSA_PSS_2048_8192_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384,
+    RSA_PSS_SHA512, RsaEncoding, VerificationAlgorithm,
 };
 use x509_parser::public_key::PublicKey;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -23,14 +23,10 @@ const MIN_BITS: usize = 2048;
 const MAX_BITS: usize = 8192;
 
 /// The algorithms that a signature of method 1 may use. The signature does not name its hash
-/// algorithm. RFC 7296 3.8 recommends SHA-1 as the default. The padding contains the identifier of
-/// the algorithm that was used.
-pub(super) const PKCS1: [&dyn VerificationAlgorithm; 4] = [
-    &RSA_PKCS1_2048_8192_SHA256,
-    &RSA_PKCS1_2048_8192_SHA384,
-    &RSA_PKCS1_2048_8192_SHA512,
-    &RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY,
-];
+/// algorithm. The padding contains the identifier of the algorithm that was used. SHA-1, which RFC
+/// 7296 3.8 recommends as the default, must not be used (RFC 8247 3.2).
+pub(super) const PKCS1: [&dyn VerificationAlgorithm; 3] =
+    [&RSA_PKCS1_2048_8192_SHA256, &RSA_PKCS1_2048_8192_SHA384, &RSA_PKCS1_2048_8192_SHA512];
 
 /// A hash algorithm of RSA signatures.
 struct Hash {

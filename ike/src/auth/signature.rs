@@ -153,22 +153,11 @@ impl PublicKey {
     fn has_signed(&self, octets: &[u8], auth: &Authentication) -> Result<bool, AuthError> {
         let (key, data) = (self.key.as_slice(), auth.data.as_slice());
         match (auth.method, self.kind) {
-            (AuthMethod::DigitalSignature, kind) => {
+            (AuthMethod::DigitalSignature, _) => {
                 let identifier_and_signature =
                     data.split_first().and_then(|(&length, rest)| rest.split_at_checked(length.into()));
                 let (identifier, signature) = identifier_and_signature.ok_or(AuthError::Signature)?;
-                match (SignatureAlgorithm::named_by(identifier)?, kind) {
-                    (SignatureAlgorithm::Ed25519, KeyKind::Ed25519) => {
-                        Ok(UnparsedPublicKey::new(&ED25519, key).verify(octets, signature).is_ok())
-                    }
-                    (SignatureAlgorithm::Ecdsa(hash), KeyKind::Ecdsa(curve)) => {
-                        Ok(curve.verify(hash, key, octets, signature))
-                    }
-                    (SignatureAlgorithm::Rsa(algorithm), KeyKind::Rsa) => {
-                        Ok(UnparsedPublicKey::new(algorithm, key).verify(octets, signature).is_ok())
-                    }
-                    _ => Err(AuthError::AlgorithmMismatch),
-                }
+                self.has_signed_by(octets, identifier, signature)
             }
             (AuthMethod::EcdsaP256Sha256, KeyKind::Ecdsa(curve @ Curve::P256))
             | (AuthMethod::EcdsaP384Sha384, KeyKind::Ecdsa(curve @ Curve::P384)) => {
@@ -185,6 +174,27 @@ impl PublicKey {
             }
             (found, _) => Err(AuthError::Method { expected: "a digital signature", found }),
         }
+    }
+
+    /// Returns whether `signature` is a signature by this key with the algorithm that
+    /// `identifier`, the DER of an AlgorithmIdentifier, names.
+    pub(super) fn has_signed_by(&self, octets: &[u8], identifier: &[u8], signature: &[u8]) -> Result<bool, AuthError> {
+        let key = self.key.as_slice();
+        match (SignatureAlgorithm::named_by(identifier)?, self.kind) {
+            (SignatureAlgorithm::Ed25519, KeyKind::Ed25519) => {
+                Ok(UnparsedPublicKey::new(&ED25519, key).verify(octets, signature).is_ok())
+            }
+            (SignatureAlgorithm::Ecdsa(hash), KeyKind::Ecdsa(curve)) => Ok(curve.verify(hash, key, octets, signature)),
+            (SignatureAlgorithm::Rsa(algorithm), KeyKind::Rsa) => {
+                Ok(UnparsedPublicKey::new(algorithm, key).verify(octets, signature).is_ok())
+            }
+            _ => Err(AuthError::AlgorithmMismatch),
+        }
+    }
+
+    /// Returns the key's octets, as the certificate has them.
+    pub(super) fn octets(&self) -> &[u8] {
+        &self.key
     }
 }
 

@@ -137,14 +137,16 @@ impl AddressLeases {
     }
 
     /// Finds the address that has not been asked for longest, among those of peers without an IKE
-    /// SA.
+    /// SA. `usable` may ask the kernel, so it is called for as few addresses as possible.
     fn find_unused(
         &self,
         mut usable: impl FnMut(&IpAddr) -> bool,
         is_up: impl Fn(&PeerName) -> bool,
     ) -> Option<IpAddr> {
-        let unused = self.by_address.iter().filter(|(address, lease)| usable(address) && !is_up(&lease.peer));
-        unused.min_by_key(|(_, lease)| lease.asked).map(|(address, _)| *address)
+        let unused = self.by_address.iter().filter(|(_, lease)| !is_up(&lease.peer));
+        let mut unused: Vec<(Instant, IpAddr)> = unused.map(|(address, lease)| (lease.asked, *address)).collect();
+        unused.sort_unstable();
+        unused.into_iter().map(|(_, address)| address).find(|address| usable(address))
     }
 }
 
@@ -262,6 +264,29 @@ mod tests {
     }
 
     #[test]
+    fn a_full_pool_asks_the_kernel_about_one_address_only() {
+        let networks: Vec<IpNetwork> = vec!["10.9.0.0/24".parse().unwrap()];
+        let mut leases = AddressLeases::default();
+        let asked = std::cell::Cell::new(0);
+        let mut lease = |peer: &str, now: u64| {
+            asked.set(0);
+            let peer = PeerName::new(peer);
+            let request = LeaseRequest { peer: &peer, pool: &networks, ipv4: true, wish: None };
+            let is_own = |address: IpAddr| {
+                asked.set(asked.get() + 1);
+                address.to_string() == "10.9.0.1"
+            };
+            leases.lease(request, Instant::new(Duration::from_secs(now)), |_| false, is_own)
+        };
+        for number in 0..253 {
+            assert!(lease(&format!("peer-{number}"), number).is_some());
+        }
+        let found = lease("one more", 1000).unwrap();
+        assert_eq!(found.to_string(), "10.9.0.2", "that of the first peer");
+        assert!(asked.get() <= 2, "{} times", asked.get());
+    }
+
+    #[test]
     fn ten_thousand_peers_get_ten_thousand_addresses() {
         let mut pool = Pool::new(&["10.9.0.0/16"]);
         let peers = |number: u32| format!("peer-{number}");
@@ -273,5 +298,29 @@ mod tests {
         }
         assert_eq!(addresses.len(), 10_000);
         assert_eq!(pool.ask(&peers(0), true, None).as_deref(), Some("10.9.0.2"));
+    }
+
+    #[test]
+    fn a_used_up_pool_costs_few_looks_at_the_addresses_of_the_node() {
+        let mut leases = AddressLeases::default();
+        let pool = ["10.9.0.0/20".parse().unwrap()];
+        let mut ask = |number: usize, down: Option<usize>| {
+            let looks = std::cell::Cell::new(0);
+            let down = down.map(|number| PeerName::new(&format!("peer-{number}")));
+            let is_own = |_| {
+                looks.set(looks.get() + 1);
+                false
+            };
+            let name = PeerName::new(&format!("peer-{number}"));
+            let request = LeaseRequest { peer: &name, pool: &pool, ipv4: true, wish: None };
+            let now = Instant::new(Duration::from_secs(1 + number as u64));
+            let leased = leases.lease(request, now, |peer| Some(peer) != down.as_ref(), is_own);
+            (leased.is_some(), looks.get())
+        };
+        for number in 0..4094 {
+            assert_eq!(ask(number, None), (true, 1));
+        }
+        assert_eq!(ask(5000, None), (false, 0));
+        assert_eq!(ask(5000, Some(3000)), (true, 1));
     }
 }

@@ -143,7 +143,6 @@ impl Endpoint {
             return false;
         };
         peer.terminated = true;
-        peer.reauthenticate = false;
         peer.retry_at = None;
         self.cancel_attempt(name, now, env);
         self.delete_all_sas(name, now, env);

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::peer::{ConfigChange, Peer, credentials_changed};
+use super::peer::{ConfigChange, Peer, credentials_changed, traffic_changed};
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
 use crate::address_assignment::{AddressAssignment, as_networks};
 use crate::auth::CredentialError;
@@ -23,6 +23,9 @@ impl Endpoint {
     /// - Identities changed: the tunnel is closed and set up again.
     /// - The pre-shared key or selectors changed, and we initiate: a new IKE SA replaces the
     ///   present one without interrupting traffic.
+    /// - Credentials changed, or a CHILD_SA has traffic that is no longer configured: within a
+    ///   minute a new IKE SA replaces the present one, if we know an address of the peer. If the
+    ///   peer has not authenticated again after 5 minutes, the tunnel is closed.
     /// - The configuration revokes the peer's certificate: the tunnel is closed.
     ///
     /// # Errors
@@ -91,6 +94,7 @@ impl Endpoint {
         self.peer_index.remove(&old);
         self.peer_index.add(&profile);
         let credentials_changed = credentials_changed(&old.config, &profile.config);
+        let traffic_changed = traffic_changed(&old.config, &profile.config);
         let assignment = &profile.config.address_assignment;
         let assignment_changed = old.config.address_assignment != *assignment;
         // A pool that still has the peer's addresses takes nothing from the peer.
@@ -104,7 +108,11 @@ impl Endpoint {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
                 let mut cx = context!(self, now, env);
                 sa.set_profile(Arc::clone(&profile), &mut cx);
-                if credentials_changed || assignment_changed && !keeps(&sa.details().internal_addresses) {
+                let child_sas = self.peers.get(name).map(|peer| &peer.child_sas);
+                if credentials_changed
+                    || (assignment_changed && !keeps(&sa.details().internal_addresses))
+                    || (traffic_changed && child_sas.is_some_and(|child_sas| sa.exceeds_configuration(child_sas)))
+                {
                     sa.require_reauthentication(&mut cx);
                 }
             }
@@ -134,7 +142,7 @@ impl Endpoint {
             return;
         };
         peer.child_sas.clear(DownReason::DeletedByUs, &mut self.out);
-        for spi in std::mem::take(&mut peer.sas) {
+        for spi in peer.take_sas() {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) {
                 let event = Event::IkeDown { peer: name.clone(), ike: sa.ike(), reason: DownReason::DeletedByUs };
                 let mut cx = context!(self, now, env);

@@ -31,13 +31,12 @@ impl Endpoint {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
         });
-        if current.is_some_and(|sa| !sa.is_confirmed()) {
-            // The peer, which initiated this IKE SA, may not have our response yet. It would then
-            // treat our attempt as a simultaneous initiation.
+        if current.is_some_and(|sa| sa.may_await_response(now)) {
             peer.retry_at = Some(now + peer.config().timing.retry);
             self.schedule_peer(name);
             return;
         }
+        //= RFC 4555 3.1 SHOULD 1: all addresses are tried
         let remotes = peer.remotes(current.map(|sa| sa.addresses().1), env);
         if remotes.is_empty() {
             if let Some(error) = peer.only_own_addresses() {
@@ -135,14 +134,13 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name).filter(may) else {
             return;
         };
-        // An unconfirmed IKE SA was established only a moment ago.
         let Some(SaState::Established(_, sa)) = peer.sas.last().and_then(|spi| self.sas.get(spi)) else {
             return;
         };
         let current = sa.addresses().1.ip();
         let names = |remotes: &[SocketAddr]| remotes.iter().any(|remote| remote.ip() == current);
         // An address that was never configured is that of a NAT.
-        if !sa.is_confirmed() || !names(before) || names(&peer.config().remotes) {
+        if sa.may_await_response(now) || !names(before) || names(&peer.config().remotes) {
             return;
         }
         let remotes = peer.remotes(None, env);
@@ -153,8 +151,9 @@ impl Endpoint {
 
     /// Starts an attempt at some of the peer's configured addresses, to find a better path to a
     /// peer that is up. The present IKE SA stays until another one is up, and no event reports a
-    /// failure. Returns false if the peer is not up, if an attempt is already running, or if none
-    /// of `addresses` is a configured address of the peer that can be tried.
+    /// failure. Returns false if the peer is not up or has only just initiated the IKE SA, if an
+    /// attempt is already running, or if none of `addresses` is a configured address of the peer
+    /// that can be tried.
     pub fn try_addresses(
         &mut self,
         name: &PeerName,
@@ -167,7 +166,7 @@ impl Endpoint {
             return false;
         };
         let newest = peer.sas.last().and_then(|spi| self.sas.get(spi));
-        if !matches!(newest, Some(SaState::Established(_, sa)) if sa.is_confirmed()) {
+        if !matches!(newest, Some(SaState::Established(_, sa)) if !sa.may_await_response(now)) {
             return false;
         }
         let mut remotes = peer.remotes(None, env);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::half_open::Source;
 use super::init_request_guard::{HALF_OPEN_LIFETIME, InitDecision};
 use super::peer::Peer;
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
@@ -247,7 +248,9 @@ impl Endpoint {
             return;
         }
         let mut cx = context!(self, now, env);
-        match self.init_request_guard.check(&message, datagram.len(), local, remote, &self.config, &mut cx) {
+        let known = self.peer_index.at_address(remote.ip()).next().is_some();
+        let source = Source::new(remote.ip(), known);
+        match self.init_request_guard.check(&message, datagram.len(), local, (remote, source), &self.config, &mut cx) {
             InitDecision::Discard => return,
             InitDecision::Retransmission(spi) => {
                 if let Some(SaState::HalfOpen(half_open, _)) = self.sas.get_mut(&spi) {
@@ -261,18 +264,21 @@ impl Endpoint {
             InitDecision::Accept => {}
         }
         let proposals = self.peer_index.proposals(remote.ip());
-        let request = self.peer_index.certificate_request();
+        let request = self.peer_index.certificate_request(remote.ip());
         let force_encapsulation = self.peer_index.force_encapsulation(remote.ip());
-        let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation };
+        let childless = self.peer_index.allows_childless(remote.ip());
+        let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation, childless };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
             InitOutcome::HalfOpen(half_open) => {
                 self.address_heard(remote, now);
                 let spi = half_open.spi();
                 let octets = half_open.octets();
                 self.init_request_guard.count_work(half_open.group());
-                self.init_request_guard.half_open.insert(remote, message.header.initiator_spi, spi, octets);
+                let initiator_spi = message.header.initiator_spi;
+                self.init_request_guard.half_open.insert(remote, initiator_spi, spi, octets, source);
                 self.sas.insert(spi, SaState::HalfOpen(half_open, now + HALF_OPEN_LIFETIME));
                 self.schedule(spi);
+                self.limit_half_open(spi);
             }
             InitOutcome::Refused(Some(error)) | InitOutcome::Unanswered(error) => {
                 if self.init_request_guard.may_report(now) {
@@ -281,6 +287,15 @@ impl Endpoint {
             }
             InitOutcome::Malformed(error) => self.reject_unauthenticated(header, error, false, local, remote, now, env),
             InitOutcome::Refused(None) => {}
+        }
+    }
+
+    /// Removes half-open IKE SAs beyond the limits after one was added or has received a fragment.
+    fn limit_half_open(&mut self, newest: Spi) {
+        while let Some(spi) = self.init_request_guard.half_open.excess(newest, &self.config) {
+            tracing::trace!(spi = format_args!("{spi:016x}"), "a half-open IKE SA makes room");
+            self.sas.remove(&spi);
+            self.schedule(spi);
         }
     }
 
@@ -307,7 +322,15 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let spi = half_open.spi();
-        let entered = (half_open.remote(), header.initiator_spi);
+        let guard = &mut self.init_request_guard;
+        let source = guard.half_open.source(spi);
+        // RFC 7296 2.6: both SPIs name the IKE SA. Keys are derived for both of them.
+        if header.initiator_spi != half_open.initiator_spi()
+            || source.is_some_and(|source| !guard.may_authenticate(source, now))
+        {
+            self.sas.insert(spi, SaState::HalfOpen(half_open, until));
+            return;
+        }
         let (peers, index) = (&self.peers, &self.peer_index);
         let find = |identity: &Identity, ours: Option<&Identity>| {
             let named = index.with_identity(identity).filter_map(|name| peers.get(name));
@@ -322,22 +345,19 @@ impl Endpoint {
         let outcome = half_open.handle(header, datagram, local, remote, &mut peers, &mut context!(self, now, env));
         match outcome {
             AuthOutcome::Stay(half_open) => {
-                let fragments = half_open.fragment_octets();
-                if self.init_request_guard.half_open.set_fragment_octets(entered.0, entered.1, fragments) {
-                    self.sas.insert(spi, SaState::HalfOpen(half_open, until));
-                } else {
-                    self.init_request_guard.half_open.remove(entered.0, entered.1);
-                    self.schedule(spi);
-                }
+                self.sas.insert(spi, SaState::HalfOpen(half_open, until));
+                self.schedule(spi);
+                self.limit_half_open(spi);
             }
             AuthOutcome::Up { sa, child, initial_contact } => {
-                self.init_request_guard.half_open.remove(entered.0, entered.1);
                 let name = sa.profile().config.name.clone();
                 let _span = peer_span(&name).entered();
                 self.add_established(&name, sa, child, initial_contact, now, env);
             }
             AuthOutcome::Refused { peer, identity, from, error, last_response } => {
-                self.init_request_guard.half_open.remove(entered.0, entered.1);
+                if let Some(source) = source {
+                    self.init_request_guard.count_refusal(source);
+                }
                 self.keep_last_response(spi, last_response, now);
                 // Any host can claim a configured identity and then fail to authenticate. While the
                 // peer is up, such a failure is not counted as the peer's.
@@ -378,10 +398,7 @@ impl Endpoint {
                     self.candidate_failed(&name, spi, error, now, env);
                 }
             },
-            SaState::HalfOpen(half_open, until) if until <= now => {
-                self.init_request_guard.half_open.remove(half_open.remote(), half_open.initiator_spi());
-            }
-            SaState::Closed(_, until) if until <= now => {}
+            SaState::HalfOpen(_, until) | SaState::Closed(_, until) if until <= now => {}
             state @ (SaState::HalfOpen(..) | SaState::Closed(..)) => {
                 self.sas.insert(spi, state);
             }

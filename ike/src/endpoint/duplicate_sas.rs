@@ -26,12 +26,13 @@ struct Duplicates {
 }
 
 impl Endpoint {
-    /// Adds an established IKE SA and its CHILD_SA, if there is one.
+    /// Adds an established IKE SA and its CHILD_SA, if IKE_AUTH created one. If IKE_AUTH left it
+    /// out (RFC 6023), the initiator requests it now, and the responder waits.
     pub(super) fn add_established(
         &mut self,
         name: &PeerName,
         mut sa: Box<IkeSa>,
-        child: Result<ChildSa, PeerError>,
+        child: Result<Option<ChildSa>, PeerError>,
         initial_contact: bool,
         now: Instant,
         env: &mut dyn Environment,
@@ -61,7 +62,18 @@ impl Endpoint {
             .cloned()
             .collect();
         let up = match child {
-            Ok(child) => {
+            Ok(None) => {
+                sa.plan_children(&replaced, true, &peer.child_sas, &mut cx);
+                if !sa.initiator() {
+                    sa.schedule_child_creation(&mut cx);
+                }
+                peer.reset_backoff();
+                peer.acquired_until = None;
+                peer.last_error = None;
+                peer.reauthenticate &= !sa.initiator();
+                true
+            }
+            Ok(Some(child)) => {
                 let present = peer.child_sas.outbound(&child.purpose);
                 let unconfirmed = present.and_then(|id| peer.child_sas.live(id)).is_some_and(
                     |child| matches!(self.sas.get(&child.owner), Some(SaState::Established(_, owner)) if !owner.is_confirmed()),
@@ -81,19 +93,20 @@ impl Endpoint {
                 let lifetime = sa.profile().child_lifetime(&mut cx);
                 let purpose = child.purpose.clone();
                 let id = peer.child_sas.add(child, spi, arrival, lifetime, now, cx.out);
-                sa.plan_children(&replaced, &peer.child_sas, &mut cx);
+                sa.plan_children(&replaced, false, &peer.child_sas, &mut cx);
                 if peer.child_sas.outbound(&purpose) != Some(id) && duplicates.survivor.is_none() {
                     sa.begin(QueuedRequest::Liveness, &mut peer.child_sas, &mut cx);
                 }
                 peer.reset_backoff();
                 peer.acquired_until = None;
                 peer.last_error = None;
-                peer.reauthenticate &= !sa.initiator();
+                // The peer's own IKE SA serves as well, unless it is the one that goes.
+                peer.reauthenticate &= duplicates.survivor.is_some() && !sa.initiator();
                 true
             }
             Err(error) => {
                 peer.report_failure(error, cx.out);
-                sa.plan_children(&replaced, &peer.child_sas, &mut cx);
+                sa.plan_children(&replaced, false, &peer.child_sas, &mut cx);
                 false
             }
         };
@@ -216,7 +229,7 @@ impl Endpoint {
             for id in peer.child_sas.ids_of(old) {
                 peer.child_sas.retire(id, std::time::Duration::ZERO, DownReason::Replaced, now, &mut self.out);
             }
-            peer.sas.retain(|spi| *spi != old);
+            peer.remove_sa(old);
         }
         if let Some(new) = by {
             self.out.event(Event::IkeReplaced { peer: name.clone(), old: sa.ike(), new });
@@ -241,7 +254,7 @@ impl Endpoint {
             let mut cx = context!(self, now, env);
             cx.out.event(event);
             sa.delete_reported_down(&mut crate::child_sas::ChildSas::new(name.clone()), &mut cx);
-            peer.sas.retain(|known| *known != spi);
+            peer.remove_sa(spi);
             if peer.should_retry() {
                 peer.schedule_retry(&mut cx);
             }

@@ -1,10 +1,11 @@
 //! Decides how to handle IKE_SA_INIT requests, which any host can send: whether the initiator must
 //! return a cookie first, and whether the limits allow the request.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::half_open::HalfOpenTable;
+use super::half_open::{HalfOpenTable, Source};
 use crate::child_sas::Spi;
 use crate::config::{EndpointConfig, Group};
 use crate::crypto::Cookies;
@@ -26,6 +27,13 @@ const MAX_WORK: u32 = 250_000;
 /// return a cookie.
 const MAX_WORK_WITHOUT_COOKIE: u32 = 25_000;
 const WORK_PERIOD: Duration = Duration::from_secs(1);
+/// Maximum number of refused IKE_AUTH requests of one source in each [`WORK_PERIOD`]. Each costs a
+/// key exchange and up to eight certificates. Further messages of its half-open IKE SAs are dropped
+/// until the period ends. An honest initiator sends its request again.
+const MAX_REFUSALS: u32 = 16;
+/// Maximum number of sources whose refused requests are counted in a period. Each has completed an
+/// IKE_SA_INIT exchange, so it cannot forge addresses. Refusals of further sources do not count.
+const MAX_REFUSED_SOURCES: usize = 4096;
 
 /// The state about unauthenticated initiators.
 #[derive(Debug, Default)]
@@ -37,6 +45,8 @@ pub(super) struct InitRequestGuard {
     /// Work in the period that ends at `work_period_ends`, microseconds.
     work: u32,
     work_period_ends: Instant,
+    /// Refused IKE_AUTH requests in the same period.
+    refusals: HashMap<Source, u32>,
 }
 
 /// How to handle an IKE_SA_INIT request.
@@ -46,8 +56,8 @@ pub(super) enum InitDecision {
     Retransmission(Spi),
     /// The request may create a half-open IKE SA.
     Accept,
-    /// Nothing more is done: a cookie was sent back, or there are too many half-open IKE SAs in
-    /// total or from this source, or too many expensive key exchanges.
+    /// Nothing more is done: a cookie was sent back, or there are too many half-open IKE SAs from
+    /// configured addresses, or too many expensive key exchanges.
     Discard,
 }
 
@@ -59,7 +69,7 @@ impl InitRequestGuard {
         message: &Message,
         request_len: usize,
         local: SocketAddr,
-        remote: SocketAddr,
+        (remote, source): (SocketAddr, Source),
         config: &EndpointConfig,
         cx: &mut Context<'_>,
     ) -> InitDecision {
@@ -67,8 +77,9 @@ impl InitRequestGuard {
         if let Some(known) = self.half_open.get(remote, spi) {
             return InitDecision::Retransmission(known);
         }
-        let full = self.half_open.len() >= config.half_open_limit && !mutation!("no_half_open_limit");
-        if full || !self.half_open.has_room(request_len) {
+        // Another half-open IKE SA makes room only for an initiator whose address is not forged.
+        let full = self.half_open.is_full(request_len, config);
+        if full && !self.half_open.can_make_room_for(source) {
             return InitDecision::Discard;
         }
         let work = self.work_with(message, cx.now);
@@ -77,9 +88,10 @@ impl InitRequestGuard {
             return InitDecision::Discard;
         }
         //= RFC 7296 2.6 SHOULD 4: cookies against floods
-        let busy = self.half_open.len() >= config.cookie_threshold;
+        let busy = full || self.half_open.len() >= config.cookie_threshold;
         let expensive = work.is_some_and(|work| work > MAX_WORK_WITHOUT_COOKIE);
-        if !(busy || expensive) || mutation!("no_cookies") {
+        let refused = self.refusals.contains_key(&source);
+        if !(busy || expensive || refused) || mutation!("no_cookies") {
             return InitDecision::Accept;
         }
         let Ok(nonce) = message.payloads.nonce() else {
@@ -91,8 +103,7 @@ impl InitRequestGuard {
         };
         //= RFC 7296 2.6 MUST 7: a wrong cookie is none
         if has_good_cookie(cookies, message, remote, cx) {
-            let full = self.half_open.is_full_for(remote);
-            return if full { InitDecision::Discard } else { InitDecision::Accept };
+            return InitDecision::Accept;
         }
         let cookie = Notify::with_data(NotifyType::Cookie, cookies.cookie(cx.env, cx.now, nonce, remote.ip(), spi));
         //= RFC 7296 2.6 REQUIRED 3: SPI zero before there is one
@@ -104,13 +115,34 @@ impl InitRequestGuard {
     /// Returns the work of this period including the answer to this request. Returns `None` if the
     /// answer needs no work that counts.
     fn work_with(&mut self, message: &Message, now: Instant) -> Option<u32> {
-        if self.work_period_ends <= now {
-            self.work_period_ends = now + WORK_PERIOD;
-            self.work = 0;
-        }
+        self.begin_work_period(now);
         let share = message.payloads.key_exchange().ok()?;
         let expense = Group::from_number(share.group)?.expense();
         (expense > 0).then(|| self.work.saturating_add(expense))
+    }
+
+    fn begin_work_period(&mut self, now: Instant) {
+        if self.work_period_ends <= now {
+            self.work_period_ends = now + WORK_PERIOD;
+            self.work = 0;
+            self.refusals.clear();
+        }
+    }
+
+    /// Returns whether to handle a message of a half-open IKE SA. Afterwards, call
+    /// [`Self::count_refusal`] if it was refused.
+    pub(super) fn may_authenticate(&mut self, source: Source, now: Instant) -> bool {
+        self.begin_work_period(now);
+        self.refusals.get(&source).is_none_or(|refused| *refused < MAX_REFUSALS)
+    }
+
+    /// Counts an IKE_AUTH request that was refused. `source` is the one of IKE_SA_INIT: it has been
+    /// shown to be real, since the sender knows what was sent to it.
+    pub(super) fn count_refusal(&mut self, source: Source) {
+        if self.refusals.len() < MAX_REFUSED_SOURCES || self.refusals.contains_key(&source) {
+            let refused = self.refusals.entry(source).or_default();
+            *refused = refused.saturating_add(1);
+        }
     }
 
     /// Counts the work for an IKE_SA_INIT request that was answered with a key exchange of this

@@ -10,7 +10,7 @@ use super::attempt::Attempt;
 use crate::address_assignment::AddressAssignment;
 use crate::auth::canonical_identity;
 use crate::child_sas::{ChildSas, Spi};
-use crate::config::{ChildConfig, Mode, NextLayer, PeerConfig, PeerName};
+use crate::config::{CertificateAuth, ChildConfig, Mode, NextLayer, PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::{Event, PeerError, PeerErrorKind};
 use crate::output::{Context, Output};
@@ -60,7 +60,7 @@ pub(super) struct Peer {
     /// Whether the owner terminated the peer. While it is set, no attempt starts without a command
     /// of the owner.
     pub(super) terminated: bool,
-    /// Whether a new IKE SA must replace the present one.
+    /// Whether a new IKE SA must replace the present one. False if there is none.
     pub(super) reauthenticate: bool,
     pub(super) last_error: Option<PeerError>,
     /// The internal addresses that the peer gave us last. We ask for them again.
@@ -162,6 +162,19 @@ impl Peer {
         may
     }
 
+    /// Removes an IKE SA. A new authentication that was to replace the last one is not needed any
+    /// more.
+    pub(super) fn remove_sa(&mut self, spi: Spi) {
+        self.sas.retain(|known| *known != spi);
+        self.reauthenticate &= !self.sas.is_empty();
+    }
+
+    /// Removes all IKE SAs, and returns them.
+    pub(super) fn take_sas(&mut self) -> Vec<Spi> {
+        self.reauthenticate = false;
+        std::mem::take(&mut self.sas)
+    }
+
     /// Returns a configured child that has no CHILD_SA with which we send.
     pub(super) fn missing_child(&self) -> Option<&ChildConfig> {
         self.config().children().find(|child| !self.child_sas.sends_for(&child.name))
@@ -250,14 +263,11 @@ pub(super) enum ConfigChange {
 
 impl ConfigChange {
     pub(super) fn between(old: &PeerConfig, new: &PeerConfig) -> Self {
-        fn traffic(child: &ChildConfig) -> (&ChildName, &[IpNetwork], &[IpNetwork], NextLayer, Mode) {
-            (&child.name, &child.local, &child.remote, child.next_layer, child.mode)
-        }
         if old == new {
             Self::None
         } else if old.local_id != new.local_id || old.remote_id != new.remote_id {
             Self::Restart
-        } else if !old.children().map(traffic).eq(new.children().map(traffic))
+        } else if traffic_changed(old, new)
             || old.address_assignment != new.address_assignment
             || credentials_changed(old, new)
         {
@@ -270,15 +280,25 @@ impl ConfigChange {
     }
 }
 
+/// Returns whether the traffic of the CHILD_SAs changed.
+pub(super) fn traffic_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
+    fn traffic(child: &ChildConfig) -> (&ChildName, &[IpNetwork], &[IpNetwork], NextLayer, Mode) {
+        (&child.name, &child.local, &child.remote, child.next_layer, child.mode)
+    }
+    !old.children().map(traffic).eq(new.children().map(traffic))
+}
+
 /// Returns whether the peer may no longer be able to authenticate as before: the pre-shared key or
 /// the kind of authentication changed, a trust anchor was removed, or the certificate must have
-/// another name or role. A renewal of our own certificate and an added trust anchor do not count:
-/// they take effect with the next negotiation.
+/// another name or role, or revocation is checked more strictly. A renewal of our own certificate
+/// and an added trust anchor do not count: they take effect with the next negotiation.
 pub(super) fn credentials_changed(old: &PeerConfig, new: &PeerConfig) -> bool {
     use crate::config::Auth::{Certificate, Psk};
     match (&old.auth, &new.auth) {
         (Certificate(old), Certificate(new)) => {
+            let policy = |auth: &CertificateAuth| auth.revocation.as_ref().map(|revocation| revocation.policy);
             old.remote_uri != new.remote_uri
+                || policy(old) < policy(new)
                 || old.remote_key_usages != new.remote_key_usages
                 || old.trust_anchors.iter().any(|anchor| !new.trust_anchors.contains(anchor))
         }

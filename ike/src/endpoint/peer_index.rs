@@ -1,13 +1,20 @@
 //! Finds peers by their addresses and identities, so that neither IKE_SA_INIT nor IKE_AUTH has to
 //! search all peers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use crate::auth::canonical_identity;
+use crate::childless::Childless;
 use crate::config::{Identity, IkeProposal, PeerName};
 use crate::sa::Profile;
-use crate::wire::CertificateRequest;
+use crate::wire::{CertificateEncoding, CertificateRequest};
+
+/// Maximum number of trust anchors in a CERTREQ, which is only a hint (RFC 7296 3.7). With all of
+/// them the response to a small request of any host would be large, and would need fragments.
+const MAX_AUTHORITIES: usize = 20;
+/// Length of the hash of a trust anchor in CERTREQ, bytes (SHA-1, RFC 7296 3.7).
+const AUTHORITY_LEN: usize = 20;
 
 /// The configured peers, indexed by the values that an initiator sends first.
 #[derive(Debug, Default)]
@@ -24,8 +31,10 @@ pub(super) struct PeerIndex {
 struct InitTerms {
     peers: BTreeSet<PeerName>,
     proposals: Vec<(IkeProposal, usize)>,
-    certificate_requests: Vec<(CertificateRequest, usize)>,
+    authorities: BTreeMap<Vec<u8>, usize>,
     force_encapsulation: usize,
+    /// The number of peers with which IKE_AUTH must create a CHILD_SA.
+    never_childless: usize,
 }
 
 impl PeerIndex {
@@ -73,20 +82,29 @@ impl PeerIndex {
         proposals
     }
 
-    /// Returns the trust anchors of all peers, as one CERTREQ.
-    pub(super) fn certificate_request(&self) -> Option<CertificateRequest> {
-        let mut requests = self.all.certificate_requests.iter().map(|(request, _)| request);
-        let mut all = requests.next()?.clone();
-        for request in requests {
-            all.authorities.extend_from_slice(&request.authorities);
-        }
-        Some(all)
+    /// Returns trust anchors for an initiator at this address, as one CERTREQ: at most
+    /// [`MAX_AUTHORITIES`], first those of the peers with this address. Returns `None` if no peer
+    /// has a trust anchor.
+    pub(super) fn certificate_request(&self, from: IpAddr) -> Option<CertificateRequest> {
+        let here = self.by_address.get(&from.to_canonical()).map(|terms| &terms.authorities);
+        let here: Vec<&Vec<u8>> = here.into_iter().flat_map(BTreeMap::keys).take(MAX_AUTHORITIES).collect();
+        let others = self.all.authorities.keys().filter(|hash| !here.contains(hash));
+        let hashes: Vec<&Vec<u8>> = here.iter().copied().chain(others).take(MAX_AUTHORITIES).collect();
+        let authorities: Vec<u8> = hashes.into_iter().flatten().copied().collect();
+        let encoding = CertificateEncoding::X509Signature;
+        (!authorities.is_empty()).then_some(CertificateRequest { encoding, authorities })
     }
 
     /// Returns whether the configuration of a peer with this address forces NAT detection. If no
     /// peer has this address, returns whether the configuration of any peer forces it.
     pub(super) fn force_encapsulation(&self, from: IpAddr) -> bool {
         self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).force_encapsulation > 0
+    }
+
+    /// Returns whether every peer with this address may leave out the CHILD_SA of IKE_AUTH. If no
+    /// peer has this address, returns whether every peer may.
+    pub(super) fn allows_childless(&self, from: IpAddr) -> bool {
+        self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).never_childless == 0
     }
 
     /// Returns the peers with this address.
@@ -106,11 +124,14 @@ impl InitTerms {
         for proposal in &profile.config.ike_proposals {
             count(&mut self.proposals, proposal);
         }
-        if let Some(request) = profile.auth.certificate_request() {
-            count(&mut self.certificate_requests, &request);
+        for hash in authorities(profile) {
+            let times = self.authorities.entry(hash).or_default();
+            *times = times.saturating_add(1);
         }
         let forces = usize::from(profile.config.force_encapsulation);
         self.force_encapsulation = self.force_encapsulation.saturating_add(forces);
+        let never = usize::from(profile.config.childless == Childless::Never);
+        self.never_childless = self.never_childless.saturating_add(never);
     }
 
     fn remove(&mut self, profile: &Profile) {
@@ -118,12 +139,26 @@ impl InitTerms {
         for proposal in &profile.config.ike_proposals {
             discount(&mut self.proposals, proposal);
         }
-        if let Some(request) = profile.auth.certificate_request() {
-            discount(&mut self.certificate_requests, &request);
+        for hash in authorities(profile) {
+            if let Some(times) = self.authorities.get_mut(&hash) {
+                *times = times.saturating_sub(1);
+                if *times == 0 {
+                    self.authorities.remove(&hash);
+                }
+            }
         }
         let forces = usize::from(profile.config.force_encapsulation);
         self.force_encapsulation = self.force_encapsulation.saturating_sub(forces);
+        let never = usize::from(profile.config.childless == Childless::Never);
+        self.never_childless = self.never_childless.saturating_sub(never);
     }
+}
+
+/// Returns the distinct hashes of a peer's trust anchors.
+fn authorities(profile: &Profile) -> BTreeSet<Vec<u8>> {
+    let request = profile.auth.certificate_request();
+    let hashes = request.iter().flat_map(|request| request.authorities.chunks(AUTHORITY_LEN));
+    hashes.map(<[u8]>::to_vec).collect()
 }
 
 /// Returns the distinct addresses of a peer.

@@ -26,14 +26,7 @@ impl Endpoint {
                 self.schedule(spi);
                 self.delete_served(&name, now, env);
             }
-            SaStep::Reauthenticate => {
-                self.sas.insert(spi, SaState::Established(name.clone(), sa));
-                self.schedule(spi);
-                if let Some(peer) = self.peers.get_mut(&name) {
-                    peer.reauthenticate = true;
-                    self.start_attempt(&name, now, env);
-                }
-            }
+            SaStep::Reauthenticate => self.replace_sa(name, sa, now, env),
             SaStep::End(reason, error) => {
                 self.sas.insert(spi, SaState::Established(name.clone(), sa));
                 self.end_sa(&name, spi, reason, error, now, env);
@@ -45,6 +38,24 @@ impl Endpoint {
                 self.delete_redundant(&name, new, now, env);
             }
             SaStep::Closed(closed) => self.sa_closed(&name, sa, closed, now, env),
+        }
+    }
+
+    /// Creates a new IKE SA in place of this one. If only the peer can begin, this one is rekeyed
+    /// again later.
+    fn replace_sa(&mut self, name: PeerName, mut sa: Box<IkeSa>, now: Instant, env: &mut dyn Environment) {
+        let (spi, peer) = (sa.spi(), self.peers.get_mut(&name).filter(|peer| peer.sas.contains(&sa.spi())));
+        let begins = peer.is_some_and(|peer| {
+            peer.reauthenticate = !peer.gives_addresses();
+            peer.reauthenticate
+        });
+        if !begins {
+            sa.rekey_again(now);
+        }
+        self.sas.insert(spi, SaState::Established(name.clone(), sa));
+        self.schedule(spi);
+        if begins {
+            self.start_attempt(&name, now, env);
         }
     }
 
@@ -184,12 +195,9 @@ impl Endpoint {
         cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason });
         peer.report_failure(error, cx.out);
         sa.delete_reported_down(&mut ChildSas::new(name.clone()), &mut cx);
-        peer.sas.retain(|known| *known != spi);
-        if peer.sas.is_empty() {
-            peer.reauthenticate = false;
-            if peer.attempt.is_none() && peer.should_retry() {
-                peer.schedule_retry(&mut cx);
-            }
+        peer.remove_sa(spi);
+        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_retry() {
+            peer.schedule_retry(&mut cx);
         }
         self.reinstate(name, ike, lifecycle, now, env);
         self.schedule(spi);
@@ -219,7 +227,7 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
-        peer.sas.retain(|known| *known != spi);
+        peer.remove_sa(spi);
         let other = match lifecycle {
             Lifecycle::Superseded(by) => Some(by),
             _ => peer.sas.iter().rev().find_map(|spi| match self.sas.get(spi) {

@@ -124,13 +124,12 @@ impl Endpoint {
 
     /// Returns all peers with their SAs, by name.
     pub fn snapshot(&self) -> Vec<PeerStatus> {
-        self.statuses().collect()
+        self.peers.values().map(|peer| self.status(peer)).collect()
     }
 
-    /// Does the same as [`Self::snapshot`], but one peer at a time, so that a program with ten
-    /// thousand peers need not hold copies of all of them.
-    pub fn statuses(&self) -> impl Iterator<Item = PeerStatus> {
-        self.peers.values().map(|peer| self.status(peer))
+    /// Returns one peer with its SAs; `None` if there is no such peer.
+    pub fn peer_status(&self, name: &PeerName) -> Option<PeerStatus> {
+        self.peers.get(name).map(|peer| self.status(peer))
     }
 
     /// Returns the peers with `initiate` set that lack a configured CHILD_SA, and for which nothing

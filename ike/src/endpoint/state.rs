@@ -111,10 +111,16 @@ impl Endpoint {
         &self.config
     }
 
-    /// Sets the deadlines of an IKE SA and of its peer.
+    /// Sets the deadlines of an IKE SA and of its peer, and updates or removes its entry in the
+    /// table of half-open IKE SAs. Call this after every change of [`Self::sas`].
     pub(super) fn schedule(&mut self, spi: Spi) {
         let mut owner = None;
         self.keep_outcome(spi);
+        let fragments = match self.sas.get(&spi) {
+            Some(SaState::HalfOpen(half_open, _)) => Some(half_open.fragment_octets()),
+            _ => None,
+        };
+        self.init_request_guard.half_open.update(spi, fragments);
         let at = match self.sas.get(&spi) {
             None => None,
             Some(SaState::InitiatorInit(_, init)) => init.next_deadline(),

@@ -4,6 +4,7 @@ use super::mode::{Ends, ModeObstacle, check_request};
 use super::proposal::{ChildKeyExchange, Chosen, EspSuite, choose_esp};
 use super::selectors::{Narrowed, Traffic, narrow};
 use crate::config::{ChildConfig, Mode, PeerConfig};
+use crate::event::ChildSa;
 use crate::purpose::{ChildName, Purpose};
 use crate::wire::{Proposal, TrafficSelector};
 
@@ -106,6 +107,16 @@ impl PeerConfig {
             Some(purpose.part.is_none() || narrowed.covers(asked))
         });
         may_have.unwrap_or(false)
+    }
+
+    /// Returns whether all traffic of a CHILD_SA is still configured.
+    pub(crate) fn allows(&self, sa: &ChildSa) -> bool {
+        let traffic = Traffic::from(sa);
+        let narrowed =
+            |child: &ChildConfig| narrow(child.into(), &traffic.local_selectors(), &traffic.remote_selectors());
+        self.child_named(&sa.purpose.child).is_some_and(|child| {
+            child.mode == sa.mode && narrowed(child).is_some_and(|narrowed| narrowed.covers(traffic))
+        })
     }
 
     /// Returns the traffic to request for a CHILD_SA of this purpose. Returns `None` if the child

@@ -13,6 +13,10 @@ use crate::output::Context;
 use crate::purpose::Purpose;
 use crate::wire::Payload;
 
+/// Maximum number of SPIs that are reserved to find one that the endpoint does not use. The kernel
+/// chooses them at random, so even the second one is hardly ever needed.
+const MAX_RESERVATIONS: usize = 8;
+
 /// An inbound SPI that the kernel has reserved. It must be used in a [`ChildSa`] or released.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "an SPI that is not used must be released"]
@@ -22,15 +26,30 @@ pub(crate) struct ReservedSpi {
 }
 
 impl ReservedSpi {
-    /// Reserves an SPI. Returns `None` if the kernel refused.
+    /// Reserves an SPI. Returns `None` if the kernel refused. The kernel's SPIs are unique only for
+    /// each of our addresses, and a [`ChildId`] is unique in the endpoint. So SPIs that the
+    /// endpoint uses already are released again, at most [`MAX_RESERVATIONS`] of them.
     pub(crate) fn new(profile: &Profile, channel: &Channel, cx: &mut Context<'_>) -> Option<Self> {
-        let local = channel.path.local.ip();
-        let spi = cx.env.allocate_spi(&profile.config.name, local, channel.path.remote.ip())?;
-        Some(Self { spi, local })
+        let (local, remote) = (channel.path.local.ip(), channel.path.remote.ip());
+        let mut taken = Vec::new();
+        let mut found = None;
+        while found.is_none() && taken.len() < MAX_RESERVATIONS {
+            let Some(spi) = cx.env.allocate_spi(&profile.config.name, local, remote) else { break };
+            if cx.out.inbound_spis.insert(spi) {
+                found = Some(Self { spi, local });
+            } else {
+                taken.push(spi);
+            }
+        }
+        for spi in taken {
+            cx.env.release_spi(&profile.config.name, local, spi);
+        }
+        found
     }
 
     /// Gives the SPI back to the kernel.
     pub(crate) fn release(self, profile: &Profile, cx: &mut Context<'_>) {
+        cx.out.inbound_spis.remove(&self.spi);
         cx.env.release_spi(&profile.config.name, self.local, self.spi);
     }
 }

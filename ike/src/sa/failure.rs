@@ -171,6 +171,24 @@ pub(crate) fn no_spi(exchange: &'static str) -> PeerError {
     )
 }
 
+/// Returns the error if the peer wants a CHILD_SA in IKE_AUTH although it must leave it out. It may
+/// request the CHILD_SA afterwards.
+pub(crate) fn child_in_auth(peer: &PeerConfig) -> (PeerError, Notify) {
+    let detail = format!(
+        "{} wants a CHILD_SA in IKE_AUTH, and childless = \"force\" is configured here; configure the same at the peer, or \"allow\" here",
+        peer.remote_id
+    );
+    let error = PeerError::new(IKE_AUTH, PeerErrorKind::NoProposalChosen, detail);
+    (error, Notify::new(NotifyType::NoAdditionalSas))
+}
+
+/// Returns the error if the peer does not support IKE_AUTH without a CHILD_SA.
+pub(crate) fn no_childless() -> PeerError {
+    let detail = "the peer does not support IKE_AUTH without a CHILD_SA (RFC 6023), and childless = \"force\" is configured here; \
+                  set childless = \"prefer\", or enable it at the peer";
+    PeerError::new(IKE_SA_INIT, PeerErrorKind::Protocol, detail.to_owned())
+}
+
 /// Returns the error if the peer refuses one of several CHILD_SAs.
 pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerConfig) -> PeerError {
     let mut error = notified(CREATE_CHILD_SA, notify, peer);

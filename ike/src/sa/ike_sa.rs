@@ -168,8 +168,9 @@ impl IkeSa {
         self
     }
 
-    // RFC 4555 3.11: the responder waits long. A responder that can begin an IKE SA itself, also
-    // one that does so only on demand, does not: its next packet would wait as long.
+    // A responder that can begin an IKE SA itself, also one that does so only on demand, does not
+    // wait long: its next packet would wait as long.
+    //= RFC 4555 3.11 SHOULD 1: the responder waits long
     fn peer_may_move(&self) -> bool {
         let config = &self.profile.config;
         self.mobike.is_some() && !self.initiation.by_us() && !config.initiate && config.remotes.is_empty()
@@ -215,10 +216,16 @@ impl IkeSa {
         self.set_timers(cx.now);
     }
 
-    /// Requires the peer to authenticate again soon, since the credentials that authenticated it
-    /// are no longer configured. If the peer does not, this IKE SA ends.
+    /// Returns whether this IKE SA has a CHILD_SA with traffic that is no longer configured.
+    pub(crate) fn exceeds_configuration(&self, child_sas: &ChildSas) -> bool {
+        child_sas.children_of(self.spi()).any(|(_, child)| !self.profile.config.allows(&child.sa))
+    }
+
+    /// Requires the peer to authenticate again soon, since the credentials that authenticated it,
+    /// or the traffic of its CHILD_SAs, are no longer configured. If the peer does not, this IKE SA
+    /// ends.
     pub(crate) fn require_reauthentication(&mut self, cx: &mut Context<'_>) {
-        let renewal = self.lifetime.credentials_changed(cx);
+        let renewal = self.lifetime.configuration_changed(cx);
         self.timers.set(Timer::Reauthenticate, renewal);
         self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
     }
@@ -333,6 +340,13 @@ impl IkeSa {
     /// Returns whether we know that the peer has this IKE SA too.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.confirmed
+    }
+
+    /// Returns whether the peer may still wait for our IKE_AUTH response, so that it would treat an
+    /// IKE SA that we initiate as a simultaneous initiation. On an idle IKE SA the peer may send
+    /// nothing that confirms the response, but it does not wait longer than it repeats a request.
+    pub(crate) fn may_await_response(&self, now: Instant) -> bool {
+        !self.confirmed && now < self.established + self.channel.timing.longest_exchange()
     }
 
     /// Returns the state in the life of the IKE SA.

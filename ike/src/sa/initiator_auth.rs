@@ -29,7 +29,8 @@ pub(crate) struct InitiatorAuth {
     begun: Instant,
     channel: Channel,
     transcript: InitTranscript,
-    inbound: ReservedSpi,
+    /// The SPI of the CHILD_SA. `None` if IKE_AUTH leaves it out (RFC 6023).
+    inbound: Option<ReservedSpi>,
     /// The internal addresses that the peer gave us last.
     previous_addresses: Vec<IpAddr>,
 }
@@ -43,8 +44,8 @@ pub(crate) enum AuthStep {
     Up {
         /// The IKE SA.
         sa: Box<IkeSa>,
-        /// The CHILD_SA, or the reason why there is none.
-        child: Result<ChildSa, PeerError>,
+        /// The CHILD_SA, or the reason why there is none. `None` if we left it out.
+        child: Result<Option<ChildSa>, PeerError>,
     },
     /// The peer's authentication failed, or the peer refused ours.
     Failed {
@@ -56,7 +57,8 @@ pub(crate) enum AuthStep {
 }
 
 impl InitiatorAuth {
-    /// Sends the IKE_AUTH request, with our AUTH.
+    /// Sends the IKE_AUTH request, with our AUTH, and without a CHILD_SA if `childless` is set.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn begin(
         profile: Arc<Profile>,
         begun: Instant,
@@ -64,6 +66,7 @@ impl InitiatorAuth {
         transcript: InitTranscript,
         initial_contact: bool,
         previous_addresses: Vec<IpAddr>,
+        childless: bool,
         cx: &mut Context<'_>,
     ) -> Result<Self, PeerError> {
         let config = &profile.config;
@@ -73,7 +76,8 @@ impl InitiatorAuth {
             profile.auth.prove(&octets, transcript.hashes.as_deref()).map_err(|error| failure::auth(&error))?;
         negotiate::check_ends(&config.child, channel.path.ends())
             .map_err(|obstacle| failure::mode(IKE_AUTH, &config.child.name, obstacle))?;
-        let inbound = ReservedSpi::new(&profile, &channel, cx).ok_or_else(|| failure::no_spi(IKE_AUTH))?;
+        let reserve = |cx| ReservedSpi::new(&profile, &channel, cx).ok_or_else(|| failure::no_spi(IKE_AUTH));
+        let inbound = if childless { None } else { Some(reserve(&mut *cx)?) };
 
         let mut payloads = Payloads::new();
         //= RFC 7296 2.5 SHOULD 15: the usual order of payloads
@@ -90,16 +94,20 @@ impl InitiatorAuth {
         //= RFC 7296 2.19 MUST 1: the client asks in IKE_AUTH
         //= RFC 7296 2.19 MUST 2: CP before SA
         payloads.extend(internal_address::request(config, &previous_addresses).map(Payload::Configuration));
-        payloads.extend(negotiate::mode_payload(config.child.mode));
-        payloads.push(Payload::SecurityAssociation(negotiate::offer_esp(&config.child.proposals, inbound.spi, false)));
-        let asked = Traffic::from(&config.child);
-        payloads.push(Payload::TrafficSelectorsInitiator(asked.local_selectors()));
-        payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
+        //= RFC 6023 5 REQUIRED 1: nothing about a CHILD_SA
+        if let Some(inbound) = &inbound {
+            payloads.extend(negotiate::mode_payload(config.child.mode));
+            let offer = negotiate::offer_esp(&config.child.proposals, inbound.spi, false);
+            payloads.push(Payload::SecurityAssociation(offer));
+            let asked = Traffic::from(&config.child);
+            payloads.push(Payload::TrafficSelectorsInitiator(asked.local_selectors()));
+            payloads.push(Payload::TrafficSelectorsResponder(asked.remote_selectors()));
+        }
         if config.speaks_mobike() {
-            // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
+            //= RFC 4555 3.2 MUST 1: MOBIKE is announced in IKE_AUTH
             payloads.extend(mobike::supported(&mobike::own_additional(cx.config, config, channel.path.local.ip())));
             if !channel.path.nat_traversal {
-                // RFC 4555 3.9: NO_NATS_ALLOWED without NAT traversal.
+                //= RFC 4555 3.9 MUST 1: NO_NATS_ALLOWED without NAT traversal
                 payloads.push_notify(Notify::no_nats_allowed(channel.path.local, channel.path.remote));
             }
         }
@@ -124,7 +132,9 @@ impl InitiatorAuth {
 
     /// Releases the reserved SPI.
     pub(crate) fn release(self, cx: &mut Context<'_>) {
-        self.inbound.release(&self.profile, cx);
+        if let Some(inbound) = self.inbound {
+            inbound.release(&self.profile, cx);
+        }
     }
 
     /// Handles a datagram for our SPI.
@@ -150,7 +160,9 @@ impl InitiatorAuth {
 
     fn fail(self, error: PeerError, tell: bool, cx: &mut Context<'_>) -> AuthStep {
         let Self { profile, mut channel, inbound, .. } = self;
-        inbound.release(&profile, cx);
+        if let Some(inbound) = inbound {
+            inbound.release(&profile, cx);
+        }
         // RFC 7296 2.21.2: an initiator that cannot accept the response reports this in an
         // INFORMATIONAL exchange.
         let channel = tell.then(|| {
@@ -172,18 +184,23 @@ impl InitiatorAuth {
         let (child, internal_addresses) = match given {
             Ok(addresses) => {
                 self.profile = self.profile.with_internal_addresses(&addresses);
-                (self.child(payloads), addresses)
+                let negotiated = self.inbound.is_some().then(|| self.child(payloads)).transpose();
+                (negotiated, addresses)
             }
             Err(error) => (Err(error), Vec::new()),
         };
         let Self { profile, begun, channel, inbound, .. } = self;
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
-            Ok(negotiated) => Ok(negotiated.into_sa(inbound, true, &channel)),
+            Ok(negotiated) => {
+                Ok(negotiated.zip(inbound).map(|(negotiated, inbound)| negotiated.into_sa(inbound, true, &channel)))
+            }
             // If the peer has installed the CHILD_SA, that CHILD_SA ends with the IKE SA.
             //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
             Err(error) => {
-                inbound.release(&profile, cx);
+                if let Some(inbound) = inbound {
+                    inbound.release(&profile, cx);
+                }
                 Err(error)
             }
         };

@@ -4,12 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::channel::Channel;
+use super::childless;
 use super::failure::{self, IKE_SA_INIT};
 use super::init_transcript::{InitTranscript, capabilities};
 use super::initiator_auth::InitiatorAuth;
 use super::path::Path;
 use super::profile::Profile;
 use super::retransmission_timer::{Persistence, RetransmissionTimer};
+use crate::childless::Childless;
 use crate::config::Group;
 use crate::crypto::{IkeKeys, IkeRole, InitiatorKeyExchange, Nonces};
 use crate::event::{IkeId, PeerError, PeerErrorKind};
@@ -331,6 +333,14 @@ impl InitiatorInit {
         else {
             return InitStep::Stay(self);
         };
+        //= RFC 6023 3 MUST NOT 2: only if the responder supports it
+        let supported = childless::is_supported(payloads) || mutation!("childless_unasked");
+        let childless = match self.profile.config.childless {
+            Childless::Never | Childless::Allow => false,
+            Childless::Prefer => supported,
+            Childless::Force if supported => true,
+            Childless::Force => return InitStep::Failed(failure::no_childless()),
+        };
         let Self { profile, begun, path, nonce: ours, key, request, previous_addresses, .. } = *self;
         let shared = match key.finish(key_exchange) {
             Ok(shared) => shared,
@@ -356,6 +366,7 @@ impl InitiatorInit {
             transcript,
             turn == (AuthTurn::Proceed { initial_contact: true }),
             previous_addresses,
+            childless,
             cx,
         ) {
             Ok(next) => InitStep::Authenticate(Box::new(next)),

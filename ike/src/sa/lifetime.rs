@@ -14,12 +14,13 @@ use crate::event::{PeerError, PeerErrorKind};
 use crate::output::Context;
 use crate::time::Instant;
 
-/// Time for which an IKE SA continues after the configured credentials have changed. Within this
-/// time, the operator must also change them at the peer.
-const CREDENTIALS_CHANGE_GRACE: Duration = Duration::from_secs(300);
-/// Time over which the new authentications are spread after a change of credentials. There is one
-/// with each peer for which we are the initiator.
-const CREDENTIALS_CHANGE_SPREAD: Duration = Duration::from_secs(60);
+/// Time for which an IKE SA continues after the configured credentials have changed, or after the
+/// configuration has taken traffic from it. Within this time, the operator must also change the
+/// credentials at the peer.
+const CONFIGURATION_CHANGE_GRACE: Duration = Duration::from_secs(300);
+/// Time over which the new authentications are spread after such a change. There is one with each
+/// peer for which we are the initiator.
+const CONFIGURATION_CHANGE_SPREAD: Duration = Duration::from_secs(60);
 /// Minimum time between two authentications of a peer, even if a certificate expires earlier.
 const MIN_RENEWAL: Duration = Duration::from_secs(60);
 
@@ -36,9 +37,9 @@ pub(super) struct Lifetime {
     keys_end: Instant,
     /// notAfter of the peer's certificate, seconds since 1970-01-01 UTC.
     certificate: Option<u64>,
-    /// When the IKE SA ends because the credentials changed and the peer has not authenticated
-    /// again.
-    credentials_changed: Option<Instant>,
+    /// When the IKE SA ends because the credentials or the traffic selectors changed and the peer
+    /// has not authenticated again.
+    configuration_changed: Option<Instant>,
 }
 
 impl Lifetime {
@@ -51,7 +52,7 @@ impl Lifetime {
             keyed: now,
             keys_end: now + timing.ike_hard_lifetime(),
             certificate,
-            credentials_changed: None,
+            configuration_changed: None,
         }
     }
 
@@ -89,21 +90,26 @@ impl Lifetime {
     }
 
     /// Applies a change of a configured lifetime. The IKE SA continues for at least
-    /// [`CREDENTIALS_CHANGE_GRACE`], even if the new lifetime has already ended, so that it can be
-    /// replaced.
+    /// [`CONFIGURATION_CHANGE_GRACE`], even if the new lifetime has already ended, so that it can
+    /// be replaced.
     pub(super) fn change(&mut self, profile: &Profile, now: Instant) {
-        let (timing, grace) = (profile.config.timing, now + CREDENTIALS_CHANGE_GRACE);
+        let (timing, grace) = (profile.config.timing, now + CONFIGURATION_CHANGE_GRACE);
         self.authentication_end = (self.authenticated + timing.authentication_hard_lifetime()).max(grace);
         self.keys_end = (self.keyed + timing.ike_hard_lifetime()).max(grace);
     }
 
-    /// Applies a change of the configured credentials. Returns the time at which to authenticate
-    /// the peer again.
-    pub(super) fn credentials_changed(&mut self, cx: &mut Context<'_>) -> Instant {
-        let end = cx.now + CREDENTIALS_CHANGE_GRACE;
-        self.credentials_changed = Some(self.credentials_changed.map_or(end, |earlier| earlier.min(end)));
-        let tenth = CREDENTIALS_CHANGE_SPREAD.saturating_sub(cx.jittered(CREDENTIALS_CHANGE_SPREAD));
+    /// Applies a change of the configured credentials or traffic selectors. Returns the time at
+    /// which to authenticate the peer again.
+    pub(super) fn configuration_changed(&mut self, cx: &mut Context<'_>) -> Instant {
+        let end = cx.now + CONFIGURATION_CHANGE_GRACE;
+        self.configuration_changed = Some(self.configuration_changed.map_or(end, |earlier| earlier.min(end)));
+        let tenth = CONFIGURATION_CHANGE_SPREAD.saturating_sub(cx.jittered(CONFIGURATION_CHANGE_SPREAD));
         cx.now + tenth.saturating_mul(10)
+    }
+
+    /// Returns whether [`Self::configuration_changed`] was called.
+    pub(super) fn must_be_replaced(&self) -> bool {
+        self.configuration_changed.is_some()
     }
 
     /// Returns the time at which to call [`Self::over`].
@@ -115,7 +121,7 @@ impl Lifetime {
             cx.now + Duration::from_secs(left)
         });
         let end = self.authentication_end.min(self.keys_end);
-        [certificate, self.credentials_changed].into_iter().flatten().fold(end, Instant::min)
+        [certificate, self.configuration_changed].into_iter().flatten().fold(end, Instant::min)
     }
 
     /// Returns the reason if the lifetime has ended. The wall clock may have been stepped, so call
@@ -128,10 +134,10 @@ impl Lifetime {
             return Some(failure::auth(&AuthError::Expired { not_after, now }));
         }
         let expired = |detail: &str| Some(PeerError::new(IKE_AUTH, PeerErrorKind::Expired, detail.to_owned()));
-        if self.credentials_changed.is_some_and(|end| end <= cx.now) {
+        if self.configuration_changed.is_some_and(|end| end <= cx.now) {
             return expired(
-                "the credentials configured here changed, and the peer has not authenticated by the new ones within 5 minutes; \
-                 change them at the peer too",
+                "the credentials or networks configured here changed, and the peer has not authenticated anew within 5 minutes; \
+                 if credentials changed, change them at the peer too",
             );
         }
         if self.authentication_end <= cx.now {

@@ -186,7 +186,7 @@ impl Channel {
             //= RFC 7296 2.23 SHOULD 16: the new address is kept
             self.peer_moved = true;
             self.candidate = None;
-        // RFC 4555 3.8: IKE messages without UPDATE_SA_ADDRESSES do not move the SAs.
+        //= RFC 4555 3.8 MUST NOT 4: nothing moves without UPDATE_SA_ADDRESSES
         } else if self.following != Following::Update || mutation!("followed_without_update") {
             self.set_candidate(remote);
         }

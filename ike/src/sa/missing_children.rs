@@ -95,8 +95,15 @@ impl IkeSa {
     /// Plans requests for CHILD_SAs when the IKE SA is established. If we initiated the IKE SA or
     /// have `initiate` set, we request the CHILD_SAs that IKE_AUTH did not create, and those of the
     /// IKE SAs that this one replaces (`replaced`). The initiator of the IKE SA sends its requests
-    /// immediately, the other end after a while.
-    pub(crate) fn plan_children(&mut self, replaced: &[Purpose], child_sas: &ChildSas, cx: &mut Context<'_>) {
+    /// immediately, the other end after a while. `left_out` states that IKE_AUTH left out the first
+    /// one (RFC 6023).
+    pub(crate) fn plan_children(
+        &mut self,
+        replaced: &[Purpose],
+        left_out: bool,
+        child_sas: &ChildSas,
+        cx: &mut Context<'_>,
+    ) {
         let profile = Arc::clone(&self.profile);
         let config = &profile.config;
         let (me, ours) = (self.spi(), self.initiation().by_us());
@@ -105,11 +112,12 @@ impl IkeSa {
         }
         let later = cx.now + config.timing.child_retry_max();
         let at = if ours { cx.now } else { later };
-        let configured = config.additional_children.iter().map(|child| Purpose::whole(&child.name));
+        let configured = config.children().skip(usize::from(!left_out)).map(|child| Purpose::whole(&child.name));
         let replaced = replaced.iter().filter(|purpose| config.may_have(purpose)).cloned();
         for purpose in configured.chain(replaced).filter(|purpose| !child_sas.serves(me, purpose)) {
             // IKE_AUTH has just failed to create this CHILD_SA.
-            let at = if purpose.child == config.child.name && purpose.part.is_none() { later } else { at };
+            let failed = !left_out && purpose.child == config.child.name && purpose.part.is_none();
+            let at = if failed { later } else { at };
             self.missing.plan(purpose, at);
         }
     }
@@ -123,7 +131,7 @@ impl IkeSa {
                 self.missing.plan_again(Purpose::whole(&child.name), cx.now + config.timing.child_retry_max());
             }
         } else {
-            self.timers.set(Timer::Cleanup, cx.now + CHILDLESS_TIMEOUT);
+            self.timers.set(Timer::Childless, cx.now + CHILDLESS_TIMEOUT);
         }
     }
 
@@ -173,7 +181,7 @@ impl IkeSa {
         if wanted && !child_sas.serves(self.spi(), &whole) {
             self.missing.recreate(whole, &config.timing, cx.now);
         } else if !config.initiate && child_sas.children_of(self.spi()).next().is_none() {
-            self.timers.set(Timer::Cleanup, cx.now + CHILDLESS_TIMEOUT);
+            self.timers.set(Timer::Childless, cx.now + CHILDLESS_TIMEOUT);
         }
     }
 

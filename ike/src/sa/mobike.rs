@@ -50,7 +50,8 @@ impl Mobike {
         announced: Vec<IpAddr>,
         path: &Path,
     ) -> Option<Self> {
-        // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
+        //= RFC 4555 3.2 MUST 1: MOBIKE is announced in IKE_AUTH
+        //= RFC 4555 4.2.1 MUST 2: its data does not matter
         let both = config.speaks_mobike() && payloads.notify(NotifyType::MobikeSupported).is_some();
         both.then(|| Self {
             peer_addresses: additional_of(payloads).unwrap_or_default(),
@@ -66,13 +67,13 @@ impl Mobike {
 
 /// Returns our notifications for IKE_AUTH: MOBIKE_SUPPORTED, and our additional addresses.
 pub(super) fn supported(additional: &[IpAddr]) -> impl Iterator<Item = Payload> {
-    // RFC 4555 4.2.1: the notification has no data.
+    //= RFC 4555 4.2.1 MUST 1: no data
     let supported = Notify::new(NotifyType::MobikeSupported);
     std::iter::once(supported).chain(additional.iter().copied().map(Notify::additional_address)).map(Payload::Notify)
 }
 
 /// Returns our additional addresses for an INFORMATIONAL request. The list is always complete.
-// RFC 4555 3.6: the complete list.
+//= RFC 4555 3.6 REQUIRED 1: the complete list
 pub(super) fn additional(addresses: &[IpAddr]) -> Vec<Payload> {
     if addresses.is_empty() {
         return vec![Payload::Notify(Notify::new(NotifyType::NoAdditionalAddresses))];
@@ -129,14 +130,15 @@ pub(super) fn protection(path: &Path, ike: IkeId, forced: bool) -> Vec<Payload> 
     if path.nat_traversal {
         return path.notifies(ike, forced).map(Payload::Notify).to_vec();
     }
-    // RFC 4555 3.9: NO_NATS_ALLOWED without NAT traversal.
+    //= RFC 4555 3.9 MUST 1: NO_NATS_ALLOWED without NAT traversal
     vec![Payload::Notify(Notify::no_nats_allowed(path.local, path.remote))]
 }
 
 /// Returns whether the peer forbids NATs, but there is one: the addresses of its datagram differ
 /// from those in its notification.
 pub(super) fn finds_unexpected_nat(payloads: &Payloads, local: SocketAddr, remote: SocketAddr) -> bool {
-    // RFC 4555 3.9: the addresses in the notification are compared with the IP header.
+    //= RFC 4555 3.9 MUST 2: compared with the IP header
+    //= RFC 4555 3.9 MUST NOT 6: and used for nothing else
     let expected = Notify::no_nats_allowed(remote, local);
     payloads.notifies().any(|notify| notify.kind == NotifyType::NoNatsAllowed && notify.data != expected.data)
 }
@@ -149,12 +151,12 @@ pub(crate) struct Cookie2([u8; 16]);
 impl Cookie2 {
     /// Makes an unpredictable COOKIE2.
     pub(super) fn new(cx: &mut Context<'_>) -> Self {
-        // RFC 4555 4.2.5: COOKIE2 must be unpredictable.
+        //= RFC 4555 4.2.5 MUST 2: COOKIE2 is unpredictable
         Self(cx.random())
     }
 
     /// Returns the COOKIE2 notification.
-    // RFC 4555 4.2.5: 8 to 64 octets.
+    //= RFC 4555 4.2.5 MUST 1: 8 to 64 octets
     pub(super) fn payload(self) -> Payload {
         Payload::Notify(Notify::with_data(NotifyType::Cookie2, self.0.to_vec()))
     }
@@ -167,7 +169,7 @@ impl Cookie2 {
 }
 
 /// Returns the peer's COOKIE2 unchanged, for our response.
-// RFC 4555 3.7: COOKIE2 is copied unchanged.
+//= RFC 4555 3.7 MUST 3: COOKIE2 is copied unchanged
 pub(super) fn returned_cookie(payloads: &Payloads) -> Option<Payload> {
     let cookie = payloads.notify(NotifyType::Cookie2).filter(|notify| COOKIE2_OCTETS.contains(&notify.data.len()))?;
     Some(Payload::Notify(Notify::with_data(NotifyType::Cookie2, cookie.data.clone())))

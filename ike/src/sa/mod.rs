@@ -9,6 +9,7 @@
 mod agent_peer;
 mod channel;
 mod child;
+mod childless;
 mod exchange;
 pub(crate) mod failure;
 mod ike_sa;

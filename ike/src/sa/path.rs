@@ -55,6 +55,7 @@ impl Path {
     /// path may lead through one. `mobike` states whether we use MOBIKE, which the peer may support
     /// too (RFC 4555 3.3). The initiator calls this before IKE_AUTH.
     pub(crate) fn float(&mut self, config: &EndpointConfig, mobike: bool) {
+        //= RFC 4555 3.3 MUST 1: port 4500 with MOBIKE
         if self.encapsulated() || (mobike && self.nat_traversal) {
             //= RFC 7296 2.23 MUST 4: port 4500 behind a NAT
             self.local.set_port(config.nat_port);

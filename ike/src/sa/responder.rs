@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::agent_peer::AgentPeer;
 use super::channel::{Channel, Incoming};
 use super::child::{self, ReservedSpi};
+use super::childless;
 use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
 use super::ike_sa::IkeSa;
 use super::init_transcript::{InitTranscript, capabilities};
@@ -16,6 +17,7 @@ use super::mobike::{self, Mobike};
 use super::path::Path;
 use super::profile::Profile;
 use crate::auth::Presented;
+use crate::childless::Childless;
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
 use crate::event::{ChildSa, IkeDetails, IkeId, PeerCertificate, PeerError, PeerErrorKind};
@@ -32,10 +34,12 @@ use crate::wire::{
 pub(crate) struct InitPolicy<'a> {
     /// Proposals of the peers that may have sent the request, best first.
     pub(crate) proposals: &'a [IkeProposal],
-    /// Trust anchors of all peers.
+    /// Trust anchors of the peers that may have sent the request.
     pub(crate) request: Option<&'a CertificateRequest>,
     /// Whether to make the peer detect a NAT in front of us.
     pub(crate) force_encapsulation: bool,
+    /// Whether to announce that IKE_AUTH need not create a CHILD_SA.
+    pub(crate) childless: bool,
 }
 
 /// Finds the peer with an identity and, if the initiator sent IDr, with our identity.
@@ -149,6 +153,11 @@ impl HalfOpen {
         }
         answer.extend(policy.request.cloned().map(Payload::CertificateRequest));
         answer.extend(capabilities().map(Payload::Notify));
+        if policy.childless {
+            //= RFC 6023 3 MUST 1: a supporting responder announces it
+            //= RFC 6023 3 MUST NOT 5: and no other one
+            answer.push_notify(childless::supported());
+        }
         let response = Message::response(&message.header, ike.responder, answer).encode();
         cx.out.message(local, remote, cx.config.nat_port, &response);
         let transcript = InitTranscript {
@@ -227,11 +236,6 @@ impl HalfOpen {
     /// Returns the initiator's SPI. Together with the address it identifies a retransmission.
     pub(crate) fn initiator_spi(&self) -> u64 {
         self.ike.initiator
-    }
-
-    /// Returns the address and port from which the request came.
-    pub(crate) fn remote(&self) -> SocketAddr {
-        self.path.remote
     }
 
     /// Derives the keys. IKE_AUTH may come from a different port than IKE_SA_INIT, since the
@@ -328,24 +332,6 @@ impl HalfOpen {
         };
         let name = profile.config.name.clone();
         let refused = |error: PeerError| AuthRejection::authentication(error, Some(name.clone()));
-        // IKE_SA_INIT was answered with the proposals of all peers. Now that the peer is known,
-        // only its proposals are allowed.
-        //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
-        if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
-            let error = failure::no_ike_proposal(&profile.config.ike_proposals);
-            let notify = Notify::new(NotifyType::NoProposalChosen);
-            return Err(Box::new(AuthRejection { notify, error, peer: Some(name) }));
-        }
-        if profile.config.speaks_mobike()
-            && mobike::finds_unexpected_nat(payloads, channel.path.local, channel.path.remote)
-        {
-            let notify = Notify::new(NotifyType::UnexpectedNatDetected);
-            return Err(Box::new(AuthRejection {
-                notify,
-                error: failure::unexpected_nat(&channel.path),
-                peer: Some(name),
-            }));
-        }
         let authentication = payloads.authentication().map_err(|_| {
             let detail = "the peer sent no AUTH: it wants EAP, which is not supported; configure a pre-shared key or certificates at the peer";
             refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
@@ -357,6 +343,26 @@ impl HalfOpen {
             .auth
             .authenticate(&profile.config.remote_id, presented, &octets, cx.env.unix_time())
             .map_err(|error| refused(failure::auth(&error)))?;
+        // These refusals come after AUTH, since they show that the identity is configured.
+        // IKE_SA_INIT was answered with the proposals of all peers. Now that the peer is known,
+        // only its proposals are allowed.
+        //= RFC 7296 3.3.4 MUST 5: nothing else is accepted
+        if !profile.config.ike_proposals.iter().any(|proposal| proposal.allows(self.suite)) {
+            let error = failure::no_ike_proposal(&profile.config.ike_proposals);
+            let notify = Notify::new(NotifyType::NoProposalChosen);
+            return Err(Box::new(AuthRejection { notify, error, peer: Some(name) }));
+        }
+        if profile.config.speaks_mobike()
+            && mobike::finds_unexpected_nat(payloads, channel.path.local, channel.path.remote)
+        {
+            //= RFC 4555 3.9 REQUIRED 3: UNEXPECTED_NAT_DETECTED
+            let notify = Notify::new(NotifyType::UnexpectedNatDetected);
+            return Err(Box::new(AuthRejection {
+                notify,
+                error: failure::unexpected_nat(&channel.path),
+                peer: Some(name),
+            }));
+        }
         let our_id = Id::from(&profile.config.local_id);
         let octets = self.transcript.responder_octets(&channel.keys, &our_id);
         let authentication = profile
@@ -387,17 +393,28 @@ impl HalfOpen {
             Err(refusal) => (Vec::new(), Some(refusal)),
         };
         let profile = profile.with_internal_addresses(&internal_addresses);
+        //= RFC 6023 3 MUST 3: no CHILD_SA in the request, none in the response
+        //= RFC 6023 3 MUST NOT 4: and the other way round
+        //= RFC 6023 3 SHOULD 6: otherwise INVALID_SYNTAX
+        let left_out = childless::leaves_out_child(payloads) && profile.config.childless != Childless::Never;
         let child = match refusal {
-            None => answer_child(payloads, &self.transcript, &channel, &profile, cx),
             Some(refusal) => Err(refusal),
+            None if left_out => Ok(None),
+            None if profile.config.childless == Childless::Force => Err(failure::child_in_auth(&profile.config)),
+            None => answer_child(payloads, &self.transcript, &channel, &profile, cx).map(Some),
         };
         let child = match child {
-            Ok((child, chosen)) => {
+            Ok(None) => {
+                let response = internal_address::response(&internal_addresses, payloads);
+                answer.extend(response.map(Payload::Configuration));
+                Ok(None)
+            }
+            Ok(Some((child, chosen))) => {
                 //= RFC 7296 2.19 MUST 3: CP is in the message with SA
                 let response = internal_address::response(&internal_addresses, payloads);
                 answer.extend(response.map(Payload::Configuration));
                 answer.extend(chosen);
-                Ok(child)
+                Ok(Some(child))
             }
             Err((error, notify)) => {
                 // RFC 7296 1.2: the IKE SA is created even without a CHILD_SA.
@@ -463,8 +480,8 @@ pub(crate) enum AuthOutcome {
     Up {
         /// The IKE SA.
         sa: Box<IkeSa>,
-        /// The CHILD_SA, or the reason why there is none.
-        child: Result<ChildSa, PeerError>,
+        /// The CHILD_SA, or the reason why there is none. `None` if the peer left it out.
+        child: Result<Option<ChildSa>, PeerError>,
         /// Whether the peer sent INITIAL_CONTACT.
         initial_contact: bool,
     },

@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_may_move_is_given_up_after_five_minutes_of_growing_waits() {
-        // RFC 4555 3.11: the responder waits long.
+        //= RFC 4555 3.11 SHOULD 1: the responder waits long
         let timing = Timing::default();
         let mut timer = RetransmissionTimer::begin(&timing, Instant::default());
         let mut at = vec![timer.next()];

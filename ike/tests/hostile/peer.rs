@@ -20,7 +20,8 @@ use edge_ike::wire::{
     TrafficSelector, Transform,
 };
 use edge_ike::{
-    AddressAssignment, ChildName, Endpoint, EndpointConfig, Event, Identity, IkeId, Instant, PeerName, Secret,
+    AddressAssignment, ChildName, Childless, Endpoint, EndpointConfig, Event, Identity, IkeId, Instant, PeerName,
+    Secret,
 };
 use proptest::sample::Index;
 
@@ -209,6 +210,7 @@ fn config() -> PeerConfig {
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing::default(),
     }
 }

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use edge_ike::config::AgentNotifications;
+use edge_ike::endpoint::Phase;
 use edge_ike::wire::{AgentNotification, RelayRefusal};
 use edge_ike::{Event, PeerName};
 
@@ -242,4 +243,27 @@ fn a_better_path_is_tried_beside_the_one_in_use_and_taken_without_loss() {
         !pair.network.call(pair.a, |endpoint, now, env| endpoint.try_addresses(&b_name, &[elsewhere], now, env)),
         "only configured addresses"
     );
+}
+
+#[test]
+fn the_responder_of_an_idle_ike_sa_tries_a_better_path_too() {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    let second: SocketAddr = "10.0.1.1:4500".parse().unwrap();
+    pair.network.nodes[pair.a].host.more_addresses = vec![second.ip()];
+    pair.b_config.remotes.push(second);
+    pair.start();
+    pair.network.run_for(SECOND);
+    assert_eq!(pair.network.nodes[pair.b].endpoint.phase(&pair.a_name), Some(Phase::Up), "{}", pair.network.history());
+    let a_name = pair.a_name.clone();
+    let try_second = |pair: &mut Pair| {
+        pair.network.call(pair.b, |endpoint, now, env| endpoint.try_addresses(&a_name, &[second], now, env))
+    };
+    assert!(!try_second(&mut pair), "the initiator may not have the response yet");
+    pair.network.run_for(20 * SECOND);
+    assert!(try_second(&mut pair), "{}", pair.network.history());
+    pair.network.run_for(SECOND);
+    let (_, remote) = pair.network.nodes[pair.b].endpoint.path(&pair.a_name).unwrap();
+    assert_eq!(remote, second, "{}", pair.network.history());
+    pair.network.run_for(30 * SECOND);
+    pair.assert_connected();
 }

@@ -51,6 +51,7 @@ fn a_peer_with_our_own_private_address_is_not_looked_for_at_this_node() {
 
 #[test]
 fn two_homes_with_the_same_private_address_find_each_other_by_the_public_ones() {
+    //= RFC 4555 3.1 SHOULD 1: all addresses are tried
     let mut pair = two_homes("192.168.1.10", ["192.0.2.1", "192.0.2.2"]);
     pair.network.run_for(SECOND);
     // Both hosts have sent datagrams now, so both NATs forward the other host's next datagram. The

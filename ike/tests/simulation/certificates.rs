@@ -1,11 +1,15 @@
 //! Tests certificates: both roles, fragments, and certificates that must be refused.
 
+use std::sync::Arc;
+
 use edge_ike::config::CertificateAuth;
+use edge_ike::crl::{Revocation, RevocationLists, RevocationPolicy};
 use edge_ike::event::PeerErrorKind;
 use edge_ike::{Auth, Event, Identity, Secret};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, RevokedCertParams, SanType, SerialNumber,
+    date_time_ymd,
 };
 
 use crate::network::LinkQuality;
@@ -77,6 +81,7 @@ impl Authority {
             remote_uri: None,
             remote_key_usages: Vec::new(),
             remote_not_before: 0,
+            revocation: None,
         }
     }
 }
@@ -375,6 +380,78 @@ fn a_certificate_that_is_revoked_ends_its_ike_sa_at_once_and_convinces_nobody_an
     pair.start_a();
     pair.network.run_for(30 * SECOND);
     pair.assert_connected();
+}
+
+/// Returns a node's credentials with a list of its authority that revokes these certificates.
+fn with_list(auth: &Auth, authority: &Authority, revoked: &[&Auth]) -> Auth {
+    let serial = |auth: &&Auth| {
+        let Auth::Certificate(shown) = auth else { unreachable!() };
+        let (_, certificate) = x509_parser::parse_x509_certificate(&shown.chain[0]).unwrap();
+        RevokedCertParams {
+            serial_number: SerialNumber::from_slice(certificate.raw_serial()),
+            revocation_time: date_time_ymd(2001, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        }
+    };
+    let list = CertificateRevocationListParams {
+        this_update: date_time_ymd(2000, 1, 1),
+        next_update: date_time_ymd(2100, 1, 1),
+        crl_number: 1.into(),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.iter().map(serial).collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let der = list.signed_by(&authority.issuer).unwrap().der().to_vec();
+    let lists = Arc::new(RevocationLists::new(&[("ca.crl".to_owned(), der)]).unwrap());
+    let revocation = Some(Revocation { lists, policy: RevocationPolicy::Strict });
+    with(auth.clone(), |auth| auth.revocation = revocation)
+}
+
+#[test]
+fn a_new_revocation_list_ends_the_ike_sas_that_it_concerns_and_no_other() {
+    let authority = Authority::new("CA");
+    let a = authority.certify("a.example", &PKCS_ED25519);
+    let other = authority.certify("a.example", &PKCS_ED25519);
+    let b = authority.certify("b.example", &PKCS_ED25519);
+    let mut pair = pair(1, LinkQuality::RELIABLE, a.clone(), with_list(&b, &authority, &[]));
+    pair.start();
+    pair.traffic(2 * SECOND);
+    pair.b_config.auth = with_list(&b, &authority, &[&other]);
+    pair.start_b();
+    pair.traffic(2 * SECOND);
+    pair.assert_connected();
+    pair.network.watch = false;
+    pair.b_config.auth = with_list(&b, &authority, &[&other, &a]);
+    pair.start_b();
+    assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty(), "before anything is heard from the peer");
+    pair.network.run_for(30 * SECOND);
+    assert!(pair.network.nodes[pair.b].host.kernel.ike_sas.is_empty(), "the peer tried in vain");
+    let said = pair.network.nodes[pair.b].endpoint.snapshot()[0].last_error.clone().unwrap();
+    assert_eq!(said.kind, PeerErrorKind::UntrustedCertificate);
+    assert!(said.detail.contains("ca.crl") && said.detail.contains("is revoked"), "{said}");
+    pair.a_config.auth = authority.certify("a.example", &PKCS_ED25519);
+    pair.start_a();
+    pair.network.run_for(30 * SECOND);
+    pair.assert_connected();
+}
+
+#[test]
+fn a_certificate_that_a_list_revokes_while_it_is_being_shown_does_not_slip_through() {
+    let authority = Authority::new("CA");
+    for milliseconds in 0..30 {
+        let a = authority.certify("a.example", &PKCS_ED25519);
+        let b = authority.certify("b.example", &PKCS_ED25519);
+        let mut pair = pair(milliseconds, LinkQuality::RELIABLE, a.clone(), with_list(&b, &authority, &[]));
+        pair.b_config.initiate = milliseconds % 2 == 0;
+        pair.start();
+        pair.network.run_for(std::time::Duration::from_millis(milliseconds));
+        pair.b_config.auth = with_list(&b, &authority, &[&a]);
+        pair.start_b();
+        pair.network.run_for(20 * SECOND);
+        let kernel = &pair.network.nodes[pair.b].host.kernel;
+        assert!(kernel.ike_sas.is_empty(), "{milliseconds} ms: {}", pair.network.history());
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod agent_notifications;
 mod candidates;
 mod certificates;
 mod changes;
+mod childless;
 mod children;
 mod establishment;
 mod faults;

@@ -45,6 +45,7 @@ fn plain(config: &mut PeerConfig) {
 
 #[test]
 fn the_initiator_moves_and_esp_follows_in_two_round_trips() {
+    //= RFC 4555 3.5 REQUIRED 5: the addresses of the IP header
     for change in [|_: &mut PeerConfig| {}, plain] {
         let mut pair = connected(1, LinkQuality::RELIABLE, change);
         pair.network.move_node(pair.a, at("10.0.0.9"));
@@ -63,7 +64,8 @@ pub fn the_responder_moves_and_the_initiator_follows_in_two_round_trips() {
 
 #[test]
 fn after_a_move_the_peer_is_told_our_addresses_again_behind_what_is_urgent() {
-    // RFC 4555 3.6: the source of the message is part of the list.
+    //= RFC 4555 3.6 MUST 2: another source needs another request
+    //= RFC 4555 3.6 REQUIRED 3: the source of the message is part of the list
     let told = |pair: &Pair| {
         let story = pair.network.oracle.story();
         story.lines().filter(|line| line.contains("node 0 to") && line.contains("N(16399)")).count()
@@ -82,6 +84,7 @@ fn after_a_move_the_peer_is_told_our_addresses_again_behind_what_is_urgent() {
 
 #[test]
 fn either_end_moves_on_a_bad_network_and_the_ike_sa_stays() {
+    //= RFC 4555 3.5 REQUIRED 6: the addresses changed again
     for seed in 0..40 {
         let quality = LinkQuality { loss_percent: 10, ..LinkQuality::REORDERING };
         let mut pair = Pair::new(seed, quality).one_sided().both(|config| config.timing.transmissions = 8);
@@ -183,7 +186,7 @@ fn the_initiator_tries_its_own_other_addresses_too() {
 
 #[test]
 fn a_responder_waits_five_minutes_for_an_initiator_that_may_move() {
-    // RFC 4555 3.11: the responder waits long.
+    //= RFC 4555 3.11 SHOULD 1: the responder waits long
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.b_config.remotes.clear();
     pair.start();
@@ -236,6 +239,7 @@ fn each_peer_gets_the_address_that_the_route_to_it_gives() {
 
 #[test]
 fn a_node_that_moves_behind_a_nat_and_back_goes_on_in_udp_and_without() {
+    //= RFC 4555 3.5 REQUIRED 7: NAT traversal on or off
     let mut pair = connected(1, LinkQuality::RELIABLE, plain);
     let encapsulated = |pair: &Pair| {
         let moved = pair.network.nodes[pair.b].events.iter().rev().find_map(|(_, event)| match event {
@@ -256,7 +260,8 @@ fn a_node_that_moves_behind_a_nat_and_back_goes_on_in_udp_and_without() {
 
 #[test]
 pub fn another_mapping_of_the_initiators_nat_is_noticed_by_a_liveness_check() {
-    // RFC 4555 3.8: a liveness check detects a changed NAT mapping, and the addresses are updated.
+    //= RFC 4555 3.8 SHOULD 2: liveness checks detect a changed NAT mapping
+    //= RFC 4555 3.8 SHOULD 3: update the addresses if the mapping changed
     let nat = Nat::new("192.0.2.1");
     let mut pair = Pair::with_nats(1, LinkQuality::RELIABLE, Some(nat), None).one_sided().both(plain);
     pair.b_config.remotes.clear();
@@ -269,7 +274,7 @@ pub fn another_mapping_of_the_initiators_nat_is_noticed_by_a_liveness_check() {
 
 #[test]
 fn a_peer_that_does_not_speak_mobike_is_told_nothing() {
-    // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
+    //= RFC 4555 3.2 MUST 1: MOBIKE is announced in IKE_AUTH
     for (ours, theirs) in [(true, false), (false, true)] {
         let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
         (pair.a_config.mobike, pair.b_config.mobike) = (ours, theirs);
@@ -287,7 +292,7 @@ fn a_peer_that_does_not_speak_mobike_is_told_nothing() {
 
 #[test]
 pub fn a_copied_update_with_a_forged_source_diverts_nothing() {
-    // RFC 4555 3.7: ESP follows after the check.
+    //= RFC 4555 3.7 SHOULD 2: ESP follows after the check
     let mut pair = connected(1, LinkQuality::RELIABLE, |_| {});
     // An attacker between the two ends intercepts the datagrams that `a` sends from its new
     // address, and forwards them with the address of a third host as source.
@@ -384,6 +389,7 @@ fn cookie2(octets: usize) -> crate::foreign::Part {
 
 #[test]
 fn an_address_that_was_given_up_is_checked_again_when_the_peer_uses_it() {
+    //= RFC 4555 3.7 REQUIRED 6: a request to several addresses shows no path
     const NEW: &str = "198.51.100.8:4500";
     let mut foreign = mobile_foreign();
     request_from(&mut foreign, NEW, &[update()]);
@@ -403,7 +409,8 @@ fn an_address_that_was_given_up_is_checked_again_when_the_peer_uses_it() {
 
 #[test]
 pub fn a_foreign_initiator_is_checked_before_esp_follows_it() {
-    // RFC 4555 3.7: one end copies COOKIE2, and the other end compares it.
+    //= RFC 4555 3.7 SHOULD 1: the path is checked
+    //= RFC 4555 3.7 MUST 3: COOKIE2 is copied unchanged
     let mut foreign = mobile_foreign();
     let messages = request_from(&mut foreign, "198.51.100.8:4500", &[update(), cookie2(64)]);
     let (answers, checks): (Vec<_>, Vec<_>) = messages.into_iter().partition(|message| message.header.response());
@@ -444,7 +451,8 @@ fn updates_from_many_places_do_not_multiply_a_request_that_nobody_answers() {
 
 #[test]
 pub fn another_cookie2_closes_the_ike_sa() {
-    // RFC 4555 3.7: a different COOKIE2 closes the IKE SA.
+    //= RFC 4555 3.7 MUST 4: COOKIE2 is compared with the one that was sent
+    //= RFC 4555 3.7 MUST 5: a different COOKIE2 closes the IKE SA
     for wrong in [Some(vec![1; 16]), Some(Vec::new()), None] {
         let mut foreign = mobile_foreign();
         let messages = request_from(&mut foreign, "198.51.100.8:4500", &[update()]);
@@ -459,7 +467,7 @@ pub fn another_cookie2_closes_the_ike_sa() {
 
 #[test]
 pub fn who_asks_from_elsewhere_without_an_update_moves_nothing() {
-    // RFC 4555 3.8: IKE messages without UPDATE_SA_ADDRESSES do not move the SAs.
+    //= RFC 4555 3.8 MUST NOT 4: nothing moves without UPDATE_SA_ADDRESSES
     let mut foreign = mobile_foreign();
     let messages = request_from(&mut foreign, "198.51.100.8:4500", &[]);
     assert_eq!(messages.len(), 1, "the answer, and no check: {messages:?}");
@@ -470,7 +478,8 @@ pub fn who_asks_from_elsewhere_without_an_update_moves_nothing() {
 
 #[test]
 pub fn a_nat_that_the_peer_forbids_is_found() {
-    // RFC 4555 3.9: the addresses in the notification are compared with the IP header.
+    //= RFC 4555 3.9 MUST 2: compared with the IP header
+    //= RFC 4555 3.9 REQUIRED 3: UNEXPECTED_NAT_DETECTED
     let mut foreign = mobile_foreign();
     let octets = |from: [u8; 4], port: u16| {
         [from.as_slice(), &[10, 0, 0, 1], &port.to_be_bytes(), &500_u16.to_be_bytes()].concat()
@@ -506,6 +515,7 @@ fn an_impossible_address_is_refused() {
 
 #[test]
 fn what_is_malformed_or_too_much_changes_nothing() {
+    //= RFC 4555 4.2.5 MUST 1: 8 to 64 octets
     let mut foreign = mobile_foreign();
     let additional = |octets: &[u8]| notification(notify::ADDITIONAL_IP4_ADDRESS, 0, &[], octets);
     let mut many: Vec<_> = (0..100).map(|host| additional(&[10, 9, 0, host])).collect();
@@ -514,6 +524,14 @@ fn what_is_malformed_or_too_much_changes_nothing() {
     assert_eq!(messages.len(), 1);
     assert!(messages[0].payloads.is_empty(), "a COOKIE2 of a forbidden length is not returned");
     assert_eq!(moves(&foreign), 0);
+}
+
+#[test]
+fn without_a_nat_both_ends_use_port_4500_from_ike_auth_on() {
+    //= RFC 4555 3.3 MUST 1: port 4500 with MOBIKE
+    let pair = connected(1, LinkQuality::RELIABLE, plain);
+    let init = pair.network.wire.iter().filter(|(_, to, _)| to.port() == 500).count();
+    assert_eq!(init, 2, "IKE_SA_INIT alone goes to port 500");
 }
 
 #[test]

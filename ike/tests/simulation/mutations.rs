@@ -12,7 +12,7 @@ use edge_ike::mutations::{ALL, activate};
 use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
-use crate::{changes, children, internal_addresses, liveness, mobike, rekey, rules, suites, transport};
+use crate::{changes, childless, children, internal_addresses, liveness, mobike, rekey, rules, suites, transport};
 
 /// Number of runs under faults, which are tried after all other tests.
 const FAULTY_RUNS: u64 = 200;
@@ -74,6 +74,7 @@ const TESTS: &[(&str, fn())] = &[
     ("too many CHILD_SAs", children::a_child_sa_beyond_the_limit_is_refused_and_the_others_stay),
     ("rekey of the IKE SA of several", children::a_rekey_of_the_ike_sa_moves_all_child_sas),
     ("authentication of several", children::a_new_authentication_makes_all_child_sas_before_the_old_ones_go),
+    ("no CHILD_SA in IKE_AUTH", childless::each_pair_of_settings_leaves_out_the_child_sa_as_the_words_say),
     ("transport mode", transport::two_hosts_in_transport_mode_rekey_and_lose_nothing),
     ("declined transport mode", transport::a_host_that_is_given_a_tunnel_instead_deletes_it_and_says_so),
     ("algorithms", suites::every_algorithm_carries_an_ike_sa_and_a_child_sa_through_their_rekeys),

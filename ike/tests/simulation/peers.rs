@@ -6,8 +6,8 @@ use std::time::Duration;
 use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::event::{PeerError, PeerErrorKind};
 use edge_ike::{
-    AddressAssignment, Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, PeerConfig, PeerName,
-    Secret,
+    AddressAssignment, Auth, ChildConfig, ChildName, Childless, Endpoint, EndpointConfig, Event, Identity, PeerConfig,
+    PeerName, Secret,
 };
 
 use crate::network::{LinkQuality, Nat, Network};
@@ -54,6 +54,7 @@ pub fn peer(us: &str, them: &str, remotes: &[&str]) -> PeerConfig {
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing::default(),
     }
 }

@@ -74,11 +74,13 @@ fn lan_host_poses_as_a_local_pod(world: &World, pods: &Pods) -> Result<()> {
             "nft list table inet edge-cni on edge-a1",
             || {
                 let (source, target) = (source.to_string(), target.to_string());
-                neighbour.output(
+                let sent = neighbour.output(
                     neighbour
                         .command("ping")
                         .args(["-n", "-q", "-c", "3", "-i", "0.1", "-W", "0.3", "-I", &source, &target]),
                 )?;
+                let sent = String::from_utf8_lossy(&sent.stdout);
+                ensure!(sent.contains("3 packets transmitted"), "the neighbour sent nothing: {sent}");
                 let counted = cloud.pod.sh("nft list table inet watch")?;
                 ensure!(counted.contains("packets 0 "), "the pod on {} got them: {counted}", cloud.node);
                 Ok("3 sent")

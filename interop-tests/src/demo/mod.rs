@@ -13,6 +13,7 @@
 //!   reach nothing and that other programs' rules are handled or reported. `router_advertisements`
 //!   is a part of this scenario. A second scenario in `firewall` has the rules of Docker and
 //!   firewalld.
+//! - [`tour`]: shows the same network to a person, step by step.
 //! - [`chaos`]: causes random events in the same network.
 
 mod api_server;
@@ -36,6 +37,7 @@ mod router_advertisements;
 mod status;
 mod status_and_kernel;
 pub mod tcp;
+pub mod tour;
 mod tunnel_watch;
 mod world;
 

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant as Clock};
 use anyhow::{Context as _, Result, ensure};
 use edge_ike::config::{AgentNotifications, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer, Prf, Timing};
 use edge_ike::{
-    AddressAssignment, Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Event, Identity, Instant, PeerConfig,
-    PeerName, Secret,
+    AddressAssignment, Auth, ChildConfig, ChildName, Childless, Endpoint, EndpointConfig, Event, Identity, Instant,
+    PeerConfig, PeerName, Secret,
 };
 use rustix::event::{Timespec, epoll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -329,6 +329,7 @@ fn peer_config(set: &PeerSet, index: u32) -> PeerConfig {
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing { liveness: LIVENESS, ..Timing::default() },
     }
 }

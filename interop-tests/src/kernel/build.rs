@@ -67,8 +67,7 @@ fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Pro
         let line = line?;
         if let Some(object) = line.strip_prefix("  CC ") {
             objects += 1;
-            let percent = (objects * 100 / OBJECTS).min(99);
-            progress.at(&format!("{percent}% {}", object.trim()));
+            progress.part(objects, OBJECTS, object.trim());
         }
     }
     let status = child.wait()?;

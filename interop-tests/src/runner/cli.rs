@@ -1,8 +1,9 @@
 //! Runs the host's side of a run of scenarios.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -101,8 +102,7 @@ pub fn outcomes(
     if options.keep && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
         bail!("--keep opens a shell in the failed lab: it needs a terminal");
     }
-    let backend = choose(options.backend.as_deref())?;
-    let programs = build::programs()?;
+    let (backend, programs) = backend_and_programs(options.backend.as_deref())?;
     let env: Vec<_> = build::tests(&queue)?.into_iter().chain(options.env.iter().cloned()).collect();
     build::control_plane(&queue)?;
     let out = build::target_directory()?.join("lab-logs");
@@ -136,6 +136,19 @@ pub fn outcomes(
         queue.remove(0);
     }
     Ok(all)
+}
+
+/// Chooses a backend and builds the programs, both at the same time, since the lab kernel may have
+/// to be built too.
+fn backend_and_programs(forced: Option<&str>) -> Result<(Backend, PathBuf)> {
+    let cancelled = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let programs = scope.spawn(|| build::programs_unless(&cancelled));
+        let backend = choose(forced);
+        cancelled.store(backend.is_err(), Ordering::Relaxed);
+        let programs = programs.join();
+        Ok((backend?, programs.map_err(|_| anyhow::anyhow!("the build of the programs panicked"))??))
+    })
 }
 
 /// A lab that ended unexpectedly, while a scenario ran or after the last one.

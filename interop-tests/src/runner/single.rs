@@ -29,14 +29,14 @@ pub fn main(scenarios: &[&'static Scenario], name: &str, out: &Path, programs: &
     if !keep {
         end_at_deadline(scenario, out.to_owned(), started);
     }
-    let lab = Lab::new(out, programs);
+    let lab = Lab::new(out, programs, keep);
     let ended = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&lab)));
     let outcome = outcome(scenario, started, ended);
     if outcome.result == TestResult::Fail {
         dump_all(out);
         if keep {
             eprintln!("{name} failed: {}", outcome.why);
-            shell(out).context("the shell in the failed lab")?;
+            shell(&lab).context("the shell in the failed lab")?;
         }
     }
     write(out, &outcome)?;
@@ -90,23 +90,14 @@ fn write(out: &Path, outcome: &Outcome) -> Result<()> {
     std::fs::rename(staged, &file).with_context(|| format!("writing {}", file.display()))
 }
 
-/// Opens a shell with a function for each node. All programs still run.
-fn shell(out: &Path) -> Result<()> {
-    use std::fmt::Write as _;
-    let mut script = String::from("PS1='lab# '\n");
-    let mut names = Vec::new();
-    for (name, entrance) in crate::topology::enter_commands() {
-        writeln!(script, "function {name} {{ {entrance} \"${{@:-bash}}\"; }}")?;
-        names.push(name);
-    }
-    let file = out.join("shell.rc");
-    std::fs::write(&file, script)?;
+/// Opens a shell in the failed lab. All programs still run.
+fn shell(lab: &Lab) -> Result<()> {
+    let shell = lab.shell()?;
     eprintln!(
         "a shell in the failed lab; each node is a command: `{} ip xfrm state`\nnodes: {}\nlogs: {}\n`exit` ends it",
-        names.first().map_or("NODE", String::as_str),
-        names.join(" "),
-        out.display()
+        shell.names.first().map_or("NODE", String::as_str),
+        shell.names.join(" "),
+        lab.out().display()
     );
-    Command::new("bash").arg("--rcfile").arg(&file).arg("-i").current_dir(out).status()?;
-    Ok(())
+    shell.interact()
 }

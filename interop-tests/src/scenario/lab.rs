@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
+use super::shell::Shell;
 use crate::topology::{Net, NetworkPlan};
 
 /// A scenario's network, the programs under test, and a directory for its logs.
@@ -14,6 +15,7 @@ pub struct Lab {
     programs: PathBuf,
     net: OnceCell<Net>,
     started: Instant,
+    terminal: bool,
 }
 
 /// The error of a scenario that cannot run on this machine; made by [`skip`].
@@ -30,8 +32,23 @@ pub fn skip<T>(why: &str) -> Result<T> {
 }
 
 impl Lab {
-    pub(crate) fn new(out: &Path, programs: &Path) -> Self {
-        Self { out: out.to_owned(), programs: programs.to_owned(), net: OnceCell::new(), started: Instant::now() }
+    /// Makes the tools. `terminal` is whether a person watches the scenario on a terminal.
+    pub(crate) fn new(out: &Path, programs: &Path, terminal: bool) -> Self {
+        let (out, programs) = (out.to_owned(), programs.to_owned());
+        Self { out, programs, net: OnceCell::new(), started: Instant::now(), terminal }
+    }
+
+    /// Returns whether a person watches the scenario, and can type, on a terminal.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.terminal
+    }
+
+    /// Makes a shell in which each node and pod of the network is a command.
+    ///
+    /// # Errors
+    /// Returns an error if a file cannot be written.
+    pub(crate) fn shell(&self) -> Result<Shell> {
+        Shell::new(&self.out, &self.programs)
     }
 
     /// Builds the scenario's network, which exists until the scenario ends. A scenario has only one

@@ -1,6 +1,7 @@
 //! Defines a scenario: its description, its tools ([`Lab`]) and its outcome.
 
 mod lab;
+mod shell;
 
 use std::time::Duration;
 

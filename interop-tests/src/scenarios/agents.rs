@@ -155,13 +155,13 @@ fn ping(lab: &Lab) -> Result<()> {
         let result = found.pointer("/results/0").context("a result")?;
         let is = |key: &str, value: Value| result.get(key) == Some(&value);
         ensure!(is("sent", 4.into()) && is("received", 4.into()) && is("peer", "moon".into()), "{result}");
-        ensure!(is("source", from.into()), "{result}");
+        ensure!(is("source", from.into()) && is("path", "direct".into()), "{result}");
         // The wire delays each packet by 50 ms.
         let shortest = result.pointer("/round_trip_ms/min").and_then(Value::as_f64).unwrap_or_default();
         ensure!(shortest >= 50.0, "{result}");
     }
-    wire.expect_none("net 10.0.0.0/8 or net fd00::/8")?;
     wire.stop()?;
+    wire.expect_none("net 10.0.0.0/8 or net fd00::/8")?;
     lab.step("pings in both families go through the tunnel");
 
     let Err(why) = a.command(&["ping", "10.2.0.77", "--count", "2", "--interval", "50ms", "--timeout", "1s"]) else {
@@ -224,6 +224,6 @@ fn on_demand(lab: &Lab) -> Result<()> {
         ensure!(report.gaps.iter().all(|gap| gap.first > 1), "the first packet was lost: {report:?}");
     }
     both_wait()?;
-    wire.expect_none("net 10.0.0.0/8")?;
-    wire.stop()
+    wire.stop()?;
+    wire.expect_none("net 10.0.0.0/8")
 }

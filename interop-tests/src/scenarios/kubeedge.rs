@@ -26,7 +26,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
 const CLOUD: &str = "203.0.113.2";
 
 /// The directory of edgecore's files.
-const EDGECORE_DIRECTORY: &str = "/var/lib/kubeedge";
+pub(super) const EDGECORE_DIRECTORY: &str = "/var/lib/kubeedge";
 
 /// The directory in which the container image is created.
 const IMAGE: &str = "/run/image";
@@ -35,10 +35,10 @@ const IMAGE: &str = "/run/image";
 const PLUGINS: &str = "/etc/cni/bin";
 
 /// Time limit for each wait for edgecore or containerd.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Returns the reason why edgecore's pods cannot run in the lab. `None` if they can.
-fn unavailable() -> Option<String> {
+pub(super) fn unavailable() -> Option<String> {
     let needed = [
         ("containerd", "containerd"),
         ("ctr", "containerd"),
@@ -76,12 +76,7 @@ fn edgecore_pod(lab: &Lab) -> Result<()> {
     plan.host("other").on("east", &["203.0.113.11/24"]).via("203.0.113.1");
     let net = lab.build(&plan)?;
     let (cloud, edge, other) = (net.node("cloud"), net.node("edge"), net.node("other"));
-    let controllers = controllers(edge)?;
-    if !controllers.contains("memory") {
-        return skip(&format!(
-            "this kernel's cgroups of version 2 have no memory controller, which kubelets need: {controllers:?}"
-        ));
-    }
+    mount_cgroups(edge)?;
     let mut controller = Controller::start(lab, cloud, CLOUD, "")?;
     let mut agents = [controller.join(edge, "edge")?, controller.join(other, "edge")?];
     for agent in &mut agents {
@@ -99,7 +94,7 @@ fn edgecore_pod(lab: &Lab) -> Result<()> {
 
     let mut capture = net.node("isp").capture("west")?;
     let _containerd = start_containerd(edge)?;
-    let _edgecore = start_edgecore(edge)?;
+    let _edgecore = start_edgecore(edge, &[])?;
     lab.step("containerd and edgecore run on the other one");
 
     let manifest = format!("{EDGECORE_DIRECTORY}/manifests/web.json");
@@ -133,13 +128,19 @@ fn edgecore_pod(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Mounts cgroups of version 2 on a node. Returns the names of their controllers.
-fn controllers(node: &Node) -> Result<String> {
-    node.sh("mount -t cgroup2 cgroup2 /sys/fs/cgroup && cat /sys/fs/cgroup/cgroup.controllers")
+/// Mounts cgroups of version 2 on a node. Skips the scenario if a kubelet cannot use them.
+pub(super) fn mount_cgroups(node: &Node) -> Result<()> {
+    let controllers = node.sh("mount -t cgroup2 cgroup2 /sys/fs/cgroup && cat /sys/fs/cgroup/cgroup.controllers")?;
+    if !controllers.contains("memory") {
+        return skip(&format!(
+            "this kernel's cgroups of version 2 have no memory controller, which kubelets need: {controllers:?}"
+        ));
+    }
+    Ok(())
 }
 
 /// Starts containerd, and imports the container image.
-fn start_containerd(node: &Node) -> Result<Process> {
+pub(super) fn start_containerd(node: &Node) -> Result<Process> {
     let config = format!(
         r#"version = 2
 [plugins."io.containerd.grpc.v1.cri"]
@@ -172,8 +173,8 @@ snapshotter = "native"
     Ok(process)
 }
 
-/// Starts edgecore, and writes its Node object.
-fn start_edgecore(node: &Node) -> Result<Process> {
+/// Starts edgecore, and writes its Node object. `cluster_dns` has the name servers of pods.
+pub(super) fn start_edgecore(node: &Node, cluster_dns: &[String]) -> Result<Process> {
     // User-Mode Linux reports no clock rate of its CPUs. The kubelet does not start without one.
     node.sh("if ! grep -q 'cpu MHz' /proc/cpuinfo; then
              { cat /proc/cpuinfo; echo 'cpu MHz : 1000.000'; } >/run/cpuinfo && mount --bind /run/cpuinfo /proc/cpuinfo
@@ -182,7 +183,8 @@ fn start_edgecore(node: &Node) -> Result<Process> {
     node.write("/run/hosts", "127.0.0.1 localhost\n192.0.2.10 edge\n")?;
     node.sh("mount --bind /run/hosts /etc/hosts")?;
     node.sh(&format!("mkdir -p {EDGECORE_DIRECTORY}/manifests {EDGECORE_DIRECTORY}/edgecore"))?;
-    let settings = Settings { node: "edge", directory: EDGECORE_DIRECTORY, cgroup: "", cloud: Cloud::Never };
+    let settings =
+        Settings { node: "edge", directory: EDGECORE_DIRECTORY, cgroup: "", cloud: Cloud::Never, cluster_dns };
     let file = format!("{EDGECORE_DIRECTORY}/edgecore.yaml");
     node.write(&file, &edgecore::configuration(&settings).to_string())?;
     let program = EDGECORE.built().context("no edgecore")?.join("edgecore");
@@ -217,10 +219,18 @@ fn lease(lab: &Lab, node: &Node) -> Result<Option<(String, String)>> {
 
 /// Sends a ping from the running container of edgecore's pod.
 fn pings(node: &Node, to: &str) -> Result<()> {
+    run_in_pod(node, &["ping", "-q", "-c", "1", "-W", "1", to]).map(drop)
+}
+
+/// Runs a command in the running container of edgecore's pod. Returns its output.
+pub(super) fn run_in_pod(node: &Node, argv: &[&str]) -> Result<String> {
     let containers = ctr(node, &["containers", "list", "--quiet", "labels.\"io.cri-containerd.kind\"==container"])?;
-    let answered = containers.lines().any(|container| {
-        ctr(node, &["tasks", "exec", "--exec-id", "ping", container, "ping", "-q", "-c", "1", "-W", "1", to]).is_ok()
-    });
-    ensure!(answered, "{to} does not answer a container of {:?}", containers.lines().collect::<Vec<_>>());
-    Ok(())
+    let mut outcome = Err(anyhow::anyhow!("edgecore's pod has no container"));
+    for container in containers.lines() {
+        outcome = ctr(node, &[&["tasks", "exec", "--exec-id", "command", container], argv].concat());
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
 }

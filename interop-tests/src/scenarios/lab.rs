@@ -59,9 +59,9 @@ fn clear_ping_is_captured(lab: &Lab) -> Result<()> {
     inside.wait_for("icmp and src 192.168.1.10 and dst 203.0.113.10")?;
     inside.wait_for("icmp6 and src 2001:db8:1::10")?;
     outside.wait_for("icmp and src 203.0.113.1 and dst 203.0.113.10")?;
-    outside.expect_none("net 192.168.1.0/24")?;
     inside.stop()?;
-    outside.stop()
+    outside.stop()?;
+    outside.expect_none("net 192.168.1.0/24")
 }
 
 fn loss_is_counted(lab: &Lab) -> Result<()> {

@@ -9,6 +9,7 @@ mod connectivity;
 mod crate_tests;
 mod failure_reports;
 mod kubeedge;
+mod kubeedge_services;
 mod lab;
 mod nats;
 mod path_mtu;
@@ -24,6 +25,7 @@ pub fn all() -> Vec<&'static Scenario> {
     [
         agents::SCENARIOS,
         kubeedge::SCENARIOS,
+        kubeedge_services::SCENARIOS,
         lab::SCENARIOS,
         charon::SCENARIOS,
         connectivity::SCENARIOS,
@@ -43,6 +45,7 @@ pub fn all() -> Vec<&'static Scenario> {
         &crate::demo::DOCKER_AND_FIREWALLD,
         &crate::demo::SCENARIO,
         &crate::demo::KUBERNETES,
+        &crate::demo::tour::SCENARIO,
         &crate::demo::chaos::SHORT,
         &crate::demo::chaos::LONG,
     ])

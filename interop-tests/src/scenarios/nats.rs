@@ -160,6 +160,14 @@ impl<'a> Edges<'a> {
         Ping::start(pod, address, pace)
     }
 
+    /// Waits until neither edge makes another IKE SA with the other one. Both may have begun the
+    /// tunnel. Until the attempts have ended, after 5.5 s, one IKE SA may take the other's place.
+    fn settle(&self) -> Result<()> {
+        let mut ping = self.ping()?;
+        ping.wait_more(300)?;
+        ping.stop().map(drop)
+    }
+
     /// Returns what the status of the edge with this index says about the other edge.
     fn report(&self, index: usize) -> Result<Value> {
         let peer = format!("edge-{}", 1 - index);
@@ -208,13 +216,16 @@ fn relayed(lab: &Lab, first: Nat, second: Nat) -> Result<()> {
     let mut capture = edges.net.node("hub").capture("isp")?;
     edges.wait_up()?;
     edges.wait_relayed_by(Some("hub"))?;
+    edges.settle()?;
     let mut ping = edges.ping()?;
     ping.wait_more(50)?;
     ping.stop()?.expect_none_lost()?;
     lab.step("the ping went by the relay");
-    for agent in &edges.agents {
+    for (agent, peer) in edges.agents.iter().zip(["edge-1", "edge-0"]) {
         let text = agent.command(&["status"])?;
         ensure!(text.contains("up, relayed by hub"), "the table does not say who relays: {text}");
+        let text = agent.command(&["ping", peer, "--count", "3"])?;
+        ensure!(text.contains("relayed by hub"), "the ping does not say who relays: {text}");
     }
     let text = edges.hub.command(&["status"])?;
     ensure!(text.contains("relay between 1 pairs of nodes"), "the hub does not say that it relays: {text}");
@@ -225,10 +236,10 @@ fn relayed(lab: &Lab, first: Nat, second: Nat) -> Result<()> {
     ensure!(known.is_none(), "the hub has an SA of the relayed pair: {known:?}");
     capture.wait_for(&format!("udp portrange {RELAY_PORTS} and host 203.0.113.10"))?;
     capture.wait_for(&format!("udp portrange {RELAY_PORTS} and host 203.0.113.11"))?;
+    capture.stop()?;
     for (_, address) in &edges.pods {
         capture.expect_none(&format!("host {address}"))?;
     }
-    capture.stop()?;
     strangers_reach_nobody(lab, &edges)
 }
 
@@ -246,8 +257,8 @@ fn strangers_reach_nobody(lab: &Lab, edges: &Edges) -> Result<()> {
     ping.wait_more(25)?;
     ping.stop()?.expect_none_lost()?;
     for capture in &mut captures {
-        capture.expect_none("udp[8:4] = 0x53545247")?;
         capture.stop()?;
+        capture.expect_none("udp[8:4] = 0x53545247")?;
     }
     lab.step("what strangers sent went nowhere");
     Ok(())
@@ -269,11 +280,7 @@ fn relay_direct_later(lab: &Lab) -> Result<()> {
     let mut edges = Edges::start(lab, [Nat::Symmetric, Nat::Symmetric])?;
     edges.wait_up()?;
     edges.wait_relayed_by(Some("hub"))?;
-    // Both edges may have begun the tunnel. Until the attempts have ended, after 5.5 s, one IKE SA
-    // may take the other's place.
-    let mut settling = edges.ping()?;
-    settling.wait_more(300)?;
-    settling.stop()?;
+    edges.settle()?;
     for index in 0..2 {
         // Only new flows use the new rules. Flows that connection tracking knows keep their ports.
         edges.net.node(&format!("r-{index}")).sh(&format!(
@@ -319,6 +326,7 @@ fn relay_hub_restarted(lab: &Lab) -> Result<()> {
         Ok(())
     })?;
     edges.wait_relayed_by(Some("hub"))?;
+    edges.settle()?;
     let mut ping = edges.ping()?;
     ping.wait_more(50)?;
     ping.stop()?.expect_none_lost()
@@ -341,6 +349,7 @@ fn relay_hub_lost(lab: &Lab) -> Result<()> {
         Ok(())
     })?;
     edges.wait_relayed_by(Some("hub-2"))?;
+    edges.settle()?;
     let mut ping = edges.ping()?;
     ping.wait_more(50)?;
     ping.stop()?.expect_none_lost()

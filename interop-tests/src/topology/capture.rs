@@ -13,6 +13,8 @@ use super::process::Process;
 pub struct Capture {
     process: Process,
     file: PathBuf,
+    /// Whether tcpdump has written everything.
+    stopped: bool,
 }
 
 impl Namespaces {
@@ -38,7 +40,7 @@ impl Capture {
                 .arg(&file),
         )?;
         process.wait_log("listening on")?;
-        Ok(Self { process, file })
+        Ok(Self { process, file, stopped: false })
     }
 
     /// Returns the path of the capture's file.
@@ -47,8 +49,8 @@ impl Capture {
         &self.file
     }
 
-    /// Returns the packets captured so far that match a filter (pcap-filter(7)), each as a line
-    /// from tcpdump.
+    /// Returns the packets captured so far that match a filter (pcap-filter(7); empty for all),
+    /// each as a line from tcpdump.
     ///
     /// # Errors
     /// Returns an error if the filter is invalid.
@@ -56,7 +58,7 @@ impl Capture {
         let out = Command::new("tcpdump")
             .args(["-n", "-tt", "-r"])
             .arg(&self.file)
-            .arg(filter)
+            .args(Some(filter).filter(|filter| !filter.is_empty()))
             .output()
             .context("tcpdump cannot be run")?;
         let said = String::from_utf8_lossy(&out.stderr);
@@ -83,12 +85,24 @@ impl Capture {
         Ok(spis)
     }
 
-    /// Fails if a packet captured so far matches the filter. The message contains the first
-    /// matching packets.
+    /// Fails if a packet of a capture that has ended matches the filter. The message contains the
+    /// first matching packets.
+    ///
+    /// # Errors
+    /// Returns an error if a packet matches, if nothing at all was captured, if the capture still
+    /// runs, or if the filter is invalid.
+    pub fn expect_none(&self, filter: &str) -> Result<()> {
+        ensure!(self.stopped, "the capture still runs, so that its last packets may be missing");
+        ensure!(!self.packets("")?.is_empty(), "{} has no packet, which proves nothing", self.file.display());
+        self.expect_none_so_far(filter)
+    }
+
+    /// Fails if a packet captured so far matches the filter. The last packets may be missing, so
+    /// the caller must show afterwards that such a packet is captured.
     ///
     /// # Errors
     /// Returns an error if a packet matches, or the filter is invalid.
-    pub fn expect_none(&self, filter: &str) -> Result<()> {
+    pub fn expect_none_so_far(&self, filter: &str) -> Result<()> {
         let packets = self.packets(filter)?;
         ensure!(
             packets.is_empty(),
@@ -121,6 +135,7 @@ impl Capture {
         self.process.wait_end(crate::wait::TIMEOUT)?;
         let log = self.process.log();
         ensure!(log.contains("\n0 packets dropped by kernel"), "this capture is not whole: {log}");
+        self.stopped = true;
         Ok(())
     }
 }

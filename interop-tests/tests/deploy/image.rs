@@ -1,12 +1,15 @@
-//! Tests in containerd that the programs in the image run as in the manifests.
+//! Tests in containerd, which is called through CRI as by a kubelet, that the programs in the image
+//! run in pods as in the manifests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use interop_tests::netns::succeed;
 use interop_tests::suite::Test;
-use interop_tests::{executables, wait};
+use interop_tests::{executables, oci_image, wait};
+use serde_json::{Value, json};
 
 use crate::programs::{built, output, workspace};
 
@@ -19,9 +22,17 @@ const IMAGE: &str = "registry.example.org/edge-cni:test";
 
 /// Returns the reason why no container can run on this machine; `None` if one can.
 pub(crate) fn unavailable() -> Option<String> {
-    let missing: Vec<&str> =
-        ["containerd", "ctr", "runc"].into_iter().filter(|program| executables::find(program).is_none()).collect();
-    (!missing.is_empty()).then(|| format!("{} missing: apt-get install containerd", missing.join(" and ")))
+    let missing: Vec<&str> = ["containerd", "ctr", "runc", "busybox"]
+        .into_iter()
+        .filter(|program| executables::find(program).is_none())
+        .chain((!crictl().is_file()).then_some("crictl"))
+        .collect();
+    (!missing.is_empty()).then(|| format!("{} missing: run `.ci/install test`", missing.join(" and ")))
+}
+
+/// Returns the path of the client of CRI that `.ci/install test` builds.
+fn crictl() -> PathBuf {
+    workspace("target/cni-plugins/crictl")
 }
 
 /// Writes the image with this workspace's programs.
@@ -39,10 +50,13 @@ fn image(directory: &Path, name: &str) -> PathBuf {
     file
 }
 
-/// A separate containerd, without CRI. It ends with the test.
+/// A separate containerd in a network namespace of its own. It ends with the test, and its pods
+/// too.
 struct Containerd {
     process: Child,
     directory: tempfile::TempDir,
+    /// The parent cgroup of the containers.
+    cgroup: String,
 }
 
 impl Containerd {
@@ -50,47 +64,119 @@ impl Containerd {
         assert!(rustix::process::geteuid().is_root(), "run it as root: containers need namespaces and mounts");
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
-        let text = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {:?}\n",
+        // The pods use containerd's network namespace, as pods with `hostNetwork` do.
+        let config = format!(
+            r#"version = 2
+root = {:?}
+state = {:?}
+[grpc]
+address = {:?}
+[plugins."io.containerd.grpc.v1.cri"]
+disable_apparmor = true
+disable_tcp_service = true
+restrict_oom_score_adj = true
+sandbox_image = "{}"
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "native"
+"#,
             at("root"),
             at("state"),
-            at("socket")
+            at("socket"),
+            oci_image::NAME,
         );
-        fs::write(at("config.toml"), text).unwrap();
+        fs::write(at("config.toml"), config).unwrap();
+        let endpoint = format!("unix://{}", at("socket").display());
+        let client = json!({"runtime-endpoint": endpoint, "image-endpoint": endpoint, "timeout": TIMEOUT.as_secs()});
+        fs::write(at("crictl.yaml"), client.to_string()).unwrap();
         let log = fs::File::create(at("log")).unwrap();
-        let mut command = Command::new("containerd");
-        command.arg("--config").arg(at("config.toml")).stdin(Stdio::null());
+        let script = r#"ip link set lo up && exec containerd --config "$1""#;
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", script, "sh"]).arg(at("config.toml")).stdin(Stdio::null());
         let process =
             command.stdout(log.try_clone().unwrap()).stderr(log).spawn().expect("containerd, from .ci/install");
-        let containerd = Self { process, directory };
-        wait::until("containerd to answer", TIMEOUT, || containerd.ctr(&["version"])).unwrap();
+        let cgroup = format!("/edge-cni-image-{}", std::process::id());
+        let containerd = Self { process, directory, cgroup };
+        wait::until("containerd to answer", TIMEOUT, || containerd.crictl(&["version"])).unwrap();
         containerd
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).to_str().expect("a path in UTF-8").to_owned()
+    }
+
+    fn import(&self, archive: &Path) {
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.directory.path().join("socket")).args(arguments).stdin(Stdio::null());
-        command
+        command.args(["--address", &self.path("socket"), "--namespace", "k8s.io"]);
+        output(command.args(["images", "import", "--snapshotter", "native"]).arg(archive)).unwrap();
     }
 
-    fn ctr(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        output(&mut self.command(arguments)).map_err(anyhow::Error::msg)
+    fn crictl(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(crictl());
+        command.args(["--config", &self.path("crictl.yaml")]).args(arguments).stdin(Stdio::null());
+        Ok(output(&mut command).map_err(anyhow::Error::msg)?.trim().to_owned())
     }
 
-    /// Starts a container from the image. The same paths are writable as in the manifests.
-    fn run(&self, name: &str, more: &[&str], argv: &[&str]) -> Running<'_> {
-        let writable = ["type=tmpfs,dst=/var/lib,options=rw", "type=tmpfs,dst=/run,options=rw"];
-        let mut command = self.command(&["run", "--rm", "--read-only", "--snapshotter", "native"]);
-        command.args(writable.iter().flat_map(|mount| ["--mount", mount])).args(more).args([IMAGE, name]).args(argv);
-        let log = self.directory.path().join(name);
-        let file = fs::File::create(&log).unwrap();
-        let process = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
-        Running { containerd: self, name: name.to_owned(), process, log }
+    fn write(&self, name: &str, value: &Value) -> String {
+        let path = self.path(name);
+        fs::write(&path, value.to_string()).unwrap();
+        path
+    }
+
+    /// Starts a pod with a container from the image. The same paths are writable as in the
+    /// manifests. `mounts` has further directories, which are read-only: the path on this machine,
+    /// and the path in the container.
+    fn run(&self, name: &str, privileged: bool, mounts: &[(&Path, &str)], argv: &[&str]) -> Running<'_> {
+        const NODE: u8 = 2;
+        let namespaces = json!({"network": NODE});
+        let pod = json!({
+            "metadata": {"name": name, "namespace": "edge-cni", "uid": name, "attempt": 0},
+            "log_directory": self.path("logs"),
+            "linux": {
+                "cgroup_parent": self.cgroup,
+                "security_context": {"namespace_options": namespaces, "privileged": privileged},
+            },
+        });
+        let pod_file = self.write(&format!("{name}-pod.json"), &pod);
+        let mut all = Vec::new();
+        for writable in ["/var/lib", "/run"] {
+            let directory = self.path(&format!("{name}{writable}"));
+            fs::create_dir_all(&directory).unwrap();
+            all.push(json!({"host_path": directory, "container_path": writable}));
+        }
+        for (here, there) in mounts {
+            all.push(json!({"host_path": here, "container_path": there, "readonly": true}));
+        }
+        let container = json!({
+            "metadata": {"name": "main", "attempt": 0},
+            "image": {"image": IMAGE},
+            "command": argv,
+            "mounts": all,
+            "log_path": format!("{name}.log"),
+            "linux": {
+                "security_context": {
+                    "namespace_options": namespaces, "privileged": privileged, "readonly_rootfs": true,
+                },
+            },
+        });
+        let container_file = self.write(&format!("{name}-container.json"), &container);
+        let pod = self.crictl(&["runp", &pod_file]).unwrap();
+        let container = self.crictl(&["create", &pod, &container_file, &pod_file]).unwrap();
+        self.crictl(&["start", &container]).unwrap();
+        Running {
+            containerd: self,
+            name: name.to_owned(),
+            container,
+            log: PathBuf::from(self.path("logs")).join(format!("{name}.log")),
+        }
     }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
+        // The shims outlive containerd.
+        if let Err(error) = self.crictl(&["rmp", "--force", "--all"]) {
+            eprintln!("the pods of the image's test are left: {error:#}");
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -99,18 +185,15 @@ impl Drop for Containerd {
 struct Running<'a> {
     containerd: &'a Containerd,
     name: String,
-    process: Child,
+    container: String,
     log: PathBuf,
 }
 
 impl Running<'_> {
     /// Waits until a command in the container answers with a text.
     fn answers(&self, text: &str, argv: &[&str]) {
-        let mut attempt = 0;
         wait::until(&format!("{argv:?} in {} to say {text:?}", self.name), TIMEOUT, || {
-            attempt += 1;
-            let id = format!("exec-{attempt}");
-            let said = self.containerd.ctr(&[&["task", "exec", "--exec-id", &id, &self.name], argv].concat());
+            let said = self.containerd.crictl(&[&["exec", "--sync", &self.container], argv].concat());
             let log = || fs::read_to_string(&self.log).unwrap_or_default();
             let said = said.map_err(|error| error.context(log()))?;
             anyhow::ensure!(said.contains(text), "it says {said:?}; its log: {}", log());
@@ -120,49 +203,52 @@ impl Running<'_> {
     }
 
     /// Ends the program as the kubelet does. Returns the program's output.
-    fn end(mut self) -> String {
-        self.containerd.ctr(&["task", "kill", "--signal", "SIGTERM", &self.name]).unwrap();
-        let status = self.process.wait().unwrap();
+    fn end(self) -> String {
+        self.containerd.crictl(&["stop", "--timeout", "60", &self.container]).unwrap();
+        let state = self.containerd.crictl(&["inspect", "-o", "json", &self.container]).unwrap();
+        let state: Value = serde_json::from_str(&state).unwrap();
         let log = fs::read_to_string(&self.log).unwrap();
-        assert!(status.success(), "{} ended with {status}: {log}", self.name);
+        assert_eq!(state["status"]["exitCode"].as_i64().unwrap_or(0), 0, "{}: {}: {log}", self.name, state["status"]);
+        assert_eq!(state["status"]["reason"], "Completed", "{}: {log}", self.name);
         log
     }
 }
 
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        // The shim outlives containerd.
-        let _ = self.containerd.ctr(&["task", "kill", "--signal", "SIGKILL", &self.name]);
-        let _ = self.process.wait();
-    }
+/// Writes the image of the pods' sandboxes.
+fn sandbox_image(directory: &Path) -> PathBuf {
+    let rootfs = directory.join("sandbox");
+    fs::create_dir_all(rootfs.join("bin")).unwrap();
+    let busybox = executables::find("busybox").expect("busybox-static");
+    succeed(Command::new("cp").arg(busybox).arg(rootfs.join("bin/sleep")));
+    oci_image::write(&rootfs, &directory.join("sandbox-image"))
 }
 
 fn run() {
     let containerd = Containerd::start();
-    let file = image(containerd.directory.path(), "edge-cni.tar");
-    let again = image(containerd.directory.path(), "again.tar");
+    let folder = containerd.directory.path();
+    let file = image(folder, "edge-cni.tar");
+    let again = image(folder, "again.tar");
     assert!(fs::read(&file).unwrap() == fs::read(&again).unwrap(), "the same programs give other bytes");
     fs::remove_file(again).unwrap();
-    let file = file.to_str().expect("a path in UTF-8");
-    containerd.ctr(&["images", "import", "--snapshotter", "native", file]).unwrap();
-    let listed = containerd.ctr(&["images", "list", "--quiet"]).unwrap();
-    assert_eq!(listed.trim(), IMAGE);
+    containerd.import(&file);
+    containerd.import(&sandbox_image(folder));
+    let listed = containerd.crictl(&["inspecti", "-o", "json", IMAGE]).unwrap();
+    assert!(listed.contains(IMAGE), "{listed}");
 
     let arguments = ["run", "--server-names", "controller.example", "--segments-cluster-ranges", "10.77.0.0/16"];
-    let controller = containerd.run("controller", &[], &[&["edge-controller"][..], &arguments].concat());
+    let controller = containerd.run("controller", false, &[], &[&["edge-controller"][..], &arguments].concat());
     controller.answers("CONNECTED", &["edge-controller", "node", "list"]);
     // Runs the plugin, and nft with its libraries.
     controller.answers("edge-cni", &["edge-cni", "--version"]);
     controller.answers("nftables v", &["nft", "--version"]);
     assert!(controller.end().contains("stopped"));
 
-    let folder = containerd.directory.path().join("etc");
-    fs::create_dir(&folder).unwrap();
+    let etc = folder.join("etc");
+    fs::create_dir(&etc).unwrap();
     let text = "role = \"edge\"\n[controller]\nurls = [\"https://192.0.2.1:8443\"]\n";
-    fs::write(folder.join("agent.toml"), text).unwrap();
-    let mount = format!("type=bind,src={},dst=/etc/edge-cni,options=rbind:ro", folder.display());
+    fs::write(etc.join("agent.toml"), text).unwrap();
     let arguments = ["edge-agent", "run", "--config", "/etc/edge-cni/agent.toml"];
-    let agent = containerd.run("agent", &["--privileged", "--mount", &mount], &arguments);
+    let agent = containerd.run("agent", true, &[(&etc, "/etc/edge-cni")], &arguments);
     agent.answers("not connected", &["edge-agent", "status", "--config", "/etc/edge-cni/agent.toml"]);
     assert!(agent.end().contains("tunnels stay in the kernel"));
 }

@@ -5,7 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use interop_tests::edgecore::{self, Cloud, Settings};
+use interop_tests::executables;
 use interop_tests::suite::Test;
+use serde_json::Value;
 
 use crate::helm::{helm, template};
 use crate::programs::{built, output, workspace};
@@ -55,6 +58,27 @@ fn files() {
                 assert_ne!(out.status.code(), Some(2), "{page}: {}", String::from_utf8_lossy(&out.stderr));
                 "agent.toml"
             }
+            "yaml" if text.starts_with("modules:") => {
+                let fragment: Value = serde_saphyr::from_str(&text).unwrap_or_else(|why| panic!("{page}: {why}"));
+                edgecore_has(&page, &edgecore_configuration(), &fragment);
+                "edgecore.yaml"
+            }
+            "ini" if text.contains("\n[Service]\n") => {
+                for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+                    let section = line.starts_with('[') && line.ends_with(']');
+                    assert!(section || line.contains('='), "{page}: {line}");
+                }
+                "unit"
+            }
+            "ini" => {
+                // The lab runs the resolver (`kubeedge/services`), if it is installed.
+                if let Some(dnsmasq) = executables::find("dnsmasq") {
+                    let mut command = Command::new(dnsmasq);
+                    command.arg("--test").arg(format!("--conf-file={}", path.display()));
+                    output(&mut command).unwrap_or_else(|why| panic!("{page}: {why}"));
+                }
+                "resolver.conf"
+            }
             "yaml" => {
                 let path = path.to_str().expect("a path in UTF-8");
                 template(&["--values", path]).unwrap_or_else(|why| panic!("{page}: {why}"));
@@ -65,8 +89,23 @@ fn files() {
         };
         *seen.entry(kind).or_default() += 1;
     }
-    for kind in ["controller.toml", "agent.toml", "values.yaml"] {
+    for kind in ["controller.toml", "agent.toml", "values.yaml", "edgecore.yaml", "unit", "resolver.conf"] {
         assert!(seen.contains_key(kind), "no {kind} was found: {seen:?}");
+    }
+}
+
+/// Returns the configuration with which the lab runs edgecore, which refuses unknown keys.
+fn edgecore_configuration() -> Value {
+    let cluster_dns = &["192.0.2.53".to_owned()];
+    edgecore::configuration(&Settings { node: "edge", directory: "", cgroup: "", cloud: Cloud::Never, cluster_dns })
+}
+
+/// Fails if a part of a configuration of edgecore names a key that the lab's does not have.
+fn edgecore_has(page: &str, configuration: &Value, fragment: &Value) {
+    for (key, value) in fragment.as_object().into_iter().flatten() {
+        let there = configuration.get(key).unwrap_or_else(|| panic!("{page}: the lab's edgecore has no {key}"));
+        assert_eq!(there.is_object(), value.is_object(), "{page}: {key}");
+        edgecore_has(page, there, value);
     }
 }
 

@@ -50,7 +50,8 @@ pub enum Event {
         policy_index: u32,
     },
     /// An SA reached a limit of packets or bytes, or a reserved SPI did not become an SA in time
-    /// (`hard`).
+    /// (`hard`). The kernel also reports a reservation that another SA with the same SPI outlives,
+    /// so read the SA before you believe that it is gone.
     Expire {
         /// Destination and SPI of the SA.
         id: SaId,
@@ -205,7 +206,7 @@ fn parse(frame: &Frame<'_>) -> Result<Option<Event>, String> {
         nl::XFRM_MSG_ACQUIRE => Some(acquire(frame.body)?),
         nl::XFRM_MSG_EXPIRE => expire(frame.body)?,
         nl::XFRM_MSG_NEWSA | nl::XFRM_MSG_UPDSA => Some(Event::SaChanged(Box::new(Sa::decode(frame.body)?))),
-        nl::XFRM_MSG_DELSA => Some(sa_deleted(frame.body)?),
+        nl::XFRM_MSG_DELSA => sa_deleted(frame.body)?,
         nl::XFRM_MSG_FLUSHSA => Some(Event::SasFlushed),
         nl::XFRM_MSG_NEWPOLICY | nl::XFRM_MSG_UPDPOLICY => {
             InstalledPolicy::decode(frame.body)?.map(|policy| Event::PolicyChanged(Box::new(policy)))
@@ -244,18 +245,26 @@ fn acquire(body: &[u8]) -> Result<Event, String> {
 }
 
 /// Parses `struct xfrm_user_expire`. Returns `None` for an entry without SPI, which is the larval
-/// state of an acquire that ended without an answer.
+/// state of an acquire that ended without an answer, and for another protocol than ESP.
 fn expire(body: &[u8]) -> Result<Option<Event>, String> {
     let (fixed, _) = uapi::split(body, nl::XFRM_USER_EXPIRE_LEN)?;
     let raw = nl::UserExpire::parse(fixed).map_err(|error| error.to_string())?;
     let sa = Sa::from_info(&raw.state)?;
-    Ok((sa.id.spi != 0).then_some(Event::Expire { id: sa.id, reqid: sa.reqid, hard: raw.hard != 0 }))
+    Ok((sa.id.spi != 0 && sa.protocol == nl::IPPROTO_ESP).then_some(Event::Expire {
+        id: sa.id,
+        reqid: sa.reqid,
+        hard: raw.hard != 0,
+    }))
 }
 
-/// Parses `struct xfrm_usersa_id` and the SA after it.
-fn sa_deleted(body: &[u8]) -> Result<Event, String> {
+/// Parses `struct xfrm_usersa_id` and the SA after it. Returns `None` for another protocol than
+/// ESP: an SA of AH or IPComp may have the destination and the SPI of one of ours.
+fn sa_deleted(body: &[u8]) -> Result<Option<Event>, String> {
     let (fixed, rest) = uapi::split(body, nl::XFRM_USER_SA_ID_LEN)?;
     let raw = nl::UserSaId::parse(fixed).map_err(|error| error.to_string())?;
+    if raw.proto != nl::IPPROTO_ESP {
+        return Ok(None);
+    }
     let destination =
         uapi::address(&raw.daddr, raw.family).ok_or_else(|| format!("deleted SA of family {}", raw.family))?;
     let mut reqid = None;
@@ -266,7 +275,7 @@ fn sa_deleted(body: &[u8]) -> Result<Event, String> {
         }
         Ok(())
     })?;
-    Ok(Event::SaDeleted { id: SaId { destination, spi: raw.spi }, reqid })
+    Ok(Some(Event::SaDeleted { id: SaId { destination, spi: raw.spi }, reqid }))
 }
 
 /// Parses `struct xfrm_userpolicy_id`, then the policy as `XFRMA_POLICY`, then its templates.

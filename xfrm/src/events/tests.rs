@@ -62,6 +62,18 @@ fn expire_names_the_sa_its_reqid_and_whether_it_is_gone() {
 }
 
 #[test]
+fn the_end_of_an_sa_of_another_protocol_with_the_same_destination_and_spi_is_not_reported() {
+    const AH: u8 = 51;
+    let mut state = params().to_kernel(Features::default()).unwrap().user_sa_info;
+    let mut id = params().id().to_kernel();
+    let deleted = Event::SaDeleted { id: params().id(), reqid: None };
+    assert_eq!(parsed(nl::XFRM_MSG_DELSA, &emitted(&id)), Ok(Some(deleted)));
+    (state.id.proto, id.proto) = (AH, AH);
+    assert_eq!(parsed(nl::XFRM_MSG_EXPIRE, &emitted(&nl::UserExpire { state, hard: 1 })), Ok(None));
+    assert_eq!(parsed(nl::XFRM_MSG_DELSA, &emitted(&id)), Ok(None));
+}
+
+#[test]
 fn a_mapping_names_both_addresses_with_their_ports() {
     let map = nl::UserMapping {
         id: params().id().to_kernel(),

@@ -66,7 +66,10 @@ impl Device {
             enable_ipv6();
         }
         let missing = self.missing_routes(index, config)?;
-        for route in &missing {
+        // A source address may be refused, for example while it is tentative. The other routes are
+        // still needed, so the last refused one is added again after them, for its error.
+        let refused = missing.iter().filter(|route| self.add_route(index, route).is_err()).last();
+        if let Some(route) = refused {
             self.add_route(index, route)?;
         }
         defects.extend(missing.into_iter().map(Defect::Route));
@@ -168,10 +171,9 @@ impl Device {
         // The request replaces an existing route, since the bridge's address may have changed.
         self.netlink.execute(request, wanted.create(), NLM_F_CREATE | NLM_F_REPLACE).map_err(|error| {
             let hint = match error.errno() {
-                Some(libc::EINVAL) if route.source.is_some() => {
-                    " (the host has no such address, or it is still tentative)"
+                Some(libc::EINVAL | libc::EACCES) => {
+                    " (the host has no such address, it is still tentative, or net.ipv6.conf.default.disable_ipv6 is 1)"
                 }
-                Some(libc::EACCES) => " (IPv6 is turned off for new devices: net.ipv6.conf.default.disable_ipv6)",
                 _ => "",
             };
             Error::Guard { what: format!("route {route}{hint}"), error: Box::new(error.into()) }

@@ -35,7 +35,7 @@ pub use sysctls::{Bypass, bypasses};
 /// ranges.
 ///
 /// Allow policies are installed before block policies, so that the host can always reach its own
-/// pods. If one part fails, the remaining parts are still installed, and the first failure is
+/// pods. If one part fails, the remaining parts are still installed, and one of the failures is
 /// returned.
 pub fn install(config: &GuardConfig) -> Result<Vec<Defect>> {
     let config = &config.clone().for_this_kernel();

@@ -8,7 +8,7 @@ use std::path::Path;
 /// The directory of the settings for each interface and for `all`.
 const ROOT: &str = "/proc/sys/net";
 
-/// Settings that bypass policies if their value is 1, by family. IPv6 has no `disable_xfrm`.
+/// Settings that bypass policies unless their value is 0, by family. IPv6 has no `disable_xfrm`.
 const SETTINGS: [(&str, &str); 3] = [("ipv4", "disable_policy"), ("ipv4", "disable_xfrm"), ("ipv6", "disable_policy")];
 
 /// A setting that lets packets pass without a policy lookup.
@@ -43,7 +43,7 @@ impl fmt::Display for Bypass {
             "packets to other nodes' pods are not encrypted and are lost"
         };
         let name = self.name();
-        write!(f, "{name} is 1, so the kernel looks up no policy there and {what}; run `sysctl -w {name}=0`")
+        write!(f, "{name} is not 0, so the kernel looks up no policy there and {what}; run `sysctl -w {name}=0`")
     }
 }
 
@@ -59,7 +59,7 @@ fn bypasses_below(root: &Path) -> Vec<Bypass> {
         let entries = fs::read_dir(root.join(family).join("conf")).into_iter().flatten().flatten();
         for entry in entries.filter(|entry| entry.file_name() != "lo") {
             // The interface may have been removed in the meantime.
-            if fs::read_to_string(entry.path().join(setting)).is_ok_and(|value| value.trim() == "1") {
+            if fs::read_to_string(entry.path().join(setting)).is_ok_and(|value| !value.starts_with('0')) {
                 let interface = entry.file_name().to_string_lossy().into_owned();
                 let bypass = Bypass { family, interface, setting };
                 // Insert in sorted order, since a sort function would add 4 KiB to the plugin's
@@ -91,7 +91,8 @@ mod tests {
         set("ipv4/conf/all/disable_policy", "0");
         set("ipv4/conf/all/disable_xfrm", "1");
         set("ipv4/conf/lo/disable_policy", "1");
-        set("ipv4/conf/eth0.5/disable_policy", "1");
+        // The kernel accepts any number and takes all but 0 for true.
+        set("ipv4/conf/eth0.5/disable_policy", "2");
         set("ipv6/conf/eth0/disable_policy", "1");
         let found = bypasses_below(&root);
         fs::remove_dir_all(&root).unwrap();

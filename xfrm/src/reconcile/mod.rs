@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use netlink_packet_xfrm as nl;
+
 use crate::policy::{InstalledPolicy, Policy, PolicyKey};
 use crate::sa::{Sa, SaId, UdpEncap};
 
@@ -96,11 +98,12 @@ impl SaDiff {
     }
 }
 
-/// Compares SAs.
+/// Compares SAs. Only those of ESP count: one of another protocol may have the destination and the
+/// SPI of one of ours.
 pub fn sas(expected: &[ExpectedSa], observed: &[Sa]) -> SaDiff {
     let mut wanted: HashMap<SaId, ExpectedSa> = expected.iter().map(|sa| (sa.id, *sa)).collect();
     let mut plan = SaDiff::default();
-    for sa in observed.iter().filter(|sa| !sa.is_larval()) {
+    for sa in observed.iter().filter(|sa| !sa.is_larval() && sa.protocol == nl::IPPROTO_ESP) {
         match wanted.remove(&sa.id) {
             Some(want) if want.reqid == sa.reqid && want.encap == sa.encap => {}
             Some(want) => plan.changed.push((want, sa.clone())),

@@ -12,6 +12,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_install_the_guard_at_once", Root, two_at_once),
     ("the_guard_lets_pass_what_it_must_and_nothing_else", Root, packets),
     ("the_nodes_own_packets_take_the_bridges_address", Root, source_address),
+    ("a_route_that_the_kernel_refuses_keeps_no_other_one_away", Root, refused_route),
     ("the_guard_of_a_node_that_owns_the_whole_range_blocks_nothing", Root, whole_range),
     ("the_guard_names_an_interface_or_policy_of_another_that_is_in_its_way", Root, in_the_way),
     ("a_bypassing_socket_speaks_in_clear_where_others_are_blocked", Root, bypass),
@@ -214,6 +215,24 @@ fn source_address() {
     assert!(node.ip("route get 10.77.0.2").contains("dev ecni0"));
     let error = node.run(|| guard::install(&config(&["10.77.0.9"])).unwrap_err().to_string());
     assert!(error.contains("no such address") && error.contains("10.77.0.9"), "{error}");
+}
+
+fn refused_route() {
+    let namespace = Namespace::new();
+    namespace.ip("link add ecni0 type bridge");
+    namespace.ip("addr add fd77::1/64 dev ecni0 nodad");
+    namespace.ip("link set ecni0 up");
+    let config = || GuardConfig {
+        cluster_ranges: ["10.77.0.0/16", "10.78.0.0/16", "fd77::/32"].map(|range| range.parse().unwrap()).to_vec(),
+        // The host has the second address only.
+        ..config(&["10.77.0.9", "fd77::1"])
+    };
+    let error = namespace.run(move || guard::install(&config()).unwrap_err().to_string());
+    assert!(error.contains("10.78.0.0/16") && error.contains("10.77.0.9"), "a failure is returned: {error}");
+    let missing = namespace.run(move || guard::check(&config()).unwrap());
+    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    assert_eq!(missing.len(), 2, "{missing:?}");
+    assert!(missing.iter().all(|missing| missing.contains("src 10.77.0.9")), "{missing:?}");
 }
 
 fn whole_range() {

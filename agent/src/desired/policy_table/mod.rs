@@ -104,6 +104,11 @@ impl PolicyTable {
         self.guard = self.replace(&before, &PolicySource::Guard, policies);
     }
 
+    /// Returns whether the guard has policies.
+    pub fn has_guard(&self) -> bool {
+        !self.guard.is_empty()
+    }
+
     /// Removes the policies of a former peer.
     pub fn remove_peer(&mut self, peer: &PeerName) {
         self.set_peer(peer, TunnelState::Down, &[]);

@@ -155,7 +155,11 @@ impl Model {
 
     fn update_peer(&mut self, name: &PeerName) {
         let Some(tunnel) = self.desired.tunnels.get(name) else { return self.table.remove_peer(name) };
-        let child = ChildEnds { reqids: reqids(name).unwrap(), ends: self.ends.get(name).cloned() };
+        let child = ChildEnds {
+            child: tunnel.peer.child.name.clone(),
+            reqids: reqids(name).unwrap(),
+            ends: self.ends.get(name).cloned(),
+        };
         let ranges = &self.desired.guard.cluster_ranges;
         let (policies, _) = tunnel_policies(tunnel, ranges, &[child]);
         self.table.set_peer(name, self.state(name), &policies);

@@ -13,6 +13,7 @@
 //! - `remote_changes`: changes of the sets after a few networks behind tunnels came or went. It
 //!   does no I/O.
 //! - `rules`: the commands for `nft -j` that create the table. It does no I/O.
+//! - `set_elements`: the netlink messages that change a few elements of the sets.
 //! - `sets`: the table's named sets, and the commands that change them. It does no I/O.
 //! - `nft`: access to the table in the kernel through `nft -j`.
 
@@ -22,6 +23,7 @@ mod expressions;
 mod nft;
 mod remote_changes;
 mod rules;
+mod set_elements;
 mod sets;
 
 pub use contents::{Firewall, FirewallLinks, PODS_TABLE, TABLE};

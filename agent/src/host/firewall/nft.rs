@@ -1,5 +1,5 @@
 //! Accesses the table in the kernel through `nft -j`, since no maintained crate implements
-//! nftables' netlink protocol.
+//! nftables' netlink protocol. Only elements of sets are changed without `nft`.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -13,7 +13,8 @@ use super::contents::{Firewall, PODS_TABLE, TABLE};
 use super::counters::COUNTERS;
 use super::remote_changes::follow;
 use super::rules::counters;
-use super::sets::{Sets, changes, parse};
+use super::set_elements::{self, MAX_NETWORKS};
+use super::sets::{ElementChange, Sets, changes, parse};
 
 /// Number of packets that a rule dropped since the table was created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,12 +84,22 @@ impl Firewall {
         table: &mut KernelTable,
         transactions: &mut u32,
     ) -> anyhow::Result<()> {
-        let commands = follow(&mut table.sets, applied, self).unwrap_or_else(|| {
-            let sets = self.sets();
-            let commands = changes(&table.sets, &sets);
-            table.sets = sets;
-            commands
-        });
+        let commands = match follow(&mut table.sets, applied, self) {
+            Some(few) if few.iter().map(|change| change.networks.len()).sum::<usize>() <= MAX_NETWORKS => {
+                if !few.is_empty() {
+                    set_elements::apply(&few)?;
+                    *transactions += 1;
+                }
+                return Ok(());
+            }
+            Some(many) => many.iter().map(ElementChange::command).collect(),
+            None => {
+                let sets = self.sets();
+                let commands = changes(&table.sets, &sets);
+                table.sets = sets;
+                commands
+            }
+        };
         run_counted(commands, transactions)
     }
 

@@ -4,19 +4,19 @@
 use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
-use serde_json::Value;
 
 use super::contents::Firewall;
 use super::expressions::{FAMILIES, constant_network};
-use super::sets::{Sets, element_command, without_inner};
+use super::sets::{ElementChange, Sets, without_inner};
 
 /// Maximum number of networks that are changed one by one. If there are more, all sets are built
 /// again.
 const MAX_CHANGES: usize = 64;
 
-/// Changes the sets of `before` to those of `after`, and returns the commands that do so in the
-/// kernel. `None`, with unchanged sets, if more than a few networks in [`Firewall::remote`] differ.
-pub(super) fn follow(sets: &mut Sets, before: &Firewall, after: &Firewall) -> Option<Vec<Value>> {
+/// Changes the sets of `before` to those of `after`, and returns the changes in the order in which
+/// the kernel must make them. `None`, with unchanged sets, if more than a few networks in
+/// [`Firewall::remote`] differ.
+pub(super) fn follow(sets: &mut Sets, before: &Firewall, after: &Firewall) -> Option<Vec<ElementChange>> {
     if !before.is_same_except_remote(after) || ![before, after].iter().all(|all| is_ordered(&all.remote)) {
         return None;
     }
@@ -44,8 +44,8 @@ pub(super) fn follow(sets: &mut Sets, before: &Firewall, after: &Firewall) -> Op
             for network in new.iter().filter(is_of_family) {
                 change.add(*network);
             }
-            deleted.extend(element_command("delete", &name, change.deleted.iter()));
-            added.extend(element_command("add", &name, change.added.iter()));
+            deleted.extend(ElementChange::new(&name, false, change.deleted.iter()));
+            added.extend(ElementChange::new(&name, true, change.added.iter()));
         }
     }
     // Elements are deleted first, since a new element may overlap a deleted one.
@@ -134,6 +134,7 @@ fn missing_in(list: &[IpNetwork], other: &[IpNetwork]) -> Option<Vec<IpNetwork>>
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::Value;
 
     use super::super::sets::changes;
     use super::*;
@@ -167,7 +168,8 @@ mod tests {
             };
             let (before, after) = (firewall(before), firewall(after));
             let mut sets = before.sets();
-            let commands = follow(&mut sets, &before, &after);
+            let changed = follow(&mut sets, &before, &after);
+            let commands = changed.map(|changes| changes.iter().map(ElementChange::command).collect());
             prop_assert_eq!(&sets, &after.sets());
             prop_assert_eq!(before.rules(), after.rules());
             let sorted = |commands: Vec<Value>| {

@@ -82,23 +82,40 @@ pub(super) fn changes(from: &Sets, to: &Sets) -> Vec<Value> {
             added.push(make(name, networks));
             continue;
         };
-        deleted.extend(element_command("delete", name, known.difference(networks)));
-        added.extend(element_command("add", name, networks.difference(known)));
+        let gone = ElementChange::new(name, false, known.difference(networks));
+        let new = ElementChange::new(name, true, networks.difference(known));
+        deleted.extend(gone.as_ref().map(ElementChange::command));
+        added.extend(new.as_ref().map(ElementChange::command));
     }
     // Elements are deleted first, since a new element may overlap a deleted one.
     deleted.extend(added);
     deleted
 }
 
-/// Returns the command that adds or deletes elements of a set; `None` if there are none.
-pub(super) fn element_command<'a>(
-    command: &str,
-    name: &str,
-    elements: impl Iterator<Item = &'a IpNetwork>,
-) -> Option<Value> {
-    let elements: Vec<Value> = elements.map(prefix).collect();
-    let set = json!({"family": "inet", "table": TABLE, "name": name, "elem": elements});
-    (!elements.is_empty()).then(|| json!({command: {"element": set}}))
+/// Networks that a set gains or loses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ElementChange {
+    /// Name of the set.
+    pub(super) set: String,
+    /// Whether the networks are added; otherwise they are deleted.
+    pub(super) added: bool,
+    /// The networks, of the set's family.
+    pub(super) networks: Vec<IpNetwork>,
+}
+
+impl ElementChange {
+    /// Returns the change; `None` if there are no networks.
+    pub(super) fn new<'a>(set: &str, added: bool, networks: impl Iterator<Item = &'a IpNetwork>) -> Option<Self> {
+        let networks: Vec<IpNetwork> = networks.copied().collect();
+        (!networks.is_empty()).then(|| Self { set: set.to_owned(), added, networks })
+    }
+
+    /// Returns the command that makes the change.
+    pub(super) fn command(&self) -> Value {
+        let command = if self.added { "add" } else { "delete" };
+        let elements: Vec<Value> = self.networks.iter().map(prefix).collect();
+        json!({command: {"element": {"family": "inet", "table": TABLE, "name": self.set, "elem": elements}}})
+    }
 }
 
 /// Parses the elements that `nft -j` lists. `None` if one of them is not a network.

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use edge_ike::config::{AgentNotifications, Mode, NextLayer, Timing};
 use edge_ike::{
-    AddressAssignment, Auth, ChildConfig, ChildName, Endpoint, EndpointConfig, Environment, Identity, PeerConfig,
-    PeerName, Secret,
+    AddressAssignment, Auth, ChildConfig, ChildName, Childless, Endpoint, EndpointConfig, Environment, Identity,
+    PeerConfig, PeerName, Secret,
 };
 use interop_tests::netns::{
     KilledOnDrop, add_far_host, enter, is_in_namespaces, is_root_or_skips, passes_in_namespaces, run, succeed,
@@ -107,6 +107,7 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool) -> usize {
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing::default(),
     };
     let now = edge_ike::Instant::default();

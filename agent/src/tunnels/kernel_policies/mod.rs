@@ -58,14 +58,19 @@ impl KernelPolicies {
         problems.into_iter().for_each(|problem| incidents.error(problem));
     }
 
-    /// Computes the guard's policies again.
+    /// Computes the guard's policies again. If they are impossible, the previous ones stay. If
+    /// there are none, those without the cloud's networks are used: they allow less than the
+    /// configuration, and no network is too wide for them.
     pub(super) fn update_guard(&mut self, config: &GuardConfig, incidents: &Incidents) {
-        match guard::policies(config) {
-            Ok(policies) => self.desired.set_guard(&policies),
-            Err(error) => {
-                self.desired.set_guard(&[]);
-                incidents.error(error.to_string());
+        let policies = guard::policies(config).or_else(|error| {
+            incidents.error(error.to_string());
+            if self.desired.has_guard() {
+                return Err(error);
             }
+            guard::policies(&GuardConfig { networks: vec![], ..config.clone() })
+        });
+        if let Ok(policies) = policies {
+            self.desired.set_guard(&policies);
         }
     }
 
@@ -247,7 +252,8 @@ impl KernelPolicies {
 }
 
 /// Reduces `stray`, the agent's policies that are not desired, to those that are deleted now.
-/// `desired_before` returns whether a policy was desired until now.
+/// `stray` may be a part of these policies: those that are not in it keep their time in
+/// `stray_guards`. `desired_before` returns whether a policy was desired until now.
 fn select_stray(
     stray_guards: &mut BTreeMap<u32, Instant>,
     stray: &mut Vec<InstalledPolicy>,
@@ -261,8 +267,6 @@ fn select_stray(
         return;
     }
     let guards = |policy: &InstalledPolicy| matches!(policy.priority, priority::ALLOW | priority::BLOCK);
-    let found: BTreeSet<u32> = stray.iter().filter(|policy| guards(policy)).map(|policy| policy.index).collect();
-    stray_guards.retain(|index, _| found.contains(index));
     stray.retain(|policy| {
         if desired_before(&policy.key()) || !guards(policy) {
             return true;

@@ -1,14 +1,17 @@
+use edge_ike::ChildName;
 use edge_types::Role;
-use edge_xfrm::Reqid;
 use edge_xfrm::events::{Event, EventSocket};
+use edge_xfrm::{Reqid, Selector};
 use interop_tests::netns::{is_in_namespaces, is_root_or_skips, passes_in_namespaces, run};
 
 use super::*;
+use crate::config::DEFAULT_CHILD;
 use crate::desired::tests::{config, membership, peer};
 use crate::desired::{PeerReqids, TunnelEnds};
 
 const COUNTS: &str = "tunnels::kernel_policies::tests::requests_among_ten_and_among_a_thousand";
 const FOREIGN: &str = "tunnels::kernel_policies::tests::policies_beside_a_foreign_one";
+const GUARDS: &str = "tunnels::kernel_policies::tests::guards_that_are_impossible_or_not_desired";
 const KNOWN: DesiredCompleteness = DesiredCompleteness { complete: true, settled: true };
 
 #[test]
@@ -22,6 +25,13 @@ fn an_event_of_one_of_a_thousand_peers_sends_the_kernel_as_many_requests_as_of_o
 fn a_foreign_policy_stays_and_ours_is_installed_when_it_is_gone() {
     if is_root_or_skips() {
         passes_in_namespaces(FOREIGN);
+    }
+}
+
+#[test]
+fn the_last_guard_that_was_possible_stays_and_a_former_one_is_deleted_when_its_time_is_over() {
+    if is_root_or_skips() {
+        passes_in_namespaces(GUARDS);
     }
 }
 
@@ -71,7 +81,8 @@ impl Node {
             .map(|outbound| PeerReqids { outbound, inbound: if hub(name) { Reqid::FROM_HUBS } else { outbound } });
         let ends = self.ends.get(name).cloned();
         let state = if ends.as_ref().is_some_and(|ends| ends.up) { TunnelState::Up } else { TunnelState::Down };
-        let children: Vec<ChildEnds> = reqids.map(|reqids| ChildEnds { reqids, ends }).into_iter().collect();
+        let child = ChildName::new(DEFAULT_CHILD);
+        let children: Vec<ChildEnds> = reqids.map(|reqids| ChildEnds { child, reqids, ends }).into_iter().collect();
         self.policies.update_peer(name, &self.desired, &children, state, &self.incidents);
     }
 
@@ -206,4 +217,51 @@ fn policies_beside_a_foreign_one() {
     run(&format!("ip xfrm policy delete {selector}"));
     node.reconcile();
     node.assert_installed();
+}
+
+#[test]
+#[ignore = "runs in a namespace, started by the test before"]
+fn guards_that_are_impossible_or_not_desired() {
+    if !is_in_namespaces() {
+        return;
+    }
+    let mut node = Node::new(1);
+    let range = "10.77.0.0/16".parse().unwrap();
+    let blocks = |node: &mut Node| {
+        let policies = node.xfrm.policies().unwrap();
+        let of_range = policies.iter().filter(|policy| policy.blocks && policy.selector.destination() == range);
+        of_range.filter(|policy| policy.direction == Direction::Out && policy.priority == priority::BLOCK).count()
+    };
+    assert_eq!(blocks(&mut node), 1);
+    // The cloud's network would open the whole range.
+    let too_wide = GuardConfig { networks: vec!["10.0.0.0/8".parse().unwrap()], ..node.desired.guard.clone() };
+    node.policies.update_guard(&too_wide, &node.incidents);
+    node.reconcile();
+    assert_eq!(blocks(&mut node), 1, "the last guard stays");
+    assert!(node.incidents.latest()[0].what.contains("10.0.0.0/8"), "{:?}", node.incidents.latest());
+
+    // The agent begins with such a configuration.
+    node.policies = KernelPolicies::default();
+    node.policies.update_guard(&too_wide, &node.incidents);
+    node.reconcile();
+    assert_eq!(blocks(&mut node), 1, "the range is blocked");
+    let own = |policy: &&Policy| policy.selector.destination().to_string() == "10.77.1.0/26";
+    assert!(node.policies.desired.policies().filter(own).any(|policy| policy.action == Action::Allow));
+
+    // A guard policy of a former range, and an unrelated notification in between.
+    let range = "10.99.0.0/16".parse().unwrap();
+    let former = Policy::block(Direction::Out, Selector::new("0.0.0.0/0".parse().unwrap(), range).unwrap());
+    node.xfrm.install_policy(&former).unwrap();
+    let is_there = |node: &mut Node| node.xfrm.holders(&[former]).unwrap()[0].is_some();
+    let at = |milliseconds| Instant::new(Duration::from_millis(milliseconds));
+    node.policies.reconcile(&mut node.xfrm, &node.incidents, KNOWN, at(1000));
+    let unrelated = BTreeSet::from([(Direction::Out, former.selector.reversed())]);
+    for milliseconds in [2000, 10_999] {
+        node.policies.reconcile_keys(&unrelated, &mut node.xfrm, &node.incidents, KNOWN, at(milliseconds));
+    }
+    assert!(is_there(&mut node));
+    node.policies.reconcile(&mut node.xfrm, &node.incidents, KNOWN, at(10_999));
+    assert!(is_there(&mut node), "the plugin installs a guard before the view names its segment");
+    node.policies.reconcile(&mut node.xfrm, &node.incidents, KNOWN, at(11_000));
+    assert!(!is_there(&mut node));
 }

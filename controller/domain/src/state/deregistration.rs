@@ -13,10 +13,26 @@ impl State {
         self.nodes.get(node)?;
         let held = self.ledger.held_by(node).into_iter();
         let rows: Vec<SegmentRecord> =
-            held.map(|row| SegmentRecord { released_at: Some(now), ..row.clone() }).collect();
+            held.map(|row| SegmentRecord { released_at: Some(now), kept_until: None, ..row.clone() }).collect();
         let releases = rows.iter().cloned().map(Change::PutSegment);
         let changes = std::iter::once(Change::DeleteNode(node.clone())).chain(releases).collect();
         Some((rows, changes))
+    }
+
+    /// Plans to write into a node's segments until when [`State::deregistration_keeping_segments`]
+    /// will keep them. This comes before the deregistration: if that is interrupted when the node
+    /// is gone and its segments are not released yet, the replica that releases them knows the
+    /// time.
+    pub fn announce_keeping_segments(&self, node: &NodeName, now: Seconds) -> Vec<Change> {
+        let Some(until) = self.may_use_segments_until(node, now) else { return vec![] };
+        let held = self.ledger.held_by(node).into_iter().filter(|row| row.kept_until != Some(until));
+        held.map(|row| Change::PutSegment(SegmentRecord { kept_until: Some(until), ..row.clone() })).collect()
+    }
+
+    /// Returns the end of the node's latest certificate; `None` if it is over.
+    fn may_use_segments_until(&self, node: &NodeName, now: Seconds) -> Option<Seconds> {
+        let certificates = &self.nodes.get(node)?.certificates;
+        certificates.iter().map(|certificate| certificate.not_after).max().filter(|end| *end > now)
     }
 
     /// Plans the deregistration of a node whose machine may still exist. Its segments are kept as
@@ -27,8 +43,7 @@ impl State {
         node: &NodeName,
         now: Seconds,
     ) -> Option<(Vec<SegmentRecord>, Vec<Change>)> {
-        let record = self.nodes.get(node)?;
-        let until = record.certificates.iter().map(|certificate| certificate.not_after).max().filter(|end| *end > now);
+        let until = self.may_use_segments_until(node, now);
         let (mut rows, mut changes) = self.deregistration(node, now)?;
         rows.iter_mut().for_each(|row| row.kept_until = until);
         for change in &mut changes {

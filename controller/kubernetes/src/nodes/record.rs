@@ -69,14 +69,27 @@ impl NodeWatch {
     /// Deregisters a node whose Node with this UID is gone. Its segments are kept as long as its
     /// machine may use them. Returns whether the deregistration is complete.
     pub(super) async fn deregister(&self, name: &NodeName, uid: &str, why: &str) -> bool {
-        let (node, uid, clock) = (name.clone(), uid.to_owned(), self.registry.clock.clone());
+        let clock = &self.registry.clock;
+        let of_this = |state: &State, node: &NodeName, uid: &str| {
+            let known = state.node(node).and_then(|record| record.object.as_ref());
+            known.is_some_and(|object| object.uid == uid)
+        };
+        let (node, gone, now) = (name.clone(), uid.to_owned(), clock.now());
+        let announcement = move |state: &mut State| -> Result<_, StoreError> {
+            let announced = of_this(state, &node, &gone).then(|| state.announce_keeping_segments(&node, now));
+            Ok(((), announced.unwrap_or_default()))
+        };
+        let (node, uid, clock) = (name.clone(), uid.to_owned(), clock.clone());
         let plan = move |state: &mut State| -> Result<_, StoreError> {
-            let known = state.node(&node).and_then(|record| record.object.as_ref());
-            let of_this = known.is_some_and(|object| object.uid == uid);
+            let of_this = of_this(state, &node, &uid);
             let changes = of_this.then(|| state.deregistration_keeping_segments(&node, clock.now())).flatten();
             Ok(changes.map_or((None, Vec::new()), |(rows, changes)| (Some(rows.len()), changes)))
         };
-        match self.registry.change(plan).await {
+        let deregistered = match self.registry.change(announcement).await {
+            Ok(()) => self.registry.change(plan).await,
+            Err(error) => Err(error),
+        };
+        match deregistered {
             Ok(released) => {
                 if let Some(segments) = released {
                     self.report_deregistered(name, segments, why);

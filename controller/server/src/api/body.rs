@@ -12,25 +12,29 @@ use serde::de::DeserializeOwned;
 use super::error::ApiError;
 
 /// Maximum size of a request body, in bytes. The largest real bodies are certificate requests of
-/// about 1 KiB.
+/// about 1 KiB, apart from lists of members.
 const LIMIT: usize = 64 * 1024;
+/// Maximum size of the list of a community's members, in bytes: 10,000 of the longest names, as
+/// many members as a `Community` may list. The controller authorizes the operator before it reads
+/// the body. Kubernetes itself refuses objects above 1.5 MiB (etcd).
+pub(super) const MEMBERS_LIMIT: usize = 2560 * 1024;
 /// Time limit for a body to arrive.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The JSON body of a request.
-pub(super) struct Json<T>(pub(super) T);
+/// The JSON body of a request, of at most `MAX` bytes.
+pub(super) struct Json<T, const MAX: usize = LIMIT>(pub(super) T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+impl<T: DeserializeOwned, S: Send + Sync, const MAX: usize> FromRequest<S> for Json<T, MAX> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
         check_media_type(request.headers())?;
-        let body = Limited::new(request.into_body(), LIMIT).collect();
+        let body = Limited::new(request.into_body(), MAX).collect();
         let body = tokio::time::timeout(TIMEOUT, body).await.map_err(|_| ApiError::TooSlow(TIMEOUT.as_secs()))?;
         let bytes = body
             .map_err(|error| {
                 if error.is::<LengthLimitError>() {
-                    ApiError::TooLarge(LIMIT)
+                    ApiError::TooLarge(MAX)
                 } else {
                     ApiError::BadJson(error.to_string())
                 }

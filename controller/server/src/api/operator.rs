@@ -21,7 +21,7 @@ use edge_types::api::{
 };
 use tokio::sync::watch;
 
-use super::body::{Json, Node};
+use super::body::{Json, MEMBERS_LIMIT, Node};
 use super::caller::Caller;
 use super::error::ApiError;
 use super::node_infos::NodeInfos;
@@ -136,7 +136,7 @@ pub(super) async fn set_community(
     State(registry): State<Registry>,
     caller: Caller,
     name: CommunityPath,
-    Json(community): Json<CommunityMembers>,
+    Json(community): Json<CommunityMembers, MEMBERS_LIMIT>,
 ) -> Result<StatusCode, ApiError> {
     caller.require_operator()?;
     let Path(name) = name.map_err(|e| ApiError::BadValue(e.body_text()))?;

@@ -216,3 +216,24 @@ async fn a_community_may_be_listed_before_its_members_join() {
     let odd = serde_json::json!({"members": ["A b"]});
     assert_eq!(cloud.operator(Method::PUT, "/v1/communities/alpha", Some(odd)).await.0, 422);
 }
+
+#[tokio::test]
+async fn a_community_may_list_ten_thousand_of_the_longest_names_and_a_larger_list_is_refused_with_its_limit() {
+    let cloud = Cloud::start().await;
+    let part = "x".repeat(63);
+    let name = |index: usize| format!("{index:05}{}.{part}.{part}.{}", &part[5..], &part[2..]);
+    assert_eq!(name(1).len(), 253);
+    let listed = |count| {
+        let names = (0..count).map(name).chain(["edge-1".into(), "edge-2".into()]);
+        serde_json::json!({"members": names.collect::<Vec<_>>()})
+    };
+    assert_eq!(cloud.operator(Method::PUT, "/v1/communities/alpha", Some(listed(9_998))).await.0, 204);
+    let (one, _two) = (cloud.node("edge", "edge-1").await, cloud.node("edge", "edge-2").await);
+    assert_eq!(one.ask(Method::GET, "/view", None).await.1["peers"][0]["name"], "edge-2");
+    let (status, problem) = cloud.operator(Method::PUT, "/v1/communities/alpha", Some(listed(10_300))).await;
+    assert_eq!(status, 413, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("2621440 bytes"), "{problem}");
+    let patch = serde_json::json!({"x": "y".repeat(70_000)});
+    let (status, _) = cloud.operator(Method::PATCH, "/v1/nodes/edge-1/labels", Some(patch)).await;
+    assert_eq!(status, 413, "other requests have the smaller limit");
+}

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::behaviour::{commit, loaded, name, network, until};
+use crate::behaviour::{Grants, commit, loaded, name, network, until};
 use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, run};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_replica_that_does_not_show_itself_any_more_is_gone", gone),
     ("a_segment_that_is_held_by_nobody_is_released_after_a_while_and_no_other", orphans),
     ("segments_of_an_interrupted_deregistration_are_kept_as_long_as_the_machine_may_use_them", interrupted),
+    ("a_new_leader_keeps_the_segments_of_an_interrupted_deregistration_as_long_too", interrupted_before_a_new_leader),
 ];
 
 const DURATION: Duration = Duration::from_secs(3);
@@ -169,6 +170,25 @@ fn orphans() {
     });
 }
 
+/// Gives a node a Node object and a certificate. Returns when the certificate ends.
+async fn give_certificate_and_object(replica: &Grants, node: &str) -> i64 {
+    let until_when = replica.registry.clock.now() + 3600;
+    let record = replica.registry.read().await.node(&name(node)).cloned().unwrap();
+    let certificate = Certificate {
+        serial: "01".into(),
+        key: "02".into(),
+        not_after: until_when,
+        not_before: 0,
+        issuer: String::new(),
+        used: true,
+    };
+    let object = Some(NodeObject { uid: "u".into(), ..NodeObject::default() });
+    let record = NodeRecord { object, certificates: vec![certificate], ..record };
+    let put = move |_: &mut State| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]));
+    replica.registry.change(put).await.unwrap();
+    until_when
+}
+
 /// A node's Node object was deleted, and the deregistration was interrupted after the deletion of
 /// the EdgeNode. The segments are released, and kept until the certificate ends.
 fn interrupted() {
@@ -177,20 +197,7 @@ fn interrupted() {
         let replica = cluster.replica().await;
         replica.register("a").await;
         let segments = replica.request_segments("a", "r").await;
-        let until_when = replica.registry.clock.now() + 3600;
-        let record = replica.registry.read().await.node(&name("a")).cloned().unwrap();
-        let certificate = Certificate {
-            serial: "01".into(),
-            key: "02".into(),
-            not_after: until_when,
-            not_before: 0,
-            issuer: String::new(),
-            used: true,
-        };
-        let object = Some(NodeObject { uid: "u".into(), ..NodeObject::default() });
-        let record = NodeRecord { object, certificates: vec![certificate], ..record };
-        let put = move |_: &mut State| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]));
-        replica.registry.change(put).await.unwrap();
+        let until_when = give_certificate_and_object(&replica, "a").await;
         let (_lead, leading) = watch::channel(true);
         let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
         let collecting = tokio::spawn(garbage.run(leading));
@@ -209,6 +216,36 @@ fn interrupted() {
         commit(&other, vec![Change::DeleteNode(name("a"))]).await.unwrap();
         for segment in segments {
             let row = until("its segment to be released", async || released(segment).await).await;
+            assert_eq!(row.kept_until, Some(until_when), "{row:?}");
+        }
+        collecting.abort();
+    });
+}
+
+/// As [`interrupted`], and the replica that leads from then on has never seen the node.
+fn interrupted_before_a_new_leader() {
+    run(async {
+        let cluster = clean().await;
+        let replica = cluster.replica().await;
+        replica.register("a").await;
+        let segments = replica.request_segments("a", "r").await;
+        let until_when = give_certificate_and_object(&replica, "a").await;
+        let now = replica.registry.clock.now();
+        let announcement =
+            move |state: &mut State| Ok::<_, StoreError>(((), state.announce_keeping_segments(&name("a"), now)));
+        replica.registry.change(announcement).await.unwrap();
+        let (other, ..) = loaded(&cluster).await;
+        commit(&other, vec![Change::DeleteNode(name("a"))]).await.unwrap();
+        let registry = Arc::new(replica.registry.clone());
+        until("the node to be gone", async || registry.read().await.node(&name("a")).is_none().then_some(())).await;
+        let (_lead, leading) = watch::channel(true);
+        let garbage = OrphanCollector::new(&cluster.client, replica.registry.clone(), Duration::from_secs(1));
+        let collecting = tokio::spawn(garbage.run(leading));
+        for segment in segments {
+            let row = until("its segment to be released", async || {
+                registry.read().await.ledger().row(&segment).cloned().filter(|row| row.released_at.is_some())
+            });
+            let row = row.await;
             assert_eq!(row.kept_until, Some(until_when), "{row:?}");
         }
         collecting.abort();

@@ -1,7 +1,9 @@
 //! Tests which certificates and signatures the validator accepts.
 
 use rcgen::PKCS_ECDSA_P384_SHA384;
+use rustls_pki_types::CertificateDer;
 
+use super::super::certificate_validator::candidate_issuers;
 use super::*;
 
 #[test]
@@ -82,6 +84,34 @@ fn a_chain_of_four_certificates_is_believed() {
     // All certificates except the first may be in any order.
     auth.chain.extend([upper.der, lower.der, middle.der]);
     assert_eq!(judged(&authenticator(&auth), &authenticator(&auth), &fqdn()), Ok(Proof::Ed25519));
+}
+
+#[test]
+fn a_chain_of_cas_that_all_have_one_name_is_cut_and_costs_little() {
+    let certificates: Vec<Vec<u8>> = (0..7).map(|_| Authority::root("anyone").der).collect();
+    let presented = certificates.iter().map(|der| CertificateDer::from(der.as_slice()));
+    // Every certificate could have issued every other one. A search of all of them tries all
+    // orders, which are 13,700 paths.
+    assert_eq!(candidate_issuers(presented.clone()), presented.take(2).collect::<Vec<_>>());
+    let (root, stranger) = (Authority::root("root"), Authority::root("anyone"));
+    let mut auth = config(&root, stranger.issue(&PKCS_ED25519, |_| {}));
+    auth.chain.extend(certificates);
+    let error = judged(&authenticator(&auth), &authenticator(&auth), &fqdn()).unwrap_err();
+    assert!(matches!(error, AuthError::UnknownIssuer { .. }), "{error}");
+}
+
+#[test]
+fn an_intermediate_with_two_certificates_is_believed_if_either_leads_to_a_trust_anchor() {
+    let (root, other) = (Authority::root("root"), Authority::root("other root"));
+    let (key, params) = (KeyPair::generate_for(&PKCS_ED25519).unwrap(), Authority::params("intermediate"));
+    let [by_root, by_other] =
+        [&root, &other].map(|issuer| params.signed_by(&key, &issuer.issuer).unwrap().der().to_vec());
+    let intermediate = Authority { issuer: Issuer::new(params, key), der: by_root.clone() };
+    for order in [[&by_root, &by_other], [&by_other, &by_root]] {
+        let mut auth = config(&root, intermediate.issue(&PKCS_ED25519, |_| {}));
+        auth.chain.extend(order.map(Clone::clone));
+        assert_eq!(judged(&authenticator(&auth), &authenticator(&auth), &fqdn()), Ok(Proof::Ed25519));
+    }
 }
 
 #[test]

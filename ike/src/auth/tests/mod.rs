@@ -7,6 +7,7 @@ mod ecdsa;
 mod mutilated;
 mod names;
 mod psk;
+mod revocation;
 mod rsa;
 
 use rcgen::{
@@ -108,6 +109,7 @@ fn config(root: &Authority, (der, key): (Vec<u8>, Secret)) -> CertificateAuth {
         remote_uri: None,
         remote_key_usages: vec![],
         remote_not_before: 0,
+        revocation: None,
     }
 }
 

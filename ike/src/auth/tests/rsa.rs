@@ -160,6 +160,23 @@ fn sha1_is_refused_in_digital_signatures_and_so_are_mixed_parameters() {
 }
 
 #[test]
+fn sha1_is_refused_in_method_1() {
+    let root = Authority::root("root");
+    let auth = with_rsa(&root);
+    let file = std::env::temp_dir().join(format!("edge-ike-rsa-{}.der", std::process::id()));
+    std::fs::write(&file, KEY.as_slice()).unwrap();
+    let octets = octets(&Id::from(&fqdn()));
+    let sign = |hash: &str| {
+        let key = file.to_str().unwrap();
+        openssl(&["dgst", hash, "-sign", key, "-keyform", "DER"], octets.as_slice())
+    };
+    let (sha1, sha256) = (sign("-sha1"), sign("-sha256"));
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(verify(&auth, AuthMethod::RsaSignature, sha256), Ok(Proof::Rsa));
+    assert_eq!(verify(&auth, AuthMethod::RsaSignature, sha1), Err(AuthError::Signature));
+}
+
+#[test]
 fn an_rsa_certificate_with_an_ecdsa_or_wrong_signature_is_refused() {
     let root = Authority::root("root");
     let auth = with_rsa(&root);

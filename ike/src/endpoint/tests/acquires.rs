@@ -277,3 +277,44 @@ fn a_way_that_may_have_changed_ends_the_waits_of_peers_that_are_wanted_only() {
     pair.call(0, |endpoint, now, env| endpoint.retry_unreached(now, env));
     assert_eq!(pair.ike_sas(0), 0, "the packet is gone");
 }
+
+#[test]
+fn a_new_authentication_is_wanted_no_longer_than_the_ike_sa_that_it_replaces() {
+    let mut pair = on_demand();
+    acquire(&mut pair, 0);
+    pair.run_for(SECOND);
+    assert!(pair.is_connected());
+    pair.ends[1].down = true;
+    let name = PeerName::new(NAMES[1]);
+    assert!(pair.call(0, |endpoint, now, env| endpoint.reauthenticate(&name, now, env)));
+    pair.run_for(600 * SECOND);
+    assert_eq!((pair.ike_sas(0), phase(&pair)), (0, Phase::Idle));
+}
+
+#[test]
+fn a_new_authentication_by_the_peer_is_the_one_that_was_wanted() {
+    let mut pair = on_demand();
+    acquire(&mut pair, 0);
+    pair.run_for(SECOND);
+    pair.tap = Box::new(|from, _| from != 0);
+    let name = PeerName::new(NAMES[1]);
+    assert!(pair.call(0, |endpoint, now, env| endpoint.reauthenticate(&name, now, env)));
+    pair.run_for(SECOND);
+    pair.tap = Box::new(|_, _| true);
+    let attempts = count_attempts(&mut pair);
+    let name = PeerName::new(NAMES[0]);
+    assert!(pair.call(1, |endpoint, now, env| endpoint.reauthenticate(&name, now, env)));
+    // The attempt of end 0 is still running: its requests are lost.
+    pair.tap = Box::new(|from, sent| from != 0 || !is_init_request(sent));
+    pair.run_for(30 * SECOND);
+    assert_eq!(attempts.borrow().len(), 0);
+    let attempts = count_attempts(&mut pair);
+    pair.run_for(600 * SECOND);
+    assert!(pair.is_connected());
+    assert_eq!(attempts.borrow().len(), 0, "another attempt");
+}
+
+fn is_init_request(sent: &Transmit) -> bool {
+    let message = sent.payload.strip_prefix(&[0; 4]).unwrap_or(&sent.payload);
+    Header::decode(message).is_ok_and(|header| header.exchange == ExchangeType::IkeSaInit && !header.response)
+}

@@ -141,3 +141,69 @@ fn a_trust_anchor_that_is_taken_away_ends_the_ike_sas_that_rest_on_it() {
     pair.run_for(301 * SECOND);
     assert_eq!((pair.ike_sas(0), pair.children(0)), (0, 0));
 }
+
+/// Returns the selectors of our side of all CHILD_SAs of end 1.
+fn local_selectors(pair: &Pair) -> std::collections::BTreeSet<String> {
+    let children = &pair.ends[1].endpoint.snapshot()[0].children;
+    children.iter().flat_map(|child| &child.sa.local_selectors).map(ToString::to_string).collect()
+}
+
+#[test]
+fn networks_taken_from_a_peer_that_we_do_not_dial_are_out_of_its_reach_within_minutes() {
+    for knows_address in [true, false] {
+        let mut pair = Pair::new().one_sided();
+        if !knows_address {
+            pair.configs[1].remotes.clear();
+        }
+        pair.start();
+        pair.run_for(60 * SECOND);
+        pair.configs[1].child.local = vec!["10.1.0.0/16".parse().unwrap()];
+        pair.configure(1);
+        // A rekey does not give the peer for longer what it may not have.
+        let up = |pair: &Pair| {
+            let wide = |event: &&Event| match event {
+                Event::ChildUp { child: sa, .. } | Event::ChildRekeyed { new: sa, .. } => sa.local_selectors.len() > 1,
+                _ => false,
+            };
+            pair.ends[1].events.iter().filter(wide).count()
+        };
+        let before = up(&pair);
+        let name = PeerName::new(NAMES[0]);
+        assert!(pair.call(1, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));
+        pair.run_for(360 * SECOND);
+        assert_eq!(up(&pair), before);
+        assert_eq!(local_selectors(&pair).into_iter().collect::<Vec<_>>(), ["10.1.0.0/16"]);
+        assert!(pair.is_connected());
+        // What is added takes nothing away, so nothing is replaced.
+        let ike = |pair: &Pair| pair.ends[1].endpoint.snapshot()[0].ike_sas[0].ike;
+        let before = ike(&pair);
+        pair.configs[1].child.local.push("10.2.0.0/16".parse().unwrap());
+        pair.configure(1);
+        pair.run_for(360 * SECOND);
+        assert_eq!(ike(&pair), before);
+    }
+}
+
+#[test]
+fn a_rekey_that_a_peer_with_an_address_of_ours_refuses_once_is_tried_again() {
+    let mut pair = Pair::new().one_sided();
+    pair.configs[0].address_assignment = AddressAssignment::Request;
+    pair.configs[1].address_assignment = AddressAssignment::Pool(vec!["10.9.0.0/24".parse().unwrap()]);
+    pair.start();
+    pair.run_for(5 * SECOND);
+    assert!(pair.is_connected(), "{:?}", pair.error_texts(0));
+    let ike = |pair: &Pair| pair.ends[1].endpoint.snapshot()[0].ike_sas[0].ike;
+    let before = ike(&pair);
+    let both = pair.configs[0].ike_proposals.clone();
+    pair.configs[0].ike_proposals[0].ciphers = vec![Cipher::Aes128Gcm16];
+    pair.configure(0);
+    let name = PeerName::new(NAMES[0]);
+    assert!(pair.call(1, |endpoint, now, env| endpoint.rekey_ike(&name, now, env)));
+    pair.run_for(10 * SECOND);
+    assert_eq!(ike(&pair), before, "it was refused");
+    pair.configs[0].ike_proposals = both;
+    pair.configure(0);
+    pair.run_for(120 * SECOND);
+    assert!(pair.is_connected());
+    assert_ne!(ike(&pair), before);
+}

@@ -91,3 +91,45 @@ fn the_proposals_of_the_peers_at_an_address_come_before_those_of_all_others() {
     pair.configure(0);
     assert!(pair.is_connected(), "{:?}", pair.error_texts(0));
 }
+
+#[test]
+fn the_trust_anchors_of_many_peers_do_not_make_ike_sa_init_large() {
+    let common = Authority::new("common");
+    let mut pair = Pair::new().one_sided();
+    for number in 0..400 {
+        // Each peer has an authority of its own, and one that all have.
+        let mut certified = Authority::new(&format!("CA {number}")).certify(1, DAY);
+        certified.trust_anchors.push(common.der.clone());
+        let other = PeerConfig {
+            name: PeerName::new(&format!("z-{number}")),
+            remotes: vec![],
+            remote_id: Identity::Fqdn(format!("z-{number}.example")),
+            auth: Auth::Certificate(certified),
+            ..pair.configs[1].clone()
+        };
+        pair.call(1, |endpoint, now, env| endpoint.set_peer(other, now, env).unwrap());
+    }
+    let own = Authority::new("own");
+    pair.configs[0].auth = Auth::Certificate(own.certify(0, DAY));
+    pair.configs[1].auth = Auth::Certificate(own.certify(1, DAY));
+    let hash = {
+        let profile = crate::sa::Profile::new(std::sync::Arc::new(pair.configs[1].clone())).unwrap();
+        profile.auth.certificate_request().unwrap().authorities
+    };
+    let longest = std::rc::Rc::new(std::cell::Cell::new(0));
+    let measure = std::rc::Rc::clone(&longest);
+    let names_own = std::rc::Rc::new(std::cell::Cell::new(false));
+    let found = std::rc::Rc::clone(&names_own);
+    pair.tap = Box::new(move |from, sent| {
+        if from == 1 && crate::wire::Header::decode(&sent.payload).is_ok() {
+            measure.set(measure.get().max(sent.payload.len()));
+            found.set(found.get() || sent.payload.windows(20).any(|octets| octets == hash));
+        }
+        true
+    });
+    pair.configure(1);
+    pair.configure(0);
+    assert!(pair.is_connected(), "{:?}", pair.error_texts(0));
+    assert!((100..1280).contains(&longest.get()), "{} octets", longest.get());
+    assert!(names_own.get(), "the authority of the peer with this address is among them");
+}

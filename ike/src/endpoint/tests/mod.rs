@@ -10,6 +10,7 @@ mod lifetimes;
 mod limits;
 mod lookup;
 mod paths;
+mod spis;
 mod strangers;
 mod wanted;
 
@@ -29,7 +30,8 @@ use crate::config::{
 use crate::event::{DownReason, PeerErrorKind};
 use crate::purpose::ChildName;
 use crate::{
-    AddressAssignment, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret, Transmit,
+    AddressAssignment, Childless, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret,
+    Transmit,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -44,17 +46,17 @@ const NAMES: [&str; 2] = ["a.example", "b.example"];
 const ADDRESSES: [&str; 2] = ["192.0.2.1:500", "192.0.2.2:500"];
 
 /// The environment of one end: random numbers from SplitMix64, a wall clock that advances with the
-/// test's clock, and consecutive SPIs.
+/// test's clock, and consecutive SPIs for each of its addresses.
 #[derive(Debug)]
 struct Host {
     state: u64,
     unix_time: u64,
-    spis: u32,
+    spis: std::collections::BTreeMap<IpAddr, u32>,
 }
 
 impl Host {
     fn new(seed: u64) -> Self {
-        Self { state: seed, unix_time: START, spis: 0x1000 }
+        Self { state: seed, unix_time: START, spis: Default::default() }
     }
 }
 
@@ -73,9 +75,10 @@ impl Environment for Host {
         self.unix_time
     }
 
-    fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
-        self.spis += 1;
-        Some(self.spis)
+    fn allocate_spi(&mut self, _: &PeerName, local: IpAddr, _: IpAddr) -> Option<u32> {
+        let last = self.spis.entry(local).or_insert(0x1000);
+        *last += 1;
+        Some(*last)
     }
 
     fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
@@ -290,6 +293,7 @@ fn config(us: usize, auth: Auth) -> PeerConfig {
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing::default(),
     }
 }
@@ -324,6 +328,7 @@ impl Authority {
             remote_uri: None,
             remote_key_usages: Vec::new(),
             remote_not_before: 0,
+            revocation: None,
         }
     }
 }

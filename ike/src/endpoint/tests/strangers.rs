@@ -1,12 +1,12 @@
 //! Tests how much an unauthenticated sender can make an endpoint store and send.
 
 use super::*;
-use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces};
+use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces, Opened};
 use crate::endpoint::state::SaState;
 use crate::event::IkeId;
 use crate::wire::{
-    ExchangeType, Header, KeyExchange, Message, Notify, NotifyType, Payload, Payloads, Proposal, Protocol, Transform,
-    TransformType,
+    AuthMethod, Authentication, ExchangeType, Header, Id, KeyExchange, Message, Notify, NotifyType, Payload, Payloads,
+    Proposal, Protocol, Transform, TransformType,
 };
 
 const NONCE: [u8; 32] = [0x5a; 32];
@@ -216,25 +216,25 @@ fn places_are_free_again_when_half_open_ike_sas_have_gone() {
     }
 }
 
-/// Tests how many octets of IKE_AUTH fragments an endpoint stores for unauthenticated senders. They
-/// can encrypt fragments, since they have keys from IKE_SA_INIT.
-#[test]
-fn fragments_before_authentication_take_little_memory_in_all() {
-    let mut victim = Victim::new();
-    for number in 1..=600 {
-        let mut host = Host::new(number);
+/// The initiator of a half-open IKE SA.
+struct Initiator {
+    cipher: IkeCipher,
+    header: Header,
+    from: SocketAddr,
+}
+
+impl Initiator {
+    /// Exchanges IKE_SA_INIT with this SPI, and with a cookie if one is requested.
+    fn begin(victim: &mut Victim, spi: u64, from: SocketAddr) -> Option<Self> {
+        let mut host = Host::new(spi);
         let key = InitiatorKeyExchange::start(Group::X25519, &mut host).unwrap();
-        let init = Init { share: key.payload(), ..Init::new(number) };
-        let from = source(u32::try_from(number).unwrap() / 8);
-        let Some(response) = victim.take_init(&init, from) else {
-            continue;
-        };
-        let response = Message::decode(&response).unwrap();
-        let ike = IkeId { initiator: number, responder: response.header.responder_spi };
+        let init = Init { share: key.payload(), ..Init::new(spi) };
+        let response = Message::decode(&victim.take_init(&init, from)?).unwrap();
+        let ike = IkeId { initiator: spi, responder: response.header.responder_spi };
         let shared = key.finish(response.payloads.key_exchange().unwrap()).unwrap();
         let suite = IkeSuite { cipher: Cipher::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
         let nonces = Nonces { initiator: &NONCE, responder: response.payloads.nonce().unwrap() };
-        let mut cipher = IkeCipher::new(&IkeKeys::initial(suite, nonces, ike, &shared), IkeRole::Initiator);
+        let cipher = IkeCipher::new(&IkeKeys::initial(suite, nonces, ike, &shared), IkeRole::Initiator);
         let header = Header {
             initiator_spi: ike.initiator,
             responder_spi: ike.responder,
@@ -243,11 +243,37 @@ fn fragments_before_authentication_take_little_memory_in_all() {
             response: false,
             message_id: 1,
         };
-        let large = Payloads::from(vec![Payload::VendorId(vec![7; 31_000])]);
-        let fragments = cipher.seal(&header, &large, Some(1232)).unwrap();
-        // Send all fragments except the last one.
+        Some(Self { cipher, header, from })
+    }
+
+    /// Sends an IKE_AUTH that nobody accepts, in fragments. Returns the response.
+    fn authenticate(&mut self, victim: &mut Victim, octets: usize) -> Option<Vec<u8>> {
+        let fragments = self.fragments(octets);
+        fragments.iter().filter_map(|fragment| victim.take(fragment, self.from)).last()
+    }
+
+    /// Sends all fragments of an IKE_AUTH except the last one. An initiator can encrypt them, since
+    /// it has the keys from IKE_SA_INIT.
+    fn begin_to_authenticate(&mut self, victim: &mut Victim, octets: usize) {
+        let fragments = self.fragments(octets);
         for fragment in &fragments[..fragments.len() - 1] {
-            victim.take(fragment, from);
+            victim.take(fragment, self.from);
+        }
+    }
+
+    fn fragments(&mut self, octets: usize) -> Vec<Vec<u8>> {
+        let payloads = Payloads::from(vec![Payload::VendorId(vec![7; octets])]);
+        self.cipher.seal(&self.header, &payloads, Some(1232)).unwrap()
+    }
+}
+
+#[test]
+fn fragments_before_authentication_take_little_memory_in_all() {
+    let mut victim = Victim::new();
+    for number in 1..=600 {
+        let from = source(u32::try_from(number).unwrap() / 8);
+        if let Some(mut initiator) = Initiator::begin(&mut victim, number, from) {
+            initiator.begin_to_authenticate(&mut victim, 31_000);
         }
     }
     let kept = victim.endpoint.sas.values().map(|state| match state {
@@ -257,6 +283,165 @@ fn fragments_before_authentication_take_little_memory_in_all() {
     let kept: usize = kept.sum();
     assert!((1 << 20..8 << 20).contains(&kept), "{kept} octets are kept");
     assert!(victim.take_init(&Init::new(9999), source(99_999)).is_some(), "others are served");
+}
+
+#[test]
+fn one_source_of_many_fragments_keeps_nobody_else_from_authenticating() {
+    let mut victim = Victim::new();
+    let fill = |victim: &mut Victim, from: u64| {
+        for spi in from..from + 80 {
+            Initiator::begin(victim, spi, source(1)).unwrap().begin_to_authenticate(victim, 31_000);
+        }
+    };
+    fill(&mut victim, 1);
+    let mut honest = Initiator::begin(&mut victim, 1000, source(2)).unwrap();
+    let [first, last] = &honest.fragments(2000)[..] else { panic!("two fragments") };
+    assert_eq!(victim.take(first, honest.from), None);
+    fill(&mut victim, 2000);
+    assert!(victim.take(last, honest.from).is_some(), "an answer, although it is a refusal");
+}
+
+#[test]
+fn many_sources_of_small_fragments_and_a_configured_address_with_many_keep_nobody_out() {
+    let mut victim = Victim::new();
+    let known = ADDRESSES[0].parse().unwrap();
+    // A host behind the NAT of a peer.
+    for spi in 1..=80 {
+        Initiator::begin(&mut victim, spi, known).unwrap().begin_to_authenticate(&mut victim, 31_000);
+    }
+    let mut stranger = Initiator::begin(&mut victim, 1000, source(1)).unwrap();
+    let [first, last] = &stranger.fragments(2000)[..] else { panic!("two fragments") };
+    assert_eq!(victim.take(first, stranger.from), None);
+    Initiator::begin(&mut victim, 1001, known).unwrap().begin_to_authenticate(&mut victim, 31_000);
+    assert!(victim.take(last, stranger.from).is_some(), "a stranger is not crowded out by a configured address");
+    // As many strangers as it takes, each with less than the peer needs.
+    let mut peer = Initiator::begin(&mut victim, 2000, "192.0.2.1:4500".parse().unwrap()).unwrap();
+    let [first, second, last] = &peer.fragments(3000)[..] else { panic!("three fragments") };
+    victim.take(first, peer.from);
+    victim.take(second, peer.from);
+    for number in 2..2000 {
+        if let Some(mut initiator) = Initiator::begin(&mut victim, 10_000 + u64::from(number), source(number)) {
+            initiator.begin_to_authenticate(&mut victim, 1500);
+        }
+    }
+    assert!(victim.take(last, peer.from).is_some(), "a configured address is not crowded out by strangers");
+}
+
+#[test]
+fn messages_with_a_wrong_spi_of_the_initiator_change_nothing() {
+    let mut victim = Victim::new();
+    for _ in 0..3 {
+        for spi in 1..=64 {
+            let answer = victim.take_init(&Init::new(spi), source(1)).unwrap();
+            let header = Message::decode(&answer).unwrap().header;
+            for exchange in [ExchangeType::IkeAuth, ExchangeType::Informational] {
+                let header = Header {
+                    initiator_spi: spi ^ 1,
+                    exchange,
+                    from_initiator: true,
+                    response: false,
+                    message_id: 1,
+                    ..header
+                };
+                let bare = Message { header, payloads: Payloads::new() }.encode();
+                assert_eq!(victim.take(&bare, source(1)), None);
+            }
+        }
+        assert_eq!(victim.half_open(), 64);
+        assert_eq!(victim.endpoint.init_request_guard.half_open.len(), 64);
+        victim.now += Duration::from_secs(31);
+        victim.endpoint.handle_timeout(Instant::new(victim.now), &mut victim.host);
+        assert_eq!(victim.half_open(), 0);
+        assert_eq!(victim.endpoint.init_request_guard.half_open.len(), 0);
+        let answer = victim.take(&Init::new(999).encode(None), source(1)).unwrap();
+        assert!(Message::decode(&answer).unwrap().payloads.notify(NotifyType::Cookie).is_none());
+        victim.now += Duration::from_secs(31);
+        victim.endpoint.handle_timeout(Instant::new(victim.now), &mut victim.host);
+    }
+}
+
+/// Fills the table of half-open IKE SAs from as many networks as it takes.
+fn fill_from_many_networks(victim: &mut Victim) {
+    for network in 0..64 {
+        for host in 1..=64 {
+            let from = SocketAddr::new([0x2001, 0xdb8, 1, network, 0, 0, 0, host].into(), 500);
+            victim.take_init(&Init::new(u64::from(network) * 100 + u64::from(host)), from).unwrap();
+        }
+    }
+    assert_eq!(victim.half_open(), EndpointConfig::default().half_open_limit);
+}
+
+#[test]
+fn a_full_table_of_half_open_ike_sas_keeps_nobody_out_who_returns_a_cookie() {
+    let mut victim = Victim::new();
+    fill_from_many_networks(&mut victim);
+    // A configured address, and a stranger's.
+    for from in [ADDRESSES[0].parse().unwrap(), source(1)] {
+        let mut initiator = Initiator::begin(&mut victim, 7_000_000, from).expect("it is answered");
+        assert!(initiator.authenticate(&mut victim, 100).is_some());
+    }
+    // The oldest one made room, and no state is left of it.
+    let known = Initiator::begin(&mut victim, 7_000_001, ADDRESSES[0].parse().unwrap());
+    for spi in 1..=5000 {
+        let from = SocketAddr::new([0x2001, 0xdb8, 2, spi, 0, 0, 0, 1].into(), 500);
+        victim.take_init(&Init::new(spi.into()), from).unwrap();
+    }
+    let limit = EndpointConfig::default().half_open_limit;
+    assert_eq!(victim.endpoint.init_request_guard.half_open.len(), limit);
+    let half_open = victim.endpoint.sas.values().filter(|state| matches!(state, SaState::HalfOpen(..)));
+    assert_eq!(half_open.count(), limit);
+    assert!(known.unwrap().authenticate(&mut victim, 100).is_some(), "no stranger takes the place of a known address");
+}
+
+#[test]
+fn who_cannot_authenticate_learns_nothing_about_who_is_configured() {
+    let mut victim = Victim::new();
+    // Of two more peers, one does not have the proposal that is used here.
+    let other = PeerConfig {
+        name: PeerName::new("other"),
+        remote_id: Identity::Fqdn("other.example".into()),
+        initiate: false,
+        ike_proposals: vec![IkeProposal {
+            ciphers: vec![Cipher::Aes256Gcm16],
+            prfs: vec![Prf::HmacSha256],
+            groups: vec![Group::P256],
+        }],
+        ..super::config(1, Auth::Psk(Secret::new(b"not known either".to_vec())))
+    };
+    victim.endpoint.set_peer(other, Instant::new(victim.now), &mut victim.host).unwrap();
+    for (number, claimed) in (1..).zip([NAMES[0], "other.example", "nobody.example"]) {
+        let mut initiator = Initiator::begin(&mut victim, number, source(1)).unwrap();
+        let payloads = Payloads::from(vec![
+            Payload::IdInitiator(Id::from(&Identity::Fqdn(claimed.into()))),
+            Payload::Authentication(Authentication { method: AuthMethod::SharedKey, data: vec![1; 32] }),
+            // RFC 4555 3.9: these addresses are not those of the IP header.
+            Payload::Notify(Notify::with_data(NotifyType::NoNatsAllowed, vec![9; 12])),
+        ]);
+        let request = initiator.cipher.seal(&initiator.header, &payloads, None).unwrap();
+        let response = victim.take(&request[0], initiator.from).unwrap();
+        let Ok(Opened::Message(answer)) = initiator.cipher.open(&response) else { panic!("one message") };
+        let kinds: Vec<_> = answer.notifies().map(|notify| notify.kind).collect();
+        assert_eq!(kinds, [NotifyType::AuthenticationFailed], "{claimed}");
+    }
+}
+
+#[test]
+fn refused_ike_auths_of_one_source_cost_a_bounded_amount_of_work() {
+    let mut victim = Victim::new();
+    for _ in 0..2 {
+        let initiators: Vec<_> = (1..=60).map(|spi| Initiator::begin(&mut victim, spi, source(1)).unwrap()).collect();
+        let mut answered = 0;
+        for mut initiator in initiators {
+            answered += usize::from(initiator.authenticate(&mut victim, 100).is_some());
+        }
+        assert!((8..=32).contains(&answered), "{answered} were looked at");
+        let answer = victim.take(&Init::new(100).encode(None), source(1)).unwrap();
+        assert!(Message::decode(&answer).unwrap().payloads.notify(NotifyType::Cookie).is_some());
+        // Another source does not have to wait.
+        assert!(Initiator::begin(&mut victim, 101, source(2)).unwrap().authenticate(&mut victim, 100).is_some());
+        victim.now += Duration::from_secs(31);
+        victim.endpoint.handle_timeout(Instant::new(victim.now), &mut victim.host);
+    }
 }
 
 #[test]

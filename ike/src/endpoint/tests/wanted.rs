@@ -198,3 +198,25 @@ fn a_packet_brings_a_child_sa_on_an_ike_sa_that_has_none_although_the_peer_usual
     pair.run_for(Duration::from_millis(100));
     assert!(pair.is_connected(), "{:?}", pair.ends[1].events);
 }
+
+/// A rekey has left a deadline for deletions by the peer. It passes while a CHILD_SA is created
+/// again in place of one that the peer has deleted.
+#[test]
+fn an_ike_sa_that_creates_its_child_sa_again_outlives_the_deadline_of_an_earlier_rekey() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    pair.run_for(5 * SECOND);
+    let ike = |pair: &Pair| pair.ends[0].endpoint.snapshot()[0].ike_sas[0].ike;
+    let before = ike(&pair);
+    let name = PeerName::new(NAMES[1]);
+    assert!(pair.call(0, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));
+    pair.run_for(Duration::from_millis(14_900));
+    pair.tap = Box::new(|from, sent| from != 0 || !is_request(sent, ExchangeType::CreateChildSa));
+    let id = children(&pair, 1)[0];
+    delete_child(&mut pair, 1, id);
+    pair.run_for(SECOND);
+    pair.tap = Box::new(|_, _| true);
+    pair.run_for(20 * SECOND);
+    assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
+    assert_eq!(ike(&pair), before);
+}

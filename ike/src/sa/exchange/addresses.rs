@@ -33,7 +33,7 @@ impl IkeSa {
 
     /// Handles a change of our address and therefore of the path. Informs the peer.
     pub(super) fn local_address_changed(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
-        // RFC 4555 3.5: outstanding requests use the new addresses.
+        //= RFC 4555 3.5 REQUIRED 4: outstanding requests use the new addresses
         self.channel.resend(cx);
         if self.lifecycle == Lifecycle::Active {
             self.enqueue_first(self.address_request());
@@ -62,7 +62,7 @@ impl IkeSa {
 
     /// Returns the request that informs the peer of our address.
     fn address_request(&self) -> QueuedRequest {
-        // RFC 4555 3.5: the original initiator chooses the addresses.
+        //= RFC 4555 3.5 REQUIRED 3: the original initiator chooses the addresses
         if self.initiation().by_us() || mutation!("update_by_responder") {
             QueuedRequest::UpdateAddresses
         } else {
@@ -102,7 +102,7 @@ impl IkeSa {
         } else {
             self.channel.check_path(Path { local, remote, ..path }, cx);
         }
-        // RFC 4555 3.5: the original initiator chooses the addresses.
+        //= RFC 4555 3.5 REQUIRED 3: the original initiator chooses the addresses
         let by_us = self.initiation().by_us();
         self.enqueue_first(if by_us { QueuedRequest::UpdateAddresses } else { QueuedRequest::CheckAddress });
     }
@@ -210,14 +210,14 @@ pub(super) fn updated(
         mobike.announced = additional;
     }
     if !sa.channel.answer_shows_path() {
-        // RFC 4555 3.5: the addresses changed again. RFC 4555 3.7: a request that was sent to
-        // several addresses does not prove that the peer receives at one of them.
+        //= RFC 4555 3.5 REQUIRED 6: the addresses changed again
+        //= RFC 4555 3.7 REQUIRED 6: a request to several addresses shows no path
         sa.enqueue_first(QueuedRequest::UpdateAddresses);
         return SaStep::Continue;
     }
     let Some(mobike) = sa.mobike.as_mut() else { return SaStep::Continue };
     match refusal {
-        // RFC 4555 3.9: the update is tried several times.
+        //= RFC 4555 3.9 SHOULD 4: the update is tried several times
         Some(NotifyType::UnexpectedNatDetected) if mobike.unexpected_nats < sa.profile.config.timing.transmissions => {
             mobike.unexpected_nats = mobike.unexpected_nats.saturating_add(1);
             sa.enqueue_first(QueuedRequest::UpdateAddresses);
@@ -240,7 +240,7 @@ pub(super) fn updated(
     mobike.seen_as = seen_as(payloads).or(mobike.seen_as.take());
     let mut path = sa.channel.message_path();
     if path.nat_traversal {
-        // RFC 4555 3.5: enable or disable NAT traversal.
+        //= RFC 4555 3.5 REQUIRED 7: NAT traversal on or off
         path.detect(sa.channel.ike, payloads, sa.forced());
     }
     sa.use_path(path, child_sas, cx);
@@ -249,7 +249,7 @@ pub(super) fn updated(
 
 /// Returns the step for a response in which COOKIE2 is wrong or missing.
 fn wrong_cookie() -> SaStep {
-    // RFC 4555 3.7: a different COOKIE2 closes the IKE SA.
+    //= RFC 4555 3.7 MUST 5: a different COOKIE2 closes the IKE SA
     SaStep::End(DownReason::Failed, failure::wrong_cookie2())
 }
 
@@ -260,7 +260,7 @@ fn seen_as(payloads: &Payloads) -> Option<Vec<u8>> {
 
 /// Announces our addresses again if the peer's list was sent from another address. Call this after
 /// the CHILD_SAs have moved, not immediately after UPDATE_SA_ADDRESSES.
-// RFC 4555 3.6: the source of the message is part of the list.
+//= RFC 4555 3.6 REQUIRED 3: the source of the message is part of the list
 pub(super) fn announce_from_new_address(sa: &mut IkeSa) {
     let local = sa.channel.message_path().local.ip();
     if sa.lifecycle == Lifecycle::Active && sa.mobike.as_ref().is_some_and(|mobike| mobike.announced_from != local) {
@@ -291,7 +291,7 @@ pub(super) fn announced(
     cx: &mut Context<'_>,
 ) -> SaStep {
     let present = sa.channel.message_path().local.ip();
-    // RFC 4555 3.6: a message from another source would be another announcement.
+    //= RFC 4555 3.6 MUST 2: another source needs another request
     let changed = present != address || mobike::own_additional(cx.config, &sa.profile.config, present) != additional;
     let retries = sa.profile.config.timing.transmissions;
     let Some(mobike) = sa.mobike.as_mut() else { return SaStep::Continue };
@@ -332,7 +332,7 @@ pub(super) fn checked(
     child_sas: &mut ChildSas,
     cx: &mut Context<'_>,
 ) -> SaStep {
-    // RFC 4555 3.7: COOKIE2 is compared with the one that was sent.
+    //= RFC 4555 3.7 MUST 4: COOKIE2 is compared with the one that was sent
     if !cookie.is_returned(payloads) {
         return wrong_cookie();
     }
@@ -340,11 +340,11 @@ pub(super) fn checked(
         return SaStep::Continue;
     }
     if sa.channel.answer_shows_path() {
-        // RFC 4555 3.7: ESP follows after the check.
+        //= RFC 4555 3.7 SHOULD 1: the path is checked
+        //= RFC 4555 3.7 SHOULD 2: ESP follows after the check
         sa.use_path(sa.channel.message_path(), child_sas, cx);
     } else {
-        // RFC 4555 3.7: a request that was sent to several addresses does not prove that the peer
-        // receives at one of them.
+        //= RFC 4555 3.7 REQUIRED 6: a request to several addresses shows no path
         sa.enqueue_first(QueuedRequest::CheckAddress);
     }
     SaStep::Continue
@@ -355,7 +355,7 @@ pub(super) fn checked(
 pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
     let path = sa.channel.message_path();
     let asks = sa.mobike.is_some() && sa.initiation().by_us() && path.nat_local && path.nat_traversal;
-    // RFC 4555 3.8: liveness checks detect a changed NAT mapping.
+    //= RFC 4555 3.8 SHOULD 2: liveness checks detect a changed NAT mapping
     let notifies = asks.then(|| path.notifies(sa.channel.ike, sa.forced()));
     notifies.into_iter().flatten().map(Payload::Notify).collect()
 }
@@ -369,7 +369,7 @@ pub(super) fn liveness_checked(sa: &mut IkeSa, payloads: &Payloads) {
     let seen = seen_as(payloads);
     let known = mobike.seen_as.as_ref().unwrap_or(&as_from_here);
     if seen.as_ref().is_some_and(|seen| seen != known) && !mutation!("nat_mapping_not_compared") {
-        // RFC 4555 3.8: update the addresses if the mapping changed.
+        //= RFC 4555 3.8 SHOULD 3: update the addresses if the mapping changed
         mobike.seen_as = seen;
         sa.enqueue_first(QueuedRequest::UpdateAddresses);
     }
@@ -395,7 +395,7 @@ pub(super) fn answer(
     let announced = mobike::additional_of(payloads);
     let mut path = Path { local, remote, ..sa.channel.path };
     if payloads.notify(NotifyType::NatDetectionSourceIp).is_some() && path.nat_traversal {
-        // RFC 4555 3.8: NAT detection is answered by NAT detection.
+        //= RFC 4555 3.8 MUST 1: NAT detection is answered by NAT detection
         answer.extend(path.notifies(sa.channel.ike, sa.forced()).map(Payload::Notify));
         path.detect(sa.channel.ike, payloads, sa.forced());
     }
@@ -403,6 +403,7 @@ pub(super) fn answer(
         && mobike::finds_unexpected_nat(payloads, local, remote)
         && !mutation!("unexpected_nat_accepted")
     {
+        //= RFC 4555 3.9 REQUIRED 3: UNEXPECTED_NAT_DETECTED
         answer.push_notify(Notify::new(NotifyType::UnexpectedNatDetected));
         sa.report(failure::unexpected_nat(&path), cx);
     } else if updates && (sa.initiation().by_us() || !is_acceptable(local, remote)) {
@@ -414,7 +415,7 @@ pub(super) fn answer(
             let left = current != remote.ip() && !addresses.contains(&current);
             change.peer_left_for = Some(remote).filter(|_| left && by_us);
             if let Some(mobike) = &mut sa.mobike {
-                // RFC 4555 3.6: the list replaces the former one.
+                //= RFC 4555 3.6 REQUIRED 1: the list replaces the former one
                 mobike.peer_addresses = addresses;
                 if by_us {
                     mobike.announced_by_peer_from = remote;
@@ -435,12 +436,12 @@ fn take_update(sa: &mut IkeSa, path: Path, child_sas: &mut ChildSas, cx: &mut Co
     if sa.lifecycle == Lifecycle::Deleting {
         return;
     }
-    // RFC 4555 3.5: use the addresses of the IP header.
+    //= RFC 4555 3.5 REQUIRED 5: the addresses of the IP header
     if path.remote == sa.channel.path.remote || mutation!("esp_moves_before_the_check") {
         let before = sa.channel.message_addresses();
         sa.use_path(path, child_sas, cx);
         if sa.channel.message_addresses() != before {
-            // RFC 4555 3.5: outstanding requests use the new addresses.
+            //= RFC 4555 3.5 REQUIRED 4: outstanding requests use the new addresses
             sa.channel.redirect(cx);
         }
         return;

@@ -45,6 +45,11 @@ pub(super) fn begin(
     // one.
     let child = config.child_named(&purpose.child)?;
     let in_use = old.and_then(|old| child_sas.live(old)).map(|child| Arc::clone(&child.sa));
+    if sa.lifetime.must_be_replaced() && in_use.as_ref().is_some_and(|in_use| !config.allows(in_use)) {
+        // RFC 7296 2.9.2: a rekey keeps the selectors, which are no longer configured. A new IKE SA
+        // will have others.
+        return None;
+    }
     //= RFC 7296 2.8 SHOULD NOT 4: an equivalent CHILD_SA
     //= RFC 7296 2.9.2 SHOULD NOT 4: no packet in a rekey
     let asked = asked(config, &purpose, in_use.as_deref())?;

@@ -21,6 +21,8 @@ use crate::wire::{ExchangeType, Header, InvalidMessage, Notify, NotifyType, Payl
 
 /// Delay before a failed reauthentication is tried again.
 const REAUTHENTICATION_RETRY: Duration = Duration::from_secs(60);
+/// Delay before a refused rekey of an IKE SA that only the peer can replace is tried again.
+const REKEY_RETRY: Duration = Duration::from_secs(60);
 /// Minimum delay before another check of an IKE SA whose lifetime has not ended yet.
 const EXPIRY_CHECK: Duration = Duration::from_secs(1);
 
@@ -106,6 +108,11 @@ impl IkeSa {
                 }
                 Timer::Expire => self.timers.set(Timer::Expire, self.lifetime.check_at(cx).max(cx.now + EXPIRY_CHECK)),
                 Timer::Cleanup => self.clean_up(child_sas),
+                Timer::Childless => {
+                    if child_sas.children_of(self.spi()).next().is_none() && !self.brings_child() {
+                        self.enqueue(QueuedRequest::DeleteIke);
+                    }
+                }
             }
         }
         if self.lifecycle == Lifecycle::Active {
@@ -120,6 +127,11 @@ impl IkeSa {
         }
         self.send_queued(child_sas, cx);
         step
+    }
+
+    /// Schedules another rekey of the IKE SA after one that failed, unless one is scheduled.
+    pub(crate) fn rekey_again(&mut self, now: Instant) {
+        self.rekey_at.get_or_insert(now + REKEY_RETRY);
     }
 
     /// Queues a request, and sends it immediately if the window is free.
@@ -393,12 +405,11 @@ impl IkeSa {
 
     fn clean_up(&mut self, child_sas: &mut ChildSas) {
         let me = self.spi();
-        let purposes = child_sas.purposes_of(me);
-        if purposes.is_empty() || self.lifecycle != Lifecycle::Active {
+        if self.lifecycle != Lifecycle::Active {
             self.enqueue(QueuedRequest::DeleteIke);
             return;
         }
-        for purpose in purposes {
+        for purpose in child_sas.purposes_of(me) {
             let best = child_sas
                 .children_of(me)
                 .filter(|(_, child)| child.sa.purpose == *purpose)
@@ -472,8 +483,9 @@ impl IkeSa {
         }
         let (me, profile) = (self.spi(), Arc::clone(&self.profile));
         if !profile.config.initiate {
-            let childless = child_sas.children_of(me).next().is_none();
-            if childless && self.timers.get(Timer::Cleanup).is_none() && !self.brings_child() {
+            if child_sas.children_of(me).next().is_some() {
+                self.timers.stop(Timer::Childless);
+            } else if self.timers.get(Timer::Childless).is_none() && !self.brings_child() {
                 self.child_deleted(&Purpose::whole(&profile.config.child.name), child_sas, cx);
             }
             return;

@@ -55,6 +55,7 @@ fn an_ike_sa_that_moved_while_it_was_superseded_tells_the_peer_when_it_is_used_a
 
 #[test]
 fn a_list_of_addresses_counts_as_announced_once_the_peer_has_taken_it() {
+    //= RFC 4555 3.6 REQUIRED 1: the complete list
     let mut test = mobile(by_us());
     test.config.addresses = vec![local().ip(), ip("192.0.2.8")];
     test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::UpdateAddresses, child_sas, cx));

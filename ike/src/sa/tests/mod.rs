@@ -23,7 +23,7 @@ use crate::event::{IkeDetails, IkeId};
 use crate::output::{Context, Output};
 use crate::purpose::ChildName;
 use crate::wire::{ExchangeType, Header, Payloads};
-use crate::{AddressAssignment, EndpointConfig, Environment, Identity, Instant, Secret};
+use crate::{AddressAssignment, Childless, EndpointConfig, Environment, Identity, Instant, Secret};
 
 const SUITE: IkeSuite = IkeSuite { cipher: Cipher::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
 const IKE: IkeId = IkeId { initiator: 1, responder: 2 };
@@ -77,6 +77,7 @@ pub(super) fn profile() -> Profile {
         keep_existing: false,
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
+        childless: Childless::Allow,
         timing: Timing::default(),
     };
     Profile::new(config.into()).unwrap()

@@ -12,7 +12,7 @@ use super::keys::{Keys, Suite};
 use super::mobike::Mobike;
 use super::node::Node;
 use super::octets::{Message, PROTOCOL_IKE, Spis, exchange, notify, payload};
-use super::{Cause, Judged, Shared, Step, broken, configuration, init, require};
+use super::{Cause, Judged, Shared, Step, broken, childless, configuration, init, require};
 
 /// AUTH by a pre-shared key (3.8).
 const SHARED_KEY: u8 = 2;
@@ -21,6 +21,9 @@ impl Node {
     /// Judges an IKE_AUTH request that the node sends.
     pub fn request_auth(&mut self, spis: Spis, message: &Message, step: &Step<'_>) -> Judged {
         configuration::judge_order(message)?;
+        if let Some(sa) = self.sas.get(&spis) {
+            childless::judge_request(sa, message)?;
+        }
         let peer = message.find(payload::ID_RESPONDER);
         let open = |sa: &&IkeSa| sa.up && !sa.closed && sa.spis != spis && !ends_in(step, sa.spis);
         let known = self.sas.values().filter(open).find(|sa| sa.peer_identity.as_deref() == peer);
@@ -56,6 +59,7 @@ impl Node {
         let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
         //= RFC 7296 1.2 MUST 2: verify signatures and MACs
         require!(sa.peer_proof != Some(false), "RFC 7296 2.15", "AUTH of the initiator is wrong, and it is let in");
+        childless::judge_response(sa, request, answer)?;
         if let Cause::Received(_, _, from) = step.cause {
             sa.mobike = Mobike::negotiated(request, answer, BTreeSet::from([from]), false);
         }

@@ -339,8 +339,8 @@ impl IkeSa {
             // moved to that address.
             let more =
                 own.last_sent == at && !matches!(cause, Cause::Owner) && own.last_sent_to.insert((local, remote));
-            // RFC 4555 3.5: outstanding requests use the new addresses. The retransmission
-            // intervals start again.
+            // The retransmission intervals start again.
+            //= RFC 4555 3.5 REQUIRED 4: outstanding requests use the new addresses
             if self.mobike.is_some()
                 && !more
                 && (self.addresses_changed || !own.last_sent_to.contains(&(local, remote)))

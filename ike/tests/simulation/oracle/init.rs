@@ -262,23 +262,31 @@ impl Node {
             return Ok(());
         }
         self.half_open.retain(|_, (since, _)| at < *since + HALF_OPEN_LIFETIME);
-        let known = self.half_open.get(&(from, spi)).and_then(|(_, spis)| self.sas.get(spis)?.init.as_ref());
+        let entry = self.half_open.get(&(from, spi));
+        let known = entry.and_then(|(_, spis)| self.sas.get(spis)?.init.as_ref());
         if let Some(known) = known.filter(|known| known.request == request) {
+            // If it may have made room for another one, the request may create it again.
+            let gone = entry.is_some_and(|(since, _)| self.made_room.iter().any(|room| room >= since));
             //= RFC 7296 2.1 REQUIRED 9: IKE_SA_INIT again is the whole message
-            require!(known.response == datagram, "RFC 7296 2.1", "IKE_SA_INIT answered again with other octets");
-            return Ok(());
+            require!(
+                known.response == datagram || gone,
+                "RFC 7296 2.1",
+                "IKE_SA_INIT answered again with other octets"
+            );
+            if known.response == datagram {
+                return Ok(());
+            }
         }
         // The same request with another cookie gets the same response as before, and does not count
         // as a new request.
         let again = known.is_some_and(|known| known.response == datagram);
-        let half_open = self.half_open.len();
-        require!(
-            again || half_open < self.limits.half_open_limit,
-            "RFC 7296 2.6 (limit of half-open IKE SAs)",
-            "one more beside {half_open}, the limit is {}",
-            self.limits.half_open_limit
-        );
-        if half_open >= self.limits.cookie_threshold {
+        // At the limit, another half-open IKE SA may make room. It is not known which one.
+        self.made_room.retain(|since| at < *since + HALF_OPEN_LIFETIME);
+        let half_open = self.half_open.len().saturating_sub(self.made_room.len());
+        if !again && self.half_open.len() >= self.limits.half_open_limit {
+            self.made_room.push(at);
+        }
+        if half_open >= self.limits.cookie_threshold.min(self.limits.half_open_limit) {
             let cookie = request_message.notify(notify::COOKIE).map(|cookie| cookie.data).unwrap_or_default();
             require!(
                 self.cookies.contains(&(from.ip(), spi, nonce, cookie)),

@@ -33,7 +33,7 @@ impl Mobike {
         shown: BTreeSet<SocketAddr>,
         initiator: bool,
     ) -> Option<Self> {
-        // RFC 4555 3.2: MOBIKE is announced in IKE_AUTH.
+        //= RFC 4555 3.2 MUST 1: MOBIKE is announced in IKE_AUTH
         let both = [request, response].iter().all(|message| message.notify(notify::MOBIKE_SUPPORTED).is_some());
         let announced = addresses(if initiator { response } else { request });
         both.then_some(Self { initiator, announced, shown })
@@ -43,7 +43,7 @@ impl Mobike {
     /// The initiator chooses freely (3.5). The responder follows UPDATE_SA_ADDRESSES, and no other
     /// message (3.5, 3.8).
     pub fn follows(&self, message: Option<&Message>) -> bool {
-        // RFC 4555 3.8: IKE messages without UPDATE_SA_ADDRESSES do not move the SAs.
+        //= RFC 4555 3.8 MUST NOT 4: nothing moves without UPDATE_SA_ADDRESSES
         self.initiator || message.is_some_and(updates_addresses)
     }
 }
@@ -83,14 +83,14 @@ impl Node {
             "RFC 4555 3.2",
             "addresses are changed in an IKE SA of which not both ends announced MOBIKE_SUPPORTED"
         );
-        // RFC 4555 3.5: the original initiator chooses the addresses.
+        //= RFC 4555 3.5 REQUIRED 3: the original initiator chooses the addresses
         require!(
             message.notify(notify::UPDATE_SA_ADDRESSES).is_none() || mobike.is_some_and(|mobike| mobike.initiator),
             "RFC 4555 3.5",
             "UPDATE_SA_ADDRESSES from the responder; the original initiator decides which addresses are used"
         );
         let cookie = message.notify(notify::COOKIE2);
-        // RFC 4555 4.2.5: COOKIE2 has 8 to 64 octets.
+        //= RFC 4555 4.2.5 MUST 1: 8 to 64 octets
         require!(
             cookie.as_ref().is_none_or(|cookie| (8..=64).contains(&cookie.data.len())),
             "RFC 4555 4.2.5",
@@ -110,7 +110,7 @@ impl Node {
     ) -> Judged {
         let Some(mobike) = self.sas.get_mut(&spis).and_then(|sa| sa.mobike.as_mut()) else { return Ok(()) };
         let cookie = request.notify(notify::COOKIE2).filter(|cookie| (8..=64).contains(&cookie.data.len()));
-        // RFC 4555 3.7: COOKIE2 is copied unchanged.
+        //= RFC 4555 3.7 MUST 3: COOKIE2 is copied unchanged
         require!(
             cookie.is_none() || answer.notify(notify::COOKIE2) == cookie,
             "RFC 4555 3.7",
@@ -120,7 +120,7 @@ impl Node {
             message.notify(notify::NAT_DETECTION_SOURCE_IP).is_some()
                 && message.notify(notify::NAT_DETECTION_DESTINATION_IP).is_some()
         };
-        // RFC 4555 3.8: NAT detection is answered by NAT detection.
+        //= RFC 4555 3.8 MUST 1: NAT detection is answered by NAT detection
         require!(
             !detects(request) || detects(answer),
             "RFC 4555 3.8",
@@ -139,7 +139,7 @@ impl Node {
         ]
         .concat();
         let forbidden = request.notify(notify::NO_NATS_ALLOWED).filter(|notify| notify.data != header);
-        // RFC 4555 3.9: the addresses in the notification are compared with the IP header.
+        //= RFC 4555 3.9 MUST 2: compared with the IP header
         require!(
             forbidden.is_none()
                 || !changes_addresses(request)
@@ -158,8 +158,7 @@ impl Node {
     pub fn conclude_address_request(&mut self, spis: Spis, own: &OwnRequest, request: &Message, response: &Message) {
         let cookie = request.notify(notify::COOKIE2);
         let returned = cookie.is_some() && response.notify(notify::COOKIE2) == cookie;
-        // RFC 4555 3.7: a request that was sent to several addresses does not prove that the peer
-        // receives at one of them.
+        //= RFC 4555 3.7 REQUIRED 6: a request to several addresses shows no path
         if !returned || own.sent_to.len() != 1 {
             return;
         }
@@ -184,7 +183,7 @@ impl Node {
     /// Judges the address to which ESP of an IKE SA's CHILD_SAs is sent.
     pub fn judge_destination(&self, spis: Spis, remote: SocketAddr) -> Judged {
         let Some(mobike) = self.sas.get(&spis).and_then(|sa| sa.mobike.as_ref()) else { return Ok(()) };
-        // RFC 4555 3.7: ESP follows after the check.
+        //= RFC 4555 3.7 SHOULD 2: ESP follows after the check
         require!(
             mobike.shown.contains(&remote),
             "RFC 4555 3.7",

@@ -23,6 +23,7 @@
 
 mod auth;
 mod child_sa;
+mod childless;
 mod configuration;
 mod ike_sa;
 mod init;

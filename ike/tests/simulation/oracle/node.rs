@@ -51,6 +51,8 @@ pub struct Node {
     /// Half-open IKE SAs, by address and SPI of the initiator: the time at which they were created,
     /// and both SPIs.
     pub half_open: BTreeMap<(SocketAddr, u64), (Duration, Spis)>,
+    /// When a half-open IKE SA may have made room for another one.
+    pub made_room: Vec<Duration>,
     /// The cookies that the node sent: address, SPI and nonce of the initiator, and the cookie.
     pub cookies: BTreeSet<(IpAddr, u64, Vec<u8>, Vec<u8>)>,
     pub sas: BTreeMap<Spis, IkeSa>,
@@ -73,6 +75,7 @@ impl Node {
             limits,
             initiations: BTreeMap::new(),
             half_open: BTreeMap::new(),
+            made_room: Vec::new(),
             cookies: BTreeSet::new(),
             sas: BTreeMap::new(),
             children: BTreeMap::new(),
@@ -89,6 +92,7 @@ impl Node {
     pub fn restarted(&mut self) {
         self.initiations.clear();
         self.half_open.clear();
+        self.made_room.clear();
         self.cookies.clear();
         self.sas.clear();
         self.children.clear();

@@ -185,9 +185,12 @@ impl<'a> LanTest<'a> {
         let what = format!("{others}, it reaches neither a1's pod nor a2's nor the cloud's through a1");
         checks.check(&what, LOOK, || {
             let pairs: Vec<(&Namespaces, IpAddr)> = targets.iter().map(|to| (&**neighbour, *to)).collect();
+            let refused = || anyhow::Ok((self.refused("edge-a1", "to-pods")?, self.refused("edge-a1", "to-tunnels")?));
+            let before = refused()?;
             let answers = self.through_the_edge(&targets, || answered(&pairs))?;
             ensure!(answers.is_empty(), "answers came: {}", answers.join(", "));
-            let counted = (self.refused("edge-a1", "to-pods")?, self.refused("edge-a1", "to-tunnels")?);
+            let after = refused()?;
+            let counted = (after.0.saturating_sub(before.0), after.1.saturating_sub(before.1));
             ensure!(counted.0 >= 6 && counted.1 >= 12, "a1's firewall counted {counted:?}: they never got there");
             Ok(format!("{} packets dropped on the way to pods, {} to tunnels", counted.0, counted.1))
         })

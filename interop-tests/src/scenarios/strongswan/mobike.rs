@@ -104,8 +104,8 @@ pub(super) fn behind_nat(lab: &Lab, initiator: Initiator) -> Result<()> {
         on_path(home, new, "203.0.113.10")?;
         on_path(public, "203.0.113.10", "203.0.113.1")
     })?;
-    site.wire.expect_none("net 10.0.0.0/8")?;
-    site.wire.stop()
+    site.wire.stop()?;
+    site.wire.expect_none("net 10.0.0.0/8")
 }
 
 fn begin(agent: &mut Agent<'_>, charon: &Charon<'_>, initiator: Initiator) -> Result<()> {

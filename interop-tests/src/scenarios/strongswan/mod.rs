@@ -223,7 +223,7 @@ fn psk(lab: &Lab, initiator: Initiator) -> Result<()> {
 
 fn on_demand(lab: &Lab) -> Result<()> {
     let net = lab.build(&Site::plan(Initiator::Edge))?;
-    let site = Site::new(net, Initiator::Edge)?;
+    let mut site = Site::new(net, Initiator::Edge)?;
     let auth = || Auth::Psk(SECRET.to_owned());
     let charon = Charon::start(site.moon, &site.connection(auth()))?;
     let peer = StaticPeer { start: "on-demand", ..site.peer(auth()) };
@@ -254,6 +254,7 @@ fn on_demand(lab: &Lab) -> Result<()> {
     lab.step("charon closes the tunnel, and the next packet brings another one");
     ping.stop()?;
     agent.wait_phase("moon", "on-demand")?;
+    site.wire.stop()?;
     site.wire.expect_none("net 10.0.0.0/8")
 }
 

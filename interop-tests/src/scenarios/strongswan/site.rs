@@ -9,6 +9,7 @@ use crate::edge_agent::{Agent, StaticPeer};
 use crate::scenario::Lab;
 use crate::strongswan::Charon;
 use crate::strongswan::charon::{Auth, Connection};
+use crate::topology::xfrm::Policy;
 use crate::topology::{Capture, Net, Netem, NetworkPlan, Node, Pod};
 use crate::wait;
 
@@ -160,7 +161,7 @@ impl<'a> Site<'a> {
         for spi in [first.spi_in, first.spi_out, last.spi_in, last.spi_out] {
             ensure!(seen.contains(&spi), "{spi:08x} was not on the wire, but {seen:x?}");
         }
-        self.wire.expect_none("net 10.0.0.0/8")?;
+        self.wire.expect_none_so_far("net 10.0.0.0/8")?;
         // An unencrypted packet between the same pods shows that the capture works.
         self.moon.sh("ip xfrm policy flush; ip xfrm state flush")?;
         let through = self.moon_pod.reaches("10.1.0.2", Duration::from_millis(200))?;
@@ -259,14 +260,18 @@ impl<'a> Site<'a> {
     }
 
     /// Checks that the edge's kernel has no SA, no reserved SPI, and no policy except those of
-    /// IKE's sockets.
+    /// IKE's sockets and blocks. Packets that the edge means for a tunnel that it initiates are
+    /// blocked before that was ever up.
     pub(super) fn nothing_is_left(&self) -> Result<()> {
         wait::for_event("nothing to be left in the kernel", || {
             // The parsed list leaves out SPIs that are only reserved.
             let states = self.edge.sh("ip xfrm state list nokeys")?;
             ensure!(states.trim().is_empty(), "it has SAs: {states}");
             let policies = self.edge.xfrm_policies()?;
-            ensure!(policies.iter().all(|policy| policy.dir.starts_with("socket")), "it has {policies:?}");
+            let left = |policy: &&Policy| !policy.dir.starts_with("socket") && policy.action != "block";
+            ensure!(!policies.iter().any(|policy| left(&policy)), "it has {policies:?}");
+            let blocked = policies.iter().any(|policy| policy.action == "block" && policy.dir == "out");
+            ensure!(blocked == (self.initiator == Initiator::Edge), "it blocks {policies:?}");
             Ok(())
         })
     }
