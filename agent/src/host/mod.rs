@@ -55,6 +55,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::membership::UplinkFacts;
+use crate::path_mtu::Encapsulation;
 use crate::underlay;
 
 /// State of the host, for `status` and the tunnels.
@@ -79,6 +80,10 @@ pub struct HostState {
     pub bridge_addresses: Vec<IpAddr>,
     /// MTU for pods, in bytes.
     pub pod_mtu: u32,
+    /// MTU of the uplink, in bytes, if packets of `pod_mtu` may not fit through it with ESP. They
+    /// then travel in fragments. IPv6 does not allow pods a smaller MTU than 1280.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub small_uplink: Option<u32>,
     /// Routes that the kernel should have.
     pub routes: Vec<RouteEntry>,
     /// Whether the table `inet edge-cni` is in place.
@@ -87,6 +92,20 @@ pub struct HostState {
     /// part for this struct.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
+}
+
+impl HostState {
+    /// Returns a sentence if pods' packets may travel in fragments because the uplink has a small
+    /// MTU.
+    #[must_use]
+    pub fn fragments(&self) -> Option<String> {
+        let (uplink, pods) = (self.small_uplink?, self.pod_mtu);
+        let needed = Encapsulation::LARGEST.outer(pods);
+        Some(format!(
+            "packets of pods of {pods} bytes may travel in fragments: with ESP they have up to {needed} bytes, and the \
+             uplink has an MTU of {uplink}"
+        ))
+    }
 }
 
 /// The path MTUs to peers, by the peers' networks, in bytes. It contains only those that are smaller

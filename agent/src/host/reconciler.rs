@@ -291,6 +291,7 @@ impl HostReconciler {
             on_link_networks: internal_addresses::on_link_networks(&observed),
             bridge_addresses: bridge,
             pod_mtu: uplink.pod_mtu,
+            small_uplink: uplink::small_uplink(&observed, &self.config.bridge, uplink.pod_mtu),
             routes: entries,
             firewall,
             obstacles: all_obstacles,

@@ -85,10 +85,20 @@ fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>
 /// Returns the largest MTU with which pods' packets fit through the uplink with the smallest MTU,
 /// in bytes; 0 without an uplink.
 fn fitting_mtu(uplinks: &[&Link], others: &[&Link]) -> u32 {
+    smallest_mtu(uplinks, others).map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)))
+}
+
+fn smallest_mtu(uplinks: &[&Link], others: &[&Link]) -> Option<u32> {
     let smallest = uplinks.iter().map(|link| link.mtu).min();
-    let smallest =
-        smallest.or_else(|| others.iter().filter(|link| !link.addresses.is_empty()).map(|link| link.mtu).min());
-    smallest.map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)))
+    smallest.or_else(|| others.iter().filter(|link| !link.addresses.is_empty()).map(|link| link.mtu).min())
+}
+
+/// Returns the MTU of the uplink with the smallest one if packets of `pod_mtu` may not fit through
+/// it with ESP, both in bytes, and pods cannot have a smaller MTU because of IPv6.
+pub(super) fn small_uplink(observed: &NetworkState, bridge: &str, pod_mtu: u32) -> Option<u32> {
+    let (uplinks, others) = links_outside(observed, bridge);
+    smallest_mtu(&uplinks, &others)
+        .filter(|mtu| pod_mtu <= IPV6_MIN_MTU && *mtu < Encapsulation::LARGEST.outer(pod_mtu))
 }
 
 /// Returns an obstacle if the configured MTU of pods is too large for the uplink.
@@ -212,6 +222,24 @@ mod tests {
     fn pods_packets_with_all_overhead_fit_the_uplink() {
         assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
         assert_eq!(uplink(&host(), "ecni0", &[], Some(1300)).pod_mtu, 1300);
+    }
+
+    #[test]
+    fn an_uplink_through_which_even_the_smallest_packets_of_ipv6_do_not_fit_is_named() {
+        let with_uplink = |mtu| {
+            let mut host = host();
+            host.links[1].mtu = mtu;
+            let pod_mtu = uplink(&host, "ecni0", &[], None).pod_mtu;
+            (pod_mtu, small_uplink(&host, "ecni0", pod_mtu))
+        };
+        assert_eq!(with_uplink(1500), (1418, None));
+        assert_eq!(with_uplink(1364), (1282, None));
+        assert_eq!(with_uplink(1363), (1280, Some(1363)));
+        assert_eq!(with_uplink(1280), (1280, Some(1280)));
+        let mut host = host();
+        host.links[1].mtu = 1400;
+        assert_eq!(small_uplink(&host, "ecni0", 1500), None, "a configured MTU that is too large is an obstacle");
+        assert_eq!(small_uplink(&NetworkState::default(), "ecni0", 0), None);
     }
 
     #[test]

@@ -78,6 +78,9 @@ pub fn render(status: &Status) -> String {
             let _ = writeln!(text, "peer {}: the path does not carry all packets of pods: {path_mtu}", peer.name);
         }
     }
+    if let Some(fragments) = status.host.fragments() {
+        let _ = writeln!(text, "{fragments}");
+    }
     let _ = writeln!(
         text,
         "\n{} states, {} policies, {} routes",
