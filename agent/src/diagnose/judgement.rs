@@ -148,6 +148,9 @@ fn host(report: &mut Report, status: &Status) {
     if status.host.pod_mtu > 0 {
         report.add(Level::Ok, "host", format!("pods have an MTU of {}", status.host.pod_mtu));
     }
+    if let Some(fragments) = status.host.fragments() {
+        report.add(Level::Warning, "host", fragments);
+    }
 }
 
 fn about(report: &mut Report, target: &Target) {
@@ -259,7 +262,12 @@ fn tunnel(report: &mut Report, peer: &PeerReport) {
     if let Some(path_mtu) = peer.path_mtu {
         let narrow = path_mtu.limited || path_mtu.unanswered;
         let level = if narrow { Level::Warning } else { Level::Ok };
-        report.add(level, &peer.name, format!("the path carries packets of pods of {path_mtu}"));
+        let found = if path_mtu.limited {
+            "the path does not carry all packets of pods"
+        } else {
+            "the path carries packets of pods"
+        };
+        report.add(level, &peer.name, format!("{found}: {path_mtu}"));
     }
 }
 

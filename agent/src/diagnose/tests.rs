@@ -242,10 +242,10 @@ fn a_path_that_carries_only_small_packets_is_a_warning_with_the_size() {
         facts.status.as_mut().unwrap().peers[1].path_mtu = Some(path_mtu);
         judge(&facts)
     };
-    let found = judged(PathMtuStatus { bytes: 1200, limited: true, unanswered: false });
+    let found = judged(PathMtuStatus { bytes: 1200, limited: true, unanswered: false, ipv6_in_fragments: false });
     let warning = found.iter().find(|finding| finding.level == Level::Warning).unwrap();
     assert!(warning.what.contains("up to 1200 bytes") && warning.what.contains("IPv6 needs 1280"), "{}", warning.what);
-    let wide = judged(PathMtuStatus { bytes: 1418, limited: false, unanswered: false });
+    let wide = judged(PathMtuStatus { bytes: 1418, limited: false, unanswered: false, ipv6_in_fragments: false });
     assert!(wide.iter().all(|finding| finding.level == Level::Ok));
 }
 

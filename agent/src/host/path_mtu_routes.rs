@@ -10,6 +10,7 @@
 //! A separate task maintains the routes, because the reconciler runs programs, which may take
 //! seconds.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,20 +133,20 @@ fn changes<'a>(
 ) -> Changes<'a> {
     let ours =
         |route: &&Route| route.protocol == ROUTE_PROTOCOL && route.metric == METRIC && route.device == Some(guard);
-    let present: Vec<&Route> = observed.routes.iter().filter(ours).collect();
+    let present: HashMap<IpNetwork, &Route> =
+        observed.routes.iter().filter(ours).map(|route| (route.destination, route)).collect();
     let wanted = mtus.iter().map(|(network, mtu)| Wanted {
         network: *network,
         mtu: *mtu,
         source: sources.iter().find(|source| source.is_ipv4() == network.is_ipv4()).copied(),
     });
     let stands = |wanted: &Wanted| {
-        present.iter().any(|route| {
-            route.destination == wanted.network && mtu_of(route) == Some(wanted.mtu) && route.source == wanted.source
-        })
+        let route = present.get(&wanted.network);
+        route.is_some_and(|route| mtu_of(route) == Some(wanted.mtu) && route.source == wanted.source)
     };
     let replace = wanted.filter(|wanted| !stands(wanted)).collect();
     let stray = |route: &&Route| !keep_others && !mtus.contains_key(&route.destination);
-    Changes { replace, delete: present.into_iter().filter(stray).collect() }
+    Changes { replace, delete: present.into_values().filter(stray).collect() }
 }
 
 fn mtu_of(route: &Route) -> Option<u32> {

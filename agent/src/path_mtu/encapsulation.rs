@@ -1,5 +1,7 @@
 //! The sizes of packets before and after ESP.
 
+use crate::init_probe::MAX_REQUEST;
+
 /// Size of the IPv4 header without options, bytes.
 const IPV4_HEADER: u32 = 20;
 /// Size of the IPv6 header, bytes.
@@ -43,6 +45,13 @@ impl Encapsulation {
     pub fn outer(self, inner: u32) -> u32 {
         let padded = inner.saturating_add(TRAILER).checked_next_multiple_of(PADDING);
         padded.unwrap_or(u32::MAX).saturating_add(self.overhead())
+    }
+
+    /// Returns the size of the largest ESP packets that are tried if packets have at most `inner`
+    /// bytes. Larger probes would get no answer, whatever the path carries.
+    #[must_use]
+    pub fn largest(self, inner: u32) -> u32 {
+        self.outer(inner).min(self.ip_header() + UDP_HEADER + MAX_REQUEST)
     }
 
     /// Returns the size of the smallest ESP packets that are tried. Every IPv6 link carries 1280

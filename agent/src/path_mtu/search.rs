@@ -2,8 +2,8 @@
 //!
 //! All sizes are those of IP packets as the path sees them. While traffic flows, a probe of the
 //! current size is sent now and then. If it gets no answer, probes of many sizes are sent at once.
-//! The largest size that is answered is the new limit. With a limit, larger sizes are tried again
-//! after [`RAISE_INTERVAL`].
+//! The largest size that is answered is the new limit, which further rounds make more exact. With a
+//! limit, larger sizes are tried again after [`RAISE_INTERVAL`].
 //!
 //! A limit needs an answer to a smaller probe. A peer that answers nothing changes nothing.
 
@@ -16,8 +16,9 @@ use super::encapsulation::PADDING;
 /// Number of bytes that must have been sent to the peer since the last answer before the path is
 /// checked again. A check sends less than a fifth of this.
 const MIN_SENT: u64 = 8 << 10;
-/// Minimum time between two checks of a path.
-pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(3);
+/// Minimum time between two checks of a path. It is a little less than the kernel's interval between
+/// two reports of traffic, so that each report can begin a check.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(900);
 /// Time after which larger sizes are tried again (RFC 8899 5.1.1 `PMTU_RAISE_TIMER`, RFC 8201 4).
 pub(super) const RAISE_INTERVAL: Duration = Duration::from_secs(600);
 /// Time to wait for an answer if the round-trip time is unknown.
@@ -121,6 +122,11 @@ impl Search {
         matches!(self.activity, Activity::Searching(_))
     }
 
+    /// Returns whether a search is making the limit more exact.
+    pub(super) fn is_refining(&self) -> bool {
+        matches!(&self.activity, Activity::Searching(round) if round.number > 1)
+    }
+
     /// Returns the time at which [`Self::timeout`] must be called.
     pub(super) fn due(&self) -> Option<Instant> {
         match &self.activity {
@@ -140,8 +146,10 @@ impl Search {
         self.is_resting() && self.sent >= MIN_SENT && self.next_check <= now
     }
 
-    /// Begins a check, or the attempt to raise the limit. Returns the sizes of the probes.
-    pub(super) fn check(&mut self, now: Instant) -> Vec<u32> {
+    /// Begins a check, or the attempt to raise the limit. The next check comes after `interval` at
+    /// the earliest. Returns the sizes of the probes.
+    pub(super) fn check(&mut self, now: Instant, interval: Duration) -> Vec<u32> {
+        self.next_check = now + interval;
         match self.limit {
             Some(limit) if self.raise_at <= now => self.begin_round(self.first_sizes(limit, self.full), true, now),
             limit => {
@@ -158,8 +166,7 @@ impl Search {
         let limit = self.limit.map(|limit| limit.max(smallest)).filter(|limit| *limit < full);
         // The interval between checks stays, so that a path that changes all the time costs no more
         // probes than one that does not.
-        let next_check = if self.is_resting() { self.next_check } else { now + CHECK_INTERVAL };
-        let next_check = if self.unanswered > 0 { now } else { next_check };
+        let next_check = if self.unanswered > 0 { now } else { self.next_check };
         *self = Self { limit, next_check, raise_at: now, sent: self.sent.max(MIN_SENT), ..Self::new(smallest, full) };
     }
 
@@ -171,7 +178,7 @@ impl Search {
             Activity::Resting => {}
             Activity::Checking { .. } => {
                 if size >= expected {
-                    self.rest(now);
+                    self.rest();
                 }
             }
             Activity::Searching(round) => {
@@ -223,6 +230,11 @@ impl Search {
             self.conclude(best, round.raises, now);
             return vec![];
         }
+        if !round.raises && self.limit.is_none_or(|limit| best < limit) {
+            // Connections continue with this limit while the search makes it more exact.
+            self.limit = Some(best);
+            self.raise_at = now + RAISE_INTERVAL;
+        }
         // The size that got no answer stays in the list, as the upper end.
         let sizes: Vec<u32> = between.iter().copied().chain(too_large).collect();
         self.activity = Activity::Searching(Round {
@@ -257,14 +269,13 @@ impl Search {
             self.raise_at = now + RAISE_INTERVAL;
         }
         self.limit = limit;
-        self.rest(now);
+        self.rest();
     }
 
-    fn rest(&mut self, now: Instant) {
+    fn rest(&mut self) {
         self.activity = Activity::Resting;
         self.unanswered = 0;
         self.sent = 0;
-        self.next_check = now + CHECK_INTERVAL;
     }
 
     /// Returns the sizes of a first round, from `first` to `last`, both included.

@@ -6,19 +6,16 @@ use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
 
+use super::check_pace::CheckPace;
 use super::encapsulation::Encapsulation;
-use super::search::Search;
+use super::search::{CHECK_INTERVAL, Search};
 
-/// Maximum number of checks that begin in one second. On a hub with more peers, the checks of a
-/// path are further apart.
-const MAX_CHECKS_PER_SECOND: u32 = 50;
 /// Maximum number of searches at the same time. Further paths wait with the search.
 const MAX_SEARCHES: usize = 64;
 /// Maximum number of probes that wait for an answer. The oldest are forgotten.
 const MAX_PROBES: usize = 8192;
 /// Time after which an answer no longer counts.
 const PROBE_LIFETIME: Duration = Duration::from_secs(5);
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The path to a peer, and the size of packets that a tunnel sends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +49,19 @@ pub struct PathMtu {
     pub limit: Option<u32>,
     /// Whether the peer answered none of the last probes.
     pub unanswered: bool,
+    /// Whether a search is making the limit more exact.
+    pub refining: bool,
+    /// Whether the outer header is IPv4, so that routers can fragment ESP packets.
+    pub over_ipv4: bool,
+}
+
+/// A change of what is known about the path to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The peer.
+    pub peer: PeerName,
+    /// Whether the limit is another one than after the search before.
+    pub new_limit: bool,
 }
 
 /// The paths and probes. There is an entry for each peer to which traffic has flowed.
@@ -63,8 +73,7 @@ pub struct PathMtuTable {
     probes: HashMap<u64, Waiting>,
     /// The probes in the order in which they were sent.
     sent: VecDeque<(Instant, u64)>,
-    checks: u32,
-    second_ends: Instant,
+    pace: CheckPace,
 }
 
 #[derive(Debug)]
@@ -73,6 +82,10 @@ struct Entry {
     search: Search,
     /// The SPI and the bytes of the outbound SA at its last event.
     counted: (u32, u64),
+    /// What was known at the last reported change.
+    reported: PathMtu,
+    /// The limit after the last search.
+    settled_limit: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -94,11 +107,11 @@ impl PathMtuTable {
         now: Instant,
         random: impl FnMut() -> u64,
     ) -> Vec<Probe> {
-        let (smallest, full) = (path.encapsulation.smallest(), path.encapsulation.outer(path.pod_mtu));
+        let (smallest, full) = (path.encapsulation.smallest(), path.encapsulation.largest(path.pod_mtu));
         let entry = match self.peers.get_mut(peer) {
             Some(entry) => entry,
             None => {
-                let entry = Entry { path, search: Search::new(smallest, full), counted: (spi, 0) };
+                let entry = Entry::new(path, Search::new(smallest, full), spi);
                 self.peers.entry(peer.clone()).or_insert(entry)
             }
         };
@@ -110,29 +123,28 @@ impl PathMtuTable {
             entry.search.path_changed(smallest, full, now);
             self.active.remove(peer);
         }
-        if !entry.search.wants_check(now) || !self.may_check(now) {
+        if !entry.search.wants_check(now) {
             return vec![];
         }
-        let Some(entry) = self.peers.get_mut(peer) else { return vec![] };
-        let sizes = entry.search.check(now);
+        let Some(interval) = self.pace.begin_check(now) else { return vec![] };
+        let sizes = entry.search.check(now, interval);
         self.probes(peer, sizes, now, random)
     }
 
-    /// Handles the answer to the probe with this number, from this address. Returns the peer if
-    /// what is known about its path has changed.
-    pub fn answered(&mut self, id: u64, from: SocketAddr, now: Instant) -> Option<PeerName> {
+    /// Handles the answer to the probe with this number, from this address. Returns what it has
+    /// changed.
+    pub fn answered(&mut self, id: u64, from: SocketAddr, now: Instant) -> Option<Change> {
         let Waiting { peer, path, size, at } = self.probes.remove(&id)?;
         let entry = self.peers.get_mut(&peer)?;
         let round_trip = now.saturating_since(at);
         if from != path.remote || entry.path != path || round_trip > PROBE_LIFETIME {
             return None;
         }
-        let before = entry.known();
         entry.search.answered(size, round_trip, now);
         if entry.search.is_resting() {
             self.active.remove(&peer);
         }
-        (entry.known() != before).then_some(peer)
+        entry.take_change(&peer)
     }
 
     /// Returns whether a probe waits for an answer.
@@ -153,9 +165,8 @@ impl PathMtuTable {
         self.active.iter().filter_map(|peer| self.peers.get(peer)?.search.due()).min()
     }
 
-    /// Handles the end of the wait for answers. Returns the peers about whose paths something else
-    /// is known now, and the probes to send.
-    pub fn timeout(&mut self, now: Instant, mut random: impl FnMut() -> u64) -> (Vec<PeerName>, Vec<Probe>) {
+    /// Handles the end of the wait for answers. Returns what has changed, and the probes to send.
+    pub fn timeout(&mut self, now: Instant, mut random: impl FnMut() -> u64) -> (Vec<Change>, Vec<Probe>) {
         let (mut changed, mut probes) = (Vec::new(), Vec::new());
         let entries = |peer: &PeerName| self.peers.get(peer).map(|entry| &entry.search);
         let mut searches = self.active.iter().filter_map(entries).filter(|search| search.is_searching()).count();
@@ -163,19 +174,17 @@ impl PathMtuTable {
         let due: Vec<PeerName> = self.active.iter().filter(is_due).cloned().collect();
         for peer in due {
             let Some(entry) = self.peers.get_mut(&peer) else { continue };
-            let (before, was_searching) = (entry.known(), entry.search.is_searching());
+            let was_searching = entry.search.is_searching();
             let sizes = if was_searching || searches < MAX_SEARCHES {
                 entry.search.timeout(now)
             } else {
-                entry.search.check(now)
+                entry.search.check(now, CHECK_INTERVAL)
             };
             searches += usize::from(!was_searching);
             if entry.search.is_resting() {
                 self.active.remove(&peer);
             }
-            if entry.known() != before {
-                changed.push(peer.clone());
-            }
+            changed.extend(entry.take_change(&peer));
             probes.extend(self.probes(&peer, sizes, now, &mut random));
         }
         self.forget_old(now);
@@ -188,27 +197,14 @@ impl PathMtuTable {
         self.peers.get(peer).map(Entry::known)
     }
 
-    /// Returns the peers whose paths have a limit, and the limit before ESP, in bytes.
-    pub fn limits(&self) -> impl Iterator<Item = (&PeerName, u32)> {
-        self.peers.iter().filter_map(|(peer, entry)| Some((peer, entry.known().limit?)))
-    }
-
-    /// Forgets a peer. Returns whether its path had a limit.
-    pub fn remove(&mut self, peer: &PeerName) -> bool {
+    /// Forgets a peer.
+    pub fn remove(&mut self, peer: &PeerName) {
         self.active.remove(peer);
-        self.peers.remove(peer).is_some_and(|entry| entry.known().limit.is_some())
+        self.peers.remove(peer);
     }
 
-    /// Counts a check, unless there are too many in this second.
-    fn may_check(&mut self, now: Instant) -> bool {
-        if self.second_ends <= now {
-            (self.second_ends, self.checks) = (now + SECOND, 0);
-        }
-        let may = self.checks < MAX_CHECKS_PER_SECOND;
-        self.checks += u32::from(may);
-        may
-    }
-
+    /// Returns the probes of these sizes, the largest first. Where a slow link comes before the
+    /// narrow one, an answer to a small probe then means that the larger ones had their chance.
     fn probes(
         &mut self,
         peer: &PeerName,
@@ -221,7 +217,7 @@ impl PathMtuTable {
             self.active.insert(peer.clone());
         }
         let mut probes = Vec::with_capacity(sizes.len());
-        for size in sizes {
+        for size in sizes.into_iter().rev() {
             let id = random();
             while self.sent.len() >= MAX_PROBES
                 && let Some((_, oldest)) = self.sent.pop_front()
@@ -243,9 +239,29 @@ impl PathMtuTable {
 }
 
 impl Entry {
+    fn new(path: PeerPath, search: Search, spi: u32) -> Self {
+        let reported = PathMtu { limit: None, unanswered: false, refining: false, over_ipv4: path.encapsulation.ipv4 };
+        Self { path, search, counted: (spi, 0), reported, settled_limit: None }
+    }
+
     fn known(&self) -> PathMtu {
         let inner = |limit| self.path.encapsulation.inner(limit);
-        PathMtu { limit: self.search.limit().map(inner), unanswered: self.search.is_unanswered() }
+        PathMtu {
+            limit: self.search.limit().map(inner),
+            unanswered: self.search.is_unanswered(),
+            refining: self.search.is_refining(),
+            over_ipv4: self.path.encapsulation.ipv4,
+        }
+    }
+
+    /// Returns the change since the last call.
+    fn take_change(&mut self, peer: &PeerName) -> Option<Change> {
+        let known = self.known();
+        if std::mem::replace(&mut self.reported, known) == known {
+            return None;
+        }
+        let new_limit = !known.refining && std::mem::replace(&mut self.settled_limit, known.limit) != known.limit;
+        Some(Change { peer: peer.clone(), new_limit })
     }
 }
 

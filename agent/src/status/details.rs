@@ -281,7 +281,8 @@ mod tests {
 
     #[test]
     fn a_path_that_carries_only_small_packets_is_shown_with_their_size() {
-        let path_mtu = |bytes, limited, unanswered| Some(PathMtuStatus { bytes, limited, unanswered });
+        let path_mtu =
+            |bytes, limited, unanswered| Some(PathMtuStatus { bytes, limited, unanswered, ipv6_in_fragments: false });
         let mut status = status();
         status.peers[0].path_mtu = path_mtu(1366, true, false);
         status.peers[1].path_mtu = path_mtu(1218, true, false);
@@ -293,6 +294,20 @@ mod tests {
         );
         assert!(table.contains("up to 1218 bytes; IPv6 needs 1280, so large IPv6 packets are lost\n"), "{table}");
         assert!(!table.contains("peer hub: the path"), "{table}");
+        assert!(!table.contains("in fragments"), "{table}");
+        (status.host.pod_mtu, status.host.small_uplink) = (1280, Some(1280));
+        let table = crate::status::render(&status);
+        assert!(
+            table
+                .contains("packets of pods of 1280 bytes may travel in fragments: with ESP they have up to 1364 bytes"),
+            "{table}"
+        );
+        let in_fragments = PathMtuStatus { ipv6_in_fragments: true, ..status.peers[1].path_mtu.unwrap() };
+        assert!(
+            in_fragments
+                .to_string()
+                .ends_with("IPv6 needs 1280, so large IPv6 packets travel in fragments (Linux 5.19 and later)")
+        );
         let details = render_peers(&status);
         assert!(details.contains("  path MTU   up to 1366 bytes\n"), "{details}");
         assert!(

@@ -117,12 +117,18 @@ pub struct PathMtuStatus {
     pub limited: bool,
     /// Whether the peer answered none of the last probes, so that `bytes` may be too large.
     pub unanswered: bool,
+    /// Whether larger IPv6 packets, of up to 1280 bytes, travel in fragments. Otherwise they are
+    /// lost if `bytes` is below 1280.
+    #[serde(default)]
+    pub ipv6_in_fragments: bool,
 }
 
 impl fmt::Display for PathMtuStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "up to {} bytes", self.bytes)?;
-        if self.bytes < IPV6_MIN_MTU {
+        if self.ipv6_in_fragments {
+            write!(f, "; IPv6 needs {IPV6_MIN_MTU}, so large IPv6 packets travel in fragments (Linux 5.19 and later)")?;
+        } else if self.bytes < IPV6_MIN_MTU {
             write!(f, "; IPv6 needs {IPV6_MIN_MTU}, so large IPv6 packets are lost")?;
         }
         if self.unanswered {

@@ -392,7 +392,7 @@ impl Driver {
             // The policies of all peers depend on the ranges.
             self.changed_peers.extend(self.desired.tunnels.keys().cloned());
         }
-        self.forget_path_mtus(&changes.gone);
+        self.update_path_mtus(&changes);
         self.changed_peers.extend(changes.gone.into_iter().chain(changes.set));
         if self.settled {
             return self.update_policies();

@@ -6,23 +6,21 @@
 //! kernel sets DF, or does not fragment in IPv6, up to its own path MTU. The answer is short, so a
 //! probe measures only the direction in which this node sends.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use edge_ike::{Environment, Instant, PeerName, Transmit};
 use edge_xfrm::events::EspEvent;
-use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 
 use super::driver::Driver;
 use super::environment::KernelEnvironment;
 use crate::clock::boot_time;
-use crate::desired::{Origin, PermittedTraffic};
+use crate::desired::{Origin, PeerChanges, PermittedTraffic};
 use crate::host::PathMtus;
 use crate::init_probe::{self, NON_ESP_MARKER};
 use crate::logging::peer_span;
-use crate::path_mtu::encapsulation::{IPV4_MIN_MTU, IPV6_MIN_MTU};
-use crate::path_mtu::{Encapsulation, PathMtuTable, PeerPath, Probe};
+use crate::path_mtu::encapsulation::IPV6_MIN_MTU;
+use crate::path_mtu::{Change, Encapsulation, NetworkLimits, PathMtuTable, PeerPath, Probe};
 use crate::status::PathMtuStatus;
 
 /// The paths of tunnels, and where their path MTUs are published.
@@ -31,12 +29,14 @@ pub(super) struct PathMtuProbes {
     /// Whether paths are probed.
     enabled: bool,
     table: PathMtuTable,
+    /// The limits that are published.
+    limits: NetworkLimits,
     to_host: watch::Sender<PathMtus>,
 }
 
 impl PathMtuProbes {
     pub(super) fn new(enabled: bool, to_host: watch::Sender<PathMtus>) -> Self {
-        Self { enabled, table: PathMtuTable::default(), to_host }
+        Self { enabled, table: PathMtuTable::default(), limits: NetworkLimits::default(), to_host }
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
@@ -74,14 +74,12 @@ impl Driver {
         }
         let marked = local.port() == self.endpoint.config().nat_port;
         let message = if marked { datagram.strip_prefix(&NON_ESP_MARKER) } else { Some(datagram) };
-        let Some((id, _)) = message.and_then(init_probe::read_answer) else { return false };
+        let Some(id) = message.and_then(init_probe::answered_request) else { return false };
         if !self.path_mtus.table.is_probe(id) {
             return false;
         }
-        if let Some(peer) = self.path_mtus.table.answered(id, remote, boot_time()) {
-            self.path_mtu_changed(&peer);
-            self.publish_path_mtus();
-        }
+        let change = self.path_mtus.table.answered(id, remote, boot_time());
+        self.path_mtus_changed(change.as_slice());
         true
     }
 
@@ -93,60 +91,71 @@ impl Driver {
         let random = random_numbers(&mut self.environment);
         let (changed, probes) = self.path_mtus.table.timeout(now, random);
         self.send_probes(&probes);
-        changed.iter().for_each(|peer| self.path_mtu_changed(peer));
-        if !changed.is_empty() {
-            self.publish_path_mtus();
-        }
+        self.path_mtus_changed(&changed);
     }
 
-    /// Forgets the paths to peers that no longer exist.
-    pub(super) fn forget_path_mtus(&mut self, gone: &[PeerName]) {
-        for peer in gone {
+    /// Forgets the paths to peers that no longer exist, and publishes the path MTUs of peers that
+    /// may have other networks.
+    pub(super) fn update_path_mtus(&mut self, changes: &PeerChanges) {
+        for peer in &changes.gone {
             self.path_mtus.table.remove(peer);
         }
-        self.publish_path_mtus();
+        for peer in changes.gone.iter().chain(&changes.set) {
+            if self.path_mtus.limits.contains(peer) {
+                self.publish_path_mtu(peer);
+            }
+        }
     }
 
     /// Returns what is known about the path to a peer, for the report.
     pub(super) fn path_mtu(&self, peer: &PeerName) -> Option<PathMtuStatus> {
         let known = self.path_mtus.table.of(peer)?;
         let pod_mtu = self.host.borrow().pod_mtu;
+        let bytes = known.limit.unwrap_or(pod_mtu);
         Some(PathMtuStatus {
-            bytes: known.limit.unwrap_or(pod_mtu),
+            bytes,
             limited: known.limit.is_some(),
             unanswered: known.unanswered,
+            ipv6_in_fragments: bytes < IPV6_MIN_MTU && known.over_ipv4,
         })
     }
 
-    /// Publishes the path MTUs by network.
-    fn publish_path_mtus(&self) {
-        let mut mtus: PathMtus = BTreeMap::new();
-        for (peer, limit) in self.path_mtus.table.limits() {
-            let Some(tunnel) = self.desired.tunnels.get(peer) else { continue };
-            let PermittedTraffic::Granted { remote, .. } = &tunnel.permitted else { continue };
-            for network in remote {
-                let mtu = limit.max(smallest_mtu(network));
-                // Several hubs may front the same network.
-                mtus.entry(*network).and_modify(|known| *known = mtu.min(*known)).or_insert(mtu);
+    fn path_mtus_changed(&mut self, changes: &[Change]) {
+        for Change { peer, new_limit } in changes {
+            let _span = peer_span(peer).entered();
+            let Some(known) = self.path_mtus.table.of(peer) else { continue };
+            match known.limit {
+                Some(limit) if *new_limit => {
+                    tracing::info!(bytes = limit, "the path carries only smaller packets than the pods' MTU");
+                }
+                None if *new_limit => tracing::info!("the path carries packets of the pods' MTU again"),
+                _ if known.unanswered => tracing::debug!("the peer does not answer probes of the path MTU"),
+                _ => {}
             }
+            self.publish_path_mtu(peer);
         }
-        self.path_mtus.to_host.send_if_modified(|published| {
-            let changed = *published != mtus;
-            *published = mtus;
-            changed
-        });
     }
 
-    fn path_mtu_changed(&self, peer: &PeerName) {
-        let _span = peer_span(peer).entered();
-        let Some(known) = self.path_mtus.table.of(peer) else { return };
-        match known.limit {
-            Some(limit) => tracing::info!(bytes = limit, "the path carries only smaller packets than the pods' MTU"),
-            None if known.unanswered => {
-                tracing::debug!("the peer does not answer probes of the path MTU");
+    /// Publishes the path MTU of a peer for its networks.
+    fn publish_path_mtu(&mut self, peer: &PeerName) {
+        let limit = self.path_mtus.table.of(peer).and_then(|known| known.limit);
+        let permitted = self.desired.tunnels.get(peer).map(|tunnel| &tunnel.permitted);
+        let limits = &mut self.path_mtus.limits;
+        let concerned = match (limit, permitted) {
+            (Some(limit), Some(PermittedTraffic::Granted { remote, .. })) => limits.set(peer, limit, remote),
+            _ => limits.remove(peer),
+        };
+        self.path_mtus.to_host.send_if_modified(|published| {
+            let mut changed = false;
+            for network in &concerned {
+                let mtu = limits.mtu(network);
+                changed |= match mtu {
+                    Some(mtu) => published.insert(*network, mtu),
+                    None => published.remove(network),
+                } != mtu;
             }
-            None => tracing::info!("the path carries packets of the pods' MTU"),
-        }
+            changed
+        });
     }
 
     fn send_probes(&mut self, probes: &[Probe]) {
@@ -163,11 +172,6 @@ impl Driver {
             self.send(&Transmit { local: path.local, remote: path.remote, payload });
         }
     }
-}
-
-/// The smallest MTU that a route may get, bytes.
-fn smallest_mtu(network: &IpNetwork) -> u32 {
-    if network.is_ipv4() { IPV4_MIN_MTU } else { IPV6_MIN_MTU }
 }
 
 /// Returns random numbers that are not 0, since an IKE SPI of 0 has another meaning.

@@ -30,7 +30,7 @@ impl Numbers {
 }
 
 /// Answers all probes of at most `limit` bytes until no search is in progress. Returns the peers
-/// about whose path something changed.
+/// whose paths have another limit after a search than before.
 fn run(
     table: &mut PathMtuTable,
     numbers: &mut Numbers,
@@ -43,12 +43,13 @@ fn run(
         for probe in probes.iter().filter(|probe| probe.size <= limit) {
             changed.extend(table.answered(probe.id, probe.path.remote, now + Duration::from_millis(5)));
         }
-        let Some(due) = table.due() else { return changed };
+        let Some(due) = table.due() else { break };
         now = due;
         let (peers, further) = table.timeout(now, numbers.source());
         changed.extend(peers);
         probes = further;
     }
+    changed.into_iter().filter(|change| change.new_limit).map(|change| change.peer).collect()
 }
 
 #[test]
@@ -61,10 +62,9 @@ fn a_path_with_a_black_hole_gets_a_limit_and_others_do_not() {
     let probes = table.esp_sent(&b, path("203.0.113.10:4500"), (2, 20_000), at(9000), numbers.source());
     assert!(run(&mut table, &mut numbers, probes, at(9000), 1500).is_empty());
     // 1430 - 20 - 8 - 32, down to a multiple of 4, less 2.
-    assert_eq!(table.of(&a), Some(PathMtu { limit: Some(1366), unanswered: false }));
-    assert_eq!(table.of(&b), Some(PathMtu { limit: None, unanswered: false }));
-    assert_eq!(table.limits().collect::<Vec<_>>(), [(&a, 1366)]);
-    assert!(table.remove(&a) && !table.remove(&b));
+    assert_eq!(table.of(&a), Some(PathMtu { limit: Some(1366), unanswered: false, refining: false, over_ipv4: true }));
+    assert_eq!(table.of(&b), Some(PathMtu { limit: None, unanswered: false, refining: false, over_ipv4: true }));
+    table.remove(&a);
     assert_eq!(table.of(&a), None);
 }
 
@@ -159,5 +159,46 @@ fn searches_of_many_paths_take_turns() {
     assert_eq!(searching, MAX_SEARCHES);
     assert!(table.probes.len() <= MAX_PROBES && probes.len() > 200);
     run(&mut table, &mut numbers, probes, at(60_000), 1400);
-    assert_eq!(table.limits().count(), 200, "each path gets its turn");
+    let limited = table.peers.values().filter(|entry| entry.known().limit.is_some()).count();
+    assert_eq!(limited, 200, "each path gets its turn");
+}
+
+/// No probe of more than 4096 bytes is answered.
+#[test]
+fn where_pods_have_jumbo_frames_the_largest_probes_are_those_that_a_peer_answers() {
+    for (carries, limit) in [(8980, None), (1500, Some(1438))] {
+        let (mut table, mut numbers) = (PathMtuTable::default(), Numbers::default());
+        let a = PeerName::new("a");
+        let path = PeerPath { pod_mtu: 8918, ..path(REMOTE) };
+        let probes = table.esp_sent(&a, path, (1, 20_000), at(1000), numbers.source());
+        assert_eq!(probes.iter().map(|probe| probe.size).collect::<Vec<_>>(), [4124]);
+        run(&mut table, &mut numbers, probes, at(1000), carries);
+        assert_eq!(table.of(&a).unwrap().limit, limit);
+    }
+}
+
+/// Routes of different sizes are used in turn, as with load sharing.
+#[test]
+fn a_path_that_is_narrow_at_some_moments_gets_one_limit() {
+    let (mut table, mut numbers) = (PathMtuTable::default(), Numbers::default());
+    let a = PeerName::new("a");
+    let mut changes = 0;
+    for second in 1..600 {
+        let probes = table.esp_sent(&a, path(REMOTE), (1, second * 10_000_000), at(second * 1000), numbers.source());
+        let carries = if second / 5 % 2 == 0 { 1500 } else { 1430 };
+        changes += run(&mut table, &mut numbers, probes, at(second * 1000), carries).len();
+    }
+    assert_eq!((changes, table.of(&a).unwrap().limit), (1, Some(1366)));
+}
+
+#[test]
+fn after_another_path_is_known_the_limit_is_reported_again() {
+    let (mut table, mut numbers) = (PathMtuTable::default(), Numbers::default());
+    let a = PeerName::new("a");
+    let probes = table.esp_sent(&a, path(REMOTE), (1, 20_000), at(1000), numbers.source());
+    run(&mut table, &mut numbers, probes, at(1000), 1430);
+    let over_ipv6 = PeerPath { encapsulation: Encapsulation { ipv4: false, udp: true }, ..path("[2001:db8::9]:4500") };
+    let probes = table.esp_sent(&a, over_ipv6, (1, 40_000), at(9000), numbers.source());
+    assert_eq!(run(&mut table, &mut numbers, probes, at(9000), 1430), std::slice::from_ref(&a));
+    assert_eq!(table.of(&a).unwrap().limit, Some(1346), "another overhead");
 }
