@@ -13,14 +13,24 @@ use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{NetworkPlan, Node, Pod, Process};
 use crate::wait;
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "agent/path-mtu",
-    about: "the underlay's MTU falls to 1430 and no ICMP says so: TCP goes on in both directions and families; then the MTU comes back",
-    deadline: Duration::from_secs(300),
-    by_default: true,
-    needs: Needs::Nothing,
-    run: path_mtu,
-}];
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "agent/path-mtu",
+        about: "the underlay's MTU falls to 1430 and no ICMP says so: TCP goes on in both directions and families; then the MTU comes back",
+        deadline: Duration::from_secs(300),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: falls_and_rises,
+    },
+    Scenario {
+        name: "agent/path-mtu-1280",
+        about: "one edge has an uplink of 1280 bytes and no ICMP says so: TCP works in both directions and families, and status names the fragments",
+        deadline: Duration::from_secs(300),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: smallest_uplink,
+    },
+];
 
 const HUB: &str = "203.0.113.1";
 /// What fits into an ESP packet of 1430 bytes: less 20 for IPv4, 8 for UDP and 32 for ESP, down to a
@@ -29,10 +39,26 @@ const NARROW: u64 = 1366;
 /// The interface of the router accepts packets that are longer by a VLAN tag than its MTU, so more
 /// fits in the direction to the router.
 const NARROW_TO_ROUTER: u64 = 1370;
+/// What fits into an ESP packet of 1280 bytes.
+const SMALLEST: u64 = 1218;
 /// Time for a search, with a lot of room for a busy machine.
 const SEARCH: Duration = Duration::from_secs(60);
+/// The router sends no ICMP errors about large packets.
+const SILENT: &str = "nft add table inet silent
+     nft add chain inet silent output '{ type filter hook output priority 0; }'
+     nft add rule inet silent output icmp type destination-unreachable counter drop
+     nft add rule inet silent output icmpv6 type packet-too-big counter drop";
 
-fn path_mtu(lab: &Lab) -> Result<()> {
+/// Two edges of a community behind a router, each with a pod.
+struct Site<'a> {
+    isp: &'a Node,
+    edges: [&'a Node; 2],
+    agents: [Agent<'a>; 2],
+    pods: [(Pod, Vec<IpAddr>); 2],
+}
+
+/// Makes the site and calls `run`. `prepare` changes links before any agent starts.
+fn with_site(lab: &Lab, prepare: &str, run: impl FnOnce(&Site<'_>) -> Result<()>) -> Result<()> {
     let mut plan = NetworkPlan::new();
     plan.router("isp")
         .on("cloud", &["203.0.113.254/24"])
@@ -43,6 +69,9 @@ fn path_mtu(lab: &Lab) -> Result<()> {
     plan.host("edge-1").on("right", &["192.0.2.10/24"]).via("192.0.2.254");
     let net = lab.build(&plan)?;
     let (isp, hub, edges) = (net.node("isp"), net.node("hub"), [net.node("edge-0"), net.node("edge-1")]);
+    for node in [isp, edges[0]] {
+        node.sh(prepare)?;
+    }
     let controller = Controller::start_dual_stack(lab, hub, HUB)?;
     let mut hub_agent = controller.join(hub, "hub")?;
     hub_agent.wait_ready()?;
@@ -56,76 +85,116 @@ fn path_mtu(lab: &Lab) -> Result<()> {
     }
     agents[0].wait_up("edge-1")?;
     agents[1].wait_up("edge-0")?;
+    run(&Site { isp, edges, agents, pods })
+}
 
-    // One connection in each direction, in each family.
-    let transfers =
-        [Transfer::start(&pods[0], &pods[1], IpAddr::is_ipv4)?, Transfer::start(&pods[1], &pods[0], IpAddr::is_ipv6)?];
-    for transfer in &transfers {
-        transfer.wait_more(2)?;
-    }
-    for (agent, peer) in agents.iter().zip(["edge-1", "edge-0"]) {
-        wait::until("the path to be measured", SEARCH, || {
-            let path_mtu = known_path_mtu(agent, peer)?;
-            ensure!(path_mtu["limited"] == false && path_mtu["unanswered"] == false, "{path_mtu}");
+impl Site<'_> {
+    /// Waits until an edge knows this about the path to the other edge.
+    fn wait_path(&self, edge: usize, known: impl Fn(&Value) -> bool) -> Result<()> {
+        wait::until("the path MTU", SEARCH, || {
+            let path_mtu = self.path_mtu(edge)?;
+            ensure!(known(&path_mtu), "{path_mtu}");
             Ok(())
-        })?;
+        })
     }
-    lab.step("connections carry data, and the path carries packets of the pods' MTU");
 
-    isp.sh("nft add table inet silent
-         nft add chain inet silent output '{ type filter hook output priority 0; }'
-         nft add rule inet silent output icmp type destination-unreachable counter drop
-         nft add rule inet silent output icmpv6 type packet-too-big counter drop
-         ip link set right mtu 1430")?;
-    for transfer in &transfers {
-        // What was under way before is far less.
-        transfer.wait_more(4)?;
+    fn path_mtu(&self, edge: usize) -> Result<Value> {
+        known_path_mtu(&self.agents[edge], self.edges[1 - edge].name())
     }
-    lab.step("the connections go on");
-    let narrow = [NARROW, NARROW_TO_ROUTER];
-    for ((agent, peer), bytes) in agents.iter().zip(["edge-1", "edge-0"]).zip(narrow) {
-        wait::until("the limit", SEARCH, || {
-            let path_mtu = known_path_mtu(agent, peer)?;
-            ensure!(path_mtu["limited"] == true && path_mtu["bytes"] == bytes, "{path_mtu}");
-            Ok(())
-        })?;
-        let text = agent.command(&["status"])?;
-        ensure!(text.contains(&format!("all packets of pods: up to {bytes} bytes")), "{text}");
-        ensure!(known_path_mtu(agent, "hub")?["limited"] != true, "the path to the hub is another one");
+
+    /// Waits until each pod has learned the MTU of the path to the other one. `bytes` is that of
+    /// IPv4 and of IPv6.
+    fn wait_told(&self, edge: usize, bytes: [u64; 2]) -> Result<()> {
+        for (address, bytes) in self.pods[1 - edge].1.iter().zip(bytes) {
+            wait::until("the host to tell the pod the MTU", SEARCH, || told_mtu(&self.pods[edge].0, *address, bytes))?;
+        }
+        Ok(())
     }
-    for (from, to) in [(0, 1), (1, 0)] {
-        for address in &pods[to].1 {
-            wait::until("the host to tell the pod the MTU", SEARCH, || {
-                told_mtu(&pods[from].0, *address, narrow[from])
+}
+
+fn falls_and_rises(lab: &Lab) -> Result<()> {
+    with_site(lab, ":", |site| {
+        // One connection in each direction, in each family.
+        let pods = &site.pods;
+        let transfers = [
+            Transfer::start(&pods[0], &pods[1], IpAddr::is_ipv4)?,
+            Transfer::start(&pods[1], &pods[0], IpAddr::is_ipv6)?,
+        ];
+        for transfer in &transfers {
+            transfer.wait_more(2)?;
+        }
+        for edge in [0, 1] {
+            site.wait_path(edge, |path_mtu| path_mtu["limited"] == false && path_mtu["unanswered"] == false)?;
+        }
+        lab.step("connections carry data, and the path carries packets of the pods' MTU");
+
+        site.isp.sh(&format!("{SILENT}\nip link set right mtu 1430"))?;
+        for transfer in &transfers {
+            // What was under way before is far less.
+            transfer.wait_more(4)?;
+        }
+        let silences: Vec<String> = transfers.iter().flat_map(Transfer::silences).collect();
+        lab.step(&format!("the connections go on ({})", silences.join(", ")));
+        for (edge, bytes) in [NARROW, NARROW_TO_ROUTER].into_iter().enumerate() {
+            site.wait_path(edge, |path_mtu| path_mtu["limited"] == true && path_mtu["bytes"] == bytes)?;
+            let agent = &site.agents[edge];
+            let text = agent.command(&["status"])?;
+            ensure!(text.contains(&format!("all packets of pods: up to {bytes} bytes")), "{text}");
+            ensure!(known_path_mtu(agent, "hub")?["limited"] != true, "the path to the hub is another one");
+            site.wait_told(edge, [bytes, bytes])?;
+        }
+        lab.step("pods learn the MTU from their own host, in both families");
+
+        site.isp.sh("ip link set right mtu 1500; nft delete table inet silent")?;
+        site.edges[0].sh("ip addr add 198.51.100.11/24 dev left
+             ip addr del 198.51.100.10/24 dev left
+             ip route replace default via 198.51.100.254")?;
+        for edge in [0, 1] {
+            site.wait_path(edge, |path_mtu| path_mtu["limited"] == false)?;
+        }
+        // The routes of an earlier run of the agent would stay for a minute.
+        for edge in site.edges {
+            wait::until("the routes to be removed", Duration::from_secs(100), || {
+                let routes = edge.sh("ip route show proto 236; ip -6 route show proto 236")?;
+                ensure!(!routes.contains("mtu"), "{routes}");
+                Ok(())
             })?;
         }
-    }
-    lab.step("pods learn the MTU from their own host, in both families");
+        for transfer in &transfers {
+            transfer.wait_more(2)?;
+        }
+        lab.step("on another path larger packets are tried at once");
+        Ok(())
+    })
+}
 
-    isp.sh("ip link set right mtu 1500; nft delete table inet silent")?;
-    edges[0].sh("ip addr add 198.51.100.11/24 dev left
-         ip addr del 198.51.100.10/24 dev left
-         ip route replace default via 198.51.100.254")?;
-    for (agent, peer) in agents.iter().zip(["edge-1", "edge-0"]) {
-        wait::until("the limit to be raised", SEARCH, || {
-            let path_mtu = known_path_mtu(agent, peer)?;
-            ensure!(path_mtu["limited"] == false, "{path_mtu}");
-            Ok(())
-        })?;
-    }
-    // The routes of an earlier run of the agent would stay for a minute.
-    for edge in edges {
-        wait::until("the routes to be removed", Duration::from_secs(100), || {
-            let routes = edge.sh("ip route show proto 236; ip -6 route show proto 236")?;
-            ensure!(!routes.contains("mtu"), "{routes}");
-            Ok(())
-        })?;
-    }
-    for transfer in &transfers {
-        transfer.wait_more(2)?;
-    }
-    lab.step("on another path larger packets are tried at once");
-    Ok(())
+/// The link between the router and the first edge has the smallest MTU that IPv6 allows.
+fn smallest_uplink(lab: &Lab) -> Result<()> {
+    with_site(lab, "ip link set left mtu 1280", |site| {
+        site.isp.sh(SILENT)?;
+        let mut transfers = Vec::new();
+        for (from, to) in [(0, 1), (1, 0)] {
+            for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
+                transfers.push(Transfer::start(&site.pods[from], &site.pods[to], family)?);
+            }
+        }
+        for transfer in &transfers {
+            transfer.wait_more(3)?;
+        }
+        lab.step("connections carry data in both directions and families");
+        // The other edge must find out; the first one knows the MTU of its own link.
+        site.wait_path(1, |path_mtu| path_mtu["bytes"] == SMALLEST && path_mtu["ipv6_in_fragments"] == true)?;
+        let text = site.agents[1].command(&["status"])?;
+        ensure!(text.contains("IPv6 needs 1280, so large IPv6 packets travel in fragments"), "{text}");
+        site.wait_path(0, |path_mtu| path_mtu["limited"] == false && path_mtu["unanswered"] == false)?;
+        let text = site.agents[0].command(&["status"])?;
+        ensure!(text.contains("packets of pods of 1280 bytes may travel in fragments"), "{text}");
+        for edge in [0, 1] {
+            site.wait_told(edge, [SMALLEST, 1280])?;
+        }
+        lab.step("status names the fragments, and pods learn what fits");
+        Ok(())
+    })
 }
 
 fn known_path_mtu(agent: &Agent<'_>, peer: &str) -> Result<Value> {
@@ -200,16 +269,24 @@ impl Transfer {
     fn received(&self) -> usize {
         self.receiver.log().lines().filter(|line| *line == "a megabyte").count()
     }
+
+    /// Returns what the receiver says about times without data.
+    fn silences(&self) -> Vec<String> {
+        self.receiver.log().lines().filter(|line| line.starts_with("silent")).map(str::to_owned).collect()
+    }
 }
 
 const RECEIVER: &str = "\
-import socket, sys
+import socket, sys, time
 family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET
 server = socket.create_server((sys.argv[1], 5001), family=family)
 print('listening')
 connection, _ = server.accept()
-total = 0
+total, last = 0, time.monotonic()
 while block := connection.recv(65536):
+    silence, last = time.monotonic() - last, time.monotonic()
+    if silence > 0.5:
+        print(f'silent for {silence:.1f} s')
     before, total = total, total + len(block)
     if total >> 20 > before >> 20:
         print('a megabyte')
