@@ -146,8 +146,9 @@ fn falls_and_rises(lab: &Lab) -> Result<()> {
         lab.step("pods learn the MTU from their own host, in both families");
 
         site.isp.sh("ip link set right mtu 1500; nft delete table inet silent")?;
-        site.edges[0].sh("ip addr add 198.51.100.11/24 dev left
+        site.edges[0].sh("set -e
              ip addr del 198.51.100.10/24 dev left
+             ip addr add 198.51.100.11/24 dev left
              ip route replace default via 198.51.100.254")?;
         for edge in [0, 1] {
             site.wait_path(edge, |path_mtu| path_mtu["limited"] == false)?;
@@ -285,7 +286,7 @@ connection, _ = server.accept()
 total, last = 0, time.monotonic()
 while block := connection.recv(65536):
     silence, last = time.monotonic() - last, time.monotonic()
-    if silence > 0.5:
+    if silence > 1.5:
         print(f'silent for {silence:.1f} s')
     before, total = total, total + len(block)
     if total >> 20 > before >> 20:
