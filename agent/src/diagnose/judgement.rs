@@ -148,8 +148,8 @@ fn host(report: &mut Report, status: &Status) {
     if status.host.pod_mtu > 0 {
         report.add(Level::Ok, "host", format!("pods have an MTU of {}", status.host.pod_mtu));
     }
-    if let Some(fragments) = status.host.fragments() {
-        report.add(Level::Warning, "host", fragments);
+    if let Some(too_large) = status.host.too_large_packets() {
+        report.add(Level::Warning, "host", too_large);
     }
 }
 

@@ -80,8 +80,8 @@ pub struct HostState {
     pub bridge_addresses: Vec<IpAddr>,
     /// MTU for pods, in bytes.
     pub pod_mtu: u32,
-    /// MTU of the uplink, in bytes, if packets of `pod_mtu` may not fit through it with ESP. They
-    /// then travel in fragments. IPv6 does not allow pods a smaller MTU than 1280.
+    /// MTU of the uplink, in bytes, if packets of `pod_mtu` may not fit through it with ESP. Large
+    /// IPv6 packets are then lost. IPv6 does not allow pods a smaller MTU than 1280.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub small_uplink: Option<u32>,
     /// Routes that the kernel should have.
@@ -95,15 +95,14 @@ pub struct HostState {
 }
 
 impl HostState {
-    /// Returns a sentence if pods' packets may travel in fragments because the uplink has a small
-    /// MTU.
+    /// Returns a sentence if large packets of pods may not fit through the uplink.
     #[must_use]
-    pub fn fragments(&self) -> Option<String> {
+    pub fn too_large_packets(&self) -> Option<String> {
         let (uplink, pods) = (self.small_uplink?, self.pod_mtu);
         let needed = Encapsulation::LARGEST.outer(pods);
         Some(format!(
-            "packets of pods of {pods} bytes may travel in fragments: with ESP they have up to {needed} bytes, and the \
-             uplink has an MTU of {uplink}"
+            "IPv6 packets of pods of {pods} bytes may be lost: with ESP they have up to {needed} bytes, and the uplink \
+             has an MTU of {uplink}"
         ))
     }
 }

@@ -294,12 +294,11 @@ mod tests {
         );
         assert!(table.contains("up to 1218 bytes; IPv6 needs 1280, so large IPv6 packets are lost\n"), "{table}");
         assert!(!table.contains("peer hub: the path"), "{table}");
-        assert!(!table.contains("in fragments"), "{table}");
+        assert!(!table.contains("IPv6 packets of pods"), "{table}");
         (status.host.pod_mtu, status.host.small_uplink) = (1280, Some(1280));
         let table = crate::status::render(&status);
         assert!(
-            table
-                .contains("packets of pods of 1280 bytes may travel in fragments: with ESP they have up to 1364 bytes"),
+            table.contains("IPv6 packets of pods of 1280 bytes may be lost: with ESP they have up to 1364 bytes"),
             "{table}"
         );
         let in_fragments = PathMtuStatus { ipv6_in_fragments: true, ..status.peers[1].path_mtu.unwrap() };

@@ -78,8 +78,8 @@ pub fn render(status: &Status) -> String {
             let _ = writeln!(text, "peer {}: the path does not carry all packets of pods: {path_mtu}", peer.name);
         }
     }
-    if let Some(fragments) = status.host.fragments() {
-        let _ = writeln!(text, "{fragments}");
+    if let Some(too_large) = status.host.too_large_packets() {
+        let _ = writeln!(text, "{too_large}");
     }
     let _ = writeln!(
         text,
