@@ -13,24 +13,14 @@ use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{NetworkPlan, Node, Pod, Process};
 use crate::wait;
 
-pub(super) const SCENARIOS: &[Scenario] = &[
-    Scenario {
-        name: "agent/path-mtu",
-        about: "the underlay's MTU falls to 1430 and no ICMP says so: TCP goes on in both directions and families; then the MTU comes back",
-        deadline: Duration::from_secs(300),
-        by_default: true,
-        needs: Needs::Nothing,
-        run: falls_and_rises,
-    },
-    Scenario {
-        name: "agent/path-mtu-1280",
-        about: "one edge has an uplink of 1280 bytes and no ICMP says so: TCP works in both directions and families, and status names the fragments",
-        deadline: Duration::from_secs(300),
-        by_default: true,
-        needs: Needs::Nothing,
-        run: smallest_uplink,
-    },
-];
+pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "agent/path-mtu",
+    about: "the underlay's MTU falls to 1430 and no ICMP says so: TCP goes on in both directions and families; then the MTU comes back",
+    deadline: Duration::from_secs(300),
+    by_default: true,
+    needs: Needs::Nothing,
+    run: falls_and_rises,
+}];
 
 const HUB: &str = "203.0.113.1";
 /// What fits into an ESP packet of 1430 bytes: less 20 for IPv4, 8 for UDP and 32 for ESP, down to a
@@ -39,8 +29,6 @@ const NARROW: u64 = 1366;
 /// The interface of the router accepts packets that are longer by a VLAN tag than its MTU, so more
 /// fits in the direction to the router.
 const NARROW_TO_ROUTER: u64 = 1370;
-/// What fits into an ESP packet of 1280 bytes.
-const SMALLEST: u64 = 1218;
 /// Time for a search, with a lot of room for a busy machine.
 const SEARCH: Duration = Duration::from_secs(60);
 /// The router sends no ICMP errors about large packets.
@@ -57,8 +45,8 @@ struct Site<'a> {
     pods: [(Pod, Vec<IpAddr>); 2],
 }
 
-/// Makes the site and calls `run`. `prepare` changes links before any agent starts.
-fn with_site(lab: &Lab, prepare: &str, run: impl FnOnce(&Site<'_>) -> Result<()>) -> Result<()> {
+/// Makes the site and calls `run`.
+fn with_site(lab: &Lab, run: impl FnOnce(&Site<'_>) -> Result<()>) -> Result<()> {
     let mut plan = NetworkPlan::new();
     plan.router("isp")
         .on("cloud", &["203.0.113.254/24"])
@@ -69,9 +57,6 @@ fn with_site(lab: &Lab, prepare: &str, run: impl FnOnce(&Site<'_>) -> Result<()>
     plan.host("edge-1").on("right", &["192.0.2.10/24"]).via("192.0.2.254");
     let net = lab.build(&plan)?;
     let (isp, hub, edges) = (net.node("isp"), net.node("hub"), [net.node("edge-0"), net.node("edge-1")]);
-    for node in [isp, edges[0]] {
-        node.sh(prepare)?;
-    }
     let controller = Controller::start_dual_stack(lab, hub, HUB)?;
     let mut hub_agent = controller.join(hub, "hub")?;
     hub_agent.wait_ready()?;
@@ -113,7 +98,7 @@ impl Site<'_> {
 }
 
 fn falls_and_rises(lab: &Lab) -> Result<()> {
-    with_site(lab, ":", |site| {
+    with_site(lab, |site| {
         // One connection in each direction, in each family.
         let pods = &site.pods;
         let transfers = [
@@ -165,35 +150,6 @@ fn falls_and_rises(lab: &Lab) -> Result<()> {
             transfer.wait_more(2)?;
         }
         lab.step("on another path larger packets are tried at once");
-        Ok(())
-    })
-}
-
-/// The link between the router and the first edge has the smallest MTU that IPv6 allows.
-fn smallest_uplink(lab: &Lab) -> Result<()> {
-    with_site(lab, "ip link set left mtu 1280", |site| {
-        site.isp.sh(SILENT)?;
-        let mut transfers = Vec::new();
-        for (from, to) in [(0, 1), (1, 0)] {
-            for family in [IpAddr::is_ipv4, IpAddr::is_ipv6] {
-                transfers.push(Transfer::start(&site.pods[from], &site.pods[to], family)?);
-            }
-        }
-        for transfer in &transfers {
-            transfer.wait_more(3)?;
-        }
-        lab.step("connections carry data in both directions and families");
-        // The other edge must find out; the first one knows the MTU of its own link.
-        site.wait_path(1, |path_mtu| path_mtu["bytes"] == SMALLEST && path_mtu["ipv6_in_fragments"] == true)?;
-        let text = site.agents[1].command(&["status"])?;
-        ensure!(text.contains("IPv6 needs 1280, so large IPv6 packets travel in fragments"), "{text}");
-        site.wait_path(0, |path_mtu| path_mtu["limited"] == false && path_mtu["unanswered"] == false)?;
-        let text = site.agents[0].command(&["status"])?;
-        ensure!(text.contains("packets of pods of 1280 bytes may travel in fragments"), "{text}");
-        for edge in [0, 1] {
-            site.wait_told(edge, [SMALLEST, 1280])?;
-        }
-        lab.step("status names the fragments, and pods learn what fits");
         Ok(())
     })
 }
