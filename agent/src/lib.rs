@@ -24,6 +24,9 @@
 //! - [`tcp_encapsulation`]: the TCP connections of IKE and ESP, for edges whose network blocks UDP.
 //! - `source_address`: the source addresses that the kernel chooses.
 //! - [`tunnels`]: the IKE driver, which runs the IKE endpoint, its sockets and XFRM in one loop.
+//! - [`path_mtu`]: the search for the largest packet that the path to a peer carries. It does no
+//!   I/O.
+//! - [`init_probe`]: IKE_SA_INIT requests that check whether a responder answers.
 //! - [`relay`]: relays on hubs for pairs of nodes that find no direct path to each other.
 //! - [`host`]: the agent's other objects on the host: routes, bridge, firewall and sysctls.
 //! - [`incidents`]: the latest repairs, conflicts with other programs, and errors.
@@ -67,12 +70,14 @@ pub mod hardening;
 pub mod host;
 pub mod import;
 pub mod incidents;
+pub mod init_probe;
 pub mod install_cni;
 pub mod join;
 pub mod logging;
 pub mod membership;
 pub mod netns_lock;
 mod observe;
+pub mod path_mtu;
 pub mod ping;
 pub mod plugin_server;
 pub mod relay;

@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::controller_client::ControllerClient;
 use crate::desired::Desired;
 use crate::host::reconciler::HostReconciler;
-use crate::host::{HostState, InternalAddresses, firewall};
+use crate::host::{HostState, InternalAddresses, PathMtus, TunnelsToHost, firewall};
 use crate::incidents::Incidents;
 use crate::membership::{ControllerStatus, NodeChannels};
 use crate::netns_lock::NetnsLock;
@@ -107,9 +107,12 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
         watch::channel(Arc::new(Desired::compute(&config, &resolved.borrow(), node.membership.borrow().as_ref())));
     let (to_driver, driver_requests) = mpsc::channel(16);
     let (internal_tx, internal) = watch::channel(InternalAddresses::default());
+    let (path_mtus_tx, path_mtus) = watch::channel(PathMtus::default());
+    let to_host = TunnelsToHost { internal: internal_tx, path_mtus: path_mtus_tx };
     let uplink = node.uplink.clone();
-    let reconciler = HostReconciler::new(config.clone(), incidents.clone(), desired.clone(), host_tx, uplink, internal);
-    let tunnels = start_tunnels(&node, incidents.clone(), host.clone(), internal_tx, desired, driver_requests)?;
+    let reconciler =
+        HostReconciler::new(config.clone(), incidents.clone(), desired.clone(), host_tx, uplink, internal, path_mtus);
+    let tunnels = start_tunnels(&node, incidents.clone(), host.clone(), to_host, desired, driver_requests)?;
     let measure = ping::measurement::serve(node.measurements, node.membership.clone(), requests_tx, stop.clone());
     tokio::spawn(measure.in_current_span());
     let until = stop.clone();
@@ -146,7 +149,7 @@ fn start_tunnels(
     node: &NodeChannels,
     incidents: Incidents,
     host: watch::Receiver<HostState>,
-    internal: watch::Sender<InternalAddresses>,
+    to_host: TunnelsToHost,
     desired: watch::Receiver<Arc<Desired>>,
     driver_requests: mpsc::Receiver<DriverRequest>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
@@ -160,7 +163,7 @@ fn start_tunnels(
         let work = || -> anyhow::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let driver = match Driver::open(&config, clock, incidents, host, internal, mapped, relay_runtime) {
+                let driver = match Driver::open(&config, clock, incidents, host, to_host, mapped, relay_runtime) {
                     Ok(driver) => driver,
                     Err(error) => {
                         let _ = opened_tx.send(Err(error));

@@ -61,8 +61,8 @@ fn reconcile(directory: &Path, until: impl FnMut(&HostState) -> bool) -> HostSta
     let (_desired, desired) = watch::channel(Arc::new(desired));
     let (state, mut observed) = watch::channel(HostState::default());
     let (uplink, _uplink) = watch::channel(UplinkFacts::default());
-    let reconciler =
-        HostReconciler::new(config, Incidents::default(), desired, state, uplink, watch::channel(Default::default()).1);
+    let (internal, path_mtus) = (watch::channel(Default::default()).1, watch::channel(Default::default()).1);
+    let reconciler = HostReconciler::new(config, Incidents::default(), desired, state, uplink, internal, path_mtus);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let stop = CancellationToken::new();

@@ -9,6 +9,7 @@ mod firewall;
 mod identity;
 mod observe;
 mod on_demand;
+mod path_mtu;
 mod peer;
 mod peer_collisions;
 pub(crate) mod proposal;
@@ -25,6 +26,7 @@ pub use firewall::FirewallSection;
 pub(crate) use identity::parse as parse_identity;
 pub use observe::ObserveSection;
 pub use on_demand::OnDemandSection;
+pub use path_mtu::PathMtuSection;
 pub use peer::{ChildlessSetting, PeerSection, RevocationSetting, Start};
 pub use relay::RelaySection;
 pub use remote::{Remote, RemoteHost};
@@ -109,6 +111,9 @@ pub struct Config {
     /// IKE and ESP in TCP, for networks that block UDP.
     #[serde(default)]
     pub tcp: TcpSection,
+    /// Probes that find the path MTU of tunnels.
+    #[serde(default)]
+    pub path_mtu: PathMtuSection,
     /// The controller; `None` if the agent runs only as an IKEv2 daemon for static peers.
     pub controller: Option<ControllerSection>,
     /// The `[[peer]]` tables: peers that do not come from the controller.

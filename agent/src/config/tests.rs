@@ -202,6 +202,7 @@ fn every_key_of_every_table_is_in_the_documented_example_and_no_other_is_there()
         ("on_demand", "[on_demand]"),
         ("relay", "[relay]"),
         ("tcp", "[tcp]"),
+        ("path_mtu", "[path_mtu]"),
         ("observe", "[observe]"),
         ("firewall", "[firewall]"),
         ("peer", "[[peer]]"),

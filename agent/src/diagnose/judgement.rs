@@ -167,6 +167,9 @@ fn host(report: &mut Report, status: &Status) {
     if status.host.pod_mtu > 0 {
         report.add(Level::Ok, "host", format!("pods have an MTU of {}", status.host.pod_mtu));
     }
+    if let Some(too_large) = status.host.too_large_packets() {
+        report.add(Level::Warning, "host", too_large);
+    }
 }
 
 fn about(report: &mut Report, target: &Target) {
@@ -274,6 +277,16 @@ fn tunnel(report: &mut Report, peer: &PeerReport) {
     }
     for sa in peer.child_sas.iter().filter(|sa| sa.usage == "in-use") {
         traffic(report, peer, sa);
+    }
+    if let Some(path_mtu) = peer.path_mtu {
+        let narrow = path_mtu.limited || path_mtu.unanswered;
+        let level = if narrow { Level::Warning } else { Level::Ok };
+        let found = if path_mtu.limited {
+            "the path does not carry all packets of pods"
+        } else {
+            "the path carries packets of pods"
+        };
+        report.add(level, &peer.name, format!("{found}: {path_mtu}"));
     }
 }
 

@@ -7,7 +7,7 @@ use super::target::Target;
 use crate::check::{Level, Report};
 use crate::host::Obstacle;
 use crate::membership::ControllerStatus;
-use crate::status::{ChildStatus, Counters, PeerReport, PolicyEntry, StateEntry, Status, TemplateEntry};
+use crate::status::{ChildStatus, Counters, PathMtuStatus, PeerReport, PolicyEntry, StateEntry, Status, TemplateEntry};
 
 const ADDRESS: &str = "203.0.113.10:500";
 
@@ -62,6 +62,7 @@ fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
         tcp: false,
         tcp_problem: None,
         relay_refused: None,
+        path_mtu: None,
         last_error: None,
         requests_refused: 0,
     }
@@ -238,6 +239,20 @@ fn what_an_error_may_follow_from_is_said_behind_it() {
         status.peers[1].last_error = Some("the peer does not accept us".into());
     });
     assert!(both.starts_with("What is wrong: edge-2: ") && both.ends_with("this node was deregistered"), "{both}");
+}
+
+#[test]
+fn a_path_that_carries_only_small_packets_is_a_warning_with_the_size() {
+    let judged = |path_mtu| {
+        let mut facts = healthy();
+        facts.status.as_mut().unwrap().peers[1].path_mtu = Some(path_mtu);
+        judge(&facts)
+    };
+    let found = judged(PathMtuStatus { bytes: 1200, limited: true, unanswered: false, ipv6_in_fragments: false });
+    let warning = found.iter().find(|finding| finding.level == Level::Warning).unwrap();
+    assert!(warning.what.contains("up to 1200 bytes") && warning.what.contains("IPv6 needs 1280"), "{}", warning.what);
+    let wide = judged(PathMtuStatus { bytes: 1418, limited: false, unanswered: false, ipv6_in_fragments: false });
+    assert!(wide.iter().all(|finding| finding.level == Level::Ok));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! - `uplink`: the uplinks, their addresses, and the MTU of pods. It does no I/O.
 //! - `routes`: the agent's routes through the guard's device.
 //! - `pod_bridge`: the repair of the pods' bridge, its ports and its routes.
+//! - `path_mtu_routes`: the routes with the path MTU to peers.
 //! - `peer_routes`: the check whether this host has routes to its peers.
 //! - `hub_routes`: a cloud node's routes to the cluster ranges, and the choice of the hub for these
 //!   routes.
@@ -32,6 +33,7 @@ mod link_requirements;
 mod network_state;
 mod nft_monitor;
 pub mod obstacles;
+mod path_mtu_routes;
 mod peer_routes;
 mod pod_bridge;
 mod reading_pace;
@@ -43,14 +45,17 @@ mod uplink;
 pub use internal_addresses::InternalAddresses;
 pub use obstacles::Obstacle;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Context as _;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::membership::UplinkFacts;
+use crate::path_mtu::Encapsulation;
 use crate::underlay;
 
 /// State of the host, for `status` and the tunnels.
@@ -75,6 +80,10 @@ pub struct HostState {
     pub bridge_addresses: Vec<IpAddr>,
     /// MTU for pods, in bytes.
     pub pod_mtu: u32,
+    /// MTU of the uplink, in bytes, if packets of `pod_mtu` may not fit through it with ESP. Large
+    /// IPv6 packets are then lost. IPv6 does not allow pods a smaller MTU than 1280.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub small_uplink: Option<u32>,
     /// Routes that the kernel should have.
     pub routes: Vec<RouteEntry>,
     /// Whether the table `inet edge-cni` is in place.
@@ -83,6 +92,32 @@ pub struct HostState {
     /// part for this struct.
     #[serde(skip)]
     pub obstacles: Vec<Obstacle>,
+}
+
+impl HostState {
+    /// Returns a sentence if large packets of pods may not fit through the uplink.
+    #[must_use]
+    pub fn too_large_packets(&self) -> Option<String> {
+        let (uplink, pods) = (self.small_uplink?, self.pod_mtu);
+        let needed = Encapsulation::LARGEST.outer(pods);
+        Some(format!(
+            "IPv6 packets of pods of {pods} bytes may be lost: with ESP they have up to {needed} bytes, and the uplink \
+             has an MTU of {uplink}"
+        ))
+    }
+}
+
+/// The path MTUs to peers, by the peers' networks, in bytes. It contains only those that are smaller
+/// than the pods' MTU.
+pub type PathMtus = BTreeMap<IpNetwork, u32>;
+
+/// What the tunnels' driver publishes for the host reconciler.
+#[derive(Debug)]
+pub struct TunnelsToHost {
+    /// The addresses that static peers have given this node.
+    pub internal: watch::Sender<InternalAddresses>,
+    /// The path MTUs to peers.
+    pub path_mtus: watch::Sender<PathMtus>,
 }
 
 /// A route of the agent.

@@ -25,10 +25,11 @@ use super::link_requirements::LinkRequirements;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::obstacles::{self, Obstacle, PodRequirements};
+use super::path_mtu_routes::PathMtuRoutes;
 use super::pod_bridge::{PodBridge, bridge_addresses};
 use super::reading_pace::{FULL_CHECK, ReadingPace};
 use super::sysctls::Sysctls;
-use super::{HostState, RouteEntry, peer_routes, routes, uplink};
+use super::{HostState, PathMtus, RouteEntry, peer_routes, routes, uplink};
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::incidents::Incidents;
@@ -58,6 +59,8 @@ pub struct HostReconciler {
     uplink: watch::Sender<UplinkFacts>,
     /// The addresses that static peers have given this node.
     internal: watch::Receiver<InternalAddresses>,
+    /// The path MTUs to peers, for the task that maintains their routes.
+    path_mtus: watch::Receiver<PathMtus>,
     handle: Option<Handle>,
     bridge: PodBridge,
     table: InetTable,
@@ -86,6 +89,7 @@ impl HostReconciler {
         state: watch::Sender<HostState>,
         uplink: watch::Sender<UplinkFacts>,
         internal: watch::Receiver<InternalAddresses>,
+        path_mtus: watch::Receiver<PathMtus>,
     ) -> Self {
         let (table, sysctls) = (InetTable::new(incidents.clone()), Sysctls::new(&config.state_dir, &config.run_dir));
         Self {
@@ -96,6 +100,7 @@ impl HostReconciler {
             state,
             uplink,
             internal,
+            path_mtus,
             handle: None,
             table,
             bridge_table: BridgeTable::default(),
@@ -135,6 +140,11 @@ impl HostReconciler {
         let keep = keeper.run(self.desired.clone(), self.observed.subscribe(), stop.clone());
         tokio::spawn(keep.in_current_span());
         self.hub_routes = hub_routes;
+        let (connection, own, _) = rtnetlink::new_connection().context("rtnetlink for routes with path MTUs")?;
+        tokio::spawn(connection);
+        let keeper = PathMtuRoutes::new(own, self.incidents.clone(), self.config.bridge.clone());
+        let keep = keeper.run(self.path_mtus.clone(), self.desired.clone(), self.observed.subscribe(), stop.clone());
+        tokio::spawn(keep.in_current_span());
         self.handle = Some(handle);
         let mut rules = NftMonitor::open().context("nftables' notifications")?;
         let mut netconf = ForwardingMonitor::open().context("rtnetlink's notifications about forwarding")?;
@@ -281,6 +291,7 @@ impl HostReconciler {
             on_link_networks: internal_addresses::on_link_networks(&observed),
             bridge_addresses: bridge,
             pod_mtu: uplink.pod_mtu,
+            small_uplink: uplink::small_uplink(&observed, &self.config.bridge, uplink.pod_mtu),
             routes: entries,
             firewall,
             obstacles: all_obstacles,

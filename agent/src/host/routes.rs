@@ -10,6 +10,7 @@ use rtnetlink::Handle;
 
 use super::RouteEntry;
 use super::network_state::{NetworkState, Route};
+use super::path_mtu_routes;
 use crate::desired::Desired;
 
 /// `ESRCH`, as a positive number.
@@ -32,7 +33,7 @@ pub(super) fn through_guard(networks: &[IpNetwork], bridge: &[IpAddr]) -> Vec<Ro
 /// hub is not among them, because `hub_routes` replaces it in place. Neither is a route whose hub
 /// the view no longer names, or names without an address of this family, for example while a hub
 /// restarts. Without a route, packets to the range would leave unencrypted through the default
-/// route.
+/// route. `path_mtu_routes` deletes its routes itself.
 pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desired: &Desired) -> Vec<&'a Route> {
     let guard = observed.link(DEVICE).map(|link| link.index);
     let guarded: HashSet<&IpNetwork> = guarded.iter().collect();
@@ -42,7 +43,7 @@ pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desir
         .filter(|route| route.protocol == ROUTE_PROTOCOL)
         .filter(|route| {
             if route.device.is_some() && route.device == guard {
-                !guarded.contains(&route.destination)
+                route.metric != path_mtu_routes::METRIC && !guarded.contains(&route.destination)
             } else {
                 !desired.hub_routes.contains(&route.destination)
             }

@@ -8,21 +8,13 @@ use ipnetwork::IpNetwork;
 use super::Obstacle;
 use super::network_state::{Link, NetworkState, Route};
 use crate::membership::UplinkFacts;
+use crate::path_mtu::Encapsulation;
+use crate::path_mtu::encapsulation::IPV6_MIN_MTU;
 use crate::underlay::Underlay;
-
-/// Maximum overhead of ESP in UDP, in bytes, without trailer and padding: outer IPv6 header 40, UDP
-/// 8, ESP header 8, IV 8, ICV 16 (RFC 4303, RFC 4106, RFC 3948).
-const OUTER_OVERHEAD: u32 = 40 + 8 + 8 + 8 + 16;
-/// Size of the ESP trailer without padding, in bytes: padding length and next header. ESP pads the
-/// packet with its trailer to a multiple of 4.
-const TRAILER: u32 = 2;
-/// Minimum MTU that IPv6 allows, in bytes (RFC 8200 5). With a smaller MTU, pods would have no
-/// IPv6.
-const IPV6_MIN_MTU: u32 = 1280;
 
 /// Returns the MTU of pods for a link with the MTU `link`, both in bytes.
 fn pod_mtu(link: u32) -> u32 {
-    (link.saturating_sub(OUTER_OVERHEAD) / 4 * 4).saturating_sub(TRAILER)
+    Encapsulation::LARGEST.inner(link)
 }
 
 /// Returns the uplinks: hardware, VLANs, bonds and similar links, a bridge with one of these links
@@ -93,10 +85,20 @@ fn links_outside<'a>(observed: &'a NetworkState, bridge: &str) -> (Vec<&'a Link>
 /// Returns the largest MTU with which pods' packets fit through the uplink with the smallest MTU,
 /// in bytes; 0 without an uplink.
 fn fitting_mtu(uplinks: &[&Link], others: &[&Link]) -> u32 {
+    smallest_mtu(uplinks, others).map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)))
+}
+
+fn smallest_mtu(uplinks: &[&Link], others: &[&Link]) -> Option<u32> {
     let smallest = uplinks.iter().map(|link| link.mtu).min();
-    let smallest =
-        smallest.or_else(|| others.iter().filter(|link| !link.addresses.is_empty()).map(|link| link.mtu).min());
-    smallest.map_or(0, |mtu| pod_mtu(mtu).max(IPV6_MIN_MTU.min(mtu)))
+    smallest.or_else(|| others.iter().filter(|link| !link.addresses.is_empty()).map(|link| link.mtu).min())
+}
+
+/// Returns the MTU of the uplink with the smallest one if packets of `pod_mtu` may not fit through
+/// it with ESP, both in bytes, and pods cannot have a smaller MTU because of IPv6.
+pub(super) fn small_uplink(observed: &NetworkState, bridge: &str, pod_mtu: u32) -> Option<u32> {
+    let (uplinks, others) = links_outside(observed, bridge);
+    smallest_mtu(&uplinks, &others)
+        .filter(|mtu| pod_mtu <= IPV6_MIN_MTU && *mtu < Encapsulation::LARGEST.outer(pod_mtu))
 }
 
 /// Returns an obstacle if the configured MTU of pods is too large for the uplink.
@@ -219,14 +221,25 @@ mod tests {
     #[test]
     fn pods_packets_with_all_overhead_fit_the_uplink() {
         assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
-        // The sum of the outer headers, the packet with its trailer padded to a multiple of 4, and
-        // the ICV is at most the link's MTU, and less than 4 bytes below it.
-        for link in 1400..1600 {
-            let inner = pod_mtu(link);
-            let outer = |inner: u32| OUTER_OVERHEAD + (inner + TRAILER).next_multiple_of(4);
-            assert!(outer(inner) <= link && outer(inner + 4) > link, "{link}");
-        }
         assert_eq!(uplink(&host(), "ecni0", &[], Some(1300)).pod_mtu, 1300);
+    }
+
+    #[test]
+    fn an_uplink_through_which_even_the_smallest_packets_of_ipv6_do_not_fit_is_named() {
+        let with_uplink = |mtu| {
+            let mut host = host();
+            host.links[1].mtu = mtu;
+            let pod_mtu = uplink(&host, "ecni0", &[], None).pod_mtu;
+            (pod_mtu, small_uplink(&host, "ecni0", pod_mtu))
+        };
+        assert_eq!(with_uplink(1500), (1418, None));
+        assert_eq!(with_uplink(1364), (1282, None));
+        assert_eq!(with_uplink(1363), (1280, Some(1363)));
+        assert_eq!(with_uplink(1280), (1280, Some(1280)));
+        let mut host = host();
+        host.links[1].mtu = 1400;
+        assert_eq!(small_uplink(&host, "ecni0", 1500), None, "a configured MTU that is too large is an obstacle");
+        assert_eq!(small_uplink(&NetworkState::default(), "ecni0", 0), None);
     }
 
     #[test]

@@ -232,6 +232,7 @@ mod tests {
             tcp: false,
             tcp_problem: None,
             relay_refused: None,
+            path_mtu: None,
             last_error: None,
             requests_refused: 0,
         };

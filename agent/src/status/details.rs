@@ -92,6 +92,9 @@ fn render_peer(text: &mut String, peer: &PeerReport) {
         None if !peer.ike_sas.is_empty() => text.push_str("  path       direct\n"),
         None => {}
     }
+    if let Some(path_mtu) = &peer.path_mtu {
+        let _ = writeln!(text, "  path MTU   {path_mtu}");
+    }
     for sa in &peer.ike_sas {
         ike_sa(text, sa);
     }
@@ -158,7 +161,7 @@ fn traffic(counters: Option<Counters>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{StateEntry, TemplateEntry};
+    use crate::status::{PathMtuStatus, StateEntry, TemplateEntry};
 
     fn status() -> Status {
         let child = ChildStatus {
@@ -213,6 +216,7 @@ mod tests {
             tcp: false,
             tcp_problem: None,
             relay_refused: None,
+            path_mtu: None,
             last_error: Some(format!("{name} does not answer")),
             requests_refused: 0,
         };
@@ -323,6 +327,42 @@ mod tests {
         status.peers[1].requests_refused = 17;
         let text = render_peers(&status);
         assert_eq!(text.matches("  refused    17 rekeys and CHILD_SAs beyond the rate\n").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn a_path_that_carries_only_small_packets_is_shown_with_their_size() {
+        let path_mtu =
+            |bytes, limited, unanswered| Some(PathMtuStatus { bytes, limited, unanswered, ipv6_in_fragments: false });
+        let mut status = status();
+        status.peers[0].path_mtu = path_mtu(1366, true, false);
+        status.peers[1].path_mtu = path_mtu(1218, true, false);
+        status.peers[2].path_mtu = path_mtu(1418, false, true);
+        let table = crate::status::render(&status);
+        assert!(
+            table.contains("peer edge-1: the path does not carry all packets of pods: up to 1366 bytes\n"),
+            "{table}"
+        );
+        assert!(table.contains("up to 1218 bytes; IPv6 needs 1280, so large IPv6 packets are lost\n"), "{table}");
+        assert!(!table.contains("peer hub: the path"), "{table}");
+        assert!(!table.contains("IPv6 packets of pods"), "{table}");
+        (status.host.pod_mtu, status.host.small_uplink) = (1280, Some(1280));
+        let table = crate::status::render(&status);
+        assert!(
+            table.contains("IPv6 packets of pods of 1280 bytes may be lost: with ESP they have up to 1364 bytes"),
+            "{table}"
+        );
+        let in_fragments = PathMtuStatus { ipv6_in_fragments: true, ..status.peers[1].path_mtu.unwrap() };
+        assert!(
+            in_fragments
+                .to_string()
+                .ends_with("IPv6 needs 1280, so large IPv6 packets travel in fragments (Linux 5.19 and later)")
+        );
+        let details = render_peers(&status);
+        assert!(details.contains("  path MTU   up to 1366 bytes\n"), "{details}");
+        assert!(
+            details.contains("  path MTU   up to 1418 bytes; not confirmed, since the peer does not answer probes\n"),
+            "{details}"
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The document of `status --json`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -10,6 +11,7 @@ use crate::host::firewall::DroppedPackets;
 use crate::host::{HostState, Obstacle};
 use crate::incidents::Incident;
 use crate::membership::ControllerStatus;
+use crate::path_mtu::encapsulation::IPV6_MIN_MTU;
 
 /// The document of `status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,12 +132,46 @@ pub struct PeerReport {
     /// Why the hub cannot be reached by TCP either; absent unless UDP does not pass.
     #[serde(default)]
     pub tcp_problem: Option<String>,
+    /// What is known about the path MTU; absent without traffic, for static peers, and with
+    /// `[path_mtu] probe = false`.
+    #[serde(default)]
+    pub path_mtu: Option<PathMtuStatus>,
     /// The latest error since the last success.
     pub last_error: Option<String>,
     /// Number of the peer's rekeys and requests for CHILD_SAs that were refused since the peer was
     /// configured, because there were too many in a short time.
     #[serde(default)]
     pub requests_refused: u32,
+}
+
+/// The path MTU of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathMtuStatus {
+    /// The largest packet that the path carries in the tunnel, in bytes, at most the MTU of pods.
+    pub bytes: u32,
+    /// Whether that is less than the MTU of pods.
+    pub limited: bool,
+    /// Whether the peer answered none of the last probes, so that `bytes` may be too large.
+    pub unanswered: bool,
+    /// Whether larger IPv6 packets, of up to 1280 bytes, travel in fragments. Otherwise they are
+    /// lost if `bytes` is below 1280.
+    #[serde(default)]
+    pub ipv6_in_fragments: bool,
+}
+
+impl fmt::Display for PathMtuStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "up to {} bytes", self.bytes)?;
+        if self.ipv6_in_fragments {
+            write!(f, "; IPv6 needs {IPV6_MIN_MTU}, so large IPv6 packets travel in fragments (Linux 5.19 and later)")?;
+        } else if self.bytes < IPV6_MIN_MTU {
+            write!(f, "; IPv6 needs {IPV6_MIN_MTU}, so large IPv6 packets are lost")?;
+        }
+        if self.unanswered {
+            f.write_str("; not confirmed, since the peer does not answer probes")?;
+        }
+        Ok(())
+    }
 }
 
 /// A pair of configured networks between which no packet passes.

@@ -82,6 +82,14 @@ pub fn render(status: &Status) -> String {
             let _ = writeln!(text, "peer {}: {refusal}", peer.name);
         }
     }
+    for peer in &status.peers {
+        if let Some(path_mtu) = peer.path_mtu.filter(|path_mtu| path_mtu.limited) {
+            let _ = writeln!(text, "peer {}: the path does not carry all packets of pods: {path_mtu}", peer.name);
+        }
+    }
+    if let Some(too_large) = status.host.too_large_packets() {
+        let _ = writeln!(text, "{too_large}");
+    }
     let _ = writeln!(
         text,
         "\n{} states, {} policies, {} routes",

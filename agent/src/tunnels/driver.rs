@@ -33,6 +33,7 @@ use super::ike_counts::IkeCounts;
 use super::ike_sockets;
 use super::internal_address_store::InternalAddressStore;
 use super::kernel_policies::KernelPolicies;
+use super::path_mtu::PathMtuProbes;
 use super::relays::Relays;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
@@ -42,7 +43,7 @@ use super::traffic::TrafficCounter;
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::{Desired, DesiredTunnel, PeerChanges};
-use crate::host::{HostState, InternalAddresses};
+use crate::host::{HostState, InternalAddresses, TunnelsToHost};
 use crate::incidents::Incidents;
 use crate::logging::peer_span;
 use crate::source_address::is_local;
@@ -109,6 +110,8 @@ pub struct Driver {
     pub(super) relays: Relays,
     /// The TCP connections to hubs, or from edges.
     pub(super) tcp: Tcp,
+    /// The probes of the paths of tunnels that carry traffic.
+    pub(super) path_mtus: PathMtuProbes,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
     /// What IKE has done, for metrics.
@@ -135,7 +138,7 @@ impl Driver {
         clock: Arc<CertificateClock>,
         incidents: Incidents,
         host: watch::Receiver<HostState>,
-        internal: watch::Sender<InternalAddresses>,
+        to_host: TunnelsToHost,
         mapped: watch::Sender<Option<Vec<SocketAddr>>>,
         relay_runtime: Handle,
     ) -> anyhow::Result<Self> {
@@ -190,7 +193,7 @@ impl Driver {
             retry_unreached: false,
             mapped_changed: false,
             mapped,
-            internal,
+            internal: to_host.internal,
             to_rekey: vec![],
             to_rekey_at_check: BTreeSet::new(),
             hub_returns: HubReturns::default(),
@@ -199,6 +202,7 @@ impl Driver {
             hold_packets: config.on_demand.hold_packets,
             relays: Relays::new(&config.relay, relay_runtime),
             tcp,
+            path_mtus: PathMtuProbes::new(config.path_mtu.probe, to_host.path_mtus),
             failures: FailureLog::default(),
             ike_counts: IkeCounts::default(),
             settled: false,
@@ -239,6 +243,9 @@ impl Driver {
                     if retry_move_at.is_some() => self.move_tunnels(),
                 1.. = datagrams.recv_many(&mut batch, DATAGRAM_BATCH) => {
                     for (datagram, local, remote) in batch.drain(..) {
+                        if self.take_probe_answer(&datagram, local, remote) {
+                            continue;
+                        }
                         self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.environment);
                     }
                 }
@@ -304,7 +311,7 @@ impl Driver {
         self.collect_captured();
     }
 
-    fn send(&self, transmit: &edge_ike::Transmit) {
+    pub(super) fn send(&self, transmit: &edge_ike::Transmit) {
         if let Some(id) = TcpConnectionId::of(transmit.remote.ip()) {
             return self.send_in_tcp(id, transmit);
         }
@@ -347,6 +354,7 @@ impl Driver {
             self.environment.reqids.save_due(),
             self.relays.requests.next_due(),
             self.tcp.fallback.next_due(),
+            self.path_mtus.next_due(),
         ];
         let next = due.into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
@@ -363,6 +371,7 @@ impl Driver {
         self.end_deferrals(now);
         self.ask_for_relays(now);
         self.tcp_timeout(now);
+        self.continue_path_mtu_searches(now);
         if self.esp_events.is_some() {
             self.close_idle_tunnels(now);
         }
@@ -437,6 +446,7 @@ impl Driver {
             // The policies of all peers depend on the ranges.
             self.changed_peers.extend(self.desired.tunnels.keys().cloned());
         }
+        self.update_path_mtus(&changes);
         self.changed_peers.extend(changes.gone.into_iter().chain(changes.set));
         if self.settled {
             return self.update_policies();
@@ -456,7 +466,7 @@ impl Driver {
     /// Reports ESP traffic on peers' CHILD_SAs to the endpoint.
     fn handle_esp_events(&mut self, events: &[EspEvent]) {
         let now = boot_time();
-        let mut heard = Vec::new();
+        let (mut heard, mut sent) = (Vec::new(), Vec::new());
         for event in events {
             match self.sas.usage(event.id) {
                 Some((peer, SaDirection::In)) => {
@@ -472,12 +482,14 @@ impl Driver {
                 Some((peer, SaDirection::Out)) => {
                     self.idle_tunnels.used(peer, now);
                     self.endpoint.esp_sent(peer, event.id.spi, now);
+                    sent.push((peer.clone(), event));
                 }
                 // The SA was inherited, or deleted in the meantime.
                 None => {}
             }
         }
         heard.iter().for_each(|peer| self.end_deferrals_of(peer));
+        sent.iter().for_each(|(peer, event)| self.check_path_mtu(peer, event, now));
     }
 
     fn assign_reqids(&mut self, changes: &PeerChanges) {

@@ -26,6 +26,7 @@
 //! - `mapped_addresses`: this node's addresses as the hubs see them.
 //! - `not_carried`: the networks that are configured for a peer but that no CHILD_SA carries.
 //! - `on_demand`: the tunnels that the first packet sets up.
+//! - `path_mtu`: the probes of the paths of tunnels that carry traffic.
 //! - `reconcile`: the comparison of the policies and SAs in the kernel with the desired ones, and
 //!   the correction of differences.
 //! - `retiring_sas`: the outbound SAs that were replaced, until they are deleted.
@@ -69,6 +70,7 @@ mod mapped_addresses;
 mod not_carried;
 mod on_demand;
 mod overview;
+mod path_mtu;
 mod reconcile;
 mod relays;
 mod report;

@@ -107,6 +107,7 @@ impl Driver {
                 .requests
                 .refusal(name)
                 .map(|(hub, reason)| format!("hub {hub} does not relay: {reason}")),
+            path_mtu: self.path_mtu(name),
             last_error: status
                 .and_then(|status| status.last_error.as_ref())
                 .map(|error| format!("peer {name}: {error}")),

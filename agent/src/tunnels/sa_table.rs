@@ -482,6 +482,12 @@ impl SaTable {
         Some((&child.peer, installed.direction))
     }
 
+    /// Returns an SA of a CHILD_SA.
+    pub(super) fn installed_sa(&self, id: SaId) -> Option<&InstalledSa> {
+        let child = self.children.get(self.owners.get(&id)?)?;
+        child.inbound.iter().chain(&child.outbound).find(|sa| sa.id == id)
+    }
+
     /// Returns the CHILD_SA with this ID.
     pub(super) fn child(&self, id: ChildId) -> Option<&Arc<ChildSa>> {
         self.children.get(&id).map(|child| &child.sa)

@@ -22,6 +22,7 @@ use super::*;
 use crate::clock::CertificateClock;
 use crate::config::{Config, DEFAULT_CHILD};
 use crate::desired::{ChildEnds, Desired, PeerReqids, TunnelEnds, tunnel_policies};
+use crate::host::TunnelsToHost;
 use crate::incidents::Incidents;
 
 const DOWN: &str = "tunnels::tests::policies_of_tunnels_that_were_down";
@@ -104,11 +105,11 @@ fn start_with(config: &Config, prepare: impl FnOnce(&mut Driver), work: impl FnO
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let clock = CertificateClock::default();
-        let (host, internal, mapped) =
-            (watch::channel(Default::default()).1, watch::Sender::default(), watch::Sender::default());
+        let (host, mapped) = (watch::channel(Default::default()).1, watch::Sender::default());
+        let to_host = TunnelsToHost { internal: watch::Sender::default(), path_mtus: watch::Sender::default() };
         let handle = tokio::runtime::Handle::current();
         let mut driver =
-            Driver::open(config, clock.into(), Incidents::default(), host, internal, mapped, handle).unwrap();
+            Driver::open(config, clock.into(), Incidents::default(), host, to_host, mapped, handle).unwrap();
         prepare(&mut driver);
         driver.apply_desired(desired(config).into());
         work(&mut driver);

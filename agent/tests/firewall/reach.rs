@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("neither_pods_nor_lan_hosts_reach_the_nodes_loopback_addresses_and_its_own_processes_do", loopback),
     ("the_plugins_table_goes_when_the_agents_comes", plugins_table),
     ("a_table_of_an_earlier_release_is_replaced", upgrade),
+    ("connections_get_the_mss_that_fits_the_route_to_the_peer", mss_of_route),
     ("a_table_that_is_replaced_keeps_its_sets_and_counts", replaced),
     ("down_keeps_the_table_while_pods_are_attached_and_the_plugin_cannot_make_its_own", down),
 ];
@@ -436,6 +437,44 @@ fn upgrade() {
     assert_eq!(world.fetch("lan", "10.77.2.2", 80).as_deref(), Some("10.77.1.1"), "the hole of then");
     world.apply(&World::edge());
     world.cannot_fetch("lan", "10.77.2.2", 80);
+}
+
+/// The SYN of a pod carries the MSS of the pods' MTU, 1418, or of the route's MTU if that is smaller.
+/// So does the answer, which lowers what the pod sends.
+fn mss_of_route() {
+    let world = World::new();
+    world.serve("far");
+    world.apply(&World::edge());
+    world.sh("far", "nft 'add table inet seen; add chain inet seen input { type filter hook input priority 0; }'");
+    world.sh("pod", "nft 'add table inet seen; add chain inet seen input { type filter hook input priority 0; }'");
+    for (route, mss) in [("", [1378, 1358]), ("mtu 1320", [1280, 1260])] {
+        world.sh(
+            "edge",
+            &format!(
+                "ip route replace 10.77.2.0/24 via 10.0.0.2 src 10.77.1.1 {route}
+                 ip -6 route replace fd77::2:0/112 via fd00::2 src fd77::1:1 {route}"
+            ),
+        );
+        for (at, flags) in [("far", "syn"), ("pod", "(syn | ack)")] {
+            world.sh(at, "nft flush chain inet seen input");
+            for (family, mss) in ["ipv4", "ipv6"].into_iter().zip(mss) {
+                world.sh(
+                    at,
+                    &format!(
+                        "nft 'add rule inet seen input meta nfproto {family} tcp flags & (syn | ack) == {flags} \
+                         tcp option maxseg size {mss} counter'"
+                    ),
+                );
+            }
+        }
+        for addresses in [V4, V6] {
+            assert_eq!(world.fetch("pod", addresses.far, 80).as_deref(), Some(addresses.pod), "{route}");
+        }
+        for at in ["far", "pod"] {
+            let seen = world.sh(at, "nft list chain inet seen input");
+            assert!(!seen.contains("packets 0 ") && seen.contains("packets 1 "), "{at} {route}: {seen}");
+        }
+    }
 }
 
 /// Since Linux 7.0, a set is empty for a moment if it is created in the same transaction as the

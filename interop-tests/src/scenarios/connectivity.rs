@@ -109,7 +109,7 @@ fn check_connectivity(lab: &Lab) -> Result<()> {
 }
 
 /// Creates the bridge of an edge as the plugin would. Returns the bridge's addresses, IPv4 first.
-fn make_bridge(controller: &Controller<'_>, edge: &Node) -> Result<Vec<IpAddr>> {
+pub(super) fn make_bridge(controller: &Controller<'_>, edge: &Node) -> Result<Vec<IpAddr>> {
     let segments = wait::for_event("the edge's segments", || {
         let rows: Value = serde_json::from_str(&controller.run(&["segment", "list", "--json"])?)?;
         let held = rows.as_array().context("no list")?.iter().filter(|row| row["node"] == edge.name());

@@ -14,6 +14,7 @@ mod kubeedge_services;
 mod lab;
 mod libreswan;
 mod nats;
+mod path_mtu;
 mod site;
 mod strongswan;
 mod tcp;
@@ -36,6 +37,7 @@ pub fn all() -> Vec<&'static Scenario> {
         crate_tests::SCENARIOS,
         failure_reports::SCENARIOS,
         nats::SCENARIOS,
+        path_mtu::SCENARIOS,
         strongswan::SCENARIOS,
         tcp::SCENARIOS,
         upgrade::SCENARIOS,

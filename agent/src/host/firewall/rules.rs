@@ -318,8 +318,8 @@ impl Firewall {
         }
     }
 
-    /// Lowers the MSS of TCP connections through tunnels to fit the pods' MTU, since path MTU
-    /// discovery often fails.
+    /// Lowers the MSS of TCP connections through tunnels to fit the pods' MTU, and the MTU of the
+    /// route to the peer if that is smaller, since path MTU discovery often fails.
     fn mss(&self, commands: &mut Commands) {
         commands.chain("mss-forward", "filter", "forward", BEFORE_OTHERS);
         commands.chain("mss-output", "filter", "output", BEFORE_OTHERS);
@@ -333,10 +333,15 @@ impl Firewall {
             // nft_exthdr only lowers the value and never raises it.
             let clamp =
                 || json!({"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": size}});
-            for chain in ["mss-forward", "mss-output"] {
-                commands.rule(chain, [family.within("daddr", "remote"), syn(), clamp()]);
+            // The smaller MTU of the routes in both directions (`nft_rt_get_eval`).
+            let of_route = json!({"rt": {"key": "mtu"}});
+            let clamp_to_route =
+                || json!({"mangle": {"key": {"tcp option": {"name": "maxseg", "field": "size"}}, "value": of_route}});
+            for (chain, field) in [("mss-forward", "daddr"), ("mss-output", "daddr"), ("mss-forward", "saddr")] {
+                for clamp in [clamp(), clamp_to_route()] {
+                    commands.rule(chain, [family.within(field, "remote"), syn(), clamp]);
+                }
             }
-            commands.rule("mss-forward", [family.within("saddr", "remote"), syn(), clamp()]);
         }
     }
 }

@@ -9,6 +9,7 @@
 use std::time::{Duration, Instant};
 
 use crate::desired::HubGateway;
+use crate::init_probe::AgentAnswer;
 
 /// Time between two rounds of probes.
 pub(super) const ROUND: Duration = Duration::from_millis(500);
@@ -33,15 +34,6 @@ pub(super) struct ProbeResults {
     pub(super) neighbour: bool,
     /// The answer from the hub's agent, if there was one.
     pub(super) agent: Option<AgentAnswer>,
-}
-
-/// An answer to an IKE probe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum AgentAnswer {
-    /// The agent serves its peers.
-    Serves,
-    /// The agent works but has no peers.
-    HasNoPeers,
 }
 
 /// The probes to send to a gateway in a round.
