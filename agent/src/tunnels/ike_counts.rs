@@ -58,6 +58,7 @@ fn name(kind: PeerErrorKind) -> &'static str {
         PeerErrorKind::Local => "local",
         PeerErrorKind::Expired => "expired",
         PeerErrorKind::TooManyChildren => "too_many_children",
+        PeerErrorKind::TooManyRequests => "too_many_requests",
         PeerErrorKind::InternalAddress => "internal_address",
         PeerErrorKind::Notified => "notified",
     }

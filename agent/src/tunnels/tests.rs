@@ -363,7 +363,7 @@ fn a_responder_with_inherited_sas() {
     }
     add_networks();
     let keys = "local_subnets = ['10.1.0.0/24']\nremote_subnets = ['10.2.0.0/24']\nstart = 'respond'";
-    let moved = Some(UdpEncap { source_port: 4500, destination_port: 61_000 });
+    let moved = Some(Encap::udp(4500, 61_000));
     for (encap, remotes) in
         [(moved, ["192.0.2.1:500", "198.51.100.7:61000"]), (None, ["192.0.2.1:500", "198.51.100.7:500"])]
     {

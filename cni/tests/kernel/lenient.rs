@@ -233,7 +233,7 @@ fn del_says_that_it_cannot_look_for_a_lease() {
 fn what_add_refuses_by_its_name_del_finds_removed() {
     let world = World::new(DUAL);
     let pod = world.pod();
-    let netns = pod.netns.display().to_string();
+    let netns = pod.netns.clone();
     let call = |verb: &str, id: &str, ifname: &str| {
         let mut variables = vec![("CNI_COMMAND", verb), ("CNI_CONTAINERID", id), ("CNI_PATH", "/opt/cni/bin")];
         variables.push(("CNI_NETNS", netns.as_str()));

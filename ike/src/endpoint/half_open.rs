@@ -93,11 +93,6 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Returns whether a peer is configured with this address.
-    pub(super) fn is_known(self) -> bool {
-        self.known
-    }
-
     /// Returns the source to which an address belongs. `known`: a peer is configured with it.
     pub(super) fn new(address: IpAddr, known: bool) -> Self {
         let address = address.to_canonical();
