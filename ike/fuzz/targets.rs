@@ -274,7 +274,7 @@ pub fn session(octets: &[u8]) {
             assert!(!format!("{event:?}").contains("known to both"));
         }
         let ours = sent.iter().filter_map(|sent| Header::decode(sent).ok()).filter(|header| !header.response);
-        asked = ours.map(|header| header.message_id).last().unwrap_or(asked);
+        asked = ours.map(|header| header.message_id).next_back().unwrap_or(asked);
     }
     endpoint.remove_peer(&PeerName::new("peer"), now, &mut kernel);
 }

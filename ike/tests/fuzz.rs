@@ -45,7 +45,8 @@ impl Honest {
             endpoint.set_peer(targets::honest_peer(end), honest.now, kernel).unwrap();
         }
         honest.run();
-        let steps: [&dyn Fn(&mut Endpoint, Instant, &mut Kernel) -> bool; 5] = [
+        type Step<'a> = &'a dyn Fn(&mut Endpoint, Instant, &mut Kernel) -> bool;
+        let steps: [Step<'_>; 5] = [
             &|endpoint, now, kernel| endpoint.rekey_children(&name, now, kernel),
             &|endpoint, now, kernel| endpoint.rekey_ike(&name, now, kernel),
             &|endpoint, now, kernel| endpoint.check_liveness(&name, now, kernel),

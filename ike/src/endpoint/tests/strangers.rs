@@ -487,7 +487,8 @@ fn refusals_and_cookies_go_to_one_source_at_a_limited_rate() {
         groups: vec![Group::X25519],
         ..Init::new(spi)
     };
-    let cases: [(EndpointConfig, &dyn Fn(u64) -> Init, NotifyType); 3] = [
+    type MakeInit<'a> = &'a dyn Fn(u64) -> Init;
+    let cases: [(EndpointConfig, MakeInit<'_>, NotifyType); 3] = [
         (busy, &Init::new, NotifyType::Cookie),
         (EndpointConfig::default(), &other_group, NotifyType::InvalidKePayload),
         (EndpointConfig::default(), &no_group, NotifyType::NoProposalChosen),
