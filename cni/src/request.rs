@@ -126,8 +126,8 @@ impl RuntimeRequest {
         Ok(Self { netns: netns.map(PathBuf::from), pod, requested, attachment })
     }
 
-    /// Returns why ADD refuses this attachment, if it does. A missing variable is no reason: then it
-    /// is unknown what is meant.
+    /// Returns why ADD refuses this attachment, if it does. A missing variable is no reason: then
+    /// it is unknown what is meant.
     pub(crate) fn never_attached(lookup: Lookup<'_>) -> Option<Error> {
         let is_set = |name| matches!(optional(lookup, name), Ok(Some(_)));
         let both = is_set("CNI_CONTAINERID") && is_set("CNI_IFNAME");

@@ -107,8 +107,8 @@ impl HostState {
     }
 }
 
-/// The path MTUs to peers, by the peers' networks, in bytes. It contains only those that are smaller
-/// than the pods' MTU.
+/// The path MTUs to peers, by the peers' networks, in bytes. It contains only those that are
+/// smaller than the pods' MTU.
 pub type PathMtus = BTreeMap<IpNetwork, u32>;
 
 /// What the tunnels' driver publishes for the host reconciler.

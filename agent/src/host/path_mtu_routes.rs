@@ -33,8 +33,8 @@ use crate::incidents::Incidents;
 /// The metric of the routes. It is smaller than those of the guard's routes, which may lead to the
 /// same network, and larger than those of other programs.
 pub(super) const METRIC: u32 = 0x00EB_FFFF;
-/// Time for which the routes of an earlier run stay. By then, the paths that carry traffic have been
-/// measured again.
+/// Time for which the routes of an earlier run stay. By then, the paths that carry traffic have
+/// been measured again.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// Maintains the routes. Their number is at most the number of peers' networks.
@@ -63,8 +63,8 @@ struct Changes<'a> {
 }
 
 impl PathMtuRoutes {
-    /// Creates the task's state. The connection of `handle` must not be shared. `bridge` is the name
-    /// of the pods' bridge.
+    /// Creates the task's state. The connection of `handle` must not be shared. `bridge` is the
+    /// name of the pods' bridge.
     pub(super) fn new(handle: Handle, incidents: Incidents, bridge: String) -> Self {
         Self { handle, incidents, bridge, grace_ends: Instant::now() + GRACE }
     }

@@ -15,8 +15,8 @@ pub struct NetworkLimits {
 }
 
 impl NetworkLimits {
-    /// Sets the limit of the path to a peer, in bytes, and the peer's networks. Returns the networks
-    /// that this concerns, and those that the peer had before.
+    /// Sets the limit of the path to a peer, in bytes, and the peer's networks. Returns the
+    /// networks that this concerns, and those that the peer had before.
     pub fn set(&mut self, peer: &PeerName, limit: u32, networks: &[IpNetwork]) -> Vec<IpNetwork> {
         let mut concerned = self.remove(peer);
         for network in networks {

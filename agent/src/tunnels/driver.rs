@@ -33,7 +33,7 @@ use super::ike_counts::IkeCounts;
 use super::ike_sockets;
 use super::internal_address_store::InternalAddressStore;
 use super::kernel_policies::KernelPolicies;
-use super::path_mtu::PathMtuProbes;
+use super::path_mtu_probes::PathMtuProbes;
 use super::relays::Relays;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;

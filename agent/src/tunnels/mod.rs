@@ -71,6 +71,7 @@ mod not_carried;
 mod on_demand;
 mod overview;
 mod path_mtu;
+mod path_mtu_probes;
 mod reconcile;
 mod relays;
 mod report;

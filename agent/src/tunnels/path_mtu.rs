@@ -9,40 +9,18 @@
 use std::net::SocketAddr;
 
 use edge_ike::{Environment, Instant, PeerName, Transmit};
+use edge_xfrm::EncapProtocol;
 use edge_xfrm::events::EspEvent;
-use tokio::sync::watch;
 
 use super::driver::Driver;
 use super::environment::KernelEnvironment;
 use crate::clock::boot_time;
 use crate::desired::{Origin, PeerChanges, PermittedTraffic};
-use crate::host::PathMtus;
 use crate::init_probe::{self, NON_ESP_MARKER};
 use crate::logging::peer_span;
 use crate::path_mtu::encapsulation::IPV6_MIN_MTU;
-use crate::path_mtu::{Change, Encapsulation, NetworkLimits, PathMtuTable, PeerPath, Probe};
+use crate::path_mtu::{Change, Encapsulation, PeerPath, Probe};
 use crate::status::PathMtuStatus;
-
-/// The paths of tunnels, and where their path MTUs are published.
-#[derive(Debug)]
-pub(super) struct PathMtuProbes {
-    /// Whether paths are probed.
-    enabled: bool,
-    table: PathMtuTable,
-    /// The limits that are published.
-    limits: NetworkLimits,
-    to_host: watch::Sender<PathMtus>,
-}
-
-impl PathMtuProbes {
-    pub(super) fn new(enabled: bool, to_host: watch::Sender<PathMtus>) -> Self {
-        Self { enabled, table: PathMtuTable::default(), limits: NetworkLimits::default(), to_host }
-    }
-
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.table.due()
-    }
-}
 
 impl Driver {
     /// Checks the path to a peer if the outbound SA of this event has carried enough bytes since
@@ -55,6 +33,10 @@ impl Driver {
         let (Some((local, remote)), Some(sa)) = (self.endpoint.path(peer), self.sas.installed_sa(event.id)) else {
             return;
         };
+        // TCP cuts its stream into segments that fit the path.
+        if sa.encap.is_some_and(|encap| encap.protocol == EncapProtocol::Tcp) {
+            return;
+        }
         let pod_mtu = self.host.borrow().pod_mtu;
         if pod_mtu == 0 {
             return;

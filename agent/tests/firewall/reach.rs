@@ -439,8 +439,8 @@ fn upgrade() {
     world.cannot_fetch("lan", "10.77.2.2", 80);
 }
 
-/// The SYN of a pod carries the MSS of the pods' MTU, 1418, or of the route's MTU if that is smaller.
-/// So does the answer, which lowers what the pod sends.
+/// The SYN of a pod carries the MSS of the pods' MTU, 1418, or of the route's MTU if that is
+/// smaller. So does the answer, which lowers what the pod sends.
 fn mss_of_route() {
     let world = World::new();
     world.serve("far");

@@ -23,8 +23,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
 }];
 
 const HUB: &str = "203.0.113.1";
-/// What fits into an ESP packet of 1430 bytes: less 20 for IPv4, 8 for UDP and 32 for ESP, down to a
-/// multiple of 4, less 2 for the trailer.
+/// What fits into an ESP packet of 1430 bytes: less 20 for IPv4, 8 for UDP and 32 for ESP, down to
+/// a multiple of 4, less 2 for the trailer.
 const NARROW: u64 = 1366;
 /// The interface of the router accepts packets that are longer by a VLAN tag than its MTU, so more
 /// fits in the direction to the router.

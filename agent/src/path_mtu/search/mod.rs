@@ -16,8 +16,8 @@ use super::encapsulation::PADDING;
 /// Number of bytes that must have been sent to the peer since the last answer before the path is
 /// checked again. A check sends less than a fifth of this.
 const MIN_SENT: u64 = 8 << 10;
-/// Minimum time between two checks of a path. It is a little less than the kernel's interval between
-/// two reports of traffic, so that each report can begin a check.
+/// Minimum time between two checks of a path. It is a little less than the kernel's interval
+/// between two reports of traffic, so that each report can begin a check.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(900);
 /// Time after which larger sizes are tried again (RFC 8899 5.1.1 `PMTU_RAISE_TIMER`, RFC 8201 4).
 pub(super) const RAISE_INTERVAL: Duration = Duration::from_secs(600);

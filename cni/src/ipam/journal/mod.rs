@@ -129,8 +129,8 @@ impl Journal {
         let (state, chain_at_mark, damage) = replay(&bytes, length_at_mark);
         let rebooted = match &mark {
             Some(mark) => !same_boot(&mark.boot),
-            // The checksum of the first line covers the boot. Lines after it may be torn: they ended
-            // with that boot, too.
+            // The checksum of the first line covers the boot. Lines after it may be torn: they
+            // ended with that boot, too.
             None => state.lines > 0 && !same_boot(&state.end.boot),
         };
         if rebooted {

@@ -2,6 +2,7 @@
 //! responder.
 
 mod client;
+mod ends;
 mod subnets;
 mod transport;
 mod variants;
@@ -9,9 +10,10 @@ mod variants;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use ends::{conn, peer};
 
 use crate::edge_agent::{Agent, StaticPeer};
-use crate::libreswan::{Conn, Pluto};
+use crate::libreswan::Pluto;
 use crate::scenario::{Lab, Needs, Scenario};
 use crate::scenarios::site::{Initiator, SECRET, Site, WRONG_SECRET};
 use crate::strongswan::charon::Auth;
@@ -93,32 +95,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
     Scenario { name, about, deadline: Duration::from_secs(120), by_default: true, needs: Needs::Nothing, run }
-}
-
-/// Returns pluto's connection for the site, with default proposals, and these lines in addition.
-fn conn(site: &Site<'_>, auth: Auth, more: &[&str]) -> Conn {
-    let (left, right) = match site.initiator {
-        // The initiator comes from the address of its NAT.
-        Initiator::Edge => ("203.0.113.10", "203.0.113.1"),
-        Initiator::Moon => ("192.168.1.10", "203.0.113.10"),
-    };
-    Conn {
-        left: left.to_owned(),
-        right: right.to_owned(),
-        left_id: "@moon.example".to_owned(),
-        right_id: "@edge.example".to_owned(),
-        auth,
-        more: ["leftsubnet=10.2.0.0/24", "rightsubnet=10.1.0.0/24"]
-            .iter()
-            .chain(more)
-            .map(|&line| line.into())
-            .collect(),
-    }
-}
-
-/// Returns the agent's peer for the site, with default proposals.
-fn peer(site: &Site<'_>, auth: Auth) -> StaticPeer {
-    StaticPeer { ike: Vec::new(), esp: Vec::new(), ..site.peer(auth) }
 }
 
 fn psk(lab: &Lab, initiator: Initiator) -> Result<()> {

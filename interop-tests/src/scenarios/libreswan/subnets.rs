@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::conn;
+use super::ends::conn;
 use crate::edge_agent::Agent;
 use crate::libreswan::{Conn, Pluto};
 use crate::scenario::Lab;

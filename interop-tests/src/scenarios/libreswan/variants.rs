@@ -4,7 +4,7 @@
 use anyhow::Result;
 use data_encoding::{BASE64, HEXLOWER};
 
-use super::{conn, peer};
+use super::ends::{conn, peer};
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::libreswan::{Conn, Pluto};
 use crate::scenario::Lab;
