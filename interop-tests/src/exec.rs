@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 use crate::guest::{Event, Guest, Job, Output, Spec, choose};
+use crate::kernel::Purpose;
 
 /// Runs `argv` as root in the lab, in the current directory with the current environment, and
 /// returns its exit status.
@@ -34,7 +35,7 @@ pub fn exec(argv: Vec<String>, writable: Vec<PathBuf>, forced: Option<&str>) -> 
         window,
         job: Job::Exec { argv, terminal },
     };
-    let backend = choose(forced)?;
+    let backend = choose(forced, Purpose::Scenarios)?;
     let output = if terminal { Output::Terminal } else { Output::Inherit };
     let mut guest = Guest::start(&backend, &spec, output)?;
     loop {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use interop_tests::built_once::{BuiltOnce, CLOUDCORE, CONTAINERD_1_7, CONTAINERD_2_1, EDGECORE};
+use interop_tests::kernel::Purpose;
 use interop_tests::runner::RunOptions;
 use interop_tests::scenarios::all;
 use interop_tests::scenarios::interop::summary;
@@ -202,7 +203,7 @@ enum GuestVerb {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Verb::Exec { backend, writable, argv } => interop_tests::exec::exec(argv, writable, backend.as_deref()),
-        Verb::Kernel { update } => interop_tests::kernel::ensure(update).map(|path| {
+        Verb::Kernel { update } => interop_tests::kernel::ensure(Purpose::Scenarios, update).map(|path| {
             println!("{}", path.display());
             ExitCode::SUCCESS
         }),

@@ -45,6 +45,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::kernel::Purpose;
 use crate::runner::{RunOptions, outcomes};
 use crate::scenario::{Lab, Needs, Scenario, TestResult};
 use world::World;
@@ -77,7 +78,13 @@ pub const KUBERNETES: Scenario = Scenario {
 /// # Errors
 /// Returns an error if there is no lab or the programs do not build.
 pub fn main(backend: Option<String>, keep: bool) -> Result<ExitCode> {
-    let options = RunOptions { names: vec![SCENARIO.name.to_owned()], backend, keep, ..RunOptions::default() };
+    let options = RunOptions {
+        names: vec![SCENARIO.name.to_owned()],
+        backend,
+        keep,
+        purpose: Purpose::Demo,
+        ..RunOptions::default()
+    };
     let outcomes = outcomes(&[&SCENARIO], &options, |outcome, kept| {
         if outcome.result != TestResult::Pass {
             eprintln!("\ndemo: {}\n  logs and captures: {}", outcome.why, kept.display());

@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
+use crate::kernel::{self, Purpose};
+
 /// A way to run the lab.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
@@ -17,11 +19,11 @@ pub enum Backend {
 }
 
 /// Chooses a backend, or takes the forced one (`uml` or `host`). Prints the choice and the reason
-/// on standard error.
+/// on standard error. `purpose` decides which lab kernel is built if there is none.
 ///
 /// # Errors
 /// Returns an error if the forced backend is not available, or the lab kernel cannot be built.
-pub fn choose(forced: Option<&str>) -> Result<Backend> {
+pub fn choose(forced: Option<&str>, purpose: Purpose) -> Result<Backend> {
     let host = host_suffices();
     match (forced, host) {
         (Some("host"), Err(why)) => bail!("the host's kernel cannot be the lab: {why}"),
@@ -35,11 +37,11 @@ pub fn choose(forced: Option<&str>) -> Result<Backend> {
         }
         (Some("uml"), _) => {
             eprintln!("lab: on its own kernel, as asked");
-            Ok(Backend::Uml(crate::kernel::ensure(false)?))
+            Ok(Backend::Uml(kernel::ensure(purpose, false)?))
         }
         (None, Err(why)) => {
             eprintln!("lab: on its own kernel ({why})");
-            Ok(Backend::Uml(crate::kernel::ensure(false)?))
+            Ok(Backend::Uml(kernel::ensure(purpose, false)?))
         }
         (Some(other), _) => bail!("no backend is called {other:?}: uml or host"),
     }

@@ -2,8 +2,11 @@
 //! machine.
 //!
 //! The path of the kernel is `$XDG_CACHE_HOME/edge-cni/lab-kernel/VERSION-OPTIONS/linux`. `OPTIONS`
-//! is a hash of `lab.config`, so a changed option leads to a new build, and the same options are
+//! is a hash of the options, so a changed option leads to a new build, and the same options are
 //! never built twice.
+//!
+//! A person who tries the demo first waits for a kernel with the demo's options only. Who has the
+//! kernel of all scenarios needs no other.
 
 mod build;
 mod cache;
@@ -15,17 +18,28 @@ use anyhow::{Context as _, Result, bail};
 
 pub use build::OVERRIDE;
 
-/// The kernel options on top of `allnoconfig`.
-const OPTIONS: &str = include_str!("../../lab.config");
+/// What the kernel is used for. It decides its options.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// The demo and the tour alone.
+    Demo,
+    /// All scenarios, with the demo.
+    #[default]
+    Scenarios,
+}
 
-/// Returns the path of a lab kernel. Builds the kernel if there is none yet.
+/// The kernel options on top of `allnoconfig`.
+const DEMO: &str = include_str!("../../demo.config");
+const SCENARIOS: &str = concat!(include_str!("../../demo.config"), include_str!("../../lab.config"));
+
+/// Returns the path of a lab kernel for this purpose. Builds the kernel if there is none yet.
 ///
 /// With `update`, the package archive is checked for a newer version even if a kernel exists.
 ///
 /// # Errors
 /// Returns an error if a tool is missing, the archive cannot be reached or the build fails. The
 /// message contains the remedy.
-pub fn ensure(update: bool) -> Result<PathBuf> {
+pub fn ensure(purpose: Purpose, update: bool) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(OVERRIDE) {
         let path = PathBuf::from(path);
         if !path.is_file() {
@@ -33,7 +47,18 @@ pub fn ensure(update: bool) -> Result<PathBuf> {
         }
         return Ok(path);
     }
-    let cache = cache::Cache::open(OPTIONS)?;
+    let whole = cache::Cache::open(SCENARIOS)?;
+    if purpose == Purpose::Scenarios {
+        return newest_or_built(&whole, SCENARIOS, update);
+    }
+    match whole.newest()? {
+        Some(kernel) if !update => Ok(kernel),
+        _ => newest_or_built(&cache::Cache::open(DEMO)?, DEMO, update),
+    }
+}
+
+/// Returns the kernel with these options that was built last, or builds one.
+fn newest_or_built(cache: &cache::Cache, options: &str, update: bool) -> Result<PathBuf> {
     if !update && let Some(kernel) = cache.newest()? {
         return Ok(kernel);
     }
@@ -50,6 +75,6 @@ pub fn ensure(update: bool) -> Result<PathBuf> {
     }
     eprintln!("no lab kernel with these options yet: building Linux {} once, about 10 CPU-minutes", source.version);
     let tree = source.unpack(scratch.path())?;
-    let linux = build::build(&tree, &scratch.path().join("out"), OPTIONS)?;
+    let linux = build::build(&tree, &scratch.path().join("out"), options)?;
     cache.publish(&source.version, &linux).context("keeping the lab kernel")
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::guest::{Event, Guest, Job, Output, Spec, choose};
+use crate::kernel::Purpose;
 use crate::runner::programs;
 use crate::scenario::{Outcome, TestResult};
 
@@ -66,7 +67,7 @@ struct Machine {
 impl Machine {
     fn new(plugin: PathBuf) -> Result<Self> {
         // Uses a lab kernel, since the host's kernel cannot be killed.
-        let backend = choose(Some("uml"))?;
+        let backend = choose(Some("uml"), Purpose::Scenarios)?;
         // The path is on the kernel's command line, where a comma has a meaning.
         let folder = tempfile::Builder::new().prefix("edge-power-cuts-").tempdir_in("/tmp")?;
         fs::write(folder.path().join("guest.sh"), SCRIPT)?;

@@ -31,7 +31,8 @@ pub(super) fn programs_unless(cancelled: &AtomicBool) -> Result<PathBuf> {
     let mut progress = Progress::start("building the programs under test");
     let mut total = number_of_packages()?;
     let mut command = cargo("build")?;
-    command.args(["--profile", "lab", "--message-format", "json-render-diagnostics"]);
+    let profile = profile()?;
+    command.args(["--profile", profile, "--message-format", "json-render-diagnostics"]);
     // The features of crates depend on the packages that are selected together. This program was
     // built with the same packages (`.ci/lab`), so the crates that it shares with the programs
     // are not built again. The program itself must not be, as it is running.
@@ -63,7 +64,7 @@ pub(super) fn programs_unless(cancelled: &AtomicBool) -> Result<PathBuf> {
         bail!("building {} failed ({status})", PACKAGES.join(", "));
     }
     progress.done();
-    Ok(target_directory()?.join("lab"))
+    Ok(target_directory()?.join(profile))
 }
 
 /// Returns the number of packages that a build of the programs consists of.
@@ -165,6 +166,14 @@ fn cargo(verb: &str) -> Result<Command> {
         command.env_remove(name);
     }
     Ok(command)
+}
+
+/// Returns the profile of the programs: `demo`, which builds quickest, if this program has it too,
+/// and otherwise `lab`.
+fn profile() -> Result<&'static str> {
+    let program = std::env::current_exe()?;
+    let directory = program.parent().and_then(Path::file_name);
+    Ok(if directory.is_some_and(|name| name == "demo") { "demo" } else { "lab" })
 }
 
 /// Returns Cargo's target directory, which contains this program below a profile.

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::build;
 use crate::guest::{Backend, Event, Guest, Job, Output, Spec, choose};
+use crate::kernel::Purpose;
 use crate::scenario::{Outcome, Scenario, TestResult, directory, select};
 
 /// Time after a scenario's deadline without any report, after which the guest itself counts as
@@ -25,6 +26,8 @@ pub struct RunOptions {
     pub backend: Option<String>,
     /// Whether to open a shell in the lab of a failed scenario.
     pub keep: bool,
+    /// What the lab kernel is used for, if one has to be built.
+    pub purpose: Purpose,
     /// Environment variables for the scenarios, in addition to this process's.
     pub env: Vec<(String, String)>,
 }
@@ -109,7 +112,7 @@ pub fn outcomes(
     if options.keep && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
         bail!("--keep opens a shell in the failed lab: it needs a terminal");
     }
-    let (backend, programs) = backend_and_programs(options.backend.as_deref())?;
+    let (backend, programs) = backend_and_programs(options)?;
     let env: Vec<_> = build::tests(&queue)?.into_iter().chain(options.env.iter().cloned()).collect();
     build::control_plane(&queue)?;
     let out = build::target_directory()?.join("lab-logs");
@@ -147,11 +150,11 @@ pub fn outcomes(
 
 /// Chooses a backend and builds the programs, both at the same time, since the lab kernel may have
 /// to be built too.
-fn backend_and_programs(forced: Option<&str>) -> Result<(Backend, PathBuf)> {
+fn backend_and_programs(options: &RunOptions) -> Result<(Backend, PathBuf)> {
     let cancelled = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let programs = scope.spawn(|| build::programs_unless(&cancelled));
-        let backend = choose(forced);
+        let backend = choose(options.backend.as_deref(), options.purpose);
         cancelled.store(backend.is_err(), Ordering::Relaxed);
         let programs = programs.join();
         Ok((backend?, programs.map_err(|_| anyhow::anyhow!("the build of the programs panicked"))??))

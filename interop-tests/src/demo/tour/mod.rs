@@ -24,6 +24,7 @@ use super::pod::reaches;
 use super::reach::{self, Pods};
 use super::status;
 use super::world::{NODES, World};
+use crate::kernel::Purpose;
 use crate::runner::{RunOptions, outcomes};
 use crate::scenario::{Lab, Needs, Scenario, TestResult};
 use crate::wait;
@@ -58,7 +59,13 @@ const SITES: &str = "  cloud-1 (hub, controller)  cloud-2
 /// Returns an error if there is no lab or the programs do not build.
 pub fn main(backend: Option<String>) -> Result<ExitCode> {
     let keep = std::io::stdin().is_terminal() && std::io::stderr().is_terminal();
-    let options = RunOptions { names: vec![SCENARIO.name.to_owned()], backend, keep, ..RunOptions::default() };
+    let options = RunOptions {
+        names: vec![SCENARIO.name.to_owned()],
+        backend,
+        keep,
+        purpose: Purpose::Demo,
+        ..RunOptions::default()
+    };
     let outcomes = outcomes(&[&SCENARIO], &options, |outcome, kept| {
         if outcome.result != TestResult::Pass {
             eprintln!("\ntour: {}\n  logs: {}", outcome.why, kept.display());
