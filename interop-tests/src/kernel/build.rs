@@ -9,9 +9,6 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::progress::Progress;
 
-/// Number of objects in a build with the options of `lab.config`, for the progress.
-const OBJECTS: usize = 1113;
-
 /// Environment variable with the path of a ready User-Mode Linux binary, for machines that cannot
 /// build one.
 pub const OVERRIDE: &str = "EDGE_LAB_KERNEL";
@@ -33,22 +30,23 @@ pub(super) fn require_tools() -> Result<()> {
     )
 }
 
-/// Builds `linux` from `source` in `out`, with `options` on top of `allnoconfig`.
-pub(super) fn build(source: &Path, out: &Path, options: &str) -> Result<PathBuf> {
+/// Builds `linux` from `source` in `out`, with `options` on top of `allnoconfig`. `objects` is about
+/// the number of objects, for the progress.
+pub(super) fn build(source: &Path, out: &Path, options: &str, objects: usize) -> Result<PathBuf> {
     fs::create_dir_all(out)?;
     let wanted = out.join("lab.config");
     fs::write(&wanted, options)?;
     let mut progress = Progress::start("building the lab kernel");
     let log = out.join("build.log");
-    make(source, out, &log, &["allnoconfig"], &mut progress)?;
+    make(source, out, &log, &["allnoconfig"], &mut progress, objects)?;
     require_options(&fs::read_to_string(out.join(".config"))?, options)?;
     let jobs = std::thread::available_parallelism().map_or(2, usize::from);
-    make(source, out, &log, &["-j", &jobs.to_string(), "linux"], &mut progress)?;
+    make(source, out, &log, &["-j", &jobs.to_string(), "linux"], &mut progress, objects)?;
     progress.done();
     Ok(out.join("linux"))
 }
 
-fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Progress) -> Result<()> {
+fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Progress, objects: usize) -> Result<()> {
     let mut child = Command::new("make")
         .current_dir(source)
         .arg("ARCH=um")
@@ -62,12 +60,12 @@ fn make(source: &Path, out: &Path, log: &Path, args: &[&str], progress: &mut Pro
         .spawn()
         .context("make cannot be run")?;
     let stdout = child.stdout.take().context("make has no output")?;
-    let mut objects = 0;
+    let mut built = 0;
     for line in BufReader::new(stdout).lines() {
         let line = line?;
         if let Some(object) = line.strip_prefix("  CC ") {
-            objects += 1;
-            progress.part(objects, OBJECTS, object.trim());
+            built += 1;
+            progress.part(built, objects, object.trim());
         }
     }
     let status = child.wait()?;

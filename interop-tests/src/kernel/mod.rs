@@ -29,8 +29,15 @@ pub enum Purpose {
 }
 
 /// The kernel options on top of `allnoconfig`.
-const DEMO: &str = include_str!("../../demo.config");
-const SCENARIOS: &str = concat!(include_str!("../../demo.config"), include_str!("../../lab.config"));
+struct Options {
+    text: &'static str,
+    /// Number of objects in a build with them, for the progress.
+    objects: usize,
+}
+
+const DEMO: Options = Options { text: include_str!("../../demo.config"), objects: 815 };
+const SCENARIOS: Options =
+    Options { text: concat!(include_str!("../../demo.config"), include_str!("../../lab.config")), objects: 1113 };
 
 /// Returns the path of a lab kernel for this purpose. Builds the kernel if there is none yet.
 ///
@@ -47,18 +54,18 @@ pub fn ensure(purpose: Purpose, update: bool) -> Result<PathBuf> {
         }
         return Ok(path);
     }
-    let whole = cache::Cache::open(SCENARIOS)?;
+    let whole = cache::Cache::open(SCENARIOS.text)?;
     if purpose == Purpose::Scenarios {
-        return newest_or_built(&whole, SCENARIOS, update);
+        return newest_or_built(&whole, &SCENARIOS, update);
     }
     match whole.newest()? {
         Some(kernel) if !update => Ok(kernel),
-        _ => newest_or_built(&cache::Cache::open(DEMO)?, DEMO, update),
+        _ => newest_or_built(&cache::Cache::open(DEMO.text)?, &DEMO, update),
     }
 }
 
 /// Returns the kernel with these options that was built last, or builds one.
-fn newest_or_built(cache: &cache::Cache, options: &str, update: bool) -> Result<PathBuf> {
+fn newest_or_built(cache: &cache::Cache, options: &Options, update: bool) -> Result<PathBuf> {
     if !update && let Some(kernel) = cache.newest()? {
         return Ok(kernel);
     }
@@ -73,8 +80,8 @@ fn newest_or_built(cache: &cache::Cache, options: &str, update: bool) -> Result<
     if let Some(kernel) = cache.of_version(&source.version) {
         return Ok(kernel);
     }
-    eprintln!("no lab kernel with these options yet: building Linux {} once, about 10 CPU-minutes", source.version);
+    eprintln!("no lab kernel with these options yet: building Linux {} once, up to 10 CPU-minutes", source.version);
     let tree = source.unpack(scratch.path())?;
-    let linux = build::build(&tree, &scratch.path().join("out"), options)?;
+    let linux = build::build(&tree, &scratch.path().join("out"), options.text, options.objects)?;
     cache.publish(&source.version, &linux).context("keeping the lab kernel")
 }
