@@ -96,6 +96,7 @@ pub fn read_answer(message: &[u8]) -> Option<(u64, AgentAnswer)> {
 mod tests {
     use std::net::{IpAddr, SocketAddr};
     use std::path::Path;
+    use std::time::Duration;
 
     use edge_ike::{Endpoint, EndpointConfig, Environment, Instant, PeerName, Transmit};
     use proptest::prelude::*;
@@ -162,7 +163,9 @@ mod tests {
         let [local, remote] = ["192.0.2.7:500", "192.0.2.1:500"].map(|text| text.parse::<SocketAddr>().unwrap());
         let mut answer_to = |spi: u64, octets: usize| {
             let request = request(spi, &[7; RANDOM], octets);
-            endpoint.handle(&request, local, remote, Instant::default(), &mut NoKernel);
+            // One source gets 256 refusals a second.
+            let now = Instant::default() + Duration::from_millis(5 * spi);
+            endpoint.handle(&request, local, remote, now, &mut NoKernel);
             let sent: Vec<Transmit> = std::iter::from_fn(|| endpoint.poll_transmit()).collect();
             assert!(endpoint.poll_event().is_none());
             assert!(sent.len() <= 1 && sent.iter().all(|answer| answer.payload.len() < 100), "{sent:?}");

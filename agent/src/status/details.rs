@@ -285,6 +285,7 @@ mod tests {
              \x20 path       direct\n\
              \x20 IKE SA     0011223344556677 8899aabbccddeeff, 192.0.2.1:4500 - 203.0.113.10:4500, we began, NAT at our end, MOBIKE\n\
              \x20            address in the tunnel: 10.9.0.1 fd09::1\n\
+             \x20            not served: the peer asks for transport mode\n\
              \x20            aes256gcm16-prfsha256-x25519, the peer proved itself by psk\n\
              \x20            since 2026-01-01T00:00:00Z, heard 3 s ago, renewed in 600 s\n\
              \x20 CHILD_SA   0xc0000001 in, 0xc0000002 out, in-use, aes256gcm16, ESN, in UDP, since 2026-01-01T00:00:00Z\n\
