@@ -50,6 +50,9 @@ pub(super) async fn report(
     if report.port == 0 {
         return Err(ApiError::BadValue("port 0 cannot be reached; report the UDP port of IKE".into()));
     }
+    if report.tcp_port == Some(0) {
+        return Err(ApiError::BadValue("TCP port 0 cannot be reached; leave tcp_port out without a port".into()));
+    }
     reports.reported(&node, &report, registry.clock.now());
     let in_force = live.now();
     let tunnelled = in_force.networks.tunnelled(shown.role);
@@ -62,7 +65,7 @@ pub(super) async fn report(
         port: report.port,
         observed,
         mapped: report.mapped.map(|mapped| usable_mapped(mapped, tunnelled)),
-        tcp_port: report.tcp_port.filter(|port| *port != 0),
+        tcp_port: report.tcp_port,
     };
     let place = addresses.now_or_postpone(&node, place).await;
     let noted = NotedReport { node, serial: shown.serial, place, segments: report.segments };
