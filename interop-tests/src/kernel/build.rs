@@ -30,8 +30,8 @@ pub(super) fn require_tools() -> Result<()> {
     )
 }
 
-/// Builds `linux` from `source` in `out`, with `options` on top of `allnoconfig`. `objects` is about
-/// the number of objects, for the progress.
+/// Builds `linux` from `source` in `out`, with `options` on top of `allnoconfig`. `objects` is
+/// about the number of objects, for the progress.
 pub(super) fn build(source: &Path, out: &Path, options: &str, objects: usize) -> Result<PathBuf> {
     fs::create_dir_all(out)?;
     let wanted = out.join("lab.config");
