@@ -84,12 +84,15 @@ impl Fallback {
         }
     }
 
-    /// Records that the hub is up by TCP.
+    /// Records that the hub is up by TCP. The time of the next attempt by UDP stays: a tunnel that
+    /// comes up again and again must not put it off for ever.
     pub fn up_by_tcp(&mut self, hub: &PeerName, now: Instant) {
-        if let Some(hub) = self.hubs.get_mut(hub)
-            && !matches!(hub.next, Next::Dial(_) | Next::Dialing)
-        {
-            hub.next = Next::TryUdp(now + UDP_INTERVAL);
+        if let Some(hub) = self.hubs.get_mut(hub) {
+            match hub.next {
+                Next::Dial(_) | Next::Dialing => return,
+                Next::TryUdp(_) => {}
+                Next::Close(_) => hub.next = Next::TryUdp(now + UDP_INTERVAL),
+            }
             hub.wait = MIN_WAIT;
         }
     }
@@ -238,6 +241,15 @@ mod tests {
         // The connection has been closed.
         fallback.ended(ONE, at(147));
         assert_eq!(fallback.next_due(), None);
+    }
+
+    #[test]
+    fn a_tunnel_that_comes_up_by_tcp_again_and_again_does_not_put_off_udp() {
+        let mut fallback = up_by_tcp();
+        for seconds in (10..=60).step_by(5) {
+            fallback.up_by_tcp(&hub(), at(seconds));
+        }
+        assert_eq!(fallback.take_due(at(65)), [Action::TryUdp(hub())]);
     }
 
     #[test]

@@ -34,6 +34,8 @@ const HUB: &str = "203.0.113.1";
 const HUB_V6: &str = "2001:db8:1::1";
 const CLOUD_NETWORK: &str = "10.244.0.0/16";
 const CLOUD_POD: &str = "10.244.1.2";
+/// An address of the cloud's network that no pod has.
+const NOBODY: &str = "10.244.1.99";
 /// Interval of the pings.
 const PACE: Duration = Duration::from_millis(20);
 /// Time for the tunnel to change its transport: an edge tries UDP once a minute.
@@ -156,6 +158,20 @@ fn udp_blocked(lab: &Lab) -> Result<()> {
         capture.expect_none(&format!("host {address}"))?;
     }
     lab.step("the pods talk by TCP, and rekeys lose nothing");
+    // Packets that nobody answers make the edge ask whether the hub is alive.
+    let ike_sas = site.edge.ike_sas("hub")?;
+    let checks = || -> Result<u64> {
+        let sent = site.edge.status()?["ike"]["liveness_checks"].as_u64();
+        sent.context("the status counts no liveness checks")
+    };
+    let before = checks()?;
+    wait::for_event("a liveness check in the connection", || {
+        ensure!(!site.edge_pod.reaches(NOBODY, Duration::from_millis(500))?, "{NOBODY} answers");
+        ensure!(checks()? > before, "none yet");
+        Ok(())
+    })?;
+    ensure!(site.edge.ike_sas("hub")? == ike_sas, "the liveness check has replaced the IKE SA");
+    lab.step("a liveness check is answered, and the IKE SA stays");
 
     let mut pings = site.pings()?;
     for ping in &mut pings {

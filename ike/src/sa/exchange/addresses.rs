@@ -169,7 +169,8 @@ impl IkeSa {
     }
 }
 
-/// Returns whether a peer may have this address, given ours.
+/// Returns whether a peer may have this address, given ours. An address that stands for a TCP
+/// connection is acceptable only where it is in use already.
 fn is_acceptable(local: SocketAddr, remote: SocketAddr) -> bool {
     mobike::can_be_reached(remote.ip()) && remote.port() != 0 && remote.ip() != local.ip()
 }
@@ -352,10 +353,12 @@ pub(super) fn checked(
 }
 
 /// Returns the payloads of a liveness check. If we are the original initiator and behind a NAT,
-/// they let us detect whether the NAT has a new mapping for us.
+/// they let us detect whether the NAT has a new mapping for us. A TCP connection has no mapping
+/// that can change, and each end has its own address that stands for it.
 pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
     let path = sa.channel.message_path();
-    let asks = sa.mobike.is_some() && sa.initiation().by_us() && path.nat_local && path.nat_traversal;
+    let by_udp = !is_reserved_for_tcp(path.remote.ip());
+    let asks = sa.mobike.is_some() && sa.initiation().by_us() && path.nat_local && path.nat_traversal && by_udp;
     //= RFC 4555 3.8 SHOULD 2: liveness checks detect a changed NAT mapping
     let notifies = asks.then(|| path.notifies(sa.channel.ike, sa.forced()));
     notifies.into_iter().flatten().map(Payload::Notify).collect()
@@ -394,6 +397,7 @@ pub(super) fn answer(
     let (local, remote) = sa.channel.request_addresses();
     let updates = payloads.notify(NotifyType::UpdateSaAddresses).is_some();
     let announced = mobike::additional_of(payloads);
+    let in_use = (local, remote) == (sa.channel.path.local, sa.channel.path.remote);
     let mut path = Path { local, remote, ..sa.channel.path };
     if payloads.notify(NotifyType::NatDetectionSourceIp).is_some() && path.nat_traversal {
         //= RFC 4555 3.8 MUST 1: NAT detection is answered by NAT detection
@@ -407,7 +411,7 @@ pub(super) fn answer(
         //= RFC 4555 3.9 REQUIRED 3: UNEXPECTED_NAT_DETECTED
         answer.push_notify(Notify::new(NotifyType::UnexpectedNatDetected));
         sa.report(failure::unexpected_nat(&path), cx);
-    } else if updates && (sa.initiation().by_us() || !is_acceptable(local, remote)) {
+    } else if updates && (sa.initiation().by_us() || !(in_use || is_acceptable(local, remote))) {
         answer.push_notify(Notify::new(NotifyType::UnacceptableAddresses));
     } else {
         if let Some(addresses) = announced {

@@ -81,6 +81,38 @@ fn nat_detection_in_a_response_that_was_not_asked_for_it_moves_nothing() {
     assert!(test.sent().is_empty());
 }
 
+/// Moves an IKE SA into a TCP connection. Each end numbers connections by itself.
+fn into_tcp(test: &mut Established) {
+    let id = crate::TcpConnectionId::new(7);
+    let (local, remote) = (SocketAddr::new(id.local(), 500), SocketAddr::new(id.remote(), 500));
+    let nats = Path { nat_local: true, nat_remote: true, nat_traversal: true, ..test.sa.channel.path };
+    test.sa.channel.use_path(Path { local, remote, ..nats });
+}
+
+#[test]
+fn a_liveness_check_in_a_tcp_connection_asks_for_no_nat_mapping() {
+    let mut test = mobile(by_us());
+    into_tcp(&mut test);
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::Liveness, child_sas, cx));
+    assert_eq!(notified(&mut test), []);
+}
+
+#[test]
+fn an_address_update_in_the_tcp_connection_in_use_is_taken_and_one_in_another_is_refused() {
+    let update = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::UpdateSaAddresses))]);
+    for (number, refused) in [(7, false), (8, true)] {
+        let mut test = mobile(Initiation::ByPeer(Instant::default()));
+        into_tcp(&mut test);
+        let id = crate::TcpConnectionId::new(number);
+        let datagram = test.seal(ExchangeType::Informational, 0, &update, None).remove(0);
+        let header = Header::decode(&datagram).unwrap();
+        let (local, remote) = (SocketAddr::new(id.local(), 500), SocketAddr::new(id.remote(), 500));
+        test.step(|sa, child_sas, cx| sa.handle(&header, &datagram, local, remote, child_sas, cx));
+        assert_eq!(notified(&mut test).contains(&NotifyType::UnacceptableAddresses), refused, "connection {number}");
+        assert_eq!(test.sa.channel.path.remote, SocketAddr::new(crate::TcpConnectionId::new(7).remote(), 500));
+    }
+}
+
 #[test]
 fn our_address_on_a_path_that_is_checked_is_replaced_too() {
     let mut test = mobile(Initiation::ByPeer(Instant::default()));
