@@ -125,7 +125,7 @@ impl Caller {
         state: &StateGuard<'_>,
         node: &NodeName,
         now: Seconds,
-    ) -> Result<&NodeCertificate, ApiError> {
+    ) -> Result<NodeCertificate, ApiError> {
         let certificate = match &self.identity {
             CallerIdentity::Operator => return Err(ApiError::NodeOnly),
             CallerIdentity::Anonymous => return Err(ApiError::NoCertificate),
@@ -143,12 +143,12 @@ impl Caller {
         if name != node {
             return Err(ApiError::ForeignNode { caller: name.clone(), node: node.clone() });
         }
-        Ok(certificate)
+        Ok(certificate.clone())
     }
 
     /// Does the same as [`Caller::require_node`] with the present state and time.
     pub async fn require_node_now(&self, registry: &Registry, node: &NodeName) -> Result<NodeCertificate, ApiError> {
-        self.require_node(&registry.read().await, node, registry.clock.now()).cloned()
+        self.require_node(&registry.read().await, node, registry.clock.now())
     }
 }
 

@@ -4,7 +4,7 @@
 //! - [`caller`]: identifies the caller and implements the access checks. [`authorization`]: applies
 //!   the checks of a route before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`] (with
-//!   [`single_view`], [`view_lines`] and [`slow_readers`]): handle the requests from nodes.
+//!   [`single_view`]): handle the requests from nodes.
 //! - [`connectivity`]: checks whether nodes reach each other, by measurements that the nodes make.
 //! - [`claim_reporter`]: writes log lines and Events about segments that nodes claim to hold.
 //! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): handle
@@ -37,12 +37,10 @@ mod routes;
 mod segments;
 mod service_account;
 mod single_view;
-mod slow_readers;
 mod state;
 mod status;
 mod unauthenticated_body;
 mod view;
-mod view_lines;
 
 pub use error::ApiError;
 pub use node_infos::ReplicaName;

@@ -19,12 +19,6 @@ pub(super) async fn within(caller: Caller, request: Request, next: Next) -> Resp
     next.run(request).instrument(span).await
 }
 
-/// Makes the span for the log lines of a node's view stream. A stream does not keep its request's
-/// span, because ten thousand spans would take memory for a few lines.
-pub(super) fn of_stream(node: &NodeName) -> Span {
-    tracing::info_span!("request", node = %node)
-}
-
 /// Names the node that the present request is about. If the caller is a node, its certificate has
 /// already given the name.
 pub(super) fn set_node(caller: &Caller, node: &NodeName) {

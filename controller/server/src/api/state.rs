@@ -21,9 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::node_infos::ReplicaName;
 use super::page_sessions::ServedPage;
 use super::single_view::SingleViews;
-use super::slow_readers::SlowReaders;
 use super::unauthenticated_body::BodyBudget;
-use super::view_lines::ViewStreams;
 use crate::live_config::LiveConfig;
 use crate::observe::Metrics;
 
@@ -75,7 +73,6 @@ struct Shared {
     segments: SegmentLimits,
     catch_ups: CatchUpLimit,
     single_views: SingleViews,
-    view_streams: Arc<ViewStreams>,
     checks: CheckPermit,
 }
 
@@ -110,18 +107,8 @@ impl Default for CheckPermit {
 
 impl From<Services> for ApiState {
     fn from(services: Services) -> Self {
-        let view_streams = Arc::new(ViewStreams {
-            registry: services.registry.clone(),
-            live: services.live.clone(),
-            reports: services.reports.clone(),
-            measurers: services.measurers.clone(),
-            metrics: services.metrics.clone(),
-            slow_readers: SlowReaders::default(),
-            stopping: services.stopping.clone(),
-        });
         Self(Arc::new(Shared {
             services,
-            view_streams,
             review_limits: Arc::default(),
             bodies: BodyBudget::default(),
             certificates: CertificateLimit::default(),
@@ -166,12 +153,6 @@ impl FromRef<ApiState> for CatchUpLimit {
 impl FromRef<ApiState> for SingleViews {
     fn from_ref(state: &ApiState) -> Self {
         state.0.single_views.clone()
-    }
-}
-
-impl FromRef<ApiState> for Arc<ViewStreams> {
-    fn from_ref(state: &ApiState) -> Self {
-        state.0.view_streams.clone()
     }
 }
 

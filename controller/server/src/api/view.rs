@@ -1,18 +1,39 @@
 //! Serves a node's view, either once or as a stream of lines until the reader closes it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use edge_controller_domain::connectivity::{Measurer, Measurers};
+use edge_controller_domain::node_reports::NodeReports;
+use edge_controller_domain::random;
+use edge_controller_domain::registry::{PeerJson, Registry};
+use edge_types::NodeName;
+use edge_types::api::ViewEvent;
+use edge_types::connectivity::MeasurementRequest;
+use hyper::body::Bytes;
 use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::body::Node;
 use super::caller::Caller;
 use super::error::ApiError;
-use super::single_view::{self, SingleViews};
-use super::state::CatchUpLimit;
-use super::view_lines::{self, Reader, ViewStreams, Watcher};
+use super::single_view::{self, SLOWEST_READER, SingleViews};
+use super::state::{CatchUpLimit, from_substates};
+use crate::live_config::LiveConfig;
+use crate::logs;
+use crate::observe::{Metrics, OpenStream, StreamEnd};
+
+/// Number of streams per second that this controller hands over to other controllers when it stops,
+/// and the time limit for all streams.
+const HANDED_OVER_A_SECOND: u32 = 2000;
+const HANDOVER: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize, schemars::JsonSchema)]
 pub(super) struct Parameters {
@@ -38,10 +59,25 @@ pub(super) struct Parameters {
 /// every change.
 const MOST_STREAMS: usize = 16;
 
+type Line = ViewEvent<PeerJson>;
+
+/// The parts of the server that a stream needs.
+#[derive(Clone)]
+pub(super) struct ViewStreams {
+    registry: Registry,
+    live: Arc<LiveConfig>,
+    reports: NodeReports,
+    measurers: Measurers,
+    metrics: Metrics,
+    catch_ups: CatchUpLimit,
+    single: SingleViews,
+    stopping: CancellationToken,
+}
+
+from_substates!(ViewStreams { registry, live, reports, measurers, metrics, catch_ups, single, stopping });
+
 pub(super) async fn view(
-    State(streams): State<Arc<ViewStreams>>,
-    State(single): State<SingleViews>,
-    State(catch_ups): State<CatchUpLimit>,
+    State(streams): State<ViewStreams>,
     caller: Caller,
     Node(node): Node,
     parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
@@ -55,7 +91,7 @@ pub(super) async fn view(
         if caller.is_operator() {
             return Ok(axum::Json(view()?).into_response());
         }
-        let sending = single.begin(&node)?;
+        let sending = streams.single.begin(&node)?;
         let view = view()?;
         drop(state);
         // Serialising a view never fails.
@@ -64,33 +100,237 @@ pub(super) async fn view(
     // Otherwise a node that claims versions that nobody gave it would make the store read all rows
     // again, endlessly.
     if parameters.from.is_some_and(|from| from > state.revision()) && !caller.is_operator() {
-        catch_ups.0.take(&node)?;
+        streams.catch_ups.0.take(&node)?;
     }
     if state.view_streams(&node) >= MOST_STREAMS && !caller.is_operator() {
         return Err(ApiError::TooManyStreams { node, most: MOST_STREAMS });
     }
-    // An operator who reads the view of a node does not make the node count as connected, and does
-    // not measure for it.
-    let watcher = match caller.is_operator() {
-        true => Watcher::Operator(state.begin_operator_stream(&node)),
-        false => Watcher::Node { measures: parameters.measures },
-    };
-    let changes = state.watch(&node).ok_or_else(missing)?;
-    if matches!(watcher, Watcher::Node { .. }) {
+    // An operator who reads the view of a node does not make the node count as connected.
+    let by_operator = caller.is_operator().then(|| state.begin_operator_stream(&node));
+    let mut changes = state.watch(&node).ok_or_else(missing)?;
+    if by_operator.is_none() {
         streams.reports.begins(&node, streams.registry.clock.now());
     }
     drop(state);
-    let reader = reader(&parameters, streams.registry.epoch());
-    let body = view_lines::body(streams, caller, node, reader, watcher, changes);
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+    // The receiver is marked as changed, so that the first view is sent.
+    changes.mark_changed();
+    // At most one line waits. Changes in the meantime become one later line.
+    let (lines, taken) = mpsc::channel(1);
+    let reader = Reader::new(&parameters, streams.registry.epoch());
+    // Only the node itself measures, not an operator who reads its view.
+    let measures = parameters.measures && !caller.is_operator();
+    let mut measurer = measures.then(|| streams.measurers.register(&node));
+    let work = async move {
+        send_lines(&streams, caller, &node, reader, &mut changes, measurer.as_mut(), lines).await;
+        // The node was seen until now. This is recorded before `changes` is dropped, which marks
+        // the node as no longer connected.
+        if by_operator.is_none() {
+            streams.reports.ends(&node, streams.registry.clock.now());
+        }
+        drop(changes);
+        drop(by_operator);
+    };
+    tokio::spawn(work.in_current_span());
+    let body = futures_util::stream::unfold(taken, async |mut taken| {
+        taken.recv().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
 }
 
-fn reader(parameters: &Parameters, epoch: &str) -> Reader {
-    let same_epoch = parameters.changes && parameters.epoch.as_deref() == Some(epoch);
-    Reader {
-        changes: parameters.changes,
-        not_before: parameters.from.unwrap_or(0),
-        waits: false,
-        known: parameters.from.filter(|_| same_epoch),
+/// The parameters of a reader and the version of the view that the reader has.
+struct Reader {
+    /// Whether the reader requested only changes after its first view.
+    changes: bool,
+    /// The version that the reader has from another replica or an earlier run. The reader gets no
+    /// older view. 0 once this replica's state contains that version.
+    not_before: u64,
+    /// Whether the reader waits until this replica's state contains that version. The wait is
+    /// logged once.
+    waits: bool,
+    /// The version in this epoch that the reader has; `None` if the reader needs a whole view.
+    known: Option<u64>,
+}
+
+impl Reader {
+    fn new(parameters: &Parameters, epoch: &str) -> Self {
+        let same_epoch = parameters.changes && parameters.epoch.as_deref() == Some(epoch);
+        let known = parameters.from.filter(|_| same_epoch);
+        Self { changes: parameters.changes, not_before: parameters.from.unwrap_or(0), waits: false, known }
     }
+}
+
+/// Sends lines until the reader closes the stream, the server stops, or the node may no longer read
+/// its view.
+async fn send_lines(
+    streams: &ViewStreams,
+    caller: Caller,
+    node: &NodeName,
+    mut reader: Reader,
+    changes: &mut watch::Receiver<u64>,
+    mut measurer: Option<&mut Measurer>,
+    lines: mpsc::Sender<Bytes>,
+) {
+    let stream = streams.metrics.stream();
+    let mut heartbeat = tokio::time::interval(streams.live.now().config.heartbeat());
+    heartbeat.reset();
+    loop {
+        let mut request = None;
+        let quiet = tokio::select! {
+            () = streams.stopping.cancelled() => {
+                send_goodbye(&lines, &stream).await;
+                return stream.end(StreamEnd::Stopping);
+            }
+            () = lines.closed() => return,
+            changed = changes.changed() => match changed {
+                Ok(()) => false,
+                Err(_) => {
+                    tracing::info!(%node, "view stream ended: the node was deregistered");
+                    return stream.end(StreamEnd::Refused);
+                }
+            },
+            _ = heartbeat.tick() => true,
+            next = next_request(measurer.as_deref_mut()) => {
+                request = Some(next);
+                false
+            }
+        };
+        let next = match request {
+            Some(request) => {
+                let state = streams.registry.read().await;
+                let allowed = caller.require_node_or_operator(&state, node, streams.registry.clock.now());
+                allowed.map(|()| Some(Line::Measure(*request)))
+            }
+            None => next_line(streams, &caller, node, &mut reader, changes).await,
+        };
+        let event = match next {
+            Ok(Some(event)) => event,
+            Ok(None) if quiet => Line::Heartbeat { version: reader.known.unwrap_or(0) },
+            Ok(None) => continue,
+            Err(refusal) => {
+                tracing::info!(%node, "view stream ended: {refusal}");
+                return stream.end(StreamEnd::Refused);
+            }
+        };
+        heartbeat.reset();
+        match lines.send_timeout(line(&event), SLOWEST_READER).await {
+            Ok(()) => stream.sent(kind(&event)),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => return,
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+                tracing::warn!(%node, "cut off: it did not read its view for {} s", SLOWEST_READER.as_secs());
+                caller.connection.cancel();
+                return stream.end(StreamEnd::CutOff);
+            }
+        }
+    }
+}
+
+/// Waits for the next request to this stream's node. Never returns if the reader does not carry out
+/// requests.
+async fn next_request(measurer: Option<&mut Measurer>) -> Box<MeasurementRequest> {
+    match measurer {
+        Some(measurer) => measurer.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Returns the kind of a line, for the metrics.
+fn kind(event: &Line) -> &'static str {
+    match event {
+        Line::View { .. } => "view",
+        Line::Change(_) => "change",
+        Line::Heartbeat { .. } => "heartbeat",
+        Line::Measure(_) => "measure",
+        Line::Goodbye { .. } => "goodbye",
+    }
+}
+
+fn line(event: &Line) -> Bytes {
+    // Serialising views and versions never fails.
+    let mut line = serde_json::to_vec(event).unwrap_or_default();
+    line.push(b'\n');
+    line.into()
+}
+
+/// Tells the node to connect to another controller. The streams end one after the other, because
+/// each of them costs the other controllers a TLS handshake.
+async fn send_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
+    let open = u32::try_from(stream.open_now()).unwrap_or(0);
+    let all = HANDOVER.min(Duration::from_secs(1) * open / HANDED_OVER_A_SECOND);
+    tokio::select! {
+        () = tokio::time::sleep(random::jitter(all)) => {}
+        () = lines.closed() => return,
+    }
+    let event = Line::Goodbye { reason: "it is stopping".into() };
+    // A reader that does not take the line in time loses its connection when the server ends.
+    if lines.send_timeout(line(&event), HANDOVER).await.is_ok() {
+        stream.sent(kind(&event));
+    }
+}
+
+/// Returns the next line; `None` if nothing changed.
+async fn next_line(
+    streams: &ViewStreams,
+    caller: &Caller,
+    node: &NodeName,
+    reader: &mut Reader,
+    changes: &mut watch::Receiver<u64>,
+) -> Result<Option<Line>, ApiError> {
+    // The future is boxed, because this case is rare and would make each stream larger.
+    if reader.not_before != 0 && !Box::pin(caught_up(streams, node, reader)).await {
+        changes.mark_unchanged();
+        caller.require_node_or_operator(&streams.registry.read().await, node, streams.registry.clock.now())?;
+        return Ok(None);
+    }
+    let state = streams.registry.read().await;
+    caller.require_node_or_operator(&state, node, streams.registry.clock.now())?;
+    // Nothing is published while the state is locked for reading. Later changes are sent in a later
+    // line.
+    changes.mark_unchanged();
+    let missing = || ApiError::NoSuchNode(node.clone());
+    let changed = reader.known.and_then(|known| Some((known, state.changed_since(node, known)?)));
+    let event = match changed {
+        Some((_, changed)) if changed.is_empty() => return Ok(None),
+        Some((known, changed)) if reader.changes => {
+            Line::Change(streams.live.now().views.view_change(&state, node, known, &changed).ok_or_else(missing)?)
+        }
+        _ => {
+            let whole = streams.live.now().views.view_json(&state, node).ok_or_else(missing)?;
+            Line::View { epoch: Some(streams.registry.epoch().to_owned()), view: Box::new(whole) }
+        }
+    };
+    reader.known = Some(state.revision());
+    Ok(Some(event))
+}
+
+/// Makes sure that the state is at least as new as the reader's version: if it is older, waits for
+/// that version, for one heartbeat at most. Returns `false` if it is still unknown whether the
+/// state is new enough.
+async fn caught_up(streams: &ViewStreams, node: &NodeName, reader: &mut Reader) -> bool {
+    let version = reader.not_before;
+    if streams.registry.read().await.revision() >= version {
+        reader.not_before = 0;
+        return true;
+    }
+    let failure = match tokio::time::timeout(streams.live.now().config.heartbeat(), streams.registry.catch_up(version))
+        .await
+    {
+        Ok(Ok(())) => {
+            // If the state is still older, the store has nothing newer. The reader notices this and
+            // reports it.
+            if streams.registry.read().await.revision() < version {
+                if logs::may_log_node() {
+                    tracing::warn!(%node, version, "it knows a later version than this store: was that restored from a backup?");
+                }
+                reader.known = None;
+            }
+            reader.not_before = 0;
+            return true;
+        }
+        Ok(Err(refusal)) => refusal.to_string(),
+        Err(_) => format!("not done within {} s", streams.live.now().config.heartbeat_seconds),
+    };
+    if !std::mem::replace(&mut reader.waits, true) && logs::may_log_node() {
+        tracing::warn!(%node, version, "its view waits until this replica knows as much as it does: {failure}");
+    }
+    false
 }

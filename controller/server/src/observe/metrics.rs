@@ -262,12 +262,7 @@ impl Metrics {
     /// Counts a view stream that was opened.
     pub(crate) fn stream(&self) -> OpenStream {
         self.streams.inc();
-        OpenStream {
-            open: self.streams.clone(),
-            ended: self.streams_ended.clone(),
-            lines: self.stream_lines.clone(),
-            why: StreamEnd::ReaderGone,
-        }
+        OpenStream { metrics: self.clone(), why: StreamEnd::ReaderGone }
     }
 
     /// Counts a commit to the store. `plans` is the number of requests that shared the commit, and
@@ -285,33 +280,32 @@ impl Metrics {
 /// A view stream. It counts as open until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct OpenStream {
-    open: Gauge,
-    ended: Family<EndedLabels, Counter>,
-    lines: Family<LineLabels, Counter>,
+    metrics: Metrics,
     why: StreamEnd,
 }
 
 impl OpenStream {
     /// Counts a line that was sent.
     pub(crate) fn sent(&self, r#type: &'static str) {
-        self.lines.get_or_create(&LineLabels { r#type }).inc();
+        self.metrics.stream_lines.get_or_create(&LineLabels { r#type }).inc();
     }
 
     /// Returns the number of open streams, including this one.
     pub(crate) fn open_now(&self) -> i64 {
-        self.open.get()
+        self.metrics.streams.get()
     }
 
-    /// Sets the reason why the stream ends. Without this call, the reader counts as gone.
-    pub(crate) fn set_end(&mut self, why: StreamEnd) {
+    /// Ends the stream. A stream that is dropped without this call counts as one whose reader is
+    /// gone.
+    pub(crate) fn end(mut self, why: StreamEnd) {
         self.why = why;
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.open.dec();
-        self.ended.get_or_create(&EndedLabels { why: self.why }).inc();
+        self.metrics.streams.dec();
+        self.metrics.streams_ended.get_or_create(&EndedLabels { why: self.why }).inc();
     }
 }
 
