@@ -29,11 +29,6 @@ use crate::state::{Change, Snapshot};
 /// Name of the file in the state directory.
 pub const FILE: &str = "controller.redb";
 
-/// Maximum number of bytes of the file that are kept in memory; beyond it, the pages that were used
-/// least recently are read again. The rows are in [`crate::state::State`]. Only commits use the
-/// pages: the branch pages of 10,000 nodes and 40,000 segments take less than 1 MiB.
-const CACHE: usize = 4 << 20;
-
 // Rows are JSON. A newer release may add keys, which an older release ignores.
 type Table = TableDefinition<'static, &'static str, &'static [u8]>;
 const NODES: Table = TableDefinition::new("nodes");
@@ -75,7 +70,7 @@ impl Embedded {
             Ok(_) => {
                 let copy = copy(&path).map_err(explain)?;
                 check_schema(&path, &copy.begin_read().map_err(failed)?)?;
-                Self::prepare(open_file(&path).map_err(explain)?, opens(path.clone()))
+                Self::prepare(Database::open(&path).map_err(explain)?, opens(path.clone()))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Self::create(state_dir),
             Err(error) => Err(explain(error.into())),
@@ -93,7 +88,7 @@ impl Embedded {
         // This code and not redb creates the file, in order to set the file's permissions.
         let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
         made.map_err(|error| explain(error.into()))?;
-        let store = Self::prepare(builder().create(&new).map_err(explain)?, opens(path.clone()))?;
+        let store = Self::prepare(Database::create(&new).map_err(explain)?, opens(path.clone()))?;
         let named = std::fs::rename(&new, &path).and_then(|()| std::fs::File::open(state_dir)?.sync_all());
         named.map_err(|error| explain(error.into()))?;
         Ok(store)
@@ -279,17 +274,7 @@ fn write_to<T>(
 }
 
 fn opens(path: PathBuf) -> Arc<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync> {
-    Arc::new(move || open_file(&path))
-}
-
-fn open_file(path: &Path) -> Result<Database, DatabaseError> {
-    builder().open(path)
-}
-
-fn builder() -> redb::Builder {
-    let mut builder = redb::Builder::new();
-    builder.set_cache_size(CACHE);
-    builder
+    Arc::new(move || Database::open(&path))
 }
 
 fn closed() -> StoreError {
@@ -326,7 +311,7 @@ fn copy(path: &Path) -> Result<Database, DatabaseError> {
     let written = memory.set_len(bytes.len() as u64).and_then(|()| memory.write(0, &bytes));
     written.map_err(std::io::Error::other)?;
     drop(bytes);
-    builder().set_check_integrity_on_open(true).create_with_backend(memory)
+    redb::Builder::new().set_check_integrity_on_open(true).create_with_backend(memory)
 }
 
 /// Returns an error that explains what is wrong with a file and what to do.
