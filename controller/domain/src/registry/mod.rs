@@ -10,7 +10,9 @@
 //! - `view_versions`: the version of each node's view, and the changes since earlier versions.
 //! - `peer_cache`: the JSON of peers, serialised once for all views.
 //! - `operator_streams`: counts the operator's streams of nodes' views.
+//! - `each_node`: looks at all nodes without keeping changes waiting.
 
+mod each_node;
 mod operator_streams;
 mod peer_cache;
 mod view_versions;

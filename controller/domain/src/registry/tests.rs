@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use edge_types::Role;
 use futures_util::future::BoxFuture;
 
+use super::each_node::NODES_AT_ONCE;
 use super::*;
 use crate::clock::Seconds;
 use crate::state::{CommunityRecord, NodeRecord, Snapshot};
@@ -282,4 +283,31 @@ async fn plans_of_one_batch_are_made_on_top_of_each_other() {
     numbers.sort_unstable();
     assert_eq!(numbers, (0..50).collect::<Vec<_>>());
     assert_eq!(registry.read().await.nodes().len(), 50);
+}
+
+#[tokio::test]
+async fn whoever_looks_at_all_nodes_lets_a_change_in_after_a_few_of_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(directory.path()).unwrap());
+    let registry = Registry::start(store, Clock::system(), true).await.unwrap();
+    let all = 2 * NODES_AT_ONCE + 7;
+    let nodes = (0..all).map(|n| Change::PutNode(NodeRecord::new(name(&format!("n{n:05}")), Role::Edge, 0)));
+    let nodes: Vec<Change> = nodes.collect();
+    registry.change(move |_| Ok::<_, StoreError>(((), nodes.clone()))).await.unwrap();
+    let seen = std::cell::RefCell::new(Vec::new());
+    let look = registry.each_node(|_, record| seen.borrow_mut().push(record.name.clone()));
+    let change = async {
+        let mut shared = registry.shared.write().await;
+        shared.state.apply(Change::DeleteNode(name("n00000")));
+        shared.state.apply(Change::DeleteNode(name("n00300")));
+        seen.borrow().len()
+    };
+    let ((), before) = tokio::join!(look, change);
+    assert_eq!(before, NODES_AT_ONCE);
+    let mut expected: Vec<NodeName> = (0..all).map(|n| name(&format!("n{n:05}"))).collect();
+    expected.remove(300);
+    assert_eq!(*seen.borrow(), expected, "each node once, and none that was gone when its turn came");
+    seen.borrow_mut().clear();
+    registry.each_node(|_, record| seen.borrow_mut().push(record.name.clone())).await;
+    assert_eq!(seen.borrow().len(), all - 2);
 }

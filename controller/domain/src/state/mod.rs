@@ -28,6 +28,7 @@ mod visibility;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use edge_types::{Communities, Community, NodeName, Role};
 
@@ -128,6 +129,13 @@ impl State {
         self.nodes.values()
     }
 
+    /// Returns the registered nodes behind `after` in the order of their names; all nodes without
+    /// `after`.
+    pub fn nodes_after(&self, after: Option<&NodeName>) -> impl Iterator<Item = &NodeRecord> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.nodes.range::<NodeName, _>((from, Bound::Unbounded)).map(|(_, record)| record)
+    }
+
     /// Returns the registered nodes of a role.
     pub fn nodes_of_role(&self, role: Role) -> impl Iterator<Item = &NodeRecord> {
         self.index.of_role(role).filter_map(|name| self.nodes.get(name))
@@ -172,13 +180,16 @@ impl State {
     /// Returns the communities to which a node belongs: by the operator's labels, by labels of its
     /// Node object if node labels are trusted, and by lists.
     pub fn communities_of(&self, node: &NodeRecord) -> Communities {
-        let mut all = node.communities.clone();
-        if self.trust_node_labels {
-            all.extend(node.object.iter().flat_map(|object| object.communities.iter().cloned()));
-        }
-        all.extend(node.object.iter().flat_map(|object| object.restricted_communities.iter().cloned()));
-        all.extend(self.listed.get(&node.name).into_iter().flatten().cloned());
-        all
+        self.each_community_of(node).cloned().collect()
+    }
+
+    /// Returns the same communities without copies. A community may occur several times.
+    fn each_community_of<'a>(&'a self, node: &'a NodeRecord) -> impl Iterator<Item = &'a Community> {
+        let by_node_label = node.object.iter().filter(|_| self.trust_node_labels);
+        (node.communities.iter())
+            .chain(by_node_label.flat_map(|object| &object.communities))
+            .chain(node.object.iter().flat_map(|object| &object.restricted_communities))
+            .chain(self.listed.get(&node.name).into_iter().flatten())
     }
 
     fn node_groups(&self, node: &NodeRecord) -> NodeGroups {

@@ -15,7 +15,9 @@ impl State {
         let share_a_community = || {
             rule.joins_communities
                 && peer_rule.joins_communities
-                && !self.communities_of(node).is_disjoint(&self.communities_of(peer))
+                && self
+                    .each_community_of(node)
+                    .any(|of_node| self.each_community_of(peer).any(|other| other == of_node))
         };
         node.name != peer.name && (rule.sees(peer.role) || share_a_community())
     }

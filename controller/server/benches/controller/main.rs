@@ -4,7 +4,8 @@
 //! `target/bench/controller.json`. Names of cases as arguments select those cases
 //! (`-- start grant`); the other cases keep their results in the file. The exit code is 1 if a goal
 //! is missed or a selected case cannot be measured. The program itself is measured, with nodes that
-//! connect over the loopback interface as agents do. Without `--bench` (as under
+//! connect over the loopback interface as agents do. `nodes=N` measures with N nodes in ten
+//! communities; such results are printed and not written. Without `--bench` (as under
 //! `cargo test --all-targets`) each case runs once with few nodes.
 //!
 //! - `rss/10000-nodes`, `fanout/p99` (`streams`): all nodes hold their view streams open; the
@@ -63,7 +64,10 @@ fn main() -> ExitCode {
         bare::serve(directory.as_ref(), port.parse().expect("a port"));
     }
     let measure = arguments.iter().any(|argument| argument == "--bench");
-    let chosen: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let nodes = arguments.iter().find_map(|argument| argument.strip_prefix("nodes="));
+    let nodes = nodes.map(|nodes| nodes.parse::<usize>().expect("nodes=N with a number of nodes"));
+    let is_case = |argument: &&String| !argument.starts_with('-') && !argument.contains('=');
+    let chosen: Vec<&String> = arguments.iter().filter(is_case).collect();
     let wanted = |name: &str| chosen.is_empty() || chosen.iter().any(|word| name.starts_with(word.as_str()));
     let cases = [
         "start/10000",
@@ -81,7 +85,11 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let [start, rss, fanout, large_fanout, grant, grant_kubernetes, start_kubernetes] = cases.map(wanted);
-    let size = if measure { WHOLE } else { ONCE };
+    let size = match nodes {
+        Some(nodes) => Size { nodes, community: nodes.div_ceil(10), ..WHOLE },
+        None if measure => WHOLE,
+        None => ONCE,
+    };
     let mut report = Report::default();
     if start || rss || fanout || grant {
         let cluster = Cluster::embedded(size);
@@ -103,5 +111,5 @@ fn main() -> ExitCode {
     if grant_kubernetes || start_kubernetes {
         kubernetes::measure(size, &mut report, [grant_kubernetes, start_kubernetes]);
     }
-    if measure { report.write() } else { ExitCode::SUCCESS }
+    if measure && nodes.is_none() { report.write() } else { ExitCode::SUCCESS }
 }

@@ -44,15 +44,16 @@ impl NodeInfos {
                 Err(why) => (HashMap::new(), Some(why)),
             },
         };
-        let (state, now) = (registry.read().await, registry.clock.now());
-        let infos = state.nodes().map(|record| {
-            let mut info = self.info(&state, record, now);
+        let (mut infos, now) = (Vec::new(), registry.clock.now());
+        let look = |state: &StateGuard<'_>, record: &NodeRecord| {
+            let mut info = self.info(state, record, now);
             if let Some(status) = statuses.get(&record.name) {
                 add_status(&mut info, status.clone(), &self.replica.0, now);
             }
-            info
-        });
-        (infos.collect(), why)
+            infos.push(info);
+        };
+        registry.each_node(look).await;
+        (infos, why)
     }
 
     /// Returns information about a node from this replica's own data.

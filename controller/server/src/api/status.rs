@@ -48,7 +48,11 @@ impl Overview {
     pub(crate) async fn read(&self) -> ControllerStatus {
         let Overview { registry, live, ca, infos, asked, api_failures } = self;
         let (nodes, unknown) = infos.all(registry).await;
-        let (state, now, in_force) = (registry.read().await, self.now(), live.now());
+        let (now, in_force) = (self.now(), live.now());
+        // The state is unlocked in between, so that no change waits for all of it.
+        let communities = community_infos(&*registry.read().await);
+        let ranges = range_usage(registry.read().await.ledger(), &in_force.policy, now);
+        let state = registry.read().await;
         let unknown = unknown.map(|why| format!("what other replicas know of nodes is not shown: {why}"));
         let paused = state.may_grant(&in_force.policy, now).err().map(|paused| paused.for_the_operator());
         let problems = asked.note().into_iter().chain(paused).chain(unknown).chain(api_failures.all_reasons());
@@ -56,8 +60,8 @@ impl Overview {
             version: env!("CARGO_PKG_VERSION").into(),
             time: now,
             nodes,
-            communities: community_infos(&state),
-            ranges: range_usage(state.ledger(), &in_force.policy, now),
+            communities,
+            ranges,
             authority_not_after: ca.not_after(),
             problems: problems.collect(),
         }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use edge_controller_domain::registry::StateGuard;
 use edge_controller_domain::segments::free_segments;
+use edge_controller_domain::state::NodeRecord;
 use edge_types::Role;
 use edge_types::api::{Family, SegmentState};
 
@@ -28,8 +30,7 @@ async fn read_gauges(server: &ServerParts) {
         }
     }
     let (mut up, mut wanted, mut obstructed) = (0, 0, 0);
-    let state = server.registry.read().await;
-    for node in state.nodes() {
+    let look = |state: &StateGuard<'_>, node: &NodeRecord| {
         let (all, connected) = nodes.entry(node.role).or_default();
         *all += 1;
         let is_connected = state.is_connected(&node.name);
@@ -39,9 +40,11 @@ async fn read_gauges(server: &ServerParts) {
             wanted += report.tunnels.map_or(0, |count| i64::from(count.wanted));
             obstructed += i64::from(!report.obstacles.is_empty() || report.refused_view.is_some());
         }
-    }
-    let ledger = state.ledger();
-    for row in ledger.rows() {
+    };
+    server.registry.each_node(look).await;
+    // The state is unlocked in between, so that no change waits for all of it.
+    let state = server.registry.read().await;
+    for row in state.ledger().rows() {
         let state = match row.state(policy.quarantine, now) {
             SegmentState::Held => "held",
             SegmentState::Quarantined => "quarantined",
@@ -49,8 +52,12 @@ async fn read_gauges(server: &ServerParts) {
         };
         *segments.entry((Family::of(&row.network), state)).or_default() += 1;
     }
-    let free = [Family::V4, Family::V6].map(|family| (family, free_segments(ledger, policy, family, now)));
     drop(state);
+    let mut free = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let state = server.registry.read().await;
+        free.push((family, free_segments(state.ledger(), policy, family, now)));
+    }
     for (role, (all, connected)) in nodes {
         metrics.nodes.get_or_create(&role.into()).set(all);
         metrics.connected.get_or_create(&role.into()).set(connected);

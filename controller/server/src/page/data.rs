@@ -1,6 +1,10 @@
 //! Makes the data for the operator's page. Only the page from the same release reads this data;
 //! scripts read `/v1/status`.
 
+use std::collections::HashMap;
+
+use edge_controller_domain::registry::StateGuard;
+use edge_controller_domain::state::NodeRecord;
 use edge_controller_domain::tokens;
 use edge_types::api::{NodeInfo, RangeUsage, TokenInfo, TunnelCount};
 use edge_types::traffic::TunnelTraffic;
@@ -75,13 +79,18 @@ impl PageData {
         let status = overview.read().await;
         let now = status.time;
         let problems = common_problems(&status);
-        let state = overview.registry.read().await;
+        let mut joined = HashMap::new();
+        let registry = &overview.registry;
+        let look = |_: &StateGuard<'_>, record: &NodeRecord| {
+            joined.insert(record.name.clone(), record.joined_at);
+        };
+        registry.each_node(look).await;
         let node = |info: NodeInfo| {
-            let joined_at = state.node(&info.name).map(|record| record.joined_at);
+            let joined_at = joined.get(&info.name).copied();
             PageNode::new(info, joined_at, now)
         };
         let communities = status.communities.into_iter();
-        let (tokens, more_tokens) = open_tokens(tokens::infos(&state), now);
+        let (tokens, more_tokens) = open_tokens(tokens::infos(&*registry.read().await), now);
         Self {
             version: status.version,
             nodes: status.nodes.into_iter().map(node).collect(),

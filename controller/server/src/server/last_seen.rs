@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::node_reports::NodeReports;
-use edge_controller_domain::registry::Registry;
+use edge_controller_domain::registry::{Registry, StateGuard};
+use edge_controller_domain::state::NodeRecord;
 use edge_controller_domain::state_files::LAST_SEEN;
 use edge_types::NodeName;
 use edge_types::durable::replace_file;
@@ -69,13 +70,16 @@ impl LastSeen {
 
     async fn write(&mut self) {
         let now = self.registry.clock.now();
-        let state = self.registry.read().await;
         // Nodes that are no longer registered are left out.
-        let seen = state.nodes().filter_map(|node| {
+        let mut seen: BTreeMap<NodeName, Seconds> = BTreeMap::new();
+        let look = |state: &StateGuard<'_>, node: &NodeRecord| {
             let connected = state.is_connected(&node.name).then_some(now);
-            Some((node.name.clone(), connected.or_else(|| self.reports.last_seen(&node.name))?))
-        });
-        let seen: BTreeMap<NodeName, Seconds> = seen.collect();
+            if let Some(at) = connected.or_else(|| self.reports.last_seen(&node.name)) {
+                seen.insert(node.name.clone(), at);
+            }
+        };
+        self.registry.each_node(look).await;
+        let state = self.registry.read().await;
         // A stream that ends after its node was deregistered records that the node was seen.
         self.reports.retain(|name| state.node(name).is_some());
         drop(state);
