@@ -55,6 +55,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+mod attached_pods;
 pub mod candidate_addresses;
 pub mod capture;
 pub mod check;

@@ -4,15 +4,12 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use crate::config::Config;
 use crate::down::{Removal, refuse_beside_agent, remove_from_kernel};
 use crate::stdout::print;
-use crate::{host, install_cni, state_dir};
-
-/// Maximum number of pods that one message names.
-const NAMED_PODS: usize = 10;
+use crate::{attached_pods, host, install_cni, state_dir};
 
 /// Sysctl: whether the kernel drops packets that wait for an SA (ip-sysctl.rst).
 const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
@@ -71,16 +68,12 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
 }
 
 fn refuse_attached_pods(extent: Extent) -> anyhow::Result<()> {
-    let pods = host::plugin_interfaces()?.pods;
-    if pods.is_empty() || extent.cut_off_pods {
+    if extent.cut_off_pods {
         return Ok(());
     }
-    let named = pods.iter().take(NAMED_PODS).cloned().collect::<Vec<_>>().join(", ");
-    let more = pods.len().checked_sub(NAMED_PODS).filter(|more| *more > 0);
-    let more = more.map_or_else(String::new, |more| format!(" and {more} more"));
-    bail!(
-        "pods are attached: {named}{more}. Drain the node (kubectl drain), or remove them through their runtime; `edge-cni leases` names them. \
-         With --cut-off-pods they lose the network instead"
+    attached_pods::refuse(
+        "Drain the node (kubectl drain), or remove them through their runtime; `edge-cni leases` names them. \
+         With --cut-off-pods they lose the network instead",
     )
 }
 

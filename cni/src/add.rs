@@ -52,7 +52,7 @@ pub(crate) fn add(config: &Config, request: &RuntimeRequest) -> Result<Value> {
         (dns, _) => dns.clone(),
     };
     let pod = Namespace::of_container(path)?;
-    let state_dir = StateDir::create(config, veth::count_attached)?;
+    let state_dir = StateDir::create(config, bridge::count_attached)?;
     let mut links = Links::open()?;
     let attachment = &request.attachment;
 

@@ -10,14 +10,14 @@ use crate::config_file;
 use crate::error::{Code, Error, Result};
 use crate::forward_filter;
 use crate::ipam::StateDir;
+use crate::net::bridge;
 use crate::net::link::Links;
-use crate::net::veth;
 
 /// Prevents outside hosts from reaching the attached pods, as the configuration in this file
 /// requires. `table` in the result states whether the table is necessary and was created.
 pub(crate) fn ingress(path: &Path) -> Result<Value> {
     let config = config_file::read(path)?;
-    let segments = StateDir::create(&config, veth::count_attached)?.lock()?.segments(&config)?.ok_or_else(|| {
+    let segments = StateDir::create(&config, bridge::count_attached)?.lock()?.segments(&config)?.ok_or_else(|| {
         Error::new(
             Code::TryAgainLater,
             "this node has no segment, so that it is not known which sources may reach pods; start edge-agent, or add `segments` to the configuration",

@@ -148,7 +148,7 @@ mod tests {
             Config::from_object(text.as_object().unwrap().clone()).unwrap()
         };
         let both = config(&["10.77.1.0/26", "10.77.2.0/26"]);
-        let leases = StateDir::create(&both, |_| Ok(0)).unwrap().lock().unwrap();
+        let leases = StateDir::create(&both, |_, _| Ok(0)).unwrap().lock().unwrap();
         let file = leases.segments(&both).unwrap().unwrap();
         drop(leases);
         assert_eq!(file.segments.len(), 2);

@@ -6,8 +6,8 @@ use crate::bridge_filter::Filter;
 use crate::config::Config;
 use crate::error::{Code, Error, Result};
 use crate::ipam::StateDir;
+use crate::net::bridge;
 use crate::net::link::Links;
-use crate::net::veth;
 use crate::{cluster_ranges, forward_filter, obstacles};
 
 /// The problems that STATUS found on the node.
@@ -38,7 +38,7 @@ pub(crate) fn status(config: &Config) -> Result<()> {
 /// addresses become free when pods end, and the next ADD reports the lack of addresses.
 pub(crate) fn findings(config: &Config) -> Findings {
     let mut found = Findings::default();
-    let leases = StateDir::create(config, veth::count_attached).and_then(|state_dir| state_dir.lock());
+    let leases = StateDir::create(config, bridge::count_attached).and_then(|state_dir| state_dir.lock());
     let segments = leases.and_then(|mut leases| leases.require_room().and_then(|()| leases.segments(config)));
     let segments = segments.map_err(|error| found.failures.push(error)).ok();
     let links = Links::open().map_err(|error| found.failures.push(error)).ok();

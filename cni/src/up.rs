@@ -15,7 +15,7 @@ use crate::error::{Code, Error, Result};
 use crate::ipam::{LockedLeases, StateDir};
 use crate::net::link::{Link, Links, PortSettings};
 use crate::net::sysctl::InterfaceSettings;
-use crate::net::{sysctl, veth};
+use crate::net::{bridge, sysctl, veth};
 use crate::node_setup;
 use crate::sort::SortedSet;
 use crate::{forward_filter, obstacles, pod_filter, segment};
@@ -27,7 +27,7 @@ const NAMED_PODS: usize = 20;
 /// configuration of this plugin, or a list of plugins that includes it.
 pub(crate) fn up(path: &Path) -> Result<Value> {
     let config = config_file::read(path)?;
-    let state_dir = StateDir::create(&config, veth::count_attached)?;
+    let state_dir = StateDir::create(&config, bridge::count_attached)?;
     let leases = state_dir.lock()?;
     let mut links = Links::open()?;
     // The filter comes first, so that pods cannot use addresses of other pods even if the rest

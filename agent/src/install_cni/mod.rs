@@ -15,6 +15,7 @@ use edge_types::shared_files::{LOCK_FILE, SEGMENTS_FILE, SegmentsFile};
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::attached_pods;
 use crate::config::Config;
 use crate::state_dir::replace_file;
 use crate::stdout::print;
@@ -175,9 +176,17 @@ pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
     Ok(Some(Installed { conflist: path, changed, preferred, kept: chained.kept }))
 }
 
-/// Removes the conflist, so that the runtime starts no more pods with this network.
+/// Removes the conflist, so that the runtime starts no more pods with this network. Fails if it is
+/// there and pods are attached: containerd, for one, cannot remove a pod without it.
 pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
     let path = config.cni.conf_dir.join(CONFLIST);
+    if path.exists() {
+        attached_pods::refuse(&format!(
+            "The runtime needs {} to remove them, so it is kept. Drain the node (kubectl drain), or remove them through their runtime, and \
+             remove the file then",
+            path.display()
+        ))?;
+    }
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", path.display()))

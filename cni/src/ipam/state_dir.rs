@@ -46,9 +46,9 @@ pub(crate) struct StateDir {
     attached: CountAttached,
 }
 
-/// Counts the pods that are attached to a bridge, by their links. While pods are attached, no new
-/// journal is created.
-pub(crate) type CountAttached = fn(&str) -> Result<usize>;
+/// Counts the attached pods whose leases are in a state directory, those of the given bridge and of
+/// others. While there are any, no new journal is created.
+pub(crate) type CountAttached = fn(&str, &Path) -> Result<usize>;
 
 impl StateDir {
     /// Opens the state directory, or creates it.
@@ -67,7 +67,7 @@ impl StateDir {
     pub(crate) fn existing(config: &Config) -> Option<Self> {
         let directory = config.state_dir.clone();
         let (reserved, bridge) = (config.reserved.clone(), config.bridge.clone());
-        Journal::exists(&directory).then_some(Self { directory, reserved, bridge, attached: |_| Ok(0) })
+        Journal::exists(&directory).then_some(Self { directory, reserved, bridge, attached: |_, _| Ok(0) })
     }
 
     /// Reads the segments in the state directory, if any. It needs no lock, since the file is
@@ -105,7 +105,7 @@ impl StateDir {
     /// Fails if there are attached pods but no journal. In that case the journal was removed, and
     /// with a new one, the addresses of these pods would be leased to other pods.
     fn refuse_new_journal_with_pods(&self) -> Result<()> {
-        match (self.attached)(&self.bridge)? {
+        match (self.attached)(&self.bridge, &self.directory)? {
             0 => Ok(()),
             count => Err(Error::new(
                 Code::DamagedState,
@@ -409,7 +409,7 @@ mod tests {
         let config = config(directory.path(), &[]);
         for (mode, refused) in [(0o1777, true), (0o702, true), (0o755, false), (0o700, false)] {
             fs::set_permissions(directory.path(), fs::Permissions::from_mode(mode)).unwrap();
-            match StateDir::create(&config, |_| Ok(0)) {
+            match StateDir::create(&config, |_, _| Ok(0)) {
                 Err(error) => assert!(refused && error.message.contains(&format!("{mode:04o}")), "{mode:o}: {error}"),
                 Ok(_) => assert!(!refused, "{mode:o}"),
             }
@@ -419,7 +419,7 @@ mod tests {
     #[test]
     fn the_configuration_seeds_the_segments_once_and_is_ignored_from_then_on() {
         let directory = tempfile::tempdir().unwrap();
-        let state_dir = StateDir::create(&config(directory.path(), &[]), |_| Ok(0)).unwrap();
+        let state_dir = StateDir::create(&config(directory.path(), &[]), |_, _| Ok(0)).unwrap();
         let segments = |seed: &[&str]| state_dir.lock().unwrap().segments(&config(directory.path(), seed)).unwrap();
         assert_eq!(segments(&[]), None);
         let seeded = segments(&["10.77.0.0/24"]).unwrap();
@@ -432,7 +432,7 @@ mod tests {
     fn damaged_segments_are_named_and_never_replaced_by_the_seed() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(directory.path(), &["10.77.0.0/24"]);
-        let state_dir = StateDir::create(&config, |_| Ok(0)).unwrap();
+        let state_dir = StateDir::create(&config, |_, _| Ok(0)).unwrap();
         let path = directory.path().join("segments.json");
         let other_version = r#"{"version":2,"source":"agent","segments":[]}"#;
         let overlapping = r#"{"version":1,"source":"agent","segments":["10.0.0.0/24","10.0.0.0/25"]}"#;
@@ -449,7 +449,7 @@ mod tests {
     fn a_pod_gets_an_address_of_each_family_or_none() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(directory.path(), &["10.77.0.0/29", "fd77::/126"]);
-        let state_dir = StateDir::create(&config, |_| Ok(0)).unwrap();
+        let state_dir = StateDir::create(&config, |_, _| Ok(0)).unwrap();
         let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         for number in 0..2 {
             let mut leases = state_dir.lock().unwrap();
@@ -476,12 +476,12 @@ mod tests {
     fn a_journal_does_not_begin_from_nothing_while_pods_are_attached() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(directory.path(), &["10.77.0.0/24"]);
-        let error = StateDir::create(&config, |_| Ok(3)).unwrap().lock().unwrap_err();
+        let error = StateDir::create(&config, |_, _| Ok(3)).unwrap().lock().unwrap_err();
         assert_eq!(error.code, Code::DamagedState);
         assert!(error.message.contains("3 pods"), "{error}");
         assert!(StateDir::existing(&config).is_none());
-        StateDir::create(&config, |_| Ok(0)).unwrap().lock().unwrap();
-        assert!(StateDir::create(&config, |_| Ok(3)).unwrap().lock().is_ok());
+        StateDir::create(&config, |_, _| Ok(0)).unwrap().lock().unwrap();
+        assert!(StateDir::create(&config, |_, _| Ok(3)).unwrap().lock().is_ok());
     }
 
     #[test]
@@ -504,7 +504,7 @@ mod tests {
     fn fifty_at_once_get_fifty_addresses() {
         let directory = tempfile::tempdir().unwrap();
         let config = config(directory.path(), &["10.77.0.0/24"]);
-        let state_dir = StateDir::create(&config, |_| Ok(0)).unwrap();
+        let state_dir = StateDir::create(&config, |_, _| Ok(0)).unwrap();
         let segments = state_dir.lock().unwrap().segments(&config).unwrap().unwrap().segments;
         let addresses: std::collections::BTreeSet<IpAddr> = std::thread::scope(|scope| {
             let takers: Vec<_> = (0..50)

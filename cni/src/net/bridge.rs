@@ -56,6 +56,7 @@ pub(crate) fn ensure(
     let alias = alias_of(state_dir);
     if bridge.alias != alias {
         refuse_foreign(links, &bridge, segments)?;
+        refuse_other_leases(links, &bridge, state_dir)?;
         let mac = mac_of(name);
         if bridge.mac != mac && !has_our_alias(&bridge) {
             // Unless its MAC address is set, a bridge uses the lowest MAC address of its ports,
@@ -156,6 +157,41 @@ fn refuse_foreign(links: &mut Links, bridge: &Link, segments: &[IpNetwork]) -> R
         }
     }
     Ok(())
+}
+
+/// Refuses a bridge with pods whose leases are in another state directory. The leases here do not
+/// have their addresses, so other pods on the same bridge would get them too.
+fn refuse_other_leases(links: &mut Links, bridge: &Link, state_dir: &Path) -> Result<()> {
+    match state_dir_of(bridge) {
+        Some(other) if other != state_dir && count_pods(&links.all()?, |link| link.index == bridge.index) > 0 => {
+            Err(Error::new(
+                Code::InvalidConfig,
+                format!(
+                    "the bridge {} has pods whose leases are in {}, not in the stateDir {}; give the same stateDir, or another bridge, or remove these \
+                     pods first",
+                    bridge.name,
+                    other.display(),
+                    state_dir.display()
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Counts the attached pods whose leases are in a state directory, by their links. They are on the
+/// network's bridge, or on another network's bridge with the same directory.
+pub(crate) fn count_attached(bridge: &str, state_dir: &Path) -> Result<usize> {
+    let links = Links::open()?.all()?;
+    Ok(count_pods(&links, |link| link.name == bridge || state_dir_of(link).is_some_and(|other| other == state_dir)))
+}
+
+fn count_pods(links: &[Link], is_bridge: impl Fn(&Link) -> bool) -> usize {
+    let bridges: Vec<u32> = links.iter().filter(|link| is_bridge(link)).map(|link| link.index).collect();
+    let is_pod = |link: &&Link| {
+        link.master.is_some_and(|master| bridges.contains(&master)) && veth::attachment_of(link).is_some()
+    };
+    links.iter().filter(is_pod).count()
 }
 
 /// Returns whether the plugin created this bridge.

@@ -94,14 +94,6 @@ pub(crate) fn attachment_by_alias(link: &Link) -> Option<Attachment> {
     (link.kind == "veth").then(|| Attachment { container: container.into(), ifname: ifname.into() })
 }
 
-/// Counts the pods that are attached to a bridge, by their links.
-pub(crate) fn count_attached(bridge: &str) -> Result<usize> {
-    let mut links = Links::open()?;
-    let Some(bridge) = links.find(bridge)? else { return Ok(0) };
-    let all = links.all()?.into_iter();
-    Ok(all.filter(|link| link.master == Some(bridge.index) && attachment_of(link).is_some()).count())
-}
-
 /// Creates the pair: one end as a port of the bridge, and the other end in the pod with this MAC
 /// address. Both ends are down. The kernel creates both or none.
 pub(crate) fn create(

@@ -10,6 +10,7 @@ use interop_tests::suite::Test;
 use serde_json::{Value, json};
 
 use crate::filter_table::table;
+use crate::node::up;
 use crate::world::{World, addresses, answer, pings, wait_for};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -23,6 +24,10 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_del_killed_at_any_moment_can_be_repeated", a_del_killed_at_any_moment_can_be_repeated),
     ("kills_among_adds_at_once_cost_the_others_nothing", kills_among_adds_at_once_cost_the_others_nothing),
     ("a_removed_journal_is_not_begun_anew_under_running_pods", a_removed_journal_is_not_begun_anew_under_running_pods),
+    (
+        "a_removed_journal_is_not_begun_anew_by_another_network_that_shares_it",
+        a_removed_journal_is_not_begun_anew_by_another_network_that_shares_it,
+    ),
     ("a_cut_journal_is_named_and_nothing_is_given_or_lost", a_cut_journal_is_named_and_nothing_is_given_or_lost),
     ("cut_segments_are_named_and_pods_can_still_go", cut_segments_are_named_and_pods_can_still_go),
     (
@@ -181,6 +186,27 @@ fn a_removed_journal_is_not_begun_anew_under_running_pods() {
     // When the last pod has been removed, no address has an owner.
     world.del(&first);
     assert_eq!(world.add(&second)[0], "10.77.3.2");
+}
+
+fn a_removed_journal_is_not_begun_anew_by_another_network_that_shares_it() {
+    let world = World::new(DUAL);
+    let pod = world.pod();
+    world.add(&pod);
+    world.set("name", json!("second"));
+    world.set("bridge", json!("ecni1"));
+    world.set("segments", json!(["10.78.0.0/24"]));
+    for file in ["leases", "leases.mark"] {
+        fs::remove_file(world.state(file)).unwrap();
+    }
+    for _ in 0..2 {
+        let message = world.add_fails(&world.pod(), 100);
+        assert!(message.contains("1 pods"), "{message}");
+        assert!(!up(&world).ok);
+        assert!(!world.state("leases").exists());
+    }
+    // The pods of a network with another state directory have their leases there.
+    world.set("stateDir", json!(world.folder.path().join("second")));
+    assert_eq!(world.add(&world.pod()), ["10.78.0.2"]);
 }
 
 fn a_del_killed_at_any_moment_can_be_repeated() {

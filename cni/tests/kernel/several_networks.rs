@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("two_networks_without_default_routes_do_not_get_in_each_others_way", without_default_routes),
     ("a_gateway_is_on_one_bridge_alone", a_gateway_is_on_one_bridge_alone),
     ("a_second_network_is_beside_the_agents", a_second_network_is_beside_the_agents),
+    ("the_leases_of_the_pods_on_a_bridge_are_in_one_state_directory", leases_in_one_state_directory),
 ];
 
 const FIRST: &[&str] = &["10.77.3.0/29", "fd77:0:0:3::/120"];
@@ -162,4 +163,45 @@ fn a_second_network_is_beside_the_agents() {
     let one = world.pod();
     assert_eq!(world.add(&one), ["10.77.3.2", "fd77:0:0:3::2"]);
     assert!(pings(&one.netns, "10.78.0.2") && pings(&two.netns, "10.77.3.2"));
+}
+
+fn leases_in_one_state_directory() {
+    let world = World::new(FIRST);
+    let elsewhere = |world: &World| {
+        world.set("name", json!("second"));
+        world.set("stateDir", json!(world.folder.path().join("second")));
+    };
+    // While the bridge has no pods, its state directory may change. Both have a journal then.
+    elsewhere(&world);
+    let before = world.pod();
+    assert_eq!(world.add(&before), ["10.77.3.2", "fd77:0:0:3::2"]);
+    world.del(&before);
+    first(&world);
+    let (one, two) = (world.pod(), world.pod());
+    assert_eq!(world.add(&one), ["10.77.3.2", "fd77:0:0:3::2"]);
+    let alias = || {
+        let shown = world.ip("-d link show ecni0");
+        shown.lines().find(|line| line.contains("alias")).expect("an alias").to_owned()
+    };
+    let before = alias();
+    elsewhere(&world);
+    let message = world.add_fails(&two, 7);
+    for word in ["ecni0", "stateDir", "/state", "/second"] {
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    assert!(!up(&world).ok);
+    assert_eq!(alias(), before);
+    assert_eq!(world.ports().len(), 1);
+    // The filter still lets the pod send.
+    assert!(pings(&one.netns, "10.77.3.1"));
+    first(&world);
+    assert!(up(&world).ok && pings(&one.netns, "10.77.3.1"));
+    // What was refused is taken back, and takes nothing from the pod that is there.
+    elsewhere(&world);
+    world.del(&two);
+    first(&world);
+    assert!(pings(&one.netns, "10.77.3.1"));
+    world.del(&one);
+    elsewhere(&world);
+    assert_eq!(world.add(&two)[1], "fd77:0:0:3::3", "the first address cools down");
 }

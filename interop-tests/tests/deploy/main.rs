@@ -4,9 +4,11 @@
 //! - `chart`: tests the effect of the chart's values, and Helm on a real API server.
 //! - `cleanup`: tests the chart's cleanup of a node.
 //! - `cluster_pages`: follows the pages about Kubernetes, KubeEdge and k3s on a real API server.
+//! - `cross`: tests when `.ci/cross` skips the builds for other machines.
 //! - `dashboard`: tests the Grafana dashboard.
 //! - `image`: tests the image in containerd.
 //! - `install`: tests the files and commands in `docs/install`.
+//! - `join`: tests `edge-agent join` on a machine whose systemd is played by a script.
 //! - `layouts`: tests state that earlier releases left on disk.
 //! - `manifests`: checks that `deploy/kubernetes` is the chart with its default values.
 //! - `monitoring`: tests the alert rules.
@@ -19,10 +21,12 @@
 mod chart;
 mod cleanup;
 mod cluster_pages;
+mod cross;
 mod dashboard;
 mod helm;
 mod image;
 mod install;
+mod join;
 mod layouts;
 mod machine;
 mod manifests;
@@ -43,8 +47,10 @@ fn main() -> ExitCode {
         chart::TESTS,
         cleanup::TESTS,
         cluster_pages::TESTS,
+        cross::TESTS,
         image::TESTS,
         install::TESTS,
+        join::TESTS,
         layouts::TESTS,
         monitoring::TESTS,
         dashboard::TESTS,

@@ -87,10 +87,27 @@ kill -TERM $agent $controller
 wait $agent || fail "the agent ended with $?: $(cat "$layers/agent.log")"
 wait $controller || fail "the controller ended with $?: $(cat "$layers/controller.log")"
 
+# While a pod is attached, the runtime needs the conflist to remove the pod.
+conflist=$root/etc/cni/net.d/10-edge-cni.conflist
+mkdir -p "${conflist%/*}"
+echo '{}' >"$conflist"
+ip link add ecni0 type bridge
+ip link set dev ecni0 alias 'edge-cni bridge'
+ip link add ecni0123456789a master ecni0 type veth peer name pod
+ip link set dev ecni0123456789a alias 'edge-cni pod-1 eth0'
+
 # Removing leaves configuration and identity; purging leaves nothing.
-inside dpkg --remove edge-agent edge-controller >"$layers/removed"
+inside dpkg --remove edge-agent edge-controller >"$layers/removed" 2>&1
+grep -q 'pods are attached: ecni0123456789a. The runtime needs /etc/cni/net.d/10-edge-cni.conflist' "$layers/removed" ||
+    fail "the pod that keeps the conflist is not named: $(cat "$layers/removed")"
+[ -e "$conflist" ] || fail "the conflist is removed while a pod is attached"
 grep -q 'held sockets: [1-9]' "$layers/removed" || fail "what the agent left is not removed: $(cat "$layers/removed")"
 [ -s "$root/etc/edge-cni/agent.toml" ] && [ -d "$root/var/lib/edge-cni" ] || fail "removing has removed the configuration or the state"
+# Without pods, the conflist goes.
+ip link del ecni0123456789a
+inside sh -c 'dpkg --install /tmp/new/edge-agent_2_*.deb'
+inside dpkg --remove edge-agent
+[ ! -e "$conflist" ] || fail "the conflist is left, although no pod is attached"
 inside dpkg --purge edge-agent edge-controller
 after=$(written)
 [ "$before" = "$after" ] || fail "purged, there is still:

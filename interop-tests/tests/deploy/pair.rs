@@ -84,7 +84,8 @@ impl Pair {
     }
 }
 
-fn operator(directory: &Path) -> Command {
+/// Makes a command of the operator for the controller with its files in this directory.
+pub(crate) fn operator(directory: &Path) -> Command {
     let mut command = Command::new(built("edge-controller"));
     command.env("EDGE_CONTROLLER_SOCKET", directory.join("admin.sock"));
     command
@@ -99,12 +100,14 @@ fn start(namespace: &UnnamedNamespace, directory: &Path, program: &str, config: 
     KilledOnDrop(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
 }
 
-fn write(path: &Path, text: &str) {
+/// Writes a file that only its owner may read.
+pub(crate) fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }
 
-fn controller_file(directory: &Path) -> String {
+/// Returns the configuration of a controller with its files in this directory.
+pub(crate) fn controller_file(directory: &Path) -> String {
     format!(
         "server_names = [\"127.0.0.1\"]\nlisten = [\"127.0.0.1:8443\"]\nstate_dir = {:?}\nadmin_socket = {:?}\n\
          [observe]\nlisten = [\"{CONTROLLER}\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[certificates]\nnode_days = 825\n",
