@@ -317,9 +317,9 @@ impl Channel {
             }
             in_flight.retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
         }
+        cx.out.sent.retransmissions = cx.out.sent.retransmissions.saturating_add(1);
         if mutation!("request_changes") {
             in_flight.packets.iter_mut().filter_map(|packet| packet.last_mut()).for_each(|octet| *octet ^= 1);
-            cx.out.sent.retransmissions = cx.out.sent.retransmissions.saturating_add(1);
         }
         self.transmit_request(in_flight, cx);
         Some(())

@@ -123,6 +123,18 @@ pub fn a_peer_whose_ike_daemon_is_gone_is_given_up_after_a_minute_although_its_e
 }
 
 #[test]
+fn each_retransmission_is_counted() {
+    let mut pair = connected(7);
+    pair.network.nodes[pair.b].down = true;
+    let before = pair.network.nodes[pair.a].endpoint.sent_requests();
+    let b_name = pair.b_name.clone();
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.check_liveness(&b_name, now, env));
+    pair.network.run_for(5 * SECOND);
+    let after = pair.network.nodes[pair.a].endpoint.sent_requests();
+    assert_eq!(after.retransmissions - before.retransmissions, 3);
+}
+
+#[test]
 pub fn an_ike_sa_that_a_restarted_peer_has_forgotten_goes_soon_after_its_successor_came() {
     for seed in 0..20 {
         for (a_begins, b_begins) in [(true, true), (true, false), (false, true)] {
