@@ -182,6 +182,12 @@ impl PeerConfig {
         std::iter::once(&self.child).chain(&self.additional_children)
     }
 
+    /// Returns the timers of an established IKE SA. There is no patience with a peer that has
+    /// another address, for example because its host name has several.
+    pub(crate) fn timing_when_up(&self) -> Timing {
+        Timing { patient: self.timing.patient && self.remotes.len() <= 1, ..self.timing }
+    }
+
     /// Returns whether we announce MOBIKE. MOBIKE supports only tunnel mode (RFC 4555 1.3): in
     /// transport mode the selectors are the addresses of both ends, so the addresses cannot change.
     pub(crate) fn speaks_mobike(&self) -> bool {
@@ -208,6 +214,12 @@ pub struct Timing {
     pub retransmit: Duration,
     /// Number of transmissions of one request before the IKE SA is abandoned.
     pub transmissions: u32,
+    /// Whether a request on an established IKE SA is sent a dozen times over four minutes (RFC 7296
+    /// 2.4) before the IKE SA is abandoned, if that is longer. If we initiate, an attempt to
+    /// replace the IKE SA begins after half a dozen, so that a peer that has restarted is reached
+    /// soon. Set it for a peer that no other peer can replace. It has no effect if the peer has
+    /// several addresses.
+    pub patient: bool,
     /// Lifetime of a CHILD_SA, after which it is rekeyed. Up to a tenth is subtracted at random. A
     /// CHILD_SA that cannot be rekeyed expires after 1.5 times this lifetime.
     pub child_lifetime: Duration,
@@ -273,6 +285,7 @@ impl Default for Timing {
             idle_liveness: Duration::from_secs(120),
             retransmit: Duration::from_millis(500),
             transmissions: 4,
+            patient: false,
             child_lifetime: Duration::from_secs(3600),
             ike_lifetime: Duration::from_secs(4 * 3600),
             authentication_lifetime: Duration::from_secs(24 * 3600),

@@ -56,6 +56,7 @@ mod active {
         ("response_sent_elsewhere", "RFC 7296 2.11: a response does not go back to where its request came from."),
         ("fragments_unasked", "RFC 7383 2.3: fragments to a peer that does not support them."),
         ("waits_do_not_grow", "RFC 7296 2.1: waits between retransmissions do not grow."),
+        ("lossy_path_counts_as_failure", "RFC 7296 2.4: an only peer is given up after few transmissions."),
         ("ike_rekeyed_while_busy", "RFC 7296 2.25.2: the IKE SA is rekeyed while a CHILD_SA is."),
         ("nonce_rule_of_ike_inverted", "RFC 7296 2.8.2: the other IKE SA of a collision is redundant."),
         ("redundant_ike_sa_not_deleted", "RFC 7296 2.8.2: the redundant IKE SA stays."),

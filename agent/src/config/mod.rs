@@ -251,6 +251,7 @@ impl TimingSection {
             idle_liveness: self.idle_liveness.unwrap_or(default.idle_liveness),
             retransmit: self.retransmit.unwrap_or(default.retransmit),
             transmissions: self.transmissions.unwrap_or(default.transmissions),
+            patient: default.patient,
             child_lifetime: self.child_lifetime.unwrap_or(default.child_lifetime),
             ike_lifetime: self.ike_lifetime.unwrap_or(default.ike_lifetime),
             authentication_lifetime: self.authentication_lifetime.unwrap_or(default.authentication_lifetime),

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use edge_ike::config::{
-    AgentNotifications, Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer,
+    AgentNotifications, Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer, Timing,
 };
 use edge_ike::crl::RevocationPolicy;
 use edge_ike::{AddressAssignment, ChildName, Childless, Identity, PeerConfig, PeerName, Secret, same_identity};
@@ -352,8 +352,15 @@ impl PeerSection {
                 Some(_) if self.request_address => AddressAssignment::Request,
                 Some(_) => AddressAssignment::Pool(self.pool_networks()),
             },
-            timing: config.timing.resolve(),
+            timing: Timing { patient: self.is_patient(config), ..config.timing.resolve() },
         })
+    }
+
+    /// Returns whether requests to the peer are repeated for minutes. They are not if the
+    /// configuration says how often, if another address of the peer may answer, or if packets set
+    /// up the tunnel, which would wait as long.
+    fn is_patient(&self, config: &Config) -> bool {
+        config.timing.transmissions.is_none() && self.remote.len() <= 1 && self.start != Start::OnDemand
     }
 
     /// Returns the file or directory with revocation lists.

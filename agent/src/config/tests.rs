@@ -31,6 +31,23 @@ fn a_static_peer_needs_few_lines() {
 }
 
 #[test]
+fn patience_is_for_static_peers_whose_place_nothing_else_can_take() {
+    let two = PEER.replace("remote = \"192.0.2.1\"", "remote = [\"192.0.2.1\", \"192.0.2.2\"]");
+    for (text, expected) in [
+        (PEER.to_owned(), true),
+        (format!("{PEER}start = \"respond\""), true),
+        (format!("{PEER}start = \"on-demand\""), false),
+        (two, false),
+        (format!("{PEER}[timing]\ntransmissions = 4"), false),
+        (format!("{PEER}[timing]\nretransmit = \"1s\""), true),
+    ] {
+        let config = parse(&text).unwrap();
+        let peer = config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap();
+        assert_eq!(peer.timing.patient, expected, "{text}");
+    }
+}
+
+#[test]
 fn unknown_keys_are_refused_and_named_with_their_line() {
     let error = parse(&format!("statedir = \"/x\"\n{PEER}")).unwrap_err().to_string();
     assert!(error.contains("line 1") && error.contains("statedir"), "{error}");

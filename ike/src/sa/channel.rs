@@ -25,6 +25,10 @@ const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of transmissions of a request after which a peer counts as silent.
 const SILENT_AFTER: u32 = 3;
+/// Number of transmissions of a request after which a peer for which we have patience may have
+/// restarted. With the default timing, the last of them is eight seconds after the first: on a path
+/// that loses a fifth of the packets of each direction, one request in 500 needs more.
+const NEEDS_PATIENCE: u32 = 6;
 
 /// The message ID after which an IKE SA must end. A thousand IDs are left, so that the IKE SA can
 /// still send DELETE.
@@ -291,7 +295,8 @@ impl Channel {
     }
 
     /// Retransmits the outstanding request. Returns `None` if all transmissions are used up and no
-    /// ESP arrives either, so the peer is dead. `patient`: wait longer if the peer may move.
+    /// ESP arrives either, so the peer is dead. `patient`: wait longer if the peer may move, or if
+    /// the configuration says so.
     pub(crate) fn retransmit(&mut self, patient: bool, cx: &mut Context<'_>) -> Option<()> {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
@@ -304,10 +309,18 @@ impl Channel {
         let limit = self.signs.transmissions(&self.timing);
         let persistence = match () {
             () if patient && self.peer_may_move && self.unchecked.is_none() => Persistence::PeerMayMove,
+            () if patient
+                && self.timing.patient
+                && self.unchecked.is_none()
+                && !mutation!("lossy_path_counts_as_failure") =>
+            {
+                Persistence::Patient
+            }
             () if esp_arrives => Persistence::EspArrives,
             () => Persistence::None,
         };
-        let grows = self.peer_may_move;
+        // A reason to go on may come after the usual transmissions.
+        let grows = self.peer_may_move || self.timing.patient;
         if in_flight.retransmission.advance(&self.timing, limit, persistence, grows, cx.now).is_none() {
             // There is no response from the address that is being checked. An attacker may have
             // forged it.
@@ -317,9 +330,9 @@ impl Channel {
             }
             in_flight.retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
         }
+        cx.out.sent.retransmissions = cx.out.sent.retransmissions.saturating_add(1);
         if mutation!("request_changes") {
             in_flight.packets.iter_mut().filter_map(|packet| packet.last_mut()).for_each(|octet| *octet ^= 1);
-            cx.out.sent.retransmissions = cx.out.sent.retransmissions.saturating_add(1);
         }
         self.transmit_request(in_flight, cx);
         Some(())
@@ -334,6 +347,13 @@ impl Channel {
     /// Returns whether the peer counts as silent: it does not respond, and no ESP arrives either.
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
         self.is_unanswered() && !self.signs.esp_arrives(&self.timing, now)
+    }
+
+    /// Returns whether the peer has been silent for so long that only patience keeps the IKE SA. A
+    /// peer that has restarted never answers on it.
+    pub(crate) fn needs_patience(&self, now: Instant) -> bool {
+        let sent = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.retransmission.sent());
+        self.timing.patient && sent >= NEEDS_PATIENCE && self.is_silent(now)
     }
 
     /// Sends a request to the peer's address, to the alternatives and, if there is one, to the

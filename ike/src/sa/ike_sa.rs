@@ -210,7 +210,7 @@ impl IkeSa {
             let rekey = self.lifetime.rekey(&profile, self.initiation, cx).max(cx.now);
             self.rekey_at = self.rekey_at.map(|_| rekey);
         }
-        self.channel.timing = profile.config.timing;
+        self.channel.timing = profile.config.timing_when_up();
         self.profile = profile.with_internal_addresses(&self.details.internal_addresses);
         self.channel.peer_may_move = self.peer_may_move();
         self.set_timers(cx.now);

@@ -366,7 +366,7 @@ impl HalfOpen {
             .auth
             .prove(&octets, self.transcript.hashes.as_deref())
             .map_err(|error| refused(failure::auth(&error)))?;
-        channel.timing = profile.config.timing;
+        channel.timing = profile.config.timing_when_up();
         let answer = [Payload::IdResponder(our_id)]
             .into_iter()
             //= RFC 7296 3.7 SHOULD 2: what is asked for is sent

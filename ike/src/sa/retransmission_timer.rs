@@ -16,11 +16,22 @@ const ESP_ARRIVES: Duration = Duration::from_secs(60);
 /// five minutes.
 const PEER_MAY_MOVE: Duration = Duration::from_secs(300);
 
+/// Number of transmissions of a request to a peer for which we have patience. RFC 7296 2.4 suggests
+/// at least a dozen over at least several minutes.
+const PATIENT_TRANSMISSIONS: u32 = 12;
+/// Factor by which each delay between them is longer than the one before it. If they doubled, a
+/// dozen would take half an hour. With the default of half a second for the first one, the last
+/// transmission is two and a half minutes after the first, and the peer is given up one and a half
+/// minutes later.
+const PATIENT_GROWTH: (u32, u32) = (8, 5);
+
 /// Whether a request is repeated although all its transmissions are used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Persistence {
     /// No: the peer counts as dead.
     None,
+    /// Up to [`PATIENT_TRANSMISSIONS`], at intervals that grow by [`PATIENT_GROWTH`].
+    Patient,
     /// At the last interval for [`ESP_ARRIVES`], since ESP from the peer arrives.
     EspArrives,
     /// At intervals that go on growing, for [`PEER_MAY_MOVE`].
@@ -32,13 +43,16 @@ pub(crate) enum Persistence {
 pub(crate) struct RetransmissionTimer {
     begun: Instant,
     sent: u32,
+    /// The delay before `next`. It never becomes shorter, although the reasons to go on may change
+    /// while a request is repeated.
+    wait: Duration,
     next: Instant,
 }
 
 impl RetransmissionTimer {
     /// Starts the timer at the first transmission of a request.
     pub(crate) fn begin(timing: &Timing, now: Instant) -> Self {
-        Self { begun: now, sent: 1, next: now + timing.retransmit }
+        Self { begun: now, sent: 1, wait: timing.retransmit, next: now + timing.retransmit }
     }
 
     /// Returns the number of transmissions. Transmissions beyond the limit, which happen while ESP
@@ -63,20 +77,24 @@ impl RetransmissionTimer {
         grows: bool,
         now: Instant,
     ) -> Option<()> {
-        let (patient, end) = (persistence == Persistence::PeerMayMove, self.begun + PEER_MAY_MOVE);
-        if self.sent < limit || (patient && now < end) {
+        let moves = persistence == Persistence::PeerMayMove;
+        let patient = persistence == Persistence::Patient;
+        let limit = if patient { limit.max(PATIENT_TRANSMISSIONS) } else { limit };
+        let last = if grows { u32::MAX } else { timing.transmissions.saturating_sub(1) };
+        if self.sent < limit || (moves && now < self.begun + PEER_MAY_MOVE) {
             self.sent = self.sent.saturating_add(1);
+            let (times, by) = if patient { PATIENT_GROWTH } else { (2, 1) };
+            //= RFC 7296 2.4 MUST 6: waits double
+            if self.sent <= last && !mutation!("waits_do_not_grow") {
+                self.wait = self.wait.saturating_mul(times) / by;
+            }
         } else {
             //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
             Some(()).filter(|()| persistence == Persistence::EspArrives && now < self.begun + ESP_ARRIVES)?;
         }
-        let sent = if mutation!("waits_do_not_grow") { 1 } else { self.sent };
-        let last = if grows { u32::MAX } else { timing.transmissions.saturating_sub(1) };
-        let doublings = sent.min(last).saturating_sub(1);
-        //= RFC 7296 2.4 MUST 6: waits double
-        self.next = now + timing.retransmit.saturating_mul(2_u32.saturating_pow(doublings));
-        if patient && self.sent > limit {
-            self.next = self.next.min(end);
+        self.next = now + self.wait;
+        if moves && self.sent > limit {
+            self.next = self.next.min(self.begun + PEER_MAY_MOVE);
         }
         Some(())
     }
@@ -129,6 +147,38 @@ mod tests {
         assert_eq!(at.pop(), Some(Instant::new(PEER_MAY_MOVE)));
         let seconds: Vec<f32> = at.iter().map(|at| at.since_start().as_secs_f32()).collect();
         assert_eq!(seconds, [0.5, 1.5, 3.5, 7.5, 15.5, 31.5, 63.5, 127.5, 255.5]);
+    }
+
+    #[test]
+    fn a_peer_for_which_we_have_patience_is_asked_a_dozen_times_over_minutes() {
+        let timing = Timing::default();
+        let mut timer = RetransmissionTimer::begin(&timing, Instant::default());
+        let mut at = vec![timer.next().since_start()];
+        while timer.advance(&timing, timing.transmissions, Persistence::Patient, true, timer.next()).is_some() {
+            at.push(timer.next().since_start());
+        }
+        assert!(at.windows(3).all(|at| at[2] - at[1] > at[1] - at[0]), "{at:?}");
+        assert!((180..300).contains(&at[11].as_secs()), "{at:?}");
+        assert_eq!(timer.sent(), PATIENT_TRANSMISSIONS);
+    }
+
+    #[test]
+    fn waits_grow_whatever_reasons_for_patience_come_and_go() {
+        let reasons = [Persistence::None, Persistence::Patient, Persistence::PeerMayMove];
+        for pattern in 0..3_usize.pow(8) {
+            let timing = Timing::default();
+            let mut timer = RetransmissionTimer::begin(&timing, Instant::default());
+            let (mut last, mut before) = (Duration::ZERO, Duration::ZERO);
+            for step in 0..8 {
+                let wait = timer.next().since_start() - before;
+                assert!(wait > last, "{pattern}: {wait:?} after {last:?}");
+                (last, before) = (wait, timer.next().since_start());
+                let reason = reasons[pattern / 3_usize.pow(step) % 3];
+                if timer.advance(&timing, timing.transmissions, reason, true, timer.next()).is_none() {
+                    break;
+                }
+            }
+        }
     }
 
     #[test]

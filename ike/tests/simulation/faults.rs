@@ -21,8 +21,9 @@ use crate::oracle::octets::{FLAG_INITIATOR, Header, exchange, notify, payload};
 use crate::peers::{SECOND, name, peer, with_children};
 
 /// Maximum time for recovery after the network has healed, seconds. It is longer than all delays
-/// after failures, the lifetime of half-open IKE SAs, and the time until a dead IKE SA is detected.
-const RECOVERY: u64 = 240;
+/// after failures, the lifetime of half-open IKE SAs, and the five minutes for which a responder
+/// with MOBIKE repeats a request to a peer that has forgotten the IKE SA.
+const RECOVERY: u64 = 310;
 
 /// One run, determined by a seed.
 pub struct Run {
@@ -96,6 +97,12 @@ impl Run {
                     config.timing.authentication_lifetime = SECOND * authentication_lifetime;
                     config.timing.transmissions = transmissions;
                     config.timing.idle_liveness = 30 * SECOND;
+                    // Patience must end within the time for recovery. Like reports of sources, it
+                    // leaves the other runs as they were.
+                    if seed % 8 == 3 {
+                        config.timing.patient = true;
+                        config.timing.retransmit = Duration::from_millis(200);
+                    }
                     configs[us].push(config);
                 }
             }

@@ -122,6 +122,91 @@ pub fn a_peer_whose_ike_daemon_is_gone_is_given_up_after_a_minute_although_its_e
     assert!((60..65).contains(&after.as_secs()), "{after:?}");
 }
 
+/// Returns how many IKE SAs both ends gave up in an hour in which a fifth of the datagrams of each
+/// direction was lost.
+fn given_up_at_a_fifth_lost(seed: u64, patient: bool) -> usize {
+    let mut pair = Pair::new(seed, LinkQuality::RELIABLE).both(|config| {
+        config.timing.patient = patient;
+        config.timing.child_lifetime = 120 * SECOND;
+    });
+    pair.start();
+    pair.network.run_for(10 * SECOND);
+    pair.assert_connected();
+    pair.network.quality = LinkQuality { loss_percent: 20, ..LinkQuality::LOSSY };
+    pair.network.run_for(3600 * SECOND);
+    let gone = |(_, event): &&(Duration, Event)| matches!(event, Event::IkeDown { reason: DownReason::Timeout, .. });
+    let given_up = pair.network.nodes.iter().map(|node| node.events.iter().filter(gone).count()).sum();
+    pair.network.quality = LinkQuality::RELIABLE;
+    pair.network.run_for(300 * SECOND);
+    pair.assert_connected();
+    given_up
+}
+
+#[test]
+fn a_peer_for_which_we_have_patience_is_not_given_up_in_an_hour_in_which_a_fifth_of_the_datagrams_is_lost() {
+    for seed in 0..4 {
+        assert_eq!(given_up_at_a_fifth_lost(seed, true), 0, "seed {seed}");
+    }
+    let quick = given_up_at_a_fifth_lost(0, false);
+    assert!(quick >= 5, "the loss is too small to show anything: {quick} without patience");
+}
+
+#[test]
+pub fn a_peer_for_which_we_have_patience_is_found_again_soon_after_a_restart_and_given_up_in_the_end() {
+    for seed in 0..4 {
+        let mut pair = Pair::reporting_esp(seed, LinkQuality::RELIABLE).both(|config| config.timing.patient = true);
+        pair.b_config.initiate = false;
+        pair.start();
+        pair.traffic(10 * SECOND);
+        pair.network.watch = false;
+        pair.network.restart(pair.b);
+        pair.start_b();
+        traffic_unwatched(&mut pair, 12 * SECOND);
+        assert_eq!(given_up(&pair), None);
+        pair.traffic(SECOND);
+        // The forgotten IKE SA ends when its next transmission is due.
+        pair.network.run_for(10 * SECOND);
+        pair.assert_connected();
+
+        pair.network.watch = false;
+        pair.network.nodes[pair.b].down = true;
+        let died = pair.network.now;
+        let asked = pair.network.nodes[pair.a].endpoint.sent_requests();
+        traffic_unwatched(&mut pair, 260 * SECOND);
+        let after = given_up(&pair).expect("the dead peer is given up") - died;
+        assert!((225..245).contains(&after.as_secs()), "{after:?}");
+        let sent = pair.network.nodes[pair.a].endpoint.sent_requests();
+        assert_eq!(sent.liveness_checks - asked.liveness_checks, 1);
+        assert!(sent.retransmissions - asked.retransmissions >= 11, "{sent:?} after {asked:?}");
+    }
+}
+
+#[test]
+fn a_peer_with_two_addresses_is_given_up_as_soon_as_without_patience() {
+    let mut pair = Pair::reporting_esp(6, LinkQuality::RELIABLE).both(|config| config.timing.patient = true);
+    pair.a_config.remotes.push("10.0.0.3:500".parse().unwrap());
+    pair.start();
+    pair.traffic(10 * SECOND);
+    pair.network.watch = false;
+    pair.network.nodes[pair.b].down = true;
+    let died = pair.network.now;
+    traffic_unwatched(&mut pair, 12 * SECOND);
+    let after = given_up(&pair).expect("the dead peer is given up") - died;
+    assert!(after <= Duration::from_millis(9600), "{after:?}");
+}
+
+#[test]
+fn each_retransmission_is_counted() {
+    let mut pair = connected(7);
+    pair.network.nodes[pair.b].down = true;
+    let before = pair.network.nodes[pair.a].endpoint.sent_requests();
+    let b_name = pair.b_name.clone();
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.check_liveness(&b_name, now, env));
+    pair.network.run_for(5 * SECOND);
+    let after = pair.network.nodes[pair.a].endpoint.sent_requests();
+    assert_eq!(after.retransmissions - before.retransmissions, 3);
+}
+
 #[test]
 pub fn an_ike_sa_that_a_restarted_peer_has_forgotten_goes_soon_after_its_successor_came() {
     for seed in 0..20 {

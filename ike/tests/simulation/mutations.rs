@@ -71,6 +71,10 @@ const TESTS: &[(&str, fn())] = &[
     ("signs of life", liveness::a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost),
     ("idle peer", liveness::an_idle_peer_is_asked_every_two_minutes),
     ("unanswered ESP", liveness::the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check),
+    (
+        "patience",
+        liveness::a_peer_for_which_we_have_patience_is_found_again_soon_after_a_restart_and_given_up_in_the_end,
+    ),
     ("superseded IKE SA", liveness::an_ike_sa_that_a_restarted_peer_has_forgotten_goes_soon_after_its_successor_came),
     ("several CHILD_SAs", children::each_child_sa_is_rekeyed_by_itself_and_the_others_stay),
     ("too many CHILD_SAs", children::a_child_sa_beyond_the_limit_is_refused_and_the_others_stay),

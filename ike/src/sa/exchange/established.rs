@@ -92,6 +92,9 @@ impl IkeSa {
                         return SaStep::Closed(CloseReason::Timeout);
                     }
                     self.report_silence(cx);
+                    if self.profile.config.initiate && self.channel.needs_patience(cx.now) {
+                        step = SaStep::Reauthenticate;
+                    }
                     self.try_other_addresses(cx);
                 }
                 Timer::Liveness => self.probe_if_silent(cx),
