@@ -268,7 +268,8 @@ impl HostReconciler {
             isolated,
             bridges: names(true),
         };
-        let desired_table = Firewall::desired(&self.config, &desired, addresses, links, uplink.pod_mtu);
+        let mtu = uplink::mtu_for_mss(&observed, &self.config.bridge, uplink.pod_mtu);
+        let desired_table = Firewall::desired(&self.config, &desired, addresses, links, mtu);
         let mut found = RulesetChanges::default();
         let firewall = self.table.reconcile(desired_table, desired.complete, rules, &mut found).await;
         if read_settings {
