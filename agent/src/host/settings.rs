@@ -1,5 +1,5 @@
-//! The settings of the host that are read from files: sysctls, and the name servers. They are dozens
-//! of files, so they are not read in passes that only follow a change of peers.
+//! The settings of the host that are read from files: sysctls, and the name servers. They are
+//! dozens of files, so they are not read in passes that only follow a change of peers.
 
 use std::net::IpAddr;
 
