@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use edge_types::api::TunnelCount;
 use edge_types::shared_files::{SegmentsFile, VIEW_FILE};
@@ -26,7 +26,8 @@ use super::{node_identity, tls, view_file};
 use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Measurement, Membership, UplinkFacts};
-use crate::state_dir::{ChangeLog, StateDir, StateDirError, segments_file};
+use crate::state_dir::segments_file::{self, SegmentsOfView};
+use crate::state_dir::{ChangeLog, StateDir, StateDirError};
 
 /// The controller client, shared by the agent's tasks.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ pub struct ControllerClient {
     pub(super) consistency: std::sync::Mutex<ViewConsistency>,
     /// Writes the current view to disk.
     pub(super) view_file: std::sync::Mutex<ChangeLog>,
+    /// What the last view wrote to `segments.json`; `None` if that is unknown.
+    segments_on_disk: std::sync::Mutex<Option<SegmentsOfView>>,
     /// Set while this node may have lost the controller because of the current view.
     pub(super) unconfirmed: watch::Sender<Option<UnconfirmedView>>,
     pub(super) taken_back: std::sync::Mutex<Option<TakenBackView>>,
@@ -84,6 +87,7 @@ impl ControllerClient {
         let bypass = Arc::new(GuardBypass::new(channels.uplink.clone()));
         let client = Self {
             view_file: std::sync::Mutex::new(view_file::log(state.path())),
+            segments_on_disk: std::sync::Mutex::default(),
             config: channels.config,
             state,
             clock: channels.clock,
@@ -278,7 +282,11 @@ impl ControllerClient {
         if !same_networks {
             self.mark_unconfirmed(current.as_ref(), &view)?;
         }
-        self.write_segments(current.clone(), view.clone()).await?;
+        // Most views differ only in peers.
+        let mtu = self.uplink.borrow().pod_mtu;
+        if current.is_none() || *self.segments_on_disk() != Some(SegmentsOfView::new(&view, mtu)) {
+            self.write_segments(current.clone(), view.clone()).await?;
+        }
         let former_networks = match self.former_networks() {
             none if same_networks && none.is_empty() => none,
             _ => self.update_former_networks(current.as_deref(), &view)?,
@@ -379,7 +387,16 @@ impl ControllerClient {
         view: Arc<NodeView>,
     ) -> Result<SegmentsFile, StateDirError> {
         let mtu = self.uplink.borrow().pod_mtu;
-        self.on_disk(move |state| segments_file::follow_view(state, previous.as_deref(), &view, mtu)).await
+        *self.segments_on_disk() = None;
+        let written = SegmentsOfView::new(&view, mtu);
+        let file =
+            self.on_disk(move |state| segments_file::follow_view(state, previous.as_deref(), &view, mtu)).await?;
+        *self.segments_on_disk() = Some(written);
+        Ok(file)
+    }
+
+    fn segments_on_disk(&self) -> MutexGuard<'_, Option<SegmentsOfView>> {
+        self.segments_on_disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `work` on a thread that may block, because `work` waits for the lock that the plugin

@@ -17,6 +17,8 @@ pub(super) struct LinkRequirements {
     guard: GuardConfig,
     hub_routes: Vec<IpNetwork>,
     complete: bool,
+    /// Whether there is any tunnel, so that policies must not be bypassed.
+    tunnels: bool,
     given: InternalAddresses,
 }
 
@@ -27,6 +29,7 @@ impl LinkRequirements {
             guard: desired.guard.clone(),
             hub_routes: desired.hub_routes.clone(),
             complete: desired.complete,
+            tunnels: !desired.tunnels.is_empty(),
             given: given.clone(),
         }
     }
@@ -82,6 +85,12 @@ mod tests {
         assert_ne!(LinkRequirements::of(&before, &none), LinkRequirements::of(&incomplete, &none));
         let routed = Desired { hub_routes: networks(&["10.77.0.0/16"]), ..before.clone() };
         assert_ne!(LinkRequirements::of(&before, &none), LinkRequirements::of(&routed, &none));
+        // Without any tunnel, sysctls that turn policies off are left alone.
+        let mut with_tunnel = before.clone();
+        let peer = crate::desired::tests::peer("edge-1", edge_types::Role::Edge, "192.0.2.1:500", &[], &[]);
+        let of_peer = crate::desired::tests::membership(edge_types::Role::Hub, &["10.77.1.0/26"], &[], vec![peer]);
+        with_tunnel.tunnels = Desired::compute(&crate::desired::tests::config(""), &[], Some(&of_peer)).tunnels;
+        assert_ne!(LinkRequirements::of(&before, &none), LinkRequirements::of(&with_tunnel, &none));
         let given = [(edge_ike::PeerName::new("gateway"), vec!["10.9.0.1".parse().unwrap()])].into();
         assert_ne!(LinkRequirements::of(&before, &none), LinkRequirements::of(&before, &given));
     }

@@ -22,6 +22,7 @@
 //! - [`obstacles`]: rules of other programs that drop pods' packets.
 //! - `sysctls`: the kernel settings for forwarding and router advertisements, and those that turn
 //!   policies off.
+//! - `settings`: when sysctls and name servers are read, and what was found last.
 //! - [`reconciler`]: the loop that brings the host to its desired state.
 
 pub mod firewall;
@@ -39,6 +40,7 @@ mod pod_bridge;
 mod reading_pace;
 pub mod reconciler;
 mod routes;
+mod settings;
 mod sysctls;
 mod uplink;
 

@@ -28,13 +28,12 @@ use super::obstacles::{self, Obstacle, PodRequirements};
 use super::path_mtu_routes::PathMtuRoutes;
 use super::pod_bridge::{PodBridge, bridge_addresses};
 use super::reading_pace::{FULL_CHECK, ReadingPace};
-use super::sysctls::Sysctls;
+use super::settings::{HostSettings, SysctlRequirements};
 use super::{HostState, PathMtus, RouteEntry, peer_routes, routes, uplink};
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::incidents::Incidents;
 use crate::membership::UplinkFacts;
-use crate::underlay;
 
 /// Delay after a notification from rtnetlink, since several notifications often arrive together.
 const SETTLE: Duration = Duration::from_millis(60);
@@ -65,10 +64,12 @@ pub struct HostReconciler {
     bridge: PodBridge,
     table: InetTable,
     bridge_table: BridgeTable,
-    sysctls: Sysctls,
+    settings: HostSettings,
     obstacles: Obstacles,
     /// Whether one of the plugin's tables changed during a pass, so that the pass must be repeated.
     again: bool,
+    /// Whether the pass is made only because the desired state has changed.
+    only_desired: bool,
     guarded: Option<GuardConfig>,
     guard_failure: Option<String>,
     /// The routes through hubs, as installed by the task that maintains them.
@@ -91,9 +92,10 @@ impl HostReconciler {
         internal: watch::Receiver<InternalAddresses>,
         path_mtus: watch::Receiver<PathMtus>,
     ) -> Self {
-        let (table, sysctls) = (InetTable::new(incidents.clone()), Sysctls::new(&config.state_dir, &config.run_dir));
         Self {
             bridge: PodBridge::new(config.clone(), incidents.clone()),
+            settings: HostSettings::new(&config),
+            table: InetTable::new(incidents.clone()),
             config,
             incidents,
             desired,
@@ -102,11 +104,10 @@ impl HostReconciler {
             internal,
             path_mtus,
             handle: None,
-            table,
             bridge_table: BridgeTable::default(),
-            sysctls,
             obstacles: Obstacles::default(),
             again: false,
+            only_desired: false,
             guarded: None,
             guard_failure: None,
             hub_routes: watch::channel(vec![]).1,
@@ -171,6 +172,7 @@ impl HostReconciler {
                         if outcome.is_err() {
                             return Ok(());
                         }
+                        self.only_desired = true;
                     }
                     _ = full_check.tick() => {}
                     _ = reclaim.tick() => self.reclaim_leases().await,
@@ -216,21 +218,26 @@ impl HostReconciler {
         let desired = self.desired.borrow_and_update().clone();
         let given = self.internal.borrow_and_update().clone();
         let requirements = LinkRequirements::of(&desired, &given);
+        let only_desired = std::mem::take(&mut self.only_desired);
         let read = self.must_read() || self.adapted_to.as_ref() != Some(&requirements);
         let observed = if read { self.read(&handle, &desired).await? } else { self.observed.borrow().clone() };
+        // A change of peers alone requires no other settings. Forwarding waits for the table.
+        let read_settings = read || !only_desired || !self.state.borrow().firewall;
         let guarded = requirements.guarded.clone();
         self.adapted_to = Some(requirements);
         self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let mut uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
-        uplink.underlay.resolvers = underlay::host_resolvers(&self.config.resolvers_behind_tunnels);
-
         let forward = [true, false].map(|ipv4| {
             let routed = desired.hub_routes.iter().chain(&desired.guard.cluster_ranges);
             routed.chain(&desired.guard.segments).any(|network| network.is_ipv4() == ipv4)
         });
         let guards = !guarded.is_empty() || !desired.tunnels.is_empty();
-        let mut settings = self.sysctls.prepare(&observed, &self.config.bridge, forward, guards, &self.incidents);
+        if read_settings {
+            let needs = SysctlRequirements { forward, guards };
+            self.settings.read(&observed, &self.config, needs, &self.incidents);
+        }
+        uplink.underlay.resolvers = self.settings.resolvers().to_vec();
         if read {
             let sources = internal_addresses::sources(&desired, &observed, &given);
             self.reconcile_guard(&desired, &guarded, &bridge, sources);
@@ -253,7 +260,7 @@ impl HostReconciler {
         let names = |bridges: bool| {
             links.iter().filter(move |link| !bridges || link.bridge).map(|link| link.name.clone()).collect()
         };
-        let isolated = settings.ours.map(|ours| if ours { names(false) } else { vec![] });
+        let isolated = self.settings.turned_on().map(|ours| if ours { names(false) } else { vec![] });
         let addresses = tunnel_sources(&observed, &desired, &bridge);
         let links = FirewallLinks {
             pod_bridges: observed.pod_bridges(&self.config.bridge),
@@ -261,19 +268,19 @@ impl HostReconciler {
             isolated,
             bridges: names(true),
         };
-        let desired_table = Firewall::desired(&self.config, &desired, addresses, links, uplink.pod_mtu);
+        let mtu = uplink::mtu_for_mss(&observed, &self.config.bridge, uplink.pod_mtu);
+        let desired_table = Firewall::desired(&self.config, &desired, addresses, links, mtu);
         let mut found = RulesetChanges::default();
         let firewall = self.table.reconcile(desired_table, desired.complete, rules, &mut found).await;
-        if firewall {
-            self.sysctls.forward(&observed, &self.config.bridge, forward, &mut settings);
+        if read_settings {
+            self.settings.forward(&observed, &self.config.bridge, forward, firewall);
         }
         // All earlier changes of the agent's table have been handled.
         self.again |= found.bridge || found.pods_table;
         self.rules_changed(RulesetChanges { ours: false, ..found });
         self.obstacles.update(self.pod_requirements(&desired), &observed).await;
-        let mut all_obstacles = settings.obstacles;
-        let not_forwarding = forward.into_iter().zip(self.sysctls.forwarding_is_off()).any(|(needs, off)| needs && off);
-        all_obstacles.extend(self.table.obstacle(not_forwarding));
+        let mut all_obstacles = self.settings.obstacles().to_vec();
+        all_obstacles.extend(self.table.obstacle(self.settings.is_forwarding_missing(forward)));
         all_obstacles.extend(self.bridge.obstacles(&observed));
         all_obstacles.extend(peer_routes::obstacle(&desired));
         all_obstacles.extend(uplink::mtu_obstacle(&observed, &self.config.bridge, self.config.mtu));

@@ -101,6 +101,14 @@ pub(super) fn small_uplink(observed: &NetworkState, bridge: &str, pod_mtu: u32) 
         .filter(|mtu| pod_mtu <= IPV6_MIN_MTU && *mtu < Encapsulation::LARGEST.outer(pod_mtu))
 }
 
+/// Returns the MTU to which the MSS of TCP connections through tunnels is lowered, in bytes:
+/// `pod_mtu`, or what fits through the uplink with the smallest MTU if that is less. Because of
+/// IPv6, pods cannot have an MTU below 1280, but their TCP connections can send smaller packets.
+pub(super) fn mtu_for_mss(observed: &NetworkState, bridge: &str, pod_mtu: u32) -> u32 {
+    let (uplinks, others) = links_outside(observed, bridge);
+    smallest_mtu(&uplinks, &others).map_or(pod_mtu, |uplink| self::pod_mtu(uplink).min(pod_mtu))
+}
+
 /// Returns an obstacle if the configured MTU of pods is too large for the uplink.
 pub(super) fn mtu_obstacle(observed: &NetworkState, bridge: &str, configured: Option<u32>) -> Option<Obstacle> {
     let (uplinks, others) = links_outside(observed, bridge);
@@ -230,12 +238,15 @@ mod tests {
             let mut host = host();
             host.links[1].mtu = mtu;
             let pod_mtu = uplink(&host, "ecni0", &[], None).pod_mtu;
-            (pod_mtu, small_uplink(&host, "ecni0", pod_mtu))
+            (pod_mtu, mtu_for_mss(&host, "ecni0", pod_mtu), small_uplink(&host, "ecni0", pod_mtu))
         };
-        assert_eq!(with_uplink(1500), (1418, None));
-        assert_eq!(with_uplink(1364), (1282, None));
-        assert_eq!(with_uplink(1363), (1280, Some(1363)));
-        assert_eq!(with_uplink(1280), (1280, Some(1280)));
+        assert_eq!(with_uplink(1500), (1418, 1418, None));
+        assert_eq!(with_uplink(1364), (1282, 1282, None));
+        // TCP connections of pods fit through these uplinks nevertheless.
+        assert_eq!(with_uplink(1363), (1280, 1278, Some(1363)));
+        assert_eq!(with_uplink(1280), (1280, 1198, Some(1280)));
+        let unlimited = mtu_for_mss(&NetworkState::default(), "ecni0", 1400);
+        assert_eq!((unlimited, mtu_for_mss(&NetworkState::default(), "ecni0", 0)), (1400, 0));
         let mut host = host();
         host.links[1].mtu = 1400;
         assert_eq!(small_uplink(&host, "ecni0", 1500), None, "a configured MTU that is too large is an obstacle");

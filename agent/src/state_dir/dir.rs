@@ -192,7 +192,9 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>, StateDirError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(io_error("opening", path)(error)),
     };
-    let mut bytes = Vec::new();
+    // With the right capacity, the file is read by one call and another one that finds its end.
+    let size = file.metadata().map_or(0, |metadata| metadata.len().min(MAX_FILE));
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default() + 1);
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io_error("reading", path))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(StateDirError::Damaged {
@@ -250,14 +252,14 @@ pub fn read_layout<T: DeserializeOwned>(
     struct Layout {
         version: u64,
     }
-    // A file without a layout number is damaged. In that case, reading the whole file returns an
+    let path = directory.join(name);
+    let Some(bytes) = read_file(&path)? else { return Ok(None) };
+    // A file without a layout number is damaged. In that case, parsing the whole file returns an
     // error that describes the damage.
-    if let Ok(Some(Layout { version: found })) = read_json(directory, name, advice)
-        && found > u64::from(known)
-    {
-        return Err(StateDirError::Newer { path: directory.join(name), found, known });
+    match parse_json(&path, &bytes, advice) {
+        Ok(Layout { version: found }) if found > u64::from(known) => Err(StateDirError::Newer { path, found, known }),
+        _ => parse_json(&path, &bytes, advice).map(Some),
     }
-    read_json(directory, name, advice)
 }
 
 /// Replaces a file as [`durable::replace_file`] does, with [`StateDirError`] as the error.

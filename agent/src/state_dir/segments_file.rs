@@ -45,6 +45,29 @@ pub fn follow_view(
     })
 }
 
+/// The part of a view that [`follow_view`] writes, with the pods' MTU.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SegmentsOfView {
+    segments: Vec<IpNetwork>,
+    cluster_ranges: Vec<IpNetwork>,
+    networks: Vec<IpNetwork>,
+    hub_networks: Vec<IpNetwork>,
+    mtu: u32,
+}
+
+impl SegmentsOfView {
+    /// Returns the part of a view. `mtu` is in bytes.
+    pub fn new(view: &NodeView, mtu: u32) -> Self {
+        Self {
+            segments: view.segments.clone(),
+            cluster_ranges: view.cluster_ranges.clone(),
+            networks: view.networks.clone(),
+            hub_networks: hub_networks(view),
+            mtu,
+        }
+    }
+}
+
 /// Returns the networks that hubs front for this edge, each once. Empty for a node in the cloud,
 /// because it is part of these networks.
 fn hub_networks(view: &NodeView) -> Vec<IpNetwork> {

@@ -418,7 +418,7 @@ impl Driver {
                 self.environment.incidents.error(format!("peer {name}: {error}"));
             }
         }
-        self.assign_reqids(&changes);
+        self.assign_reqids(&changes, now);
         for name in &changes.set {
             let hub = self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
             if self.environment.reqids.set_hub(name, hub) {
@@ -492,7 +492,7 @@ impl Driver {
         sent.iter().for_each(|(peer, event)| self.check_path_mtu(peer, event, now));
     }
 
-    fn assign_reqids(&mut self, changes: &PeerChanges) {
+    fn assign_reqids(&mut self, changes: &PeerChanges, now: Instant) {
         let reqids = &mut self.environment.reqids;
         let outcome = if self.desired.complete && !self.settled {
             let tunnels = self.desired.tunnels.iter();
@@ -505,7 +505,7 @@ impl Driver {
             // Until the desired state is complete, reqids stay assigned, since a later view may
             // name their peers.
             let gone: &[PeerName] = if self.desired.complete { &changes.gone } else { &[] };
-            reqids.assign_changes(children, gone)
+            reqids.assign_changes(children, gone, now)
         };
         if let Err(error) = outcome {
             self.environment.incidents.error(format!("reqids cannot be written to disk: {error}"));

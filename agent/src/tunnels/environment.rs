@@ -40,9 +40,9 @@ impl KernelEnvironment {
         self.reqids.of_sas(peer, purpose)
     }
 
-    /// Writes to disk those reqids of parts that are not on disk yet and are due at `now`.
+    /// Writes to disk those changes of reqids that are not on disk yet and are due at `now`.
     pub(super) fn save_reqids(&mut self, now: Instant) {
-        if let Err(error) = self.reqids.save_parts(now) {
+        if let Err(error) = self.reqids.save_due_changes(now) {
             self.incidents.error(format!("reqids cannot be written to disk: {error}"));
         }
     }

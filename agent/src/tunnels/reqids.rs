@@ -18,9 +18,11 @@ use crate::state_dir::{ChangeLog, make_private, read_json_with_changes};
 /// Name of the file in the state directory.
 const FILE: &str = "reqids.json";
 
-/// Time for which a change of parts waits for further changes before the file is written. The peer
-/// chooses the parts, and should not be able to cause a write to disk with every choice.
-const PARTS_UNSAVED: Duration = Duration::from_secs(1);
+/// Time for which a change that may wait is joined with further ones before the file is written:
+/// a change of parts, since the peer chooses them and should not be able to cause a write to disk
+/// with every choice, and the release of a former peer's reqids, which may as well happen after a
+/// restart.
+const UNSAVED: Duration = Duration::from_secs(1);
 
 /// The reqids of each peer, and the file that stores them.
 #[derive(Debug)]
@@ -34,7 +36,8 @@ pub(super) struct Reqids {
     /// Reqids of parts of configured children. The peer determines which parts exist, so their
     /// number is limited as in `SaTable`.
     parts: HashMap<PeerName, BTreeMap<Purpose, u32>>,
-    /// Changes of the parts that are not in the file yet, in the form that is written to the file.
+    /// Changes that are not in the file yet, in the form that is written to the file. They are
+    /// about parts and about former peers, so there are at most as many as reqids.
     unsaved: BTreeMap<String, Option<u32>>,
     /// The time of the oldest change that is not in the file.
     unsaved_since: Option<Instant>,
@@ -162,22 +165,18 @@ impl Reqids {
         ended.into_iter().map(change).collect()
     }
 
-    /// Returns the time at which [`Self::save_parts`] has changes to write.
+    /// Returns the time at which [`Self::save_due_changes`] has changes to write.
     pub(super) fn save_due(&self) -> Option<Instant> {
-        self.unsaved_since.map(|since| since + PARTS_UNSAVED)
+        self.unsaved_since.map(|since| since + UNSAVED)
     }
 
-    /// Writes changes of the parts that are due at `now`. Fails if the file cannot be written. In
-    /// that case the reqids are used nevertheless, and the next change of parts causes another
-    /// attempt.
-    pub(super) fn save_parts(&mut self, now: Instant) -> io::Result<()> {
+    /// Writes the changes that are due at `now`. Fails if the file cannot be written. In that case
+    /// the reqids are used nevertheless, and the next change causes another attempt.
+    pub(super) fn save_due_changes(&mut self, now: Instant) -> io::Result<()> {
         if self.save_due().is_none_or(|due| due > now) {
             return Ok(());
         }
-        self.unsaved_since = None;
-        // If these changes cannot be written, the next attempt writes the whole file.
-        let changes = std::mem::take(&mut self.unsaved);
-        self.save_changes(&changes)
+        self.save_changes()
     }
 
     fn free(&self, name: &str) -> u32 {
@@ -242,14 +241,15 @@ impl Reqids {
     }
 
     /// Assigns reqids as [`Self::assign`] does, but only to those of `children` that have none.
-    /// Removes the reqids of the peers in `gone`. The cost does not depend on the number of other
-    /// peers.
+    /// Removes the reqids of the peers in `gone`, from the file with the next change or after a
+    /// second. The cost does not depend on the number of other peers.
     pub(super) fn assign_changes<'a>(
         &mut self,
         children: impl Iterator<Item = (&'a PeerName, &'a ChildName)>,
         gone: &[PeerName],
+        now: Instant,
     ) -> io::Result<()> {
-        let mut changes: BTreeMap<String, Option<u32>> = BTreeMap::new();
+        let mut released: Vec<(String, Option<u32>)> = Vec::new();
         for peer in gone {
             for name in self.keys(peer) {
                 if let Some(number) = self.numbers.remove(&name)
@@ -257,27 +257,37 @@ impl Reqids {
                 {
                     self.peers.remove(&number);
                 }
-                changes.insert(name, None);
+                released.push((name, None));
             }
-            changes.extend(self.end_parts(peer, |_| true));
+            released.extend(self.end_parts(peer, |_| true));
         }
+        if !released.is_empty() {
+            self.unsaved.extend(released);
+            self.unsaved_since.get_or_insert(now);
+        }
+        let mut assigned = false;
         for (peer, child) in children {
             let name = key(peer, child);
             if self.numbers.get(&name).is_none_or(|number| *number >= TUNNELS) {
                 let number = self.free(&name);
                 self.numbers.insert(name.clone(), number);
                 self.peers.insert(number, peer.clone());
-                changes.insert(name, Some(number));
+                self.unsaved.insert(name, Some(number));
+                assigned = true;
             }
         }
-        self.save_changes(&changes)
+        // The SAs of a new peer must be found after a restart.
+        if assigned { self.save_changes() } else { Ok(()) }
     }
 
-    fn save_changes(&mut self, changes: &BTreeMap<String, Option<u32>>) -> io::Result<()> {
+    fn save_changes(&mut self) -> io::Result<()> {
+        self.unsaved_since = None;
+        // If these changes cannot be written, the next attempt writes the whole file.
+        let changes = std::mem::take(&mut self.unsaved);
         if changes.is_empty() {
             return Ok(());
         }
-        let appended = self.log.append(&serde_json::to_string(changes)?);
+        let appended = self.log.append(&serde_json::to_string(&changes)?);
         if appended.map_err(io::Error::other)? { Ok(()) } else { self.save() }
     }
 
@@ -379,9 +389,9 @@ mod tests {
         let known = Reqids::load(directory.path());
         assert_eq!([&net, &voice].map(|purpose| known.of_purpose(&moon, purpose)), [Some(all[0]), Some(all[1])]);
         assert_eq!(known.of_purpose(&moon, &part), None, "it is not written at once");
-        reqids.save_parts(at(10)).unwrap();
+        reqids.save_due_changes(at(10)).unwrap();
         assert_eq!(reqids.save_due(), Some(at(11)));
-        reqids.save_parts(at(11)).unwrap();
+        reqids.save_due_changes(at(11)).unwrap();
         assert_eq!(reqids.save_due(), None);
         let mut known = Reqids::load(directory.path());
         let voices = known.of_child(&moon, &children[1]);
@@ -450,12 +460,12 @@ mod tests {
         let at = |seconds| Instant::new(Duration::from_secs(seconds));
         for (seconds, part) in (0..).step_by(2).zip(&parts) {
             reqids.assign_part(&peer, part, at(seconds));
-            assert!(reqids.save_parts(at(seconds + 1)).is_err());
+            assert!(reqids.save_due_changes(at(seconds + 1)).is_err());
             assert!(reqids.unsaved.is_empty());
         }
         fs::remove_dir(&in_the_way).unwrap();
         reqids.retain_parts(&peer, &parts[1..], at(1000));
-        reqids.save_parts(at(1001)).unwrap();
+        reqids.save_due_changes(at(1001)).unwrap();
         let known = Reqids::load(directory.path());
         assert_eq!(known.of_purpose(&peer, &parts[0]), None);
         assert_eq!(known.all_of(&peer).len(), parts.len());
@@ -479,8 +489,9 @@ mod tests {
         let mut reqids = Reqids::load(directory.path());
         assign(&mut reqids, &many).unwrap();
         let whole = fs::read(&path).unwrap();
-        reqids.assign_changes([(&new, &child)].into_iter(), &many[17..18]).unwrap();
-        reqids.assign_changes([(&many[3], &child)].into_iter(), &[]).unwrap();
+        let now = Instant::default();
+        reqids.assign_changes([(&new, &child)].into_iter(), &many[17..18], now).unwrap();
+        reqids.assign_changes([(&many[3], &child)].into_iter(), &[], now).unwrap();
         assert_eq!(fs::read(&path).unwrap(), whole, "the file is not written again");
         let changes = fs::read_to_string(directory.path().join(format!("{FILE}.changes"))).unwrap();
         let number = of(&reqids, "new").unwrap().tunnel_number().unwrap();
@@ -510,11 +521,33 @@ mod tests {
         let [moon, moons] = ["moon", "moon-2"].map(PeerName::new);
         let mut reqids = Reqids::load(directory.path());
         let all = children.iter().flat_map(|child| [(&moon, child), (&moons, child)]);
-        reqids.assign_changes(all, &[]).unwrap();
+        let at = |seconds| Instant::new(Duration::from_secs(seconds));
+        reqids.assign_changes(all, &[], at(1)).unwrap();
         let former = reqids.all_of(&moon);
-        reqids.assign_changes(std::iter::empty(), std::slice::from_ref(&moon)).unwrap();
+        let written = fs::read(directory.path().join(FILE)).unwrap();
+        reqids.assign_changes(std::iter::empty(), std::slice::from_ref(&moon), at(2)).unwrap();
         assert_eq!((former.len(), reqids.all_of(&moon).len(), reqids.all_of(&moons).len()), (2, 0, 2));
         assert!(former.iter().all(|reqid| reqids.peer(reqid.raw()).is_none()));
-        assert_eq!(Reqids::load(directory.path()).all_of(&moons), reqids.all_of(&moons));
+        // Many peers that leave one after the other cause one write to disk.
+        reqids.save_due_changes(at(2)).unwrap();
+        assert_eq!(fs::read(directory.path().join(FILE)).unwrap(), written);
+        assert_eq!(reqids.save_due(), Some(at(3)));
+        reqids.save_due_changes(at(3)).unwrap();
+        assert_eq!(reqids.save_due(), None);
+        let known = Reqids::load(directory.path());
+        assert_eq!((known.all_of(&moons), known.all_of(&moon).len()), (reqids.all_of(&moons), 0));
+    }
+
+    #[test]
+    fn a_peer_that_leaves_and_returns_within_a_second_has_its_reqid_in_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (child, moon, now) = (ChildName::new(DEFAULT_CHILD), PeerName::new("moon"), Instant::default());
+        let mut reqids = Reqids::load(directory.path());
+        reqids.assign_changes([(&moon, &child)].into_iter(), &[], now).unwrap();
+        reqids.assign_changes(std::iter::empty(), std::slice::from_ref(&moon), now).unwrap();
+        reqids.assign_changes([(&moon, &child)].into_iter(), &[], now).unwrap();
+        assert_eq!(reqids.save_due(), None);
+        assert!(of(&reqids, "moon").is_some());
+        assert_eq!(of(&Reqids::load(directory.path()), "moon"), of(&reqids, "moon"));
     }
 }

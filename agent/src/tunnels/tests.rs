@@ -6,7 +6,7 @@ use std::net::UdpSocket;
 use std::path::Path;
 
 use edge_ike::config::{Cipher, Mode, NextLayer};
-use edge_ike::{ChildId, ChildName, ChildSa, IkeId, PeerName, Purpose, Secret};
+use edge_ike::{ChildId, ChildName, ChildSa, IkeId, Instant, PeerName, Purpose, Secret};
 use edge_xfrm::events::Event;
 use edge_xfrm::{
     Algorithm, Encap, Error, EspKey, Limits, Policy, Replay, Reqid, SaDirection, SaParams, Selector, Xfrm,
@@ -182,7 +182,8 @@ fn policies_of_tunnels_that_were_down() {
     let wanted = desired(&config);
     let child = ChildName::new(DEFAULT_CHILD);
     let mut reqids = Reqids::load(&config.state_dir);
-    reqids.assign_changes(wanted.tunnels.keys().map(|name| (name, &child)), &[]).unwrap();
+    let children = wanted.tunnels.keys().map(|name| (name, &child));
+    reqids.assign_changes(children, &[], Instant::default()).unwrap();
     // What an earlier run, which has negotiated these selectors, left.
     let ssh = NextLayer { protocol: 6, local_port: None, remote_port: Some(22) };
     let mut xfrm = Xfrm::open().unwrap();

@@ -72,7 +72,7 @@ pub struct Firewall {
     /// Bridges among the isolated interfaces. With br_netfilter, bridged packets look as if they
     /// were forwarded from a bridge to itself.
     pub bridges: Vec<String>,
-    /// MTU of packets in tunnels, bytes; 0 if unknown.
+    /// MTU to which the MSS of TCP connections through tunnels is lowered, bytes; 0 if unknown.
     pub mtu: u32,
 }
 

@@ -318,8 +318,9 @@ impl Firewall {
         }
     }
 
-    /// Lowers the MSS of TCP connections through tunnels to fit the pods' MTU, and the MTU of the
-    /// route to the peer if that is smaller, since path MTU discovery often fails.
+    /// Lowers the MSS of TCP connections through tunnels to fit the pods' MTU and this node's
+    /// uplink, and the MTU of the route to the peer if that is smaller, since path MTU discovery
+    /// often fails.
     fn mss(&self, commands: &mut Commands) {
         commands.chain("mss-forward", "filter", "forward", BEFORE_OTHERS);
         commands.chain("mss-output", "filter", "output", BEFORE_OTHERS);
