@@ -3,6 +3,7 @@
 
 mod client;
 mod ends;
+mod on_demand;
 mod subnets;
 mod transport;
 mod variants;
@@ -90,6 +91,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "libreswan/client-responder",
         "pluto asks edge-agent for an address in the tunnel, its own address changes, and it comes again (it fails the check of MOBIKE)",
         client::responder,
+    ),
+    scenario(
+        "libreswan/on-demand-initiator",
+        "edge-agent sets the tunnel to pluto up by the first packet, closes it when it is idle, and again after pluto has closed it",
+        on_demand::initiator,
+    ),
+    scenario(
+        "libreswan/on-demand-responder",
+        "pluto sets the tunnel to edge-agent up by a packet (auto=ondemand), also after pluto has closed it",
+        on_demand::responder,
     ),
 ];
 

@@ -2,7 +2,9 @@
 //! tunnel between them.
 
 mod daemon;
+pub(super) mod fragments;
 pub(super) mod movement;
+pub(super) mod on_demand;
 
 use std::time::Duration;
 
