@@ -92,7 +92,9 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
     // The capture also has what arrives, a second time after decryption.
     let clear = "(ip and src net 10.1.0.0/24) or (ip6 and src net fd01::/64)";
     wire.expect_none_so_far(clear)?;
-    // An unencrypted packet of the LAN shows that the capture works.
+    // An unencrypted packet of the LAN shows that the capture works. A running agent would install
+    // its policies again.
+    agent.process().stop()?;
     edge.sh("ip xfrm policy flush")?;
     neighbour.reaches(FAR[0], Duration::from_millis(200))?;
     wire.wait_for(clear)?;
