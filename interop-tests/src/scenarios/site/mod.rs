@@ -5,6 +5,7 @@ mod daemon;
 pub(super) mod fragments;
 pub(super) mod movement;
 pub(super) mod on_demand;
+pub(super) mod revoked;
 
 use std::time::Duration;
 

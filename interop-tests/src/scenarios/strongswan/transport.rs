@@ -26,7 +26,19 @@ pub(super) fn run(lab: &Lab, initiator: Initiator, (ours, theirs): (&str, &str))
     if initiator == Initiator::Moon {
         wait::for_event("charon to get through", || charon.initiate_child("net"))?;
     }
-    pings_and_rekeys(lab, (edge, &mut agent, theirs), (moon, &charon, ours), false)
+    pings_and_rekeys(lab, (edge, &mut agent, theirs), (moon, &charon, ours), false)?;
+    agent.process().stop()?;
+    agent.command(&["down"])?;
+    charon.forget()?;
+
+    let forced = agent_toml(initiator, ours, theirs).replace("[[peer.child]]", "encap = \"force\"\n[[peer.child]]");
+    let mut agent = Agent::start_with(lab, edge, &forced, "debug")?;
+    agent.wait_ready()?;
+    if initiator == Initiator::Moon {
+        wait::for_event("charon to get through", || charon.initiate_child("net"))?;
+    }
+    lab.step("encap = \"force\"");
+    pings_and_rekeys(lab, (edge, &mut agent, theirs), (moon, &charon, ours), true)
 }
 
 /// Runs transport mode with the initiator behind a NAT: each host names its own address and the one
