@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-use super::child::{ChildMode, ChildSection, DEFAULT_CHILD, MAX_CHILD_SAS, MAX_CHILDREN};
+use super::child::{ChildSection, DEFAULT_CHILD, MAX_CHILD_SAS, MAX_CHILDREN};
 use super::encap::Encap;
 use super::peer_collisions::PeerEnds;
 use super::remote::Remote;
@@ -278,13 +278,6 @@ impl PeerSection {
         }
         if !self.children.is_empty() && own {
             return Err("local_subnets and remote_subnets stand either in [[peer]] or in its [[peer.child]]".into());
-        }
-        let transport = self.children.iter().find(|child| child.mode == ChildMode::Transport);
-        if let Some(child) = transport.filter(|_| self.encap == Encap::Force) {
-            return Err(format!(
-                "[[peer.child]] {:?}: mode = \"transport\" does not work with encap = \"force\"; leave encap out",
-                child.name
-            ));
         }
         if self.children.len() > MAX_CHILDREN {
             return Err(format!("it has {} [[peer.child]]; {MAX_CHILDREN} are the most", self.children.len()));

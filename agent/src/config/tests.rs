@@ -317,7 +317,7 @@ fn a_peer_may_have_several_children_with_networks_proposals_and_ports_of_their_o
 }
 
 #[test]
-fn a_child_may_be_in_transport_mode_between_two_addresses() {
+fn a_child_may_be_in_transport_mode_between_two_addresses_also_in_udp() {
     let voice = "local_subnets = [\"192.0.2.7\"]\nremote_subnets = [\"192.0.2.1/32\"]\nmode = \"transport\"";
     let config = parse(&with_children("mode = \"tunnel\"", voice)).unwrap();
     let peer = config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap();
@@ -325,7 +325,9 @@ fn a_child_may_be_in_transport_mode_between_two_addresses() {
     assert_eq!(modes, [Mode::Tunnel, Mode::Transport]);
     let forced = with_children("", voice)
         .replace("[[peer.child]]\nname = \"net\"", "encap = \"force\"\n[[peer.child]]\nname = \"net\"");
-    assert!(parse(&forced).unwrap_err().to_string().contains("leave encap out"));
+    let config = parse(&forced).unwrap();
+    let peer = config.peers[0].resolve(&config, &mut CrlFiles::default()).unwrap();
+    assert!(peer.force_encapsulation && peer.additional_children[0].mode == Mode::Transport);
 }
 
 #[test]

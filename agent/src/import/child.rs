@@ -41,8 +41,6 @@ pub(super) struct ChildEnds {
     pub(super) local: Option<IpAddr>,
     /// The peer's address, if it is known.
     pub(super) remote: Option<IpAddr>,
-    /// Whether ESP is always encapsulated in UDP.
-    pub(super) force_encapsulation: bool,
 }
 
 /// Translates a child.
@@ -56,7 +54,7 @@ pub(super) fn translate(name: &str, child: &Section, ends: &ChildEnds, report: &
         }
         (ours, theirs) => ours.or(theirs),
     };
-    let transport = is_transport(child, ends, &local_subnets, &remote_subnets, report);
+    let transport = is_transport(child, &local_subnets, &remote_subnets, report);
     Child {
         name: name.to_owned(),
         local_subnets,
@@ -69,13 +67,7 @@ pub(super) fn translate(name: &str, child: &Section, ends: &ChildEnds, report: &
     }
 }
 
-fn is_transport(
-    child: &Section,
-    ends: &ChildEnds,
-    local: &[IpNetwork],
-    remote: &[IpNetwork],
-    report: &mut ImportReport,
-) -> bool {
+fn is_transport(child: &Section, local: &[IpNetwork], remote: &[IpNetwork], report: &mut ImportReport) -> bool {
     match child.get("mode") {
         None | Some("tunnel") => return false,
         Some("transport") => {}
@@ -87,9 +79,6 @@ fn is_transport(
         report
             .problems
             .push(format!("{}: not supported: mode transport between others than one address at each end", child.at));
-    }
-    if ends.force_encapsulation {
-        report.problems.push(format!("{}: not supported: mode transport with encap = yes", child.at));
     }
     true
 }

@@ -103,7 +103,7 @@ fn translate_into(connection: &Section, files: &CredentialFiles<'_>, report: &mu
         start
     };
     let force_encapsulation = connection.get("encap").map(normal) == Some("yes");
-    let ends = ChildEnds { local: addresses.local, remote: addresses.remote_address(), force_encapsulation };
+    let ends = ChildEnds { local: addresses.local, remote: addresses.remote_address() };
     let children = children.iter().map(|(name, child)| child::translate(name, child, &ends, report)).collect();
     Some(Peer {
         local: addresses.local,

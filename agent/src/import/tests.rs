@@ -371,6 +371,7 @@ fn transport_mode_between_the_addresses_of_both_ends_is_carried_over() {
         ("192.0.2.1/32".into(), "192.0.2.2/32".into())
     );
     assert_eq!((child.protocol, child.remote_port), (17, Some(1701)));
-    let (carried_over, text) = findings(&dynamic("encap = yes"));
-    assert!(!carried_over && text.contains("with encap = yes"), "{text}");
+    let forced = dynamic("encap = yes");
+    let peer = &parsed(&forced).peers[0];
+    assert_eq!((peer.encap, peer.children[0].mode), (crate::config::Encap::Force, crate::config::ChildMode::Transport));
 }

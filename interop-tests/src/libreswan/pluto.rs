@@ -136,6 +136,30 @@ impl<'a> Pluto<'a> {
         self.whack(&["--initiate", "--name", Conn::NAME]).map(drop)
     }
 
+    /// Initiates the connection, and does not wait until it is up.
+    ///
+    /// # Errors
+    /// Returns an error if pluto does not answer.
+    pub fn begin(&self) -> Result<()> {
+        self.whack(&["--initiate", "--asynchronous", "--name", Conn::NAME]).map(drop)
+    }
+
+    /// Installs policies by which the first packet initiates the connection (`auto=ondemand`).
+    ///
+    /// # Errors
+    /// Returns an error if pluto refuses it.
+    pub fn wait_for_packet(&self) -> Result<()> {
+        self.whack(&["--route", "--name", Conn::NAME]).map(drop)
+    }
+
+    /// Ends the connection's IKE SA.
+    ///
+    /// # Errors
+    /// Returns an error if pluto does not answer.
+    pub fn terminate(&self) -> Result<()> {
+        self.whack(&["--terminate", "--name", Conn::NAME]).map(drop)
+    }
+
     /// Deletes one CHILD_SA; the IKE SA stays.
     ///
     /// # Errors
@@ -192,6 +216,14 @@ impl<'a> Pluto<'a> {
     /// Returns an error if pluto does not answer.
     pub fn children(&self) -> Result<Vec<ChildSa>> {
         Ok(self.states()?.children)
+    }
+
+    /// Returns whether it has no established SA.
+    ///
+    /// # Errors
+    /// Returns an error if pluto does not answer.
+    pub fn is_idle(&self) -> Result<bool> {
+        Ok(self.states()? == States::default())
     }
 
     fn only_child(&self) -> Result<ChildSa> {

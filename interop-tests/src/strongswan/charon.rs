@@ -97,6 +97,8 @@ pub struct Connection {
     pub esp: String,
     /// More lines for the connection, such as `fragmentation = force`.
     pub more: String,
+    /// More lines for the child, such as `start_action = trap`.
+    pub more_of_child: String,
 }
 
 impl Connection {
@@ -115,6 +117,7 @@ impl Connection {
             ike: "aes256gcm16-prfsha256-x25519".to_owned(),
             esp: "aes256gcm16".to_owned(),
             more: String::new(),
+            more_of_child: String::new(),
         }
     }
 
@@ -173,6 +176,7 @@ impl Connection {
         remote_ts = {remote_ts}
         esp_proposals = {esp}
         rekey_time = 0
+        {more_of_child}
       }}
     }}
   }}
@@ -182,6 +186,7 @@ impl Connection {
             remote = self.remote,
             ike = self.ike,
             more = self.more,
+            more_of_child = self.more_of_child,
             remote_id = self.remote_id,
             local_ts = self.local_ts,
             remote_ts = self.remote_ts,
@@ -331,7 +336,7 @@ impl<'a> Charon<'a> {
     /// Returns an error if no new CHILD_SA is installed in time.
     pub fn rekey_child(&self) -> Result<()> {
         let before: Vec<_> = self.installed()?.iter().map(|child| child.spi_in).collect();
-        self.swanctl(&["--rekey", "--child", "net"])?;
+        self.ask_to_rekey_child()?;
         wait::for_event("charon's new CHILD_SA", || {
             let now = self.installed()?;
             anyhow::ensure!(
@@ -340,6 +345,14 @@ impl<'a> Charon<'a> {
             );
             Ok(())
         })
+    }
+
+    /// Asks charon to rekey the child, and does not wait for the rekey.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such CHILD_SA.
+    pub fn ask_to_rekey_child(&self) -> Result<()> {
+        self.swanctl(&["--rekey", "--child", "net"]).map(drop)
     }
 
     /// Makes charon rekey the IKE SA, and waits until the new one has replaced the old one and has

@@ -1,8 +1,12 @@
 //! Runs edge-agent with static peers against Debian's libreswan, each as initiator and as
 //! responder.
 
+mod certificates;
 mod client;
 mod ends;
+mod nothing_in_common;
+mod on_demand;
+mod selectors;
 mod subnets;
 mod transport;
 mod variants;
@@ -34,12 +38,28 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "libreswan/certificates-initiator",
         "edge-agent initiates with a P-256 certificate, pluto has RSA; identities are the subjects (leftid=%fromcert)",
-        |lab| certificates(lab, Initiator::Edge, KeyKind::P256, KeyKind::Rsa, &["leftauth=rsasig", "rightauth=ecdsa"]),
+        |lab| {
+            both_certificates(
+                lab,
+                Initiator::Edge,
+                KeyKind::P256,
+                KeyKind::Rsa,
+                &["leftauth=rsasig", "rightauth=ecdsa"],
+            )
+        },
     ),
     scenario(
         "libreswan/certificates-responder",
         "pluto initiates with a P-256 certificate (leftid=%fromcert), edge-agent has RSA",
-        |lab| certificates(lab, Initiator::Moon, KeyKind::Rsa, KeyKind::P256, &["leftauth=ecdsa", "rightauth=rsasig"]),
+        |lab| {
+            both_certificates(
+                lab,
+                Initiator::Moon,
+                KeyKind::Rsa,
+                KeyKind::P256,
+                &["leftauth=ecdsa", "rightauth=rsasig"],
+            )
+        },
     ),
     scenario(
         "libreswan/child-lost-initiator",
@@ -91,6 +111,56 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pluto asks edge-agent for an address in the tunnel, its own address changes, and it comes again (it fails the check of MOBIKE)",
         client::responder,
     ),
+    scenario(
+        "libreswan/on-demand-initiator",
+        "edge-agent sets the tunnel to pluto up by the first packet, closes it when it is idle, and again after pluto has closed it",
+        on_demand::initiator,
+    ),
+    scenario(
+        "libreswan/on-demand-responder",
+        "pluto sets the tunnel to edge-agent up by a packet (auto=ondemand), also after pluto has closed it",
+        on_demand::responder,
+    ),
+    scenario(
+        "libreswan/selectors-initiator",
+        "edge-agent initiates a CHILD_SA for one TCP port (leftprotoport=): it carries its packets, and no others",
+        |lab| selectors::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/selectors-responder",
+        "pluto initiates a CHILD_SA for one TCP port (leftprotoport=): it carries its packets, and no others",
+        |lab| selectors::run(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/fragmentation-initiator",
+        "edge-agent initiates with certificates over a path that drops IP fragments: IKE fragments (RFC 7383) both ways",
+        |lab| certificates::fragmentation(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/fragmentation-responder",
+        "pluto initiates with certificates over a path that drops IP fragments: IKE fragments (RFC 7383) both ways",
+        |lab| certificates::fragmentation(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/revoked-initiator",
+        "edge-agent initiates, and pluto's certificate is revoked while the tunnel is up: the tunnel ends, and the status says why",
+        |lab| certificates::revoked(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/revoked-responder",
+        "pluto initiates, and its certificate is revoked while the tunnel is up: the tunnel ends, and the status says why",
+        |lab| certificates::revoked(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/nothing-in-common-initiator",
+        "edge-agent initiates with other IKE proposals, ESP proposals or networks than pluto has: reported, and nothing is left",
+        |lab| nothing_in_common::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/nothing-in-common-responder",
+        "pluto initiates with other IKE proposals, ESP proposals or networks than edge-agent has: reported, and nothing is left",
+        |lab| nothing_in_common::run(lab, Initiator::Moon),
+    ),
 ];
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
@@ -116,7 +186,13 @@ fn psk(lab: &Lab, initiator: Initiator) -> Result<()> {
 
 /// Runs certificates with these keys. With different types of keys pluto needs `auth` lines:
 /// without them it takes each key for RSA.
-fn certificates(lab: &Lab, initiator: Initiator, edge_key: KeyKind, moon_key: KeyKind, auth: &[&str]) -> Result<()> {
+fn both_certificates(
+    lab: &Lab,
+    initiator: Initiator,
+    edge_key: KeyKind,
+    moon_key: KeyKind,
+    auth: &[&str],
+) -> Result<()> {
     let net = lab.build(&Site::plan(initiator))?;
     let site = Site::new(net, initiator)?;
     let authority = Authority::new("lab")?;

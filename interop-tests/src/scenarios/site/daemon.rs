@@ -25,10 +25,20 @@ pub(in crate::scenarios) trait Daemon {
     /// Rekeys the IKE SA, and waits until only the new one is left.
     fn rekey_ike(&self) -> Result<()>;
 
+    /// Returns whether it has neither an IKE SA nor a CHILD_SA.
+    fn is_idle(&self) -> Result<bool>;
+
+    /// Ends the connection's IKE SA.
+    fn terminate(&self) -> Result<()>;
+
     /// Returns whether it sends with a new CHILD_SA as soon as it has answered our rekey, when this
     /// end may not have the keys yet. RFC 7296 2.8 has it wait for a packet or for the deletion of
     /// the old CHILD_SA.
     fn sends_early(&self) -> bool;
+
+    /// Returns whether it, as responder, keeps SAs when the initiator refuses its authentication by
+    /// AUTHENTICATION_FAILED in an INFORMATIONAL exchange (RFC 7296 2.21.2).
+    fn keeps_what_we_refuse(&self) -> bool;
 }
 
 /// SPIs of a CHILD_SA, as the daemon shows them.
@@ -66,7 +76,19 @@ impl Daemon for Charon<'_> {
         Charon::rekey_ike(self)
     }
 
+    fn is_idle(&self) -> Result<bool> {
+        Ok(self.sas()?.is_empty())
+    }
+
+    fn terminate(&self) -> Result<()> {
+        Charon::terminate(self)
+    }
+
     fn sends_early(&self) -> bool {
+        false
+    }
+
+    fn keeps_what_we_refuse(&self) -> bool {
         false
     }
 }
@@ -97,7 +119,19 @@ impl Daemon for Pluto<'_> {
         Pluto::rekey_ike(self)
     }
 
+    fn is_idle(&self) -> Result<bool> {
+        Pluto::is_idle(self)
+    }
+
+    fn terminate(&self) -> Result<()> {
+        Pluto::terminate(self)
+    }
+
     fn sends_early(&self) -> bool {
+        true
+    }
+
+    fn keeps_what_we_refuse(&self) -> bool {
         true
     }
 }

@@ -2,7 +2,10 @@
 //! tunnel between them.
 
 mod daemon;
+pub(super) mod fragments;
 pub(super) mod movement;
+pub(super) mod on_demand;
+pub(super) mod revoked;
 
 use std::time::Duration;
 

@@ -57,16 +57,16 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
     }
     lab.step("rekeyed by each side, nothing is lost");
     // The IKE SA stays without a CHILD_SA, and gets another one.
-    if initiator == Initiator::Edge {
-        charon.terminate_child()?;
-        // Packets before it is there are not held: a ping goes out until one is answered.
-        wait::for_event("a ping after charon has deleted the CHILD_SA", || {
-            let answered = site.edge_pod.reaches("10.2.0.2", Duration::from_millis(500))?;
-            ensure!(answered, "10.2.0.2 does not answer");
-            Ok(())
-        })?;
-        lab.step("charon deletes the CHILD_SA, and a packet brings another one");
-    }
+    let ike = agent.ike_sas("moon")?;
+    charon.terminate_child()?;
+    // Packets before it is there are not held: a ping goes out until one is answered.
+    wait::for_event("a ping after charon has deleted the CHILD_SA", || {
+        let answered = site.edge_pod.reaches("10.2.0.2", Duration::from_millis(500))?;
+        ensure!(answered, "10.2.0.2 does not answer");
+        Ok(())
+    })?;
+    ensure!(agent.ike_sas("moon")? == ike, "the IKE SA was replaced, too");
+    lab.step("charon deletes the CHILD_SA, and a packet brings another one");
 
     // Settings that exclude each other: force at the end that initiates, and never at the other
     // one.

@@ -4,8 +4,11 @@
 mod childless;
 mod children;
 mod configuration_payload;
+mod groups_differ;
 mod migrate;
 mod mobike;
+mod on_demand;
+mod own_lan;
 mod paths;
 mod revoked;
 mod selectors;
@@ -21,7 +24,6 @@ use crate::scenario::{Lab, Needs, Scenario};
 use crate::scenarios::site::{Initiator, SECRET, Site, WRONG_SECRET};
 use crate::strongswan::charon::{Auth, Connection};
 use crate::strongswan::{Authority, Charon, KeyKind, subject};
-use crate::wait;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -185,6 +187,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         |lab| transport::run(lab, Initiator::Moon, transport::IPV6),
     ),
     scenario(
+        "strongswan/transport-nat-initiator",
+        "edge-agent behind a NAT initiates transport mode with charon: pings between the addresses that each side sees, rekeys",
+        |lab| transport::through_nat(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/transport-nat-responder",
+        "charon behind a NAT initiates transport mode with edge-agent: pings between the addresses that each side sees, rekeys",
+        |lab| transport::through_nat(lab, Initiator::Moon),
+    ),
+    scenario(
         "strongswan/transport-refused-initiator",
         "edge-agent asks charon for transport mode and is given a tunnel: it is deleted, and the status says why",
         |lab| transport::refused(lab, Initiator::Edge),
@@ -235,14 +247,34 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         |lab| mobike::behind_nat(lab, Initiator::Moon),
     ),
     scenario(
-        "strongswan/groups-differ-at-rekey",
-        "edge-agent and charon want forward secrecy by different groups: each rekey is refused, and a new IKE SA brings the CHILD_SA",
-        groups_differ_at_rekey,
+        "strongswan/groups-differ-initiator",
+        "edge-agent has initiated; it and charon want forward secrecy by different groups: rekeys are refused, and nothing is lost",
+        |lab| groups_differ::run(lab, Initiator::Edge),
     ),
     scenario(
-        "strongswan/on-demand",
+        "strongswan/groups-differ-responder",
+        "charon has initiated; it and edge-agent want forward secrecy by different groups: rekeys are refused, and nothing is lost",
+        |lab| groups_differ::run(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/on-demand-initiator",
         "edge-agent sets the tunnel to charon up by the first packet, closes it when it is idle, and again after charon has closed it",
-        on_demand,
+        on_demand::initiator,
+    ),
+    scenario(
+        "strongswan/on-demand-responder",
+        "charon sets the tunnel to edge-agent up by a packet (start_action = trap), also after edge-agent has closed it",
+        on_demand::responder,
+    ),
+    scenario(
+        "strongswan/own-lan-initiator",
+        "edge-agent initiates for 0.0.0.0/0 and ::/0, its LAN among them: the LAN's hosts find and reach each other without the tunnel",
+        |lab| own_lan::run(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/own-lan-responder",
+        "charon initiates for 0.0.0.0/0 and ::/0, edge-agent's LAN among them: the LAN's hosts find and reach each other",
+        |lab| own_lan::run(lab, Initiator::Moon),
     ),
     scenario(
         "strongswan/chacha-p256-ipv6",
@@ -250,9 +282,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         paths::chacha_p256_ipv6,
     ),
     scenario(
-        "strongswan/fragmentation",
-        "certificates over a path that drops IP fragments: IKE fragments (RFC 7383) both ways",
-        paths::fragmentation,
+        "strongswan/fragmentation-initiator",
+        "edge-agent initiates with certificates over a path that drops IP fragments: IKE fragments (RFC 7383) both ways",
+        |lab| paths::fragmentation(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/fragmentation-responder",
+        "charon initiates with certificates over a path that drops IP fragments: IKE fragments (RFC 7383) both ways",
+        |lab| paths::fragmentation(lab, Initiator::Moon),
     ),
 ];
 
@@ -272,43 +309,6 @@ fn psk(lab: &Lab, initiator: Initiator) -> Result<()> {
 
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(Auth::Psk(SECRET.to_owned()))])?;
     site.check_tunnel(lab, &mut agent, &charon)
-}
-
-fn on_demand(lab: &Lab) -> Result<()> {
-    let net = lab.build(&Site::plan(Initiator::Edge))?;
-    let mut site = Site::new(net, Initiator::Edge)?;
-    let auth = || Auth::Psk(SECRET.to_owned());
-    let charon = Charon::start(site.moon, &site.connection(auth()))?;
-    let peer = StaticPeer { start: "on-demand", ..site.peer(auth()) };
-    let mut agent = Agent::start(lab, site.edge, "[on_demand]\nidle_timeout = \"2s\"", &[peer])?;
-    agent.wait_ready()?;
-    for _ in 0..2 {
-        agent.wait_phase("moon", "on-demand")?;
-        wait::for_event("charon to have no IKE SA", || {
-            ensure!(charon.sas()?.is_empty(), "it still has one");
-            Ok(())
-        })?;
-        // This single packet sets up the tunnel.
-        ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(60))?, "the first packet was lost");
-    }
-    lab.step("the first packet is answered, and the idle tunnel goes");
-
-    let mut ping = site.edge_pod.ping("10.2.0.2")?;
-    ping.wait_more(3)?;
-    let (ours, theirs) = (agent.wait_up("moon")?, charon.wait_up()?);
-    ensure!((ours.spi_in, ours.spi_out) == (theirs.spi_out, theirs.spi_in), "{ours:x?} and {theirs:x?}");
-    charon.terminate()?;
-    wait::for_event("another tunnel", || {
-        let now = agent.tunnel("moon")?;
-        ensure!(now != ours, "it is still {now:x?}");
-        Ok(())
-    })?;
-    ping.wait_more(3)?;
-    lab.step("charon closes the tunnel, and the next packet brings another one");
-    ping.stop()?;
-    agent.wait_phase("moon", "on-demand")?;
-    site.wire.stop()?;
-    site.wire.expect_none("net 10.0.0.0/8")
 }
 
 fn psk_initiator(lab: &Lab) -> Result<()> {
@@ -431,27 +431,5 @@ fn nothing_in_common(lab: &Lab, initiator: Initiator) -> Result<()> {
         agent.process().stop()?;
         lab.step(&format!("{what} are reported"));
     }
-    Ok(())
-}
-
-fn groups_differ_at_rekey(lab: &Lab) -> Result<()> {
-    let initiator = Initiator::Edge;
-    let net = lab.build(&Site::plan(initiator))?;
-    let site = Site::new(net, initiator)?;
-    let auth = Auth::Psk(SECRET.to_owned());
-    let ike = "aes256gcm16-prfsha256-x25519";
-    let charon = Charon::start(site.moon, &site.connection(auth.clone()).proposals(ike, "aes256gcm16-ecp256"))?;
-    let peer = StaticPeer { esp: vec!["aes256gcm16-x25519".to_owned()], ..site.peer(auth) };
-    let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
-    agent.wait_up("moon")?;
-    charon.wait_up()?;
-    for _ in 0..3 {
-        let before = agent.ike_sas("moon")?;
-        agent.rekey("moon")?;
-        ensure!(agent.ike_sas("moon")? != before, "the CHILD_SA was rekeyed, although the groups differ");
-        charon.wait_up()?;
-        ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "no ping through the tunnel");
-    }
-    agent.process().wait_log("no proposal in common")?;
     Ok(())
 }

@@ -6,9 +6,9 @@ use anyhow::{Result, ensure};
 
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::scenario::Lab;
-use crate::scenarios::site::{Initiator, SECRET, Site};
+use crate::scenarios::site::{Initiator, SECRET, Site, fragments};
 use crate::strongswan::charon::{Auth, Connection};
-use crate::strongswan::{Authority, Charon, KeyKind};
+use crate::strongswan::{Charon, KeyKind};
 use crate::topology::NetworkPlan;
 
 pub(super) fn chacha_p256_ipv6(lab: &Lab) -> Result<()> {
@@ -58,29 +58,15 @@ pub(super) fn chacha_p256_ipv6(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn fragmentation(lab: &Lab) -> Result<()> {
-    let initiator = Initiator::Edge;
+pub(super) fn fragmentation(lab: &Lab, initiator: Initiator) -> Result<()> {
     let net = lab.build(&Site::plan(initiator))?;
     let site = Site::new(net, initiator)?;
-    // Drops IP fragments, as some home routers do.
-    net.node("isp").sh(
-        "nft 'add table ip drop_fragments; add chain ip drop_fragments prerouting { type filter hook prerouting priority -450; };
-              add rule ip drop_fragments prerouting ip frag-off & 0x3fff != 0 drop'",
-    )?;
-    let authority = Authority::new("an authority with a long name so that its certificates are long as well")?;
-    // Names that make the certificates longer than one datagram.
+    fragments::drop_ip_fragments(net)?;
+    let authority = fragments::long_authority()?;
     let moon = Auth::certificate(authority.issue_long("moon.example", KeyKind::P256)?, &authority);
     let charon = Charon::start(site.moon, &Connection { more: "fragmentation = yes".into(), ..site.connection(moon) })?;
     let ours = Auth::certificate(authority.issue_long("edge.example", KeyKind::P256)?, &authority);
     let mut agent = Agent::start(lab, site.edge, "", &[site.peer(ours)])?;
-    agent.wait_up("moon")?;
-    charon.wait_up()?;
-    ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "no ping through the tunnel");
-    // Encrypted fragments, payload 53 (RFC 7383 2.5), behind the non-ESP marker of port 4500: next
-    // payload at offset 16 of the IKE header.
-    let fragments = "udp port 4500 and udp[8:4] = 0 and udp[28] = 53";
-    for (from, who) in [("203.0.113.1", "edge-agent"), ("203.0.113.10", "charon")] {
-        ensure!(!site.wire.packets(&format!("src {from} and {fragments}"))?.is_empty(), "{who} sent no IKE fragment");
-    }
-    Ok(())
+    agent.wait_ready()?;
+    fragments::check(&site, &mut agent, &charon)
 }

@@ -1,5 +1,5 @@
 //! Runs transport mode between a host with edge-agent and a host with charon: pings between the
-//! hosts' own addresses, of both families, are ESP on the wire.
+//! hosts' own addresses, of both families, are ESP on the wire, also through a NAT.
 
 use anyhow::{Result, ensure};
 
@@ -26,14 +26,59 @@ pub(super) fn run(lab: &Lab, initiator: Initiator, (ours, theirs): (&str, &str))
     if initiator == Initiator::Moon {
         wait::for_event("charon to get through", || charon.initiate_child("net"))?;
     }
+    pings_and_rekeys(lab, (edge, &mut agent, theirs), (moon, &charon, ours), false)?;
+    agent.process().stop()?;
+    agent.command(&["down"])?;
+    charon.forget()?;
+
+    let forced = agent_toml(initiator, ours, theirs).replace("[[peer.child]]", "encap = \"force\"\n[[peer.child]]");
+    let mut agent = Agent::start_with(lab, edge, &forced, "debug")?;
+    agent.wait_ready()?;
+    if initiator == Initiator::Moon {
+        wait::for_event("charon to get through", || charon.initiate_child("net"))?;
+    }
+    lab.step("encap = \"force\"");
+    pings_and_rekeys(lab, (edge, &mut agent, theirs), (moon, &charon, ours), true)
+}
+
+/// Runs transport mode with the initiator behind a NAT: each host names its own address and the one
+/// at which it sees the other host (RFC 7296 2.23.1).
+pub(super) fn through_nat(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let (inside, outside, nat) = ("192.168.1.10", "203.0.113.10", "203.0.113.1");
+    let ((home, public), (ours, theirs), (of_moon, of_edge)) = match initiator {
+        Initiator::Edge => (("edge", "moon"), (inside, outside), (outside, nat)),
+        Initiator::Moon => (("moon", "edge"), (outside, nat), (inside, outside)),
+    };
+    let mut plan = NetworkPlan::new();
+    plan.router("isp").on("internet", &["203.0.113.1/24"]).on("home", &["192.168.1.1/24"]).masquerade("internet");
+    plan.host(home).on("home", &["192.168.1.10/24"]).via("192.168.1.1");
+    plan.host(public).on("internet", &["203.0.113.10/24"]).via("203.0.113.1");
+    let net = lab.build(&plan)?;
+    let (edge, moon) = (net.node("edge"), net.node("moon"));
+    let charon = Charon::start_with_file(moon, "edge", &swanctl_conf(of_moon, of_edge, "transport"))?;
+    let mut agent = Agent::start_with(lab, edge, &agent_toml(initiator, ours, theirs), "debug")?;
+    agent.wait_ready()?;
+    if initiator == Initiator::Moon {
+        wait::for_event("charon to get through", || charon.initiate_child("net"))?;
+    }
+    pings_and_rekeys(lab, (edge, &mut agent, theirs), (moon, &charon, of_edge), true)
+}
+
+/// Pings from each host to the address at which it sees the other one, while either side rekeys.
+fn pings_and_rekeys(
+    lab: &Lab,
+    (edge, agent, moon_address): (&Node, &mut Agent, &str),
+    (moon, charon, edge_address): (&Node, &Charon, &str),
+    in_udp: bool,
+) -> Result<()> {
     agent.wait_up("moon")?;
     charon.wait_up()?;
-    let mut pings = [edge.ping(theirs)?, moon.ping(ours)?];
+    let mut pings = [edge.ping(moon_address)?, moon.ping(edge_address)?];
     for ping in &mut pings {
         ping.wait_more(5)?;
     }
     for node in [edge, moon] {
-        expect_transport(node)?;
+        expect_transport(node, in_udp)?;
     }
     lab.step("up, and pings are answered");
     agent.rekey("moon")?;
@@ -43,7 +88,7 @@ pub(super) fn run(lab: &Lab, initiator: Initiator, (ours, theirs): (&str, &str))
         ping.wait_more(5)?;
         ping.stop()?.expect_none_lost()?;
     }
-    expect_transport(edge)?;
+    expect_transport(edge, in_udp)?;
     lab.step("rekeyed by each side, nothing is lost");
     Ok(())
 }
@@ -77,12 +122,12 @@ pub(super) fn refused(lab: &Lab, initiator: Initiator) -> Result<()> {
     Ok(())
 }
 
-fn expect_transport(node: &Node) -> Result<()> {
+fn expect_transport(node: &Node, in_udp: bool) -> Result<()> {
     let states = node.xfrm_states()?;
     let complete: Vec<_> = states.iter().filter(|state| !state.algorithm.is_empty()).collect();
     let used = complete.iter().filter(|state| state.packets > 0).count();
     ensure!(
-        complete.iter().all(|state| state.mode == "transport" && state.encap.is_none()) && used >= 2,
+        complete.iter().all(|state| state.mode == "transport" && state.encap.is_some() == in_udp) && used >= 2,
         "the kernel has {states:?}"
     );
     Ok(())
