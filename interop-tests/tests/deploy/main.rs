@@ -9,12 +9,13 @@
 //! - `install`: tests the files and commands in `docs/install`.
 //! - `layouts`: tests state that earlier releases left on disk.
 //! - `manifests`: checks that `deploy/kubernetes` is the chart with its default values.
-//! - `monitoring`: tests the alert rules.
+//! - `monitoring`: tests the alert rules and the metrics.
 //! - `packages`: tests the Debian packages in a copy of this machine's system.
 //! - `two_machines`: follows the page about two plain machines; `machine`: boots a machine for it.
+//! - `readme`: follows README.
 //! - `sbom`: tests the software bills of materials of the programs.
-//! - `helm`: renders the chart; `pair`: runs a controller and an agent; `programs`: finds workspace
-//!   files and runs programs.
+//! - `helm`: renders the chart; `page`: reads a page with commands; `pair`: runs a controller and
+//!   an agent; `programs`: finds workspace files and runs programs.
 
 mod chart;
 mod cleanup;
@@ -28,8 +29,10 @@ mod machine;
 mod manifests;
 mod monitoring;
 mod packages;
+mod page;
 mod pair;
 mod programs;
+mod readme;
 mod sbom;
 mod two_machines;
 
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         monitoring::TESTS,
         dashboard::TESTS,
         packages::TESTS,
+        readme::TESTS,
         sbom::TESTS,
         two_machines::TESTS,
     ]
