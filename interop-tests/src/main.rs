@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use interop_tests::built_once::{BuiltOnce, CLOUDCORE, CONTAINERD_1_7, CONTAINERD_2_1, EDGECORE};
 use interop_tests::kernel::Purpose;
-use interop_tests::runner::RunOptions;
+use interop_tests::runner::{Labs, RunOptions};
 use interop_tests::scenarios::all;
 use interop_tests::scenarios::interop::summary;
 
@@ -61,6 +61,10 @@ enum Verb {
         /// Open a shell in the lab of a failed scenario, while its programs still run.
         #[arg(long)]
         keep: bool,
+        /// Number of labs that run scenarios at the same time, 1 to 8; each takes up to 2.5 GiB of
+        /// memory.
+        #[arg(long, value_name = "N", default_value = "1", conflicts_with = "keep")]
+        labs: Labs,
     },
     /// Run the demo: a cloud and four edge sites, with a check of every claim.
     ///
@@ -217,8 +221,8 @@ fn main() -> ExitCode {
         Verb::Kube { api_server, argv } => interop_tests::kube::session(api_server, argv),
         Verb::Guest(GuestVerb::Init { dir, .. }) => Ok(interop_tests::guest::init(&dir)),
         Verb::List { json } => interop_tests::runner::list(&all(), json),
-        Verb::Run { names, backend, keep } => {
-            let options = RunOptions { names, backend, keep, ..RunOptions::default() };
+        Verb::Run { names, backend, keep, labs } => {
+            let options = RunOptions { names, backend, keep, labs, ..RunOptions::default() };
             interop_tests::runner::run(&all(), &options, summary)
         }
         Verb::Bench { names, backend } => interop_tests::bench::main(&names, backend),

@@ -29,7 +29,7 @@ pub fn main(scenarios: &[&'static Scenario], name: &str, out: &Path, programs: &
     if !keep {
         end_at_deadline(scenario, out.to_owned(), started);
     }
-    let lab = Lab::new(out, programs, keep);
+    let lab = Lab::new(name, out, programs, keep);
     let ended = catch_unwind(AssertUnwindSafe(|| (scenario.run)(&lab)));
     let outcome = outcome(scenario, started, ended);
     if outcome.result == TestResult::Fail {

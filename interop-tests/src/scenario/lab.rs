@@ -16,7 +16,12 @@ pub struct Lab {
     net: OnceCell<Net>,
     started: Instant,
     terminal: bool,
+    step_prefix: String,
 }
+
+/// Environment variable that asks for the scenario's name before each of its steps: the output of
+/// scenarios that run at the same time is mixed.
+pub(crate) const STEP_NAMES: &str = "EDGE_LAB_STEP_NAMES";
 
 /// The error of a scenario that cannot run on this machine; made by [`skip`].
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +37,12 @@ pub fn skip<T>(why: &str) -> Result<T> {
 }
 
 impl Lab {
-    /// Makes the tools. `terminal` is whether a person watches the scenario on a terminal.
-    pub(crate) fn new(out: &Path, programs: &Path, terminal: bool) -> Self {
+    /// Makes the tools for the scenario of this name. `terminal` is whether a person watches the
+    /// scenario on a terminal.
+    pub(crate) fn new(scenario: &str, out: &Path, programs: &Path, terminal: bool) -> Self {
         let (out, programs) = (out.to_owned(), programs.to_owned());
-        Self { out, programs, net: OnceCell::new(), started: Instant::now(), terminal }
+        let step_prefix = if std::env::var_os(STEP_NAMES).is_some() { format!("{scenario} ") } else { String::new() };
+        Self { out, programs, net: OnceCell::new(), started: Instant::now(), terminal, step_prefix }
     }
 
     /// Returns whether a person watches the scenario, and can type, on a terminal.
@@ -81,6 +88,6 @@ impl Lab {
 
     /// Writes the present step of the scenario to standard error, with the time since its start.
     pub fn step(&self, what: &str) {
-        eprintln!("  {:6.2}s {what}", self.started.elapsed().as_secs_f64());
+        eprintln!("  {}{:6.2}s {what}", self.step_prefix, self.started.elapsed().as_secs_f64());
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use lab::STEP_NAMES;
 pub use lab::{Lab, Skip, skip};
 
 /// A test of whole programs in the lab.
