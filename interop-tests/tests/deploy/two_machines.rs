@@ -56,7 +56,8 @@ fn followed() {
     page.all_have_run_except(&[NOT_RUN]);
 }
 
-/// Builds the Debian packages of the programs that are built already, in a directory below this one.
+/// Builds the Debian packages of the programs that are built already, in a directory below this
+/// one.
 pub(crate) fn packages(directory: &Path) -> PathBuf {
     let packages = directory.join("packages");
     let [programs, _, _] = ["edge-agent", "edge-controller", "edge-cni"].map(built);
