@@ -10,6 +10,7 @@
 //! - `layouts`: tests state that earlier releases left on disk.
 //! - `manifests`: checks that `deploy/kubernetes` is the chart with its default values.
 //! - `monitoring`: tests the alert rules and the metrics.
+//! - `older_programs`: tests the programs of an earlier release together with the present ones.
 //! - `packages`: tests the Debian packages in a copy of this machine's system.
 //! - `two_machines`: follows the page about two plain machines; `machine`: boots a machine for it.
 //! - `readme`: follows README.
@@ -28,6 +29,7 @@ mod layouts;
 mod machine;
 mod manifests;
 mod monitoring;
+mod older_programs;
 mod packages;
 mod page;
 mod pair;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         install::TESTS,
         layouts::TESTS,
         monitoring::TESTS,
+        older_programs::TESTS,
         dashboard::TESTS,
         packages::TESTS,
         readme::TESTS,
