@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo tour time-demo release reproducible cross image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
+.PHONY: demo tour time-demo release reproducible older cross image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -21,6 +21,10 @@ release:
 # Whether two builds of the last commit, in two directories, give the same bytes.
 reproducible:
 	.ci/reproducible
+
+# The programs of the release whose state the tests have, in target/older; with them the tests mix them with the present ones.
+older:
+	.ci/older
 
 # The programs for aarch64 and armv7, with Debian's compilers, started under qemu-user.
 cross:

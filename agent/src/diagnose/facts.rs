@@ -1,13 +1,14 @@
 //! Reads the data for a diagnosis, without changing anything.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use edge_types::error::with_causes;
 
 use super::ike_probe::{self, ProbedAddress};
 use super::port_holders::{self, HeldPort};
+use super::route::{self, Route};
 use super::target::Target;
 use crate::admin;
 use crate::check;
@@ -36,6 +37,8 @@ pub(super) struct Facts {
     pub(super) disk: Result<Disk, String>,
     /// The results of the probes, by peer.
     pub(super) probes: BTreeMap<String, Vec<ProbedAddress>>,
+    /// The routes to the probed addresses, or the reason why there is none.
+    pub(super) routes: BTreeMap<IpAddr, Result<Route, String>>,
     /// XFRM's counters of dropped packets, or the reason why they cannot be read.
     pub(super) drops: Result<Vec<Drops>, String>,
 }
@@ -72,6 +75,8 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
     let mut probes = BTreeMap::new();
     let addresses: Vec<SocketAddr> = probed.iter().flat_map(|(_, addresses)| addresses.clone()).collect();
     let mut outcomes = ike_probe::probe(&addresses).await.into_iter();
+    let remotes: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect::<BTreeSet<_>>().into_iter().collect();
+    let routes = remotes.iter().copied().zip(route::routes(&remotes).await).collect();
     for (peer, addresses) in probed {
         probes.insert(peer, outcomes.by_ref().take(addresses.len()).collect());
     }
@@ -86,6 +91,7 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
         target,
         disk: disk(config),
         probes,
+        routes,
         drops,
     })
 }

@@ -1,8 +1,11 @@
 //! Evaluates the data of a diagnosis and produces a finding for each fact. Causes come before their
 //! effects, so that the first error is the one to correct.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
 use super::facts::{Disk, Drops, Facts, MAX_PROBED_PEERS};
-use super::ike_probe::{ProbeOutcome, ProbedAddress};
+use super::ike_probe::{MAX_SIZE, ProbeOutcome, ProbedAddress};
 use super::port_holders::HeldPort;
 use super::target::Target;
 use crate::check::{Finding, Level, Report};
@@ -226,6 +229,15 @@ fn peers(report: &mut Report, facts: &Facts, status: &Status) {
 
 fn peer(report: &mut Report, facts: &Facts, peer: &PeerReport) {
     let probes = facts.probes.get(&peer.name).map(Vec::as_slice).unwrap_or_default();
+    let remotes: BTreeSet<IpAddr> = probes.iter().map(|probe| probe.address.ip()).collect();
+    for remote in remotes {
+        match facts.routes.get(&remote) {
+            Some(Ok(route)) => report.add(Level::Ok, &peer.name, format!("packets to {remote} {route}")),
+            // Some of a peer's addresses may be of a family that this node does not have.
+            Some(Err(error)) => report.add(Level::Ok, &peer.name, format!("there is no route to {remote}: {error}")),
+            None => {}
+        }
+    }
     ways(report, peer, probes);
     if peer.phase == "up" {
         tunnel(report, peer);
@@ -238,24 +250,32 @@ fn peer(report: &mut Report, facts: &Facts, peer: &PeerReport) {
 fn ways(report: &mut Report, peer: &PeerReport, probes: &[ProbedAddress]) {
     for ProbedAddress { address, outcome } in probes {
         match outcome {
-            ProbeOutcome::Answered { path_mtu } => {
-                let mtu = path_mtu.map_or(String::new(), |mtu| format!(", path MTU {mtu}"));
-                report.add(Level::Ok, &peer.name, format!("an IKE daemon answers at {address}{mtu}"));
-                if let Some(mtu) = path_mtu.filter(|mtu| *mtu < SMALL_PATH_MTU) {
-                    report.add(
-                        Level::Warning,
-                        &peer.name,
-                        format!(
-                            "the path to {address} takes only {mtu} bytes: pods' packets of full size are cut or lost"
-                        ),
-                    );
-                }
-            }
+            ProbeOutcome::Answered { path_mtu, passed } => answered(report, peer, *address, *path_mtu, *passed),
             // What follows from these results is reported once for the peer.
             ProbeOutcome::Silent => report.add(Level::Ok, &peer.name, format!("nothing answers at UDP {address}")),
             ProbeOutcome::Closed => report.add(Level::Ok, &peer.name, format!("UDP {address} is closed")),
             ProbeOutcome::Unsent(error) => report.add(Level::Ok, &peer.name, format!("UDP {address}: {error}")),
         }
+    }
+}
+
+/// Reports that an IKE daemon answers, and the size of packets that the path to it carries.
+fn answered(report: &mut Report, peer: &PeerReport, at: SocketAddr, path_mtu: Option<u32>, passed: Option<u32>) {
+    let known = path_mtu.map_or(String::new(), |mtu| format!(", path MTU {mtu}"));
+    let tried = passed.map_or(String::new(), |size| format!(", packets of {size} bytes pass"));
+    report.add(Level::Ok, &peer.name, format!("an IKE daemon answers at {at}{known}{tried}"));
+    // Larger packets than this one are not tried.
+    let lost = path_mtu.zip(passed).filter(|(path_mtu, size)| size < path_mtu && *size < MAX_SIZE);
+    if let Some((path_mtu, size)) = lost {
+        let what = format!(
+            "packets of {} bytes to {at} get lost although the kernel's path MTU is {path_mtu}, and packets of {size} bytes pass: let ICMP \
+             \"fragmentation needed\" and \"packet too big\" through on the way, or set the link's MTU",
+            path_mtu.min(MAX_SIZE)
+        );
+        report.add(Level::Warning, &peer.name, what);
+    } else if let Some(mtu) = path_mtu.filter(|mtu| *mtu < SMALL_PATH_MTU) {
+        let what = format!("the path to {at} takes only {mtu} bytes: pods' packets of full size are cut or lost");
+        report.add(Level::Warning, &peer.name, what);
     }
 }
 

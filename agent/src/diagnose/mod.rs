@@ -6,12 +6,14 @@
 //! - `ike_probe`: checks whether an IKE daemon answers at an address.
 //! - `port_holders`: finds the programs that hold the agent's UDP ports while no agent answers.
 //! - `target`: finds the peer to which the operator's question refers.
+//! - `route`: asks the kernel for the route to a peer.
 //! - `judgement`: evaluates the data and produces the findings. It does no I/O.
 
 mod facts;
 mod ike_probe;
 mod judgement;
 mod port_holders;
+mod route;
 mod target;
 #[cfg(test)]
 mod tests;

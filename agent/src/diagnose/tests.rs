@@ -115,6 +115,7 @@ fn healthy() -> Facts {
         target: None,
         disk: Ok(Disk { directory: "/var/lib/edge-agent".into(), free_bytes: 1 << 30, read_only: false }),
         probes: Default::default(),
+        routes: Default::default(),
         drops: Ok(vec![]),
     }
 }
@@ -206,7 +207,7 @@ fn what_is_wrong_with_the_node_itself_is_named_before_its_consequences() {
 #[test]
 fn a_tunnel_that_is_not_up_is_explained_by_the_first_thing_on_its_way_that_fails() {
     use ProbeOutcome::{Answered, Closed, Silent, Unsent};
-    let answered = || Answered { path_mtu: Some(1500) };
+    let answered = || Answered { path_mtu: Some(1500), passed: None };
     let unsent = || Unsent("Network is unreachable".into());
     let cases = [
         ("did not accept our pre-shared key", with_probes(&[(500, answered()), (4500, answered())])),

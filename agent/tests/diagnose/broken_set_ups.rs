@@ -153,7 +153,8 @@ fn another_program_that_holds_a_port_of_the_agent_is_named() {
     assert!(conclusion.starts_with("What is wrong: ports: diagnose-") && conclusion.contains(&holder), "{conclusion}");
     assert_eq!(code, Some(1));
     drop(bound);
-    assert!(earth.conclusion(&[]).0.starts_with("What is wrong: agent: "), "the port is free");
+    // A process that another test starts has a copy of the socket until it runs its program.
+    earth.concludes("What is wrong: agent: ");
 }
 
 #[test]

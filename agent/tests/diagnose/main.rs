@@ -15,7 +15,8 @@ use std::process::{Command, Stdio};
 use edge_ike::wire::ExchangeType;
 use etherparse::{SlicedPacket, TransportSlice};
 use interop_tests::netns::{KilledOnDrop, is_root_or_skips};
-use node::{SECRET, joined};
+use interop_tests::wait;
+use node::{HANG, Node, SECRET, joined};
 use pcap_file::pcap::PcapReader;
 
 #[test]
@@ -57,6 +58,47 @@ fn what_keeps_two_agents_apart_is_named() {
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert!(json["conclusion"].as_str().unwrap().starts_with("What is wrong: moon: "), "{json}");
     assert!(!json.to_string().contains("horse"), "no secret");
+}
+
+/// Waits until the diagnosis of the node's peer `moon` has all of these lines, or parts of them.
+fn says_of_moon(earth: &Node, expected: &[&str]) {
+    let found = wait::until(&expected.join(", "), HANG, || {
+        let output = earth.agent(&["diagnose", "moon"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        anyhow::ensure!(expected.iter().all(|words| text.contains(words)), "{text}");
+        Ok(())
+    });
+    found.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn the_route_to_a_peer_and_the_size_of_packets_that_it_carries_are_shown() {
+    if !is_root_or_skips() {
+        return;
+    }
+    for (here, there, at) in
+        [("192.0.2.1", "192.0.2.2", "192.0.2.2:4500"), ("2001:db8::1", "2001:db8::2", "[2001:db8::2]:4500")]
+    {
+        let (earth, moon) = joined();
+        earth.configure(there, SECRET, "");
+        moon.configure(here, SECRET, "");
+        let _agents = (earth.start(), moon.start());
+        let route = format!("packets to {there} leave by cable, with the source {here}");
+        let answers = format!("an IKE daemon answers at {at}, path MTU 1500");
+        says_of_moon(&earth, &[&route, &format!("{answers}, packets of 1500 bytes pass")]);
+        // Large packets vanish without an ICMP error.
+        moon.nft(
+            "table inet t { chain c { type filter hook prerouting priority -500; udp dport 4500 meta length > 1399 drop; }; }",
+        );
+        let lost = format!("packets of 1500 bytes to {at} get lost although the kernel's path MTU is 1500");
+        says_of_moon(&earth, &[&format!("{answers}, packets of 1280 bytes pass"), &lost]);
+        // A router's address on the way.
+        let hop = if here.contains(':') { "2001:db8::9" } else { "192.0.2.9" };
+        earth.ip(&format!("route add {there} via {hop} dev cable"));
+        says_of_moon(&earth, &[&format!("packets to {there} leave by cable through the gateway {hop}")]);
+        earth.ip("link set cable down");
+        says_of_moon(&earth, &[&format!("there is no route to {there}: ")]);
+    }
 }
 
 #[test]

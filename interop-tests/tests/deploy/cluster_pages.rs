@@ -23,13 +23,13 @@ pub(crate) const TESTS: &[Test] = &[("the_pages_about_clusters_are_followed_as_w
 const NAMESPACE: &str = "edge-cni";
 
 /// A directory like that of the repository, with the two programs on the path.
-struct Shell {
+pub(crate) struct Shell {
     plane: ControlPlane,
-    directory: tempfile::TempDir,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 impl Shell {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let (plane, directory) = (ControlPlane::start(name).unwrap(), tempfile::tempdir().unwrap());
         symlink(fs::canonicalize(workspace("deploy")).unwrap(), directory.path().join("deploy")).unwrap();
         let bin = directory.path().join("bin");
@@ -49,7 +49,7 @@ impl Shell {
         command
     }
 
-    fn run(&self, line: &str) -> String {
+    pub(crate) fn run(&self, line: &str) -> String {
         output(&mut self.command(line)).unwrap_or_else(|why| panic!("{line}: {why}"))
     }
 
@@ -117,7 +117,7 @@ fn commands(page: &str) -> Vec<String> {
     lines.filter(|line| line.starts_with("kubectl ") || line.starts_with("helm ")).collect()
 }
 
-fn write_values(page: &str, directory: &Path) {
+pub(crate) fn write_values(page: &str, directory: &Path) {
     let values = blocks(page).into_iter().find(|(language, text)| language == "yaml" && text.contains("segments:"));
     fs::write(directory.join("values.yaml"), values.expect("a file of values").1).unwrap();
 }

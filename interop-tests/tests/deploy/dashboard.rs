@@ -12,7 +12,7 @@ use crate::programs::{output, workspace};
 pub(crate) const TESTS: &[Test] = &[("the_panels_of_the_dashboard_are_whole_and_promtool_reads_each_query", panels)];
 
 /// Returns the names of metrics in a query.
-fn metrics_of(expression: &str) -> Vec<String> {
+pub(crate) fn metrics_of(expression: &str) -> Vec<String> {
     let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let ours = words.filter(|word| ["edge_agent_", "edge_controller_", "process_"].iter().any(|p| word.starts_with(p)));
     ours.map(str::to_owned).collect()
@@ -24,6 +24,14 @@ fn dashboard() -> Value {
 
 fn panels_of(dashboard: &Value) -> Vec<&Value> {
     dashboard["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row").collect()
+}
+
+/// Returns the names of the metrics that the dashboard needs, for panels and variables.
+pub(crate) fn metrics() -> BTreeSet<String> {
+    let dashboard = dashboard();
+    let variables = dashboard["templating"]["list"].as_array().unwrap();
+    let variables = variables.iter().map(|variable| variable["definition"].as_str().unwrap().to_owned());
+    variables.chain(queries(&dashboard)).flat_map(|query| metrics_of(&query)).collect()
 }
 
 /// Returns the dashboard's queries, with values in place of Grafana's variables.

@@ -84,7 +84,7 @@ impl<'a> Machine<'a> {
         let child: Child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let controller = KilledOnDrop(child);
         wait::for_event("the controller", || {
-            output(operator(self.directory).args(["node", "list"])).map_err(anyhow::Error::msg)
+            output(operator(&built("edge-controller"), self.directory).args(["node", "list"])).map_err(anyhow::Error::msg)
         })
         .unwrap();
         controller
@@ -120,7 +120,7 @@ fn join() {
     let machine = Machine::start(directory.path());
     let controller = machine.controller();
     let create = ["token", "create", "--role", "edge", "--ttl", "1h"];
-    let token = output(operator(directory.path()).args(create)).unwrap().trim().to_owned();
+    let token = output(operator(&built("edge-controller"), directory.path()).args(create)).unwrap().trim().to_owned();
     let mut forged: JoinToken = token.parse().unwrap();
     forged.secret = "wrong-and-secret".to_owned().into();
     let forged = forged.encode().to_string();
@@ -158,7 +158,7 @@ fn join() {
     assert!(joined, "{said}; {}", machine.agent_log());
     assert!(said.contains("/etc/edge-cni/token written") && said.contains("connected"), "{said}");
     assert_eq!(machine.reads("/etc/edge-cni/agent.toml"), file);
-    let listed = output(operator(directory.path()).args(["node", "list"])).unwrap();
+    let listed = output(operator(&built("edge-controller"), directory.path()).args(["node", "list"])).unwrap();
     assert!(listed.contains("edge-1"), "{listed}");
 
     // It may be run again, and changes nothing then.

@@ -11,12 +11,14 @@
 //! - `join`: tests `edge-agent join` on a machine whose systemd is played by a script.
 //! - `layouts`: tests state that earlier releases left on disk.
 //! - `manifests`: checks that `deploy/kubernetes` is the chart with its default values.
-//! - `monitoring`: tests the alert rules.
+//! - `monitoring`: tests the alert rules and the metrics.
+//! - `older_programs`: tests the programs of an earlier release together with the present ones.
 //! - `packages`: tests the Debian packages in a copy of this machine's system.
 //! - `two_machines`: follows the page about two plain machines; `machine`: boots a machine for it.
+//! - `readme`: follows README.
 //! - `sbom`: tests the software bills of materials of the programs.
-//! - `helm`: renders the chart; `pair`: runs a controller and an agent; `programs`: finds workspace
-//!   files and runs programs.
+//! - `helm`: renders the chart; `page`: reads a page with commands; `pair`: runs a controller and
+//!   an agent; `programs`: finds workspace files and runs programs.
 
 mod chart;
 mod cleanup;
@@ -31,9 +33,12 @@ mod layouts;
 mod machine;
 mod manifests;
 mod monitoring;
+mod older_programs;
 mod packages;
+mod page;
 mod pair;
 mod programs;
+mod readme;
 mod sbom;
 mod two_machines;
 
@@ -53,8 +58,10 @@ fn main() -> ExitCode {
         join::TESTS,
         layouts::TESTS,
         monitoring::TESTS,
+        older_programs::TESTS,
         dashboard::TESTS,
         packages::TESTS,
+        readme::TESTS,
         sbom::TESTS,
         two_machines::TESTS,
     ]

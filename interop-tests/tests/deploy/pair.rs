@@ -16,9 +16,16 @@ use crate::programs::{built, output};
 pub(crate) const CONTROLLER: &str = "127.0.0.1:9643";
 pub(crate) const AGENT: &str = "127.0.0.1:9644";
 
+/// The executables of the two programs.
+pub(crate) struct Programs {
+    pub(crate) controller: PathBuf,
+    pub(crate) agent: PathBuf,
+}
+
 /// The two running programs. Their state is in `controller` and `agent` below one directory.
 pub(crate) struct Pair {
     directory: PathBuf,
+    programs: Programs,
     namespace: UnnamedNamespace,
     controller: KilledOnDrop,
     agent: KilledOnDrop,
@@ -27,22 +34,28 @@ pub(crate) struct Pair {
 impl Pair {
     /// Starts both programs. An agent without an identity joins under this name.
     pub(crate) fn start(directory: &Path, name: &str) -> Self {
+        let programs = Programs { controller: built("edge-controller"), agent: built("edge-agent") };
+        Self::start_programs(directory, name, programs)
+    }
+
+    /// Starts these programs as [`Self::start`] does.
+    pub(crate) fn start_programs(directory: &Path, name: &str, programs: Programs) -> Self {
         let namespace = UnnamedNamespace::new();
         output(namespace.command("ip").args(["link", "set", "lo", "up"])).unwrap();
         let path = |name: &str| directory.join(name);
         write(&path("controller.toml"), &controller_file(directory));
-        let controller = start(&namespace, directory, "edge-controller", "controller.toml");
+        let controller = start(&namespace, directory, &programs.controller, "controller.toml");
         let joined = path("agent/identity.json").exists();
         if !joined {
             let token = wait::for_event("a token", || {
-                output(operator(directory).args(["token", "create", "--role", "edge", "--ttl", "1h"]))
+                output(operator(&programs.controller, directory).args(["token", "create", "--role", "edge", "--ttl", "1h"]))
                     .map_err(anyhow::Error::msg)
             });
             write(&path("token"), &token.unwrap());
         }
         write(&path("agent.toml"), &agent_file(directory, name, !joined));
-        let agent = start(&namespace, directory, "edge-agent", "agent.toml");
-        Self { directory: directory.to_owned(), namespace, controller, agent }
+        let agent = start(&namespace, directory, &programs.agent, "agent.toml");
+        Self { directory: directory.to_owned(), programs, namespace, controller, agent }
     }
 
     /// Waits until the agent has a view stream.
@@ -72,7 +85,8 @@ impl Pair {
 
     /// Returns the response to an operator's command, as JSON.
     pub(crate) fn operator(&self, arguments: &[&str]) -> serde_json::Value {
-        serde_json::from_str(&output(operator(&self.directory).args(arguments).arg("--json")).unwrap()).unwrap()
+        serde_json::from_str(&output(operator(&self.programs.controller, &self.directory).args(arguments).arg("--json")).unwrap())
+            .unwrap()
     }
 
     /// Stops both programs as systemd does.
@@ -84,18 +98,20 @@ impl Pair {
     }
 }
 
-/// Makes a command of the operator for the controller with its files in this directory.
-pub(crate) fn operator(directory: &Path) -> Command {
-    let mut command = Command::new(built("edge-controller"));
+/// Makes a command of the operator by this program, for the controller with its files in this
+/// directory.
+pub(crate) fn operator(controller: &Path, directory: &Path) -> Command {
+    let mut command = Command::new(controller);
     command.env("EDGE_CONTROLLER_SOCKET", directory.join("admin.sock"));
     command
 }
 
 /// Starts a program of the pair. `nsenter` executes the program in its own process, so a signal
 /// reaches the program.
-fn start(namespace: &UnnamedNamespace, directory: &Path, program: &str, config: &str) -> KilledOnDrop {
-    let log = fs::File::create(directory.join(format!("{program}.log"))).unwrap();
-    let mut command = namespace.command(built(program).to_str().expect("a path in UTF-8"));
+fn start(namespace: &UnnamedNamespace, directory: &Path, program: &Path, config: &str) -> KilledOnDrop {
+    let name = program.file_name().and_then(|name| name.to_str()).expect("a name");
+    let log = fs::File::create(directory.join(format!("{name}.log"))).unwrap();
+    let mut command = namespace.command(program.to_str().expect("a path in UTF-8"));
     command.args(["run", "--config"]).arg(directory.join(config));
     KilledOnDrop(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
 }

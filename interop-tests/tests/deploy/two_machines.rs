@@ -2,14 +2,13 @@
 //! two machines with systemd: each file goes where the page says, and each command runs unchanged.
 //! Only TOKEN stands for the token that was printed before.
 
-use std::cell::RefCell;
-use std::collections::BTreeSet;
-use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use interop_tests::suite::Test;
 
 use crate::machine::{self, Machine};
+use crate::page::Page;
 use crate::programs::{built, output, workspace};
 
 pub(crate) const TESTS: &[Test] = &[("the_page_about_two_machines_is_followed_as_written", followed)];
@@ -18,43 +17,8 @@ pub(crate) const TESTS: &[Test] = &[("the_page_about_two_machines_is_followed_as
 /// packs the programs that are built already, with the same script.
 const NOT_RUN: &str = "make packages";
 
-/// The page, and the commands of it that have run.
-struct Page {
-    text: String,
-    run: RefCell<BTreeSet<String>>,
-}
-
-impl Page {
-    fn read() -> Self {
-        let text = fs::read_to_string(workspace("docs/install/two-machines.md")).unwrap();
-        Self { text, run: RefCell::default() }
-    }
-
-    /// Returns the blocks of code in this language below a heading.
-    fn blocks(&self, heading: &str, language: &str) -> Vec<&str> {
-        let section = self.text.split("\n## ").find(|section| section.starts_with(&format!("{heading}\n")));
-        let section = section.unwrap_or_else(|| panic!("the page has no heading {heading:?}"));
-        let blocks = section.split("\n```").skip(1).step_by(2).filter_map(|block| block.split_once('\n'));
-        blocks.filter(|(of, _)| *of == language).map(|(_, text)| text).collect()
-    }
-
-    /// Returns the commands of a block of shell, which the caller runs.
-    fn commands(&self, heading: &str, block: usize) -> Vec<String> {
-        let text = self.blocks(heading, "sh")[block];
-        let commands: Vec<String> = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
-        self.run.borrow_mut().extend(commands.iter().cloned());
-        commands
-    }
-
-    /// Returns all commands of the page.
-    fn all_commands(&self) -> BTreeSet<String> {
-        let blocks = self.text.split("\n```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
-        blocks.flat_map(str::lines).filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
-    }
-}
-
 /// Returns whether this machine's kernel has ESP. Without it no tunnel comes up.
-fn has_esp() -> bool {
+pub(crate) fn has_esp() -> bool {
     let add = "ip xfrm state add src 192.0.2.1 dst 192.0.2.9 proto esp spi 1 reqid 1 mode tunnel \
                aead 'rfc4106(gcm(aes))' 0x0102030405060708090a0b0c0d0e0f1011121314 128";
     output(Command::new("unshare").args(["--net", "sh", "-c", add])).is_ok()
@@ -64,13 +28,9 @@ fn followed() {
     if let Some(why) = machine::unavailable() {
         panic!("{why}");
     }
-    let page = Page::read();
+    let page = Page::read("docs/install/two-machines.md");
     let directory = tempfile::tempdir().unwrap();
-    let packages = directory.path().join("packages");
-    let [programs, _, _] = ["edge-agent", "edge-controller", "edge-cni"].map(built);
-    let mut build = Command::new(workspace("deploy/debian/build"));
-    build.arg(programs.parent().expect("a directory")).arg(&packages).env("COMPRESSION", "none");
-    output(&mut build).unwrap();
+    let packages = packages(directory.path());
     let boot = |name| Machine::boot(name, &packages, directory.path());
     let (first, second) = (boot("edge-1"), boot("edge-2"));
     first.connect(&second, ["192.0.2.1/24", "192.0.2.9/24"]);
@@ -93,10 +53,18 @@ fn followed() {
     }
     assert!(!first.run("edge-controller node list").contains("edge-1"));
 
-    let mut run = page.run.into_inner();
-    run.insert(page.text.lines().find(|line| line.starts_with(NOT_RUN)).expect("it is on the page").to_owned());
-    let missing: Vec<_> = Page::read().all_commands().difference(&run).cloned().collect();
-    assert!(missing.is_empty(), "these commands of the page do not run here: {missing:?}");
+    page.all_have_run_except(&[NOT_RUN]);
+}
+
+/// Builds the Debian packages of the programs that are built already, in a directory below this
+/// one.
+pub(crate) fn packages(directory: &Path) -> PathBuf {
+    let packages = directory.join("packages");
+    let [programs, _, _] = ["edge-agent", "edge-controller", "edge-cni"].map(built);
+    let mut build = Command::new(workspace("deploy/debian/build"));
+    build.arg(programs.parent().expect("a directory")).arg(&packages).env("COMPRESSION", "none");
+    output(&mut build).unwrap();
+    packages
 }
 
 fn install(page: &Page, machine: &Machine) {

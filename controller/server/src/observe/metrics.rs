@@ -19,6 +19,17 @@ use super::process::Process;
 
 /// Prefix of the names of our metrics.
 const PREFIX: &str = "edge_controller";
+/// The kinds of problems for which joins are usually refused.
+const JOIN_REFUSALS: [&str; 8] = [
+    "bad-certificate-request",
+    "name-taken",
+    "role-change",
+    "service-account-refused",
+    "token-expired",
+    "token-of-another",
+    "token-unknown",
+    "token-used",
+];
 
 /// All metrics. Clones share their counters and are cheap.
 #[derive(Clone, Debug)]
@@ -243,6 +254,9 @@ impl Metrics {
     fn begin(&self) {
         for action in ["issued", "renewed", "refused"] {
             drop(self.certificates.get_or_create(&ActionLabels { action }));
+        }
+        for kind in JOIN_REFUSALS {
+            drop(self.join_refusals.get_or_create(&KindLabels { kind }));
         }
         for why in [StreamEnd::ReaderGone, StreamEnd::CutOff, StreamEnd::Refused, StreamEnd::Stopping] {
             drop(self.streams_ended.get_or_create(&EndedLabels { why }));

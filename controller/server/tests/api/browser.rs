@@ -198,9 +198,39 @@ const CONTRASTS: &str = "(() => {
         return [(one + .05) / (other + .05), element.outerHTML.slice(0, 80)]; }).sort((a, b) => a[0] - b[0]).slice(0, 3);
 })()";
 
+/// Looks at the lower part of the page: segments as filled bars, open joins, certificates.
+async fn segments_joins_and_certificates(browser: &Browser) {
+    // The width of each part of a bar, in percent of the bar, and what the screen reader says. Each
+    // of the 13 edges holds one of 32 segments of IPv4 and one of 64 of IPv6; 4 are reserved.
+    let bars = browser.value("[...document.querySelectorAll('#ranges .range')].map(range => { const bar = range.querySelector('.bar'); \
+        return [range.innerText.split('\\n')[0].trim(), bar.getAttribute('role'), bar.getAttribute('aria-label'), [...bar.children].map(part => [part.className, \
+        Math.round(100 * part.getBoundingClientRect().width / bar.clientWidth), getComputedStyle(part).height !== '0px'])]; })").await;
+    let expected = json!([
+        ["10.77.0.0/21", "img", "53 percent of 10.77.0.0/21 is taken", [["held", 41, true], ["reserved", 13, true]]],
+        ["fd77::/114", "img", "20 percent of fd77::/114 is taken", [["held", 20, true]]],
+    ]);
+    assert_eq!(bars, expected);
+    let lines = |part: &str| {
+        format!("[...document.querySelectorAll('#{part} li')].map(line => line.innerText.replace(/\\s+/g, ' ').trim())")
+    };
+    let certificates = browser.value(&lines("certificates")).await;
+    let certificates: Vec<&str> = certificates.as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    let [authority, ending] = certificates[..] else { panic!("one node's certificate ends soon: {certificates:?}") };
+    assert!(authority.starts_with("authority ") && authority.ends_with(" left"), "{authority}");
+    assert!(ending.starts_with("rostock-3 ") && ending.ends_with(" left"), "{ending}");
+    let joins = browser.value(&lines("joins")).await.to_string();
+    for words in ["edge, 20 joins left (", "hub hub-3, 1 join left ("] {
+        assert!(joins.contains(words), "{words}: {joins}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_can_be_read_in_the_light_and_in_the_dark_and_on_a_narrow_screen() {
-    let cloud = Arc::new(Cloud::with("reserved = [\"10.77.3.0/24\"]\ncluster_ranges = [\"10.77.0.0/21\", \"fd77::/114\"]\n[page]\nlisten = [\"127.0.0.1:0\"]").await);
+    let cloud = Cloud::with("reserved = [\"10.77.3.0/24\"]\ncluster_ranges = [\"10.77.0.0/21\", \"fd77::/114\"]\n[page]\nlisten = [\"127.0.0.1:0\"]").await;
+    // After five of seven days without a renewal, the node's certificate ends soon.
+    cloud.node("edge", "rostock-3").await;
+    cloud.clock.advance(5 * 86_400);
+    let cloud = Arc::new(cloud);
     let mut nodes = vec![
         connected(&cloud, "hub", "hub-1", None, with_traffic(report(11, 12, &[]), 19_000_000, 170_000_000)).await,
         connected(&cloud, "hub", "hub-2", None, report(12, 12, &[])).await,
@@ -221,7 +251,6 @@ async fn the_page_can_be_read_in_the_light_and_in_the_dark_and_on_a_narrow_scree
     // One node that was connected, and one that never was.
     let gone = nodes.remove(9);
     drop(gone);
-    cloud.node("edge", "rostock-3").await;
     cloud.token_with(json!({"role": "edge", "node": null, "ttl_seconds": 3600, "uses": 20})).await;
     cloud.token("hub", Some("hub-3")).await;
     let at = cloud.clone();
@@ -229,6 +258,7 @@ async fn the_page_can_be_read_in_the_light_and_in_the_dark_and_on_a_narrow_scree
         sign_in(&browser, &at).await;
         browser.wait(&row_says("rostock-3", "never")).await;
         browser.wait("document.getElementById('figures').innerText.includes('2 nodes not connected')").await;
+        segments_joins_and_certificates(&browser).await;
         browser.prefer("prefers-reduced-motion", "reduce").await;
         assert_eq!(browser.value("getComputedStyle(document.querySelector('.live .mark')).animationName").await, "none");
         let mut grounds = Vec::new();

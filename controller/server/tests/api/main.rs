@@ -14,6 +14,7 @@ mod changes;
 mod clocks;
 mod connection_limits;
 mod connectivity;
+mod import_fabedge;
 mod join;
 mod last_seen;
 mod logs;

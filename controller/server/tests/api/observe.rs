@@ -185,6 +185,44 @@ async fn metrics_count_what_happened_and_every_line_of_them_is_understood() {
 }
 
 #[tokio::test]
+async fn the_first_refusal_of_each_usual_kind_is_an_increase() {
+    let cloud = Cloud::start().await;
+    let kinds = |scrape: &Scrape| -> BTreeMap<String, f64> {
+        let refusals = scrape.samples.iter().filter(|((name, _), _)| name == "edge_controller_join_refusals_total");
+        refusals.map(|((_, labels), count)| (labels["kind"].clone(), *count)).collect()
+    };
+    let before = kinds(&cloud.scrape().await);
+    assert!(before.values().all(|count| *count == 0.0), "{before:?}");
+    cloud.node("edge", "edge-1").await;
+    let csr = request_of(&KeyPair::generate().unwrap());
+    let (used, expired, deleted) =
+        (cloud.token("edge", None).await, cloud.token("edge", None).await, cloud.token("edge", None).await);
+    let (of_another, hub) = (cloud.token("edge", Some("edge-9")).await, cloud.token("hub", Some("edge-1")).await);
+    assert_eq!(cloud.join(&used, "edge-2", &csr).await.0, 200);
+    cloud.operator(Method::DELETE, &format!("/v1/tokens/{}", deleted.id), None).await;
+    let mut refused = Vec::new();
+    for (token, name, csr) in [
+        (&expired, "edge-3", "no request"),
+        (&expired, "edge-1", csr.as_str()),
+        (&hub, "edge-1", &csr),
+        (&of_another, "edge-3", &csr),
+        (&deleted, "edge-3", &csr),
+        (&used, "edge-3", &csr),
+    ] {
+        refused.push(cloud.join(token, name, csr).await);
+    }
+    cloud.clock.advance(3601);
+    refused.push(cloud.join(&expired, "edge-3", &csr).await);
+    let refused: BTreeMap<String, f64> = refused.iter().map(|response| (kind(response).1.to_owned(), 1.0)).collect();
+    assert_eq!(refused.len(), 7, "{refused:?}");
+    // No series is new: this one needs an API server to be refused.
+    let mut expected = refused;
+    expected.insert("service-account-refused".into(), 0.0);
+    assert_eq!(kinds(&cloud.scrape().await), expected);
+    assert!(before.keys().eq(expected.keys()), "{before:?}");
+}
+
+#[tokio::test]
 async fn neither_names_nor_what_a_stranger_makes_up_become_labels() {
     let cloud = Cloud::start().await;
     cloud.node("edge", "edge-1").await;
