@@ -84,7 +84,8 @@ impl<'a> Machine<'a> {
         let child: Child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let controller = KilledOnDrop(child);
         wait::for_event("the controller", || {
-            output(operator(&built("edge-controller"), self.directory).args(["node", "list"])).map_err(anyhow::Error::msg)
+            output(operator(&built("edge-controller"), self.directory).args(["node", "list"]))
+                .map_err(anyhow::Error::msg)
         })
         .unwrap();
         controller

@@ -48,8 +48,11 @@ impl Pair {
         let joined = path("agent/identity.json").exists();
         if !joined {
             let token = wait::for_event("a token", || {
-                output(operator(&programs.controller, directory).args(["token", "create", "--role", "edge", "--ttl", "1h"]))
-                    .map_err(anyhow::Error::msg)
+                output(
+                    operator(&programs.controller, directory)
+                        .args(["token", "create", "--role", "edge", "--ttl", "1h"]),
+                )
+                .map_err(anyhow::Error::msg)
             });
             write(&path("token"), &token.unwrap());
         }
@@ -85,8 +88,10 @@ impl Pair {
 
     /// Returns the response to an operator's command, as JSON.
     pub(crate) fn operator(&self, arguments: &[&str]) -> serde_json::Value {
-        serde_json::from_str(&output(operator(&self.programs.controller, &self.directory).args(arguments).arg("--json")).unwrap())
-            .unwrap()
+        serde_json::from_str(
+            &output(operator(&self.programs.controller, &self.directory).args(arguments).arg("--json")).unwrap(),
+        )
+        .unwrap()
     }
 
     /// Stops both programs as systemd does.
