@@ -12,6 +12,17 @@ use super::labs::{Labs, Setup, run_in_labs};
 use crate::guest::{Backend, choose};
 use crate::kernel::Purpose;
 use crate::scenario::{Outcome, STEP_NAMES, Scenario, TestResult, directory, select};
+use crate::suite::is_ci;
+
+/// Words in the reasons for which a build machine may skip a scenario too. Every other skipped
+/// scenario fails there.
+const SKIPPED_IN_CI: &[&str] = &[
+    // Half an hour of CPU time each, once per machine.
+    "`make edgecore` builds it",
+    "`make cloudcore` builds it",
+    // The lab kernel has it; the kernel of a machine that runs the scenarios itself may not.
+    "have no memory controller",
+];
 
 /// Options of a run.
 #[derive(Debug, Clone, Default)]
@@ -122,11 +133,23 @@ pub fn outcomes(
     let setup = Setup { backend: &backend, out: &out, programs: &programs, env: &env, keep: options.keep };
     let mut all = Vec::new();
     run_in_labs(&setup, queue, options.labs, |outcome| {
+        let outcome = judge(outcome, is_ci());
         ended(&outcome, &directory(&out, &outcome.scenario))?;
         all.push(outcome);
         Ok(())
     })?;
     Ok(all)
+}
+
+/// Turns the outcome of a skipped scenario into a failure on a build machine, unless the reason is
+/// one of [`SKIPPED_IN_CI`].
+fn judge(outcome: Outcome, ci: bool) -> Outcome {
+    let accepted = !ci || SKIPPED_IN_CI.iter().any(|words| outcome.why.contains(words));
+    if outcome.result != TestResult::Skip || accepted {
+        return outcome;
+    }
+    let why = format!("skipped, which fails where CI is set: {}", outcome.why);
+    Outcome { result: TestResult::Fail, why, ..outcome }
 }
 
 /// Chooses a backend and builds the programs, both at the same time, since the lab kernel may have
@@ -140,4 +163,32 @@ fn backend_and_programs(options: &RunOptions) -> Result<(Backend, PathBuf)> {
         let programs = programs.join();
         Ok((backend?, programs.map_err(|_| anyhow::anyhow!("the build of the programs panicked"))??))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SKIPPED_IN_CI, judge};
+    use crate::scenario::{Outcome, TestResult};
+
+    #[test]
+    fn a_build_machine_skips_a_scenario_only_for_a_reason_on_the_list() {
+        let outcome = |result, why: &str| Outcome { scenario: "a/b".into(), result, seconds: 1.0, why: why.into() };
+        let unknown = outcome(TestResult::Skip, "libreswan is not there");
+        assert_eq!(judge(unknown.clone(), false), unknown);
+        let failed = judge(unknown, true);
+        assert_eq!(failed.result, TestResult::Fail);
+        assert!(failed.why.ends_with("libreswan is not there"), "{}", failed.why);
+        for words in SKIPPED_IN_CI {
+            let known = outcome(TestResult::Skip, &format!("x; {words}, y"));
+            assert_eq!(judge(known.clone(), true), known);
+        }
+        let passed = outcome(TestResult::Pass, "at its second run");
+        assert_eq!(judge(passed.clone(), true), passed);
+    }
+
+    #[test]
+    fn the_reason_of_a_missing_edgecore_is_on_the_list() {
+        let text = include_str!("../built_once.rs");
+        assert!(text.contains("`make {name}` builds it"), "the list names these words");
+    }
 }

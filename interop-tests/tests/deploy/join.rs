@@ -74,7 +74,8 @@ impl<'a> Machine<'a> {
 
     fn controller(&self) -> KilledOnDrop {
         let log = fs::File::create(self.directory.join("controller.log")).unwrap();
-        // Without the namespace of process IDs `nsenter` becomes the program, which a signal reaches.
+        // Without the namespace of process IDs `nsenter` becomes the program, which a signal
+        // reaches.
         let mut command = Command::new("nsenter");
         command
             .args(["--target", &self.pid, "--net"])
