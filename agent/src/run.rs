@@ -265,6 +265,7 @@ impl AdminHandler {
             policies: report.policies,
             relayed_pairs: report.relayed_pairs,
             ike: report.ike,
+            refusals: report.refusals,
             obstacles: host.obstacles.clone(),
             dropped,
             host,
