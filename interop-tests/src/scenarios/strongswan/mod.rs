@@ -424,10 +424,13 @@ fn nothing_in_common(lab: &Lab, initiator: Initiator) -> Result<()> {
     for (what, peer, words) in cases {
         let mut agent = Agent::start(lab, site.edge, "", &[peer])?;
         site.check_refusal(&mut agent, &charon, words)?;
-        // As initiator, charon keeps the IKE SA without a CHILD_SA.
-        if !charon.sas()?.is_empty() {
-            charon.terminate()?;
-        }
+        // As initiator, charon keeps the IKE SA without a CHILD_SA. It may also be about to end.
+        wait::for_event("charon to keep no IKE SA", || {
+            if !charon.sas()?.is_empty() {
+                charon.terminate()?;
+            }
+            Ok(())
+        })?;
         agent.process().stop()?;
         lab.step(&format!("{what} are reported"));
     }
