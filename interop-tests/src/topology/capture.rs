@@ -34,8 +34,9 @@ impl Capture {
             &format!("tcpdump-{interface}"),
             namespaces
                 .command("tcpdump")
-                // tcpdump writes each packet at once and stays root.
-                .args(["--immediate-mode", "-U", "-n", "-s", "0", "-B", "8192", "-Z", "root"])
+                // tcpdump writes each packet at once and stays root. Each packet takes up to 64 KiB of the
+                // buffer, so a smaller one overflows when the machine is busy.
+                .args(["--immediate-mode", "-U", "-n", "-s", "0", "-B", "32768", "-Z", "root"])
                 .args(["-i", interface, "-w"])
                 .arg(&file),
         )?;
