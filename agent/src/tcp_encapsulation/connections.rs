@@ -52,7 +52,10 @@ pub struct Connections {
 
 #[derive(Debug, Default)]
 struct Table {
+    /// The number that is tried first for the next connection.
     next: u32,
+    /// Number of connections that were ever added.
+    added: u64,
     open: BTreeMap<TcpConnectionId, Connection>,
     closed: VecDeque<(TcpConnectionId, Ends)>,
 }
@@ -60,6 +63,9 @@ struct Table {
 #[derive(Debug)]
 struct Connection {
     ends: Ends,
+    /// Number of connections that were added before it. Unlike the [`TcpConnectionId`], it is
+    /// never used again.
+    order: u64,
     /// Whether the peer began the connection. Only then do the limits apply.
     accepted: bool,
     /// Whether an IKE SA has been established on it.
@@ -109,10 +115,10 @@ impl Connections {
         if table.open.len() >= MAX_CONNECTIONS {
             return None;
         }
-        let id = TcpConnectionId::new(table.next);
-        table.next = table.next.wrapping_add(1);
+        let id = table.free_id();
         let connection = Connection {
             ends,
+            order: table.added,
             accepted,
             authenticated: false,
             messages: 0,
@@ -120,6 +126,7 @@ impl Connections {
             stream: None,
             reader: None,
         };
+        table.added += 1;
         table.open.insert(id, connection);
         Some(id)
     }
@@ -227,9 +234,10 @@ impl Table {
         let unauthenticated = |table: &Self, of: Option<IpAddr>| -> Vec<TcpConnectionId> {
             let found = table.open.iter().filter(|(_, connection)| connection.is_unauthenticated());
             let found = found.filter(|(_, it)| of.is_none_or(|of| source(it.ends.remote.ip()) == of));
-            found.map(|(id, _)| *id).collect()
+            let mut found: Vec<_> = found.map(|(id, connection)| (connection.order, *id)).collect();
+            found.sort_unstable();
+            found.into_iter().map(|(_, id)| id).collect()
         };
-        // The smallest number is the oldest connection.
         let of_source = unauthenticated(self, Some(source(remote)));
         if let Some(oldest) = of_source.first().filter(|_| of_source.len() >= MAX_UNAUTHENTICATED_OF_SOURCE) {
             self.close(*oldest);
@@ -238,6 +246,18 @@ impl Table {
         let full = all.len() >= MAX_UNAUTHENTICATED || self.open.len() >= MAX_CONNECTIONS;
         if let Some(oldest) = all.first().filter(|_| full) {
             self.close(*oldest);
+        }
+    }
+
+    /// Returns the next number that no open connection has, and no closed one that is still known.
+    /// There are far more numbers than such connections.
+    fn free_id(&mut self) -> TcpConnectionId {
+        loop {
+            let id = TcpConnectionId::new(self.next);
+            self.next = self.next.wrapping_add(1);
+            if !self.open.contains_key(&id) && self.closed.iter().all(|(closed, _)| *closed != id) {
+                return id;
+            }
         }
     }
 
@@ -330,6 +350,22 @@ mod tests {
         let one = *connections.table().open.keys().next().unwrap();
         connections.close(one);
         assert!(connections.add(from("192.0.2.9", 1), true, at(0)).is_some());
+    }
+
+    #[test]
+    fn numbers_that_begin_again_are_those_of_no_other_connection_and_the_oldest_stays_the_oldest() {
+        let connections = Connections::new(4500);
+        let [member, closed] = [accept_member(&connections, 1), accept(&connections, "192.0.2.8", 1)];
+        connections.close(closed);
+        connections.table().next = u32::MAX;
+        let strangers: Vec<_> = (1..=17).map(|port| accept(&connections, "192.0.2.9", port)).collect();
+        assert_eq!(strangers[0], TcpConnectionId::new(u32::MAX));
+        assert!(!strangers.contains(&member) && !strangers.contains(&closed), "{strangers:?}");
+        assert_eq!(connections.ends(member), Some(from("198.51.100.1", 1)));
+        // The oldest has the largest number.
+        let open: Vec<_> = strangers.iter().map(|id| is_open(&connections, *id)).collect();
+        assert_eq!(open.iter().position(|open| !open), Some(0));
+        assert_eq!(open.iter().filter(|open| **open).count(), MAX_UNAUTHENTICATED_OF_SOURCE);
     }
 
     #[test]
