@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use edge_ike::{Instant, PeerName, TcpConnectionId};
+use edge_types::jitter;
 
 /// Time for a hub to answer by UDP before the edge connects to it by TCP.
 const UDP_FIRST: Duration = Duration::from_secs(5);
-/// Time until the next connection after one could not be established, or has ended. It doubles
+/// Maximum time until the next connection after one could not be established, or has ended; at
+/// least half of it. The connections of all edges end together when a hub restarts. It doubles
 /// after each failure, up to [`MAX_WAIT`].
 const MIN_WAIT: Duration = Duration::from_secs(1);
 /// Maximum time between two attempts to connect to a hub.
@@ -243,7 +245,7 @@ impl Hub {
     }
 
     fn again(&mut self, now: Instant) {
-        self.next = Next::Dial(now + self.wait);
+        self.next = Next::Dial(now + jitter::between(self.wait / 2, self.wait));
         self.wait = (self.wait * 2).min(MAX_WAIT);
     }
 }
@@ -334,10 +336,12 @@ mod tests {
             assert_eq!(fallback.next_due(), None, "one attempt at a time");
             fallback.failed(&hub(), "refused".into(), now);
             let next = fallback.next_due().unwrap();
-            waits.push(next.saturating_since(now).as_secs());
+            waits.push(next.saturating_since(now));
             now = next;
         }
-        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+        for (wait, most) in waits.into_iter().zip([1, 2, 4, 8, 16, 32, 60, 60].map(Duration::from_secs)) {
+            assert!((most / 2..=most).contains(&wait), "{wait:?} of {most:?}");
+        }
         assert_eq!(fallback.error(&hub()), Some("refused"));
         assert_eq!(fallback.take_due(now), [Action::Dial(hub())]);
         assert!(fallback.opened(&hub(), ONE, Some(address(4)), now));
@@ -426,5 +430,13 @@ mod tests {
         }
         let all: Vec<_> = (0..100).map(address).collect();
         assert_eq!(fallback.dial_order(&hub(), &all)[1], all[100 - MAX_WITHOUT_IKE_SA..]);
+    }
+
+    #[test]
+    fn edges_whose_connections_end_together_do_not_dial_together() {
+        let mut edges: Vec<_> = (0..100).map(|_| up_by_tcp()).collect();
+        edges.iter_mut().for_each(|edge| edge.ended(ONE, at(10)));
+        let due: std::collections::BTreeSet<_> = edges.iter().filter_map(Fallback::next_due).collect();
+        assert!(due.len() > 50, "{due:?}");
     }
 }
