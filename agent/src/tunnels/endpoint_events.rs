@@ -25,7 +25,7 @@ impl Driver {
         match event {
             Event::IkeUp { peer, ike, local, remote, initiator, details } => {
                 let tcp = TcpConnectionId::of(remote.ip());
-                tcp.into_iter().for_each(|id| self.tcp.connections.authenticated(id));
+                tcp.into_iter().for_each(|id| self.tcp.connections.authenticated(id, &peer));
                 let (local, remote) = (self.tcp.connections.real(local), self.tcp.connections.real(remote));
                 tracing::info!(
                     ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),

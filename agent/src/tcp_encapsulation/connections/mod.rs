@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use edge_ike::{Instant, TcpConnectionId};
+use edge_ike::{Instant, PeerName, TcpConnectionId};
 use rustix::net::SendFlags;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
@@ -25,6 +25,10 @@ const MAX_UNAUTHENTICATED_OF_SOURCE: usize = 64;
 /// Maximum number of connections from one source whose stream prefix has not arrived. At the limit,
 /// the oldest of them is closed.
 const MAX_WITHOUT_PREFIX_OF_SOURCE: usize = 16;
+/// Maximum number of accepted connections of one peer on which IKE SAs have been established: the
+/// one in use, and the one before, on which packets may still be under way. At the limit, the
+/// earlier one is closed.
+const MAX_OF_PEER: usize = 2;
 /// Time for a handshake. A connection whose stream prefix has arrived makes no room before.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Maximum number of messages that are read from a connection that carries no IKE SA yet: enough
@@ -75,8 +79,8 @@ struct Connection {
     order: u64,
     /// Whether the peer began the connection. Only then do the limits apply.
     accepted: bool,
-    /// Whether an IKE SA has been established on it.
-    authenticated: bool,
+    /// The peer with which an IKE SA has been established on it.
+    peer: Option<PeerName>,
     /// Number of messages that were read.
     messages: u32,
     /// Since when it carries no IKE SA; `None` while it carries one.
@@ -98,7 +102,7 @@ impl Drop for Connection {
 
 impl Connection {
     fn is_unauthenticated(&self) -> bool {
-        self.accepted && !self.authenticated
+        self.accepted && self.peer.is_none()
     }
 }
 
@@ -125,7 +129,7 @@ impl Connections {
             ends,
             order: table.added,
             accepted,
-            authenticated: false,
+            peer: None,
             messages: 0,
             unused_since: Some(now),
             stream: None,
@@ -165,11 +169,20 @@ impl Connections {
         !connection.is_unauthenticated() || connection.messages <= MAX_UNAUTHENTICATED_MESSAGES
     }
 
-    /// Records that an IKE SA has been established on a connection.
-    pub fn authenticated(&self, id: TcpConnectionId) {
-        if let Some(connection) = self.table().open.get_mut(&id) {
-            connection.authenticated = true;
-            connection.unused_since = None;
+    /// Records that an IKE SA with a peer has been established on a connection. Closes the peer's
+    /// earlier connections, but for the last one before.
+    pub fn authenticated(&self, id: TcpConnectionId, peer: &PeerName) {
+        let mut table = self.table();
+        let Some(connection) = table.open.get_mut(&id) else { return };
+        connection.peer = Some(peer.clone());
+        connection.unused_since = None;
+        let of_peer = table.open.iter().filter(|(other, it)| **other != id && it.accepted);
+        let of_peer = of_peer.filter(|(_, it)| it.peer.as_ref() == Some(peer));
+        let mut earlier: Vec<_> = of_peer.map(|(id, connection)| (connection.order, *id)).collect();
+        earlier.sort_unstable();
+        let over = (earlier.len() + 1).saturating_sub(MAX_OF_PEER);
+        for (_, id) in earlier.into_iter().take(over) {
+            table.close(id);
         }
     }
 
@@ -248,10 +261,19 @@ impl Table {
         }
         let all = self.unauthenticated(|_| true);
         if all.len() >= MAX_UNAUTHENTICATED || self.is_full() {
-            let Some(id) = giving_way_to(remote, &all, now) else { return false };
+            let unused = || if all.len() < MAX_UNAUTHENTICATED { self.longest_unused() } else { None };
+            let Some(id) = giving_way_to(remote, &all, now).or_else(unused) else { return false };
             self.close(id);
         }
         true
+    }
+
+    /// Returns the accepted connection that carried an IKE SA once, and has carried none for the
+    /// longest time.
+    fn longest_unused(&self) -> Option<TcpConnectionId> {
+        let used_once = self.open.iter().filter(|(_, it)| it.accepted && it.peer.is_some());
+        let unused = used_once.filter_map(|(id, it)| Some((it.unused_since?, it.order, *id)));
+        unused.min().map(|(_, _, id)| id)
     }
 
     fn is_full(&self) -> bool {

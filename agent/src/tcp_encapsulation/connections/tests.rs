@@ -1,4 +1,3 @@
-use edge_ike::PeerName;
 use tokio::net::TcpListener;
 
 use super::*;
@@ -24,7 +23,7 @@ fn is_open(connections: &Connections, id: TcpConnectionId) -> bool {
 fn strangers_of_one_source_make_room_for_each_other_and_for_no_member() {
     let connections = Connections::new(4500);
     let member = accept(&connections, "2001:db8::1", 1);
-    connections.authenticated(member);
+    connections.authenticated(member, &member_of(member));
     let neighbour = accept(&connections, "2001:db8:0:1::1", 1);
     let first = accept(&connections, "2001:db8::2", 1);
     for port in 0..40_000 {
@@ -50,7 +49,7 @@ fn strangers_of_many_sources_never_have_more_than_their_share_and_close_no_membe
 
 fn accept_member(connections: &Connections, port: u16) -> TcpConnectionId {
     let id = accept(connections, "198.51.100.1", port);
-    connections.authenticated(id);
+    connections.authenticated(id, &member_of(id));
     id
 }
 
@@ -103,7 +102,7 @@ fn a_connection_without_an_ike_sa_is_closed_after_a_while_and_after_many_message
     let chatty = accept(&connections, "192.0.2.9", 2);
     assert!((0..MAX_UNAUTHENTICATED_MESSAGES).all(|_| connections.count_message(chatty)));
     assert!(!connections.count_message(chatty));
-    connections.authenticated(chatty);
+    connections.authenticated(chatty, &member_of(chatty));
     assert!(connections.count_message(chatty));
     assert!((0..1000).all(|_| connections.count_message(own)));
     assert!(!connections.count_message(stranger), "it is closed");
@@ -197,7 +196,7 @@ async fn six_hundred_edges_behind_one_address_come_back_within_a_minute_of_the_h
                     edge.ended(id, now);
                     *handshake = None;
                 } else if now >= begun + ROUND_TRIPS {
-                    connections.authenticated(id);
+                    connections.authenticated(id, &member_of(id));
                     up += 1;
                     edge.forget(&hub);
                     *handshake = None;
@@ -221,4 +220,50 @@ async fn six_hundred_edges_behind_one_address_come_back_within_a_minute_of_the_h
             }
         }
     }
+}
+
+/// Returns the name of the only peer on a connection.
+fn member_of(id: TcpConnectionId) -> PeerName {
+    PeerName::new(&format!("{id:?}"))
+}
+
+#[test]
+fn of_one_members_connections_the_last_two_stay_and_those_of_others_are_untouched() {
+    let connections = Connections::new(4500);
+    let (thief, other) = (PeerName::new("thief"), accept_member(&connections, 1));
+    let own = connections.add(from("192.0.2.10", 4500), false, at(0)).unwrap();
+    connections.authenticated(own, &thief);
+    let of_thief: Vec<_> = (0..5_000)
+        .map(|port| {
+            let id = accept(&connections, "192.0.2.9", port);
+            connections.authenticated(id, &thief);
+            id
+        })
+        .collect();
+    let open: Vec<_> = of_thief.iter().copied().filter(|id| is_open(&connections, *id)).collect();
+    assert_eq!(open, of_thief[4_998..]);
+    assert!(is_open(&connections, other));
+    assert!(is_open(&connections, own), "this node has begun it");
+    // A new IKE SA on the earlier connection leaves both.
+    connections.authenticated(open[0], &thief);
+    assert!(open.iter().all(|id| is_open(&connections, *id)));
+}
+
+#[test]
+fn with_all_places_taken_a_members_connection_without_an_ike_sa_makes_room() {
+    let connections = Connections::new(4500);
+    let members: Vec<_> = (0..4096).map(|port| accept_member(&connections, port)).collect();
+    let used = |but: &[usize]| {
+        let used = members.iter().enumerate().filter(|(number, _)| !but.contains(number));
+        used.map(|(_, id)| *id).collect::<BTreeSet<_>>()
+    };
+    connections.close_unused(&used(&[7]), at(10));
+    connections.close_unused(&used(&[5, 7]), at(20));
+    for gone in [7, 5] {
+        let id = connections.add(from("192.0.2.9", 1), true, at(21)).unwrap();
+        assert!(!is_open(&connections, members[gone]));
+        connections.authenticated(id, &member_of(id));
+    }
+    assert_eq!(connections.add(from("192.0.2.9", 1), true, at(21)), None);
+    assert_eq!(connections.table().open.len(), MAX_CONNECTIONS);
 }
