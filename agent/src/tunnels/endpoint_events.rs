@@ -223,7 +223,7 @@ impl Driver {
         }
         match outcome {
             Ok(OutboundSwitchOutcome::Switched) => {}
-            Ok(OutboundSwitchOutcome::NeedsRekey) => self.to_rekey.push(peer.clone()),
+            Ok(OutboundSwitchOutcome::NeedsRekey) => drop(self.to_rekey.insert(peer.clone())),
             Err(error) => {
                 self.environment.incidents.error(format!("peer {peer}: {error}"));
                 self.rekey_at_check(peer);
@@ -254,10 +254,10 @@ impl Driver {
             Ok(true) => {}
             // An SA cannot be moved to another address together with its sequence number, and UDP
             // encapsulation cannot be added or removed. A rekey takes only one exchange.
-            Ok(false) => self.to_rekey.push(peer.clone()),
+            Ok(false) => drop(self.to_rekey.insert(peer.clone())),
             Err(error) => {
                 self.environment.incidents.error(format!("peer {peer}: {error}"));
-                self.to_rekey.push(peer.clone());
+                self.to_rekey.insert(peer.clone());
             }
         }
     }
