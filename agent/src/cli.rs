@@ -49,6 +49,9 @@ enum Command {
     Run {
         #[command(flatten)]
         config: ConfigArgument,
+        /// Log as JSON, one object per line
+        #[arg(long)]
+        log_json: bool,
     },
     /// Make this machine a node: write the configuration and the join token, start the agent's
     /// unit, wait until the node has joined, and show its status
@@ -261,7 +264,7 @@ impl Cli {
         // Called before the configuration is read, because it may contain a pre-shared key.
         hardening::forbid_dumps();
         match self.command {
-            Command::Run { config } => with_config(&config, run::run),
+            Command::Run { config, log_json } => with_config(&config, |config| run::run(config, log_json)),
             Command::Join { config, name, timeout, urls, token } => {
                 let options = join::JoinOptions { urls, file: config, name, timeout: Duration::from_secs(timeout) };
                 let token = zeroize::Zeroizing::new(token);

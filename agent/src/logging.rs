@@ -11,8 +11,9 @@ use tracing::{Span, field};
 use tracing_subscriber::EnvFilter;
 
 /// Logs to standard error. `EDGE_AGENT_LOG` is a filter, e.g. `debug`, `edge_ike=trace` or
-/// `info,[peer{peer=edge-2}]=debug`; `info` if not set.
-pub fn start() {
+/// `info,[peer{peer=edge-2}]=debug`; `info` if not set. With `json`, each line is one object, whose
+/// `spans` contain the names of node and peer.
+pub fn start(json: bool) {
     let filter = EnvFilter::try_from_env("EDGE_AGENT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // netlink-proto traces whole messages, including keys, so its log is always off, regardless of
     // the filter.
@@ -20,11 +21,11 @@ pub fn start() {
         .iter()
         .filter_map(|directive| directive.parse().ok())
         .fold(filter, EnvFilter::add_directive);
-    let _ = tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .try_init();
+        .with_ansi(!json && std::io::stderr().is_terminal());
+    let _ = if json { log.json().try_init() } else { log.try_init() };
 }
 
 /// Creates the span for all events in this agent, `node{node=NAME}`. The name is missing until

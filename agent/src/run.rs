@@ -40,9 +40,9 @@ const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
 const THREADS_WAIT: Duration = Duration::from_secs(1);
 
 /// Runs until SIGTERM or SIGINT, or until a part of the agent fails. The objects in the kernel
-/// stay.
-pub fn run(config: Config) -> anyhow::Result<()> {
-    logging::start();
+/// stay. `log_json` asks for a log of JSON objects.
+pub fn run(config: Config, log_json: bool) -> anyhow::Result<()> {
+    logging::start(log_json);
     let span = logging::node_span();
     let _entered = span.clone().entered();
     check::log_networks_at_both_ends(&config);
@@ -265,6 +265,7 @@ impl AdminHandler {
             policies: report.policies,
             relayed_pairs: report.relayed_pairs,
             ike: report.ike,
+            refusals: report.refusals,
             obstacles: host.obstacles.clone(),
             dropped,
             host,

@@ -82,6 +82,24 @@ fn a_filter_for_one_peer_shows_more_of_it_than_of_another_peer() {
 }
 
 #[test]
+fn a_log_of_json_has_one_object_a_line_with_the_names_of_node_and_peer() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (namespace, file) = (namespace(), configure(directory.path()));
+    let mut agent = namespace.command(env!("CARGO_BIN_EXE_edge-agent"));
+    agent.args(["run", "--log-json", "--config"]).arg(file).stderr(Stdio::piped());
+    let mut child = agent.spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let _running = KilledOnDrop(child);
+    let is_failure = |object: &serde_json::Value| object["level"] == "WARN" && object["spans"][1]["peer"] == "edge-2";
+    let failure = lines.map(|line| serde_json::from_str(&line).unwrap()).find(is_failure).unwrap();
+    assert_eq!(failure["spans"][0]["node"], "edge-1");
+    assert!(failure["fields"]["message"].as_str().is_some_and(|message| message.contains("edge-2")), "{failure}");
+}
+
+#[test]
 fn a_network_at_both_ends_of_a_tunnel_is_a_warning_when_the_agent_starts() {
     if !is_root_or_skips() {
         return;

@@ -360,7 +360,7 @@ _edge__agent() {
             return 0
             ;;
         edge__subcmd__agent__subcmd__run)
-            opts="-c -h --config --name --help"
+            opts="-c -h --config --name --log-json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -41,6 +41,7 @@ complete -c edge-agent -n "__fish_edge_agent_needs_command" -f -a "hold-sockets"
 complete -c edge-agent -n "__fish_edge_agent_needs_command" -f -a "install-cni" -d 'Register the plugin with the container runtime, once this node has its first segment'
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand run" -s c -l config -d 'The TOML file' -r -F
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand run" -l name -d 'This node\'s name. It overrides the name in the file, so that several nodes can share a file' -r
+complete -c edge-agent -n "__fish_edge_agent_using_subcommand run" -l log-json -d 'Log as JSON, one object per line'
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand join" -s c -l config -d 'The TOML file' -r -F
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand join" -l name -d 'This node\'s name, if the token is not bound to a name. (Default: the host name)' -r

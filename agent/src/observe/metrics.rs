@@ -258,6 +258,7 @@ mod tests {
                 liveness_checks: 5,
                 failures: [("timeout".to_owned(), 6)].into(),
             },
+            refusals: vec![],
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],

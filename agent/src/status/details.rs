@@ -252,6 +252,7 @@ mod tests {
             policies: vec![policy(Some(1)), policy(Some(3)), policy(None)],
             relayed_pairs: 0,
             ike: Default::default(),
+            refusals: vec![],
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],
@@ -364,6 +365,25 @@ mod tests {
             details.contains("  path MTU   up to 1418 bytes; not confirmed, since the peer does not answer probes\n"),
             "{details}"
         );
+    }
+
+    #[test]
+    fn initiators_that_were_refused_are_shown_with_address_identity_and_reason() {
+        let refusal = |identity: Option<&str>, times| crate::status::Refusal {
+            at: "2026-11-28T00:00:00Z".into(),
+            from: "192.0.2.9:4500".parse().unwrap(),
+            identity: identity.map(ToOwned::to_owned),
+            error: "no peer has this identity".into(),
+            times,
+        };
+        let status = Status { refusals: vec![refusal(Some("mallory"), 3), refusal(None, 1)], ..status() };
+        let table = crate::status::render(&status);
+        for expected in [
+            "2026-11-28T00:00:00Z refused 192.0.2.9:4500 as mallory: no peer has this identity (3 times)\n",
+            "2026-11-28T00:00:00Z refused 192.0.2.9:4500: no peer has this identity\n",
+        ] {
+            assert!(table.contains(expected), "{table}");
+        }
     }
 
     #[test]

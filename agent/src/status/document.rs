@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,10 @@ pub struct Status {
     /// What IKE has done since the agent started.
     #[serde(default)]
     pub ike: IkeCounters,
+    /// The latest initiators that were refused before they were known as a peer, at most 20, oldest
+    /// first.
+    #[serde(default)]
+    pub refusals: Vec<Refusal>,
     /// Routes, addresses and firewall.
     pub host: HostState,
     /// Obstacles that keep pods' packets from arriving, each with the command that removes it.
@@ -75,6 +79,23 @@ pub struct TunnelsReport {
     pub relayed_pairs: usize,
     /// What IKE has done since the agent started.
     pub ike: IkeCounters,
+    /// The latest initiators that were refused before they were known as a peer, oldest first.
+    pub refusals: Vec<Refusal>,
+}
+
+/// Refusals of an initiator that is not known as a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Time of the last refusal, RFC 3339.
+    pub at: String,
+    /// The initiator's address.
+    pub from: SocketAddr,
+    /// The identity that the initiator sent, if it sent IKE_AUTH.
+    pub identity: Option<String>,
+    /// The reason.
+    pub error: String,
+    /// Number of refusals with this identity and reason from this address.
+    pub times: u32,
 }
 
 /// What IKE has done since the agent started.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use comfy_table::{Table, presets};
 
-use super::document::{ChildStatus, NotCarried, PeerReport, Status};
+use super::document::{ChildStatus, NotCarried, PeerReport, Refusal, Status};
 use crate::incidents::IncidentKind;
 
 /// Renders the status as text for a terminal.
@@ -99,6 +99,11 @@ pub fn render(status: &Status) -> String {
     );
     if status.relayed_pairs > 0 {
         let _ = writeln!(text, "relay between {} pairs of nodes", status.relayed_pairs);
+    }
+    for Refusal { at, from, identity, error, times } in &status.refusals {
+        let identity = identity.as_deref().map(|identity| format!(" as {identity}")).unwrap_or_default();
+        let times = if *times > 1 { format!(" ({times} times)") } else { String::new() };
+        let _ = writeln!(text, "{at} refused {from}{identity}: {error}{times}");
     }
     for obstacle in &status.obstacles {
         let _ = writeln!(text, "\nobstacle: {}\n  do: {}", obstacle.what, obstacle.command);

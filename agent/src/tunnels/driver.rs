@@ -34,6 +34,7 @@ use super::ike_sockets;
 use super::internal_address_store::InternalAddressStore;
 use super::kernel_policies::KernelPolicies;
 use super::path_mtu_probes::PathMtuProbes;
+use super::refusals::Refusals;
 use super::relays::Relays;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
@@ -116,6 +117,7 @@ pub struct Driver {
     pub(super) failures: FailureLog,
     /// What IKE has done, for metrics.
     pub(super) ike_counts: IkeCounts,
+    pub(super) refusals: Refusals,
     /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
     pub(super) host: watch::Receiver<HostState>,
@@ -205,6 +207,7 @@ impl Driver {
             path_mtus: PathMtuProbes::new(config.path_mtu.probe, to_host.path_mtus),
             failures: FailureLog::default(),
             ike_counts: IkeCounts::default(),
+            refusals: Refusals::default(),
             settled: false,
             host,
             running_capture: None,

@@ -6,6 +6,7 @@ use edge_ike::event::DownReason;
 use edge_ike::wire::AgentNotification;
 use edge_ike::{AddressAssignment, ChildId, ChildSa, Event, OutboundSwitch, PeerName, Purpose, TcpConnectionId};
 use edge_xfrm::{Reqid, Xfrm};
+use time::OffsetDateTime;
 
 use super::driver::Driver;
 use super::on_demand::acquire_ends;
@@ -128,7 +129,9 @@ impl Driver {
             }
             Event::Refused { from, identity, error } => {
                 let from = self.tcp.connections.real(from);
-                tracing::warn!(%from, identity = identity.map(|identity| identity.to_string()), "refused: {error}");
+                let identity = identity.map(|identity| identity.to_string());
+                tracing::warn!(%from, identity, "refused: {error}");
+                self.refusals.record(from, identity, error.to_string(), OffsetDateTime::now_utc());
             }
         }
         if let Some(peer) = moved {

@@ -35,6 +35,7 @@
 //! - `tcp_fallback`: tunnels to hubs in TCP connections, where UDP is blocked.
 //! - `reqids`: the peers' reqids, which stay the same across restarts.
 //! - `requests`: the requests that `edge-agent` commands send to the driver.
+//! - `refusals`: the initiators that were refused before they were known as a peer.
 //! - `relays`: the requests for relays on edges, and the answers on hubs.
 //! - `overview`: the SAs and policies that the kernel should have, in the form of the status.
 //! - `report`: the driver's data for the part of the status about tunnels.
@@ -73,6 +74,7 @@ mod overview;
 mod path_mtu;
 mod path_mtu_probes;
 mod reconcile;
+mod refusals;
 mod relays;
 mod report;
 mod report_request;

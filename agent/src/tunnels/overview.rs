@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection, SaId, Xfrm};
 
 use super::installed_sa::InstalledSa;
-use crate::status::{IkeCounters, PeerReport, PolicyEntry, StateEntry, TemplateEntry, TunnelsReport};
+use crate::status::{IkeCounters, PeerReport, PolicyEntry, Refusal, StateEntry, TemplateEntry, TunnelsReport};
 
 /// Maximum number of SAs that are read one by one, because they were installed after all SAs were
 /// read. The counters of further ones are left out.
@@ -31,6 +31,8 @@ pub struct TunnelsOverview {
     pub(super) relayed_pairs: usize,
     /// What IKE has done since the agent started.
     pub(super) ike: IkeCounters,
+    /// The latest initiators that were refused before they were known as a peer, oldest first.
+    pub(super) refusals: Vec<Refusal>,
 }
 
 /// Reads the SAs in the kernel; none if that fails.
@@ -69,6 +71,7 @@ impl TunnelsOverview {
             policies: self.policies.iter().map(policy).collect(),
             relayed_pairs: self.relayed_pairs,
             ike: self.ike,
+            refusals: self.refusals,
         }
     }
 }

@@ -59,6 +59,7 @@ impl Driver {
             policies: self.policies.installed().copied().collect(),
             relayed_pairs: self.relays.hub.pairs(),
             ike: self.ike_counts.with(self.endpoint.sent_requests()),
+            refusals: self.refusals.latest(),
         }
     }
 

@@ -50,6 +50,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("bench/tunnels-100", |lab| measure(lab, 100)),
     scenario("bench/tunnels-400", |lab| measure(lab, 400)),
     scenario("bench/tunnels-1000", |lab| measure(lab, 1000)),
+    scenario("bench/tunnels-2000", |lab| measure(lab, 2000)),
     scenario("bench/tunnels-3000", |lab| measure(lab, 3000)),
     scenario("bench/tunnels-10000", |lab| measure(lab, 10_000)),
     Scenario {
