@@ -86,36 +86,44 @@ pub(super) fn prepare(socket: &impl AsFd, ipv6: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Connects to a hub at all its addresses at once, uses the first connection that is established,
-/// and reports the outcome.
+/// Connects to a hub at all addresses of the first choice at once, and at those of the second one
+/// if that fails. Uses the first connection that is established, and reports the outcome.
 pub async fn connect(
     hub: PeerName,
-    addresses: Vec<SocketAddr>,
+    choices: [Vec<SocketAddr>; 2],
     connections: Connections,
     now: fn() -> Instant,
     messages: mpsc::Sender<Received>,
     events: mpsc::Sender<TcpEvent>,
 ) {
+    let mut errors = Vec::new();
+    for addresses in choices {
+        let Some(stream) = dial_first(addresses, &mut errors).await else { continue };
+        let report = match open(stream, &connections, now(), messages, events.clone()) {
+            Ok(id) => TcpEvent::Opened(hub, id),
+            Err(error) => TcpEvent::Failed(hub, error),
+        };
+        let _ = events.send(report).await;
+        return;
+    }
+    let errors = if errors.is_empty() { "it has no address".to_owned() } else { errors.join("; ") };
+    let _ = events.send(TcpEvent::Failed(hub, errors)).await;
+}
+
+/// Connects to all the addresses at once. Returns the first connection that is established, or adds
+/// to the errors why there is none.
+async fn dial_first(addresses: Vec<SocketAddr>, errors: &mut Vec<String>) -> Option<TcpStream> {
     let mut attempts: JoinSet<Result<TcpStream, String>> = JoinSet::new();
     for address in addresses {
         attempts.spawn(async move { dial(address).await.map_err(|error| format!("{address}: {error}")) });
     }
-    let mut errors = Vec::new();
     while let Some(attempt) = attempts.join_next().await {
         match attempt.map_err(|error| error.to_string()).flatten() {
-            Ok(stream) => {
-                let report = match open(stream, &connections, now(), messages, events.clone()) {
-                    Ok(id) => TcpEvent::Opened(hub, id),
-                    Err(error) => TcpEvent::Failed(hub, error),
-                };
-                let _ = events.send(report).await;
-                return;
-            }
+            Ok(stream) => return Some(stream),
             Err(error) => errors.push(error),
         }
     }
-    let errors = if errors.is_empty() { "it has no address".to_owned() } else { errors.join("; ") };
-    let _ = events.send(TcpEvent::Failed(hub, errors)).await;
+    None
 }
 
 async fn dial(address: SocketAddr) -> Result<TcpStream, String> {
@@ -252,7 +260,8 @@ mod tests {
         let (events, mut received) = mpsc::channel(1);
         let now = || Instant::new(Duration::ZERO);
         let hub = PeerName::new("hub");
-        connect(hub.clone(), closed.to_vec(), Connections::new(4500), now, messages, events).await;
+        let choices = closed.map(|address| vec![address]);
+        connect(hub.clone(), choices, Connections::new(4500), now, messages, events).await;
         let Some(TcpEvent::Failed(name, why)) = received.recv().await else { panic!("not refused") };
         assert_eq!(name, hub);
         assert!(closed.iter().all(|address| why.contains(&address.to_string())), "{why}");

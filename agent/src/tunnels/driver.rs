@@ -94,8 +94,8 @@ pub struct Driver {
     pub(super) mapped: watch::Sender<Option<Vec<SocketAddr>>>,
     /// The addresses that peers have given this node.
     pub(super) internal: watch::Sender<InternalAddresses>,
-    /// Peers to rekey after the pending events.
-    pub(super) to_rekey: Vec<PeerName>,
+    /// Peers to rekey after the pending events. At most one entry for each peer.
+    pub(super) to_rekey: BTreeSet<PeerName>,
     /// Peers for which the kernel refused an SA, or of which another program changed one. They move
     /// to `to_rekey` at the next comparison with the kernel. At most one entry for each peer.
     pub(super) to_rekey_at_check: BTreeSet<PeerName>,
@@ -196,7 +196,7 @@ impl Driver {
             mapped_changed: false,
             mapped,
             internal: to_host.internal,
-            to_rekey: vec![],
+            to_rekey: BTreeSet::new(),
             to_rekey_at_check: BTreeSet::new(),
             hub_returns: HubReturns::default(),
             idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
@@ -304,7 +304,7 @@ impl Driver {
                 self.endpoint.retry_unreached(boot_time(), &mut self.environment);
                 continue;
             }
-            let Some(peer) = self.to_rekey.pop() else { break };
+            let Some(peer) = self.to_rekey.pop_first() else { break };
             self.endpoint.rekey_children(&peer, boot_time(), &mut self.environment);
         }
         self.publish_mapped_addresses();
@@ -427,7 +427,7 @@ impl Driver {
             if self.environment.reqids.set_hub(name, hub) {
                 // The inbound SAs of a node that has become a hub, or is no longer a hub, do not
                 // match the policies any more.
-                self.to_rekey.push(name.clone());
+                self.to_rekey.insert(name.clone());
             }
         }
         for name in &changes.gone {

@@ -26,7 +26,7 @@ impl Driver {
         match event {
             Event::IkeUp { peer, ike, local, remote, initiator, details } => {
                 let tcp = TcpConnectionId::of(remote.ip());
-                tcp.into_iter().for_each(|id| self.tcp.connections.authenticated(id));
+                tcp.into_iter().for_each(|id| self.tcp.connections.authenticated(id, &peer));
                 let (local, remote) = (self.tcp.connections.real(local), self.tcp.connections.real(remote));
                 tracing::info!(
                     ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),
@@ -226,7 +226,7 @@ impl Driver {
         }
         match outcome {
             Ok(OutboundSwitchOutcome::Switched) => {}
-            Ok(OutboundSwitchOutcome::NeedsRekey) => self.to_rekey.push(peer.clone()),
+            Ok(OutboundSwitchOutcome::NeedsRekey) => drop(self.to_rekey.insert(peer.clone())),
             Err(error) => {
                 self.environment.incidents.error(format!("peer {peer}: {error}"));
                 self.rekey_at_check(peer);
@@ -257,10 +257,10 @@ impl Driver {
             Ok(true) => {}
             // An SA cannot be moved to another address together with its sequence number, and UDP
             // encapsulation cannot be added or removed. A rekey takes only one exchange.
-            Ok(false) => self.to_rekey.push(peer.clone()),
+            Ok(false) => drop(self.to_rekey.insert(peer.clone())),
             Err(error) => {
                 self.environment.incidents.error(format!("peer {peer}: {error}"));
-                self.to_rekey.push(peer.clone());
+                self.to_rekey.insert(peer.clone());
             }
         }
     }

@@ -41,7 +41,7 @@ impl Driver {
                 }
                 Event::Expire { id, hard: false, .. } => {
                     if let Some(peer) = self.sas.owner(id).cloned() {
-                        self.to_rekey.push(peer);
+                        self.to_rekey.insert(peer);
                     }
                 }
                 // Whether the SA is gone is read from the kernel.

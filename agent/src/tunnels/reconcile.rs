@@ -231,9 +231,7 @@ impl Driver {
                 let _span = peer_span(&peer).entered();
                 self.environment.incidents.repaired(format!("SA to {id} of peer {peer} {how}; rekeying"));
                 self.changed_peers.insert(peer.clone());
-                if !self.to_rekey.contains(&peer) {
-                    self.to_rekey.push(peer);
-                }
+                self.to_rekey.insert(peer);
             }
             Some(LostSa::Inherited(reqid)) => self.inherited_sa_gone(reqid),
             None => {}

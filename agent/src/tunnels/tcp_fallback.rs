@@ -50,8 +50,10 @@ impl Driver {
         }
         match path {
             None => self.tcp.fallback.unreached(name, now),
-            Some((_, remote)) if is_tcp(remote) => self.tcp.fallback.up_by_tcp(name, now),
-            Some(_) => self.up_by_udp(name, now),
+            Some((_, remote)) => match TcpConnectionId::of(remote.ip()) {
+                Some(id) => self.tcp.fallback.up_by_tcp(name, id, now),
+                None => self.up_by_udp(name, now),
+            },
         }
     }
 
@@ -101,7 +103,8 @@ impl Driver {
                     }
                 }
                 Action::Close(name, id) => {
-                    tracing::debug!(peer = %name, "closing the TCP connection, which is no longer needed");
+                    let why = self.tcp.fallback.error(&name).unwrap_or("it is no longer needed");
+                    tracing::debug!(peer = %name, "closing the TCP connection: {why}");
                     self.tcp.connections.close(id);
                     self.set_peer(&name, now);
                 }
@@ -117,6 +120,7 @@ impl Driver {
         }
         tracing::debug!(peer = %name, ?addresses, "the hub does not answer by UDP; connecting by TCP");
         let events = self.tcp.to_events.clone();
+        let addresses = self.tcp.fallback.dial_order(&name, &addresses);
         let connect =
             tcp_encapsulation::connect(name, addresses, self.tcp.connections.clone(), boot_time, messages, events);
         self.tcp.tasks.spawn(connect.in_current_span());
@@ -130,24 +134,28 @@ impl Driver {
         self.tcp.fallback.failed(name, why, now);
     }
 
+    fn tcp_opened(&mut self, name: &PeerName, id: TcpConnectionId, now: Instant) {
+        let address = self.tcp.connections.ends(id).map(|ends| ends.remote);
+        if !self.tcp.fallback.opened(name, id, address, now) {
+            return self.tcp.connections.close(id);
+        }
+        tracing::info!(peer = %name, remote = ?address, "a TCP connection to the hub is open");
+        self.set_peer(name, now);
+        if self.endpoint.path(name).is_some() {
+            let (_, remote) = self.tcp.connections.stand_ins(id);
+            self.endpoint.try_addresses(name, &[remote], now, &mut self.environment);
+        } else {
+            self.endpoint.connect(name, now, &mut self.environment);
+        }
+    }
+
     /// Handles the outcome of an attempt to connect, or the end of a connection.
     pub(super) fn handle_tcp_event(&mut self, event: TcpEvent) {
         let now = self.now();
         // The tasks that have ended are not kept.
         while self.tcp.tasks.try_join_next().is_some() {}
         match event {
-            TcpEvent::Opened(name, id) if self.tcp.fallback.opened(&name, id, now) => {
-                let ends = self.tcp.connections.ends(id);
-                tracing::info!(peer = %name, remote = ?ends.map(|ends| ends.remote), "a TCP connection to the hub is open");
-                self.set_peer(&name, now);
-                if self.endpoint.path(&name).is_some() {
-                    let (_, remote) = self.tcp.connections.stand_ins(id);
-                    self.endpoint.try_addresses(&name, &[remote], now, &mut self.environment);
-                } else {
-                    self.endpoint.connect(&name, now, &mut self.environment);
-                }
-            }
-            TcpEvent::Opened(_, id) => self.tcp.connections.close(id),
+            TcpEvent::Opened(name, id) => self.tcp_opened(&name, id, now),
             TcpEvent::Failed(name, why) => self.tcp_failed(&name, why, now),
             TcpEvent::Ended(id) => self.tcp.fallback.ended(id, now),
         }

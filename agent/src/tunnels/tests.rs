@@ -325,12 +325,12 @@ fn an_sa_of_a_child() {
         driver.handle_kernel_events(vec![Event::SaChanged(found.into())]);
         assert!(driver.to_rekey.is_empty(), "one attempt at each comparison");
         driver.check_kernel();
-        assert_eq!(std::mem::take(&mut driver.to_rekey), std::slice::from_ref(&moon));
+        assert_eq!(std::mem::take(&mut driver.to_rekey), [moon.clone()].into());
 
         other.delete_sa(id).unwrap();
         driver.handle_kernel_events(vec![Event::SaDeleted { id, reqid: Some(reqid.raw()) }]);
         assert_eq!(driver.sas.find(id), None);
-        assert_eq!(driver.to_rekey, [moon]);
+        assert_eq!(driver.to_rekey, [moon].into());
         // Nothing is known of the SA any more.
         driver.handle_kernel_events(vec![Event::Expire { id, reqid: reqid.raw(), hard: true }]);
         assert_eq!(driver.to_rekey.len(), 1);

@@ -6,20 +6,31 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use edge_ike::{Instant, TcpConnectionId};
+use edge_ike::{Instant, PeerName, TcpConnectionId};
 use rustix::net::SendFlags;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-/// Maximum number of connections. At the limit, the oldest one that carries no IKE SA is closed; if
-/// there is none, the new one.
+/// Maximum number of connections. At the limit, one that carries no IKE SA makes room (see
+/// [`Table::make_room`]); if none can, the new one is refused.
 const MAX_CONNECTIONS: usize = 4096;
-/// Maximum number of connections that carry no IKE SA yet. At the limit, the oldest is closed.
+/// Maximum number of connections that carry no IKE SA yet. At the limit, one of them makes room, or
+/// the new one is refused.
 const MAX_UNAUTHENTICATED: usize = 256;
 /// Maximum number of connections from one source (an IPv4 address, or an IPv6 network with a 64-bit
-/// prefix) that carry no IKE SA yet. Several edges may be behind one NAT. At the limit, the oldest
-/// of the source is closed.
-const MAX_UNAUTHENTICATED_OF_SOURCE: usize = 16;
+/// prefix) that carry no IKE SA yet. Several edges may be behind one NAT, and all of them connect
+/// again when the hub has restarted. At the limit, one of the source makes room, or the new one is
+/// refused.
+const MAX_UNAUTHENTICATED_OF_SOURCE: usize = 64;
+/// Maximum number of connections from one source whose stream prefix has not arrived. At the limit,
+/// the oldest of them is closed.
+const MAX_WITHOUT_PREFIX_OF_SOURCE: usize = 16;
+/// Maximum number of accepted connections of one peer on which IKE SAs have been established: the
+/// one in use, and the one before, on which packets may still be under way. At the limit, the
+/// earlier one is closed.
+const MAX_OF_PEER: usize = 2;
+/// Time for a handshake. A connection whose stream prefix has arrived makes no room before.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Maximum number of messages that are read from a connection that carries no IKE SA yet: enough
 /// for cookies, fragments and retransmissions. The next message closes the connection.
 const MAX_UNAUTHENTICATED_MESSAGES: u32 = 64;
@@ -52,7 +63,10 @@ pub struct Connections {
 
 #[derive(Debug, Default)]
 struct Table {
+    /// The number that is tried first for the next connection.
     next: u32,
+    /// Number of connections that were ever added.
+    added: u64,
     open: BTreeMap<TcpConnectionId, Connection>,
     closed: VecDeque<(TcpConnectionId, Ends)>,
 }
@@ -60,10 +74,13 @@ struct Table {
 #[derive(Debug)]
 struct Connection {
     ends: Ends,
+    /// Number of connections that were added before it. Unlike the [`TcpConnectionId`], it is
+    /// never used again.
+    order: u64,
     /// Whether the peer began the connection. Only then do the limits apply.
     accepted: bool,
-    /// Whether an IKE SA has been established on it.
-    authenticated: bool,
+    /// The peer with which an IKE SA has been established on it.
+    peer: Option<PeerName>,
     /// Number of messages that were read.
     messages: u32,
     /// Since when it carries no IKE SA; `None` while it carries one.
@@ -85,7 +102,7 @@ impl Drop for Connection {
 
 impl Connection {
     fn is_unauthenticated(&self) -> bool {
-        self.accepted && !self.authenticated
+        self.accepted && self.peer.is_none()
     }
 }
 
@@ -103,23 +120,22 @@ impl Connections {
     /// connections.
     pub fn add(&self, ends: Ends, accepted: bool, now: Instant) -> Option<TcpConnectionId> {
         let mut table = self.table();
-        if accepted {
-            table.make_room(ends.remote.ip());
-        }
-        if table.open.len() >= MAX_CONNECTIONS {
+        let has_room = if accepted { table.make_room(ends.remote.ip(), now) } else { !table.is_full() };
+        if !has_room {
             return None;
         }
-        let id = TcpConnectionId::new(table.next);
-        table.next = table.next.wrapping_add(1);
+        let id = table.free_id();
         let connection = Connection {
             ends,
+            order: table.added,
             accepted,
-            authenticated: false,
+            peer: None,
             messages: 0,
             unused_since: Some(now),
             stream: None,
             reader: None,
         };
+        table.added += 1;
         table.open.insert(id, connection);
         Some(id)
     }
@@ -153,11 +169,20 @@ impl Connections {
         !connection.is_unauthenticated() || connection.messages <= MAX_UNAUTHENTICATED_MESSAGES
     }
 
-    /// Records that an IKE SA has been established on a connection.
-    pub fn authenticated(&self, id: TcpConnectionId) {
-        if let Some(connection) = self.table().open.get_mut(&id) {
-            connection.authenticated = true;
-            connection.unused_since = None;
+    /// Records that an IKE SA with a peer has been established on a connection. Closes the peer's
+    /// earlier connections, but for the last one before.
+    pub fn authenticated(&self, id: TcpConnectionId, peer: &PeerName) {
+        let mut table = self.table();
+        let Some(connection) = table.open.get_mut(&id) else { return };
+        connection.peer = Some(peer.clone());
+        connection.unused_since = None;
+        let of_peer = table.open.iter().filter(|(other, it)| **other != id && it.accepted);
+        let of_peer = of_peer.filter(|(_, it)| it.peer.as_ref() == Some(peer));
+        let mut earlier: Vec<_> = of_peer.map(|(id, connection)| (connection.order, *id)).collect();
+        earlier.sort_unstable();
+        let over = (earlier.len() + 1).saturating_sub(MAX_OF_PEER);
+        for (_, id) in earlier.into_iter().take(over) {
+            table.close(id);
         }
     }
 
@@ -222,22 +247,56 @@ impl Connections {
 
 impl Table {
     /// Closes connections that carry no IKE SA, as far as the limits require it before another one
-    /// from this address.
-    fn make_room(&mut self, remote: IpAddr) {
-        let unauthenticated = |table: &Self, of: Option<IpAddr>| -> Vec<TcpConnectionId> {
-            let found = table.open.iter().filter(|(_, connection)| connection.is_unauthenticated());
-            let found = found.filter(|(_, it)| of.is_none_or(|of| source(it.ends.remote.ip()) == of));
-            found.map(|(id, _)| *id).collect()
-        };
-        // The smallest number is the oldest connection.
-        let of_source = unauthenticated(self, Some(source(remote)));
-        if let Some(oldest) = of_source.first().filter(|_| of_source.len() >= MAX_UNAUTHENTICATED_OF_SOURCE) {
-            self.close(*oldest);
+    /// from this address. Returns `false` if the new one must be refused.
+    ///
+    /// The network with the most such connections gives up one of its own, so that a stranger with
+    /// many addresses keeps nobody out. A wave of new connections, after a restart of this hub,
+    /// throws out none that is in the middle of its handshake.
+    fn make_room(&mut self, remote: IpAddr, now: Instant) -> bool {
+        let of_source = self.unauthenticated(|it| source(it.ends.remote.ip()) == source(remote));
+        let without_prefix = of_source.iter().filter(|(_, it)| it.stream.is_none()).count();
+        if without_prefix >= MAX_WITHOUT_PREFIX_OF_SOURCE || of_source.len() >= MAX_UNAUTHENTICATED_OF_SOURCE {
+            let Some(id) = giving_way(&of_source, now) else { return false };
+            self.close(id);
         }
-        let all = unauthenticated(self, None);
-        let full = all.len() >= MAX_UNAUTHENTICATED || self.open.len() >= MAX_CONNECTIONS;
-        if let Some(oldest) = all.first().filter(|_| full) {
-            self.close(*oldest);
+        let all = self.unauthenticated(|_| true);
+        if all.len() >= MAX_UNAUTHENTICATED || self.is_full() {
+            let unused = || if all.len() < MAX_UNAUTHENTICATED { self.longest_unused() } else { None };
+            let Some(id) = giving_way_to(remote, &all, now).or_else(unused) else { return false };
+            self.close(id);
+        }
+        true
+    }
+
+    /// Returns the accepted connection that carried an IKE SA once, and has carried none for the
+    /// longest time.
+    fn longest_unused(&self) -> Option<TcpConnectionId> {
+        let used_once = self.open.iter().filter(|(_, it)| it.accepted && it.peer.is_some());
+        let unused = used_once.filter_map(|(id, it)| Some((it.unused_since?, it.order, *id)));
+        unused.min().map(|(_, _, id)| id)
+    }
+
+    fn is_full(&self) -> bool {
+        self.open.len() >= MAX_CONNECTIONS
+    }
+
+    /// Returns the connections that carry no IKE SA yet and fit, the oldest first.
+    fn unauthenticated(&self, fits: impl Fn(&Connection) -> bool) -> Vec<(TcpConnectionId, &Connection)> {
+        let found = self.open.iter().filter(|(_, it)| it.is_unauthenticated() && fits(it));
+        let mut found: Vec<_> = found.map(|(id, connection)| (*id, connection)).collect();
+        found.sort_unstable_by_key(|(_, connection)| connection.order);
+        found
+    }
+
+    /// Returns the next number that no open connection has, and no closed one that is still known.
+    /// There are far more numbers than such connections.
+    fn free_id(&mut self) -> TcpConnectionId {
+        loop {
+            let id = TcpConnectionId::new(self.next);
+            self.next = self.next.wrapping_add(1);
+            if !self.open.contains_key(&id) && self.closed.iter().all(|(closed, _)| *closed != id) {
+                return id;
+            }
         }
     }
 
@@ -250,6 +309,35 @@ impl Table {
     }
 }
 
+/// Returns which of these connections, the oldest first, is closed for another one: the oldest
+/// without a stream prefix, or the oldest that has had its time for a handshake.
+fn giving_way(connections: &[(TcpConnectionId, &Connection)], now: Instant) -> Option<TcpConnectionId> {
+    let had_its_time = |it: &Connection| it.unused_since.is_some_and(|since| now >= since + HANDSHAKE);
+    let silent = connections.iter().find(|(_, it)| it.stream.is_none());
+    silent.or_else(|| connections.iter().find(|(_, it)| had_its_time(it))).map(|(id, _)| *id)
+}
+
+/// Returns which of these connections, the oldest first, is closed for another one from this
+/// address: one of the networks that have most of them, with the new one. If the new one's network
+/// is not among these, the latest is closed if none gives way.
+fn giving_way_to(
+    remote: IpAddr,
+    connections: &[(TcpConnectionId, &Connection)],
+    now: Instant,
+) -> Option<TcpConnectionId> {
+    let new = network(remote);
+    let mut numbers = BTreeMap::from([(new, 1)]);
+    for (_, connection) in connections {
+        *numbers.entry(network(connection.ends.remote.ip())).or_default() += 1;
+    }
+    let most = numbers.values().copied().max();
+    let has_most = |network: IpAddr| numbers.get(&network).copied() == most;
+    let of_most: Vec<_> =
+        connections.iter().filter(|(_, it)| has_most(network(it.ends.remote.ip()))).copied().collect();
+    let latest = of_most.last().filter(|_| !has_most(new)).map(|(id, _)| *id);
+    giving_way(&of_most, now).or(latest)
+}
+
 /// Returns whether the address stands for an end of a connection.
 pub fn is_tcp(address: SocketAddr) -> bool {
     TcpConnectionId::of(address.ip()).is_some()
@@ -257,118 +345,22 @@ pub fn is_tcp(address: SocketAddr) -> bool {
 
 /// Returns the address, or the network, whose connections are counted together.
 fn source(address: IpAddr) -> IpAddr {
+    with_prefix(address, 64)
+}
+
+/// Returns the address, or the network, that competes with others for the places of connections.
+/// Whoever has a network of this size can have connections from many sources.
+fn network(address: IpAddr) -> IpAddr {
+    with_prefix(address, 48)
+}
+
+/// Returns the network of this prefix length of an IPv6 address; an IPv4 address itself.
+fn with_prefix(address: IpAddr, length: u8) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << (128 - length))).into(),
         v4 => v4,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: u64) -> Instant {
-        Instant::new(Duration::from_secs(seconds))
-    }
-
-    fn from(remote: &str, port: u16) -> Ends {
-        Ends { local: "192.0.2.1:4500".parse().unwrap(), remote: SocketAddr::new(remote.parse().unwrap(), port) }
-    }
-
-    fn accept(connections: &Connections, remote: &str, port: u16) -> TcpConnectionId {
-        connections.add(from(remote, port), true, at(0)).unwrap()
-    }
-
-    fn is_open(connections: &Connections, id: TcpConnectionId) -> bool {
-        connections.table().open.contains_key(&id)
-    }
-
-    #[test]
-    fn strangers_of_one_source_make_room_for_each_other_and_for_no_member() {
-        let connections = Connections::new(4500);
-        let member = accept(&connections, "2001:db8::1", 1);
-        connections.authenticated(member);
-        let neighbour = accept(&connections, "2001:db8:0:1::1", 1);
-        let first = accept(&connections, "2001:db8::2", 1);
-        for port in 0..40_000 {
-            accept(&connections, &format!("2001:db8::{:x}", port % 7 + 3), port);
-        }
-        assert!(is_open(&connections, member) && is_open(&connections, neighbour) && !is_open(&connections, first));
-        assert_eq!(connections.table().open.len(), 2 + MAX_UNAUTHENTICATED_OF_SOURCE);
-        assert_eq!(connections.ends(member), Some(from("2001:db8::1", 1)));
-    }
-
-    #[test]
-    fn strangers_of_many_sources_never_have_more_than_their_share_and_close_no_member() {
-        let connections = Connections::new(4500);
-        let members: Vec<_> = (0..100).map(|port| accept_member(&connections, port)).collect();
-        for number in 0..2_000_u32 {
-            accept(&connections, &format!("203.{}.{}.1", number >> 8, number & 255), 7);
-        }
-        assert_eq!(connections.table().open.len(), members.len() + MAX_UNAUTHENTICATED);
-        assert!(members.iter().all(|member| is_open(&connections, *member)));
-        // The addresses of few closed connections are remembered.
-        assert_eq!(connections.table().closed.len(), MAX_CLOSED);
-    }
-
-    fn accept_member(connections: &Connections, port: u16) -> TcpConnectionId {
-        let id = accept(connections, "198.51.100.1", port);
-        connections.authenticated(id);
-        id
-    }
-
-    #[test]
-    fn with_all_places_taken_by_members_a_new_connection_is_refused() {
-        let connections = Connections::new(4500);
-        for port in 0..4096 {
-            accept_member(&connections, port);
-        }
-        assert_eq!(connections.add(from("192.0.2.9", 1), true, at(0)), None);
-        let one = *connections.table().open.keys().next().unwrap();
-        connections.close(one);
-        assert!(connections.add(from("192.0.2.9", 1), true, at(0)).is_some());
-    }
-
-    #[test]
-    fn a_connection_without_an_ike_sa_is_closed_after_a_while_and_after_many_messages() {
-        let connections = Connections::new(4500);
-        let (member, stranger) = (accept_member(&connections, 1), accept(&connections, "192.0.2.9", 1));
-        let own = connections.add(from("192.0.2.10", 4500), false, at(0)).unwrap();
-        let used = BTreeSet::from([member]);
-        connections.close_unused(&used, at(19));
-        assert!(is_open(&connections, stranger));
-        connections.close_unused(&used, at(20));
-        assert!(!is_open(&connections, stranger) && is_open(&connections, member));
-        // Another IKE SA has replaced the one on the member's connection.
-        connections.close_unused(&BTreeSet::new(), at(30));
-        connections.close_unused(&BTreeSet::new(), at(49));
-        assert!(is_open(&connections, member));
-        connections.close_unused(&BTreeSet::new(), at(50));
-        assert!(!is_open(&connections, member));
-        assert!(is_open(&connections, own), "the edge itself decides about its connections");
-
-        let chatty = accept(&connections, "192.0.2.9", 2);
-        assert!((0..MAX_UNAUTHENTICATED_MESSAGES).all(|_| connections.count_message(chatty)));
-        assert!(!connections.count_message(chatty));
-        connections.authenticated(chatty);
-        assert!(connections.count_message(chatty));
-        assert!((0..1000).all(|_| connections.count_message(own)));
-        assert!(!connections.count_message(stranger), "it is closed");
-    }
-
-    #[test]
-    fn an_address_that_stands_for_a_connection_is_shown_as_the_real_one() {
-        let connections = Connections::new(4500);
-        let id = accept(&connections, "192.0.2.9", 61_000);
-        let shown = |ip: IpAddr| connections.real(SocketAddr::new(ip, 4500)).to_string();
-        assert_eq!((shown(id.local()), shown(id.remote())), ("192.0.2.1:4500".into(), "192.0.2.9:61000".into()));
-        connections.close(id);
-        assert_eq!(shown(id.remote()), "192.0.2.9:61000");
-        assert_eq!(shown("192.0.2.7".parse().unwrap()), "192.0.2.7:4500");
-        let error = connections.send(id, &[0; 4]).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotConnected);
-    }
-}
+mod tests;
