@@ -34,8 +34,8 @@ impl Capture {
             &format!("tcpdump-{interface}"),
             namespaces
                 .command("tcpdump")
-                // tcpdump writes each packet at once and stays root. Each packet takes up to 64 KiB of the
-                // buffer, so a smaller one overflows when the machine is busy.
+                // tcpdump writes each packet at once and stays root. Each packet takes up to 64 KiB
+                // of the buffer, so a smaller one overflows when the machine is busy.
                 .args(["--immediate-mode", "-U", "-n", "-s", "0", "-B", "32768", "-Z", "root"])
                 .args(["-i", interface, "-w"])
                 .arg(&file),
