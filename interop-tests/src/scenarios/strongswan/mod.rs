@@ -24,6 +24,7 @@ use crate::scenario::{Lab, Needs, Scenario};
 use crate::scenarios::site::{Initiator, SECRET, Site, WRONG_SECRET};
 use crate::strongswan::charon::{Auth, Connection};
 use crate::strongswan::{Authority, Charon, KeyKind, subject};
+use crate::wait;
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
