@@ -19,6 +19,10 @@ use ring::rand::{SecureRandom, SystemRandom};
 const NAMES: [&str; 2] = ["left.example", "right.example"];
 const ADDRESSES: [&str; 2] = ["192.0.2.1:500", "192.0.2.2:500"];
 
+fn ip(address: &str) -> IpAddr {
+    address.parse::<SocketAddr>().unwrap().ip()
+}
+
 /// How both ends authenticate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Authentication {
@@ -156,7 +160,7 @@ impl Pair {
             }
             for datagram in datagrams {
                 lengths.push(datagram.payload.len());
-                let to = ADDRESSES.iter().position(|address| *address == datagram.remote.to_string()).unwrap();
+                let to = ADDRESSES.iter().position(|address| ip(address) == datagram.remote.ip()).unwrap();
                 let (endpoint, system) = &mut self.0[to];
                 endpoint.handle(&datagram.payload, datagram.remote, datagram.local, now, system);
             }
