@@ -24,6 +24,7 @@ mod message_path;
 mod missing_children;
 mod mobike;
 mod nat_detection;
+mod negotiated;
 mod offer_text;
 mod own_requests;
 mod path;

@@ -263,7 +263,7 @@ impl Initiator {
         let shared = key.finish(response.payloads.key_exchange().unwrap()).unwrap();
         let suite = IkeSuite { cipher: Cipher::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
         let nonces = Nonces { initiator: &NONCE, responder: response.payloads.nonce().unwrap() };
-        let cipher = IkeCipher::new(&IkeKeys::initial(suite, nonces, ike, &shared), IkeRole::Initiator);
+        let cipher = IkeCipher::new(IkeKeys::initial(suite, nonces, ike, &shared), IkeRole::Initiator);
         let header = Header {
             initiator_spi: ike.initiator,
             responder_spi: ike.responder,
