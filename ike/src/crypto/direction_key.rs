@@ -19,6 +19,7 @@ const AEAD_ICV_LEN: usize = 16;
 /// takes half a kilobyte, and messages of one IKE SA are rare.
 pub(super) struct DirectionKey<'a>(Protection<'a>);
 
+#[expect(clippy::large_enum_variant, reason = "it lives on the stack, for one message")]
 enum Protection<'a> {
     Aead {
         key: LessSafeKey,

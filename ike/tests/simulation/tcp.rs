@@ -63,8 +63,8 @@ impl World {
         self.network.inject(from, to, [&[0; 4], init_request(spi, cookie).as_slice()].concat());
     }
 
-    /// Runs for this time, in which half-open IKE SAs of strangers could fill the table several times
-    /// in each round trip. Each millisecond, these strangers open further connections.
+    /// Runs for this time. Each millisecond, these strangers open further connections. In a round
+    /// trip, their half-open IKE SAs could fill the table more than once.
     fn run_flooded(&mut self, time: Duration, hosts: impl Fn(u64) -> Vec<IpAddr>) {
         for millisecond in 0..time.as_millis() as u64 {
             self.flood(hosts(millisecond));
