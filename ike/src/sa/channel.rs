@@ -4,10 +4,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use super::last_response::{LastResponse, fingerprint};
+use super::in_flight::InFlight;
+use super::last_response::LastResponse;
 use super::message_path::Following;
+use super::partial_message::PartialMessage;
 use super::path::Path;
 use super::profile::Profile;
 use super::retransmission_timer::{Persistence, RetransmissionTimer};
@@ -17,13 +18,10 @@ use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
 use crate::event::IkeId;
 use crate::output::Context;
 use crate::time::{Instant, on_whole_second};
-use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
+use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads};
 
 /// Size of the non-ESP marker, bytes. It counts towards the datagram's size.
 const MARKER_LEN: usize = 4;
-/// Maximum time for which fragments wait for the rest of their message. It is longer than the time
-/// for which a peer retransmits.
-const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of transmissions of a request after which a peer counts as silent.
 const SILENT_AFTER: u32 = 3;
@@ -105,32 +103,6 @@ pub(crate) struct Channel {
     pub(super) peer_moved: bool,
 }
 
-#[derive(Debug)]
-//= RFC 7296 2.3 MUST 6: a copy of the request
-pub(super) struct InFlight {
-    id: u32,
-    pub(super) packets: Vec<Vec<u8>>,
-    retransmission: RetransmissionTimer,
-    /// The candidate address to which the request was also sent.
-    pub(super) sent_to: Option<SocketAddr>,
-    /// Whether the transmissions of the request started again on the former path, because there was
-    /// no response on the unchecked path. This happens only once, so that the request ends
-    /// eventually.
-    fell_back: bool,
-    /// How often the request was sent again immediately because the peer had moved.
-    redirected: u32,
-    /// The addresses between which the request was sent. `None` if there were several pairs.
-    pub(super) between: Option<(SocketAddr, SocketAddr)>,
-}
-
-#[derive(Debug, Default)]
-struct PartialMessage {
-    reassembly: Reassembly,
-    first_datagram: Option<[u8; 32]>,
-    /// When the first fragment arrived.
-    since: Option<Instant>,
-}
-
 impl Channel {
     /// Creates a channel on which no message ID has been used.
     pub(crate) fn new(
@@ -210,13 +182,13 @@ impl Channel {
 
     /// Returns the size of the fragments that wait for the rest of their request, bytes.
     pub(crate) fn fragment_octets(&self) -> usize {
-        self.partial_request.as_ref().map_or(0, |partial| partial.reassembly.octets())
+        self.partial_request.as_ref().map_or(0, |partial| partial.octets())
     }
 
-    /// Drops fragments that have waited for [`REASSEMBLY_TIMEOUT`] (RFC 7383 2.6).
+    /// Drops fragments that have waited for [`REASSEMBLY_TIMEOUT`](super::partial_message::REASSEMBLY_TIMEOUT) (RFC 7383 2.6).
     pub(crate) fn forget_stale_fragments(&mut self, now: Instant) {
         for partial in [&mut self.partial_request, &mut self.partial_response] {
-            partial.take_if(|partial| partial.since.is_some_and(|since| since + REASSEMBLY_TIMEOUT <= now));
+            partial.take_if(|partial| partial.is_stale(now));
         }
     }
 
@@ -271,7 +243,7 @@ impl Channel {
             capture.encrypted(true, (local, remote), &header, payloads);
         }
         self.transmit(&packets, local, remote, cx);
-        let request = self.partial_request.take().and_then(|partial| partial.first_datagram).unwrap_or_default();
+        let request = self.partial_request.take().map(|partial| partial.first_datagram()).unwrap_or_default();
         //= RFC 7296 2.1 MUST 4: the response is kept
         let kept = LastResponse::new(request, packets, cx.now);
         self.last_response = Some(kept).filter(|_| !mutation!("response_not_kept"));
@@ -462,37 +434,17 @@ impl Channel {
         } else if header.message_id != self.next_expected && !mutation!("window_not_enforced") {
             return Incoming::Nothing;
         }
-        let opened = self.cipher.open(datagram);
-        if matches!(opened, Err(OpenError::Malformed(_) | OpenError::Forged)) {
+        let opened = match self.cipher.open(datagram) {
+            Ok(opened) => Ok(opened),
+            Err(OpenError::Contents(error)) => Err(error),
             //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
             //= RFC 7296 2.21.4 MUST NOT 5: INVALID_IKE_SPI is not answered
             //= RFC 7296 2.21.4 MUST NOT 6: INVALID_IKE_SPI changes nothing
-            return Incoming::Nothing;
-        }
-        let partial = if header.response { &mut self.partial_response } else { &mut self.partial_request };
-        let partial = partial.get_or_insert_default();
-        let payloads = match opened {
-            Ok(Opened::Message(payloads)) => {
-                partial.first_datagram = Some(fingerprint(datagram));
-                Ok(payloads)
-            }
-            Ok(Opened::Fragment(fragment)) => {
-                if fragment.number == 1 {
-                    partial.first_datagram = Some(fingerprint(datagram));
-                }
-                partial.since.get_or_insert(cx.now);
-                match partial.reassembly.add(fragment) {
-                    Ok(Some(payloads)) => Ok(payloads),
-                    // RFC 7383 2.6: a fragment with impossible numbers is dropped.
-                    Ok(None) | Err(InvalidMessage::FragmentNumber { .. }) => return Incoming::Nothing,
-                    Err(error) => Err(error),
-                }
-            }
-            Err(OpenError::Contents(error)) => {
-                partial.first_datagram = Some(fingerprint(datagram));
-                Err(error)
-            }
             Err(OpenError::Malformed(_) | OpenError::Forged) => return Incoming::Nothing,
+        };
+        let partial = if header.response { &mut self.partial_response } else { &mut self.partial_request };
+        let Some(payloads) = partial.get_or_insert_default().add(opened, datagram, cx.now) else {
+            return Incoming::Nothing;
         };
         let idle = self.timing().idle_liveness;
         let idle = cx.config.esp_reported.then(|| cx.jittered(idle));
@@ -559,6 +511,8 @@ impl Channel {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn at(millis: u64) -> Instant {
