@@ -81,7 +81,7 @@ impl KnownPeer {
         let shared = key.finish(response.payloads.key_exchange().expect("KE")).expect("a secret");
         let nonce = response.payloads.nonce().expect("a nonce").to_vec();
         let keys = IkeKeys::initial(SUITE, Nonces { initiator: &NONCE, responder: &nonce }, ike, &shared);
-        let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
+        let cipher = IkeCipher::new(keys.clone(), IkeRole::Initiator);
         Self { ike, keys, cipher, request, nonce, next_request: 1 }
     }
 

@@ -91,7 +91,7 @@ pub(crate) enum Arrival {
 pub(crate) struct ChildSas {
     peer: PeerName,
     /// Usually one, and a second one while it is rekeyed. A node of a `BTreeMap` has room for
-    /// eleven, which is a kilobyte for each of many peers.
+    /// eleven, which is most of a kilobyte for each of many peers.
     children: LiteMap<ChildId, Child>,
     /// For each purpose, the CHILD_SA with which we send.
     outbound: LiteMap<Purpose, ChildId>,
@@ -223,7 +223,7 @@ impl ChildSas {
             redundant: false,
             lingering: None,
         };
-        self.children.insert(id, child);
+        insert(&mut self.children, id, child);
         let peer = self.peer.clone();
         let purpose = if mutation!("purposes_mixed_up") { self.outbound.keys().next() } else { None };
         let purpose = purpose.unwrap_or(&sa.purpose).clone();
@@ -248,7 +248,7 @@ impl ChildSas {
             }
         };
         if old.is_none() || ready {
-            self.outbound.insert(purpose, id);
+            insert(&mut self.outbound, purpose, id);
         }
         out.event(event);
         id
@@ -259,7 +259,7 @@ impl ChildSas {
         let Some(new) = self.live(id).map(|child| Arc::clone(&child.sa)).filter(|_| !self.is_outbound(id)) else {
             return;
         };
-        if let Some(old) = self.outbound.insert(new.purpose.clone(), id) {
+        if let Some(old) = insert(&mut self.outbound, new.purpose.clone(), id) {
             out.event(Event::OutboundSwitch { peer: self.peer.clone(), old, new });
         }
     }
@@ -330,6 +330,8 @@ impl ChildSas {
         //= RFC 7296 1.4.1 MUST 1: both directions go
         self.children.remove(&id);
         self.outbound.retain(|_, outbound| *outbound != id);
+        shrink(&mut self.children);
+        shrink(&mut self.outbound);
         out.event(Event::ChildDown { peer: self.peer.clone(), child: id, reason });
     }
 
@@ -383,5 +385,24 @@ impl ChildSas {
         for (id, reason) in over {
             self.remove(id, reason, out);
         }
+    }
+}
+
+/// Adds an entry to a map that usually has one entry. It then has room for no more.
+fn insert<K: Ord, V>(map: &mut LiteMap<K, V>, key: K, value: V) -> Option<V> {
+    if map.is_empty() {
+        *map = LiteMap::with_capacity(1);
+    }
+    map.insert(key, value)
+}
+
+/// Gives back the room for further entries if at most one is left.
+fn shrink<K: Ord, V>(map: &mut LiteMap<K, V>) {
+    if map.len() <= 1 {
+        let mut exact = LiteMap::with_capacity(map.len());
+        for (key, value) in std::mem::take(map) {
+            exact.insert(key, value);
+        }
+        *map = exact;
     }
 }

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::config::PeerName;
+use crate::tcp_connection::TcpConnectionId;
 
 /// Functions that the owner provides to an endpoint. The environment, like the time, is passed with
 /// every call.
@@ -22,6 +23,14 @@ pub trait Environment {
     /// NAT in front of us and sends ESP in UDP.
     fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {
         let _ = remote;
+        None
+    }
+    /// Returns the address of the host at the other end of a TCP connection. The limits on
+    /// unauthenticated initiators count all connections of a host together. Returns `None` if it is
+    /// unknown, for example because the connection ended long ago; all such connections together
+    /// count as one host.
+    fn tcp_remote(&mut self, connection: TcpConnectionId) -> Option<IpAddr> {
+        let _ = connection;
         None
     }
     /// Returns why this node must not have an internal address that a peer gives it

@@ -105,6 +105,10 @@ impl Environment for KernelEnvironment {
         source_address(remote)
     }
 
+    fn tcp_remote(&mut self, connection: TcpConnectionId) -> Option<IpAddr> {
+        self.tcp.ends(connection).map(|ends| ends.remote.ip())
+    }
+
     fn internal_address_obstacle(&mut self, peer: &PeerName, address: IpAddr) -> Option<String> {
         let host = self.host.borrow();
         if host.local_addresses.is_empty() {

@@ -3,15 +3,17 @@
 //!
 //! `cargo bench -p edge-ike --bench handshake` prints a table and writes `target/bench/ike.json`.
 //! Handshakes and replays of their primitives alternate within one run, so that both run under the
-//! same conditions. The results are medians of the thread's CPU time. Without `--bench` (as under
-//! `cargo test --all-targets`) each case runs once.
+//! same conditions. The results are medians of the thread's CPU time. Without `--bench` each case
+//! runs once, as in `tests/benchmark.rs`.
 
+mod cases;
 mod floor;
 mod pair;
 
 use std::path::Path;
 use std::time::Duration;
 
+use cases::{CASES, cpu, once};
 use floor::Floor;
 use pair::{Authentication, Pair};
 
@@ -21,12 +23,6 @@ const BATCH: usize = 16;
 const ROUNDS: usize = 41;
 /// Maximum acceptable ratio to the baseline.
 const GOAL: f64 = 1.5;
-
-const CASES: [(&str, Authentication); 3] = [
-    ("handshake/psk", Authentication::Psk),
-    ("handshake/ed25519", Authentication::Ed25519),
-    ("handshake/p256", Authentication::P256),
-];
 
 fn main() {
     let measure = std::env::args().any(|argument| argument == "--bench");
@@ -71,24 +67,9 @@ fn medians(authentication: Authentication) -> (f64, f64) {
     (median(ours), median(reference))
 }
 
-fn once(authentication: Authentication) -> (f64, f64) {
-    let before = cpu();
-    let shaken = Pair::new(&pair::Recipe::new(authentication)).shake();
-    let between = cpu();
-    Floor::of(&shaken, authentication).replay();
-    let micros = |time: Duration| time.as_secs_f64() * 1e6;
-    (micros(between - before), micros(cpu() - between))
-}
-
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort();
     times[times.len() / 2].as_secs_f64() * 1e6 / BATCH as f64
-}
-
-/// Returns the CPU time of this thread.
-fn cpu() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
 fn write(results: &serde_json::Value) {

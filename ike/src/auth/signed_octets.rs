@@ -1,7 +1,7 @@
 //! The octets that AUTH covers (RFC 7296 2.15).
 
 use crate::config::Prf;
-use crate::crypto::IkeKeys;
+use crate::crypto::{IkeKey, IkeKeys};
 use crate::wire::Id;
 
 /// The octets that one end's AUTH covers.
@@ -16,13 +16,13 @@ impl SignedOctets {
     /// RestOfInitIDPayload). `request` is the last IKE_SA_INIT request as it was sent, from the
     /// header's first octet on. It contains the cookie if the responder requested one.
     pub fn initiator(keys: &IkeKeys, request: &[u8], responder_nonce: &[u8], id: &Id) -> Self {
-        Self::new(keys.suite.prf, request, responder_nonce, keys.pi.expose(), id)
+        Self::new(keys.suite.prf, request, responder_nonce, keys.key(IkeKey::Pi), id)
     }
 
     /// Computes ResponderSignedOctets = RealMessage2 | NonceIData | prf(SK_pr,
     /// RestOfRespIDPayload). `response` is the IKE_SA_INIT response as it was sent.
     pub fn responder(keys: &IkeKeys, response: &[u8], initiator_nonce: &[u8], id: &Id) -> Self {
-        Self::new(keys.suite.prf, response, initiator_nonce, keys.pr.expose(), id)
+        Self::new(keys.suite.prf, response, initiator_nonce, keys.key(IkeKey::Pr), id)
     }
 
     fn new(prf: Prf, message: &[u8], nonce: &[u8], sk_p: &[u8], id: &Id) -> Self {

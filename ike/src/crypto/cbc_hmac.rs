@@ -10,7 +10,6 @@ use zeroize::Zeroizing;
 
 use super::error::OpenError;
 use crate::config::{AesKeyLength, Integrity};
-use crate::secret::Secret;
 use crate::wire::InvalidMessage;
 
 /// Size of a block and of the initialization vector, bytes.
@@ -19,19 +18,19 @@ pub(super) const BLOCK_LEN: usize = 16;
 type Block = [u8; BLOCK_LEN];
 
 /// The keys of one direction of an IKE SA.
-pub(super) struct CbcHmac {
+pub(super) struct CbcHmac<'a> {
     length: AesKeyLength,
     /// SK_ei or SK_er.
-    key: Secret,
+    key: &'a [u8],
     /// SK_ai or SK_ar.
     integrity_key: hmac::Key,
     icv_len: usize,
 }
 
-impl CbcHmac {
-    pub(super) fn new(length: AesKeyLength, integrity: Integrity, key: &Secret, integrity_key: &Secret) -> Self {
-        let integrity_key = hmac::Key::new(integrity.algorithm(), integrity_key.expose());
-        Self { length, key: key.clone(), integrity_key, icv_len: integrity.icv_len() }
+impl<'a> CbcHmac<'a> {
+    pub(super) fn new(length: AesKeyLength, integrity: Integrity, key: &'a [u8], integrity_key: &[u8]) -> Self {
+        let integrity_key = hmac::Key::new(integrity.algorithm(), integrity_key);
+        Self { length, key, integrity_key, icv_len: integrity.icv_len() }
     }
 
     /// Appends initialization vector, ciphertext and ICV to `message`, which holds all preceding
@@ -99,7 +98,7 @@ impl CbcHmac {
         let mut block = [0; BLOCK_LEN];
         *block.last_chunk_mut()? = number.to_be_bytes();
         let mut block = Array::from(block);
-        let key = self.key.expose();
+        let key = self.key;
         match self.length {
             AesKeyLength::Bits128 => Aes128::new_from_slice(key).ok()?.encrypt_block(&mut block),
             AesKeyLength::Bits192 => Aes192::new_from_slice(key).ok()?.encrypt_block(&mut block),
@@ -110,7 +109,7 @@ impl CbcHmac {
 
     fn encrypt(&self, iv: &Block, octets: &mut [u8]) -> Option<()> {
         let (blocks, _) = Array::slice_as_chunks_mut(octets);
-        let key = self.key.expose();
+        let key = self.key;
         match self.length {
             AesKeyLength::Bits128 => cbc::Encryptor::<Aes128>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks),
             AesKeyLength::Bits192 => cbc::Encryptor::<Aes192>::new_from_slices(key, iv).ok()?.encrypt_blocks(blocks),
@@ -121,7 +120,7 @@ impl CbcHmac {
 
     fn decrypt(&self, iv: &Block, octets: &mut [u8]) -> Option<()> {
         let (blocks, _) = Array::slice_as_chunks_mut(octets);
-        let key = self.key.expose();
+        let key = self.key;
         match self.length {
             AesKeyLength::Bits128 => cbc::Decryptor::<Aes128>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks),
             AesKeyLength::Bits192 => cbc::Decryptor::<Aes192>::new_from_slices(key, iv).ok()?.decrypt_blocks(blocks),

@@ -6,7 +6,6 @@ use zeroize::{Zeroize, Zeroizing};
 use super::cbc_hmac::{BLOCK_LEN, CbcHmac};
 use super::error::{OpenError, SealError};
 use crate::config::Cipher;
-use crate::secret::Secret;
 use crate::wire::InvalidMessage;
 
 /// Size of the salt that follows an AEAD's key, bytes (RFC 5282 7.1, RFC 7634 2).
@@ -16,62 +15,45 @@ const AEAD_IV_LEN: usize = 8;
 /// Size of an AEAD's ICV, bytes.
 const AEAD_ICV_LEN: usize = 16;
 
-/// Protects the messages that one end of an IKE SA sends.
-pub(super) struct DirectionKey {
-    cipher: Cipher,
-    protection: Protection,
-}
+/// Protects a message that one end of an IKE SA sends. It is made for each message: an expanded key
+/// takes half a kilobyte, and messages of one IKE SA are rare.
+pub(super) struct DirectionKey<'a>(Protection<'a>);
 
-enum Protection {
+#[expect(clippy::large_enum_variant, reason = "it lives on the stack, for one message")]
+enum Protection<'a> {
     Aead {
-        key: Box<LessSafeKey>,
+        key: LessSafeKey,
         salt: [u8; SALT_LEN],
     },
-    CbcHmac(Box<CbcHmac>),
+    CbcHmac(CbcHmac<'a>),
     /// The key has the wrong length for the cipher. [`super::IkeKeys`] never makes such a key.
     /// Sealing and opening fail.
     Unusable,
 }
 
-impl DirectionKey {
+impl<'a> DirectionKey<'a> {
     /// Makes a key. `encryption` is SK_ei or SK_er. `integrity` is SK_ai or SK_ar, and empty for an
     /// AEAD.
-    pub(super) fn new(cipher: Cipher, encryption: &Secret, integrity: &Secret) -> Self {
+    pub(super) fn new(cipher: Cipher, encryption: &'a [u8], integrity: &[u8]) -> Self {
         let algorithm = match cipher {
             Cipher::Aes128Gcm16 => &aead::AES_128_GCM,
             Cipher::Aes256Gcm16 => &aead::AES_256_GCM,
             Cipher::ChaCha20Poly1305 => &aead::CHACHA20_POLY1305,
             Cipher::AesCbc(length, algorithm) => {
-                let keys = CbcHmac::new(length, algorithm, encryption, integrity);
-                return Self { cipher, protection: Protection::CbcHmac(Box::new(keys)) };
+                return Self(Protection::CbcHmac(CbcHmac::new(length, algorithm, encryption, integrity)));
             }
         };
-        let (key, salt) = encryption.expose().split_last_chunk().unwrap_or((&[], &[0; SALT_LEN]));
-        let protection = match UnboundKey::new(algorithm, key) {
-            Ok(key) => Protection::Aead { key: Box::new(LessSafeKey::new(key)), salt: *salt },
+        let (key, salt) = encryption.split_last_chunk().unwrap_or((&[], &[0; SALT_LEN]));
+        Self(match UnboundKey::new(algorithm, key) {
+            Ok(key) => Protection::Aead { key: LessSafeKey::new(key), salt: *salt },
             Err(_) => Protection::Unusable,
-        };
-        Self { cipher, protection }
-    }
-
-    /// Returns the size of the body of a payload that carries `len` octets, bytes: IV, contents,
-    /// padding, pad length, ICV (RFC 7296 3.14).
-    pub(super) fn sealed_len(&self, len: usize) -> usize {
-        let (iv, block, icv) = self.cipher.layout();
-        len.saturating_add(1).next_multiple_of(block).saturating_add(iv).saturating_add(icv)
-    }
-
-    /// Returns the maximum number of octets that fit into a body of `room` octets.
-    pub(super) fn contents_len(&self, room: usize) -> usize {
-        let (iv, block, icv) = self.cipher.layout();
-        let room = room.saturating_sub(iv).saturating_sub(icv);
-        room.saturating_sub(room % block).saturating_sub(1)
+        })
     }
 
     /// Appends the body of the Encrypted payload to `message`, which holds the preceding octets.
     /// `number` must never be used twice.
     pub(super) fn seal(&self, message: Vec<u8>, number: u64, inner: &[u8]) -> Result<Vec<u8>, SealError> {
-        match &self.protection {
+        match &self.0 {
             Protection::Aead { key, salt } => seal_aead(key, *salt, message, number, inner),
             Protection::CbcHmac(keys) => keys.seal(message, number, inner).ok_or(SealError::NoKey),
             Protection::Unusable => Err(SealError::NoKey),
@@ -81,7 +63,7 @@ impl DirectionKey {
     /// Decrypts the body of an Encrypted payload. Returns contents, padding and pad length.
     /// `associated` holds the preceding octets.
     pub(super) fn open(&self, associated: &[u8], body: &[u8]) -> Result<Zeroizing<Vec<u8>>, OpenError> {
-        match &self.protection {
+        match &self.0 {
             Protection::Aead { key, salt } => open_aead(key, *salt, associated, body),
             Protection::CbcHmac(keys) => keys.open(associated, body),
             Protection::Unusable => Err(OpenError::Forged),
@@ -147,6 +129,20 @@ impl Cipher {
             Some(integrity) => (BLOCK_LEN, BLOCK_LEN, integrity.icv_len()),
             None => (AEAD_IV_LEN, 1, AEAD_ICV_LEN),
         }
+    }
+
+    /// Returns the size of the body of a payload that carries `len` octets, bytes: IV, contents,
+    /// padding, pad length, ICV (RFC 7296 3.14).
+    pub(super) fn sealed_len(self, len: usize) -> usize {
+        let (iv, block, icv) = self.layout();
+        len.saturating_add(1).next_multiple_of(block).saturating_add(iv).saturating_add(icv)
+    }
+
+    /// Returns the maximum number of octets that fit into a body of `room` octets.
+    pub(super) fn contents_len(self, room: usize) -> usize {
+        let (iv, block, icv) = self.layout();
+        let room = room.saturating_sub(iv).saturating_sub(icv);
+        room.saturating_sub(room % block).saturating_sub(1)
     }
 
     /// Returns the size of SK_ei and SK_er, bytes: the key, and 4 octets of salt for an AEAD (RFC

@@ -5,7 +5,7 @@ use zeroize::Zeroize;
 
 use super::direction_key::DirectionKey;
 use super::error::{OpenError, SealError};
-use super::keys::IkeKeys;
+use super::keys::{IkeKey, IkeKeys};
 use crate::wire::{
     EncryptedMessage, EncryptedPrefix, Fragment, Header, InvalidMessage, MAX_FRAGMENTS, PayloadType, Payloads,
 };
@@ -36,21 +36,42 @@ pub enum Opened {
 /// Protects the messages of one IKE SA in both directions. Initialization vectors come from a
 /// counter, so no vector is used twice with one key.
 pub struct IkeCipher {
-    seal: DirectionKey,
-    open: DirectionKey,
+    keys: IkeKeys,
+    role: IkeRole,
     sealed: u64,
 }
 
 impl IkeCipher {
     /// Makes the cipher of an IKE SA with these keys, for this end.
-    pub fn new(keys: &IkeKeys, role: IkeRole) -> Self {
-        let cipher = keys.suite.cipher;
+    pub fn new(keys: IkeKeys, role: IkeRole) -> Self {
+        Self { keys, role, sealed: 0 }
+    }
+
+    /// Returns the keys of the IKE SA.
+    pub fn keys(&self) -> &IkeKeys {
+        &self.keys
+    }
+
+    /// Forgets the keys that have no use after IKE_AUTH.
+    //= RFC 7296 2.12 MUST 1: keys are forgotten
+    pub(crate) fn forget_auth_keys(&mut self) {
+        self.keys = self.keys.without_auth_keys();
+    }
+
+    /// Expands the key of the messages that one end sends.
+    fn key_of(&self, sender: IkeRole) -> DirectionKey<'_> {
         //= RFC 7296 2.14 REQUIRED 4: a key for each direction
-        let initiator = DirectionKey::new(cipher, &keys.ei, &keys.ai);
-        let responder = DirectionKey::new(cipher, &keys.er, &keys.ar);
-        match role {
-            IkeRole::Initiator => Self { seal: initiator, open: responder, sealed: 0 },
-            IkeRole::Responder => Self { seal: responder, open: initiator, sealed: 0 },
+        let (encryption, integrity) = match sender {
+            IkeRole::Initiator => (IkeKey::Ei, IkeKey::Ai),
+            IkeRole::Responder => (IkeKey::Er, IkeKey::Ar),
+        };
+        DirectionKey::new(self.keys.suite.cipher, self.keys.key(encryption), self.keys.key(integrity))
+    }
+
+    fn peer(&self) -> IkeRole {
+        match self.role {
+            IkeRole::Initiator => IkeRole::Responder,
+            IkeRole::Responder => IkeRole::Initiator,
         }
     }
 
@@ -83,7 +104,8 @@ impl IkeCipher {
     ) -> Result<Vec<Vec<u8>>, SealError> {
         let too_large = SealError::TooLarge(inner.len());
         let whole = EncryptedPrefix::Whole { first };
-        let sealed_len = self.seal.sealed_len(inner.len());
+        let cipher = self.keys.suite.cipher;
+        let sealed_len = cipher.sealed_len(inner.len());
         if limit.is_none_or(|limit| whole.len().saturating_add(sealed_len) <= limit) {
             if sealed_len > EncryptedPrefix::MAX_BODY {
                 return Err(too_large);
@@ -91,7 +113,7 @@ impl IkeCipher {
             return Ok(vec![self.seal_one(header, whole, inner)?]);
         }
         let room = limit.unwrap_or(0).saturating_sub(EncryptedPrefix::FRAGMENT_LEN);
-        let part_len = self.seal.contents_len(room).max(MIN_FRAGMENT_PART);
+        let part_len = cipher.contents_len(room).max(MIN_FRAGMENT_PART);
         let parts = inner.chunks(part_len);
         let total = u16::try_from(parts.len()).ok().filter(|&total| total <= MAX_FRAGMENTS).ok_or(too_large)?;
         // RFC 7383 2.5: the first fragment states the type of the first payload, and the other
@@ -122,8 +144,8 @@ impl IkeCipher {
     fn seal_one(&mut self, header: &Header, front: EncryptedPrefix, inner: &[u8]) -> Result<Vec<u8>, SealError> {
         let number = if mutation!("nonce_repeated") { 0 } else { self.sealed };
         self.sealed = self.sealed.checked_add(1).ok_or(SealError::Exhausted)?;
-        let message = front.encode(header, self.seal.sealed_len(inner.len()));
-        self.seal.seal(message, number, inner)
+        let message = front.encode(header, self.keys.suite.cipher.sealed_len(inner.len()));
+        self.key_of(self.role).seal(message, number, inner)
     }
 
     /// Opens a datagram (without the non-ESP marker). Payloads in clear before the Encrypted
@@ -133,7 +155,7 @@ impl IkeCipher {
     /// See [`OpenError`].
     pub fn open(&self, datagram: &[u8]) -> Result<Opened, OpenError> {
         let protected = EncryptedMessage::read(datagram).map_err(OpenError::Malformed)?;
-        let plain = self.open.open(protected.associated, protected.body)?;
+        let plain = self.key_of(self.peer()).open(protected.associated, protected.body)?;
         decode_plaintext(protected.front, &plain).map_err(OpenError::Contents)
     }
 }

@@ -15,6 +15,22 @@ pub struct IkeSuite {
     pub group: Group,
 }
 
+impl IkeSuite {
+    /// Returns the keys of an IKE SA in the order in which they are made, with their sizes, bytes.
+    fn key_lengths(self) -> [(IkeKey, usize); 7] {
+        //= RFC 7296 2.14 MUST 1: lengths of SK_d, SK_pi and SK_pr
+        let (prf, key) = (self.prf.output_len(), self.cipher.encryption_key_len());
+        let integrity = self.cipher.integrity_key_len();
+        let mut protection = [(IkeKey::Ai, integrity), (IkeKey::Ar, integrity), (IkeKey::Ei, key), (IkeKey::Er, key)];
+        if mutation!("encryption_keys_first") {
+            protection.rotate_left(2);
+        }
+        let [first, second, third, fourth] = protection;
+        //= RFC 7296 2.14 REQUIRED 3: the order of the keys
+        [(IkeKey::D, prf), first, second, third, fourth, (IkeKey::Pi, prf), (IkeKey::Pr, prf)]
+    }
+}
+
 impl std::fmt::Display for IkeSuite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}/{}", self.cipher, self.prf, self.group)
@@ -35,20 +51,28 @@ pub struct Nonces<'a> {
 pub struct IkeKeys {
     /// The algorithms that use the keys.
     pub suite: IkeSuite,
+    /// All keys, one after another, in the order of [`IkeKey`]: one allocation instead of seven for
+    /// each of many IKE SAs.
+    keys: Secret,
+}
+
+/// One of the keys of an IKE SA, in the order in which RFC 7296 2.14 makes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IkeKey {
     /// SK_d: derives keys of CHILD_SAs and of the next IKE SA.
-    pub(crate) d: Secret,
+    D,
     /// SK_ai: authenticates messages of the original initiator. Empty with an AEAD (RFC 5282 7).
-    pub(crate) ai: Secret,
+    Ai,
     /// SK_ar: authenticates messages of the original responder. Empty with an AEAD.
-    pub(crate) ar: Secret,
+    Ar,
     /// SK_ei: encrypts messages of the original initiator. Holds the key, and the salt of an AEAD.
-    pub(crate) ei: Secret,
+    Ei,
     /// SK_er: encrypts messages of the original responder. Holds the key, and the salt of an AEAD.
-    pub(crate) er: Secret,
+    Er,
     /// SK_pi: used to compute the initiator's AUTH.
-    pub(crate) pi: Secret,
+    Pi,
     /// SK_pr: used to compute the responder's AUTH.
-    pub(crate) pr: Secret,
+    Pr,
 }
 
 impl IkeKeys {
@@ -67,7 +91,7 @@ impl IkeKeys {
     pub fn rekey(&self, suite: IkeSuite, nonces: Nonces<'_>, ike: IkeId, shared: &Secret) -> Self {
         //= RFC 7296 2.18 REQUIRED 5: SKEYSEED of a rekey
         let data = [shared.expose(), nonces.initiator, nonces.responder];
-        let skeyseed = self.suite.prf.compute(self.d.expose(), &data);
+        let skeyseed = self.suite.prf.compute(self.key(IkeKey::D), &data);
         Self::expand(suite, &skeyseed, nonces, ike)
     }
 
@@ -77,22 +101,28 @@ impl IkeKeys {
         let responder = if mutation!("ike_keys_without_spi") { 0 } else { ike.responder };
         let (initiator, responder) = (ike.initiator.to_be_bytes(), responder.to_be_bytes());
         let seed = [nonces.initiator, nonces.responder, &initiator, &responder];
-        //= RFC 7296 2.14 MUST 1: lengths of SK_d, SK_pi and SK_pr
-        let (prf_len, key_len) = (suite.prf.output_len(), suite.cipher.encryption_key_len());
-        let integrity_len = suite.cipher.integrity_key_len();
-        let total = prf_len.saturating_mul(3).saturating_add(suite.cipher.keymat_len().saturating_mul(2));
-        let keys = suite.prf.expand(skeyseed.expose(), &seed, total);
-        let mut keys = KeyMaterial(keys.expose());
-        //= RFC 7296 2.14 REQUIRED 3: the order of the keys
-        let d = keys.next(prf_len);
-        let (ai, ar, ei, er) = if mutation!("encryption_keys_first") {
-            let (ei, er) = (keys.next(key_len), keys.next(key_len));
-            (keys.next(integrity_len), keys.next(integrity_len), ei, er)
-        } else {
-            let (ai, ar) = (keys.next(integrity_len), keys.next(integrity_len));
-            (ai, ar, keys.next(key_len), keys.next(key_len))
-        };
-        Self { suite, d, ai, ar, ei, er, pi: keys.next(prf_len), pr: keys.next(prf_len) }
+        let total = suite.key_lengths().iter().fold(0, |total: usize, (_, len)| total.saturating_add(*len));
+        Self { suite, keys: suite.prf.expand(skeyseed.expose(), &seed, total) }
+    }
+
+    /// Returns one of the keys. SK_pi and SK_pr are empty after [`Self::without_auth_keys`].
+    pub(crate) fn key(&self, which: IkeKey) -> &[u8] {
+        let mut start: usize = 0;
+        for (key, len) in self.suite.key_lengths() {
+            let end = start.saturating_add(len);
+            if key == which {
+                return self.keys.expose().get(start..end).unwrap_or_default();
+            }
+            start = end;
+        }
+        &[]
+    }
+
+    /// Forgets SK_pi and SK_pr, which have no use after IKE_AUTH.
+    pub(crate) fn without_auth_keys(&self) -> Self {
+        let kept = self.keys.expose().len().saturating_sub(self.suite.prf.output_len().saturating_mul(2));
+        let keys = self.keys.expose().get(..kept).unwrap_or_default();
+        Self { suite: self.suite, keys: Secret::new(keys.to_vec()) }
     }
 
     /// Derives the keys of a CHILD_SA: KEYMAT = prf+(SK_d, [g^ir (new) |] Ni | Nr) (RFC 7296 2.17).
@@ -103,7 +133,7 @@ impl IkeKeys {
         //= RFC 7296 2.17 REQUIRED 3: KEYMAT
         let seed = [shared, nonces.initiator, nonces.responder];
         let key_len = cipher.keymat_len();
-        let keys = self.suite.prf.expand(self.d.expose(), &seed, key_len.saturating_mul(2));
+        let keys = self.suite.prf.expand(self.key(IkeKey::D), &seed, key_len.saturating_mul(2));
         let mut keys = KeyMaterial(keys.expose());
         //= RFC 7296 2.17 MUST 1: keys of the initiator's direction first
         ChildKeys { from_initiator: keys.next(key_len), from_responder: keys.next(key_len) }

@@ -25,6 +25,7 @@ pub use cookie::{COOKIE_LIFETIME, Cookies};
 pub use encrypted_payload::{IkeCipher, IkeRole, Opened};
 pub use error::{OpenError, SealError};
 pub use key_exchange::{InitiatorKeyExchange, KeyExchangeError, ResponderKeyExchange};
+pub(crate) use keys::IkeKey;
 pub use keys::{ChildKeys, IkeKeys, IkeSuite, Nonces};
 pub use nat_detection_hash::nat_detection_hash;
 

@@ -1,11 +1,9 @@
 //! prf and prf+ (RFC 7296 2.13, RFC 4868).
 
-use ring::hmac;
-use zeroize::Zeroize;
-
 use crate::config::Prf;
 use crate::secret::Secret;
 use crate::wire::InvalidMessage;
+use ring::hmac;
 
 impl Prf {
     /// Returns the size of the output, bytes. SK_d, SK_pi and SK_pr have the same size (RFC 7296
@@ -51,7 +49,7 @@ impl Prf {
     /// prf+ ends after 255 blocks; the keys of one SA need fewer than ten blocks.
     pub(crate) fn expand(self, key: &[u8], seed: &[&[u8]], len: usize) -> Secret {
         let key = hmac::Key::new(self.algorithm(), key);
-        let mut out = Vec::with_capacity(len.next_multiple_of(self.output_len()));
+        let mut out = Vec::with_capacity(len);
         let mut last: Option<hmac::Tag> = None;
         //= RFC 7296 2.13 REQUIRED 5: prf+
         for counter in 1..=u8::MAX {
@@ -67,14 +65,10 @@ impl Prf {
             }
             context.update(&[counter]);
             let block = context.sign();
-            out.extend_from_slice(block.as_ref());
+            let missing = len.saturating_sub(out.len());
+            out.extend(block.as_ref().iter().take(missing));
             last = Some(block);
         }
-        // Vec::truncate does not clear the octets that it cuts off, so wipe those octets.
-        if let Some(surplus) = out.get_mut(len..) {
-            surplus.zeroize();
-        }
-        out.truncate(len);
         Secret::new(out)
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::half_open::Source;
+use super::source::Source;
 use crate::time::Instant;
 
 /// Maximum number of answers to one source in each [`PERIOD`]. An honest initiator needs one, and
@@ -14,7 +14,7 @@ use crate::time::Instant;
 const MAX_ANSWERS: u32 = 256;
 /// Maximum number of sources without a configured peer that are counted separately in a period.
 /// Further sources together get at most [`MAX_OTHER_ANSWERS`]. The number of other sources is at
-/// most the number of configured peers' addresses.
+/// most twice the number of configured peers' addresses (datagrams, and TCP connections).
 const MAX_SOURCES: usize = 4096;
 const MAX_OTHER_ANSWERS: u32 = 4096;
 const PERIOD: Duration = Duration::from_secs(1);

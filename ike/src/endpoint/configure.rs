@@ -131,7 +131,7 @@ impl Endpoint {
                 sa.set_profile(Arc::clone(&profile), &mut cx);
                 let child_sas = self.peers.get(name).map(|peer| &peer.child_sas);
                 if credentials_changed
-                    || (assignment_changed && !keeps(&sa.details().internal_addresses))
+                    || (assignment_changed && !keeps(&sa.negotiated.internal_addresses))
                     || (traffic_changed && child_sas.is_some_and(|child_sas| sa.exceeds_configuration(child_sas)))
                 {
                     sa.require_reauthentication(&mut cx);
@@ -183,7 +183,7 @@ impl Endpoint {
         let mut revoked = Vec::new();
         for spi in &peer.sas {
             if let Some(SaState::Established(_, sa)) = self.sas.get(spi)
-                && let Some(shown) = &sa.details().certificate
+                && let Some(shown) = &sa.negotiated.certificate
                 && let Err(error) = peer.profile.auth.check_not_revoked(shown, &peer.profile.config.remote_id)
             {
                 revoked.push((*spi, auth(&error)));

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::half_open::Source;
 use super::init_request_guard::{HALF_OPEN_LIFETIME, InitDecision};
 use super::peer::Peer;
+use super::source::Source;
 use super::state::{DeadlineOwner, Endpoint, SaState, context, peer_span};
 use crate::auth::same_identity;
 use crate::child_sas::{ChildSas, Spi};
@@ -248,8 +248,8 @@ impl Endpoint {
             return;
         }
         let mut cx = context!(self, now, env);
-        let known = self.peer_index.at_address(remote.ip()).next().is_some();
-        let source = Source::new(remote.ip(), known);
+        let is_known = |address| self.peer_index.at_address(address).next().is_some();
+        let source = Source::of_message(remote.ip(), is_known, cx.env);
         match self.init_request_guard.check(&message, datagram.len(), local, (remote, source), &self.config, &mut cx) {
             InitDecision::Discard => return,
             InitDecision::Retransmission(spi) => {

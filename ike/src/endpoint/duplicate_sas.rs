@@ -50,11 +50,11 @@ impl Endpoint {
             local,
             remote,
             initiator: sa.initiator(),
-            details: sa.details().clone(),
+            details: sa.details(),
         });
-        peer.sas.push(spi);
-        if sa.initiator() && !sa.details().internal_addresses.is_empty() {
-            peer.internal_addresses.clone_from(&sa.details().internal_addresses);
+        peer.add_sa(spi);
+        if sa.initiator() && !sa.negotiated.internal_addresses.is_empty() {
+            peer.internal_addresses = sa.negotiated.internal_addresses.to_vec();
         }
         // The purposes of the CHILD_SAs of the IKE SAs that the new one replaces.
         let replaced: Vec<Purpose> = (duplicates.replaced.iter().chain(&duplicates.forgotten))

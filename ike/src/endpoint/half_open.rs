@@ -3,11 +3,11 @@
 //! initiator's makes room.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
+use super::source::Source;
 use crate::child_sas::Spi;
 use crate::config::EndpointConfig;
-use crate::tcp_connection::is_reserved_for_tcp;
 
 /// Maximum total size of all half-open IKE SAs, bytes, not including fragments of IKE_AUTH.
 const MAX_OCTETS: usize = 6 << 20;
@@ -78,37 +78,7 @@ struct FragmentRank {
 
 impl FragmentRank {
     fn new(source: Source, octets: usize) -> Self {
-        Self { unprotected: !source.known || octets > KNOWN_FRAGMENT_OCTETS, octets, source }
-    }
-}
-
-/// Hosts that share a limit: a configured peer's address, another IPv4 address, a TCP connection
-/// (the owner limits the number of connections of a host), or another IPv6 network with a 64-bit
-/// prefix, since one host may have all addresses of such a network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct Source {
-    /// Whether a peer is configured with this address.
-    known: bool,
-    address: IpAddr,
-}
-
-impl Source {
-    /// Returns the source to which an address belongs. `known`: a peer is configured with it.
-    pub(super) fn new(address: IpAddr, known: bool) -> Self {
-        let address = address.to_canonical();
-        let address = match address {
-            IpAddr::V6(v6) if !known && !is_reserved_for_tcp(address) => {
-                let [a, b, c, d, ..] = v6.segments();
-                Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-            }
-            address => address,
-        };
-        Self { known, address }
-    }
-
-    /// Returns whether a peer is configured with this address.
-    pub(super) fn is_known(self) -> bool {
-        self.known
+        Self { unprotected: !source.is_known() || octets > KNOWN_FRAGMENT_OCTETS, octets, source }
     }
 }
 
@@ -137,13 +107,13 @@ impl HalfOpenTable {
     /// Returns whether an entry may make room for one from this source. A stranger takes no place
     /// of a configured address.
     pub(super) fn can_make_room_for(&self, source: Source) -> bool {
-        self.ranks.first().is_some_and(|first| source.known || !first.known)
+        self.ranks.first().is_some_and(|first| source.is_known() || !first.known)
     }
 
     /// Adds a half-open IKE SA. Then call [`Self::excess`].
     pub(super) fn insert(&mut self, remote: SocketAddr, initiator_spi: u64, spi: Spi, octets: usize, source: Source) {
         self.inserted = self.inserted.saturating_add(1);
-        let rank = Rank { known: source.known, number: self.inserted, spi };
+        let rank = Rank { known: source.is_known(), number: self.inserted, spi };
         self.add(Entry { remote, initiator_spi, source, rank, octets, fragment_octets: 0 });
     }
 
@@ -173,7 +143,7 @@ impl HalfOpenTable {
         let too_many = self.entries.len() > config.half_open_limit && !mutation!("no_half_open_limit");
         if too_many || self.octets > MAX_OCTETS {
             // A large request may need more room than the strangers have.
-            let may = |first: &Rank| self.source(newest).is_some_and(|source| source.known || !first.known);
+            let may = |first: &Rank| self.source(newest).is_some_and(|source| source.is_known() || !first.known);
             return first(&self.ranks).map(|first| if may(&first) { first.spi } else { newest });
         }
         let ranks = &self.by_source.get(&self.source(newest)?)?.ranks;

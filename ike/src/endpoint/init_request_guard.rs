@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::answer_limit::AnswerLimit;
-use super::half_open::{HalfOpenTable, Source};
+use super::half_open::HalfOpenTable;
 use super::key_exchange_budget::{KeyExchangeBudget, Work};
+use super::source::Source;
 use crate::child_sas::Spi;
 use crate::config::{EndpointConfig, Group};
 use crate::crypto::Cookies;

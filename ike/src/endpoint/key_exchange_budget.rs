@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::half_open::Source;
+use super::source::Source;
 use crate::config::Group;
 use crate::time::Instant;
 

@@ -36,6 +36,7 @@ mod peer;
 mod peer_index;
 mod sa_lifecycle;
 mod snapshot;
+mod source;
 mod state;
 
 pub use crate::child_sas::ChildUse;

@@ -162,6 +162,12 @@ impl Peer {
         may
     }
 
+    /// Adds an IKE SA, which is now the newest. There is usually one, so there is room for no more.
+    pub(super) fn add_sa(&mut self, spi: Spi) {
+        self.sas.reserve_exact(1);
+        self.sas.push(spi);
+    }
+
     /// Removes an IKE SA. A new authentication that was to replace the last one is not needed any
     /// more.
     pub(super) fn remove_sa(&mut self, spi: Spi) {

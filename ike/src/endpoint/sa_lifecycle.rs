@@ -94,9 +94,9 @@ impl Endpoint {
                     local,
                     remote,
                     initiator: new.initiator(),
-                    details: new.details().clone(),
+                    details: new.details(),
                 });
-                peer.sas.push(spi);
+                peer.add_sa(spi);
                 let ours = new.initiator();
                 old.hand_over(&mut new, ours, &mut peer.child_sas, &mut cx);
                 if let Some(redundant) = &mut redundant {

@@ -107,7 +107,7 @@ impl Endpoint {
         let mut addresses = Vec::new();
         for spi in sas {
             if let Some(SaState::Established(_, sa)) = self.sas.get(spi) {
-                let of_sa = &sa.details().internal_addresses;
+                let of_sa = &sa.negotiated.internal_addresses;
                 addresses.retain(|address| !of_sa.contains(address));
                 addresses.extend(of_sa);
             }
@@ -200,7 +200,7 @@ impl Endpoint {
                 local,
                 remote,
                 initiator: sa.initiator(),
-                details: sa.details().clone(),
+                details: sa.details(),
                 established: sa.established(),
                 last_received: sa.last_received(),
                 rekey_at: sa.rekey_at(),

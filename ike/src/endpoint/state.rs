@@ -57,7 +57,7 @@ pub(super) enum SaState {
     /// The peer's authentication failed, and our error message is being sent.
     Rejecting(Box<Channel>),
     /// Deleted. Until this time, the last response is sent again if it was lost.
-    Closed(LastResponse, Instant),
+    Closed(Box<LastResponse>, Instant),
 }
 
 impl SaState {
@@ -165,7 +165,7 @@ impl Endpoint {
 
     pub(super) fn keep_last_response(&mut self, spi: Spi, last_response: Option<LastResponse>, now: Instant) {
         if let Some(last_response) = last_response {
-            self.sas.insert(spi, SaState::Closed(last_response, now + LAST_RESPONSE_LIFETIME));
+            self.sas.insert(spi, SaState::Closed(Box::new(last_response), now + LAST_RESPONSE_LIFETIME));
         }
         self.schedule(spi);
     }

@@ -193,7 +193,9 @@ fn without_contained(selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
 }
 
 fn networks(selectors: &[TrafficSelector]) -> Vec<IpNetwork> {
-    selectors.iter().flat_map(TrafficSelector::networks).collect()
+    let mut networks: Vec<IpNetwork> = selectors.iter().flat_map(TrafficSelector::networks).collect();
+    networks.shrink_to_fit();
+    networks
 }
 
 #[cfg(test)]

@@ -3,11 +3,14 @@
 //! fragments, NAT keepalives (RFC 3948 2.3), and address changes (2.23).
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
 
-use super::last_response::{LastResponse, fingerprint};
+use super::in_flight::InFlight;
+use super::last_response::LastResponse;
 use super::message_path::Following;
+use super::partial_message::PartialMessage;
 use super::path::Path;
+use super::profile::Profile;
 use super::retransmission_timer::{Persistence, RetransmissionTimer};
 use super::signs_of_life::SignsOfLife;
 use crate::config::Timing;
@@ -15,13 +18,10 @@ use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
 use crate::event::IkeId;
 use crate::output::Context;
 use crate::time::{Instant, on_whole_second};
-use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads, Reassembly};
+use crate::wire::{ExchangeType, Header, InvalidMessage, Payloads};
 
 /// Size of the non-ESP marker, bytes. It counts towards the datagram's size.
 const MARKER_LEN: usize = 4;
-/// Maximum time for which fragments wait for the rest of their message. It is longer than the time
-/// for which a peer retransmits.
-const REASSEMBLY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of transmissions of a request after which a peer counts as silent.
 const SILENT_AFTER: u32 = 3;
@@ -46,33 +46,32 @@ pub(crate) enum Incoming {
     Response(ExchangeType, Result<Payloads, InvalidMessage>),
 }
 
-/// The protected channel of an IKE SA.
+/// The protected channel of an IKE SA. What it seldom has is in boxes: there are ten thousand of
+/// them at a hub.
 #[derive(Debug)]
 pub(crate) struct Channel {
     /// SPIs of both ends, in the header of every message.
     pub(crate) ike: IkeId,
     /// Our role in the IKE SA.
     pub(crate) role: IkeRole,
-    /// Keys of the IKE SA, for AUTH and for the derivation of further keys.
-    pub(crate) keys: IkeKeys,
     /// Addresses, and NATs between them.
     pub(crate) path: Path,
     /// Evidence that the peer is alive.
     pub(crate) signs: SignsOfLife,
     /// When the last datagram was sent.
     pub(crate) last_sent: Instant,
-    /// Timers from the peer's configuration.
-    pub(crate) timing: Timing,
+    /// Has the timers. `None` while the peer is not known: it then has the default ones.
+    pub(super) profile: Option<Arc<Profile>>,
     cipher: IkeCipher,
     fragments: bool,
     next_request: u32,
     //= RFC 7296 2.1 MUST 3: the request is kept
-    pub(super) in_flight: Option<InFlight>,
+    pub(super) in_flight: Option<Box<InFlight>>,
     next_expected: u32,
     //= RFC 7296 2.3 MUST 7: a copy of the response
     last_response: Option<LastResponse>,
-    partial_request: PartialMessage,
-    partial_response: PartialMessage,
+    partial_request: Option<Box<PartialMessage>>,
+    partial_response: Option<Box<PartialMessage>>,
     pub(super) response_path: (SocketAddr, SocketAddr),
     /// How we follow a peer whose messages come from another address.
     pub(super) following: Following,
@@ -82,52 +81,26 @@ pub(crate) struct Channel {
     pub(super) peer_may_move: bool,
     /// A new path of IKE messages, while it is not known whether the peer receives on it. In the
     /// meantime, ESP stays on `path`.
-    pub(super) unchecked: Option<Path>,
+    pub(super) unchecked: Option<Box<Path>>,
     /// Further pairs of our address and the peer's between which the outstanding request is sent,
     /// because the peer does not respond. Their number has a limit.
     pub(super) alternatives: Vec<(SocketAddr, SocketAddr)>,
     /// A path on which the peer did not respond to our check. It is checked again when the peer
     /// uses it again.
-    pub(super) given_up: Option<Path>,
+    pub(super) given_up: Option<Box<Path>>,
     /// The addresses between which the last answered request was sent, if it was sent between only
     /// one pair.
-    pub(super) answered_between: Option<(SocketAddr, SocketAddr)>,
+    pub(super) answered_between: Option<Box<(SocketAddr, SocketAddr)>>,
     /// Our address and the peer's, other than those in use, between which the peer has responded.
     /// The request was also sent between them.
-    pub(super) answered_elsewhere: Option<(SocketAddr, SocketAddr)>,
+    pub(super) answered_elsewhere: Option<Box<(SocketAddr, SocketAddr)>>,
     /// The source of the peer's newest message, if it is not the address to which we send. An
     /// attacker can copy a message and forge its source, so we switch to this address only after
     /// the peer has responded from it.
-    pub(super) candidate: Option<SocketAddr>,
+    pub(super) candidate: Option<Box<SocketAddr>>,
     /// Whether nothing has been sent to the candidate yet.
     pub(super) candidate_is_new: bool,
     pub(super) peer_moved: bool,
-}
-
-#[derive(Debug)]
-//= RFC 7296 2.3 MUST 6: a copy of the request
-pub(super) struct InFlight {
-    id: u32,
-    pub(super) packets: Vec<Vec<u8>>,
-    retransmission: RetransmissionTimer,
-    /// The candidate address to which the request was also sent.
-    pub(super) sent_to: Option<SocketAddr>,
-    /// Whether the transmissions of the request started again on the former path, because there was
-    /// no response on the unchecked path. This happens only once, so that the request ends
-    /// eventually.
-    fell_back: bool,
-    /// How often the request was sent again immediately because the peer had moved.
-    redirected: u32,
-    /// The addresses between which the request was sent. `None` if there were several pairs.
-    pub(super) between: Option<(SocketAddr, SocketAddr)>,
-}
-
-#[derive(Debug, Default)]
-struct PartialMessage {
-    reassembly: Reassembly,
-    first_datagram: Option<[u8; 32]>,
-    /// When the first fragment arrived.
-    since: Option<Instant>,
 }
 
 impl Channel {
@@ -138,25 +111,24 @@ impl Channel {
         role: IkeRole,
         path: Path,
         fragments: bool,
-        timing: Timing,
+        profile: Option<Arc<Profile>>,
         now: Instant,
     ) -> Self {
         Self {
             ike,
             role,
-            cipher: IkeCipher::new(&keys, role),
-            keys,
+            cipher: IkeCipher::new(keys, role),
             path,
             signs: SignsOfLife::new(now),
             last_sent: now,
-            timing,
+            profile,
             fragments,
             next_request: 0,
             in_flight: None,
             next_expected: 0,
             last_response: None,
-            partial_request: PartialMessage::default(),
-            partial_response: PartialMessage::default(),
+            partial_request: None,
+            partial_response: None,
             response_path: (path.local, path.remote),
             following: Following::Answer,
             peer_may_move: false,
@@ -169,6 +141,21 @@ impl Channel {
             candidate_is_new: false,
             peer_moved: false,
         }
+    }
+
+    /// Returns the keys of the IKE SA, for AUTH and for the derivation of further keys.
+    pub(crate) fn keys(&self) -> &IkeKeys {
+        self.cipher.keys()
+    }
+
+    /// Forgets the keys for AUTH, since both ends have authenticated.
+    pub(crate) fn forget_auth_keys(&mut self) {
+        self.cipher.forget_auth_keys();
+    }
+
+    /// Returns the timers from the peer's configuration.
+    pub(crate) fn timing(&self) -> Timing {
+        self.profile.as_ref().map_or_else(Timing::default, |profile| profile.config.timing_when_up())
     }
 
     /// Skips message ID 0 of the initiator, which IKE_SA_INIT has used.
@@ -195,15 +182,13 @@ impl Channel {
 
     /// Returns the size of the fragments that wait for the rest of their request, bytes.
     pub(crate) fn fragment_octets(&self) -> usize {
-        self.partial_request.reassembly.octets()
+        self.partial_request.as_ref().map_or(0, |partial| partial.octets())
     }
 
-    /// Drops fragments that have waited for [`REASSEMBLY_TIMEOUT`] (RFC 7383 2.6).
+    /// Drops fragments that have waited for [`REASSEMBLY_TIMEOUT`](super::partial_message::REASSEMBLY_TIMEOUT) (RFC 7383 2.6).
     pub(crate) fn forget_stale_fragments(&mut self, now: Instant) {
         for partial in [&mut self.partial_request, &mut self.partial_response] {
-            if partial.since.is_some_and(|since| since + REASSEMBLY_TIMEOUT <= now) {
-                *partial = PartialMessage::default();
-            }
+            partial.take_if(|partial| partial.is_stale(now));
         }
     }
 
@@ -235,14 +220,13 @@ impl Channel {
         }
         //= RFC 7296 2.2 REQUIRED 3: message IDs begin at 0
         self.next_request = self.next_request.saturating_add(1);
-        self.partial_response = PartialMessage::default();
-        let retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
+        self.partial_response = None;
+        let retransmission = RetransmissionTimer::begin(&self.timing(), cx.now);
         self.alternatives.clear();
         let between = Some(self.message_addresses());
-        self.transmit_request(
-            InFlight { id, packets, retransmission, sent_to: None, fell_back: false, redirected: 0, between },
-            cx,
-        );
+        let in_flight =
+            InFlight { id, packets, retransmission, sent_to: None, fell_back: false, redirected: 0, between };
+        self.transmit_request(Box::new(in_flight), cx);
     }
 
     /// Sends the response to the request of [`Incoming::Request`].
@@ -259,7 +243,7 @@ impl Channel {
             capture.encrypted(true, (local, remote), &header, payloads);
         }
         self.transmit(&packets, local, remote, cx);
-        let request = std::mem::take(&mut self.partial_request).first_datagram.unwrap_or_default();
+        let request = self.partial_request.take().map(|partial| partial.first_datagram()).unwrap_or_default();
         //= RFC 7296 2.1 MUST 4: the response is kept
         let kept = LastResponse::new(request, packets, cx.now);
         self.last_response = Some(kept).filter(|_| !mutation!("response_not_kept"));
@@ -268,9 +252,9 @@ impl Channel {
     /// Sends the outstanding request again immediately, to the present addresses.
     //= RFC 7296 2.2 MUST 1: the same message ID again
     pub(crate) fn resend(&mut self, cx: &mut Context<'_>) {
-        if let Some(in_flight) = self.in_flight.take() {
-            let retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
-            self.transmit_request(InFlight { retransmission, ..in_flight }, cx);
+        if let Some(mut in_flight) = self.in_flight.take() {
+            in_flight.retransmission = RetransmissionTimer::begin(&self.timing(), cx.now);
+            self.transmit_request(in_flight, cx);
         }
     }
 
@@ -280,10 +264,11 @@ impl Channel {
     /// waits for its next transmission, so that a peer that moves all the time cannot make us send
     /// the request forever.
     pub(super) fn redirect(&mut self, cx: &mut Context<'_>) {
-        let limit = self.signs.transmissions(&self.timing);
+        let timing = self.timing();
+        let limit = self.signs.transmissions(&timing);
         let Some(mut in_flight) = self.in_flight.take_if(|in_flight| in_flight.redirected < limit) else { return };
         if in_flight.redirected == 0 {
-            in_flight.retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
+            in_flight.retransmission = RetransmissionTimer::begin(&timing, cx.now);
         }
         in_flight.redirected = in_flight.redirected.saturating_add(1);
         self.transmit_request(in_flight, cx);
@@ -301,16 +286,16 @@ impl Channel {
         let Some(mut in_flight) = self.in_flight.take() else {
             return Some(());
         };
+        let timing = self.timing();
         // ESP arrives on the path in use, so it is no evidence about another path.
-        let esp_arrives = self.signs.esp_arrives(&self.timing, cx.now)
-            && self.unchecked.is_none()
-            && !mutation!("esp_is_no_sign_of_life");
+        let esp_arrives =
+            self.signs.esp_arrives(&timing, cx.now) && self.unchecked.is_none() && !mutation!("esp_is_no_sign_of_life");
         //= RFC 7296 2.1 MUST 6: retransmit
-        let limit = self.signs.transmissions(&self.timing);
+        let limit = self.signs.transmissions(&timing);
         let persistence = match () {
             () if patient && self.peer_may_move && self.unchecked.is_none() => Persistence::PeerMayMove,
             () if patient
-                && self.timing.patient
+                && timing.patient
                 && self.unchecked.is_none()
                 && !mutation!("lossy_path_counts_as_failure") =>
             {
@@ -320,15 +305,15 @@ impl Channel {
             () => Persistence::None,
         };
         // A reason to go on may come after the usual transmissions.
-        let grows = self.peer_may_move || self.timing.patient;
-        if in_flight.retransmission.advance(&self.timing, limit, persistence, grows, cx.now).is_none() {
+        let grows = self.peer_may_move || timing.patient;
+        if in_flight.retransmission.advance(&timing, limit, persistence, grows, cx.now).is_none() {
             // There is no response from the address that is being checked. An attacker may have
             // forged it.
             self.given_up = Some(self.unchecked.take()?);
             if std::mem::replace(&mut in_flight.fell_back, true) {
                 return None;
             }
-            in_flight.retransmission = RetransmissionTimer::begin(&self.timing, cx.now);
+            in_flight.retransmission = RetransmissionTimer::begin(&timing, cx.now);
         }
         cx.out.sent.retransmissions = cx.out.sent.retransmissions.saturating_add(1);
         if mutation!("request_changes") {
@@ -346,19 +331,19 @@ impl Channel {
 
     /// Returns whether the peer counts as silent: it does not respond, and no ESP arrives either.
     pub(crate) fn is_silent(&self, now: Instant) -> bool {
-        self.is_unanswered() && !self.signs.esp_arrives(&self.timing, now)
+        self.is_unanswered() && !self.signs.esp_arrives(&self.timing(), now)
     }
 
     /// Returns whether the peer has been silent for so long that only patience keeps the IKE SA. A
     /// peer that has restarted never answers on it.
     pub(crate) fn needs_patience(&self, now: Instant) -> bool {
         let sent = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.retransmission.sent());
-        self.timing.patient && sent >= NEEDS_PATIENCE && self.is_silent(now)
+        self.timing().patient && sent >= NEEDS_PATIENCE && self.is_silent(now)
     }
 
     /// Sends a request to the peer's address, to the alternatives and, if there is one, to the
     /// candidate address. The peer responds from the address at which it is reachable.
-    fn transmit_request(&mut self, mut in_flight: InFlight, cx: &mut Context<'_>) {
+    fn transmit_request(&mut self, mut in_flight: Box<InFlight>, cx: &mut Context<'_>) {
         let (local, remote) = self.message_addresses();
         //= RFC 7296 2.1 MUST 8: the same octets again
         self.transmit(&in_flight.packets, local, remote, cx);
@@ -367,7 +352,7 @@ impl Channel {
             in_flight.between = None;
             self.transmit(&in_flight.packets, local, remote, cx);
         }
-        if let Some(candidate) = self.candidate {
+        if let Some(candidate) = self.candidate.as_deref().copied() {
             if !self.alternatives.contains(&(local, candidate)) {
                 self.transmit(&in_flight.packets, local, candidate, cx);
             }
@@ -389,7 +374,7 @@ impl Channel {
     /// interval contains one, so that an owner with many IKE SAs wakes up once a second for all of
     /// them, not once for each.
     pub(crate) fn keepalive_at(&self) -> Instant {
-        on_whole_second(self.last_sent, self.timing.nat_keepalive)
+        on_whole_second(self.last_sent, self.timing().nat_keepalive)
     }
 
     /// Sends a NAT keepalive: one octet 0xff (RFC 3948 2.3).
@@ -449,44 +434,31 @@ impl Channel {
         } else if header.message_id != self.next_expected && !mutation!("window_not_enforced") {
             return Incoming::Nothing;
         }
-        let opened = self.cipher.open(datagram);
-        let partial = if header.response { &mut self.partial_response } else { &mut self.partial_request };
-        let payloads = match opened {
-            Ok(Opened::Message(payloads)) => {
-                partial.first_datagram = Some(fingerprint(datagram));
-                Ok(payloads)
-            }
-            Ok(Opened::Fragment(fragment)) => {
-                if fragment.number == 1 {
-                    partial.first_datagram = Some(fingerprint(datagram));
-                }
-                partial.since.get_or_insert(cx.now);
-                match partial.reassembly.add(fragment) {
-                    Ok(Some(payloads)) => Ok(payloads),
-                    // RFC 7383 2.6: a fragment with impossible numbers is dropped.
-                    Ok(None) | Err(InvalidMessage::FragmentNumber { .. }) => return Incoming::Nothing,
-                    Err(error) => Err(error),
-                }
-            }
-            Err(OpenError::Contents(error)) => {
-                partial.first_datagram = Some(fingerprint(datagram));
-                Err(error)
-            }
+        let opened = match self.cipher.open(datagram) {
+            Ok(opened) => Ok(opened),
+            Err(OpenError::Contents(error)) => Err(error),
             //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
             //= RFC 7296 2.21.4 MUST NOT 5: INVALID_IKE_SPI is not answered
             //= RFC 7296 2.21.4 MUST NOT 6: INVALID_IKE_SPI changes nothing
             Err(OpenError::Malformed(_) | OpenError::Forged) => return Incoming::Nothing,
         };
-        let idle = cx.config.esp_reported.then(|| cx.jittered(self.timing.idle_liveness));
+        let partial = if header.response { &mut self.partial_response } else { &mut self.partial_request };
+        let Some(payloads) = partial.get_or_insert_default().add(opened, datagram, cx.now) else {
+            return Incoming::Nothing;
+        };
+        let idle = self.timing().idle_liveness;
+        let idle = cx.config.esp_reported.then(|| cx.jittered(idle));
         self.signs.ike_received(cx.now, idle);
         //= RFC 7296 2.23 SHOULD NOT 17: followed when the peer has answered there
         let answered = if header.response { self.in_flight.take() } else { None };
         let confirmed = answered.as_ref().is_some_and(|in_flight| in_flight.sent_to == Some(remote));
         if let Some(answered) = answered {
-            self.answered_between = answered.between;
+            self.answered_between = answered.between.map(Box::new);
+            self.partial_response = None;
             let alternatives = std::mem::take(&mut self.alternatives);
             let decides = self.following != Following::Update;
-            self.answered_elsewhere = Some((local, remote)).filter(|pair| decides && alternatives.contains(pair));
+            let elsewhere = Some((local, remote)).filter(|pair| decides && alternatives.contains(pair));
+            self.answered_elsewhere = elsewhere.map(Box::new);
         }
         self.update_path(local, remote, confirmed);
         if let (Some(capture), Ok(payloads)) = (&mut cx.out.capture, &payloads) {
@@ -539,6 +511,8 @@ impl Channel {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn at(millis: u64) -> Instant {

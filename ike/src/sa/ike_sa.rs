@@ -13,6 +13,7 @@ use super::lifetime::Lifetime;
 use super::message_path::Following;
 use super::missing_children::MissingChildren;
 use super::mobike::Mobike;
+use super::negotiated::Negotiated;
 use super::own_requests::{OutstandingRequest, QueuedRequest};
 use super::profile::Profile;
 use crate::child_sas::ChildSas;
@@ -80,7 +81,7 @@ pub(crate) enum CloseReason {
 pub(crate) struct IkeSa {
     pub(super) channel: Channel,
     pub(super) profile: Arc<Profile>,
-    pub(super) details: IkeDetails,
+    pub(crate) negotiated: Negotiated,
     pub(super) lifecycle: Lifecycle,
     /// Whether we delete this superseded IKE SA as soon as the IKE SA that we initiated in its
     /// place has all the CHILD_SAs.
@@ -106,7 +107,7 @@ pub(crate) struct IkeSa {
     pub(super) missing: MissingChildren,
     /// The outcome of the latest negotiation, until the endpoint takes it: `Some(None)` for a
     /// success, or `Some(Some(error))`.
-    outcome: Option<Option<PeerError>>,
+    outcome: Option<Box<Option<PeerError>>>,
     pub(super) timers: Timers,
     /// The MOBIKE state. `None` if one of the ends does not support MOBIKE.
     pub(super) mobike: Option<Mobike>,
@@ -118,13 +119,14 @@ pub(crate) struct IkeSa {
 impl IkeSa {
     /// Creates an IKE SA that was just established.
     pub(crate) fn new(
-        channel: Channel,
+        mut channel: Channel,
         profile: Arc<Profile>,
-        details: IkeDetails,
+        negotiated: Negotiated,
         initiation: Initiation,
         cx: &mut Context<'_>,
     ) -> Self {
-        let certificate = details.certificate.as_ref().map(|shown| shown.not_after);
+        channel.forget_auth_keys();
+        let certificate = negotiated.certificate.as_ref().map(|shown| shown.not_after);
         let lifetime = Lifetime::begin(&profile, certificate, cx.now);
         let mut timers = Timers::default();
         timers.set(Timer::Reauthenticate, lifetime.reauthentication(&profile, initiation, cx));
@@ -135,7 +137,7 @@ impl IkeSa {
             silent: false,
             channel,
             profile,
-            details,
+            negotiated,
             lifecycle: Lifecycle::Active,
             delete_when_served: false,
             outstanding: None,
@@ -157,7 +159,7 @@ impl IkeSa {
 
     /// Sets the MOBIKE state, or `None` if one of the ends does not support MOBIKE.
     pub(super) fn with_mobike(mut self, mobike: Option<Mobike>) -> Self {
-        self.details.mobike = mobike.is_some();
+        self.negotiated.mobike = mobike.is_some();
         self.channel.following = match &mobike {
             None => Following::Answer,
             Some(_) if self.initiation.by_us() => Following::OwnUpdate,
@@ -210,8 +212,8 @@ impl IkeSa {
             let rekey = self.lifetime.rekey(&profile, self.initiation, cx).max(cx.now);
             self.rekey_at = self.rekey_at.map(|_| rekey);
         }
-        self.channel.timing = profile.config.timing_when_up();
-        self.profile = profile.with_internal_addresses(&self.details.internal_addresses);
+        self.profile = profile.with_internal_addresses(&self.negotiated.internal_addresses);
+        self.channel.profile = Some(Arc::clone(&self.profile));
         self.channel.peer_may_move = self.peer_may_move();
         self.set_timers(cx.now);
     }
@@ -235,16 +237,22 @@ impl IkeSa {
     /// other IKE SAs of the peer, the new IKE SA counts as old as this one. `role` is our role in
     /// the rekey.
     pub(super) fn successor(&self, keys: IkeKeys, ike: IkeId, role: IkeRole, cx: &mut Context<'_>) -> Box<Self> {
-        let Channel { path, timing, .. } = self.channel;
         //= RFC 7296 2.18 MUST 4: message IDs begin at 0 again
-        let channel = Channel::new(keys, ike, role, path, self.channel.fragments(), timing, cx.now);
-        let details = IkeDetails { proposal: channel.keys.suite.to_string(), ..self.details.clone() };
-        let new = Self::new(channel, Arc::clone(&self.profile), details, self.initiation, cx);
+        let channel = Channel::new(
+            keys,
+            ike,
+            role,
+            self.channel.path,
+            self.channel.fragments(),
+            Some(Arc::clone(&self.profile)),
+            cx.now,
+        );
+        let new = Self::new(channel, Arc::clone(&self.profile), self.negotiated.clone(), self.initiation, cx);
         // `seen_as` is a hash of our address that covers the SPIs of this IKE SA, so it is not
         // valid for the new one.
         let mut new = new.with_mobike(self.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike }));
         new.agent = self.agent;
-        new.channel.unchecked = self.channel.unchecked;
+        new.channel.unchecked.clone_from(&self.channel.unchecked);
         if !mutation!("authentication_prolonged_by_rekey") {
             new.lifetime = self.lifetime.rekeyed(&self.profile, cx.now);
             new.timers.set(Timer::Reauthenticate, self.reauthenticate_at().max(cx.now));
@@ -258,13 +266,13 @@ impl IkeSa {
         if self.mobike.is_some() && other.mobike.is_some() {
             self.mobike = other.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike });
             self.channel.path = other.channel.path;
-            self.channel.unchecked = other.channel.unchecked;
+            self.channel.unchecked.clone_from(&other.channel.unchecked);
         }
     }
 
     /// Returns the result of the negotiation, for display.
-    pub(crate) fn details(&self) -> &IkeDetails {
-        &self.details
+    pub(crate) fn details(&self) -> IkeDetails {
+        self.negotiated.details(self.channel.keys().suite)
     }
 
     /// Returns our address and the peer's.
@@ -346,7 +354,7 @@ impl IkeSa {
     /// IKE SA that we initiate as a simultaneous initiation. On an idle IKE SA the peer may send
     /// nothing that confirms the response, but it does not wait longer than it repeats a request.
     pub(crate) fn may_await_response(&self, now: Instant) -> bool {
-        !self.confirmed && now < self.established + self.channel.timing.longest_exchange()
+        !self.confirmed && now < self.established + self.channel.timing().longest_exchange()
     }
 
     /// Returns the state in the life of the IKE SA.
@@ -511,7 +519,7 @@ impl IkeSa {
     }
 
     pub(super) fn set_timers(&mut self, now: Instant) {
-        let timing = self.channel.timing;
+        let timing = self.channel.timing();
         match self.channel.retransmit_at() {
             Some(at) => {
                 self.timers.set(Timer::Retransmit, at);
@@ -537,18 +545,18 @@ impl IkeSa {
 
     /// Reports a failure to the owner. It remains the last failure until the next success.
     pub(super) fn report(&mut self, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome = Some(Some(error.clone()));
+        self.outcome = Some(Box::new(Some(error.clone())));
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
     }
 
     /// Clears the last failure, since a CHILD_SA was negotiated.
     pub(super) fn negotiation_succeeded(&mut self) {
-        self.outcome = Some(None);
+        self.outcome = Some(Box::default());
     }
 
     /// Takes the outcome of the latest negotiation. Returns `None` if there was no negotiation
     /// since the last call, `Some(None)` for a success, and the error otherwise.
     pub(crate) fn take_outcome(&mut self) -> Option<Option<PeerError>> {
-        self.outcome.take()
+        self.outcome.take().map(|outcome| *outcome)
     }
 }

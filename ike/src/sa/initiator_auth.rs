@@ -12,9 +12,10 @@ use super::init_transcript::InitTranscript;
 use super::initiation::Initiation;
 use super::internal_address;
 use super::mobike::{self, Mobike};
+use super::negotiated::Negotiated;
 use super::profile::Profile;
-use crate::auth::Presented;
-use crate::event::{ChildSa, IkeDetails, NotServed, PeerCertificate, PeerError, PeerErrorKind};
+use crate::auth::{Presented, Proof};
+use crate::event::{ChildSa, NotServed, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange, Traffic};
 use crate::output::Context;
 use crate::time::Instant;
@@ -71,7 +72,7 @@ impl InitiatorAuth {
     ) -> Result<Self, PeerError> {
         let config = &profile.config;
         let id = Id::from(&config.local_id);
-        let octets = transcript.initiator_octets(&channel.keys, &id);
+        let octets = transcript.initiator_octets(channel.keys(), &id);
         let authentication =
             profile.auth.prove(&octets, transcript.hashes.as_deref()).map_err(|error| failure::auth(&error))?;
         negotiate::check_ends(&config.child, channel.path.ends())
@@ -204,20 +205,11 @@ impl InitiatorAuth {
                 Err(error)
             }
         };
-        let details = IkeDetails {
-            proposal: channel.keys.suite.to_string(),
-            authentication: proof,
-            nat_local: channel.path.nat_local,
-            nat_remote: channel.path.nat_remote,
-            certificate,
-            mobike: false,
-            internal_addresses,
-            not_served: NotServed::default(),
-        };
+        let negotiated = Negotiated::new(proof, certificate, &channel.path, internal_addresses, NotServed::default());
         let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
         let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);
         let agent = AgentPeer::negotiated(&profile.config, payloads);
-        let sa = IkeSa::new(channel, profile, details, Initiation::ByUs(begun), cx).with_mobike(mobike);
+        let sa = IkeSa::new(channel, profile, negotiated, Initiation::ByUs(begun), cx).with_mobike(mobike);
         AuthStep::Up { sa: Box::new(sa.with_agent(agent)), child }
     }
 
@@ -227,7 +219,7 @@ impl InitiatorAuth {
         &self,
         payloads: &Payloads,
         cx: &Context<'_>,
-    ) -> Result<(String, Option<PeerCertificate>), (PeerError, bool)> {
+    ) -> Result<(Proof, Option<PeerCertificate>), (PeerError, bool)> {
         let config = &self.profile.config;
         let Ok(authentication) = payloads.authentication() else {
             // RFC 7296 2.21.2: without AUTH there is no IKE SA. If the peer sent an error, it need
@@ -239,12 +231,11 @@ impl InitiatorAuth {
         };
         let id = payloads.id_responder().map_err(|error| (failure::invalid(IKE_AUTH, error), true))?;
         let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
-        let octets = self.transcript.responder_octets(&self.channel.keys, id);
+        let octets = self.transcript.responder_octets(self.channel.keys(), id);
         let presented = Presented { id, certificates: &certificates, authentication };
         let auth = &self.profile.auth;
         let authenticated = auth.authenticate(&config.remote_id, presented, &octets, cx.env.unix_time());
-        let (proof, certificate) = authenticated.map_err(|error| (failure::auth(&error), true))?;
-        Ok((proof.to_string(), certificate))
+        authenticated.map_err(|error| (failure::auth(&error), true))
     }
 
     fn child(&self, payloads: &Payloads) -> Result<NegotiatedChild, PeerError> {
@@ -271,7 +262,7 @@ impl InitiatorAuth {
         let selectors = negotiate::accept_narrowed((&config.child).into(), local, remote)
             .ok_or_else(|| failure::no_selectors(IKE_AUTH, config, local, remote))?;
         let (purpose, next_layer) = (config.purpose(&config.child, &selectors), config.child.next_layer);
-        let keys = self.channel.keys.child(chosen.suite.cipher, self.transcript.nonces(), None);
+        let keys = self.channel.keys().child(chosen.suite.cipher, self.transcript.nonces(), None);
         Ok(NegotiatedChild {
             purpose,
             next_layer,

@@ -353,9 +353,8 @@ impl InitiatorInit {
         };
         let keys = IkeKeys::initial(chosen.suite, Nonces { initiator: &ours, responder: nonce }, ike, &shared);
         let fragments = payloads.notify(NotifyType::Ikev2FragmentationSupported).is_some();
-        let channel =
-            Channel::new(keys, ike, IkeRole::Initiator, path, fragments, profile.config.timing_when_up(), cx.now)
-                .after_init();
+        let channel = Channel::new(keys, ike, IkeRole::Initiator, path, fragments, Some(Arc::clone(&profile)), cx.now)
+            .after_init();
         let transcript = InitTranscript {
             hashes: payloads.notify(NotifyType::SignatureHashAlgorithms).map(Notify::hashes),
             request,

@@ -22,7 +22,7 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct LastResponse {
     request: [u8; 32],
-    packets: Vec<Vec<u8>>,
+    packets: Box<[Box<[u8]>]>,
     /// How often the response may be sent again now, at most [`MAX_REPEATS`] times.
     repeats_left: u8,
     /// The time until which `repeats_left` has grown.
@@ -33,6 +33,7 @@ impl LastResponse {
     /// Stores the packets of the response to the request whose datagram (or first fragment) has
     /// this [`fingerprint`].
     pub(super) fn new(request: [u8; 32], packets: Vec<Vec<u8>>, now: Instant) -> Self {
+        let packets = packets.into_iter().map(Vec::into_boxed_slice).collect();
         Self { request, packets, repeats_left: MAX_REPEATS, counted: now }
     }
 

@@ -34,7 +34,7 @@ impl Channel {
 
     /// Returns the path of IKE messages.
     pub(crate) fn message_path(&self) -> Path {
-        self.unchecked.unwrap_or(self.path)
+        self.unchecked.as_deref().copied().unwrap_or(self.path)
     }
 
     /// Returns whether the path of IKE messages is not checked yet (RFC 4555 3.7).
@@ -45,7 +45,7 @@ impl Channel {
     /// Starts to send IKE messages on this path, including the outstanding request.
     /// [`Self::use_path`] moves ESP later.
     pub(crate) fn check_path(&mut self, path: Path, cx: &mut Context<'_>) {
-        self.unchecked = Some(path);
+        self.unchecked = Some(Box::new(path));
         self.candidate = None;
         self.alternatives.clear();
         self.redirect(cx);
@@ -86,7 +86,10 @@ impl Channel {
         let Some(mut in_flight) = self.in_flight.take() else { return };
         for (local, remote) in alternatives {
             if (local, remote) != self.message_addresses()
-                && self.candidate.is_none_or(|candidate| (self.message_path().local, candidate) != (local, remote))
+                && self
+                    .candidate
+                    .as_ref()
+                    .is_none_or(|candidate| (self.message_path().local, **candidate) != (local, remote))
                 && local.is_ipv4() == remote.is_ipv4()
                 && self.alternatives.len() < MAX_ALTERNATIVES
                 && !self.alternatives.contains(&(local, remote))
@@ -102,13 +105,13 @@ impl Channel {
     /// Returns whether the last answered request proves that the peer receives on the path of IKE
     /// messages, that is, whether it was sent to no other address (RFC 4555 3.7).
     pub(crate) fn answer_shows_path(&self) -> bool {
-        self.answered_between == Some(self.message_addresses()) || mutation!("any_answer_shows_path")
+        self.answered_between.as_deref() == Some(&self.message_addresses()) || mutation!("any_answer_shows_path")
     }
 
     /// Takes the addresses between which the peer has answered, if IKE messages are sent between
     /// others.
     pub(crate) fn take_answered_elsewhere(&mut self) -> Option<(SocketAddr, SocketAddr)> {
-        self.answered_elsewhere.take()
+        self.answered_elsewhere.take().map(|pair| *pair)
     }
 
     /// Takes the path on which the peer did not answer our check, if the peer's last request came
@@ -118,7 +121,7 @@ impl Channel {
         // The initiator chooses paths by itself. The outstanding request is on its way there if the
         // path is among the alternatives.
         let wait = self.following != Following::Update || self.is_unchecked() || self.alternatives.contains(&used);
-        self.given_up.take_if(|path| !wait && (path.local, path.remote) == used)
+        self.given_up.take_if(|path| !wait && (path.local, path.remote) == used).map(|path| *path)
     }
 
     /// Our address and the peer's address in the request that was received last.
@@ -137,8 +140,8 @@ impl Channel {
     }
 
     fn set_candidate(&mut self, remote: SocketAddr) {
-        if self.candidate != Some(remote) {
-            self.candidate = Some(remote);
+        if self.candidate.as_deref() != Some(&remote) {
+            self.candidate = Some(Box::new(remote));
             self.candidate_is_new = true;
         }
     }
@@ -146,7 +149,7 @@ impl Channel {
     /// Sends the outstanding request to a candidate address to which nothing was sent yet. Returns
     /// true if there is such a candidate, but no request to send.
     pub(crate) fn probe_candidate(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(candidate) = self.candidate.filter(|_| self.candidate_is_new) else {
+        let Some(candidate) = self.candidate.as_deref().copied().filter(|_| self.candidate_is_new) else {
             return false;
         };
         let Some(mut in_flight) = self.in_flight.take() else {
@@ -178,7 +181,7 @@ impl Channel {
         if self.path.remote == remote || self.message_path().remote == remote {
             self.candidate = None;
         } else if confirmed && self.following != Following::Answer {
-            self.answered_elsewhere = Some((local, remote));
+            self.answered_elsewhere = Some(Box::new((local, remote)));
             self.candidate = None;
         } else if confirmed || mutation!("followed_without_nat") {
             //= RFC 7296 2.23 SHOULD 15: a peer behind a NAT is followed

@@ -25,7 +25,13 @@ const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// the IKE SA that this one replaces. There are at most as many requests as the sum of
 /// [`max_children`](crate::PeerConfig::max_children) and the number of configured children.
 #[derive(Debug, Default)]
-pub(super) struct MissingChildren {
+pub(super) struct MissingChildren(
+    /// `None` if none was ever missing, as usual.
+    Option<Box<Plans>>,
+);
+
+#[derive(Debug, Default)]
+struct Plans {
     /// When to request each purpose.
     planned: BTreeMap<Purpose, Instant>,
     /// When each purpose was last requested because it was missing, and the delay before that
@@ -34,20 +40,25 @@ pub(super) struct MissingChildren {
 }
 
 impl MissingChildren {
+    fn plans(&mut self) -> &mut Plans {
+        self.0.get_or_insert_default()
+    }
+
     /// Plans a request for this purpose, unless one is planned already.
     pub(super) fn plan(&mut self, purpose: Purpose, at: Instant) {
-        self.planned.entry(purpose).or_insert(at);
+        self.plans().planned.entry(purpose).or_insert(at);
     }
 
     /// Plans a request for this purpose at this time. Replaces an earlier plan.
     pub(super) fn plan_again(&mut self, purpose: Purpose, at: Instant) {
-        self.planned.insert(purpose, at);
+        self.plans().planned.insert(purpose, at);
     }
 
     /// Plans a request for a CHILD_SA that existed until now. The first request is sent
     /// immediately. If the peer keeps deleting the CHILD_SA, the delays grow.
     pub(super) fn recreate(&mut self, purpose: Purpose, timing: &Timing, now: Instant) {
-        let wait = match self.recreated.get(&purpose) {
+        let plans = self.plans();
+        let wait = match plans.recreated.get(&purpose) {
             Some((at, wait)) if now < *at + CHILD_PROVEN => {
                 wait.saturating_mul(2).clamp(timing.retry, timing.child_retry_max())
             }
@@ -56,37 +67,42 @@ impl MissingChildren {
         };
         let wait = if mutation!("deleted_child_recreated_without_bound") { Duration::ZERO } else { wait };
         let at = now + wait;
-        self.recreated.insert(purpose.clone(), (at, wait));
-        self.planned.insert(purpose, at);
+        plans.recreated.insert(purpose.clone(), (at, wait));
+        plans.planned.insert(purpose, at);
     }
 
     /// Cancels the plan for a purpose, because the CHILD_SA exists or is no longer wanted.
     pub(super) fn cancel(&mut self, purpose: &Purpose) {
-        self.planned.remove(purpose);
+        if let Some(plans) = &mut self.0 {
+            plans.planned.remove(purpose);
+        }
     }
 
     /// Returns whether a request for this purpose is planned.
     pub(super) fn is_planned(&self, purpose: &Purpose) -> bool {
-        self.planned.contains_key(purpose)
+        self.0.as_ref().is_some_and(|plans| plans.planned.contains_key(purpose))
     }
 
     /// Returns the time at which the next request is due.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.planned.values().min().copied()
+        self.0.as_ref()?.planned.values().min().copied()
     }
 
     /// Removes and returns the purposes that are due now.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<Purpose> {
-        self.planned.extract_if(.., |_, at| *at <= now).map(|(purpose, _)| purpose).collect()
+        let due = self.0.as_mut().map(|plans| plans.planned.extract_if(.., |_, at| *at <= now));
+        due.into_iter().flatten().map(|(purpose, _)| purpose).collect()
     }
 
     /// Moves the plans of an IKE SA to this one, which replaces it.
     pub(super) fn inherit(&mut self, old: &mut Self) {
-        for (purpose, at) in std::mem::take(&mut old.planned) {
-            self.plan(purpose, at);
+        let Some(old) = old.0.take() else { return };
+        let plans = self.plans();
+        for (purpose, at) in old.planned {
+            plans.planned.entry(purpose).or_insert(at);
         }
-        for (purpose, last) in std::mem::take(&mut old.recreated) {
-            self.recreated.entry(purpose).or_insert(last);
+        for (purpose, last) in old.recreated {
+            plans.recreated.entry(purpose).or_insert(last);
         }
     }
 }
@@ -167,7 +183,7 @@ impl IkeSa {
         if let Some(child) = child_sas.live_mut(*last) {
             child.redundant = false;
             // The CHILD_SA that replaced this one is gone.
-            child.rekey.get_or_insert(now + self.channel.timing.retry);
+            child.rekey.get_or_insert(now + self.channel.timing().retry);
         }
     }
 

@@ -16,6 +16,9 @@ use crate::wire::{Notify, NotifyType, Payload, Payloads};
 /// addresses that are stored. Further addresses are ignored.
 pub(crate) const MAX_ADDITIONAL: usize = 8;
 
+/// Length of the hash in NAT_DETECTION_*_IP, bytes (SHA-1, RFC 7296 2.23).
+pub(super) const NAT_DETECTION_HASH_LEN: usize = 20;
+
 /// Allowed size of COOKIE2, bytes (RFC 4555 4.2.5).
 const COOKIE2_OCTETS: std::ops::RangeInclusive<usize> = 8..=64;
 
@@ -23,18 +26,18 @@ const COOKIE2_OCTETS: std::ops::RangeInclusive<usize> = 8..=64;
 #[derive(Debug, Clone)]
 pub(crate) struct Mobike {
     /// The additional addresses that the peer announced last, at most [`MAX_ADDITIONAL`].
-    pub(super) peer_addresses: Vec<IpAddr>,
+    pub(super) peer_addresses: Box<[IpAddr]>,
     /// The peer's address in the IP header of the message that carried its list: IKE_AUTH or an
     /// announcement. It belongs to the list (RFC 4555 3.4, 3.6).
     pub(super) announced_by_peer_from: SocketAddr,
     /// The additional addresses that we announced last.
-    pub(super) announced: Vec<IpAddr>,
+    pub(super) announced: Box<[IpAddr]>,
     /// Our address in the IP header of the message that carried the list: IKE_AUTH or an
     /// announcement. It counts as the first address of the list. charon does not change that
     /// address on UPDATE_SA_ADDRESSES.
     pub(super) announced_from: IpAddr,
     /// Our address as the peer sees it: its last NAT_DETECTION_DESTINATION_IP in an address update.
-    pub(super) seen_as: Option<Vec<u8>>,
+    pub(super) seen_as: Option<[u8; NAT_DETECTION_HASH_LEN]>,
     /// Whether our address changed while another IKE SA superseded this one, so that the peer was
     /// not told.
     pub(super) missed_move: bool,
@@ -55,9 +58,9 @@ impl Mobike {
         //= RFC 4555 4.2.1 MUST 2: its data does not matter
         let both = config.speaks_mobike() && payloads.notify(NotifyType::MobikeSupported).is_some();
         both.then(|| Self {
-            peer_addresses: additional_of(payloads).unwrap_or_default(),
+            peer_addresses: additional_of(payloads).unwrap_or_default().into(),
             announced_by_peer_from: path.remote,
-            announced,
+            announced: announced.into(),
             announced_from: path.local.ip(),
             seen_as: None,
             missed_move: false,

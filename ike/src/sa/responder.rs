@@ -14,13 +14,14 @@ use super::initiation::Initiation;
 use super::internal_address::{self, LeaseAddresses};
 use super::last_response::{LastResponse, MAX_REPEATS};
 use super::mobike::{self, Mobike};
+use super::negotiated::Negotiated;
 use super::path::Path;
 use super::profile::Profile;
-use crate::auth::Presented;
+use crate::auth::{Presented, Proof};
 use crate::childless::Childless;
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
-use crate::event::{ChildSa, IkeDetails, IkeId, NotServed, PeerCertificate, PeerError, PeerErrorKind};
+use crate::event::{ChildSa, IkeId, NotServed, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange, ChildOffer};
 use crate::output::Context;
 use crate::time::Instant;
@@ -243,8 +244,7 @@ impl HalfOpen {
         };
         let path = Path { local, remote, ..self.path };
         let keys = IkeKeys::initial(self.suite, self.transcript.nonces(), self.ike, &shared);
-        let timing = crate::config::Timing::default();
-        let channel = Channel::new(keys, self.ike, IkeRole::Responder, path, self.fragments, timing, cx.now);
+        let channel = Channel::new(keys, self.ike, IkeRole::Responder, path, self.fragments, None, cx.now);
         self.key_state = KeyState::Derived(Box::new(channel.after_init()));
     }
 
@@ -331,7 +331,7 @@ impl HalfOpen {
             refused(PeerError::new(IKE_AUTH, PeerErrorKind::AuthenticationFailed, detail.to_owned()))
         })?;
         let certificates: Vec<Certificate> = payloads.certificates().cloned().collect();
-        let octets = self.transcript.initiator_octets(&channel.keys, id);
+        let octets = self.transcript.initiator_octets(channel.keys(), id);
         let presented = Presented { id, certificates: &certificates, authentication };
         let (proof, certificate) = profile
             .auth
@@ -361,19 +361,19 @@ impl HalfOpen {
             }));
         }
         let our_id = Id::from(&profile.config.local_id);
-        let octets = self.transcript.responder_octets(&channel.keys, &our_id);
+        let octets = self.transcript.responder_octets(channel.keys(), &our_id);
         let authentication = profile
             .auth
             .prove(&octets, self.transcript.hashes.as_deref())
             .map_err(|error| refused(failure::auth(&error)))?;
-        channel.timing = profile.config.timing_when_up();
+        channel.profile = Some(Arc::clone(&profile));
         let answer = [Payload::IdResponder(our_id)]
             .into_iter()
             //= RFC 7296 3.7 SHOULD 2: what is asked for is sent
             .chain(profile.auth.certificates().iter().cloned().map(Payload::Certificate))
             .chain([Payload::Authentication(authentication)])
             .collect();
-        Ok(Authenticated { profile, proof: proof.to_string(), certificate, answer })
+        Ok(Authenticated { profile, proof, certificate, answer })
     }
 
     fn accept(
@@ -440,18 +440,9 @@ impl HalfOpen {
             answer.extend(agent.in_response(&profile.config, channel.path.remote));
         }
         channel.respond(ExchangeType::IkeAuth, &answer, cx);
-        let details = IkeDetails {
-            proposal: self.suite.to_string(),
-            authentication: proof,
-            nat_local: channel.path.nat_local,
-            nat_remote: channel.path.nat_remote,
-            certificate,
-            mobike: false,
-            internal_addresses,
-            not_served,
-        };
+        let negotiated = Negotiated::new(proof, certificate, &channel.path, internal_addresses, not_served);
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
-        let sa = IkeSa::new(channel, profile, details, Initiation::ByPeer(self.begun), cx).with_mobike(mobike);
+        let sa = IkeSa::new(channel, profile, negotiated, Initiation::ByPeer(self.begun), cx).with_mobike(mobike);
         let sa = Box::new(sa.with_agent(agent));
         AuthOutcome::Up { sa, child, initial_contact }
     }
@@ -460,7 +451,7 @@ impl HalfOpen {
 #[derive(Debug)]
 struct Authenticated {
     profile: Arc<Profile>,
-    proof: String,
+    proof: Proof,
     certificate: Option<PeerCertificate>,
     answer: Payloads,
 }
@@ -542,6 +533,6 @@ fn answer_child(
     let purpose = config.purpose(agreed.child, &agreed.selectors);
     let inbound = ReservedSpi::new(profile, channel, cx)
         .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;
-    let keys = channel.keys.child(agreed.chosen.suite.cipher, transcript.nonces(), None);
+    let keys = channel.keys().child(agreed.chosen.suite.cipher, transcript.nonces(), None);
     Ok(child::grant(agreed, purpose, keys, inbound, None, channel))
 }

@@ -290,7 +290,7 @@ impl Hostile {
         let keys = IkeKeys::initial(SUITE, Nonces { initiator: &NONCE, responder: nonce }, ike, &shared);
         let octets = SignedOctets::initiator(&keys, &request, nonce, &hostile_id());
         let authenticator = Authenticator::new(&Auth::Psk(Secret::new(psk.to_vec()))).unwrap();
-        let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
+        let cipher = IkeCipher::new(keys.clone(), IkeRole::Initiator);
         let mut hostile = Self {
             ike,
             role: IkeRole::Initiator,
@@ -426,7 +426,7 @@ pub(crate) fn answer_anything(
         let hostile = |keys: &IkeKeys| Hostile {
             ike: ike_id,
             role: IkeRole::Responder,
-            cipher: IkeCipher::new(keys, IkeRole::Responder),
+            cipher: IkeCipher::new(keys.clone(), IkeRole::Responder),
             next_request: 0,
             last: Vec::new(),
             spi: Cell::new(0x00c0_0000),

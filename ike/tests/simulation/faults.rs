@@ -432,7 +432,7 @@ fn stranger(number: u64) -> SocketAddr {
 }
 
 /// Makes an IKE_SA_INIT request from an attacker.
-fn init_request(spi: u64, cookie: Option<&[u8]>) -> Vec<u8> {
+pub fn init_request(spi: u64, cookie: Option<&[u8]>) -> Vec<u8> {
     let header = Header {
         spis: (spi, 0),
         next: 0,

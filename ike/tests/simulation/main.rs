@@ -29,4 +29,5 @@ mod rates;
 mod rekey;
 mod rules;
 mod suites;
+mod tcp;
 mod transport;

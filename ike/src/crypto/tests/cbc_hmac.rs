@@ -49,13 +49,17 @@ fn keys_and_messages_are_those_of_an_independent_computation() {
         ),
     ] {
         let keys = keys(prf, cipher);
-        assert_eq!((shown(&keys.ai), shown(&keys.er), shown(&keys.pr)), (ai.into(), er.into(), pr.into()));
+        assert_eq!(
+            (shown(keys.key(IkeKey::Ai)), shown(keys.key(IkeKey::Er)), shown(keys.key(IkeKey::Pr))),
+            (ai.into(), er.into(), pr.into())
+        );
         let (ni, nr, ..) = inputs();
         let child_keys = keys.child(cipher, Nonces { initiator: &ni, responder: &nr }, None);
-        assert_eq!(shown(&child_keys.from_responder), child);
-        let sealed = IkeCipher::new(&keys, IkeRole::Initiator).seal(&header(), &initial_contact(), None).unwrap();
+        assert_eq!(shown(child_keys.from_responder.expose()), child);
+        let sealed =
+            IkeCipher::new(keys.clone(), IkeRole::Initiator).seal(&header(), &initial_contact(), None).unwrap();
         assert_eq!(sealed, [hex(message)]);
-        let opened = IkeCipher::new(&keys, IkeRole::Responder).open(&sealed[0]);
+        let opened = IkeCipher::new(keys.clone(), IkeRole::Responder).open(&sealed[0]);
         assert_eq!(opened, Ok(Opened::Message(initial_contact())));
     }
 }
@@ -67,9 +71,9 @@ fn authentic(plain: &[u8]) -> Vec<u8> {
     let iv = [7; 16];
     let mut octets = plain.to_vec();
     let (blocks, _) = Array::slice_as_chunks_mut(&mut octets);
-    cbc::Encryptor::<aes::Aes256>::new_from_slices(keys.ei.expose(), &iv).unwrap().encrypt_blocks(blocks);
+    cbc::Encryptor::<aes::Aes256>::new_from_slices(keys.key(IkeKey::Ei), &iv).unwrap().encrypt_blocks(blocks);
     let mut message = [&encrypted_header(16 + octets.len() + 16)[..], &iv, &octets].concat();
-    let icv = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, keys.ai.expose()), &message);
+    let icv = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, keys.key(IkeKey::Ai)), &message);
     message.extend_from_slice(&icv.as_ref()[..16]);
     message
 }

@@ -42,8 +42,8 @@ fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
 }
 
-fn shown(secret: &Secret) -> String {
-    secret.expose().iter().map(|octet| format!("{octet:02x}")).collect()
+fn shown(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 // ---- keys
@@ -74,22 +74,31 @@ fn keys_of_an_ike_sa_are_those_of_an_independent_computation() {
     //= RFC 7296 2.14 REQUIRED 2: SKEYSEED
     //= RFC 7296 2.14 REQUIRED 3: the order of the keys
     let sha256 = keys(Prf::HmacSha256, Cipher::Aes256Gcm16);
-    assert_eq!(shown(&sha256.d), "8e6aad0f429087d742a90090e102bc19965447c2892ff1a8062f9df5df8b02da");
-    assert_eq!(shown(&sha256.ei), "d7141ed77824f0c30ef209b5fc38dc63f943986d38e3561c0397930d4a33697c847ccee8");
-    assert_eq!(shown(&sha256.er), "59d25fd375b3e44ec07a6721688efcf7de0cabc9c2f5f5dcf350637450549bf3c288f028");
-    assert_eq!(shown(&sha256.pi), "0c63f13f9c78de147f6b12baa0b79bf36bd3bb254e68def5e5911495ceccc24c");
-    assert_eq!(shown(&sha256.pr), "ee5a4129ca3f72533e2e4d8a26256020cf07047aec029a4d975271adcedafc3a");
+    assert_eq!(shown(sha256.key(IkeKey::D)), "8e6aad0f429087d742a90090e102bc19965447c2892ff1a8062f9df5df8b02da");
+    assert_eq!(
+        shown(sha256.key(IkeKey::Ei)),
+        "d7141ed77824f0c30ef209b5fc38dc63f943986d38e3561c0397930d4a33697c847ccee8"
+    );
+    assert_eq!(
+        shown(sha256.key(IkeKey::Er)),
+        "59d25fd375b3e44ec07a6721688efcf7de0cabc9c2f5f5dcf350637450549bf3c288f028"
+    );
+    assert_eq!(shown(sha256.key(IkeKey::Pi)), "0c63f13f9c78de147f6b12baa0b79bf36bd3bb254e68def5e5911495ceccc24c");
+    assert_eq!(shown(sha256.key(IkeKey::Pr)), "ee5a4129ca3f72533e2e4d8a26256020cf07047aec029a4d975271adcedafc3a");
     let sha384 = keys(Prf::HmacSha384, Cipher::Aes128Gcm16);
     assert_eq!(
-        shown(&sha384.d),
+        shown(sha384.key(IkeKey::D)),
         "ad78733f7e01d0fd94278bc70d88227eb6dd7f524fcab0e0533e0452df7e90d5dd84adb15db88c84019a0c9b2740b8f7"
     );
-    assert_eq!(shown(&sha384.ei), "119bd9aa4ac277bd812b15a8274244bcb71f9f5c");
-    assert_eq!(shown(&sha384.er), "56a4592b17052a554bf112d88f4c462b21827191");
+    assert_eq!(shown(sha384.key(IkeKey::Ei)), "119bd9aa4ac277bd812b15a8274244bcb71f9f5c");
+    assert_eq!(shown(sha384.key(IkeKey::Er)), "56a4592b17052a554bf112d88f4c462b21827191");
     let sha512 = keys(Prf::HmacSha512, Cipher::ChaCha20Poly1305);
-    assert_eq!(shown(&sha512.ei), "d03228be2a5b1cbebd76dadbb2487f436847d776d5607cf9c53e8721bccf1b85c33a6ca5");
     assert_eq!(
-        shown(&sha512.pr),
+        shown(sha512.key(IkeKey::Ei)),
+        "d03228be2a5b1cbebd76dadbb2487f436847d776d5607cf9c53e8721bccf1b85c33a6ca5"
+    );
+    assert_eq!(
+        shown(sha512.key(IkeKey::Pr)),
         "9be0a6649f8b93ec58234be684573fd711969c7364cdf9d3df2d80ccae547c6c\
          856fdb37f46c31d146bee1f8674c97a113033b4a0ae80e4307f2711bf62218c6"
     );
@@ -105,20 +114,20 @@ fn keys_of_child_sas_are_those_of_an_independent_computation() {
     let ike = keys(Prf::HmacSha256, Cipher::Aes256Gcm16);
     let first = ike.child(Cipher::Aes256Gcm16, nonces, None);
     assert_eq!(
-        shown(&first.from_initiator),
+        shown(first.from_initiator.expose()),
         "5d7635d6e3c81ef2c0699431e2cdf22d602e4876056187635616f7df417a173be9480b3c"
     );
     assert_eq!(
-        shown(&first.from_responder),
+        shown(first.from_responder.expose()),
         "8f3ef255b55080cd6114b572738fb14d7cb069d449b72fcb432738186bb6e02a868f596e"
     );
     let with_secrecy = ike.child(Cipher::ChaCha20Poly1305, nonces, Some(&fresh));
     assert_eq!(
-        shown(&with_secrecy.from_initiator),
+        shown(with_secrecy.from_initiator.expose()),
         "38881a60872fff9d249388d8e811d2350a86ea6be5cb0ad2b10c9f5c16206aa918061649"
     );
     assert_eq!(
-        shown(&with_secrecy.from_responder),
+        shown(with_secrecy.from_responder.expose()),
         "66c06e47ed7d2116a4acec18fac47c9e960a29ee9108e37e6ec2b57461cc9e7e0946603b"
     );
 }
@@ -136,20 +145,41 @@ fn a_rekeyed_ike_sa_derives_its_seed_by_the_old_prf_and_its_keys_by_the_new_one(
     ] {
         let cipher = if old == Prf::HmacSha384 { Cipher::Aes128Gcm16 } else { Cipher::Aes256Gcm16 };
         let nonces = Nonces { initiator: &ni, responder: &nr };
-        assert_eq!(shown(&keys(old, cipher).rekey(new, nonces, spis, &fresh).d), expected);
+        assert_eq!(shown(keys(old, cipher).rekey(new, nonces, spis, &fresh).key(IkeKey::D)), expected);
+    }
+}
+
+#[test]
+fn after_ike_auth_its_keys_are_gone_and_the_others_stay() {
+    for cipher in [Cipher::Aes256Gcm16, CBC_SHA384] {
+        let all = keys(Prf::HmacSha384, cipher);
+        let kept = all.without_auth_keys();
+        for key in [IkeKey::D, IkeKey::Ai, IkeKey::Ar, IkeKey::Ei, IkeKey::Er] {
+            assert_eq!(shown(kept.key(key)), shown(all.key(key)), "{key:?}");
+        }
+        for key in [IkeKey::Pi, IkeKey::Pr] {
+            assert_eq!((all.key(key).len(), kept.key(key).len()), (48, 0), "{key:?}");
+        }
+        // The exchange that replaces the IKE SA, and further CHILD_SAs, need SK_d alone.
+        let (ni, nr, _, fresh) = inputs();
+        let nonces = Nonces { initiator: &ni, responder: &nr };
+        let child = |keys: &IkeKeys| shown(keys.child(cipher, nonces, None).from_initiator.expose());
+        assert_eq!(child(&kept), child(&all));
+        let next = |keys: &IkeKeys| shown(keys.rekey(all.suite, nonces, IKE, &fresh).key(IkeKey::Pr));
+        assert_eq!(next(&kept), next(&all));
     }
 }
 
 #[test]
 fn debug_shows_no_key() {
     let keys = keys(Prf::HmacSha256, Cipher::Aes256Gcm16);
-    let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
+    let cipher = IkeCipher::new(keys.clone(), IkeRole::Initiator);
     let pair = InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
     let jar = Cookies::new(&mut Env(1), Instant::default());
     let shown_by_debug = format!("{keys:?} {cipher:?} {pair:?} {jar:?}");
     assert!(!shown_by_debug.contains("142, 106"), "the first octets of SK_d in decimal");
     assert!(!shown_by_debug.contains("8e6a"));
-    assert_eq!(shown_by_debug.matches("<secret>").count(), 7);
+    assert_eq!(shown_by_debug.matches("<secret>").count(), 1);
 }
 
 // ---- cipher
@@ -171,7 +201,7 @@ fn header() -> Header {
 
 fn pair(cipher: Cipher) -> (IkeCipher, IkeCipher) {
     let keys = keys(Prf::HmacSha256, cipher);
-    (IkeCipher::new(&keys, IkeRole::Initiator), IkeCipher::new(&keys, IkeRole::Responder))
+    (IkeCipher::new(keys.clone(), IkeRole::Initiator), IkeCipher::new(keys.clone(), IkeRole::Responder))
 }
 
 fn initial_contact() -> Payloads {

@@ -12,6 +12,7 @@ mod lookup;
 mod paths;
 mod spis;
 mod strangers;
+mod strangers_in_tcp;
 mod wanted;
 
 use std::collections::VecDeque;
@@ -31,7 +32,7 @@ use crate::event::{DownReason, PeerErrorKind};
 use crate::purpose::ChildName;
 use crate::{
     AddressAssignment, Childless, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName, Secret,
-    Transmit,
+    TcpConnectionId, Transmit,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -52,11 +53,13 @@ struct Host {
     state: u64,
     unix_time: u64,
     spis: std::collections::BTreeMap<IpAddr, u32>,
+    /// The hosts at the other ends of TCP connections.
+    tcp: std::collections::BTreeMap<TcpConnectionId, IpAddr>,
 }
 
 impl Host {
     fn new(seed: u64) -> Self {
-        Self { state: seed, unix_time: START, spis: Default::default() }
+        Self { state: seed, unix_time: START, spis: Default::default(), tcp: Default::default() }
     }
 }
 
@@ -82,6 +85,10 @@ impl Environment for Host {
     }
 
     fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+
+    fn tcp_remote(&mut self, connection: TcpConnectionId) -> Option<IpAddr> {
+        self.tcp.get(&connection).copied()
+    }
 }
 
 #[derive(Debug)]

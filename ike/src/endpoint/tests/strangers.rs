@@ -12,20 +12,20 @@ use crate::wire::{
 const NONCE: [u8; 32] = [0x5a; 32];
 
 /// An endpoint with one configured peer, and the datagrams that it sends to unknown senders.
-struct Victim {
-    endpoint: Endpoint,
-    host: Host,
-    now: Duration,
+pub(super) struct Victim {
+    pub(super) endpoint: Endpoint,
+    pub(super) host: Host,
+    pub(super) now: Duration,
     sent: Vec<Transmit>,
     events: Vec<Event>,
 }
 
 impl Victim {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self::with(EndpointConfig::default())
     }
 
-    fn with(config: EndpointConfig) -> Self {
+    pub(super) fn with(config: EndpointConfig) -> Self {
         let mut victim = Self {
             endpoint: Endpoint::new(config),
             host: Host::new(1),
@@ -39,20 +39,25 @@ impl Victim {
         victim
     }
 
-    /// Handles a datagram from this address. Returns the first datagram that the endpoint sends
-    /// back.
-    fn take(&mut self, datagram: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
-        let local = ADDRESSES[1].parse().unwrap();
-        self.endpoint.handle(datagram, local, from, Instant::new(self.now), &mut self.host);
+    /// Handles a message from this address, which may stand for a TCP connection. Returns the first
+    /// message that the endpoint sends back.
+    pub(super) fn take(&mut self, datagram: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
+        let connection = TcpConnectionId::of(from.ip());
+        let (local, marker): (SocketAddr, &[u8]) = match connection {
+            Some(connection) => (SocketAddr::new(connection.local(), 4500), &[0; 4]),
+            None => (ADDRESSES[1].parse().unwrap(), &[]),
+        };
+        let received = [marker, datagram].concat();
+        self.endpoint.handle(&received, local, from, Instant::new(self.now), &mut self.host);
         let sent: Vec<_> = std::iter::from_fn(|| self.endpoint.poll_transmit()).collect();
-        let answer = sent.first().map(|transmit| transmit.payload.clone());
+        let answer = sent.first().map(|transmit| transmit.payload[marker.len()..].to_vec());
         self.sent.extend(sent);
         self.events.extend(std::iter::from_fn(|| self.endpoint.poll_event()));
         answer
     }
 
     /// Handles an IKE_SA_INIT, with a cookie if the endpoint requests one.
-    fn take_init(&mut self, init: &Init, from: SocketAddr) -> Option<Vec<u8>> {
+    pub(super) fn take_init(&mut self, init: &Init, from: SocketAddr) -> Option<Vec<u8>> {
         let answer = self.take(&init.encode(None), from)?;
         let cookie = Message::decode(&answer).unwrap().payloads.notify(NotifyType::Cookie).map(|n| n.data.clone());
         match cookie {
@@ -61,13 +66,13 @@ impl Victim {
         }
     }
 
-    fn half_open(&self) -> usize {
+    pub(super) fn half_open(&self) -> usize {
         self.endpoint.sas.len()
     }
 }
 
 /// An IKE_SA_INIT request.
-struct Init {
+pub(super) struct Init {
     spi: u64,
     share: KeyExchange,
     /// Key exchange methods that the initiator offers beside that of its share.
@@ -76,12 +81,12 @@ struct Init {
 }
 
 impl Init {
-    fn new(spi: u64) -> Self {
+    pub(super) fn new(spi: u64) -> Self {
         let share = KeyExchange { group: Group::X25519.number(), data: vec![9; 32] };
         Self { spi, share, groups: Vec::new(), more: Vec::new() }
     }
 
-    fn encode(&self, cookie: Option<Vec<u8>>) -> Vec<u8> {
+    pub(super) fn encode(&self, cookie: Option<Vec<u8>>) -> Vec<u8> {
         let mut transforms = vec![
             Transform::encryption(Cipher::Aes256Gcm16),
             Transform::prf(Prf::HmacSha256),
@@ -111,7 +116,7 @@ impl Init {
     }
 }
 
-fn source(number: u32) -> SocketAddr {
+pub(super) fn source(number: u32) -> SocketAddr {
     SocketAddr::new(std::net::Ipv4Addr::from(0x0a00_0000 + number).into(), 500)
 }
 
@@ -156,13 +161,13 @@ fn one_address_does_not_take_all_places_of_half_open_ike_sas() {
 }
 
 /// Makes a request with a share that is expensive to answer.
-fn expensive(spi: u64) -> Init {
+pub(super) fn expensive(spi: u64) -> Init {
     let share = KeyExchange { group: Group::Modp4096.number(), data: [vec![0; 511], vec![9]].concat() };
     Init { share, ..Init::new(spi) }
 }
 
 /// Makes an endpoint whose peer may use an expensive group.
-fn victim_with_modp() -> Victim {
+pub(super) fn victim_with_modp() -> Victim {
     let mut victim = Victim::new();
     let peer = PeerConfig {
         initiate: false,
@@ -241,15 +246,15 @@ fn places_are_free_again_when_half_open_ike_sas_have_gone() {
 }
 
 /// The initiator of a half-open IKE SA.
-struct Initiator {
+pub(super) struct Initiator {
     cipher: IkeCipher,
     header: Header,
-    from: SocketAddr,
+    pub(super) from: SocketAddr,
 }
 
 impl Initiator {
     /// Exchanges IKE_SA_INIT with this SPI, and with a cookie if one is requested.
-    fn begin(victim: &mut Victim, spi: u64, from: SocketAddr) -> Option<Self> {
+    pub(super) fn begin(victim: &mut Victim, spi: u64, from: SocketAddr) -> Option<Self> {
         let mut host = Host::new(spi);
         let key = InitiatorKeyExchange::start(Group::X25519, &mut host).unwrap();
         let init = Init { share: key.payload(), ..Init::new(spi) };
@@ -258,7 +263,7 @@ impl Initiator {
         let shared = key.finish(response.payloads.key_exchange().unwrap()).unwrap();
         let suite = IkeSuite { cipher: Cipher::Aes256Gcm16, prf: Prf::HmacSha256, group: Group::X25519 };
         let nonces = Nonces { initiator: &NONCE, responder: response.payloads.nonce().unwrap() };
-        let cipher = IkeCipher::new(&IkeKeys::initial(suite, nonces, ike, &shared), IkeRole::Initiator);
+        let cipher = IkeCipher::new(IkeKeys::initial(suite, nonces, ike, &shared), IkeRole::Initiator);
         let header = Header {
             initiator_spi: ike.initiator,
             responder_spi: ike.responder,
@@ -271,21 +276,21 @@ impl Initiator {
     }
 
     /// Sends an IKE_AUTH that nobody accepts, in fragments. Returns the response.
-    fn authenticate(&mut self, victim: &mut Victim, octets: usize) -> Option<Vec<u8>> {
+    pub(super) fn authenticate(&mut self, victim: &mut Victim, octets: usize) -> Option<Vec<u8>> {
         let fragments = self.fragments(octets);
         fragments.iter().filter_map(|fragment| victim.take(fragment, self.from)).last()
     }
 
     /// Sends all fragments of an IKE_AUTH except the last one. An initiator can encrypt them, since
     /// it has the keys from IKE_SA_INIT.
-    fn begin_to_authenticate(&mut self, victim: &mut Victim, octets: usize) {
+    pub(super) fn begin_to_authenticate(&mut self, victim: &mut Victim, octets: usize) {
         let fragments = self.fragments(octets);
         for fragment in &fragments[..fragments.len() - 1] {
             victim.take(fragment, self.from);
         }
     }
 
-    fn fragments(&mut self, octets: usize) -> Vec<Vec<u8>> {
+    pub(super) fn fragments(&mut self, octets: usize) -> Vec<Vec<u8>> {
         let payloads = Payloads::from(vec![Payload::VendorId(vec![7; octets])]);
         self.cipher.seal(&self.header, &payloads, Some(1232)).unwrap()
     }

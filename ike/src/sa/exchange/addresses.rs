@@ -16,9 +16,6 @@ use crate::sa::path::{NAT_PORT, Path};
 use crate::tcp_connection::is_reserved_for_tcp;
 use crate::wire::{ExchangeType, Notify, NotifyType, Payload, Payloads};
 
-/// Length of the hash in NAT_DETECTION_*_IP, bytes (SHA-1, RFC 7296 2.23).
-const NAT_DETECTION_HASH_LEN: usize = 20;
-
 /// The address changes to make after the response to the peer's request was sent.
 #[derive(Debug, Default)]
 pub(super) struct AddressChange {
@@ -56,7 +53,7 @@ impl IkeSa {
     /// list that was sent to it differs.
     pub(crate) fn additional_addresses_changed(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         let additional = mobike::own_additional(cx.config, &self.profile.config, self.channel.path.local.ip());
-        if self.lifecycle == Lifecycle::Active && self.mobike.as_ref().is_some_and(|it| it.announced != additional) {
+        if self.lifecycle == Lifecycle::Active && self.mobike.as_ref().is_some_and(|it| *it.announced != additional) {
             self.begin(QueuedRequest::AnnounceAddresses, child_sas, cx);
         }
     }
@@ -120,7 +117,7 @@ impl IkeSa {
         }
         let inner: Vec<_> = self.profile.config.children().flat_map(|child| &child.remote).collect();
         let path = self.channel.path;
-        let mut others: Vec<IpAddr> = mobike.peer_addresses.clone();
+        let mut others: Vec<IpAddr> = mobike.peer_addresses.to_vec();
         others.retain(|address| *address != path.remote.ip() && !mobike::is_inner(*address, &inner));
         // A NAT in front of the address in use need not be in front of the others.
         let mut ports = vec![path.remote.port()];
@@ -161,7 +158,7 @@ impl IkeSa {
     fn use_path(&mut self, path: Path, child_sas: &ChildSas, cx: &mut Context<'_>) {
         let before = self.channel.path;
         self.channel.use_path(path);
-        (self.details.nat_local, self.details.nat_remote) = (path.nat_local, path.nat_remote);
+        (self.negotiated.nat_local, self.negotiated.nat_remote) = (path.nat_local, path.nat_remote);
         let of_esp = |path: Path| (path.local, path.remote, path.encapsulated());
         if of_esp(before) != of_esp(path) {
             self.report_move(child_sas, cx);
@@ -183,7 +180,7 @@ pub(super) fn update(sa: &mut IkeSa, cx: &mut Context<'_>) -> Option<Outstanding
     let mobike = sa.mobike.as_ref()?;
     let mut payloads = Payloads::new();
     payloads.push_notify(Notify::new(NotifyType::UpdateSaAddresses));
-    let additional = Some(additional).filter(|additional| mobike.announced != *additional);
+    let additional = Some(additional).filter(|additional| *mobike.announced != **additional);
     payloads.extend(additional.iter().flat_map(|additional| mobike::additional(additional)));
     payloads.extend(mobike::protection(&path, sa.channel.ike, forced));
     let cookie = Cookie2::new(cx);
@@ -209,7 +206,7 @@ pub(super) fn updated(
     }
     if let (None, Some(additional), Some(mobike)) = (refusal, additional, &mut sa.mobike) {
         // A refused request changes nothing at the peer (RFC 4555 3.5, 3.9).
-        mobike.announced = additional;
+        mobike.announced = additional.into();
     }
     if !sa.channel.answer_shows_path() {
         //= RFC 4555 3.5 REQUIRED 6: the addresses changed again
@@ -255,9 +252,8 @@ fn wrong_cookie() -> SaStep {
     SaStep::End(DownReason::Failed, failure::wrong_cookie2())
 }
 
-fn seen_as(payloads: &Payloads) -> Option<Vec<u8>> {
-    let hash = payloads.notify(NotifyType::NatDetectionDestinationIp)?;
-    (hash.data.len() == NAT_DETECTION_HASH_LEN).then(|| hash.data.clone())
+fn seen_as(payloads: &Payloads) -> Option<[u8; mobike::NAT_DETECTION_HASH_LEN]> {
+    payloads.notify(NotifyType::NatDetectionDestinationIp)?.data.as_slice().try_into().ok()
 }
 
 /// Announces our addresses again if the peer's list was sent from another address. Call this after
@@ -300,7 +296,7 @@ pub(super) fn announced(
     let refused = payloads.notify(NotifyType::UnexpectedNatDetected).is_some();
     // A list that is refused for good is not announced again until it changes.
     if !refused || mobike.unexpected_nats >= retries {
-        (mobike.announced, mobike.announced_from) = (additional, address);
+        (mobike.announced, mobike.announced_from) = (additional.into(), address);
     }
     if changed || (refused && mobike.unexpected_nats < retries) {
         mobike.unexpected_nats = mobike.unexpected_nats.saturating_add(u32::from(refused));
@@ -368,7 +364,7 @@ pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
 pub(super) fn liveness_checked(sa: &mut IkeSa, payloads: &Payloads) {
     let by_us = sa.initiation().by_us();
     // Without a NAT, the peer sees the address from which we send.
-    let as_from_here = nat_detection_hash(sa.channel.ike, sa.channel.path.local).to_vec();
+    let as_from_here = nat_detection_hash(sa.channel.ike, sa.channel.path.local);
     let Some(mobike) = sa.mobike.as_mut().filter(|_| by_us) else { return };
     let seen = seen_as(payloads);
     let known = mobike.seen_as.as_ref().unwrap_or(&as_from_here);
@@ -421,7 +417,7 @@ pub(super) fn answer(
             change.peer_left_for = Some(remote).filter(|_| left && by_us);
             if let Some(mobike) = &mut sa.mobike {
                 //= RFC 4555 3.6 REQUIRED 1: the list replaces the former one
-                mobike.peer_addresses = addresses;
+                mobike.peer_addresses = addresses.into();
                 if by_us {
                     mobike.announced_by_peer_from = remote;
                 }

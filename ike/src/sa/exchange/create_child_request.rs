@@ -67,7 +67,7 @@ pub(super) fn begin(
     let groups = || child.proposals.iter().flat_map(|proposal| &proposal.groups).copied();
     // The peer has agreed to the group of the IKE SA. pluto 4.10 accepts no other one by default,
     // and answers INVALID_SYNTAX instead of INVALID_KE_PAYLOAD.
-    let present = sa.channel.keys.suite.group;
+    let present = sa.channel.keys().suite.group;
     let configured = groups().find(|group| *group == present).or_else(|| groups().next());
     let group_changed = group.is_some();
     //= RFC 7296 1.3 MUST 2: KEi is of a likely group
@@ -296,7 +296,7 @@ fn accept_response(
     let malformed = |error: InvalidMessage| failure::invalid(CREATE_CHILD_SA, error);
     let answer = payloads.proposals().map_err(malformed)?;
     let nonce = payloads.nonce().map_err(malformed)?;
-    sa.channel.keys.suite.prf.check_nonce(nonce).map_err(malformed)?;
+    sa.channel.keys().suite.prf.check_nonce(nonce).map_err(malformed)?;
     let exchange = ChildKeyExchange::Configured { sent: key.as_ref().map(|key| key.group().number()) };
     let child = config.child_named(&asked_for.child);
     let chosen = child
@@ -333,7 +333,7 @@ fn accept_response(
         None => None,
     };
     let nonces = Nonces { initiator: ours, responder: nonce };
-    let keys = sa.channel.keys.child(chosen.suite.cipher, nonces, shared.as_ref());
+    let keys = sa.channel.keys().child(chosen.suite.cipher, nonces, shared.as_ref());
     let (purpose, next_layer) = match (in_use, child) {
         (Some(old), _) => (old.purpose.clone(), old.next_layer),
         (None, Some(child)) if !rekey => (config.purpose(child, &selectors), child.next_layer),

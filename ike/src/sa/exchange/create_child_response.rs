@@ -55,7 +55,7 @@ fn answer_child(
     let malformed = |error: InvalidMessage| (error.notify(), Some(failure::invalid(CREATE_CHILD_SA, error)));
     let offers = payloads.proposals().map_err(malformed)?;
     let nonce = payloads.nonce().map_err(malformed)?;
-    sa.channel.keys.suite.prf.check_nonce(nonce).map_err(malformed)?;
+    sa.channel.keys().suite.prf.check_nonce(nonce).map_err(malformed)?;
     let remote = payloads.selectors_initiator().map_err(malformed)?;
     let local = payloads.selectors_responder().map_err(malformed)?;
     let old = child_to_replace(sa, payloads, child_sas)?;
@@ -118,10 +118,10 @@ fn answer_child(
     let ours: [u8; 32] = cx.random();
     let (payload, shared) = exchanged.unzip();
     let nonces = Nonces { initiator: nonce, responder: &ours };
-    let keys = sa.channel.keys.child(agreed.chosen.suite.cipher, nonces, shared.as_ref());
+    let keys = sa.channel.keys().child(agreed.chosen.suite.cipher, nonces, shared.as_ref());
     let exchanged = std::iter::once(Payload::Nonce(ours.to_vec())).chain(payload);
     let (new, answer) = child::grant(agreed, purpose, keys, inbound, exchanged, &sa.channel);
-    if mode != new.mode && !std::mem::replace(&mut sa.details.not_served.transport_mode, true) {
+    if mode != new.mode && !std::mem::replace(&mut sa.negotiated.not_served.transport_mode, true) {
         let declined = NotServed { transport_mode: true, ..NotServed::default() };
         declined.sentences().for_each(|sentence| tracing::warn!("{sentence}"));
     }

@@ -192,7 +192,7 @@ impl IkeSa {
         }
         if !mutation!("children_left_with_rekeyed_ike_sa") {
             //= RFC 7296 2.8 REQUIRED 5: CHILD_SAs move
-            child_sas.move_to(self.spi(), new.spi(), cx.now + new.channel.timing.retry);
+            child_sas.move_to(self.spi(), new.spi(), cx.now + new.channel.timing().retry);
         }
         self.hand_over_requests(new, cx);
         new.missing.inherit(&mut self.missing);
@@ -504,7 +504,7 @@ impl IkeSa {
     fn probe_if_silent(&mut self, cx: &Context<'_>) {
         self.channel.forget_stale_fragments(cx.now);
         //= RFC 7296 2.4 REQUIRED 7: a silent peer is asked
-        let silent = self.channel.signs.check_at(&self.channel.timing) <= cx.now;
+        let silent = self.channel.signs.check_at(&self.channel.timing()) <= cx.now;
         if silent && !self.channel.busy() && self.queue.is_empty() {
             self.enqueue(QueuedRequest::Liveness);
         }
@@ -521,6 +521,10 @@ impl IkeSa {
                 break;
             };
             self.outstanding = request::begin(queued, self, child_sas, cx);
+        }
+        if self.queue.is_empty() {
+            // An empty queue keeps no memory.
+            self.queue.shrink_to_fit();
         }
         self.ensure_children(child_sas, cx);
         self.set_timers(cx.now);

@@ -31,7 +31,7 @@ pub(super) fn begin(sa: &mut IkeSa, group: Option<Group>, cx: &mut Context<'_>) 
     let config = sa.profile.config.clone();
     let group_changed = group.is_some();
     let groups = || config.ike_proposals.iter().flat_map(|proposal| &proposal.groups).copied();
-    let present = sa.channel.keys.suite.group;
+    let present = sa.channel.keys().suite.group;
     let group = group.or_else(|| groups().find(|group| *group == present)).or_else(|| groups().next())?;
     //= RFC 7296 2.18 MUST 1: a new key exchange
     let key = match InitiatorKeyExchange::start(group, cx.env) {
@@ -141,5 +141,5 @@ fn accept_response(
         .map_err(|error| PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Protocol, error.to_string()))?;
     let ike = IkeId { initiator: spi, responder: chosen.ike_spi().unwrap_or_default() };
     let nonces = Nonces { initiator: ours, responder: nonce };
-    Ok((sa.channel.keys.rekey(chosen.suite, nonces, ike, &shared), ike, nonce.to_vec()))
+    Ok((sa.channel.keys().rekey(chosen.suite, nonces, ike, &shared), ike, nonce.to_vec()))
 }

@@ -79,7 +79,7 @@ fn negotiate(
     let our_spi = u64::from_be_bytes(cx.random()).max(1);
     let ike = IkeId { initiator: peer_spi, responder: our_spi };
     let nonces = Nonces { initiator: nonce, responder: &our_nonce };
-    let keys = sa.channel.keys.rekey(chosen.suite, nonces, ike, &shared);
+    let keys = sa.channel.keys().rekey(chosen.suite, nonces, ike, &shared);
     let new = sa.successor(keys, ike, IkeRole::Responder, cx);
     if let Some(OutstandingRequest::RekeyIke(ours)) = &mut sa.outstanding {
         //= RFC 7296 2.25.2 SHOULD 2: the redundant one is known

@@ -11,15 +11,17 @@ use std::time::Duration;
 use super::channel::Channel;
 use super::ike_sa::{IkeSa, SaStep};
 use super::initiation::Initiation;
+use super::negotiated::Negotiated;
 use super::path::Path;
 use super::profile::Profile;
+use crate::auth::Proof;
 use crate::child_sas::ChildSas;
 use crate::config::{
     AgentNotifications, Auth, ChildConfig, Cipher, Group, IkeProposal, Mode, NextLayer, PeerConfig, PeerName, Prf,
     Timing,
 };
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
-use crate::event::{IkeDetails, IkeId};
+use crate::event::{IkeId, NotServed};
 use crate::output::{Context, Output};
 use crate::purpose::ChildName;
 use crate::wire::{ExchangeType, Header, Payloads};
@@ -105,23 +107,14 @@ impl Established {
     fn begun(initiation: Initiation) -> Self {
         let nonces = Nonces { initiator: &[1; 32], responder: &[2; 32] };
         let keys = IkeKeys::initial(SUITE, nonces, IKE, &Secret::new(vec![3; 32]));
-        let cipher = IkeCipher::new(&keys, IkeRole::Initiator);
+        let cipher = IkeCipher::new(keys.clone(), IkeRole::Initiator);
         let now = Instant::new(Duration::from_secs(1000));
         let path = Path { local: local(), remote: remote(), nat_local: false, nat_remote: false, nat_traversal: false };
-        let channel = Channel::new(keys, IKE, IkeRole::Responder, path, true, Timing::default(), now);
-        let details = IkeDetails {
-            proposal: String::new(),
-            authentication: String::new(),
-            nat_local: false,
-            nat_remote: false,
-            mobike: false,
-            internal_addresses: Vec::new(),
-            not_served: Default::default(),
-            certificate: None,
-        };
+        let channel = Channel::new(keys, IKE, IkeRole::Responder, path, true, None, now);
+        let negotiated = Negotiated::new(Proof::Psk, None, &path, Vec::new(), NotServed::default());
         let (mut out, config) = (Output::default(), EndpointConfig::default());
         let mut cx = Context { now, env: &mut Host, out: &mut out, config: &config };
-        let sa = IkeSa::new(channel, Arc::new(profile()), details, initiation, &mut cx);
+        let sa = IkeSa::new(channel, Arc::new(profile()), negotiated, initiation, &mut cx);
         let child_sas = ChildSas::new(PeerName::new("peer"));
         Self { sa, child_sas, out, config, now, cipher, next_request: 0 }
     }

@@ -1,8 +1,9 @@
 //! The environment of a node's endpoint.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use edge_ike::{Environment, PeerName};
+use edge_ike::{Environment, PeerName, TcpConnectionId};
 
 use super::links::Random;
 use crate::kernel::Kernel;
@@ -14,6 +15,8 @@ pub struct Host {
     pub address: IpAddr,
     /// Further addresses at which the host is reachable.
     pub more_addresses: Vec<IpAddr>,
+    /// The host's TCP connections, with the hosts at their other ends.
+    pub tcp: BTreeMap<TcpConnectionId, IpAddr>,
     /// Former addresses of the host. Its kernel drops packets that are sent from them.
     pub(super) former_addresses: Vec<IpAddr>,
     pub unix_time: u64,
@@ -27,7 +30,10 @@ pub struct Host {
 impl Host {
     /// Returns whether the host has this address.
     pub(super) fn has(&self, address: IpAddr) -> bool {
-        self.address == address || self.more_addresses.contains(&address)
+        let of_tcp = |id: TcpConnectionId| self.tcp.contains_key(&id) && address == id.local();
+        self.address == address
+            || self.more_addresses.contains(&address)
+            || TcpConnectionId::of(address).is_some_and(of_tcp)
     }
 }
 
@@ -50,6 +56,10 @@ impl Environment for Host {
 
     fn release_spi(&mut self, _peer: &PeerName, _local: IpAddr, spi: u32) {
         self.kernel.release(spi);
+    }
+
+    fn tcp_remote(&mut self, connection: TcpConnectionId) -> Option<IpAddr> {
+        self.tcp.get(&connection).copied()
     }
 
     fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {

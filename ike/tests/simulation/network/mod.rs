@@ -3,9 +3,11 @@
 //!
 //! - `links`: links, NATs and random numbers.
 //! - `host`: the environment of an endpoint.
+//! - `tcp`: TCP connections between hosts (RFC 9329).
 
 mod host;
 mod links;
+mod tcp;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -13,7 +15,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use edge_ike::event::{NotServed, PeerError, PeerErrorKind};
-use edge_ike::{ChildId, Endpoint, EndpointConfig, Environment, Event, Instant, PeerName, Purpose, Transmit};
+use edge_ike::{
+    ChildId, Endpoint, EndpointConfig, Environment, Event, Instant, PeerName, Purpose, TcpConnectionId, Transmit,
+};
 
 use crate::kernel::{Esp, Kernel};
 use crate::oracle::{Cause, Limits, Oracle, Step};
@@ -115,6 +119,8 @@ pub struct Network {
     /// SAs that recently reported ESP: the time at which they may report again, and whether more
     /// ESP was sent or received since.
     esp_reports: BTreeMap<EspReport, (Duration, bool)>,
+    /// For each end of each TCP connection, the number that the connection has at the other end.
+    tcp: BTreeMap<TcpConnectionId, TcpConnectionId>,
     /// Whether kernels report ESP that comes from an address other than the SA's.
     pub report_sources: bool,
     /// When a source of ESP was last reported for an SA, by node and SPI.
@@ -145,6 +151,7 @@ impl Network {
             tap: None,
             cut: BTreeSet::new(),
             esp_reports: BTreeMap::new(),
+            tcp: BTreeMap::new(),
             report_sources: false,
             sources_reported: BTreeMap::new(),
             sequence: 0,
@@ -173,6 +180,7 @@ impl Network {
             kernel: Kernel::default(),
             address: address.parse().unwrap(),
             more_addresses: Vec::new(),
+            tcp: BTreeMap::new(),
             former_addresses: Vec::new(),
             unix_time: 1_800_000_000,
             random,
@@ -262,6 +270,7 @@ impl Network {
     }
 
     fn fly(&mut self, packet: Packet) {
+        let packet = self.in_tcp(packet);
         let copies = if self.random.chance(self.quality.double_percent) { 2 } else { 1 };
         for _ in 0..copies {
             if self.random.chance(self.quality.loss_percent) {

@@ -1,0 +1,58 @@
+//! What an IKE SA keeps about its negotiation, only to show it.
+
+use std::net::IpAddr;
+
+use super::path::Path;
+use crate::auth::Proof;
+use crate::crypto::IkeSuite;
+use crate::event::{IkeDetails, NotServed, PeerCertificate};
+
+/// The result of the negotiation, in less memory than [`IkeDetails`].
+#[derive(Debug, Clone)]
+pub(crate) struct Negotiated {
+    /// How the peer authenticated.
+    pub(super) proof: Proof,
+    pub(super) nat_local: bool,
+    pub(super) nat_remote: bool,
+    pub(super) mobike: bool,
+    pub(super) not_served: NotServed,
+    /// The peer's certificate, if it authenticated with one.
+    pub(crate) certificate: Option<Box<PeerCertificate>>,
+    /// The addresses that one end has given the other one.
+    pub(crate) internal_addresses: Box<[IpAddr]>,
+}
+
+impl Negotiated {
+    /// Returns the result of IKE_AUTH on this path.
+    pub(super) fn new(
+        proof: Proof,
+        certificate: Option<PeerCertificate>,
+        path: &Path,
+        internal_addresses: Vec<IpAddr>,
+        not_served: NotServed,
+    ) -> Self {
+        Self {
+            proof,
+            nat_local: path.nat_local,
+            nat_remote: path.nat_remote,
+            mobike: false,
+            not_served,
+            certificate: certificate.map(Box::new),
+            internal_addresses: internal_addresses.into(),
+        }
+    }
+
+    /// Returns the result for an IKE SA with this suite.
+    pub(super) fn details(&self, suite: IkeSuite) -> IkeDetails {
+        IkeDetails {
+            proposal: suite.to_string(),
+            authentication: self.proof.to_string(),
+            nat_local: self.nat_local,
+            nat_remote: self.nat_remote,
+            mobike: self.mobike,
+            certificate: self.certificate.as_deref().cloned(),
+            internal_addresses: self.internal_addresses.to_vec(),
+            not_served: self.not_served,
+        }
+    }
+}
