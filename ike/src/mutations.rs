@@ -72,6 +72,7 @@ mod active {
         ("refused_child_rekey_given_up", "a CHILD_SA that the peer does not rekey is lost in the end."),
         ("selectors_narrowed_by_rekey", "RFC 7296 2.9.2: a rekey narrows the selectors."),
         ("nonce_repeated", "RFC 5282 3.1: one nonce for all messages."),
+        ("nonce_of_rekey_not_drawn", "RFC 7296 2.10: the nonce of a rekey is no random number."),
         ("icv_without_header", "RFC 7296 3.14: the ICV does not cover the header, at both ends."),
         ("encryption_keys_first", "RFC 7296 2.14: SK_ei and SK_er come before SK_ai and SK_ar, at both ends."),
         ("child_keys_swapped", "RFC 7296 2.17: the keys of the two directions are exchanged, at both ends."),

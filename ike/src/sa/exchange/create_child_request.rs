@@ -81,7 +81,7 @@ pub(super) fn begin(
         }
     };
     //= RFC 7296 3.9 MUST NOT 2: no nonce twice
-    let nonce: [u8; 32] = cx.random();
+    let nonce: [u8; 32] = if mutation!("nonce_of_rekey_not_drawn") { [1; 32] } else { cx.random() };
     let mut payloads = Payloads::new();
     //= RFC 7296 1.3.3 MUST 1: REKEY_SA
     payloads.extend(old.map(|old| Payload::Notify(Notify::about_child(NotifyType::RekeySa, old.0))));

@@ -1,5 +1,6 @@
 //! Tests of one established IKE SA. We are its responder, and the test has the peer's keys.
 
+mod charon;
 mod messages;
 mod mobike;
 mod rekey;

@@ -204,6 +204,14 @@ impl Keys {
         Some(Self { suite, prf: algorithm, d, integrity, encryption, p })
     }
 
+    /// Returns all keys with the RFC's names for them.
+    pub fn named(&self) -> [(&'static str, &[u8]); 7] {
+        let ([ai, ar], [ei, er], [pi, pr]) = (&self.integrity, &self.encryption, &self.p);
+        let all = [("SK_d", &self.d), ("SK_ai", ai), ("SK_ar", ar), ("SK_ei", ei), ("SK_er", er)];
+        let [d, ai, ar, ei, er] = all.map(|(name, key)| (name, key.as_slice()));
+        [d, ai, ar, ei, er, ("SK_pi", pi), ("SK_pr", pr)]
+    }
+
     /// Derives KEYMAT of a CHILD_SA (2.17): the keys with which the initiator of the exchange
     /// sends, and those of the responder.
     pub fn child(&self, key_len: usize, secret: Option<&[u8]>, nonces: (&[u8], &[u8])) -> (Vec<u8>, Vec<u8>) {

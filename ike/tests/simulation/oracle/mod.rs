@@ -9,7 +9,9 @@
 //!
 //! - `octets`: messages in the layout of RFC 7296 section 3, and the parser for them.
 //! - `key_exchange`: the key exchange methods whose secrets the oracle can compute.
-//! - `keys`: the key schedule and the Encrypted payload.
+//! - `keys`: the key schedule and the Encrypted payload. `charon` tests them with keys of
+//!   strongSwan's.
+//! - `nonces`: the origin of nonces, and their use for one exchange only.
 //! - `node`: one end, its actions, and the order in which a step is judged.
 //! - `init`: IKE_SA_INIT with cookies, half-open IKE SAs, changes of the key exchange method, and
 //!   NATs.
@@ -22,6 +24,7 @@
 //! - `trace`: a readable record of a run.
 
 mod auth;
+mod charon;
 mod child_sa;
 mod childless;
 mod configuration;
@@ -32,6 +35,7 @@ mod key_exchange;
 pub mod keys;
 mod mobike;
 mod node;
+mod nonces;
 pub mod octets;
 mod trace;
 
@@ -43,6 +47,7 @@ use edge_ike::{Event, Transmit};
 pub use init::clear;
 use keys::PrivateKeys;
 use node::Node;
+use nonces::Nonces;
 use trace::Trace;
 
 /// A violation of a rule by an end.
@@ -118,6 +123,7 @@ pub struct Limits {
 #[derive(Debug, Default)]
 pub struct Shared {
     pub private_keys: PrivateKeys,
+    pub nonces: Nonces,
     /// Pre-shared keys that prove an identity. If there are none, the oracle does not check AUTH.
     pub psks: Vec<Vec<u8>>,
 }
@@ -150,6 +156,7 @@ impl Oracle {
     pub fn judge(&mut self, step: &Step<'_>) {
         for octets in step.drawn {
             self.shared.private_keys.drawn(octets);
+            self.shared.nonces.drawn(octets);
         }
         let node = &mut self.nodes[step.node];
         if let Err(violation) = node.judge(step, &mut self.shared, &mut self.trace) {

@@ -146,14 +146,14 @@ impl Node {
             let spis = sent.header.spis;
             if sent.header.exchange == exchange::IKE_SA_INIT && !sent.header.response() {
                 let message = clear(sent.datagrams[0]);
-                note_nonce(message.as_ref(), shared);
+                judge_nonce(step.node, message.as_ref(), shared)?;
                 trace.message(step.at, step.node, true, sent.remote, sent.header, message);
                 self.send_init_request(&sent, &effect)?;
                 continue;
             }
             if let (Effect::Unauthenticated, Cause::Received(request, local, from)) = (&effect, step.cause) {
                 let message = clear(sent.datagrams[0]);
-                note_nonce(message.as_ref(), shared);
+                judge_nonce(step.node, message.as_ref(), shared)?;
                 trace.message(step.at, step.node, true, sent.remote, sent.header, message);
                 require!(
                     sent.remote == from && sent.local == local,
@@ -166,7 +166,7 @@ impl Node {
                 continue;
             }
             let message = self.read(&sent)?;
-            note_nonce(message.as_ref(), shared);
+            judge_nonce(step.node, message.as_ref(), shared)?;
             trace.message(step.at, step.node, true, sent.remote, sent.header, message.clone());
             let last_esp = self.last_esp(spis);
             let Some(sa) = self.sas.get_mut(&spis) else { continue };
@@ -378,10 +378,12 @@ fn is_liveness_check(message: &Message) -> bool {
         && message.notifies().iter().filter(|notify| detection.contains(&notify.kind)).count() == message.payloads.len()
 }
 
-fn note_nonce(message: Option<&Message>, shared: &mut Shared) {
-    if let Some(nonce) = message.and_then(Message::nonce) {
+fn judge_nonce(node: usize, message: Option<&Message>, shared: &mut Shared) -> Judged {
+    if let Some((message, nonce)) = message.and_then(|message| Some((message, message.nonce()?))) {
+        shared.nonces.judge(node, message)?;
         shared.private_keys.is_nonce(nonce);
     }
+    Ok(())
 }
 
 /// Returns a datagram without the non-ESP marker.
