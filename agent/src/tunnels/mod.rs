@@ -15,6 +15,7 @@
 //! - `event_sources`: the reading of datagrams and of the kernel's notifications.
 //! - `failure_log`: the choice of the failures that get a separate log line.
 //! - `former_policies`: the policies that an earlier run left in the kernel.
+//! - `hand_over`: a hub's last seconds, in which edges and cloud nodes change to another hub.
 //! - `hub_returns`: the hubs that were lost and came back.
 //! - `idle_tunnels`: the on-demand tunnels that are up, and the time at which each was last used.
 //! - `ike_counts`: counts what IKE does, for metrics.
@@ -57,6 +58,7 @@ mod esp_key;
 mod event_sources;
 mod failure_log;
 mod former_policies;
+mod hand_over;
 mod hub_returns;
 mod idle_tunnels;
 mod ike_counts;
