@@ -100,8 +100,8 @@ impl HubReturns {
         self.leaving.contains_key(hub)
     }
 
-    /// Records a new IKE SA with a peer: a hub that had announced its end has started again. Returns
-    /// `true` if it had.
+    /// Records a new IKE SA with a peer: a hub that had announced its end has started again.
+    /// Returns `true` if it had.
     pub(super) fn connected(&mut self, peer: &PeerName) -> bool {
         self.leaving.remove(peer).is_some()
     }

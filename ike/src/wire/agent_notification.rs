@@ -1,6 +1,7 @@
 //! Notifications for private use (RFC 7296 3.10.1) between agents of ours: the address from which a
-//! node's datagrams come, relays, and hubs that end. An end accepts them only if the other end has sent
-//! [`VENDOR_ID`], since other implementations may use the same numbers for something else (3.12).
+//! node's datagrams come, relays, and hubs that end. An end accepts them only if the other end has
+//! sent [`VENDOR_ID`], since other implementations may use the same numbers for something else
+//! (3.12).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -44,8 +45,8 @@ pub enum AgentNotification {
         /// The reason.
         reason: RelayRefusal,
     },
-    /// HUB_LEAVING, from a hub: its agent ends in a few seconds, so the receiver should send through
-    /// another hub. Data: none; octets that a later release adds are ignored.
+    /// HUB_LEAVING, from a hub: its agent ends in a few seconds, so the receiver should send
+    /// through another hub. Data: none; octets that a later release adds are ignored.
     HubLeaving,
 }
 
