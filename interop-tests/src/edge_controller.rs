@@ -9,6 +9,8 @@ use crate::wait;
 
 const CONFIG: &str = "/etc/edge-controller/controller.toml";
 const TOKEN: &str = "/etc/edge-cni/token";
+/// The setting with which an agent's sockets end with it.
+const WITHOUT_HOLDER: &str = "hold_sockets = false\n";
 const PORT: u16 = 8443;
 
 /// The range from which segments are cut.
@@ -96,13 +98,27 @@ impl<'a> Controller<'a> {
     /// # Errors
     /// Returns an error if the token is refused, or the agent cannot be started.
     pub fn join_with<'n>(&self, node: &'n Node, role: &str, tables: &str) -> Result<Agent<'n>> {
+        self.write_token(node, role)?;
+        self.start_with(node, "", tables)
+    }
+
+    /// Starts an agent as [`Self::join`] does. Its sockets end with it, as in a pod.
+    ///
+    /// # Errors
+    /// Returns an error if the token is refused, or the agent cannot be started.
+    pub fn join_without_holder<'n>(&self, node: &'n Node, role: &str) -> Result<Agent<'n>> {
+        self.write_token(node, role)?;
+        self.start_with(node, WITHOUT_HOLDER, "")
+    }
+
+    fn write_token(&self, node: &Node, role: &str) -> Result<()> {
         let name = node.name();
         let printed = self.run(&["token", "create", "--role", role, "--node", name])?;
         let token =
             printed.split_whitespace().find(|word| word.starts_with("ecni1.")).context("no token was printed")?;
         node.write(TOKEN, token)?;
         node.sh(&format!("chmod 600 {TOKEN}"))?;
-        self.start_with(node, tables)
+        Ok(())
     }
 
     /// Starts the agent of a node that has joined.
@@ -110,13 +126,21 @@ impl<'a> Controller<'a> {
     /// # Errors
     /// Returns an error if the agent cannot be started.
     pub fn start_again<'n>(&self, node: &'n Node) -> Result<Agent<'n>> {
-        self.start_with(node, "")
+        self.start_with(node, "", "")
     }
 
-    fn start_with<'n>(&self, node: &'n Node, tables: &str) -> Result<Agent<'n>> {
+    /// Starts the agent of a node that has joined as [`Self::join_without_holder`] does.
+    ///
+    /// # Errors
+    /// Returns an error if the agent cannot be started.
+    pub fn start_again_without_holder<'n>(&self, node: &'n Node) -> Result<Agent<'n>> {
+        self.start_with(node, WITHOUT_HOLDER, "")
+    }
+
+    fn start_with<'n>(&self, node: &'n Node, settings: &str, tables: &str) -> Result<Agent<'n>> {
         let name = node.name();
         let config = format!(
-            "name = {name:?}\nbridge = \"ecni0\"\n[controller]\nurls = [\"https://{}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
+            "name = {name:?}\nbridge = \"ecni0\"\n{settings}[controller]\nurls = [\"https://{}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
              [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n{tables}",
             self.address
         );

@@ -66,6 +66,8 @@ struct RelayedPeer {
     /// When direct addresses were last tried while the peer was relayed.
     tried_direct: Option<Instant>,
     refusal: Option<(PeerName, RelayRefusal)>,
+    /// The hub that relays and has announced its end.
+    leaving: Option<PeerName>,
 }
 
 impl RelayRequests {
@@ -146,10 +148,12 @@ impl RelayRequests {
     /// Chooses the hub to ask for a peer. `hubs` are the connected hubs in the order of their
     /// names. Each hub is asked once before the first one is asked again. If the tunnel uses a
     /// relay, the hub of that relay is asked whether it still relays, and asked again after
-    /// [`MIN_WAIT`] if it does not answer. That time doubles up to [`DIRECT_INTERVAL`].
+    /// [`MIN_WAIT`] if it does not answer. That time doubles up to [`DIRECT_INTERVAL`]. If that hub
+    /// leaves, the others are asked instead.
     pub fn next_hub(&mut self, peer: &PeerName, hubs: &[PeerName], now: Instant) -> Option<PeerName> {
         let known = self.peers.get_mut(peer)?;
-        if known.in_use {
+        let leaves = known.opened.as_ref().is_some_and(|relay| Some(&relay.hub) == known.leaving.as_ref());
+        if known.in_use && !leaves {
             let hub = known.opened.as_ref().map(|relay| relay.hub.clone()).filter(|hub| hubs.contains(hub));
             // The hub's answer makes the next request due later. Without an answer, for example
             // because the other node is not yet connected to a restarted hub, it is repeated.
@@ -171,7 +175,8 @@ impl RelayRequests {
     /// Handles a hub's refusal. The next hub, if there is one, is asked at once.
     pub fn refused(&mut self, peer: &PeerName, hub: &PeerName, reason: RelayRefusal, hubs: &[PeerName], now: Instant) {
         // A refusal that arrives while the relay is in use is outdated.
-        let Some(known) = self.peers.get_mut(peer).filter(|known| !known.in_use) else { return };
+        let asks = |known: &&mut RelayedPeer| !known.in_use || known.leaving.is_some();
+        let Some(known) = self.peers.get_mut(peer).filter(asks) else { return };
         known.refusal = Some((hub.clone(), reason));
         known.opened.take_if(|relay| relay.hub == *hub);
         if known.asked.last() == Some(hub) && hubs.iter().any(|hub| !known.asked.contains(hub)) {
@@ -196,7 +201,7 @@ impl RelayRequests {
             }
             _ => {}
         }
-        (known.opened, known.opened_at) = (Some(relay), now);
+        (known.opened, known.opened_at, known.leaving) = (Some(relay), now, None);
         Opened::New
     }
 
@@ -233,6 +238,7 @@ impl RelayRequests {
     pub fn hub_connected(&mut self, hub: &PeerName, now: Instant) {
         let mut due = Vec::new();
         for (peer, known) in &mut self.peers {
+            known.leaving.take_if(|leaving| leaving == hub);
             let other = known.opened.as_ref().is_some_and(|relay| relay.hub != *hub);
             if known.in_use && other {
                 continue;
@@ -242,6 +248,18 @@ impl RelayRequests {
             due.push((peer.clone(), known.due.min(known.not_before.max(now))));
         }
         due.into_iter().for_each(|(peer, at)| self.set_due(&peer, at));
+    }
+
+    /// Records that a hub has announced its end: another hub is asked at once for the relays that
+    /// this hub provides.
+    pub fn hub_leaving(&mut self, hub: &PeerName, now: Instant) {
+        for peer in self.relayed_by(hub) {
+            if let Some(known) = self.peers.get_mut(&peer) {
+                (known.leaving, known.wait) = (Some(hub.clone()), MIN_WAIT);
+                known.asked.clear();
+                self.set_due(&peer, now);
+            }
+        }
     }
 
     /// Returns the peers to which a hub relays.
@@ -271,6 +289,7 @@ impl RelayedPeer {
             in_use: false,
             tried_direct: None,
             refusal: None,
+            leaving: None,
         }
     }
 
@@ -438,6 +457,34 @@ mod tests {
         assert_eq!(requests.take_due(at(31)), std::slice::from_ref(&peer), "the tunnel still uses the old port");
         requests.watch(&peer, at(50));
         assert_eq!(requests.next_due(), Some(at(53)));
+    }
+
+    #[test]
+    fn when_the_hub_that_relays_leaves_the_others_are_asked_at_once() {
+        let [peer, h1, h2, h3] = names(["a", "h1", "h2", "h3"]);
+        let left = [h2.clone(), h3.clone()];
+        let mut requests = RelayRequests::default();
+        requests.relayed(&peer, relay(&h1, 24_000), at(0));
+        requests.hub_leaving(&h3, at(10));
+        assert_eq!(requests.next_due(), Some(at(180)), "that hub does not relay");
+        requests.hub_leaving(&h1, at(20));
+        assert_eq!(requests.take_due(at(20)), std::slice::from_ref(&peer));
+        assert_eq!(requests.next_hub(&peer, &left, at(20)), Some(h2.clone()));
+        requests.refused(&peer, &h2, RelayRefusal::HubLimit, &left, at(20));
+        assert_eq!(requests.take_due(at(20)), std::slice::from_ref(&peer));
+        assert_eq!(requests.next_hub(&peer, &left, at(20)), Some(h3.clone()));
+        assert_eq!(requests.opened(&peer, relay(&h3, 24_000), &left, at(21)), Opened::New);
+        requests.try_again(&peer, at(21));
+        requests.relayed(&peer, relay(&h3, 24_000), at(21));
+        assert_eq!(requests.next_due(), Some(at(31)));
+        // Without another hub, the tunnel stays where it is.
+        requests.hub_leaving(&h3, at(30));
+        assert_eq!(requests.take_due(at(30)), std::slice::from_ref(&peer));
+        assert_eq!(requests.next_hub(&peer, &[], at(30)), None);
+        // The hub has started again.
+        requests.hub_connected(&h3, at(35));
+        assert_eq!(requests.take_due(at(35)), std::slice::from_ref(&peer));
+        assert_eq!(requests.next_hub(&peer, std::slice::from_ref(&h3), at(35)), Some(h3));
     }
 
     #[test]

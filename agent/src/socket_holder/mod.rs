@@ -49,6 +49,17 @@ const SOCKETS: &[u8] = b"sockets 1\n";
 /// The agent's request to close the sockets and exit.
 const END: &[u8] = b"end 1\n";
 
+/// Returns whether a holder stays when the agent ends. It does not in a container, where the kernel
+/// kills a PID namespace together with its first process (`pid_namespaces(7)`), and the kubelet all
+/// processes of a pod; nor where the agent is the main process of a systemd service
+/// (`systemd.kill(5)`). Kubernetes sets a variable in every container, and systemd one with the
+/// main process (`systemd.exec(5)`).
+pub fn outlives_agent() -> bool {
+    let pid = std::process::id();
+    let main_process = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|main| main == pid.to_string());
+    pid != 1 && !main_process && std::env::var_os("KUBERNETES_SERVICE_HOST").is_none()
+}
+
 fn address() -> io::Result<SocketAddr> {
     SocketAddr::from_abstract_name(NAME)
 }

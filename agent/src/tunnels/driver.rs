@@ -27,6 +27,7 @@ use super::environment::KernelEnvironment;
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
 use super::former_policies::FormerPolicies;
+use super::hand_over::HandOver;
 use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
 use super::ike_counts::IkeCounts;
@@ -120,10 +121,14 @@ pub struct Driver {
     pub(super) refusals: Refusals,
     /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
+    /// How this node, if it is a hub, leaves its edges to another hub before it ends.
+    pub(super) hand_over: HandOver,
     pub(super) host: watch::Receiver<HostState>,
     /// The capture that a connection of `edge-agent capture` reads.
     pub(super) running_capture: Option<RunningCapture>,
     sockets: Vec<Arc<Socket>>,
+    /// The UDP port on which IKE messages begin with a marker (RFC 3948 2.2).
+    nat_port: u16,
     pub(super) kernel_events: AsyncFd<EventSocket>,
     /// Time for which the kernel reports no further packets of a flow that waits for an SA.
     pub(super) acquire_lifetime: Duration,
@@ -147,7 +152,7 @@ impl Driver {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
         events.ignore_port(xfrm.port()).context("XFRM's notifications")?;
-        let sockets = ike_sockets::open(config.port, config.nat_port, config.hold_sockets)?;
+        let (sockets, kept) = ike_sockets::open(config.port, config.nat_port, config.hold_sockets)?;
         let timing = config.timing.resolve();
         let esp_events = open_esp_events(timing.liveness);
         let endpoint_config = EndpointConfig {
@@ -209,16 +214,19 @@ impl Driver {
             ike_counts: IkeCounts::default(),
             refusals: Refusals::default(),
             settled: false,
+            hand_over: HandOver::new(kept),
             host,
             running_capture: None,
             sockets,
+            nat_port: config.nat_port,
             kernel_events: datagram_socket::watch(events)?,
             acquire_lifetime: edge_xfrm::events::acquire_lifetime(),
             esp_events,
         })
     }
 
-    /// Runs until `stop` is cancelled. Policies and SAs stay in the kernel.
+    /// Runs until `stop` is cancelled, and on a hub until its edges have been handed over (see
+    /// [`HandOver`]). Policies and SAs stay in the kernel.
     pub async fn run(
         mut self,
         mut desired: watch::Receiver<Arc<Desired>>,
@@ -241,11 +249,19 @@ impl Driver {
             let (retry_move_at, check_at) = (self.retry_move_at, self.check_at);
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled(), if !self.hand_over.has_begun() => {
+                    if !self.begin_hand_over().await {
+                        break;
+                    }
+                }
+                () = self.hand_over.end() => break,
                 () = async { tokio::time::sleep_until(retry_move_at.unwrap_or_else(tokio::time::Instant::now)).await },
                     if retry_move_at.is_some() => self.move_tunnels(),
                 1.. = datagrams.recv_many(&mut batch, DATAGRAM_BATCH) => {
                     for (datagram, local, remote) in batch.drain(..) {
+                        if self.hand_over.drops(&datagram, local.port() == self.nat_port) {
+                            continue;
+                        }
                         if self.take_probe_answer(&datagram, local, remote) {
                             continue;
                         }
@@ -478,7 +494,7 @@ impl Driver {
                         heard.push(peer.clone());
                     }
                     self.endpoint.esp_received(peer, event.id.spi, now);
-                    if self.hub_returns.heard(peer) {
+                    if self.hub_returns.heard(peer, now) {
                         self.changed_peers.insert(peer.clone());
                     }
                 }

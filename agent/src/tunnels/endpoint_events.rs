@@ -37,6 +37,9 @@ impl Driver {
                 );
                 details.not_served.sentences().for_each(|sentence| tracing::warn!("{sentence}"));
                 self.environment.internal_addresses.record(&peer, &details.internal_addresses);
+                if self.hub_returns.connected(&peer) {
+                    self.changed_peers.insert(peer.clone());
+                }
                 self.peer_heard(&peer);
                 // An IKE SA with a hub shows that this node or the hub is connected to its network
                 // again.
@@ -174,13 +177,15 @@ impl Driver {
         let hub = self.desired.tunnels.get(peer).is_some_and(|tunnel| tunnel.hub);
         match notification {
             AgentNotification::MappedAddress(_) => self.mapped_changed |= hub,
+            AgentNotification::HubLeaving => self.hub_leaving(peer),
             _ => self.handle_relay_notification(peer, notification),
         }
     }
 
     /// Handles a peer that answers again after it did not answer.
     pub(super) fn peer_heard(&mut self, peer: &PeerName) {
-        if self.hub_returns.heard(peer) {
+        let now = self.now();
+        if self.hub_returns.heard(peer, now) {
             self.changed_peers.insert(peer.clone());
         }
     }

@@ -2,8 +2,11 @@
 //! the first of these hubs that is up, in the order of their names. A hub that comes back is not
 //! used immediately, since it may be lost again, and since other nodes detect its return at
 //! different moments.
+//!
+//! A hub that has announced its end ([`HubReturns::leaving`]) counts as lost while its tunnel still
+//! carries what other nodes send through it.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +18,10 @@ use crate::desired::{DesiredTunnel, TunnelState};
 /// hub. Cloud nodes use the same time.
 const HOLD: Duration = Duration::from_secs(30);
 
+/// Time after which the announcement of a hub that did not end is forgotten. A hub ends within ten
+/// seconds after its announcement, and then either stays silent or makes a new IKE SA.
+const LEAVING: Duration = Duration::from_secs(60);
+
 /// The hubs that have been up. The size of each set is at most the number of hubs.
 #[derive(Debug, Default)]
 pub(super) struct HubReturns {
@@ -22,6 +29,8 @@ pub(super) struct HubReturns {
     lost: HashSet<PeerName>,
     /// Hubs that have a tunnel but do not answer.
     silent: HashSet<PeerName>,
+    /// Hubs that have announced their end, each with the time at which that is forgotten.
+    leaving: HashMap<PeerName, Instant>,
     /// Hubs that came back, each with the time from which it is used again.
     returned: BTreeMap<PeerName, Instant>,
 }
@@ -48,8 +57,9 @@ impl HubReturns {
         if !up {
             // The peer has answered a new IKE SA.
             self.silent.remove(hub);
+            self.leaving.remove(hub);
         }
-        if !up || self.silent.contains(hub) {
+        if !up || self.silent.contains(hub) || self.leaving.contains_key(hub) {
             self.returned.remove(hub);
             if self.up.remove(hub) {
                 self.lost.insert(hub.clone());
@@ -71,13 +81,34 @@ impl HubReturns {
     }
 
     /// Records that a message from a peer arrived. Returns `true` if the peer is a hub that did not
-    /// answer before.
-    pub(super) fn heard(&mut self, peer: &PeerName) -> bool {
-        self.silent.remove(peer)
+    /// answer before, or that announced its end [`LEAVING`] ago.
+    pub(super) fn heard(&mut self, peer: &PeerName, now: Instant) -> bool {
+        let stays = self.leaving.get(peer).is_some_and(|until| *until <= now);
+        if stays {
+            self.leaving.remove(peer);
+        }
+        self.silent.remove(peer) || stays
+    }
+
+    /// Records that a hub has announced its end. Returns `true` if that is new.
+    pub(super) fn leaving(&mut self, hub: &PeerName, now: Instant) -> bool {
+        self.leaving.insert(hub.clone(), now + LEAVING).is_none()
+    }
+
+    /// Returns whether a hub has announced its end.
+    pub(super) fn leaves(&self, hub: &PeerName) -> bool {
+        self.leaving.contains_key(hub)
+    }
+
+    /// Records a new IKE SA with a peer: a hub that had announced its end has started again.
+    /// Returns `true` if it had.
+    pub(super) fn connected(&mut self, peer: &PeerName) -> bool {
+        self.leaving.remove(peer).is_some()
     }
 
     fn forget(&mut self, hub: &PeerName) {
         self.silent.remove(hub);
+        self.leaving.remove(hub);
         self.up.remove(hub);
         self.lost.remove(hub);
         self.returned.remove(hub);
@@ -124,7 +155,7 @@ mod tests {
         assert_eq!(returns.observe(&hub, true, at(0)), TunnelState::Up);
         returns.silent.insert(hub.clone());
         assert_eq!(returns.observe(&hub, true, at(1)), TunnelState::Down);
-        assert!(returns.heard(&hub) && !returns.heard(&hub));
+        assert!(returns.heard(&hub, at(2)) && !returns.heard(&hub, at(2)));
         assert_eq!(returns.observe(&hub, true, at(2)), TunnelState::Returned);
         assert_eq!(returns.observe(&hub, true, at(32)), TunnelState::Up);
         // The tunnel of the silent hub goes down, and a new tunnel comes up.
@@ -133,5 +164,30 @@ mod tests {
         assert_eq!(returns.observe(&hub, false, at(44)), TunnelState::Down);
         assert_eq!(returns.observe(&hub, true, at(50)), TunnelState::Returned);
         assert_eq!(returns.observe(&hub, true, at(80)), TunnelState::Up);
+    }
+
+    #[test]
+    fn a_hub_that_leaves_is_not_used_until_it_has_a_new_ike_sa_for_half_a_minute() {
+        let (mut returns, hub) = (HubReturns::default(), PeerName::new("hub-1"));
+        assert_eq!(returns.observe(&hub, true, at(0)), TunnelState::Up);
+        assert!(returns.leaving(&hub, at(10)) && !returns.leaving(&hub, at(10)));
+        assert_eq!(returns.observe(&hub, true, at(10)), TunnelState::Down);
+        // It still forwards what cloud nodes send, and answers what is asked on its IKE SA.
+        assert!(!returns.heard(&hub, at(12)));
+        assert_eq!((returns.observe(&hub, true, at(12)), returns.leaves(&hub)), (TunnelState::Down, true));
+        assert!(returns.connected(&hub) && !returns.connected(&hub));
+        assert_eq!(returns.observe(&hub, true, at(20)), TunnelState::Returned);
+        assert_eq!((returns.take_due(at(50)), returns.leaves(&hub)), (vec![hub.clone()], false));
+        assert_eq!(returns.observe(&hub, true, at(50)), TunnelState::Up);
+    }
+
+    #[test]
+    fn a_hub_that_announced_its_end_and_stays_is_used_again() {
+        let (mut returns, hub) = (HubReturns::default(), PeerName::new("hub-1"));
+        returns.observe(&hub, true, at(0));
+        returns.leaving(&hub, at(0));
+        assert_eq!(returns.observe(&hub, true, at(59)), TunnelState::Down);
+        assert!(!returns.heard(&hub, at(59)) && returns.heard(&hub, at(60)));
+        assert_eq!(returns.observe(&hub, true, at(60)), TunnelState::Returned);
     }
 }

@@ -25,9 +25,10 @@ const MIN_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// Opens all sockets, or takes them over from systemd or from a holder. With `hold`, a holder keeps
-/// the sockets that systemd does not keep. Must be called within a tokio runtime. Fails if a port
-/// is in use. The error contains the user whose process has bound the port.
-pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<Arc<Socket>>> {
+/// the sockets that systemd does not keep. Also returns whether the sockets stay open when this
+/// process ends. Must be called within a tokio runtime. Fails if a port is in use. The error
+/// contains the user whose process has bound the port.
+pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<(Vec<Arc<Socket>>, bool)> {
     let mut from_systemd = systemd_sockets()?;
     let (holder, mut held) = held_sockets();
     let mut sockets = Vec::new();
@@ -70,10 +71,11 @@ pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<Vec<A
     // A holder that has exactly these sockets continues to hold them.
     let holder = holder.filter(|_| hold && opened.is_empty() && held.is_empty() && !taken.is_empty());
     let ours: Vec<Arc<Socket>> = taken.into_iter().chain(opened).collect();
+    let kept = ours.is_empty() || (hold && socket_holder::outlives_agent());
     if hold && !ours.is_empty() {
         tokio::spawn(keep_holder(holder, ours).in_current_span());
     }
-    Ok(sockets)
+    Ok((sockets, kept))
 }
 
 fn remove(sockets: &mut Vec<Socket>, ipv4: bool, port: u16) -> Option<Socket> {

@@ -15,6 +15,7 @@
 //! - `event_sources`: the reading of datagrams and of the kernel's notifications.
 //! - `failure_log`: the choice of the failures that get a separate log line.
 //! - `former_policies`: the policies that an earlier run left in the kernel.
+//! - `hand_over`: the state of a hub that ends.
 //! - `hub_returns`: the hubs that were lost and came back.
 //! - `idle_tunnels`: the on-demand tunnels that are up, and the time at which each was last used.
 //! - `ike_counts`: counts what IKE does, for metrics.
@@ -23,6 +24,7 @@
 //! - `internal_address_store`: the internal addresses of static peers, across restarts.
 //! - `kernel_events`: the handling of the kernel's notifications.
 //! - `kernel_policies`: the policies in the kernel, and their comparison with the desired policies.
+//! - `leaving_hub`: a hub's last seconds, in which edges and cloud nodes change to another hub.
 //! - `mapped_addresses`: this node's addresses as the hubs see them.
 //! - `not_carried`: the networks that are configured for a peer but that no CHILD_SA carries.
 //! - `on_demand`: the tunnels that the first packet sets up.
@@ -57,6 +59,7 @@ mod esp_key;
 mod event_sources;
 mod failure_log;
 mod former_policies;
+mod hand_over;
 mod hub_returns;
 mod idle_tunnels;
 mod ike_counts;
@@ -67,6 +70,7 @@ mod internal_address_obstacle;
 mod internal_address_store;
 mod kernel_events;
 mod kernel_policies;
+mod leaving_hub;
 mod mapped_addresses;
 mod not_carried;
 mod on_demand;

@@ -79,7 +79,9 @@ impl Driver {
     /// Returns the connected hubs that understand requests for relays. The ports of relays are UDP
     /// ports, so hubs that this node reaches by TCP are not among them.
     fn connected_hubs(&self) -> Vec<PeerName> {
-        let can_relay = |hub: &&PeerName| self.endpoint.takes_agent_notifications(hub) && !self.is_up_by_tcp(hub);
+        let can_relay = |hub: &&PeerName| {
+            self.endpoint.takes_agent_notifications(hub) && !self.is_up_by_tcp(hub) && !self.hub_returns.leaves(hub)
+        };
         self.relays.hubs.iter().filter(can_relay).cloned().collect()
     }
 
@@ -170,6 +172,12 @@ impl Driver {
         }
     }
 
+    /// Handles a hub that leaves: another hub is asked for the relays that this hub provides.
+    pub(super) fn relays_leave(&mut self, hub: &PeerName) {
+        let now = self.now();
+        self.relays.requests.hub_leaving(hub, now);
+    }
+
     /// Handles the loss of a hub: the liveness of the peers to which it relays is checked at once,
     /// even if they are idle.
     fn check_relayed(&mut self, hub: &PeerName) {
@@ -242,7 +250,7 @@ impl Driver {
                 let hubs = self.connected_hubs();
                 self.relays.requests.refused(&PeerName::new(node), from, *reason, &hubs, now);
             }
-            AgentNotification::MappedAddress(_) => {}
+            AgentNotification::MappedAddress(_) | AgentNotification::HubLeaving => {}
         }
     }
 
@@ -305,7 +313,7 @@ impl Driver {
 
     /// Sends a notification. If it cannot be sent, it is dropped: a node that gets no answer
     /// repeats its request.
-    fn notify(&mut self, peer: &PeerName, notification: AgentNotification) {
+    pub(super) fn notify(&mut self, peer: &PeerName, notification: AgentNotification) {
         self.endpoint.notify_agent(peer, notification, boot_time(), &mut self.environment);
     }
 }

@@ -1,6 +1,7 @@
 //! Notifications for private use (RFC 7296 3.10.1) between agents of ours: the address from which a
-//! node's datagrams come, and relays. An end accepts them only if the other end has sent
-//! [`VENDOR_ID`], since other implementations may use the same numbers for something else (3.12).
+//! node's datagrams come, relays, and hubs that end. An end accepts them only if the other end has
+//! sent [`VENDOR_ID`], since other implementations may use the same numbers for something else
+//! (3.12).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -44,6 +45,9 @@ pub enum AgentNotification {
         /// The reason.
         reason: RelayRefusal,
     },
+    /// HUB_LEAVING, from a hub: its agent ends in a few seconds, so the receiver should send
+    /// through another hub. Data: none; octets that a later release adds are ignored.
+    HubLeaving,
 }
 
 /// The reason why a hub does not relay.
@@ -113,6 +117,7 @@ impl AgentNotification {
     pub(crate) fn is_valid(&self) -> bool {
         match self {
             Self::MappedAddress(address) => address.port() != 0,
+            Self::HubLeaving => true,
             Self::RelayOpened { port: 0, .. } => false,
             Self::RelayRequest { node } | Self::RelayOpened { node, .. } | Self::RelayRefused { node, .. } => {
                 (1..=MAX_NODE_NAME).contains(&node.len())
@@ -137,6 +142,7 @@ impl AgentNotification {
             Self::RelayRefused { node, reason } => {
                 Notify::with_data(NotifyType::RelayRefused, numbered((*reason).into(), node))
             }
+            Self::HubLeaving => Notify::with_data(NotifyType::HubLeaving, vec![]),
         }
     }
 
@@ -163,6 +169,7 @@ impl AgentNotification {
                 let (reason, node) = numbered()?;
                 Self::RelayRefused { node, reason: reason.into() }
             }
+            NotifyType::HubLeaving => Self::HubLeaving,
             _ => return None,
         };
         Some(read).filter(Self::is_valid)
@@ -184,6 +191,7 @@ mod tests {
             AgentNotification::MappedAddress("[2001:db8::7]:4500".parse().unwrap()),
             AgentNotification::RelayRequest { node: node.clone() },
             AgentNotification::RelayOpened { node: node.clone(), port: 45_000 },
+            AgentNotification::HubLeaving,
         ];
         all.extend((0..8).map(|reason| AgentNotification::RelayRefused { node: node.clone(), reason: reason.into() }));
         all

@@ -216,6 +216,7 @@ numbers! {
         RelayRequest = 40961 "RELAY_REQUEST",
         RelayOpened = 40962 "RELAY_OPENED",
         RelayRefused = 40963 "RELAY_REFUSED",
+        HubLeaving = 40964 "HUB_LEAVING",
     }
 }
 
