@@ -25,6 +25,7 @@ use super::link_requirements::LinkRequirements;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::obstacles::{self, Obstacle, PodRequirements};
+use super::own_addresses::InnerNetworks;
 use super::path_mtu_routes::PathMtuRoutes;
 use super::pod_bridge::{PodBridge, bridge_addresses};
 use super::reading_pace::{FULL_CHECK, ReadingPace};
@@ -227,7 +228,8 @@ impl HostReconciler {
         self.adapted_to = Some(requirements);
         self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
-        let mut uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
+        let inner = InnerNetworks::of(&desired, &observed, &self.config.bridge);
+        let mut uplink = uplink::uplink(&observed, &self.config.bridge, &inner, self.config.mtu);
         let forward = [true, false].map(|ipv4| {
             let routed = desired.hub_routes.iter().chain(&desired.guard.cluster_ranges);
             routed.chain(&desired.guard.segments).any(|network| network.is_ipv4() == ipv4)

@@ -2,15 +2,14 @@
 
 use std::net::IpAddr;
 
-use edge_xfrm::guard::DEVICE;
-use ipnetwork::IpNetwork;
-
 use super::Obstacle;
 use super::network_state::{Link, NetworkState, Route};
+use super::own_addresses::InnerNetworks;
 use crate::membership::UplinkFacts;
 use crate::path_mtu::Encapsulation;
 use crate::path_mtu::encapsulation::IPV6_MIN_MTU;
 use crate::underlay::Underlay;
+use edge_xfrm::guard::DEVICE;
 
 /// Returns the MTU of pods for a link with the MTU `link`, both in bytes.
 fn pod_mtu(link: u32) -> u32 {
@@ -44,19 +43,20 @@ pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Ve
     observed.links.iter().filter(is_isolated).collect()
 }
 
-/// Returns the node's addresses, the pods' MTU and the underlay. Addresses within `cluster` belong
-/// to pods and bridges, so they are left out of the node's addresses. `configured_mtu` is in bytes.
+/// Returns the node's addresses, the pods' MTU and the underlay. Addresses within inner networks
+/// are left out of the node's addresses. `configured_mtu` is in bytes.
 pub(super) fn uplink(
     observed: &NetworkState,
     bridge: &str,
-    cluster: &[IpNetwork],
+    inner: &InnerNetworks,
     configured_mtu: Option<u32>,
 ) -> UplinkFacts {
     let (uplinks, others) = links_outside(observed, bridge);
+    let of_uplinks = uplinks.iter().flat_map(|link| inner.node_addresses(link, true));
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in uplinks.iter().chain(&others).flat_map(|link| &link.addresses) {
-        if !cluster.iter().any(|network| network.contains(*address)) && !addresses.contains(address) {
-            addresses.push(*address);
+    for address in of_uplinks.chain(others.iter().flat_map(|link| inner.node_addresses(link, false))) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
         }
     }
     let underlay = underlay(observed, &uplinks, uplinks.iter().chain(&others).copied());
@@ -146,7 +146,17 @@ fn underlay<'a>(observed: &NetworkState, uplinks: &[&Link], own: impl Iterator<I
 
 #[cfg(test)]
 mod tests {
+    use edge_xfrm::guard::GuardConfig;
+
     use super::*;
+    use crate::desired::Desired;
+
+    /// Returns the inner networks of an edge with these cluster ranges.
+    fn inner(ranges: &[&str]) -> InnerNetworks {
+        let cluster_ranges = ranges.iter().map(|text| text.parse().unwrap()).collect();
+        let desired = Desired { guard: GuardConfig { cluster_ranges, ..GuardConfig::default() }, ..Desired::default() };
+        InnerNetworks::of(&desired, &NetworkState::default(), "ecni0")
+    }
 
     fn link(index: u32, name: &str, mtu: u32, addresses: &[&str]) -> Link {
         Link {
@@ -186,8 +196,7 @@ mod tests {
 
     #[test]
     fn addresses_of_the_default_routes_interface_come_first_and_pods_none() {
-        let cluster = ["10.77.0.0/16".parse().unwrap()];
-        let found = uplink(&host(), "ecni0", &cluster, None);
+        let found = uplink(&host(), "ecni0", &inner(&["10.77.0.0/16"]), None);
         let expected: Vec<IpAddr> =
             ["198.51.100.7", "2001:db8::7", "192.168.5.1"].iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(found.addresses, expected);
@@ -196,7 +205,7 @@ mod tests {
     #[test]
     fn addresses_of_services_and_of_other_cnis_devices_are_no_addresses_of_the_node() {
         let mut host = host();
-        let before = uplink(&host, "ecni0", &[], None);
+        let before = uplink(&host, "ecni0", &InnerNetworks::default(), None);
         let virtual_link =
             |index, name: &str, address: &str| Link { virtual_kind: true, ..link(index, name, 1500, &[address]) };
         host.links.extend([
@@ -206,9 +215,13 @@ mod tests {
             Link { overlay: true, ..virtual_link(14, "flannel.1", "10.244.1.0") },
             Link { veth: true, inner_veth: true, ..link(15, "cilium_host", 1500, &["10.244.2.7"]) },
         ]);
-        assert_eq!(uplink(&host, "ecni0", &[], None), before);
+        assert_eq!(uplink(&host, "ecni0", &InnerNetworks::default(), None), before);
         host.routes.push(default_route(11));
-        assert_eq!(uplink(&host, "ecni0", &[], None).addresses, before.addresses, "a dummy leads nowhere");
+        assert_eq!(
+            uplink(&host, "ecni0", &InnerNetworks::default(), None).addresses,
+            before.addresses,
+            "a dummy leads nowhere"
+        );
         let shared: Vec<IpAddr> = ["10.96.0.1", "10.96.0.10"].iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(shared_addresses(&host), shared);
     }
@@ -217,8 +230,7 @@ mod tests {
     fn what_a_view_must_not_take_away_is_found_also_within_the_clusters_ranges() {
         let mut observed = host();
         observed.routes[0].via = Some("198.51.100.1".parse().unwrap());
-        let cluster = ["198.51.100.0/24".parse().unwrap(), "10.77.0.0/16".parse().unwrap()];
-        let found = uplink(&observed, "ecni0", &cluster, None).underlay;
+        let found = uplink(&observed, "ecni0", &inner(&["198.51.100.0/24", "10.77.0.0/16"]), None).underlay;
         let expected: Vec<IpAddr> =
             ["198.51.100.7", "2001:db8::7", "192.168.5.1"].iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(found.addresses, expected, "neither our bridge's nor those of other bridges");
@@ -228,8 +240,8 @@ mod tests {
 
     #[test]
     fn pods_packets_with_all_overhead_fit_the_uplink() {
-        assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
-        assert_eq!(uplink(&host(), "ecni0", &[], Some(1300)).pod_mtu, 1300);
+        assert_eq!(uplink(&host(), "ecni0", &InnerNetworks::default(), None).pod_mtu, 1418);
+        assert_eq!(uplink(&host(), "ecni0", &InnerNetworks::default(), Some(1300)).pod_mtu, 1300);
     }
 
     #[test]
@@ -237,7 +249,7 @@ mod tests {
         let with_uplink = |mtu| {
             let mut host = host();
             host.links[1].mtu = mtu;
-            let pod_mtu = uplink(&host, "ecni0", &[], None).pod_mtu;
+            let pod_mtu = uplink(&host, "ecni0", &InnerNetworks::default(), None).pod_mtu;
             (pod_mtu, mtu_for_mss(&host, "ecni0", pod_mtu), small_uplink(&host, "ecni0", pod_mtu))
         };
         assert_eq!(with_uplink(1500), (1418, 1418, None));
@@ -301,7 +313,7 @@ mod tests {
     #[test]
     fn a_configured_mtu_that_does_not_fit_through_the_uplink_is_an_obstacle() {
         let host = host();
-        let fitting = uplink(&host, "ecni0", &[], None).pod_mtu;
+        let fitting = uplink(&host, "ecni0", &InnerNetworks::default(), None).pod_mtu;
         assert_eq!(mtu_obstacle(&host, "ecni0", None), None);
         assert_eq!(mtu_obstacle(&host, "ecni0", Some(fitting)), None);
         let obstacle = mtu_obstacle(&host, "ecni0", Some(fitting + 1)).unwrap();
@@ -312,10 +324,10 @@ mod tests {
 
     #[test]
     fn without_an_uplink_there_is_no_mtu_and_without_a_default_route_any_link_counts() {
-        assert_eq!(uplink(&NetworkState::default(), "ecni0", &[], None), UplinkFacts::default());
+        assert_eq!(uplink(&NetworkState::default(), "ecni0", &InnerNetworks::default(), None), UplinkFacts::default());
         let mut island = host();
         island.routes.clear();
-        assert_eq!(uplink(&island, "ecni0", &[], None).addresses.len(), 3);
-        assert_eq!(uplink(&island, "ecni0", &[], None).pod_mtu, 1418);
+        assert_eq!(uplink(&island, "ecni0", &InnerNetworks::default(), None).addresses.len(), 3);
+        assert_eq!(uplink(&island, "ecni0", &InnerNetworks::default(), None).pod_mtu, 1418);
     }
 }

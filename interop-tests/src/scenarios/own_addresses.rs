@@ -1,0 +1,99 @@
+//! Which of its own addresses an agent tells others and sends from.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+
+use crate::edge_agent::Agent;
+use crate::edge_controller::Controller;
+use crate::scenario::{Lab, Needs, Scenario};
+use crate::topology::{NetworkPlan, Node, Ping};
+use crate::wait;
+
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { name, about, deadline: Duration::from_secs(400), by_default: true, needs: Needs::Nothing, run }
+}
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "addresses/of-the-clouds-pods",
+        "a hub's address in front of pods of another CNI is neither reported nor a source of packets when an edge is silent",
+        of_the_clouds_pods,
+    ),
+];
+
+const HUB: &str = "203.0.113.1";
+const HUB_V6: &str = "2001:db8:1::1";
+/// The hub's addresses on the interface in front of the cloud's pod.
+const IN_FRONT_OF_PODS: [&str; 2] = ["10.244.1.1", "fd44::1:1"];
+
+/// Interval of the pings.
+const PACE: Duration = Duration::from_millis(50);
+
+fn of_the_clouds_pods(lab: &Lab) -> Result<()> {
+    let mut plan = NetworkPlan::new();
+    plan.host("hub")
+        .on("wire", &[&format!("{HUB}/24"), &format!("{HUB_V6}/64")])
+        .route("default", "203.0.113.10")
+        .own_directory("/etc/edge-controller");
+    plan.host("edge").on("wire", &["203.0.113.10/24", "2001:db8:1::10/64"]);
+    let net = lab.build(&plan)?;
+    let (hub_node, edge_node) = (net.node("hub"), net.node("edge"));
+    let cloud_pod = hub_node.wired_pod("p", "10.244.1.2/24", "10.244.1.1/24")?;
+    hub_node.sh("ip addr add fd44::1:1/112 dev veth-p nodad")?;
+    let networks = "networks = [\"10.244.0.0/16\", \"fd44::/64\"]";
+    let controller = Controller::start(lab, hub_node, HUB, networks)?;
+    let mut hub = controller.join(hub_node, "hub")?;
+    hub.wait_ready()?;
+    // The original initiator may send from any of its addresses.
+    let mut edge = let_the_hub_begin(edge_node, || controller.join(edge_node, "edge"))?;
+    hub.wait_up("edge")?;
+    edge.wait_up("hub")?;
+    edge_node.sh(LET_BEGIN)?;
+    let (_edge_pod, edge_pod_address) = controller.pod_of(edge_node)?;
+
+    wait::for_event("the hub to name its own addresses alone", || {
+        let status = hub.status()?;
+        let own = &status["host"]["uplink_addresses"];
+        ensure!(*own == serde_json::json!([HUB, HUB_V6]), "it names {own}");
+        let nodes: Value = serde_json::from_str(&controller.run(&["node", "list", "--json"])?)?;
+        let text = nodes.to_string();
+        ensure!(text.contains(HUB_V6), "the controller does not know the hub's addresses: {text}");
+        ensure!(!IN_FRONT_OF_PODS.iter().any(|address| text.contains(address)), "the controller says {text}");
+        Ok(())
+    })?;
+    lab.step("the addresses in front of the cloud's pods are not reported");
+
+    let mut ping = Ping::start(&cloud_pod, &edge_pod_address, PACE)?;
+    ping.wait_more(10)?;
+    let mut capture = hub_node.capture("wire")?;
+    edge_node.plug("wire", false)?;
+    // The hub retransmits, and tries other addresses of the edge.
+    capture.wait_for("src host 2001:db8:1::1 and udp port 4500")?;
+    wait::until("the hub to give the tunnel up", Duration::from_secs(120), || {
+        let status = hub.status()?;
+        let peers = status["peers"].as_array().cloned().unwrap_or_default();
+        let phase = peers.iter().find(|peer| peer["name"] == "edge").map(|peer| peer["phase"].clone());
+        ensure!(phase.as_ref().is_some_and(|phase| phase != "up"), "it is {phase:?}");
+        Ok(())
+    })?;
+    capture.stop()?;
+    capture.expect_none("(net 10.244.0.0/16 or net fd44::/64) and udp port 4500")?;
+    ping.end()?;
+    lab.step("a silent edge is tried from the hub's own addresses alone");
+
+    edge_node.plug("wire", true)?;
+    hub.wait_up("edge").map(drop)
+}
+
+/// Removes what [`let_the_hub_begin`] has set up.
+const LET_BEGIN: &str = "nft delete table inet begin";
+
+/// Keeps an edge from beginning an IKE SA while it may answer the hub, and starts its agent.
+fn let_the_hub_begin<'a>(edge: &Node, start: impl FnOnce() -> Result<Agent<'a>>) -> Result<Agent<'a>> {
+    edge.sh("set -e
+         nft 'add table inet begin; add chain inet begin out { type filter hook output priority 0; }'
+         nft add rule inet begin out udp dport '{ 500, 4500 }' ct state new drop")?;
+    start()
+}
