@@ -6,7 +6,7 @@ use anyhow::Context;
 use futures_util::TryStreamExt;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia,
@@ -49,6 +49,9 @@ pub(super) struct Link {
     /// Index of the bridge or bond to which the interface belongs as a port.
     pub(super) controller: Option<u32>,
     pub(super) addresses: Vec<IpAddr>,
+    /// Those of `addresses` that go away soon or cannot be used yet: temporary IPv6 addresses (RFC
+    /// 8981), deprecated ones, and those for which duplicate address detection has not succeeded.
+    pub(super) short_lived: Vec<IpAddr>,
     /// The networks of the interface's addresses.
     pub(super) networks: Vec<IpNetwork>,
 }
@@ -90,6 +93,7 @@ impl NetworkState {
                 && let Some(link) = links.iter_mut().find(|link| link.index == address.header.index)
             {
                 link.addresses.push(ip);
+                link.short_lived.extend(is_short_lived(address).then_some(ip));
                 link.networks.extend(network(ip, address.header.prefix_len));
             }
         }
@@ -207,6 +211,20 @@ fn network(address: IpAddr, prefix: u8) -> Option<IpNetwork> {
     IpNetwork::new(network.network(), prefix).ok()
 }
 
+/// Returns whether the address in a netlink message goes away soon or cannot be used yet.
+fn is_short_lived(message: &AddressMessage) -> bool {
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(flags.bits()),
+        _ => None,
+    });
+    let flags = AddressFlags::from_bits_retain(flags.unwrap_or_else(|| message.header.flags.bits().into()));
+    // For IPv6, the bit of IFA_F_SECONDARY is IFA_F_TEMPORARY (linux/if_addr.h).
+    let temporary = message.header.family == AddressFamily::Inet6 && flags.contains(AddressFlags::Secondary);
+    let unusable = AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed;
+    // An optimistic address can be used during its detection (RFC 4429).
+    temporary || (flags.intersects(unusable) && !flags.contains(AddressFlags::Optimistic))
+}
+
 /// Returns the address in a netlink message, unless it is link-local or loopback.
 fn usable(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
@@ -303,6 +321,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use netlink_packet_core::Parseable;
+    use netlink_packet_route::address::AddressHeaderFlags;
 
     use super::*;
 
@@ -330,6 +349,29 @@ mod tests {
         vlan.attributes.push(LinkAttribute::Link(2));
         assert!(!link(&vlan).inner_veth && !link(&vlan).dummy);
         assert!(link(&message(7, "kube-ipvs0", InfoKind::Dummy, None)).dummy);
+    }
+
+    #[test]
+    fn temporary_deprecated_and_tentative_addresses_are_recognised() {
+        let with = |family, flags: AddressFlags| {
+            let mut message = AddressMessage::default();
+            message.header.family = family;
+            message.attributes.push(AddressAttribute::Flags(flags));
+            is_short_lived(&message)
+        };
+        let lasting = AddressFlags::Permanent | AddressFlags::Managetempaddr | AddressFlags::StablePrivacy;
+        assert!(!with(AddressFamily::Inet6, lasting) && !with(AddressFamily::Inet6, AddressFlags::empty()));
+        assert!(with(AddressFamily::Inet6, AddressFlags::Secondary), "IFA_F_TEMPORARY");
+        assert!(!with(AddressFamily::Inet, AddressFlags::Secondary), "a second IPv4 address of a network lasts");
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            assert!(with(family, AddressFlags::Deprecated));
+        }
+        assert!(with(AddressFamily::Inet6, AddressFlags::Tentative | AddressFlags::Dadfailed));
+        assert!(!with(AddressFamily::Inet6, AddressFlags::Tentative | AddressFlags::Optimistic));
+        let mut old = AddressMessage::default();
+        old.header.family = AddressFamily::Inet6;
+        old.header.flags = AddressHeaderFlags::Secondary;
+        assert!(is_short_lived(&old), "a kernel that reports flags only in the header");
     }
 
     #[test]

@@ -42,15 +42,37 @@ impl InnerNetworks {
 
     /// Returns the addresses of a link at which peers may reach this node. The cloud's networks and
     /// those of static peers may contain the node itself, so an address within them counts if the
-    /// link has a default route and no other address of that family.
+    /// link has a default route and no other address of that family. A short-lived address counts
+    /// if the link has no lasting one of the same scope.
     pub(super) fn node_addresses(&self, link: &Link, default_route: bool) -> Vec<IpAddr> {
+        let lasting: Vec<IpAddr> =
+            link.addresses.iter().filter(|address| !has_lasting(link, address)).copied().collect();
+        self.free_addresses(&lasting, default_route)
+    }
+
+    fn free_addresses(&self, addresses: &[IpAddr], default_route: bool) -> Vec<IpAddr> {
         let outside_of_pods = |address: &IpAddr| !within(&self.pods, *address);
         let free = |address: &IpAddr| outside_of_pods(address) && !within(&self.with_nodes, *address);
         let only = |address: &IpAddr| {
             let of_family = |other: &&IpAddr| other.is_ipv4() == address.is_ipv4();
-            default_route && outside_of_pods(address) && !link.addresses.iter().filter(of_family).any(free)
+            default_route && outside_of_pods(address) && !addresses.iter().filter(of_family).any(free)
         };
-        link.addresses.iter().filter(|address| free(address) || only(address)).copied().collect()
+        addresses.iter().filter(|address| free(address) || only(address)).copied().collect()
+    }
+}
+
+/// Returns whether a short-lived address has a lasting one of the same scope beside it.
+fn has_lasting(link: &Link, address: &IpAddr) -> bool {
+    let lasts = |address: &IpAddr| !link.short_lived.contains(address);
+    !lasts(address) && link.addresses.iter().any(|other| lasts(other) && scope(other) == scope(address))
+}
+
+/// Returns the family of an address, and whether it is a unique local one (RFC 4193), from which no
+/// global address can be reached.
+fn scope(address: &IpAddr) -> (bool, bool) {
+    match address {
+        IpAddr::V4(_) => (true, false),
+        IpAddr::V6(address) => (false, address.is_unique_local()),
     }
 }
 
@@ -153,5 +175,18 @@ mod tests {
         let networks = InnerNetworks::of(&Desired::default(), &observed, "ecni0");
         let uplink = link(&["10.9.1.7", "192.0.2.5"]);
         assert_eq!(networks.node_addresses(&uplink, true), ["192.0.2.5".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn a_temporary_address_counts_only_where_no_other_one_of_its_scope_is_there() {
+        let with = |addresses: &[&str], short_lived: &[&str]| {
+            let short_lived = short_lived.iter().map(|text| text.parse().unwrap()).collect();
+            found(&Desired::default(), &Link { short_lived, ..link(addresses) }, true)
+        };
+        let temporary = "2001:db8::aaaa";
+        assert_eq!(with(&[temporary, "2001:db8::1", "192.0.2.5"], &[temporary]), ["2001:db8::1", "192.0.2.5"]);
+        assert_eq!(with(&[temporary, "192.0.2.5"], &[temporary]), [temporary, "192.0.2.5"]);
+        assert_eq!(with(&[temporary, "fd00::1"], &[temporary]), [temporary, "fd00::1"]);
+        assert_eq!(with(&[temporary, "fd00::aaaa", "fd00::1"], &[temporary, "fd00::aaaa"]), [temporary, "fd00::1"]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::edge_agent::Agent;
@@ -20,6 +20,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "addresses/of-the-clouds-pods",
         "a hub's address in front of pods of another CNI is neither reported nor a source of packets when an edge is silent",
         of_the_clouds_pods,
+    ),
+    scenario(
+        "addresses/temporary",
+        "a tunnel over IPv6 begins at the lasting address beside a temporary one, which is not reported",
+        temporary,
     ),
 ];
 
@@ -96,4 +101,41 @@ fn let_the_hub_begin<'a>(edge: &Node, start: impl FnOnce() -> Result<Agent<'a>>)
          nft 'add table inet begin; add chain inet begin out { type filter hook output priority 0; }'
          nft add rule inet begin out udp dport '{ 500, 4500 }' ct state new drop")?;
     start()
+}
+
+fn temporary(lab: &Lab) -> Result<()> {
+    let mut plan = NetworkPlan::new();
+    plan.host("hub").on("wire", &[&format!("{HUB}/24"), &format!("{HUB_V6}/64")]).own_directory("/etc/edge-controller");
+    plan.host("edge").on("wire", &["203.0.113.10/24"]);
+    let net = lab.build(&plan)?;
+    let (hub_node, edge_node) = (net.node("hub"), net.node("edge"));
+    edge_node.sh("set -e
+         sysctl -qw net.ipv6.conf.wire.use_tempaddr=2
+         ip addr add 2001:db8:1::10/64 dev wire mngtmpaddr nodad")?;
+    let of_edge = |flag: &str| edge_node.sh(&format!("ip -6 -o addr show dev wire scope global {flag}"));
+    let temporary = wait::for_event("a temporary address", || {
+        let shown = of_edge("temporary -tentative")?;
+        let address = shown.split_whitespace().find_map(|word| word.strip_suffix("/64"));
+        address.map(ToOwned::to_owned).with_context(|| format!("none: {shown}"))
+    })?;
+    let chosen = edge_node.sh(&format!("ip route get {HUB_V6}"))?;
+    ensure!(chosen.contains(&temporary), "the kernel does not prefer the temporary address: {chosen}");
+    let controller = Controller::start_dual_stack(lab, hub_node, HUB)?;
+    let mut hub = controller.join(hub_node, "hub")?;
+    hub.wait_ready()?;
+    // IKE works over IPv6 alone.
+    edge_node.sh("set -e
+         nft 'add table inet v4; add chain inet v4 out { type filter hook output priority 0; }'
+         nft add rule inet v4 out meta nfproto ipv4 udp dport '{ 500, 4500 }' drop")?;
+    let mut edge = controller.join(edge_node, "edge")?;
+    edge.wait_up("hub")?;
+    let status = edge.status()?;
+    ensure!(status["host"]["uplink_addresses"] == serde_json::json!(["203.0.113.10", "2001:db8:1::10"]), "{status}");
+    let locals: Vec<&str> =
+        status["peers"][0]["ike_sas"].as_array().into_iter().flatten().filter_map(|sa| sa["local"].as_str()).collect();
+    ensure!(!locals.is_empty() && locals.iter().all(|local| local.starts_with("[2001:db8:1::10]:")), "{locals:?}");
+    let nodes = controller.run(&["node", "list", "--json"])?;
+    ensure!(nodes.contains("2001:db8:1::10") && !nodes.contains(&temporary), "{nodes}");
+    lab.step("the temporary address is not used");
+    Ok(())
 }
