@@ -48,6 +48,7 @@ mod uplink;
 
 pub use internal_addresses::InternalAddresses;
 pub use obstacles::Obstacle;
+pub use own_addresses::RankedAddress;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -77,6 +78,12 @@ pub struct HostState {
     /// view's networks. They are sent to peers that use MOBIKE.
     #[serde(default)]
     pub uplink_addresses: Vec<IpAddr>,
+    /// The addresses on links with a default route, with their ranks as ends of tunnels.
+    #[serde(skip)]
+    pub ranked_addresses: Vec<RankedAddress>,
+    /// Whether the link through which a packet leaves may depend on its source address.
+    #[serde(skip)]
+    pub source_rules: bool,
     /// Networks to which the machine's interfaces are connected. A peer must not give this node an
     /// internal address within them.
     #[serde(skip)]

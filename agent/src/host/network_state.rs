@@ -11,7 +11,8 @@ use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, L
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia,
 };
-use rtnetlink::{Handle, RouteMessageBuilder};
+use netlink_packet_route::rule::RuleMessage;
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 /// The alias that the plugin gives to its bridges.
 const POD_BRIDGE: &str = "edge-cni bridge";
@@ -80,6 +81,9 @@ impl Route {
 pub(super) struct NetworkState {
     pub(super) links: Vec<Link>,
     pub(super) routes: Vec<Route>,
+    /// Whether there is a routing rule that depends on the source address (ip-rule(8)). Without
+    /// one, the destination alone decides through which link a packet leaves.
+    pub(super) source_rules: bool,
 }
 
 impl NetworkState {
@@ -108,7 +112,7 @@ impl NetworkState {
                 push_next_hops(found, &mut routes);
             }
         }
-        Ok(Self { links, routes })
+        Ok(Self { links, routes, source_rules: has_source_rules(handle).await })
     }
 
     pub(super) fn link(&self, name: &str) -> Option<&Link> {
@@ -151,6 +155,18 @@ impl NetworkState {
     pub(super) fn name_of(&self, index: u32) -> Option<&str> {
         self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
     }
+}
+
+/// Returns whether a routing rule depends on the source address. A kernel without
+/// `CONFIG_IP_MULTIPLE_TABLES` has no rules.
+async fn has_source_rules(handle: &Handle) -> bool {
+    for family in [IpVersion::V4, IpVersion::V6] {
+        let rules: Vec<RuleMessage> = handle.rule().get(family).execute().try_collect().await.unwrap_or_default();
+        if rules.iter().any(|rule| rule.header.src_len > 0) {
+            return true;
+        }
+    }
+    false
 }
 
 fn link(message: &LinkMessage) -> Link {
@@ -415,7 +431,7 @@ mod tests {
             route("198.51.100.0/24", Some(3), Some("192.0.2.8"), 0),
             route("2001:db8::/64", Some(4), None, 256),
         ];
-        let observed = NetworkState { links: vec![], routes };
+        let observed = NetworkState { routes, ..NetworkState::default() };
         let link = |address: &str| observed.link_of_neighbour(address.parse().unwrap());
         assert_eq!(link("192.0.2.1"), Some(2));
         assert_eq!(link("192.0.2.130"), None);
@@ -470,7 +486,7 @@ mod tests {
             message(4, "docker0", InfoKind::Bridge, Some("a bridge")),
             message(5, "dummy0", InfoKind::Dummy, Some(POD_BRIDGE)),
         ];
-        let mut observed = NetworkState { links: links.iter().map(link).collect(), routes: vec![] };
+        let mut observed = NetworkState { links: links.iter().map(link).collect(), ..NetworkState::default() };
         assert_eq!(observed.pod_bridges("ecni0"), ["ecni0", "ecni1"]);
         let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
         for (link, address) in observed.links.iter_mut().zip(["10.77.3.1", "10.77.1.1", "172.17.0.1", "10.9.9.9"]) {

@@ -50,6 +50,12 @@ impl InnerNetworks {
         self.free_addresses(&lasting, default_route)
     }
 
+    /// Returns all addresses of a link with a default route at which peers may reach this node,
+    /// also the short-lived ones.
+    pub(super) fn all_addresses(&self, link: &Link) -> Vec<IpAddr> {
+        self.free_addresses(&link.addresses, true)
+    }
+
     fn free_addresses(&self, addresses: &[IpAddr], default_route: bool) -> Vec<IpAddr> {
         let outside_of_pods = |address: &IpAddr| !within(&self.pods, *address);
         let free = |address: &IpAddr| outside_of_pods(address) && !within(&self.with_nodes, *address);
@@ -73,6 +79,26 @@ fn scope(address: &IpAddr) -> (bool, bool) {
     match address {
         IpAddr::V4(_) => (true, false),
         IpAddr::V6(address) => (false, address.is_unique_local()),
+    }
+}
+
+/// An own address on a link with a default route, and how good it is as the end of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RankedAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether it goes away soon, or cannot be used yet.
+    pub short_lived: bool,
+    /// Smallest metric of the link's default routes of the address's family.
+    pub metric: u32,
+}
+
+impl RankedAddress {
+    /// Returns whether this address is a better end of a tunnel than `other`.
+    #[must_use]
+    pub fn is_better_than(&self, other: &Self) -> bool {
+        self.address.is_ipv4() == other.address.is_ipv4()
+            && (self.short_lived, self.metric) < (other.short_lived, other.metric)
     }
 }
 

@@ -297,6 +297,8 @@ impl HostReconciler {
             local_addresses: observed.links.iter().flat_map(|link| &link.addresses).copied().collect(),
             shared_addresses: uplink::shared_addresses(&observed),
             uplink_addresses: uplink.addresses.clone(),
+            source_rules: observed.source_rules,
+            ranked_addresses: uplink::ranked_addresses(&observed, &self.config.bridge, &inner),
             on_link_networks: internal_addresses::on_link_networks(&observed),
             bridge_addresses: bridge,
             pod_mtu: uplink.pod_mtu,

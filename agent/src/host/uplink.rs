@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::Obstacle;
 use super::network_state::{Link, NetworkState, Route};
-use super::own_addresses::InnerNetworks;
+use super::own_addresses::{InnerNetworks, RankedAddress};
 use crate::membership::UplinkFacts;
 use crate::path_mtu::Encapsulation;
 use crate::path_mtu::encapsulation::IPV6_MIN_MTU;
@@ -61,6 +61,26 @@ pub(super) fn uplink(
     }
     let underlay = underlay(observed, &uplinks, uplinks.iter().chain(&others).copied());
     UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or_else(|| fitting_mtu(&uplinks, &others)), underlay }
+}
+
+/// Returns the addresses of the links with a default route, with their ranks. Those within inner
+/// networks are left out.
+pub(super) fn ranked_addresses(observed: &NetworkState, bridge: &str, inner: &InnerNetworks) -> Vec<RankedAddress> {
+    let (uplinks, _) = links_outside(observed, bridge);
+    let metric = |link: &Link, ipv4: bool| {
+        let of_link = |route: &&Route| route.is_default() && route.device == Some(link.index);
+        let of_family = |route: &&Route| route.destination.is_ipv4() == ipv4;
+        observed.routes.iter().filter(of_link).filter(of_family).map(|route| route.metric).min()
+    };
+    let rank = |link: &Link, address: IpAddr| {
+        let short_lived = link.short_lived.contains(&address);
+        Some(RankedAddress { address, short_lived, metric: metric(link, address.is_ipv4())? })
+    };
+    let of_link = |link: &&Link| {
+        let link: &Link = link;
+        inner.all_addresses(link).into_iter().filter_map(|address| rank(link, address)).collect::<Vec<_>>()
+    };
+    uplinks.iter().flat_map(of_link).collect()
 }
 
 /// Returns the addresses of this machine that other machines may have as well, such as those of
@@ -191,6 +211,7 @@ mod tests {
                 link(6, DEVICE, 1500, &[]),
             ],
             routes: vec![default_route(3)],
+            source_rules: false,
         }
     }
 
@@ -236,6 +257,44 @@ mod tests {
         assert_eq!(found.addresses, expected, "neither our bridge's nor those of other bridges");
         assert_eq!(found.gateways, ["198.51.100.1".parse::<IpAddr>().unwrap()]);
         assert_eq!((found.uplink(true), found.uplink(false)), (Some("wan"), None));
+    }
+
+    #[test]
+    fn addresses_on_links_with_a_default_route_are_ranked_by_its_metric() {
+        let with_metric = |metric, device, destination: &str| Route {
+            metric,
+            destination: destination.parse().unwrap(),
+            ..default_route(device)
+        };
+        let temporary = "2001:db8::aaaa".parse().unwrap();
+        let cable = Link {
+            short_lived: vec![temporary],
+            ..link(3, "cable", 1500, &["198.51.100.7", "10.77.0.1", "2001:db8::7", "2001:db8::aaaa"])
+        };
+        let links = vec![cable, link(4, "lte", 1500, &["100.64.0.2"]), link(5, "lan", 1500, &["192.168.1.1"])];
+        let routes = vec![
+            with_metric(500, 3, "0.0.0.0/0"),
+            with_metric(100, 3, "0.0.0.0/0"),
+            with_metric(1024, 3, "::/0"),
+            with_metric(200, 4, "0.0.0.0/0"),
+        ];
+        let ranks =
+            ranked_addresses(&NetworkState { links, routes, source_rules: false }, "ecni0", &inner(&["10.77.0.0/16"]));
+        let expected = [
+            ("198.51.100.7", false, 100),
+            ("2001:db8::7", false, 1024),
+            ("2001:db8::aaaa", true, 1024),
+            ("100.64.0.2", false, 200),
+        ];
+        let rank = |(address, short_lived, metric): (&str, bool, u32)| RankedAddress {
+            address: address.parse().unwrap(),
+            short_lived,
+            metric,
+        };
+        let [cable, six, temporary, lte] = expected.map(rank);
+        assert_eq!(ranks, [cable, six, temporary, lte]);
+        assert!(cable.is_better_than(&lte) && !lte.is_better_than(&cable) && !cable.is_better_than(&cable));
+        assert!(six.is_better_than(&temporary) && !cable.is_better_than(&temporary), "of one family alone");
     }
 
     #[test]

@@ -273,12 +273,14 @@ impl Driver {
     }
 
     /// Handles a change of this node's addresses: informs peers that use MOBIKE, moves tunnels
-    /// whose address was removed, and makes another attempt to reach the unreached peers.
+    /// whose address was removed, looks for better uplinks, and makes another attempt to reach the
+    /// unreached peers.
     pub(super) fn host_changed(&mut self) {
         let now = self.now();
         let addresses = self.host.borrow().uplink_addresses.clone();
         self.endpoint.set_addresses(addresses, now, &mut self.environment);
         self.move_tunnels();
+        self.find_better_uplinks();
         self.endpoint.retry_unreached(now, &mut self.environment);
     }
 

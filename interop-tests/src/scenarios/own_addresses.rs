@@ -22,6 +22,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         of_the_clouds_pods,
     ),
     scenario(
+        "addresses/better-uplink",
+        "an edge's tunnel follows the better of two uplinks and returns, also after an address is away: no ping is lost",
+        |lab| better_uplink(lab, false),
+    ),
+    scenario(
+        "addresses/better-uplink-hub-begins",
+        "the same where the hub has begun the IKE SA and may choose the addresses alone",
+        |lab| better_uplink(lab, true),
+    ),
+    scenario(
         "addresses/temporary",
         "a tunnel over IPv6 begins at the lasting address beside a temporary one, which is not reported",
         temporary,
@@ -101,6 +111,99 @@ fn let_the_hub_begin<'a>(edge: &Node, start: impl FnOnce() -> Result<Agent<'a>>)
          nft 'add table inet begin; add chain inet begin out { type filter hook output priority 0; }'
          nft add rule inet begin out udp dport '{ 500, 4500 }' ct state new drop")?;
     start()
+}
+
+const CABLE: &str = "192.168.1.10";
+const LTE: &str = "100.64.0.2";
+/// Time for a tunnel to move to another uplink: the uplink must stand for 30 s.
+const MOVE: Duration = Duration::from_secs(90);
+
+fn better_uplink(lab: &Lab, hub_begins: bool) -> Result<()> {
+    let mut plan = NetworkPlan::new();
+    plan.host("hub")
+        .on("isp", &[&format!("{HUB}/24")])
+        .route("192.168.1.0/24", "203.0.113.10")
+        .route("100.64.0.0/24", "203.0.113.20")
+        .own_directory("/etc/edge-controller");
+    plan.router("cable-router").on("isp", &["203.0.113.10/24"]).on("cable", &["192.168.1.1/24"]);
+    plan.router("lte-router").on("isp", &["203.0.113.20/24"]).on("lte", &["100.64.0.1/24"]);
+    plan.host("edge").on("cable", &[&format!("{CABLE}/24")]).on("lte", &[&format!("{LTE}/24")]);
+    let net = lab.build(&plan)?;
+    let (hub_node, edge_node) = (net.node("hub"), net.node("edge"));
+    // Each address uses the link that it belongs to, and everything else the better one.
+    edge_node.sh(&format!(
+        "set -e
+         ip route add default via 192.168.1.1 metric 100
+         ip route add default via 100.64.0.1 metric 200
+         ip route add default via 192.168.1.1 table 101
+         ip route add default via 100.64.0.1 table 102
+         ip rule add from {CABLE} lookup 101
+         ip rule add from {LTE} lookup 102"
+    ))?;
+    let cloud_pod = hub_node.wired_pod("p", "10.244.1.2/24", "10.244.1.1/24")?;
+    let controller = Controller::start(lab, hub_node, HUB, "networks = [\"10.244.0.0/16\"]")?;
+    let mut hub = controller.join(hub_node, "hub")?;
+    hub.wait_ready()?;
+    let join = || controller.join(edge_node, "edge");
+    let mut edge = if hub_begins { let_the_hub_begin(edge_node, join)? } else { join()? };
+    edge.wait_up("hub")?;
+    if hub_begins {
+        edge_node.sh(LET_BEGIN)?;
+    }
+    let (edge_pod, edge_pod_address) = controller.pod_of(edge_node)?;
+    let local = |edge: &Agent<'_>| -> Result<String> {
+        let status = edge.status()?;
+        let peers = status["peers"].as_array().cloned().unwrap_or_default();
+        let hub = peers.into_iter().find(|peer| peer["name"] == "hub").context("the hub is no peer")?;
+        let local = hub["ike_sas"][0]["local"].as_str().context("no IKE SA")?;
+        Ok(local.rsplit_once(':').map(|(address, _)| address.to_owned()).unwrap_or_default())
+    };
+    let wait_at = |edge: &Agent<'_>, address: &str| {
+        wait::until(&format!("the tunnel to be at {address}"), MOVE, || {
+            let found = local(edge)?;
+            ensure!(found == address, "it is at {found}");
+            Ok(())
+        })
+    };
+    // The hub may have begun at the other address.
+    wait_at(&edge, CABLE)?;
+
+    let worse = "ip route add default via 100.64.0.1 metric 50";
+    let back = "ip route del default via 100.64.0.1 metric 50";
+    let mut pings = [Ping::start(&edge_pod, "10.244.1.2", PACE)?, Ping::start(&cloud_pod, &edge_pod_address, PACE)?];
+    for (change, address) in [(worse, LTE), (back, CABLE)] {
+        edge_node.sh(change)?;
+        wait_at(&edge, address)?;
+        for ping in &mut pings {
+            ping.wait_more(60)?;
+        }
+    }
+    for ping in pings {
+        ping.stop()?.expect_none_lost()?;
+    }
+    lab.step("the tunnel went to LTE and back");
+
+    edge_node.sh(&format!("ip addr del {CABLE}/24 dev cable"))?;
+    wait_at(&edge, LTE)?;
+    let mut pings = [Ping::start(&edge_pod, "10.244.1.2", PACE)?, Ping::start(&cloud_pod, &edge_pod_address, PACE)?];
+    for ping in &mut pings {
+        ping.wait_more(20)?;
+    }
+    edge_node.sh(&format!(
+        "set -e
+         ip addr add {CABLE}/24 dev cable
+         ip route add default via 192.168.1.1 metric 100
+         ip route replace default via 192.168.1.1 table 101"
+    ))?;
+    wait_at(&edge, CABLE)?;
+    for ping in &mut pings {
+        ping.wait_more(60)?;
+    }
+    for ping in pings {
+        ping.stop()?.expect_none_lost()?;
+    }
+    lab.step("the cable's address went, and the tunnel returned to it when it was back");
+    Ok(())
 }
 
 fn temporary(lab: &Lab) -> Result<()> {
