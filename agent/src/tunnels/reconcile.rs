@@ -294,6 +294,7 @@ impl Driver {
         if host.local_addresses.is_empty() {
             return;
         }
+        self.replace_tcp_of_gone_addresses(&host.local_addresses);
         // A tunnel may use an address that is not in `local_addresses`, such as a link-local one.
         let is_gone = |local: SocketAddr, remote: SocketAddr| {
             !host.local_addresses.contains(&local.ip()) && source_address(remote.ip()) != Some(local.ip())
