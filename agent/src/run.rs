@@ -64,8 +64,12 @@ pub fn run(config: Config, log_json: bool) -> anyhow::Result<()> {
         let state = Arc::new(StateDir::open(&config.state_dir)?);
         // The uplink is read before the view on disk is applied. A report without addresses would,
         // for a moment, remove this node's addresses from its peers' views.
-        node.uplink.send_replace(runtime.block_on(host::read_uplink(&config))?);
+        let uplink = |desired: &Desired| runtime.block_on(host::read_uplink(&config, desired));
+        node.uplink.send_replace(uplink(&Desired::default())?);
         let controller = ControllerClient::load(controller, state)?;
+        // The first report leaves out addresses within the networks of the view on disk.
+        let of_disk = Desired::compute(&config, &statics.unresolved(), node.membership.borrow().as_ref());
+        node.uplink.send_replace(uplink(&of_disk)?);
         // Before the node has joined, the configured name is used. Otherwise, the span would have
         // no name until then.
         if let Some(name) = controller.node().or(config.name.clone()) {

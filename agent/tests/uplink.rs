@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use edge_agent::config::Config;
+use edge_agent::desired::Desired;
 use edge_agent::host::read_uplink;
 use edge_agent::membership::UplinkFacts;
 use interop_tests::netns::{UnnamedNamespace, enter, is_root_or_skips};
@@ -20,7 +21,7 @@ fn facts(lines: &[&str]) -> UplinkFacts {
         let text = "[controller]\nurls = [\"https://cloud.example:8443\"]\ntoken_file = \"token\"\n";
         let config = Config::parse(text, Path::new("agent.toml")).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(read_uplink(&config)).unwrap()
+        runtime.block_on(read_uplink(&config, &Desired::default())).unwrap()
     });
     facts.join().unwrap()
 }

@@ -136,6 +136,7 @@ pub use environment::{Environment, Transmit};
 pub use event::{ChildId, ChildSa, Event, IkeId, OutboundSwitch};
 pub use output::SentRequests;
 pub use purpose::{ChildName, InvalidPurpose, Purpose, TrafficPart};
+pub use sa::LocalMove;
 pub use secret::Secret;
 pub use tcp_connection::{TcpConnectionId, is_reserved_for_tcp};
 pub use time::Instant;

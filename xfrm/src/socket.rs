@@ -47,6 +47,13 @@ pub fn decapsulate_esp(socket: &impl AsFd, on: bool) -> Result<()> {
     set(socket, libc::IPPROTO_UDP, UDP_ENCAP, "UDP_ENCAP", &kind.to_ne_bytes())
 }
 
+/// Makes the kernel prefer a lasting source address to a temporary one (RFC 8981) for this IPv6
+/// socket, whatever `use_tempaddr` says (RFC 5014, `IPV6_PREFER_SRC_PUBLIC`).
+pub fn prefer_lasting_source(socket: &impl AsFd) -> Result<()> {
+    let public = libc::IPV6_PREFER_SRC_PUBLIC.to_ne_bytes();
+    set(socket, libc::IPPROTO_IPV6, libc::IPV6_ADDR_PREFERENCES, "IPV6_ADDR_PREFERENCES", &public)
+}
+
 /// Makes the kernel carry IKE messages and ESP in this TCP connection (RFC 9329). From then on, one
 /// call sends or receives one IKE message, with the non-ESP marker and without the length. The
 /// kernel itself decrypts the ESP that arrives, sends the ESP of SAs that have the connection's

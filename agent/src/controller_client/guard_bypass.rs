@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 
 use edge_types::NodeView;
-use edge_xfrm::socket::bypass;
+use edge_xfrm::socket::{bypass, prefer_lasting_source};
 use ipnetwork::IpNetwork;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
@@ -68,6 +68,12 @@ impl GuardBypass {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         if let Err(error) = bypass(&socket, address.is_ipv6()) {
             debug!(%error, "the connection to the controller is not exempt from policies");
+        }
+        // The controller passes this address on to peers.
+        if address.is_ipv6()
+            && let Err(error) = prefer_lasting_source(&socket)
+        {
+            debug!(%error, "the connection to the controller may have a temporary address");
         }
         if let Some(device) = self.interface_past_guard(address.ip())
             && let Err(error) = socket.bind_device(Some(device.as_bytes()))

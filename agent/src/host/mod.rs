@@ -7,6 +7,7 @@
 //! - `reading_pace`: when links and routes are read again. It does no I/O.
 //! - `network_state`: the links, addresses and routes in the kernel.
 //! - `uplink`: the uplinks, their addresses, and the MTU of pods. It does no I/O.
+//! - `own_addresses`: the addresses at which peers may reach this node. It does no I/O.
 //! - `routes`: the agent's routes through the guard's device.
 //! - `pod_bridge`: the repair of the pods' bridge, its ports and its routes.
 //! - `path_mtu_routes`: the routes with the path MTU to peers.
@@ -34,6 +35,7 @@ mod link_requirements;
 mod network_state;
 mod nft_monitor;
 pub mod obstacles;
+mod own_addresses;
 mod path_mtu_routes;
 mod peer_routes;
 mod pod_bridge;
@@ -46,6 +48,7 @@ mod uplink;
 
 pub use internal_addresses::InternalAddresses;
 pub use obstacles::Obstacle;
+pub use own_addresses::RankedAddress;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -55,7 +58,9 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use self::own_addresses::InnerNetworks;
 use crate::config::Config;
+use crate::desired::Desired;
 use crate::membership::UplinkFacts;
 use crate::path_mtu::Encapsulation;
 use crate::underlay;
@@ -69,10 +74,16 @@ pub struct HostState {
     /// kube-proxy in IPVS mode gives to each node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shared_addresses: Vec<IpAddr>,
-    /// Addresses at which peers may reach this machine, likeliest first. They are sent to peers
-    /// that use MOBIKE.
+    /// Addresses at which peers may reach this machine, likeliest first, without those within the
+    /// view's networks. They are sent to peers that use MOBIKE.
     #[serde(default)]
     pub uplink_addresses: Vec<IpAddr>,
+    /// The addresses on links with a default route, with their ranks as ends of tunnels.
+    #[serde(skip)]
+    pub ranked_addresses: Vec<RankedAddress>,
+    /// Whether the link through which a packet leaves may depend on its source address.
+    #[serde(skip)]
+    pub source_rules: bool,
     /// Networks to which the machine's interfaces are connected. A peer must not give this node an
     /// internal address within them.
     #[serde(skip)]
@@ -135,14 +146,17 @@ pub struct RouteEntry {
     pub source: Option<IpAddr>,
 }
 
-/// Reads the data about this node's uplinks, before a view from disk is applied and before the
-/// first report to the controller. Must be called within a tokio runtime. Fails if rtnetlink fails.
-pub async fn read_uplink(config: &Config) -> anyhow::Result<UplinkFacts> {
+/// Reads the data about this node's uplinks, before the first report to the controller. Addresses
+/// within networks of `desired` are left out. Must be called within a tokio runtime. Fails if
+/// rtnetlink fails.
+pub async fn read_uplink(config: &Config, desired: &Desired) -> anyhow::Result<UplinkFacts> {
     let (connection, handle, _) = rtnetlink::new_connection().context("rtnetlink")?;
     let connection = tokio::spawn(connection);
     let state = network_state::NetworkState::read(&handle).await;
     connection.abort();
-    let mut facts = uplink::uplink(&state?, &config.bridge, &[], config.mtu);
+    let state = state?;
+    let inner = InnerNetworks::of(desired, &state, &config.bridge);
+    let mut facts = uplink::uplink(&state, &config.bridge, &inner, config.mtu);
     facts.underlay.resolvers = underlay::host_resolvers(&config.resolvers_behind_tunnels);
     Ok(facts)
 }

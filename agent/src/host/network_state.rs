@@ -6,12 +6,13 @@ use anyhow::Context;
 use futures_util::TryStreamExt;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteType, RouteVia,
 };
-use rtnetlink::{Handle, RouteMessageBuilder};
+use netlink_packet_route::rule::RuleMessage;
+use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 /// The alias that the plugin gives to its bridges.
 const POD_BRIDGE: &str = "edge-cni bridge";
@@ -49,6 +50,9 @@ pub(super) struct Link {
     /// Index of the bridge or bond to which the interface belongs as a port.
     pub(super) controller: Option<u32>,
     pub(super) addresses: Vec<IpAddr>,
+    /// Those of `addresses` that go away soon or cannot be used yet: temporary IPv6 addresses (RFC
+    /// 8981), deprecated ones, and those for which duplicate address detection has not succeeded.
+    pub(super) short_lived: Vec<IpAddr>,
     /// The networks of the interface's addresses.
     pub(super) networks: Vec<IpNetwork>,
 }
@@ -77,6 +81,9 @@ impl Route {
 pub(super) struct NetworkState {
     pub(super) links: Vec<Link>,
     pub(super) routes: Vec<Route>,
+    /// Whether there is a routing rule that depends on the source address (ip-rule(8)). Without
+    /// one, the destination alone decides through which link a packet leaves.
+    pub(super) source_rules: bool,
 }
 
 impl NetworkState {
@@ -90,6 +97,7 @@ impl NetworkState {
                 && let Some(link) = links.iter_mut().find(|link| link.index == address.header.index)
             {
                 link.addresses.push(ip);
+                link.short_lived.extend(is_short_lived(address).then_some(ip));
                 link.networks.extend(network(ip, address.header.prefix_len));
             }
         }
@@ -104,7 +112,7 @@ impl NetworkState {
                 push_next_hops(found, &mut routes);
             }
         }
-        Ok(Self { links, routes })
+        Ok(Self { links, routes, source_rules: has_source_rules(handle).await })
     }
 
     pub(super) fn link(&self, name: &str) -> Option<&Link> {
@@ -147,6 +155,18 @@ impl NetworkState {
     pub(super) fn name_of(&self, index: u32) -> Option<&str> {
         self.links.iter().find(|link| link.index == index).map(|link| link.name.as_str())
     }
+}
+
+/// Returns whether a routing rule depends on the source address. A kernel without
+/// `CONFIG_IP_MULTIPLE_TABLES` has no rules.
+async fn has_source_rules(handle: &Handle) -> bool {
+    for family in [IpVersion::V4, IpVersion::V6] {
+        let rules: Vec<RuleMessage> = handle.rule().get(family).execute().try_collect().await.unwrap_or_default();
+        if rules.iter().any(|rule| rule.header.src_len > 0) {
+            return true;
+        }
+    }
+    false
 }
 
 fn link(message: &LinkMessage) -> Link {
@@ -205,6 +225,20 @@ fn link(message: &LinkMessage) -> Link {
 fn network(address: IpAddr, prefix: u8) -> Option<IpNetwork> {
     let network = IpNetwork::new(address, prefix).ok().filter(|network| network.prefix() > 0)?;
     IpNetwork::new(network.network(), prefix).ok()
+}
+
+/// Returns whether the address in a netlink message goes away soon or cannot be used yet.
+fn is_short_lived(message: &AddressMessage) -> bool {
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(flags.bits()),
+        _ => None,
+    });
+    let flags = AddressFlags::from_bits_retain(flags.unwrap_or_else(|| message.header.flags.bits().into()));
+    // For IPv6, the bit of IFA_F_SECONDARY is IFA_F_TEMPORARY (linux/if_addr.h).
+    let temporary = message.header.family == AddressFamily::Inet6 && flags.contains(AddressFlags::Secondary);
+    let unusable = AddressFlags::Deprecated | AddressFlags::Tentative | AddressFlags::Dadfailed;
+    // An optimistic address can be used during its detection (RFC 4429).
+    temporary || (flags.intersects(unusable) && !flags.contains(AddressFlags::Optimistic))
 }
 
 /// Returns the address in a netlink message, unless it is link-local or loopback.
@@ -303,6 +337,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use netlink_packet_core::Parseable;
+    use netlink_packet_route::address::AddressHeaderFlags;
 
     use super::*;
 
@@ -330,6 +365,29 @@ mod tests {
         vlan.attributes.push(LinkAttribute::Link(2));
         assert!(!link(&vlan).inner_veth && !link(&vlan).dummy);
         assert!(link(&message(7, "kube-ipvs0", InfoKind::Dummy, None)).dummy);
+    }
+
+    #[test]
+    fn temporary_deprecated_and_tentative_addresses_are_recognised() {
+        let with = |family, flags: AddressFlags| {
+            let mut message = AddressMessage::default();
+            message.header.family = family;
+            message.attributes.push(AddressAttribute::Flags(flags));
+            is_short_lived(&message)
+        };
+        let lasting = AddressFlags::Permanent | AddressFlags::Managetempaddr | AddressFlags::StablePrivacy;
+        assert!(!with(AddressFamily::Inet6, lasting) && !with(AddressFamily::Inet6, AddressFlags::empty()));
+        assert!(with(AddressFamily::Inet6, AddressFlags::Secondary), "IFA_F_TEMPORARY");
+        assert!(!with(AddressFamily::Inet, AddressFlags::Secondary), "a second IPv4 address of a network lasts");
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            assert!(with(family, AddressFlags::Deprecated));
+        }
+        assert!(with(AddressFamily::Inet6, AddressFlags::Tentative | AddressFlags::Dadfailed));
+        assert!(!with(AddressFamily::Inet6, AddressFlags::Tentative | AddressFlags::Optimistic));
+        let mut old = AddressMessage::default();
+        old.header.family = AddressFamily::Inet6;
+        old.header.flags = AddressHeaderFlags::Secondary;
+        assert!(is_short_lived(&old), "a kernel that reports flags only in the header");
     }
 
     #[test]
@@ -373,7 +431,7 @@ mod tests {
             route("198.51.100.0/24", Some(3), Some("192.0.2.8"), 0),
             route("2001:db8::/64", Some(4), None, 256),
         ];
-        let observed = NetworkState { links: vec![], routes };
+        let observed = NetworkState { routes, ..NetworkState::default() };
         let link = |address: &str| observed.link_of_neighbour(address.parse().unwrap());
         assert_eq!(link("192.0.2.1"), Some(2));
         assert_eq!(link("192.0.2.130"), None);
@@ -428,7 +486,7 @@ mod tests {
             message(4, "docker0", InfoKind::Bridge, Some("a bridge")),
             message(5, "dummy0", InfoKind::Dummy, Some(POD_BRIDGE)),
         ];
-        let mut observed = NetworkState { links: links.iter().map(link).collect(), routes: vec![] };
+        let mut observed = NetworkState { links: links.iter().map(link).collect(), ..NetworkState::default() };
         assert_eq!(observed.pod_bridges("ecni0"), ["ecni0", "ecni1"]);
         let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
         for (link, address) in observed.links.iter_mut().zip(["10.77.3.1", "10.77.1.1", "172.17.0.1", "10.9.9.9"]) {

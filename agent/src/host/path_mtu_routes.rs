@@ -220,6 +220,7 @@ mod tests {
                 route("10.77.4.0/26", METRIC, Some(1300), None),
                 route("10.77.0.0/16", METRIC + 1, None, Some("10.77.0.1")),
             ],
+            ..NetworkState::default()
         };
         let wanted =
             mtus(&[("10.77.1.0/26", 1300), ("10.77.2.0/26", 1340), ("10.77.3.0/26", 1300), ("fd77::/64", 1280)]);
@@ -234,7 +235,8 @@ mod tests {
 
     #[test]
     fn after_a_restart_the_routes_of_the_earlier_run_stay_for_a_while() {
-        let observed = NetworkState { links: vec![], routes: vec![route("10.77.1.0/26", METRIC, Some(1300), None)] };
+        let observed =
+            NetworkState { routes: vec![route("10.77.1.0/26", METRIC, Some(1300), None)], ..NetworkState::default() };
         assert_eq!(changes(&mtus(&[]), &[], 5, &observed, true), Changes { replace: vec![], delete: vec![] });
         assert_eq!(changes(&mtus(&[]), &[], 5, &observed, false).delete.len(), 1);
     }

@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn routes_of_the_bridge_that_were_flushed_are_made_as_the_kernel_makes_them() {
         let uplink = Link { index: 2, up: true, networks: vec!["192.0.2.0/24".parse().unwrap()], ..Link::default() };
-        let mut observed = NetworkState { links: vec![uplink, bridge()], routes: vec![] };
+        let mut observed = NetworkState { links: vec![uplink, bridge()], ..NetworkState::default() };
         let missing = missing_routes(&observed, "ecni0");
         let shown: Vec<String> = missing.iter().map(|message| shown(&observed, message)).collect();
         let expected =
@@ -300,7 +300,8 @@ mod tests {
             ..Link::default()
         };
         let other = Link { index: 9, veth: true, ..Link::default() };
-        let observed = NetworkState { links: vec![bridge(), port(6, Some(5)), port(7, None), other], routes: vec![] };
+        let observed =
+            NetworkState { links: vec![bridge(), port(6, Some(5)), port(7, None), other], ..NetworkState::default() };
         assert_eq!(detached_ports(&observed), [7]);
         let mut reconciler = PodBridge::new(Arc::new(config("")), Incidents::default());
         assert_eq!(reconciler.obstacles(&observed), []);

@@ -25,6 +25,7 @@ use super::link_requirements::LinkRequirements;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use super::obstacles::{self, Obstacle, PodRequirements};
+use super::own_addresses::InnerNetworks;
 use super::path_mtu_routes::PathMtuRoutes;
 use super::pod_bridge::{PodBridge, bridge_addresses};
 use super::reading_pace::{FULL_CHECK, ReadingPace};
@@ -227,7 +228,8 @@ impl HostReconciler {
         self.adapted_to = Some(requirements);
         self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
-        let mut uplink = uplink::uplink(&observed, &self.config.bridge, &guarded, self.config.mtu);
+        let inner = InnerNetworks::of(&desired, &observed, &self.config.bridge);
+        let mut uplink = uplink::uplink(&observed, &self.config.bridge, &inner, self.config.mtu);
         let forward = [true, false].map(|ipv4| {
             let routed = desired.hub_routes.iter().chain(&desired.guard.cluster_ranges);
             routed.chain(&desired.guard.segments).any(|network| network.is_ipv4() == ipv4)
@@ -295,6 +297,8 @@ impl HostReconciler {
             local_addresses: observed.links.iter().flat_map(|link| &link.addresses).copied().collect(),
             shared_addresses: uplink::shared_addresses(&observed),
             uplink_addresses: uplink.addresses.clone(),
+            source_rules: observed.source_rules,
+            ranked_addresses: uplink::ranked_addresses(&observed, &self.config.bridge, &inner),
             on_link_networks: internal_addresses::on_link_networks(&observed),
             bridge_addresses: bridge,
             pod_mtu: uplink.pod_mtu,

@@ -90,6 +90,7 @@ mod tests {
                 route("10.97.0.0/16", 2, Some("192.0.2.1"), ROUTE_PROTOCOL),
                 route("fd77::/48", 2, Some("2001:db8::1"), ROUTE_PROTOCOL),
             ],
+            ..NetworkState::default()
         };
         let desired = Desired {
             hub_routes: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],

@@ -176,7 +176,6 @@ fn dotted(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::network_state::Route;
 
     struct Host {
         directory: tempfile::TempDir,
@@ -197,7 +196,7 @@ mod tests {
                         link(4, "ecni0"),
                         Link { veth: true, ..link(5, "veth1") },
                     ],
-                    routes: Vec::<Route>::new(),
+                    ..NetworkState::default()
                 },
                 incidents: Incidents::default(),
             };

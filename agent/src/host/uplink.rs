@@ -2,15 +2,14 @@
 
 use std::net::IpAddr;
 
-use edge_xfrm::guard::DEVICE;
-use ipnetwork::IpNetwork;
-
 use super::Obstacle;
 use super::network_state::{Link, NetworkState, Route};
+use super::own_addresses::{InnerNetworks, RankedAddress};
 use crate::membership::UplinkFacts;
 use crate::path_mtu::Encapsulation;
 use crate::path_mtu::encapsulation::IPV6_MIN_MTU;
 use crate::underlay::Underlay;
+use edge_xfrm::guard::DEVICE;
 
 /// Returns the MTU of pods for a link with the MTU `link`, both in bytes.
 fn pod_mtu(link: u32) -> u32 {
@@ -44,23 +43,44 @@ pub(super) fn isolated_links<'a>(observed: &'a NetworkState, bridge: &str) -> Ve
     observed.links.iter().filter(is_isolated).collect()
 }
 
-/// Returns the node's addresses, the pods' MTU and the underlay. Addresses within `cluster` belong
-/// to pods and bridges, so they are left out of the node's addresses. `configured_mtu` is in bytes.
+/// Returns the node's addresses, the pods' MTU and the underlay. Addresses within inner networks
+/// are left out of the node's addresses. `configured_mtu` is in bytes.
 pub(super) fn uplink(
     observed: &NetworkState,
     bridge: &str,
-    cluster: &[IpNetwork],
+    inner: &InnerNetworks,
     configured_mtu: Option<u32>,
 ) -> UplinkFacts {
     let (uplinks, others) = links_outside(observed, bridge);
+    let of_uplinks = uplinks.iter().flat_map(|link| inner.node_addresses(link, true));
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for address in uplinks.iter().chain(&others).flat_map(|link| &link.addresses) {
-        if !cluster.iter().any(|network| network.contains(*address)) && !addresses.contains(address) {
-            addresses.push(*address);
+    for address in of_uplinks.chain(others.iter().flat_map(|link| inner.node_addresses(link, false))) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
         }
     }
     let underlay = underlay(observed, &uplinks, uplinks.iter().chain(&others).copied());
     UplinkFacts { addresses, pod_mtu: configured_mtu.unwrap_or_else(|| fitting_mtu(&uplinks, &others)), underlay }
+}
+
+/// Returns the addresses of the links with a default route, with their ranks. Those within inner
+/// networks are left out.
+pub(super) fn ranked_addresses(observed: &NetworkState, bridge: &str, inner: &InnerNetworks) -> Vec<RankedAddress> {
+    let (uplinks, _) = links_outside(observed, bridge);
+    let metric = |link: &Link, ipv4: bool| {
+        let of_link = |route: &&Route| route.is_default() && route.device == Some(link.index);
+        let of_family = |route: &&Route| route.destination.is_ipv4() == ipv4;
+        observed.routes.iter().filter(of_link).filter(of_family).map(|route| route.metric).min()
+    };
+    let rank = |link: &Link, address: IpAddr| {
+        let short_lived = link.short_lived.contains(&address);
+        Some(RankedAddress { address, short_lived, metric: metric(link, address.is_ipv4())? })
+    };
+    let of_link = |link: &&Link| {
+        let link: &Link = link;
+        inner.all_addresses(link).into_iter().filter_map(|address| rank(link, address)).collect::<Vec<_>>()
+    };
+    uplinks.iter().flat_map(of_link).collect()
 }
 
 /// Returns the addresses of this machine that other machines may have as well, such as those of
@@ -146,7 +166,17 @@ fn underlay<'a>(observed: &NetworkState, uplinks: &[&Link], own: impl Iterator<I
 
 #[cfg(test)]
 mod tests {
+    use edge_xfrm::guard::GuardConfig;
+
     use super::*;
+    use crate::desired::Desired;
+
+    /// Returns the inner networks of an edge with these cluster ranges.
+    fn inner(ranges: &[&str]) -> InnerNetworks {
+        let cluster_ranges = ranges.iter().map(|text| text.parse().unwrap()).collect();
+        let desired = Desired { guard: GuardConfig { cluster_ranges, ..GuardConfig::default() }, ..Desired::default() };
+        InnerNetworks::of(&desired, &NetworkState::default(), "ecni0")
+    }
 
     fn link(index: u32, name: &str, mtu: u32, addresses: &[&str]) -> Link {
         Link {
@@ -181,13 +211,13 @@ mod tests {
                 link(6, DEVICE, 1500, &[]),
             ],
             routes: vec![default_route(3)],
+            source_rules: false,
         }
     }
 
     #[test]
     fn addresses_of_the_default_routes_interface_come_first_and_pods_none() {
-        let cluster = ["10.77.0.0/16".parse().unwrap()];
-        let found = uplink(&host(), "ecni0", &cluster, None);
+        let found = uplink(&host(), "ecni0", &inner(&["10.77.0.0/16"]), None);
         let expected: Vec<IpAddr> =
             ["198.51.100.7", "2001:db8::7", "192.168.5.1"].iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(found.addresses, expected);
@@ -196,7 +226,7 @@ mod tests {
     #[test]
     fn addresses_of_services_and_of_other_cnis_devices_are_no_addresses_of_the_node() {
         let mut host = host();
-        let before = uplink(&host, "ecni0", &[], None);
+        let before = uplink(&host, "ecni0", &InnerNetworks::default(), None);
         let virtual_link =
             |index, name: &str, address: &str| Link { virtual_kind: true, ..link(index, name, 1500, &[address]) };
         host.links.extend([
@@ -206,9 +236,13 @@ mod tests {
             Link { overlay: true, ..virtual_link(14, "flannel.1", "10.244.1.0") },
             Link { veth: true, inner_veth: true, ..link(15, "cilium_host", 1500, &["10.244.2.7"]) },
         ]);
-        assert_eq!(uplink(&host, "ecni0", &[], None), before);
+        assert_eq!(uplink(&host, "ecni0", &InnerNetworks::default(), None), before);
         host.routes.push(default_route(11));
-        assert_eq!(uplink(&host, "ecni0", &[], None).addresses, before.addresses, "a dummy leads nowhere");
+        assert_eq!(
+            uplink(&host, "ecni0", &InnerNetworks::default(), None).addresses,
+            before.addresses,
+            "a dummy leads nowhere"
+        );
         let shared: Vec<IpAddr> = ["10.96.0.1", "10.96.0.10"].iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(shared_addresses(&host), shared);
     }
@@ -217,8 +251,7 @@ mod tests {
     fn what_a_view_must_not_take_away_is_found_also_within_the_clusters_ranges() {
         let mut observed = host();
         observed.routes[0].via = Some("198.51.100.1".parse().unwrap());
-        let cluster = ["198.51.100.0/24".parse().unwrap(), "10.77.0.0/16".parse().unwrap()];
-        let found = uplink(&observed, "ecni0", &cluster, None).underlay;
+        let found = uplink(&observed, "ecni0", &inner(&["198.51.100.0/24", "10.77.0.0/16"]), None).underlay;
         let expected: Vec<IpAddr> =
             ["198.51.100.7", "2001:db8::7", "192.168.5.1"].iter().map(|text| text.parse().unwrap()).collect();
         assert_eq!(found.addresses, expected, "neither our bridge's nor those of other bridges");
@@ -227,9 +260,47 @@ mod tests {
     }
 
     #[test]
+    fn addresses_on_links_with_a_default_route_are_ranked_by_its_metric() {
+        let with_metric = |metric, device, destination: &str| Route {
+            metric,
+            destination: destination.parse().unwrap(),
+            ..default_route(device)
+        };
+        let temporary = "2001:db8::aaaa".parse().unwrap();
+        let cable = Link {
+            short_lived: vec![temporary],
+            ..link(3, "cable", 1500, &["198.51.100.7", "10.77.0.1", "2001:db8::7", "2001:db8::aaaa"])
+        };
+        let links = vec![cable, link(4, "lte", 1500, &["100.64.0.2"]), link(5, "lan", 1500, &["192.168.1.1"])];
+        let routes = vec![
+            with_metric(500, 3, "0.0.0.0/0"),
+            with_metric(100, 3, "0.0.0.0/0"),
+            with_metric(1024, 3, "::/0"),
+            with_metric(200, 4, "0.0.0.0/0"),
+        ];
+        let ranks =
+            ranked_addresses(&NetworkState { links, routes, source_rules: false }, "ecni0", &inner(&["10.77.0.0/16"]));
+        let expected = [
+            ("198.51.100.7", false, 100),
+            ("2001:db8::7", false, 1024),
+            ("2001:db8::aaaa", true, 1024),
+            ("100.64.0.2", false, 200),
+        ];
+        let rank = |(address, short_lived, metric): (&str, bool, u32)| RankedAddress {
+            address: address.parse().unwrap(),
+            short_lived,
+            metric,
+        };
+        let [cable, six, temporary, lte] = expected.map(rank);
+        assert_eq!(ranks, [cable, six, temporary, lte]);
+        assert!(cable.is_better_than(&lte) && !lte.is_better_than(&cable) && !cable.is_better_than(&cable));
+        assert!(six.is_better_than(&temporary) && !cable.is_better_than(&temporary), "of one family alone");
+    }
+
+    #[test]
     fn pods_packets_with_all_overhead_fit_the_uplink() {
-        assert_eq!(uplink(&host(), "ecni0", &[], None).pod_mtu, 1418);
-        assert_eq!(uplink(&host(), "ecni0", &[], Some(1300)).pod_mtu, 1300);
+        assert_eq!(uplink(&host(), "ecni0", &InnerNetworks::default(), None).pod_mtu, 1418);
+        assert_eq!(uplink(&host(), "ecni0", &InnerNetworks::default(), Some(1300)).pod_mtu, 1300);
     }
 
     #[test]
@@ -237,7 +308,7 @@ mod tests {
         let with_uplink = |mtu| {
             let mut host = host();
             host.links[1].mtu = mtu;
-            let pod_mtu = uplink(&host, "ecni0", &[], None).pod_mtu;
+            let pod_mtu = uplink(&host, "ecni0", &InnerNetworks::default(), None).pod_mtu;
             (pod_mtu, mtu_for_mss(&host, "ecni0", pod_mtu), small_uplink(&host, "ecni0", pod_mtu))
         };
         assert_eq!(with_uplink(1500), (1418, 1418, None));
@@ -301,7 +372,7 @@ mod tests {
     #[test]
     fn a_configured_mtu_that_does_not_fit_through_the_uplink_is_an_obstacle() {
         let host = host();
-        let fitting = uplink(&host, "ecni0", &[], None).pod_mtu;
+        let fitting = uplink(&host, "ecni0", &InnerNetworks::default(), None).pod_mtu;
         assert_eq!(mtu_obstacle(&host, "ecni0", None), None);
         assert_eq!(mtu_obstacle(&host, "ecni0", Some(fitting)), None);
         let obstacle = mtu_obstacle(&host, "ecni0", Some(fitting + 1)).unwrap();
@@ -312,10 +383,10 @@ mod tests {
 
     #[test]
     fn without_an_uplink_there_is_no_mtu_and_without_a_default_route_any_link_counts() {
-        assert_eq!(uplink(&NetworkState::default(), "ecni0", &[], None), UplinkFacts::default());
+        assert_eq!(uplink(&NetworkState::default(), "ecni0", &InnerNetworks::default(), None), UplinkFacts::default());
         let mut island = host();
         island.routes.clear();
-        assert_eq!(uplink(&island, "ecni0", &[], None).addresses.len(), 3);
-        assert_eq!(uplink(&island, "ecni0", &[], None).pod_mtu, 1418);
+        assert_eq!(uplink(&island, "ecni0", &InnerNetworks::default(), None).addresses.len(), 3);
+        assert_eq!(uplink(&island, "ecni0", &InnerNetworks::default(), None).pod_mtu, 1418);
     }
 }

@@ -169,6 +169,22 @@ impl Fallback {
         }
     }
 
+    /// Records that this node no longer has the address of a connection, which is therefore closed.
+    /// The next connection does not wait. Returns the hub if the tunnel needs another connection.
+    pub fn address_gone(&mut self, id: TcpConnectionId, now: Instant) -> Option<PeerName> {
+        self.ended(id, now);
+        let (name, hub) = self.hubs.iter_mut().find(|(_, hub)| hub.connection == Some(id))?;
+        if matches!(hub.next, Next::Dial(_)) {
+            (hub.next, hub.wait) = (Next::Dial(now), MIN_WAIT);
+        }
+        Some(name.clone())
+    }
+
+    /// Returns the connections whose addresses the endpoint tries or uses.
+    pub fn connections(&self) -> Vec<TcpConnectionId> {
+        self.hubs.values().filter_map(|hub| hub.connection).collect()
+    }
+
     /// Forgets a hub. Returns its connection.
     pub fn forget(&mut self, hub: &PeerName) -> Option<TcpConnectionId> {
         self.hubs.remove(hub)?.connection
@@ -362,6 +378,28 @@ mod tests {
         fallback.ended(ONE, at(12));
         fallback.up_by_tcp(&hub(), TWO, at(12));
         assert_eq!(fallback.next_due(), Some(at(72)));
+    }
+
+    #[test]
+    fn a_connection_whose_address_is_gone_is_replaced_at_once() {
+        let mut fallback = up_by_tcp();
+        assert_eq!(fallback.connections(), [ONE]);
+        assert_eq!(fallback.address_gone(TWO, at(10)), None);
+        assert_eq!(fallback.address_gone(ONE, at(10)), Some(hub()));
+        assert_eq!(fallback.take_due(at(10)), [Action::Dial(hub())]);
+        // There may be no route yet from the new address.
+        fallback.failed(&hub(), "no route".into(), at(10));
+        assert!(fallback.next_due().unwrap() <= at(11));
+        assert_eq!(fallback.take_due(at(11)), [Action::Dial(hub())]);
+        // The address stays gone while another connection is dialed.
+        assert_eq!(fallback.address_gone(ONE, at(11)), Some(hub()));
+        assert_eq!(fallback.take_due(at(12)), [], "one attempt at a time");
+        assert!(fallback.opened(&hub(), TWO, Some(address(4)), at(12)));
+        assert_eq!(fallback.connections(), [TWO]);
+        // A tunnel that has returned to UDP needs no other connection.
+        let mut fallback = up_by_tcp();
+        fallback.up_by_udp(&hub(), at(10));
+        assert_eq!((fallback.address_gone(ONE, at(11)), fallback.next_due()), (None, None));
     }
 
     #[test]

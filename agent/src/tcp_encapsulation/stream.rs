@@ -76,6 +76,9 @@ fn encapsulate(socket: &impl AsFd) -> Result<(), String> {
 /// Sets the options of a connection that do not depend on the side.
 pub(super) fn prepare(socket: &impl AsFd, ipv6: bool) -> io::Result<()> {
     options::bypass(socket, ipv6).map_err(io::Error::other)?;
+    if ipv6 {
+        options::prefer_lasting_source(socket).map_err(io::Error::other)?;
+    }
     sockopt::set_tcp_nodelay(socket, true)?;
     sockopt::set_socket_timeout(socket, sockopt::Timeout::Recv, Some(MESSAGE_TIMEOUT))?;
     sockopt::set_tcp_user_timeout(socket, USER_TIMEOUT_MS)?;

@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::better_uplinks::BetterUplinks;
 use super::capture::{RunningCapture, reader_gone};
 use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
@@ -102,6 +103,8 @@ pub struct Driver {
     pub(super) to_rekey_at_check: BTreeSet<PeerName>,
     /// Hubs that were lost and came back.
     pub(super) hub_returns: HubReturns,
+    /// Tunnels for which there is a better uplink.
+    pub(super) better_uplinks: BetterUplinks,
     /// On-demand tunnels that are up.
     pub(super) idle_tunnels: IdleTunnels,
     /// Outbound SAs of on-demand tunnels that wait a short time for the peer.
@@ -204,6 +207,7 @@ impl Driver {
             to_rekey: BTreeSet::new(),
             to_rekey_at_check: BTreeSet::new(),
             hub_returns: HubReturns::default(),
+            better_uplinks: BetterUplinks::default(),
             idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
             deferred_switches: BTreeMap::new(),
             hold_packets: config.on_demand.hold_packets,
@@ -297,6 +301,7 @@ impl Driver {
                     tunnels.send_if_modified(|sent| std::mem::replace(sent, count) != count);
                     self.environment.save_peers();
                     self.close_unused_tcp();
+                    self.find_better_uplinks();
                 }
             }
         }
@@ -374,6 +379,7 @@ impl Driver {
             self.relays.requests.next_due(),
             self.tcp.fallback.next_due(),
             self.path_mtus.next_due(),
+            self.better_uplinks.next_due(),
         ];
         let next = due.into_iter().flatten().min();
         next.map_or(COUNT_INTERVAL, |next| next.saturating_since(boot_time()))
@@ -391,6 +397,7 @@ impl Driver {
         self.ask_for_relays(now);
         self.tcp_timeout(now);
         self.continue_path_mtu_searches(now);
+        self.move_to_better_uplinks(now);
         if self.esp_events.is_some() {
             self.close_idle_tunnels(now);
         }

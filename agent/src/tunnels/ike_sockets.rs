@@ -54,6 +54,9 @@ pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<(Vec<
                 }
             };
             options::bypass(&socket, !ipv4).context("IKE's sockets; the agent needs CAP_NET_ADMIN")?;
+            if !ipv4 {
+                options::prefer_lasting_source(&socket).context("the IPv6 sources")?;
+            }
             options::decapsulate_esp(&socket, nat).context("ESP in UDP")?;
             sockets.push(socket);
         }

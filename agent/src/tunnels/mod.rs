@@ -2,6 +2,7 @@
 //! policies that the endpoint negotiates. All of this runs on one thread, since the state of the
 //! kernel and of the endpoint must change together.
 //!
+//! - `better_uplinks`: the tunnels that use another uplink than the best one.
 //! - `capture`: the copies of IKE messages for `edge-agent capture`.
 //! - `check_interval`: the time until the next comparison of all policies and SAs with the kernel.
 //! - `commands`: the handling of the requests from `edge-agent` commands.
@@ -44,7 +45,9 @@
 //! - `report_request`: the request for that part of the status, which does not occupy the driver
 //!   for long.
 //! - `traffic`: the sums of the bytes that the SAs have carried.
+//! - `uplink_moves`: the moves of tunnels to better uplinks.
 
+mod better_uplinks;
 mod capture;
 mod check_interval;
 mod commands;
@@ -89,6 +92,7 @@ mod sa_table;
 mod tcp;
 mod tcp_fallback;
 mod traffic;
+mod uplink_moves;
 
 pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
 #[cfg(test)]

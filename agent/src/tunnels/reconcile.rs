@@ -273,12 +273,14 @@ impl Driver {
     }
 
     /// Handles a change of this node's addresses: informs peers that use MOBIKE, moves tunnels
-    /// whose address was removed, and makes another attempt to reach the unreached peers.
+    /// whose address was removed, looks for better uplinks, and makes another attempt to reach the
+    /// unreached peers.
     pub(super) fn host_changed(&mut self) {
         let now = self.now();
         let addresses = self.host.borrow().uplink_addresses.clone();
         self.endpoint.set_addresses(addresses, now, &mut self.environment);
         self.move_tunnels();
+        self.find_better_uplinks();
         self.endpoint.retry_unreached(now, &mut self.environment);
     }
 
@@ -292,6 +294,7 @@ impl Driver {
         if host.local_addresses.is_empty() {
             return;
         }
+        self.replace_tcp_of_gone_addresses(&host.local_addresses);
         // A tunnel may use an address that is not in `local_addresses`, such as a link-local one.
         let is_gone = |local: SocketAddr, remote: SocketAddr| {
             !host.local_addresses.contains(&local.ip()) && source_address(remote.ip()) != Some(local.ip())

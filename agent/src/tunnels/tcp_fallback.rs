@@ -1,7 +1,7 @@
 //! Tunnels to hubs in TCP connections, for edges whose network blocks UDP.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use edge_ike::config::PeerConfig;
@@ -12,6 +12,7 @@ use super::driver::Driver;
 use crate::candidate_addresses::MAX_CANDIDATES;
 use crate::clock::boot_time;
 use crate::desired::DesiredTunnel;
+use crate::source_address::is_local;
 use crate::tcp_encapsulation::{self, Action, TcpEvent, is_tcp};
 
 /// Maximum number of UDP addresses of a hub that are tried, so that a TCP connection can be tried
@@ -95,13 +96,7 @@ impl Driver {
         for action in self.tcp.fallback.take_due(now) {
             match action {
                 Action::Dial(name) => self.dial(name, now),
-                Action::TryUdp(name) => {
-                    let udp = self.desired.tunnels.get(&name).map(|tunnel| tunnel.peer.remotes.clone());
-                    let udp: Vec<SocketAddr> = udp.into_iter().flatten().take(MAX_UDP).collect();
-                    if self.is_up_by_tcp(&name) {
-                        self.endpoint.try_addresses(&name, &udp, now, &mut self.environment);
-                    }
-                }
+                Action::TryUdp(name) => self.try_udp(&name, now),
                 Action::Close(name, id) => {
                     let why = self.tcp.fallback.error(&name).unwrap_or("it is no longer needed");
                     tracing::debug!(peer = %name, "closing the TCP connection: {why}");
@@ -109,6 +104,34 @@ impl Driver {
                     self.set_peer(&name, now);
                 }
             }
+        }
+    }
+
+    /// Closes the connections to hubs from addresses that this node no longer has. Connects again
+    /// at once, and tries UDP, since the network may be another one.
+    pub(super) fn replace_tcp_of_gone_addresses(&mut self, local_addresses: &[IpAddr]) {
+        let now = self.now();
+        for id in self.tcp.fallback.connections() {
+            let ends = self.tcp.connections.ends(id).filter(|_| self.tcp.connections.is_open(id));
+            let Some(local) = ends.map(|ends| ends.local.ip().to_canonical()) else { continue };
+            // The connection may be from a link-local address.
+            if local_addresses.contains(&local) || is_local(local) {
+                continue;
+            }
+            self.tcp.connections.close(id);
+            if let Some(name) = self.tcp.fallback.address_gone(id, now) {
+                tracing::info!(peer = %name, %local, "the address of the TCP connection to the hub is gone; connecting again");
+                self.try_udp(&name, now);
+            }
+        }
+        self.tcp_timeout(now);
+    }
+
+    fn try_udp(&mut self, name: &PeerName, now: Instant) {
+        let udp = self.desired.tunnels.get(name).map(|tunnel| tunnel.peer.remotes.clone());
+        let udp: Vec<SocketAddr> = udp.into_iter().flatten().take(MAX_UDP).collect();
+        if self.is_up_by_tcp(name) {
+            self.endpoint.try_addresses(name, &udp, now, &mut self.environment);
         }
     }
 

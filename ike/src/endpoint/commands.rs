@@ -11,7 +11,7 @@ use crate::config::{PeerConfig, PeerName};
 use crate::environment::Environment;
 use crate::event::{ChildId, ChildSa};
 use crate::purpose::ChildName;
-use crate::sa::{IkeSa, Lifecycle, Profile, QueuedRequest};
+use crate::sa::{IkeSa, Lifecycle, LocalMove, Profile, QueuedRequest};
 use crate::time::Instant;
 use crate::wire::AgentNotification;
 
@@ -319,6 +319,29 @@ impl Endpoint {
             }
             self.move_local_address(&name, old, new, now, env);
         }
+    }
+
+    /// Moves the SAs of a peer to our address `local` while the present address still works, for
+    /// example to a better uplink. No packet is lost: ESP moves after the peer has answered at the
+    /// new address. If the peer does not answer there, the SAs stay at the present address.
+    pub fn move_to_local_address(
+        &mut self,
+        name: &PeerName,
+        local: IpAddr,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) -> LocalMove {
+        let _span = peer_span(name).entered();
+        let Some(peer) = self.peers.get_mut(name) else { return LocalMove::Impossible };
+        let Some(spi) = peer.sas.last().copied() else { return LocalMove::Impossible };
+        let moved = match self.sas.get_mut(&spi) {
+            Some(SaState::Established(_, sa)) => {
+                sa.move_to_local_address(local, &mut peer.child_sas, &mut context!(self, now, env))
+            }
+            _ => LocalMove::Impossible,
+        };
+        self.schedule(spi);
+        moved
     }
 
     fn sends_from(&self, spi: Spi, local: IpAddr) -> bool {

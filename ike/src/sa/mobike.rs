@@ -19,6 +19,20 @@ pub(crate) const MAX_ADDITIONAL: usize = 8;
 /// Length of the hash in NAT_DETECTION_*_IP, bytes (SHA-1, RFC 7296 2.23).
 pub(super) const NAT_DETECTION_HASH_LEN: usize = 20;
 
+/// How a peer's SAs move to another address of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LocalMove {
+    /// The peer is asked at the new address. ESP moves when it answers there.
+    Begun,
+    /// The SAs stay: the peer is the original initiator, which chooses the addresses (RFC 4555
+    /// 3.5). A new IKE SA that this node begins can have the address
+    /// ([`crate::Endpoint::try_addresses`]).
+    PeerChooses,
+    /// The SAs stay: the peer does not support MOBIKE, has no IKE SA or one in TCP, is at this
+    /// address already, or has just been asked at another one.
+    Impossible,
+}
+
 /// Allowed size of COOKIE2, bytes (RFC 4555 4.2.5).
 const COOKIE2_OCTETS: std::ops::RangeInclusive<usize> = 8..=64;
 

@@ -42,6 +42,7 @@ pub(crate) use initiator_auth::{AuthStep, InitiatorAuth};
 pub(crate) use initiator_init::{AuthTurn, InitStep, InitiatorInit};
 pub(crate) use internal_address::WantedAddresses;
 pub(crate) use last_response::LastResponse;
+pub use mobike::LocalMove;
 pub(crate) use own_requests::QueuedRequest;
 pub(crate) use profile::Profile;
 pub(crate) use responder::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Peers};

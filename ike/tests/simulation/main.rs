@@ -5,6 +5,7 @@
 #![allow(missing_docs, unreachable_pub)]
 
 mod agent_notifications;
+mod better_addresses;
 mod candidates;
 mod certificates;
 mod changes;

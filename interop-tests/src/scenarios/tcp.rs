@@ -24,6 +24,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario("tcp/ipv6", "an edge reaches its hub by TCP over IPv6, and a reset connection is replaced", over_ipv6),
     scenario(
+        "tcp/own-address-changes",
+        "an edge that gets another address connects again at once, from the new one",
+        own_address_changes,
+    ),
+    scenario(
         "tcp/strangers",
         "what strangers send to the TCP port ends their connections and nobody else's",
         strangers,
@@ -238,6 +243,31 @@ fn over_ipv6(lab: &Lab) -> Result<()> {
     ensure!(port()? != before, "the connection is the same");
     site.expect_tcp(HUB_V6)?;
     lab.step("the connection was reset, and another one carries the tunnel");
+    Ok(())
+}
+
+fn own_address_changes(lab: &Lab) -> Result<()> {
+    let mut site = Site::start(lab, &[NO_UDP])?;
+    site.wait_tcp(true)?;
+    let mut pings = site.pings()?;
+    for ping in &mut pings {
+        ping.wait_more(50)?;
+    }
+    site.net.node("edge").sh("set -e
+         ip addr del 192.168.1.10/24 dev home
+         ip addr add 192.168.1.77/24 dev home
+         ip route replace default via 192.168.1.1")?;
+    site.edge.process().wait_log("the address of the TCP connection to the hub is gone")?;
+    for ping in &mut pings {
+        ping.wait_more(100)?;
+    }
+    let open = site.net.node("edge").sh("ss -Htn4 state established dport = :4500")?;
+    ensure!(open.contains("192.168.1.77:") && !open.contains("192.168.1.10:"), "it has {open}");
+    site.expect_tcp(HUB)?;
+    for ping in pings {
+        let report = ping.stop()?;
+        lab.step(&format!("longest silence {:?}", report.longest_silence));
+    }
     Ok(())
 }
 

@@ -208,6 +208,11 @@ impl Connections {
         self.table().open.is_empty()
     }
 
+    /// Returns whether a connection is open.
+    pub fn is_open(&self, id: TcpConnectionId) -> bool {
+        self.table().open.contains_key(&id)
+    }
+
     /// Closes a connection. Its addresses stay known for a while.
     pub fn close(&self, id: TcpConnectionId) {
         self.table().close(id);

@@ -10,7 +10,7 @@ use crate::event::DownReason;
 use crate::output::Context;
 use crate::sa::failure;
 use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
-use crate::sa::mobike::{self, Cookie2};
+use crate::sa::mobike::{self, Cookie2, LocalMove};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
 use crate::sa::path::{NAT_PORT, Path};
 use crate::tcp_connection::is_reserved_for_tcp;
@@ -82,6 +82,29 @@ impl IkeSa {
             return Some(local);
         }
         cx.env.source_address(remote).map(|ip| SocketAddr::new(ip, local.port()))
+    }
+
+    /// Moves to another address of ours while the present one still works. Messages fall back to
+    /// the present path if the peer does not answer.
+    pub(crate) fn move_to_local_address(
+        &mut self,
+        local: IpAddr,
+        child_sas: &mut ChildSas,
+        cx: &mut Context<'_>,
+    ) -> LocalMove {
+        let path = self.channel.path;
+        let movable = self.mobike.is_some() && self.lifecycle == Lifecycle::Active;
+        let possible = path.local.ip() != local && path.local.is_ipv4() == local.is_ipv4();
+        let in_udp = !is_reserved_for_tcp(path.local.ip());
+        if !movable || !possible || !in_udp || self.channel.is_unchecked() {
+            return LocalMove::Impossible;
+        }
+        if !self.initiation().by_us() {
+            return LocalMove::PeerChooses;
+        }
+        self.move_to(SocketAddr::new(local, path.local.port()), path.remote, cx);
+        self.send_queued(child_sas, cx);
+        LocalMove::Begun
     }
 
     /// Moves to these addresses of ours and of the peer. ESP follows after the peer has returned
