@@ -59,7 +59,9 @@ impl Endpoint {
             return;
         };
         peer.retry_at = None;
+        peer.went_first = false;
         peer.attempt = Some(Attempt::default());
+        self.leave_queues(name);
         self.send_init_to(name, remotes, now, env);
         self.continue_attempt(name, now, env);
     }
@@ -183,7 +185,7 @@ impl Endpoint {
         let Some(attempt) = self.peers.get_mut(name).and_then(|peer| peer.attempt.take()) else {
             return;
         };
-        self.acquire_attempt_over(name, now);
+        self.free_place(name, now, env);
         for spi in attempt.initiating.into_iter().chain(attempt.authenticating) {
             if let Some(SaState::InitiatorAuth(_, auth)) = self.sas.remove(&spi) {
                 auth.release(&mut context!(self, now, env));
@@ -323,7 +325,7 @@ impl Endpoint {
                 peer.schedule_retry(&mut cx);
             }
         }
-        self.acquire_attempt_over(name, now);
+        self.free_place(name, now, env);
         self.schedule_peer(name);
     }
 }

@@ -6,6 +6,7 @@ mod answers;
 mod attempts;
 mod beginnings;
 mod capture;
+mod crowds;
 mod lifetimes;
 mod limits;
 mod lookup;
