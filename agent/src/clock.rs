@@ -1,12 +1,13 @@
 //! The clocks: boot time for lifetimes, and wall-clock time for certificates.
 
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use edge_ike::Instant;
 use serde::{Deserialize, Serialize};
 
-use crate::state_dir::{StateDir, StateDirError};
+use crate::state_dir::{StateDir, StateDirError, read_json};
 
 /// A lower bound of the current time, in seconds since 1970-01-01 UTC (2026-11-01). This release
 /// was built later than that.
@@ -39,6 +40,9 @@ struct KnownTimes {
     baseline: Floor,
     /// The time in the controller's last response; before the first response, the time in the file.
     said: Option<Floor>,
+    /// The time in the controller's last response, even if it is ignored; `None` before the first
+    /// response since the start.
+    answered: Option<Floor>,
     /// notAfter of this node's certificate; `None` before it has one.
     certificate_ends: Option<u64>,
 }
@@ -47,6 +51,18 @@ impl KnownTimes {
     fn now(self, boot: Duration) -> u64 {
         self.baseline.now(boot).max(self.said.map_or(0, |said| said.now(boot)))
     }
+}
+
+/// The readings of the clocks at one moment, in seconds since 1970-01-01 UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockReadings {
+    /// The system clock.
+    pub system: u64,
+    /// The time by which certificates are judged: never earlier than `system`.
+    pub certificates: u64,
+    /// The controller's clock: the time in its last response, and the time that has passed since.
+    /// Accurate to about two seconds. Absent if no response came since the agent started.
+    pub controller: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +87,7 @@ struct ClockFile {
 impl Default for CertificateClock {
     fn default() -> Self {
         let baseline = Floor { unix_time: RELEASE_TIME, since: since_boot() };
-        Self { known: Mutex::new(KnownTimes { baseline, said: None, certificate_ends: None }) }
+        Self { known: Mutex::new(KnownTimes { baseline, said: None, answered: None, certificate_ends: None }) }
     }
 }
 
@@ -112,21 +128,40 @@ impl CertificateClock {
     /// of this node's certificate.
     pub fn controller_said(&self, unix_time: u64) {
         let mut known = self.known();
+        let answered = Floor { unix_time, since: since_boot() };
+        known.answered = Some(answered);
         if known.certificate_ends.is_none_or(|ends| unix_time <= ends) {
-            known.said = Some(Floor { unix_time, since: since_boot() });
+            known.said = Some(answered);
+        }
+    }
+
+    /// Reads the clocks, for a comparison with the controller's.
+    pub fn readings(&self) -> ClockReadings {
+        let system = wall_time().as_secs();
+        let boot = since_boot();
+        let known = *self.known();
+        ClockReadings {
+            system,
+            certificates: known.now(boot).max(system),
+            controller: known.answered.map(|answered| answered.now(boot)),
         }
     }
 
     /// Reads the time in `clock.json`. It is used as the controller's time until a response brings
     /// another one. A damaged file is ignored.
     pub fn load_floor(&self, state: &StateDir) {
-        match state.read_json::<ClockFile>(CLOCK_FILE, "it is written again") {
-            Ok(Some(kept)) => self.known().said = Some(Floor { unix_time: kept.unix_time, since: since_boot() }),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(%error, "cannot read the last known time; using the system clock and the release date")
-            }
+        if let Err(error) = self.read_floor(state.path()) {
+            tracing::warn!(%error, "cannot read the last known time; using the system clock and the release date");
         }
+    }
+
+    /// Does the same without the lock on the state directory, for a diagnosis while no agent runs.
+    pub fn read_floor(&self, state_dir: &Path) -> Result<(), StateDirError> {
+        let kept: Option<ClockFile> = read_json(state_dir, CLOCK_FILE, "it is written again")?;
+        if let Some(ClockFile { unix_time }) = kept {
+            self.known().said = Some(Floor { unix_time, since: since_boot() });
+        }
+        Ok(())
     }
 
     /// Writes the later of the baseline and the controller's time to `clock.json`.
@@ -235,11 +270,35 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(directory.path()).unwrap();
         let baseline = Floor { unix_time: 1_000, since: since_boot() };
-        CertificateClock { known: Mutex::new(KnownTimes { baseline, said: None, certificate_ends: None }) }
-            .save_floor(&state)
-            .unwrap();
+        CertificateClock {
+            known: Mutex::new(KnownTimes { baseline, said: None, answered: None, certificate_ends: None }),
+        }
+        .save_floor(&state)
+        .unwrap();
         let kept: ClockFile = state.read_json(CLOCK_FILE, "").unwrap().unwrap();
         assert!(kept.unix_time < 1_000_000, "{}", kept.unix_time);
+    }
+
+    #[test]
+    fn the_readings_have_the_controllers_time_only_if_it_has_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let clock = CertificateClock::default();
+        assert_eq!(clock.readings().controller, None);
+        clock.set_own_validity(FAR - 100, FAR);
+        clock.controller_said(FAR + 500);
+        let readings = clock.readings();
+        assert!((FAR + 500..FAR + 600).contains(&readings.controller.unwrap()), "although certificates ignore it");
+        assert!((FAR - 100..FAR).contains(&readings.certificates) && readings.system < FAR, "{readings:?}");
+        clock.controller_said(FAR - 50);
+        clock.save_floor(&state).unwrap();
+        // A diagnosis while the agent does not run knows the time in the file as a lower bound.
+        drop(state);
+        let after = CertificateClock::default();
+        after.read_floor(directory.path()).unwrap();
+        assert_eq!(after.readings().controller, None);
+        assert!(after.readings().certificates >= FAR - 50);
+        assert!(CertificateClock::default().read_floor(&directory.path().join("none")).is_ok());
     }
 
     #[test]

@@ -132,6 +132,7 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
         driver_requests: to_driver,
         host,
         incidents,
+        clock: node.clock.clone(),
         controller: config.controller.is_some().then(|| node.controller_status.clone()),
     };
     tokio::spawn(handler.serve(requests).in_current_span());
@@ -236,6 +237,7 @@ struct AdminHandler {
     driver_requests: mpsc::Sender<DriverRequest>,
     host: watch::Receiver<HostState>,
     incidents: Incidents,
+    clock: Arc<CertificateClock>,
     controller: Option<watch::Receiver<ControllerStatus>>,
 }
 
@@ -264,6 +266,7 @@ impl AdminHandler {
             role: report.role,
             view_version: report.view_version,
             controller: self.controller.as_ref().map(|status| status.borrow().clone()),
+            clock: Some(self.clock.readings()),
             peers: report.peers,
             states: report.states,
             policies: report.policies,

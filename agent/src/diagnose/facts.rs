@@ -12,7 +12,7 @@ use super::route::{self, Route};
 use super::target::Target;
 use crate::admin;
 use crate::check;
-use crate::clock::CertificateClock;
+use crate::clock::{CertificateClock, ClockReadings};
 use crate::config::Config;
 use crate::status::{PeerReport, Status};
 
@@ -28,6 +28,8 @@ const PORTS: [u16; 2] = [500, 4500];
 pub(super) struct Facts {
     /// Findings about the configuration and its files.
     pub(super) configuration: check::Report,
+    /// The readings of the clocks; absent if the agent is too old to report them.
+    pub(super) clock: Option<ClockReadings>,
     /// The running agent's status, or the reason why it is not available.
     pub(super) status: Result<Box<Status>, String>,
     /// The agent's UDP ports that other programs hold. Empty if an agent answers.
@@ -84,7 +86,9 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
         (Ok(before), Ok(after)) => Ok(drops(&before, after)),
         (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
     };
+    let clock = status.as_ref().map_or_else(|_| Some(clock_without_agent(config)), |status| status.clock);
     Ok(Facts {
+        clock,
         held_ports: if status.is_err() { port_holders::held([config.port, config.nat_port]) } else { vec![] },
         configuration: check::report(config, &CertificateClock::default()),
         status,
@@ -120,6 +124,15 @@ fn addresses(peer: &PeerReport) -> Vec<SocketAddr> {
         }
     }
     addresses
+}
+
+/// Reads the clocks while no agent answers: the controller's time is not known then, but the time
+/// in the state directory is a lower bound.
+fn clock_without_agent(config: &Config) -> ClockReadings {
+    let clock = CertificateClock::default();
+    // The agent ignores a damaged file too.
+    let _ = clock.read_floor(&config.state_dir);
+    clock.readings()
 }
 
 fn disk(config: &Config) -> Result<Disk, String> {

@@ -8,6 +8,7 @@ use super::facts::{Disk, Drops, Facts, MAX_PROBED_PEERS};
 use super::ike_probe::{MAX_SIZE, ProbeOutcome, ProbedAddress};
 use super::port_holders::HeldPort;
 use super::target::Target;
+use super::{clock, nat};
 use crate::check::{Finding, Level, Report};
 use crate::status::{ChildStatus, PeerReport, Status};
 
@@ -27,6 +28,11 @@ const SMALL_PATH_MTU: u32 = 1400;
 /// Evaluates the facts and returns the findings.
 pub(super) fn judge(facts: &Facts) -> Report {
     let mut report = Report::default();
+    // A wrong clock makes valid certificates look ended.
+    if let Some(readings) = facts.clock {
+        let controller = facts.status.as_ref().ok().and_then(|status| status.controller.as_ref());
+        clock::judge(&mut report, readings, controller);
+    }
     if report.append_problems(&facts.configuration, usize::MAX) == 0 {
         report.add(Level::Ok, "configuration", "the file and the files that it names are good");
     }
@@ -47,6 +53,7 @@ pub(super) fn judge(facts: &Facts) -> Report {
     report.add(Level::Ok, "agent", format!("version {} answers, pid {}", status.version, status.pid));
     controller(&mut report, status);
     host(&mut report, status);
+    nat::judge(&mut report, status);
     if let Some(target) = &facts.target {
         about(&mut report, target);
     }
@@ -281,18 +288,18 @@ fn answered(report: &mut Report, peer: &PeerReport, at: SocketAddr, path_mtu: Op
 
 fn tunnel(report: &mut Report, peer: &PeerReport) {
     for sa in &peer.ike_sas {
-        let nat = match (sa.nat_local, sa.nat_remote) {
-            (false, false) => "no NAT between",
-            (true, false) => "this node is behind a NAT",
-            (false, true) => "the peer is behind a NAT",
-            (true, true) => "both are behind a NAT",
-        };
         let path = peer.relayed_by.as_ref().map_or(String::new(), |hub| format!(" (relayed by {hub})"));
         let level = if sa.heard_seconds_ago > LONG_SILENCE { Level::Warning } else { Level::Ok };
         report.add(
             level,
             &peer.name,
-            format!("IKE SA {} - {}{path}, {nat}, last heard {} s ago", sa.local, sa.remote, sa.heard_seconds_ago),
+            format!(
+                "IKE SA {} - {}{path}, {}, last heard {} s ago",
+                sa.local,
+                sa.remote,
+                sa.nat(),
+                sa.heard_seconds_ago
+            ),
         );
     }
     for sa in peer.child_sas.iter().filter(|sa| sa.usage == "in-use") {

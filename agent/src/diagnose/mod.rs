@@ -8,10 +8,14 @@
 //! - `target`: finds the peer to which the operator's question refers.
 //! - `route`: asks the kernel for the route to a peer.
 //! - `judgement`: evaluates the data and produces the findings. It does no I/O.
+//! - `clock`: compares the system clock with the controller's, for `judgement`.
+//! - `nat`: finds the kind of NAT in front of this node, for `judgement`.
 
+mod clock;
 mod facts;
 mod ike_probe;
 mod judgement;
+mod nat;
 mod port_holders;
 mod route;
 mod target;

@@ -5,11 +5,16 @@ use super::ike_probe::{ProbeOutcome, ProbedAddress};
 use super::judgement::{conclusion, judge};
 use super::target::Target;
 use crate::check::{Level, Report};
+use crate::clock::ClockReadings;
 use crate::host::Obstacle;
 use crate::membership::ControllerStatus;
-use crate::status::{ChildStatus, Counters, PathMtuStatus, PeerReport, PolicyEntry, StateEntry, Status, TemplateEntry};
+use crate::status::{
+    ChildStatus, Counters, NatMapping, PathMtuStatus, PeerReport, PolicyEntry, StateEntry, Status, TemplateEntry,
+};
 
 const ADDRESS: &str = "203.0.113.10:500";
+const NOW: ClockReadings =
+    ClockReadings { system: 1_800_000_000, certificates: 1_800_000_000, controller: Some(1_800_000_001) };
 
 fn policy(destination: &str, priority: u32, action: &str, reqid: Option<u32>) -> PolicyEntry {
     PolicyEntry {
@@ -62,6 +67,7 @@ fn peer(name: &str, reqid: u32, phase: &str) -> PeerReport {
         tcp: false,
         tcp_problem: None,
         relay_refused: None,
+        mapping: None,
         path_mtu: None,
         last_error: None,
         requests_refused: 0,
@@ -82,6 +88,7 @@ fn healthy() -> Facts {
             view_source: Some("controller".into()),
             ..ControllerStatus::default()
         }),
+        clock: Some(NOW),
         peers: vec![peer("hub", 1, "up"), peer("edge-2", 2, "up")],
         states: vec![StateEntry {
             source: "192.0.2.1".parse().unwrap(),
@@ -110,6 +117,7 @@ fn healthy() -> Facts {
         incidents: vec![],
     };
     Facts {
+        clock: Some(NOW),
         configuration: Report::default(),
         status: Ok(Box::new(status)),
         held_ports: vec![],
@@ -173,6 +181,15 @@ fn what_is_wrong_with_the_node_itself_is_named_before_its_consequences() {
             "disk: /var/lib/edge-agent has 12 KiB left",
             concluded(|facts, _| {
                 facts.disk.as_mut().unwrap().free_bytes = 12 << 10;
+            }),
+        ),
+        (
+            "clock: 40 d 0 h ahead of the controller's: this node's certificate has ended by it",
+            concluded(|facts, status| {
+                facts.clock = Some(ClockReadings { system: NOW.system + 40 * 86_400, ..NOW });
+                let ends = i64::try_from(NOW.system).unwrap() + 86_400;
+                status.controller.as_mut().unwrap().certificate_not_after = Some(ends);
+                facts.configuration.add(Level::Error, "[controller]", "the certificate of edge-1 ended");
             }),
         ),
         ("agent: no agent answers", concluded(|facts, _| facts.status = Err("no agent answers".into()))),
@@ -325,4 +342,37 @@ fn an_address_leads_to_the_peer_of_the_strongest_policy() {
         blocked.contains("10.233.9.9 is in 10.233.0.0/16, and no member of this node's communities has it"),
         "{blocked}"
     );
+}
+
+/// Returns the finding about NATs, if the hubs `hub` and `hub-2` see these addresses of this node.
+fn nat(mapped: &[&str], phase_of_edge_2: &str) -> (Level, String) {
+    let mut facts = healthy();
+    let status = facts.status.as_mut().unwrap();
+    status.peers.push(peer("hub-2", 3, "up"));
+    status.peers[1].phase = phase_of_edge_2.into();
+    for (index, mapped) in [0, 2].into_iter().zip(mapped) {
+        let local = "192.168.1.10:4500".parse().unwrap();
+        status.peers[index].mapping = Some(NatMapping { local, mapped: mapped.parse().unwrap() });
+    }
+    let report = judge(&facts);
+    let finding = report.iter().find(|finding| finding.section == "NAT").unwrap();
+    (finding.level, finding.what.clone())
+}
+
+#[test]
+fn the_kind_of_nat_is_a_finding_and_a_warning_only_if_a_tunnel_may_fail_because_of_it() {
+    let (own, one, other) = ("192.168.1.10:4500", "203.0.113.7:61000", "203.0.113.7:61001");
+    for (mapped, phase, level, words) in [
+        (&[][..], "up", Level::Ok, "not known: no hub has said"),
+        (&[own], "up", Level::Ok, "none in front of 192.168.1.10:4500, as hub says"),
+        (&[one], "waiting", Level::Ok, "becomes 203.0.113.7:61000 towards hub; a second hub"),
+        (&[one, one], "waiting", Level::Ok, "endpoint-independent: 192.168.1.10:4500 becomes 203.0.113.7:61000"),
+        (&[own, one], "up", Level::Ok, "on some paths"),
+        (&[one, other], "up", Level::Ok, "203.0.113.7:61000 towards hub, 203.0.113.7:61001 towards hub-2"),
+        (&[one, other], "on-demand", Level::Ok, "address-dependent"),
+        (&[one, other], "waiting", Level::Warning, "only by a hub's relay"),
+    ] {
+        let (found, what) = nat(mapped, phase);
+        assert!(found == level && what.contains(words), "{mapped:?} {phase}: {found:?} {what}");
+    }
 }

@@ -232,6 +232,7 @@ mod tests {
             tcp: false,
             tcp_problem: None,
             relay_refused: None,
+            mapping: None,
             path_mtu: None,
             last_error: None,
             requests_refused: 0,
@@ -243,6 +244,7 @@ mod tests {
             role: None,
             view_version: None,
             controller: None,
+            clock: None,
             peers: vec![
                 peer("a\"\n\\", "up"),
                 peer("b", "on-demand"),

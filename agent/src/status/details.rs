@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
-use super::document::{ChildStatus, Counters, IkeStatus, NotCarried, PeerReport, PolicyEntry, Status};
+use super::document::{ChildStatus, Counters, IkeStatus, NatMapping, NotCarried, PeerReport, PolicyEntry, Status};
 
 /// Removes everything from the status except the peers that match the patterns (`*` and `?` as in a
 /// shell), with their SAs and policies. Fails if a pattern matches no peer.
@@ -92,6 +92,10 @@ fn render_peer(text: &mut String, peer: &PeerReport) {
         None if !peer.ike_sas.is_empty() => text.push_str("  path       direct\n"),
         None => {}
     }
+    if let Some(NatMapping { local, mapped }) = &peer.mapping {
+        let nat = if local == mapped { "no NAT" } else { "a NAT" };
+        let _ = writeln!(text, "  seen as    {mapped}: {nat} in front of {local}");
+    }
     if let Some(path_mtu) = &peer.path_mtu {
         let _ = writeln!(text, "  path MTU   {path_mtu}");
     }
@@ -105,12 +109,7 @@ fn render_peer(text: &mut String, peer: &PeerReport) {
 
 fn ike_sa(text: &mut String, sa: &IkeStatus) {
     let began = if sa.initiator { "we began" } else { "the peer began" };
-    let nat = match (sa.nat_local, sa.nat_remote) {
-        (false, false) => "no NAT",
-        (true, false) => "NAT at our end",
-        (false, true) => "NAT at the peer's end",
-        (true, true) => "NAT at both ends",
-    };
+    let nat = sa.nat();
     let mobike = if sa.mobike { "MOBIKE" } else { "no MOBIKE" };
     let _ = writeln!(
         text,
@@ -195,6 +194,7 @@ mod tests {
             authentication: "psk".into(),
             nat_local: true,
             nat_remote: false,
+            nat_assumed: false,
             mobike: true,
             internal_addresses: vec!["10.9.0.1".parse().unwrap(), "fd09::1".parse().unwrap()],
             not_served: vec!["the peer asks for transport mode".into()],
@@ -216,6 +216,7 @@ mod tests {
             tcp: false,
             tcp_problem: None,
             relay_refused: None,
+            mapping: None,
             path_mtu: None,
             last_error: Some(format!("{name} does not answer")),
             requests_refused: 0,
@@ -247,6 +248,7 @@ mod tests {
             role: None,
             view_version: None,
             controller: None,
+            clock: None,
             peers: vec![peer("edge-1", 1), peer("edge-2", 2), peer("hub", 3)],
             states: vec![state(1), state(2), state(3)],
             policies: vec![policy(Some(1)), policy(Some(3)), policy(None)],

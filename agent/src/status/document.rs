@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::clock::ClockReadings;
 use crate::host::firewall::DroppedPackets;
 use crate::host::{HostState, Obstacle};
 use crate::incidents::Incident;
@@ -29,6 +30,9 @@ pub struct Status {
     /// Connection, certificate and view; absent without `[controller]`.
     #[serde(rename = "cloud")]
     pub controller: Option<ControllerStatus>,
+    /// The system clock beside the controller's.
+    #[serde(default)]
+    pub clock: Option<ClockReadings>,
     /// Peers, in the order of their names.
     pub peers: Vec<PeerReport>,
     /// SAs that the kernel should have. `ip xfrm state` shows them with reqids from 0xec000000 to
@@ -153,6 +157,9 @@ pub struct PeerReport {
     /// Why the hub cannot be reached by TCP either; absent unless UDP does not pass.
     #[serde(default)]
     pub tcp_problem: Option<String>,
+    /// Where a hub sees this node; absent for other peers, by TCP, and until the hub has said it.
+    #[serde(default)]
+    pub mapping: Option<NatMapping>,
     /// What is known about the path MTU; absent without traffic, for static peers, and with
     /// `[path_mtu] probe = false`.
     #[serde(default)]
@@ -163,6 +170,16 @@ pub struct PeerReport {
     /// configured, because there were too many in a short time.
     #[serde(default)]
     pub requests_refused: u32,
+}
+
+/// The address and port of this node as a hub sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatMapping {
+    /// This node's address and port on the path to the hub.
+    pub local: SocketAddr,
+    /// The address and port from which this node's datagrams come to the hub. The same as `local`
+    /// if no NAT is on the path.
+    pub mapped: SocketAddr,
 }
 
 /// The path MTU of a tunnel.
@@ -226,8 +243,12 @@ pub struct IkeStatus {
     /// Whether this node is behind a NAT, or a NAT is assumed because encapsulation in UDP is
     /// forced.
     pub nat_local: bool,
-    /// Whether the peer is behind a NAT.
+    /// Whether the peer is behind a NAT, or pretends to be because it forces encapsulation in UDP.
     pub nat_remote: bool,
+    /// Whether this node forces encapsulation in UDP, so that both ends report a NAT where there
+    /// may be none.
+    #[serde(default)]
+    pub nat_assumed: bool,
     /// Whether both ends use MOBIKE (RFC 4555), so that the tunnel follows address changes.
     #[serde(default)]
     pub mobike: bool,
@@ -244,6 +265,19 @@ pub struct IkeStatus {
     pub heard_seconds_ago: u64,
     /// Seconds until the IKE SA is rekeyed or re-authenticated.
     pub renewed_in_seconds: u64,
+}
+
+impl IkeStatus {
+    /// Returns in words what NAT detection has found (RFC 7296 2.23).
+    pub fn nat(&self) -> &'static str {
+        match (self.nat_assumed, self.nat_local, self.nat_remote) {
+            (true, ..) => "encapsulation in UDP without asking for NATs",
+            (false, false, false) => "no NAT",
+            (false, true, false) => "NAT at our end",
+            (false, false, true) => "NAT at the peer's end",
+            (false, true, true) => "NAT at both ends",
+        }
+    }
 }
 
 /// State of a CHILD_SA.

@@ -7,7 +7,7 @@ mod table;
 
 pub use details::{only_peers, render_peers};
 pub use document::{
-    ChildStatus, Counters, IkeCounters, IkeStatus, NotCarried, PathMtuStatus, PeerReport, PolicyEntry, Refusal,
-    StateEntry, Status, TemplateEntry, TunnelsReport,
+    ChildStatus, Counters, IkeCounters, IkeStatus, NatMapping, NotCarried, PathMtuStatus, PeerReport, PolicyEntry,
+    Refusal, StateEntry, Status, TemplateEntry, TunnelsReport,
 };
 pub use table::render;

@@ -17,8 +17,8 @@ use super::not_carried::not_carried;
 use super::overview::{KernelSas, TunnelsOverview, newer_sas, spi};
 use crate::clock::boot_time;
 use crate::desired::{DesiredTunnel, Origin, PermittedTraffic};
-use crate::status::{ChildStatus, Counters, IkeStatus, PeerReport};
-use crate::tcp_encapsulation::Connections;
+use crate::status::{ChildStatus, Counters, IkeStatus, NatMapping, PeerReport};
+use crate::tcp_encapsulation::{Connections, is_tcp};
 
 /// Maximum number of peers in one part of the report. The driver needs a few milliseconds for it.
 const PEERS_AT_ONCE: usize = 256;
@@ -95,7 +95,10 @@ impl Driver {
             tcp: self.is_up_by_tcp(name),
             tcp_problem: self.tcp.fallback.error(name).map(ToOwned::to_owned),
             ike_sas: status
-                .map(|status| status.ike_sas.iter().map(|sa| report.ike(sa, &self.tcp.connections)).collect())
+                .map(|status| {
+                    let assumed = tunnel.peer.force_encapsulation;
+                    status.ike_sas.iter().map(|sa| report.ike(sa, &self.tcp.connections, assumed)).collect()
+                })
                 .unwrap_or_default(),
             child_sas: status
                 .map(|status| status.children.iter().map(|child| self.child(name, child, report)).collect())
@@ -108,12 +111,21 @@ impl Driver {
                 .requests
                 .refusal(name)
                 .map(|(hub, reason)| format!("hub {hub} does not relay: {reason}")),
+            mapping: self.mapping(name, tunnel, status),
             path_mtu: self.path_mtu(name),
             last_error: status
                 .and_then(|status| status.last_error.as_ref())
                 .map(|error| format!("peer {name}: {error}")),
             requests_refused: status.map_or(0, |status| status.requests_refused),
         }
+    }
+
+    /// Returns where a hub sees this node. Other peers are not believed.
+    fn mapping(&self, name: &PeerName, tunnel: &DesiredTunnel, status: Option<&PeerStatus>) -> Option<NatMapping> {
+        // After a rekey, the newest IKE SA is the last one.
+        let local = status?.ike_sas.last()?.local;
+        let udp = tunnel.hub && !is_tcp(local);
+        Some(NatMapping { local, mapped: udp.then(|| self.endpoint.mapped_address(name)).flatten()? })
     }
 
     /// Returns the networks to which packets are dropped, because the tunnel was never up.
@@ -169,7 +181,8 @@ struct Reported {
 }
 
 impl Reported {
-    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus, tcp: &Connections) -> IkeStatus {
+    /// `nat_assumed` says whether this node forces encapsulation in UDP.
+    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus, tcp: &Connections, nat_assumed: bool) -> IkeStatus {
         IkeStatus {
             initiator_spi: format!("{:016x}", sa.ike.initiator),
             responder_spi: format!("{:016x}", sa.ike.responder),
@@ -180,6 +193,7 @@ impl Reported {
             authentication: sa.details.authentication.clone(),
             nat_local: sa.details.nat_local,
             nat_remote: sa.details.nat_remote,
+            nat_assumed,
             mobike: sa.details.mobike,
             internal_addresses: sa.details.internal_addresses.clone(),
             not_served: sa.details.not_served.sentences().map(str::to_owned).collect(),
