@@ -32,7 +32,7 @@ pub struct Controller<'a> {
 }
 
 impl<'a> Controller<'a> {
-    /// Starts a controller, which nodes reach at the IPv4 address `address`. `more` is further
+    /// Starts a controller, which nodes reach at the IP address `address`. `more` is further
     /// configuration at the top of the controller's file.
     ///
     /// # Errors
@@ -55,7 +55,7 @@ impl<'a> Controller<'a> {
     /// Returns an error if the controller does not answer.
     pub fn start_with_ranges(lab: &'a Lab, node: &'a Node, address: &str, more: &str, ranges: &[&str]) -> Result<Self> {
         let config = format!(
-            "server_names = [{address:?}]\nlisten = [\"0.0.0.0:{PORT}\"]\n{more}\n\
+            "server_names = [{address:?}]\nlisten = [\"[::]:{PORT}\"]\n{more}\n\
              [segments]\ncluster_ranges = {ranges:?}\nv4_prefix = 26\n"
         );
         node.write(CONFIG, &config)?;
@@ -113,12 +113,16 @@ impl<'a> Controller<'a> {
         self.start_with(node, "")
     }
 
-    fn start_with<'n>(&self, node: &'n Node, tables: &str) -> Result<Agent<'n>> {
+    /// Starts the agent of a node that has joined, with further tables of its configuration file.
+    ///
+    /// # Errors
+    /// Returns an error if the agent cannot be started.
+    pub fn start_with<'n>(&self, node: &'n Node, tables: &str) -> Result<Agent<'n>> {
         let name = node.name();
+        let host = if self.address.contains(':') { format!("[{}]", self.address) } else { self.address.clone() };
         let config = format!(
-            "name = {name:?}\nbridge = \"ecni0\"\n[controller]\nurls = [\"https://{}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
-             [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n{tables}",
-            self.address
+            "name = {name:?}\nbridge = \"ecni0\"\n[controller]\nurls = [\"https://{host}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
+             rollover_spread = \"1s\"\n[cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n{tables}"
         );
         Agent::start_with(self.lab, node, &config, "info")
     }
