@@ -118,10 +118,17 @@ pub(super) fn measure<S: Site>(
     for run in 1..=runs {
         prepare(site).with_context(|| format!("preparing {what}, run {run}"))?;
         let mut pings = start_pings(site)?;
+        let began = Instant::now();
         happens(site).with_context(|| format!("{what}, run {run}"))?;
-        let answered_again = pings.each_mut().map(|ping| answers(ping, ANSWERED));
-        for result in answered_again {
-            result.with_context(|| format!("nothing is answered after {what}, run {run}"))?;
+        for (index, ping) in pings.iter_mut().enumerate() {
+            if let Err(error) = answers(ping, ANSWERED) {
+                let name = site.directions()[index].name;
+                let mut results = Results::default();
+                let (silent, goal) = (began.elapsed().as_secs_f64(), silence_goal(goals.silence));
+                results.add(&format!("{what}/{name}/silence"), "s", silent, None, goal);
+                results.write(site.lab().out())?;
+                return Err(error.context(format!("nothing is answered {name} after {what}, run {run}")));
+            }
         }
         let [there, back] = pings;
         let both = [there.stop()?, back.stop()?];
