@@ -44,8 +44,8 @@ const NOBODY: &str = "10.244.1.99";
 /// Interval of the pings.
 const PACE: Duration = Duration::from_millis(20);
 /// The longest time without an answer after an agent was restarted or killed while UDP is blocked.
-/// A connection ends with its process. The edge tries UDP for 5.5 s before it opens another one, and
-/// notices a hub that was killed by a liveness check.
+/// A connection ends with its process. The edge tries UDP for 5.5 s before it opens another one,
+/// and notices a hub that was killed by a liveness check.
 const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 /// Time for the tunnel to change its transport: an edge tries UDP once a minute.
 const CHANGE: Duration = Duration::from_secs(90);
@@ -111,8 +111,8 @@ impl<'a> Site<'a> {
         })
     }
 
-    /// Checks that the tunnel is up in TCP again after `happens`, and that pods are without an answer
-    /// for less than [`LONGEST_SILENCE`]. Pings before and after that time are all answered.
+    /// Checks that the tunnel is up in TCP again after `happens`, and that pods are without an
+    /// answer for less than [`LONGEST_SILENCE`].
     fn survives(&mut self, lab: &Lab, what: &str, happens: fn(&mut Self) -> Result<()>) -> Result<()> {
         let mut pings = self.pings()?;
         for ping in &mut pings {
