@@ -34,7 +34,7 @@ pub struct Controller<'a> {
 }
 
 impl<'a> Controller<'a> {
-    /// Starts a controller, which nodes reach at the IPv4 address `address`. `more` is further
+    /// Starts a controller, which nodes reach at the IP address `address`. `more` is further
     /// configuration at the top of the controller's file.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ impl<'a> Controller<'a> {
     /// Returns an error if the controller does not answer.
     pub fn start_with_ranges(lab: &'a Lab, node: &'a Node, address: &str, more: &str, ranges: &[&str]) -> Result<Self> {
         let config = format!(
-            "server_names = [{address:?}]\nlisten = [\"0.0.0.0:{PORT}\"]\n{more}\n\
+            "server_names = [{address:?}]\nlisten = [\"[::]:{PORT}\"]\n{more}\n\
              [segments]\ncluster_ranges = {ranges:?}\nv4_prefix = 26\n"
         );
         node.write(CONFIG, &config)?;
@@ -99,7 +99,7 @@ impl<'a> Controller<'a> {
     /// Returns an error if the token is refused, or the agent cannot be started.
     pub fn join_with<'n>(&self, node: &'n Node, role: &str, tables: &str) -> Result<Agent<'n>> {
         self.write_token(node, role)?;
-        self.start_with(node, "", tables)
+        self.start_with(node, tables)
     }
 
     /// Starts an agent as [`Self::join`] does. Its sockets end with it, as in a pod.
@@ -108,7 +108,7 @@ impl<'a> Controller<'a> {
     /// Returns an error if the token is refused, or the agent cannot be started.
     pub fn join_without_holder<'n>(&self, node: &'n Node, role: &str) -> Result<Agent<'n>> {
         self.write_token(node, role)?;
-        self.start_with(node, WITHOUT_HOLDER, "")
+        self.start_configured(node, WITHOUT_HOLDER, "")
     }
 
     fn write_token(&self, node: &Node, role: &str) -> Result<()> {
@@ -126,7 +126,7 @@ impl<'a> Controller<'a> {
     /// # Errors
     /// Returns an error if the agent cannot be started.
     pub fn start_again<'n>(&self, node: &'n Node) -> Result<Agent<'n>> {
-        self.start_with(node, "", "")
+        self.start_with(node, "")
     }
 
     /// Starts the agent of a node that has joined as [`Self::join_without_holder`] does.
@@ -134,15 +134,23 @@ impl<'a> Controller<'a> {
     /// # Errors
     /// Returns an error if the agent cannot be started.
     pub fn start_again_without_holder<'n>(&self, node: &'n Node) -> Result<Agent<'n>> {
-        self.start_with(node, WITHOUT_HOLDER, "")
+        self.start_configured(node, WITHOUT_HOLDER, "")
     }
 
-    fn start_with<'n>(&self, node: &'n Node, settings: &str, tables: &str) -> Result<Agent<'n>> {
+    /// Starts the agent of a node that has joined, with further tables of its configuration file.
+    ///
+    /// # Errors
+    /// Returns an error if the agent cannot be started.
+    pub fn start_with<'n>(&self, node: &'n Node, tables: &str) -> Result<Agent<'n>> {
+        self.start_configured(node, "", tables)
+    }
+
+    fn start_configured<'n>(&self, node: &'n Node, settings: &str, tables: &str) -> Result<Agent<'n>> {
         let name = node.name();
+        let host = if self.address.contains(':') { format!("[{}]", self.address) } else { self.address.clone() };
         let config = format!(
-            "name = {name:?}\nbridge = \"ecni0\"\n{settings}[controller]\nurls = [\"https://{}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
-             [cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n{tables}",
-            self.address
+            "name = {name:?}\nbridge = \"ecni0\"\n{settings}[controller]\nurls = [\"https://{host}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
+             rollover_spread = \"1s\"\n[cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n{tables}"
         );
         Agent::start_with(self.lab, node, &config, "info")
     }

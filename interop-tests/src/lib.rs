@@ -40,5 +40,6 @@ pub mod scenarios;
 pub mod stored_edges;
 pub mod strongswan;
 pub mod suite;
+mod tcp_transfer;
 pub mod topology;
 pub mod wait;

@@ -129,8 +129,9 @@ enum Verb {
     /// Measure packet loss during events: agents restarted or killed, a link down, SAs deleted or
     /// flushed.
     ///
-    /// Prints a table with the measured and the required values, and writes
-    /// target/bench/interruptions.json.
+    /// Each event happens three times. Prints a table with the medians and the required values, and
+    /// writes target/bench/interruptions.json. The exit status is 1 if a median misses its goal by
+    /// more than the allowance.
     Interruptions {
         /// Measurements (see `list`); all by default.
         names: Vec<String>,

@@ -14,7 +14,7 @@ use crate::status::{
 
 const ADDRESS: &str = "203.0.113.10:500";
 const NOW: ClockReadings =
-    ClockReadings { system: 1_800_000_000, certificates: 1_800_000_000, controller: Some(1_800_000_001) };
+    ClockReadings { system: 1_800_000_000, certificates: 1_800_000_000, controller: Some(1_800_000_000) };
 
 fn policy(destination: &str, priority: u32, action: &str, reqid: Option<u32>) -> PolicyEntry {
     PolicyEntry {

@@ -27,6 +27,10 @@ pub(super) struct Measured {
     pub(super) goal: Option<f64>,
     /// The value to which the goal applies: `ours` or `ratio`.
     pub(super) goal_of: Option<String>,
+    /// The value above which the run fails: the goal with its allowance for noise. `None` if a
+    /// missed goal only appears in the table.
+    #[serde(default)]
+    pub(super) fails_above: Option<f64>,
 }
 
 /// A goal, which is a maximum value.
@@ -36,6 +40,9 @@ pub(super) enum Goal {
     None,
     /// The goal applies to our value.
     Ours(f64),
+    /// The goal `limit` applies to our value, and the run fails if our value is above
+    /// `fails_above`.
+    Checked { limit: f64, fails_above: f64 },
     /// The goal applies to our value divided by the reference's.
     Ratio(f64),
 }
@@ -47,10 +54,11 @@ pub(super) struct Results(Vec<Measured>);
 impl Results {
     /// Adds a case.
     pub(super) fn add(&mut self, case: &str, unit: &str, ours: f64, reference: Option<(f64, &str)>, goal: Goal) {
-        let (goal, goal_of) = match goal {
-            Goal::None => (None, None),
-            Goal::Ours(most) => (Some(most), Some("ours".to_owned())),
-            Goal::Ratio(most) => (Some(most), Some("ratio".to_owned())),
+        let (goal, goal_of, fails_above) = match goal {
+            Goal::None => (None, None, None),
+            Goal::Ours(most) => (Some(most), Some("ours".to_owned()), None),
+            Goal::Checked { limit, fails_above } => (Some(limit), Some("ours".to_owned()), Some(fails_above)),
+            Goal::Ratio(most) => (Some(most), Some("ratio".to_owned()), None),
         };
         self.0.push(Measured {
             case: case.to_owned(),
@@ -61,6 +69,7 @@ impl Results {
             ratio: reference.map(|(value, _)| ours / value).filter(|ratio| ratio.is_finite()),
             goal,
             goal_of,
+            fails_above,
         });
     }
 
@@ -102,6 +111,23 @@ impl Measured {
         };
         Some(value <= self.goal?)
     }
+
+    /// Returns whether the goal is missed by more than its allowance.
+    pub(super) fn fails(&self) -> bool {
+        // A value that is no number is not within the allowance either.
+        self.fails_above.is_some_and(|most| self.ours.is_nan() || self.ours > most)
+    }
+
+    /// Returns the word for the result, in the last column of the table.
+    fn verdict(&self) -> &'static str {
+        match self.met() {
+            None => "",
+            Some(true) => "met",
+            Some(false) if self.fails() => "FAILED",
+            Some(false) if self.fails_above.is_some() => "missed, but within the allowance",
+            Some(false) => "MISSED",
+        }
+    }
 }
 
 /// Formats the results as a table.
@@ -116,6 +142,9 @@ pub(super) fn table(results: &[Measured]) -> comfy_table::Table {
         };
         let wanted = match (row.goal, row.goal_of.as_deref()) {
             (Some(goal), Some("ratio")) => format!("ratio at most {}", short(goal)),
+            (Some(goal), _) if row.fails_above.is_some_and(|most| most > goal) => {
+                format!("at most {}, fails above {}", short(goal), short(row.fails_above.unwrap_or(goal)))
+            }
             (Some(goal), _) => format!("at most {}", short(goal)),
             _ => String::new(),
         };
@@ -126,7 +155,7 @@ pub(super) fn table(results: &[Measured]) -> comfy_table::Table {
             reference,
             row.ratio.map(short).unwrap_or_default(),
             wanted,
-            row.met().map_or("", |met| if met { "met" } else { "MISSED" }).to_owned(),
+            row.verdict().to_owned(),
         ]);
     }
     table
@@ -185,6 +214,24 @@ mod tests {
         assert_eq!(met(Goal::None), None);
         assert_eq!((met(Goal::Ours(6.0)), met(Goal::Ours(5.0))), (Some(true), Some(false)));
         assert_eq!((met(Goal::Ratio(0.2)), met(Goal::Ratio(0.1))), (Some(true), Some(false)));
+    }
+
+    #[test]
+    fn a_run_fails_only_beyond_the_allowance_of_a_goal_that_has_one() {
+        let row = |ours, goal| results(ours, goal)[0].clone();
+        let checked = Goal::Checked { limit: 2.0, fails_above: 2.75 };
+        for (ours, fails, verdict) in [
+            (2.0, false, "met"),
+            (2.75, false, "missed, but within the allowance"),
+            (2.76, true, "FAILED"),
+            (f64::NAN, true, "FAILED"),
+        ] {
+            let row = row(ours, checked);
+            assert_eq!((row.fails(), row.verdict()), (fails, verdict), "{ours}");
+        }
+        assert!(!row(6.0, Goal::Ours(5.0)).fails() && !row(6.0, Goal::None).fails());
+        assert_eq!(row(6.0, Goal::Ours(5.0)).verdict(), "MISSED");
+        assert!(table(&[row(6.0, checked)]).to_string().contains("at most 2.00, fails above 2.75"));
     }
 
     #[test]

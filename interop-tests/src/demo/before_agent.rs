@@ -3,8 +3,9 @@
 
 use anyhow::{Result, ensure};
 
+use super::layout::EDGES;
 use super::pod::{DemoPod, answered};
-use super::world::{EDGES, World};
+use super::world::World;
 
 /// Segments in the plugin's configuration for each edge node, from the reserved half of the ranges.
 const EARLY: [[&str; 2]; 4] = [

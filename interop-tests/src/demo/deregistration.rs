@@ -10,10 +10,11 @@ use ipnetwork::IpNetwork;
 use rustix::process::Signal;
 
 use super::check_runner::TIMEOUT;
+use super::layout::NODES;
 use super::operator::QUARANTINE;
 use super::pod::answered;
 use super::reach::Pods;
-use super::world::{NODES, World};
+use super::world::World;
 
 /// Removes a2 from its community, then from the cluster.
 ///

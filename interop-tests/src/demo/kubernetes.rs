@@ -9,10 +9,11 @@ use super::api_server::Kubernetes;
 use super::ca_rollover::to_another_authority;
 use super::check_runner::TIMEOUT;
 use super::isolation::{joining_and_leaving, outsiders_stay_out};
+use super::layout::{EDGES, NODES};
 use super::pod::reaches;
 use super::reach::{self, Pods, only_esp_on_the_wire};
 use super::tunnel_watch::TunnelWatch;
-use super::world::{CONTROLLER_PORT, EDGES, NODES, REPLICA_PORT, World};
+use super::world::{CONTROLLER_PORT, REPLICA_PORT, World};
 use crate::kube;
 use crate::scenario::{Lab, skip};
 

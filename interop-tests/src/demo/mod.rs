@@ -1,6 +1,7 @@
 //! The demo, which runs the whole system on six machines and checks each of its claims.
 //!
-//! - `world`: the network, the captures on its routers, and the programs that run in it.
+//! - `layout`: the nodes and sites of the network. `world`: the network, the captures on its
+//!   routers, and the programs that run in it.
 //! - `operator`, `pod`, `status`: act as an operator, a container runtime and a script.
 //! - `captured_frames`: classifies and counts captured frames. `check_runner`: runs, counts and
 //!   shows the checks.
@@ -14,7 +15,7 @@
 //!   is a part of this scenario. A second scenario in `firewall` has the rules of Docker and
 //!   firewalld.
 //! - [`tour`]: shows the same network to a person, step by step.
-//! - [`chaos`]: causes random events in the same network.
+//! - [`chaos`]: causes random events in the same network, or in a larger one.
 
 mod api_server;
 mod before_agent;
@@ -29,6 +30,7 @@ mod firewall;
 mod isolation;
 mod kubernetes;
 mod lan_hosts;
+mod layout;
 mod operator;
 mod pod;
 mod pod_spoofing;

@@ -9,7 +9,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::api_server::Kubernetes;
-use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, REPLICA_PORT, World, site};
+use super::layout::site;
+use super::world::{CLOUD_NETWORKS, CLUSTER_RANGES, CONTROLLER_PORT, REPLICA_PORT, World};
 
 /// Quarantine: how long the segments of a deregistered node are granted to no other node.
 pub(super) const QUARANTINE: Duration = Duration::from_secs(10);

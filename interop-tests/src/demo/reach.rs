@@ -6,8 +6,9 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, ensure};
 
 use super::check_runner::TIMEOUT;
+use super::layout::{EDGES, NODES, site};
 use super::pod::{DemoPod, reaches};
-use super::world::{EDGES, NODES, World};
+use super::world::World;
 use crate::cni_plugin::CONFLIST;
 use crate::topology::Pod;
 
@@ -47,23 +48,19 @@ impl Pods {
 /// Returns the error of the first check that fails.
 pub(super) fn bring_up(world: &World) -> Result<Pods> {
     let checks = &world.checks;
+    let layout = world.layout;
     checks.part("The cloud and all agents start; a1 and a2 are labelled alpha, b1 beta");
     world.start_controller()?;
-    for (node, role, spare) in [
-        ("cloud-1", "hub", 0),
-        ("cloud-2", "cloud", 0),
-        ("edge-a1", "edge", 1),
-        ("edge-a2", "edge", 0),
-        ("edge-b1", "edge", 0),
-        ("edge-c1", "edge", 0),
-    ] {
+    let edges = layout.edges().map(|edge| (edge, "edge", u32::from(edge == "edge-a1")));
+    for (node, role, spare) in layout.cloud.iter().map(|(node, role)| (*node, *role, 0)).chain(edges) {
         world.configure_agent(node, role, spare, true)?;
         world.start_agent(node)?;
     }
-    checks.eventually("all six nodes have joined", "*.edge-agent.log", TIMEOUT, || {
+    let all = layout.nodes().count();
+    checks.eventually(&format!("all {all} nodes have joined"), "*.edge-agent.log", TIMEOUT, || {
         let nodes: serde_json::Value = serde_json::from_str(&world.controller(&["node", "list", "--json"])?)?;
         let count = nodes.as_array().map_or(0, Vec::len);
-        ensure!(count == NODES.len(), "{count} of {}", NODES.len());
+        ensure!(count == all, "{count} of {all}");
         Ok(())
     })?;
     checks.check(
@@ -75,32 +72,42 @@ pub(super) fn bring_up(world: &World) -> Result<Pods> {
             Ok("")
         },
     )?;
-    world.label("edge-a1", "fabedge/edge-community=alpha")?;
-    world.label("edge-a2", "bocloud.com/edge-community=alpha")?;
-    world.label("edge-b1", "fabedge/edge-community=beta")?;
+    for edge in layout.alpha {
+        let key = if *edge == "edge-a2" { "bocloud.com/edge-community" } else { "fabedge/edge-community" };
+        world.label(edge, &format!("{key}=alpha"))?;
+    }
+    for edge in layout.beta {
+        world.label(edge, "fabedge/edge-community=beta")?;
+    }
     let mut tunnels = vec![("edge-a1", "edge-a2"), ("edge-a2", "edge-a1")];
-    for edge in EDGES {
-        tunnels.extend([(edge, "cloud-1"), ("cloud-1", edge)]);
+    for edge in layout.edges() {
+        tunnels.extend(layout.hubs().flat_map(|hub| [(edge, hub), (hub, edge)]));
     }
     for (node, peer) in tunnels {
         checks.eventually(&format!("{node} has a tunnel to {peer}"), "*.edge-agent.log", TIMEOUT, || {
             world.tunnel_is_up(node, peer)
         })?;
     }
-    for node in EDGES {
+    for node in layout.edges() {
         world.node(node).sh(&format!("rm -f {CONFLIST}"))?;
         let plugin = world.lab.program("edge-cni")?;
         world.agent(node, &["install-cni", "--plugin", &plugin.display().to_string()])?;
     }
     let mut ours = BTreeMap::new();
-    for node in EDGES {
+    for node in layout.edges() {
         ours.insert(node, world.add_pod(node, "web")?);
     }
-    let cloud = vec![cloud_pod(world, "cloud-1", 1)?, cloud_pod(world, "cloud-2", 2)?];
+    let numbered = || layout.cloud.iter().map(|(node, _)| *node).zip(1_u8..);
+    let cloud = numbered().map(|(node, number)| cloud_pod(world, node, number)).collect::<Result<_>>()?;
     // The cloud's CNI adds routes to the other cloud nodes.
-    let (one, two) = (world.node("cloud-1"), world.node("cloud-2"));
-    one.sh("ip route add 10.244.2.0/24 via 198.51.100.12 && ip route add fd44::2:0/112 via 2001:db8:c::12")?;
-    two.sh("ip route add 10.244.1.0/24 via 198.51.100.11 && ip route add fd44::1:0/112 via 2001:db8:c::11")?;
+    for (node, own) in numbered() {
+        for (other, number) in numbered().filter(|(_, number)| *number != own) {
+            let [v4, v6] = site(other).inside.map(Option::unwrap_or_default);
+            world.node(node).sh(&format!(
+                "ip route add 10.244.{number}.0/24 via {v4} && ip route add fd44::{number}:0/112 via {v6}"
+            ))?;
+        }
+    }
     world.route_ledger_in_clear()?;
     world.new_frames()?;
     Ok(Pods { ours, cloud })

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result, ensure};
 
 use super::check_runner::TIMEOUT;
+use super::layout::NODES;
 use super::reach::Pods;
-use super::world::{NODES, World};
+use super::world::World;
 
 /// Compares status and kernel on every host, then deletes a policy and an SA manually. Then
 /// compares the output of `diagnose` with the permitted pairs.

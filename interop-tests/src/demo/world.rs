@@ -1,4 +1,4 @@
-//! The demo's network, with a cloud, four edge sites and the internet between them.
+//! The demo's network, the captures on its routers, and the programs that run in it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -10,14 +10,9 @@ use rustix::process::Signal;
 use super::api_server::Kubernetes;
 use super::captured_frames::{ExpectedTraffic, FrameCounts, Kind};
 use super::check_runner::Checks;
+use super::layout::{DEMO, Layout, site};
 use crate::scenario::Lab;
-use crate::topology::{Capture, Net, NetworkPlan, Node, Process};
-
-/// The edge nodes.
-pub(super) const EDGES: [&str; 4] = ["edge-a1", "edge-a2", "edge-b1", "edge-c1"];
-
-/// All nodes that run an agent.
-pub(super) const NODES: [&str; 6] = ["cloud-1", "cloud-2", "edge-a1", "edge-a2", "edge-b1", "edge-c1"];
+use crate::topology::{Capture, Net, Node, Process};
 
 /// The cluster ranges, from which segments are cut. The upper half of each range is reserved for
 /// pods that exist before any agent runs.
@@ -32,94 +27,6 @@ pub(super) const CONTROLLER_PORT: u16 = 8443;
 /// The port of a second replica, if there is one.
 pub(super) const REPLICA_PORT: u16 = 8444;
 
-/// Captured interfaces: router, interface, and an address behind it that answers pings.
-const WATCHED: [(&str, &str, &str); 9] = [
-    ("r-cloud", "isp", "203.0.113.11"),
-    ("r-a1", "lan-a1", "192.0.2.10"),
-    ("r-a1", "isp", "203.0.113.1"),
-    ("r-a2", "lan-a2", "192.168.1.254"),
-    ("r-a2", "isp", "203.0.113.1"),
-    ("r-b1", "lan-b1", "2001:db8:b1::10"),
-    ("r-b1", "isp", "2001:db8::1"),
-    ("r-c1", "lan-c1", "192.168.1.10"),
-    ("r-c1", "isp", "203.0.113.1"),
-];
-
-/// An edge node and its router, with the addresses of both, at most one of each family.
-pub(super) struct Site {
-    /// Name of the site's router.
-    pub(super) router: &'static str,
-    /// The router's addresses on the internet: IPv4, IPv6.
-    pub(super) outside: [Option<&'static str>; 2],
-    /// The node's addresses: IPv4, IPv6.
-    pub(super) inside: [Option<&'static str>; 2],
-}
-
-/// Returns the site of a node.
-pub(super) fn site(node: &str) -> Site {
-    let (router, outside, inside) = match node {
-        "edge-a1" => {
-            ("r-a1", [Some("203.0.113.11"), Some("2001:db8::11")], [Some("192.0.2.10"), Some("2001:db8:a1::10")])
-        }
-        "edge-a2" => ("r-a2", [Some("203.0.113.12"), None], [Some("192.168.1.10"), None]),
-        "edge-b1" => ("r-b1", [None, Some("2001:db8::13")], [None, Some("2001:db8:b1::10")]),
-        "edge-c1" => ("r-c1", [Some("203.0.113.14"), None], [Some("192.168.1.10"), None]),
-        _ => ("r-cloud", [Some("203.0.113.1"), Some("2001:db8::1")], [Some("198.51.100.11"), Some("2001:db8:c::11")]),
-    };
-    Site { router, outside, inside }
-}
-
-fn plan() -> NetworkPlan {
-    let mut plan = NetworkPlan::new();
-    plan.router("r-cloud")
-        .on("isp", &["203.0.113.1/24", "2001:db8::1/64"])
-        .on("cloud", &["198.51.100.1/24", "2001:db8:c::1/64"])
-        .route("192.0.2.0/24", "203.0.113.11")
-        .route("2001:db8:a1::/64", "2001:db8::11")
-        .route("2001:db8:b1::/64", "2001:db8::13");
-    for (name, v4, v6) in
-        [("cloud-1", "198.51.100.11/24", "2001:db8:c::11/64"), ("cloud-2", "198.51.100.12/24", "2001:db8:c::12/64")]
-    {
-        plan.host(name)
-            .on("cloud", &[v4, v6])
-            .via("198.51.100.1")
-            .via("2001:db8:c::1")
-            .own_directory("/etc/edge-controller");
-    }
-    plan.router("r-a1")
-        .on("isp", &["203.0.113.11/24", "2001:db8::11/64"])
-        .on("lan-a1", &["192.0.2.1/24", "2001:db8:a1::1/64"])
-        .via("203.0.113.1")
-        .via("2001:db8::1");
-    plan.router("r-a2")
-        .on("isp", &["203.0.113.12/24"])
-        .on("lan-a2", &["192.168.1.1/24"])
-        .via("203.0.113.1")
-        .masquerade("isp");
-    plan.router("r-b1").on("isp", &["2001:db8::13/64"]).on("lan-b1", &["2001:db8:b1::1/64"]).via("2001:db8::1");
-    plan.router("r-c1")
-        .on("isp", &["203.0.113.14/24"])
-        .on("lan-c1", &["192.168.1.1/24"])
-        .via("203.0.113.1")
-        .masquerade("isp");
-    plan.host("edge-a1")
-        .on("lan-a1", &["192.0.2.10/24", "2001:db8:a1::10/64"])
-        .via("192.0.2.1")
-        .via("2001:db8:a1::1")
-        // A rule from another program on this host masquerades all packets that the host forwards.
-        .masquerade("lan-a1");
-    plan.host("edge-a2").on("lan-a2", &["192.168.1.10/24"]).via("192.168.1.1");
-    plan.host("edge-b1").on("lan-b1", &["2001:db8:b1::10/64"]).via("2001:db8:b1::1");
-    plan.host("edge-c1").on("lan-c1", &["192.168.1.10/24"]).via("192.168.1.1");
-    // Neighbours of a1 and a2. The first neighbour is hostile. The second answers the marks on a2's
-    // LAN, so that the marks do not depend on a2's address.
-    plan.host("neighbour").on("lan-a1", &["192.0.2.66/24", "2001:db8:a1::66/64"]).via("192.0.2.1");
-    plan.host("printer").on("lan-a2", &["192.168.1.254/24"]).via("192.168.1.1");
-    // A hostile machine on the cloud's LAN.
-    plan.host("cloud-neighbour").on("cloud", &["198.51.100.66/24", "2001:db8:c::66/64"]).via("198.51.100.1");
-    plan
-}
-
 struct CapturedWire {
     router: &'static str,
     beyond: &'static str,
@@ -131,6 +38,8 @@ struct CapturedWire {
 pub(super) struct World<'lab> {
     /// The tools of the scenario.
     pub(super) lab: &'lab Lab,
+    /// The nodes and sites of the network.
+    pub(super) layout: &'static Layout,
     /// The hosts and routers.
     pub(super) net: &'lab Net,
     /// The checks that have run so far.
@@ -145,21 +54,30 @@ pub(super) struct World<'lab> {
 }
 
 impl<'lab> World<'lab> {
-    /// Builds the network and starts the captures.
+    /// Builds the demo's network and starts the captures.
     ///
     /// # Errors
     /// Returns an error if the kernel refuses a command.
     pub(super) fn build(lab: &'lab Lab) -> Result<Self> {
-        let net = lab.build(&plan())?;
+        Self::build_with(lab, &DEMO)
+    }
+
+    /// Builds a network with this layout and starts the captures.
+    ///
+    /// # Errors
+    /// Returns an error if the kernel refuses a command.
+    pub(super) fn build_with(lab: &'lab Lab, layout: &'static Layout) -> Result<Self> {
+        let net = lab.build(&layout.plan())?;
         let mut captures = Vec::new();
-        for (router, interface, beyond) in WATCHED {
-            let capture = net.node(router).capture(interface)?;
+        for (router, interface, beyond) in layout.watched() {
+            let capture = net.node(router).capture(&interface)?;
             captures.push(CapturedWire { router, beyond, capture, read: 0 });
         }
         let guarded =
             CLUSTER_RANGES.iter().chain(&CLOUD_NETWORKS).map(|range| range.parse()).collect::<Result<_, _>>()?;
         Ok(Self {
             lab,
+            layout,
             net,
             checks: Checks::new(),
             running: RefCell::default(),
@@ -250,7 +168,7 @@ impl<'lab> World<'lab> {
         let family = usize::from(segment.is_ipv6());
         let home = site(node);
         let (Some(outside), Some(inside)) = (home.outside[family], home.inside[family]) else { return Ok(()) };
-        for other in ["cloud-1", "edge-a1", "edge-a2", "edge-b1", "edge-c1"] {
+        for other in self.layout.edges().chain(["cloud-1"]) {
             let there = site(other);
             let via = if there.router == home.router { inside } else { outside };
             if there.router == home.router || there.outside[family].is_some() {

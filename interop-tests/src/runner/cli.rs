@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result, bail};
 
 use super::build;
+use super::kept_logs::mark_failed;
 use super::labs::{Labs, Setup, run_in_labs};
 use crate::guest::{Backend, choose};
 use crate::kernel::Purpose;
@@ -134,6 +135,9 @@ pub fn outcomes(
     let mut all = Vec::new();
     run_in_labs(&setup, queue, options.labs, |outcome| {
         let outcome = judge(outcome, is_ci());
+        if outcome.result == TestResult::Fail {
+            mark_failed(&directory(&out, &outcome.scenario), &outcome.why)?;
+        }
         ended(&outcome, &directory(&out, &outcome.scenario))?;
         all.push(outcome);
         Ok(())

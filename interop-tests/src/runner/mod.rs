@@ -5,12 +5,14 @@
 //!   outcomes.
 //! - `labs`: shares the scenarios out to labs that run at the same time.
 //! - `worker`: runs a job on the guest's side: one program, or scenarios.
+//! - `kept_logs`: keeps the logs of failed runs when a scenario runs again.
 //! - `serial`: runs one scenario after the other in fresh namespaces and kills a scenario that
 //!   misses its deadline.
 //! - `single`: runs one scenario in its own process.
 
 mod build;
 mod cli;
+mod kept_logs;
 mod labs;
 mod serial;
 mod single;

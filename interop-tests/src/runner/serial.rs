@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use super::kept_logs;
 use crate::guest::{Event, JobIo};
 use crate::scenario::{Outcome, Scenario, TestResult, directory, find};
 
@@ -58,7 +59,7 @@ pub(crate) fn run_all(
 
 fn run_one(scenario: &Scenario, context: &RunContext<'_>) -> Result<Outcome> {
     let kept = directory(context.out, scenario.name);
-    fresh(&kept)?;
+    kept_logs::begin(&kept)?;
     // In the guest, logs are kept in memory until the scenario has ended. In a directory of the
     // host, a file's size is visible in the guest with a delay, so readers would miss the ends of
     // logs.
@@ -66,20 +67,13 @@ fn run_one(scenario: &Scenario, context: &RunContext<'_>) -> Result<Outcome> {
         JobIo::Inherited => kept.clone(),
         JobIo::Lines | JobIo::Terminal(_) => directory(Path::new("/tmp/edge-lab-out"), scenario.name),
     };
-    fresh(&out)?;
+    kept_logs::empty(&out)?;
     let outcome = run_in(scenario, context, &out);
     if out != kept {
         copy(&out, &kept).with_context(|| format!("keeping the logs in {}", kept.display()))?;
         fs::remove_dir_all(&out)?;
     }
     outcome
-}
-
-fn fresh(directory: &Path) -> Result<()> {
-    if directory.exists() {
-        fs::remove_dir_all(directory)?;
-    }
-    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -10,19 +10,47 @@ use super::connectivity::make_bridge;
 use crate::edge_agent::Agent;
 use crate::edge_controller::Controller;
 use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{NetworkPlan, Node, Pod, Process};
+use crate::tcp_transfer::{NO_ICMP_ERRORS, TcpTransfer};
+use crate::topology::{NetworkPlan, Node, Pod};
 use crate::wait;
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "agent/path-mtu",
-    about: "the underlay's MTU falls to 1430 and no ICMP says so: TCP goes on in both directions and families; then the MTU comes back",
-    deadline: Duration::from_secs(300),
-    by_default: true,
-    needs: Needs::Nothing,
-    run: falls_and_rises,
-}];
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { name, about, deadline: Duration::from_secs(300), by_default: true, needs: Needs::Nothing, run }
+}
 
-const HUB: &str = "203.0.113.1";
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "agent/path-mtu",
+        "the underlay's MTU falls to 1430 and no ICMP says so: TCP goes on in both directions and families; then the MTU comes back",
+        falls_and_rises,
+    ),
+    scenario(
+        "agent/path-mtu-1280",
+        "the uplink of an edge has an MTU of 1280 and no ICMP says so: TCP of pods works in both directions and families",
+        |lab| small_uplink(lab, &OVER_IPV4),
+    ),
+    scenario("agent/path-mtu-1280-ipv6", "the same where the underlay has only IPv6", |lab| {
+        small_uplink(lab, &OVER_IPV6)
+    }),
+];
+
+/// The addresses of the underlay: those of a node, and of its router.
+struct Underlay {
+    hub: [&'static str; 2],
+    edges: [[&'static str; 2]; 2],
+    prefix: &'static str,
+}
+
+const OVER_IPV4: Underlay = Underlay {
+    hub: ["203.0.113.1", "203.0.113.254"],
+    edges: [["198.51.100.10", "198.51.100.254"], ["192.0.2.10", "192.0.2.254"]],
+    prefix: "/24",
+};
+const OVER_IPV6: Underlay = Underlay {
+    hub: ["2001:db8::1", "2001:db8::fe"],
+    edges: [["2001:db8:1::10", "2001:db8:1::fe"], ["2001:db8:2::10", "2001:db8:2::fe"]],
+    prefix: "/64",
+};
 /// What fits into an ESP packet of 1430 bytes: less 20 for IPv4, 8 for UDP and 32 for ESP, down to
 /// a multiple of 4, less 2 for the trailer.
 const NARROW: u64 = 1366;
@@ -31,11 +59,6 @@ const NARROW: u64 = 1366;
 const NARROW_TO_ROUTER: u64 = 1370;
 /// Time for a search, with a lot of room for a busy machine.
 const SEARCH: Duration = Duration::from_secs(60);
-/// The router sends no ICMP errors about large packets.
-const SILENT: &str = "nft add table inet silent
-     nft add chain inet silent output '{ type filter hook output priority 0; }'
-     nft add rule inet silent output icmp type destination-unreachable counter drop
-     nft add rule inet silent output icmpv6 type packet-too-big counter drop";
 
 /// Two edges of a community behind a router, each with a pod.
 struct Site<'a> {
@@ -45,19 +68,22 @@ struct Site<'a> {
     pods: [(Pod, Vec<IpAddr>); 2],
 }
 
-/// Makes the site and calls `run`.
-fn with_site(lab: &Lab, run: impl FnOnce(&Site<'_>) -> Result<()>) -> Result<()> {
+/// Makes the site, in which the second edge has an uplink of this MTU, and calls `run`.
+fn with_site(lab: &Lab, underlay: &Underlay, mtu: u16, run: impl FnOnce(&Site<'_>) -> Result<()>) -> Result<()> {
+    let Underlay { hub: [hub_address, hub_router], edges: [left, right], prefix } = underlay;
+    let with_prefix = |address: &str| format!("{address}{prefix}");
     let mut plan = NetworkPlan::new();
     plan.router("isp")
-        .on("cloud", &["203.0.113.254/24"])
-        .on("left", &["198.51.100.254/24"])
-        .on("right", &["192.0.2.254/24"]);
-    plan.host("hub").on("cloud", &[&format!("{HUB}/24")]).via("203.0.113.254").own_directory("/etc/edge-controller");
-    plan.host("edge-0").on("left", &["198.51.100.10/24"]).via("198.51.100.254");
-    plan.host("edge-1").on("right", &["192.0.2.10/24"]).via("192.0.2.254");
+        .on("cloud", &[&with_prefix(hub_router)])
+        .on("left", &[&with_prefix(left[1])])
+        .on("right", &[&with_prefix(right[1])])
+        .mtu("right", mtu);
+    plan.host("hub").on("cloud", &[&with_prefix(hub_address)]).via(hub_router).own_directory("/etc/edge-controller");
+    plan.host("edge-0").on("left", &[&with_prefix(left[0])]).via(left[1]);
+    plan.host("edge-1").on("right", &[&with_prefix(right[0])]).via(right[1]).mtu("right", mtu);
     let net = lab.build(&plan)?;
     let (isp, hub, edges) = (net.node("isp"), net.node("hub"), [net.node("edge-0"), net.node("edge-1")]);
-    let controller = Controller::start_dual_stack(lab, hub, HUB)?;
+    let controller = Controller::start_dual_stack(lab, hub, hub_address)?;
     let mut hub_agent = controller.join(hub, "hub")?;
     hub_agent.wait_ready()?;
     let mut agents = [controller.join(edges[0], "edge")?, controller.join(edges[1], "edge")?];
@@ -98,12 +124,12 @@ impl Site<'_> {
 }
 
 fn falls_and_rises(lab: &Lab) -> Result<()> {
-    with_site(lab, |site| {
+    with_site(lab, &OVER_IPV4, 1500, |site| {
         // One connection in each direction, in each family.
         let pods = &site.pods;
         let transfers = [
-            Transfer::start(&pods[0], &pods[1], IpAddr::is_ipv4)?,
-            Transfer::start(&pods[1], &pods[0], IpAddr::is_ipv6)?,
+            TcpTransfer::start(&pods[0].0, &pods[1].0, address(&pods[1].1, IpAddr::is_ipv4)?)?,
+            TcpTransfer::start(&pods[1].0, &pods[0].0, address(&pods[0].1, IpAddr::is_ipv6)?)?,
         ];
         for transfer in &transfers {
             transfer.wait_more(2)?;
@@ -113,13 +139,13 @@ fn falls_and_rises(lab: &Lab) -> Result<()> {
         }
         lab.step("connections carry data, and the path carries packets of the pods' MTU");
 
-        site.isp.sh(&format!("{SILENT}\nip link set right mtu 1430"))?;
+        site.isp.sh(&format!("{NO_ICMP_ERRORS}\nip link set right mtu 1430"))?;
         for transfer in &transfers {
             // What was under way before is far less.
             transfer.wait_more(4)?;
         }
-        let silences: Vec<String> = transfers.iter().flat_map(Transfer::silences).collect();
-        lab.step(&format!("the connections go on ({})", silences.join(", ")));
+        let silences = transfers.each_ref().map(TcpTransfer::longest_silence);
+        lab.step(&format!("the connections go on, after {silences:?} without data"));
         for (edge, bytes) in [NARROW, NARROW_TO_ROUTER].into_iter().enumerate() {
             site.wait_path(edge, |path_mtu| path_mtu["limited"] == true && path_mtu["bytes"] == bytes)?;
             let agent = &site.agents[edge];
@@ -150,6 +176,38 @@ fn falls_and_rises(lab: &Lab) -> Result<()> {
             transfer.wait_more(2)?;
         }
         lab.step("on another path larger packets are tried at once");
+        Ok(())
+    })
+}
+
+fn small_uplink(lab: &Lab, underlay: &Underlay) -> Result<()> {
+    with_site(lab, underlay, 1280, |site| {
+        site.isp.sh(NO_ICMP_ERRORS)?;
+        let pods = &site.pods;
+        for (edge, mtu) in [(0, 1418), (1, 1280)] {
+            let host = &site.agents[edge].status()?["host"];
+            ensure!(host["pod_mtu"] == mtu, "edge-{edge} has {host}");
+            // The plugin gives pods this MTU.
+            pods[edge].0.sh(&format!("ip link set eth0 mtu {mtu}"))?;
+        }
+        let host = &site.agents[1].status()?["host"];
+        ensure!(host["small_uplink"] == 1280, "the status does not name the uplink: {host}");
+        let mut transfers = Vec::new();
+        for (from, to) in [(&pods[0], &pods[1]), (&pods[1], &pods[0])] {
+            for family in [IpAddr::is_ipv4 as fn(&IpAddr) -> bool, IpAddr::is_ipv6] {
+                transfers.push(TcpTransfer::start(&from.0, &to.0, address(&to.1, family)?)?);
+            }
+        }
+        for transfer in &transfers {
+            transfer.wait_more(3)?;
+        }
+        let silences: Vec<Duration> = transfers.iter().map(TcpTransfer::longest_silence).collect();
+        lab.step(&format!("the connections carry data, at most {silences:?} without any"));
+        for (edge, path) in [(0, "edge-1"), (1, "edge-0")] {
+            site.wait_path(edge, |path_mtu| path_mtu["unanswered"] == false)?;
+            let known = known_path_mtu(&site.agents[edge], path)?;
+            lab.step(&format!("edge-{edge} knows of the path to {path}: {known}"));
+        }
         Ok(())
     })
 }
@@ -195,64 +253,7 @@ fn told_mtu(pod: &Pod, to: IpAddr, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// A TCP connection from one pod to another that carries about a megabyte a second.
-struct Transfer {
-    receiver: Process,
-    _sender: Process,
+/// Returns a pod's address of one family.
+fn address(addresses: &[IpAddr], family: fn(&IpAddr) -> bool) -> Result<IpAddr> {
+    addresses.iter().copied().find(family).context("no address of this family")
 }
-
-impl Transfer {
-    fn start(from: &(Pod, Vec<IpAddr>), to: &(Pod, Vec<IpAddr>), family: fn(&IpAddr) -> bool) -> Result<Self> {
-        let address = to.1.iter().find(|address| family(address)).context("no address")?.to_string();
-        let python = |pod: &Pod, name: &str, program: &str| {
-            let name = format!("{name}-{}", address.replace([':', '.'], "-"));
-            pod.start(&name, pod.command("python3").args(["-u", "-c", program, &address]))
-        };
-        let mut receiver = python(&to.0, "receiver", RECEIVER)?;
-        receiver.wait_log("listening")?;
-        Ok(Self { _sender: python(&from.0, "sender", SENDER)?, receiver })
-    }
-
-    /// Waits until this number of further megabytes has arrived.
-    fn wait_more(&self, megabytes: usize) -> Result<()> {
-        let before = self.received();
-        wait::until("the connection to go on", SEARCH, || {
-            let now = self.received();
-            ensure!(now >= before + megabytes, "{now} MB arrived, {before} before");
-            Ok(())
-        })
-    }
-
-    fn received(&self) -> usize {
-        self.receiver.log().lines().filter(|line| *line == "a megabyte").count()
-    }
-
-    /// Returns what the receiver says about times without data.
-    fn silences(&self) -> Vec<String> {
-        self.receiver.log().lines().filter(|line| line.starts_with("silent")).map(str::to_owned).collect()
-    }
-}
-
-const RECEIVER: &str = "\
-import socket, sys, time
-family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET
-server = socket.create_server((sys.argv[1], 5001), family=family)
-print('listening')
-connection, _ = server.accept()
-total, last = 0, time.monotonic()
-while block := connection.recv(65536):
-    silence, last = time.monotonic() - last, time.monotonic()
-    if silence > 1.5:
-        print(f'silent for {silence:.1f} s')
-    before, total = total, total + len(block)
-    if total >> 20 > before >> 20:
-        print('a megabyte')
-";
-
-const SENDER: &str = "\
-import socket, sys, time
-connection = socket.create_connection((sys.argv[1], 5001))
-while True:
-    connection.sendall(bytes(16384))
-    time.sleep(0.015)
-";

@@ -29,6 +29,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         own_address_changes,
     ),
     scenario(
+        "tcp/restarts",
+        "while UDP is blocked, an edge's and a hub's agent are restarted and killed, and the tunnel is back in TCP",
+        restarts,
+    ),
+    scenario(
         "tcp/strangers",
         "what strangers send to the TCP port ends their connections and nobody else's",
         strangers,
@@ -43,8 +48,15 @@ const CLOUD_POD: &str = "10.244.1.2";
 const NOBODY: &str = "10.244.1.99";
 /// Interval of the pings.
 const PACE: Duration = Duration::from_millis(20);
+/// The longest time without an answer after an agent was restarted or killed while UDP is blocked.
+/// A connection ends with its process. The edge tries UDP for 5.5 s before it opens another one,
+/// and notices a hub that was killed by a liveness check.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30);
 /// Time for the tunnel to change its transport: an edge tries UDP once a minute.
 const CHANGE: Duration = Duration::from_secs(90);
+
+/// The part of the hub's configuration that makes it accept TCP.
+const LISTENS: &str = "[tcp]\nlisten_port = 4500\n";
 
 /// A hub with a cloud pod, and an edge with a pod behind a router that blocks UDP. The router
 /// translates IPv4.
@@ -79,7 +91,7 @@ impl<'a> Site<'a> {
         block(net, rules)?;
         let networks = format!("networks = [{CLOUD_NETWORK:?}]");
         let controller = Controller::start(lab, net.node("hub"), HUB, &networks)?;
-        let mut hub = controller.join_with(net.node("hub"), "hub", "[tcp]\nlisten_port = 4500\n")?;
+        let mut hub = controller.join_with(net.node("hub"), "hub", LISTENS)?;
         hub.wait_ready()?;
         let cloud_pod = net.node("hub").wired_pod("p", &format!("{CLOUD_POD}/24"), "10.244.1.1/24")?;
         let mut edge = controller.join(net.node("edge"), "edge")?;
@@ -102,6 +114,27 @@ impl<'a> Site<'a> {
             ensure!(report["phase"] == "up" && report["tcp"] == tcp, "the status says {report}");
             Ok(())
         })
+    }
+
+    /// Checks that the tunnel is up in TCP again after `happens`, and that pods are without an
+    /// answer for less than [`LONGEST_SILENCE`].
+    fn survives(&mut self, lab: &Lab, what: &str, happens: fn(&mut Self) -> Result<()>) -> Result<()> {
+        let mut pings = self.pings()?;
+        for ping in &mut pings {
+            ping.wait_more(50)?;
+        }
+        happens(self)?;
+        self.hub.wait_ready()?;
+        self.edge.wait_ready()?;
+        self.wait_tcp(true)?;
+        for (mut ping, direction) in pings.into_iter().zip(["from the edge", "from the cloud"]) {
+            ping.wait_more(100).with_context(|| format!("{direction}, after {what}"))?;
+            let report = ping.stop()?;
+            let (lost, silence) = (report.lost(), report.longest_silence);
+            lab.step(&format!("{what}: {direction} {lost} of {} lost, {silence:.1?} silent", report.sent));
+            ensure!(silence < LONGEST_SILENCE, "{what}: {direction} nothing was answered for {silence:?}");
+        }
+        wait::for_event("both ends to have SAs in TCP", || self.expect_tcp(HUB))
     }
 
     /// Starts pings between the pods, in both directions.
@@ -269,6 +302,31 @@ fn own_address_changes(lab: &Lab) -> Result<()> {
         lab.step(&format!("longest silence {:?}", report.longest_silence));
     }
     Ok(())
+}
+
+fn restarts(lab: &Lab) -> Result<()> {
+    let mut site = Site::start(lab, &[NO_UDP])?;
+    site.wait_tcp(true)?;
+    site.survives(lab, "the edge's agent is restarted", |site| {
+        site.edge.process().stop()?;
+        site.edge = site.controller.start_again(site.net.node("edge"))?;
+        Ok(())
+    })?;
+    site.survives(lab, "the edge's agent is killed", |site| {
+        site.edge.process().kill()?;
+        site.edge = site.controller.start_again(site.net.node("edge"))?;
+        Ok(())
+    })?;
+    site.survives(lab, "the hub's agent is restarted", |site| {
+        site.hub.process().stop()?;
+        site.hub = site.controller.start_with(site.net.node("hub"), LISTENS)?;
+        Ok(())
+    })?;
+    site.survives(lab, "the hub's agent is killed", |site| {
+        site.hub.process().kill()?;
+        site.hub = site.controller.start_with(site.net.node("hub"), LISTENS)?;
+        Ok(())
+    })
 }
 
 fn strangers(lab: &Lab) -> Result<()> {

@@ -81,6 +81,26 @@ fn connections_go_on_with_the_first_limit_while_the_search_makes_it_more_exact()
     }
 }
 
+/// The check and the two waves of the first round take 100 ms each.
+#[test]
+fn where_round_trips_are_known_to_be_short_the_first_limit_comes_within_a_third_of_a_second() {
+    for limit in SMALLEST..FULL {
+        let mut search = Search::new(SMALLEST, FULL);
+        let (_, end) = check(&mut search, at(1000), up_to(1500));
+        let began = end + CHECK_INTERVAL;
+        search.add_sent(MIN_SENT);
+        let (mut probes, mut now) = (search.check(began, CHECK_INTERVAL), began);
+        while search.limit().is_none() {
+            for size in probes.drain(..).filter(|size| *size <= limit).collect::<Vec<_>>() {
+                search.answered(size, ROUND_TRIP, now + ROUND_TRIP);
+            }
+            now = search.due().unwrap();
+            probes = search.timeout(now);
+        }
+        assert!(now <= began + Duration::from_millis(330), "{now:?} for {limit}");
+    }
+}
+
 #[test]
 fn a_path_that_carries_everything_costs_one_probe_for_each_check() {
     let mut search = Search::new(SMALLEST, FULL);

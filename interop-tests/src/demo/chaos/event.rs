@@ -4,14 +4,13 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::super::world::{EDGES, NODES};
+use super::super::layout::{Layout, is_behind_nat};
 
-/// Edges behind a NAT.
-const BEHIND_NAT: [&str; 2] = ["edge-a2", "edge-c1"];
-/// Edges that join and leave community alpha, to which a1 and a2 always belong.
-const GUESTS: [&str; 2] = ["edge-b1", "edge-c1"];
-/// Maximum number of events in a round.
-const MOST_AT_ONCE: usize = 3;
+/// Maximum number of events in a round: a share of the nodes and the controller.
+fn most_at_once(layout: &Layout) -> usize {
+    layout.nodes().count() / 2
+}
+
 /// Duration of an interruption in a round, in milliseconds.
 const LASTS_MS: std::ops::RangeInclusive<u64> = 0..=4000;
 
@@ -23,7 +22,7 @@ pub(super) enum Event {
     AgentRestarted,
     /// The agent is killed, and started at the end of the round.
     AgentKilled,
-    /// An edge's cable is unplugged until the end of the round.
+    /// The cable of an edge, or of one of several hubs, is unplugged until the end of the round.
     LinkDown,
     /// An edge gets another address on its LAN.
     AddressReplaced,
@@ -63,18 +62,21 @@ pub(super) struct Round {
 
 /// The endless sequence of rounds that follows from a seed.
 pub(super) struct Rounds {
+    layout: &'static Layout,
     random: Rng,
     /// The guests that are members of alpha.
     members: Vec<&'static str>,
 }
 
 impl Rounds {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { random: Rng::with_seed(seed), members: vec![] }
+    pub(super) fn new(seed: u64, layout: &'static Layout) -> Self {
+        Self { layout, random: Rng::with_seed(seed), members: vec![] }
     }
 
     fn event(&mut self, place: &'static str) -> Event {
-        let edge = EDGES.contains(&place);
+        let edge = self.layout.edges().any(|edge| edge == place);
+        let one_of_hubs = self.layout.hubs().count() > 1 && self.layout.hubs().any(|hub| hub == place);
+        let behind_nat = edge && is_behind_nat(place);
         loop {
             let event = match self.random.u8(0..14) {
                 _ if place == "controller" => Event::ControllerKilled,
@@ -83,15 +85,15 @@ impl Rounds {
                 2 => Event::XfrmFlushed,
                 3 => Event::NftFlushed,
                 4 => Event::Rekeyed { ike: self.random.bool() },
-                5 if edge => Event::LinkDown,
-                6 if BEHIND_NAT.contains(&place) => Event::AddressReplaced,
-                7 if BEHIND_NAT.contains(&place) => Event::NatRebooted { from_port: self.random.u16(10_000..60_000) },
+                5 if edge || one_of_hubs => Event::LinkDown,
+                6 if behind_nat => Event::AddressReplaced,
+                7 if behind_nat => Event::NatRebooted { from_port: self.random.u16(10_000..60_000) },
                 8 if edge => Event::RoutesFlushed,
                 9 if edge => Event::BridgeDeleted,
                 10 if edge => Event::ForwardingOff,
                 11 if edge => Event::ForwardDrops,
                 12 if edge => Event::PodReplaced,
-                13 if GUESTS.contains(&place) => Event::Member { alpha: !self.members.contains(&place) },
+                13 if self.layout.guests.contains(&place) => Event::Member { alpha: !self.members.contains(&place) },
                 _ => continue,
             };
             if let Event::Member { alpha } = event {
@@ -107,8 +109,8 @@ impl Iterator for Rounds {
     type Item = Round;
 
     fn next(&mut self) -> Option<Round> {
-        let places: Vec<&'static str> = NODES.into_iter().chain(["controller"]).collect();
-        let count = self.random.usize(1..=MOST_AT_ONCE);
+        let places: Vec<&'static str> = self.layout.nodes().chain(["controller"]).collect();
+        let count = self.random.usize(1..=most_at_once(self.layout));
         let chosen = self.random.choose_multiple(places, count);
         let events: Vec<_> = chosen.into_iter().map(|place| (place, self.event(place))).collect();
         Some(Round { events, lasts: Duration::from_millis(self.random.u64(LASTS_MS)) })
@@ -119,36 +121,46 @@ impl Iterator for Rounds {
 mod tests {
     use std::collections::BTreeSet;
 
+    use super::super::super::layout::{DEMO, TWELVE_NODES};
     use super::*;
 
     #[test]
     fn the_same_seed_gives_the_same_events_and_another_one_others() {
-        let rounds = |seed| Rounds::new(seed).take(50).collect::<Vec<_>>();
+        let rounds = |seed| Rounds::new(seed, &TWELVE_NODES).take(50).collect::<Vec<_>>();
         assert_eq!(rounds(7), rounds(7));
         assert_ne!(rounds(7), rounds(8));
     }
 
     #[test]
     fn every_kind_of_event_happens_and_nothing_happens_twice_at_once() {
-        let mut kinds = BTreeSet::new();
-        for round in Rounds::new(1).take(2000) {
-            let places: BTreeSet<_> = round.events.iter().map(|(place, _)| place).collect();
-            assert_eq!(places.len(), round.events.len(), "{round:?}");
-            assert!((1..=MOST_AT_ONCE).contains(&round.events.len()));
-            kinds.extend(
-                round
-                    .events
-                    .iter()
-                    .map(|(_, event)| format!("{event:?}").split([' ', '{']).next().unwrap_or_default().to_owned()),
-            );
+        for layout in [&DEMO, &TWELVE_NODES] {
+            let mut kinds = BTreeSet::new();
+            for round in Rounds::new(1, layout).take(2000) {
+                let places: BTreeSet<_> = round.events.iter().map(|(place, _)| place).collect();
+                assert_eq!(places.len(), round.events.len(), "{round:?}");
+                assert!((1..=most_at_once(layout)).contains(&round.events.len()));
+                let kind = |event| format!("{event:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
+                kinds.extend(round.events.iter().map(|(_, event)| kind(event)));
+            }
+            assert_eq!(kinds.len(), 15, "{kinds:?}");
         }
-        assert_eq!(kinds.len(), 15, "{kinds:?}");
+    }
+
+    #[test]
+    fn the_cable_of_a_hub_is_pulled_only_where_another_hub_is_left() {
+        let pulled = |layout, hub| {
+            let mut events = Rounds::new(2, layout).take(2000).flat_map(|round| round.events);
+            events.any(|event| event == (hub, Event::LinkDown))
+        };
+        assert!(!pulled(&DEMO, "cloud-1"));
+        assert!(pulled(&TWELVE_NODES, "cloud-1") && pulled(&TWELVE_NODES, "cloud-3"));
+        assert!(!pulled(&TWELVE_NODES, "cloud-2"));
     }
 
     #[test]
     fn a_guest_joins_and_leaves_by_turns() {
         let mut member = false;
-        for (place, event) in Rounds::new(3).take(500).flat_map(|round| round.events) {
+        for (place, event) in Rounds::new(3, &DEMO).take(500).flat_map(|round| round.events) {
             if let ("edge-c1", Event::Member { alpha }) = (place, event) {
                 assert_ne!(alpha, member);
                 member = alpha;

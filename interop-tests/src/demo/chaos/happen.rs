@@ -3,8 +3,9 @@
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 
+use super::super::layout::{lan_of, site};
 use super::super::reach::Pods;
-use super::super::world::{World, site};
+use super::super::world::World;
 use super::event::{Event, Round};
 
 /// Begins all events of a round. `number` is the number of the round.
@@ -35,14 +36,9 @@ pub(super) fn end(world: &World, round: &Round) -> Result<()> {
     Ok(())
 }
 
-/// Returns the name of the edge's interface.
-fn lan(edge: &str) -> String {
-    edge.replace("edge-", "lan-")
-}
-
 fn begin_one(world: &World, pods: &mut Pods, place: &'static str, event: &Event, number: usize) -> Result<()> {
     let sh = |script: &str| world.node(place).sh(script).map(drop);
-    let lan = lan(place);
+    let lan = lan_of(place);
     match event {
         Event::AgentRestarted => world.restart_agent(place),
         Event::AgentKilled => world.end(place, Signal::KILL),
@@ -107,17 +103,17 @@ END
         }
         Event::Member { alpha } => world.label(
             place,
-            match (*alpha, place) {
+            match (*alpha, world.layout.beta.contains(&place)) {
                 (true, _) => "fabedge/edge-community=alpha",
-                (false, "edge-b1") => "fabedge/edge-community=beta",
-                (false, _) => "fabedge/edge-community-",
+                (false, true) => "fabedge/edge-community=beta",
+                (false, false) => "fabedge/edge-community-",
             },
         ),
     }
 }
 
 fn end_one(world: &World, place: &str, event: &Event) -> Result<()> {
-    let lan = lan(place);
+    let lan = lan_of(place);
     match event {
         Event::AgentKilled => world.start_agent(place),
         Event::ControllerKilled => world.start_controller(),

@@ -1,4 +1,5 @@
-//! Causes random events at the demo's nodes and checks the demo's claims after each round. No pod's
+//! Causes random events at the demo's nodes, or in a larger network of twelve nodes with two hubs,
+//! and checks the demo's claims after each round. No pod's
 //! packet appears unencrypted on the wires. Pods that may reach each other do so again, and pods
 //! that must not reach each other never do. At rest there is one IKE SA for each pair, and the
 //! kernel's state matches the status.
@@ -15,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::layout::{DEMO, Layout, TWELVE_NODES, has_both_families};
 use super::pod::reaches;
 use super::reach::{self, Pods};
 use super::status_and_kernel::agree;
-use super::world::{EDGES, NODES, World};
+use super::world::World;
 use crate::runner::{RunOptions, outcomes};
 use crate::scenario::{Lab, Needs, Scenario, TestResult};
 use crate::topology::{Namespaces, Ping};
@@ -37,7 +39,9 @@ const MOST_SECONDS: u64 = 24 * 3600;
 const RECOVERY: Duration = Duration::from_secs(120);
 /// Number of pairs of pods that ping each other at the same time.
 const AT_ONCE: usize = 12;
-/// Interval of the pings that must not be answered.
+/// Number of pings a second that must not be answered. All pairs share them, and each has at most
+/// ten.
+const FORBIDDEN_PER_SECOND: u32 = 200;
 const FORBIDDEN_PACE: Duration = Duration::from_millis(100);
 
 /// A scenario with a few rounds.
@@ -47,17 +51,17 @@ pub const SHORT: Scenario = Scenario {
     deadline: Duration::from_secs(900),
     by_default: true,
     needs: Needs::Nothing,
-    run,
+    run: |lab| run(lab, &DEMO),
 };
 
 /// A scenario with as many rounds as `make chaos` has time for.
 pub const LONG: Scenario = Scenario {
     name: "chaos/long",
-    about: "random events for as long as make chaos says",
+    about: "random events at twelve nodes, two of them hubs, for as long as make chaos says",
     deadline: Duration::from_secs(MOST_SECONDS + 1800),
     by_default: false,
     needs: Needs::Nothing,
-    run,
+    run: |lab| run(lab, &TWELVE_NODES),
 };
 
 /// Runs random events of this seed for some minutes.
@@ -78,20 +82,20 @@ pub fn main(minutes: u64, seed: u64, backend: Option<String>) -> Result<ExitCode
     Ok(ExitCode::from(u8::from(!outcomes.iter().all(|outcome| outcome.result == TestResult::Pass))))
 }
 
-fn run(lab: &Lab) -> Result<()> {
+fn run(lab: &Lab, layout: &'static Layout) -> Result<()> {
     let number = |name: &str| -> Result<Option<u64>> {
         let Ok(text) = std::env::var(name) else { return Ok(None) };
         text.parse().map(Some).with_context(|| format!("{name} is {text:?}, and should be a number"))
     };
     let (seed, seconds) = (number(SEED)?.unwrap_or(DEFAULT_SEED), number(SECONDS)?);
-    let world = World::build(lab)?;
+    let world = World::build_with(lab, layout)?;
     let mut pods = reach::bring_up(&world)?;
     world.checks.part(&format!("Chaos, seed {seed}"));
     let mut members: BTreeSet<&'static str> = BTreeSet::new();
     recovered(&world, &pods, &members)?;
     let began = Instant::now();
     let mut slowest = Duration::ZERO;
-    for (number, round) in (1..).zip(Rounds::new(seed)) {
+    for (number, round) in (1..).zip(Rounds::new(seed, layout)) {
         let enough = match seconds {
             Some(seconds) => began.elapsed().as_secs() >= seconds,
             None => number > ROUNDS,
@@ -137,15 +141,20 @@ fn play(
     }
     // Pairs that may reach each other neither before nor after the round. A pod that is replaced
     // cannot ping until the end of the round.
-    let replaced = |edge: &str| round.events.contains(&(edge_name(edge), Event::PodReplaced));
-    let mut forbidden = Vec::new();
-    for (from, to) in pairs().filter(|(from, to)| !replaced(from) && !replaced(to)) {
-        if !may_reach(&before, from, to) && !may_reach(members, from, to) {
-            for address in pods.of(to).addresses() {
-                let ping = Ping::start(&pods.of(from).pod, &address.to_string(), FORBIDDEN_PACE)?;
-                forbidden.push((format!("{from}'s pod reached {to}'s at {address}"), ping));
-            }
+    let layout = world.layout;
+    let replaced = |edge: &'static str| round.events.contains(&(edge, Event::PodReplaced));
+    let mut unrelated = Vec::new();
+    for (from, to) in pairs(layout).filter(|(from, to)| !replaced(from) && !replaced(to)) {
+        if !may_reach(layout, &before, from, to) && !may_reach(layout, members, from, to) {
+            unrelated.extend(pods.of(to).addresses().into_iter().map(|address| (from, to, address)));
         }
+    }
+    let count = u32::try_from(unrelated.len()).unwrap_or(u32::MAX);
+    let pace = FORBIDDEN_PACE.max(Duration::from_secs(1) * count / FORBIDDEN_PER_SECOND);
+    let mut forbidden = Vec::new();
+    for (from, to, address) in unrelated {
+        let ping = Ping::start(&pods.of(from).pod, &address.to_string(), pace)?;
+        forbidden.push((format!("{from}'s pod reached {to}'s at {address}"), ping));
     }
     happen::begin(world, pods, round, number)?;
     #[expect(clippy::disallowed_methods, reason = "the time is a part of the round")]
@@ -167,35 +176,42 @@ fn play(
 }
 
 /// Returns all ordered pairs of edges.
-fn pairs() -> impl Iterator<Item = (&'static str, &'static str)> {
-    EDGES.into_iter().flat_map(|from| EDGES.into_iter().filter(move |to| *to != from).map(move |to| (from, to)))
+fn pairs(layout: &'static Layout) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let others = move |from| layout.edges().filter(move |to| *to != from);
+    layout.edges().flat_map(move |from| others(from).map(move |to| (from, to)))
 }
 
-fn edge_name(name: &str) -> &'static str {
-    EDGES.into_iter().find(|edge| *edge == name).unwrap_or("no edge")
+/// Returns the community of an edge. `guests` are those guests that are members of alpha now.
+fn community(layout: &Layout, guests: &BTreeSet<&'static str>, edge: &str) -> Option<&'static str> {
+    match edge {
+        edge if layout.alpha.contains(&edge) || guests.contains(edge) => Some("alpha"),
+        edge if layout.beta.contains(&edge) => Some("beta"),
+        _ => None,
+    }
 }
 
-/// Returns whether two edges have a community in common. `guests` are the edges from [`event`] that
-/// are members of alpha now.
-fn may_reach(guests: &BTreeSet<&'static str>, from: &str, to: &str) -> bool {
-    [from, to].into_iter().all(|edge| matches!(edge, "edge-a1" | "edge-a2") || guests.contains(edge))
+/// Returns whether two edges have a community in common.
+fn may_reach(layout: &Layout, guests: &BTreeSet<&'static str>, from: &str, to: &str) -> bool {
+    let community = |edge| community(layout, guests, edge);
+    community(from).is_some() && community(from) == community(to)
 }
 
-/// Returns whether a tunnel between two edges must come up: a1 has a public address of each family.
-/// Between other edges, NATs or different address families may prevent a tunnel.
+/// Returns whether a tunnel between two edges must come up: one has a public address of each
+/// family. Between other edges, NATs or different address families may prevent a tunnel.
 fn has_path(from: &str, to: &str) -> bool {
-    from == "edge-a1" || to == "edge-a1"
+    has_both_families(from) || has_both_families(to)
 }
 
 /// Waits until all pods that may reach each other do so, and until the network is at rest.
 fn recovered(world: &World, pods: &Pods, guests: &BTreeSet<&'static str>) -> Result<()> {
-    let checks = &world.checks;
-    let wanted: Vec<_> = pairs().filter(|(from, to)| may_reach(guests, from, to) && has_path(from, to)).collect();
+    let (checks, layout) = (&world.checks, world.layout);
+    let wanted: Vec<_> =
+        pairs(layout).filter(|(from, to)| may_reach(layout, guests, from, to) && has_path(from, to)).collect();
     let mut reached: Vec<(&Namespaces, IpAddr)> = Vec::new();
     for (from, to) in &wanted {
         reached.extend(pods.of(to).addresses().into_iter().map(|address| (&*pods.of(from).pod, address)));
     }
-    for edge in EDGES {
+    for edge in layout.edges() {
         for cloud in &pods.cloud {
             reached.extend(cloud.addresses.map(|address| (&*pods.of(edge).pod, address)));
             reached.extend(pods.of(edge).addresses().into_iter().map(|address| (&*cloud.pod, address)));
@@ -211,12 +227,12 @@ fn recovered(world: &World, pods: &Pods, guests: &BTreeSet<&'static str>) -> Res
         Ok(())
     })?;
     let mut tunnels: Vec<(&str, &str)> = wanted;
-    tunnels.extend(EDGES.into_iter().flat_map(|edge| [(edge, "cloud-1"), ("cloud-1", edge)]));
+    tunnels.extend(layout.edges().flat_map(|edge| layout.hubs().flat_map(move |hub| [(edge, hub), (hub, edge)])));
     checks.eventually("each pair has one IKE SA", "edge-agent status --json", RECOVERY, || {
-        NODES.into_iter().try_for_each(|node| at_rest(world, node, &tunnels, guests))
+        layout.nodes().try_for_each(|node| at_rest(world, node, &tunnels, guests))
     })?;
     checks.eventually("the kernels have what the agents say", "ip xfrm; edge-agent status --json", RECOVERY, || {
-        NODES.into_iter().try_for_each(|node| agree(world, node).with_context(|| node.to_owned()))
+        layout.nodes().try_for_each(|node| agree(world, node).with_context(|| node.to_owned()))
     })
 }
 
@@ -249,8 +265,8 @@ fn at_rest(world: &World, node: &str, tunnels: &[(&str, &str)], guests: &BTreeSe
         let name = peer["name"].as_str().context("a peer without a name")?;
         let count = |what: &str| peer[what].as_array().map_or(0, Vec::len);
         let (ike_sas, child_sas) = (count("ike_sas"), count("child_sas"));
-        let edges = EDGES.contains(&node) && EDGES.contains(&name);
-        ensure!(!edges || may_reach(guests, node, name), "{node} still has the peer {name}");
+        let edges = [node, name].into_iter().all(|one| world.layout.edges().any(|edge| edge == one));
+        ensure!(!edges || may_reach(world.layout, guests, node, name), "{node} still has the peer {name}");
         let needed = tunnels.contains(&(node, name));
         let settled = if needed { (ike_sas, child_sas) == (1, 1) } else { ike_sas <= 1 };
         ensure!(settled, "{node} has {ike_sas} IKE SAs and {child_sas} CHILD_SAs with {name}: {peer}");
@@ -269,8 +285,13 @@ mod tests {
     fn guests_reach_the_members_of_alpha_while_they_are_members() {
         let none = BTreeSet::new();
         let both = BTreeSet::from(["edge-b1", "edge-c1"]);
-        assert!(may_reach(&none, "edge-a1", "edge-a2") && !may_reach(&none, "edge-a1", "edge-b1"));
-        assert!(may_reach(&both, "edge-b1", "edge-c1") && may_reach(&both, "edge-a2", "edge-b1"));
-        assert!(!may_reach(&BTreeSet::from(["edge-b1"]), "edge-b1", "edge-c1"));
+        for layout in [&DEMO, &TWELVE_NODES] {
+            let may_reach = |guests, from, to| may_reach(layout, guests, from, to);
+            assert!(may_reach(&none, "edge-a1", "edge-a2") && !may_reach(&none, "edge-a1", "edge-b1"));
+            assert!(may_reach(&both, "edge-b1", "edge-c1") && may_reach(&both, "edge-a2", "edge-b1"));
+            assert!(!may_reach(&BTreeSet::from(["edge-b1"]), "edge-b1", "edge-c1"));
+        }
+        assert!(may_reach(&TWELVE_NODES, &none, "edge-b1", "edge-e2"));
+        assert!(!may_reach(&TWELVE_NODES, &both, "edge-b1", "edge-e2"));
     }
 }

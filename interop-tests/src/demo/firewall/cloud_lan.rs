@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, ensure};
 use super::lan_test::{LanTest, PORT, beside, both, pair, routed_through, socket};
 use super::services::{self, none_is_served};
 use crate::demo::check_runner::TIMEOUT;
+use crate::demo::layout::EDGES;
 use crate::demo::operator::AGENT_CONFIG;
 use crate::demo::pod::answered;
-use crate::demo::world::EDGES;
 use crate::topology::Namespaces;
 
 const HOST: &str = "cloud-neighbour";

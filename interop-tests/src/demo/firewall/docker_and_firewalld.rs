@@ -10,9 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::lan_test::{INTERNET, LOOK, LanTest, NEIGHBOUR, PORT, both, fetched, pair};
 use crate::demo::check_runner::TIMEOUT;
+use crate::demo::layout::site;
 use crate::demo::reach::{self, Pods};
 use crate::demo::tcp::SOURCE;
-use crate::demo::world::{World, site};
+use crate::demo::world::World;
 use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{Namespaces, Process};
 

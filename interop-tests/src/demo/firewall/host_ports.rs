@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use super::lan_test::{LOOK, LanTest, NEIGHBOUR, PORT, both, fetched};
 use crate::cni_plugin::CONFLIST;
 use crate::demo::check_runner::TIMEOUT;
+use crate::demo::layout::site;
 use crate::demo::pod::DemoPod;
 use crate::demo::tcp::SOURCE;
-use crate::demo::world::site;
 use crate::topology::Namespaces;
 
 const NODE: &str = "edge-a1";

@@ -6,10 +6,11 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::demo::check_runner::TIMEOUT;
+use crate::demo::layout::site;
 use crate::demo::pod::answered;
 use crate::demo::reach::Pods;
 use crate::demo::tcp::SOURCE;
-use crate::demo::world::{World, site};
+use crate::demo::world::World;
 use crate::topology::{Namespaces, Process};
 
 pub(super) const LOOK: &str = "edge-a1.kernel.txt (nft list ruleset, ip xfrm policy); edge-a1.edge-agent.log";

@@ -20,10 +20,11 @@ use edge_types::api::ControllerStatus;
 use rustix::process::Signal;
 
 use super::check_runner::TIMEOUT;
+use super::layout::NODES;
 use super::pod::reaches;
 use super::reach::{self, Pods};
 use super::status;
-use super::world::{NODES, World};
+use super::world::World;
 use crate::kernel::Purpose;
 use crate::runner::{RunOptions, outcomes};
 use crate::scenario::{Lab, Needs, Scenario, TestResult};

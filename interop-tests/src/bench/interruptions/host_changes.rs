@@ -1,13 +1,13 @@
-//! Measures the pings that are lost between a pod on an edge and a pod in the cloud when another
-//! program changes the edge's host: its bridge, routes, rules and settings.
+//! Another program changes the host of an edge or of a hub: its bridge, routes, rules and settings.
+//! A pod on the edge and a pod in the cloud ping each other.
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::interruptions::{Goals, measure};
+use super::measurement::{self, Direction, Goals, scenario};
 use crate::cni_plugin;
 use crate::edge_agent::Agent;
 use crate::edge_controller::Controller;
-use crate::scenario::{Lab, Needs, Scenario};
+use crate::scenario::{Lab, Scenario};
 use crate::topology::{Net, NetworkPlan, Node, Pod};
 use crate::wait;
 
@@ -16,23 +16,20 @@ const HUB: &str = "198.51.100.11";
 const CLOUD_NETWORK: &str = "10.244.0.0/16";
 const CLOUD_POD: &str = "10.244.1.2";
 
-const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
-    let deadline = std::time::Duration::from_secs(300);
-    Scenario { name, about, deadline, by_default: false, needs: Needs::Nothing, run }
-}
-
-/// The goals for events that cut pods off until the agent has repaired the change.
-const REPAIRED: Goals = Goals { lost: None, silence: Some(2.0) };
+/// What is wanted at events that cut pods off until the agent has repaired the change.
+const REPAIRED: Goals = Goals::silence(2.0);
+/// What is wanted when forwarding is turned off.
+const FORWARDS_AGAIN: Goals = Goals::silence(1.0);
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("interruption/bridge-deleted", "what is lost when someone deletes the pods' bridge", |lab| {
-        Site::build(lab)?.measure("bridge-deleted", REPAIRED, |site| site.edge().sh("ip link delete ecni0").map(drop))
+        Site::measure(lab, "bridge-deleted", REPAIRED, |site| site.edge().sh("ip link delete ecni0").map(drop))
     }),
     scenario(
         "interruption/routes-flushed",
         "what is lost when someone flushes all routes, until the host's network manager makes its own again",
         |lab| {
-            Site::build(lab)?.measure("routes-flushed", REPAIRED, |site| {
+            Site::measure(lab, "routes-flushed", REPAIRED, |site| {
                 site.edge().sh("ip route flush table main")?;
                 wait::for_event("the status to name what is missing", || {
                     let status = site.agent.status()?;
@@ -46,23 +43,39 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         },
     ),
     scenario("interruption/forward-drop", "what is lost when iptables' FORWARD drops by policy", |lab| {
-        Site::build(lab)?.measure("forward-drop", REPAIRED, |site| {
+        Site::measure(lab, "forward-drop", REPAIRED, |site| {
             // The script starts with a flush, so that the second run begins without the rules from
             // the first run.
             let script = "iptables -P FORWARD ACCEPT; iptables -F FORWARD; iptables -P FORWARD DROP";
             site.edge().sh(script).map(drop)
         })
     }),
-    scenario("interruption/nft-flushed", "what is lost when someone flushes all nftables rules", |lab| {
-        let goals = Goals { lost: Some(2.0), silence: Some(1.0) };
-        Site::build(lab)?.measure("nft-flushed", goals, |site| site.edge().sh("nft flush ruleset").map(drop))
+    scenario("interruption/nft-flushed", "what is lost when someone flushes all nftables rules of the edge", |lab| {
+        Site::measure(lab, "nft-flushed", Goals::REPAIRED_AT_ONCE, |site| site.edge().sh("nft flush ruleset").map(drop))
     }),
-    scenario("interruption/forwarding-off", "what is lost when someone turns forwarding off", |lab| {
-        let goals = Goals { lost: None, silence: Some(1.0) };
-        Site::build(lab)?
-            .measure("forwarding-off", goals, |site| site.edge().sh("sysctl -qw net.ipv4.ip_forward=0").map(drop))
+    scenario("interruption/forwarding-off", "what is lost when someone turns the edge's forwarding off", |lab| {
+        Site::measure(lab, "forwarding-off", FORWARDS_AGAIN, |site| site.edge().sh(NO_FORWARDING).map(drop))
+    }),
+    scenario(
+        "interruption/hub-nft-flushed",
+        "what is lost when someone flushes all nftables rules of the hub",
+        |lab| {
+            Site::measure(lab, "hub-nft-flushed", Goals::REPAIRED_AT_ONCE, |site| {
+                site.hub().sh("nft flush ruleset").map(drop)
+            })
+        },
+    ),
+    scenario("interruption/hub-xfrm-flushed", "what is lost when someone flushes the hub's SAs and policies", |lab| {
+        Site::measure(lab, "hub-xfrm-flushed", Goals::REPAIRED_AT_ONCE, |site| {
+            site.hub().sh("ip xfrm state flush; ip xfrm policy flush").map(drop)
+        })
+    }),
+    scenario("interruption/hub-forwarding-off", "what is lost when someone turns the hub's forwarding off", |lab| {
+        Site::measure(lab, "hub-forwarding-off", FORWARDS_AGAIN, |site| site.hub().sh(NO_FORWARDING).map(drop))
     }),
 ];
+
+const NO_FORWARDING: &str = "sysctl -qw net.ipv4.ip_forward=0";
 
 struct Site<'a> {
     lab: &'a Lab,
@@ -101,8 +114,24 @@ impl<'a> Site<'a> {
         self.net.node("edge")
     }
 
-    fn measure(&self, what: &str, goals: Goals, happens: fn(&Self) -> Result<()>) -> Result<()> {
-        let pings = [(&self.edge_pod, CLOUD_POD), (&self.cloud_pod, self.edge_pod_address.as_str())];
-        measure(self.lab, what, goals, pings, || happens(self))
+    fn hub(&self) -> &'a Node {
+        self.net.node("hub-1")
+    }
+
+    fn measure(lab: &'a Lab, what: &str, goals: Goals, happens: fn(&mut Self) -> Result<()>) -> Result<()> {
+        measurement::measure(&mut Self::build(lab)?, what, goals, |_| Ok(()), happens)
+    }
+}
+
+impl measurement::Site for Site<'_> {
+    fn lab(&self) -> &Lab {
+        self.lab
+    }
+
+    fn directions(&self) -> [Direction<'_>; 2] {
+        [
+            Direction { name: "from-edge", pod: &self.edge_pod, to: CLOUD_POD },
+            Direction { name: "from-hub", pod: &self.cloud_pod, to: &self.edge_pod_address },
+        ]
     }
 }

@@ -1,20 +1,17 @@
-//! Measures the pings that are lost between a cloud pod and an edge pod when the first of two hubs
-//! dies or is stopped, and when that hub comes back.
+//! The first of two hubs dies, stops or comes back.
 //!
 //! Both hubs front the cloud's network. A cloud node, which has no tunnels, routes packets for
-//! edges through one of the hubs. Each event happens once, since a hub that comes back is used
-//! again only 30 s later.
+//! edges through one of the hubs.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::interruptions::{PACE, pass, silence};
-use super::report::{Goal, Results};
+use super::measurement::{self, Direction, Goals, measure, pass, scenario, tested};
 use crate::edge_agent::Agent;
 use crate::edge_controller::Controller;
-use crate::scenario::{Lab, Needs, Scenario};
-use crate::topology::{Net, NetworkPlan, Node, Ping, PingReport, Pod};
+use crate::scenario::{Lab, Scenario};
+use crate::topology::{Net, NetworkPlan, Node, Pod};
 use crate::wait;
 
 const CONTROLLER: &str = "198.51.100.10";
@@ -24,50 +21,50 @@ const WORKER: &str = "198.51.100.13";
 const CLOUD_NETWORK: &str = "10.244.0.0/16";
 const CLOUD_POD: &str = "10.244.1.2";
 
-/// Number of consecutive pings that must be answered before and after an event.
-const ANSWERED: u64 = 100;
+/// Time limit for both ends to use another hub. A hub that has come back is used 30 s later.
+const CHANGE: Duration = Duration::from_secs(90);
 /// Time for which a hub that has come back is watched. It is longer than both ends wait before they
 /// use the hub again.
 const WATCHED: Duration = Duration::from_secs(45);
-/// Goal for the longest time without an answer, in seconds.
-const SILENCE: f64 = 5.0;
-
-const fn scenario(name: &'static str, about: &'static str, by_default: bool, run: fn(&Lab) -> Result<()>) -> Scenario {
-    Scenario { name, about, deadline: Duration::from_secs(300), by_default, needs: Needs::Nothing, run }
-}
+/// What is wanted when a hub dies.
+const OTHER_HUB: Goals = Goals::silence(5.0);
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    scenario(
+    tested(
         "interruption/hub-power-lost",
         "cloud pod and edge pod talk through the second hub when the first one loses power",
-        true,
         |lab| {
             let mut site = Site::build(lab)?;
-            site.measure("hub-power-lost", Goal::None, Goal::Ours(SILENCE), Site::cut_power)
+            measure(&mut site, "hub-power-lost", OTHER_HUB, Site::use_first_hub, Site::cut_power)
         },
     ),
-    scenario(
-        "interruption/hub-stopped",
-        "the first hub, in whose pod the sockets end with the agent, is stopped for an upgrade: no ping is lost, and none when it is back",
-        true,
+    tested(
+        "interruption/hub-handed-over",
+        "the first hub, whose sockets end with its agent, is stopped for an upgrade and started again: no ping is lost",
         |lab| {
             let mut site = Site::build_with(lab, Controller::join_without_holder)?;
-            site.measure("hub-stopped", Goal::Ours(0.0), Goal::None, |site| {
-                site.hub_1.process().stop()?;
-                site.wait_path(HUB_2)
-            })?;
-            site.measure("hub-started", Goal::Ours(0.0), Goal::None, |site| {
-                site.hub_1 = site.controller.start_again_without_holder(site.net.node("hub-1"))?;
-                pass(WATCHED);
-                site.wait_path(HUB_1)
-            })
+            measure(
+                &mut site,
+                "hub-handed-over",
+                Goals::LOSSLESS,
+                |_| Ok(()),
+                |site| {
+                    site.hub_1.process().stop()?;
+                    site.wait_path(HUB_2)?;
+                    site.hub_1 = site.controller.start_again_without_holder(site.net.node("hub-1"))?;
+                    pass(WATCHED);
+                    site.wait_path(HUB_1)
+                },
+            )
         },
     ),
-    scenario("interruption/hub-back", "what is lost when the first hub is back after it lost power", false, |lab| {
+    scenario("interruption/hub-back", "what is lost when the first hub is back after it lost power", |lab| {
         let mut site = Site::build(lab)?;
-        site.cut_power()?;
-        site.wait_path(HUB_2)?;
-        site.measure("hub-back", Goal::Ours(0.0), Goal::None, |site| {
+        let without_first_hub = |site: &mut Site<'_>| {
+            site.cut_power()?;
+            site.wait_path(HUB_2)
+        };
+        measure(&mut site, "hub-back", Goals::LOSSLESS, without_first_hub, |site| {
             site.restore_power()?;
             pass(WATCHED);
             site.wait_path(HUB_1)
@@ -76,11 +73,21 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "interruption/hub-agent-gone",
         "what is lost when the first hub's agent is killed for good while its kernel goes on",
-        false,
         |lab| {
             let mut site = Site::build(lab)?;
-            site.measure("hub-agent-gone", Goal::None, Goal::Ours(SILENCE), |site| {
+            measure(&mut site, "hub-agent-gone", OTHER_HUB, Site::use_first_hub, |site| {
                 site.hub_1.process().kill()?;
+                site.wait_path(HUB_2)
+            })
+        },
+    ),
+    scenario(
+        "interruption/hub-agent-stopped",
+        "what is lost when the first hub's agent is stopped, as for an upgrade, and the second hub takes over",
+        |lab| {
+            let mut site = Site::build(lab)?;
+            measure(&mut site, "hub-agent-stopped", Goals::LOSSLESS, Site::use_first_hub, |site| {
+                site.hub_1.process().stop()?;
                 site.wait_path(HUB_2)
             })
         },
@@ -97,7 +104,19 @@ struct Site<'a> {
     cloud_pod: Pod,
     edge_pod: Pod,
     edge_pod_address: String,
-    results: Results,
+}
+
+impl measurement::Site for Site<'_> {
+    fn lab(&self) -> &Lab {
+        self.lab
+    }
+
+    fn directions(&self) -> [Direction<'_>; 2] {
+        [
+            Direction { name: "from-edge", pod: &self.edge_pod, to: CLOUD_POD },
+            Direction { name: "from-cloud", pod: &self.cloud_pod, to: &self.edge_pod_address },
+        ]
+    }
 }
 
 impl<'a> Site<'a> {
@@ -129,24 +148,14 @@ impl<'a> Site<'a> {
         let cloud_pod = net.node("worker").wired_pod("p", &format!("{CLOUD_POD}/24"), "10.244.1.1/24")?;
         let (edge_pod, edge_pod_address) = controller.pod_of(net.node("edge"))?;
         let _agents = vec![edge, hub_2, worker];
-        let site = Self {
-            lab,
-            net,
-            controller,
-            hub_1,
-            _agents,
-            cloud_pod,
-            edge_pod,
-            edge_pod_address,
-            results: Results::default(),
-        };
+        let site = Self { lab, net, controller, hub_1, _agents, cloud_pod, edge_pod, edge_pod_address };
         site.wait_path(HUB_1)?;
         Ok(site)
     }
 
     /// Waits until both ends send through a hub.
     fn wait_path(&self, hub: &str) -> Result<()> {
-        wait::until(&format!("both ends to send through {hub}"), WATCHED, || {
+        wait::until(&format!("both ends to send through {hub}"), CHANGE, || {
             let route = self.net.node("worker").sh("ip route show 10.64.0.0/10")?;
             ensure!(route.contains(&format!("via {hub} ")), "the cloud node has {route:?}");
             let policies = self.net.node("edge").sh(&format!("ip xfrm policy list dir out dst {CLOUD_NETWORK}"))?;
@@ -175,33 +184,11 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    fn measure(&mut self, what: &str, lost: Goal, silent: Goal, happens: fn(&mut Self) -> Result<()>) -> Result<()> {
-        let mut there = Ping::start(&self.edge_pod, CLOUD_POD, PACE)?;
-        let mut back = Ping::start(&self.cloud_pod, &self.edge_pod_address, PACE)?;
-        for ping in [&mut there, &mut back] {
-            ping.wait_more(ANSWERED)?;
+    /// Starts the first hub again if it is not running, and waits until both ends use it.
+    fn use_first_hub(&mut self) -> Result<()> {
+        if self.hub_1.process().exit_status()?.is_some() {
+            self.restore_power()?;
         }
-        happens(self)?;
-        for ping in [&mut there, &mut back] {
-            ping.wait_more(ANSWERED).with_context(|| format!("nothing is answered after {what}"))?;
-        }
-        let mut missed = Vec::new();
-        for (direction, report) in [("from-edge", there.stop()?), ("from-cloud", back.stop()?)] {
-            self.lab.step(&format!("{what}: {direction} {}", shown(&report)));
-            if let Goal::Ours(most) = lost
-                && report.lost() as f64 > most
-            {
-                missed.push(format!("{direction} {}", shown(&report)));
-            }
-            self.results.add(&format!("{what}/{direction}/lost"), "pings", report.lost() as f64, None, lost);
-            self.results.add(&format!("{what}/{direction}/silence"), "s", silence(&report), None, silent);
-        }
-        self.results.write(self.lab.out())?;
-        ensure!(missed.is_empty(), "{what}: at most {lost:?} may be lost: {}", missed.join("; "));
-        Ok(())
+        self.wait_path(HUB_1)
     }
-}
-
-fn shown(report: &PingReport) -> String {
-    format!("{} of {} lost, {:.2} s", report.lost(), report.sent, silence(report))
 }
