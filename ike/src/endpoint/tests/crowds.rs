@@ -198,7 +198,7 @@ fn a_hub_that_starts_reaches_two_thousand_edges_a_limited_number_at_a_time() {
 fn silent_peers_delay_the_others_by_half_a_second_and_no_more_attempts_run_than_stated() {
     let mut crowd = Crowd::new(2000);
     // The last one in each hundred answers.
-    let answers = |index: &usize| index % 100 == 0;
+    let answers = |index: &usize| index.is_multiple_of(100);
     (1..=2000).filter(answers).for_each(|index| crowd.start_edge(index, false));
     let start = crowd.now;
     crowd.start_hub(1..=2000);

@@ -7,7 +7,7 @@ use captured::{Captured, Exchange};
 
 use crate::auth::{Authenticator, Presented, Proof, SignedOctets};
 use crate::config::{AesKeyLength, Auth, Cipher, EspProposal, Group, IkeProposal, Integrity, Prf};
-use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
+use crate::crypto::{IkeCipher, IkeKey, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
 use crate::event::IkeId;
 use crate::negotiate::{ChildKeyExchange, EspSuite, choose_esp, choose_ike};
 use crate::wire::{Message, Payloads, Protocol};
@@ -45,7 +45,7 @@ fn nonces<'a>(request: &'a Payloads, response: &'a Payloads) -> Nonces<'a> {
 fn open(keys: &IkeKeys, exchange: &Exchange) -> [Payloads; 2] {
     // Each end opens what the other one has sealed.
     [(IkeRole::Responder, &exchange.request), (IkeRole::Initiator, &exchange.response)].map(|(role, datagram)| {
-        match IkeCipher::new(keys, role).open(datagram).unwrap() {
+        match IkeCipher::new(keys.clone(), role).open(datagram).unwrap() {
             Opened::Message(payloads) => payloads,
             Opened::Fragment(fragment) => panic!("charon has sent a fragment: {fragment:?}"),
         }
@@ -54,16 +54,16 @@ fn open(keys: &IkeKeys, exchange: &Exchange) -> [Payloads; 2] {
 
 fn expect_ike_keys(keys: &IkeKeys, exchange: &Exchange, name: &str) {
     let all = [
-        ("SK_d", &keys.d),
-        ("SK_ai", &keys.ai),
-        ("SK_ar", &keys.ar),
-        ("SK_ei", &keys.ei),
-        ("SK_er", &keys.er),
-        ("SK_pi", &keys.pi),
-        ("SK_pr", &keys.pr),
+        ("SK_d", keys.key(IkeKey::D)),
+        ("SK_ai", keys.key(IkeKey::Ai)),
+        ("SK_ar", keys.key(IkeKey::Ar)),
+        ("SK_ei", keys.key(IkeKey::Ei)),
+        ("SK_er", keys.key(IkeKey::Er)),
+        ("SK_pi", keys.key(IkeKey::Pi)),
+        ("SK_pr", keys.key(IkeKey::Pr)),
     ];
     for (key, ours) in all {
-        assert!(ours.expose() == exchange.value(key), "{key} of {name}");
+        assert!(ours == exchange.value(key), "{key} of {name}");
     }
 }
 
