@@ -185,7 +185,8 @@ impl Channel {
         self.partial_request.as_ref().map_or(0, |partial| partial.octets())
     }
 
-    /// Drops fragments that have waited for [`REASSEMBLY_TIMEOUT`](super::partial_message::REASSEMBLY_TIMEOUT) (RFC 7383 2.6).
+    /// Drops fragments that have waited for
+    /// [`REASSEMBLY_TIMEOUT`](super::partial_message::REASSEMBLY_TIMEOUT) (RFC 7383 2.6).
     pub(crate) fn forget_stale_fragments(&mut self, now: Instant) {
         for partial in [&mut self.partial_request, &mut self.partial_response] {
             partial.take_if(|partial| partial.is_stale(now));
