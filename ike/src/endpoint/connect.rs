@@ -59,9 +59,7 @@ impl Endpoint {
             return;
         };
         peer.retry_at = None;
-        peer.went_first = false;
         peer.attempt = Some(Attempt::default());
-        self.leave_queues(name);
         self.send_init_to(name, remotes, now, env);
         self.continue_attempt(name, now, env);
     }
@@ -185,7 +183,7 @@ impl Endpoint {
         let Some(attempt) = self.peers.get_mut(name).and_then(|peer| peer.attempt.take()) else {
             return;
         };
-        self.free_place(name, now, env);
+        self.acquire_attempt_over(name, now);
         for spi in attempt.initiating.into_iter().chain(attempt.authenticating) {
             if let Some(SaState::InitiatorAuth(_, auth)) = self.sas.remove(&spi) {
                 auth.release(&mut context!(self, now, env));
@@ -325,7 +323,7 @@ impl Endpoint {
                 peer.schedule_retry(&mut cx);
             }
         }
-        self.free_place(name, now, env);
+        self.acquire_attempt_over(name, now);
         self.schedule_peer(name);
     }
 }

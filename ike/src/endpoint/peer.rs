@@ -55,9 +55,6 @@ pub(super) struct Peer {
     followed_at: Option<Instant>,
     /// When an attempt last failed. `None` after a success.
     failed_at: Option<Instant>,
-    /// Whether our attempt was postponed because a request from the peer's address arrived. It is
-    /// cleared when an attempt starts.
-    pub(super) went_first: bool,
     /// The time until which a packet waits for a tunnel ([`super::Endpoint::acquire`]).
     pub(super) acquired_until: Option<Instant>,
     /// Whether the owner terminated the peer. While it is set, no attempt starts without a command
@@ -84,7 +81,6 @@ impl Peer {
             backoff,
             followed_at: None,
             failed_at: None,
-            went_first: false,
             acquired_until: None,
             terminated: false,
             reauthenticate: false,
@@ -117,12 +113,6 @@ impl Peer {
     pub(super) fn should_initiate(&self, now: Instant) -> bool {
         let acquired = self.acquired_until.is_some_and(|until| now < until);
         (self.config().initiate || acquired) && !self.terminated
-    }
-
-    /// Returns whether an attempt must start now, if no other attempt is running.
-    pub(super) fn needs_attempt(&self, now: Instant) -> bool {
-        let waits = self.attempt.is_some() || self.retry_at.is_some_and(|at| at > now);
-        !waits && (self.reauthenticate || (self.sas.is_empty() && self.should_initiate(now)))
     }
 
     /// Returns whether to schedule another attempt after a failure. If only packets cause attempts,
@@ -201,7 +191,6 @@ impl Peer {
         self.backoff = self.config().timing.retry;
         self.retry_at = None;
         self.failed_at = None;
-        self.went_first = false;
     }
 
     /// Schedules the next attempt after a failure. The delay doubles each time, up to the maximum.

@@ -6,7 +6,6 @@ mod answers;
 mod attempts;
 mod beginnings;
 mod capture;
-mod crowds;
 mod lifetimes;
 mod limits;
 mod lookup;
