@@ -252,7 +252,9 @@ enum Command {
         /// again whenever it is missing or its content must change
         #[arg(long, conflicts_with_all = ["timeout", "plugin_only"])]
         keep: bool,
-        /// Remove the conflist instead; the runtime then starts no new pods with this network
+        /// Remove the conflist instead; the runtime then starts no new pods with this network.
+        /// While pods are attached the conflist stays, because the runtime needs it to remove them:
+        /// the command names them and fails
         #[arg(long, conflicts_with_all = ["plugin", "timeout", "plugin_only", "keep"])]
         remove: bool,
     },

@@ -96,5 +96,5 @@ complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -l pl
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -l timeout -d 'Maximum time to wait for the first segment, in seconds; 0 checks once' -r
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -l plugin-only -d 'Copy the plugin and do nothing else; for use before the agent has been started'
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -l keep -d 'Keep running: wait for the first segment without a time limit, and write the conflist again whenever it is missing or its content must change'
-complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -l remove -d 'Remove the conflist instead; the runtime then starts no new pods with this network'
+complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -l remove -d 'Remove the conflist instead; the runtime then starts no new pods with this network. While pods are attached the conflist stays, because the runtime needs it to remove them: the command names them and fails'
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -s h -l help -d 'Print help (see more with \'--help\')'

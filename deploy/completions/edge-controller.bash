@@ -1069,7 +1069,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__import__subcmd__fabedge)
-            opts="-h --cluster --apply --socket --config --json --help"
+            opts="-h --cluster --apply --replace --socket --config --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

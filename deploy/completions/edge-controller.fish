@@ -361,7 +361,8 @@ complete -c edge-controller -n "__fish_edge_controller_using_subcommand gather" 
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import-fabedge" -l cluster -d 'FabEdge\'s name of this cluster, if the file has nodes of several clusters' -r
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import-fabedge" -l socket -d 'Admin socket of the running server. (Default: admin_socket of --config, else /run/edge-controller/admin.sock)' -r -F
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import-fabedge" -l config -d 'The server\'s configuration file, from which the operator\'s commands take the admin socket' -r -F
-complete -c edge-controller -n "__fish_edge_controller_using_subcommand import-fabedge" -l apply -d 'Create the communities at the running server, with their member lists'
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand import-fabedge" -l apply -d 'Create the communities at the running server, with their member lists. A community that is listed already gets the members that it lacks, and keeps the others'
+complete -c edge-controller -n "__fish_edge_controller_using_subcommand import-fabedge" -l replace -d 'Remove the members of these communities that FabEdge does not have'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import-fabedge" -l json -d 'Print JSON instead of tables, for scripts'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand import-fabedge" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c edge-controller -n "__fish_edge_controller_using_subcommand node; and not __fish_seen_subcommand_from list ls show label deregister" -l socket -d 'Admin socket of the running server. (Default: admin_socket of --config, else /run/edge-controller/admin.sock)' -r -F

@@ -444,6 +444,10 @@ pub struct CommunityInfo {
     /// join as edges.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_registered: Vec<NodeName>,
+    /// The nodes that the operator listed, registered or not. A controller of an older release does
+    /// not say it.
+    #[serde(default)]
+    pub listed: Option<Vec<NodeName>>,
 }
 
 /// A row of `GET /v1/ca`, and the answer to `POST /v1/ca/rollover` and `DELETE /v1/ca/{id}`, for

@@ -128,11 +128,12 @@ pub(super) fn community_infos(state: &edge_controller_domain::state::State) -> V
     let names: BTreeSet<_> = with_members.chain(state.listed_communities().map(|listed| &listed.name)).collect();
     let members: BTreeMap<_, _> = state.communities().collect();
     let info = |name: &Community| {
-        let listed = state.listed_community(name).into_iter().flat_map(|listed| &listed.members);
+        let listed = || state.listed_community(name).into_iter().flat_map(|listed| &listed.members);
         CommunityInfo {
             name: name.clone(),
             members: members.get(name).into_iter().copied().flatten().cloned().collect(),
-            not_registered: listed.filter(|node| state.node(node).is_none()).cloned().collect(),
+            not_registered: listed().filter(|node| state.node(node).is_none()).cloned().collect(),
+            listed: Some(listed().cloned().collect()),
         }
     };
     names.into_iter().map(info).collect()

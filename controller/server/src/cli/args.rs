@@ -194,9 +194,13 @@ pub(super) enum Command {
         /// FabEdge's name of this cluster, if the file has nodes of several clusters.
         #[arg(long, value_name = "NAME")]
         cluster: Option<String>,
-        /// Create the communities at the running server, with their member lists.
+        /// Create the communities at the running server, with their member lists. A community that
+        /// is listed already gets the members that it lacks, and keeps the others.
         #[arg(long)]
         apply: bool,
+        /// Remove the members of these communities that FabEdge does not have.
+        #[arg(long, requires = "apply")]
+        replace: bool,
     },
     /// Nodes: list, show, label, deregister.
     #[command(subcommand)]

@@ -46,8 +46,9 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
         Command::Page { end: true } => page::end_all(client).await,
         Command::CheckConnectivity(arguments) => connectivity::check(client, json, arguments).await,
         Command::Status(arguments) => status::show(client, json, &arguments).await,
-        Command::ImportFabedge { file, cluster, apply } => {
-            import_fabedge::import(client, &file, cluster.as_deref(), apply).await
+        Command::ImportFabedge { file, cluster, apply, replace } => {
+            let mapping = import_fabedge::read(&file, cluster.as_deref())?;
+            if apply { mapping.list_communities(client, replace).await } else { Ok(()) }
         }
         Command::Gather { file, sources } => gather::gather(client, &file, &sources).await,
         Command::Backup { target } => archive::backup(client, &target).await,

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use axum::http::Method;
-use edge_types::api::CommunityMembers;
+use edge_types::api::{CommunityInfo, CommunityMembers};
 use edge_types::network::contains;
 use edge_types::{Community, IpNetwork, NodeName};
 use serde::Deserialize;
@@ -78,7 +78,7 @@ struct EndPoint {
 
 /// The translated resources.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Mapping {
+pub(super) struct Mapping {
     communities: BTreeMap<Community, BTreeSet<NodeName>>,
     /// Addresses for the annotation of a Node.
     addresses: BTreeMap<String, BTreeSet<IpAddr>>,
@@ -90,9 +90,8 @@ struct Mapping {
     notes: Vec<String>,
 }
 
-/// Prints the translated resources. With `apply` the communities are also created at the running
-/// server.
-pub(super) async fn import(client: &Client, file: &Path, cluster: Option<&str>, apply: bool) -> anyhow::Result<()> {
+/// Translates the resources in a file, and prints the result.
+pub(super) fn read(file: &Path, cluster: Option<&str>) -> anyhow::Result<Mapping> {
     let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let object: Object = serde_json::from_slice(&text).with_context(|| {
         format!(
@@ -105,15 +104,7 @@ pub(super) async fn import(client: &Client, file: &Path, cluster: Option<&str>, 
     for note in &mapping.notes {
         eprintln!("not carried over: {note}");
     }
-    if !apply {
-        return Ok(());
-    }
-    for (community, members) in mapping.communities {
-        let body = CommunityMembers { members };
-        client.ask::<()>(Method::PUT, &format!("/v1/communities/{community}"), Some(&body)).await?;
-        eprintln!("community {community} is listed");
-    }
-    Ok(())
+    Ok(mapping)
 }
 
 fn map(object: Object, cluster: Option<&str>) -> anyhow::Result<Mapping> {
@@ -148,11 +139,57 @@ fn map(object: Object, cluster: Option<&str>) -> anyhow::Result<Mapping> {
     Ok(mapping)
 }
 
+/// Returns the members to list, and those in `listed` that FabEdge does not have.
+fn members_to_list<'a>(
+    of_fabedge: &'a BTreeSet<NodeName>,
+    listed: &'a BTreeSet<NodeName>,
+    replace: bool,
+) -> (BTreeSet<NodeName>, Vec<&'a NodeName>) {
+    let others: Vec<&NodeName> = listed.difference(of_fabedge).collect();
+    let kept = others.iter().copied().filter(|_| !replace);
+    (of_fabedge.iter().chain(kept).cloned().collect(), others)
+}
+
 fn list(names: &BTreeSet<&str>) -> String {
     names.iter().copied().collect::<Vec<_>>().join(", ")
 }
 
 impl Mapping {
+    /// Lists the communities at the running server. Members that are listed there already and that
+    /// FabEdge does not have stay, or are removed if `replace` says so.
+    pub(super) async fn list_communities(&self, client: &Client, replace: bool) -> anyhow::Result<()> {
+        let present: Vec<CommunityInfo> = client.ask(Method::GET, "/v1/communities", None::<&()>).await?;
+        for (name, members) in &self.communities {
+            let listed = present.iter().find(|community| community.name == *name).map(|community| &community.listed);
+            let listed: BTreeSet<NodeName> = match listed {
+                Some(Some(listed)) => listed.iter().cloned().collect(),
+                None => BTreeSet::new(),
+                Some(None) if replace => BTreeSet::new(),
+                Some(None) => bail!(
+                    "the server is of an older release and does not say whom community {name} lists: upgrade it first, or remove members \
+                     that FabEdge does not have with --replace"
+                ),
+            };
+            let (members, others) = members_to_list(members, &listed, replace);
+            let others: Vec<&str> = others.iter().map(|node| node.as_str()).collect();
+            let body = CommunityMembers { members };
+            client.ask::<()>(Method::PUT, &format!("/v1/communities/{name}"), Some(&body)).await?;
+            eprintln!("community {name} is listed");
+            if !others.is_empty() {
+                let others = others.join(", ");
+                eprintln!(
+                    "{}",
+                    if replace {
+                        format!("community {name}: {others} removed, which FabEdge does not have")
+                    } else {
+                        format!("community {name}: {others} kept, which FabEdge does not have; --replace removes them")
+                    }
+                );
+            }
+        }
+        Ok(())
+    }
+
     fn add_community(&mut self, cluster: &str, object: &Object) {
         let name = &object.metadata.name;
         let community: Community = match name.parse() {

@@ -174,7 +174,7 @@ fn bar(taken: u64, all: u64) -> String {
 }
 
 fn community_row(community: &CommunityInfo, connected: &BTreeSet<&NodeName>) -> [String; 4] {
-    let CommunityInfo { name, members, not_registered } = community;
+    let CommunityInfo { name, members, not_registered, listed: _ } = community;
     let up = members.iter().filter(|member| connected.contains(member)).count();
     let all = members.len() + not_registered.len();
     [name.to_string(), format!("{up} of {all}"), first_of(members), first_of(not_registered)]

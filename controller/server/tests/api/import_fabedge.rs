@@ -80,7 +80,8 @@ async fn nodes_of_fabedge_are_migrated_one_by_one_while_the_others_keep_their_ne
     let (_, said) = succeeds(&program, &[&import[..], &["--apply"]].concat());
     assert!(said.contains("community alpha is listed"), "{said}");
     let listed = program.json(&["community", "list"]);
-    assert_eq!(listed, json!([{"name": "alpha", "members": [], "not_registered": ["edge1", "edge2"]}]));
+    let both = ["edge1", "edge2"];
+    assert_eq!(listed, json!([{"name": "alpha", "members": [], "not_registered": both, "listed": both}]));
 
     // The first node joins, and the other one still runs FabEdge.
     let first = join(&program, at, "edge1").await;
@@ -114,7 +115,35 @@ async fn nodes_of_fabedge_are_migrated_one_by_one_while_the_others_keep_their_ne
     succeeds(&program, &["reload"]);
     assert_eq!(program.json(&["segment", "list"]), segments);
     let listed = program.json(&["community", "list"]);
-    assert_eq!(listed, json!([{"name": "alpha", "members": ["edge1", "edge2"]}]));
+    assert_eq!(listed, json!([{"name": "alpha", "members": both, "listed": both}]));
+}
+
+#[test]
+fn an_import_keeps_the_members_that_the_operator_has_listed_meanwhile_unless_it_is_to_replace_them() {
+    let mut program = Program::new();
+    program.start();
+    let file = program.path("fabedge.json");
+    std::fs::write(&file, resources().to_string()).unwrap();
+    let import = |more: &[&str]| {
+        let import = ["import-fabedge", file.to_str().unwrap(), "--cluster", "beijing"];
+        succeeds(&program, &[&import[..], more].concat()).1
+    };
+    let listed = || program.json(&["community", "list"])[0]["listed"].clone();
+    succeeds(&program, &["community", "set", "alpha", "edge1", "edge7"]);
+    succeeds(&program, &["community", "set", "beta", "edge7"]);
+
+    let said = import(&["--apply"]);
+    assert!(
+        said.contains("community alpha: edge7 kept, which FabEdge does not have; --replace removes them"),
+        "{said}"
+    );
+    assert_eq!(listed(), json!(["edge1", "edge2", "edge7"]));
+    let said = import(&["--apply", "--replace"]);
+    assert!(said.contains("community alpha: edge7 removed"), "{said}");
+    assert_eq!(listed(), json!(["edge1", "edge2"]));
+    assert!(!import(&["--apply"]).contains("which FabEdge does not have"));
+    assert_eq!(program.json(&["community", "list"])[1]["listed"], json!(["edge7"]), "another community");
+    assert_eq!(program.run(&["import-fabedge", file.to_str().unwrap(), "--replace"]).status.code(), Some(2));
 }
 
 #[test]

@@ -213,7 +213,7 @@ async fn the_operators_commands_show_nodes_with_labels_their_segments_and_commun
         ]
     );
     let json: Value = serde_json::from_str(&run("community list --json")).unwrap();
-    assert_eq!(json[0], json!({"name": "beta", "members": [], "not_registered": ["later"]}));
+    assert_eq!(json[0], json!({"name": "beta", "members": [], "not_registered": ["later"], "listed": ["later"]}));
     let overview = run("status");
     for words in [["beta", "0 of 1", "later"], ["gamma", "0 of 3", "later sooner"]] {
         let row = |line: &str| line.trim_start().starts_with(words[0]) && words.iter().all(|word| line.contains(word));
