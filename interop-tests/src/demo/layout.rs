@@ -1,5 +1,6 @@
 //! The nodes and sites of the demo's network, and of the larger one for random events.
 
+use super::world::CLOUD_NETWORKS;
 use crate::topology::NetworkPlan;
 
 /// The edge nodes of the demo.
@@ -41,6 +42,11 @@ pub(super) const TWELVE_NODES: Layout = Layout {
     guests: &["edge-b1", "edge-c1", "edge-f1"],
 };
 
+/// Returns the pods' networks on the cloud's node with this number, which counts from 1.
+pub(super) fn cloud_pod_networks(number: usize) -> [String; 2] {
+    [format!("10.244.{number}.0/24"), format!("fd44::{number}:0/112")]
+}
+
 impl Layout {
     /// Returns the edge nodes.
     pub(super) fn edges(&self) -> impl Iterator<Item = &'static str> + Clone + use<> {
@@ -57,6 +63,21 @@ impl Layout {
     pub(super) fn hubs(&self) -> impl Iterator<Item = &'static str> + Clone + use<> {
         let cloud = self.cloud;
         cloud.iter().filter(|(_, role)| *role == "hub").map(|(name, _)| *name)
+    }
+
+    /// Returns the controller's settings for several hubs. Each fronts the networks of its own pods
+    /// in addition to those that all hubs front. Otherwise edges would send packets for them to
+    /// the first hub, and the other hub would drop what that hub forwards in clear.
+    pub(super) fn own_networks_of_hubs(&self) -> String {
+        if self.hubs().count() < 2 {
+            return String::new();
+        }
+        let settings = self.cloud.iter().zip(1..).filter(|((_, role), _)| *role == "hub").map(|((name, _), number)| {
+            let own = cloud_pod_networks(number);
+            let networks: Vec<&str> = CLOUD_NETWORKS.into_iter().chain(own.iter().map(String::as_str)).collect();
+            format!("[hub.{name}]\nnetworks = {networks:?}\n")
+        });
+        settings.collect()
     }
 
     /// Returns the captured interfaces: router, interface, and an address behind it that answers

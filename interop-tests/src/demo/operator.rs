@@ -73,11 +73,12 @@ impl World<'_> {
              v4_prefix = 29\n\
              v6_prefix = 120\n\
              quarantine_seconds = {}\n\
-             {}",
+             {}{}",
             list(&CLOUD_NETWORKS),
             list(&CLUSTER_RANGES),
             QUARANTINE.as_secs(),
             self.kubernetes.as_ref().map(Kubernetes::controller_config).unwrap_or_default(),
+            self.layout.own_networks_of_hubs(),
         )
     }
 

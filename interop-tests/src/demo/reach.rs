@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, ensure};
 
 use super::check_runner::TIMEOUT;
-use super::layout::{EDGES, NODES, site};
+use super::layout::{EDGES, NODES, cloud_pod_networks, site};
 use super::pod::{DemoPod, reaches};
 use super::world::World;
 use crate::cni_plugin::CONFLIST;
@@ -103,9 +103,8 @@ pub(super) fn bring_up(world: &World) -> Result<Pods> {
     for (node, own) in numbered() {
         for (other, number) in numbered().filter(|(_, number)| *number != own) {
             let [v4, v6] = site(other).inside.map(Option::unwrap_or_default);
-            world.node(node).sh(&format!(
-                "ip route add 10.244.{number}.0/24 via {v4} && ip route add fd44::{number}:0/112 via {v6}"
-            ))?;
+            let [pods4, pods6] = cloud_pod_networks(number.into());
+            world.node(node).sh(&format!("ip route add {pods4} via {v4} && ip route add {pods6} via {v6}"))?;
         }
     }
     world.route_ledger_in_clear()?;
