@@ -32,6 +32,7 @@ pub mod kube;
 pub mod libreswan;
 pub mod netns;
 pub mod oci_image;
+pub mod openiked;
 pub mod power_cuts;
 pub mod progress;
 pub mod runner;

@@ -204,7 +204,8 @@ pub fn document() -> String {
         What the lab shows with `edge-agent` against the IKE daemons of other projects, and which scenario shows it\n\
         ([lab.md](lab.md)): Debian bookworm's charon (strongSwan 5.9.8, scenarios `strongswan/`) and pluto (libreswan 4.10,\n\
         scenarios `libreswan/`). In the columns *to*, `edge-agent` initiates; in the columns *from*, the other end does. `make interop`\n\
-        runs them and ends with the same table and their results.\n\n\
+        runs them and ends with the same table and their results. With bookworm's iked (OpenIKED 7.2, scenarios `openiked/`) both ends'\n\
+        default proposals come up in either direction, by pre-shared key and by certificate (P-256, RSA), with rekeys by each end.\n\n\
         Made from `interop-tests/src/scenarios/interop.rs`: `EDGE_UPDATE=1 cargo test -p interop-tests --lib interop` writes this document,\n\
         and without `EDGE_UPDATE` the test fails if they differ.\n\n"
         .to_owned();

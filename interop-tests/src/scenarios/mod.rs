@@ -14,6 +14,7 @@ mod kubeedge_services;
 mod lab;
 mod libreswan;
 mod nats;
+mod openiked;
 mod own_addresses;
 mod path_mtu;
 mod site;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<&'static Scenario> {
         crate_tests::SCENARIOS,
         failure_reports::SCENARIOS,
         nats::SCENARIOS,
+        openiked::SCENARIOS,
         own_addresses::SCENARIOS,
         path_mtu::SCENARIOS,
         strongswan::SCENARIOS,
