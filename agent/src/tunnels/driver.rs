@@ -25,6 +25,8 @@ use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
 use super::enforced_revocations::{EnforcedRevocations, valid_from};
 use super::environment::KernelEnvironment;
+use super::esp_key::kernel_has;
+use super::event_log::EventLog;
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
 use super::former_policies::FormerPolicies;
@@ -35,6 +37,7 @@ use super::ike_counts::IkeCounts;
 use super::ike_sockets;
 use super::internal_address_store::InternalAddressStore;
 use super::kernel_policies::KernelPolicies;
+use super::kernel_refusals::KernelRefusals;
 use super::path_mtu_probes::PathMtuProbes;
 use super::refusals::Refusals;
 use super::relays::Relays;
@@ -119,9 +122,13 @@ pub struct Driver {
     pub(super) path_mtus: PathMtuProbes,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
+    /// Events of peers that wait for a common log line.
+    pub(super) event_log: EventLog,
     /// What IKE has done, for metrics.
     pub(super) ike_counts: IkeCounts,
     pub(super) refusals: Refusals,
+    /// The ciphers that the kernel lacks, and the SAs that it refused.
+    pub(super) kernel_refusals: KernelRefusals,
     /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
     /// How this node, if it is a hub, leaves its edges to another hub before it ends.
@@ -215,8 +222,10 @@ impl Driver {
             tcp,
             path_mtus: PathMtuProbes::new(config.path_mtu.probe, to_host.path_mtus),
             failures: FailureLog::default(),
+            event_log: EventLog::default(),
             ike_counts: IkeCounts::default(),
             refusals: Refusals::default(),
+            kernel_refusals: KernelRefusals::default(),
             settled: false,
             hand_over: HandOver::new(kept),
             host,
@@ -372,6 +381,7 @@ impl Driver {
             self.endpoint.poll_timeout(),
             self.sas.next_expiry(),
             self.failures.due(),
+            self.event_log.due(),
             self.hub_returns.next_due(),
             idle,
             self.next_deferral_end(),
@@ -391,8 +401,12 @@ impl Driver {
         if let Some(line) = self.failures.end_period(now) {
             tracing::warn!("{line}");
         }
+        for line in self.event_log.end_period(now) {
+            tracing::info!("{line}");
+        }
         self.environment.save_reqids(now);
         self.changed_peers.extend(self.hub_returns.take_due(now));
+        self.ask_hubs_that_stayed(now);
         self.end_deferrals(now);
         self.ask_for_relays(now);
         self.tcp_timeout(now);
@@ -438,6 +452,7 @@ impl Driver {
         for name in &changes.gone {
             let reqids = self.environment.reqids.all_of(name);
             self.environment.revocations.forget(name);
+            self.kernel_refusals.forget(name);
             self.environment.internal_addresses.forget(name);
             if let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, &reqids) {
                 let _span = peer_span(name).entered();
@@ -501,7 +516,7 @@ impl Driver {
                         heard.push(peer.clone());
                     }
                     self.endpoint.esp_received(peer, event.id.spi, now);
-                    if self.hub_returns.heard(peer, now) {
+                    if self.hub_returns.heard(peer) {
                         self.changed_peers.insert(peer.clone());
                     }
                 }
@@ -548,7 +563,10 @@ impl Driver {
         let inherits = *assignment == AddressAssignment::Off;
         let keeps_policies = !matches!(assignment, AddressAssignment::Pool(_));
         let peer = self.with_relayed_address(name, tunnel);
-        let mut peer = self.with_tcp_address(name, peer);
+        let peer = self.with_tcp_address(name, peer);
+        let KernelEnvironment { xfrm, random, incidents, .. } = &mut self.environment;
+        let has = |cipher| kernel_has(cipher, xfrm, random, incidents);
+        let mut peer = self.kernel_refusals.without_missing_ciphers(peer, has);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
         let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children

@@ -13,6 +13,7 @@
 //! - [`driver`]: the event loop.
 //! - `enforced_revocations`: the revocations of certificates that no SA of an earlier run outlived.
 //! - `endpoint_events`: the handling of the endpoint's events.
+//! - `event_log`: the choice of the events of peers that get a separate log line.
 //! - `event_sources`: the reading of datagrams and of the kernel's notifications.
 //! - `failure_log`: the choice of the failures that get a separate log line.
 //! - `former_policies`: the policies that an earlier run left in the kernel.
@@ -25,6 +26,7 @@
 //! - `internal_address_store`: the internal addresses of static peers, across restarts.
 //! - `kernel_events`: the handling of the kernel's notifications.
 //! - `kernel_policies`: the policies in the kernel, and their comparison with the desired policies.
+//! - `kernel_refusals`: the ciphers that the kernel lacks, and the SAs that it refused.
 //! - `leaving_hub`: a hub's last seconds, in which edges and cloud nodes change to another hub.
 //! - `mapped_addresses`: this node's addresses as the hubs see them.
 //! - `not_carried`: the networks that are configured for a peer but that no CHILD_SA carries.
@@ -59,6 +61,7 @@ mod endpoint_events;
 mod enforced_revocations;
 mod environment;
 mod esp_key;
+mod event_log;
 mod event_sources;
 mod failure_log;
 mod former_policies;
@@ -73,6 +76,7 @@ mod internal_address_obstacle;
 mod internal_address_store;
 mod kernel_events;
 mod kernel_policies;
+mod kernel_refusals;
 mod leaving_hub;
 mod mapped_addresses;
 mod not_carried;
