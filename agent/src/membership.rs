@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::CertificateClock;
+use crate::clock::{BootTime, CertificateClock};
 use crate::config::Config;
 use crate::underlay::Underlay;
 
@@ -46,15 +46,6 @@ pub struct FormerNetwork {
     /// The same time, measured by the boot-time clock, which cannot be set.
     #[serde(default)]
     pub boot_time: Option<BootTime>,
-}
-
-/// A time by the boot-time clock (CLOCK_BOOTTIME).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootTime {
-    /// The boot, from `/proc/sys/kernel/random/boot_id`.
-    pub boot_id: String,
-    /// Seconds since that boot; negative for a time before the boot.
-    pub seconds: i64,
 }
 
 /// This node's certificate, key and trust anchors.
@@ -107,6 +98,13 @@ pub struct ControllerStatus {
     pub view_source: Option<String>,
     /// notAfter of this node's certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: Option<i64>,
+    /// Time for which that certificate is accepted after its end, seconds.
+    #[serde(default)]
+    pub certificate_grace_seconds: u64,
+    /// Since when the certificate has ended, how long it is still accepted, and what to do; `None`
+    /// if it has not ended.
+    #[serde(default)]
+    pub certificate_ended: Option<String>,
     /// The last error, and how to correct it.
     pub last_error: Option<String>,
     /// The reason why the controller's latest view is refused; `None` if it is not refused.
