@@ -120,6 +120,8 @@ mod active {
         ("peer_without_rate", "rekeys for one peer without limit of their rate."),
         ("replaced_before_children_are_made", "RFC 7296 2.8.3: an IKE SA goes before the new one has its CHILD_SAs."),
         ("nothing_lingers", "RFC 7296 2.8: the old inbound SA goes at once."),
+        ("refused_responder_not_told", "RFC 7296 2.21.2: a responder that is not accepted is not told."),
+        ("refused_responder_not_deleted", "a responder that is not accepted is told so without DELETE."),
         ("childless_unasked", "RFC 6023 3: IKE_AUTH without a CHILD_SA to a responder that has not announced it."),
         ("configuration_unasked", "RFC 7296 2.19: CFG_REPLY without CFG_REQUEST."),
         ("address_given_twice", "RFC 7296 2.19: two peers get the same internal address."),
