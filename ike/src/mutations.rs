@@ -46,6 +46,8 @@ mod active {
         ("update_by_responder", "RFC 4555 3.5: the responder sends UPDATE_SA_ADDRESSES."),
         ("esp_moves_before_the_check", "RFC 4555 3.7: ESP follows before return routability is shown."),
         ("any_cookie2_accepted", "RFC 4555 3.7: COOKIE2 is not compared."),
+        ("cookie2_repeated", "RFC 4555 4.2.5: COOKIE2 is the same every time."),
+        ("mobike_announced_with_data", "RFC 4555 4.2.1: MOBIKE_SUPPORTED has data."),
         ("cookie2_not_returned", "RFC 4555 3.7: COOKIE2 is not returned."),
         ("any_answer_shows_path", "RFC 4555 3.7: an answer to what was sent to several addresses counts as a check."),
         ("unexpected_nat_accepted", "RFC 4555 3.9: NO_NATS_ALLOWED is not compared with the IP header."),

@@ -9,6 +9,13 @@ use crate::wire::{Delete, ExchangeType, Message, NotifyType, Payload, Proposal, 
 /// changed proposal and this nonce.
 fn after_answer(prf: Prf, change: impl Fn(&mut Proposal), nonce: Vec<u8>) -> usize {
     let mut pair = Pair::new().one_sided();
+    answer_init(&mut pair, prf, change, nonce);
+    std::iter::from_fn(|| pair.ends[0].endpoint.poll_transmit()).count()
+}
+
+/// Responds to the IKE_SA_INIT of `a` without NAT detection, with a changed proposal and this
+/// nonce.
+fn answer_init(pair: &mut Pair, prf: Prf, change: impl Fn(&mut Proposal), nonce: Vec<u8>) {
     pair.configs[0].ike_proposals[0].prfs = vec![prf];
     pair.configs[0].ike_proposals[0].ciphers = vec![Cipher::Aes256Gcm16, Cipher::ChaCha20Poly1305];
     let config = pair.configs[0].clone();
@@ -26,7 +33,28 @@ fn after_answer(prf: Prf, change: impl Fn(&mut Proposal), nonce: Vec<u8>) -> usi
         vec![Payload::SecurityAssociation(vec![proposal]), Payload::KeyExchange(key.payload()), Payload::Nonce(nonce)];
     let answer = Message::response(&request.header, 77, payloads.into()).encode();
     endpoint.handle(&answer, sent.local, sent.remote, now, host);
-    std::iter::from_fn(|| endpoint.poll_transmit()).count()
+}
+
+#[test]
+fn ike_auth_forbids_nats_to_a_responder_without_nat_traversal() {
+    //= RFC 4555 3.9 MUST 1: NO_NATS_ALLOWED without NAT traversal
+    for mobike in [true, false] {
+        let mut pair = Pair::new().one_sided();
+        pair.configs[0].mobike = mobike;
+        pair.configs[0].force_encapsulation = false;
+        let responder: SocketAddr = ADDRESSES[1].parse().unwrap();
+        pair.ends[0].endpoint.begin_capture([responder.ip()].into());
+        answer_init(&mut pair, Prf::HmacSha256, |_| {}, vec![1; 32]);
+        let captured = pair.ends[0].endpoint.take_captured().messages;
+        let sent = Message::decode(&captured.last().unwrap().message).unwrap();
+        assert_eq!(sent.header.exchange, ExchangeType::IkeAuth);
+        let forbidden = sent.payloads.notify(NotifyType::NoNatsAllowed).map(|notify| notify.data.clone());
+        // 192.0.2.1 or unknown, 192.0.2.2, and port 500 twice.
+        assert_eq!(forbidden.is_some(), mobike);
+        if let Some(octets) = forbidden {
+            assert_eq!(octets[4..], [192, 0, 2, 2, 1, 244, 1, 244]);
+        }
+    }
 }
 
 #[test]
