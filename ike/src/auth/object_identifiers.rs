@@ -43,7 +43,8 @@ const NAMES: [(&str, &str); 34] = [
     ("2.16.840.1.101.3.4.3.19", "id-ml-dsa-87"),
 ];
 
-/// Maximum number of octets of an AlgorithmIdentifier that are shown. The peer chose its length.
+/// Maximum number of octets of an AlgorithmIdentifier, or of the object identifier of a key, that
+/// are shown. The peer chose its length.
 const MAX_SHOWN: usize = 32;
 
 /// Returns the name of an AlgorithmIdentifier (RFC 5280 4.1.1.2), DER, with its curve if there is
@@ -81,6 +82,9 @@ fn with_curve(algorithm: &Oid<'_>, parameters: Option<&Any<'_>>) -> String {
 }
 
 fn name(oid: &Oid<'_>) -> String {
+    if oid.as_bytes().len() > MAX_SHOWN {
+        return hexadecimal(oid.as_bytes());
+    }
     let numbers = oid.to_id_string();
     match NAMES.iter().find(|(known, _)| *known == numbers) {
         Some((_, name)) => (*name).to_owned(),
@@ -113,6 +117,14 @@ mod tests {
         assert_eq!(algorithm(&[2; 200]).len(), 4, "an integer of two octets");
         assert_eq!(algorithm(&[0xff; 200]).len(), 64);
         assert!(algorithm(&[[0x30, 0x81, 200, 6, 0x81, 197].as_slice(), &[0x2a; 197]].concat()).len() <= 64);
+    }
+
+    #[test]
+    fn a_long_identifier_of_a_key_is_shown_in_short() {
+        let long = || Oid::new(vec![0x2a; 60_000].into());
+        let curve = Any::from_tag_and_data(Tag::Oid, &[0x2a; 60_000]);
+        let identifier = AlgorithmIdentifier { algorithm: long(), parameters: Some(curve) };
+        assert_eq!(key(&identifier).len(), 64 + " on ".len() + 64);
     }
 
     #[test]
