@@ -11,6 +11,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::error::{AuthError, CredentialError};
 use super::identity;
 use super::limits::MAX_CHAIN;
+use super::object_identifiers;
 use super::revocation::RevocationChecker;
 use super::signature::PublicKey;
 use super::trust_anchors::TrustAnchors;
@@ -199,7 +200,7 @@ impl CertificateValidator {
                     .unwrap_or_else(|| AuthError::UnknownIssuer { issuer: identity::quoted_name(parsed.issuer()) }))
             }
             Err(webpki::Error::RequiredEkuNotFoundContext(_)) => Err(lacks_usage(parsed)),
-            Err(error) => Err(AuthError::Chain(error.to_string())),
+            Err(error) => Err(AuthError::Chain(chain_problem(&error))),
         }
     }
 
@@ -306,6 +307,22 @@ pub(super) fn not_after(der: &[u8]) -> u64 {
 
 fn end_of(parsed: &X509Certificate<'_>) -> u64 {
     u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0)
+}
+
+/// Returns why webpki refuses a chain. Its own words have the octets of algorithms.
+fn chain_problem(error: &webpki::Error) -> String {
+    let signed = object_identifiers::algorithm_contents;
+    match error {
+        webpki::Error::UnsupportedSignatureAlgorithmContext(found) => {
+            format!("a certificate is signed with {}, which is not accepted", signed(&found.signature_algorithm_id))
+        }
+        webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(found) => format!(
+            "a certificate is signed with {}, and its issuer's key is {}, which is not accepted together",
+            signed(&found.signature_algorithm_id),
+            signed(&found.public_key_algorithm_id)
+        ),
+        other => other.to_string(),
+    }
 }
 
 /// Returns the public key of our own certificate.

@@ -11,6 +11,7 @@ mod ecdsa;
 mod error;
 mod identity;
 mod limits;
+mod object_identifiers;
 mod proof;
 mod psk;
 mod revocation;

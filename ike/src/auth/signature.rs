@@ -1,11 +1,11 @@
 //! Digital signatures (RFC 7427, RFC 8420), ECDSA by RFC 4754 and RSA by RFC 7296.
 
-use data_encoding::HEXLOWER;
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey, VerificationAlgorithm};
 use x509_parser::prelude::X509Certificate;
 
 use super::ecdsa::{self, Curve, EcdsaSigner};
 use super::error::{AuthError, CredentialError};
+use super::object_identifiers;
 use super::proof::Proof;
 use super::rsa::{self, RsaSigner};
 use crate::secret::Secret;
@@ -132,7 +132,10 @@ impl PublicKey {
                 rsa::check_size(info)?;
                 KeyKind::Rsa
             }
-            _ => return Err(AuthError::UnsupportedSignature(format!("key {}", info.algorithm.algorithm))),
+            _ => {
+                let name = object_identifiers::key(&info.algorithm);
+                return Err(AuthError::UnsupportedSignature(format!("key {name}")));
+            }
         };
         Ok(Self { kind, key: info.subject_public_key.data.to_vec() })
     }
@@ -212,12 +215,6 @@ impl SignatureAlgorithm {
         }
         let ecdsa = ecdsa::hash(identifier).map(Self::Ecdsa);
         let algorithm = ecdsa.or_else(|| rsa::algorithm(identifier).map(Self::Rsa));
-        algorithm.ok_or_else(|| AuthError::UnsupportedSignature(shown(identifier)))
+        algorithm.ok_or_else(|| AuthError::UnsupportedSignature(object_identifiers::algorithm(identifier)))
     }
-}
-
-/// Returns an unknown AlgorithmIdentifier in hexadecimal, shortened to 32 octets, since the peer
-/// chose its length.
-fn shown(identifier: &[u8]) -> String {
-    HEXLOWER.encode(identifier.get(..32).unwrap_or(identifier))
 }

@@ -20,7 +20,7 @@ use crate::negotiate::{self, ChildKeyExchange, Traffic};
 use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{
-    Certificate, ExchangeType, Header, Id, InvalidMessage, Notify, NotifyType, Payload, PayloadType, Payloads,
+    Certificate, Delete, ExchangeType, Header, Id, InvalidMessage, Notify, NotifyType, Payload, PayloadType, Payloads,
 };
 
 /// The state of an initiator that has sent IKE_AUTH.
@@ -170,9 +170,14 @@ impl InitiatorAuth {
             inbound.release(&profile, cx);
         }
         // RFC 7296 2.21.2: an initiator that cannot accept the response reports this in an
-        // INFORMATIONAL exchange.
-        let channel = tell.then(|| {
-            let payloads = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::AuthenticationFailed))]);
+        // INFORMATIONAL exchange. The notification alone ends the IKE SA, but libreswan acts on
+        // DELETE only.
+        let channel = (tell && !mutation!("refused_responder_not_told")).then(|| {
+            let mut payloads = Payloads::new();
+            payloads.push_notify(Notify::new(NotifyType::AuthenticationFailed));
+            if !mutation!("refused_responder_not_deleted") {
+                payloads.push(Payload::Delete(Delete::Ike));
+            }
             channel.request(ExchangeType::Informational, &payloads, cx);
             Box::new(channel)
         });

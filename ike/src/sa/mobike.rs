@@ -86,7 +86,8 @@ impl Mobike {
 /// Returns our notifications for IKE_AUTH: MOBIKE_SUPPORTED, and our additional addresses.
 pub(super) fn supported(additional: &[IpAddr]) -> impl Iterator<Item = Payload> {
     //= RFC 4555 4.2.1 MUST 1: no data
-    let supported = Notify::new(NotifyType::MobikeSupported);
+    let data = if mutation!("mobike_announced_with_data") { vec![1] } else { Vec::new() };
+    let supported = Notify::with_data(NotifyType::MobikeSupported, data);
     std::iter::once(supported).chain(additional.iter().copied().map(Notify::additional_address)).map(Payload::Notify)
 }
 
@@ -171,7 +172,7 @@ impl Cookie2 {
     /// Makes an unpredictable COOKIE2.
     pub(super) fn new(cx: &mut Context<'_>) -> Self {
         //= RFC 4555 4.2.5 MUST 2: COOKIE2 is unpredictable
-        Self(cx.random())
+        Self(if mutation!("cookie2_repeated") { [2; 16] } else { cx.random() })
     }
 
     /// Returns the COOKIE2 notification.

@@ -351,9 +351,14 @@ fn an_address_changes_while_the_child_sa_and_the_ike_sa_are_rekeyed() {
 
 /// Makes a foreign initiator that supports MOBIKE.
 fn mobile_foreign() -> Foreign {
+    mobile_foreign_with(&[])
+}
+
+/// Does the same as [`mobile_foreign`], with data in MOBIKE_SUPPORTED.
+fn mobile_foreign_with(data: &[u8]) -> Foreign {
     let mut foreign = Foreign::new(1, |_| {});
     let response = foreign.authenticate_with(PSK, |parts| {
-        parts.push(notification(notify::MOBIKE_SUPPORTED, 0, &[], &[]));
+        parts.push(notification(notify::MOBIKE_SUPPORTED, 0, &[], data));
     });
     assert!(response.notify(notify::MOBIKE_SUPPORTED).is_some());
     foreign.child.1 = response.proposals()[0].spi32();
@@ -422,6 +427,19 @@ pub fn a_foreign_initiator_is_checked_before_esp_follows_it() {
 }
 
 #[test]
+fn data_in_mobike_supported_is_ignored() {
+    //= RFC 4555 4.2.1 MUST 2: its data does not matter
+    for data in [vec![0], vec![0xff; 200]] {
+        let mut foreign = mobile_foreign_with(&data);
+        let messages = request_from(&mut foreign, "198.51.100.8:4500", &[update()]);
+        let check = messages.into_iter().find(|message| !message.header.response()).expect("a check");
+        let cookie = check.notify(notify::COOKIE2).expect("a check").data;
+        foreign.answer(&check, &[notification(notify::COOKIE2, 0, &[], &cookie)]);
+        assert_eq!(moves(&foreign), 1);
+    }
+}
+
+#[test]
 fn updates_from_many_places_do_not_multiply_a_request_that_nobody_answers() {
     let mut foreign = mobile_foreign();
     let mut checks = 0;
@@ -480,7 +498,9 @@ pub fn who_asks_from_elsewhere_without_an_update_moves_nothing() {
 pub fn a_nat_that_the_peer_forbids_is_found() {
     //= RFC 4555 3.9 MUST 2: compared with the IP header
     //= RFC 4555 3.9 REQUIRED 3: UNEXPECTED_NAT_DETECTED
+    //= RFC 4555 3.9 MUST NOT 6: and used for nothing else
     let mut foreign = mobile_foreign();
+    let elsewhere = |foreign: &Foreign| foreign.network.wire.iter().any(|(_, to, _)| to.ip() == at("198.51.100.9"));
     let octets = |from: [u8; 4], port: u16| {
         [from.as_slice(), &[10, 0, 0, 1], &port.to_be_bytes(), &500_u16.to_be_bytes()].concat()
     };
@@ -495,6 +515,10 @@ pub fn a_nat_that_the_peer_forbids_is_found() {
     let right = octets([198, 51, 100, 8], 500);
     let messages = request_from(&mut foreign, "198.51.100.8:500", &[update(), forbid(&right)]);
     assert_eq!(messages.iter().filter(|message| !message.header.response()).count(), 1, "a check");
+    // A request that changes no address is answered where it came from, whatever it forbids.
+    request_from(&mut foreign, "198.51.100.8:500", &[forbid(&octets([198, 51, 100, 9], 500))]);
+    foreign.network.run_for(10 * SECOND);
+    assert!(!elsewhere(&foreign), "the address in NO_NATS_ALLOWED is used");
 }
 
 #[test]

@@ -13,7 +13,8 @@ use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
 use crate::{
-    changes, childless, children, internal_addresses, liveness, mobike, rates, rekey, rules, suites, transport,
+    certificates, changes, childless, children, internal_addresses, liveness, mobike, rates, rekey, rules, suites,
+    transport,
 };
 
 /// Number of runs under faults, which are tried after all other tests.
@@ -92,6 +93,10 @@ const TESTS: &[(&str, fn())] = &[
     (
         "internal addresses",
         internal_addresses::the_clients_of_one_pool_have_different_addresses_and_the_last_one_waits_for_a_free_one,
+    ),
+    (
+        "refused responder",
+        certificates::an_initiator_that_does_not_believe_the_responder_tells_it_and_both_are_rid_of_it,
     ),
     ("faults", faulty_runs),
 ];

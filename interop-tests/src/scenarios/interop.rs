@@ -124,6 +124,19 @@ const ROWS: &[Row] = &[
         [In("mobike-initiator"), In("mobike-responder"), In("client-initiator"), No("pluto returns no COOKIE2")],
     ),
     row(
+        "a name instead of an address",
+        [In("name-initiator"), In("name-responder"), In("name-initiator"), In("name-responder")],
+    ),
+    row(
+        "another authentication, make before break",
+        [
+            In("reauthentication-initiator"),
+            In("reauthentication-responder"),
+            In("reauthentication-initiator"),
+            In("reauthentication-responder"),
+        ],
+    ),
+    row(
         "configuration payload",
         [
             In("configuration-payload-initiator"),
@@ -148,6 +161,10 @@ const ROWS: &[Row] = &[
             In("fragmentation-initiator"),
             In("fragmentation-responder"),
         ],
+    ),
+    row(
+        "a certificate that we do not trust is refused",
+        [In("cert-initiator"), In("cert-responder"), In("refused-initiator"), In("refused-responder")],
     ),
     row(
         "nothing in common is reported",

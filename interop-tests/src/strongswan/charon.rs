@@ -48,6 +48,24 @@ kernel-netlink socket-default vici updown
 }
 ";
 
+/// Configuration with which charon sets up the new IKE SA before it deletes the old one, when it
+/// authenticates again.
+const MAKE_BEFORE_BREAK_CONF: &str = "\
+charon-systemd {
+  load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
+kernel-netlink socket-default vici updown
+  make_before_break = yes
+  filelog {
+    stderr {
+      default = 1
+      ike = 2
+      knl = 2
+      time_format = %H:%M:%S
+    }
+  }
+}
+";
+
 /// A running charon.
 pub struct Charon<'a> {
     node: &'a Node,
@@ -237,6 +255,14 @@ impl<'a> Charon<'a> {
         Self::start_with(node, &STRONGSWAN_CONF.replacen("charon-systemd {\n", &range, 1), connection)
     }
 
+    /// Starts charon as [`Self::start`] does. It authenticates again by make before break.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Self::start`].
+    pub fn start_make_before_break(node: &'a Node, connection: &Connection) -> Result<Self> {
+        Self::start_with(node, MAKE_BEFORE_BREAK_CONF, connection)
+    }
+
     fn start_with(node: &'a Node, settings: &str, connection: &Connection) -> Result<Self> {
         let mut charon = Self::spawn(node, settings)?;
         charon.load(connection)?;
@@ -380,6 +406,14 @@ impl<'a> Charon<'a> {
             );
             Ok(())
         })
+    }
+
+    /// Makes charon authenticate again: it begins another IKE SA, which replaces the present one.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such SA.
+    pub fn reauthenticate(&self) -> Result<()> {
+        self.swanctl(&["--rekey", "--ike", &self.loaded, "--reauth"]).map(drop)
     }
 
     /// Ends the connection's IKE SA.

@@ -1,8 +1,10 @@
 //! Tests which certificates and signatures the validator accepts.
 
 use rcgen::PKCS_ECDSA_P384_SHA384;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::super::certificate_validator::candidate_issuers;
+use super::super::signature::PublicKey;
 use super::*;
 
 #[test]
@@ -256,6 +258,38 @@ fn a_signature_over_other_octets_is_refused() {
         let other = SignedOctets::responder(&keys(Prf::HmacSha256), b"message", &[0; 16], &id);
         assert_eq!(auth.verify(&fqdn(), presented, &other, NOW), Err(AuthError::Signature));
     }
+}
+
+/// Returns the octets with each occurrence of `from` replaced by `to`.
+fn replaced(octets: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut octets = octets.to_vec();
+    let found: Vec<usize> = (0..octets.len()).filter(|at| octets[*at..].starts_with(from)).collect();
+    assert!(!found.is_empty());
+    for at in found {
+        octets[at..at + to.len()].copy_from_slice(to);
+    }
+    octets
+}
+
+#[test]
+fn algorithms_of_certificates_that_are_not_supported_have_their_names_in_errors() {
+    let root = Authority::root("root");
+    let (der, _) = root.issue(&PKCS_ECDSA_P256_SHA256, |_| {});
+    let auth = authenticator(&config(&root, root.issue(&PKCS_ED25519, |_| {})));
+    let id = Id::from(&fqdn());
+    let error = |data: Vec<u8>| {
+        let certificates = [Certificate { encoding: CertificateEncoding::X509Signature, data }];
+        let authentication = Authentication { method: AuthMethod::DigitalSignature, data: vec![1, 2, 3] };
+        let presented = Presented { id: &id, certificates: &certificates, authentication: &authentication };
+        auth.verify(&fqdn(), presented, &octets(&id), NOW).unwrap_err().to_string()
+    };
+    // The last octets of ecdsa-with-SHA256 and ecdsa-with-SHA224, of secp256r1 and secp192r1.
+    let said = error(replaced(&der, &[0xce, 0x3d, 4, 3, 2], &[0xce, 0x3d, 4, 3, 1]));
+    assert!(said.contains("signed with ecdsa-with-SHA224"), "{said}");
+    let other_curve = replaced(&der, &[0xce, 0x3d, 3, 1, 7], &[0xce, 0x3d, 3, 1, 1]);
+    let (_, parsed) = X509Certificate::from_der(&other_curve).unwrap();
+    let said = PublicKey::certified_by(&parsed).err().unwrap().to_string();
+    assert!(said.contains("key id-ecPublicKey on secp192r1"), "{said}");
 }
 
 #[test]

@@ -66,6 +66,7 @@ fn ecdsa_with_sha1_is_refused() {
     let presented = Presented { id: &id, certificates: prover.certificates(), authentication: &authentication };
     let error = prover.verify(&fqdn(), presented, &octets(&id), NOW).unwrap_err();
     assert!(matches!(error, AuthError::UnsupportedSignature(_)), "{error}");
+    assert!(error.to_string().contains("(ecdsa-with-SHA1)"), "{error}");
 }
 
 /// Checks each signature of a Wycheproof test set.

@@ -181,3 +181,57 @@ fn our_own_other_addresses_are_tried_although_the_peer_has_many_and_two_ports() 
     }
     assert!(tried.contains(&(ours, "192.0.3.0:20001".parse().unwrap())), "{tried:?}");
 }
+
+/// The peer's refusal of an update because a NAT changed its addresses.
+fn unexpected_nat() -> [Notify; 1] {
+    [Notify::new(NotifyType::UnexpectedNatDetected)]
+}
+
+#[test]
+fn an_update_in_which_the_peer_finds_a_nat_is_tried_several_times_before_a_new_ike_sa() {
+    //= RFC 4555 3.9 SHOULD 4: the update is tried several times
+    let mut test = mobile(by_us());
+    let times = profile().config.timing.transmissions;
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::UpdateAddresses, child_sas, cx));
+    for id in 0..times {
+        let (_, update) = test.sent().remove(0);
+        assert!(update.notify(NotifyType::UpdateSaAddresses).is_some(), "request {id}: {update:?}");
+        let step = answer_with_cookie(&mut test, id, &update, &unexpected_nat());
+        assert!(matches!(step, SaStep::Continue), "request {id}");
+    }
+    let (_, update) = test.sent().remove(0);
+    assert!(matches!(answer_with_cookie(&mut test, times, &update, &unexpected_nat()), SaStep::Reauthenticate));
+    assert!(test.sent().is_empty());
+}
+
+#[test]
+fn an_update_that_is_taken_after_a_nat_was_found_begins_to_count_again() {
+    let mut test = mobile(by_us());
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::UpdateAddresses, child_sas, cx));
+    for (id, refused) in [true, true, false].into_iter().enumerate() {
+        let (_, update) = test.sent().remove(0);
+        let more = if refused { unexpected_nat().to_vec() } else { Vec::new() };
+        answer_with_cookie(&mut test, id as u32, &update, &more);
+        assert_eq!(test.sa.mobike.as_ref().unwrap().unexpected_nats, if refused { id as u32 + 1 } else { 0 });
+    }
+}
+
+#[test]
+fn without_nat_traversal_each_request_that_changes_addresses_forbids_nats() {
+    //= RFC 4555 3.9 MUST 1: NO_NATS_ALLOWED without NAT traversal
+    let by_peer = Initiation::ByPeer(Instant::default());
+    for initiation in [by_us(), by_peer] {
+        for nat_traversal in [false, true] {
+            let mut test = mobile(initiation);
+            test.sa.channel.use_path(Path { nat_traversal, ..test.sa.channel.path });
+            let by_us = initiation.by_us();
+            let request = if by_us { QueuedRequest::UpdateAddresses } else { QueuedRequest::AnnounceAddresses };
+            test.step(|sa, child_sas, cx| sa.begin(request, child_sas, cx));
+            let (_, sent) = test.sent().remove(0);
+            let forbidden = sent.notify(NotifyType::NoNatsAllowed).map(|notify| notify.data.clone());
+            // 192.0.2.1, 192.0.2.2, and port 500 twice.
+            let addresses = vec![192, 0, 2, 1, 192, 0, 2, 2, 1, 244, 1, 244];
+            assert_eq!(forbidden, Some(addresses).filter(|_| !nat_traversal), "{initiation:?}");
+        }
+    }
+}

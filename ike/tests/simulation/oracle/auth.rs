@@ -9,7 +9,7 @@ use edge_ike::Event;
 use super::child_sa::{Child, PATIENCE};
 use super::ike_sa::{IkeRekey, IkeSa, Init};
 use super::keys::{Keys, Suite};
-use super::mobike::Mobike;
+use super::mobike::{Mobike, judge_announcement};
 use super::node::Node;
 use super::octets::{Message, PROTOCOL_IKE, Spis, exchange, notify, payload};
 use super::{Cause, Judged, Shared, Step, broken, childless, configuration, init, require};
@@ -21,6 +21,7 @@ impl Node {
     /// Judges an IKE_AUTH request that the node sends.
     pub fn request_auth(&mut self, spis: Spis, message: &Message, step: &Step<'_>) -> Judged {
         configuration::judge_order(message)?;
+        judge_announcement(message)?;
         if let Some(sa) = self.sas.get(&spis) {
             childless::judge_request(sa, message)?;
         }
@@ -46,6 +47,7 @@ impl Node {
         step: &Step<'_>,
         shared: &mut Shared,
     ) -> Judged {
+        judge_announcement(answer)?;
         let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
         sa.peer_identity = request.find(payload::ID_INITIATOR).map(<[u8]>::to_vec);
         sa.peer_proof = peer_proof(sa, request, payload::ID_INITIATOR, shared);

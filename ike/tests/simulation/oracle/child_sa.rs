@@ -261,8 +261,17 @@ impl Node {
             _ => {
                 self.request_address_change(spis, message)?;
                 let closing = message.deletes_ike_sa();
+                let refuses = message.error() == Some(notify::AUTHENTICATION_FAILED);
+                let unaccepted = self.sas.get(&spis).is_some_and(|sa| sa.initiator && !sa.up);
+                // The deletion is no RFC's, but libreswan keeps its SAs without it.
+                //= RFC 7296 2.21.2 REQUIRED 6: three notifications end the IKE SA
                 require!(
-                    !closing || message.payloads.len() == 1,
+                    !refuses || (closing && unaccepted),
+                    "RFC 7296 2.21.2",
+                    "AUTHENTICATION_FAILED is not from an initiator that deletes what it does not accept"
+                );
+                require!(
+                    !closing || message.payloads.len() == 1 + usize::from(refuses),
                     "RFC 7296 1.4.1",
                     "more than the deletion of the IKE SA"
                 );

@@ -74,6 +74,14 @@ pub fn changes_addresses(message: &Message) -> bool {
     kinds.iter().any(|kind| message.notify(*kind).is_some())
 }
 
+/// Judges MOBIKE_SUPPORTED in a message of IKE_AUTH.
+pub fn judge_announcement(message: &Message) -> Judged {
+    let data = message.notify(notify::MOBIKE_SUPPORTED).map(|notify| notify.data);
+    //= RFC 4555 4.2.1 MUST 1: no data
+    require!(data.as_ref().is_none_or(Vec::is_empty), "RFC 4555 4.2.1", "MOBIKE_SUPPORTED with {data:x?}");
+    Ok(())
+}
+
 impl Node {
     /// Judges an INFORMATIONAL request from the node.
     pub fn request_address_change(&self, spis: Spis, message: &Message) -> Judged {

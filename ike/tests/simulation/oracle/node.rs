@@ -379,7 +379,11 @@ fn is_liveness_check(message: &Message) -> bool {
 }
 
 fn judge_nonce(node: usize, message: Option<&Message>, shared: &mut Shared) -> Judged {
-    if let Some((message, nonce)) = message.and_then(|message| Some((message, message.nonce()?))) {
+    let Some(message) = message else { return Ok(()) };
+    if !message.header.response() {
+        shared.nonces.judge_cookie2(node, message)?;
+    }
+    if let Some(nonce) = message.nonce() {
         shared.nonces.judge(node, message)?;
         shared.private_keys.is_nonce(nonce);
     }

@@ -31,6 +31,7 @@ pub mod exchange {
 /// Notify message types (RFC 7296 3.10.1, RFC 7383 2.3).
 pub mod notify {
     pub const INVALID_KE_PAYLOAD: u16 = 17;
+    pub const AUTHENTICATION_FAILED: u16 = 24;
     pub const UNACCEPTABLE_ADDRESSES: u16 = 40;
     pub const UNEXPECTED_NAT_DETECTED: u16 = 41;
     pub const TEMPORARY_FAILURE: u16 = 43;

@@ -2,6 +2,7 @@
 //! responder.
 
 mod certificates;
+mod changes;
 mod client;
 mod ends;
 mod nothing_in_common;
@@ -150,6 +151,36 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "libreswan/revoked-responder",
         "pluto initiates, and its certificate is revoked while the tunnel is up: the tunnel ends, and the status says why",
         |lab| certificates::revoked(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/name-initiator",
+        "edge-agent knows pluto by a name, and pluto knows edge-agent's NAT by one: before the name has an address, and with one",
+        |lab| changes::by_name(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/name-responder",
+        "pluto knows edge-agent by a name, and edge-agent knows pluto's NAT by one: pluto initiates",
+        |lab| changes::by_name(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/reauthentication-initiator",
+        "edge-agent has initiated, and authenticates again (make before break): no ping is lost",
+        |lab| changes::authentication(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/reauthentication-responder",
+        "pluto has initiated, and edge-agent authenticates again (make before break): no ping is lost",
+        |lab| changes::authentication(lab, Initiator::Moon),
+    ),
+    scenario(
+        "libreswan/refused-initiator",
+        "edge-agent initiates, and does not trust pluto's certificate: reported, and nothing is left at either end",
+        |lab| changes::refused(lab, Initiator::Edge),
+    ),
+    scenario(
+        "libreswan/refused-responder",
+        "pluto initiates, and edge-agent does not trust its certificate: reported, and nothing is left at either end",
+        |lab| changes::refused(lab, Initiator::Moon),
     ),
     scenario(
         "libreswan/nothing-in-common-initiator",

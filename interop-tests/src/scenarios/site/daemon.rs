@@ -35,10 +35,6 @@ pub(in crate::scenarios) trait Daemon {
     /// end may not have the keys yet. RFC 7296 2.8 has it wait for a packet or for the deletion of
     /// the old CHILD_SA.
     fn sends_early(&self) -> bool;
-
-    /// Returns whether it, as responder, keeps SAs when the initiator refuses its authentication by
-    /// AUTHENTICATION_FAILED in an INFORMATIONAL exchange (RFC 7296 2.21.2).
-    fn keeps_what_we_refuse(&self) -> bool;
 }
 
 /// SPIs of a CHILD_SA, as the daemon shows them.
@@ -87,10 +83,6 @@ impl Daemon for Charon<'_> {
     fn sends_early(&self) -> bool {
         false
     }
-
-    fn keeps_what_we_refuse(&self) -> bool {
-        false
-    }
 }
 
 impl Daemon for Pluto<'_> {
@@ -128,10 +120,6 @@ impl Daemon for Pluto<'_> {
     }
 
     fn sends_early(&self) -> bool {
-        true
-    }
-
-    fn keeps_what_we_refuse(&self) -> bool {
         true
     }
 }

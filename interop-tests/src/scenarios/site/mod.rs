@@ -4,7 +4,9 @@
 mod daemon;
 pub(super) mod fragments;
 pub(super) mod movement;
+pub(super) mod names;
 pub(super) mod on_demand;
+pub(super) mod reauthentication;
 pub(super) mod revoked;
 
 use std::time::Duration;

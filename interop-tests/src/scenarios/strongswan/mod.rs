@@ -1,6 +1,7 @@
 //! Runs edge-agent with static peers against Debian's strongSwan, each as initiator and as
 //! responder, with pre-shared keys and with certificates.
 
+mod changes;
 mod childless;
 mod children;
 mod configuration_payload;
@@ -278,6 +279,26 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "charon initiates for 0.0.0.0/0 and ::/0, edge-agent's LAN among them: the LAN's hosts find and reach each other",
         |lab| own_lan::run(lab, Initiator::Moon),
     ),
+    slow(
+        "strongswan/name-initiator",
+        "edge-agent knows charon by a name: before the name has an address, with one, and after charon came back at another one",
+        |lab| changes::by_name(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/name-responder",
+        "charon knows edge-agent by a name, and edge-agent knows charon's NAT by one: charon initiates",
+        |lab| changes::by_name(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/reauthentication-initiator",
+        "edge-agent has initiated; charon, then edge-agent authenticates again (make before break): no ping is lost",
+        |lab| changes::authentication(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/reauthentication-responder",
+        "charon has initiated; charon, then edge-agent authenticates again (make before break): no ping is lost",
+        |lab| changes::authentication(lab, Initiator::Moon),
+    ),
     scenario(
         "strongswan/refused-sa",
         "edge-agent's kernel refuses the outbound SA, whose SPI is taken: it says so, is not up, and rekeys until there is another",
@@ -302,6 +323,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
     Scenario { name, about, deadline: Duration::from_secs(120), by_default: true, needs: Needs::Nothing, run }
+}
+
+/// Makes a scenario that waits for long timers.
+const fn slow(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { deadline: Duration::from_secs(200), ..scenario(name, about, run) }
 }
 
 fn psk(lab: &Lab, initiator: Initiator) -> Result<()> {
