@@ -49,9 +49,10 @@ pub fn run(config: Config, log_json: bool) -> anyhow::Result<()> {
     logging::start(log_json);
     let span = logging::node_span();
     let _entered = span.clone().entered();
-    check::log_networks_at_both_ends(&config);
+    check::log_warnings(&config);
     let config = Arc::new(config);
     let statics = StaticPeers::load(&config).map_err(|problem| anyhow!(problem))?;
+    host::check_bridge(&config)?;
     let netns_lock = NetnsLock::acquire(&config.state_dir)?;
     hardening::make_files_private();
     hardening::raise_file_limit();

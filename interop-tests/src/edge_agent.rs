@@ -115,9 +115,16 @@ impl<'a> Agent<'a> {
     /// # Errors
     /// Returns an error if the agent cannot be started.
     pub fn start_with(lab: &Lab, node: &'a Node, config: &str, log: &str) -> Result<Self> {
+        Self::start_program(lab.program("edge-agent")?, node, config, log)
+    }
+
+    /// Starts an agent as [`Self::start_with`] does, from this program.
+    ///
+    /// # Errors
+    /// Returns an error if the agent cannot be started.
+    pub fn start_program(program: PathBuf, node: &'a Node, config: &str, log: &str) -> Result<Self> {
         node.write(CONFIG, config)?;
         node.sh(&format!("chmod 600 {CONFIG}"))?;
-        let program = lab.program("edge-agent")?;
         let process = node
             .start("edge-agent", node.command(&program).args(["run", "--config", CONFIG]).env("EDGE_AGENT_LOG", log))?;
         Ok(Self { node, program, process })
@@ -312,6 +319,27 @@ impl<'a> Agent<'a> {
     /// Returns an error if the command does not exit with status 0. The message has its output.
     pub fn command(&self, words: &[&str]) -> Result<String> {
         self.node.run(self.node.command(&self.program).args(words).args(["--config", CONFIG]))
+    }
+
+    /// Returns the output of `edge-agent diagnose`, whatever it concludes.
+    ///
+    /// # Errors
+    /// Returns an error if the command cannot be run.
+    pub fn diagnosis(&self) -> Result<String> {
+        let output = self.node.command(&self.program).args(["diagnose", "--config", CONFIG]).output()?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Waits until `edge-agent diagnose` has a line with these words.
+    ///
+    /// # Errors
+    /// Returns an error if none comes.
+    pub fn wait_diagnosis(&self, words: &str) -> Result<()> {
+        wait::for_event(&format!("a diagnosis with {words:?}"), || {
+            let found = self.diagnosis()?;
+            ensure!(found.lines().any(|line| line.contains(words)), "it says {found}");
+            Ok(())
+        })
     }
 
     /// Returns the SPIs of the IKE SAs with a peer, as the status shows them.

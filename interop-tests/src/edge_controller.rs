@@ -1,5 +1,7 @@
 //! Runs `edge-controller` on a host of the lab, and agents that join it.
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result};
 
 use crate::edge_agent::Agent;
@@ -108,7 +110,7 @@ impl<'a> Controller<'a> {
     /// Returns an error if the token is refused, or the agent cannot be started.
     pub fn join_without_holder<'n>(&self, node: &'n Node, role: &str) -> Result<Agent<'n>> {
         self.write_token(node, role)?;
-        self.start_configured(node, WITHOUT_HOLDER, "")
+        self.start_configured(self.lab.program("edge-agent")?, node, WITHOUT_HOLDER, "")
     }
 
     fn write_token(&self, node: &Node, role: &str) -> Result<()> {
@@ -129,12 +131,20 @@ impl<'a> Controller<'a> {
         self.start_with(node, "")
     }
 
+    /// Starts the agent of a node that has joined, from this program.
+    ///
+    /// # Errors
+    /// Returns an error if the agent cannot be started.
+    pub fn start_program_again<'n>(&self, program: PathBuf, node: &'n Node) -> Result<Agent<'n>> {
+        self.start_configured(program, node, "", "")
+    }
+
     /// Starts the agent of a node that has joined as [`Self::join_without_holder`] does.
     ///
     /// # Errors
     /// Returns an error if the agent cannot be started.
     pub fn start_again_without_holder<'n>(&self, node: &'n Node) -> Result<Agent<'n>> {
-        self.start_configured(node, WITHOUT_HOLDER, "")
+        self.start_configured(self.lab.program("edge-agent")?, node, WITHOUT_HOLDER, "")
     }
 
     /// Starts the agent of a node that has joined, with further tables of its configuration file.
@@ -142,17 +152,23 @@ impl<'a> Controller<'a> {
     /// # Errors
     /// Returns an error if the agent cannot be started.
     pub fn start_with<'n>(&self, node: &'n Node, tables: &str) -> Result<Agent<'n>> {
-        self.start_configured(node, "", tables)
+        self.start_configured(self.lab.program("edge-agent")?, node, "", tables)
     }
 
-    fn start_configured<'n>(&self, node: &'n Node, settings: &str, tables: &str) -> Result<Agent<'n>> {
+    fn start_configured<'n>(
+        &self,
+        program: PathBuf,
+        node: &'n Node,
+        settings: &str,
+        tables: &str,
+    ) -> Result<Agent<'n>> {
         let name = node.name();
         let host = if self.address.contains(':') { format!("[{}]", self.address) } else { self.address.clone() };
         let config = format!(
             "name = {name:?}\nbridge = \"ecni0\"\n{settings}[controller]\nurls = [\"https://{host}:{PORT}\"]\ntoken_file = {TOKEN:?}\n\
              rollover_spread = \"1s\"\n[cni]\nconf_dir = \"/etc/cni/net.d\"\nbin_dir = \"/etc/cni/bin\"\n{tables}"
         );
-        Agent::start_with(self.lab, node, &config, "info")
+        Agent::start_program(program, node, &config, "info")
     }
 
     /// Makes a pod on an edge as a plugin would: with a port on the bridge and the first addresses

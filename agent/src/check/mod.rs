@@ -5,6 +5,7 @@
 mod controller;
 mod peers;
 mod report;
+mod settings;
 
 pub use report::{Finding, Level, Report};
 
@@ -22,6 +23,7 @@ pub fn report(config: &Config, clock: &CertificateClock) -> Report {
     if config.controller.is_some() {
         controller::check(config, now, &mut report);
     }
+    settings::check(config, &mut report);
     peers::check(config, now, &mut report);
     report
 }
@@ -29,15 +31,15 @@ pub fn report(config: &Config, clock: &CertificateClock) -> Report {
 /// Maximum number of these warnings in the log at start. `edge-agent check` prints all of them.
 const MOST_LOGGED: usize = 8;
 
-/// Logs warnings about networks that are at both ends of a tunnel, at most 8. The agent calls this
-/// at its start; the other checks would take too long with thousands of peers.
-pub fn log_networks_at_both_ends(config: &Config) {
-    let warnings = config.peers.iter().flat_map(|peer| {
+/// Logs warnings about settings and about networks that are at both ends of a tunnel, at most 8. The
+/// agent calls this at its start; the other checks would take too long with thousands of peers.
+pub fn log_warnings(config: &Config) {
+    let networks = config.peers.iter().flat_map(|peer| {
         let name = peer.name.clone();
         peers::networks_at_both_ends(peer).map(move |warning| (name.clone(), warning))
     });
-    for (peer, warning) in warnings.take(MOST_LOGGED) {
-        warn!(peer, "{warning}; `edge-agent check` checks the whole file");
+    for (section, warning) in settings::warnings(config).chain(networks).take(MOST_LOGGED) {
+        warn!(section, "{warning}; `edge-agent check` checks the whole file");
     }
 }
 

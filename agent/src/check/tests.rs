@@ -178,6 +178,89 @@ fn networks_that_get_in_each_others_way_are_warnings() {
 }
 
 #[test]
+fn settings_that_let_everybody_in_are_warnings() {
+    let directory = Directory::new();
+    let firewall = |keys: &str| format!("[firewall]\n{keys}\n{PEER}{PSK}");
+    for (keys, words) in [
+        ("lan_to_pods = ['0.0.0.0/0']", ["lan_to_pods has 0.0.0.0/0", "the internet too"]),
+        ("lan_to_pods = ['192.168.1.0/24', '::/0']", ["lan_to_pods has ::/0", "without encryption"]),
+        ("lan_to_pods = ['128.0.0.0/1']", ["lan_to_pods has 128.0.0.0/1", "name the networks"]),
+        ("lan_to_tunnels = ['0.0.0.0/0']", ["lan_to_tunnels has 0.0.0.0/0", "may use its tunnels"]),
+        ("pod_sources = ['0.0.0.0/0']", ["pod_sources has 0.0.0.0/0", "any source address"]),
+        ("masquerade_except = ['0.0.0.0/0']", ["masquerade_except has 0.0.0.0/0", "masquerade = false"]),
+        ("masquerade = false\nmasquerade_except = ['10.0.0.0/8']", ["masquerade_except", "no effect"]),
+    ] {
+        directory.only_problem(&firewall(keys), Level::Warning, &[words.as_slice(), &["[firewall]: "]].concat());
+    }
+    let usual = "lan_to_pods = ['10.0.0.0/8']\nlan_to_tunnels = ['192.168.0.0/16']\nmasquerade_except = ['10.0.0.0/8']";
+    assert_eq!(directory.problems(&firewall(usual)), []);
+}
+
+#[test]
+fn timers_that_have_no_effect_are_warnings() {
+    let directory = Directory::new();
+    let timing = |keys: &str| format!("[timing]\n{keys}\n{PEER}{PSK}");
+    for (keys, words) in [
+        ("ike_lifetime = '30m'", ["ike_lifetime is 1800s", "child_lifetime, 3600s"]),
+        ("authentication_lifetime = '2h'", ["authentication_lifetime is 7200s", "ever rekeyed"]),
+        ("child_lifetime = '5s'\nlinger = '6s'", ["child_lifetime is 5s", "linger, 6s"]),
+        ("idle_liveness = '3s'", ["idle_liveness is 3s", "liveness, 4s"]),
+    ] {
+        directory.only_problem(&timing(keys), Level::Warning, &[words.as_slice(), &["[timing]: "]].concat());
+    }
+    let equal = "child_lifetime = '1h'\nike_lifetime = '1h'\nauthentication_lifetime = '1h'\nlinger = '1h'";
+    assert_eq!(directory.problems(&timing(equal)), []);
+}
+
+#[test]
+fn a_peer_with_our_identity_or_on_this_host_is_a_warning() {
+    let directory = Directory::new();
+    let peer = format!("{PEER}{PSK}");
+    let twin = peer.replace("moon.example", "SUN.example");
+    directory.only_problem(&twin, Level::Warning, &["moon: ", "local_id and remote_id are both", "with itself"]);
+    let here = peer.replace("192.0.2.1", "127.0.0.1");
+    directory.only_problem(&here, Level::Warning, &["moon: ", "remote has 127.0.0.1", "this host itself"]);
+}
+
+#[test]
+fn networks_between_which_no_packet_goes_are_warnings() {
+    let directory = Directory::new();
+    let peer = format!("{PEER}{PSK}");
+    let with = |remote: &str| peer.replace("'10.2.0.0/16'", remote);
+    directory.only_problem(&with("'fd02::/64'"), Level::Warning, &["moon: ", "no family in common"]);
+    directory.only_problem(&with("'10.2.0.7/16'"), Level::Warning, &["remote_subnets has 10.2.0.7/16", "10.2.0.0/16?"]);
+    directory.only_problem(&with("'127.0.0.0/8'"), Level::Warning, &["remote_subnets has 127.0.0.0/8", "each host"]);
+    assert_eq!(directory.problems(&with("'fd02::/64', '10.2.0.0/16'")), []);
+}
+
+#[test]
+fn sizes_that_nobody_wants_are_warnings() {
+    let directory = Directory::new();
+    directory.only_problem(&format!("mtu = 1279\n{PEER}{PSK}"), Level::Warning, &["mtu is 1279", "IPv6 needs 1280"]);
+    assert_eq!(directory.problems(&format!("mtu = 1280\n{PEER}{PSK}")), []);
+    let spare = |spare: u32| {
+        let controller = format!("[controller]\nurls = ['https://c.example:8443']\nspare = {spare}\n{PEER}{PSK}");
+        let problems = directory.problems(&controller).into_iter().filter(|(level, _)| *level == Level::Warning);
+        problems.map(|(_, what)| what).collect::<Vec<_>>()
+    };
+    assert!(spare(17)[0].contains("spare is 17"), "{:?}", spare(17));
+    assert_eq!(spare(16), Vec::<String>::new());
+}
+
+#[test]
+fn a_state_directory_that_a_reboot_empties_is_a_warning() {
+    let directory = Directory::new();
+    let with = |state: &str| format!("state_dir = '{state}'\n{PEER}{PSK}");
+    directory.only_problem(
+        &with("/run/edge-cni/state"),
+        Level::Warning,
+        &["state_dir is /run/edge-cni/state", "reboot"],
+    );
+    directory.only_problem(&with("/dev/shm/edge-cni"), Level::Warning, &["/dev/shm is empty after a reboot"]);
+    assert_eq!(directory.problems(&with("/runtime/edge-cni")), []);
+}
+
+#[test]
 fn a_node_that_cannot_join_is_an_error_and_nothing_is_made_on_disk() {
     let directory = Directory::new();
     let state = directory.path("state");

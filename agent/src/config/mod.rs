@@ -2,6 +2,7 @@
 //! are refused.
 
 mod child;
+mod contradictions;
 mod distinguished_name;
 mod duration;
 mod encap;
@@ -342,6 +343,7 @@ impl Config {
         for path in [state_dir, run_dir, &mut cni.conf_dir, &mut cni.bin_dir] {
             *path = directory.join(&path);
         }
+        contradictions::check_directories(&config).map_err(|problem| config.content(path, problem))?;
         if mode & 0o077 != 0 && config.peers.iter().any(|peer| peer.psk.is_some()) {
             return Err(config.content(
                 path,
@@ -427,6 +429,9 @@ impl Config {
                 "resolvers_behind_tunnels has {count} addresses; expected at most {MAX_RESOLVERS_BEHIND_TUNNELS}"
             ));
         }
+        for address in &self.resolvers_behind_tunnels {
+            contradictions::check_host("resolvers_behind_tunnels", address)?;
+        }
         if self.controller.is_none() && self.peers.is_empty() {
             return Err("neither [controller] nor any [[peer]]: there is nothing to do; add one of them".into());
         }
@@ -436,6 +441,9 @@ impl Config {
             }
             if let Some(url) = controller.urls.iter().find(|url| !url.starts_with("https://")) {
                 return Err(format!("[controller]: {url:?} is not an https:// URL"));
+            }
+            for address in &controller.advertise {
+                contradictions::check_host("[controller]: advertise", address)?;
             }
         }
         if let Some(controller) = &self.controller {
@@ -462,6 +470,8 @@ impl Config {
         }
         self.relay.check([self.port, self.nat_port])?;
         self.tcp.check()?;
+        contradictions::check_listeners(self)?;
+        contradictions::check_timing(self)?;
         if !is_bridge_name(&self.bridge) {
             return Err(format!("bridge {:?} is not an interface name: {BRIDGE_NAME}", self.bridge));
         }

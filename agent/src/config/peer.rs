@@ -18,6 +18,7 @@ use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use super::child::{ChildSection, DEFAULT_CHILD, MAX_CHILD_SAS, MAX_CHILDREN};
+use super::contradictions::check_host;
 use super::encap::Encap;
 use super::peer_collisions::PeerEnds;
 use super::remote::Remote;
@@ -184,6 +185,7 @@ impl PeerSection {
         {
             return Err(format!("start = \"{word}\" needs remote; or set start = \"respond\""));
         }
+        self.check_addresses()?;
         match self.internal_address_key() {
             Some(key) => self.check_internal_address(key)?,
             None => self.check_children()?,
@@ -210,6 +212,23 @@ impl PeerSection {
             (2, 0) => Err("psk and psk_file exclude each other".into()),
             _ => Err("pre-shared key and certificate exclude each other".into()),
         }
+    }
+
+    fn check_addresses(&self) -> Result<(), String> {
+        if let Some(local) = &self.local {
+            check_host("local", local)?;
+        }
+        for remote in &self.remote {
+            let Some(address) = remote.address() else { continue };
+            check_host("remote", &address)?;
+            let is_own = |local: IpAddr| local.to_canonical() == address.to_canonical();
+            if self.local.is_some_and(is_own) && remote.port.is_none() {
+                return Err(format!(
+                    "local and remote are both {address}; expected this node's address in local and the peer's in remote"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Returns the key that makes one end give the other one an address.

@@ -1,7 +1,10 @@
 //! Chooses the controller for the next connection: the controller in use, or the next configured
 //! controller after that one failed or sent a goodbye.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use hyper::Uri;
+use hyper::http::uri::PathAndQuery;
 
 use super::error::ControllerError;
 
@@ -13,11 +16,31 @@ pub(super) struct ControllerChoice {
     first: usize,
 }
 
-/// Parses a controller URL. Fails if it is not an `https://` URL with a host.
+/// Parses a controller URL. Fails if it is not an `https://` URL with a host and nothing but a port
+/// after it.
 pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
-    match text.parse::<Uri>() {
-        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.scheme_str() == Some("https") => Ok(uri),
-        _ => Err(ControllerError::Unacceptable(format!("[controller]: {text:?} is not a URL https://HOST:PORT"))),
+    let refused = |why: &str| Err(ControllerError::Unacceptable(format!("[controller]: {text:?} {why}")));
+    let uri = match text.parse::<Uri>() {
+        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.scheme_str() == Some("https") => uri,
+        _ => return refused("is not a URL https://HOST:PORT"),
+    };
+    // The text before the at sign may be a password, so it is not shown.
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        let why = "[controller]: a URL has a user or password; write https://HOST:PORT, the token or certificate tells who this node is";
+        return Err(ControllerError::Unacceptable(why.to_owned()));
+    }
+    if uri.port_u16() == Some(0) {
+        return refused("has the port 0; write that of the controller, such as 8443");
+    }
+    if !matches!(uri.path_and_query().map(PathAndQuery::as_str), None | Some("" | "/")) {
+        return refused("has a path, which the agent does not send; write https://HOST:PORT");
+    }
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    match host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+        Ok(address) if address.is_unspecified() || address.is_multicast() || address == Ipv4Addr::BROADCAST => {
+            refused("has an address that no controller has; write a name or an address of the controller")
+        }
+        _ => Ok(uri),
     }
 }
 
@@ -79,6 +102,21 @@ mod tests {
 
     #[test]
     fn what_is_no_https_url_with_a_host_is_refused() {
+        for (text, why) in [
+            ("https://a:0", "has the port 0"),
+            ("https://a:1/v1", "has a path"),
+            ("https://a:1/?x", "has a path"),
+            ("https://0.0.0.0:8443", "no controller has"),
+            ("https://[::]:8443", "no controller has"),
+            ("https://224.0.0.1", "no controller has"),
+            ("https://[ff02::1]:1", "no controller has"),
+        ] {
+            let error = ControllerChoice::new(&[text.to_owned()]).unwrap_err().to_string();
+            assert!(error.contains(text) && error.contains(why), "{error}");
+        }
+        let error = ControllerChoice::new(&["https://user:password-of-user@a:1".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("has a user or password") && !error.contains("password-of-user"), "{error}");
+        ControllerChoice::new(&["https://a".to_owned(), "https://127.0.0.1:8443/".to_owned()]).unwrap();
         for text in ["http://a:1", "https://", "a:1", ""] {
             let error = ControllerChoice::new(&[text.to_owned()]).unwrap_err();
             assert!(error.to_string().contains(&format!("{text:?} is not a URL https://HOST:PORT")), "{error}");

@@ -161,6 +161,12 @@ pub async fn read_uplink(config: &Config, desired: &Desired) -> anyhow::Result<U
     Ok(facts)
 }
 
+/// Fails if `bridge` of the configuration is the name of an interface that is no bridge.
+pub fn check_bridge(config: &Config) -> anyhow::Result<()> {
+    let state = with_netlink(async |handle| network_state::NetworkState::read(&handle).await)?;
+    pod_bridge::check_name(&config.bridge, &state)
+}
+
 /// Returns whether a bridge for pods has a port: the bridge `own`, or a bridge that the plugin
 /// created for another network.
 pub(crate) fn has_attached_pods(own: &str) -> anyhow::Result<bool> {

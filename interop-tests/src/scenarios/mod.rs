@@ -8,6 +8,7 @@ mod charon;
 mod clocks;
 mod connectivity;
 mod crate_tests;
+mod diagnosed_clock;
 mod failure_reports;
 pub mod interop;
 mod kubeedge;
@@ -39,6 +40,7 @@ pub fn all() -> Vec<&'static Scenario> {
         clocks::SCENARIOS,
         connectivity::SCENARIOS,
         crate_tests::SCENARIOS,
+        diagnosed_clock::SCENARIOS,
         failure_reports::SCENARIOS,
         nats::SCENARIOS,
         openiked::SCENARIOS,

@@ -43,6 +43,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         relayed(lab, Nat::Symmetric, Nat::Symmetric)
     }),
     scenario(
+        "nat/diagnosed",
+        "`edge-agent diagnose` names the kind of each NAT, once two hubs have seen the node",
+        diagnosed,
+    ),
+    scenario(
         "nat/relay-direct-later",
         "two symmetric NATs become friendly: the relayed tunnel becomes direct, and no ping is lost",
         relay_direct_later,
@@ -275,6 +280,24 @@ for port in range(24000, 25024):
     if port % 64 == 0:
         time.sleep(0.02)
 ";
+
+fn diagnosed(lab: &Lab) -> Result<()> {
+    let edges = Edges::start(lab, [Nat::Symmetric, Nat::ChangesPorts])?;
+    let changed = "192.168.1.10:4500 becomes 203.0.113.11:61000 towards";
+    edges.agents[1].wait_diagnosis(&format!("NAT: {changed} hub; a second hub would say"))?;
+    let mut second = edges.controller.join(edges.net.node("hub-2"), "hub")?;
+    second.wait_ready()?;
+    edges.agents[1].wait_diagnosis(&format!("NAT: endpoint-independent: {changed} each of hub, hub-2"))?;
+    edges.agents[0].wait_diagnosis("NAT: address-dependent: 192.168.1.10:4500 becomes 203.0.113.10:")?;
+    edges.hub.wait_diagnosis("NAT: ")?;
+    for agent in &edges.agents {
+        // Controller and agents have the same clock.
+        agent.wait_diagnosis("s off the controller's")?;
+    }
+    let mut plain = edges.controller.join(edges.net.node("stranger"), "edge")?;
+    plain.wait_up("hub")?;
+    plain.wait_diagnosis("NAT: none in front of 203.0.113.99:4500, as hub")
+}
 
 fn relay_direct_later(lab: &Lab) -> Result<()> {
     let mut edges = Edges::start(lab, [Nat::Symmetric, Nat::Symmetric])?;
