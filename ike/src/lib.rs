@@ -118,6 +118,7 @@ mod deadlines;
 pub mod endpoint;
 mod environment;
 pub mod event;
+mod jitter;
 mod negotiate;
 mod output;
 mod purpose;

@@ -14,6 +14,7 @@ use crate::config::{EndpointConfig, PeerName};
 use crate::deadlines::Deadlines;
 use crate::environment::Transmit;
 use crate::event::Event;
+use crate::jitter::Jitter;
 use crate::output::{Output, SentRequests};
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
 use crate::time::Instant;
@@ -37,6 +38,7 @@ pub struct Endpoint {
     pub(super) deadlines: Deadlines<DeadlineOwner>,
     pub(super) out: Output,
 }
+    pub(super) jitter: Jitter,
 
 /// The owner of a deadline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,7 +75,13 @@ impl SaState {
 /// Borrows the parts of an endpoint that the functions of an IKE SA need.
 macro_rules! context {
     ($endpoint:expr, $now:expr, $env:expr) => {
-        $crate::output::Context { now: $now, env: &mut *$env, out: &mut $endpoint.out, config: &$endpoint.config }
+        $crate::output::Context {
+            now: $now,
+            env: &mut *$env,
+            out: &mut $endpoint.out,
+            jitter: &mut $endpoint.jitter,
+            config: &$endpoint.config,
+        }
     };
 }
 pub(super) use context;
@@ -93,6 +101,7 @@ impl Endpoint {
             deadlines: Deadlines::new(),
             out: Output::default(),
         }
+            jitter: Jitter::default(),
     }
 
     /// Returns the next datagram to send.
