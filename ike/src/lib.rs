@@ -124,6 +124,7 @@ mod output;
 mod purpose;
 mod sa;
 pub mod secret;
+mod suite;
 mod tcp_connection;
 pub mod time;
 pub mod wire;

@@ -31,7 +31,7 @@ impl Driver {
                 tracing::info!(
                     ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),
                     %local, %remote, tcp = tcp.is_some(), initiator,
-                    proposal = details.proposal,
+                    proposal = %details.proposal,
                     authentication = details.authentication,
                     "IKE SA established"
                 );
