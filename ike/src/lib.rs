@@ -124,6 +124,7 @@ mod output;
 mod purpose;
 mod sa;
 pub mod secret;
+mod spi_map;
 mod suite;
 mod tcp_connection;
 pub mod time;

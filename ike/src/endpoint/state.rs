@@ -1,6 +1,6 @@
 //! The state of an endpoint: peers, IKE SAs by our SPI, deadlines, and output.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use crate::event::Event;
 use crate::jitter::Jitter;
 use crate::output::{Output, SentRequests};
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
+use crate::spi_map::SpiMap;
 use crate::time::Instant;
 
 /// Time for which the last response of a deleted IKE SA is stored, so that it can be sent again if
@@ -29,7 +30,7 @@ pub struct Endpoint {
     pub(super) config: EndpointConfig,
     pub(super) peers: BTreeMap<PeerName, Peer>,
     pub(super) peer_index: PeerIndex,
-    pub(super) sas: HashMap<Spi, SaState>,
+    pub(super) sas: SpiMap<SaState>,
     pub(super) init_request_guard: InitRequestGuard,
     pub(super) acquire_queue: AcquireQueue,
     pub(super) address_leases: AddressLeases,
@@ -93,7 +94,7 @@ impl Endpoint {
             config,
             peers: BTreeMap::new(),
             peer_index: PeerIndex::default(),
-            sas: HashMap::new(),
+            sas: SpiMap::default(),
             init_request_guard: InitRequestGuard::default(),
             acquire_queue: AcquireQueue::default(),
             address_leases: AddressLeases::default(),
