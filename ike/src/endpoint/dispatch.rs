@@ -161,7 +161,9 @@ impl Endpoint {
     /// this address is delayed after a failure, the delay is shortened, since the peer may be
     /// reachable again.
     fn address_heard(&mut self, remote: SocketAddr, now: Instant) {
-        let names: Vec<PeerName> = self.peer_index.at_address(remote.ip()).take(MAX_HEARD_PEERS).cloned().collect();
+        let waits = |name: &&PeerName| self.peers.get(*name).is_some_and(|peer| peer.retry_at.is_some());
+        let heard = self.peer_index.at_address(remote.ip()).take(MAX_HEARD_PEERS);
+        let names: Vec<PeerName> = heard.filter(waits).cloned().collect();
         for name in names {
             if let Some(peer) = self.peers.get_mut(&name) {
                 peer.shorten_wait(now);
@@ -263,11 +265,13 @@ impl Endpoint {
             }
             InitDecision::Accept => {}
         }
-        let proposals = self.peer_index.proposals(remote.ip());
-        let request = self.peer_index.certificate_request(remote.ip());
-        let force_encapsulation = self.peer_index.force_encapsulation(remote.ip());
-        let childless = self.peer_index.allows_childless(remote.ip());
-        let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation, childless };
+        let terms = self.peer_index.init_terms(remote.ip());
+        let policy = InitPolicy {
+            proposals: &terms.proposals(),
+            request: terms.certificate_request(),
+            force_encapsulation: terms.force_encapsulation(),
+            childless: terms.allows_childless(),
+        };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
             InitOutcome::HalfOpen(half_open) => {
                 self.address_heard(remote, now);

@@ -31,12 +31,11 @@ use crate::wire::{
 };
 
 /// The settings for the response to an IKE_SA_INIT request, before the peer is known.
-#[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
     /// Proposals of the peers that may have sent the request, best first.
-    pub(crate) proposals: &'a [IkeProposal],
+    pub(crate) proposals: &'a [&'a IkeProposal],
     /// Trust anchors of the peers that may have sent the request.
-    pub(crate) request: Option<&'a CertificateRequest>,
+    pub(crate) request: Option<CertificateRequest>,
     /// Whether to make the peer detect a NAT in front of us.
     pub(crate) force_encapsulation: bool,
     /// Whether to announce that IKE_AUTH need not create a CHILD_SA.
@@ -109,10 +108,12 @@ impl HalfOpen {
             (Ok(offers), Ok(key_exchange), Ok(nonce)) => (offers, key_exchange, nonce),
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return InitOutcome::Malformed(error),
         };
-        let Some(chosen) = negotiate::choose_ike(offers, policy.proposals, Some(key_exchange.group)) else {
+        let Some(chosen) = negotiate::choose_ike(offers, policy.proposals.iter().copied(), Some(key_exchange.group))
+        else {
             //= RFC 7296 2.7 MUST 3: one proposal or NO_PROPOSAL_CHOSEN
             let notify = Notify::new(NotifyType::NoProposalChosen);
-            return InitOutcome::Refused(notify, Some(failure::no_ike_proposal(policy.proposals, offers)));
+            let ours: Vec<IkeProposal> = policy.proposals.iter().copied().cloned().collect();
+            return InitOutcome::Refused(notify, Some(failure::no_ike_proposal(&ours, offers)));
         };
         if let Err(error) = chosen.suite.prf.check_nonce(nonce) {
             return InitOutcome::Malformed(error);
@@ -146,7 +147,7 @@ impl HalfOpen {
             //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
             answer.extend(path.notifies(ike, forced).map(Payload::Notify));
         }
-        answer.extend(policy.request.cloned().map(Payload::CertificateRequest));
+        answer.extend(policy.request.map(Payload::CertificateRequest));
         answer.extend(capabilities().map(Payload::Notify));
         if policy.childless {
             //= RFC 6023 3 MUST 1: a supporting responder announces it
