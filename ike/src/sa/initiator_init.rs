@@ -86,7 +86,7 @@ impl InitiatorInit {
         remote: SocketAddr,
         previous_addresses: Vec<IpAddr>,
         cx: &mut Context<'_>,
-    ) -> Result<Self, PeerError> {
+    ) -> Result<Box<Self>, PeerError> {
         let groups = profile.config.ike_proposals.iter().flat_map(|proposal| &proposal.groups);
         //= RFC 7296 3.3.6 SHOULD 10: a likely group first
         //= RFC 7296 3.4 SHOULD 3: the first group of the offer
@@ -95,7 +95,7 @@ impl InitiatorInit {
             PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, detail)
         })?;
         let path = Path::to(&profile.config, remote, cx);
-        let mut init = Self {
+        let mut init = Box::new(Self {
             begun: cx.now,
             //= RFC 7296 2.6 MUST 1: unique SPIs
             spi: u64::from_be_bytes(cx.random()).max(1),
@@ -113,7 +113,7 @@ impl InitiatorInit {
             unverified_error: None,
             previous_addresses,
             profile,
-        };
+        });
         init.send(cx);
         Ok(init)
     }
@@ -374,7 +374,7 @@ impl InitiatorInit {
             childless,
             cx,
         ) {
-            Ok(next) => InitStep::Authenticate(Box::new(next)),
+            Ok(next) => InitStep::Authenticate(next),
             Err(error) => InitStep::Failed(error),
         }
     }

@@ -89,7 +89,7 @@ pub(super) fn profile() -> Profile {
 
 /// Our IKE SA, and the peer's state of it.
 struct Established {
-    sa: IkeSa,
+    sa: Box<IkeSa>,
     child_sas: ChildSas,
     out: Output,
     jitter: Jitter,
