@@ -38,8 +38,8 @@ pub struct Endpoint {
     pub(super) former_addresses: BTreeMap<PeerName, Vec<IpAddr>>,
     pub(super) deadlines: Deadlines<DeadlineOwner>,
     pub(super) out: Output,
-}
     pub(super) jitter: Jitter,
+}
 
 /// The owner of a deadline.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,8 +101,8 @@ impl Endpoint {
             former_addresses: BTreeMap::new(),
             deadlines: Deadlines::new(),
             out: Output::default(),
-        }
             jitter: Jitter::default(),
+        }
     }
 
     /// Returns the next datagram to send.
@@ -135,12 +135,13 @@ impl Endpoint {
     pub(super) fn schedule(&mut self, spi: Spi) {
         let mut owner = None;
         self.keep_outcome(spi);
-        let fragments = match self.sas.get(&spi) {
+        let state = self.sas.get(&spi);
+        let fragments = match state {
             Some(SaState::HalfOpen(half_open, _)) => Some(half_open.fragment_octets()),
             _ => None,
         };
         self.init_request_guard.half_open.update(spi, fragments);
-        let at = match self.sas.get(&spi) {
+        let at = match state {
             None => None,
             Some(SaState::InitiatorInit(_, init)) => init.next_deadline(),
             Some(SaState::InitiatorAuth(_, auth)) => auth.next_deadline(),
