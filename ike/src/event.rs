@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use crate::config::{Cipher, Identity, Mode, NextLayer, PeerName};
 use crate::purpose::Purpose;
 use crate::secret::Secret;
+use crate::suite::IkeSuite;
 use crate::wire::AgentNotification;
 
 /// The SPIs of an IKE SA. They identify it in events and logs.
@@ -217,10 +218,11 @@ pub enum Event {
 /// The negotiated parameters of an IKE SA, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IkeDetails {
-    /// Encryption, PRF, key exchange, for example `AES_GCM_16-256/PRF_HMAC_SHA2_256/CURVE_25519`.
-    pub proposal: String,
+    /// Encryption, PRF, key exchange. As text for example
+    /// `AES_GCM_16-256/PRF_HMAC_SHA2_256/CURVE_25519`.
+    pub proposal: IkeSuite,
     /// How the peer authenticated: `psk`, `ed25519`, `ecdsa-p256`, `ecdsa-p384` or `rsa`.
-    pub authentication: String,
+    pub authentication: &'static str,
     /// Whether a NAT in front of us was detected or forced.
     pub nat_local: bool,
     /// Whether a NAT in front of the peer was detected.

@@ -7,6 +7,7 @@ use crate::capture::Capture;
 use crate::config::EndpointConfig;
 use crate::environment::{Environment, Transmit};
 use crate::event::Event;
+use crate::jitter::Jitter;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header};
 
@@ -67,6 +68,7 @@ pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
     pub(crate) env: &'a mut dyn Environment,
     pub(crate) out: &'a mut Output,
+    pub(crate) jitter: &'a mut Jitter,
     pub(crate) config: &'a EndpointConfig,
 }
 
@@ -82,7 +84,7 @@ impl Context<'_> {
     /// act at the same time.
     //= RFC 7296 2.8.1 SHOULD 1: jitter
     pub(crate) fn jittered(&mut self, time: std::time::Duration) -> std::time::Duration {
-        let share = if mutation!("no_jitter") { 0 } else { u32::from(u16::from_be_bytes(self.random())) };
+        let share = if mutation!("no_jitter") { 0 } else { u32::from(self.jitter.next(self.env)) };
         time.saturating_sub((time / 10).saturating_mul(share) / u32::from(u16::MAX))
     }
 }

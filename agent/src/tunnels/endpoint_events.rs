@@ -35,7 +35,7 @@ impl Driver {
                     loud,
                     ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),
                     %local, %remote, tcp = tcp.is_some(), initiator,
-                    proposal = details.proposal,
+                    proposal = %details.proposal,
                     authentication = details.authentication,
                     "IKE SA established"
                 );

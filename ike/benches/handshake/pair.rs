@@ -1,6 +1,6 @@
 //! Two endpoints. Each receives the other's datagrams immediately.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use edge_ike::config::{
@@ -18,10 +18,10 @@ use rcgen::{
 use ring::rand::{SecureRandom, SystemRandom};
 
 const NAMES: [&str; 2] = ["left.example", "right.example"];
-const ADDRESSES: [&str; 2] = ["192.0.2.1:500", "192.0.2.2:500"];
+const ADDRESSES: [SocketAddr; 2] = [address(1), address(2)];
 
-fn ip(address: &str) -> IpAddr {
-    address.parse::<SocketAddr>().unwrap().ip()
+const fn address(host: u8) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, host)), 500)
 }
 
 /// How both ends authenticate.
@@ -55,12 +55,11 @@ impl Recipe {
 /// Makes the configuration that end `us` has for its peer.
 fn peer(us: usize, auth: Auth) -> PeerConfig {
     let them = 1 - us;
-    let address: SocketAddr = ADDRESSES[us].parse().unwrap();
     let everything = || vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
     PeerConfig {
         name: PeerName::new(NAMES[them]),
-        local: Some(address.ip()),
-        remotes: vec![ADDRESSES[them].parse().unwrap()],
+        local: Some(ADDRESSES[us].ip()),
+        remotes: vec![ADDRESSES[them]],
         local_id: Identity::Fqdn(NAMES[us].into()),
         remote_id: Identity::Fqdn(NAMES[them].into()),
         auth,
@@ -148,9 +147,8 @@ impl Pair {
         let now = Instant::default();
         let [(left, system), _] = &mut self.0;
         assert!(left.connect(&PeerName::new(NAMES[1]), now, system), "left knows right");
-        let (mut lengths, mut up) = (Vec::new(), [false; 2]);
+        let (mut lengths, mut datagrams, mut up) = (Vec::new(), Vec::new(), [false; 2]);
         loop {
-            let mut datagrams = Vec::new();
             for ((endpoint, _), up) in self.0.iter_mut().zip(&mut up) {
                 while let Some(event) = endpoint.poll_event() {
                     *up |= matches!(event, Event::ChildUp { .. });
@@ -160,9 +158,9 @@ impl Pair {
             if datagrams.is_empty() {
                 break;
             }
-            for datagram in datagrams {
+            for datagram in datagrams.drain(..) {
                 lengths.push(datagram.payload.len());
-                let to = ADDRESSES.iter().position(|address| ip(address) == datagram.remote.ip()).unwrap();
+                let to = ADDRESSES.iter().position(|address| address.ip() == datagram.remote.ip()).unwrap();
                 let (endpoint, system) = &mut self.0[to];
                 endpoint.handle(&datagram.payload, datagram.remote, datagram.local, now, system);
             }

@@ -15,14 +15,21 @@ pub enum Proof {
     Rsa,
 }
 
-impl std::fmt::Display for Proof {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl Proof {
+    /// Returns a short name, for display.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Psk => "psk",
             Self::Ed25519 => "ed25519",
             Self::EcdsaP256 => "ecdsa-p256",
             Self::EcdsaP384 => "ecdsa-p384",
             Self::Rsa => "rsa",
-        })
+        }
+    }
+}
+
+impl std::fmt::Display for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }

@@ -79,19 +79,23 @@ fn seal_aead(
     inner: &[u8],
 ) -> Result<Vec<u8>, SealError> {
     let iv = number.to_be_bytes();
-    //= RFC 7296 3.14 MUST 8: the checksum covers the encrypted message
-    let associated = aead::Aad::from(message.clone());
+    let start = message.len();
+    // The contents are encrypted where they are. With room for everything they never move, so no
+    // copy of them stays in memory.
+    message.reserve(AEAD_IV_LEN.saturating_add(inner.len()).saturating_add(1).saturating_add(AEAD_ICV_LEN));
+    message.extend_from_slice(&iv);
+    message.extend_from_slice(inner);
     // RFC 5282 4: padding is not needed, but the pad length octet is.
-    let mut contents = Vec::with_capacity(inner.len().saturating_add(1).saturating_add(AEAD_ICV_LEN));
-    contents.extend_from_slice(inner);
     //= RFC 7296 3.14 SHOULD 6: the least padding
-    contents.push(0);
-    if key.seal_in_place_append_tag(nonce(salt, iv), associated, &mut contents).is_err() {
+    message.push(0);
+    //= RFC 7296 3.14 MUST 8: the checksum covers the encrypted message
+    let (associated, body) = message.split_at_mut(start);
+    let contents = body.get_mut(iv.len()..).unwrap_or_default();
+    let Ok(checksum) = key.seal_in_place_separate_tag(nonce(salt, iv), aead::Aad::from(&*associated), contents) else {
         contents.zeroize();
         return Err(SealError::TooLarge(inner.len()));
-    }
-    message.extend_from_slice(&iv);
-    message.extend_from_slice(&contents);
+    };
+    message.extend_from_slice(checksum.as_ref());
     Ok(message)
 }
 

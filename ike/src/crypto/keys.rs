@@ -1,19 +1,9 @@
 //! Keys of IKE SAs and CHILD_SAs.
 
-use crate::config::{Cipher, Group, Prf};
+use crate::config::Cipher;
 use crate::event::IkeId;
 use crate::secret::Secret;
-
-/// The algorithms chosen for an IKE SA.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IkeSuite {
-    /// Protects the messages of the IKE SA.
-    pub cipher: Cipher,
-    /// Derives keys and computes AUTH.
-    pub prf: Prf,
-    /// The key exchange method that was used to make the keys.
-    pub group: Group,
-}
+use crate::suite::IkeSuite;
 
 impl IkeSuite {
     /// Returns the keys of an IKE SA in the order in which they are made, with their sizes, bytes.
@@ -28,12 +18,6 @@ impl IkeSuite {
         let [first, second, third, fourth] = protection;
         //= RFC 7296 2.14 REQUIRED 3: the order of the keys
         [(IkeKey::D, prf), first, second, third, fourth, (IkeKey::Pi, prf), (IkeKey::Pr, prf)]
-    }
-}
-
-impl std::fmt::Display for IkeSuite {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}/{}", self.cipher, self.prf, self.group)
     }
 }
 

@@ -26,8 +26,10 @@ pub use encrypted_payload::{IkeCipher, IkeRole, Opened};
 pub use error::{OpenError, SealError};
 pub use key_exchange::{InitiatorKeyExchange, KeyExchangeError, ResponderKeyExchange};
 pub(crate) use keys::IkeKey;
-pub use keys::{ChildKeys, IkeKeys, IkeSuite, Nonces};
+pub use keys::{ChildKeys, IkeKeys, Nonces};
 pub use nat_detection_hash::nat_detection_hash;
+
+pub use crate::suite::IkeSuite;
 
 #[cfg(test)]
 mod tests;

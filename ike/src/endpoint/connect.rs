@@ -87,7 +87,7 @@ impl Endpoint {
         }
         for init in begun {
             let spi = init.spi();
-            self.sas.insert(spi, SaState::InitiatorInit(name.clone(), Box::new(init)));
+            self.sas.insert(spi, SaState::InitiatorInit(name.clone(), init));
             self.schedule(spi);
         }
     }

@@ -275,11 +275,13 @@ impl Endpoint {
             }
             InitDecision::Accept => {}
         }
-        let proposals = self.peer_index.proposals(remote.ip());
-        let request = self.peer_index.certificate_request(remote.ip());
-        let force_encapsulation = self.peer_index.force_encapsulation(remote.ip());
-        let childless = self.peer_index.allows_childless(remote.ip());
-        let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation, childless };
+        let terms = self.peer_index.init_terms(remote.ip());
+        let policy = InitPolicy {
+            proposals: &terms.proposals(),
+            request: terms.certificate_request(),
+            force_encapsulation: terms.force_encapsulation(),
+            childless: terms.allows_childless(),
+        };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
             InitOutcome::HalfOpen(half_open) => {
                 self.request_heard(remote, now);

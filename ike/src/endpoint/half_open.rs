@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use super::source::Source;
 use crate::child_sas::Spi;
 use crate::config::EndpointConfig;
+use crate::spi_map::SpiMap;
 
 /// Maximum total size of all half-open IKE SAs, bytes, not including fragments of IKE_AUTH.
 const MAX_OCTETS: usize = 6 << 20;
@@ -27,7 +28,7 @@ const MAX_PER_SOURCE: usize = 64;
 /// with the state, so that no entry outlives its IKE SA.
 #[derive(Debug, Default)]
 pub(super) struct HalfOpenTable {
-    entries: HashMap<Spi, Entry>,
+    entries: SpiMap<Entry>,
     /// The values that a retransmission of an IKE_SA_INIT request has in common with the original.
     by_initiator: HashMap<(SocketAddr, u64), Spi>,
     by_source: HashMap<Source, SourceEntries>,
@@ -146,9 +147,11 @@ impl HalfOpenTable {
             let may = |first: &Rank| self.source(newest).is_some_and(|source| source.is_known() || !first.known);
             return first(&self.ranks).map(|first| if may(&first) { first.spi } else { newest });
         }
+        if self.entries.len() <= config.cookie_threshold {
+            return None;
+        }
         let ranks = &self.by_source.get(&self.source(newest)?)?.ranks;
-        let busy = self.entries.len() > config.cookie_threshold;
-        if busy && ranks.len() > MAX_PER_SOURCE { first(ranks).map(|rank| rank.spi) } else { None }
+        if ranks.len() > MAX_PER_SOURCE { first(ranks).map(|rank| rank.spi) } else { None }
     }
 
     fn add(&mut self, entry: Entry) {
@@ -157,7 +160,9 @@ impl HalfOpenTable {
         self.ranks.insert(rank);
         self.by_source.entry(source).or_default().ranks.insert(rank);
         self.octets = self.octets.saturating_add(octets);
-        self.count_fragments(source, |total| total.saturating_add(fragment_octets));
+        if fragment_octets > 0 {
+            self.count_fragments(source, |total| total.saturating_add(fragment_octets));
+        }
         self.entries.insert(rank.spi, entry);
     }
 
@@ -166,7 +171,9 @@ impl HalfOpenTable {
         self.by_initiator.remove(&(entry.remote, entry.initiator_spi));
         self.ranks.remove(&entry.rank);
         self.octets = self.octets.saturating_sub(entry.octets);
-        self.count_fragments(entry.source, |total| total.saturating_sub(entry.fragment_octets));
+        if entry.fragment_octets > 0 {
+            self.count_fragments(entry.source, |total| total.saturating_sub(entry.fragment_octets));
+        }
         if let Some(source) = self.by_source.get_mut(&entry.source) {
             source.ranks.remove(&entry.rank);
             if source.ranks.is_empty() {

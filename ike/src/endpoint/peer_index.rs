@@ -68,43 +68,9 @@ impl PeerIndex {
         }
     }
 
-    /// Returns the proposals for an initiator at this address, best first: those of the peers with
-    /// this address, then all others, since a peer may use any address.
-    pub(super) fn proposals(&self, from: IpAddr) -> Vec<IkeProposal> {
-        let here = self.by_address.get(&from.to_canonical());
-        let mut proposals: Vec<IkeProposal> =
-            here.into_iter().flat_map(|terms| &terms.proposals).map(|(proposal, _)| proposal.clone()).collect();
-        for (proposal, _) in &self.all.proposals {
-            if !proposals.contains(proposal) {
-                proposals.push(proposal.clone());
-            }
-        }
-        proposals
-    }
-
-    /// Returns trust anchors for an initiator at this address, as one CERTREQ: at most
-    /// [`MAX_AUTHORITIES`], first those of the peers with this address. Returns `None` if no peer
-    /// has a trust anchor.
-    pub(super) fn certificate_request(&self, from: IpAddr) -> Option<CertificateRequest> {
-        let here = self.by_address.get(&from.to_canonical()).map(|terms| &terms.authorities);
-        let here: Vec<&Vec<u8>> = here.into_iter().flat_map(BTreeMap::keys).take(MAX_AUTHORITIES).collect();
-        let others = self.all.authorities.keys().filter(|hash| !here.contains(hash));
-        let hashes: Vec<&Vec<u8>> = here.iter().copied().chain(others).take(MAX_AUTHORITIES).collect();
-        let authorities: Vec<u8> = hashes.into_iter().flatten().copied().collect();
-        let encoding = CertificateEncoding::X509Signature;
-        (!authorities.is_empty()).then_some(CertificateRequest { encoding, authorities })
-    }
-
-    /// Returns whether the configuration of a peer with this address forces NAT detection. If no
-    /// peer has this address, returns whether the configuration of any peer forces it.
-    pub(super) fn force_encapsulation(&self, from: IpAddr) -> bool {
-        self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).force_encapsulation > 0
-    }
-
-    /// Returns whether every peer with this address may leave out the CHILD_SA of IKE_AUTH. If no
-    /// peer has this address, returns whether every peer may.
-    pub(super) fn allows_childless(&self, from: IpAddr) -> bool {
-        self.by_address.get(&from.to_canonical()).unwrap_or(&self.all).never_childless == 0
+    /// Returns the settings for IKE_SA_INIT from this address.
+    pub(super) fn init_terms(&self, from: IpAddr) -> TermsOfAddress<'_> {
+        TermsOfAddress { here: self.by_address.get(&from.to_canonical()), all: &self.all }
     }
 
     /// Returns the peers with this address.
@@ -115,6 +81,53 @@ impl PeerIndex {
     /// Returns the peers with this identity.
     pub(super) fn with_identity(&self, identity: &Identity) -> impl Iterator<Item = &PeerName> {
         self.by_identity.get(&canonical_identity(identity)).into_iter().flatten()
+    }
+}
+
+/// The settings for IKE_SA_INIT from one address.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TermsOfAddress<'a> {
+    /// Those of the peers with this address, if there are any.
+    here: Option<&'a InitTerms>,
+    /// Those of all peers, since a peer may use any address.
+    all: &'a InitTerms,
+}
+
+impl<'a> TermsOfAddress<'a> {
+    /// Returns the proposals, best first: those of the peers with this address, then all others.
+    pub(super) fn proposals(self) -> Vec<&'a IkeProposal> {
+        let mut proposals: Vec<&IkeProposal> =
+            self.here.into_iter().flat_map(|terms| &terms.proposals).map(|(proposal, _)| proposal).collect();
+        for (proposal, _) in &self.all.proposals {
+            if !proposals.contains(&proposal) {
+                proposals.push(proposal);
+            }
+        }
+        proposals
+    }
+
+    /// Returns trust anchors as one CERTREQ: at most [`MAX_AUTHORITIES`], first those of the peers
+    /// with this address. Returns `None` if no peer has a trust anchor.
+    pub(super) fn certificate_request(self) -> Option<CertificateRequest> {
+        let here = self.here.map(|terms| &terms.authorities);
+        let here: Vec<&Vec<u8>> = here.into_iter().flat_map(BTreeMap::keys).take(MAX_AUTHORITIES).collect();
+        let others = self.all.authorities.keys().filter(|hash| !here.contains(hash));
+        let hashes: Vec<&Vec<u8>> = here.iter().copied().chain(others).take(MAX_AUTHORITIES).collect();
+        let authorities: Vec<u8> = hashes.into_iter().flatten().copied().collect();
+        let encoding = CertificateEncoding::X509Signature;
+        (!authorities.is_empty()).then_some(CertificateRequest { encoding, authorities })
+    }
+
+    /// Returns whether the configuration of a peer with this address forces NAT detection. If no
+    /// peer has this address, returns whether the configuration of any peer forces it.
+    pub(super) fn force_encapsulation(self) -> bool {
+        self.here.unwrap_or(self.all).force_encapsulation > 0
+    }
+
+    /// Returns whether every peer with this address may leave out the CHILD_SA of IKE_AUTH. If no
+    /// peer has this address, returns whether every peer may.
+    pub(super) fn allows_childless(self) -> bool {
+        self.here.unwrap_or(self.all).never_childless == 0
     }
 }
 

@@ -1,6 +1,6 @@
 //! The state of an endpoint: peers, IKE SAs by our SPI, deadlines, and output.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -15,8 +15,10 @@ use crate::config::{EndpointConfig, PeerName};
 use crate::deadlines::Deadlines;
 use crate::environment::Transmit;
 use crate::event::Event;
+use crate::jitter::Jitter;
 use crate::output::{Output, SentRequests};
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
+use crate::spi_map::SpiMap;
 use crate::time::Instant;
 
 /// Time for which the last response of a deleted IKE SA is stored, so that it can be sent again if
@@ -29,7 +31,7 @@ pub struct Endpoint {
     pub(super) config: EndpointConfig,
     pub(super) peers: BTreeMap<PeerName, Peer>,
     pub(super) peer_index: PeerIndex,
-    pub(super) sas: HashMap<Spi, SaState>,
+    pub(super) sas: SpiMap<SaState>,
     pub(super) init_request_guard: InitRequestGuard,
     /// Attempts that only packets need.
     pub(super) acquire_queue: AttemptQueue,
@@ -40,6 +42,7 @@ pub struct Endpoint {
     pub(super) former_addresses: BTreeMap<PeerName, Vec<IpAddr>>,
     pub(super) deadlines: Deadlines<DeadlineOwner>,
     pub(super) out: Output,
+    pub(super) jitter: Jitter,
 }
 
 /// The owner of a deadline.
@@ -77,7 +80,13 @@ impl SaState {
 /// Borrows the parts of an endpoint that the functions of an IKE SA need.
 macro_rules! context {
     ($endpoint:expr, $now:expr, $env:expr) => {
-        $crate::output::Context { now: $now, env: &mut *$env, out: &mut $endpoint.out, config: &$endpoint.config }
+        $crate::output::Context {
+            now: $now,
+            env: &mut *$env,
+            out: &mut $endpoint.out,
+            jitter: &mut $endpoint.jitter,
+            config: &$endpoint.config,
+        }
     };
 }
 pub(super) use context;
@@ -89,7 +98,7 @@ impl Endpoint {
             config,
             peers: BTreeMap::new(),
             peer_index: PeerIndex::default(),
-            sas: HashMap::new(),
+            sas: SpiMap::default(),
             init_request_guard: InitRequestGuard::default(),
             acquire_queue: AttemptQueue::default(),
             attempt_queue: AttemptQueue::default(),
@@ -97,6 +106,7 @@ impl Endpoint {
             former_addresses: BTreeMap::new(),
             deadlines: Deadlines::new(),
             out: Output::default(),
+            jitter: Jitter::default(),
         }
     }
 
@@ -130,12 +140,13 @@ impl Endpoint {
     pub(super) fn schedule(&mut self, spi: Spi) {
         let mut owner = None;
         self.keep_outcome(spi);
-        let fragments = match self.sas.get(&spi) {
+        let state = self.sas.get(&spi);
+        let fragments = match state {
             Some(SaState::HalfOpen(half_open, _)) => Some(half_open.fragment_octets()),
             _ => None,
         };
         self.init_request_guard.half_open.update(spi, fragments);
-        let at = match self.sas.get(&spi) {
+        let at = match state {
             None => None,
             Some(SaState::InitiatorInit(_, init)) => init.next_deadline(),
             Some(SaState::InitiatorAuth(_, auth)) => auth.next_deadline(),

@@ -66,7 +66,7 @@ impl Chosen<EspSuite> {
 pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
     //= RFC 7296 3.3 MUST 1: the best proposal is first
     let transforms = ours.iter().flat_map(|proposal| {
-        protections(&proposal.ciphers).into_iter().map(|mut transforms| {
+        protections(&proposal.ciphers).map(|mut transforms| {
             transforms.extend(proposal.prfs.iter().map(|&prf| Transform::prf(prf)));
             //= RFC 7296 2.18 MUST NOT 2: NONE is not proposed
             transforms.extend(proposal.groups.iter().map(|&group| Transform::group(group)));
@@ -79,7 +79,7 @@ pub(crate) fn offer_ike(ours: &[IkeProposal], spi: &[u8]) -> Vec<Proposal> {
 /// Makes our ESP proposals with our SPI. `groups` states whether to offer key exchange methods.
 pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Proposal> {
     let transforms = ours.iter().flat_map(|proposal| {
-        protections(&proposal.ciphers).into_iter().map(move |mut transforms| {
+        protections(&proposal.ciphers).map(move |mut transforms| {
             //= RFC 7296 1.2 SHOULD 6: no KE transform in IKE_AUTH
             transforms.extend(proposal.groups.iter().filter(|_| groups).map(|&group| Transform::group(group)));
             let esn = if proposal.esn { [true, false].as_slice() } else { &[false] };
@@ -94,7 +94,7 @@ pub(crate) fn offer_esp(ours: &[EspProposal], spi: u32, groups: bool) -> Vec<Pro
 /// combination of its transforms, so AEADs and AES-CBC need separate proposals (RFC 7296 3.3). Each
 /// integrity algorithm also needs a separate proposal.
 //= RFC 7296 3.3 MUST 5: no integrity beside an AEAD
-fn protections(ciphers: &[Cipher]) -> Vec<Vec<Transform>> {
+fn protections(ciphers: &[Cipher]) -> impl Iterator<Item = Vec<Transform>> + use<> {
     let mut groups: Vec<(Option<Integrity>, Vec<Transform>)> = Vec::new();
     for &cipher in ciphers {
         let (integrity, encryption) = (cipher.integrity(), Transform::encryption(cipher));
@@ -103,11 +103,10 @@ fn protections(ciphers: &[Cipher]) -> Vec<Vec<Transform>> {
             None => groups.push((integrity, vec![encryption])),
         }
     }
-    let with_integrity = |(integrity, mut transforms): (Option<Integrity>, Vec<Transform>)| {
+    groups.into_iter().map(|(integrity, mut transforms)| {
         transforms.extend(integrity.map(Transform::integrity));
         transforms
-    };
-    groups.into_iter().map(with_integrity).collect()
+    })
 }
 
 fn numbered(protocol: Protocol, spi: &[u8], transforms: impl Iterator<Item = Vec<Transform>>) -> Vec<Proposal> {
@@ -244,7 +243,7 @@ fn choose_cipher(ours: &[Cipher], offer: &Proposal) -> Option<Cipher> {
     let offered = |cipher: &Cipher| {
         //= RFC 7296 3.3.5 MUST 6: AES without length is refused
         //= RFC 7296 3.3.6 MUST 9: unknown transforms and attributes
-        offer.transforms.contains(&Transform::encryption(*cipher))
+        offer.transforms.iter().any(|transform| transform.is_encryption(*cipher))
             && match cipher.integrity() {
                 Some(integrity) => offer.transforms.contains(&Transform::integrity(integrity)),
                 None => no_integrity(),

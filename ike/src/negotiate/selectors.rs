@@ -77,7 +77,7 @@ impl Narrowed {
     /// Returns whether these selectors contain all of this traffic.
     pub(crate) fn covers(&self, traffic: Traffic<'_>) -> bool {
         let within = |asked: Vec<TrafficSelector>, selectors: &[TrafficSelector]| {
-            let joined = join_adjacent(selectors);
+            let joined = join_adjacent(selectors.to_vec());
             asked.iter().all(|asked| joined.iter().any(|wide| wide.contains(asked)))
         };
         within(traffic.local_selectors(), &self.local) && within(traffic.remote_selectors(), &self.remote)
@@ -85,25 +85,30 @@ impl Narrowed {
 
     /// Returns whether these selectors contain all traffic of a child that one CHILD_SA can carry.
     pub(crate) fn is_whole(&self, child: Traffic<'_>) -> bool {
-        Self::checked(child.local_selectors(), child.remote_selectors()).is_some_and(|whole| {
+        let (local, remote) = (child.local_selectors(), child.remote_selectors());
+        if (&self.local, &self.remote) == (&local, &remote) {
+            return true;
+        }
+        Self::checked(local, remote).is_some_and(|whole| {
             let (local, remote) = (whole.local_networks(), whole.remote_networks());
             self.covers(Traffic { local: &local, remote: &remote, ..child })
         })
     }
 
-    fn checked(local: Vec<TrafficSelector>, remote: Vec<TrafficSelector>) -> Option<Self> {
+    fn checked(mut local: Vec<TrafficSelector>, mut remote: Vec<TrafficSelector>) -> Option<Self> {
         // Both ends of a packet have addresses of the same family, so selectors of a family that
         // only one side has are dropped.
         let both =
             |v4: bool| local.iter().any(|s| s.start.is_ipv4() == v4) && remote.iter().any(|s| s.start.is_ipv4() == v4);
         let (v4, v6) = (both(true), both(false));
         let keep = |selector: &TrafficSelector| if selector.start.is_ipv4() { v4 } else { v6 };
-        let narrowed = Self {
-            local: local.iter().filter(|s| keep(s)).copied().collect(),
-            remote: remote.iter().filter(|s| keep(s)).copied().collect(),
+        local.retain(keep);
+        remote.retain(keep);
+        let fits = |selectors: &[TrafficSelector]| {
+            let networks = selectors.iter().flat_map(TrafficSelector::networks).take(MAX_NETWORKS.saturating_add(1));
+            (1..=MAX_NETWORKS).contains(&networks.count())
         };
-        let fits = |networks: usize| (1..=MAX_NETWORKS).contains(&networks);
-        (fits(narrowed.local_networks().len()) && fits(narrowed.remote_networks().len())).then_some(narrowed)
+        (fits(&local) && fits(&remote)).then_some(Self { local, remote })
     }
 }
 
@@ -130,13 +135,13 @@ pub(crate) fn accept_narrowed(
     remote: &[TrafficSelector],
 ) -> Option<Narrowed> {
     let within = |asked: Vec<TrafficSelector>, answer: &[TrafficSelector]| {
-        let asked = join_adjacent(&asked);
+        let asked = join_adjacent(asked);
         answer
             .iter()
             .all(|selector| asked.iter().any(|asked| asked.contains(selector) && has_next_layer_of(selector, asked)))
     };
     (within(asked.local_selectors(), local) && within(asked.remote_selectors(), remote))
-        .then(|| Narrowed::checked(without_contained(local.to_vec()), without_contained(remote.to_vec())))
+        .then(|| Narrowed::checked(without_contained(local.iter().copied()), without_contained(remote.iter().copied())))
         .flatten()
 }
 
@@ -152,22 +157,21 @@ fn intersect(ours: &[TrafficSelector], offered: &[TrafficSelector]) -> Vec<Traff
     };
     let parts = offered.iter().flat_map(|offered| ours.iter().filter_map(move |ours| part(offered, ours)));
     //= RFC 7296 2.9 MUST 2: the first selectors are kept
-    without_contained(parts.collect())
+    without_contained(parts)
 }
 
 /// Joins selectors whose addresses overlap or are adjacent: a peer may send 10.0.0.0 to 10.0.1.255
 /// as one range where we have two networks.
-fn join_adjacent(selectors: &[TrafficSelector]) -> Vec<TrafficSelector> {
-    let mut joined: Vec<TrafficSelector> = Vec::new();
-    let mut sorted = selectors.to_vec();
-    sorted.sort_by_key(|selector| (selector.start, selector.end));
-    for selector in sorted {
-        match joined.last_mut() {
-            Some(last) if follows(last.end, selector.start) => last.end = last.end.max(selector.end),
-            _ => joined.push(selector),
+fn join_adjacent(mut selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
+    selectors.sort_by_key(|selector| (selector.start, selector.end));
+    selectors.dedup_by(|next, last| {
+        let joins = follows(last.end, next.start);
+        if joins {
+            last.end = last.end.max(next.end);
         }
-    }
-    joined
+        joins
+    });
+    selectors
 }
 
 /// Returns whether an address lies within or directly after a range that ends at `end` and begins
@@ -181,7 +185,7 @@ fn follows(end: IpAddr, start: IpAddr) -> bool {
 }
 
 /// Drops selectors that are contained in another one. The remaining selectors keep their order.
-fn without_contained(selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
+fn without_contained(selectors: impl Iterator<Item = TrafficSelector>) -> Vec<TrafficSelector> {
     let mut kept: Vec<TrafficSelector> = Vec::new();
     for selector in selectors {
         if !kept.iter().any(|other| other.contains(&selector)) {
@@ -193,8 +197,9 @@ fn without_contained(selectors: Vec<TrafficSelector>) -> Vec<TrafficSelector> {
 }
 
 fn networks(selectors: &[TrafficSelector]) -> Vec<IpNetwork> {
-    let mut networks: Vec<IpNetwork> = selectors.iter().flat_map(TrafficSelector::networks).collect();
-    networks.shrink_to_fit();
+    let each = || selectors.iter().flat_map(TrafficSelector::networks);
+    let mut networks = Vec::with_capacity(each().count());
+    networks.extend(each());
     networks
 }
 

@@ -449,7 +449,8 @@ impl Channel {
             Err(OpenError::Malformed(_) | OpenError::Forged) => return Incoming::Nothing,
         };
         let partial = if header.response { &mut self.partial_response } else { &mut self.partial_request };
-        let Some(payloads) = partial.get_or_insert_default().add(opened, datagram, cx.now) else {
+        let request = (!header.response).then_some(datagram);
+        let Some(payloads) = partial.get_or_insert_default().add(opened, request, cx.now) else {
             return Incoming::Nothing;
         };
         let idle = self.timing().idle_liveness;

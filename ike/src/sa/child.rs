@@ -115,8 +115,10 @@ pub(crate) fn grant(
     answer.push(Payload::SecurityAssociation(vec![chosen.response(inbound.spi)]));
     answer.extend(exchanged);
     let (local, remote) = (selectors.local.clone(), selectors.remote.clone());
-    let (local, remote) =
-        seen_by_peer.map_or((local.clone(), remote.clone()), |it| (it.local(local), it.remote(remote)));
+    let (local, remote) = match seen_by_peer {
+        Some(it) => (it.local(local), it.remote(remote)),
+        None => (local, remote),
+    };
     answer.push(Payload::TrafficSelectorsInitiator(remote));
     answer.push(Payload::TrafficSelectorsResponder(local));
     let (next_layer, mode, outbound_spi) = (child.next_layer, child.mode, chosen.child_spi());

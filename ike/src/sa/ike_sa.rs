@@ -117,14 +117,15 @@ pub(crate) struct IkeSa {
 }
 
 impl IkeSa {
-    /// Creates an IKE SA that was just established.
+    /// Creates an IKE SA that was just established. It stays in its box, since moving it would copy
+    /// a kilobyte each time.
     pub(crate) fn new(
         mut channel: Channel,
         profile: Arc<Profile>,
         negotiated: Negotiated,
         initiation: Initiation,
         cx: &mut Context<'_>,
-    ) -> Self {
+    ) -> Box<Self> {
         channel.forget_auth_keys();
         let certificate = negotiated.certificate.as_ref().map(|shown| shown.not_after);
         let lifetime = Lifetime::begin(&profile, certificate, cx.now);
@@ -132,7 +133,7 @@ impl IkeSa {
         timers.set(Timer::Reauthenticate, lifetime.reauthentication(&profile, initiation, cx));
         timers.set(Timer::Expire, lifetime.check_at(&profile, cx));
         let rekey_at = Some(lifetime.rekey(&profile, initiation, cx));
-        let mut sa = Self {
+        let mut sa = Box::new(Self {
             confirmed: channel.role == IkeRole::Initiator,
             silent: false,
             channel,
@@ -152,13 +153,13 @@ impl IkeSa {
             timers,
             mobike: None,
             agent: None,
-        };
+        });
         sa.set_timers(cx.now);
         sa
     }
 
     /// Sets the MOBIKE state, or `None` if one of the ends does not support MOBIKE.
-    pub(super) fn with_mobike(mut self, mobike: Option<Mobike>) -> Self {
+    pub(super) fn with_mobike(mut self: Box<Self>, mobike: Option<Mobike>) -> Box<Self> {
         self.negotiated.mobike = mobike.is_some();
         self.channel.following = match &mobike {
             None => Following::Answer,
@@ -262,7 +263,7 @@ impl IkeSa {
             new.timers.set(Timer::Reauthenticate, self.reauthenticate_at().max(cx.now));
             new.timers.set(Timer::Expire, new.lifetime.check_at(&new.profile, cx));
         }
-        Box::new(new)
+        new
     }
 
     /// Copies the addresses of another IKE SA, whose CHILD_SAs move to this one.

@@ -69,7 +69,7 @@ impl InitiatorAuth {
         previous_addresses: Vec<IpAddr>,
         childless: bool,
         cx: &mut Context<'_>,
-    ) -> Result<Self, PeerError> {
+    ) -> Result<Box<Self>, PeerError> {
         let config = &profile.config;
         let id = Id::from(&config.local_id);
         let octets = transcript.initiator_octets(channel.keys(), &id);
@@ -114,7 +114,7 @@ impl InitiatorAuth {
         }
         payloads.extend(agent_peer::vendor_id(config));
         channel.request(ExchangeType::IkeAuth, &payloads, cx);
-        Ok(Self { profile, begun, channel, transcript, inbound, previous_addresses })
+        Ok(Box::new(Self { profile, begun, channel, transcript, inbound, previous_addresses }))
     }
 
     /// Returns the time at which to call [`Self::handle_timeout`].
@@ -164,8 +164,8 @@ impl InitiatorAuth {
         }
     }
 
-    fn fail(self, error: PeerError, tell: bool, cx: &mut Context<'_>) -> AuthStep {
-        let Self { profile, mut channel, inbound, .. } = self;
+    fn fail(self: Box<Self>, error: PeerError, tell: bool, cx: &mut Context<'_>) -> AuthStep {
+        let Self { profile, mut channel, inbound, .. } = *self;
         if let Some(inbound) = inbound {
             inbound.release(&profile, cx);
         }
@@ -184,7 +184,7 @@ impl InitiatorAuth {
         AuthStep::Failed { error, channel }
     }
 
-    fn finish(mut self, payloads: &Payloads, cx: &mut Context<'_>) -> AuthStep {
+    fn finish(mut self: Box<Self>, payloads: &Payloads, cx: &mut Context<'_>) -> AuthStep {
         let (proof, certificate) = match self.verify(payloads, cx) {
             Ok(verified) => verified,
             Err((error, tell)) => return self.fail(error, tell, cx),
@@ -200,7 +200,7 @@ impl InitiatorAuth {
             }
             Err(error) => (Err(error), Vec::new()),
         };
-        let Self { profile, begun, channel, inbound, .. } = self;
+        let Self { profile, begun, channel, inbound, .. } = *self;
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
             Ok(negotiated) => {
@@ -219,8 +219,8 @@ impl InitiatorAuth {
         let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
         let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);
         let agent = AgentPeer::negotiated(&profile.config, payloads);
-        let sa = IkeSa::new(channel, profile, negotiated, Initiation::ByUs(begun), cx).with_mobike(mobike);
-        AuthStep::Up { sa: Box::new(sa.with_agent(agent)), child }
+        let sa = IkeSa::new(channel, profile, negotiated, Initiation::ByUs(begun), cx);
+        AuthStep::Up { sa: sa.with_mobike(mobike).with_agent(agent), child }
     }
 
     /// Returns how the peer authenticated, and its certificate. The `bool` of the error states

@@ -13,12 +13,12 @@ use super::profile::Profile;
 use super::retransmission_timer::{Persistence, RetransmissionTimer};
 use crate::childless::Childless;
 use crate::config::Group;
-use crate::crypto::{IkeKeys, IkeRole, InitiatorKeyExchange, Nonces};
+use crate::crypto::{IkeKeys, IkeRole, IkeSuite, InitiatorKeyExchange, Nonces};
 use crate::event::{IkeId, PeerError, PeerErrorKind};
 use crate::negotiate;
 use crate::output::Context;
 use crate::time::Instant;
-use crate::wire::{ExchangeType, Header, Message, Notify, NotifyType, Payload, Payloads};
+use crate::wire::{ExchangeType, Header, KeyExchange, Message, Notify, NotifyType, Payload, Payloads};
 
 /// Maximum number of cookies and changes of the key exchange method in one attempt. An honest peer
 /// requires at most two.
@@ -58,6 +58,15 @@ struct DeferredResponse {
     remote: SocketAddr,
 }
 
+/// The parts of a response that was checked.
+struct Accepted<'a> {
+    /// The chosen suite, which we have offered.
+    suite: IkeSuite,
+    /// The share of the responder, for the method of our own share.
+    key_exchange: &'a KeyExchange,
+    nonce: &'a [u8],
+}
+
 /// The result of a message or deadline in IKE_SA_INIT.
 #[derive(Debug)]
 pub(crate) enum InitStep {
@@ -77,7 +86,7 @@ impl InitiatorInit {
         remote: SocketAddr,
         previous_addresses: Vec<IpAddr>,
         cx: &mut Context<'_>,
-    ) -> Result<Self, PeerError> {
+    ) -> Result<Box<Self>, PeerError> {
         let groups = profile.config.ike_proposals.iter().flat_map(|proposal| &proposal.groups);
         //= RFC 7296 3.3.6 SHOULD 10: a likely group first
         //= RFC 7296 3.4 SHOULD 3: the first group of the offer
@@ -86,7 +95,7 @@ impl InitiatorInit {
             PeerError::new(IKE_SA_INIT, PeerErrorKind::Local, detail)
         })?;
         let path = Path::to(&profile.config, remote, cx);
-        let mut init = Self {
+        let mut init = Box::new(Self {
             begun: cx.now,
             //= RFC 7296 2.6 MUST 1: unique SPIs
             spi: u64::from_be_bytes(cx.random()).max(1),
@@ -104,7 +113,7 @@ impl InitiatorInit {
             unverified_error: None,
             previous_addresses,
             profile,
-        };
+        });
         init.send(cx);
         Ok(init)
     }
@@ -248,7 +257,7 @@ impl InitiatorInit {
             return InitStep::Stay(self);
         }
         match self.check(&message) {
-            Ok(()) => self.proceed(&message, datagram, local, turn, cx),
+            Ok(accepted) => self.proceed(&message, accepted, datagram, local, turn, cx),
             Err(error) => {
                 self.unverified_error = Some(error);
                 InitStep::Stay(self)
@@ -294,35 +303,38 @@ impl InitiatorInit {
         Ok(())
     }
 
-    /// Checks that the response is complete and within our offer. Does not consume the key
-    /// exchange.
-    fn check(&self, message: &Message) -> Result<(), PeerError> {
+    /// Checks that the response is complete and within our offer. Returns the parts of it that are
+    /// needed next. Does not consume the key exchange.
+    fn check<'a>(&self, message: &'a Message) -> Result<Accepted<'a>, PeerError> {
         let malformed = |error| failure::invalid(IKE_SA_INIT, error);
         let payloads = &message.payloads;
         let nonce = payloads.nonce().map_err(malformed)?;
-        let group = payloads.key_exchange().map_err(malformed)?.group;
-        let answer = payloads.proposals().map_err(malformed)?;
-        let chosen = negotiate::choose_ike(answer, &self.profile.config.ike_proposals, Some(group));
+        let key_exchange = payloads.key_exchange().map_err(malformed)?;
+        let (answer, group) = (payloads.proposals().map_err(malformed)?, key_exchange.group);
         //= RFC 7296 3.3.6 MUST 5: the answer is one of our proposals
-        let within = chosen
-            .as_ref()
-            .is_some_and(|chosen| chosen.suite.group == self.key.group() && group == chosen.suite.group.number());
+        let suite = negotiate::choose_ike(answer, &self.profile.config.ike_proposals, Some(group))
+            .map(|chosen| chosen.suite)
+            .filter(|suite| suite.group == self.key.group() && suite.group.number() == group)
+            .filter(|_| negotiate::is_one_choice(answer) && message.header.responder_spi != 0);
         //= RFC 7296 3.3.6 MUST 6: otherwise it is over
-        if !within || !negotiate::is_one_choice(answer) || message.header.responder_spi == 0 {
+        let Some(suite) = suite else {
             let detail = "the peer's answer is not one of our proposals with its own SPI".to_owned();
             return Err(PeerError::new(IKE_SA_INIT, PeerErrorKind::Protocol, detail));
-        }
-        chosen.map_or(Ok(()), |chosen| chosen.suite.prf.check_nonce(nonce)).map_err(malformed)
+        };
+        suite.prf.check_nonce(nonce).map_err(malformed)?;
+        Ok(Accepted { suite, key_exchange, nonce })
     }
 
     fn proceed(
         mut self: Box<Self>,
         message: &Message,
+        accepted: Accepted<'_>,
         datagram: &[u8],
         local: SocketAddr,
         turn: AuthTurn,
         cx: &mut Context<'_>,
     ) -> InitStep {
+        let Accepted { suite, key_exchange, nonce } = accepted;
         let payloads = &message.payloads;
         let ike = IkeId { initiator: self.spi, responder: message.header.responder_spi };
         if self.path.local.ip().is_unspecified() {
@@ -331,16 +343,6 @@ impl InitiatorInit {
         self.path.nat_traversal = self.path.detect(ike, payloads, self.forced);
         //= RFC 7296 2.23 MUST 12: the initiator moves to port 4500
         self.path.float(cx.config, self.profile.config.speaks_mobike());
-        let (Ok(proposals), Ok(key_exchange), Ok(nonce)) =
-            (payloads.proposals(), payloads.key_exchange(), payloads.nonce())
-        else {
-            return InitStep::Stay(self);
-        };
-        let Some(chosen) =
-            negotiate::choose_ike(proposals, &self.profile.config.ike_proposals, Some(key_exchange.group))
-        else {
-            return InitStep::Stay(self);
-        };
         //= RFC 6023 3 MUST NOT 2: only if the responder supports it
         let supported = childless::is_supported(payloads) || mutation!("childless_unasked");
         let childless = match self.profile.config.childless {
@@ -356,7 +358,7 @@ impl InitiatorInit {
                 return InitStep::Failed(PeerError::new(IKE_SA_INIT, PeerErrorKind::Protocol, error.to_string()));
             }
         };
-        let keys = IkeKeys::initial(chosen.suite, Nonces { initiator: &ours, responder: nonce }, ike, &shared);
+        let keys = IkeKeys::initial(suite, Nonces { initiator: &ours, responder: nonce }, ike, &shared);
         let fragments = payloads.notify(NotifyType::Ikev2FragmentationSupported).is_some();
         let channel = Channel::new(keys, ike, IkeRole::Initiator, path, fragments, Some(Arc::clone(&profile)), cx.now)
             .after_init();
@@ -377,7 +379,7 @@ impl InitiatorInit {
             childless,
             cx,
         ) {
-            Ok(next) => InitStep::Authenticate(Box::new(next)),
+            Ok(next) => InitStep::Authenticate(next),
             Err(error) => InitStep::Failed(error),
         }
     }

@@ -102,10 +102,10 @@ pub(super) fn additional(addresses: &[IpAddr]) -> Vec<Payload> {
 
 /// Returns the addresses of this node other than `current` that are announced to this peer.
 pub(super) fn own_additional(config: &EndpointConfig, peer: &PeerConfig, current: IpAddr) -> Vec<IpAddr> {
-    let inner: Vec<&IpNetwork> = peer.children().flat_map(|child| &child.local).collect();
+    let inner = || peer.children().flat_map(|child| &child.local);
     let mut addresses: Vec<IpAddr> = Vec::new();
     for address in config.addresses.iter().map(IpAddr::to_canonical) {
-        let outer = address != current.to_canonical() && can_be_reached(address) && !is_inner(address, &inner);
+        let outer = address != current.to_canonical() && can_be_reached(address) && !is_inner(address, inner());
         if outer && !addresses.contains(&address) {
             addresses.push(address);
         }
@@ -128,8 +128,8 @@ pub(super) fn additional_of(payloads: &Payloads) -> Option<Vec<IpAddr>> {
 
 /// Returns whether an address belongs to one of these networks. Packets to these networks go
 /// through the tunnel. Selectors for all addresses, as between our own nodes, do not count.
-pub(super) fn is_inner(address: IpAddr, networks: &[&IpNetwork]) -> bool {
-    networks.iter().any(|network| network.prefix() > 0 && network.contains(address))
+pub(super) fn is_inner<'a>(address: IpAddr, networks: impl IntoIterator<Item = &'a IpNetwork>) -> bool {
+    networks.into_iter().any(|network| network.prefix() > 0 && network.contains(address))
 }
 
 /// Returns whether other hosts can send to this address. Link-local addresses are excluded, since

@@ -45,8 +45,8 @@ impl Negotiated {
     /// Returns the result for an IKE SA with this suite.
     pub(super) fn details(&self, suite: IkeSuite) -> IkeDetails {
         IkeDetails {
-            proposal: suite.to_string(),
-            authentication: self.proof.to_string(),
+            proposal: suite,
+            authentication: self.proof.name(),
             nat_local: self.nat_local,
             nat_remote: self.nat_remote,
             mobike: self.mobike,

@@ -22,25 +22,26 @@ pub(super) struct PartialMessage {
 
 impl PartialMessage {
     /// Adds the contents of an authentic datagram. Returns the message once it is complete.
+    /// `request` is the datagram if it belongs to a request, which may arrive again.
     pub(super) fn add(
         &mut self,
         opened: Result<Opened, InvalidMessage>,
-        datagram: &[u8],
+        request: Option<&[u8]>,
         now: Instant,
     ) -> Option<Result<Payloads, InvalidMessage>> {
         let fragment = match opened {
             Ok(Opened::Fragment(fragment)) => fragment,
             Ok(Opened::Message(payloads)) => {
-                self.first_datagram = Some(fingerprint(datagram));
+                self.first_datagram = request.map(fingerprint);
                 return Some(Ok(payloads));
             }
             Err(error) => {
-                self.first_datagram = Some(fingerprint(datagram));
+                self.first_datagram = request.map(fingerprint);
                 return Some(Err(error));
             }
         };
         if fragment.number == 1 {
-            self.first_datagram = Some(fingerprint(datagram));
+            self.first_datagram = request.map(fingerprint);
         }
         self.since.get_or_insert(now);
         match self.reassembly.add(fragment) {
@@ -60,7 +61,7 @@ impl PartialMessage {
         self.since.is_some_and(|since| since + REASSEMBLY_TIMEOUT <= now)
     }
 
-    /// Returns the fingerprint of the message's datagram, or of its first fragment.
+    /// Returns the fingerprint of a request's datagram, or of its first fragment.
     pub(super) fn first_datagram(&self) -> [u8; 32] {
         self.first_datagram.unwrap_or_default()
     }

@@ -31,12 +31,11 @@ use crate::wire::{
 };
 
 /// The settings for the response to an IKE_SA_INIT request, before the peer is known.
-#[derive(Clone, Copy)]
 pub(crate) struct InitPolicy<'a> {
     /// Proposals of the peers that may have sent the request, best first.
-    pub(crate) proposals: &'a [IkeProposal],
+    pub(crate) proposals: &'a [&'a IkeProposal],
     /// Trust anchors of the peers that may have sent the request.
-    pub(crate) request: Option<&'a CertificateRequest>,
+    pub(crate) request: Option<CertificateRequest>,
     /// Whether to make the peer detect a NAT in front of us.
     pub(crate) force_encapsulation: bool,
     /// Whether to announce that IKE_AUTH need not create a CHILD_SA.
@@ -109,10 +108,12 @@ impl HalfOpen {
             (Ok(offers), Ok(key_exchange), Ok(nonce)) => (offers, key_exchange, nonce),
             (Err(error), ..) | (_, Err(error), _) | (.., Err(error)) => return InitOutcome::Malformed(error),
         };
-        let Some(chosen) = negotiate::choose_ike(offers, policy.proposals, Some(key_exchange.group)) else {
+        let Some(chosen) = negotiate::choose_ike(offers, policy.proposals.iter().copied(), Some(key_exchange.group))
+        else {
             //= RFC 7296 2.7 MUST 3: one proposal or NO_PROPOSAL_CHOSEN
             let notify = Notify::new(NotifyType::NoProposalChosen);
-            return InitOutcome::Refused(notify, Some(failure::no_ike_proposal(policy.proposals, offers)));
+            let ours: Vec<IkeProposal> = policy.proposals.iter().copied().cloned().collect();
+            return InitOutcome::Refused(notify, Some(failure::no_ike_proposal(&ours, offers)));
         };
         if let Err(error) = chosen.suite.prf.check_nonce(nonce) {
             return InitOutcome::Malformed(error);
@@ -146,7 +147,7 @@ impl HalfOpen {
             //= RFC 7296 2.23 MUST 8: NAT_DETECTION in IKE_SA_INIT
             answer.extend(path.notifies(ike, forced).map(Payload::Notify));
         }
-        answer.extend(policy.request.cloned().map(Payload::CertificateRequest));
+        answer.extend(policy.request.map(Payload::CertificateRequest));
         answer.extend(capabilities().map(Payload::Notify));
         if policy.childless {
             //= RFC 6023 3 MUST 1: a supporting responder announces it
@@ -290,16 +291,18 @@ impl HalfOpen {
                 return reject(*channel, identity, rejection, remote, cx);
             }
         };
-        match self.authenticate(&payloads, &mut channel, peers.find, cx) {
-            Ok(authenticated) => self.accept(&payloads, *channel, authenticated, peers.lease, cx),
+        match self.authenticate(&payloads, identity.as_ref(), &mut channel, peers.find, cx) {
+            Ok(authenticated) => self.accept(&payloads, channel, authenticated, peers.lease, cx),
             Err(rejection) => reject(*channel, identity, *rejection, remote, cx),
         }
     }
 
-    /// Finds the peer and checks its authentication.
+    /// Finds the peer and checks its authentication. `identity` is the one of IDi, unless it has a
+    /// type that cannot be configured.
     fn authenticate(
         &self,
         payloads: &Payloads,
+        identity: Option<&Identity>,
         channel: &mut Channel,
         find: &FindPeer<'_>,
         cx: &Context<'_>,
@@ -311,8 +314,8 @@ impl HalfOpen {
         };
         let id = payloads.id_initiator().map_err(malformed)?;
         let ours = payloads.id_responder().ok().and_then(Id::identity);
-        let Some(profile) = id.identity().and_then(|identity| find(&identity, ours.as_ref())) else {
-            let detail = match (id.identity(), ours) {
+        let Some(profile) = identity.and_then(|identity| find(identity, ours.as_ref())) else {
+            let detail = match (identity, ours) {
                 (Some(identity), Some(ours)) => {
                     format!("{identity} asks for {ours}; no peer with this remote_id and local_id is configured here")
                 }
@@ -367,19 +370,18 @@ impl HalfOpen {
             .prove(&octets, self.transcript.hashes.as_deref())
             .map_err(|error| refused(failure::auth(&error)))?;
         channel.profile = Some(Arc::clone(&profile));
-        let answer = [Payload::IdResponder(our_id)]
-            .into_iter()
-            //= RFC 7296 3.7 SHOULD 2: what is asked for is sent
-            .chain(profile.auth.certificates().iter().cloned().map(Payload::Certificate))
-            .chain([Payload::Authentication(authentication)])
-            .collect();
+        let mut answer = Payloads::new();
+        answer.push(Payload::IdResponder(our_id));
+        //= RFC 7296 3.7 SHOULD 2: what is asked for is sent
+        answer.extend(profile.auth.certificates().iter().cloned().map(Payload::Certificate));
+        answer.push(Payload::Authentication(authentication));
         Ok(Authenticated { profile, proof, certificate, answer })
     }
 
     fn accept(
-        self,
+        &self,
         payloads: &Payloads,
-        mut channel: Channel,
+        mut channel: Box<Channel>,
         authenticated: Authenticated,
         lease: &mut LeaseAddresses<'_>,
         cx: &mut Context<'_>,
@@ -442,8 +444,8 @@ impl HalfOpen {
         channel.respond(ExchangeType::IkeAuth, &answer, cx);
         let negotiated = Negotiated::new(proof, certificate, &channel.path, internal_addresses, not_served);
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
-        let sa = IkeSa::new(channel, profile, negotiated, Initiation::ByPeer(self.begun), cx).with_mobike(mobike);
-        let sa = Box::new(sa.with_agent(agent));
+        let sa = IkeSa::new(*channel, profile, negotiated, Initiation::ByPeer(self.begun), cx);
+        let sa = sa.with_mobike(mobike).with_agent(agent);
         AuthOutcome::Up { sa, child, initial_contact }
     }
 }

@@ -17,6 +17,13 @@ use super::selector::TrafficSelector;
 /// fewer than 30.
 pub const MAX_PAYLOADS: usize = 128;
 
+/// Number of payloads for which there is room at once. Messages of IKE_SA_INIT and IKE_AUTH have
+/// ten or fewer, apart from certificates.
+const USUAL_PAYLOADS: usize = 12;
+
+/// Number of octets for which there is room at once, besides certificates.
+const USUAL_LEN: usize = 384;
+
 const CRITICAL: u8 = 0x80;
 
 /// A message in clear: IKE_SA_INIT, or a response to a message that belongs to no IKE SA.
@@ -65,9 +72,9 @@ impl Message {
 pub struct Payloads(Vec<Payload>);
 
 impl Payloads {
-    /// Makes an empty list of payloads.
+    /// Makes an empty list of payloads, with room for those of IKE_SA_INIT or IKE_AUTH.
     pub fn new() -> Self {
-        Self::default()
+        Self(Vec::with_capacity(USUAL_PAYLOADS))
     }
 
     /// Adds a payload at the end.
@@ -245,7 +252,8 @@ impl Payloads {
 
     /// Encodes the chain, without the IKE header. An empty chain has no octets.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(512);
+        let certificates = self.certificates().fold(0, |len: usize, it| len.saturating_add(it.data.len()));
+        let mut out = Vec::with_capacity(certificates.saturating_add(USUAL_LEN));
         encode_chain(&self.0, &mut out);
         out
     }
@@ -265,7 +273,7 @@ impl Payloads {
 
     /// Decodes a chain whose first payload is of type `first`, up to the end of `reader`.
     fn read(first: PayloadType, mut reader: Reader<'_>) -> Result<Self, InvalidMessage> {
-        let mut payloads: Vec<Payload> = Vec::new();
+        let mut payloads: Vec<Payload> = Vec::with_capacity(USUAL_PAYLOADS);
         let mut kind = first;
         while kind != PayloadType::None {
             if payloads.len() == MAX_PAYLOADS {

@@ -93,19 +93,30 @@ impl Transform {
     //= RFC 7296 3.3.6 MUST 4: attributes come back unchanged
     //= RFC 7296 3.14 MUST NOT 2: only specified transforms
     pub fn encryption(cipher: Cipher) -> Self {
+        let (id, key_length) = Self::id_and_key_length(cipher);
+        //= RFC 7296 2.13 MUST 1: the key length is negotiated
+        //= RFC 7296 3.3.5 MUST 5: the length of AES keys
+        let attributes = key_length.map(Attribute::KeyLength).into_iter().collect();
+        Self { kind: TransformType::Encryption, id, attributes }
+    }
+
+    /// Returns whether this is the transform of type ENCR for this cipher.
+    pub(crate) fn is_encryption(&self, cipher: Cipher) -> bool {
+        let (id, key_length) = Self::id_and_key_length(cipher);
+        self.kind == TransformType::Encryption && self.id == id && self.key_length().is_ok_and(|own| own == key_length)
+    }
+
+    /// Returns the transform ID of a cipher, and its key length in bits if that must be stated.
+    fn id_and_key_length(cipher: Cipher) -> (u16, Option<u16>) {
         // RFC 7634 4: the key length of ChaCha20-Poly1305 is fixed and must not be stated.
-        let (id, key_length) = match cipher {
+        match cipher {
             Cipher::AesCbc(length, _) => (12, Some(length.bits())),
             //= RFC 7296 3.3 MUST 7: a transform for each key length
             Cipher::Aes128Gcm16 => (20, Some(128)),
             Cipher::Aes256Gcm16 => (20, Some(256)),
             //= RFC 7296 3.3.5 MUST NOT 4: no length of fixed keys
             Cipher::ChaCha20Poly1305 => (28, None),
-        };
-        //= RFC 7296 2.13 MUST 1: the key length is negotiated
-        //= RFC 7296 3.3.5 MUST 5: the length of AES keys
-        let attributes = key_length.map(Attribute::KeyLength).into_iter().collect();
-        Self { kind: TransformType::Encryption, id, attributes }
+        }
     }
 
     /// Makes a transform of type INTEG.

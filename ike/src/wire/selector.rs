@@ -78,43 +78,42 @@ impl TrafficSelector {
     }
 
     /// Returns the smallest set of networks that contains exactly these addresses.
-    pub fn networks(&self) -> Vec<IpNetwork> {
-        let (mut next, last, bits) = match (self.start, self.end) {
+    pub fn networks(&self) -> impl Iterator<Item = IpNetwork> + use<> {
+        let (first, last, bits) = match (self.start, self.end) {
             (IpAddr::V4(start), IpAddr::V4(end)) => (u128::from(u32::from(start)), u128::from(u32::from(end)), 32),
             (IpAddr::V6(start), IpAddr::V6(end)) => (u128::from(start), u128::from(end), 128),
-            _ => return Vec::new(),
+            // An empty range.
+            _ => (1, 0, 128),
         };
-        let mut networks = Vec::new();
-        while next <= last {
+        let mut next = Some(first);
+        std::iter::from_fn(move || {
+            let start = next.filter(|start| *start <= last)?;
             // The alignment of the address and the end of the range limit the size of the largest
             // network that starts at this address.
-            let span = last.saturating_sub(next);
+            let span = last.saturating_sub(start);
             let by_end = match span.checked_add(1) {
                 Some(count) => count.ilog2(),
                 None => 128,
             };
-            let size = next.trailing_zeros().min(by_end).min(bits);
+            let size = start.trailing_zeros().min(by_end).min(bits);
+            next = 1_u128.checked_shl(size).and_then(|count| start.checked_add(count));
             let address = if bits == 32 {
-                u32::try_from(next).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |next| IpAddr::V4(next.into()))
+                u32::try_from(start).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |start| IpAddr::V4(start.into()))
             } else {
-                IpAddr::V6(Ipv6Addr::from(next))
+                IpAddr::V6(Ipv6Addr::from(start))
             };
             let prefix = u8::try_from(bits.saturating_sub(size)).unwrap_or(0);
-            networks.extend(IpNetwork::new(address, prefix));
-            match 1_u128.checked_shl(size).and_then(|count| next.checked_add(count)) {
-                Some(following) => next = following,
-                None => break,
-            }
-        }
-        networks
+            IpNetwork::new(address, prefix).ok()
+        })
     }
 }
 
 /// The addresses as a network if they are one, then protocol and ports unless they are any.
 impl fmt::Display for TrafficSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.networks().as_slice() {
-            [network] => write!(f, "{network}")?,
+        let mut networks = self.networks();
+        match (networks.next(), networks.next()) {
+            (Some(network), None) => write!(f, "{network}")?,
             _ => write!(f, "{}-{}", self.start, self.end)?,
         }
         if self.protocol != 0 {

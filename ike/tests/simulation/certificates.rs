@@ -126,7 +126,7 @@ fn certificates_prove_both_ends_in_fragments_despite_loss() {
         // SKF (RFC 7383) is payload type 53, which is in the header after the non-ESP marker.
         assert!(pair.network.wire.iter().any(|(_, to, octets)| to.port() == 4500 && octets[4 + 16] == 53));
         let up = pair.network.nodes[pair.a].events.iter().find_map(|(_, event)| match event {
-            Event::IkeUp { details, .. } => Some(details.authentication.clone()),
+            Event::IkeUp { details, .. } => Some(details.authentication),
             _ => None,
         });
         assert_eq!(up.unwrap(), "ecdsa-p256");

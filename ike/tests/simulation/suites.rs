@@ -68,7 +68,7 @@ impl Suite {
         pair.assert_connected();
         let ((cipher, prf, group), (esp, esn)) = (self.ike, self.esp);
         let status = pair.network.nodes[pair.b].endpoint.snapshot();
-        assert_eq!(status[0].ike_sas[0].details.proposal, format!("{cipher}/{prf}/{group}"));
+        assert_eq!(status[0].ike_sas[0].details.proposal.to_string(), format!("{cipher}/{prf}/{group}"));
         assert_eq!((status[0].children[0].sa.cipher, status[0].children[0].sa.esn), (esp, esn));
         pair
     }

@@ -37,8 +37,10 @@ impl KeyPair for X25519 {
         let peer: [u8; LEN] =
             peer.try_into().map_err(|_| KeyExchangeError::Length { expected: LEN, found: peer.len() })?;
         let shared = self.private.diffie_hellman(&PublicKey::from(peer));
-        // RFC 8031 5: abort if all octets are zero, compared in constant time.
-        if shared.as_bytes().ct_eq(&[0; LEN]).into() {
+        // RFC 8031 5: abort if all octets are zero. Their bitwise OR shows it in constant time (RFC
+        // 7748 6.1).
+        let any = shared.as_bytes().iter().fold(0_u8, |any, octet| any | octet);
+        if any.ct_eq(&0).into() {
             return Err(KeyExchangeError::SmallOrder);
         }
         Ok(Secret::new(shared.as_bytes().to_vec()))

@@ -141,7 +141,7 @@ impl IkeSa {
         let inner: Vec<_> = self.profile.config.children().flat_map(|child| &child.remote).collect();
         let path = self.channel.path;
         let mut others: Vec<IpAddr> = mobike.peer_addresses.to_vec();
-        others.retain(|address| *address != path.remote.ip() && !mobike::is_inner(*address, &inner));
+        others.retain(|address| *address != path.remote.ip() && !mobike::is_inner(*address, inner.iter().copied()));
         // A NAT in front of the address in use need not be in front of the others.
         let mut ports = vec![path.remote.port()];
         if path.local.port() == cx.config.nat_port && path.remote.port() != NAT_PORT {

@@ -18,7 +18,7 @@ const MAX_QUEUED: usize = 32;
 impl IkeSa {
     /// Sets what is known about a peer that is an agent of ours. `None`: it is not, or the
     /// configuration does not say so.
-    pub(in crate::sa) fn with_agent(mut self, agent: Option<AgentPeer>) -> Self {
+    pub(in crate::sa) fn with_agent(mut self: Box<Self>, agent: Option<AgentPeer>) -> Box<Self> {
         self.agent = agent;
         self
     }

@@ -23,6 +23,7 @@ use crate::config::{
 };
 use crate::crypto::{IkeCipher, IkeKeys, IkeRole, IkeSuite, Nonces, Opened};
 use crate::event::{IkeId, NotServed};
+use crate::jitter::Jitter;
 use crate::output::{Context, Output};
 use crate::purpose::ChildName;
 use crate::wire::{ExchangeType, Header, Payloads};
@@ -88,9 +89,10 @@ pub(super) fn profile() -> Profile {
 
 /// Our IKE SA, and the peer's state of it.
 struct Established {
-    sa: IkeSa,
+    sa: Box<IkeSa>,
     child_sas: ChildSas,
     out: Output,
+    jitter: Jitter,
     config: EndpointConfig,
     now: Instant,
     /// The peer's cipher.
@@ -113,16 +115,22 @@ impl Established {
         let path = Path { local: local(), remote: remote(), nat_local: false, nat_remote: false, nat_traversal: false };
         let channel = Channel::new(keys, IKE, IkeRole::Responder, path, true, None, now);
         let negotiated = Negotiated::new(Proof::Psk, None, &path, Vec::new(), NotServed::default());
-        let (mut out, config) = (Output::default(), EndpointConfig::default());
-        let mut cx = Context { now, env: &mut Host, out: &mut out, config: &config };
+        let (mut out, mut jitter, config) = (Output::default(), Jitter::default(), EndpointConfig::default());
+        let mut cx = Context { now, env: &mut Host, out: &mut out, jitter: &mut jitter, config: &config };
         let sa = IkeSa::new(channel, Arc::new(profile()), negotiated, initiation, &mut cx);
         let child_sas = ChildSas::new(PeerName::new("peer"));
-        Self { sa, child_sas, out, config, now, cipher, next_request: 0 }
+        Self { sa, child_sas, out, jitter, config, now, cipher, next_request: 0 }
     }
 
     /// Calls a function of our IKE SA.
     fn step<R>(&mut self, step: impl FnOnce(&mut IkeSa, &mut ChildSas, &mut Context<'_>) -> R) -> R {
-        let mut cx = Context { now: self.now, env: &mut Host, out: &mut self.out, config: &self.config };
+        let mut cx = Context {
+            now: self.now,
+            env: &mut Host,
+            out: &mut self.out,
+            jitter: &mut self.jitter,
+            config: &self.config,
+        };
         step(&mut self.sa, &mut self.child_sas, &mut cx)
     }
 

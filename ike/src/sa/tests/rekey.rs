@@ -27,7 +27,7 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
     assert_eq!(new.reauthenticate_at(), hours(30));
     // The keys are valid for 4 hours from the rekey, and we rekey them 5 hours after it.
     assert_eq!(new.rekey_at(), Some(hours(7)));
-    peer.sa = *new;
+    peer.sa = new;
     // Later rekeys by the peer are simulated by a change of the lifetime.
     peer.sa.lifetime = peer.sa.lifetime.rekeyed(&profile(), hours(36));
     peer.sa.rekey_at = None;

@@ -142,7 +142,7 @@ proptest! {
 
     #[test]
     fn the_networks_of_a_range_cover_it_exactly(selector in selector()) {
-        let networks = selector.networks();
+        let networks: Vec<_> = selector.networks().collect();
         prop_assert_eq!(networks.first().map(IpNetwork::network), Some(selector.start));
         prop_assert_eq!(networks.last().map(|last| TrafficSelector::from(*last).end), Some(selector.end));
         for pair in networks.windows(2) {

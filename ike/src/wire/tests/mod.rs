@@ -43,7 +43,7 @@ fn read_one(kind: u8, contents: &[u8]) -> Result<Payload, InvalidMessage> {
 }
 
 fn networks(selector: &TrafficSelector) -> Vec<String> {
-    selector.networks().iter().map(IpNetwork::to_string).collect()
+    selector.networks().map(|network| network.to_string()).collect()
 }
 
 fn range(start: &str, end: &str) -> TrafficSelector {
