@@ -31,8 +31,9 @@ cross:
 	.ci/install test
 	.ci/cross
 
-# The image that the chart names, in target/image/edge-cni.tar.
-image: release
+# The image that the chart names, in target/image/edge-cni.tar, with static programs.
+image:
+	.ci/release --static
 	deploy/image
 
 # The Debian packages, in target/packages.

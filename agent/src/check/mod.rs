@@ -31,8 +31,8 @@ pub fn report(config: &Config, clock: &CertificateClock) -> Report {
 /// Maximum number of these warnings in the log at start. `edge-agent check` prints all of them.
 const MOST_LOGGED: usize = 8;
 
-/// Logs warnings about settings and about networks that are at both ends of a tunnel, at most 8. The
-/// agent calls this at its start; the other checks would take too long with thousands of peers.
+/// Logs warnings about settings and about networks that are at both ends of a tunnel, at most 8.
+/// The agent calls this at its start; the other checks would take too long with thousands of peers.
 pub fn log_warnings(config: &Config) {
     let networks = config.peers.iter().flat_map(|peer| {
         let name = peer.name.clone();

@@ -86,6 +86,19 @@ impl Lab {
         Ok(path)
     }
 
+    /// Returns the path of a program of an earlier release, which `make older` builds.
+    ///
+    /// # Errors
+    /// Ends the scenario as skipped if the program is not there.
+    pub fn older_program(&self, name: &str) -> Result<PathBuf> {
+        let path = self.programs.join("../older").join(name);
+        if path.is_file() {
+            Ok(path)
+        } else {
+            skip("target/older has no programs of an earlier release: run `make older`")
+        }
+    }
+
     /// Writes the present step of the scenario to standard error, with the time since its start.
     pub fn step(&self, what: &str) {
         eprintln!("  {}{:6.2}s {what}", self.step_prefix, self.started.elapsed().as_secs_f64());

@@ -1,6 +1,7 @@
 //! Replaces the programs of a running network one after the other, in the order of an upgrade and
 //! in the order of a rollback.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -10,14 +11,22 @@ use crate::edge_controller::Controller;
 use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{NetworkPlan, Node, Ping};
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "agent/rolling-upgrade",
-    about: "controller, hub and edges are replaced one after the other, and then back in the reverse order: no ping is lost",
-    deadline: Duration::from_secs(240),
-    by_default: true,
-    needs: Needs::Nothing,
-    run: rolling_upgrade,
-}];
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { name, about, deadline: Duration::from_secs(240), by_default: true, needs: Needs::Nothing, run }
+}
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "agent/rolling-upgrade",
+        "controller, hub and edges are replaced one after the other, and then back in the reverse order: no ping is lost",
+        |lab| rolling_upgrade(lab, lab.program("edge-agent")?),
+    ),
+    scenario(
+        "agent/two-releases",
+        "hub and edges are upgraded from an earlier release one after the other, rekey in each mixture, and are rolled back: no ping is lost",
+        |lab| rolling_upgrade(lab, lab.older_program("edge-agent")?),
+    ),
+];
 
 const HUB: &str = "203.0.113.1";
 /// An address in the cloud's network that the hub fronts.
@@ -31,16 +40,24 @@ const AFTER_EACH: u64 = 100;
 /// The nodes with agents, in the order of an upgrade.
 const NODES: [&str; 3] = ["hub", "edge-a", "edge-b"];
 
-fn rolling_upgrade(lab: &Lab) -> Result<()> {
+/// Upgrades all programs, and rolls them back. The agents are upgraded from the program `older`,
+/// and the controller from the present one.
+fn rolling_upgrade(lab: &Lab, older: PathBuf) -> Result<()> {
+    let present = lab.program("edge-agent")?;
     let mut plan = NetworkPlan::new();
     plan.host("hub").on("wire", &[&format!("{HUB}/24")]).own_directory("/etc/edge-controller");
     plan.host("edge-a").on("wire", &["203.0.113.10/24"]);
     plan.host("edge-b").on("wire", &["203.0.113.11/24"]);
     let net = lab.build(&plan)?;
-    let [hub, a, b] = NODES.map(|name| net.node(name));
+    let nodes = NODES.map(|name| net.node(name));
+    let [hub, a, b] = nodes;
     hub.sh(&format!("ip link add cloud type dummy; ip link set cloud up; ip addr add {CLOUD_POD}/24 dev cloud"))?;
     let mut controller = Controller::start(lab, hub, HUB, NETWORKS)?;
     let mut agents = [controller.join(hub, "hub")?, controller.join(a, "edge")?, controller.join(b, "edge")?];
+    wait_up(&mut agents)?;
+    for (agent, node) in agents.iter_mut().zip(nodes) {
+        replace_agent(&controller, agent, node, &older)?;
+    }
     wait_up(&mut agents)?;
     let ((pod, _), (_other, address)) = (controller.pod_of(a)?, controller.pod_of(b)?);
     for name in ["edge-a", "edge-b"] {
@@ -60,20 +77,31 @@ fn rolling_upgrade(lab: &Lab) -> Result<()> {
 
     controller = replace_controller(lab, controller, hub)?;
     go_on("the controller is replaced")?;
-    for (index, node) in [hub, a, b].into_iter().enumerate() {
-        replace_agent(&controller, &mut agents[index], node)?;
+    for (index, node) in nodes.into_iter().enumerate() {
+        replace_agent(&controller, &mut agents[index], node, &present)?;
         wait_up(&mut agents)?;
+        rekey(&agents)?;
         go_on(&format!("the agent of {} is replaced", node.name()))?;
     }
-    for (index, node) in [hub, a, b].into_iter().enumerate().rev() {
-        replace_agent(&controller, &mut agents[index], node)?;
+    for (index, node) in nodes.into_iter().enumerate().rev() {
+        replace_agent(&controller, &mut agents[index], node, &older)?;
         wait_up(&mut agents)?;
+        rekey(&agents)?;
         go_on(&format!("the agent of {} is rolled back", node.name()))?;
     }
     let _controller = replace_controller(lab, controller, hub)?;
     go_on("the controller is rolled back")?;
     for ping in pings {
         ping.stop()?.expect_none_lost()?;
+    }
+    Ok(())
+}
+
+/// Rekeys the tunnel between the edges and that of one edge to the hub, from both ends.
+fn rekey([hub, a, b]: &[Agent<'_>; 3]) -> Result<()> {
+    for (agent, peer) in [(a, "edge-b"), (b, "edge-a"), (a, "hub"), (hub, "edge-a")] {
+        agent.rekey(peer)?;
+        agent.rekey_ike(peer)?;
     }
     Ok(())
 }
@@ -85,10 +113,10 @@ fn replace_controller<'a>(lab: &'a Lab, mut before: Controller<'a>, node: &'a No
     Controller::start(lab, node, HUB, NETWORKS)
 }
 
-/// Stops an agent as an upgrade does, and starts it on the same state.
-fn replace_agent<'n>(controller: &Controller<'_>, agent: &mut Agent<'n>, node: &'n Node) -> Result<()> {
+/// Stops an agent as an upgrade does, and starts this program on the same state.
+fn replace_agent<'n>(controller: &Controller<'_>, agent: &mut Agent<'n>, node: &'n Node, program: &Path) -> Result<()> {
     agent.process().stop()?;
-    *agent = controller.start_again(node)?;
+    *agent = controller.start_program_again(program.to_owned(), node)?;
     agent.wait_ready()
 }
 

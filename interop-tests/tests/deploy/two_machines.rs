@@ -43,6 +43,7 @@ fn followed() {
 
     both.iter().for_each(|machine| install(&page, machine));
     with_controller(&page, both);
+    upgrade(&second);
     for line in page.commands("Back up", 0) {
         first.run(&line);
     }
@@ -57,13 +58,15 @@ fn followed() {
 }
 
 /// Builds the Debian packages of the programs that are built already, in a directory below this
-/// one.
+/// one. Its directory `next` has a later version of the same programs.
 pub(crate) fn packages(directory: &Path) -> PathBuf {
     let packages = directory.join("packages");
     let [programs, _, _] = ["edge-agent", "edge-controller", "edge-cni"].map(built);
-    let mut build = Command::new(workspace("deploy/debian/build"));
-    build.arg(programs.parent().expect("a directory")).arg(&packages).env("COMPRESSION", "none");
-    output(&mut build).unwrap();
+    for (to, version) in [(packages.clone(), None), (packages.join("next"), Some("9"))] {
+        let mut build = Command::new(workspace("deploy/debian/build"));
+        build.arg(programs.parent().expect("a directory")).arg(to).args(version).env("COMPRESSION", "none");
+        output(&mut build).unwrap();
+    }
     packages
 }
 
@@ -132,6 +135,30 @@ fn with_controller(page: &Page, [first, second]: [&Machine; 2]) {
         machine.run("test -s /etc/cni/net.d/10-edge-cni.conflist");
     }
     first.run_when_ready("edge-agent status | grep -F edge-2");
+}
+
+/// Installs the next version of the package on a node with a container runtime: the plugin is
+/// replaced, and each unit that was enabled is enabled in the way of the new version.
+fn upgrade(machine: &Machine) {
+    let plugin = "/opt/cni/bin/edge-cni";
+    let wanted = "/etc/systemd/system/edge-agent.service.wants/edge-agent-install-cni.service";
+    // The last version had another plugin, and its unit was not wanted by the agent's.
+    machine.run(&format!("echo old >{plugin}; rm {wanted}; systemctl daemon-reload"));
+    machine.run("systemctl disable edge-agent-ipv6.socket");
+    machine.run("dpkg --install next/edge-agent_*.deb");
+    machine.run_when_ready(&format!("cmp /usr/bin/edge-cni {plugin}"));
+    machine.run(&format!("test -L {wanted}"));
+    let enabled = "systemctl is-enabled edge-agent edge-agent-install-cni edge-agent-ipv6.socket || true";
+    assert_eq!(machine.run(enabled), "enabled\nenabled\ndisabled\n");
+    machine.run_when_ready("edge-agent status | grep -F ': connected'");
+    machine.run_when_ready("systemctl is-active edge-agent-install-cni");
+    // A node whose agent is stopped stays so.
+    // A packet of a peer would start it by its sockets.
+    machine.run("systemctl stop edge-agent edge-agent.socket edge-agent-ipv6.socket");
+    machine.run(&format!("echo old >{plugin}; dpkg --install next/edge-agent_*.deb"));
+    assert_eq!(machine.run("systemctl is-active edge-agent || true"), "inactive\n");
+    machine.run("systemctl start edge-agent");
+    machine.run_when_ready(&format!("cmp /usr/bin/edge-cni {plugin}"));
 }
 
 fn remove(page: &Page, machine: &Machine) {

@@ -149,6 +149,14 @@ pub(super) async fn set_community(
 ) -> Result<StatusCode, ApiError> {
     caller.require_operator()?;
     let Path(name) = name.map_err(|e| ApiError::BadValue(e.body_text()))?;
+    // The store may be at the API server, now or later, where an object has this name (RFC 1123).
+    if name.as_str().to_ascii_lowercase().parse::<edge_types::NodeName>().is_err() {
+        return Err(ApiError::BadValue(format!(
+            "community {:?} cannot have a list of members, since no object of Kubernetes can have this name; each part between dots must \
+             begin and end with a letter or digit",
+            name.as_str()
+        )));
+    }
     tracing::info!(community = %name, members = community.members.len(), "community listed");
     let record = CommunityRecord { name, members: community.members };
     registry

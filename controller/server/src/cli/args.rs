@@ -373,7 +373,7 @@ pub(super) enum TokenCommand {
         #[arg(long, default_value = "24h", value_parser = duration, value_name = "TIME")]
         ttl: u64,
         /// Number of nodes that may join with the token.
-        #[arg(long, default_value_t = 1, value_name = "N")]
+        #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         uses: u32,
     },
     /// List tokens, without their secrets.
@@ -430,7 +430,11 @@ fn duration(text: &str) -> Result<u64, String> {
         _ => return Err(format!("{unit:?} is none of s, m, h, d")),
     };
     let number: u64 = number.parse().map_err(|_| "it does not begin with a number".to_owned())?;
-    number.checked_mul(seconds).ok_or_else(|| "it is too long".to_owned())
+    let seconds = number.checked_mul(seconds).ok_or_else(|| "it is too long".to_owned())?;
+    if seconds == 0 {
+        return Err("it is 0: a token that nobody can use; write how long it is valid, such as 24h".into());
+    }
+    Ok(seconds)
 }
 
 #[cfg(test)]
@@ -442,8 +446,18 @@ mod tests {
         assert_eq!(duration("24h"), Ok(86_400));
         assert_eq!(duration("90s"), Ok(90));
         assert_eq!(duration("5"), Err("it has no unit: write 5s, 5m, 5h or 5d".into()));
-        for bad in ["", "90", "h", "1w", "1.5h", "-1h", "99999999999999999999d", "18446744073709551615d"] {
+        assert!(duration("0s").unwrap_err().contains("such as 24h"));
+        for bad in ["", "90", "h", "0d", "1w", "1.5h", "-1h", "99999999999999999999d", "18446744073709551615d"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_token_for_nobody_is_wrong_usage() {
+        for (words, named) in [(["--ttl", "0s"], "--ttl"), (["--uses", "0"], "--uses")] {
+            let words = [&["edge-controller", "token", "create", "--role", "edge"], &words[..]].concat();
+            let error = Cli::try_parse_from(words).map(|_| ()).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains(named), "{error}");
         }
     }
 

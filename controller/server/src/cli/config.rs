@@ -14,7 +14,11 @@ pub(super) fn values(loaded: &LoadedConfig) -> Value {
     all.collect()
 }
 
+/// Prints the values to standard output, and the warnings about them to standard error.
 pub(super) fn show(loaded: &LoadedConfig, as_json: bool) -> anyhow::Result<()> {
+    for warning in loaded.config.warnings() {
+        eprintln!("warning: {warning}");
+    }
     if as_json {
         return print_line(serde_json::to_string_pretty(&values(loaded))?);
     }

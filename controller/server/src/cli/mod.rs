@@ -122,6 +122,9 @@ async fn run(sources: ConfigSources, log_json: bool) -> anyhow::Result<()> {
         logs.init()
     }
     let config = sources.load()?.config;
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
     let (mut signals, mut hangup) = (Signals::new()?, signal(SignalKind::hangup())?);
     let reader = Box::new(move || sources.load().map(|loaded| loaded.config));
     let server = Server::start_with(config, Clock::system(), Some(reader)).await?;

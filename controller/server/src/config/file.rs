@@ -313,6 +313,7 @@ impl Config {
             );
             return Err(("page.listen", why));
         }
+        self.check_listeners()?;
         if let Some(time) = &self.accept_clock
             && parse_rfc3339(time).is_none()
         {

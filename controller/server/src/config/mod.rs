@@ -10,7 +10,9 @@
 mod error;
 mod file;
 mod keys;
+mod listeners;
 mod sources;
+mod warnings;
 
 #[cfg(test)]
 mod tests;

@@ -117,7 +117,8 @@ impl ConfigSources {
             return Err(ConfigError::Missing { key: key.path.clone(), env: key.env.clone(), flag: key.flag.clone() });
         }
         let wrong = |key: &str, why: String| {
-            let key = keys().iter().find(|known| known.path.rsplit('.').next() == Some(key));
+            let whole = keys().iter().find(|known| known.path == key);
+            let key = whole.or_else(|| keys().iter().find(|known| known.path.rsplit('.').next() == Some(key)));
             let path = key.map_or("configuration", |key| &key.path);
             let origin = origins.get(path).cloned().unwrap_or(Origin::Default);
             ConfigError::Value { origin: origin.to_string(), key: path.into(), why }
@@ -265,6 +266,9 @@ mod tests {
             let error = load(Some(FILE), &[(name, value)], &[]).unwrap_err();
             assert!(error.contains(name) && error.contains(says), "{error}");
         }
+        let page = format!("{FILE}[page]\nlisten = [\"192.0.2.1:9645\"]\n");
+        let error = load(Some(&page), &[], &[]).unwrap_err();
+        assert!(error.contains("c.toml: page.listen: "), "{error}");
         let error = load(Some(FILE), &[], &[("segments.v4_prefix", "8")]).unwrap_err();
         assert!(error.contains("--segments-v4-prefix") && error.contains("does not fit"), "{error}");
         let error = load(Some("heartbeat_seconds = \"x\"\n"), &[], &[]).unwrap_err();

@@ -102,11 +102,77 @@ fn endpoints_and_limits_that_no_node_can_use_are_refused() {
 }
 
 #[test]
+fn listeners_that_would_take_each_others_port_are_refused() {
+    let listeners = |listen: &str, observe: &str, page: &str| {
+        load(&format!("listen = [{listen}]\n{SMALLEST}[observe]\nlisten = [{observe}]\n[page]\nlisten = [{page}]\n"))
+    };
+    let usual = "\"[::]:8443\"";
+    for (listen, observe, page, words) in [
+        ("\"127.0.0.1:1\", \"127.0.0.1:1\"", "", "", "listen: 127.0.0.1:1 is there twice"),
+        (usual, "\"[::1]:2\", \"[::1]:2\"", "", "observe.listen: [::1]:2 is there twice"),
+        (usual, "\"127.0.0.1:8443\"", "", "observe.listen: 127.0.0.1:8443 is taken by [::]:8443 of listen"),
+        ("\"10.0.0.1:7\"", "\"0.0.0.0:7\"", "", "0.0.0.0:7 is taken by 10.0.0.1:7 of listen"),
+        (
+            usual,
+            "\"127.0.0.1:9\"",
+            "\"127.0.0.1:9\"",
+            "page.listen: 127.0.0.1:9 is taken by 127.0.0.1:9 of observe.listen",
+        ),
+        ("\"224.0.0.1:8443\"", "", "", "listen: 224.0.0.1:8443 is no address of a host"),
+        (usual, "\"255.255.255.255:9\"", "", "observe.listen: 255.255.255.255:9 is no address"),
+    ] {
+        let error = listeners(listen, observe, page).unwrap_err();
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    // [::] leaves IPv4 to another address of its list, and port 0 is any free port.
+    listeners("\"[::]:8443\", \"0.0.0.0:8443\", \"127.0.0.1:8443\"", "\"127.0.0.1:0\"", "\"127.0.0.1:0\"").unwrap();
+    listeners("\"0.0.0.0:8443\"", "\"[::1]:8443\"", "").unwrap();
+    listeners("\"127.0.0.1:8443\"", "\"127.0.0.2:8443\"", "").unwrap();
+}
+
+#[test]
+fn values_that_work_otherwise_than_intended_are_warnings() {
+    let warnings = |text: &str| load(text).unwrap().warnings();
+    let segments = |keys: &str| warnings(&format!("server_names = [\"cloud\"]\n[segments]\n{keys}\n"));
+    let ranges = "cluster_ranges = [\"10.77.0.0/16\", \"fd77::/64\"]";
+    for (keys, words) in [
+        (format!("{ranges}\nreserved = [\"10.78.0.0/24\"]"), "segments.reserved: 10.78.0.0/24 lies outside"),
+        (format!("{ranges}\nv4_prefix = 16"), "segments.v4_prefix: cluster_ranges hold a single segment of /16"),
+        (format!("{ranges}\nv4_prefix = 30"), "a segment of /30 has room for 1 pods, and a node for 64"),
+        (format!("{ranges}\nv6_prefix = 64"), "segments.v6_prefix: cluster_ranges hold a single segment of /64"),
+        (format!("{ranges}\nv6_prefix = 126"), "a segment of /126 has room for 2 pods"),
+        (format!("{ranges}\nquarantine_seconds = 0"), "segments.quarantine_seconds: with 0"),
+    ] {
+        let found = segments(&keys);
+        assert!(found.len() == 1 && found[0].contains(words), "{keys}: {found:?}");
+    }
+    let none: Vec<String> = vec![];
+    for keys in [
+        ranges.to_owned(),
+        format!("{ranges}\nreserved = [\"10.77.9.0/24\", \"fd00::/8\"]\nv4_prefix = 29\nv6_prefix = 125"),
+        "cluster_ranges = [\"10.77.0.0/24\"]\nv6_prefix = 126".to_owned(),
+    ] {
+        assert_eq!(segments(&keys), none, "{keys}");
+    }
+    for (names, count) in [("\"localhost\", \"127.0.0.1\"", 1), ("\"::1\"", 1), ("\"127.0.0.1\", \"cloud\"", 0)] {
+        let found = warnings(&SMALLEST.replace("\"cloud\"", names));
+        assert_eq!(found.len(), count, "{names}: {found:?}");
+    }
+    for (keys, words) in [
+        ("edge_selector = \"\"", "every Node is an edge"),
+        ("hub_selector = \"a=b\"\nedge_selector = \"a=b\"", "kubernetes.hub_selector: it is \"a=b\""),
+    ] {
+        let found = warnings(&format!("{SMALLEST}[kubernetes]\n{keys}\n"));
+        assert!(found.len() == 1 && found[0].contains(words), "{keys}: {found:?}");
+    }
+}
+
+#[test]
 fn the_documented_example_is_accepted() {
     let document = include_str!("../../../../docs/configuration.md");
     let section = document.split("## edge-controller").nth(1).expect("a section for edge-controller");
     let example = section.split("```toml").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
-    load(example).unwrap();
+    assert_eq!(load(example).unwrap().warnings(), Vec::<String>::new());
 }
 
 #[test]

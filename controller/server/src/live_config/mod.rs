@@ -121,6 +121,9 @@ impl LiveConfig {
         reachability::store_current(registry, &self.now().networks).await;
         let changed: Vec<String> = changed.iter().map(|key| key.path.clone()).collect();
         tracing::info!(?changed, "the configuration was read again");
+        for warning in self.now().config.warnings() {
+            tracing::warn!("{warning}");
+        }
         Ok(ReloadResponse { changed })
     }
 

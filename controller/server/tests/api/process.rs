@@ -13,6 +13,8 @@ use serde_json::Value;
 
 pub(crate) struct Program {
     directory: tempfile::TempDir,
+    /// The program that runs: the present one, unless a test replaces it.
+    pub(crate) executable: PathBuf,
     pub(crate) server: Option<Child>,
     /// Limit of open files; `None` for the default.
     pub(crate) files: Option<u32>,
@@ -41,6 +43,7 @@ impl Program {
         std::fs::write(directory.path().join("c.toml"), config).unwrap();
         Self {
             directory,
+            executable: env!("CARGO_BIN_EXE_edge-controller").into(),
             server: None,
             files: None,
             addresses: ["127.0.0.1:0".parse().unwrap(); 2],
@@ -54,7 +57,7 @@ impl Program {
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_edge-controller"));
+        let mut command = Command::new(&self.executable);
         command.args(args).env("EDGE_CONTROLLER_SOCKET", self.path("run/admin.sock")).env_remove("RUST_LOG");
         command
     }

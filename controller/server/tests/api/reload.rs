@@ -163,6 +163,10 @@ fn the_configuration_is_shown_with_its_sources_and_runs_without_a_file() {
         (&2.into(), &"--heartbeat-seconds".into())
     );
     assert_eq!(find("segments.v4_prefix")["from"], "default");
+    assert_eq!(text(&output.stderr), "");
+    let output = command.args(["--segments-quarantine-seconds", "0"]).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.starts_with("warning: segments.quarantine_seconds: with 0"), "{said}");
     let output = program.command(&["config"]).env("EDGE_CONTROLLER_SERVERNAMES", "x").output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("EDGE_CONTROLLER_SERVERNAMES"), "{}", text(&output.stderr));

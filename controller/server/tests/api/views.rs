@@ -209,7 +209,7 @@ async fn a_community_may_be_listed_before_its_members_join() {
     one.move_to(&cloud);
     let (_, view) = one.ask(Method::GET, "/view", None).await;
     assert_eq!(view["peers"].as_array().map(Vec::len), Some(0));
-    for bad in ["-a", "a_b", "%20"] {
+    for bad in ["-a", "a_b", "%20", "a..b", "a.-b"] {
         let response = cloud.operator(Method::PUT, &format!("/v1/communities/{bad}"), Some(listed.clone())).await;
         assert_eq!(response.0, 422, "{bad}");
     }

@@ -1,7 +1,7 @@
 //! Tests that a node that follows its view at one replica and continues at another misses no change
 //! and receives no older view.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use edge_controller_kubernetes::ca_secret;
@@ -18,11 +18,12 @@ use serde_json::{Value, json};
 
 use crate::behaviour::until;
 use crate::cluster::{CONTROLLER, Cluster, NAMESPACE, PLANE, clean, controller, run};
-use crate::harness::{Node, Stream, try_operator};
+use crate::harness::{Node, Stream, monitoring_page, try_operator};
 use crate::process::Program;
 
 pub(crate) const TESTS: &[Test] = &[
     ("a_node_goes_on_at_another_replica_when_its_own_is_killed_or_stops_and_misses_nothing", goes_on),
+    ("replicas_of_two_releases_serve_one_cluster_and_lead_in_turn_and_a_node_misses_nothing", two_releases),
     ("a_replica_that_is_behind_tells_a_node_nothing_older_than_it_has", behind),
 ];
 
@@ -33,9 +34,14 @@ struct Replica {
 
 impl Replica {
     async fn start(cluster: &Cluster, kubeconfig: &Path) -> Self {
+        Self::start_program(cluster, kubeconfig, present()).await
+    }
+
+    async fn start_program(cluster: &Cluster, kubeconfig: &Path, executable: PathBuf) -> Self {
         let mut program = Program::with(&format!(
             "cluster_ranges = [\"10.77.0.0/20\", \"fd77::/112\"]\n[kubernetes]\nkubeconfig = {kubeconfig:?}\nlease_seconds = 3\n"
         ));
+        program.executable = executable;
         program.start();
         let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), NAMESPACE);
         let certificates = secrets.get(ca_secret::NAME).await.unwrap().data.unwrap().remove("ca.crt").unwrap();
@@ -59,6 +65,15 @@ impl Replica {
 
     async fn community(&self, members: &[&str]) {
         self.operator(Method::PUT, "/v1/communities/alpha", Some(json!({"members": members}))).await;
+    }
+
+    /// Waits until this replica has the lease.
+    async fn leads(&self) {
+        until("a replica to lead", async || {
+            let (_, page) = monitoring_page(self.program.addresses[1], "/metrics").await;
+            page.lines().any(|line| line == "edge_controller_leader 1").then_some(())
+        })
+        .await;
     }
 
     async fn knows(&self, name: &str) {
@@ -165,11 +180,32 @@ impl Follower {
     }
 }
 
+fn present() -> PathBuf {
+    env!("CARGO_BIN_EXE_edge-controller").into()
+}
+
 fn goes_on() {
+    goes_on_between([present(), present()]);
+}
+
+fn two_releases() {
+    let older = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/older/edge-controller");
+    if !older.is_file() {
+        return eprintln!("skipped: target/older has no programs of an earlier release: run `make older`");
+    }
+    goes_on_between([older.clone(), present()]);
+    goes_on_between([present(), older]);
+}
+
+/// Runs a replica of each program. A node goes on at the other replica when its own is killed, and
+/// when it stops.
+fn goes_on_between(programs: [PathBuf; 2]) {
     run(async {
         let cluster = clean().await;
-        let (mut one, mut other) =
-            (Replica::start(&cluster, &CONTROLLER).await, Replica::start(&cluster, &CONTROLLER).await);
+        let [one, other] = programs.map(|program| Replica::start_program(&cluster, &CONTROLLER, program));
+        let mut one = one.await;
+        one.leads().await;
+        let mut other = other.await;
         let mut node = one.node("a").await;
         other.knows("a").await;
         let mut follower = Follower::begin(&node).await;
@@ -189,9 +225,12 @@ fn goes_on() {
         follower.sees("p2").await;
         follower.sees("p3").await;
         follower.has_all(&node).await;
+        other.leads().await;
+        let held = other.operator(Method::GET, "/v1/segments", None).await;
         // The replica starts again, while the other one stops and sends its nodes away.
         one.program.start();
         one.knows("p3").await;
+        assert_eq!(one.operator(Method::GET, "/v1/segments", None).await, held);
         let stopping = tokio::task::spawn_blocking(move || {
             assert_eq!(other.program.stop(), Some(0));
         });
@@ -201,6 +240,7 @@ fn goes_on() {
         follower.sees("p4").await;
         follower.has_all(&node).await;
         stopping.await.unwrap();
+        one.leads().await;
         assert_eq!(follower.view.peers.len(), 5);
     });
 }
