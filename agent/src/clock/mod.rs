@@ -44,8 +44,8 @@ const TOLERANCE: u64 = 3600;
 /// is wrong in two cases:
 ///
 /// - It is more than [`AHEAD`] ahead of the controller's time.
-/// - By it, the certificate of this node and its grace have ended, and by the witness they have not.
-///   So the boot-time clock ends a certificate even if the system clock is wrong.
+/// - By it, the certificate of this node and its grace have ended, and by the witness they have
+///   not. So the boot-time clock ends a certificate even if the system clock is wrong.
 ///
 /// The file stores the witness too, for a restart of the agent in the same boot.
 #[derive(Debug)]
@@ -279,8 +279,8 @@ impl CertificateClock {
         self.known().certificate_ends = Some(not_after);
     }
 
-    /// Sets the time for which the controller and the peers accept this node's certificate after its
-    /// end, in seconds.
+    /// Sets the time for which the controller and the peers accept this node's certificate after
+    /// its end, in seconds.
     pub fn set_grace(&self, seconds: u64) {
         self.known().grace = seconds;
     }

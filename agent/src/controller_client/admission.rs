@@ -57,8 +57,8 @@ async fn renewal_in_grace(controller: &ControllerClient, member: &Member) -> Opt
     }
     match renewal::renew(controller, member).await {
         Ok(()) => {}
-        // If this node's clock runs ahead, the certificate may not have ended, and the new one looks
-        // as if it had.
+        // If this node's clock runs ahead, the certificate may not have ended, and the new one
+        // looks as if it had.
         Err(error @ ControllerError::Unacceptable(_)) => controller.record_error(&error),
         Err(error) => return Some(Err(error)),
     }

@@ -124,9 +124,9 @@ impl Verifier {
             leaf.verify_for_usage(self.algorithms().all, &anchors, intermediates, time, usage, None, None).map(drop)
         };
         let mut verified = verify_at(now);
-        // A system clock that is far ahead makes every certificate look expired, this node's too. Only
-        // the controller can tell that the clock is wrong, so it must be reached. It checks this
-        // node's certificate by its own clock.
+        // A system clock that is far ahead makes every certificate look expired, this node's too.
+        // Only the controller can tell that the clock is wrong, so it must be reached. It checks
+        // this node's certificate by its own clock.
         if let (Err(webpki::Error::CertExpired { .. }), Some(known)) = (&verified, self.clock.time_if_ahead()) {
             verified = verify_at(known.max(begins));
         }

@@ -214,8 +214,8 @@ impl Driver {
         }
     }
 
-    /// Handles an SA that the kernel refused. A rekey replaces its CHILD_SA, with other SPIs. A peer
-    /// whose SAs are refused again and again is rekeyed at each comparison with the kernel.
+    /// Handles an SA that the kernel refused. A rekey replaces its CHILD_SA, with other SPIs. A
+    /// peer whose SAs are refused again and again is rekeyed at each comparison with the kernel.
     fn sa_refused(&mut self, peer: &PeerName, error: &edge_xfrm::Error) {
         self.environment.incidents.error(format!("peer {peer}: {error}"));
         let now = self.now();

@@ -204,8 +204,8 @@ impl CertificateValidator {
         }
     }
 
-    /// Returns the time at which the path must be valid: now, or the leaf's notAfter while the grace
-    /// after it lasts. Revocation is always checked for now.
+    /// Returns the time at which the path must be valid: now, or the leaf's notAfter while the
+    /// grace after it lasts. Revocation is always checked for now.
     fn judged_at(&self, leaf: &X509Certificate<'_>, now: u64) -> u64 {
         let end = end_of(leaf);
         if now > end && now <= end.saturating_add(self.grace) { end } else { now }

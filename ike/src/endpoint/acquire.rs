@@ -27,7 +27,8 @@ impl Endpoint {
         }
         peer.acquired_until = peer.acquired_until.max(Some(until));
         if peer.attempt.is_none() && peer.retry_at.is_none() {
-            // A failure is not forgotten while the peer waits for its turn: nothing was tried since.
+            // While the peer waits for its turn, a failure is not forgotten: nothing was tried
+            // since.
             if !queued {
                 peer.forget_old_failure(now);
             }

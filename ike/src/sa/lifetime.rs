@@ -1,8 +1,8 @@
 //! The lifetime of an IKE SA (RFC 7296 2.8: an IKE SA MUST NOT be used beyond its lifetime). There
 //! are two lifetimes: that of the keys, which a rekey replaces, and that of the peer's
-//! authentication, which only IKE_AUTH renews. The authentication also ends when the grace after the
-//! end of the peer's certificate is over, or the configuration changes. Its lifetime is counted from
-//! IKE_AUTH, so a rekey of the IKE SA does not prolong it.
+//! authentication, which only IKE_AUTH renews. The authentication also ends when the grace after
+//! the end of the peer's certificate is over, or the configuration changes. Its lifetime is counted
+//! from IKE_AUTH, so a rekey of the IKE SA does not prolong it.
 
 use std::time::Duration;
 

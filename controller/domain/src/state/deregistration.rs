@@ -34,9 +34,9 @@ impl State {
         self.nodes.get(node)?.accepted_until(grace).filter(|end| *end > now)
     }
 
-    /// Plans the deregistration of a node whose machine may still exist. Its segments are kept until
-    /// `grace` seconds after the end of its latest certificate, since its pods may use them until
-    /// then with peers that have not heard of the deregistration. The rest is the same as in
+    /// Plans the deregistration of a node whose machine may still exist. Its segments are kept
+    /// until `grace` seconds after the end of its latest certificate, since its pods may use them
+    /// until then with peers that have not heard of the deregistration. The rest is the same as in
     /// [`State::deregistration`].
     pub fn deregistration_keeping_segments(
         &self,

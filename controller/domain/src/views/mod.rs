@@ -27,8 +27,8 @@ pub struct ViewBuilder {
 }
 
 impl ViewBuilder {
-    /// Makes a builder for this configuration and these authorities. `certificate_grace` is the time
-    /// for which a node's certificate is accepted after its end.
+    /// Makes a builder for this configuration and these authorities. `certificate_grace` is the
+    /// time for which a node's certificate is accepted after its end.
     pub fn new(
         networks: ClusterNetworks,
         segment_prefix: SegmentPrefix,

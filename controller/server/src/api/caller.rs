@@ -129,9 +129,9 @@ impl Caller {
         self.require_node_with_grace(state, node, now, 0)
     }
 
-    /// Does the same as [`Caller::require_node`], but accepts a certificate for `grace` seconds after
-    /// its end. A certificate whose successor was used, and that of a node that was deregistered,
-    /// have no grace.
+    /// Does the same as [`Caller::require_node`], but accepts a certificate for `grace` seconds
+    /// after its end. A certificate whose successor was used, and that of a node that was
+    /// deregistered, have no grace.
     pub fn require_node_with_grace(
         &self,
         state: &StateGuard<'_>,
@@ -168,8 +168,8 @@ impl Caller {
         self.require_node(&registry.read().await, node, registry.clock.now())
     }
 
-    /// Returns whether the caller is a registered node whose certificate is accepted, or can still be
-    /// renewed because it ended at most `grace` seconds ago.
+    /// Returns whether the caller is a registered node whose certificate is accepted, or can still
+    /// be renewed because it ended at most `grace` seconds ago.
     pub fn is_registered_node(&self, state: &StateGuard<'_>, now: Seconds, grace: Seconds) -> bool {
         match &self.identity {
             CallerIdentity::Node(certificate) => {

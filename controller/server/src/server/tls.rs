@@ -78,9 +78,9 @@ impl Tls {
         (built.config.clone(), built.authorities.clone())
     }
 
-    /// Returns whether the caller is a registered node with a certificate that is valid or can still
-    /// be renewed. A node that was deregistered, or that shows a replaced certificate, counts as a
-    /// caller without a certificate.
+    /// Returns whether the caller is a registered node with a certificate that is valid or can
+    /// still be renewed. A node that was deregistered, or that shows a replaced certificate, counts
+    /// as a caller without a certificate.
     pub(super) async fn is_known(&self, caller: &Caller) -> bool {
         let (registry, grace) = (&self.from.registry, self.from.live.now().config.certificate_grace());
         caller.is_registered_node(&registry.read().await, registry.clock.now(), grace)

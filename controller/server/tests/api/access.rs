@@ -109,7 +109,7 @@ async fn a_certificate_that_ended_within_the_grace_serves_for_its_renewal_and_fo
     assert_eq!(kind(&foreign), (403, "foreign-node"));
     let renewed = node.renew(&cloud, &key).await;
     assert_eq!(renewed.ask(Method::GET, "/view", None).await.0, 200);
-    assert_eq!(renewed.report(&["192.0.2.1"], 4500).await.0, 200);
+    assert_eq!(renewed.report(&["192.0.2.1"], 4500).await.0, 204);
     // Since its successor was used, the certificate that ended has no grace.
     let again = node.ask(Method::POST, "/certificate", Some(json!({"csr": request_of(&key)}))).await;
     assert_eq!(kind(&again), (403, "certificate-superseded"));

@@ -420,8 +420,9 @@ pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_repor
     assert_eq!(grants.request_segments("a", "r1").await.len(), 2);
 }
 
-/// Registers `a`, with a certificate that is valid for 3000 s and has a grace of 2000 s, and `b`. Grants `a` segments, then
-/// deregisters it as a node whose machine may still exist. Returns the segments.
+/// Registers `a`, with a certificate that is valid for 3000 s and has a grace of 2000 s, and `b`.
+/// Grants `a` segments, then deregisters it as a node whose machine may still exist. Returns the
+/// segments.
 async fn segments_of_a_node_that_vanished(grants: &Grants) -> Vec<IpNetwork> {
     let now = grants.registry.clock.now();
     let (serial, key, issuer) = ("1".into(), "k".into(), "i".into());
