@@ -350,6 +350,7 @@ pub fn certificates(octets: &[u8]) {
             remote_uri: None,
             remote_key_usages: vec![],
             remote_not_before: 0,
+            remote_grace: Duration::ZERO,
             revocation: Some(Revocation { lists: std::sync::Arc::new(lists), policy: RevocationPolicy::Relaxed }),
         })
     };

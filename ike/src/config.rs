@@ -30,10 +30,6 @@ pub struct EndpointConfig {
     /// Maximum size of the UDP payload, bytes. Larger messages are sent in fragments if the peer
     /// supports fragmentation (RFC 7383).
     pub fragment_size: usize,
-    /// How long an IKE SA may continue after the peer's certificate has expired. New handshakes
-    /// with an expired certificate are always refused. If it is zero, the IKE SA ends when the
-    /// certificate expires.
-    pub certificate_grace: Duration,
     /// Whether the owner reports ESP by [`crate::Endpoint::esp_sent`] and
     /// [`crate::Endpoint::esp_received`]. If it does, the liveness of a peer is checked soon only
     /// if ESP was sent to the peer and nothing was received in return. Otherwise it is checked
@@ -54,7 +50,6 @@ impl Default for EndpointConfig {
             half_open_limit: 4096,
             acquire_limit: 32,
             fragment_size: 1232,
-            certificate_grace: Duration::ZERO,
             esp_reported: false,
             addresses: Vec::new(),
         }
@@ -324,6 +319,11 @@ pub struct CertificateAuth {
     /// UTC. With 0, none is revoked. Raising this value ends the IKE SAs in which the peer used a
     /// certificate that is now revoked.
     pub remote_not_before: u64,
+    /// Time for which the peer's certificate is still accepted after its notAfter, and for which an
+    /// IKE SA that it authenticated continues. A certificate that is revoked has no such time. The
+    /// certificate's issuers must have been valid at its notAfter. With 0, the certificate is not
+    /// accepted, and the IKE SA ends, when the certificate expires.
+    pub remote_grace: Duration,
     /// The revocation lists against which the peer's certificate and its issuers are checked. With
     /// `None`, they are not. New lists end the IKE SAs in which the peer used a certificate that
     /// is now revoked.
@@ -338,6 +338,7 @@ impl fmt::Debug for CertificateAuth {
             .field("trust_anchors", &self.trust_anchors.len())
             .field("remote_uri", &self.remote_uri)
             .field("remote_not_before", &self.remote_not_before)
+            .field("remote_grace", &self.remote_grace)
             .finish_non_exhaustive()
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use edge_ike::config::{
     AgentNotifications, Auth, CertificateAuth, ChildConfig, EspProposal, IkeProposal, Mode, NextLayer, Timing,
@@ -435,6 +436,7 @@ impl PeerSection {
             remote_uri: None,
             remote_key_usages: vec![],
             remote_not_before: 0,
+            remote_grace: Duration::ZERO,
             revocation: None,
         }))
     }

@@ -389,6 +389,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             remote_uri: Some(node_uri(peer.role, &peer.name)),
             remote_key_usages: vec![EKU_IPSEC_IKE_DER.to_vec()],
             remote_not_before: u64::try_from(peer.certificates_from).unwrap_or(0),
+            remote_grace: Duration::ZERO,
             revocation: None,
         }),
         ike_proposals: node_ike(),

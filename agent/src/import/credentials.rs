@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use edge_ike::config::{Auth, CertificateAuth};
 use edge_ike::{Identity, Secret, certificate_is_for, check_credentials, same_identity};
@@ -189,6 +190,7 @@ impl CredentialFiles<'_> {
                         remote_uri: None,
                         remote_key_usages: vec![],
                         remote_not_before: 0,
+                        remote_grace: Duration::ZERO,
                         revocation: None,
                     };
                     match check_credentials(&Auth::Certificate(auth)) {

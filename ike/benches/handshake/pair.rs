@@ -1,6 +1,7 @@
 //! Two endpoints. Each receives the other's datagrams immediately.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use edge_ike::config::{
     AgentNotifications, Auth, CertificateAuth, ChildConfig, Cipher, EspProposal, Group, IkeProposal, Mode, NextLayer,
@@ -106,6 +107,7 @@ fn certificates(algorithm: &'static SignatureAlgorithm) -> [CertificateAuth; 2] 
             remote_uri: None,
             remote_key_usages: Vec::new(),
             remote_not_before: 0,
+            remote_grace: Duration::ZERO,
             revocation: None,
         }
     })

@@ -167,6 +167,14 @@ impl Authenticator {
         }
     }
 
+    /// Returns the seconds for which the peer's certificate is accepted after its notAfter.
+    pub(crate) fn certificate_grace(&self) -> u64 {
+        match &self.0 {
+            Method::Psk(_) => 0,
+            Method::Certificate(credentials) => credentials.validator.grace(),
+        }
+    }
+
     /// Checks again whether the certificate that `peer` presented earlier is revoked.
     ///
     /// # Errors

@@ -57,6 +57,8 @@ pub(super) struct CertificateValidator {
     usages: Vec<Vec<u8>>,
     /// Certificates whose notBefore is earlier are revoked. Seconds since 1970-01-01 UTC.
     not_before: u64,
+    /// Seconds for which a certificate is accepted after its notAfter.
+    grace: u64,
     revocation: Option<RevocationChecker>,
 }
 
@@ -66,12 +68,18 @@ impl CertificateValidator {
         let (uri, usages) = (auth.remote_uri.clone(), auth.remote_key_usages.clone());
         let revocation = auth.revocation.as_ref();
         let revocation = revocation.map(|lists| RevocationChecker::new(lists, &auth.trust_anchors)).transpose()?;
-        Ok(Self { anchors, uri, usages, not_before: auth.remote_not_before, revocation })
+        let (not_before, grace) = (auth.remote_not_before, auth.remote_grace.as_secs());
+        Ok(Self { anchors, uri, usages, not_before, grace, revocation })
     }
 
     /// Returns the hashes of the trust anchors, in the format of CERTREQ.
     pub(super) fn authorities(&self) -> &[u8] {
         self.anchors.authorities()
+    }
+
+    /// Returns the seconds for which a certificate is accepted after its notAfter.
+    pub(super) fn grace(&self) -> u64 {
+        self.grace
     }
 
     /// Returns the leaf certificate if the chain certifies it for `claimed` at `unix_time`.
@@ -128,7 +136,8 @@ impl CertificateValidator {
         let leaf_der = CertificateDer::from(leaf);
         let end_entity =
             EndEntityCert::try_from(&leaf_der).map_err(|error| AuthError::MalformedCertificate(error.to_string()))?;
-        let time = UnixTime::since_unix_epoch(Duration::from_secs(unix_time));
+        let judged_at = self.judged_at(parsed, unix_time);
+        let time = UnixTime::since_unix_epoch(Duration::from_secs(judged_at));
         // If a certificate of a path is revoked, webpki tries another path.
         let revoked = RefCell::new(None);
         let not_revoked = |path: &webpki::VerifiedPath<'_>| {
@@ -151,7 +160,7 @@ impl CertificateValidator {
                 Some(&not_revoked),
             )
         };
-        let valid = self.anchors.valid_at(unix_time);
+        let valid = self.anchors.valid_at(judged_at);
         match verify(&valid.anchors) {
             Ok(path) => {
                 let parsed_of = |issuer: &webpki::Cert<'_>| {
@@ -185,13 +194,20 @@ impl CertificateValidator {
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
                 let all = Some(self.anchors.all()).filter(|all| all.len() > valid.anchors.len());
                 let path = all.and_then(|all| verify(all).ok());
-                let invalid = path.and_then(|path| self.anchors.invalid(path.anchor(), unix_time));
+                let invalid = path.and_then(|path| self.anchors.invalid(path.anchor(), judged_at));
                 Err(invalid
                     .unwrap_or_else(|| AuthError::UnknownIssuer { issuer: identity::quoted_name(parsed.issuer()) }))
             }
             Err(webpki::Error::RequiredEkuNotFoundContext(_)) => Err(lacks_usage(parsed)),
             Err(error) => Err(AuthError::Chain(error.to_string())),
         }
+    }
+
+    /// Returns the time at which the path must be valid: now, or the leaf's notAfter while the
+    /// grace after it lasts. Revocation is always checked for now.
+    fn judged_at(&self, leaf: &X509Certificate<'_>, now: u64) -> u64 {
+        let end = end_of(leaf);
+        if now > end && now <= end.saturating_add(self.grace) { end } else { now }
     }
 
     /// Returns an error if a certificate from `peer` is revoked.

@@ -130,7 +130,7 @@ impl IkeSa {
         let lifetime = Lifetime::begin(&profile, certificate, cx.now);
         let mut timers = Timers::default();
         timers.set(Timer::Reauthenticate, lifetime.reauthentication(&profile, initiation, cx));
-        timers.set(Timer::Expire, lifetime.check_at(cx));
+        timers.set(Timer::Expire, lifetime.check_at(&profile, cx));
         let rekey_at = Some(lifetime.rekey(&profile, initiation, cx));
         let mut sa = Self {
             confirmed: channel.role == IkeRole::Initiator,
@@ -208,9 +208,13 @@ impl IkeSa {
             self.lifetime.change(&profile, cx.now);
             let renewal = self.lifetime.reauthentication(&profile, self.initiation, cx).max(cx.now);
             self.timers.set(Timer::Reauthenticate, renewal);
-            self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
+            self.timers.set(Timer::Expire, self.lifetime.check_at(&profile, cx));
             let rekey = self.lifetime.rekey(&profile, self.initiation, cx).max(cx.now);
             self.rekey_at = self.rekey_at.map(|_| rekey);
+        } else if self.profile.auth.certificate_grace() != profile.auth.certificate_grace() {
+            let renewal = self.lifetime.reauthentication(&profile, self.initiation, cx).max(cx.now);
+            self.timers.set(Timer::Reauthenticate, renewal);
+            self.timers.set(Timer::Expire, self.lifetime.check_at(&profile, cx));
         }
         self.profile = profile.with_internal_addresses(&self.negotiated.internal_addresses);
         self.channel.profile = Some(Arc::clone(&self.profile));
@@ -229,7 +233,7 @@ impl IkeSa {
     pub(crate) fn require_reauthentication(&mut self, cx: &mut Context<'_>) {
         let renewal = self.lifetime.configuration_changed(cx);
         self.timers.set(Timer::Reauthenticate, renewal);
-        self.timers.set(Timer::Expire, self.lifetime.check_at(cx));
+        self.timers.set(Timer::Expire, self.lifetime.check_at(&self.profile, cx));
     }
 
     /// Makes the IKE SA that replaces this one in a rekey (RFC 7296 2.18). The peer has not
@@ -256,7 +260,7 @@ impl IkeSa {
         if !mutation!("authentication_prolonged_by_rekey") {
             new.lifetime = self.lifetime.rekeyed(&self.profile, cx.now);
             new.timers.set(Timer::Reauthenticate, self.reauthenticate_at().max(cx.now));
-            new.timers.set(Timer::Expire, new.lifetime.check_at(cx));
+            new.timers.set(Timer::Expire, new.lifetime.check_at(&new.profile, cx));
         }
         Box::new(new)
     }

@@ -1,8 +1,8 @@
 //! The lifetime of an IKE SA (RFC 7296 2.8: an IKE SA MUST NOT be used beyond its lifetime). There
 //! are two lifetimes: that of the keys, which a rekey replaces, and that of the peer's
-//! authentication, which only IKE_AUTH renews. The authentication also ends when the peer's
-//! certificate expires or the configuration changes. Its lifetime is counted from IKE_AUTH, so a
-//! rekey of the IKE SA does not prolong it.
+//! authentication, which only IKE_AUTH renews. The authentication also ends when the grace after
+//! the end of the peer's certificate is over, or the configuration changes. Its lifetime is counted
+//! from IKE_AUTH, so a rekey of the IKE SA does not prolong it.
 
 use std::time::Duration;
 
@@ -77,9 +77,14 @@ impl Lifetime {
         let by_lifetime = soft(profile.config.timing.authentication_lifetime, initiation, cx);
         // A certificate is renewed before it expires, and the peer must receive the new certificate
         // before that.
+        let now = cx.env.unix_time();
+        let grace = profile.auth.certificate_grace();
         let ends = self.certificate.into_iter().chain(profile.auth.not_after());
-        let by_certificate = ends.min().map(|not_after| {
-            let left = Duration::from_secs(not_after.saturating_sub(cx.env.unix_time()));
+        // After its end, a certificate is renewed before the grace ends. If ours has no grace left
+        // either, another IKE_AUTH does not help: the peer accepts the certificate or does not.
+        let ends = ends.map(|end| if end > now { end } else { end.saturating_add(grace) }).filter(|end| *end > now);
+        let by_certificate = ends.min().map(|end| {
+            let left = Duration::from_secs(end.saturating_sub(now));
             match initiation {
                 Initiation::ByUs(_) => cx.jittered(left / 4 * 3),
                 Initiation::ByPeer(_) => left / 8 * 7,
@@ -113,9 +118,9 @@ impl Lifetime {
     }
 
     /// Returns the time at which to call [`Self::over`].
-    pub(super) fn check_at(&self, cx: &Context<'_>) -> Instant {
+    pub(super) fn check_at(&self, profile: &Profile, cx: &Context<'_>) -> Instant {
         let certificate = self.certificate.map(|not_after| {
-            let end = not_after.saturating_add(cx.config.certificate_grace.as_secs());
+            let end = not_after.saturating_add(profile.auth.certificate_grace());
             // The certificate expires in the second after notAfter (RFC 5280 4.1.2.5).
             let left = end.saturating_add(1).saturating_sub(cx.env.unix_time());
             cx.now + Duration::from_secs(left)
@@ -127,9 +132,9 @@ impl Lifetime {
     /// Returns the reason if the lifetime has ended. The wall clock may have been stepped, so call
     /// this at every deadline.
     //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
-    pub(super) fn over(&self, cx: &Context<'_>) -> Option<PeerError> {
+    pub(super) fn over(&self, profile: &Profile, cx: &Context<'_>) -> Option<PeerError> {
         let now = cx.env.unix_time();
-        let grace = cx.config.certificate_grace.as_secs();
+        let grace = profile.auth.certificate_grace();
         if let Some(not_after) = self.certificate.filter(|not_after| not_after.saturating_add(grace) < now) {
             return Some(failure::auth(&AuthError::Expired { not_after, now }));
         }

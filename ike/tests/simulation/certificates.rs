@@ -1,6 +1,7 @@
 //! Tests certificates: both roles, fragments, and certificates that must be refused.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use edge_ike::config::CertificateAuth;
 use edge_ike::crl::{Revocation, RevocationLists, RevocationPolicy};
@@ -81,6 +82,7 @@ impl Authority {
             remote_uri: None,
             remote_key_usages: Vec::new(),
             remote_not_before: 0,
+            remote_grace: Duration::ZERO,
             revocation: None,
         }
     }
@@ -383,6 +385,50 @@ fn a_certificate_that_is_revoked_ends_its_ike_sa_at_once_and_convinces_nobody_an
 }
 
 /// Returns a node's credentials with a list of its authority that revokes these certificates.
+/// 2027-01-15, the time at which the simulation begins.
+const BEGIN: u64 = 1_800_000_000;
+
+#[test]
+fn nodes_whose_certificates_have_ended_find_each_other_within_the_grace_only() {
+    let authority = Authority::new("CA");
+    let ended = |role: &str, name: &str, peer: (&str, &str), grace: u64| {
+        let auth = authority.issue(name, &PKCS_ED25519, |params| {
+            params.subject_alt_names.insert(0, SanType::URI(uri(role, name).try_into().unwrap()));
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Other(IPSEC_IKE.to_vec())];
+            params.not_after = date_time_ymd(2027, 1, 10);
+        });
+        let auth = CertificateAuth { remote_grace: Duration::from_secs(grace), ..auth };
+        of(peer.0, peer.1, auth)
+    };
+    let age = BEGIN - date_time_ymd(2027, 1, 10).unix_timestamp().unsigned_abs();
+    let both = |grace| {
+        (
+            ended("edge", "a.example", ("hub", "b.example"), grace),
+            ended("hub", "b.example", ("edge", "a.example"), grace),
+        )
+    };
+    for seed in 0..10 {
+        let (a, b) = both(age + 3600);
+        let mut pair = pair(seed, LinkQuality::LOSSY, a, b);
+        pair.start();
+        pair.network.run_for(30 * SECOND);
+        pair.network.quality = LinkQuality::RELIABLE;
+        pair.network.run_for(30 * SECOND);
+        pair.assert_connected();
+        // The end of the grace ends the tunnel, although both ends go on trying.
+        for node in &mut pair.network.nodes {
+            node.host.unix_time += 3601;
+        }
+        pair.network.run_for(300 * SECOND);
+        for node in &pair.network.nodes {
+            assert!(node.host.kernel.ike_sas.is_empty(), "{}", pair.network.history());
+        }
+    }
+    let (a, b) = both(age - 1);
+    let Refused { b, .. } = pair(1, LinkQuality::RELIABLE, a, b).refused();
+    b.is(PeerErrorKind::UntrustedCertificate, &["IKE_AUTH", "expired at", "2027"]);
+}
+
 fn with_list(auth: &Auth, authority: &Authority, revoked: &[&Auth]) -> Auth {
     let serial = |auth: &&Auth| {
         let Auth::Certificate(shown) = auth else { unreachable!() };

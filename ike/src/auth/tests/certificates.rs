@@ -152,6 +152,43 @@ fn a_leaf_does_not_pass_for_a_ca() {
 }
 
 #[test]
+fn a_grace_accepts_a_certificate_after_its_end_and_no_other_fault() {
+    /// 2025-06-01
+    const END: u64 = 1_748_736_000;
+    let root = Authority::root("root");
+    let ended = root.issue(&PKCS_ED25519, |params| params.not_after = date_time_ymd(2025, 6, 1));
+    let within =
+        |seconds: u64| CertificateAuth { remote_grace: Duration::from_secs(seconds), ..config(&root, ended.clone()) };
+    let verdict = |auth: &CertificateAuth| judged(&authenticator(auth), &authenticator(auth), &fqdn());
+    verdict(&within(NOW - END)).unwrap();
+    let expired = AuthError::Expired { not_after: END, now: NOW };
+    assert_eq!(verdict(&within(NOW - END - 1)).unwrap_err(), expired);
+    assert_eq!(verdict(&within(0)).unwrap_err(), expired);
+    verdict(&within(u64::MAX)).unwrap();
+    // A certificate that is revoked has no grace.
+    let revoked = CertificateAuth { remote_not_before: NOW, ..within(NOW) };
+    assert!(matches!(verdict(&revoked).unwrap_err(), AuthError::Revoked { .. }));
+    // Another authority's certificate, and one for another use, stay refused.
+    let stranger = CertificateAuth { trust_anchors: vec![Authority::root("other").der], ..within(NOW) };
+    assert!(matches!(verdict(&stranger).unwrap_err(), AuthError::UnknownIssuer { .. }));
+    let usage = CertificateAuth { remote_key_usages: vec![vec![0x2b, 6, 1, 5, 5, 7, 3, 1]], ..within(NOW) };
+    assert!(matches!(verdict(&usage).unwrap_err(), AuthError::LacksKeyUsage { .. }));
+    // A certificate that begins later gets no grace.
+    let future = root.issue(&PKCS_ED25519, |params| params.not_before = date_time_ymd(2026, 6, 1));
+    let future = CertificateAuth { remote_grace: Duration::from_secs(NOW), ..config(&root, future) };
+    assert!(matches!(verdict(&future).unwrap_err(), AuthError::NotYetValid { .. }));
+}
+
+#[test]
+fn an_authority_that_had_ended_before_the_certificate_did_gets_no_grace() {
+    let expired = Authority::root_with("root", |params| params.not_after = date_time_ymd(2025, 1, 1));
+    let ended = expired.issue(&PKCS_ED25519, |params| params.not_after = date_time_ymd(2025, 6, 1));
+    let auth = CertificateAuth { remote_grace: Duration::from_secs(NOW), ..config(&expired, ended) };
+    let error = judged(&authenticator(&auth), &authenticator(&auth), &fqdn()).unwrap_err();
+    assert!(matches!(error, AuthError::Expired { .. }), "{error}");
+}
+
+#[test]
 fn an_expired_certificate_and_a_future_one_are_told_apart() {
     let expired = verdict(&fqdn(), |params| params.not_after = date_time_ymd(2025, 6, 1)).unwrap_err();
     assert_eq!(expired, AuthError::Expired { not_after: 1_748_736_000, now: NOW });

@@ -10,6 +10,8 @@ mod psk;
 mod revocation;
 mod rsa;
 
+use std::time::Duration;
+
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, SignatureAlgorithm, date_time_ymd,
@@ -109,6 +111,7 @@ fn config(root: &Authority, (der, key): (Vec<u8>, Secret)) -> CertificateAuth {
         remote_uri: None,
         remote_key_usages: vec![],
         remote_not_before: 0,
+        remote_grace: Duration::ZERO,
         revocation: None,
     }
 }

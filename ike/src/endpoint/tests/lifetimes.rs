@@ -54,6 +54,53 @@ fn a_renewed_certificate_is_shown_before_the_old_one_ends() {
     assert!(pair.downs(0).is_empty() && pair.downs(1).is_empty(), "nothing ended without a successor");
 }
 
+/// Sets the time for which `us` accepts the peer's certificate after its end.
+fn set_grace(pair: &mut Pair, us: usize, grace: Duration) {
+    let Auth::Certificate(auth) = &mut pair.configs[us].auth else { panic!("no certificate") };
+    auth.remote_grace = grace;
+}
+
+#[test]
+fn an_ike_sa_ends_with_the_grace_after_the_end_of_the_peers_certificate() {
+    let authority = Authority::new("CA");
+    let mut pair = certified(&authority);
+    set_grace(&mut pair, 0, DAY);
+    pair.start();
+    pair.run_for(HOUR + DAY - 5 * SECOND);
+    assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
+    assert!(pair.downs(0).is_empty(), "nothing ended without a successor");
+    // The certificate is replaced before its end, and then before the end of the grace.
+    let handshakes = pair.ends[0].events.iter().filter(|event| matches!(event, Event::IkeUp { .. })).count();
+    assert!(handshakes < 30, "{handshakes} handshakes in a day");
+    pair.run_for(10 * SECOND);
+    assert_eq!((pair.ike_sas(0), pair.children(0)), (0, 0), "{:?}", pair.ends[0].events);
+    assert!(pair.errors(0).contains(&PeerErrorKind::UntrustedCertificate));
+}
+
+#[test]
+fn a_certificate_that_has_ended_is_accepted_within_the_grace_and_a_shorter_grace_takes_effect() {
+    let authority = Authority::new("CA");
+    let mut pair = certified(&authority);
+    set_grace(&mut pair, 0, DAY);
+    for end in &mut pair.ends {
+        end.host.unix_time += 5 * 3600;
+    }
+    pair.start();
+    pair.run_for(10 * SECOND);
+    assert!(pair.is_connected(), "{:?}", pair.ends[0].events);
+    set_grace(&mut pair, 0, 6 * HOUR);
+    pair.configure(0);
+    pair.run_for(HOUR);
+    assert!(pair.is_connected());
+    pair.run_for(HOUR + 10 * SECOND);
+    assert_eq!((pair.ike_sas(0), pair.children(0)), (0, 0), "{:?}", pair.ends[0].events);
+    // A renewed certificate is accepted at the next attempt.
+    pair.configs[1].auth = Auth::Certificate(authority.certify(1, DAY));
+    pair.configure(1);
+    pair.run_for(60 * SECOND);
+    assert!(pair.is_connected());
+}
+
 #[test]
 fn a_child_sa_that_cannot_be_rekeyed_ends_within_its_lifetime() {
     //= RFC 7296 2.4 MUST 9: the peer is told of a deleted CHILD_SA

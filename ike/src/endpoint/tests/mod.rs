@@ -335,6 +335,7 @@ impl Authority {
             remote_uri: None,
             remote_key_usages: Vec::new(),
             remote_not_before: 0,
+            remote_grace: Duration::ZERO,
             revocation: None,
         }
     }

@@ -109,7 +109,9 @@ impl IkeSa {
                         step = SaStep::Reauthenticate;
                     }
                 }
-                Timer::Expire => self.timers.set(Timer::Expire, self.lifetime.check_at(cx).max(cx.now + EXPIRY_CHECK)),
+                Timer::Expire => {
+                    self.timers.set(Timer::Expire, self.lifetime.check_at(&self.profile, cx).max(cx.now + EXPIRY_CHECK))
+                }
                 Timer::Cleanup => self.clean_up(child_sas),
                 Timer::Childless => {
                     if child_sas.children_of(self.spi()).next().is_none() && !self.brings_child() {
@@ -119,7 +121,7 @@ impl IkeSa {
             }
         }
         if self.lifecycle == Lifecycle::Active {
-            if let Some(error) = self.lifetime.over(cx) {
+            if let Some(error) = self.lifetime.over(&self.profile, cx) {
                 //= RFC 7296 2.8 MUST 2: what cannot be rekeyed ends
                 return SaStep::End(DownReason::Expired, error);
             }
