@@ -24,8 +24,8 @@ const CLOCK_FILE: &str = "clock.json";
 ///   never decreases.
 /// - The controller's time is in each of its responses. The time in a response replaces the one
 ///   before, so a controller's clock that once ran ahead has no lasting effect. A time after the
-///   notAfter of this node's certificate is ignored: a controller with a correct clock would have
-///   refused the certificate.
+///   notAfter of this node's certificate and the grace after it is ignored: a controller with a
+///   correct clock would have refused the certificate.
 ///
 /// The file stores the later of the baseline and the controller's time. The system clock changes
 /// neither: otherwise, a system clock that once ran ahead would make every certificate look expired
@@ -45,11 +45,24 @@ struct KnownTimes {
     answered: Option<Floor>,
     /// notAfter of this node's certificate; `None` before it has one.
     certificate_ends: Option<u64>,
+    /// Seconds for which the controller and the peers accept that certificate after its end.
+    grace: u64,
 }
 
 impl KnownTimes {
+    /// Returns the time until which this node's certificate is accepted.
+    fn accepted_until(self) -> Option<u64> {
+        self.certificate_ends.map(|end| end.saturating_add(self.grace))
+    }
+
     fn now(self, boot: Duration) -> u64 {
         self.baseline.now(boot).max(self.said.map_or(0, |said| said.now(boot)))
+    }
+}
+
+impl From<Floor> for KnownTimes {
+    fn from(baseline: Floor) -> Self {
+        Self { baseline, said: None, answered: None, certificate_ends: None, grace: 0 }
     }
 }
 
@@ -87,7 +100,7 @@ struct ClockFile {
 impl Default for CertificateClock {
     fn default() -> Self {
         let baseline = Floor { unix_time: RELEASE_TIME, since: since_boot() };
-        Self { known: Mutex::new(KnownTimes { baseline, said: None, answered: None, certificate_ends: None }) }
+        Self { known: Mutex::new(KnownTimes::from(baseline)) }
     }
 }
 
@@ -124,13 +137,19 @@ impl CertificateClock {
         self.known().certificate_ends = Some(not_after);
     }
 
-    /// Records the time in a response of the authenticated controller. Ignores a time after the end
-    /// of this node's certificate.
+    /// Sets the time for which the controller and the peers accept this node's certificate after its
+    /// end, in seconds.
+    pub fn set_grace(&self, seconds: u64) {
+        self.known().grace = seconds;
+    }
+
+    /// Records the time in a response of the authenticated controller. Ignores a time at which the
+    /// controller would not have accepted this node's certificate.
     pub fn controller_said(&self, unix_time: u64) {
         let mut known = self.known();
         let answered = Floor { unix_time, since: since_boot() };
         known.answered = Some(answered);
-        if known.certificate_ends.is_none_or(|ends| unix_time <= ends) {
+        if known.accepted_until().is_none_or(|end| unix_time <= end) {
             known.said = Some(answered);
         }
     }
@@ -263,6 +282,12 @@ mod tests {
         clock.set_own_validity(FAR, FAR + 1_000);
         clock.controller_said(FAR + 1_001);
         assert!(clock.unix_time() < FAR + 100, "{}", clock.unix_time());
+        // The controller renews the certificate within the grace.
+        clock.set_grace(500);
+        clock.controller_said(FAR + 1_501);
+        assert!(clock.unix_time() < FAR + 100, "{}", clock.unix_time());
+        clock.controller_said(FAR + 1_400);
+        assert!(clock.unix_time() >= FAR + 1_400, "{}", clock.unix_time());
     }
 
     #[test]
@@ -270,11 +295,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(directory.path()).unwrap();
         let baseline = Floor { unix_time: 1_000, since: since_boot() };
-        CertificateClock {
-            known: Mutex::new(KnownTimes { baseline, said: None, answered: None, certificate_ends: None }),
-        }
-        .save_floor(&state)
-        .unwrap();
+        CertificateClock { known: Mutex::new(KnownTimes::from(baseline)) }.save_floor(&state).unwrap();
         let kept: ClockFile = state.read_json(CLOCK_FILE, "").unwrap().unwrap();
         assert!(kept.unix_time < 1_000_000, "{}", kept.unix_time);
     }

@@ -107,6 +107,13 @@ pub struct ControllerStatus {
     pub view_source: Option<String>,
     /// notAfter of this node's certificate, seconds since 1970-01-01 UTC.
     pub certificate_not_after: Option<i64>,
+    /// Time for which that certificate is accepted after its end, seconds.
+    #[serde(default)]
+    pub certificate_grace_seconds: u64,
+    /// Since when the certificate has ended, how long it is still accepted, and what to do; `None`
+    /// if it has not ended.
+    #[serde(default)]
+    pub certificate_ended: Option<String>,
     /// The last error, and how to correct it.
     pub last_error: Option<String>,
     /// The reason why the controller's latest view is refused; `None` if it is not refused.

@@ -19,7 +19,7 @@ use crate::admin::server::{self, AdminCall, Reply};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::clock::CertificateClock;
 use crate::config::Config;
-use crate::controller_client::ControllerClient;
+use crate::controller_client::{ControllerClient, describe_ended_certificate};
 use crate::desired::Desired;
 use crate::host::reconciler::HostReconciler;
 use crate::host::{HostState, InternalAddresses, PathMtus, TunnelsToHost, firewall};
@@ -254,18 +254,30 @@ impl AdminHandler {
         }
     }
 
+    /// Returns the status of the controller client, with what the present time says.
+    fn controller_status(&self, node: Option<&str>) -> Option<ControllerStatus> {
+        let mut status = self.controller.as_ref()?.borrow().clone();
+        let node = node.and_then(|name| name.parse().ok());
+        let (grace, now) = (status.certificate_grace_seconds, self.clock.unix_time());
+        let not_after = status.certificate_not_after;
+        status.certificate_ended =
+            not_after.and_then(|not_after| describe_ended_certificate(node.as_ref(), not_after, grace, now));
+        Some(status)
+    }
+
     async fn status(&self) -> Option<AdminResponse> {
         let report = tunnels::report(&self.driver_requests).await?;
         let dropped =
             tokio::task::spawn_blocking(firewall::dropped_packets).await.ok().and_then(Result::ok).unwrap_or_default();
         let host = self.host.borrow().clone();
+        let controller = self.controller_status(report.node.as_deref());
         let status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             node: report.node,
             role: report.role,
             view_version: report.view_version,
-            controller: self.controller.as_ref().map(|status| status.borrow().clone()),
+            controller,
             clock: Some(self.clock.readings()),
             peers: report.peers,
             states: report.states,

@@ -16,6 +16,7 @@ pub(crate) fn empty_view() -> NodeView {
         peers: vec![],
         trust_anchors: vec![],
         segment_prefix: Default::default(),
+        certificate_grace_seconds: 0,
     }
 }
 

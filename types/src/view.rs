@@ -94,6 +94,10 @@ pub struct NodeView<P = SharedPeer> {
     /// spare segment from it.
     #[serde(default)]
     pub segment_prefix: SegmentPrefix,
+    /// Time for which the certificates of this node and of its peers are accepted after their end,
+    /// seconds. With 0, not at all.
+    #[serde(default)]
+    pub certificate_grace_seconds: u64,
 }
 
 /// The changes from one version of a view to another.
@@ -341,6 +345,7 @@ mod tests {
             peers,
             trust_anchors: vec![],
             segment_prefix: SegmentPrefix::default(),
+            certificate_grace_seconds: 0,
         }
     }
 

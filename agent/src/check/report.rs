@@ -105,6 +105,15 @@ impl RenewedBy {
             }
         }
     }
+
+    fn remedy_after_end(self) -> &'static str {
+        match self {
+            Self::Operator => "renew it",
+            Self::Agent => {
+                "for grace_days (of the controller) after that the agent renews it when it reaches the controller; later it needs a new join token"
+            }
+        }
+    }
 }
 
 /// Checks the validity of a certificate. `now` is in seconds since 1970-01-01 UTC.
@@ -124,7 +133,7 @@ pub(super) fn validity(
             format!("{whose} is valid from {} on: correct the clock, or wait", certificate.validity().not_before),
         )
     } else if now > until {
-        (Level::Error, format!("{whose} ended at {ends}: renew it, or correct the clock"))
+        (Level::Error, format!("{whose} ended at {ends}: {}, or correct the clock", renewed_by.remedy_after_end()))
     } else if until - now < renewed_by.ends_soon(until - from) {
         (Level::Warning, format!("{whose} ends soon, at {ends}: {}", renewed_by.remedy()))
     } else {

@@ -22,7 +22,7 @@ use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
 use super::view_consistency::ViewConsistency;
 use super::view_file::ViewStep;
 use super::view_validation::{Validated, ViewRefusal, validate, validate_with};
-use super::{node_identity, tls, view_file};
+use super::{ended_certificate, node_identity, tls, view_file};
 use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::membership::{ControllerChannels, ControllerStatus, FormerNetwork, Measurement, Membership, UplinkFacts};
@@ -63,6 +63,8 @@ pub struct ControllerClient {
     /// Hub networks that the view no longer names.
     pub(super) former_networks: std::sync::Mutex<Arc<Vec<FormerNetwork>>>,
     pub(super) bypass: Arc<GuardBypass>,
+    /// Held during a renewal of the certificate, so that one is made at a time.
+    pub(super) renewing: Mutex<()>,
     /// Held during a segment request, so that requests are made one at a time.
     pub(super) requesting: Mutex<()>,
     /// Number of usable candidate addresses that the last report left out.
@@ -107,6 +109,7 @@ impl ControllerClient {
             refused: std::sync::Mutex::default(),
             former_networks: std::sync::Mutex::default(),
             bypass,
+            renewing: Mutex::new(()),
             requesting: Mutex::new(()),
             left_out: AtomicUsize::new(0),
             stop: channels.stop,
@@ -124,6 +127,7 @@ impl ControllerClient {
                 status.view_source = view.as_ref().map(|_| "disk".into());
             });
             if let Some(view) = &view {
+                client.set_grace(view);
                 client.bypass.set_guarded(view);
                 client.report_conflicts(view);
                 info!(node = %identity.node, version = view.version, peers = view.peers.len(), "the last view is in force");
@@ -293,6 +297,7 @@ impl ControllerClient {
         };
         self.write_view(&view, change.as_ref())?;
         self.confirm_if_nothing_is_added(&view);
+        self.set_grace(&view);
         if !same_networks {
             self.bypass.set_guarded(&view);
             self.report_conflicts(&view);
@@ -315,6 +320,26 @@ impl ControllerClient {
         *current = Some(view.clone());
         self.membership.send_replace(Some(Membership { view, credentials, former_networks }));
         Ok(())
+    }
+
+    /// Uses the grace of a view for this node's own certificate.
+    fn set_grace(&self, view: &NodeView) {
+        self.clock.set_grace(view.certificate_grace_seconds);
+        self.status.send_if_modified(|status| {
+            let before = std::mem::replace(&mut status.certificate_grace_seconds, view.certificate_grace_seconds);
+            before != view.certificate_grace_seconds
+        });
+    }
+
+    /// Returns the time for which this node's certificate is accepted after its end, seconds.
+    pub(super) fn grace(&self) -> u64 {
+        self.status.borrow().certificate_grace_seconds
+    }
+
+    /// Returns the message about the certificate if it has ended.
+    pub(super) fn certificate_ended(&self) -> Option<String> {
+        let not_after = self.status.borrow().certificate_not_after?;
+        ended_certificate::describe(self.node().as_ref(), not_after, self.grace(), self.clock.unix_time())
     }
 
     /// Writes a view to disk with [`view_file::write`].

@@ -26,6 +26,8 @@
 //! - `node_identity`: this node's key, certificate and trust anchors.
 //! - `join_credential`, `join`, `renewal`: the token with which this node joins, its first
 //!   certificate, and the renewal of the certificate.
+//! - `admission`: joins, or renews a certificate that has ended, before a session begins.
+//! - `ended_certificate`: the message about a certificate that has ended.
 //! - `measurement`: the controller's requests to measure paths to other nodes, and the reports.
 //! - `segment_request`: requests for segments, which stay on disk until the controller has
 //!   responded.
@@ -33,10 +35,12 @@
 //! - `controller_choice`: the choice of the controller for the next connection.
 //! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3, and the client's errors.
 
+mod admission;
 mod backoff;
 mod check;
 mod client;
 mod controller_choice;
+mod ended_certificate;
 mod error;
 mod former_networks;
 mod guard_bypass;
@@ -60,6 +64,7 @@ mod view_validation;
 
 pub use check::{certificate_on_disk, check_join_credential, check_url};
 pub use client::ControllerClient;
+pub use ended_certificate::describe as describe_ended_certificate;
 pub use error::ControllerError;
 
 use std::sync::Arc;

@@ -195,7 +195,12 @@ impl NodeIdentity {
 
     /// Returns whether the certificate's notAfter has passed.
     pub(super) fn has_expired(&self, clock: &CertificateClock) -> bool {
-        i64::try_from(clock.unix_time()).is_ok_and(|now| now > self.credentials.not_after)
+        self.has_expired_by(clock, 0)
+    }
+
+    /// Returns whether the certificate's notAfter has passed by more than `grace` seconds.
+    pub(super) fn has_expired_by(&self, clock: &CertificateClock, grace: u64) -> bool {
+        clock.unix_time() > unix_seconds(self.credentials.not_after).saturating_add(grace)
     }
 }
 

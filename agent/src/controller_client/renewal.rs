@@ -35,8 +35,10 @@ pub(super) async fn run(controller: &ControllerClient) {
     // The time of the last renewal, until a check finds that the certificate is not due for
     // renewal. While it is due, renewals are at least `REFUSED_WAIT` apart.
     let mut renewed: Option<Instant> = None;
+    let mut logged_end: Option<String> = None;
     loop {
         let member = members.borrow_and_update().clone();
+        log_end(controller, &mut logged_end);
         let wait = match member {
             None => CHECK_INTERVAL,
             Some(member) => match remaining(controller, &member.identity, &mut rollover) {
@@ -125,7 +127,24 @@ impl Rollover {
     }
 }
 
-async fn renew(controller: &ControllerClient, member: &Member) -> Result<(), ControllerError> {
+/// Logs once that the certificate has ended, and once that its grace has ended.
+fn log_end(controller: &ControllerClient, logged: &mut Option<String>) {
+    let ended = controller.certificate_ended();
+    if ended != *logged {
+        if let Some(ended) = &ended {
+            warn!("{ended}");
+        }
+        *logged = ended;
+    }
+}
+
+/// Renews the certificate of `member`, unless that was done in the meantime.
+pub(super) async fn renew(controller: &ControllerClient, member: &Member) -> Result<(), ControllerError> {
+    let _one = controller.renewing.lock().await;
+    let present = controller.member.borrow().as_ref().map(|member| member.identity.credentials.not_after);
+    if present != Some(member.identity.credentials.not_after) {
+        return Ok(());
+    }
     let key = node_identity::pending_key(&controller.state)?;
     let request = RenewalRequest { csr: node_identity::request(&key, member.node())? };
     let path = format!("/v1/nodes/{}/certificate", member.node());

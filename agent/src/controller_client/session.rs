@@ -19,19 +19,19 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::bytes::BytesMut;
 use tokio_util::codec::{Decoder, FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
-use tracing::{Span, debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::backoff::{Backoff, jitter};
 use super::client::{ControllerClient, Member, ViewError};
 use super::error::ControllerError;
-use super::http::{Connection, Reconnect, hyper_error};
-use super::join_credential::{self, JoinCredential};
+use super::http::{Connection, hyper_error};
+use super::join_credential::JoinCredential;
 use super::stream_state::StreamState;
 use super::view_file::ViewStep;
-use super::{join, measurement};
+use super::{admission, measurement};
 use crate::membership::ControllerStatus;
 use crate::source_address::is_local;
-use crate::{candidate_addresses, logging, tcp_encapsulation};
+use crate::{candidate_addresses, tcp_encapsulation};
 
 /// Time without a view or a heartbeat after which the controller counts as unreachable.
 const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
@@ -135,7 +135,7 @@ async fn follow_stream(
     backoff: &mut Backoff,
     stream: &mut Stream,
 ) -> Result<Reopen, ControllerError> {
-    let member = member(controller, refused).await?;
+    let member = admission::member(controller, refused).await?;
     let mut identity = controller.member.subscribe();
     identity.mark_unchanged();
     let http = &member.http;
@@ -344,41 +344,6 @@ async fn handle(
         }
     }
     Ok(EventOutcome::Handled)
-}
-
-/// Returns this node's membership. Joins first if this node is not a member, or if the controller
-/// refused this node and a new credential exists.
-async fn member(controller: &ControllerClient, refused: bool) -> Result<Member, ControllerError> {
-    let present = controller.member.borrow().clone();
-    let credential = match &present {
-        Some(member) if !refused && !member.identity.has_expired(&controller.clock) => return Ok(member.clone()),
-        Some(member) => {
-            // A member whose token cannot be read continues with its certificate.
-            let credential = JoinCredential::read(&controller.config).unwrap_or_else(|error| {
-                error!("{error}");
-                None
-            });
-            match credential.filter(|credential| credential.id() != member.identity.token_id) {
-                Some(credential) => credential,
-                None => return Ok(member.clone()),
-            }
-        }
-        None => JoinCredential::read(&controller.config)?
-            .ok_or_else(|| join_credential::missing(&controller.config, controller.state.path()))?,
-    };
-    info!(token = credential.id(), "joining");
-    let identity =
-        join::join(&controller.config, &credential, &controller.state, &controller.clock, &controller.bypass).await?;
-    if present.is_none() && controller.config.name.is_none() {
-        logging::set_node(&Span::current(), &identity.node);
-    }
-    info!(node = %identity.node, role = %identity.role, "joined");
-    *controller.view.lock().await = None;
-    controller.clear_unconfirmed_view();
-    controller.forget_former_networks();
-    controller.become_member(identity, Reconnect::Yes).await?;
-    let member = controller.member.borrow().clone();
-    member.ok_or_else(|| ControllerError::Unacceptable("joined, but no longer a member".into()))
 }
 
 /// Reports addresses, ports, tunnels, traffic, segments, the refused view, version, obstacles and

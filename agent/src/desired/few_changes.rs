@@ -93,6 +93,7 @@ fn is_same_except_peers(before: &Membership, now: &Membership) -> bool {
         && (Arc::ptr_eq(&before.former_networks, &now.former_networks) || before.former_networks == now.former_networks)
         && (&old.node, old.role) == (&new.node, new.role)
         && (&old.cluster_ranges, &old.segments, &old.networks) == (&new.cluster_ranges, &new.segments, &new.networks)
+        && old.certificate_grace_seconds == new.certificate_grace_seconds
 }
 
 /// Returns the edges that differ. Edges that both views share in memory are not read. `None` if
@@ -201,6 +202,7 @@ mod tests {
             ("a hub", changed(&|view| view.peers[7] = hub.clone().into())),
             ("networks", changed(&|view| view.peers[7] = fronting.clone().into())),
             ("own segments", changed(&|view| view.segments.push("10.77.2.0/26".parse().unwrap()))),
+            ("grace", changed(&|view| view.certificate_grace_seconds += 1)),
             ("ranges", changed(&|view| view.cluster_ranges.push("10.78.0.0/16".parse().unwrap()))),
             ("overlap", changed(&|view| view.networks.push("10.77.16.0/30".parse().unwrap()))),
             ("another order", changed(&|view| view.peers.swap(3, 9))),

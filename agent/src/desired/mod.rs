@@ -306,7 +306,8 @@ impl<'a> KnownTunnels<'a> {
     fn new(before: &'a Membership, desired: &'a Desired, now: &Membership) -> Option<Self> {
         let common = |membership: &'_ Membership| {
             let view = &membership.view;
-            (view.node.clone(), view.role, view.cluster_ranges.clone(), view.local_networks().collect::<Vec<_>>())
+            let own = view.local_networks().collect::<Vec<_>>();
+            (view.node.clone(), view.role, view.cluster_ranges.clone(), own, view.certificate_grace_seconds)
         };
         let same = Arc::ptr_eq(&before.credentials, &now.credentials) && common(before) == common(now);
         same.then(|| Self { peers: before.view.peers.iter().peekable(), tunnels: desired.tunnels.iter().peekable() })
@@ -389,7 +390,7 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
             remote_uri: Some(node_uri(peer.role, &peer.name)),
             remote_key_usages: vec![EKU_IPSEC_IKE_DER.to_vec()],
             remote_not_before: u64::try_from(peer.certificates_from).unwrap_or(0),
-            remote_grace: Duration::ZERO,
+            remote_grace: Duration::from_secs(membership.view.certificate_grace_seconds),
             revocation: None,
         }),
         ike_proposals: node_ike(),

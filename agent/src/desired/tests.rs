@@ -40,6 +40,7 @@ pub(crate) fn membership(role: Role, segments: &[&str], networks: &[&str], peers
             peers: peers.into_iter().map(Into::into).collect(),
             trust_anchors: vec![],
             segment_prefix: SegmentPrefix::default(),
+            certificate_grace_seconds: 0,
         }),
         credentials: Arc::new(NodeCredentials {
             chain: vec![vec![1]],

@@ -144,6 +144,9 @@ fn controller(report: &mut Report, status: &Status) {
             report.add(Level::Error, "view", "there is none: this node has not joined, or its first view has not come")
         }
     }
+    if let Some(ended) = &controller.certificate_ended {
+        report.add(Level::Error, "certificate", ended.clone());
+    }
     for conflict in &controller.conflicts {
         report.add(Level::Warning, "view", conflict.clone());
     }

@@ -32,6 +32,9 @@ pub fn render(status: &Status) -> String {
         {
             let _ = writeln!(text, "  {why}");
         }
+        if let Some(ended) = &controller.certificate_ended {
+            let _ = writeln!(text, "  {ended}");
+        }
         for conflict in &controller.conflicts {
             let _ = writeln!(text, "  {conflict}");
         }

@@ -227,6 +227,24 @@ async fn at_half_life_the_certificate_is_renewed_with_a_new_key_and_nothing_else
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_certificate_ended_while_it_was_away_renews_it_within_the_grace() {
+    const WEEK: u64 = 7 * 24 * 3600;
+    let controller = Controller::start().await;
+    let node = controller.edge("edge-1").await;
+    let (agent, before) = node.start_as_member().await;
+    agent.end().await;
+    // The certificate is valid for a week, and then has a week of grace.
+    let clock = Arc::new(CertificateClock::default());
+    clock.raise_floor(clock.unix_time() + 2 * WEEK - 3600);
+    controller.clock.advance(i64::try_from(2 * WEEK).unwrap() - 3600);
+    let agent = node.try_start(clock).unwrap();
+    let after = agent.membership("renewal", |m| m.credentials.not_after > before.credentials.not_after).await;
+    assert_eq!(after.view.node, before.view.node);
+    agent.status("the connection", |status| status.connected && status.last_error.is_none()).await;
+    agent.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_clock_runs_ahead_by_more_than_half_a_lifetime_renews_once_and_then_pauses() {
     let controller = Controller::start().await;
     let node = controller.edge("edge-1").await;

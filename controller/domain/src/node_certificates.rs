@@ -111,9 +111,15 @@ pub fn note_use(record: &mut NodeRecord, serial: &str) {
 }
 
 /// Returns whether a node could no longer connect if an authority were retired now: the node has a
-/// valid certificate from that authority, and has used none from another trusted authority.
-pub fn needs(record: &NodeRecord, authority: &Authority, authorities: &Authorities, now: Seconds) -> bool {
-    let valid = |known: &&Certificate| now < known.not_after;
+/// certificate from that authority that is valid or ended at most `grace` seconds ago, and has used
+/// none from another trusted authority.
+pub fn needs(
+    record: &NodeRecord,
+    authority: &Authority,
+    authorities: &Authorities,
+    (now, grace): (Seconds, Seconds),
+) -> bool {
+    let valid = |known: &&Certificate| now < known.not_after.saturating_add(grace);
     let (of_it, of_others): (Vec<&Certificate>, Vec<&Certificate>) =
         record.certificates.iter().filter(valid).partition(|known| authorities.is_issuer(&known.issuer, authority));
     let trusted =

@@ -28,7 +28,11 @@ pub(crate) fn node_problems(node: &NodeInfo, now: i64) -> Vec<String> {
             span(end - now),
             rfc3339(end)
         ),
-        false => format!("its certificate ended at {}: it must join again with a token for its name", rfc3339(end)),
+        false => format!(
+            "its certificate ended at {}: for grace_days after that it renews by itself when it reaches the controller; later it must join again \
+             with a token for its name",
+            rfc3339(end)
+        ),
     });
     let all = away.into_iter().chain(down).chain(certificate).chain(problems(node));
     all.chain(node.obstacles.iter().cloned()).collect()

@@ -38,7 +38,7 @@ controller:
   replicas: 3
   serverNames: [controller.example.org, "203.0.113.5"]
   service: {type: NodePort, port: 8444, nodePort: 30443, annotations: {example.org/pool: edge}}
-  certificates: {nodeDays: 14, serverDays: 60, authoritySecret: edge-cni-authority}
+  certificates: {nodeDays: 14, graceDays: 0, serverDays: 60, authoritySecret: edge-cni-authority}
   environment: {EDGE_CONTROLLER_SEGMENTS_MAX_PER_NODE: "128"}
   priorityClassName: example
   tolerations: [{key: node-role.kubernetes.io/control-plane, operator: Exists, effect: NoSchedule}]
@@ -162,6 +162,7 @@ fn configurations() {
     let controller: toml::Table = files(&objects, "controller.toml")[0].1.parse().unwrap();
     assert_eq!(controller["hub"]["cloud-1.example"]["endpoints"][0].as_str(), Some("203.0.113.10:4500"));
     assert_eq!(controller["certificates"]["node_days"].as_integer(), Some(14));
+    assert_eq!(controller["certificates"]["grace_days"].as_integer(), Some(0));
     assert_eq!(controller["segments"]["v4_prefix"].as_integer(), Some(25));
     assert_eq!(controller["kubernetes"]["trust_node_labels"].as_bool(), Some(false));
     let pod = &find(&objects, "Deployment", "edge-controller")["spec"]["template"]["spec"];

@@ -11,6 +11,7 @@ use edge_types::view::SegmentPrefix;
 use edge_types::{AddressSource, NodeAddress, NodeName, NodeView, Peer, Role};
 
 use crate::ca::Ca;
+use crate::clock::Seconds;
 use crate::networks::ClusterNetworks;
 use crate::node_addresses::{self, is_reachable};
 use crate::registry::{PeerJson, StateGuard};
@@ -21,13 +22,20 @@ use crate::state::{NodeRecord, State};
 pub struct ViewBuilder {
     networks: ClusterNetworks,
     segment_prefix: SegmentPrefix,
+    certificate_grace: Seconds,
     ca: Arc<Ca>,
 }
 
 impl ViewBuilder {
-    /// Makes a builder for this configuration and these authorities.
-    pub fn new(networks: ClusterNetworks, segment_prefix: SegmentPrefix, ca: Arc<Ca>) -> Self {
-        Self { networks, segment_prefix, ca }
+    /// Makes a builder for this configuration and these authorities. `certificate_grace` is the
+    /// time for which a node's certificate is accepted after its end.
+    pub fn new(
+        networks: ClusterNetworks,
+        segment_prefix: SegmentPrefix,
+        certificate_grace: Seconds,
+        ca: Arc<Ca>,
+    ) -> Self {
+        Self { networks, segment_prefix, certificate_grace, ca }
     }
 
     /// Returns the view of a registered node; `None` if the node is not registered.
@@ -66,6 +74,7 @@ impl ViewBuilder {
             peers: Vec::new(),
             trust_anchors: self.ca.current().anchors(),
             segment_prefix: self.segment_prefix,
+            certificate_grace_seconds: u64::try_from(self.certificate_grace).unwrap_or(0),
         }
     }
 

@@ -83,7 +83,7 @@ async fn view_builder() -> ViewBuilder {
         fronted: vec!["10.244.0.0/16".parse().unwrap()],
         ..ClusterNetworks::default()
     };
-    ViewBuilder::new(networks, SegmentPrefix::default(), Arc::new(ca))
+    ViewBuilder::new(networks, SegmentPrefix::default(), 0, Arc::new(ca))
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! `access` in the table of routes defines the rules. `caller` identifies the caller and implements
 //! the checks, and this module applies those that the route requires.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
@@ -19,11 +20,13 @@ use super::caller::{Caller, CallerIdentity};
 use super::error::ApiError;
 use super::request_span;
 use super::route::Access;
+use crate::live_config::LiveConfig;
 
 /// The access checks for a route.
 #[derive(Clone)]
 pub(super) struct Authorization {
     pub(super) registry: Registry,
+    pub(super) live: Arc<LiveConfig>,
     pub(super) access: Access,
     /// Whether the path names a node.
     pub(super) names_node: bool,
@@ -88,11 +91,15 @@ impl Authorization {
                 }
                 Ok(())
             }
-            (Access::Node | Access::NodeOrOperator, _) => {
+            (Access::Node | Access::NodeWithGrace | Access::NodeOrOperator, _) => {
                 let node = self.node(parts).await?;
                 let (state, now) = (self.registry.read().await, self.registry.clock.now());
                 match (self.access, node) {
                     (Access::Node, Some(node)) => caller.require_node(&state, &node, now).map(drop),
+                    (Access::NodeWithGrace, Some(node)) => {
+                        let grace = self.live.now().config.certificate_grace();
+                        caller.require_node_with_grace(&state, &node, now, grace).map(drop)
+                    }
                     (_, Some(node)) => {
                         caller.require_node_or_operator(&state, &node, now)?;
                         request_span::set_node(caller, &node);

@@ -126,6 +126,19 @@ impl Caller {
         node: &NodeName,
         now: Seconds,
     ) -> Result<NodeCertificate, ApiError> {
+        self.require_node_with_grace(state, node, now, 0)
+    }
+
+    /// Does the same as [`Caller::require_node`], but accepts a certificate for `grace` seconds
+    /// after its end. A certificate whose successor was used, and that of a node that was
+    /// deregistered, have no grace.
+    pub fn require_node_with_grace(
+        &self,
+        state: &StateGuard<'_>,
+        node: &NodeName,
+        now: Seconds,
+        grace: Seconds,
+    ) -> Result<NodeCertificate, ApiError> {
         let certificate = match &self.identity {
             CallerIdentity::Operator => return Err(ApiError::NodeOnly),
             CallerIdentity::Anonymous => return Err(ApiError::NoCertificate),
@@ -137,8 +150,12 @@ impl Caller {
         if record.role != certificate.role || !record.certificates.iter().any(|c| c.serial == certificate.serial) {
             return Err(ApiError::Superseded(name.clone()));
         }
-        if now >= certificate.not_after {
+        if now >= certificate.not_after.saturating_add(grace) {
             return Err(ApiError::CertificateExpired(name.clone()));
+        }
+        let is_replaced = || record.certificates.iter().any(|c| c.used && c.not_after > certificate.not_after);
+        if now >= certificate.not_after && is_replaced() {
+            return Err(ApiError::Superseded(name.clone()));
         }
         if name != node {
             return Err(ApiError::ForeignNode { caller: name.clone(), node: node.clone() });
@@ -149,6 +166,17 @@ impl Caller {
     /// Does the same as [`Caller::require_node`] with the present state and time.
     pub async fn require_node_now(&self, registry: &Registry, node: &NodeName) -> Result<NodeCertificate, ApiError> {
         self.require_node(&registry.read().await, node, registry.clock.now())
+    }
+
+    /// Returns whether the caller is a registered node whose certificate is accepted, or can still
+    /// be renewed because it ended at most `grace` seconds ago.
+    pub fn is_registered_node(&self, state: &StateGuard<'_>, now: Seconds, grace: Seconds) -> bool {
+        match &self.identity {
+            CallerIdentity::Node(certificate) => {
+                self.require_node_with_grace(state, &certificate.name, now, grace).is_ok()
+            }
+            _ => false,
+        }
     }
 }
 

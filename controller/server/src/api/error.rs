@@ -80,9 +80,10 @@ pub enum ApiError {
          if the machine lost its certificate, join with a token bound to its name (edge-controller token create --node {0})"
     )]
     Superseded(NodeName),
-    /// The certificate expired while the connection was open.
+    /// The certificate has expired. Within the grace it can only be renewed.
     #[error(
-        "the certificate of node {0} has expired; renew it before its end, or join again with a token bound to its name"
+        "the certificate of node {0} has expired; it can only be renewed, for grace_days after its end; after that, join again with a token \
+         bound to its name"
     )]
     CertificateExpired(NodeName),
     /// The route is only for the operator.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use edge_controller_domain::ca::request::{self, NodeKey};
 use edge_controller_domain::ca::{Ca, Issued};
-use edge_controller_domain::clock::Seconds;
+use edge_controller_domain::clock::{Seconds, rfc3339};
 use edge_controller_domain::node_certificates::{self, CertificateReason};
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::state::{Change, NodeRecord, State as Rows, TokenRecord};
@@ -105,12 +105,14 @@ fn error_without_content(error: &serde_json::Error) -> ApiError {
 
 pub(super) async fn renew(
     State(registry): State<Registry>,
+    State(live): State<Arc<LiveConfig>>,
     State(issuer): State<Issuer>,
     caller: Caller,
     Node(node): Node,
     Json(renewal): Json<RenewalRequest>,
 ) -> Result<axum::Json<CertificateResponse>, ApiError> {
-    let present = caller.require_node_now(&registry, &node).await?;
+    let (now, grace) = (registry.clock.now(), live.now().config.certificate_grace());
+    let present = caller.require_node_with_grace(&registry.read().await, &node, now, grace)?;
     issuer.limit.0.take(&node)?;
     let key = request::read(&renewal.csr, &node)?;
     let issued = issuer.issue(&node, present.role, &key, CertificateReason::Renewal).await?;
@@ -123,7 +125,8 @@ pub(super) async fn renew(
             Ok(((), vec![Change::PutNode(record)]))
         })
         .await?;
-    tracing::info!(%node, serial = issued.term.serial, issuer = issued.issuer, "certificate renewed");
+    let ended = (now >= present.not_after).then(|| rfc3339(present.not_after));
+    tracing::info!(%node, serial = issued.term.serial, issuer = issued.issuer, ended, "certificate renewed");
     Ok(axum::Json(issuer.response(node, present.role, issued)))
 }
 

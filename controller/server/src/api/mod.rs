@@ -58,12 +58,13 @@ use state::ApiState;
 
 /// Makes the router for all routes, and the overview that the router serves.
 pub fn router(services: Services) -> (Router, Overview) {
-    let (registry, metrics) = (services.registry.clone(), services.metrics.clone());
+    let (registry, live, metrics) = (services.registry.clone(), services.live.clone(), services.metrics.clone());
     let state = ApiState::from(services);
     let overview = Overview::from_ref(&state);
     let router = routes::routes().into_iter().fold(Router::new(), |router, route| {
         let authorization = Authorization {
             registry: registry.clone(),
+            live: live.clone(),
             access: route.access,
             names_node: route.path.contains("{node}"),
         };

@@ -82,7 +82,7 @@ fn describe(route: &Route, request_schemas: &mut SchemaGenerator, response_schem
         "summary": route.summary,
         "security": match route.access {
             Access::Anyone => json!([]),
-            Access::Node => json!([{"node": []}]),
+            Access::Node | Access::NodeWithGrace => json!([{"node": []}]),
             Access::NodeOrOperator => json!([{"node": []}, {"operator": []}]),
             Access::Operator => json!([{"operator": []}]),
         },

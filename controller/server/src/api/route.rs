@@ -29,6 +29,9 @@ pub(super) enum Access {
     Anyone,
     /// Only the node that the path names.
     Node,
+    /// Does the same as `Node`, but accepts the node's certificate for the configured grace after
+    /// its end. Only for renewing the certificate.
+    NodeWithGrace,
     /// The node that the path names, or the operator. If the path names no node, any node or the
     /// operator.
     NodeOrOperator,

@@ -44,8 +44,8 @@ pub(super) fn routes() -> Vec<Route> {
             .response::<CertificateResponse>()
             .errors(&[403, 409, 429]),
         Route::post("/v1/nodes/{node}/certificate", "renew", post(join::renew))
-            .summary("Renew the certificate with which this request comes.")
-            .access(Access::Node)
+            .summary("Renew the certificate with which this request comes, until the grace after its end is over.")
+            .access(Access::NodeWithGrace)
             .request::<RenewalRequest>()
             .response::<CertificateResponse>()
             .errors(&[409, 429]),

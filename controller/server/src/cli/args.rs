@@ -80,8 +80,9 @@ pub(super) enum Command {
     /// Make the running server reload its configuration, as SIGHUP does.
     ///
     /// cluster_ranges, reserved, min_per_node, max_per_node, quarantine_seconds,
-    /// restore_grace_seconds, networks and hub take effect. Any other change is refused, as is the
-    /// removal of a range in which nodes hold segments. A refused reload changes nothing.
+    /// restore_grace_seconds, grace_days, networks and hub take effect. Any other change is
+    /// refused, as is the removal of a range in which nodes hold segments. A refused reload changes
+    /// nothing.
     Reload,
     /// Print the definitions of the custom resources (CRDs), for kubectl apply. They are also in
     /// deploy/crds.

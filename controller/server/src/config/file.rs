@@ -121,6 +121,12 @@ pub struct Certificates {
     /// Validity of a node's certificate, days. A node renews its certificate after half of it, so
     /// a site works without the cloud for at least half of this time, and at most for all of it.
     pub node_days: u32,
+    /// Time after the end of a node's certificate, days, for which its peers still accept the
+    /// certificate and the controller still renews it, for nodes that were away from the
+    /// controller for too long. Not for a node that was deregistered or whose certificate was
+    /// revoked. With 0, tunnels end with the certificate, and the node must join again.
+    #[schemars(extend("x-reload" = "views"))]
+    pub grace_days: u32,
     /// Validity of the controller's own certificate, days; it is renewed without a restart.
     pub server_days: u32,
     /// Certificate (PEM) of an authority that the operator supplies. If absent, the controller
@@ -229,7 +235,7 @@ pub struct Hub {
 
 impl Default for Certificates {
     fn default() -> Self {
-        Self { node_days: 7, server_days: 30, ca_certificate: None, ca_key: None }
+        Self { node_days: 7, grace_days: 7, server_days: 30, ca_certificate: None, ca_key: None }
     }
 }
 
@@ -323,6 +329,9 @@ impl Config {
                 return Err((key, format!("{days} is not within 1 to 825 days")));
             }
         }
+        if self.certificates.grace_days > 825 {
+            return Err(("grace_days", format!("{} is not within 0 to 825 days", self.certificates.grace_days)));
+        }
         if self.certificates.ca_certificate.is_some() != self.certificates.ca_key.is_some() {
             return Err(("ca_certificate", "ca_certificate and ca_key belong together; set both, or neither".into()));
         }
@@ -411,8 +420,13 @@ impl Config {
             max_per_node: self.segments.max_per_node,
             quarantine: seconds(self.segments.quarantine_seconds),
             restore_grace: seconds(self.segments.restore_grace_seconds),
-            claims_after_restore: i64::from(self.certificates.node_days) * 24 * 3600,
+            claims_after_restore: i64::from(self.certificates.node_days) * 24 * 3600 + self.certificate_grace(),
         }
+    }
+
+    /// Returns the time for which a node's certificate is accepted after its end, seconds.
+    pub fn certificate_grace(&self) -> Seconds {
+        i64::from(self.certificates.grace_days) * 24 * 3600
     }
 
     /// Returns the authority that the operator provides.

@@ -33,7 +33,8 @@ pub struct ConfigInForce {
 impl ConfigInForce {
     fn new(config: Config, ca: &Arc<Ca>) -> Self {
         let (policy, networks) = (config.segment_policy(), config.cluster_networks());
-        Self { views: ViewBuilder::new(networks.clone(), policy.prefix, ca.clone()), policy, networks, config }
+        let grace = config.certificate_grace();
+        Self { views: ViewBuilder::new(networks.clone(), policy.prefix, grace, ca.clone()), policy, networks, config }
     }
 }
 

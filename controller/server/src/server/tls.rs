@@ -9,12 +9,15 @@ use anyhow::Context as _;
 use edge_controller_domain::ca::{self, Authorities, Ca, Term};
 use edge_controller_domain::clock::{Clock, Seconds};
 use edge_controller_domain::registry::Registry;
-use rustls::RootCertStore;
-use rustls::ServerConfig;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::time_provider::TimeProvider;
-use rustls_pki_types::UnixTime;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use tokio_util::sync::CancellationToken;
 
 use crate::api::caller::Caller;
@@ -75,12 +78,12 @@ impl Tls {
         (built.config.clone(), built.authorities.clone())
     }
 
-    /// Returns whether the caller is a registered node with a valid certificate. A node that was
-    /// deregistered, or that shows a replaced certificate, counts as a caller without a
-    /// certificate.
+    /// Returns whether the caller is a registered node with a certificate that is valid or can
+    /// still be renewed. A node that was deregistered, or that shows a replaced certificate, counts
+    /// as a caller without a certificate.
     pub(super) async fn is_known(&self, caller: &Caller) -> bool {
-        let registry = &self.from.registry;
-        caller.require_registered(&registry.read().await, registry.clock.now()).is_ok()
+        let (registry, grace) = (&self.from.registry, self.from.live.now().config.certificate_grace());
+        caller.is_registered_node(&registry.read().await, registry.clock.now(), grace)
     }
 
     /// Signs a new certificate for the controller itself.
@@ -115,13 +118,83 @@ impl BuiltTls {
             .context("verifier of nodes' certificates")?;
         let mut config = ServerConfig::builder_with_details(provider, Arc::new(Time(from.registry.clock.clone())))
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier)
+            .with_client_cert_verifier(Arc::new(NodeVerifier { inner: verifier, live: from.live.clone() }))
             .with_cert_resolver(Arc::new(own));
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // A node has one long-lived connection, so a session ticket would only extend the use of an
         // old certificate.
         config.send_tls13_tickets = 0;
         Ok(Self { authorities, signed_at, config: Arc::new(config) })
+    }
+}
+
+/// Verifies nodes' certificates. In addition to those that `inner` accepts, it accepts certificates
+/// that ended within the configured grace. [`crate::api`] then accepts such a certificate only for
+/// its own renewal.
+struct NodeVerifier {
+    inner: Arc<dyn ClientCertVerifier>,
+    live: Arc<LiveConfig>,
+}
+
+impl std::fmt::Debug for NodeVerifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeVerifier").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl ClientCertVerifier for NodeVerifier {
+    fn offer_client_auth(&self) -> bool {
+        self.inner.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.inner.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.inner.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.inner.verify_client_cert(end_entity, intermediates, now);
+        let Err(rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) =
+            verified
+        else {
+            return verified;
+        };
+        let end = u64::try_from(ca::not_after(end_entity)).unwrap_or(0);
+        let grace = u64::try_from(self.live.now().config.certificate_grace()).unwrap_or(0);
+        if now.as_secs() <= end || now.as_secs() >= end.saturating_add(grace) {
+            return verified;
+        }
+        self.inner.verify_client_cert(end_entity, intermediates, UnixTime::since_unix_epoch(Duration::from_secs(end)))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
     }
 }
 

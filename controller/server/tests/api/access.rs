@@ -89,6 +89,67 @@ async fn a_certificate_ends_on_open_connections_too() {
     assert_eq!(kind(&open.ask(Method::GET, "/v1/nodes/a/view", None).await), (403, "certificate-expired"));
 }
 
+/// Seven days: `node_days` and `grace_days` by default.
+const WEEK: i64 = 7 * 24 * 3600;
+
+#[tokio::test]
+async fn a_certificate_that_ended_within_the_grace_serves_for_its_renewal_and_for_nothing_else() {
+    let cloud = Cloud::start().await;
+    let node = cloud.node("edge", "a").await;
+    cloud.node("edge", "b").await;
+    cloud.clock.advance(2 * WEEK - 60);
+    for (method, below) in [(Method::GET, "/view"), (Method::GET, "/segments")] {
+        assert_eq!(kind(&node.ask(method, below, None).await), (403, "certificate-expired"));
+    }
+    assert_eq!(kind(&node.report(&["192.0.2.1"], 4500).await), (403, "certificate-expired"));
+    let key = KeyPair::generate().unwrap();
+    let csr = json!({"csr": request_of(&key)});
+    let mut connection = node.connect().await.unwrap();
+    let foreign = connection.ask(Method::POST, "/v1/nodes/b/certificate", Some(csr)).await;
+    assert_eq!(kind(&foreign), (403, "foreign-node"));
+    let renewed = node.renew(&cloud, &key).await;
+    assert_eq!(renewed.ask(Method::GET, "/view", None).await.0, 200);
+    assert_eq!(renewed.report(&["192.0.2.1"], 4500).await.0, 204);
+    // Since its successor was used, the certificate that ended has no grace.
+    let again = node.ask(Method::POST, "/certificate", Some(json!({"csr": request_of(&key)}))).await;
+    assert_eq!(kind(&again), (403, "certificate-superseded"));
+}
+
+#[tokio::test]
+async fn after_the_grace_and_without_one_a_certificate_that_ended_is_refused_in_tls() {
+    for (segments, wait) in [("", 2 * WEEK + 60), ("[certificates]\ngrace_days = 0", WEEK + 60)] {
+        let cloud = Cloud::with(&format!("cluster_ranges = [\"10.77.0.0/24\"]\n{segments}")).await;
+        let node = cloud.node("edge", "a").await;
+        cloud.clock.advance(wait);
+        let csr = json!({"csr": request_of(&KeyPair::generate().unwrap())});
+        if let Ok(mut connection) = node.connect().await {
+            let asked = connection.try_ask(Method::POST, "/v1/nodes/a/certificate", Some(csr)).await;
+            assert!(asked.is_err(), "{segments:?}: {asked:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_deregistered_node_and_a_replaced_certificate_have_no_grace() {
+    let cloud = Cloud::start().await;
+    let (gone, replaced) = (cloud.node("edge", "a").await, cloud.node("edge", "b").await);
+    assert_eq!(cloud.deregister("a").await.0, 200);
+    // The node joins again under its name, with another key.
+    let token = cloud.token("edge", Some("b")).await;
+    assert_eq!(cloud.join(&token, "b", &request_of(&KeyPair::generate().unwrap())).await.0, 200);
+    cloud.clock.advance(WEEK + 60);
+    let csr = || Some(json!({"csr": request_of(&KeyPair::generate().unwrap())}));
+    assert_eq!(kind(&gone.ask(Method::POST, "/certificate", csr()).await), (403, "node-deregistered"));
+    assert_eq!(kind(&replaced.ask(Method::POST, "/certificate", csr()).await), (403, "certificate-superseded"));
+}
+
+#[tokio::test]
+async fn views_tell_the_grace() {
+    let cloud = Cloud::with("cluster_ranges = [\"10.77.0.0/24\"]\n[certificates]\ngrace_days = 3").await;
+    let (_, view) = cloud.node("edge", "a").await.ask(Method::GET, "/view", None).await;
+    assert_eq!(view["certificate_grace_seconds"], json!(3 * 24 * 3600));
+}
+
 #[tokio::test]
 async fn the_operator_may_look_at_a_view_but_not_act_as_a_node() {
     let cloud = Cloud::start().await;
