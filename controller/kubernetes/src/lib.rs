@@ -18,12 +18,14 @@
 //!   write them.
 //! - [`label_trust`]: decides whether community labels of Nodes count; [`admission_policy`]: checks
 //!   the admission policy that these labels need.
+//! - `certificate_grace`: the time for which nodes' certificates are accepted after their end.
 //! - [`trust_bundle`]: publishes the trusted certificates for the agents' pods.
 //! - [`service_account`]: lets nodes join with the service account token of their pod.
 #![forbid(unsafe_code)]
 
 pub mod admission_policy;
 pub mod ca_secret;
+mod certificate_grace;
 pub mod client;
 pub mod cluster_identity;
 pub mod events;
@@ -41,3 +43,5 @@ pub mod service_account;
 pub mod status_writer;
 pub mod store;
 pub mod trust_bundle;
+
+pub use certificate_grace::CertificateGrace;

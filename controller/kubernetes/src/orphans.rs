@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use super::client::{REQUEST, explain, is_absent};
 use super::resources::EdgeNode;
+use crate::certificate_grace::{CertificateGrace, no_grace};
 use crate::resources::kinds::is_blocked;
 
 /// Time for which an unregistered node holds a segment before the segment is released. A join that
@@ -42,9 +43,10 @@ pub struct OrphanCollector {
     /// Grants to nodes that are not registered, each with the time of its release.
     orphans: HashMap<OrphanedSegment, Instant>,
     /// Nodes that were registered at the last check, and nodes of `orphans` that were registered at
-    /// an earlier check. The value is the end of the latest certificate of a node that had a Node
-    /// object: until then, its pods may use the segments. `None` for other nodes.
+    /// an earlier check. The value is the end of the grace after the latest certificate of a node
+    /// that had a Node object: until then, its pods may use the segments. `None` for other nodes.
     registered: HashMap<NodeName, Option<Seconds>>,
+    grace: CertificateGrace,
 }
 
 /// A segment and the time of its grant. A later grant of the same segment counts as a different
@@ -63,7 +65,19 @@ impl OrphanCollector {
     /// Makes a collector that releases segments after this period.
     pub fn new(client: &Client, registry: Registry, grace_period: Duration) -> Self {
         let edge_nodes = Api::all(client.clone());
-        Self { registry, edge_nodes, grace_period, orphans: HashMap::new(), registered: HashMap::new() }
+        Self {
+            registry,
+            edge_nodes,
+            grace_period,
+            orphans: HashMap::new(),
+            registered: HashMap::new(),
+            grace: no_grace(),
+        }
+    }
+
+    /// Sets the time for which nodes' certificates are accepted after their end.
+    pub fn with_grace(self, grace: CertificateGrace) -> Self {
+        Self { grace, ..self }
     }
 
     /// Looks for orphans, and releases them while `leading` is true. A replica that does not lead
@@ -121,7 +135,8 @@ impl OrphanCollector {
             .map(|row| &row.node)
             .collect();
         self.registered.retain(|node, _| waiting.contains(node));
-        self.registered.extend(state.nodes().map(|record| (record.name.clone(), may_use_until(record))));
+        let grace = (self.grace)();
+        self.registered.extend(state.nodes().map(|record| (record.name.clone(), may_use_until(record, grace))));
         self.orphans = orphans;
         let now = self.registry.clock.now();
         Due { now, segments: due, tokens: tokens::forgotten(&state, now) }
@@ -188,9 +203,9 @@ impl OrphanCollector {
 /// Returns the time until which a machine may use the segments of its node after the Node object
 /// was deleted, by the same rule as [`State::deregistration_keeping_segments`]; `None` for a node
 /// without such an object.
-fn may_use_until(record: &NodeRecord) -> Option<Seconds> {
+fn may_use_until(record: &NodeRecord, grace: Seconds) -> Option<Seconds> {
     record.object.as_ref()?;
-    record.certificates.iter().map(|certificate| certificate.not_after).max()
+    record.accepted_until(grace)
 }
 
 fn is_orphan(state: &State, row: &SegmentRecord) -> bool {

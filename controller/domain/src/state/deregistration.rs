@@ -23,27 +23,28 @@ impl State {
     /// will keep them. This comes before the deregistration: if that is interrupted when the node
     /// is gone and its segments are not released yet, the replica that releases them knows the
     /// time.
-    pub fn announce_keeping_segments(&self, node: &NodeName, now: Seconds) -> Vec<Change> {
-        let Some(until) = self.may_use_segments_until(node, now) else { return vec![] };
+    pub fn announce_keeping_segments(&self, node: &NodeName, now: Seconds, grace: Seconds) -> Vec<Change> {
+        let Some(until) = self.may_use_segments_until(node, now, grace) else { return vec![] };
         let held = self.ledger.held_by(node).into_iter().filter(|row| row.kept_until != Some(until));
         held.map(|row| Change::PutSegment(SegmentRecord { kept_until: Some(until), ..row.clone() })).collect()
     }
 
-    /// Returns the end of the node's latest certificate; `None` if it is over.
-    fn may_use_segments_until(&self, node: &NodeName, now: Seconds) -> Option<Seconds> {
-        let certificates = &self.nodes.get(node)?.certificates;
-        certificates.iter().map(|certificate| certificate.not_after).max().filter(|end| *end > now)
+    /// Returns the end of the grace after the node's latest certificate; `None` if it is over.
+    fn may_use_segments_until(&self, node: &NodeName, now: Seconds, grace: Seconds) -> Option<Seconds> {
+        self.nodes.get(node)?.accepted_until(grace).filter(|end| *end > now)
     }
 
-    /// Plans the deregistration of a node whose machine may still exist. Its segments are kept as
-    /// long as its latest certificate is valid, since its pods may use them until then. The rest is
-    /// the same as in [`State::deregistration`].
+    /// Plans the deregistration of a node whose machine may still exist. Its segments are kept
+    /// until `grace` seconds after the end of its latest certificate, since its pods may use them
+    /// until then with peers that have not heard of the deregistration. The rest is the same as in
+    /// [`State::deregistration`].
     pub fn deregistration_keeping_segments(
         &self,
         node: &NodeName,
         now: Seconds,
+        grace: Seconds,
     ) -> Option<(Vec<SegmentRecord>, Vec<Change>)> {
-        let until = self.may_use_segments_until(node, now);
+        let until = self.may_use_segments_until(node, now, grace);
         let (mut rows, mut changes) = self.deregistration(node, now)?;
         rows.iter_mut().for_each(|row| row.kept_until = until);
         for change in &mut changes {

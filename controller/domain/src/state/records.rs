@@ -302,6 +302,12 @@ impl Change {
 }
 
 impl NodeRecord {
+    /// Returns the time until which the node's latest certificate is accepted: `grace` seconds
+    /// after its end. `None` if the node has no certificate.
+    pub fn accepted_until(&self, grace: Seconds) -> Option<Seconds> {
+        self.certificates.iter().map(|certificate| certificate.not_after.saturating_add(grace)).max()
+    }
+
     /// Makes the record of a node that has just joined.
     pub fn new(name: NodeName, role: Role, joined_at: Seconds) -> Self {
         Self {

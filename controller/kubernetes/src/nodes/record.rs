@@ -69,20 +69,20 @@ impl NodeWatch {
     /// Deregisters a node whose Node with this UID is gone. Its segments are kept as long as its
     /// machine may use them. Returns whether the deregistration is complete.
     pub(super) async fn deregister(&self, name: &NodeName, uid: &str, why: &str) -> bool {
-        let clock = &self.registry.clock;
+        let (clock, grace) = (&self.registry.clock, (self.grace)());
         let of_this = |state: &State, node: &NodeName, uid: &str| {
             let known = state.node(node).and_then(|record| record.object.as_ref());
             known.is_some_and(|object| object.uid == uid)
         };
         let (node, gone, now) = (name.clone(), uid.to_owned(), clock.now());
         let announcement = move |state: &mut State| -> Result<_, StoreError> {
-            let announced = of_this(state, &node, &gone).then(|| state.announce_keeping_segments(&node, now));
+            let announced = of_this(state, &node, &gone).then(|| state.announce_keeping_segments(&node, now, grace));
             Ok(((), announced.unwrap_or_default()))
         };
         let (node, uid, clock) = (name.clone(), uid.to_owned(), clock.clone());
         let plan = move |state: &mut State| -> Result<_, StoreError> {
             let of_this = of_this(state, &node, &uid);
-            let changes = of_this.then(|| state.deregistration_keeping_segments(&node, clock.now())).flatten();
+            let changes = of_this.then(|| state.deregistration_keeping_segments(&node, clock.now(), grace)).flatten();
             Ok(changes.map_or((None, Vec::new()), |(rows, changes)| (Some(rows.len()), changes)))
         };
         let deregistered = match self.registry.change(announcement).await {
@@ -135,15 +135,15 @@ impl NodeWatch {
         }
         let recreated = another.is_some();
         let object = NodeObject { machine_id, ..object };
-        let (node, clock) = (name.clone(), self.registry.clock.clone());
+        let (node, clock, grace) = (name.clone(), self.registry.clock.clone(), (self.grace)());
         let plan = move |state: &mut State| -> Result<_, StoreError> {
             let Some(record) = state.node(&node).filter(|record| record.object.as_ref() != Some(&object)) else {
                 return Ok((RecordOutcome::Done, Vec::new()));
             };
             let other = record.object.as_ref().filter(|now| now.uid != object.uid);
             if let Some(other) = other {
-                let certificates = &record.certificates;
-                let valid = certificates.iter().any(|certificate| certificate.not_after > clock.now());
+                // Within the grace the machine can still renew its certificate.
+                let valid = record.accepted_until(grace).is_some_and(|end| end > clock.now());
                 if !recreated || other.machine_id != object.machine_id || !valid {
                     return Ok((RecordOutcome::Replaced(other.uid.clone()), Vec::new()));
                 }

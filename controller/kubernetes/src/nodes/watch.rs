@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::facts::{NodeFacts, facts, name_of};
 use super::pending::{DeletedNode, DeletedNodes, PendingDeregistrations};
+use crate::certificate_grace::{CertificateGrace, no_grace};
 use crate::client::ApiFailures;
 use crate::cluster_identity::{ClusterIdentity, ClusterIdentityError};
 use crate::events::{EventRecorder, Regarding};
@@ -62,6 +63,7 @@ pub struct NodeWatch {
     /// Whether the operator must confirm before many nodes are deregistered.
     pub(super) confirm: bool,
     pub(super) identity: ClusterIdentity,
+    pub(super) grace: CertificateGrace,
 }
 
 impl NodeWatch {
@@ -91,6 +93,7 @@ impl NodeWatch {
             asked: PendingDeregistrations::default(),
             confirm: true,
             identity,
+            grace: no_grace(),
         }
     }
 
@@ -98,6 +101,11 @@ impl NodeWatch {
     /// then holds the nodes that wait for confirmation.
     pub fn asking(self, confirm: bool, asked: PendingDeregistrations) -> Self {
         Self { confirm, asked, ..self }
+    }
+
+    /// Sets the time for which nodes' certificates are accepted after their end.
+    pub fn with_grace(self, grace: CertificateGrace) -> Self {
+        Self { grace, ..self }
     }
 
     /// Makes community labels count according to the value of this receiver. Without a receiver

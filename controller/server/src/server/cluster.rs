@@ -7,6 +7,7 @@ use edge_controller_domain::ca::Ca;
 use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::ClaimConflicts;
+use edge_controller_kubernetes::CertificateGrace;
 use edge_controller_kubernetes::client::{ApiFailures, Client};
 use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
 use edge_controller_kubernetes::events::EventRecorder;
@@ -67,9 +68,12 @@ impl Cluster {
             health.watch(name, &tasks.spawn(work).abort_handle());
         };
         let selector = kubernetes.edge_selector.clone();
+        let graces = live.clone();
+        let grace: CertificateGrace = Arc::new(move || graces.now().config.certificate_grace());
         let cluster = ClusterIdentity::new(&client, registry.clone(), kubernetes.accept_cluster.clone());
         let nodes = NodeWatch::new(&client, registry.clone(), selector, api_failures.clone(), events.clone(), cluster)
             .asking(kubernetes.confirm_deregistrations, asked)
+            .with_grace(grace.clone())
             .with_labels(label_trust.subscribe());
         until_stopped("node-objects", Box::pin(nodes.run()));
         match kubernetes.trust_node_labels {
@@ -99,10 +103,8 @@ impl Cluster {
         let (lead_until, present_until) = (stopping.clone(), stopping.clone());
         health.watch("lease", &tasks.spawn(async move { taking.lead(lead, lead_until).await }).abort_handle());
         health.watch("replica", &tasks.spawn(async move { there.renew_own_lease(present_until).await }).abort_handle());
-        until_stopped(
-            "garbage",
-            Box::pin(OrphanCollector::new(&client, registry.clone(), orphans::GRACE_PERIOD).run(leading.clone())),
-        );
+        let garbage = OrphanCollector::new(&client, registry.clone(), orphans::GRACE_PERIOD).with_grace(grace);
+        until_stopped("garbage", Box::pin(garbage.run(leading.clone())));
         let trust = TrustBundle::new(&client, &kubernetes.namespace, ca, api_failures.clone());
         until_stopped("trust", Box::pin(trust.run(leading.clone())));
         let views = live.clone();

@@ -420,12 +420,13 @@ pub(crate) async fn the_wait_after_a_restore_ends_also_where_an_edge_never_repor
     assert_eq!(grants.request_segments("a", "r1").await.len(), 2);
 }
 
-/// Registers `a`, with a certificate that is valid for 5000 s, and `b`. Grants `a` segments, then
-/// deregisters it as a node whose machine may still exist. Returns the segments.
+/// Registers `a`, with a certificate that is valid for 3000 s and has a grace of 2000 s, and `b`.
+/// Grants `a` segments, then deregisters it as a node whose machine may still exist. Returns the
+/// segments.
 async fn segments_of_a_node_that_vanished(grants: &Grants) -> Vec<IpNetwork> {
     let now = grants.registry.clock.now();
     let (serial, key, issuer) = ("1".into(), "k".into(), "i".into());
-    let certificate = Certificate { serial, key, not_after: now + 5000, not_before: now, issuer, used: true };
+    let certificate = Certificate { serial, key, not_after: now + 3000, not_before: now, issuer, used: true };
     let record = NodeRecord { certificates: vec![certificate], ..edge("a") };
     grants.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     grants.register("b").await;
@@ -433,7 +434,7 @@ async fn segments_of_a_node_that_vanished(grants: &Grants) -> Vec<IpNetwork> {
     grants
         .registry
         .change(move |state| {
-            Ok::<_, StoreError>(((), state.deregistration_keeping_segments(&name("a"), now).unwrap().1))
+            Ok::<_, StoreError>(((), state.deregistration_keeping_segments(&name("a"), now, 2000).unwrap().1))
         })
         .await
         .unwrap();

@@ -350,7 +350,7 @@ fn older() {
         let departs = async |replica: &Grants| {
             let now = replica.registry.clock.now();
             let departure = move |state: &mut State| {
-                Ok::<_, StoreError>(((), state.deregistration_keeping_segments(&name("a"), now).unwrap().1))
+                Ok::<_, StoreError>(((), state.deregistration_keeping_segments(&name("a"), now, 0).unwrap().1))
             };
             replica.registry.change(departure).await
         };

@@ -236,7 +236,7 @@ fn interrupted_before_a_new_leader() {
         let until_when = give_certificate_and_object(&replica, "a").await;
         let now = replica.registry.clock.now();
         let announcement =
-            move |state: &mut State| Ok::<_, StoreError>(((), state.announce_keeping_segments(&name("a"), now)));
+            move |state: &mut State| Ok::<_, StoreError>(((), state.announce_keeping_segments(&name("a"), now, 0)));
         replica.registry.change(announcement).await.unwrap();
         let (other, ..) = loaded(&cluster).await;
         commit(&other, vec![Change::DeleteNode(name("a"))]).await.unwrap();
