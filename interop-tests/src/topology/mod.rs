@@ -7,11 +7,13 @@
 //!
 //! - `plan`, `build`, `namespace_holder`: declare a network and build it.
 //! - [`Namespaces`]: runs programs in the namespaces of a [`Node`] or a [`Pod`].
+//! - `clock`: gives a node a wall clock that a scenario can set.
 //! - [`Process`], [`Ping`], [`Capture`]: run programs in the background.
 //! - [`xfrm`]: reads the kernel's SAs and policies.
 
 mod build;
 mod capture;
+mod clock;
 mod dump;
 mod namespace_holder;
 mod namespaces;

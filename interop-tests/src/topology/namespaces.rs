@@ -5,10 +5,13 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use super::clock::LIBRARY;
 use super::xfrm;
 
 /// A node's or a pod's namespaces.
@@ -18,11 +21,13 @@ pub struct Namespaces {
     holder: u32,
     netns: Option<String>,
     out: PathBuf,
+    /// Whether programs get the clock of [`super::clock`].
+    own_clock: Arc<AtomicBool>,
 }
 
 impl Namespaces {
     pub(super) fn new(name: &str, holder: u32, netns: Option<String>, out: &Path) -> Self {
-        Self { name: name.to_owned(), holder, netns, out: out.to_owned() }
+        Self { name: name.to_owned(), holder, netns, out: out.to_owned(), own_clock: Arc::default() }
     }
 
     /// Returns the node's name; a pod's is `NODE.POD`.
@@ -70,8 +75,17 @@ impl Namespaces {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let words = self.nsenter();
         let mut command = Command::new(&words[0]);
-        command.args(&words[1..]).arg(program).stdin(Stdio::null());
+        command.args(&words[1..]);
+        if self.own_clock.load(Ordering::Relaxed) {
+            // `env` executes the program in its own process. `nsenter` does not need the clock.
+            command.arg("env").arg(format!("LD_PRELOAD={LIBRARY}"));
+        }
+        command.arg(program).stdin(Stdio::null());
         command
+    }
+
+    pub(super) fn use_own_clock(&self) {
+        self.own_clock.store(true, Ordering::Relaxed);
     }
 
     /// Returns the command prefix, `nsenter` with its arguments, that makes a command run in these
