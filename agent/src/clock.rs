@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use edge_ike::Instant;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,13 @@ const RELEASE_TIME: u64 = 1_793_491_200;
 
 /// Name of the file in the state directory with the baseline of [`CertificateClock`].
 const CLOCK_FILE: &str = "clock.json";
+
+/// A system clock that is further ahead of the controller's time is wrong, seconds. A smaller
+/// difference may be the controller's fault, or that of one of its replicas.
+const AHEAD: u64 = 2 * 24 * 3600;
+/// Time by which the system clock or the controller's time may differ from another, seconds.
+/// Certificates begin this much earlier than they are issued.
+const TOLERANCE: u64 = 3600;
 
 /// Wall-clock time for checking certificates, on devices that may have no battery clock and start
 /// in 1970: the latest of the system clock, a baseline and the controller's time. The baseline and
@@ -30,6 +37,17 @@ const CLOCK_FILE: &str = "clock.json";
 /// The file stores the later of the baseline and the controller's time. The system clock changes
 /// neither: otherwise, a system clock that once ran ahead would make every certificate look expired
 /// from then on.
+///
+/// The system clock does not count if a witness of this boot contradicts it. The witness is the
+/// controller's time, or before its first response the system clock itself at an earlier moment.
+/// The boot-time clock, which nobody can set, says how much time has passed since. The system clock
+/// is wrong in two cases:
+///
+/// - It is more than [`AHEAD`] ahead of the controller's time.
+/// - By it, the certificate of this node and its grace have ended, and by the witness they have
+///   not. So the boot-time clock ends a certificate even if the system clock is wrong.
+///
+/// The file stores the witness too, for a restart of the agent in the same boot.
 #[derive(Debug)]
 pub struct CertificateClock {
     known: Mutex<KnownTimes>,
@@ -43,6 +61,7 @@ struct KnownTimes {
     /// The time in the controller's last response, even if it is ignored; `None` before the first
     /// response since the start.
     answered: Option<Floor>,
+    witness: Option<Witness>,
     /// notAfter of this node's certificate; `None` before it has one.
     certificate_ends: Option<u64>,
     /// Seconds for which the controller and the peers accept that certificate after its end.
@@ -55,14 +74,58 @@ impl KnownTimes {
         self.certificate_ends.map(|end| end.saturating_add(self.grace))
     }
 
-    fn now(self, boot: Duration) -> u64 {
+    /// Returns the time without the system clock.
+    fn floor(self, boot: Duration) -> u64 {
         self.baseline.now(boot).max(self.said.map_or(0, |said| said.now(boot)))
+    }
+
+    /// Returns the time by the witness if `system`, the time of the system clock, is wrong.
+    fn corrected(self, system: u64, boot: Duration) -> Option<u64> {
+        let witness = self.witness?;
+        let now = witness.time.now(boot).max(self.floor(boot));
+        let far = witness.is_controller && system > now.saturating_add(AHEAD);
+        let ended = self.accepted_until().is_some_and(|end| system > end && now <= end);
+        (far || ended).then_some(now)
+    }
+
+    fn now(self, system: u64, boot: Duration) -> u64 {
+        if let Some(corrected) = self.corrected(system, boot) {
+            return corrected;
+        }
+        let floor = self.floor(boot);
+        // A clock that is certainly behind may have been right earlier in this boot.
+        let witness = self.witness.filter(|_| system < floor).map_or(0, |witness| witness.time.now(boot));
+        floor.max(system).max(witness)
+    }
+
+    /// Makes the system clock the witness, if there is no better one. A clock that is behind, as on
+    /// a device without a battery clock, is none: it will be set.
+    fn observe(&mut self, system: u64, boot: Duration) {
+        let better = self.witness.is_some_and(|witness| witness.is_controller);
+        let plausible = system >= self.floor(boot) && self.accepted_until().is_some_and(|end| system <= end);
+        if !better && plausible {
+            self.witness = Some(Witness { time: Floor { unix_time: system, since: boot }, is_controller: false });
+        }
+    }
+
+    /// Records the time in a response of the controller.
+    fn hear(&mut self, unix_time: u64, boot: Duration) {
+        let said = Floor { unix_time, since: boot };
+        self.answered = Some(said);
+        if self.accepted_until().is_some_and(|end| unix_time > end) {
+            return;
+        }
+        self.said = Some(said);
+        // A controller's clock that is behind the baseline is certainly wrong.
+        if unix_time.saturating_add(TOLERANCE) >= self.baseline.now(boot) {
+            self.witness = Some(Witness { time: said, is_controller: true });
+        }
     }
 }
 
 impl From<Floor> for KnownTimes {
     fn from(baseline: Floor) -> Self {
-        Self { baseline, said: None, answered: None, certificate_ends: None, grace: 0 }
+        Self { baseline, said: None, answered: None, witness: None, certificate_ends: None, grace: 0 }
     }
 }
 
@@ -71,11 +134,52 @@ impl From<Floor> for KnownTimes {
 pub struct ClockReadings {
     /// The system clock.
     pub system: u64,
-    /// The time by which certificates are judged: never earlier than `system`.
+    /// The time by which certificates are judged. It is earlier than `system` only if the system
+    /// clock is certainly ahead.
     pub certificates: u64,
     /// The controller's clock: the time in its last response, and the time that has passed since.
     /// Accurate to about two seconds. Absent if no response came since the agent started.
     pub controller: Option<u64>,
+}
+
+impl ClockReadings {
+    /// Returns what is wrong with the system clock, and what follows; `None` if nothing is known to
+    /// be wrong.
+    pub fn fault(self) -> Option<String> {
+        let Self { system, certificates, .. } = self;
+        let far = system.abs_diff(certificates) > TOLERANCE;
+        far.then(|| {
+            format!(
+                "this node's clock is wrong: it says {}, and it is {} or later; certificates are judged by that time, and tunnels go on; \
+                 set the clock, for example with `timedatectl set-ntp true`",
+                rfc3339(system),
+                rfc3339(certificates)
+            )
+        })
+    }
+}
+
+fn rfc3339(unix_time: u64) -> String {
+    let time = i64::try_from(unix_time).ok().and_then(|time| time::OffsetDateTime::from_unix_timestamp(time).ok());
+    let text = time.and_then(|time| time.format(&time::format_description::well_known::Rfc3339).ok());
+    text.unwrap_or_else(|| unix_time.to_string())
+}
+
+/// A time in this boot that does not depend on the present system clock.
+#[derive(Debug, Clone, Copy)]
+struct Witness {
+    time: Floor,
+    /// Whether the time is the controller's. If not, it is that of the system clock.
+    is_controller: bool,
+}
+
+/// A time by the boot-time clock (CLOCK_BOOTTIME).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootTime {
+    /// The boot, from `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Seconds since that boot; negative for a time before the boot.
+    pub seconds: i64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -95,6 +199,35 @@ impl Floor {
 struct ClockFile {
     /// Seconds since 1970-01-01 UTC.
     unix_time: u64,
+    /// Absent in the files of earlier releases.
+    #[serde(default)]
+    witness: Option<WitnessRecord>,
+}
+
+/// A witness. It counts in its boot only.
+#[derive(Serialize, Deserialize)]
+struct WitnessRecord {
+    /// Seconds since 1970-01-01 UTC.
+    unix_time: u64,
+    /// The boot-time clock at that time.
+    at: BootTime,
+    is_controller: bool,
+}
+
+impl WitnessRecord {
+    fn new(witness: Witness, boot_id: String) -> Self {
+        let Witness { time: Floor { unix_time, since }, is_controller } = witness;
+        let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+        Self { unix_time, at: BootTime { boot_id, seconds }, is_controller }
+    }
+
+    /// Returns the witness if it is from the boot with this id, and not later than `boot`.
+    fn read(self, boot_id: &str, boot: Duration) -> Option<Witness> {
+        let since = Duration::from_secs(u64::try_from(self.at.seconds).ok()?);
+        let same = !boot_id.is_empty() && self.at.boot_id == boot_id && since <= boot;
+        let time = Floor { unix_time: self.unix_time, since };
+        same.then_some(Witness { time, is_controller: self.is_controller })
+    }
 }
 
 impl Default for CertificateClock {
@@ -107,17 +240,26 @@ impl Default for CertificateClock {
 impl CertificateClock {
     /// Returns the current time, in seconds since 1970-01-01 UTC.
     pub fn unix_time(&self) -> u64 {
-        #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
-        let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        self.floor().max(system)
+        let (system, boot) = (system_time(), since_boot());
+        let mut known = self.known();
+        known.observe(system, boot);
+        known.now(system, boot)
+    }
+
+    /// Returns the time without the system clock, if the system clock says that this node's
+    /// certificate and its grace have ended, and there is no witness. The system clock may be wrong
+    /// then. The controller knows, so it must be reached.
+    pub fn time_if_ahead(&self) -> Option<u64> {
+        let (known, system, boot) = (*self.known(), system_time(), since_boot());
+        let ended = known.accepted_until().is_some_and(|end| system > end);
+        (ended && known.witness.is_none()).then(|| known.floor(boot))
     }
 
     /// Converts a time of this clock to the system clock, which the kernel's timestamps use. The
-    /// result is correct as long as the system clock is not set.
+    /// result is correct as long as the system clock is not set. A system clock that is ahead is
+    /// not considered: it may have been set ahead after the kernel wrote its timestamps.
     pub fn to_system_clock(&self, unix_time: u64) -> u64 {
-        #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
-        let system = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-        unix_time.saturating_sub(self.floor().saturating_sub(system))
+        unix_time.saturating_sub(self.floor().saturating_sub(system_time()))
     }
 
     /// Raises the baseline to a time that has certainly been reached: the notBefore of a
@@ -137,8 +279,8 @@ impl CertificateClock {
         self.known().certificate_ends = Some(not_after);
     }
 
-    /// Sets the time for which the controller and the peers accept this node's certificate after its
-    /// end, in seconds.
+    /// Sets the time for which the controller and the peers accept this node's certificate after
+    /// its end, in seconds.
     pub fn set_grace(&self, seconds: u64) {
         self.known().grace = seconds;
     }
@@ -146,22 +288,16 @@ impl CertificateClock {
     /// Records the time in a response of the authenticated controller. Ignores a time at which the
     /// controller would not have accepted this node's certificate.
     pub fn controller_said(&self, unix_time: u64) {
-        let mut known = self.known();
-        let answered = Floor { unix_time, since: since_boot() };
-        known.answered = Some(answered);
-        if known.accepted_until().is_none_or(|end| unix_time <= end) {
-            known.said = Some(answered);
-        }
+        self.known().hear(unix_time, since_boot());
     }
 
     /// Reads the clocks, for a comparison with the controller's.
     pub fn readings(&self) -> ClockReadings {
-        let system = wall_time().as_secs();
-        let boot = since_boot();
+        let (system, boot) = (system_time(), since_boot());
         let known = *self.known();
         ClockReadings {
             system,
-            certificates: known.now(boot).max(system),
+            certificates: known.now(system, boot),
             controller: known.answered.map(|answered| answered.now(boot)),
         }
     }
@@ -177,24 +313,43 @@ impl CertificateClock {
     /// Does the same without the lock on the state directory, for a diagnosis while no agent runs.
     pub fn read_floor(&self, state_dir: &Path) -> Result<(), StateDirError> {
         let kept: Option<ClockFile> = read_json(state_dir, CLOCK_FILE, "it is written again")?;
-        if let Some(ClockFile { unix_time }) = kept {
-            self.known().said = Some(Floor { unix_time, since: since_boot() });
+        if let Some(ClockFile { unix_time, witness }) = kept {
+            let boot = since_boot();
+            let mut known = self.known();
+            known.said = Some(Floor { unix_time, since: boot });
+            known.witness = witness.and_then(|witness| witness.read(&boot_id(), boot));
         }
         Ok(())
     }
 
-    /// Writes the later of the baseline and the controller's time to `clock.json`.
+    /// Writes the later of the baseline and the controller's time to `clock.json`, and the witness.
     pub fn save_floor(&self, state: &StateDir) -> Result<(), StateDirError> {
-        state.write_json(CLOCK_FILE, &ClockFile { unix_time: self.floor() })
+        let witness = self.known().witness.map(|witness| WitnessRecord::new(witness, boot_id()));
+        state.write_json(CLOCK_FILE, &ClockFile { unix_time: self.floor(), witness })
+    }
+
+    /// Returns whether the witness is the controller; `None` if there is no witness.
+    pub fn is_witnessed_by_controller(&self) -> Option<bool> {
+        self.known().witness.map(|witness| witness.is_controller)
     }
 
     fn floor(&self) -> u64 {
-        self.known().now(since_boot())
+        self.known().floor(since_boot())
     }
 
     fn known(&self) -> MutexGuard<'_, KnownTimes> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns the id of this boot; empty if it cannot be read.
+pub fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
+}
+
+fn system_time() -> u64 {
+    wall_time().as_secs()
 }
 
 /// Returns CLOCK_BOOTTIME, which includes the time in suspend and cannot be set (clock_gettime(2)).
@@ -229,124 +384,4 @@ fn read(clock: libc::clockid_t) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FAR: u64 = 4_000_000_000;
-
-    #[test]
-    fn the_floor_only_rises_and_runs_on() {
-        let clock = CertificateClock::default();
-        clock.raise_floor(FAR);
-        clock.raise_floor(5);
-        assert!(clock.unix_time() >= FAR);
-        let floor = Floor { unix_time: FAR, since: Duration::from_secs(10) };
-        assert_eq!(floor.now(Duration::from_secs(70)), FAR + 60);
-    }
-
-    #[test]
-    fn a_time_once_known_for_certain_survives_the_loss_of_power() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        let clock = CertificateClock::default();
-        clock.raise_floor(FAR);
-        clock.save_floor(&state).unwrap();
-        let after = CertificateClock::default();
-        after.load_floor(&state);
-        assert!(after.unix_time() >= FAR);
-    }
-
-    #[test]
-    fn a_controllers_clock_that_ran_ahead_has_no_lasting_effect() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        let clock = CertificateClock::default();
-        clock.set_own_validity(FAR, FAR + 1_000);
-        clock.controller_said(FAR + 800);
-        assert!(clock.unix_time() >= FAR + 800, "the device has no clock of its own");
-        clock.save_floor(&state).unwrap();
-        // The agent restarts, and the controller's clock is corrected.
-        let after = CertificateClock::default();
-        after.load_floor(&state);
-        after.set_own_validity(FAR, FAR + 1_000);
-        assert!(after.unix_time() >= FAR + 800);
-        after.controller_said(FAR + 10);
-        assert!((FAR + 10..FAR + 100).contains(&after.unix_time()), "{}", after.unix_time());
-        after.controller_said(FAR - 1_000);
-        assert!(after.unix_time() >= FAR, "our certificate's notBefore has passed");
-    }
-
-    #[test]
-    fn a_controllers_time_after_the_end_of_this_nodes_certificate_is_ignored() {
-        let clock = CertificateClock::default();
-        clock.set_own_validity(FAR, FAR + 1_000);
-        clock.controller_said(FAR + 1_001);
-        assert!(clock.unix_time() < FAR + 100, "{}", clock.unix_time());
-        // The controller renews the certificate within the grace.
-        clock.set_grace(500);
-        clock.controller_said(FAR + 1_501);
-        assert!(clock.unix_time() < FAR + 100, "{}", clock.unix_time());
-        clock.controller_said(FAR + 1_400);
-        assert!(clock.unix_time() >= FAR + 1_400, "{}", clock.unix_time());
-    }
-
-    #[test]
-    fn the_systems_clock_is_not_kept_since_it_may_run_ahead() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        let baseline = Floor { unix_time: 1_000, since: since_boot() };
-        CertificateClock { known: Mutex::new(KnownTimes::from(baseline)) }.save_floor(&state).unwrap();
-        let kept: ClockFile = state.read_json(CLOCK_FILE, "").unwrap().unwrap();
-        assert!(kept.unix_time < 1_000_000, "{}", kept.unix_time);
-    }
-
-    #[test]
-    fn the_readings_have_the_controllers_time_only_if_it_has_answered() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        let clock = CertificateClock::default();
-        assert_eq!(clock.readings().controller, None);
-        clock.set_own_validity(FAR - 100, FAR);
-        clock.controller_said(FAR + 500);
-        let readings = clock.readings();
-        assert!((FAR + 500..FAR + 600).contains(&readings.controller.unwrap()), "although certificates ignore it");
-        assert!((FAR - 100..FAR).contains(&readings.certificates) && readings.system < FAR, "{readings:?}");
-        clock.controller_said(FAR - 50);
-        clock.save_floor(&state).unwrap();
-        // A diagnosis while the agent does not run knows the time in the file as a lower bound.
-        drop(state);
-        let after = CertificateClock::default();
-        after.read_floor(directory.path()).unwrap();
-        assert_eq!(after.readings().controller, None);
-        assert!(after.readings().certificates >= FAR - 50);
-        assert!(CertificateClock::default().read_floor(&directory.path().join("none")).is_ok());
-    }
-
-    #[test]
-    fn a_damaged_clock_file_stops_nothing() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        state.write(CLOCK_FILE, b"\0\0\0\0").unwrap();
-        let clock = CertificateClock::default();
-        clock.load_floor(&state);
-        clock.save_floor(&state).unwrap();
-        assert!(clock.unix_time() >= RELEASE_TIME);
-    }
-
-    #[test]
-    fn a_time_is_earlier_on_a_system_clock_that_runs_behind() {
-        let clock = CertificateClock::default();
-        clock.raise_floor(FAR);
-        #[expect(clippy::disallowed_methods, reason = "this clock is the one that reads it")]
-        let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let converted = clock.to_system_clock(FAR + 5);
-        assert!((system..system + 10).contains(&converted), "{converted} at {system}");
-        assert_eq!(CertificateClock::default().to_system_clock(5), 5);
-    }
-
-    #[test]
-    fn boot_time_does_not_run_backwards() {
-        let first = boot_time();
-        assert!(boot_time() >= first);
-    }
-}
+mod tests;

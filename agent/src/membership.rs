@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::CertificateClock;
+use crate::clock::{BootTime, CertificateClock};
 use crate::config::Config;
 use crate::underlay::Underlay;
 
@@ -46,15 +46,6 @@ pub struct FormerNetwork {
     /// The same time, measured by the boot-time clock, which cannot be set.
     #[serde(default)]
     pub boot_time: Option<BootTime>,
-}
-
-/// A time by the boot-time clock (CLOCK_BOOTTIME).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootTime {
-    /// The boot, from `/proc/sys/kernel/random/boot_id`.
-    pub boot_id: String,
-    /// Seconds since that boot; negative for a time before the boot.
-    pub seconds: i64,
 }
 
 /// This node's certificate, key and trust anchors.

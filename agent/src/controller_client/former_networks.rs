@@ -13,8 +13,8 @@ use edge_types::{NodeView, Role};
 use tracing::warn;
 
 use super::client::ControllerClient;
-use crate::clock::boot_time;
-use crate::membership::{BootTime, FormerNetwork, Membership};
+use crate::clock::{BootTime, boot_id, boot_time};
+use crate::membership::{FormerNetwork, Membership};
 use crate::state_dir::StateDirError;
 use crate::underlay::guarded;
 
@@ -105,9 +105,8 @@ struct ClockReadings {
 
 impl ClockReadings {
     fn read(unix_time: u64) -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let seconds = i64::try_from(boot_time().since_start().as_secs()).unwrap_or(i64::MAX);
-        Self { unix_time, boot: BootTime { boot_id: boot_id.trim().to_owned(), seconds } }
+        Self { unix_time, boot: BootTime { boot_id: boot_id(), seconds } }
     }
 
     /// Converts the time in `former` to this boot's clock. A `since` in the future counts as now.

@@ -28,6 +28,7 @@
 //!   certificate, and the renewal of the certificate.
 //! - `admission`: joins, or renews a certificate that has ended, before a session begins.
 //! - `ended_certificate`: the message about a certificate that has ended.
+//! - `clock_watch`: logs that the system clock is wrong, and stores the witness for the time.
 //! - `measurement`: the controller's requests to measure paths to other nodes, and the reports.
 //! - `segment_request`: requests for segments, which stay on disk until the controller has
 //!   responded.
@@ -39,6 +40,7 @@ mod admission;
 mod backoff;
 mod check;
 mod client;
+mod clock_watch;
 mod controller_choice;
 mod ended_certificate;
 mod error;
@@ -76,7 +78,13 @@ impl ControllerClient {
     pub async fn run(self: Arc<Self>) {
         self.restore_segments_file().await;
         let work = async {
-            tokio::join!(session::run(&self), renewal::run(&self), self.follow_mtu(), self.watch_views());
+            tokio::join!(
+                session::run(&self),
+                renewal::run(&self),
+                clock_watch::run(&self),
+                self.follow_mtu(),
+                self.watch_views()
+            );
         };
         tokio::select! {
             () = work => {}

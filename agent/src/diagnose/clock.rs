@@ -26,8 +26,28 @@ pub(super) fn judge(report: &mut Report, readings: ClockReadings, controller: Op
                 words(said - system)
             ),
         ),
-        Some(said) => ahead(system, said, controller),
-        // Certificates are judged by the latest of several times, one of which is the system clock.
+        Some(said) if certificates < system => (
+            Level::Warning,
+            format!(
+                "{} ahead of the controller's: certificates are judged by the controller's time, so tunnels go on, but logs and `status` \
+                 show wrong times; {REMEDY}",
+                words(system.saturating_sub(said))
+            ),
+        ),
+        Some(said) => (
+            Level::Warning,
+            format!(
+                "{} ahead of the controller's: certificates of peers and of the controller look ended by that much too early; {REMEDY}",
+                words(system - said)
+            ),
+        ),
+        None if system > certificates.saturating_add(TOLERANCE) => (
+            Level::Warning,
+            format!(
+                "set {} ahead since this node started: certificates are judged without that, so tunnels go on; {REMEDY}",
+                words(system - certificates)
+            ),
+        ),
         None if certificates > system.saturating_add(TOLERANCE) => (
             Level::Warning,
             format!(
@@ -41,28 +61,6 @@ pub(super) fn judge(report: &mut Report, readings: ClockReadings, controller: Op
         None => (Level::Ok, "not compared: no controller has told this node the time".to_owned()),
     };
     report.add(level, "clock", what);
-}
-
-/// Describes a system clock that runs ahead. No other time corrects it, because a clock that runs
-/// behind must not make an expired certificate valid.
-fn ahead(system: u64, said: u64, controller: Option<&ControllerStatus>) -> (Level, String) {
-    let by = words(system - said);
-    let ends = controller.and_then(|controller| u64::try_from(controller.certificate_not_after?).ok());
-    match ends {
-        Some(ends) if ends < system => (
-            Level::Error,
-            format!(
-                "{by} ahead of the controller's: this node's certificate has ended by it, so no tunnel and no connection to the controller \
-                 comes up; {REMEDY}"
-            ),
-        ),
-        _ => (
-            Level::Warning,
-            format!(
-                "{by} ahead of the controller's: certificates of peers and of the controller look ended by that much too early; {REMEDY}"
-            ),
-        ),
-    }
 }
 
 /// Returns a duration, in seconds, in its two largest units.
@@ -83,49 +81,31 @@ mod tests {
 
     const NOW: u64 = 1_800_000_000;
 
-    fn judged(system: u64, said: Option<u64>, certificate_ends: Option<u64>) -> (Level, String) {
-        let readings = ClockReadings { system, certificates: system.max(NOW), controller: said };
-        let controller = certificate_ends.map(|ends| ControllerStatus {
-            certificate_not_after: Some(i64::try_from(ends).unwrap()),
-            ..ControllerStatus::default()
-        });
-        let mut report = Report::default();
-        judge(&mut report, readings, controller.as_ref());
-        let finding = report.iter().next().unwrap();
-        (finding.level, finding.what.clone())
-    }
-
     #[test]
     fn the_difference_from_the_controllers_clock_is_named_with_what_it_means() {
         let day = 86_400;
-        let ends = Some(NOW + 30 * day);
-        for (system, said, ends, level, words) in [
-            (NOW + 7, Some(NOW), ends, Level::Ok, "7 s off the controller's"),
-            (NOW - 60, Some(NOW), ends, Level::Ok, "60 s off the controller's"),
-            (NOW - 61, Some(NOW), ends, Level::Warning, "1 min 1 s behind the controller's: certificates are judged"),
-            (5, Some(NOW), ends, Level::Warning, "20833 d 7 h behind the controller's"),
-            (
-                NOW + 3 * day,
-                Some(NOW),
-                ends,
-                Level::Warning,
-                "3 d 0 h ahead of the controller's: certificates of peers",
-            ),
-            (NOW + 3 * day, Some(NOW), None, Level::Warning, "3 d 0 h ahead"),
-            (
-                NOW + 31 * day,
-                Some(NOW),
-                ends,
-                Level::Error,
-                "31 d 0 h ahead of the controller's: this node's certificate",
-            ),
-            (NOW - 7200, None, ends, Level::Warning, "at least 2 h 0 min behind"),
-            (NOW + 9 * day, None, ends, Level::Ok, "no controller has answered since"),
-            (NOW, None, None, Level::Ok, "no controller has told this node the time"),
-            (u64::MAX, Some(0), ends, Level::Error, "ahead of the controller's"),
+        let (level, warning) = (Level::Ok, Level::Warning);
+        for (system, certificates, said, level, words) in [
+            (NOW + 7, NOW + 7, Some(NOW), level, "7 s off the controller's"),
+            (NOW - 60, NOW, Some(NOW), level, "60 s off the controller's"),
+            (NOW - 61, NOW, Some(NOW), warning, "1 min 1 s behind the controller's: certificates are judged"),
+            (5, NOW, Some(NOW), warning, "20833 d 7 h behind the controller's"),
+            (NOW + day, NOW + day, Some(NOW), warning, "1 d 0 h ahead of the controller's: certificates of peers"),
+            (NOW + 3 * day, NOW, Some(NOW), warning, "3 d 0 h ahead of the controller's: certificates are judged by"),
+            (NOW - 7200, NOW, None, warning, "at least 2 h 0 min behind"),
+            (NOW + 9 * day, NOW + 9 * day, None, level, "no controller has answered since"),
+            (NOW + 9 * day, NOW, None, warning, "set 9 d 0 h ahead since this node started"),
+            (u64::MAX, u64::MAX, Some(0), warning, "ahead of the controller's"),
         ] {
-            let (found, what) = judged(system, said, ends);
-            assert!(found == level && what.contains(words), "{system} {said:?}: {found:?} {what}");
+            let readings = ClockReadings { system, certificates, controller: said };
+            let mut report = Report::default();
+            judge(&mut report, readings, Some(&ControllerStatus::default()));
+            let finding = report.iter().next().unwrap();
+            assert!(finding.level == level && finding.what.contains(words), "{system} {said:?}: {}", finding.what);
         }
+        let readings = ClockReadings { system: NOW, certificates: NOW, controller: None };
+        let mut report = Report::default();
+        judge(&mut report, readings, None);
+        assert!(report.iter().next().unwrap().what.contains("no controller has told this node the time"));
     }
 }

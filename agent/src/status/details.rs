@@ -160,6 +160,8 @@ fn traffic(counters: Option<Counters>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::ClockReadings;
+    use crate::membership::ControllerStatus;
     use crate::status::{PathMtuStatus, StateEntry, TemplateEntry};
 
     fn status() -> Status {
@@ -275,6 +277,21 @@ mod tests {
         assert_eq!(chosen(&["edge-*", "edge-1"]).unwrap(), ("edge-1 edge-2".into(), 2, 1));
         assert!(chosen(&["hub", "moon"]).unwrap_err().contains("no peer is called moon"));
         assert!(chosen(&["["]).unwrap_err().contains("not a pattern"));
+    }
+
+    #[test]
+    fn the_table_says_that_the_clock_is_wrong_and_that_the_certificate_has_ended() {
+        let mut status = status();
+        let right = ClockReadings { system: 1_800_000_000, certificates: 1_800_000_000, controller: None };
+        status.clock = Some(right);
+        let ended = "our certificate ended on 2027-01-15T08:00:00Z";
+        let controller = ControllerStatus { certificate_ended: Some(ended.into()), ..ControllerStatus::default() };
+        status.controller = Some(controller);
+        let table = crate::status::render(&status);
+        assert!(table.contains(ended) && !table.contains("clock"), "{table}");
+        status.clock = Some(ClockReadings { system: 2_115_360_000, ..right });
+        let table = crate::status::render(&status);
+        assert!(table.contains("this node's clock is wrong: it says 2037-01-12T08:00:00Z"), "{table}");
     }
 
     #[test]

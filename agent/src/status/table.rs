@@ -5,6 +5,7 @@ use std::fmt::Write;
 use comfy_table::{Table, presets};
 
 use super::document::{ChildStatus, NotCarried, PeerReport, Refusal, Status};
+use crate::clock::ClockReadings;
 use crate::incidents::IncidentKind;
 
 /// Renders the status as text for a terminal.
@@ -19,6 +20,9 @@ pub fn render(status: &Status) -> String {
         let _ = write!(text, ", view {version}");
     }
     text.push('\n');
+    if let Some(fault) = status.clock.and_then(ClockReadings::fault) {
+        let _ = writeln!(text, "{fault}");
+    }
     if let Some(controller) = &status.controller {
         let how = if controller.connected { "connected" } else { "not connected" };
         let _ = writeln!(text, "controller {}: {how}", controller.url.as_deref().unwrap_or("(none yet)"));

@@ -11,26 +11,38 @@ use crate::scenario::{Lab, Needs, Scenario};
 use crate::topology::{Net, NetworkPlan, Node, Ping};
 use crate::wait;
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "agent/certificates-end-offline",
-    about: "all certificates end while the controller is away: no ping is lost, agents restart, and renew once it is back",
-    deadline: Duration::from_secs(240),
-    by_default: true,
-    needs: Needs::Nothing,
-    run: certificates_end_offline,
-}];
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "agent/certificates-end-offline",
+        about: "all certificates end while the controller is away: no ping is lost, agents restart, and renew once it is back",
+        deadline: Duration::from_secs(240),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: certificates_end_offline,
+    },
+    Scenario {
+        name: "agent/clock-steps",
+        about: "the clocks of an edge and of the hub go ten years ahead and back, with restarts of the agents: no ping is lost",
+        deadline: Duration::from_secs(300),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: clock_steps,
+    },
+];
 
 const HUB: &str = "203.0.113.1";
 /// An address in the cloud's network that the hub fronts.
 const CLOUD_POD: &str = "10.244.0.1";
-const NETWORKS: &str = "networks = [\"10.244.0.0/16\"]";
+/// Further configuration of the controller.
+const CONFIGURED: &str = "networks = [\"10.244.0.0/16\"]\n[certificates]\nnode_days = 1";
 /// Interval of the pings.
 const PACE: Duration = Duration::from_millis(10);
 /// Number of pings after each event.
 const AFTER_EACH: u64 = 100;
 /// The nodes with agents.
 const NODES: [&str; 3] = ["hub", "edge-a", "edge-b"];
-const DAY: i64 = 24 * 3600;
+const HOUR: i64 = 3600;
+const DAY: i64 = 24 * HOUR;
 
 /// A hub and two edges of one community, each with a clock of its own.
 struct Site<'a> {
@@ -53,7 +65,7 @@ impl<'a> Site<'a> {
             node.own_clock()?;
         }
         hub.sh(&format!("ip link add cloud type dummy; ip link set cloud up; ip addr add {CLOUD_POD}/24 dev cloud"))?;
-        let controller = Controller::start(lab, hub, HUB, NETWORKS)?;
+        let controller = Controller::start(lab, hub, HUB, CONFIGURED)?;
         let mut agents = [controller.join(hub, "hub")?, controller.join(a, "edge")?, controller.join(b, "edge")?];
         wait_up(&mut agents)?;
         let ((pod, _), (_other, address)) = (controller.pod_of(a)?, controller.pod_of(b)?);
@@ -98,6 +110,14 @@ impl<'a> Site<'a> {
         })
     }
 
+    fn wait_clock(&self, at: usize, what: &str, is: impl Fn(&Value) -> bool) -> Result<()> {
+        wait::for_event(&format!("{} {what}", NODES[at]), || {
+            let status = self.agents[at].status()?;
+            ensure!(is(&status["clock"]), "its clocks are {}", status["clock"]);
+            Ok(())
+        })
+    }
+
     fn end(self) -> Result<()> {
         for ping in self.pings {
             ping.stop()?.expect_none_lost()?;
@@ -110,9 +130,10 @@ fn certificates_end_offline(lab: &Lab) -> Result<()> {
     let mut site = Site::start(lab)?;
     let ends = site.agents.iter().map(end_of_certificate).collect::<Result<Vec<_>>>()?;
     site.controller.process().stop()?;
-    // Certificates are valid for seven days, and accepted for seven days after that.
+    // Certificates are valid for a day, and accepted for seven days after that. An agent does not
+    // believe a clock that is set ahead by more than two days.
     for node in site.nodes {
-        node.set_clock(8 * DAY)?;
+        node.set_clock(25 * HOUR)?;
     }
     for at in 0..NODES.len() {
         let cloud = site.wait_cloud(at, "to say that its certificate ended", |cloud| {
@@ -123,7 +144,7 @@ fn certificates_end_offline(lab: &Lab) -> Result<()> {
     }
     site.go_on("the certificates ended while the controller was away")?;
     site.restart(&[1, 0])?;
-    site.controller = Controller::start(lab, site.nodes[0], HUB, NETWORKS)?;
+    site.controller = Controller::start(lab, site.nodes[0], HUB, CONFIGURED)?;
     for (at, end) in ends.iter().enumerate() {
         let renewed = |cloud: &Value| {
             cloud["connected"] == true
@@ -135,6 +156,41 @@ fn certificates_end_offline(lab: &Lab) -> Result<()> {
     site.go_on("the nodes renewed their certificates")?;
     site.restart(&[2, 0])?;
     site.end()
+}
+
+/// Ten years.
+const DECADE: i64 = 3650 * DAY;
+
+fn clock_steps(lab: &Lab) -> Result<()> {
+    let mut site = Site::start(lab)?;
+    for at in [1, 0] {
+        // The hub's node also runs the controller, which is away when the hub's clock is wrong.
+        if at == 0 {
+            site.controller.process().stop()?;
+        }
+        site.nodes[at].set_clock(DECADE)?;
+        site.wait_clock(at, "to say that its clock is wrong", is_wrong)?;
+        site.go_on(&format!("the clock of {} is ten years ahead", NODES[at]))?;
+        site.restart(&[at])?;
+        site.wait_clock(at, "to say that its clock is wrong", is_wrong)?;
+        let cloud = cloud(&site.agents[at])?;
+        ensure!(cloud["certificate_ended"].is_null(), "{cloud}");
+        site.nodes[at].set_clock(0)?;
+        site.wait_clock(at, "to say that its clock is right", |clock| !is_wrong(clock))?;
+        site.go_on(&format!("the clock of {} is right again", NODES[at]))?;
+        site.restart(&[at])?;
+    }
+    site.controller = Controller::start(lab, site.nodes[0], HUB, CONFIGURED)?;
+    for at in 0..NODES.len() {
+        site.wait_cloud(at, "to be connected", |cloud| cloud["connected"] == true)?;
+    }
+    site.end()
+}
+
+/// Returns whether certificates are judged by another time than the system clock's.
+fn is_wrong(clock: &Value) -> bool {
+    let time = |key: &str| clock[key].as_i64().unwrap_or_default();
+    time("system") > time("certificates") + DAY
 }
 
 /// Returns the part of an agent's status about controller and certificate.
