@@ -27,6 +27,11 @@ pub struct EndpointConfig {
     /// Maximum number of simultaneous attempts that are caused by packets
     /// ([`crate::Endpoint::acquire`]). 0 counts as 1.
     pub acquire_limit: usize,
+    /// Maximum number of simultaneous attempts that start without a packet and without a command of
+    /// the owner. Further ones wait in order. An attempt counts until it ends or the peer has left
+    /// the first transmission of a request unanswered, so silent peers delay the others only by
+    /// [`Timing::retransmit`]. 0 counts as 1.
+    pub attempt_limit: usize,
     /// Maximum size of the UDP payload, bytes. Larger messages are sent in fragments if the peer
     /// supports fragmentation (RFC 7383).
     pub fragment_size: usize,
@@ -53,6 +58,7 @@ impl Default for EndpointConfig {
             cookie_threshold: 64,
             half_open_limit: 4096,
             acquire_limit: 32,
+            attempt_limit: 64,
             fragment_size: 1232,
             certificate_grace: Duration::ZERO,
             esp_reported: false,

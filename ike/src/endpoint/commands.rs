@@ -145,6 +145,7 @@ impl Endpoint {
         peer.terminated = true;
         peer.retry_at = None;
         self.cancel_attempt(name, now, env);
+        self.leave_queues(name);
         self.delete_all_sas(name, now, env);
         self.schedule_peer(name);
         true
@@ -390,7 +391,12 @@ impl Endpoint {
                 peer.reset_backoff();
             }
             self.cancel_attempt(name, now, env);
-            self.start_attempt(name, now, env);
+            // An attempt that the owner commanded does not wait.
+            if self.peers.get(name).is_some_and(|peer| peer.needs_attempt(now)) {
+                self.start_or_queue_attempt(name, now, env);
+            } else {
+                self.start_attempt(name, now, env);
+            }
         }
     }
 

@@ -47,7 +47,7 @@ impl Endpoint {
             let begin = peer.should_initiate(now);
             self.peers.insert(name.clone(), peer);
             if begin {
-                self.start_attempt(&name, now, env);
+                self.start_or_queue_attempt(&name, now, env);
             }
             return Ok(());
         };
@@ -76,7 +76,7 @@ impl Endpoint {
             change == ConfigChange::Reauthenticate && peer.should_initiate(now) && !peer.sas.is_empty();
         if peer.should_initiate(now) && (peer.reauthenticate || peer.sas.is_empty()) {
             self.cancel_attempt(&name, now, env);
-            self.start_attempt(&name, now, env);
+            self.start_or_queue_attempt(&name, now, env);
         }
         Ok(())
     }
@@ -149,6 +149,7 @@ impl Endpoint {
 
     pub(super) fn delete_peer(&mut self, name: &PeerName, now: Instant, env: &mut dyn Environment) {
         self.cancel_attempt(name, now, env);
+        self.leave_queues(name);
         self.delete_all_sas(name, now, env);
         if let Some(peer) = self.peers.remove(name) {
             self.peer_index.remove(&peer.profile);

@@ -59,7 +59,9 @@ impl Endpoint {
             return;
         };
         peer.retry_at = None;
+        peer.went_first = false;
         peer.attempt = Some(Attempt::default());
+        self.leave_queues(name);
         self.send_init_to(name, remotes, now, env);
         self.continue_attempt(name, now, env);
     }
@@ -183,7 +185,7 @@ impl Endpoint {
         let Some(attempt) = self.peers.get_mut(name).and_then(|peer| peer.attempt.take()) else {
             return;
         };
-        self.acquire_attempt_over(name, now);
+        self.free_place(name, now, env);
         for spi in attempt.initiating.into_iter().chain(attempt.authenticating) {
             if let Some(SaState::InitiatorAuth(_, auth)) = self.sas.remove(&spi) {
                 auth.release(&mut context!(self, now, env));
@@ -309,6 +311,9 @@ impl Endpoint {
             return;
         }
         let outcome = peer.attempt.take().and_then(Attempt::into_failure);
+        if outcome.is_some() {
+            peer.attempt_failed();
+        }
         let mut cx = context!(self, now, env);
         let needed = peer.sas.is_empty();
         // While the peer is up, the failure of a second IKE SA (after a simultaneous initiation) is
@@ -323,7 +328,7 @@ impl Endpoint {
                 peer.schedule_retry(&mut cx);
             }
         }
-        self.acquire_attempt_over(name, now);
+        self.free_place(name, now, env);
         self.schedule_peer(name);
     }
 }

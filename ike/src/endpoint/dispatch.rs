@@ -15,7 +15,7 @@ use crate::config::{Identity, PeerName};
 use crate::environment::Environment;
 use crate::event::{Event, PeerError};
 use crate::sa::failure::{IKE_SA_INIT, invalid};
-use crate::sa::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Peers, Profile, WantedAddresses};
+use crate::sa::{AuthOutcome, AuthTurn, HalfOpen, InitOutcome, InitPolicy, Peers, Profile, WantedAddresses};
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
 
@@ -65,7 +65,7 @@ impl Endpoint {
             match owner {
                 DeadlineOwner::Sa(spi) => self.handle_sa_timeout(spi, now, env),
                 DeadlineOwner::Peer(name) => self.handle_peer_timeout(&name, now, env),
-                DeadlineOwner::AcquireQueue => self.start_queued_attempts(now, env),
+                DeadlineOwner::AttemptQueue(kind) => self.start_queued_attempts(kind, now, env),
             }
         }
     }
@@ -78,7 +78,7 @@ impl Endpoint {
         peer.child_sas.handle_timeout(now, &mut self.out);
         if peer.retry_at.is_some_and(|at| at <= now) {
             peer.retry_at = None;
-            if peer.reauthenticate || (peer.sas.is_empty() && peer.should_initiate(now)) {
+            if peer.needs_attempt(now) {
                 self.start_or_queue_attempt(name, now, env);
             }
         }
@@ -161,13 +161,25 @@ impl Endpoint {
     /// this address is delayed after a failure, the delay is shortened, since the peer may be
     /// reachable again.
     fn address_heard(&mut self, remote: SocketAddr, now: Instant) {
-        let names: Vec<PeerName> = self.peer_index.at_address(remote.ip()).take(MAX_HEARD_PEERS).cloned().collect();
-        for name in names {
+        for name in self.peers_at(remote) {
             if let Some(peer) = self.peers.get_mut(&name) {
                 peer.shorten_wait(now);
             }
+            self.hasten_heard_peer(&name);
             self.schedule_peer(&name);
         }
+    }
+
+    /// Handles an IKE_SA_INIT request from this address that we have answered.
+    fn request_heard(&mut self, remote: SocketAddr, now: Instant) {
+        self.address_heard(remote, now);
+        for name in self.peers_at(remote) {
+            self.let_peer_go_first(&name, now);
+        }
+    }
+
+    fn peers_at(&self, remote: SocketAddr) -> Vec<PeerName> {
+        self.peer_index.at_address(remote.ip()).take(MAX_HEARD_PEERS).cloned().collect()
     }
 
     /// Handles a request with another major version. A request with a later version is answered
@@ -270,7 +282,7 @@ impl Endpoint {
         let policy = InitPolicy { proposals: &proposals, request: request.as_ref(), force_encapsulation, childless };
         match HalfOpen::answer(&message, datagram, local, remote, policy, &mut cx) {
             InitOutcome::HalfOpen(half_open) => {
-                self.address_heard(remote, now);
+                self.request_heard(remote, now);
                 let spi = half_open.spi();
                 let octets = half_open.octets();
                 self.init_request_guard.key_exchanges.count(half_open.group(), source);
@@ -395,12 +407,18 @@ impl Endpoint {
         match state {
             SaState::InitiatorInit(name, mut init) => match init.handle_timeout(&mut cx) {
                 Ok(()) => {
+                    if init.is_repeated() && self.auth_turn(&name) != AuthTurn::Wait {
+                        self.free_place_of_silent_peer(&name, now, env);
+                    }
                     self.sas.insert(spi, SaState::InitiatorInit(name, init));
                 }
                 Err(error) => self.candidate_failed(&name, spi, error, now, env),
             },
             SaState::InitiatorAuth(name, mut auth) => match auth.handle_timeout(&mut cx) {
                 Ok(()) => {
+                    if auth.is_repeated() {
+                        self.free_place_of_silent_peer(&name, now, env);
+                    }
                     self.sas.insert(spi, SaState::InitiatorAuth(name, auth));
                 }
                 Err(error) => {

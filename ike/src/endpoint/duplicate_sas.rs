@@ -110,6 +110,9 @@ impl Endpoint {
                 false
             }
         };
+        if !peer.reauthenticate {
+            self.leave_queues(name);
+        }
         self.sas.insert(spi, SaState::Established(name.clone(), sa));
         self.schedule(spi);
         for forgotten in &duplicates.forgotten {

@@ -19,10 +19,10 @@
 //! of an IKE SA does not replace it before the initiator has sent a message on it.
 
 mod acquire;
-mod acquire_queue;
 mod address_leases;
 mod answer_limit;
 mod attempt;
+mod attempt_queue;
 mod capturing;
 mod commands;
 mod configure;
@@ -38,6 +38,7 @@ mod sa_lifecycle;
 mod snapshot;
 mod source;
 mod state;
+mod waiting_attempts;
 
 pub use crate::child_sas::ChildUse;
 pub use snapshot::{ChildStatus, IkeStatus, PeerStatus, Phase};

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use super::attempt::Attempt;
+use super::attempt_queue::Standing;
 use crate::address_assignment::AddressAssignment;
 use crate::auth::canonical_identity;
 use crate::child_sas::{ChildSas, Spi};
@@ -55,6 +56,11 @@ pub(super) struct Peer {
     followed_at: Option<Instant>,
     /// When an attempt last failed. `None` after a success.
     failed_at: Option<Instant>,
+    /// Whether an IKE SA was established since an attempt last failed.
+    answered: bool,
+    /// Whether our attempt was postponed because a request from the peer's address arrived. It is
+    /// cleared when an attempt starts.
+    pub(super) went_first: bool,
     /// The time until which a packet waits for a tunnel ([`super::Endpoint::acquire`]).
     pub(super) acquired_until: Option<Instant>,
     /// Whether the owner terminated the peer. While it is set, no attempt starts without a command
@@ -81,6 +87,8 @@ impl Peer {
             backoff,
             followed_at: None,
             failed_at: None,
+            answered: false,
+            went_first: false,
             acquired_until: None,
             terminated: false,
             reauthenticate: false,
@@ -115,6 +123,12 @@ impl Peer {
         (self.config().initiate || acquired) && !self.terminated
     }
 
+    /// Returns whether an attempt must start now, if no other attempt is running.
+    pub(super) fn needs_attempt(&self, now: Instant) -> bool {
+        let waits = self.attempt.is_some() || self.retry_at.is_some_and(|at| at > now);
+        !waits && (self.reauthenticate || (self.sas.is_empty() && self.should_initiate(now)))
+    }
+
     /// Returns whether to schedule another attempt after a failure. If only packets cause attempts,
     /// the delay also applies to a packet that comes later.
     pub(super) fn should_retry(&self) -> bool {
@@ -126,9 +140,20 @@ impl Peer {
         matches!(self.config().address_assignment, AddressAssignment::Pool(_))
     }
 
-    /// Returns whether the last attempt failed.
-    pub(super) fn has_failed(&self) -> bool {
-        self.failed_at.is_some()
+    /// Returns what is known about whether the peer will answer an attempt.
+    pub(super) fn standing(&self) -> Standing {
+        if self.answered || !self.sas.is_empty() {
+            Standing::Answered
+        } else if self.failed_at.is_some() {
+            Standing::Failed
+        } else {
+            Standing::Unknown
+        }
+    }
+
+    /// Records that an attempt has ended without an IKE SA.
+    pub(super) fn attempt_failed(&mut self) {
+        self.answered = false;
     }
 
     /// Resets the delay to the shortest one if the last failure was long ago.
@@ -166,6 +191,7 @@ impl Peer {
     pub(super) fn add_sa(&mut self, spi: Spi) {
         self.sas.reserve_exact(1);
         self.sas.push(spi);
+        self.answered = true;
     }
 
     /// Removes an IKE SA. A new authentication that was to replace the last one is not needed any
@@ -191,6 +217,7 @@ impl Peer {
         self.backoff = self.config().timing.retry;
         self.retry_at = None;
         self.failed_at = None;
+        self.went_first = false;
     }
 
     /// Schedules the next attempt after a failure. The delay doubles each time, up to the maximum.

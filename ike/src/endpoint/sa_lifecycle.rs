@@ -55,7 +55,7 @@ impl Endpoint {
         self.sas.insert(spi, SaState::Established(name.clone(), sa));
         self.schedule(spi);
         if begins {
-            self.start_attempt(&name, now, env);
+            self.start_or_queue_attempt(&name, now, env);
         }
     }
 
@@ -262,7 +262,7 @@ impl Endpoint {
             if timeout {
                 // The peer responded until a moment ago, so try again without a delay.
                 peer.reset_backoff();
-                self.start_attempt(name, now, env);
+                self.start_or_queue_attempt(name, now, env);
             } else {
                 peer.schedule_retry(&mut cx);
             }

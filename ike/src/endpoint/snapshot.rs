@@ -36,7 +36,8 @@ pub struct PeerStatus {
 pub enum Phase {
     /// No attempt is running or scheduled: the peer must initiate, or the owner terminated it.
     Idle,
-    /// IKE_SA_INIT, IKE_AUTH or the creation of a CHILD_SA is in progress.
+    /// IKE_SA_INIT, IKE_AUTH or the creation of a CHILD_SA is in progress, or an attempt starts as
+    /// soon as enough others have ended ([`crate::EndpointConfig::attempt_limit`]).
     Connecting,
     /// An attempt or the creation of a CHILD_SA failed, and the next attempt is delayed.
     Waiting {
@@ -154,7 +155,9 @@ impl Endpoint {
     /// end.
     fn brings_child(&self, peer: &Peer, purpose: &Purpose) -> bool {
         let name = peer.name();
-        if peer.retry_at.is_some() && self.deadlines.has(&DeadlineOwner::Peer(name.clone())) {
+        if self.waits_for_place(peer)
+            || (peer.retry_at.is_some() && self.deadlines.has(&DeadlineOwner::Peer(name.clone())))
+        {
             return true;
         }
         let attempts = peer.attempt.iter().flat_map(|attempt| attempt.initiating.iter().chain(&attempt.authenticating));
@@ -184,6 +187,7 @@ impl Endpoint {
             (true, ..) => Phase::Up,
             (false, Some(_), _) => Phase::Connecting,
             (false, None, Some(until)) => Phase::Waiting { until },
+            (false, None, None) if self.waits_for_place(peer) => Phase::Connecting,
             (false, None, None) => self.phase_without_attempt(peer),
         }
     }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::acquire_queue::AcquireQueue;
 use super::address_leases::AddressLeases;
+use super::attempt_queue::AttemptQueue;
 use super::init_request_guard::InitRequestGuard;
 use super::peer::Peer;
 use super::peer_index::PeerIndex;
+use super::waiting_attempts::AttemptKind;
 use crate::child_sas::Spi;
 use crate::config::{EndpointConfig, PeerName};
 use crate::deadlines::Deadlines;
@@ -30,7 +31,10 @@ pub struct Endpoint {
     pub(super) peer_index: PeerIndex,
     pub(super) sas: HashMap<Spi, SaState>,
     pub(super) init_request_guard: InitRequestGuard,
-    pub(super) acquire_queue: AcquireQueue,
+    /// Attempts that only packets need.
+    pub(super) acquire_queue: AttemptQueue,
+    /// All other attempts that start without a command of the owner.
+    pub(super) attempt_queue: AttemptQueue,
     pub(super) address_leases: AddressLeases,
     /// The internal addresses of an earlier run by peer, until the peer is configured.
     pub(super) former_addresses: BTreeMap<PeerName, Vec<IpAddr>>,
@@ -43,8 +47,8 @@ pub struct Endpoint {
 pub(super) enum DeadlineOwner {
     Sa(Spi),
     Peer(PeerName),
-    /// The queue of attempts that wait because of a limit.
-    AcquireQueue,
+    /// The attempts that wait because of a limit.
+    AttemptQueue(AttemptKind),
 }
 
 /// The state of one IKE SA.
@@ -87,7 +91,8 @@ impl Endpoint {
             peer_index: PeerIndex::default(),
             sas: HashMap::new(),
             init_request_guard: InitRequestGuard::default(),
-            acquire_queue: AcquireQueue::default(),
+            acquire_queue: AttemptQueue::default(),
+            attempt_queue: AttemptQueue::default(),
             address_leases: AddressLeases::default(),
             former_addresses: BTreeMap::new(),
             deadlines: Deadlines::new(),

@@ -324,6 +324,11 @@ impl Channel {
         Some(())
     }
 
+    /// Returns whether the outstanding request was sent more than once.
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.in_flight.as_ref().is_some_and(|in_flight| in_flight.retransmission.sent() > 1)
+    }
+
     /// Returns whether the outstanding request was sent at least [`SILENT_AFTER`] times without a
     /// response.
     pub(crate) fn is_unanswered(&self) -> bool {

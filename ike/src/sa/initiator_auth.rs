@@ -122,6 +122,11 @@ impl InitiatorAuth {
         self.channel.retransmit_at()
     }
 
+    /// Returns whether the request was sent more than once without a response.
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.channel.is_repeated()
+    }
+
     /// Retransmits the request if it is due. Returns an error if all transmissions are used up. The
     /// caller must then call [`Self::release`].
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Result<(), PeerError> {

@@ -156,6 +156,11 @@ impl InitiatorInit {
         self.spi
     }
 
+    /// Returns whether the request was sent more than once without a response.
+    pub(crate) fn is_repeated(&self) -> bool {
+        self.retransmission.sent() > 1
+    }
+
     /// Returns whether a response has arrived and is deferred.
     pub(crate) fn has_deferred_response(&self) -> bool {
         self.deferred.is_some()

@@ -6,6 +6,7 @@ mod answers;
 mod attempts;
 mod beginnings;
 mod capture;
+mod crowds;
 mod lifetimes;
 mod limits;
 mod lookup;
@@ -156,6 +157,7 @@ impl Pair {
         let now = Instant::new(self.now);
         let End { endpoint, host, .. } = &mut self.ends[us];
         let result = call(endpoint, now, host);
+        endpoint.check_queues();
         self.deliver();
         result
     }
