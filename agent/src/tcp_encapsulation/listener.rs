@@ -10,6 +10,7 @@ use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 
+use super::accept_rate::Admission;
 use super::connections::Connections;
 use super::stream::{self, Received, TcpEvent};
 
@@ -56,14 +57,19 @@ pub async fn listen(
     events: mpsc::Sender<TcpEvent>,
 ) {
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, remote) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::debug!(%error, "a TCP connection was not accepted");
                 tokio::time::sleep(RETRY).await;
                 continue;
             }
         };
+        match connections.admit(remote, now()) {
+            Admission::Accept => {}
+            Admission::Refuse => continue,
+            Admission::After(wait) => tokio::time::sleep(wait).await,
+        }
         let ends = stream::prepare(&stream, stream.local_addr().is_ok_and(|local| local.is_ipv6()))
             .and_then(|()| stream::ends(&stream));
         match ends {
@@ -127,6 +133,15 @@ mod tests {
             }
         });
         assert!(connections.is_empty());
+    }
+
+    #[test]
+    fn of_a_host_that_connects_too_often_the_later_connections_are_closed() {
+        with_stranger(|address| {
+            let open: Vec<_> = (0..100).map(|_| TcpStream::connect(address).unwrap()).collect();
+            // The last sixteen would stay if they were accepted.
+            open.iter().skip(64).for_each(wait_closed);
+        });
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! The kernel carries ESP in the connection (`net/xfrm/espintcp.c`), and gives the agent the IKE
 //! messages. The IKE endpoint knows a connection by the addresses of its [`TcpConnectionId`].
 //!
+//! - `accept_rate`: how often hosts may connect to a hub.
 //! - `connections`: the open connections, and their limits.
 //! - `fallback`: when an edge connects to a hub, tries UDP again, and closes a connection.
 //! - `stream`: a connection's socket: connecting, the stream prefix, and reading.
@@ -12,6 +13,7 @@
 //!
 //! [`TcpConnectionId`]: edge_ike::TcpConnectionId
 
+mod accept_rate;
 mod connections;
 mod fallback;
 mod listener;

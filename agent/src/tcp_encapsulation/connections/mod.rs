@@ -11,6 +11,8 @@ use rustix::net::SendFlags;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
+use super::accept_rate::{AcceptRate, Admission};
+
 /// Maximum number of connections. At the limit, one that carries no IKE SA makes room (see
 /// [`Table::make_room`]); if none can, the new one is refused.
 const MAX_CONNECTIONS: usize = 4096;
@@ -59,6 +61,8 @@ pub struct Connections {
     /// The endpoint's port of messages with the non-ESP marker.
     nat_port: u16,
     table: Arc<Mutex<Table>>,
+    /// The rate of accepted connections, of all listeners together.
+    accept_rate: Arc<Mutex<AcceptRate>>,
 }
 
 #[derive(Debug, Default)]
@@ -109,11 +113,22 @@ impl Connection {
 impl Connections {
     /// No connections. `nat_port` is the endpoint's port of messages with the non-ESP marker.
     pub fn new(nat_port: u16) -> Self {
-        Self { nat_port, table: Arc::default() }
+        Self { nat_port, table: Arc::default(), accept_rate: Arc::default() }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Decides whether a new connection from this address is used, and logs when a limit of the
+    /// rate is reached.
+    pub(super) fn admit(&self, remote: SocketAddr, now: Instant) -> Admission {
+        let mut rate = self.accept_rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let (admission, line) = rate.admit(source(remote.ip()), remote, now);
+        if let Some(line) = line {
+            tracing::warn!("{line}");
+        }
+        admission
     }
 
     /// Adds a connection. `accepted`: the peer began it. Returns `None` if there are too many
