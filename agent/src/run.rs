@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use crate::admin::server::{self, AdminCall, Reply};
-use crate::admin::{AdminRequest, AdminResponse};
+use crate::admin::{AdminRequest, AdminResponse, Health};
 use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::controller_client::ControllerClient;
@@ -34,6 +34,10 @@ use crate::{check, hardening, host, logging, membership, observe, ping, plugin_s
 
 /// Minimum time between two reports of changed obstacles.
 const OBSTACLES_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Maximum number of requests on the admin socket that wait for the one before them. Further ones
+/// are refused, except those of probes.
+const WAITING_REQUESTS: usize = 64;
 
 /// Maximum time for which the process waits at its end for threads that are still resolving names.
 /// It is short because cloud nodes change to another hub 3.5 s after a hub stops.
@@ -242,16 +246,46 @@ struct AdminHandler {
 }
 
 impl AdminHandler {
+    /// Handles requests in order, except that probes do not wait for the others: the status of many
+    /// peers takes a while.
     async fn serve(self, mut requests: mpsc::Receiver<AdminCall>) {
+        let handler = Arc::new(self);
+        let (in_order, mut waiting) = mpsc::channel::<AdminCall>(WAITING_REQUESTS);
+        let others = handler.clone();
+        let serve_others = async move {
+            while let Some((request, respond_to)) = waiting.recv().await {
+                let _ = respond_to.send(others.reply(request).await);
+            }
+        };
+        tokio::spawn(serve_others.in_current_span());
         while let Some((request, respond_to)) = requests.recv().await {
-            let reply = match request {
-                AdminRequest::Status => self.status().await.map(Reply::Response),
-                AdminRequest::Rekey { peer, ike, child } => self.rekey(peer, ike, child).await.map(Reply::Response),
-                AdminRequest::Capture { addresses } => self.capture(addresses).await.map(Reply::Capture),
-            };
-            let ending = AdminResponse::Failed { reason: "the agent is ending".into() };
-            let _ = respond_to.send(reply.unwrap_or(Reply::Response(ending)));
+            if request == AdminRequest::Health {
+                let _ = respond_to.send(handler.reply(request).await);
+            } else if let Err(full) = in_order.try_send((request, respond_to)) {
+                let (_, respond_to) = full.into_inner();
+                let reason = format!("{WAITING_REQUESTS} requests wait already; try again later");
+                let _ = respond_to.send(Reply::Response(AdminResponse::Failed { reason }));
+            }
         }
+    }
+
+    async fn reply(&self, request: AdminRequest) -> Reply {
+        let reply = match request {
+            AdminRequest::Status => self.status().await.map(Reply::Response),
+            AdminRequest::Health => self.health().await.map(Reply::Response),
+            AdminRequest::Rekey { peer, ike, child } => self.rekey(peer, ike, child).await.map(Reply::Response),
+            AdminRequest::Capture { addresses } => self.capture(addresses).await.map(Reply::Capture),
+        };
+        reply.unwrap_or_else(|| Reply::Response(AdminResponse::Failed { reason: "the agent is ending".into() }))
+    }
+
+    async fn health(&self) -> Option<AdminResponse> {
+        let (to, view_version) = oneshot::channel();
+        self.driver_requests.send(DriverRequest::Health(to)).await.ok()?;
+        let view_version = view_version.await.ok()?;
+        let host = self.host.borrow();
+        let (firewall, obstacles) = (host.firewall, host.obstacles.clone());
+        Some(AdminResponse::Health { health: Health { view_version, firewall, obstacles } })
     }
 
     async fn status(&self) -> Option<AdminResponse> {

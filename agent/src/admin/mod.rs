@@ -11,6 +11,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::Obstacle;
 use crate::status::Status;
 use crate::tunnels::CapturedBatch;
 
@@ -20,6 +21,9 @@ use crate::tunnels::CapturedBatch;
 pub enum AdminRequest {
     /// Requests the document that `status --json` prints.
     Status,
+    /// Requests what probes need. Unlike [`Self::Status`], it costs the same with any number of
+    /// peers, and does not wait for other requests.
+    Health,
     /// Rekeys the CHILD_SAs or the IKE SA with a peer.
     Rekey {
         /// Name of the peer as `status` lists it.
@@ -40,6 +44,17 @@ pub enum AdminRequest {
     },
 }
 
+/// What probes need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// Version of the current view, as the thread of the tunnels reports it.
+    pub view_version: Option<u64>,
+    /// Whether the node's firewall is installed.
+    pub firewall: bool,
+    /// Obstacles that keep pods' packets from arriving.
+    pub obstacles: Vec<Obstacle>,
+}
+
 /// The reply of the running agent to an [`AdminRequest`].
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "answer", rename_all = "lowercase")]
@@ -48,6 +63,11 @@ pub enum AdminResponse {
     Status {
         /// The document that `status --json` prints.
         status: Box<Status>,
+    },
+    /// Response to [`AdminRequest::Health`].
+    Health {
+        /// What probes need.
+        health: Health,
     },
     /// Response to [`AdminRequest::Capture`]. The first batch is sent immediately and is empty.
     /// Later batches are sent whenever there are messages.

@@ -1,4 +1,4 @@
-//! Requests the status document for monitoring.
+//! Requests the status document, and what probes need, for monitoring.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,13 +7,13 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::traffic::Traffic;
 use crate::admin::server::{AdminCall, Reply};
-use crate::admin::{AdminRequest, AdminResponse};
+use crate::admin::{AdminRequest, AdminResponse, Health};
 use crate::status::Status;
 
 /// Time for which a document is reused. Since a document covers all peers, many scrapers must not
 /// cost more than one.
 const REUSE: Duration = Duration::from_secs(2);
-/// Timeout for a document from the agent.
+/// Timeout for a response of the agent.
 const TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The response while the tunnels' thread or the request handler does not answer.
@@ -54,12 +54,27 @@ impl Observer {
         Some(status)
     }
 
+    /// Returns what probes need. `None` if the agent does not provide it in time.
+    pub(super) async fn health(&self) -> Option<Health> {
+        match tokio::time::timeout(TIMEOUT, self.ask(AdminRequest::Health)).await.ok()?? {
+            AdminResponse::Health { health } => Some(health),
+            _ => None,
+        }
+    }
+
     async fn request(&self) -> Option<Status> {
+        match self.ask(AdminRequest::Status).await? {
+            AdminResponse::Status { status } => Some(*status),
+            _ => None,
+        }
+    }
+
+    async fn ask(&self, request: AdminRequest) -> Option<AdminResponse> {
         let (to, response) = oneshot::channel();
-        self.requests.send((AdminRequest::Status, to)).await.ok()?;
+        self.requests.send((request, to)).await.ok()?;
         match response.await.ok()? {
-            Reply::Response(AdminResponse::Status { status }) => Some(*status),
-            Reply::Response(_) | Reply::Capture(_) => None,
+            Reply::Response(response) => Some(response),
+            Reply::Capture(_) => None,
         }
     }
 }

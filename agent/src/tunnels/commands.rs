@@ -17,6 +17,9 @@ impl Driver {
             DriverRequest::Overview(to) => {
                 let _ = to.send(self.overview());
             }
+            DriverRequest::Health(to) => {
+                let _ = to.send(self.desired.view_version);
+            }
             DriverRequest::Rekey(peer, sas, to) => {
                 let _ = to.send(self.rekey(&peer, &sas));
             }

@@ -26,6 +26,8 @@ pub enum DriverRequest {
     },
     /// Reports the SAs and policies that the kernel should have, and what all peers have in common.
     Overview(oneshot::Sender<TunnelsOverview>),
+    /// Reports the version of the view in force. The answer shows that the driver works.
+    Health(oneshot::Sender<Option<u64>>),
     /// Rekeys SAs with the named peer.
     Rekey(String, SasToRekey, oneshot::Sender<Result<(), String>>),
     /// Copies the messages to and from these addresses until the reader is dropped. Ends an earlier
