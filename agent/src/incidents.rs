@@ -14,6 +14,11 @@ const MAX_INCIDENTS: usize = 200;
 /// Minimum time since the last occurrence of an incident for its next occurrence to be logged.
 const QUIET: Duration = Duration::from_secs(600);
 
+/// Maximum number of incidents that are logged in each [`LOG_PERIOD`]. Further ones are only
+/// counted, and listed by `status`: a failure of the kernel may concern each of thousands of peers.
+const MAX_LINES: u32 = 30;
+const LOG_PERIOD: Duration = Duration::from_secs(60);
+
 /// An unexpected change or a failure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incident {
@@ -42,7 +47,40 @@ pub enum IncidentKind {
 
 /// The latest incidents, shared by the agent's parts.
 #[derive(Debug, Clone, Default)]
-pub struct Incidents(Arc<Mutex<VecDeque<Recorded>>>);
+pub struct Incidents(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    recorded: VecDeque<Recorded>,
+    lines: Lines,
+}
+
+/// The log lines of the present period.
+#[derive(Debug, Default)]
+struct Lines {
+    begun: Option<Instant>,
+    logged: u32,
+    left_out: u64,
+}
+
+impl Lines {
+    /// Returns whether another incident may be logged, and after a period in which some were not,
+    /// their number.
+    fn take(&mut self, now: Instant) -> (bool, Option<u64>) {
+        let mut left_out = None;
+        if self.begun.is_none_or(|begun| now.duration_since(begun) >= LOG_PERIOD) {
+            left_out = Some(self.left_out).filter(|number| *number > 0);
+            *self = Self { begun: Some(now), ..Self::default() };
+        }
+        let may = self.logged < MAX_LINES;
+        if may {
+            self.logged += 1;
+        } else {
+            self.left_out += 1;
+        }
+        (may, left_out)
+    }
+}
 
 #[derive(Debug)]
 struct Recorded {
@@ -68,20 +106,26 @@ impl Incidents {
 
     /// Returns the latest incidents, oldest first.
     pub fn latest(&self) -> Vec<Incident> {
-        self.recorded().iter().map(|recorded| recorded.incident.clone()).collect()
+        self.state().recorded.iter().map(|recorded| recorded.incident.clone()).collect()
     }
 
     fn record(&self, kind: IncidentKind, what: String) {
         let at = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
         let now = Instant::now();
-        let mut recorded = self.recorded();
+        let mut state = self.state();
+        let State { recorded, lines } = &mut *state;
         // A repeated incident is counted and becomes the latest. It is logged again only after
         // `QUIET` without an occurrence, regardless of how many other incidents occur in between.
         let same =
             recorded.iter().rposition(|Recorded { incident, .. }| incident.kind == kind && incident.what == what);
         let former = same.and_then(|position| recorded.remove(position));
         if former.as_ref().is_none_or(|former| now.duration_since(former.last) >= QUIET) {
+            let (may, left_out) = lines.take(now);
+            if let Some(number) = left_out {
+                tracing::warn!("{number} incidents were not logged; `edge-agent status` lists the latest");
+            }
             match kind {
+                _ if !may => tracing::debug!("{what}"),
                 IncidentKind::Repaired => tracing::warn!("repaired: {what}"),
                 IncidentKind::Foreign => tracing::warn!("in the way: {what}"),
                 IncidentKind::Error => tracing::error!("{what}"),
@@ -94,7 +138,7 @@ impl Incidents {
         recorded.push_back(Recorded { incident: Incident { at, kind, what, times }, last: now });
     }
 
-    fn recorded(&self) -> MutexGuard<'_, VecDeque<Recorded>> {
+    fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -114,6 +158,16 @@ mod tests {
         }
         assert_eq!(incidents.latest().len(), MAX_INCIDENTS);
         assert!(incidents.latest().iter().all(|incident| incident.kind == IncidentKind::Repaired));
+    }
+
+    #[test]
+    fn a_bounded_number_of_incidents_is_logged_and_the_others_are_counted() {
+        let (mut lines, begun) = (Lines::default(), Instant::now());
+        let first: Vec<_> = (0..1000).map(|_| lines.take(begun)).collect();
+        assert_eq!(first.iter().filter(|(may, _)| *may).count(), 30);
+        assert!(first.iter().all(|(_, left_out)| left_out.is_none()));
+        assert_eq!(lines.take(begun + LOG_PERIOD), (true, Some(970)));
+        assert_eq!(lines.take(begun + LOG_PERIOD), (true, None));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
 use super::enforced_revocations::{EnforcedRevocations, valid_from};
 use super::environment::KernelEnvironment;
+use super::event_log::EventLog;
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
 use super::former_policies::FormerPolicies;
@@ -119,6 +120,8 @@ pub struct Driver {
     pub(super) path_mtus: PathMtuProbes,
     /// Failures of peers that wait for a common log line.
     pub(super) failures: FailureLog,
+    /// Events of peers that wait for a common log line.
+    pub(super) event_log: EventLog,
     /// What IKE has done, for metrics.
     pub(super) ike_counts: IkeCounts,
     pub(super) refusals: Refusals,
@@ -215,6 +218,7 @@ impl Driver {
             tcp,
             path_mtus: PathMtuProbes::new(config.path_mtu.probe, to_host.path_mtus),
             failures: FailureLog::default(),
+            event_log: EventLog::default(),
             ike_counts: IkeCounts::default(),
             refusals: Refusals::default(),
             settled: false,
@@ -372,6 +376,7 @@ impl Driver {
             self.endpoint.poll_timeout(),
             self.sas.next_expiry(),
             self.failures.due(),
+            self.event_log.due(),
             self.hub_returns.next_due(),
             idle,
             self.next_deferral_end(),
@@ -390,6 +395,9 @@ impl Driver {
         self.endpoint.handle_timeout(now, &mut self.environment);
         if let Some(line) = self.failures.end_period(now) {
             tracing::warn!("{line}");
+        }
+        for line in self.event_log.end_period(now) {
+            tracing::info!("{line}");
         }
         self.environment.save_reqids(now);
         self.changed_peers.extend(self.hub_returns.take_due(now));

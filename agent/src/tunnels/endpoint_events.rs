@@ -9,6 +9,7 @@ use edge_xfrm::{Reqid, Xfrm};
 use time::OffsetDateTime;
 
 use super::driver::Driver;
+use super::event_log::{PeerEvent, info_if};
 use super::on_demand::acquire_ends;
 use super::reqids::Reqids;
 use super::sa_table::{INHERITED_LINGER, OutboundSwitchOutcome, SaTable};
@@ -23,19 +24,22 @@ impl Driver {
             self.publish_internal_addresses(peer);
         }
         let moved = path_of(&event).cloned();
+        let now = self.now();
         match event {
             Event::IkeUp { peer, ike, local, remote, initiator, details } => {
                 let tcp = TcpConnectionId::of(remote.ip());
                 tcp.into_iter().for_each(|id| self.tcp.connections.authenticated(id, &peer));
                 let (local, remote) = (self.tcp.connections.real(local), self.tcp.connections.real(remote));
-                tracing::info!(
+                let loud = self.event_log.record(PeerEvent::IkeUp, &peer, now);
+                info_if!(
+                    loud,
                     ike = format_args!("{:016x}_{:016x}", ike.initiator, ike.responder),
                     %local, %remote, tcp = tcp.is_some(), initiator,
                     proposal = details.proposal,
                     authentication = details.authentication,
                     "IKE SA established"
                 );
-                details.not_served.sentences().for_each(|sentence| tracing::warn!("{sentence}"));
+                details.not_served.sentences().filter(|_| loud).for_each(|sentence| tracing::warn!("{sentence}"));
                 self.environment.internal_addresses.record(&peer, &details.internal_addresses);
                 if self.hub_returns.connected(&peer) {
                     self.changed_peers.insert(peer.clone());
@@ -51,7 +55,8 @@ impl Driver {
                 }
             }
             Event::IkeReplaced { peer, old, new } => {
-                tracing::info!(
+                info_if!(
+                    self.event_log.record(PeerEvent::IkeReplaced, &peer, now),
                     old = format_args!("{:016x}_{:016x}", old.initiator, old.responder),
                     new = format_args!("{:016x}_{:016x}", new.initiator, new.responder),
                     "IKE SA replaced"
@@ -60,11 +65,13 @@ impl Driver {
             }
             Event::IkeDown { peer, ike, reason } => {
                 let ike = format!("{:016x}_{:016x}", ike.initiator, ike.responder);
-                tracing::info!(ike, reason = why(reason), "IKE SA gone");
+                let loud = self.event_log.record(PeerEvent::IkeDown, &peer, now);
+                info_if!(loud, ike, reason = why(reason), "IKE SA gone");
                 self.mapped_changed |= self.desired.tunnels.get(&peer).is_none_or(|tunnel| tunnel.hub);
             }
             Event::ChildUp { peer, child, replaces } => {
-                tracing::info!(
+                info_if!(
+                    self.event_log.record(PeerEvent::ChildUp, &peer, now),
                     inbound = format_args!("{:08x}", child.inbound_spi),
                     outbound = format_args!("{:08x}", child.outbound_spi),
                     cipher = %child.cipher,
@@ -78,7 +85,8 @@ impl Driver {
                 }
             }
             Event::ChildRekeyed { peer, old, new, switch } => {
-                tracing::info!(
+                info_if!(
+                    self.event_log.record(PeerEvent::ChildRekeyed, &peer, now),
                     inbound = format_args!("{:08x}", new.inbound_spi),
                     outbound = format_args!("{:08x}", new.outbound_spi),
                     child = %new.purpose,
@@ -92,7 +100,8 @@ impl Driver {
             }
             Event::OutboundSwitch { peer, new, .. } => self.switch_outbound(&peer, new.id),
             Event::ChildDown { peer, child, reason } => {
-                tracing::info!(inbound = format_args!("{:08x}", child.0), reason = why(reason), "CHILD_SA gone");
+                let loud = self.event_log.record(PeerEvent::ChildDown, &peer, now);
+                info_if!(loud, inbound = format_args!("{:08x}", child.0), reason = why(reason), "CHILD_SA gone");
                 self.changed_peers.insert(peer.clone());
                 if let Err(error) = self.sas.remove(&mut self.environment.xfrm, child) {
                     self.environment.incidents.error(format!("peer {peer}: {error}"));
@@ -104,7 +113,8 @@ impl Driver {
                 self.forget_unwanted(&peer);
             }
             Event::PeerMoved { peer, children, local, remote, encapsulated } => {
-                tracing::info!(%local, %remote, encapsulated, "peer moved");
+                let loud = self.event_log.record(PeerEvent::Moved, &peer, now);
+                info_if!(loud, %local, %remote, encapsulated, "peer moved");
                 for id in children {
                     let Some(old) = self.sas.child(id) else { continue };
                     let moved = Arc::new(ChildSa { local, remote, encapsulated, ..(**old).clone() });
@@ -133,7 +143,12 @@ impl Driver {
             Event::Refused { from, identity, error } => {
                 let from = self.tcp.connections.real(from);
                 let identity = identity.map(|identity| identity.to_string());
-                tracing::warn!(%from, identity, "refused: {error}");
+                let stranger = PeerName::new(&from.ip().to_string());
+                if self.event_log.record(PeerEvent::Refused, &stranger, now) {
+                    tracing::warn!(%from, identity, "refused: {error}");
+                } else {
+                    tracing::debug!(%from, identity, "refused: {error}");
+                }
                 self.refusals.record(from, identity, error.to_string(), OffsetDateTime::now_utc());
             }
         }

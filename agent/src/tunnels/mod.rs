@@ -13,6 +13,7 @@
 //! - [`driver`]: the event loop.
 //! - `enforced_revocations`: the revocations of certificates that no SA of an earlier run outlived.
 //! - `endpoint_events`: the handling of the endpoint's events.
+//! - `event_log`: the choice of the events of peers that get a separate log line.
 //! - `event_sources`: the reading of datagrams and of the kernel's notifications.
 //! - `failure_log`: the choice of the failures that get a separate log line.
 //! - `former_policies`: the policies that an earlier run left in the kernel.
@@ -59,6 +60,7 @@ mod endpoint_events;
 mod enforced_revocations;
 mod environment;
 mod esp_key;
+mod event_log;
 mod event_sources;
 mod failure_log;
 mod former_policies;

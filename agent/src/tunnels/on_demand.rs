@@ -10,6 +10,7 @@ use edge_ike::{ChildConfig, ChildSa, Instant, PeerName, Purpose};
 
 use super::deferred_switch::DeferredSwitch;
 use super::driver::Driver;
+use super::event_log::{PeerEvent, info_if};
 use crate::desired::{DesiredTunnel, TunnelEnds};
 use crate::logging::peer_span;
 use crate::source_address::source_address;
@@ -99,7 +100,8 @@ impl Driver {
             }
             if self.endpoint.is_initiator(&peer) == Some(true) {
                 let _span = peer_span(&peer).entered();
-                tracing::info!("tunnel on demand closed: it is idle");
+                let loud = self.event_log.record(PeerEvent::Idle, &peer, now);
+                info_if!(loud, "tunnel on demand closed: it is idle");
                 self.endpoint.terminate(&peer, now, &mut self.environment);
             } else {
                 self.watch_if_on_demand(&peer, now);

@@ -14,6 +14,7 @@ use edge_xfrm::events::EspEvent;
 
 use super::driver::Driver;
 use super::environment::KernelEnvironment;
+use super::event_log::{PeerEvent, info_if};
 use crate::clock::boot_time;
 use crate::desired::{Origin, PeerChanges, PermittedTraffic};
 use crate::init_probe::{self, NON_ESP_MARKER};
@@ -106,11 +107,12 @@ impl Driver {
         for Change { peer, new_limit } in changes {
             let _span = peer_span(peer).entered();
             let Some(known) = self.path_mtus.table.of(peer) else { continue };
+            let loud = *new_limit && self.event_log.record(PeerEvent::PathMtu, peer, boot_time());
             match known.limit {
                 Some(limit) if *new_limit => {
-                    tracing::info!(bytes = limit, "the path carries only smaller packets than the pods' MTU");
+                    info_if!(loud, bytes = limit, "the path carries only smaller packets than the pods' MTU");
                 }
-                None if *new_limit => tracing::info!("the path carries packets of the pods' MTU again"),
+                None if *new_limit => info_if!(loud, "the path carries packets of the pods' MTU again"),
                 _ if known.unanswered => tracing::debug!("the peer does not answer probes of the path MTU"),
                 _ => {}
             }

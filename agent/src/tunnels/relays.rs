@@ -13,6 +13,7 @@ use ring::rand::SecureRandom;
 use tokio::runtime::Handle;
 
 use super::driver::Driver;
+use super::event_log::{PeerEvent, info_if};
 use crate::candidate_addresses::MAX_CANDIDATES;
 use crate::clock::boot_time;
 use crate::config::RelaySection;
@@ -271,7 +272,8 @@ impl Driver {
             (Opened::Known, Some(remote)) if remote == address => return self.try_direct(peer, now),
             (Opened::Known, _) => {}
             (Opened::New, _) => {
-                tracing::info!(%peer, %hub, %address, "the hub relays to the peer");
+                let loud = self.event_log.record(PeerEvent::Relayed, peer, now);
+                info_if!(loud, %peer, %hub, %address, "the hub relays to the peer");
                 self.set_peer(peer, now);
             }
         }
