@@ -307,6 +307,7 @@ impl AdminHandler {
             relayed_pairs: report.relayed_pairs,
             ike: report.ike,
             refusals: report.refusals,
+            missing_ciphers: report.missing_ciphers,
             obstacles: host.obstacles.clone(),
             dropped,
             host,

@@ -111,6 +111,7 @@ fn healthy() -> Facts {
         relayed_pairs: 0,
         ike: Default::default(),
         refusals: vec![],
+        missing_ciphers: vec![],
         host: crate::host::HostState { firewall: true, pod_mtu: 1420, ..Default::default() },
         obstacles: vec![],
         dropped: vec![],

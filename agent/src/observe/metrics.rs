@@ -261,6 +261,7 @@ mod tests {
                 failures: [("timeout".to_owned(), 6)].into(),
             },
             refusals: vec![],
+            missing_ciphers: vec![],
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],

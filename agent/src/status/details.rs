@@ -255,6 +255,7 @@ mod tests {
             relayed_pairs: 0,
             ike: Default::default(),
             refusals: vec![],
+            missing_ciphers: vec![],
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],

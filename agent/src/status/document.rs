@@ -51,6 +51,9 @@ pub struct Status {
     /// first.
     #[serde(default)]
     pub refusals: Vec<Refusal>,
+    /// Ciphers of peers that this kernel lacks, as CHILD_SAs name them. Peers are not offered them.
+    #[serde(default)]
+    pub missing_ciphers: Vec<String>,
     /// Routes, addresses and firewall.
     pub host: HostState,
     /// Obstacles that keep pods' packets from arriving, each with the command that removes it.
@@ -85,6 +88,8 @@ pub struct TunnelsReport {
     pub ike: IkeCounters,
     /// The latest initiators that were refused before they were known as a peer, oldest first.
     pub refusals: Vec<Refusal>,
+    /// Ciphers of peers that this kernel lacks.
+    pub missing_ciphers: Vec<String>,
 }
 
 /// Refusals of an initiator that is not known as a peer.
@@ -126,7 +131,7 @@ pub struct PeerReport {
     /// Source of the peer: `view` or `configuration`.
     pub origin: String,
     /// `idle`, `on-demand` (the next packet sets up the tunnel), `connecting`, `waiting` (for the
-    /// next attempt) or `up`.
+    /// next attempt) or `up` (an inbound and an outbound SA are in the kernel).
     pub phase: String,
     /// Reqid of the policies and SAs of the peer's first child.
     pub reqid: Option<u32>,

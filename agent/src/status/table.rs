@@ -100,6 +100,13 @@ pub fn render(status: &Status) -> String {
     if status.relayed_pairs > 0 {
         let _ = writeln!(text, "relay between {} pairs of nodes", status.relayed_pairs);
     }
+    if !status.missing_ciphers.is_empty() {
+        let _ = writeln!(
+            text,
+            "this kernel has no ESP with {}: peers are not offered it",
+            status.missing_ciphers.join(", ")
+        );
+    }
     for Refusal { at, from, identity, error, times } in &status.refusals {
         let identity = identity.as_deref().map(|identity| format!(" as {identity}")).unwrap_or_default();
         let times = if *times > 1 { format!(" ({times} times)") } else { String::new() };

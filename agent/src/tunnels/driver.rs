@@ -25,6 +25,7 @@ use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
 use super::enforced_revocations::{EnforcedRevocations, valid_from};
 use super::environment::KernelEnvironment;
+use super::esp_key::kernel_has;
 use super::event_log::EventLog;
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
@@ -36,6 +37,7 @@ use super::ike_counts::IkeCounts;
 use super::ike_sockets;
 use super::internal_address_store::InternalAddressStore;
 use super::kernel_policies::KernelPolicies;
+use super::kernel_refusals::KernelRefusals;
 use super::path_mtu_probes::PathMtuProbes;
 use super::refusals::Refusals;
 use super::relays::Relays;
@@ -125,6 +127,8 @@ pub struct Driver {
     /// What IKE has done, for metrics.
     pub(super) ike_counts: IkeCounts,
     pub(super) refusals: Refusals,
+    /// The ciphers that the kernel lacks, and the SAs that it refused.
+    pub(super) kernel_refusals: KernelRefusals,
     /// Whether a complete desired state has been applied.
     pub(super) settled: bool,
     /// How this node, if it is a hub, leaves its edges to another hub before it ends.
@@ -221,6 +225,7 @@ impl Driver {
             event_log: EventLog::default(),
             ike_counts: IkeCounts::default(),
             refusals: Refusals::default(),
+            kernel_refusals: KernelRefusals::default(),
             settled: false,
             hand_over: HandOver::new(kept),
             host,
@@ -446,6 +451,7 @@ impl Driver {
         for name in &changes.gone {
             let reqids = self.environment.reqids.all_of(name);
             self.environment.revocations.forget(name);
+            self.kernel_refusals.forget(name);
             self.environment.internal_addresses.forget(name);
             if let Err(error) = self.sas.forget(&mut self.environment.xfrm, name, &reqids) {
                 let _span = peer_span(name).entered();
@@ -556,7 +562,10 @@ impl Driver {
         let inherits = *assignment == AddressAssignment::Off;
         let keeps_policies = !matches!(assignment, AddressAssignment::Pool(_));
         let peer = self.with_relayed_address(name, tunnel);
-        let mut peer = self.with_tcp_address(name, peer);
+        let peer = self.with_tcp_address(name, peer);
+        let KernelEnvironment { xfrm, random, incidents, .. } = &mut self.environment;
+        let has = |cipher| kernel_has(cipher, xfrm, random, incidents);
+        let mut peer = self.kernel_refusals.without_missing_ciphers(peer, has);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
         let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children

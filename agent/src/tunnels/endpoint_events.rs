@@ -210,9 +210,21 @@ impl Driver {
         self.environment.reqids.assign_part(peer, &child.purpose, now);
         let Some(reqids) = self.environment.reqids_of_sas(peer, &child.purpose) else { return };
         if let Err(error) = self.sas.install_inbound(&mut self.environment.xfrm, peer, reqids, child) {
-            self.environment.incidents.error(format!("peer {peer}: {error}"));
+            self.sa_refused(peer, &error);
+        }
+    }
+
+    /// Handles an SA that the kernel refused. A rekey replaces its CHILD_SA, with other SPIs. A
+    /// peer whose SAs are refused again and again is rekeyed at each comparison with the kernel.
+    fn sa_refused(&mut self, peer: &PeerName, error: &edge_xfrm::Error) {
+        self.environment.incidents.error(format!("peer {peer}: {error}"));
+        let now = self.now();
+        if self.kernel_refusals.sa_refused(peer, error, now) {
+            self.to_rekey.insert(peer.clone());
+        } else {
             self.rekey_at_check(peer);
         }
+        self.changed_peers.insert(peer.clone());
     }
 
     /// Schedules a rekey for the next comparison with the kernel, because the kernel refused an SA
@@ -245,12 +257,14 @@ impl Driver {
             self.check_soon();
         }
         match outcome {
-            Ok(OutboundSwitchOutcome::Switched) => {}
-            Ok(OutboundSwitchOutcome::NeedsRekey) => drop(self.to_rekey.insert(peer.clone())),
-            Err(error) => {
-                self.environment.incidents.error(format!("peer {peer}: {error}"));
-                self.rekey_at_check(peer);
+            Ok(OutboundSwitchOutcome::Switched) => {
+                // The inbound SA, or one of another tunnel of the peer, may have been refused.
+                if self.sas.is_complete(child) && self.sas.all_stand(peer) {
+                    self.kernel_refusals.sas_stand(peer);
+                }
             }
+            Ok(OutboundSwitchOutcome::NeedsRekey) => drop(self.to_rekey.insert(peer.clone())),
+            Err(error) => self.sa_refused(peer, &error),
         }
         if let Some(reqids) = reqids {
             let until = self.now() + INHERITED_LINGER;

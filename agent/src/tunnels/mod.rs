@@ -26,6 +26,7 @@
 //! - `internal_address_store`: the internal addresses of static peers, across restarts.
 //! - `kernel_events`: the handling of the kernel's notifications.
 //! - `kernel_policies`: the policies in the kernel, and their comparison with the desired policies.
+//! - `kernel_refusals`: the ciphers that the kernel lacks, and the SAs that it refused.
 //! - `leaving_hub`: a hub's last seconds, in which edges and cloud nodes change to another hub.
 //! - `mapped_addresses`: this node's addresses as the hubs see them.
 //! - `not_carried`: the networks that are configured for a peer but that no CHILD_SA carries.
@@ -75,6 +76,7 @@ mod internal_address_obstacle;
 mod internal_address_store;
 mod kernel_events;
 mod kernel_policies;
+mod kernel_refusals;
 mod leaving_hub;
 mod mapped_addresses;
 mod not_carried;

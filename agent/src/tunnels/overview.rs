@@ -33,6 +33,8 @@ pub struct TunnelsOverview {
     pub(super) ike: IkeCounters,
     /// The latest initiators that were refused before they were known as a peer, oldest first.
     pub(super) refusals: Vec<Refusal>,
+    /// Ciphers of peers that the kernel lacks.
+    pub(super) missing_ciphers: Vec<String>,
 }
 
 /// Reads the SAs in the kernel; none if that fails.
@@ -72,6 +74,7 @@ impl TunnelsOverview {
             relayed_pairs: self.relayed_pairs,
             ike: self.ike,
             refusals: self.refusals,
+            missing_ciphers: self.missing_ciphers,
         }
     }
 }

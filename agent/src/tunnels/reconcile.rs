@@ -77,7 +77,7 @@ impl Driver {
         let now = self.now();
         for peer in std::mem::take(&mut self.changed_peers) {
             let tunnel = self.desired.tunnels.get(&peer);
-            if tunnel.is_some_and(|tunnel| tunnel.counts()) && self.sas.sends(&peer) {
+            if tunnel.is_some_and(|tunnel| tunnel.counts()) && self.sas.stands(&peer) {
                 self.up_from_view.insert(peer.clone());
             } else {
                 self.up_from_view.remove(&peer);

@@ -60,6 +60,7 @@ impl Driver {
             relayed_pairs: self.relays.hub.pairs(),
             ike: self.ike_counts.with(self.endpoint.sent_requests()),
             refusals: self.refusals.latest(),
+            missing_ciphers: self.kernel_refusals.missing_ciphers(),
         }
     }
 
@@ -76,7 +77,9 @@ impl Driver {
             None | Some(Phase::Idle) => "idle",
             Some(Phase::Connecting) => "connecting",
             Some(Phase::Waiting { .. }) => "waiting",
-            Some(Phase::Up) => "up",
+            Some(Phase::Up) if self.sas.stands(name) => "up",
+            // The kernel refused an SA, or has lost one. A rekey makes another one.
+            Some(Phase::Up) => "connecting",
         };
         PeerReport {
             name: name.to_string(),
@@ -113,8 +116,11 @@ impl Driver {
                 .map(|(hub, reason)| format!("hub {hub} does not relay: {reason}")),
             mapping: self.mapping(name, tunnel, status),
             path_mtu: self.path_mtu(name),
-            last_error: status
-                .and_then(|status| status.last_error.as_ref())
+            last_error: self
+                .kernel_refusals
+                .reason(name)
+                .map(str::to_owned)
+                .or_else(|| status.and_then(|status| status.last_error.as_ref()).map(ToString::to_string))
                 .map(|error| format!("peer {name}: {error}")),
             requests_refused: status.map_or(0, |status| status.requests_refused),
         }

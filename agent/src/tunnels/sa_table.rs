@@ -160,6 +160,28 @@ impl SaTable {
         self.peers.get(peer).is_some_and(|of_peer| of_peer.values().any(|of_purpose| self.sends_with(of_purpose)))
     }
 
+    /// Returns whether both SAs of a CHILD_SA stand in the kernel.
+    pub(super) fn is_complete(&self, id: ChildId) -> bool {
+        self.children.get(&id).is_some_and(|child| child.inbound.is_some() && child.outbound.is_some())
+    }
+
+    /// Returns whether a tunnel of the peer has an inbound and an outbound SA in the kernel. While
+    /// one CHILD_SA replaces another one, they may belong to different ones.
+    pub(super) fn stands(&self, peer: &PeerName) -> bool {
+        self.peers.get(peer).is_some_and(|of_peer| of_peer.values().any(|of_purpose| self.stands_with(of_purpose)))
+    }
+
+    /// Returns whether each tunnel of the peer that has CHILD_SAs has both SAs in the kernel.
+    pub(super) fn all_stand(&self, peer: &PeerName) -> bool {
+        let stands = |of_purpose: &PurposeSas| of_purpose.children.is_empty() || self.stands_with(of_purpose);
+        self.peers.get(peer).is_some_and(|of_peer| of_peer.values().all(stands))
+    }
+
+    fn stands_with(&self, of_purpose: &PurposeSas) -> bool {
+        let receives = |id: &ChildId| self.children.get(id).is_some_and(|child| child.inbound.is_some());
+        self.sends_with(of_purpose) && of_purpose.children.iter().any(receives)
+    }
+
     fn sends_with(&self, of_purpose: &PurposeSas) -> bool {
         let sends = |id: &ChildId| self.children.get(id).is_some_and(|child| child.outbound.is_some());
         of_purpose.children.iter().any(sends)

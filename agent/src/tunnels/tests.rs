@@ -275,6 +275,16 @@ fn inbound_sa(reqid: Reqid) -> SaParams {
     }
 }
 
+fn outbound_sa_of_another() -> SaParams {
+    SaParams {
+        direction: SaDirection::Out,
+        source: "192.0.2.7".parse().unwrap(),
+        destination: "192.0.2.1".parse().unwrap(),
+        spi: 0x100,
+        ..inbound_sa(Reqid::tunnel(99).unwrap())
+    }
+}
+
 #[test]
 #[ignore = "runs in a namespace, started by the test before"]
 fn an_sa_of_a_child() {
@@ -308,6 +318,21 @@ fn an_sa_of_a_child() {
         let reqids = driver.environment.reqids_of_sas(&moon, &child.purpose).unwrap();
         let reqid = reqids.inbound;
         driver.sas.install_inbound(&mut driver.environment.xfrm, &moon, reqids, &child.into()).unwrap();
+        // The SPI of the outbound SA is taken, as if two peers behind one NAT had chosen it.
+        let taken = outbound_sa_of_another();
+        driver.environment.xfrm.add_sa(&taken).unwrap();
+        driver.switch_outbound(&moon, ChildId(SPI));
+        assert!(!driver.sas.stands(&moon), "the tunnel cannot send");
+        assert!(driver.kernel_refusals.reason(&moon).unwrap().contains("exists already"));
+        assert_eq!(std::mem::take(&mut driver.to_rekey), [moon.clone()].into(), "another CHILD_SA replaces it");
+        driver.switch_outbound(&moon, ChildId(SPI));
+        assert!(driver.to_rekey.is_empty(), "not again and again");
+        driver.check_kernel();
+        assert_eq!(std::mem::take(&mut driver.to_rekey), [moon.clone()].into(), "at the next comparison");
+        // The comparison may have deleted it, since no peer has its reqid.
+        let _ = driver.environment.xfrm.delete_sa(taken.id());
+        driver.switch_outbound(&moon, ChildId(SPI));
+        assert!(driver.sas.stands(&moon) && driver.kernel_refusals.reason(&moon).is_none());
         let id = inbound_sa(reqid).id();
         // A reservation with this SPI has expired, or an SA of another protocol was deleted.
         for event in

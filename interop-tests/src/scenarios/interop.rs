@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     /// Scenarios of other subjects: moves from strongSwan, and variants of rows.
-    const OTHERS: [&str; 8] = [
+    const OTHERS: [&str; 9] = [
         "strongswan/migrate-psk",
         "strongswan/migrate-certificates",
         "strongswan/mobike-ipv6-",
@@ -236,6 +236,7 @@ mod tests {
         "strongswan/transport-nat-",
         "strongswan/chacha-p256-ipv6",
         "strongswan/mobike-nat-",
+        "strongswan/refused-sa",
     ];
 
     #[test]

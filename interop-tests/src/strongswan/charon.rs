@@ -228,6 +228,15 @@ impl<'a> Charon<'a> {
         Self::start_with(node, MANY_PEERS_CONF, connection)
     }
 
+    /// Starts charon as [`Self::start`] does. The SPIs of its inbound SAs are in this range.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Self::start`].
+    pub fn start_with_spis(node: &'a Node, first: u32, last: u32, connection: &Connection) -> Result<Self> {
+        let range = format!("charon-systemd {{\n  spi_min = {first:#x}\n  spi_max = {last:#x}\n");
+        Self::start_with(node, &STRONGSWAN_CONF.replacen("charon-systemd {\n", &range, 1), connection)
+    }
+
     fn start_with(node: &'a Node, settings: &str, connection: &Connection) -> Result<Self> {
         let mut charon = Self::spawn(node, settings)?;
         charon.load(connection)?;

@@ -17,6 +17,7 @@ use crate::reqid::Reqid;
 use crate::sa::{self, Features, Sa, SaDirection, SaId, SaParams, SpiRange};
 use crate::uapi;
 
+mod algorithms;
 mod policies;
 
 /// Maximum time that a packet is assumed to take from the lookup of its SA to its encryption. It

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("a_refused_sa_is_reported_without_its_key", Root, refused_without_key),
     ("a_reserved_spi_becomes_an_sa", Esp, reservation),
     ("packets_of_both_families_pass_with_every_cipher_and_encapsulation", Esp, every_kind),
+    ("a_kernel_is_asked_which_ciphers_it_has_and_keeps_nothing", Esp, supported),
     ("an_older_kernels_way_to_install_sas_works", Esp, older_kernel),
     ("an_sa_of_another_is_left_alone", Esp, others_sa),
     ("limits_of_packets_tell_when_to_rekey_and_end_the_sa", Esp, limits),
@@ -93,6 +94,23 @@ fn every_kind() {
             }
         }
     }
+}
+
+fn supported() {
+    Namespace::new().run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        for algorithm in [
+            Algorithm::Aes256Gcm16,
+            Algorithm::ChaCha20Poly1305,
+            Algorithm::AesCbc(AesKeyLength::Bits256, Integrity::HmacSha384),
+        ] {
+            let key = EspKey::new(algorithm, &KEY.repeat(5)[..algorithm.key_length()]).unwrap();
+            for _ in 0..2 {
+                assert!(xfrm.supports(&key).unwrap(), "{algorithm:?}");
+            }
+        }
+        assert_eq!(xfrm.sas().unwrap(), []);
+    });
 }
 
 fn older_kernel() {

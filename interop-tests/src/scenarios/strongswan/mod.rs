@@ -10,6 +10,7 @@ mod mobike;
 mod on_demand;
 mod own_lan;
 mod paths;
+mod refused_sa;
 mod revoked;
 mod selectors;
 mod transport;
@@ -276,6 +277,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "strongswan/own-lan-responder",
         "charon initiates for 0.0.0.0/0 and ::/0, edge-agent's LAN among them: the LAN's hosts find and reach each other",
         |lab| own_lan::run(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/refused-sa",
+        "edge-agent's kernel refuses the outbound SA, whose SPI is taken: it says so, is not up, and rekeys until there is another",
+        refused_sa::run,
     ),
     scenario(
         "strongswan/chacha-p256-ipv6",
