@@ -279,6 +279,9 @@ fn of_two_hubs_with_the_same_networks_one_takes_the_packets_and_both_may_send() 
     assert_eq!(used([TunnelState::Returned, TunnelState::Up]), second);
     assert_eq!(used([TunnelState::Returned, TunnelState::Down]), first);
     assert_eq!(used([TunnelState::Up, TunnelState::Up]), first);
+    assert_eq!(used([TunnelState::Down, TunnelState::Leaving]), second, "it still carries packets");
+    assert_eq!(used([TunnelState::Leaving, TunnelState::Returned]), second);
+    assert_eq!(used([TunnelState::Leaving, TunnelState::Leaving]), first);
 }
 
 #[test]

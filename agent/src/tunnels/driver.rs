@@ -406,6 +406,7 @@ impl Driver {
         }
         self.environment.save_reqids(now);
         self.changed_peers.extend(self.hub_returns.take_due(now));
+        self.ask_hubs_that_stayed(now);
         self.end_deferrals(now);
         self.ask_for_relays(now);
         self.tcp_timeout(now);
@@ -515,7 +516,7 @@ impl Driver {
                         heard.push(peer.clone());
                     }
                     self.endpoint.esp_received(peer, event.id.spi, now);
-                    if self.hub_returns.heard(peer, now) {
+                    if self.hub_returns.heard(peer) {
                         self.changed_peers.insert(peer.clone());
                     }
                 }

@@ -45,6 +45,7 @@ impl Driver {
                     self.changed_peers.insert(peer.clone());
                 }
                 self.peer_heard(&peer);
+                self.tell_late_edge(&peer);
                 // An IKE SA with a hub shows that this node or the hub is connected to its network
                 // again.
                 let hub = self.desired.tunnels.get(&peer).is_some_and(|tunnel| tunnel.hub);
@@ -199,8 +200,7 @@ impl Driver {
 
     /// Handles a peer that answers again after it did not answer.
     pub(super) fn peer_heard(&mut self, peer: &PeerName) {
-        let now = self.now();
-        if self.hub_returns.heard(peer, now) {
+        if self.hub_returns.heard(peer) {
             self.changed_peers.insert(peer.clone());
         }
     }

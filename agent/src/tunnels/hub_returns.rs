@@ -3,8 +3,8 @@
 //! used immediately, since it may be lost again, and since other nodes detect its return at
 //! different moments.
 //!
-//! A hub that has announced its end ([`HubReturns::leaving`]) counts as lost while its tunnel still
-//! carries what other nodes send through it.
+//! A hub that has announced its end ([`HubReturns::leaving`]) is used only if no other hub is up,
+//! while its tunnel still carries what other nodes send through it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(super) struct HubReturns {
 
 impl HubReturns {
     /// Returns the state of a peer's tunnel. Only the state of a hub can be
-    /// [`TunnelState::Returned`].
+    /// [`TunnelState::Returned`] or [`TunnelState::Leaving`].
     pub(super) fn state(
         &mut self,
         tunnel: Option<&Arc<DesiredTunnel>>,
@@ -64,7 +64,9 @@ impl HubReturns {
             if self.up.remove(hub) {
                 self.lost.insert(hub.clone());
             }
-            return TunnelState::Down;
+            // If no other hub is left, packets go through this one to its end.
+            let carries = up && !self.silent.contains(hub);
+            return if carries { TunnelState::Leaving } else { TunnelState::Down };
         }
         self.up.insert(hub.clone());
         if self.lost.remove(hub) {
@@ -81,13 +83,9 @@ impl HubReturns {
     }
 
     /// Records that a message from a peer arrived. Returns `true` if the peer is a hub that did not
-    /// answer before, or that announced its end [`LEAVING`] ago.
-    pub(super) fn heard(&mut self, peer: &PeerName, now: Instant) -> bool {
-        let stays = self.leaving.get(peer).is_some_and(|until| *until <= now);
-        if stays {
-            self.leaving.remove(peer);
-        }
-        self.silent.remove(peer) || stays
+    /// answer before.
+    pub(super) fn heard(&mut self, peer: &PeerName) -> bool {
+        self.silent.remove(peer)
     }
 
     /// Records that a hub has announced its end. Returns `true` if that is new.
@@ -114,9 +112,16 @@ impl HubReturns {
         self.returned.remove(hub);
     }
 
-    /// Returns the time at which [`Self::take_due`] next returns a hub.
+    /// Returns the time at which [`Self::take_due`] or [`Self::take_stayed`] next returns a hub.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.returned.values().min().copied()
+        self.returned.values().chain(self.leaving.values()).min().copied()
+    }
+
+    /// Removes and returns the hubs that announced their end [`LEAVING`] ago and still have a
+    /// tunnel. Maybe they have stayed, or have ended unnoticed, so they must be asked. They are not
+    /// used before the answer is due, because a hub that was lost must be up for [`HOLD`].
+    pub(super) fn take_stayed(&mut self, now: Instant) -> Vec<PeerName> {
+        self.leaving.extract_if(|_, until| *until <= now).map(|(hub, _)| hub).collect()
     }
 
     /// Removes and returns the hubs that may be used again.
@@ -155,7 +160,7 @@ mod tests {
         assert_eq!(returns.observe(&hub, true, at(0)), TunnelState::Up);
         returns.silent.insert(hub.clone());
         assert_eq!(returns.observe(&hub, true, at(1)), TunnelState::Down);
-        assert!(returns.heard(&hub, at(2)) && !returns.heard(&hub, at(2)));
+        assert!(returns.heard(&hub) && !returns.heard(&hub));
         assert_eq!(returns.observe(&hub, true, at(2)), TunnelState::Returned);
         assert_eq!(returns.observe(&hub, true, at(32)), TunnelState::Up);
         // The tunnel of the silent hub goes down, and a new tunnel comes up.
@@ -171,10 +176,10 @@ mod tests {
         let (mut returns, hub) = (HubReturns::default(), PeerName::new("hub-1"));
         assert_eq!(returns.observe(&hub, true, at(0)), TunnelState::Up);
         assert!(returns.leaving(&hub, at(10)) && !returns.leaving(&hub, at(10)));
-        assert_eq!(returns.observe(&hub, true, at(10)), TunnelState::Down);
+        assert_eq!(returns.observe(&hub, true, at(10)), TunnelState::Leaving);
         // It still forwards what cloud nodes send, and answers what is asked on its IKE SA.
-        assert!(!returns.heard(&hub, at(12)));
-        assert_eq!((returns.observe(&hub, true, at(12)), returns.leaves(&hub)), (TunnelState::Down, true));
+        assert!(!returns.heard(&hub));
+        assert_eq!((returns.observe(&hub, true, at(12)), returns.leaves(&hub)), (TunnelState::Leaving, true));
         assert!(returns.connected(&hub) && !returns.connected(&hub));
         assert_eq!(returns.observe(&hub, true, at(20)), TunnelState::Returned);
         assert_eq!((returns.take_due(at(50)), returns.leaves(&hub)), (vec![hub.clone()], false));
@@ -186,8 +191,31 @@ mod tests {
         let (mut returns, hub) = (HubReturns::default(), PeerName::new("hub-1"));
         returns.observe(&hub, true, at(0));
         returns.leaving(&hub, at(0));
-        assert_eq!(returns.observe(&hub, true, at(59)), TunnelState::Down);
-        assert!(!returns.heard(&hub, at(59)) && returns.heard(&hub, at(60)));
-        assert_eq!(returns.observe(&hub, true, at(60)), TunnelState::Returned);
+        assert_eq!(returns.observe(&hub, true, at(59)), TunnelState::Leaving);
+        // Nothing of the hub need arrive.
+        assert_eq!((returns.next_due(), returns.take_stayed(at(59))), (Some(at(60)), vec![]));
+        assert_eq!(returns.take_stayed(at(60)), std::slice::from_ref(&hub));
+        assert_eq!((returns.observe(&hub, true, at(60)), returns.leaves(&hub)), (TunnelState::Returned, false));
+        assert_eq!(returns.next_due(), Some(at(90)));
+        // It has ended after all, and does not answer.
+        returns.silent.insert(hub.clone());
+        assert_eq!(returns.observe(&hub, true, at(68)), TunnelState::Down);
+        assert_eq!(returns.next_due(), None);
+    }
+
+    #[test]
+    fn of_two_hubs_of_which_one_is_lost_the_one_that_leaves_is_used_until_it_is_silent() {
+        let mut returns = HubReturns::default();
+        let [lost, leaving] = ["hub-1", "hub-2"].map(PeerName::new);
+        for hub in [&lost, &leaving] {
+            assert_eq!(returns.observe(hub, true, at(0)), TunnelState::Up);
+        }
+        returns.leaving(&leaving, at(10));
+        assert_eq!(returns.observe(&lost, false, at(10)), TunnelState::Down);
+        // The best state comes first.
+        assert!(returns.observe(&leaving, true, at(10)) < TunnelState::Down);
+        assert!(returns.observe(&leaving, true, at(10)) > TunnelState::Returned);
+        returns.silent.insert(leaving.clone());
+        assert_eq!(returns.observe(&leaving, true, at(16)), TunnelState::Down);
     }
 }

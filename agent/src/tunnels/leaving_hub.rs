@@ -53,6 +53,21 @@ impl Driver {
         true
     }
 
+    /// Tells an edge whose IKE SA was being negotiated when the hand-over began.
+    pub(super) fn tell_late_edge(&mut self, edge: &PeerName) {
+        if self.hand_over.has_begun() && self.endpoint.takes_agent_notifications(edge) {
+            self.notify(edge, AgentNotification::HubLeaving);
+        }
+    }
+
+    /// Asks hubs that announced their end a minute ago whether they are there.
+    pub(super) fn ask_hubs_that_stayed(&mut self, now: edge_ike::Instant) {
+        for hub in self.hub_returns.take_stayed(now) {
+            self.endpoint.check_liveness(&hub, now, &mut self.environment);
+            self.changed_peers.insert(hub);
+        }
+    }
+
     /// Handles the announcement of a hub that it ends.
     pub(super) fn hub_leaving(&mut self, hub: &PeerName) {
         // Only a hub of the view has others beside it.

@@ -35,6 +35,8 @@ pub enum TunnelState {
     Up,
     /// The tunnel can send again, but has been able to only for a short time.
     Returned,
+    /// The tunnel can send, but the peer has announced that it ends soon.
+    Leaving,
     /// The tunnel cannot send.
     Down,
 }

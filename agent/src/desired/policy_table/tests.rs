@@ -46,7 +46,8 @@ fn some_networks() -> impl Strategy<Value = Vec<usize>> {
 
 fn change() -> impl Strategy<Value = TableChange> {
     let peer = || 0..PEERS;
-    let state = prop::sample::select(vec![TunnelState::Up, TunnelState::Returned, TunnelState::Down]);
+    let state =
+        prop::sample::select(vec![TunnelState::Up, TunnelState::Returned, TunnelState::Leaving, TunnelState::Down]);
     let ends = (0..3u8, some_networks(), some_networks(), state).prop_map(
         |(remote, local_selectors, remote_selectors, state)| Ends { remote, local_selectors, remote_selectors, state },
     );
