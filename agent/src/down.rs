@@ -15,7 +15,7 @@ use rtnetlink::RouteMessageBuilder;
 use crate::config::Config;
 use crate::host::firewall::PODS_TABLE;
 use crate::host::{self, firewall, obstacles};
-use crate::install_cni::{self, CONFLIST};
+use crate::install_cni;
 use crate::socket_holder;
 use crate::stdout::print;
 
@@ -178,7 +178,7 @@ fn close_pods(config: &Config) -> anyhow::Result<()> {
 }
 
 fn make_pods_table(config: &Config) -> anyhow::Result<()> {
-    let (plugin, conflist) = (config.cni.bin_dir.join("edge-cni"), config.cni.conf_dir.join(CONFLIST));
+    let (plugin, conflist) = (config.cni.bin_dir.join("edge-cni"), config.cni.conflist());
     if !plugin.exists() {
         bail!(
             "the plugin {} is missing; copy it there with `edge-agent install-cni --plugin FILE`, or remove the pods, and run `edge-agent down` again",

@@ -35,7 +35,7 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
     refuse_attached_pods(extent)?;
     let mut removal = Removal::default();
     // Without the conflist, the runtime attaches no more pods.
-    let conflist = config.cni.conf_dir.join(install_cni::CONFLIST);
+    let conflist = config.cni.conflist();
     remove_file(&mut removal, &conflist);
     // A pod may have been attached since the first check.
     refuse_attached_pods(extent)?;

@@ -7,6 +7,7 @@ mod distinguished_name;
 mod duration;
 mod encap;
 mod firewall;
+mod host_address;
 mod identity;
 mod observe;
 mod on_demand;
@@ -157,6 +158,9 @@ pub struct ControllerSection {
     pub take_back: Option<Duration>,
 }
 
+/// Name of the plugin's conflist. The runtime uses the file whose name sorts first.
+pub const CONFLIST: &str = "10-edge-cni.conflist";
+
 /// The table `[cni]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -184,6 +188,11 @@ impl Default for CniSection {
 }
 
 impl CniSection {
+    /// Returns the path of the plugin's conflist.
+    pub fn conflist(&self) -> PathBuf {
+        self.conf_dir.join(CONFLIST)
+    }
+
     fn check(&self) -> Result<(), String> {
         for plugin in self.plugins.iter().flatten() {
             match plugin.get("type").and_then(toml::Value::as_str) {
@@ -430,7 +439,7 @@ impl Config {
             ));
         }
         for address in &self.resolvers_behind_tunnels {
-            contradictions::check_host("resolvers_behind_tunnels", address)?;
+            host_address::check_host("resolvers_behind_tunnels", address)?;
         }
         if self.controller.is_none() && self.peers.is_empty() {
             return Err("neither [controller] nor any [[peer]]: there is nothing to do; add one of them".into());
@@ -443,7 +452,7 @@ impl Config {
                 return Err(format!("[controller]: {url:?} is not an https:// URL"));
             }
             for address in &controller.advertise {
-                contradictions::check_host("[controller]: advertise", address)?;
+                host_address::check_host("[controller]: advertise", address)?;
             }
         }
         if let Some(controller) = &self.controller {

@@ -18,8 +18,8 @@ use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use super::child::{ChildSection, DEFAULT_CHILD, MAX_CHILD_SAS, MAX_CHILDREN};
-use super::contradictions::check_host;
 use super::encap::Encap;
+use super::host_address::check_host;
 use super::peer_collisions::PeerEnds;
 use super::remote::Remote;
 use super::secret::{self, SecretText};

@@ -17,7 +17,6 @@ use super::network_state::{Link, NetworkState};
 use crate::config::Config;
 use crate::desired::Desired;
 use crate::incidents::Incidents;
-use crate::install_cni::CONFLIST;
 
 /// `EEXIST`, as a positive number.
 const ALREADY_THERE: i32 = 17;
@@ -149,7 +148,7 @@ impl PodBridge {
     }
 
     pub(super) fn conflist(&self) -> PathBuf {
-        self.config.cni.conf_dir.join(CONFLIST)
+        self.config.cni.conflist()
     }
 
     pub(super) fn plugin(&self) -> PathBuf {

@@ -16,12 +16,9 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::attached_pods;
-use crate::config::Config;
+use crate::config::{CONFLIST, Config};
 use crate::state_dir::replace_file;
 use crate::stdout::print;
-
-/// Name of the conflist. The runtime uses the file whose name sorts first.
-pub const CONFLIST: &str = "10-edge-cni.conflist";
 
 /// Type and program name of the plugin.
 const PLUGIN: &str = "edge-cni";
@@ -164,7 +161,7 @@ pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
             plugin.display()
         );
     }
-    let path = config.cni.conf_dir.join(CONFLIST);
+    let path = config.cni.conflist();
     let chained = conflist::chained_plugins(config, &path)?;
     let text = conflist(config, &segments, &chained.plugins);
     make_directory(&config.cni.conf_dir)?;
@@ -179,7 +176,7 @@ pub fn install_conflist(config: &Config) -> anyhow::Result<Option<Installed>> {
 /// Removes the conflist, so that the runtime starts no more pods with this network. Fails if it is
 /// there and pods are attached: containerd, for one, cannot remove a pod without it.
 pub fn remove_conflist(config: &Config) -> anyhow::Result<()> {
-    let path = config.cni.conf_dir.join(CONFLIST);
+    let path = config.cni.conflist();
     if path.exists() {
         attached_pods::refuse(&format!(
             "The runtime needs {} to remove them, so it is kept. Drain the node (kubectl drain), or remove them through their runtime, and \

@@ -167,9 +167,9 @@ fn answered(pings: &mut [Ping; 2]) -> Result<()> {
     pings.iter_mut().try_for_each(|ping| ping.wait_more(5))
 }
 
-/// Counts packets that the kernels dropped because of what iked does in a rekey. When it has rekeyed
-/// a CHILD_SA, it removes the old one before the agent can know that the answer has arrived. When
-/// the agent rekeys, iked sends with the new one before the agent has the keys.
+/// Counts packets that the kernels dropped because of what iked does in a rekey. When it has
+/// rekeyed a CHILD_SA, it removes the old one before the agent can know that the answer has
+/// arrived. When the agent rekeys, iked sends with the new one before the agent has the keys.
 fn dropped(site: &Site<'_>) -> Result<u64> {
     let count = |node: &Node, name: &str| anyhow::Ok(node.xfrm_stat()?.get(name).copied().unwrap_or_default());
     Ok(count(site.moon, "XfrmInNoStates")? + count(site.edge, "XfrmAcquireError")?)
