@@ -5,6 +5,7 @@
 
 mod agents;
 mod charon;
+mod charon_keys;
 mod connectivity;
 mod crate_tests;
 mod failure_reports;
@@ -34,6 +35,7 @@ pub fn all() -> Vec<&'static Scenario> {
         lab::SCENARIOS,
         libreswan::SCENARIOS,
         charon::SCENARIOS,
+        charon_keys::SCENARIOS,
         connectivity::SCENARIOS,
         crate_tests::SCENARIOS,
         failure_reports::SCENARIOS,
