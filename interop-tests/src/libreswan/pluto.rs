@@ -116,6 +116,15 @@ impl<'a> Pluto<'a> {
         self.expect_loaded()
     }
 
+    /// Changes the pre-shared key. SAs stay.
+    ///
+    /// # Errors
+    /// Returns an error if pluto does not answer.
+    pub fn change_secret(&self, secret: &str) -> Result<()> {
+        write_secret(self.node, secret)?;
+        self.whack(&["--rereadsecrets"]).map(drop)
+    }
+
     fn expect_loaded(&self) -> Result<()> {
         let status = self.whack(&["--status"])?;
         let line = format!("\"{}", Conn::NAME);
@@ -250,14 +259,18 @@ impl<'a> Pluto<'a> {
 /// Writes the connection, its secret and its certificates where pluto reads them.
 fn install(node: &Node, conn: &Conn) -> Result<()> {
     match &conn.auth {
-        // The secret is written in hexadecimal, so that no byte of it has a special meaning.
-        Auth::Psk(secret) => node.write(SECRETS, &format!(": PSK 0x{}\n", HEXLOWER.encode(secret.as_bytes())))?,
+        Auth::Psk(secret) => write_secret(node, secret)?,
         Auth::Certificate(credentials, authority) => {
             node.write(SECRETS, "")?;
             nss::import(node, NSS, credentials, authority)?;
         }
     }
     node.write(CONFIG, &conn.ipsec_conf()?)
+}
+
+/// Writes the secret in hexadecimal, so that no byte of it has a special meaning.
+fn write_secret(node: &Node, secret: &str) -> Result<()> {
+    node.write(SECRETS, &format!(": PSK 0x{}\n", HEXLOWER.encode(secret.as_bytes())))
 }
 
 /// Returns the directory with the files of libreswan's package.

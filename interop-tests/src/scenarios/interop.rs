@@ -128,6 +128,24 @@ const ROWS: &[Row] = &[
         [In("name-initiator"), In("name-responder"), In("name-initiator"), In("name-responder")],
     ),
     row(
+        "the pre-shared key changes while the tunnel is up",
+        [
+            In("secret-changed-initiator"),
+            In("secret-changed-responder"),
+            In("secret-changed-initiator"),
+            In("secret-changed-responder"),
+        ],
+    ),
+    row(
+        "the NAT forgets its mappings",
+        [
+            In("nat-rebinding-initiator"),
+            In("nat-rebinding-responder"),
+            No("pluto sends ESP to the old mapping"),
+            No("not shown"),
+        ],
+    ),
+    row(
         "another authentication, make before break",
         [
             In("reauthentication-initiator"),

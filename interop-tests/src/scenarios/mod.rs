@@ -5,6 +5,7 @@
 
 mod agents;
 mod charon;
+mod charon_keys;
 mod clocks;
 mod connectivity;
 mod crate_tests;
@@ -37,6 +38,7 @@ pub fn all() -> Vec<&'static Scenario> {
         lab::SCENARIOS,
         libreswan::SCENARIOS,
         charon::SCENARIOS,
+        charon_keys::SCENARIOS,
         clocks::SCENARIOS,
         connectivity::SCENARIOS,
         crate_tests::SCENARIOS,

@@ -66,6 +66,22 @@ kernel-netlink socket-default vici updown
 }
 ";
 
+/// Configuration that logs keys, shared secrets and received messages.
+const KEY_LOG_CONF: &str = "\
+charon-systemd {
+  load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
+kernel-netlink socket-default vici updown
+  filelog {
+    stderr {
+      default = 1
+      ike = 4
+      chd = 4
+      net = 3
+    }
+  }
+}
+";
+
 /// A running charon.
 pub struct Charon<'a> {
     node: &'a Node,
@@ -253,6 +269,15 @@ impl<'a> Charon<'a> {
     pub fn start_with_spis(node: &'a Node, first: u32, last: u32, connection: &Connection) -> Result<Self> {
         let range = format!("charon-systemd {{\n  spi_min = {first:#x}\n  spi_max = {last:#x}\n");
         Self::start_with(node, &STRONGSWAN_CONF.replacen("charon-systemd {\n", &range, 1), connection)
+    }
+
+    /// Starts charon as [`Self::start`] does. Its log has all keys, and the messages that it
+    /// receives.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Self::start`].
+    pub fn start_with_key_log(node: &'a Node, connection: &Connection) -> Result<Self> {
+        Self::start_with(node, KEY_LOG_CONF, connection)
     }
 
     /// Starts charon as [`Self::start`] does. It authenticates again by make before break.

@@ -1,4 +1,5 @@
-//! Names instead of addresses, other authentications, and a certificate that is refused.
+//! Names instead of addresses, other secrets and authentications, and a certificate that is
+//! refused.
 
 use anyhow::Result;
 
@@ -7,7 +8,7 @@ use crate::edge_agent::{Agent, StaticPeer};
 use crate::libreswan::{Conn, Pluto};
 use crate::scenario::Lab;
 use crate::scenarios::site::names::{self, INITIATOR, RESPONDER};
-use crate::scenarios::site::{Initiator, SECRET, Site, reauthentication};
+use crate::scenarios::site::{Initiator, SECRET, Site, WRONG_SECRET, reauthentication, secret_changed};
 use crate::strongswan::charon::Auth;
 use crate::strongswan::{Authority, KeyKind};
 
@@ -31,6 +32,14 @@ pub(super) fn by_name(lab: &Lab, initiator: Initiator) -> Result<()> {
     let ours = StaticPeer { remote: vec![of_moon.0.to_owned()], ..peer(&site, psk(SECRET)) };
     let mut agent = Agent::start(lab, site.edge, "", &[ours])?;
     names::check(lab, &site, &mut agent, &pluto)
+}
+
+/// Changes the secret at pluto, then at the agent.
+pub(super) fn secret(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
+    let mut pluto = Pluto::start(site.moon, &conn(&site, psk(SECRET), &[]))?;
+    secret_changed::check(lab, &site, peer, &mut pluto, |pluto| pluto.change_secret(WRONG_SECRET))
 }
 
 /// Authenticates again by edge-agent.

@@ -162,6 +162,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pluto knows edge-agent by a name, and edge-agent knows pluto's NAT by one: pluto initiates",
         |lab| changes::by_name(lab, Initiator::Moon),
     ),
+    slow(
+        "libreswan/secret-changed-initiator",
+        "edge-agent has initiated, and pluto's secret changes: the tunnel ends with its lifetime, and comes with the other secret",
+        |lab| changes::secret(lab, Initiator::Edge),
+    ),
+    slow(
+        "libreswan/secret-changed-responder",
+        "pluto has initiated, and its secret changes: the tunnel ends with its lifetime, and comes with the other secret",
+        |lab| changes::secret(lab, Initiator::Moon),
+    ),
     scenario(
         "libreswan/reauthentication-initiator",
         "edge-agent has initiated, and authenticates again (make before break): no ping is lost",
@@ -196,6 +206,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
     Scenario { name, about, deadline: Duration::from_secs(120), by_default: true, needs: Needs::Nothing, run }
+}
+
+/// Makes a scenario that waits for long timers.
+const fn slow(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { deadline: Duration::from_secs(200), ..scenario(name, about, run) }
 }
 
 fn psk(lab: &Lab, initiator: Initiator) -> Result<()> {

@@ -5,9 +5,11 @@ mod daemon;
 pub(super) mod fragments;
 pub(super) mod movement;
 pub(super) mod names;
+pub(super) mod nat_rebinding;
 pub(super) mod on_demand;
 pub(super) mod reauthentication;
 pub(super) mod revoked;
+pub(super) mod secret_changed;
 
 use std::time::Duration;
 

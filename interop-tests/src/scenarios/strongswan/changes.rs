@@ -1,4 +1,4 @@
-//! Names instead of addresses, and other authentications.
+//! Changes at both ends and between them: names, secrets, mappings of a NAT, and authentications.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::scenario::Lab;
 use crate::scenarios::site::names::{self, INITIATOR, RESPONDER};
-use crate::scenarios::site::{Initiator, SECRET, Site, reauthentication};
+use crate::scenarios::site::{Initiator, SECRET, Site, WRONG_SECRET, nat_rebinding, reauthentication, secret_changed};
 use crate::strongswan::Charon;
 use crate::strongswan::charon::{Auth, Connection};
 use crate::topology::Net;
@@ -67,6 +67,23 @@ pub(super) fn by_name(lab: &Lab, initiator: Initiator) -> Result<()> {
         lab.step("the name has another address, and the tunnel is up again");
     }
     Ok(())
+}
+
+/// Changes the secret at charon, then at the agent.
+pub(super) fn secret(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let (site, connection) = site(lab.build(&Site::plan(initiator))?, initiator)?;
+    let mut charon = Charon::start(site.moon, &connection)?;
+    let other = site.connection(psk(WRONG_SECRET));
+    secret_changed::check(lab, &site, Site::peer, &mut charon, |charon| charon.load(&other))
+}
+
+/// Lets the NAT in front of the initiator forget its mappings.
+pub(super) fn mapping(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let (site, connection) = site(net, initiator)?;
+    let charon = Charon::start(site.moon, &connection)?;
+    let mut agent = Agent::start(lab, site.edge, "", &[site.peer(psk(SECRET))])?;
+    nat_rebinding::check(lab, net, &site, &mut agent, &charon)
 }
 
 /// Authenticates again by each end.

@@ -289,6 +289,26 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "charon knows edge-agent by a name, and edge-agent knows charon's NAT by one: charon initiates",
         |lab| changes::by_name(lab, Initiator::Moon),
     ),
+    slow(
+        "strongswan/secret-changed-initiator",
+        "edge-agent has initiated, and charon's secret changes: the tunnel ends with its lifetime, and comes with the other secret",
+        |lab| changes::secret(lab, Initiator::Edge),
+    ),
+    slow(
+        "strongswan/secret-changed-responder",
+        "charon has initiated, and its secret changes: the tunnel ends with its lifetime, and comes with the other secret",
+        |lab| changes::secret(lab, Initiator::Moon),
+    ),
+    scenario(
+        "strongswan/nat-rebinding-initiator",
+        "edge-agent's NAT forgets its mappings: another port, then another address, under one IKE SA",
+        |lab| changes::mapping(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/nat-rebinding-responder",
+        "charon's NAT forgets its mappings: another port, then another address, under one IKE SA",
+        |lab| changes::mapping(lab, Initiator::Moon),
+    ),
     scenario(
         "strongswan/reauthentication-initiator",
         "edge-agent has initiated; charon, then edge-agent authenticates again (make before break): no ping is lost",
