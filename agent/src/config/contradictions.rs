@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use super::Config;
+use super::timing::TimingSection;
 
 /// Shortest lifetime of keys and of an authentication, and shortest interval of NAT keepalives:
 /// below it, a node does little else.
@@ -46,10 +46,8 @@ const OF_THE_SYSTEM: [&str; 26] = [
 ];
 
 /// Fails if a timer is too short, or if a wait begins above its maximum.
-pub(super) fn check_timing(config: &Config) -> Result<(), String> {
-    let section = &config.timing;
+pub(super) fn check_timing(section: &TimingSection, idle: Duration) -> Result<(), String> {
     let timing = section.resolve();
-    let idle = config.on_demand.idle_timeout();
     if idle < LEAST_LIFETIME {
         return Err(format!(
             "[on_demand]: idle_timeout is {idle:?}; expected at least {LEAST_LIFETIME:?}, since each packet would set up a tunnel anew"
@@ -83,8 +81,7 @@ pub(super) fn check_timing(config: &Config) -> Result<(), String> {
 }
 
 /// Fails if two listeners would need the same TCP port at the same address.
-pub(super) fn check_listeners(config: &Config) -> Result<(), String> {
-    let listen = &config.observe.listen;
+pub(super) fn check_listeners(listen: &[SocketAddr], tcp_port: Option<u16>) -> Result<(), String> {
     for (at, address) in listen.iter().enumerate() {
         if address.ip().is_multicast() || address.ip() == Ipv4Addr::BROADCAST {
             return Err(format!(
@@ -95,7 +92,7 @@ pub(super) fn check_listeners(config: &Config) -> Result<(), String> {
             return Err(format!("[observe]: listen has {address} twice; leave one of them out"));
         }
     }
-    let of_hub = |address: &&SocketAddr| config.tcp.listen_port == Some(address.port());
+    let of_hub = |address: &&SocketAddr| tcp_port == Some(address.port());
     match listen.iter().find(of_hub) {
         Some(address) => Err(format!(
             "[observe]: listen has {address}, and [tcp] listen_port is {} at all addresses; choose another port for one of them",
@@ -106,9 +103,9 @@ pub(super) fn check_listeners(config: &Config) -> Result<(), String> {
 }
 
 /// Fails if `state_dir` or `run_dir`, which are absolute, are directories of the whole system.
-pub(super) fn check_directories(config: &Config) -> Result<(), String> {
+pub(super) fn check_directories(state_dir: &Path, run_dir: &Path) -> Result<(), String> {
     for (key, directory, example) in
-        [("state_dir", &config.state_dir, "/var/lib/edge-cni"), ("run_dir", &config.run_dir, "/run/edge-cni")]
+        [("state_dir", state_dir, "/var/lib/edge-cni"), ("run_dir", run_dir, "/run/edge-cni")]
     {
         let lexical = without_dots(directory);
         if OF_THE_SYSTEM.iter().any(|system| lexical == Path::new(system)) {
@@ -138,7 +135,7 @@ fn without_dots(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ConfigError;
+    use super::super::{Config, ConfigError};
     use super::*;
 
     const PEER: &str = "[[peer]]\nname = \"moon\"\nremote = \"192.0.2.1\"\nlocal_id = \"sun.example\"\nremote_id = \"moon.example\"\n\

@@ -19,6 +19,7 @@ mod relay;
 mod remote;
 mod secret;
 mod tcp;
+mod timing;
 
 pub use child::{ChildMode, ChildSection, DEFAULT_CHILD};
 pub(crate) use child::{has_ports, protocol_named};
@@ -34,6 +35,7 @@ pub use relay::RelaySection;
 pub use remote::{Remote, RemoteHost};
 pub use secret::SecretText;
 pub use tcp::TcpSection;
+pub use timing::TimingSection;
 
 use std::fs;
 use std::net::IpAddr;
@@ -41,7 +43,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use edge_ike::config::Timing;
 use edge_types::network::{BRIDGE_NAME, MAX_RESOLVERS_BEHIND_TUNNELS, is_bridge_name, special_use};
 use edge_types::{NodeName, Role, pods, shared_files};
 use serde::Deserialize;
@@ -212,67 +213,6 @@ impl CniSection {
     }
 }
 
-/// The table `[timing]`: each key overrides a default of [`Timing`].
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TimingSection {
-    /// Time without any packet from the peer, although this node sends to it, after which the
-    /// peer's liveness is checked.
-    #[serde(with = "duration::optional")]
-    pub liveness: Option<Duration>,
-    /// Time without an IKE message after which an idle peer's liveness is checked.
-    #[serde(with = "duration::optional")]
-    pub idle_liveness: Option<Duration>,
-    /// Delay before the first retransmission; doubled each time.
-    #[serde(with = "duration::optional")]
-    pub retransmit: Option<Duration>,
-    /// Transmissions of one request before the IKE SA counts as dead.
-    pub transmissions: Option<u32>,
-    /// Soft lifetime of a CHILD_SA.
-    #[serde(with = "duration::optional")]
-    pub child_lifetime: Option<Duration>,
-    /// Lifetime of the keys of an IKE SA, after which it is rekeyed.
-    #[serde(with = "duration::optional")]
-    pub ike_lifetime: Option<Duration>,
-    /// Time for which a peer's authentication is valid, no matter how often the IKE SA is rekeyed.
-    #[serde(with = "duration::optional")]
-    pub authentication_lifetime: Option<Duration>,
-    /// Time for which the old inbound SA stays after a rekey.
-    #[serde(with = "duration::optional")]
-    pub linger: Option<Duration>,
-    /// Delay before the next attempt after a failure; doubled after each further failure, up to
-    /// `retry_max`.
-    #[serde(with = "duration::optional")]
-    pub retry: Option<Duration>,
-    /// Maximum delay between attempts.
-    #[serde(with = "duration::optional")]
-    pub retry_max: Option<Duration>,
-    /// Interval of NAT keepalives.
-    #[serde(with = "duration::optional")]
-    pub nat_keepalive: Option<Duration>,
-}
-
-impl TimingSection {
-    /// Returns the timers, with defaults for the keys that are not set.
-    pub fn resolve(&self) -> Timing {
-        let default = Timing::default();
-        Timing {
-            liveness: self.liveness.unwrap_or(default.liveness),
-            idle_liveness: self.idle_liveness.unwrap_or(default.idle_liveness),
-            retransmit: self.retransmit.unwrap_or(default.retransmit),
-            transmissions: self.transmissions.unwrap_or(default.transmissions),
-            patient: default.patient,
-            child_lifetime: self.child_lifetime.unwrap_or(default.child_lifetime),
-            ike_lifetime: self.ike_lifetime.unwrap_or(default.ike_lifetime),
-            authentication_lifetime: self.authentication_lifetime.unwrap_or(default.authentication_lifetime),
-            linger: self.linger.unwrap_or(default.linger),
-            retry: self.retry.unwrap_or(default.retry),
-            retry_max: self.retry_max.unwrap_or(default.retry_max),
-            nat_keepalive: self.nat_keepalive.unwrap_or(default.nat_keepalive),
-        }
-    }
-}
-
 fn default_state_dir() -> PathBuf {
     shared_files::STATE_DIR.into()
 }
@@ -352,7 +292,8 @@ impl Config {
         for path in [state_dir, run_dir, &mut cni.conf_dir, &mut cni.bin_dir] {
             *path = directory.join(&path);
         }
-        contradictions::check_directories(&config).map_err(|problem| config.content(path, problem))?;
+        contradictions::check_directories(&config.state_dir, &config.run_dir)
+            .map_err(|problem| config.content(path, problem))?;
         if mode & 0o077 != 0 && config.peers.iter().any(|peer| peer.psk.is_some()) {
             return Err(config.content(
                 path,
@@ -479,8 +420,8 @@ impl Config {
         }
         self.relay.check([self.port, self.nat_port])?;
         self.tcp.check()?;
-        contradictions::check_listeners(self)?;
-        contradictions::check_timing(self)?;
+        contradictions::check_listeners(&self.observe.listen, self.tcp.listen_port)?;
+        contradictions::check_timing(&self.timing, self.on_demand.idle_timeout())?;
         if !is_bridge_name(&self.bridge) {
             return Err(format!("bridge {:?} is not an interface name: {BRIDGE_NAME}", self.bridge));
         }

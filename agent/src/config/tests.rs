@@ -1,4 +1,4 @@
-use edge_ike::config::Mode;
+use edge_ike::config::{Mode, Timing};
 use edge_ike::{AddressAssignment, Childless, same_identity};
 use ipnetwork::IpNetwork;
 use proptest::prelude::*;

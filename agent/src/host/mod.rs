@@ -26,6 +26,7 @@
 //! - `settings`: when sysctls and name servers are read, and what was found last.
 //! - [`reconciler`]: the loop that brings the host to its desired state.
 
+mod bridge_name;
 pub mod firewall;
 mod firewall_reconciler;
 mod forwarding_monitor;
@@ -164,7 +165,7 @@ pub async fn read_uplink(config: &Config, desired: &Desired) -> anyhow::Result<U
 /// Fails if `bridge` of the configuration is the name of an interface that is no bridge.
 pub fn check_bridge(config: &Config) -> anyhow::Result<()> {
     let state = with_netlink(async |handle| network_state::NetworkState::read(&handle).await)?;
-    pod_bridge::check_name(&config.bridge, &state)
+    bridge_name::check_name(&config.bridge, &state)
 }
 
 /// Returns whether a bridge for pods has a port: the bridge `own`, or a bridge that the plugin

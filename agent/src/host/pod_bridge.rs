@@ -25,18 +25,6 @@ const KERNEL_IPV6_METRIC: u32 = 256;
 /// Maximum number of interfaces that one message names.
 const NAMED_PORTS: usize = 10;
 
-/// Fails if the bridge's name is that of another interface, whose packets the firewall would treat
-/// as those of pods.
-pub(super) fn check_name(name: &str, observed: &NetworkState) -> anyhow::Result<()> {
-    match observed.link(name) {
-        Some(link) if !link.bridge => anyhow::bail!(
-            "bridge: {name} is an interface of this host and no bridge, and the node's firewall would take its packets for those of pods; \
-             write another name, or leave the key out for ecni0"
-        ),
-        _ => Ok(()),
-    }
-}
-
 /// Runs the plugin to create the bridge, and stores the last failure.
 #[derive(Debug)]
 pub(super) struct PodBridge {
@@ -272,16 +260,6 @@ mod tests {
             networks: ["10.77.1.0/26", "fd77::/120", "10.77.9.1/32"].map(|text| text.parse().unwrap()).to_vec(),
             ..Link::default()
         }
-    }
-
-    #[test]
-    fn the_name_of_an_interface_that_is_no_bridge_is_refused() {
-        let uplink = Link { index: 2, name: "eth0".into(), up: true, ..Link::default() };
-        let observed = NetworkState { links: vec![uplink, bridge()], ..NetworkState::default() };
-        let error = check_name("eth0", &observed).unwrap_err().to_string();
-        assert!(error.contains("bridge: eth0 is an interface of this host") && error.contains("ecni0"), "{error}");
-        check_name("ecni0", &observed).unwrap();
-        check_name("ecni1", &observed).unwrap();
     }
 
     #[test]
