@@ -395,7 +395,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__config)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -450,6 +450,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -579,7 +583,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__export)
-            opts="-h --keep --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --keep --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -638,6 +642,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -745,7 +753,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__gather)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -800,6 +808,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -907,7 +919,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__import)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -962,6 +974,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1249,7 +1265,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__restore)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --replace --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --replace --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1304,6 +1320,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1411,7 +1431,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__restored)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1466,6 +1486,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1573,7 +1597,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__run)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --log-json --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --log-json --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1628,6 +1652,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
