@@ -20,6 +20,19 @@ pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     contains(a, b) || contains(b, a)
 }
 
+/// Returns the networks that do not lie within a wider one of them, in the same order.
+#[must_use]
+pub fn outermost(networks: &[IpNetwork]) -> Vec<IpNetwork> {
+    let widest = |ipv4| networks.iter().filter(|one| one.is_ipv4() == ipv4).map(IpNetwork::prefix).min();
+    let (widest_v4, widest_v6) = (widest(true), widest(false));
+    // Usually all networks have the same prefix length, and none has to be compared with the others.
+    let is_inner = |inner: &IpNetwork| {
+        Some(inner.prefix()) > if inner.is_ipv4() { widest_v4 } else { widest_v6 }
+            && networks.iter().any(|outer| outer.prefix() < inner.prefix() && contains(outer, inner))
+    };
+    networks.iter().filter(|network| !is_inner(network)).copied().collect()
+}
+
 /// Maximum number of addresses in the plugin's `resolversBehindTunnels` and the agent's
 /// `resolvers_behind_tunnels`. A host usually has two or three resolvers.
 pub const MAX_RESOLVERS_BEHIND_TUNNELS: usize = 16;
@@ -77,6 +90,18 @@ pub fn special_use(network: &IpNetwork) -> Option<SpecialUse> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_outermost_networks_cover_all_of_them() {
+        let outermost_of = |texts: &[&str]| {
+            let networks: Vec<IpNetwork> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            outermost(&networks).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(outermost_of(&[]), Vec::<String>::new());
+        assert_eq!(outermost_of(&["10.77.1.0/26", "10.77.2.0/26"]), ["10.77.1.0/26", "10.77.2.0/26"]);
+        let nested = ["10.244.3.0/24", "10.244.0.0/16", "fd00::/64", "fd00::/48", "10.245.3.0/24", "10.244.3.128/25"];
+        assert_eq!(outermost_of(&nested), ["10.244.0.0/16", "fd00::/48", "10.245.3.0/24"]);
+    }
 
     #[test]
     fn networks_with_addresses_that_every_host_needs_are_named() {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use edge_ike::ChildName;
 use edge_ike::config::{Mode, NextLayer};
+use edge_types::network::outermost;
 use edge_xfrm::{Direction, Policy, Reqid, Selector};
 use ipnetwork::IpNetwork;
 
@@ -72,6 +73,10 @@ pub struct ChildEnds {
 /// send come first. If two policies have the same selector, the first one takes precedence. Before
 /// a CHILD_SA was ever up, no policy sends packets into it, and blocks keep packets that this node
 /// means for it from leaving in clear.
+///
+/// A hub may front a network that lies within another of its networks: that of its own pods. While
+/// it has no tunnel, such a network has no `out` policy of its own, so that another hub that fronts
+/// the wider network gets the packets. The policies for the wider network cover it.
 pub fn tunnel_policies(
     tunnel: &DesiredTunnel,
     ranges: &[IpNetwork],
@@ -94,7 +99,7 @@ pub fn tunnel_policies(
 }
 
 /// Priority of policies for packets to a peer from any other source. Policies that name a source
-/// take precedence.
+/// take precedence. Of two networks, the narrower one does: its prefix length is subtracted.
 const ANY_SOURCE: u32 = 27_000;
 /// Priority of the policies that block forged sources. Without them, policies with the priority
 /// [`ANY_SOURCE`] would let such packets pass.
@@ -107,13 +112,19 @@ fn all_policies(
     let reqids = *reqids;
     match (&tunnel.permitted, ends) {
         (PermittedTraffic::Granted { local, remote }, None) => {
-            let mut policies = granted_policies(local, remote, NextLayer::ANY, reqids, None);
-            policies.extend(unprotected::blocks_outside(ranges, local, remote));
+            let local = outermost(local);
+            let mut policies = granted_policies(&local, remote, NextLayer::ANY, reqids, None);
+            policies.extend(unprotected::blocks_outside(ranges, &local, &outermost(remote)));
             policies
         }
         (PermittedTraffic::Granted { local, remote }, Some(ends)) => {
-            let mut policies = granted_policies(local, remote, NextLayer::ANY, reqids, Some(ends));
-            for remote in remote {
+            let mut policies = granted_policies(&outermost(local), remote, NextLayer::ANY, reqids, Some(ends));
+            let sends_to = if ends.up { remote.clone() } else { outermost(remote) };
+            let sends = |policy: &Policy| {
+                policy.direction != Direction::Out || sends_to.contains(&policy.selector.destination())
+            };
+            policies.retain(|policy| policy.as_ref().map_or(true, sends));
+            for remote in &sends_to {
                 policies.extend(any_source_policies(ranges, *remote, reqids.outbound, ends));
             }
             policies
@@ -211,7 +222,7 @@ fn any_source_policies(
     ends: &TunnelEnds,
 ) -> Vec<edge_xfrm::Result<Policy>> {
     let protect = Selector::new(any_of_family(remote), remote).map(|selector| Policy {
-        priority: ANY_SOURCE,
+        priority: ANY_SOURCE - u32::from(remote.prefix()),
         ..Policy::protect_out(selector, reqid, ends.local, ends.remote)
     });
     let protect = protect.map_err(edge_xfrm::Error::from);

@@ -108,6 +108,7 @@ mod tests {
             communities: read(communities),
             restricted_communities: read(restricted),
             public_addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            pod_networks: Vec::new(),
         }
     }
 

@@ -13,8 +13,16 @@ use crate::desired::{ChildEnds, Desired, DesiredTunnel, PeerReqids, PermittedTra
 
 /// Few networks and peers, so that policies of several peers and of the guard often have the same
 /// key.
-const NETWORKS: [&str; 7] =
-    ["10.77.0.0/16", "10.77.1.0/26", "10.77.2.0/26", "10.244.0.0/16", "0.0.0.0/0", "fd77::/48", "fd77::100/120"];
+const NETWORKS: [&str; 8] = [
+    "10.77.0.0/16",
+    "10.77.1.0/26",
+    "10.77.2.0/26",
+    "10.244.0.0/16",
+    "10.244.3.0/24",
+    "0.0.0.0/0",
+    "fd77::/48",
+    "fd77::100/120",
+];
 const PEERS: usize = 5;
 
 /// An event that changes the desired policies. Networks are indexes into [`NETWORKS`].
@@ -204,6 +212,57 @@ proptest! {
             }
         }
     }
+}
+
+/// Returns the peer to which the kernel sends a packet; `None` if it sends the packet nowhere. The
+/// policy with the smallest priority decides.
+fn receiver(table: &PolicyTable, from: &str, to: &str) -> Option<u32> {
+    let matches = |policy: &&Policy| {
+        let (source, destination) = (policy.selector.source(), policy.selector.destination());
+        policy.direction == Direction::Out
+            && source.contains(from.parse().unwrap())
+            && destination.contains(to.parse().unwrap())
+    };
+    match table.policies().filter(matches).min_by_key(|policy| policy.priority)?.action {
+        edge_xfrm::Action::Protect(template) => template.reqid.tunnel_number(),
+        edge_xfrm::Action::Allow | edge_xfrm::Action::Block => None,
+    }
+}
+
+#[test]
+fn packets_to_the_pods_of_a_hub_go_to_that_hub_and_through_another_one_while_it_has_no_tunnel() {
+    let index = |text: &str| NETWORKS.iter().position(|network| *network == text).unwrap();
+    let (own, shared, pods) = (index("10.77.1.0/26"), index("10.244.0.0/16"), index("10.244.3.0/24"));
+    let (first, second) = (3, 4);
+    let mut model = Model::new();
+    let state = |peer: usize, state: TunnelState| {
+        let ends = Ends { remote: 1, local_selectors: vec![], remote_selectors: vec![], state };
+        TableChange::Ends { peer, ends: Some(ends) }
+    };
+    model.apply(&TableChange::Granted { peer: first, local: vec![own], remote: vec![shared] });
+    model.apply(&TableChange::Granted { peer: second, local: vec![own], remote: vec![shared, pods] });
+    model.apply(&state(first, TunnelState::Up));
+    // From a pod, and from a process whose source is translated later.
+    let receivers = |model: &Model| {
+        let to = |to| ["10.77.1.1", "192.0.2.9"].map(|from| receiver(&model.table, from, to));
+        assert_eq!(to("10.244.3.9")[0], to("10.244.3.9")[1]);
+        assert_eq!(to("10.244.9.9")[0], to("10.244.9.9")[1]);
+        [to("10.244.3.9")[0], to("10.244.9.9")[0]]
+    };
+    assert_eq!(receivers(&model), [Some(3), Some(3)], "the second hub was never up");
+    model.apply(&state(second, TunnelState::Up));
+    assert_eq!(receivers(&model), [Some(4), Some(3)]);
+    model.apply(&state(second, TunnelState::Down));
+    assert_eq!(receivers(&model), [Some(3), Some(3)]);
+    // Packets from those pods are accepted from whichever hub they come.
+    let inward = Selector::new(network("10.244.3.0/24"), network("10.77.1.0/26")).unwrap();
+    assert!(model.table.get(&(Direction::In, inward)).is_some());
+    model.apply(&state(second, TunnelState::Returned));
+    assert_eq!(receivers(&model), [Some(4), Some(3)], "no other hub reaches them, so it is used at once");
+    // Nothing leaves in clear while no hub has a tunnel.
+    model.apply(&state(first, TunnelState::Down));
+    model.apply(&state(second, TunnelState::Down));
+    assert_eq!(receivers(&model), [Some(3), Some(3)]);
 }
 
 #[test]

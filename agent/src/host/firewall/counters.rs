@@ -3,7 +3,11 @@
 /// Counters of dropped packets, and what each means for an operator.
 pub(super) const COUNTERS: [(&str, &str); 9] = [
     ("loopback", "packets from other hosts or pods to or from this node's loopback addresses (127.0.0.0/8)"),
-    ("posing", "packets with a pod's source that came neither from the bridge nor out of a tunnel"),
+    (
+        "posing",
+        "packets with a pod's source that came neither from the bridge nor out of a tunnel; on a hub also those that another hub \
+         forwards to pods here: [hub.NAME] networks of the controller must give this hub their networks",
+    ),
     ("forged", "pods' packets with a source that is not a pod's"),
     (
         "to-tunnels",

@@ -30,7 +30,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use edge_types::{Communities, Community, NodeName, Role};
+use edge_types::network::overlap;
+use edge_types::{Communities, Community, IpNetwork, NodeName, Role};
 
 pub use changed_views::{ChangedParts, ChangedViews, ViewerChange};
 pub use errors::{JoinError, SegmentError};
@@ -263,9 +264,10 @@ impl State {
         let sees_the_same =
             old.as_ref().is_some_and(|old| old.role == node.role && self.communities_of(old) == communities);
         if sees_the_same {
-            if old.is_some_and(|old| !old.looks_like(&node)) {
+            if old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
                 self.changed_views.note_changed(&name);
             }
+            self.note_pod_networks(old.as_ref(), Some(&node));
             self.nodes.insert(name, node);
             return;
         }
@@ -282,6 +284,7 @@ impl State {
         if old.is_none() {
             self.changed_views.note_viewer(&name, ViewerChange::Registered);
         }
+        self.note_pod_networks(old.as_ref(), Some(&node));
         self.nodes.insert(name, node);
     }
 
@@ -290,6 +293,7 @@ impl State {
         self.changed_views.note_moved(name, self.groups_of(&old));
         self.changed_views.forget(name);
         self.index.remove(&old, &self.communities_of(&old));
+        self.note_pod_networks(Some(&old), None);
     }
 
     fn put_community(&mut self, community: CommunityRecord) {
@@ -331,6 +335,34 @@ impl State {
         let sees_the_same = before.seen == after.seen;
         let change = if sees_the_same { ViewerChange::OwnPart } else { ViewerChange::WholeView };
         self.changed_views.note_viewer(name, change);
+    }
+
+    /// Records that the pods' networks of a hub changed, or the order in which hubs have them:
+    /// another hub with an overlapping network, and every hub whose network overlaps that one's, may
+    /// gain or lose its network. The row of the hub itself may already be removed.
+    fn note_pod_networks(&mut self, before: Option<&NodeRecord>, after: Option<&NodeRecord>) {
+        let claim = |node: &NodeRecord| (node.joined_at, node.pod_networks().to_vec());
+        let (old, new) = (before.map(claim).unwrap_or_default(), after.map(claim).unwrap_or_default());
+        let networks: Vec<IpNetwork> = old.1.iter().chain(&new.1).copied().collect();
+        let Some(hub) = after.or(before).filter(|_| old != new && !networks.is_empty()) else { return };
+        if let Some(after) = after
+            && old.1 != new.1
+        {
+            self.changed_views.note_viewer(&after.name, ViewerChange::OwnPart);
+        }
+        let others = self.nodes_of_role(Role::Hub).filter(|other| other.name != hub.name);
+        let others: Vec<&NodeRecord> = others.filter(|other| !other.pod_networks().is_empty()).collect();
+        let mut theirs = others.iter().flat_map(|other| other.pod_networks());
+        if !theirs.any(|theirs| networks.iter().any(|network| overlap(network, theirs))) {
+            return;
+        }
+        // Overlaps are a mistake and rare, so the hubs between which there are more of them are not
+        // searched for.
+        let names: Vec<NodeName> = others.iter().map(|other| other.name.clone()).collect();
+        for name in after.map(|after| after.name.clone()).into_iter().chain(names) {
+            self.changed_views.note_changed(&name);
+            self.changed_views.note_viewer(&name, ViewerChange::OwnPart);
+        }
     }
 
     /// Records that the holder of a segment changed: both the former and the new holder change, in

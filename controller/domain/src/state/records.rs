@@ -81,6 +81,10 @@ pub struct NodeObject {
     /// Addresses at which the node can be reached from other networks, as given in the annotation.
     #[serde(default)]
     pub public_addresses: Vec<PublicAddress>,
+    /// Networks of the pods on the node (`spec.podCIDRs`), at most one for each family. Read only
+    /// for hubs; [`crate::views::ViewBuilder`] decides which of them count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_networks: Vec<IpNetwork>,
 }
 
 /// An address that the operator sets for a node.
@@ -343,6 +347,14 @@ impl NodeRecord {
             && self.endpoints() == other.endpoints()
             && self.mapped == other.mapped
             && self.tcp_port == other.tcp_port
+            && self.pod_networks() == other.pod_networks()
+    }
+
+    /// Returns the networks of the pods on a hub, as its Node object names them. Empty for a node
+    /// of another role, whatever its Node object says.
+    pub fn pod_networks(&self) -> &[IpNetwork] {
+        let object = self.object.as_ref().filter(|_| self.role == Role::Hub);
+        object.map_or(&[], |object| &object.pod_networks)
     }
 
     /// Returns whether this is one of the node's addresses: reported, observed or set by the

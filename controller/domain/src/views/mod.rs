@@ -1,7 +1,9 @@
 //! Builds views. A view describes a node and its peers to that node.
 //!
+//! - `pod_networks`: decides which networks of their own pods hubs front.
 //! - `view_change`: builds the message about a changed part of a view.
 
+mod pod_networks;
 mod view_change;
 
 use std::net::SocketAddr;
@@ -70,7 +72,7 @@ impl ViewBuilder {
             communities: state.communities_of(record),
             cluster_ranges: self.networks.ranges.clone(),
             segments: segments(state, &record.name),
-            networks: self.fronted(record),
+            networks: self.fronted(state, record),
             peers: Vec::new(),
             trust_anchors: self.ca.current().anchors(),
             segment_prefix: self.segment_prefix,
@@ -124,14 +126,21 @@ impl ViewBuilder {
             endpoints,
             mapped,
             segments: segments(state, &peer.name),
-            networks: self.fronted(peer),
+            networks: self.fronted(state, peer),
             certificates_from: peer.certificates_from,
             tcp_port: peer.tcp_port.filter(|_| peer.role == Role::Hub),
         }
     }
 
-    fn fronted(&self, node: &NodeRecord) -> Vec<edge_types::IpNetwork> {
-        if node.role == Role::Hub { self.networks.fronted_by(&node.name).to_vec() } else { Vec::new() }
+    /// Returns the cloud networks that a hub fronts, those of its own pods last; none for a node of
+    /// another role.
+    fn fronted(&self, state: &State, node: &NodeRecord) -> Vec<edge_types::IpNetwork> {
+        if node.role != Role::Hub {
+            return Vec::new();
+        }
+        let mut fronted = self.networks.fronted_by(&node.name).to_vec();
+        fronted.extend(pod_networks::own_pod_networks(&self.networks, state, node));
+        fronted
     }
 }
 

@@ -32,13 +32,18 @@ fn label() -> impl Strategy<Value = &'static str> {
 }
 
 fn node() -> impl Strategy<Value = Change> {
-    let role = prop::sample::select(vec![Role::Edge, Role::Edge, Role::Edge, Role::Hub, Role::Cloud]);
-    (name(), role, label(), prop::option::of(label()), 0..3u8).prop_map(|(name, role, label, object, address)| {
-        let mut record = NodeRecord::new(name, role, 0);
+    let role = prop::sample::select(vec![Role::Edge, Role::Edge, Role::Edge, Role::Hub, Role::Hub, Role::Cloud]);
+    // Some of them overlap, and one of them no hub fronts.
+    let pods = vec!["10.244.0.0/23", "10.244.0.0/24", "10.244.1.0/24", "10.244.1.128/25", "10.245.0.0/24"];
+    let pods = prop::collection::vec(prop::sample::select(pods), 0..3);
+    let object = prop::option::of((label(), pods));
+    (name(), role, label(), object, 0..3u8, 0..2i64).prop_map(|(name, role, label, object, address, joined_at)| {
+        let mut record = NodeRecord::new(name, role, joined_at);
         record.set_labels([(COMMUNITY_LABEL.to_owned(), label.to_owned())].into()).unwrap();
-        record.object = object.map(|label| NodeObject {
+        record.object = object.map(|(label, pods)| NodeObject {
             uid: "u".into(),
             communities: label.split('_').filter(|name| !name.is_empty()).map(|name| name.parse().unwrap()).collect(),
+            pod_networks: pods.into_iter().map(|network| network.parse().unwrap()).collect(),
             ..NodeObject::default()
         });
         record.reported = vec![[192, 0, 2, address].into()];
@@ -81,6 +86,7 @@ async fn view_builder() -> ViewBuilder {
     let networks = ClusterNetworks {
         ranges: vec!["10.77.0.0/16".parse().unwrap()],
         fronted: vec!["10.244.0.0/16".parse().unwrap()],
+        hub_pod_networks: true,
         ..ClusterNetworks::default()
     };
     ViewBuilder::new(networks, SegmentPrefix::default(), 0, Arc::new(ca))
@@ -142,6 +148,49 @@ async fn the_tcp_port_of_a_hub_is_passed_on_and_that_of_another_node_is_not() {
     }
     let port_of_peer = |node: &str| builder.view(&state, &name(node), 1).unwrap().peers[0].tcp_port;
     assert_eq!((port_of_peer("edge"), port_of_peer("hub")), (Some(443), None));
+}
+
+#[tokio::test]
+async fn a_hub_fronts_the_network_of_its_own_pods_unless_an_older_hub_has_it() {
+    let (builder, name) = (view_builder().await, |name: &str| name.parse::<NodeName>().unwrap());
+    let mut state = State::default();
+    let put = |state: &mut State, node: &str, role: Role, joined_at: i64, pods: &[&str]| {
+        let mut record = NodeRecord::new(name(node), role, joined_at);
+        let pod_networks = pods.iter().map(|network| network.parse().unwrap()).collect();
+        record.object = Some(NodeObject { uid: "u".into(), pod_networks, ..NodeObject::default() });
+        state.apply(Change::PutNode(record));
+    };
+    let fronted = |state: &State, hub: &str| {
+        let view = builder.view(state, &name("edge"), 1).unwrap();
+        let peer = view.peers.iter().find(|peer| peer.name == name(hub)).unwrap();
+        assert_eq!(peer.networks, builder.view(state, &name(hub), 1).unwrap().networks, "in its own view too");
+        peer.networks.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    put(&mut state, "edge", Role::Edge, 0, &["10.244.8.0/24"]);
+    put(&mut state, "cloud-1", Role::Hub, 1, &["10.244.1.0/24", "fd00:244:0:1::/64"]);
+    put(&mut state, "cloud-3", Role::Hub, 2, &["10.244.3.0/24"]);
+    assert!(
+        builder.view(&state, &name("edge"), 1).unwrap().networks.is_empty(),
+        "a node that is no hub fronts nothing"
+    );
+    // No hub of this cluster fronts an IPv6 network.
+    assert_eq!(fronted(&state, "cloud-1"), ["10.244.0.0/16", "10.244.1.0/24"]);
+    assert_eq!(fronted(&state, "cloud-3"), ["10.244.0.0/16", "10.244.3.0/24"]);
+    // A hub that joined later takes nothing, and what it does not get it takes from nobody.
+    put(&mut state, "a-hub", Role::Hub, 3, &["10.244.2.0/23", "10.244.9.0/24"]);
+    put(&mut state, "cloud-2", Role::Hub, 4, &["10.244.2.0/24"]);
+    assert_eq!(fronted(&state, "a-hub"), ["10.244.0.0/16", "10.244.9.0/24"]);
+    assert_eq!(fronted(&state, "cloud-3"), ["10.244.0.0/16", "10.244.3.0/24"]);
+    assert_eq!(fronted(&state, "cloud-2"), ["10.244.0.0/16", "10.244.2.0/24"]);
+    // Of two hubs that joined in the same second, the first by name has the network.
+    put(&mut state, "cloud-2", Role::Hub, 3, &["10.244.9.0/24"]);
+    assert_eq!(fronted(&state, "cloud-2"), ["10.244.0.0/16"]);
+    // The network is free once its hub is deregistered.
+    state.take_changed_views();
+    state.apply(Change::DeleteNode(name("a-hub")));
+    assert_eq!(fronted(&state, "cloud-2"), ["10.244.0.0/16", "10.244.9.0/24"]);
+    let changed = state.take_changed_views();
+    assert!(changed.changed_nodes.contains(&name("cloud-2")) && changed.viewers.contains_key(&name("cloud-2")));
 }
 
 /// Returns the line that a node reads on its stream.

@@ -1,12 +1,13 @@
 //! Reads the labels, annotations and addresses that the controller uses from the metadata of a
-//! Node.
+//! Node, and the networks of its pods from its spec.
 
 use std::collections::BTreeMap;
 
 use edge_controller_domain::node_addresses::MOST;
 use edge_controller_domain::state::{NodeObject, PublicAddress};
 use edge_types::name::{COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS};
-use edge_types::{Communities, NodeName};
+use edge_types::{Communities, IpNetwork, NodeName};
+use k8s_openapi::api::core::v1::NodeSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::label_trust::RESTRICTED_COMMUNITY_LABEL;
@@ -16,6 +17,8 @@ use crate::selector::NodeSelector;
 /// determine these addresses itself.
 pub const ADDRESSES: &str = "edge-cni.io/public-addresses";
 
+/// Maximum number of networks of a node's pods: Kubernetes allows one for each family.
+const MOST_POD_NETWORKS: usize = 2;
 /// Maximum length of an address with its port, in bytes.
 const LONGEST_ADDRESS: usize = 64;
 
@@ -71,8 +74,24 @@ pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<No
         rejected.push(format!("annotation {ADDRESSES}: more than {MOST} addresses"));
     }
     let uid = metadata.uid.clone()?;
-    let object = NodeObject { uid, machine_id: String::new(), communities, restricted_communities, public_addresses };
+    // What is not in the metadata is read when the record is written.
+    let object = NodeObject { uid, communities, restricted_communities, public_addresses, ..NodeObject::default() };
     Some(NodeFacts { object, rejected })
+}
+
+/// Reads the networks of the pods on a node, at most one for each family. Host bits are removed.
+pub(super) fn pod_networks(spec: &NodeSpec) -> Vec<IpNetwork> {
+    // `podCIDR` is the older field for the first of `podCIDRs`.
+    let all = spec.pod_cidrs.as_ref().filter(|all| !all.is_empty());
+    let all = all.map(Vec::as_slice).unwrap_or(spec.pod_cidr.as_slice());
+    let mut networks: Vec<IpNetwork> = Vec::with_capacity(MOST_POD_NETWORKS);
+    for network in all.iter().take(MOST_POD_NETWORKS).filter_map(|text| text.parse::<IpNetwork>().ok()) {
+        let network = IpNetwork::new(network.network(), network.prefix()).unwrap_or(network);
+        if networks.iter().all(|known| known.is_ipv4() != network.is_ipv4()) {
+            networks.push(network);
+        }
+    }
+    networks
 }
 
 #[cfg(test)]
@@ -130,5 +149,21 @@ mod tests {
         assert_eq!((many.object.public_addresses.len(), many.rejected.len()), (MOST, 1));
         let nonsense = read(&format!("{},{}", "x".repeat(200_000), "y,".repeat(10_000)));
         assert!(nonsense.rejected.len() <= MOST + 1 && nonsense.rejected.iter().all(|said| said.len() < 256));
+    }
+
+    #[test]
+    fn the_networks_of_a_nodes_pods_are_one_of_each_family() {
+        let read = |all: &[&str], one: Option<&str>| {
+            let all = all.iter().map(|text| (*text).to_owned()).collect();
+            let spec = NodeSpec { pod_cidr: one.map(Into::into), pod_cidrs: Some(all), ..NodeSpec::default() };
+            pod_networks(&spec).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert!(pod_networks(&NodeSpec::default()).is_empty());
+        let both = ["10.244.3.0/24", "fd00:244:0:3::/64"];
+        assert_eq!(read(&both, Some("10.244.3.0/24")), both);
+        assert_eq!(read(&[], Some("10.244.3.0/24")), ["10.244.3.0/24"]);
+        assert_eq!(read(&["10.244.3.7/24"], None), ["10.244.3.0/24"]);
+        assert_eq!(read(&["10.244.3.0/24", "10.244.4.0/24", "fd00::/64"], None), ["10.244.3.0/24"]);
+        assert_eq!(read(&["x", "10.244.3.0/33"], None), Vec::<String>::new());
     }
 }

@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use edge_controller_domain::state::{Change, NodeObject, NodeRecord, State};
 use edge_controller_domain::store::StoreError;
-use edge_types::NodeName;
+use edge_types::network::overlap;
+use edge_types::{IpNetwork, NodeName, Role};
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
+use super::facts::pod_networks;
 use super::pending::DeletedNode;
 use super::watch::{NodeWatch, WHAT};
 use crate::client::{REQUEST, explain};
@@ -25,16 +27,16 @@ impl NodeWatch {
     pub(super) async fn record_changes(&mut self) {
         let differing: Vec<(NodeName, NodeObject)> = {
             let state = self.registry.read().await;
-            let asked = &self.machines_read;
+            let read = &self.nodes_read;
             let facts = std::mem::take(&mut self.changed).into_iter().filter_map(|name| {
                 let said = self.known.get(&name)?.object.clone();
                 let object = self.trust.accepted(&name, said, state.node(&name)?.object.as_ref());
                 Some((name, object))
             });
-            facts.filter(|(name, object)| differs(&state, name, object, !asked.contains(name))).collect()
+            facts.filter(|(name, object)| differs(&state, name, object, !read.contains(name))).collect()
         };
         let watch = &*self;
-        let recorded: Vec<(NodeName, RecordOutcome)> = stream::iter(differing)
+        let outcomes: Vec<(NodeName, RecordOutcome)> = stream::iter(differing)
             .map(|(name, object)| async move {
                 let recorded = watch.record(&name, object).await;
                 (name, recorded)
@@ -42,11 +44,13 @@ impl NodeWatch {
             .buffer_unordered(CONCURRENT_PLANS)
             .collect()
             .await;
-        for (name, recorded) in recorded {
-            match recorded {
+        let mut recorded = Vec::new();
+        for (name, outcome) in outcomes {
+            match outcome {
                 RecordOutcome::Done => {
                     self.machine_unknown.remove(&name);
-                    self.machines_read.insert(name);
+                    self.nodes_read.insert(name.clone());
+                    recorded.push(name);
                 }
                 RecordOutcome::NotYet => drop(self.changed.insert(name)),
                 RecordOutcome::MachineUnknown(uid) => {
@@ -63,7 +67,38 @@ impl NodeWatch {
                 }
             }
         }
+        self.note_pod_networks(recorded).await;
         self.changed.extend(self.trust.take_waiting());
+    }
+
+    /// Notes which of these nodes are hubs whose Node names no networks of pods yet, and reports
+    /// networks of pods that two hubs have.
+    async fn note_pod_networks(&mut self, recorded: Vec<NodeName>) {
+        let state = self.registry.read().await;
+        for name in recorded {
+            let hub = state.node(&name).filter(|record| record.role == Role::Hub);
+            let Some(hub) = hub.filter(|hub| hub.object.is_some()) else {
+                self.without_pod_networks.remove(&name);
+                continue;
+            };
+            if hub.pod_networks().is_empty() {
+                self.without_pod_networks.insert(name);
+                continue;
+            }
+            self.without_pod_networks.remove(&name);
+            let others = state.nodes_of_role(Role::Hub).filter(|other| other.name != name);
+            let theirs =
+                others.flat_map(|other| other.pod_networks().iter().map(move |network| (&other.name, network)));
+            let mut pairs =
+                theirs.flat_map(|(other, theirs)| hub.pod_networks().iter().map(move |own| (own, other, theirs)));
+            if let Some((own, other, theirs)) = pairs.find(|(own, _, theirs)| overlap(own, theirs)) {
+                let note = format!(
+                    "its spec.podCIDRs ({own}) overlap those of hub {other} ({theirs}): the hub that joined first has its network, the other one does not"
+                );
+                tracing::warn!(node = %name, "{note}");
+                self.events.warning(Regarding::Node, name.as_str(), "PodNetworkTaken", note);
+            }
+        }
     }
 
     /// Deregisters a node whose Node with this UID is gone. Its segments are kept as long as its
@@ -106,17 +141,22 @@ impl NodeWatch {
     /// Writes the information from a Node into the record of the node with this name. A Node with
     /// another UID is the same node if it is the same machine.
     async fn record(&self, name: &NodeName, object: NodeObject) -> RecordOutcome {
-        let before = {
+        let (before, is_hub) = {
             let state = self.registry.read().await;
-            state.node(name).and_then(|record| record.object.clone())
+            let record = state.node(name);
+            (record.and_then(|record| record.object.clone()), record.is_some_and(|record| record.role == Role::Hub))
         };
         let another = before.as_ref().filter(|before| before.uid != object.uid);
         let known = before.as_ref().map(|before| before.machine_id.clone()).unwrap_or_default();
-        let machine_id = match another {
-            None if !known.is_empty() => known.clone(),
-            Some(before) if known.is_empty() => return RecordOutcome::Replaced(before.uid.clone()),
-            _ => match self.machine_id(name, &object.uid).await {
-                Ok(machine_id) => machine_id,
+        let (machine_id, pod_networks) = match (another, &before) {
+            (None, Some(before)) if !lacks_details(before, is_hub) => (known.clone(), before.pod_networks.clone()),
+            (Some(before), _) if known.is_empty() => return RecordOutcome::Replaced(before.uid.clone()),
+            _ => match self.details(name, &object.uid).await {
+                Ok((machine_id, pod_networks)) => {
+                    // A machine ID that is known never changes.
+                    let keep = another.is_none() && !known.is_empty();
+                    (if keep { known.clone() } else { machine_id }, pod_networks)
+                }
                 Err(why) => {
                     tracing::warn!(node = %name, why, "data from its Node object is not stored yet");
                     return RecordOutcome::NotYet;
@@ -134,9 +174,17 @@ impl NodeWatch {
             };
         }
         let recreated = another.is_some();
-        let object = NodeObject { machine_id, ..object };
+        // Only hubs front networks, so nothing is kept of what another node's kubelet writes.
+        let pod_networks = if is_hub { pod_networks } else { Vec::new() };
+        let object = NodeObject { machine_id, pod_networks, ..object };
         let (node, clock, grace) = (name.clone(), self.registry.clock.clone(), (self.grace)());
         let plan = move |state: &mut State| -> Result<_, StoreError> {
+            let mut object = object.clone();
+            let known = state.node(&node).and_then(|record| record.object.as_ref());
+            if let Some(known) = known.filter(|known| known.uid == object.uid && object.pod_networks.is_empty()) {
+                // Another replica may have read the Node after its networks were assigned.
+                object.pod_networks.clone_from(&known.pod_networks);
+            }
             let Some(record) = state.node(&node).filter(|record| record.object.as_ref() != Some(&object)) else {
                 return Ok((RecordOutcome::Done, Vec::new()));
             };
@@ -149,7 +197,7 @@ impl NodeWatch {
                 }
                 tracing::info!(%node, "its Node object was deleted and made again by the same machine: it stays registered");
             }
-            let record = NodeRecord { object: Some(object.clone()), ..record.clone() };
+            let record = NodeRecord { object: Some(object), ..record.clone() };
             Ok((RecordOutcome::Done, vec![Change::PutNode(record)]))
         };
         match self.registry.change(plan).await {
@@ -164,9 +212,9 @@ impl NodeWatch {
         }
     }
 
-    /// Returns the machine ID of a Node, if the Node still has this UID; empty if the Node reports
-    /// none.
-    async fn machine_id(&self, name: &NodeName, uid: &str) -> Result<String, String> {
+    /// Returns the machine ID of a Node and the networks of its pods, if the Node still has this
+    /// UID. The machine ID is empty if the Node reports none.
+    async fn details(&self, name: &NodeName, uid: &str) -> Result<(String, Vec<IpNetwork>), String> {
         let node = match tokio::time::timeout(REQUEST, self.api.get(name.as_str())).await {
             Ok(found) => found.map_err(|error| explain(WHAT, &error))?,
             Err(_) => return Err(format!("the API server did not give Node {name} within {} s", REQUEST.as_secs())),
@@ -176,7 +224,8 @@ impl NodeWatch {
         }
         let machine_id = node.status.and_then(|status| status.node_info).map(|info| info.machine_id);
         // The length is limited because the kubelet writes it.
-        Ok(machine_id.filter(|machine_id| machine_id.len() <= LONGEST_MACHINE_ID).unwrap_or_default())
+        let machine_id = machine_id.filter(|machine_id| machine_id.len() <= LONGEST_MACHINE_ID).unwrap_or_default();
+        Ok((machine_id, node.spec.as_ref().map(pod_networks).unwrap_or_default()))
     }
 
     /// Logs a deregistration and writes an Event.
@@ -201,11 +250,18 @@ enum RecordOutcome {
     MachineUnknown(String),
 }
 
-/// Returns whether a Node differs from the record. With `ask`, a record without a machine ID also
-/// counts as different.
-fn differs(state: &State, name: &NodeName, object: &NodeObject, ask: bool) -> bool {
+/// Returns whether a Node differs from the record. With `read`, a record that lacks details of the
+/// Node also counts as different.
+fn differs(state: &State, name: &NodeName, object: &NodeObject, read: bool) -> bool {
     let Some(record) = state.node(name) else { return false };
     let Some(known) = &record.object else { return true };
-    let same = NodeObject { machine_id: known.machine_id.clone(), ..object.clone() } == *known;
-    !same || (ask && known.machine_id.is_empty())
+    let (machine_id, pod_networks) = (known.machine_id.clone(), known.pod_networks.clone());
+    let same = NodeObject { machine_id, pod_networks, ..object.clone() } == *known;
+    !same || (read && lacks_details(known, record.role == Role::Hub))
+}
+
+/// Returns whether a Node must be read as a whole. The API server lets nobody change `podCIDRs`
+/// once they are set, so those that are known need not be read again.
+fn lacks_details(known: &NodeObject, is_hub: bool) -> bool {
+    known.machine_id.is_empty() || (is_hub && known.pod_networks.is_empty())
 }

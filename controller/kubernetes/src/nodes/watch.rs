@@ -47,8 +47,11 @@ pub struct NodeWatch {
     pub(super) known: BTreeMap<NodeName, NodeFacts>,
     /// Nodes that must be compared with their records.
     pub(super) changed: BTreeSet<NodeName>,
-    /// Nodes with a machine ID that was read since the last resync.
-    pub(super) machines_read: BTreeSet<NodeName>,
+    /// Nodes that were read as a whole since the last resync, if they had to be.
+    pub(super) nodes_read: BTreeSet<NodeName>,
+    /// Hubs whose Node object named no networks of pods when it was read last. It is read again
+    /// when it changes, since Kubernetes assigns the networks after the Node is made.
+    pub(super) without_pod_networks: BTreeSet<NodeName>,
     /// Nodes whose Node object has another UID and has not reported its machine ID yet, each with
     /// the time when this was first seen.
     pub(super) machine_unknown: BTreeMap<NodeName, Instant>,
@@ -85,7 +88,8 @@ impl NodeWatch {
             events,
             known: BTreeMap::new(),
             changed: BTreeSet::new(),
-            machines_read: BTreeSet::new(),
+            nodes_read: BTreeSet::new(),
+            without_pod_networks: BTreeSet::new(),
             machine_unknown: BTreeMap::new(),
             deleted: DeletedNodes::new(),
             none_listed: false,
@@ -164,7 +168,7 @@ impl NodeWatch {
                 () = self.trust.changed() => self.changed.extend(self.known.keys().cloned()),
                 _ = resync.tick() => {
                     self.changed.extend(self.known.keys().cloned());
-                    self.machines_read.clear();
+                    self.nodes_read.clear();
                     self.recheck();
                 }
                 () = tokio::time::sleep(RETRY), if !idle => {}
@@ -180,7 +184,11 @@ impl NodeWatch {
 
     fn note_newcomer(&mut self, newcomer: Result<NodeName, RecvError>, newcomers: &mut broadcast::Receiver<NodeName>) {
         match newcomer {
-            Ok(name) => drop(self.changed.insert(name)),
+            Ok(name) => {
+                // It may have another role now.
+                self.nodes_read.remove(&name);
+                self.changed.insert(name);
+            }
             Err(RecvError::Lagged(_)) => self.changed.extend(self.known.keys().cloned()),
             Err(RecvError::Closed) => *newcomers = newcomers.resubscribe(),
         }
@@ -195,6 +203,7 @@ impl NodeWatch {
             }
             ListWatchEvent::Deleted(node) => {
                 if let Some(name) = name_of(&node.metadata) {
+                    self.without_pod_networks.remove(&name);
                     self.mark_deleted(name).await;
                 }
             }
@@ -206,6 +215,7 @@ impl NodeWatch {
                     nodes.into_iter().filter_map(|node| self.observe(node.metadata)).collect();
                 self.known.retain(|name, _| listed.contains(name));
                 self.machine_unknown.retain(|name, _| listed.contains(name));
+                self.without_pod_networks.retain(|name| listed.contains(name));
                 let state = self.registry.read().await;
                 let known = state.nodes().filter_map(|record| Some((&record.name, record.object.as_ref()?)));
                 for (name, object) in known.filter(|(name, _)| !listed.contains(*name)) {
@@ -235,9 +245,12 @@ impl NodeWatch {
                 self.events.warning(Regarding::Node, name.as_str(), "LabelRefused", note);
             }
         }
-        if before != Some(&facts) {
+        let changed = before != Some(&facts);
+        if changed || self.without_pod_networks.contains(&name) {
             self.changed.insert(name.clone());
-            self.machines_read.remove(&name);
+            self.nodes_read.remove(&name);
+        }
+        if changed {
             self.known.insert(name.clone(), facts);
         }
         if another {

@@ -121,6 +121,9 @@ pub struct NodeObjectSpec {
     /// Addresses from the Node's annotation, with the port if one is given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub public_addresses: Vec<String>,
+    /// Networks of the pods on a hub, from `spec.podCIDRs` of the Node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pod_networks: Vec<String>,
 }
 
 /// A certificate that the controller accepts.
@@ -263,13 +266,15 @@ impl EdgeNodeSpec {
 
 impl NodeObjectSpec {
     fn of(object: &NodeObject) -> Self {
-        let NodeObject { uid, machine_id, communities, restricted_communities, public_addresses } = object;
+        let NodeObject { uid, machine_id, communities, restricted_communities, public_addresses, pod_networks } =
+            object;
         Self {
             uid: uid.clone(),
             machine_id: machine_id.clone(),
             communities: texts(communities),
             restricted_communities: texts(restricted_communities),
             public_addresses: texts(public_addresses),
+            pod_networks: texts(pod_networks),
         }
     }
 
@@ -282,6 +287,7 @@ impl NodeObjectSpec {
                 .into_iter()
                 .collect(),
             public_addresses: parsed::<PublicAddress>("nodeObject.publicAddresses", &self.public_addresses)?,
+            pod_networks: parsed("nodeObject.podNetworks", &self.pod_networks)?,
         })
     }
 }
@@ -364,6 +370,7 @@ mod tests {
             public_addresses: ["203.0.113.7", "203.0.113.7:4501", "2001:db8::1", "[2001:db8::1]:4501"]
                 .map(|text| text.parse().unwrap())
                 .into(),
+            pod_networks: ["10.244.3.0/24", "fd00:244:0:3::/64"].map(|text| text.parse().unwrap()).into(),
         });
         record.reported = vec!["192.0.2.1".parse().unwrap(), "2001:db8::2".parse().unwrap()];
         record.port = 4500;

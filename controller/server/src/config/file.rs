@@ -186,6 +186,9 @@ pub struct Kubernetes {
     /// regardless of the policy.
     #[schemars(with = "String")]
     pub trust_node_labels: TrustNodeLabels,
+    /// Whether each hub also fronts the networks in `spec.podCIDRs` of its Node object by itself, as
+    /// far as it fronts them together with other hubs.
+    pub hub_pod_networks: bool,
     /// Time after which another replica takes over the tasks of a leader that has stopped renewing
     /// its lease, seconds.
     pub lease_seconds: u32,
@@ -211,6 +214,7 @@ impl Default for Kubernetes {
             hub_selector: NodeSelector::hubs(),
             cloud_selector: NodeSelector::clouds(),
             trust_node_labels: TrustNodeLabels::Auto,
+            hub_pod_networks: true,
             lease_seconds: 15,
             confirm_deregistrations: true,
             accept_cluster: None,
@@ -454,6 +458,7 @@ impl Config {
             ranges: self.segments.cluster_ranges.clone(),
             fronted: self.networks.clone(),
             hubs: self.hub.iter().map(|(name, differs)| (name.clone(), hub(differs))).collect(),
+            hub_pod_networks: self.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.hub_pod_networks),
         }
     }
 }

@@ -241,7 +241,12 @@ impl Grants {
     }
 
     pub(crate) async fn register(&self, node: &str) {
-        let record = edge(node);
+        self.register_as(node, Role::Edge).await;
+    }
+
+    /// Registers a node of a role.
+    pub(crate) async fn register_as(&self, node: &str, role: Role) {
+        let record = NodeRecord { role, ..edge(node) };
         self.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
     }
 

@@ -1,11 +1,13 @@
 //! Tests Node objects: their labels, their addresses and the deletion of a Node.
 
+use edge_types::Role;
 use edge_types::name::COMMUNITY_LABEL;
 use futures_util::{StreamExt, stream};
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{ObjectMeta, PostParams};
+use serde_json::json;
 
 use crate::behaviour::{Grants, name, until};
 use crate::cluster::{PLANE, as_user, clean, event, run};
@@ -13,6 +15,7 @@ use crate::cluster::{PLANE, as_user, clean, event, run};
 pub(crate) const TESTS: &[Test] = &[
     ("labels_of_a_node_put_it_into_communities_at_once", labelled),
     ("an_annotation_says_where_a_node_is_reached", annotated),
+    ("a_hubs_node_names_the_networks_of_its_pods_and_an_edges_does_not", pod_networks),
     ("a_node_that_joins_after_its_node_object_was_made_gets_what_that_says", late),
     ("a_node_whose_node_object_is_deleted_is_deregistered", deleted),
     ("a_node_object_that_is_made_anew_is_another_node", anew),
@@ -102,6 +105,54 @@ fn annotated() {
             (object.public_addresses.len() == 2).then_some(())
         })
         .await;
+    });
+}
+
+fn pod_networks() {
+    run(async {
+        let cluster = clean().await;
+        let (replica, other) = (cluster.replica().await, cluster.replica().await);
+        let known = async |replica: &Grants, node: &str| {
+            let state = replica.registry.read().await;
+            let object = state.node(&name(node)).and_then(|record| record.object.clone()).unwrap_or_default();
+            object.pod_networks.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let assign = |node: &str, networks: &[&str]| {
+            let patch = json!({"spec": {"podCIDR": networks[0], "podCIDRs": networks}}).to_string();
+            PLANE.kubectl(&["patch", "node", node, "--type=merge", "--patch", &patch])
+        };
+        {
+            let _watching = cluster.watch_nodes(&replica);
+            for node in ["early", "late", "edge"] {
+                make(node, "");
+            }
+            let (early, late) = (["10.244.3.0/24", "fd00:244:0:3::/64"], ["10.244.4.0/24"]);
+            assign("early", &early).unwrap();
+            assign("edge", &["10.244.5.0/24"]).unwrap();
+            replica.register_as("early", Role::Hub).await;
+            replica.register_as("late", Role::Hub).await;
+            replica.register("edge").await;
+            until("the networks of the pods", async || (known(&replica, "early").await == early).then_some(())).await;
+            // Kubernetes assigns the networks some time after the Node is made.
+            seen(&replica, "late").await;
+            assert!(known(&replica, "late").await.is_empty());
+            assign("late", &late).unwrap();
+            until("the networks assigned later", async || (known(&replica, "late").await == late).then_some(())).await;
+            seen(&replica, "edge").await;
+            assert!(known(&replica, "edge").await.is_empty(), "an edge fronts nothing");
+            // Two Nodes name overlapping networks, which Kubernetes never assigns.
+            make("rival", "");
+            assign("rival", &["10.244.4.128/25"]).unwrap();
+            replica.register_as("rival", Role::Hub).await;
+            let client = as_user(PLANE.kubeconfig()).await.client;
+            event(client, "PodNetworkTaken", Some(("Node", "rival")), "those of hub late (10.244.4.0/24)").await;
+            // The controller relies on this: what it has read need not be read again.
+            assert!(assign("early", &["10.244.6.0/24"]).is_err(), "the API server must refuse another network");
+        }
+        // They outlast the watch, and every replica has them.
+        until("the other replica to have them", async || (known(&other, "late").await.len() == 1).then_some(())).await;
+        let restarted = cluster.replica().await;
+        assert_eq!(known(&restarted, "early").await.len(), 2);
     });
 }
 
