@@ -84,7 +84,7 @@ impl Context<'_> {
     /// act at the same time.
     //= RFC 7296 2.8.1 SHOULD 1: jitter
     pub(crate) fn jittered(&mut self, time: std::time::Duration) -> std::time::Duration {
-        let share = if mutation!("no_jitter") { 0 } else { u32::from(self.jitter.next(self.env)) };
+        let share = if mutation!("no_jitter") { 0 } else { u32::from(self.jitter.next()) };
         time.saturating_sub((time / 10).saturating_mul(share) / u32::from(u16::MAX))
     }
 }
