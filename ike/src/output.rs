@@ -1,6 +1,6 @@
 //! The output of an endpoint: datagrams and events.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::capture::Capture;
@@ -8,6 +8,7 @@ use crate::config::EndpointConfig;
 use crate::environment::{Environment, Transmit};
 use crate::event::Event;
 use crate::jitter::Jitter;
+use crate::own_keys::OwnKeySet;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header};
 
@@ -19,7 +20,7 @@ pub(crate) struct Output {
     pub(crate) events: VecDeque<Event>,
     /// Inbound SPIs of the endpoint's CHILD_SAs and reservations: at most one for each CHILD_SA and
     /// each request for one.
-    pub(crate) inbound_spis: HashSet<u32>,
+    pub(crate) inbound_spis: OwnKeySet<u32>,
     /// Copies of messages, if the owner captures them.
     pub(crate) capture: Option<Capture>,
     /// What the endpoint has sent so far.

@@ -16,8 +16,8 @@ use crate::environment::Transmit;
 use crate::event::Event;
 use crate::jitter::Jitter;
 use crate::output::{Output, SentRequests};
+use crate::own_keys::OwnKeyMap;
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
-use crate::spi_map::SpiMap;
 use crate::time::Instant;
 
 /// Time for which the last response of a deleted IKE SA is stored, so that it can be sent again if
@@ -30,7 +30,7 @@ pub struct Endpoint {
     pub(super) config: EndpointConfig,
     pub(super) peers: BTreeMap<PeerName, Peer>,
     pub(super) peer_index: PeerIndex,
-    pub(super) sas: SpiMap<SaState>,
+    pub(super) sas: OwnKeyMap<Spi, SaState>,
     pub(super) init_request_guard: InitRequestGuard,
     pub(super) acquire_queue: AcquireQueue,
     pub(super) address_leases: AddressLeases,
@@ -94,7 +94,7 @@ impl Endpoint {
             config,
             peers: BTreeMap::new(),
             peer_index: PeerIndex::default(),
-            sas: SpiMap::default(),
+            sas: OwnKeyMap::default(),
             init_request_guard: InitRequestGuard::default(),
             acquire_queue: AcquireQueue::default(),
             address_leases: AddressLeases::default(),
