@@ -1,8 +1,9 @@
 //! Deadlines: a table of timers for each owner, and a queue of all owners' next deadlines.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::hash::Hash;
 
+use crate::own_keys::OwnKeyMap;
 use crate::time::Instant;
 
 /// The deadlines of an IKE SA, by purpose.
@@ -75,13 +76,13 @@ impl Timers {
 #[derive(Debug)]
 pub(crate) struct Deadlines<O> {
     queue: BTreeSet<(Instant, O)>,
-    by_owner: HashMap<O, Instant>,
+    by_owner: OwnKeyMap<O, Instant>,
 }
 
 impl<O: Clone + Ord + Hash> Deadlines<O> {
     /// Makes a table in which no owner has a deadline.
     pub(crate) fn new() -> Self {
-        Self { queue: BTreeSet::new(), by_owner: HashMap::new() }
+        Self { queue: BTreeSet::new(), by_owner: OwnKeyMap::default() }
     }
 
     /// Sets the owner's next deadline. `None` removes it.

@@ -1,6 +1,6 @@
 //! The output of an endpoint: datagrams and events.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use crate::capture::Capture;
@@ -8,6 +8,7 @@ use crate::config::EndpointConfig;
 use crate::environment::{Environment, Transmit};
 use crate::event::Event;
 use crate::jitter::Jitter;
+use crate::own_keys::OwnKeySet;
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header};
 
@@ -19,7 +20,7 @@ pub(crate) struct Output {
     pub(crate) events: VecDeque<Event>,
     /// Inbound SPIs of the endpoint's CHILD_SAs and reservations: at most one for each CHILD_SA and
     /// each request for one.
-    pub(crate) inbound_spis: HashSet<u32>,
+    pub(crate) inbound_spis: OwnKeySet<u32>,
     /// Copies of messages, if the owner captures them.
     pub(crate) capture: Option<Capture>,
     /// What the endpoint has sent so far.
@@ -84,7 +85,7 @@ impl Context<'_> {
     /// act at the same time.
     //= RFC 7296 2.8.1 SHOULD 1: jitter
     pub(crate) fn jittered(&mut self, time: std::time::Duration) -> std::time::Duration {
-        let share = if mutation!("no_jitter") { 0 } else { u32::from(self.jitter.next(self.env)) };
+        let share = if mutation!("no_jitter") { 0 } else { u32::from(self.jitter.next()) };
         time.saturating_sub((time / 10).saturating_mul(share) / u32::from(u16::MAX))
     }
 }

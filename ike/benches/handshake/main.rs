@@ -24,7 +24,7 @@ const BATCH: usize = 16;
 /// Number of rounds. The result is their median.
 const ROUNDS: usize = 41;
 /// Maximum acceptable ratio to the baseline.
-const GOAL: f64 = 1.5;
+const GOAL: f64 = 1.12;
 
 fn main() {
     let measure = std::env::args().any(|argument| argument == "--bench");

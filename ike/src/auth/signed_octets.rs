@@ -26,7 +26,7 @@ impl SignedOctets {
     }
 
     fn new(prf: Prf, message: &[u8], nonce: &[u8], sk_p: &[u8], id: &Id) -> Self {
-        let maced_id = prf.compute(sk_p, &[&id.body()]);
+        let maced_id = prf.compute(sk_p, &[&id.head(), &id.data]);
         //= RFC 7296 2.15 REQUIRED 1: what AUTH covers
         Self { prf, octets: [message, nonce, maced_id.expose()].concat() }
     }

@@ -66,7 +66,7 @@ impl Prf {
             context.update(&[counter]);
             let block = context.sign();
             let missing = len.saturating_sub(out.len());
-            out.extend(block.as_ref().iter().take(missing));
+            out.extend_from_slice(block.as_ref().get(..missing).unwrap_or(block.as_ref()));
             last = Some(block);
         }
         Secret::new(out)

@@ -42,6 +42,7 @@ impl Endpoint {
         let _span = peer_span(&name).entered();
         let Some(peer) = self.peers.get(&name) else {
             let mut peer = Peer::new(Arc::new(Profile::new(config)?));
+            self.jitter.seed(env);
             self.take_former_addresses(&mut peer);
             self.peer_index.add(&peer.profile);
             let begin = peer.should_initiate(now);

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use super::source::Source;
 use crate::child_sas::Spi;
 use crate::config::EndpointConfig;
-use crate::spi_map::SpiMap;
+use crate::own_keys::OwnKeyMap;
 
 /// Maximum total size of all half-open IKE SAs, bytes, not including fragments of IKE_AUTH.
 const MAX_OCTETS: usize = 6 << 20;
@@ -28,7 +28,7 @@ const MAX_PER_SOURCE: usize = 64;
 /// with the state, so that no entry outlives its IKE SA.
 #[derive(Debug, Default)]
 pub(super) struct HalfOpenTable {
-    entries: SpiMap<Entry>,
+    entries: OwnKeyMap<Spi, Entry>,
     /// The values that a retransmission of an IKE_SA_INIT request has in common with the original.
     by_initiator: HashMap<(SocketAddr, u64), Spi>,
     by_source: HashMap<Source, SourceEntries>,

@@ -17,8 +17,8 @@ use crate::environment::Transmit;
 use crate::event::Event;
 use crate::jitter::Jitter;
 use crate::output::{Output, SentRequests};
+use crate::own_keys::OwnKeyMap;
 use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
-use crate::spi_map::SpiMap;
 use crate::time::Instant;
 
 /// Time for which the last response of a deleted IKE SA is stored, so that it can be sent again if
@@ -31,7 +31,7 @@ pub struct Endpoint {
     pub(super) config: EndpointConfig,
     pub(super) peers: BTreeMap<PeerName, Peer>,
     pub(super) peer_index: PeerIndex,
-    pub(super) sas: SpiMap<SaState>,
+    pub(super) sas: OwnKeyMap<Spi, SaState>,
     pub(super) init_request_guard: InitRequestGuard,
     /// Attempts that only packets need.
     pub(super) acquire_queue: AttemptQueue,
@@ -98,7 +98,7 @@ impl Endpoint {
             config,
             peers: BTreeMap::new(),
             peer_index: PeerIndex::default(),
-            sas: SpiMap::default(),
+            sas: OwnKeyMap::default(),
             init_request_guard: InitRequestGuard::default(),
             acquire_queue: AttemptQueue::default(),
             attempt_queue: AttemptQueue::default(),

@@ -18,12 +18,11 @@ pub struct Id {
 }
 
 impl Id {
-    /// Returns the payload without its generic header, which AUTH covers (RFC 7296 2.15,
-    /// RestOfInitIDPayload).
-    pub fn body(&self) -> Vec<u8> {
-        let mut body = Vec::with_capacity(self.data.len().saturating_add(4));
-        self.encode(&mut body);
-        body
+    /// Returns the octets between the generic header and the data. AUTH covers them and the data
+    /// (RFC 7296 2.15, RestOfInitIDPayload).
+    pub(crate) fn head(&self) -> [u8; 4] {
+        let [first, second, third] = self.reserved;
+        [self.kind.into(), first, second, third]
     }
 
     /// Returns the identity, or `None` if the type is unknown or the data does not match the type.
@@ -65,8 +64,7 @@ impl From<&Identity> for Id {
 
 impl Codec for Id {
     fn encode(&self, out: &mut Vec<u8>) {
-        out.push(self.kind.into());
-        out.extend_from_slice(&self.reserved);
+        out.extend_from_slice(&self.head());
         out.extend_from_slice(&self.data);
     }
 
