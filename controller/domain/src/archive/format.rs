@@ -32,6 +32,7 @@ pub struct Archive {
 /// One line of an archive, as JSON with the kind as its only key.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[expect(clippy::large_enum_variant, reason = "one line exists at a time")]
 pub(super) enum Line {
     Header(Header),
     Ca(CaDocument),

@@ -236,6 +236,7 @@ pub struct Snapshot {
 
 /// A change of one row.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "changes are few at a time, and most are of nodes")]
 pub enum Change {
     /// Writes a node.
     PutNode(NodeRecord),
