@@ -395,7 +395,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__config)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -454,6 +454,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -583,7 +587,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__export)
-            opts="-h --keep --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --keep --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -646,6 +650,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -753,7 +761,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__gather)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -812,6 +820,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -919,7 +931,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__import)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -978,6 +990,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1265,7 +1281,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__restore)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --replace --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --replace --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1324,6 +1340,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1431,7 +1451,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__restored)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1490,6 +1510,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -1597,7 +1621,7 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__run)
-            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --log-json --socket --json --help"
+            opts="-h --config --accept-clock --admin-socket --certificates-ca-certificate --certificates-ca-key --certificates-grace-days --certificates-node-days --certificates-server-days --heartbeat-seconds --hub --kubernetes-accept-cluster --kubernetes-cloud-selector --kubernetes-confirm-deregistrations --kubernetes-edge-selector --kubernetes-hub-pod-networks --kubernetes-hub-selector --kubernetes-join-cloud --kubernetes-join-edge --kubernetes-join-hub --kubernetes-kubeconfig --kubernetes-lease-seconds --kubernetes-namespace --kubernetes-store --kubernetes-trust-node-labels --listen --networks --observe-listen --page-listen --segments-cluster-ranges --segments-max-per-node --segments-min-per-node --segments-quarantine-seconds --segments-reserved --segments-restore-grace-seconds --segments-v4-prefix --segments-v6-prefix --server-names --state-dir --log-json --socket --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1656,6 +1680,10 @@ _edge__controller() {
                     return 0
                     ;;
                 --kubernetes-edge-selector)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --kubernetes-hub-pod-networks)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

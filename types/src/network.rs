@@ -25,7 +25,8 @@ pub fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
 pub fn outermost(networks: &[IpNetwork]) -> Vec<IpNetwork> {
     let widest = |ipv4| networks.iter().filter(|one| one.is_ipv4() == ipv4).map(IpNetwork::prefix).min();
     let (widest_v4, widest_v6) = (widest(true), widest(false));
-    // Usually all networks have the same prefix length, and none has to be compared with the others.
+    // Usually all networks have the same prefix length, and none has to be compared with the
+    // others.
     let is_inner = |inner: &IpNetwork| {
         Some(inner.prefix()) > if inner.is_ipv4() { widest_v4 } else { widest_v6 }
             && networks.iter().any(|outer| outer.prefix() < inner.prefix() && contains(outer, inner))

@@ -41,7 +41,8 @@ impl ClusterNetworks {
     }
 
     /// Returns whether a hub may front this network because the pods on its node have it. The
-    /// network must lie within a configured network, and this hub must front the narrowest of these.
+    /// network must lie within a configured network, and this hub must front the narrowest of
+    /// these.
     pub fn admits_pod_network(&self, hub: &NodeName, network: &IpNetwork) -> bool {
         let narrowest = self.all_fronted().filter(|fronted| contains(fronted, network)).max_by_key(|one| one.prefix());
         self.hub_pod_networks

@@ -338,8 +338,8 @@ impl State {
     }
 
     /// Records that the pods' networks of a hub changed, or the order in which hubs have them:
-    /// another hub with an overlapping network, and every hub whose network overlaps that one's, may
-    /// gain or lose its network. The row of the hub itself may already be removed.
+    /// another hub with an overlapping network, and every hub whose network overlaps that one's,
+    /// may gain or lose its network. The row of the hub itself may already be removed.
     fn note_pod_networks(&mut self, before: Option<&NodeRecord>, after: Option<&NodeRecord>) {
         let claim = |node: &NodeRecord| (node.joined_at, node.pod_networks().to_vec());
         let (old, new) = (before.map(claim).unwrap_or_default(), after.map(claim).unwrap_or_default());

@@ -14,7 +14,8 @@ use crate::clock::Seconds;
 use crate::networks::ClusterNetworks;
 use crate::state::{NodeRecord, State};
 
-/// Returns the networks of its own pods that a hub fronts, in addition to those that are configured.
+/// Returns the networks of its own pods that a hub fronts, in addition to those that are
+/// configured.
 pub(super) fn own_pod_networks(networks: &ClusterNetworks, state: &State, hub: &NodeRecord) -> Vec<IpNetwork> {
     if hub.pod_networks().is_empty() {
         return Vec::new();

@@ -186,8 +186,8 @@ pub struct Kubernetes {
     /// regardless of the policy.
     #[schemars(with = "String")]
     pub trust_node_labels: TrustNodeLabels,
-    /// Whether each hub also fronts the networks in `spec.podCIDRs` of its Node object by itself, as
-    /// far as it fronts them together with other hubs.
+    /// Whether each hub also fronts the networks in `spec.podCIDRs` of its Node object by itself,
+    /// as far as it fronts them together with other hubs.
     pub hub_pod_networks: bool,
     /// Time after which another replica takes over the tasks of a leader that has stopped renewing
     /// its lease, seconds.
