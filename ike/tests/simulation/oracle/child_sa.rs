@@ -562,6 +562,11 @@ impl Node {
             own.ike_collision.take_if(|other| *other == spis)?;
             Some(sa.spis)
         });
+        // They bring the addresses along.
+        let addresses = self.sas.get(&spis).map(|sa| sa.remotes.clone()).unwrap_or_default();
+        if let Some(heir) = heir.and_then(|heir| self.sas.get_mut(&heir)) {
+            heir.remotes.extend(addresses);
+        }
         // A DELETE may still be due for a CHILD_SA that has expired.
         let of = |child: &&mut Child| child.ike == spis && (!child.dead || child.expired);
         for child in self.children.values_mut().filter(of) {

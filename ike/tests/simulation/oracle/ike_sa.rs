@@ -125,6 +125,9 @@ pub struct IkeSa {
     next_own: u32,
     next_peer: u32,
     answer: Option<Answer>,
+    /// The request to which a response came that the oracle cannot read. If that response was
+    /// corrupted on its way, the request goes on.
+    answered_unread: Option<Box<OwnRequest>>,
     /// Fragments of the peer's next request, and of the response to ours: by fragment number, with
     /// the total.
     parts: [BTreeMap<u16, (u16, Opened)>; 2],
@@ -159,6 +162,7 @@ impl IkeSa {
             next_own: first_ids.0,
             next_peer: first_ids.1,
             answer: None,
+            answered_unread: None,
             parts: [BTreeMap::new(), BTreeMap::new()],
             first_datagram: Vec::new(),
         }
@@ -190,7 +194,10 @@ impl IkeSa {
         }
         if header.response() {
             match self.own.take() {
-                Some(own) => Received::Response(own, message),
+                Some(own) => {
+                    self.answered_unread = self.keys.is_none().then(|| own.clone());
+                    Received::Response(own, message)
+                }
                 None => Received::Nothing,
             }
         } else {
@@ -321,6 +328,10 @@ impl IkeSa {
             "a request goes to {remote}, from where no new authentic message came through a NAT ({:?})",
             self.remotes
         );
+        if self.own.is_none() {
+            let again = |own: &mut Box<OwnRequest>| own.header.id == header.id && own.datagrams == datagrams;
+            self.own = self.answered_unread.take_if(again);
+        }
         if let Some(own) = &mut self.own {
             //= RFC 7296 2.3 MUST 2: one request at a time
             //= RFC 7296 2.3 MUST NOT 4: within the peer's window
