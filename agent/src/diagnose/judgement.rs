@@ -359,13 +359,15 @@ fn down(report: &mut Report, facts: &Facts, peer: &PeerReport, probes: &[ProbedA
     } else {
         format!("the tunnel was never up ({}), so packets to its networks are dropped", peer.phase)
     };
-    if peer.endpoints.is_empty() {
+    // An IKE SA shows that the peer is reached, so only what failed then matters.
+    let reached = !peer.ike_sas.is_empty();
+    if peer.endpoints.is_empty() && !reached {
         let hint = unresolved(facts, peer).unwrap_or(
             "its address is not known here: it must connect to this node, and is not connected to the controller or behind a NAT",
         );
         return report.add(Level::Error, &peer.name, format!("{state}: {hint}"));
     }
-    if let Some(hint) = closed_way(probes) {
+    if let Some(hint) = closed_way(probes).filter(|_| !reached) {
         return report.add(Level::Error, &peer.name, format!("{state}: {hint}"));
     }
     let why =

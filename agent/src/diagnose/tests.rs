@@ -9,7 +9,8 @@ use crate::clock::ClockReadings;
 use crate::host::Obstacle;
 use crate::membership::ControllerStatus;
 use crate::status::{
-    ChildStatus, Counters, NatMapping, PathMtuStatus, PeerReport, PolicyEntry, StateEntry, Status, TemplateEntry,
+    ChildStatus, Counters, IkeStatus, NatMapping, PathMtuStatus, PeerReport, PolicyEntry, StateEntry, Status,
+    TemplateEntry,
 };
 
 const ADDRESS: &str = "203.0.113.10:500";
@@ -49,6 +50,27 @@ fn child() -> ChildStatus {
         since: "2026-01-01T00:00:00Z".into(),
         received: counters,
         sent: counters,
+    }
+}
+
+fn ike_sa() -> IkeStatus {
+    IkeStatus {
+        initiator_spi: "0011223344556677".into(),
+        responder_spi: "8899aabbccddeeff".into(),
+        local: "192.0.2.1:4500".into(),
+        remote: "203.0.113.10:4500".into(),
+        initiator: true,
+        proposal: "AES_GCM_16-256/PRF_HMAC_SHA2_256/CURVE_25519".into(),
+        authentication: "psk".into(),
+        nat_local: false,
+        nat_remote: false,
+        nat_assumed: false,
+        mobike: true,
+        internal_addresses: vec![],
+        not_served: vec![],
+        since: "2026-01-01T00:00:00Z".into(),
+        heard_seconds_ago: 3,
+        renewed_in_seconds: 600,
     }
 }
 
@@ -237,6 +259,15 @@ fn a_tunnel_that_is_not_up_is_explained_by_the_first_thing_on_its_way_that_fails
             concluded(|_, status| {
                 status.peers[1] = peer("edge-2", 2, "idle");
                 status.peers[1].endpoints.clear();
+            }),
+        ),
+        (
+            "the kernel refused an SA",
+            concluded(|_, status| {
+                status.peers[1] = peer("edge-2", 2, "connecting");
+                status.peers[1].endpoints.clear();
+                status.peers[1].ike_sas = vec![ike_sa()];
+                status.peers[1].last_error = Some("peer edge-2: the kernel refused an SA: no".into());
             }),
         ),
     ];

@@ -85,7 +85,7 @@ fn static_tunnel(page: &Page, machines: [&Machine; 2]) {
     for machine in machines {
         assert!(machine.run_when_ready(&there(status)).contains("moon"));
         // Without ESP the handshake succeeds, and the kernel refuses the keys.
-        let expected = if has_esp() { "Nothing is wrong" } else { "the kernel lacks an SA" };
+        let expected = if has_esp() { "Nothing is wrong" } else { "the kernel refused an SA" };
         let diagnose = "edge-agent diagnose --config agent.toml | tail -n 1";
         machine.run_when_ready(&there(&format!("{diagnose} | grep '{expected}'")));
     }

@@ -100,7 +100,7 @@ fn without_controller(page: &Page, machines: [&Machine; 2]) {
             machine.run_when_ready(diagnose);
         } else {
             // Without ESP the handshake succeeds, and the kernel refuses the keys.
-            machine.run_when_ready(&format!("{diagnose} | tail -n 1 | grep 'the kernel lacks an SA'"));
+            machine.run_when_ready(&format!("{diagnose} | tail -n 1 | grep 'the kernel refused an SA'"));
         }
     }
 }
