@@ -77,9 +77,8 @@ fn diagnosed(lab: &Lab) -> Result<()> {
     }
     {
         let _far_ahead = Shifted::by(edge_node, 400 * DAY + 1800)?;
-        edge.wait_diagnosis("ERROR    clock: 400 d 0 h ahead of the controller's: this node's certificate has ended")?;
-        let conclusion = edge.diagnosis()?.lines().last().unwrap_or_default().to_owned();
-        ensure!(conclusion.starts_with("What is wrong: clock: 400 d 0 h ahead"), "{conclusion}");
+        // The controller has told the time since this node started, so certificates go by that.
+        edge.wait_diagnosis("WARNING  clock: 400 d 0 h ahead of the controller's: certificates are judged by")?;
     }
     edge.wait_diagnosis("ok       clock: ")
 }
