@@ -390,7 +390,9 @@ impl Config {
                 return Err("[controller]: urls is empty; add \"https://HOST:PORT\"".into());
             }
             if let Some(url) = controller.urls.iter().find(|url| !url.starts_with("https://")) {
-                return Err(format!("[controller]: {url:?} is not an https:// URL"));
+                // What stands before an at sign may be a password.
+                let shown = if url.contains('@') { "a URL with a user or password" } else { url };
+                return Err(format!("[controller]: {shown:?} is not an https:// URL"));
             }
             for address in &controller.advertise {
                 host_address::check_host("[controller]: advertise", address)?;

@@ -20,15 +20,15 @@ pub(super) struct ControllerChoice {
 /// after it.
 pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
     let refused = |why: &str| Err(ControllerError::Unacceptable(format!("[controller]: {text:?} {why}")));
+    // The text before the at sign may be a password, so it is not shown, even if the rest is wrong.
+    if text.contains('@') {
+        let why = "[controller]: a URL has a user or password; write https://HOST:PORT, the token or certificate tells who this node is";
+        return Err(ControllerError::Unacceptable(why.to_owned()));
+    }
     let uri = match text.parse::<Uri>() {
         Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.scheme_str() == Some("https") => uri,
         _ => return refused("is not a URL https://HOST:PORT"),
     };
-    // The text before the at sign may be a password, so it is not shown.
-    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        let why = "[controller]: a URL has a user or password; write https://HOST:PORT, the token or certificate tells who this node is";
-        return Err(ControllerError::Unacceptable(why.to_owned()));
-    }
     if uri.port_u16() == Some(0) {
         return refused("has the port 0; write that of the controller, such as 8443");
     }
