@@ -4,8 +4,8 @@
 //! hub drops a packet from a remote network that did not come out of a tunnel.
 //!
 //! A kubelet writes the networks into its Node object. If the networks of two hubs overlap, the hub
-//! that joined first has its network, and the other one does not: a hub cannot take what another
-//! hub has.
+//! that joined first has its network, and the other one does not: a hub cannot take what a hub has
+//! that joined before it.
 
 use edge_types::network::overlap;
 use edge_types::{IpNetwork, NodeName, Role};
