@@ -153,7 +153,8 @@ impl Caller {
         if now >= certificate.not_after.saturating_add(grace) {
             return Err(ApiError::CertificateExpired(name.clone()));
         }
-        // The newest one is last. Its end may be earlier, after the operator has shortened validity.
+        // The newest one is last. Its end may be earlier, after the operator has shortened
+        // validity.
         let is_replaced = || {
             let later = record.certificates.iter().skip_while(|c| c.serial != certificate.serial).skip(1);
             later.into_iter().any(|c| c.used)
