@@ -11,6 +11,7 @@ mod connectivity;
 mod crate_tests;
 mod diagnosed_clock;
 mod failure_reports;
+mod hub_and_edges;
 pub mod interop;
 mod kubeedge;
 mod kubeedge_services;

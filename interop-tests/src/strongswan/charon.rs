@@ -13,74 +13,46 @@ use crate::wait;
 
 const URI: &str = "unix:///run/charon.vici";
 
-/// Configuration that lists the plugins to load. With all plugins of Debian's packages charon
-/// crashes in a worker thread on the lab kernel.
-const STRONGSWAN_CONF: &str = "\
-charon-systemd {
-  load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
-kernel-netlink socket-default vici updown
-  filelog {
-    stderr {
-      default = 1
+/// Logs what IKE and the kernel interface do.
+const LOG: &str = "default = 1
       ike = 2
       knl = 2
-      time_format = %H:%M:%S
-    }
-  }
-}
-";
+      time_format = %H:%M:%S";
 
-/// Configuration for thousands of peers: a large table of IKE SAs, no cookies, no limit of
-/// half-open IKE SAs, and no log of successes.
-const MANY_PEERS_CONF: &str = "\
-charon-systemd {
-  load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
-kernel-netlink socket-default vici updown
-  dos_protection = no
-  ikesa_table_size = 4096
-  ikesa_table_segments = 16
-  filelog {
-    stderr {
-      default = 0
-      time_format = %H:%M:%S
-    }
-  }
-}
-";
-
-/// Configuration with which charon sets up the new IKE SA before it deletes the old one, when it
-/// authenticates again.
-const MAKE_BEFORE_BREAK_CONF: &str = "\
-charon-systemd {
-  load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
-kernel-netlink socket-default vici updown
-  make_before_break = yes
-  filelog {
-    stderr {
-      default = 1
-      ike = 2
-      knl = 2
-      time_format = %H:%M:%S
-    }
-  }
-}
-";
-
-/// Configuration that logs keys, shared secrets and received messages.
-const KEY_LOG_CONF: &str = "\
-charon-systemd {
-  load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
-kernel-netlink socket-default vici updown
-  filelog {
-    stderr {
-      default = 1
+/// Logs keys, shared secrets and received messages.
+const LOG_WITH_KEYS: &str = "default = 1
       ike = 4
       chd = 4
-      net = 3
-    }
-  }
+      net = 3";
+
+/// Logs no success.
+const QUIET_LOG: &str = "default = 0
+      time_format = %H:%M:%S";
+
+/// Settings for thousands of peers: a large table of IKE SAs, no cookies, and no limit of half-open
+/// IKE SAs.
+const MANY_PEERS: &str = "dos_protection = no
+  ikesa_table_size = 4096
+  ikesa_table_segments = 16";
+
+/// Returns a `strongswan.conf` with these settings and this log. It lists the plugins to load: with
+/// all plugins of Debian's packages charon crashes in a worker thread on the lab kernel.
+fn strongswan_conf(settings: &str, log: &str) -> String {
+    format!(
+        "\
+charon-systemd {{
+  load = random nonce openssl pem x509 constraints pubkey pkcs1 pkcs8 sha1 sha2 hmac kdf aes gcm curve25519 chapoly \
+kernel-netlink socket-default vici updown
+  {settings}
+  filelog {{
+    stderr {{
+      {log}
+    }}
+  }}
+}}
+"
+    )
 }
-";
 
 /// A running charon.
 pub struct Charon<'a> {
@@ -251,7 +223,7 @@ impl<'a> Charon<'a> {
     /// # Errors
     /// Returns an error if charon does not start or refuses the configuration.
     pub fn start(node: &'a Node, connection: &Connection) -> Result<Self> {
-        Self::start_with(node, STRONGSWAN_CONF, connection)
+        Self::start_with(node, &strongswan_conf("", LOG), connection)
     }
 
     /// Starts charon as [`Self::start`] does, with settings for thousands of peers and a quiet log.
@@ -259,7 +231,7 @@ impl<'a> Charon<'a> {
     /// # Errors
     /// Returns the same errors as [`Self::start`].
     pub fn start_for_many(node: &'a Node, connection: &Connection) -> Result<Self> {
-        Self::start_with(node, MANY_PEERS_CONF, connection)
+        Self::start_with(node, &strongswan_conf(MANY_PEERS, QUIET_LOG), connection)
     }
 
     /// Starts charon as [`Self::start`] does. The SPIs of its inbound SAs are in this range.
@@ -267,8 +239,8 @@ impl<'a> Charon<'a> {
     /// # Errors
     /// Returns the same errors as [`Self::start`].
     pub fn start_with_spis(node: &'a Node, first: u32, last: u32, connection: &Connection) -> Result<Self> {
-        let range = format!("charon-systemd {{\n  spi_min = {first:#x}\n  spi_max = {last:#x}\n");
-        Self::start_with(node, &STRONGSWAN_CONF.replacen("charon-systemd {\n", &range, 1), connection)
+        let range = format!("spi_min = {first:#x}\n  spi_max = {last:#x}");
+        Self::start_with(node, &strongswan_conf(&range, LOG), connection)
     }
 
     /// Starts charon as [`Self::start`] does. Its log has all keys, and the messages that it
@@ -277,15 +249,16 @@ impl<'a> Charon<'a> {
     /// # Errors
     /// Returns the same errors as [`Self::start`].
     pub fn start_with_key_log(node: &'a Node, connection: &Connection) -> Result<Self> {
-        Self::start_with(node, KEY_LOG_CONF, connection)
+        Self::start_with(node, &strongswan_conf("", LOG_WITH_KEYS), connection)
     }
 
-    /// Starts charon as [`Self::start`] does. It authenticates again by make before break.
+    /// Starts charon as [`Self::start`] does. When it authenticates again, it sets up the new IKE SA
+    /// before it deletes the old one.
     ///
     /// # Errors
     /// Returns the same errors as [`Self::start`].
     pub fn start_make_before_break(node: &'a Node, connection: &Connection) -> Result<Self> {
-        Self::start_with(node, MAKE_BEFORE_BREAK_CONF, connection)
+        Self::start_with(node, &strongswan_conf("make_before_break = yes", LOG), connection)
     }
 
     fn start_with(node: &'a Node, settings: &str, connection: &Connection) -> Result<Self> {
@@ -319,7 +292,7 @@ impl<'a> Charon<'a> {
     /// # Errors
     /// Returns an error if charon does not start or refuses the configuration.
     pub fn start_with_file(node: &'a Node, name: &str, swanctl_conf: &str) -> Result<Self> {
-        let mut charon = Self::spawn(node, STRONGSWAN_CONF)?;
+        let mut charon = Self::spawn(node, &strongswan_conf("", LOG))?;
         charon.load_file(name, swanctl_conf)?;
         Ok(charon)
     }
