@@ -10,6 +10,9 @@ use edge_ike::{Instant, PeerName};
 
 /// Time for a tunnel to come up directly before a hub is asked for a relay.
 const FIRST_REQUEST: Duration = Duration::from_secs(3);
+/// Time for a peer to answer after this node's address has changed, before a hub is asked for a
+/// relay. If the NAT of the peer lets nothing in from the new address, the answer never comes.
+const AFTER_MOVE: Duration = Duration::from_millis(100);
 /// Time after a request until the next hub is asked, if the tunnel has not come up. It doubles
 /// after each round of all hubs, up to [`MAX_WAIT`].
 const MIN_WAIT: Duration = Duration::from_secs(10);
@@ -42,8 +45,8 @@ pub enum Opened {
     New,
 }
 
-/// The peers whose tunnel is not up, or is relayed. There is at most one entry for each peer in the
-/// view.
+/// The peers whose tunnel is not up, or is relayed, or whose direct path may be lost. There is at
+/// most one entry for each peer in the view.
 #[derive(Debug, Default)]
 pub struct RelayRequests {
     peers: BTreeMap<PeerName, RelayedPeer>,
@@ -63,6 +66,8 @@ struct RelayedPeer {
     opened_at: Instant,
     /// Whether the tunnel uses the relay.
     in_use: bool,
+    /// Since when nothing may arrive any more over the direct path of a tunnel that is up.
+    lost_since: Option<Instant>,
     /// When direct addresses were last tried while the peer was relayed.
     tried_direct: Option<Instant>,
     refusal: Option<(PeerName, RelayRefusal)>,
@@ -76,10 +81,38 @@ impl RelayRequests {
     pub fn watch(&mut self, peer: &PeerName, now: Instant) {
         match self.peers.get_mut(peer) {
             Some(known) if known.in_use => known.in_use = false,
-            Some(_) => return,
+            Some(known) => {
+                known.lost_since = None;
+                return;
+            }
             None => drop(self.peers.insert(peer.clone(), RelayedPeer::new(now))),
         }
         self.set_due(peer, now + FIRST_REQUEST);
+    }
+
+    /// Records that this node sends to a peer from another address than before. The tunnel is up and
+    /// direct. The peer is due after [`AFTER_MOVE`] unless [`Self::forget`] is called before.
+    pub fn moved(&mut self, peer: &PeerName, now: Instant) {
+        self.path_lost(peer, now, now + AFTER_MOVE);
+    }
+
+    /// Records that a peer whose tunnel is up and direct does not answer. It is due at once.
+    pub fn silent(&mut self, peer: &PeerName, now: Instant) {
+        self.path_lost(peer, now, now);
+    }
+
+    fn path_lost(&mut self, peer: &PeerName, now: Instant, due: Instant) {
+        let known = self.peers.entry(peer.clone()).or_insert_with(|| RelayedPeer::new(now));
+        // The relay follows this node's IKE SA with the hub.
+        if !known.in_use {
+            known.lost_since = Some(now);
+            self.set_due(peer, due);
+        }
+    }
+
+    /// Returns since when nothing may arrive any more over the direct path to a peer.
+    pub fn lost_since(&self, peer: &PeerName) -> Option<Instant> {
+        self.peers.get(peer)?.lost_since
     }
 
     /// Records that another node has requested a relay to this one, so that [`Self::opened`]
@@ -96,7 +129,7 @@ impl RelayRequests {
     pub fn relayed(&mut self, peer: &PeerName, relay: OpenedRelay, now: Instant) {
         let known = self.peers.entry(peer.clone()).or_insert_with(|| RelayedPeer::new(now));
         let begins = !known.in_use || known.opened.as_ref() != Some(&relay);
-        (known.in_use, known.opened) = (true, Some(relay));
+        (known.in_use, known.opened, known.lost_since) = (true, Some(relay), None);
         known.succeed();
         if begins {
             known.tried_direct = None;
@@ -112,7 +145,8 @@ impl RelayRequests {
         known.opened.is_some()
     }
 
-    /// Returns whether there is an entry for a peer: its tunnel is not up, or is relayed.
+    /// Returns whether there is an entry for a peer: its tunnel is not up, or is relayed, or its direct
+    /// path may be lost.
     pub fn contains(&self, peer: &PeerName) -> bool {
         self.peers.contains_key(peer)
     }
@@ -287,6 +321,7 @@ impl RelayedPeer {
             opened: None,
             opened_at: now,
             in_use: false,
+            lost_since: None,
             tried_direct: None,
             refusal: None,
             leaving: None,
@@ -415,6 +450,24 @@ mod tests {
         assert!(!requests.contains(&peer) && !requests.forget(&peer));
         requests.refused(&peer, &hub, RelayRefusal::HubLimit, &[], at(0));
         assert_eq!((requests.refusal(&peer), requests.next_due()), (None, None));
+    }
+
+    #[test]
+    fn a_hub_is_asked_at_once_for_a_silent_peer_and_soon_after_this_node_has_moved() {
+        let mut requests = RelayRequests::default();
+        let ([peer], hubs) = (names(["a"]), names(["h1", "h2"]));
+        requests.moved(&peer, at(5));
+        assert_eq!((requests.next_due(), requests.lost_since(&peer)), (Some(at(5) + AFTER_MOVE), Some(at(5))));
+        assert!(!requests.forget(&peer), "the peer has answered");
+        assert_eq!((requests.next_due(), requests.lost_since(&peer)), (None, None));
+        requests.moved(&peer, at(6));
+        requests.silent(&peer, at(6));
+        assert_eq!(requests.take_due(at(6)), std::slice::from_ref(&peer));
+        assert_eq!(requests.next_hub(&peer, &hubs, at(6)).as_ref(), Some(&hubs[0]));
+        assert_eq!(requests.next_due(), Some(at(16)), "the next hub is asked then");
+        requests.relayed(&peer, relay(&hubs[0], 24_000), at(7));
+        requests.moved(&peer, at(8));
+        assert_eq!((requests.next_due(), requests.lost_since(&peer)), (Some(at(187)), None), "the relay follows");
     }
 
     #[test]

@@ -124,6 +124,7 @@ impl Driver {
             }
             Event::PeerSilent { peer } => {
                 self.tcp_peer_silent(&peer);
+                self.relayed_if_silent(&peer);
                 if self.hub_returns.silent(self.desired.tunnels.get(&peer), &peer) {
                     tracing::info!("the hub does not answer; using another hub if one is available");
                     self.changed_peers.insert(peer);

@@ -299,8 +299,11 @@ impl Driver {
         let is_gone = |local: SocketAddr, remote: SocketAddr| {
             !host.local_addresses.contains(&local.ip()) && source_address(remote.ip()) != Some(local.ip())
         };
-        let gone = |(_, local, remote): (_, SocketAddr, SocketAddr)| is_gone(local, remote).then_some(local.ip());
-        let all_gone: BTreeSet<IpAddr> = self.endpoint.ike_addresses().filter_map(gone).collect();
+        let uses_gone = |(peer, local, remote): (&PeerName, SocketAddr, SocketAddr)| {
+            is_gone(local, remote).then(|| (local.ip(), peer.clone()))
+        };
+        let (all_gone, peers): (BTreeSet<IpAddr>, BTreeSet<PeerName>) =
+            self.endpoint.ike_addresses().filter_map(uses_gone).unzip();
         for old in all_gone {
             // While there is no route, this code runs many times a second. Only the first attempt
             // is logged.
@@ -309,6 +312,7 @@ impl Driver {
             }
             self.endpoint.local_address_changed(old, source_address, now, &mut self.environment);
         }
+        self.moved_away(peers);
         // There may be no route to some peers yet.
         if self.endpoint.ike_addresses().any(|(_, local, remote)| is_gone(local, remote)) {
             self.retry_move_at = Some(tokio::time::Instant::now() + ROUTE_RETRY);

@@ -153,8 +153,42 @@ impl Driver {
         match (path, self.relay_in_use(name)) {
             (_, Some(relay)) => self.relays.requests.relayed(name, relay, now),
             (None, None) if self.is_wanted(name) => self.relays.requests.watch(name, now),
+            (Some(_), None) if self.is_path_lost(name) => {}
             _ => self.forget_relay(name),
         }
+    }
+
+    /// Handles a change of this node's address, from which it sent to these peers. Their NATs may
+    /// let nothing in from the new address. So a hub is asked for a relay to those that are silent.
+    pub(super) fn moved_away(&mut self, peers: impl IntoIterator<Item = PeerName>) {
+        let now = self.now();
+        for peer in peers {
+            if self.is_up_directly(&peer) {
+                self.relays.requests.moved(&peer, now);
+            }
+        }
+    }
+
+    /// Handles a peer that does not answer. Over a relay it may, before its tunnel is given up.
+    pub(super) fn relayed_if_silent(&mut self, peer: &PeerName) {
+        if self.is_up_directly(peer) {
+            let now = self.now();
+            self.relays.requests.silent(peer, now);
+        }
+    }
+
+    /// Returns whether the tunnel to an edge that may be relayed is up without a relay.
+    fn is_up_directly(&self, name: &PeerName) -> bool {
+        self.may_be_relayed()
+            && self.member(name).is_some()
+            && self.endpoint.path(name).is_some_and(|(_, remote)| !is_tcp(remote))
+            && self.relay_in_use(name).is_none()
+    }
+
+    /// Returns whether nothing has arrived from a peer since its path may have been lost.
+    fn is_path_lost(&self, name: &PeerName) -> bool {
+        let heard = self.endpoint.last_received(name);
+        self.relays.requests.lost_since(name).zip(heard).is_some_and(|(lost, heard)| heard <= lost)
     }
 
     /// Handles a packet that waits for the tunnel to a peer.
@@ -212,7 +246,8 @@ impl Driver {
         let hubs = self.connected_hubs();
         for name in due {
             let relayed = self.relay_in_use(&name).is_some();
-            if !self.is_wanted(&name) || (!relayed && self.endpoint.path(&name).is_some()) {
+            let direct = !relayed && self.endpoint.path(&name).is_some() && !self.is_path_lost(&name);
+            if direct || !self.is_wanted(&name) {
                 self.forget_relay(&name);
             } else if let Some(hub) = self.relays.requests.next_hub(&name, &hubs, now) {
                 tracing::debug!(peer = %name, %hub, "asking the hub for a relay");

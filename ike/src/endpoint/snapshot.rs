@@ -121,6 +121,11 @@ impl Endpoint {
         self.newest_sa(name).map(IkeSa::addresses)
     }
 
+    /// Returns when the last authentic message arrived in the peer's newest established IKE SA.
+    pub fn last_received(&self, name: &PeerName) -> Option<Instant> {
+        self.newest_sa(name).map(IkeSa::last_received)
+    }
+
     /// Returns the phase of a peer; `None` if there is no such peer.
     pub fn phase(&self, name: &PeerName) -> Option<Phase> {
         self.peers.get(name).map(|peer| self.phase_of(peer))

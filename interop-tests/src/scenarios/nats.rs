@@ -53,6 +53,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         relay_direct_later,
     ),
     scenario(
+        "nat/moved-without-cloud",
+        "an edge without a NAT gets another address while the controller is away: the hub relays before the tunnel is given up",
+        moved_without_cloud,
+    ),
+    scenario(
         "nat/relay-hub-restarted",
         "the hub that relays is restarted and forgets the relay: the edges ask it again",
         relay_hub_restarted,
@@ -332,6 +337,30 @@ fn relay_direct_later(lab: &Lab) -> Result<()> {
         ensure!(*remote == expected.as_str(), "the other edge is at {remote}, not at {expected}");
     }
     lab.step("the path is direct");
+    Ok(())
+}
+
+fn moved_without_cloud(lab: &Lab) -> Result<()> {
+    let mut edges = Edges::start(lab, [Nat::KeepsPorts, Nat::None])?;
+    edges.wait_up()?;
+    edges.wait_relayed_by(None)?;
+    edges.settle()?;
+    edges.controller.process().stop()?;
+    let mut ping = edges.ping()?;
+    ping.wait_more(50)?;
+    let logged: Vec<usize> = edges.agents.iter_mut().map(|agent| agent.process().log().len()).collect();
+    // The NAT of the other edge lets nothing in from there.
+    edges.net.node("edge-1").sh("ip addr add 203.0.113.77/24 dev isp && ip addr del 203.0.113.11/24 dev isp")?;
+    edges.wait_relayed_by(Some("hub"))?;
+    ping.wait_more(50)?;
+    let lost = ping.stop()?.lost();
+    lab.step(&format!("the hub relays; {lost} pings, one each {PACE:?}, were lost"));
+    for ((agent, other), logged) in edges.agents.iter_mut().zip(["edge-1", "edge-0"]).zip(logged) {
+        let given_up = format!("peer {other}: ");
+        let log = agent.process().log();
+        let since = log.get(logged..).unwrap_or(&log);
+        ensure!(!since.contains(&given_up), "the tunnel was given up:\n{since}");
+    }
     Ok(())
 }
 
