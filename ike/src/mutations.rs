@@ -54,6 +54,7 @@ mod active {
         ("cookie2_not_returned", "RFC 4555 3.7: COOKIE2 is not returned."),
         ("any_answer_shows_path", "RFC 4555 3.7: an answer to what was sent to several addresses counts as a check."),
         ("unexpected_nat_accepted", "RFC 4555 3.9: NO_NATS_ALLOWED is not compared with the IP header."),
+        ("lost_mapping_ignored", "RFC 7296 2.23: ESP that goes to an old mapping of our NAT is not replaced."),
         ("nat_mapping_not_compared", "RFC 4555 3.8: another mapping of our NAT is not noticed."),
         ("any_old_request_answered", "RFC 7296 2.1: the response is sent again to whoever names its message ID."),
         ("request_changes", "RFC 7296 2.1: a request is sent again with other octets."),

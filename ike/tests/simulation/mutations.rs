@@ -75,6 +75,7 @@ const TESTS: &[(&str, fn())] = &[
     ("jitter", rekey::the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifetime),
     ("dead peer", changes::a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again),
     ("signs of life", liveness::a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost),
+    ("lost mapping", liveness::child_sas_are_replaced_once_if_esp_stops_although_a_peer_without_mobike_answers),
     ("idle peer", liveness::an_idle_peer_is_asked_every_two_minutes),
     ("unanswered ESP", liveness::the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check),
     (
