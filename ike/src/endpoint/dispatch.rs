@@ -15,7 +15,7 @@ use crate::config::{Identity, PeerName};
 use crate::environment::Environment;
 use crate::event::{Event, PeerError};
 use crate::sa::failure::{IKE_SA_INIT, invalid};
-use crate::sa::{AuthOutcome, AuthTurn, HalfOpen, InitOutcome, InitPolicy, Peers, Profile, WantedAddresses};
+use crate::sa::{AuthOutcome, AuthTurn, HalfOpen, IkeSa, InitOutcome, InitPolicy, Peers, Profile, WantedAddresses};
 use crate::time::Instant;
 use crate::wire::{ExchangeType, Header, InvalidMessage, Message, Payload, Payloads};
 
@@ -131,17 +131,9 @@ impl Endpoint {
             SaState::HalfOpen(half_open, until) => {
                 self.receive_auth(half_open, until, &header, datagram, (local, remote), now, env);
             }
-            SaState::Established(name, mut sa) => {
-                let mut cx = context!(self, now, env);
-                let step = match self.peers.get_mut(&name) {
-                    Some(peer) if peer.sas.contains(&spi) => {
-                        sa.handle(&header, datagram, local, remote, &mut peer.child_sas, &mut cx)
-                    }
-                    // This IKE SA was reported down, so its messages no longer concern the peer's
-                    // CHILD_SAs.
-                    _ => sa.handle(&header, datagram, local, remote, &mut ChildSas::new(name.clone()), &mut cx),
-                };
-                self.sa_step(name, sa, step, now, env);
+            SaState::Established(name, sa) => {
+                self.receive_established(name, sa, &header, datagram, (local, remote), now, env);
+                self.receive_held(spi, now, env);
             }
             SaState::Rejecting(mut channel) => {
                 channel.receive(&header, datagram, local, remote, &mut context!(self, now, env));
@@ -154,6 +146,41 @@ impl Endpoint {
                 last_response.repeat(datagram, local, remote, &mut context!(self, now, env));
                 self.sas.insert(spi, SaState::Closed(last_response, until));
             }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn receive_established(
+        &mut self,
+        name: PeerName,
+        mut sa: Box<IkeSa>,
+        header: &Header,
+        datagram: &[u8],
+        (local, remote): (SocketAddr, SocketAddr),
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
+        let mut cx = context!(self, now, env);
+        let step = match self.peers.get_mut(&name) {
+            Some(peer) if peer.sas.contains(&sa.spi()) => {
+                sa.handle(header, datagram, local, remote, &mut peer.child_sas, &mut cx)
+            }
+            // This IKE SA was reported down, so its messages no longer concern the peer's
+            // CHILD_SAs.
+            _ => sa.handle(header, datagram, local, remote, &mut ChildSas::new(name.clone()), &mut cx),
+        };
+        self.sa_step(name, sa, step, now, env);
+    }
+
+    /// Handles the requests that arrived before the one that was answered now (RFC 7296 2.3). Their
+    /// number has a limit.
+    fn receive_held(&mut self, spi: Spi, now: Instant, env: &mut dyn Environment) {
+        while let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi)
+            && let Some(held) = sa.take_held()
+            && let Ok(header) = Header::decode(&held.datagram)
+            && let Some(SaState::Established(name, sa)) = self.sas.remove(&spi)
+        {
+            self.receive_established(name, sa, &header, &held.datagram, (held.local, held.remote), now, env);
         }
     }
 

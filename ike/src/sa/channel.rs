@@ -1,6 +1,7 @@
-//! The protected channel of an IKE SA: message IDs and the window of one request (RFC 7296 2.2,
-//! 2.3), retransmission of requests and responses (`retransmission_timer`, `last_response`),
-//! fragments, NAT keepalives (RFC 3948 2.3), and address changes (2.23).
+//! The protected channel of an IKE SA: message IDs and windows (RFC 7296 2.2, 2.3;
+//! `receive_window` has the peer's requests that arrive early), retransmission of requests and
+//! responses (`retransmission_timer`, `last_response`), fragments, NAT keepalives (RFC 3948 2.3),
+//! and address changes (2.23).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,10 +12,11 @@ use super::message_path::Following;
 use super::partial_message::PartialMessage;
 use super::path::Path;
 use super::profile::Profile;
+use super::receive_window::ReceiveWindow;
 use super::retransmission_timer::{Persistence, RetransmissionTimer};
 use super::signs_of_life::SignsOfLife;
 use crate::config::Timing;
-use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError, Opened};
+use crate::crypto::{IkeCipher, IkeKeys, IkeRole, OpenError};
 use crate::event::IkeId;
 use crate::output::Context;
 use crate::time::{Instant, on_whole_second};
@@ -62,14 +64,17 @@ pub(crate) struct Channel {
     pub(crate) last_sent: Instant,
     /// Has the timers. `None` while the peer is not known: it then has the default ones.
     pub(super) profile: Option<Arc<Profile>>,
-    cipher: IkeCipher,
+    pub(super) cipher: IkeCipher,
     fragments: bool,
     next_request: u32,
     //= RFC 7296 2.1 MUST 3: the request is kept
     pub(super) in_flight: Option<Box<InFlight>>,
-    next_expected: u32,
-    //= RFC 7296 2.3 MUST 7: a copy of the response
-    last_response: Option<LastResponse>,
+    pub(super) next_expected: u32,
+    /// The number of requests that the peer may have sent before we have answered the first of
+    /// them: one, until we have announced more.
+    pub(super) window: u8,
+    pub(super) received: Option<Box<ReceiveWindow>>,
+    pub(super) last_response: Option<LastResponse>,
     partial_request: Option<Box<PartialMessage>>,
     partial_response: Option<Box<PartialMessage>>,
     pub(super) response_path: (SocketAddr, SocketAddr),
@@ -126,6 +131,8 @@ impl Channel {
             next_request: 0,
             in_flight: None,
             next_expected: 0,
+            window: 1,
+            received: None,
             last_response: None,
             partial_request: None,
             partial_response: None,
@@ -188,6 +195,7 @@ impl Channel {
     /// Drops fragments that have waited for
     /// [`REASSEMBLY_TIMEOUT`](super::partial_message::REASSEMBLY_TIMEOUT) (RFC 7383 2.6).
     pub(crate) fn forget_stale_fragments(&mut self, now: Instant) {
+        self.forget_stale_window(now);
         for partial in [&mut self.partial_request, &mut self.partial_response] {
             partial.take_if(|partial| partial.is_stale(now));
         }
@@ -213,6 +221,8 @@ impl Channel {
 
     /// Sends our next request. The window must be free.
     pub(crate) fn request(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
+        let announcing = self.announce_window(exchange, payloads);
+        let payloads = announcing.as_ref().unwrap_or(payloads);
         let id = self.next_request;
         let header = self.header(exchange, false, id);
         let packets = self.seal(&header, payloads, cx);
@@ -232,6 +242,11 @@ impl Channel {
 
     /// Sends the response to the request of [`Incoming::Request`].
     pub(crate) fn respond(&mut self, exchange: ExchangeType, payloads: &Payloads, cx: &mut Context<'_>) {
+        // An empty response to DELETE stays empty.
+        let announcing =
+            if exchange == ExchangeType::CreateChildSa { self.announce_window(exchange, payloads) } else { None };
+        let payloads = announcing.as_ref().unwrap_or(payloads);
+        self.keep_older_response(cx.now);
         //= RFC 7296 2.2 REQUIRED 4: the response has the request's ID
         let header = self.header(exchange, true, self.next_expected);
         let packets = self.seal(&header, payloads, cx);
@@ -419,17 +434,8 @@ impl Channel {
             if self.in_flight.as_ref().is_none_or(|in_flight| in_flight.id != header.message_id) {
                 return Incoming::Nothing;
             }
-        } else if header.message_id.checked_add(1) == Some(self.next_expected) {
-            if let Some(last_response) = &mut self.last_response {
-                // RFC 7383 2.5.2, 2.6.1: the peer may send its request again in smaller fragments,
-                // in which case the first fragment counts as the retransmission.
-                if matches!(self.cipher.open(datagram), Ok(Opened::Fragment(fragment)) if fragment.number == 1) {
-                    last_response.send(local, remote, cx);
-                } else {
-                    //= RFC 7296 2.1 MUST 2: a repeated request does nothing else
-                    last_response.repeat(datagram, local, remote, cx);
-                }
-            }
+        } else if header.message_id < self.next_expected && !mutation!("window_not_enforced") {
+            self.answer_again(header.message_id, datagram, local, remote, cx);
             //= RFC 7296 2.23 REQUIRED 18: old messages move nothing
             if mutation!("followed_by_old_message") {
                 self.update_path(local, remote, true);
@@ -438,7 +444,11 @@ impl Channel {
         //= RFC 7296 2.3 MUST NOT 8: no INVALID_MESSAGE_ID in a response
         //= RFC 7296 2.3 MUST NOT 9: no answer outside of the window
         } else if header.message_id != self.next_expected && !mutation!("window_not_enforced") {
-            return Incoming::Nothing;
+            if !mutation!("requests_overtake") || !self.is_in_window(header.message_id) {
+                self.hold(header.message_id, datagram, local, remote, cx);
+                return Incoming::Nothing;
+            }
+            self.next_expected = header.message_id;
         }
         let opened = match self.cipher.open(datagram) {
             Ok(opened) => Ok(opened),

@@ -113,6 +113,7 @@ impl InitiatorAuth {
             }
         }
         payloads.extend(agent_peer::vendor_id(config));
+        payloads.extend(channel.window_size());
         channel.request(ExchangeType::IkeAuth, &payloads, cx);
         Ok(Box::new(Self { profile, begun, channel, transcript, inbound, previous_addresses }))
     }
@@ -200,7 +201,8 @@ impl InitiatorAuth {
             }
             Err(error) => (Err(error), Vec::new()),
         };
-        let Self { profile, begun, channel, inbound, .. } = *self;
+        let Self { profile, begun, mut channel, inbound, .. } = *self;
+        channel.open_window();
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
             Ok(negotiated) => {

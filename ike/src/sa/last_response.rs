@@ -1,4 +1,4 @@
-//! Sends the last response again for a retransmitted request (RFC 7296 2.1). `responder` does the
+//! Sends a response again for a retransmitted request (RFC 7296 2.1). `responder` does the
 //! same for IKE_SA_INIT.
 
 use std::net::SocketAddr;
@@ -17,7 +17,8 @@ pub(super) const MAX_REPEATS: u8 = 16;
 /// request from each new one, so the total number of repetitions has no limit.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The last response, stored until the next request (RFC 7296 2.1). A retransmitted request is
+/// A response, stored until the next request, or until as many requests as the window announces
+/// (RFC 7296 2.1). A retransmitted request is
 /// recognized by its hash, so only an exact copy of the request causes another transmission.
 #[derive(Debug)]
 pub(crate) struct LastResponse {
@@ -35,6 +36,11 @@ impl LastResponse {
     pub(super) fn new(request: [u8; 32], packets: Vec<Vec<u8>>, now: Instant) -> Self {
         let packets = packets.into_iter().map(Vec::into_boxed_slice).collect();
         Self { request, packets, repeats_left: MAX_REPEATS, counted: now }
+    }
+
+    /// Returns the size of the response, bytes.
+    pub(super) fn octets(&self) -> usize {
+        self.packets.iter().map(|packet| packet.len()).sum()
     }
 
     /// Sends the response again if this datagram is the request (or its first fragment, RFC 7383

@@ -31,6 +31,7 @@ mod own_requests;
 mod partial_message;
 mod path;
 mod profile;
+mod receive_window;
 mod rekey_collision;
 mod responder;
 mod retransmission_timer;
@@ -45,6 +46,7 @@ pub(crate) use last_response::LastResponse;
 pub use mobike::LocalMove;
 pub(crate) use own_requests::QueuedRequest;
 pub(crate) use profile::Profile;
+pub(crate) use receive_window::HeldDatagram;
 pub(crate) use responder::{AuthOutcome, HalfOpen, InitOutcome, InitPolicy, Peers};
 
 #[cfg(test)]

@@ -45,8 +45,7 @@ pub(crate) enum QueuedRequest {
 /// Our request that has not been answered yet.
 #[derive(Debug)]
 pub(super) enum OutstandingRequest {
-    /// Holds whether the request detects NATs.
-    Liveness(bool),
+    Liveness(LivenessCheck),
     /// Holds the additional addresses that it announces, if it announces any.
     UpdateAddresses(Cookie2, Option<Vec<IpAddr>>),
     /// Holds the announced addresses: the one in use, and the additional ones.
@@ -61,6 +60,15 @@ pub(super) enum OutstandingRequest {
     DeleteIke,
     /// The response is ignored, since the IKE SA was reported down.
     Abandoned,
+}
+
+/// Our liveness check.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LivenessCheck {
+    /// Whether the request detects NATs.
+    pub(super) detects_nats: bool,
+    /// Whether ESP had stopped when it was sent.
+    pub(super) esp_stopped: bool,
 }
 
 /// Our request for a CHILD_SA.

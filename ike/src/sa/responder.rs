@@ -441,7 +441,9 @@ impl HalfOpen {
         if let Some(agent) = &mut agent {
             answer.extend(agent.in_response(&profile.config, channel.path.remote));
         }
+        answer.extend(channel.window_size());
         channel.respond(ExchangeType::IkeAuth, &answer, cx);
+        channel.open_window();
         let negotiated = Negotiated::new(proof, certificate, &channel.path, internal_addresses, not_served);
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
         let sa = IkeSa::new(*channel, profile, negotiated, Initiation::ByPeer(self.begun), cx);

@@ -15,6 +15,9 @@ const SUPERSEDED_CHECK: Duration = Duration::from_millis(500);
 /// With the default timing, the old IKE SA is abandoned after four seconds.
 const SUPERSEDED_TRANSMISSIONS: u32 = 3;
 
+/// Time for which ESP is expected in response to ours, after ESP has arrived.
+const ESP_IS_EXPECTED: Duration = Duration::from_secs(30);
+
 /// When the peer was last known to be alive, and whether ESP was sent to it since.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SignsOfLife {
@@ -79,6 +82,16 @@ impl SignsOfLife {
     /// continues to send.
     pub(crate) fn esp_arrives(&self, timing: &Timing, now: Instant) -> bool {
         self.superseded.is_none() && self.esp.is_some_and(|esp| now < esp + timing.liveness)
+    }
+
+    /// Returns whether ESP has arrived, and ESP that was sent soon afterwards had no answer.
+    pub(crate) fn esp_has_stopped(&self) -> bool {
+        self.esp.zip(self.unanswered).is_some_and(|(came, sent)| sent < came + ESP_IS_EXPECTED)
+    }
+
+    /// Records that something is done about ESP that has stopped.
+    pub(crate) fn esp_stop_is_handled(&mut self) {
+        self.esp = None;
     }
 
     /// Returns the maximum number of transmissions of a request before the IKE SA is abandoned.
@@ -157,6 +170,22 @@ mod tests {
         signs.esp_sent(at(153));
         signs.ike_received(at(154), Some(Duration::from_secs(120)));
         assert_eq!(signs.check_at(&Timing::default()), at(274));
+    }
+
+    #[test]
+    fn esp_has_stopped_if_it_came_and_later_packets_have_no_answer() {
+        let mut signs = heard(100);
+        signs.esp_sent(at(101));
+        assert!(!signs.esp_has_stopped(), "none has come");
+        signs.esp_received(at(102));
+        assert!(!signs.esp_has_stopped());
+        signs.esp_sent(at(131));
+        assert!(signs.esp_has_stopped());
+        signs.esp_stop_is_handled();
+        assert!(!signs.esp_has_stopped(), "until it comes again");
+        signs.esp_received(at(140));
+        signs.esp_sent(at(170));
+        assert!(!signs.esp_has_stopped(), "no answer was expected any more");
     }
 
     #[test]

@@ -46,6 +46,12 @@ impl Notify {
         Self::with_data(NotifyType::SignatureHashAlgorithms, data)
     }
 
+    /// Makes a SET_WINDOW_SIZE notification (RFC 7296 2.3).
+    pub fn window_size(requests: u32) -> Self {
+        //= RFC 7296 2.3 MUST 1: four octets
+        Self::with_data(NotifyType::SetWindowSize, requests.to_be_bytes().to_vec())
+    }
+
     /// Makes an INVALID_KE_PAYLOAD notification with the group that we require (RFC 7296 1.3).
     pub fn invalid_ke(group: u16) -> Self {
         Self::with_data(NotifyType::InvalidKePayload, group.to_be_bytes().to_vec())

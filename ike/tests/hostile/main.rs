@@ -28,6 +28,8 @@ enum Step {
     Answer(u8, u32, Vec<Part>),
     /// A request in fragments.
     Fragments(Vec<Part>),
+    /// Several authentic requests at once, in any order, in fragments if the number is odd.
+    Several(Vec<(u8, Vec<Part>)>, Vec<Index>, u8),
     /// The peer's last datagrams are sent again, with one octet changed.
     Mutilated(Index, u8),
     /// The peer's last datagrams are sent again.
@@ -179,8 +181,10 @@ fn step() -> impl Strategy<Value = Step> {
     let exchange = prop_oneof![3 => Just(36_u8), 3 => Just(37), 1 => Just(35), 1 => Just(34), 1 => any::<u8>()];
     prop_oneof![
         6 => (exchange.clone(), parts()).prop_map(|(exchange, parts)| Step::Request(exchange, parts)),
-        6 => (exchange, 0..3_u32, parts()).prop_map(|(exchange, back, parts)| Step::Answer(exchange, back, parts)),
+        6 => (exchange.clone(), 0..3_u32, parts()).prop_map(|(exchange, back, parts)| Step::Answer(exchange, back, parts)),
         1 => parts().prop_map(Step::Fragments),
+        2 => (vec((exchange, parts()), 1..7), vec(any::<Index>(), 1..20), any::<u8>())
+            .prop_map(|(requests, order, odd)| Step::Several(requests, order, odd)),
         1 => any::<(Index, u8)>().prop_map(|(at, value)| Step::Mutilated(at, value)),
         1 => Just(Step::Again),
         2 => (0..20_000_u64).prop_map(Step::Wait),
@@ -229,6 +233,14 @@ fn take(step: &Step, hostile: &mut Hostile, world: &mut World) {
             let mut payloads = payloads(parts, hostile, world);
             payloads.push(Payload::VendorId(vec![7; 900]));
             hostile.request(ExchangeType::Informational, &payloads, Some(300), world);
+        }
+        Step::Several(requests, order, odd) => {
+            let limit = (odd % 2 == 1).then_some(300);
+            let requests: Vec<_> = requests
+                .iter()
+                .map(|(exchange, parts)| (ExchangeType::from(*exchange), payloads(parts, hostile, world)))
+                .collect();
+            hostile.several(&requests, order, limit, world);
         }
         Step::Answer(exchange, back, parts) => {
             let payloads = payloads(parts, hostile, world);

@@ -340,6 +340,29 @@ impl Hostile {
         self.send(sealed, world);
     }
 
+    /// Sends several requests, whose datagrams arrive in this order. Some may come twice or not at
+    /// all.
+    pub(crate) fn several(
+        &mut self,
+        requests: &[(ExchangeType, Payloads)],
+        order: &[Index],
+        limit: Option<usize>,
+        world: &mut World,
+    ) {
+        let mut datagrams = Vec::new();
+        for (exchange, payloads) in requests {
+            let header = self.header(*exchange, false, self.next_request);
+            datagrams.extend(self.cipher.seal(&header, payloads, limit).unwrap());
+            self.next_request += 1;
+        }
+        for index in order {
+            let datagram: &Vec<u8> = index.get(&datagrams);
+            world.deliver(datagram);
+        }
+        // What is missing comes at last.
+        self.send(datagrams, world);
+    }
+
     /// Responds with the message ID of the endpoint's newest request (`back` is 0), the next one
     /// (1), or the previous one (2).
     pub(crate) fn answer(&mut self, exchange: ExchangeType, back: u32, payloads: &Payloads, world: &mut World) {

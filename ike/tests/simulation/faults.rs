@@ -453,38 +453,6 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
-/// Seeds of runs that failed in the past, and the reasons.
-const FAILED_ONCE: [(u64, &str); 20] = [
-    (1_065, "the waits of a request stopped growing while its IKE SA was superseded"),
-    (1_146, "a CHILD_SA was denied that a request had made whose response was late, and it was taken when that came"),
-    (3_313, "the oracle took a corrupted response for the one that the endpoint took, and could not read the IKE SA"),
-    (3_495, "the oracle did not know that a late CHILD_SA had been rekeyed when it made another one superfluous"),
-    (101_499, "the initiator of a redundant CHILD_SA kept it, because the other one had been rekeyed meanwhile"),
-    (102_064, "the same at the end of a collision that lasted for two rekeys"),
-    (112_275, "a deletion that waited for the window took the last CHILD_SA, which had been one of two before"),
-    (20_690, "a response was sent again 16 times only, and the peer moved so often that it asked for it once more"),
-    (24_155, "the same, while the peer moved behind a NAT and back"),
-    (21_389, "the oracle took a refusal on a redundant IKE SA for one on the IKE SA to which the CHILD_SA had moved"),
-    (23_232, "a CHILD_SA that had moved to another IKE SA during its rekey was rekeyed twice"),
-    (28_897, "the same, and the lifetime of the CHILD_SA ended during the second rekey"),
-    (23_822, "a CHILD_SA was deleted twice, because its lifetime ended while its DELETE was under way"),
-    (24_734, "the oracle forgot ESP of a CHILD_SA when the CHILD_SA moved to another IKE SA"),
-    (29_854, "the oracle gave CHILD_SAs to an IKE SA whose rekey was answered after its predecessor had been deleted"),
-    (44_086, "the oracle wanted an answer to a corrupted request on an IKE SA that it could not read"),
-    (48_574, "the oracle did not see that an IKE SA was given up in the step that sent INITIAL_CONTACT"),
-    (3_479, "a path that was given up was checked again although the request had just gone there"),
-    (3_839, "a request went twice to an address that was both a candidate and an alternative"),
-    (102_217, "the oracle took a CHILD_SA whose lifetime was over for the survivor of a collision"),
-];
-
-#[test]
-fn runs_that_failed_once_come_to_rest() {
-    for (seed, why) in FAILED_ONCE {
-        println!("{seed}: {why}");
-        Run::new(seed).whole();
-    }
-}
-
 /// Number of seeds in a test run, which takes 100 s on two cores. `make soak SEEDS=n` runs more,
 /// starting with `SEED`.
 const SEEDS: u64 = 20_000;

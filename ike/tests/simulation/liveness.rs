@@ -238,3 +238,42 @@ pub fn an_ike_sa_that_a_restarted_peer_has_forgotten_goes_soon_after_its_success
         }
     }
 }
+
+#[test]
+pub fn child_sas_are_replaced_once_if_esp_stops_although_a_peer_without_mobike_answers() {
+    let mut pair = Pair::reporting_esp(6, LinkQuality::RELIABLE).both(|config| config.mobike = false);
+    pair.start();
+    pair.network.run_for(40 * SECOND);
+    let peer = pair.b_name.clone();
+    let rekeys = |pair: &Pair| {
+        let events = &pair.network.nodes[pair.a].events;
+        events.iter().filter(|(_, event)| matches!(event, Event::ChildRekeyed { .. })).count()
+    };
+    let child = |pair: &Pair| {
+        let tunnel = &pair.network.nodes[pair.a].host.kernel.tunnels[&peer];
+        let child = tunnel.sole_outbound().expect("one outbound SA");
+        (child.inbound_spi, child.outbound_spi)
+    };
+    let send = |pair: &mut Pair| {
+        let (_, outbound) = child(pair);
+        pair.network.call(pair.a, |endpoint, now, _| endpoint.esp_sent(&peer, outbound, now));
+        pair.network.run_for(5 * SECOND);
+    };
+    send(&mut pair);
+    assert_eq!(rekeys(&pair), 0, "no ESP had come");
+    // The peer's ESP goes to an old mapping of our NAT from now on. Its answers to IKE messages
+    // come.
+    for _ in 0..3 {
+        let (inbound, _) = child(&pair);
+        let before = rekeys(&pair);
+        pair.network.call(pair.a, |endpoint, now, _| endpoint.esp_received(&peer, inbound, now));
+        pair.network.run_for(SECOND);
+        send(&mut pair);
+        assert_eq!(rekeys(&pair), before + 1);
+        for _ in 0..10 {
+            send(&mut pair);
+        }
+        assert_eq!(rekeys(&pair), before + 1, "once, until ESP comes again");
+    }
+    pair.assert_connected();
+}

@@ -32,3 +32,4 @@ mod rules;
 mod suites;
 mod tcp;
 mod transport;
+mod windows;

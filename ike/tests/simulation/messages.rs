@@ -41,7 +41,8 @@ fn payloads_come_in_the_order_of_the_rfc() {
     assert_eq!(order[..3], [SA, KE, NONCE]);
     assert!(order[3..].iter().all(|kind| *kind == NOTIFY), "{order:?}");
     let mut foreign = Foreign::new(1, |_| {});
-    assert_eq!(kinds(&foreign.authenticate(PSK)), [ID_RESPONDER, AUTH, SA, TS_INITIATOR, TS_RESPONDER]);
+    // The last one announces the window.
+    assert_eq!(kinds(&foreign.authenticate(PSK)), [ID_RESPONDER, AUTH, SA, TS_INITIATOR, TS_RESPONDER, NOTIFY]);
     let mut foreign = Foreign::established(1, |_| {});
     assert_eq!(kinds(&foreign.rekey_of_ours()), [NOTIFY, SA, NONCE, TS_INITIATOR, TS_RESPONDER]);
     let mut foreign = Foreign::established(1, |_| {});

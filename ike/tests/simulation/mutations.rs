@@ -14,7 +14,7 @@ use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
 use crate::{
     certificates, changes, childless, children, internal_addresses, liveness, mobike, rates, rekey, rules, suites,
-    transport,
+    transport, windows,
 };
 
 /// Number of runs under faults, which are tried after all other tests.
@@ -40,6 +40,11 @@ const TESTS: &[(&str, fn())] = &[
     ("deletion of what is not known yet", rules::a_child_sa_that_the_peer_deleted_before_its_late_response_is_not_used),
     ("TEMPORARY_FAILURE", rules::what_is_asked_to_wait_waits),
     ("window", rules::requests_outside_of_the_window_are_not_answered),
+    (
+        "requests that overtake",
+        windows::requests_that_overtake_each_other_are_carried_out_in_order_and_their_answers_are_kept,
+    ),
+    ("too many requests", windows::no_more_requests_wait_than_were_announced_and_none_that_is_forged),
     ("repeated requests", rules::a_response_is_repeated_to_the_same_request_and_to_nothing_else),
     ("paths", rules::a_peer_without_a_nat_is_answered_where_it_is_but_not_followed),
     ("check of a foreign initiator", mobike::a_foreign_initiator_is_checked_before_esp_follows_it),
@@ -70,6 +75,7 @@ const TESTS: &[(&str, fn())] = &[
     ("jitter", rekey::the_ages_at_which_child_sas_are_rekeyed_are_spread_over_a_tenth_of_the_lifetime),
     ("dead peer", changes::a_dead_peer_is_noticed_in_less_than_ten_seconds_and_found_again),
     ("signs of life", liveness::a_peer_whose_esp_arrives_is_not_given_up_when_requests_are_lost),
+    ("lost mapping", liveness::child_sas_are_replaced_once_if_esp_stops_although_a_peer_without_mobike_answers),
     ("idle peer", liveness::an_idle_peer_is_asked_every_two_minutes),
     ("unanswered ESP", liveness::the_first_packet_to_a_peer_that_died_long_ago_leads_to_a_check),
     (

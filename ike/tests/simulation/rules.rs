@@ -141,6 +141,23 @@ pub fn a_child_sa_that_the_peer_deleted_before_its_late_response_is_not_used() {
 }
 
 #[test]
+fn a_child_sa_whose_lifetime_ends_while_its_deletion_is_under_way_is_deleted_once() {
+    let lifetime = 4 * SECOND;
+    let mut foreign = Foreign::established(1, |config| config.timing.child_lifetime = lifetime);
+    let request = foreign.rekey_of_ours();
+    let deletion = foreign.answer(&request, &Foreign::child_parts(0xf002, [1; 32])).remove(0);
+    assert_eq!(deletion.deleted_children(), [foreign.child.1]);
+    foreign.network.run_for(lifetime * 3 / 2 + SECOND / 2);
+    let again: Vec<Message> = foreign.arrived().iter().map(|datagram| foreign.open(datagram)).collect();
+    assert!(!again.is_empty() && again.iter().all(|message| *message == deletion), "{again:?}");
+    let mut messages = foreign.answer(&deletion, &[delete_child(foreign.child.0)]);
+    foreign.network.run_for(SECOND);
+    let later = foreign.arrived();
+    messages.extend(later.iter().map(|datagram| foreign.open(datagram)));
+    assert!(messages.iter().all(|message| !message.deleted_children().contains(&foreign.child.1)), "{messages:?}");
+}
+
+#[test]
 pub fn what_is_asked_to_wait_waits() {
     //= RFC 7296 1.3.3 MUST 1: REKEY_SA
     //= RFC 7296 2.25 MUST NOT 2: no repetition at once
@@ -160,10 +177,10 @@ pub fn requests_outside_of_the_window_are_not_answered() {
     //= RFC 7296 1.4 MUST 4: every request is answered
     //= RFC 7296 2.3 MUST NOT 8: no INVALID_MESSAGE_ID in a response
     //= RFC 7296 2.3 MUST NOT 9: no answer outside of the window
-    // RFC 7296 2.2, 2.3: our window is one request.
+    // RFC 7296 2.2, 2.3: our window is four requests.
     let mut foreign = Foreign::established(1, |_| {});
     let next = foreign.next_id;
-    for id in [next + 1, next + 7, next.wrapping_sub(2), u32::MAX] {
+    for id in [next + 4, next + 7, next.wrapping_sub(2), u32::MAX] {
         let datagram = foreign.seal(exchange::INFORMATIONAL, false, id, &[delete_child(foreign.child.0)]);
         assert_eq!(foreign.exchange(datagram), Vec::<Vec<u8>>::new(), "request {id}");
     }

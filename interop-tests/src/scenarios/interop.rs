@@ -141,8 +141,8 @@ const ROWS: &[Row] = &[
         [
             In("nat-rebinding-initiator"),
             In("nat-rebinding-responder"),
-            No("pluto sends ESP to the old mapping"),
-            No("not shown"),
+            In("nat-rebinding-initiator"),
+            In("nat-rebinding-responder"),
         ],
     ),
     row(

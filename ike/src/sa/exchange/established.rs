@@ -11,6 +11,7 @@ use crate::deadlines::Timer;
 use crate::event::{DownReason, Event, IkeId, PeerError, PeerErrorKind};
 use crate::output::Context;
 use crate::purpose::Purpose;
+use crate::sa::HeldDatagram;
 use crate::sa::channel::Incoming;
 use crate::sa::failure::{self, INFORMATIONAL};
 use crate::sa::ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
@@ -76,6 +77,12 @@ impl IkeSa {
             self.send_queued(child_sas, cx);
         }
         step
+    }
+
+    /// Takes a datagram of the peer's next request that arrived before the last request was
+    /// answered. It goes to [`Self::handle`].
+    pub(crate) fn take_held(&mut self) -> Option<HeldDatagram> {
+        self.channel.take_held()
     }
 
     /// Handles the deadlines that have passed.

@@ -10,6 +10,7 @@
 //! - `addresses`: MOBIKE (RFC 4555): address updates, announcements of addresses, and return
 //!   routability checks.
 //! - `agent_notifications`: notifications for private use between agents of ours.
+//! - `lost_mapping`: CHILD_SAs whose ESP stops after the NAT in front of us has changed its mapping.
 //! - `informational`: INFORMATIONAL for deletion, liveness checks and errors.
 
 mod addresses;
@@ -18,6 +19,7 @@ mod create_child_request;
 mod create_child_response;
 mod established;
 mod informational;
+mod lost_mapping;
 mod rekey_ike_request;
 mod rekey_ike_response;
 mod request;

@@ -1,10 +1,10 @@
 //! Our requests, which are sent when the window is free, and the peer's responses to them.
 
-use super::{addresses, agent_notifications, create_child_request, informational, rekey_ike_request};
+use super::{addresses, agent_notifications, create_child_request, informational, lost_mapping, rekey_ike_request};
 use crate::child_sas::ChildSas;
 use crate::output::Context;
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
-use crate::sa::own_requests::{OutstandingRequest, QueuedRequest};
+use crate::sa::own_requests::{LivenessCheck, OutstandingRequest, QueuedRequest};
 use crate::wire::{Delete, ExchangeType, NotifyType, Payloads};
 
 /// Sends a queued request. Returns `None` if it is no longer needed.
@@ -19,7 +19,9 @@ pub(super) fn begin(
             let payloads = addresses::of_liveness_check(sa);
             sa.channel.request(ExchangeType::Informational, &payloads, cx);
             cx.out.sent.liveness_checks = cx.out.sent.liveness_checks.saturating_add(1);
-            Some(OutstandingRequest::Liveness(payloads.notify(NotifyType::NatDetectionSourceIp).is_some()))
+            let detects_nats = payloads.notify(NotifyType::NatDetectionSourceIp).is_some();
+            let esp_stopped = sa.channel.signs.esp_has_stopped();
+            Some(OutstandingRequest::Liveness(LivenessCheck { detects_nats, esp_stopped }))
         }
         QueuedRequest::UpdateAddresses => addresses::update(sa, cx),
         QueuedRequest::AnnounceAddresses => addresses::announce(sa, cx),
@@ -71,9 +73,12 @@ pub(super) fn finish(
             | OutstandingRequest::CheckAddress(_)
     );
     let step = match request {
-        OutstandingRequest::Liveness(detects_nats) => {
-            if detects_nats {
+        OutstandingRequest::Liveness(check) => {
+            if check.detects_nats {
                 addresses::liveness_checked(sa, payloads);
+            }
+            if check.esp_stopped {
+                lost_mapping::replace_children(sa, child_sas, cx.now);
             }
             SaStep::Continue
         }

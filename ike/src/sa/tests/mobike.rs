@@ -3,6 +3,7 @@
 use super::*;
 use crate::sa::QueuedRequest;
 use crate::sa::ike_sa::Lifecycle;
+use crate::sa::message_path::Following;
 use crate::sa::mobike::{self, Mobike};
 use crate::wire::{Notify, NotifyType, Payload};
 
@@ -234,4 +235,50 @@ fn without_nat_traversal_each_request_that_changes_addresses_forbids_nats() {
             assert_eq!(forbidden, Some(addresses).filter(|_| !nat_traversal), "{initiation:?}");
         }
     }
+}
+
+#[test]
+fn a_request_goes_once_to_an_address_that_is_a_candidate_and_an_alternative() {
+    let other: SocketAddr = "192.0.2.3:500".parse().unwrap();
+    let to_other = |peer: &mut Established| {
+        let sent = std::mem::take(&mut peer.out.transmits);
+        sent.iter().filter(|transmit| transmit.remote == other).count()
+    };
+    for candidate_first in [true, false] {
+        let mut peer = Established::new();
+        peer.step(|sa, child_sas, cx| sa.begin(QueuedRequest::Liveness, child_sas, cx));
+        let become_candidate = |peer: &mut Established| {
+            peer.sa.channel.candidate = Some(Box::new(other));
+            peer.sa.channel.candidate_is_new = true;
+            peer.step(|sa, _, cx| sa.channel.probe_candidate(cx));
+        };
+        let become_alternative = |peer: &mut Established| {
+            peer.step(|sa, _, cx| sa.channel.send_to_alternatives(vec![(local(), other)], cx));
+        };
+        let steps: [&dyn Fn(&mut Established); 2] = if candidate_first {
+            [&become_candidate, &become_alternative]
+        } else {
+            [&become_alternative, &become_candidate]
+        };
+        steps.iter().for_each(|step| step(&mut peer));
+        assert_eq!(to_other(&mut peer), 1, "candidate first: {candidate_first}");
+        peer.now = peer.now + Duration::from_secs(1);
+        peer.step(|sa, child_sas, cx| sa.handle_timeout(child_sas, cx));
+        assert_eq!(to_other(&mut peer), 1, "candidate first: {candidate_first}, once more");
+    }
+}
+
+#[test]
+fn a_path_that_was_given_up_is_not_checked_again_while_the_request_goes_there() {
+    let mut peer = Established::new();
+    let other: SocketAddr = "192.0.2.3:500".parse().unwrap();
+    peer.step(|sa, child_sas, cx| sa.begin(QueuedRequest::Liveness, child_sas, cx));
+    peer.step(|sa, _, cx| sa.channel.send_to_alternatives(vec![(local(), other)], cx));
+    let channel = &mut peer.sa.channel;
+    channel.following = Following::Update;
+    channel.given_up = Some(Box::new(Path { remote: other, ..channel.path }));
+    channel.response_path = (local(), other);
+    assert_eq!(channel.take_given_up(), None, "the request is on its way there");
+    channel.alternatives.clear();
+    assert_eq!(channel.take_given_up().map(|path| path.remote), Some(other));
 }

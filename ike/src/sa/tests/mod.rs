@@ -4,6 +4,7 @@ mod charon;
 mod messages;
 mod mobike;
 mod rekey;
+mod window;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::keys::{Keys, Opened};
 use super::mobike::{Mobike, changes_addresses};
 use super::octets::{Header, Message, Spis, chain};
+use super::window::{Answer, Window};
 use super::{Cause, Judged, broken, require};
 
 /// The IKE_SA_INIT exchange as seen by one end.
@@ -54,22 +55,14 @@ pub struct OwnRequest {
     last_wait: Option<Duration>,
 }
 
-/// The response to the peer's last request.
-#[derive(Debug, Clone)]
-struct Answer {
-    id: u32,
-    first_datagram: Vec<u8>,
-    datagrams: Vec<Vec<u8>>,
-}
-
 /// The meaning of a datagram for an IKE SA.
 #[derive(Debug, Clone)]
 pub enum Received {
     /// The datagram is not authentic, is old, is outside the window, or is part of an incomplete
     /// message.
     Nothing,
-    /// The peer's last request was received again.
-    Repeated,
+    /// A request with this message ID that was answered before was received again.
+    Repeated(u32),
     /// The peer's next request.
     Request(Header, Option<Message>),
     /// The response to our request.
@@ -124,7 +117,7 @@ pub struct IkeSa {
     pub closed: bool,
     next_own: u32,
     next_peer: u32,
-    answer: Option<Answer>,
+    pub window: Window,
     /// The request to which a response came that the oracle cannot read. If that response was
     /// corrupted on its way, the request goes on.
     answered_unread: Option<Box<OwnRequest>>,
@@ -161,15 +154,20 @@ impl IkeSa {
             closed: false,
             next_own: first_ids.0,
             next_peer: first_ids.1,
-            answer: None,
+            window: Window::default(),
             answered_unread: None,
             parts: [BTreeMap::new(), BTreeMap::new()],
             first_datagram: Vec::new(),
         }
     }
 
+    /// Returns the message ID of the peer's next request.
+    pub fn next_peer(&self) -> u32 {
+        self.next_peer
+    }
+
     /// Handles a datagram from the peer.
-    pub fn receive(&mut self, header: &Header, datagram: &[u8], from: SocketAddr) -> Received {
+    pub fn receive(&mut self, header: &Header, datagram: &[u8], local: SocketAddr, from: SocketAddr) -> Received {
         if header.initiator_flag() == self.initiator || header.version >> 4 != 2 {
             return Received::Nothing;
         }
@@ -177,10 +175,12 @@ impl IkeSa {
             if self.own.as_ref().is_none_or(|own| own.header.id != header.id) {
                 return Received::Nothing;
             }
-        } else if header.id.checked_add(1) == Some(self.next_peer) {
-            let again = self.answer.as_ref().is_some_and(|answer| answer.first_datagram == datagram);
-            return if again { Received::Repeated } else { Received::Nothing };
+        } else if header.id < self.next_peer {
+            return self.window.answer_to(datagram).map_or(Received::Nothing, |answer| Received::Repeated(answer.id));
         } else if header.id != self.next_peer {
+            if self.window.may_hold(header.id, self.next_peer) {
+                self.window.hold(header, datagram, local, from);
+            }
             return Received::Nothing;
         }
         let message = match self.reassemble(header, datagram) {
@@ -414,7 +414,7 @@ impl IkeSa {
     }
 
     /// Judges a response that the node sends for the first time.
-    pub fn send_response(&mut self, header: &Header, request: &Header, datagrams: &[&[u8]]) -> Judged {
+    pub fn send_response(&mut self, header: &Header, request: &Header, datagrams: &[&[u8]], at: Duration) -> Judged {
         //= RFC 7296 2.2 REQUIRED 4: the response has the request's ID
         require!(
             header.id == request.id && header.exchange == request.exchange,
@@ -428,14 +428,14 @@ impl IkeSa {
         self.next_peer += 1;
         self.parts[0].clear();
         let datagrams = datagrams.iter().map(|datagram| datagram.to_vec()).collect();
-        self.answer =
-            Some(Answer { id: header.id, first_datagram: std::mem::take(&mut self.first_datagram), datagrams });
+        let first_datagram = std::mem::take(&mut self.first_datagram);
+        self.window.answered(Answer { id: header.id, first_datagram, datagrams, at });
         Ok(())
     }
 
     /// Judges a response that the node sends again.
     pub fn send_response_again(&self, header: &Header, datagrams: &[&[u8]]) -> Judged {
-        let same = self.answer.as_ref().is_some_and(|answer| answer.id == header.id && answer.datagrams == datagrams);
+        let same = self.window.answer(header.id).is_some_and(|answer| answer.datagrams == datagrams);
         //= RFC 7296 2.3 MUST 7: a copy of the response
         require!(same, "RFC 7296 2.1", "response {} again with other octets", header.id);
         Ok(())

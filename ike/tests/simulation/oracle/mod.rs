@@ -15,8 +15,9 @@
 //! - `node`: one end, its actions, and the order in which a step is judged.
 //! - `init`: IKE_SA_INIT with cookies, half-open IKE SAs, changes of the key exchange method, and
 //!   NATs.
-//! - `ike_sa`: one IKE SA with its message IDs, windows, retransmission, fragments, and nonces of
+//! - `ike_sa`: one IKE SA with its message IDs, retransmission, fragments, and nonces of
 //!   the cipher.
+//! - `window`: the window of one end for the peer's requests.
 //! - `auth`: IKE_AUTH and the rekey of an IKE SA.
 //! - `mobike`: address changes by MOBIKE (RFC 4555).
 //! - `child_sa`: CHILD_SAs with their negotiation, rekeys, collisions and deletions.
@@ -38,6 +39,7 @@ mod node;
 mod nonces;
 pub mod octets;
 mod trace;
+mod window;
 
 use std::net::SocketAddr;
 use std::time::Duration;

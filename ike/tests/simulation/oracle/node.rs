@@ -26,8 +26,8 @@ pub enum Effect {
     Unauthenticated,
     /// The datagram is a response to an IKE_SA_INIT request of the node.
     InitResponse,
-    /// The same response is sent again.
-    Repeated(Spis),
+    /// The response with this message ID is sent again.
+    Repeated(Spis, u32),
     /// The node responds to this request.
     Request(Spis, Header, Option<Message>),
     /// The node handles the response to its request.
@@ -142,6 +142,8 @@ impl Node {
             self.concluded(*spis, own, response.as_ref(), step, shared)?;
         }
         let (mut answered, mut repeated) = (false, false);
+        // The addresses of the early request whose turn has come.
+        let mut early_at = None;
         for sent in self.messages(step)? {
             let spis = sent.header.spis;
             if sent.header.exchange == exchange::IKE_SA_INIT && !sent.header.response() {
@@ -170,6 +172,7 @@ impl Node {
             trace.message(step.at, step.node, true, sent.remote, sent.header, message.clone());
             let last_esp = self.last_esp(spis);
             let Some(sa) = self.sas.get_mut(&spis) else { continue };
+            sa.window.announced(message.as_ref())?;
             if !sent.header.response() {
                 let message = message.as_ref();
                 let (ends, datagrams) = ((sent.local, sent.remote), &sent.datagrams);
@@ -182,6 +185,17 @@ impl Node {
                 //= RFC 7296 3.1 MUST NOT 14: responses are not answered
                 broken!("RFC 7296 2.1", "response {} without a request", sent.header.id);
             };
+            // Requests that arrived early follow the one that was missing, in the order of their
+            // message IDs.
+            if answered
+                && sent.header.id == sa.next_peer()
+                && let Some((header, request, early_local, early_from)) = sa.next_early()
+            {
+                trace.message(step.at, step.node, false, early_from, header, request.clone());
+                effect = Effect::Request(spis, header, request);
+                (early_at, answered) = (Some((early_local, early_from)), false);
+            }
+            let (local, from) = early_at.unwrap_or((local, from));
             //= RFC 7296 2.11 MUST 2: the response goes back
             //= RFC 7296 2.11 MUST 3: the response comes from there
             //= RFC 7296 2.23 MUST 3: responses go to the request's port
@@ -194,14 +208,14 @@ impl Node {
             );
             match &mut effect {
                 Effect::Request(of, header, request) if *of == spis => {
-                    sa.send_response(&sent.header, header, &sent.datagrams)?;
+                    sa.send_response(&sent.header, header, &sent.datagrams, step.at)?;
                     let request = request.take();
                     answered = true;
                     if let (Some(request), Some(answer)) = (request, message) {
                         self.answered(spis, &request, &answer, step, shared)?;
                     }
                 }
-                Effect::Repeated(of) if *of == spis => {
+                Effect::Repeated(of, _) if *of == spis => {
                     sa.send_response_again(&sent.header, &sent.datagrams)?;
                     repeated = true;
                 }
@@ -224,7 +238,10 @@ impl Node {
                 //= RFC 7296 1.4 MUST 4: every request is answered
                 require!(answered || !ours, "RFC 7296 2.1", "request {} has no response", header.id);
             }
-            Effect::Repeated(spis) if open(spis) => {
+            Effect::Repeated(spis, id)
+                if open(spis) && self.sas.get(spis).is_some_and(|sa| sa.window.must_have(*id, step.at)) =>
+            {
+                //= RFC 7296 2.3 MUST 7: a copy of the response
                 //= RFC 7296 2.1 MUST 4: the response is kept
                 require!(repeated, "RFC 7296 2.1", "a repeated request does not have its response again");
             }
@@ -261,9 +278,9 @@ impl Node {
         let Some(sa) = self.sas.get_mut(&header.spis) else {
             return Effect::Nothing;
         };
-        match sa.receive(&header, datagram, from) {
+        match sa.receive(&header, datagram, local, from) {
             Received::Nothing => Effect::Nothing,
-            Received::Repeated => Effect::Repeated(header.spis),
+            Received::Repeated(id) => Effect::Repeated(header.spis, id),
             Received::Request(header, message) => {
                 trace.message(step.at, step.node, false, from, header, message.clone());
                 Effect::Request(header.spis, header, message)
@@ -371,9 +388,9 @@ impl Node {
 }
 
 /// Returns whether a request is only a liveness check (RFC 7296 2.4). It may contain NAT detection,
-/// to detect a changed mapping (RFC 4555 3.8).
+/// to detect a changed mapping (RFC 4555 3.8), and announce the window (2.3).
 fn is_liveness_check(message: &Message) -> bool {
-    let detection = [notify::NAT_DETECTION_SOURCE_IP, notify::NAT_DETECTION_DESTINATION_IP];
+    let detection = [notify::NAT_DETECTION_SOURCE_IP, notify::NAT_DETECTION_DESTINATION_IP, notify::SET_WINDOW_SIZE];
     message.header.exchange == exchange::INFORMATIONAL
         && message.notifies().iter().filter(|notify| detection.contains(&notify.kind)).count() == message.payloads.len()
 }

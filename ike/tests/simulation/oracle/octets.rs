@@ -37,6 +37,7 @@ pub mod notify {
     pub const TEMPORARY_FAILURE: u16 = 43;
     pub const CHILD_SA_NOT_FOUND: u16 = 44;
     pub const INITIAL_CONTACT: u16 = 16384;
+    pub const SET_WINDOW_SIZE: u16 = 16385;
     pub const NAT_DETECTION_SOURCE_IP: u16 = 16388;
     pub const NAT_DETECTION_DESTINATION_IP: u16 = 16389;
     pub const COOKIE: u16 = 16390;

@@ -5,6 +5,7 @@ mod certificates;
 mod changes;
 mod client;
 mod ends;
+mod mapping;
 mod nothing_in_common;
 mod on_demand;
 mod selectors;
@@ -171,6 +172,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "libreswan/secret-changed-responder",
         "pluto has initiated, and its secret changes: the tunnel ends with its lifetime, and comes with the other secret",
         |lab| changes::secret(lab, Initiator::Moon),
+    ),
+    slow(
+        "libreswan/nat-rebinding-initiator",
+        "edge-agent has initiated to pluto without MOBIKE, and the NAT in front of edge-agent maps to another port: the tunnel goes on",
+        |lab| mapping::run(lab, Initiator::Edge),
+    ),
+    slow(
+        "libreswan/nat-rebinding-responder",
+        "pluto has initiated without MOBIKE, and the NAT in front of pluto maps to another port: the tunnel goes on",
+        |lab| mapping::run(lab, Initiator::Moon),
     ),
     scenario(
         "libreswan/reauthentication-initiator",

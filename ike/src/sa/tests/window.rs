@@ -1,0 +1,87 @@
+//! Tests the limits of the window for the peer's requests (RFC 7296 2.3).
+
+use super::*;
+use crate::sa::receive_window::{MAX_HELD, MAX_HELD_OCTETS, OLDER_RESPONSE_KEPT, WINDOW};
+use crate::wire::Payload;
+
+const INFORMATIONAL: ExchangeType = ExchangeType::Informational;
+
+fn with_window() -> Established {
+    let mut peer = Established::new();
+    peer.sa.channel.profile = Some(Arc::clone(&peer.sa.profile));
+    peer.sa.channel.open_window();
+    peer
+}
+
+/// Returns a vendor ID of this size.
+fn of_size(octets: usize) -> Payloads {
+    Payloads::from(vec![Payload::VendorId(vec![7; octets])])
+}
+
+/// Delivers a datagram, and then those that it lets follow, as the endpoint does.
+fn arrive(peer: &mut Established, datagram: &[u8]) {
+    assert!(matches!(peer.arrive(datagram), SaStep::Continue));
+    while let Some(held) = peer.sa.take_held() {
+        assert!(matches!(peer.arrive(&held.datagram), SaStep::Continue));
+    }
+}
+
+#[test]
+fn fragments_of_several_requests_may_come_mixed_and_backwards() {
+    let mut peer = with_window();
+    let mut datagrams = Vec::new();
+    for id in (0..u32::from(WINDOW)).rev() {
+        let fragments = peer.seal(INFORMATIONAL, id, &of_size(900), Some(300));
+        assert!(fragments.len() > 2);
+        datagrams.extend(fragments.into_iter().rev().enumerate());
+    }
+    // The last fragments of all requests first, those of the last request first.
+    datagrams.sort_by_key(|(index, _)| *index);
+    for (_, datagram) in &datagrams {
+        arrive(&mut peer, datagram);
+    }
+    let ids: Vec<u32> = peer.sent().iter().map(|(header, _)| header.message_id).collect();
+    assert_eq!(ids, [0, 1, 2, 3]);
+    assert_eq!(peer.sa.channel.window_octets().0, 0);
+    // The first fragment of any of them counts as its retransmission.
+    let again = peer.seal(INFORMATIONAL, 1, &of_size(900), Some(200)).remove(0);
+    arrive(&mut peer, &again);
+    assert_eq!(peer.sent().len(), 1);
+}
+
+#[test]
+fn what_waits_for_an_earlier_request_has_a_limit_in_number_and_in_octets() {
+    for octets in [1, 1000] {
+        let mut peer = with_window();
+        for _ in 0..200 {
+            let datagram = peer.seal(INFORMATIONAL, 1, &of_size(octets), None).remove(0);
+            arrive(&mut peer, &datagram);
+        }
+        let held = peer.sa.channel.window_octets().0;
+        assert!(held > 0 && held <= MAX_HELD_OCTETS, "{held}");
+        assert!(peer.sent().is_empty());
+        assert!(std::iter::from_fn(|| peer.sa.channel.take_any_held()).count() <= MAX_HELD);
+        // What was dropped is taken when it comes again.
+        for id in [0, 1] {
+            let datagram = peer.seal(INFORMATIONAL, id, &of_size(1), None).remove(0);
+            arrive(&mut peer, &datagram);
+        }
+        assert_eq!(peer.sent().len(), 2);
+    }
+}
+
+#[test]
+fn what_waits_in_vain_and_old_responses_are_forgotten() {
+    let mut peer = with_window();
+    for id in [0, 1, 2, 4] {
+        let datagram = peer.seal(INFORMATIONAL, id, &of_size(1), None).remove(0);
+        arrive(&mut peer, &datagram);
+    }
+    let (held, older) = peer.sa.channel.window_octets();
+    assert!(held > 0 && older > 0, "{held}, {older}");
+    peer.sa.channel.forget_stale_fragments(peer.now + Duration::from_secs(31));
+    assert_eq!(peer.sa.channel.window_octets(), (0, older));
+    peer.sa.channel.forget_stale_fragments(peer.now + OLDER_RESPONSE_KEPT);
+    assert_eq!(peer.sa.channel.window_octets(), (0, 0));
+    assert!(peer.sa.channel.received.is_none(), "and their memory is free");
+}
