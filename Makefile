@@ -1,6 +1,6 @@
 # Thin on purpose: the logic lives in Rust (interop-tests) and in one script each.
 
-.PHONY: demo tour time-demo release reproducible older cross image packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
+.PHONY: demo tour time-demo release reproducible older cross image image-test packages test screenshots interop bench bench-cni bench-agent interruptions chaos power-cuts edgecore cloudcore containerd soak fuzz install
 
 # From nothing to pods that ping through our own tunnels.
 demo: install
@@ -35,6 +35,11 @@ cross:
 image:
 	.ci/release --static
 	deploy/image
+
+# Whether the programs of that image run from it in containerd, as the manifests start them.
+image-test: image
+	.ci/install test
+	EDGE_IMAGE_PROGRAMS=$(CURDIR)/target/static cargo test --workspace --locked --test deploy from_the_image
 
 # The Debian packages, in target/packages.
 packages: release

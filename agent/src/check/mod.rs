@@ -23,6 +23,9 @@ pub fn report(config: &Config, clock: &CertificateClock) -> Report {
     if config.controller.is_some() {
         controller::check(config, now, &mut report);
     }
+    for (section, problem) in config.deprecated() {
+        report.add(Level::Error, &section, problem);
+    }
     settings::check(config, &mut report);
     peers::check(config, now, &mut report);
     report
@@ -31,14 +34,18 @@ pub fn report(config: &Config, clock: &CertificateClock) -> Report {
 /// Maximum number of these warnings in the log at start. `edge-agent check` prints all of them.
 const MOST_LOGGED: usize = 8;
 
-/// Logs warnings about settings and about networks that are at both ends of a tunnel, at most 8.
-/// The agent calls this at its start; the other checks would take too long with thousands of peers.
+/// Logs warnings about values that only earlier releases accepted, about settings, and about
+/// networks that are at both ends of a tunnel, at most 8. The agent calls this at its start; the
+/// other checks would take too long with thousands of peers.
 pub fn log_warnings(config: &Config) {
     let networks = config.peers.iter().flat_map(|peer| {
         let name = peer.name.clone();
         peers::networks_at_both_ends(peer).map(move |warning| (name.clone(), warning))
     });
-    for (section, warning) in settings::warnings(config).chain(networks).take(MOST_LOGGED) {
+    let deprecated = config.deprecated().into_iter().chain(controller::deprecated(config));
+    let deprecated =
+        deprecated.map(|(section, problem)| (section, format!("{problem}; a later release does not start with this")));
+    for (section, warning) in deprecated.chain(settings::warnings(config)).chain(networks).take(MOST_LOGGED) {
         warn!(section, "{warning}; `edge-agent check` checks the whole file");
     }
 }

@@ -234,6 +234,22 @@ fn networks_between_which_no_packet_goes_are_warnings() {
 }
 
 #[test]
+fn what_only_earlier_releases_accepted_is_an_error() {
+    let directory = Directory::new();
+    let peer = format!("{PEER}{PSK}");
+    for (config, words) in [
+        (peer.replace("192.0.2.1", "0.0.0.0"), ["moon: remote has 0.0.0.0", "expected the address of one host"]),
+        (format!("{peer}[timing]\nretry = '20s'\n"), ["[timing]: retry is 20s", "raise retry_max"]),
+        (format!("{peer}[on_demand]\nidle_timeout = '1ms'\n"), ["[on_demand]: idle_timeout", "at least 1s"]),
+    ] {
+        directory.only_problem(&config, Level::Error, &words);
+    }
+    let controller = format!("[controller]\nurls = ['https://c.example:8443/v1']\n{peer}");
+    let problems = directory.problems(&controller);
+    assert!(problems.iter().any(|(level, what)| *level == Level::Error && what.contains("has a path")), "{problems:?}");
+}
+
+#[test]
 fn sizes_that_nobody_wants_are_warnings() {
     let directory = Directory::new();
     directory.only_problem(&format!("mtu = 1279\n{PEER}{PSK}"), Level::Warning, &["mtu is 1279", "IPv6 needs 1280"]);

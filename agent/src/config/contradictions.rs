@@ -1,7 +1,8 @@
-//! Finds values that are well-formed, but can never do what the operator wants: addresses of no
-//! host, a minimum above its maximum, two listeners for one port, and directories that belong to
-//! the whole system. What works, but probably not as intended, is a warning of
-//! [`crate::check`] instead.
+//! Finds values that are well-formed, but can never do what the operator wants: a minimum above its
+//! maximum, two listeners for one port, and directories that belong to the whole system. Only the
+//! directories keep the agent from starting ([`super::Config::deprecated`]): it takes them from
+//! other users, and its commands remove what is in them. What works, but probably not as intended,
+//! is a warning of [`crate::check`] instead.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
@@ -45,14 +46,19 @@ const OF_THE_SYSTEM: [&str; 26] = [
     "/var/tmp",
 ];
 
-/// Fails if a timer is too short, or if a wait begins above its maximum.
-pub(super) fn check_timing(section: &TimingSection, idle: Duration) -> Result<(), String> {
-    let timing = section.resolve();
+/// Fails if tunnels on demand end too soon.
+pub(super) fn check_idle_timeout(idle: Duration) -> Result<(), String> {
     if idle < LEAST_LIFETIME {
         return Err(format!(
-            "[on_demand]: idle_timeout is {idle:?}; expected at least {LEAST_LIFETIME:?}, since each packet would set up a tunnel anew"
+            "idle_timeout is {idle:?}; expected at least {LEAST_LIFETIME:?}, since each packet would need a new tunnel"
         ));
     }
+    Ok(())
+}
+
+/// Fails if a timer is too short, or if a wait begins above its maximum.
+pub(super) fn check_timing(section: &TimingSection) -> Result<(), String> {
+    let timing = section.resolve();
     for (key, value, least) in [
         ("child_lifetime", timing.child_lifetime, LEAST_LIFETIME),
         ("ike_lifetime", timing.ike_lifetime, LEAST_LIFETIME),
@@ -65,14 +71,14 @@ pub(super) fn check_timing(section: &TimingSection, idle: Duration) -> Result<()
     ] {
         if value < least {
             return Err(format!(
-                "[timing]: {key} is {value:?}; expected at least {least:?}, since less would keep both ends busy; leave it out for the default"
+                "{key} is {value:?}; expected at least {least:?}, since less would keep both ends busy; leave it out for the default"
             ));
         }
     }
     if timing.retry > timing.retry_max {
         let default = if section.retry_max.is_none() { " by default" } else { "" };
         return Err(format!(
-            "[timing]: retry is {:?} and retry_max {:?}{default}; expected retry to be at most retry_max, up to which it doubles: \
+            "retry is {:?} and retry_max {:?}{default}; expected retry to be at most retry_max, up to which it doubles: \
              raise retry_max, or lower retry",
             timing.retry, timing.retry_max
         ));
@@ -85,17 +91,17 @@ pub(super) fn check_listeners(listen: &[SocketAddr], tcp_port: Option<u16>) -> R
     for (at, address) in listen.iter().enumerate() {
         if address.ip().is_multicast() || address.ip() == Ipv4Addr::BROADCAST {
             return Err(format!(
-                "[observe]: listen has {address}, which is no address of a host; write one of this node, such as 127.0.0.1:9644"
+                "listen has {address}, which is no address of a host; write one of this node, such as 127.0.0.1:9644"
             ));
         }
         if listen.iter().take(at).any(|other| other == address && address.port() != 0) {
-            return Err(format!("[observe]: listen has {address} twice; leave one of them out"));
+            return Err(format!("listen has {address} twice; leave one of them out"));
         }
     }
     let of_hub = |address: &&SocketAddr| tcp_port == Some(address.port());
     match listen.iter().find(of_hub) {
         Some(address) => Err(format!(
-            "[observe]: listen has {address}, and [tcp] listen_port is {} at all addresses; choose another port for one of them",
+            "listen has {address}, and [tcp] listen_port is {} at all addresses; choose another port for one of them",
             address.port()
         )),
         None => Ok(()),
@@ -145,10 +151,23 @@ mod tests {
         Config::parse(text, Path::new("agent.toml"))
     }
 
-    /// Fails unless the text is refused with each of these words.
+    /// Returns what an earlier release accepted in this text, each with its section. The text is
+    /// still accepted.
+    fn deprecated(text: &str) -> Vec<String> {
+        let found = parse(text).expect(text).deprecated();
+        found.into_iter().map(|(section, problem)| format!("{section}: {problem}")).collect()
+    }
+
+    /// Fails unless exactly one value of the text is deprecated, with each of these words.
     fn refused(text: &str, words: &[&str]) {
-        let error = parse(text).expect_err(text).to_string();
-        assert!(words.iter().all(|word| error.contains(word)), "{text} gave {error}");
+        let found = deprecated(text);
+        let said = |words: &[&str]| found.len() == 1 && words.iter().all(|word| found[0].contains(word));
+        assert!(said(words), "{text} gave {found:?}");
+    }
+
+    /// Fails if a value of the text is deprecated.
+    fn accepted(text: &str) {
+        assert_eq!(deprecated(text), Vec::<String>::new(), "{text}");
     }
 
     #[test]
@@ -175,19 +194,18 @@ mod tests {
         }
         refused(&remote("\"[::]:4500\""), &["remote has ::"]);
         for address in ["127.0.0.2", "[::1]:4500", "169.254.7.1", "240.0.0.1", "moon.example"] {
-            parse(&remote(&format!("\"{address}\""))).unwrap();
+            accepted(&remote(&format!("\"{address}\"")));
         }
     }
 
     #[test]
     fn a_node_has_no_tunnel_with_its_own_address() {
         refused(&format!("{PEER}local = \"192.0.2.1\""), &["local and remote are both 192.0.2.1"]);
-        parse(&format!("{PEER}local = \"192.0.2.7\"")).unwrap();
+        accepted(&format!("{PEER}local = \"192.0.2.7\""));
         // Agents on one host may differ in their ports.
-        parse(
+        accepted(
             &format!("{PEER}local = \"192.0.2.1\"").replace("\"192.0.2.1\"\nlocal_id", "\"192.0.2.1:5500\"\nlocal_id"),
-        )
-        .unwrap();
+        );
     }
 
     #[test]
@@ -210,9 +228,9 @@ mod tests {
         }
         let idle = |time: &str| format!("{PEER}[on_demand]\nidle_timeout = \"{time}\"\n");
         refused(&idle("999ms"), &["[on_demand]: idle_timeout is 999ms", "expected at least 1s"]);
-        parse(&idle("1s")).unwrap();
-        parse(&timing("retry = \"10s\"")).unwrap();
-        parse(&timing("retry = \"1h\"\nretry_max = \"1h\"\nchild_lifetime = \"1s\"")).unwrap();
+        accepted(&idle("1s"));
+        accepted(&timing("retry = \"10s\""));
+        accepted(&timing("retry = \"1h\"\nretry_max = \"1h\"\nchild_lifetime = \"1s\""));
     }
 
     #[test]
@@ -225,7 +243,7 @@ mod tests {
             &["[observe]: listen has 127.0.0.1:9644", "[tcp] listen_port is 9644"],
         );
         for listen in ["\"127.0.0.1:0\", \"127.0.0.1:0\"", "\"127.0.0.1:9644\", \"[::1]:9644\"", "\"0.0.0.0:9644\""] {
-            parse(&observe(listen)).unwrap();
+            accepted(&observe(listen));
         }
     }
 

@@ -348,6 +348,30 @@ impl Config {
         self.run_dir.join("agent.sock")
     }
 
+    /// Returns section and text of each value that can never do what the operator wants, but that
+    /// earlier releases accepted. `edge-agent check` reports errors for them. The agent starts with
+    /// them and logs warnings, since an upgrade must not leave a node without its agent. At most one
+    /// for each peer, for each address of the node, and for each kind of contradiction.
+    pub fn deprecated(&self) -> Vec<(String, String)> {
+        let mut found = vec![];
+        let mut add = |section: &str, checked: Result<(), String>| {
+            found.extend(checked.err().map(|problem| (section.to_owned(), problem)));
+        };
+        for address in &self.resolvers_behind_tunnels {
+            add("resolvers_behind_tunnels", host_address::check_host("resolvers_behind_tunnels", address));
+        }
+        for address in self.controller.iter().flat_map(|controller| &controller.advertise) {
+            add("[controller]", host_address::check_host("advertise", address));
+        }
+        add("[observe]", contradictions::check_listeners(&self.observe.listen, self.tcp.listen_port));
+        add("[timing]", contradictions::check_timing(&self.timing));
+        add("[on_demand]", contradictions::check_idle_timeout(self.on_demand.idle_timeout()));
+        for peer in &self.peers {
+            add(&peer.name, peer.check_addresses());
+        }
+        found
+    }
+
     fn content(&self, path: &Path, problem: String) -> ConfigError {
         ConfigError::Content { path: path.to_owned(), problem }
     }
@@ -379,9 +403,6 @@ impl Config {
                 "resolvers_behind_tunnels has {count} addresses; expected at most {MAX_RESOLVERS_BEHIND_TUNNELS}"
             ));
         }
-        for address in &self.resolvers_behind_tunnels {
-            host_address::check_host("resolvers_behind_tunnels", address)?;
-        }
         if self.controller.is_none() && self.peers.is_empty() {
             return Err("neither [controller] nor any [[peer]]: there is nothing to do; add one of them".into());
         }
@@ -394,11 +415,6 @@ impl Config {
                 let shown = if url.contains('@') { "a URL with a user or password" } else { url };
                 return Err(format!("[controller]: {shown:?} is not an https:// URL"));
             }
-            for address in &controller.advertise {
-                host_address::check_host("[controller]: advertise", address)?;
-            }
-        }
-        if let Some(controller) = &self.controller {
             let account = controller.service_account_token_file.is_some();
             if account && controller.token_file.is_some() {
                 return Err(
@@ -422,8 +438,6 @@ impl Config {
         }
         self.relay.check([self.port, self.nat_port])?;
         self.tcp.check()?;
-        contradictions::check_listeners(&self.observe.listen, self.tcp.listen_port)?;
-        contradictions::check_timing(&self.timing, self.on_demand.idle_timeout())?;
         if !is_bridge_name(&self.bridge) {
             return Err(format!("bridge {:?} is not an interface name: {BRIDGE_NAME}", self.bridge));
         }

@@ -185,7 +185,6 @@ impl PeerSection {
         {
             return Err(format!("start = \"{word}\" needs remote; or set start = \"respond\""));
         }
-        self.check_addresses()?;
         match self.internal_address_key() {
             Some(key) => self.check_internal_address(key)?,
             None => self.check_children()?,
@@ -214,7 +213,8 @@ impl PeerSection {
         }
     }
 
-    fn check_addresses(&self) -> Result<(), String> {
+    /// Fails if no host can have an address of either end, or if both ends have the same one.
+    pub(super) fn check_addresses(&self) -> Result<(), String> {
         if let Some(local) = &self.local {
             check_host("local", local)?;
         }

@@ -11,9 +11,10 @@ use super::join_credential::{self, JoinCredential};
 use super::node_identity::NodeIdentity;
 use crate::config::Config;
 
-/// Checks that `url` is a valid controller URL.
+/// Fails if a controller's URL has more than a host and a port, or if no controller can be there.
+/// The agent starts with such a URL nevertheless, as long as it is an `https://` URL with a host.
 pub fn check_url(url: &str) -> Result<(), ControllerError> {
-    controller_choice::parse_url(url).map(drop)
+    controller_choice::check_url(url)
 }
 
 /// Returns the name and the certificate (DER) of this node; `None` if it has not joined. Fails if

@@ -16,23 +16,37 @@ pub(super) struct ControllerChoice {
     first: usize,
 }
 
-/// Parses a controller URL. Fails if it is not an `https://` URL with a host and nothing but a port
-/// after it.
-pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
+/// Parses a controller URL, and returns it without user, password and path, which earlier releases
+/// accepted ([`check_url`]). Fails if it is not an `https://` URL with a host.
+fn parse_url(text: &str) -> Result<Uri, ControllerError> {
+    let parsed = text.parse::<Uri>().ok().filter(|uri| uri.scheme_str() == Some("https"));
+    let of_host = parsed.and_then(|uri| {
+        uri.host().filter(|host| !host.is_empty())?;
+        let authority = uri.authority()?.as_str();
+        let (_, host_and_port) = authority.rsplit_once('@').unwrap_or(("", authority));
+        Uri::builder().scheme("https").authority(host_and_port).path_and_query("/").build().ok()
+    });
+    // The text before the at sign may be a password, so it is not shown.
+    let shown = || if text.contains('@') { "a URL with a user or password".to_owned() } else { format!("{text:?}") };
+    of_host.ok_or_else(|| {
+        ControllerError::Unacceptable(format!("[controller]: {} is not a URL https://HOST:PORT", shown()))
+    })
+}
+
+/// Fails if a controller URL has more than a host and a port, or if no controller can be there.
+pub(super) fn check_url(text: &str) -> Result<(), ControllerError> {
     let refused = |why: &str| Err(ControllerError::Unacceptable(format!("[controller]: {text:?} {why}")));
     // The text before the at sign may be a password, so it is not shown, even if the rest is wrong.
     if text.contains('@') {
         let why = "[controller]: a URL has a user or password; write https://HOST:PORT, the token or certificate tells who this node is";
         return Err(ControllerError::Unacceptable(why.to_owned()));
     }
-    let uri = match text.parse::<Uri>() {
-        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.scheme_str() == Some("https") => uri,
-        _ => return refused("is not a URL https://HOST:PORT"),
-    };
+    let uri = parse_url(text)?;
     if uri.port_u16() == Some(0) {
         return refused("has the port 0; write that of the controller, such as 8443");
     }
-    if !matches!(uri.path_and_query().map(PathAndQuery::as_str), None | Some("" | "/")) {
+    let written = text.parse::<Uri>().ok();
+    if !matches!(written.as_ref().and_then(Uri::path_and_query).map(PathAndQuery::as_str), None | Some("" | "/")) {
         return refused("has a path, which the agent does not send; write https://HOST:PORT");
     }
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
@@ -40,7 +54,7 @@ pub(super) fn parse_url(text: &str) -> Result<Uri, ControllerError> {
         Ok(address) if address.is_unspecified() || address.is_multicast() || address == Ipv4Addr::BROADCAST => {
             refused("has an address that no controller has; write a name or an address of the controller")
         }
-        _ => Ok(uri),
+        _ => Ok(()),
     }
 }
 
@@ -101,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_https_url_with_a_host_is_refused() {
+    fn what_is_not_a_host_and_a_port_of_a_controller_is_refused_by_the_check_alone() {
         for (text, why) in [
             ("https://a:0", "has the port 0"),
             ("https://a:1/v1", "has a path"),
@@ -111,15 +125,30 @@ mod tests {
             ("https://224.0.0.1", "no controller has"),
             ("https://[ff02::1]:1", "no controller has"),
         ] {
-            let error = ControllerChoice::new(&[text.to_owned()]).unwrap_err().to_string();
+            let error = check_url(text).unwrap_err().to_string();
             assert!(error.contains(text) && error.contains(why), "{error}");
         }
-        let error = ControllerChoice::new(&["https://user:password-of-user@a:1".to_owned()]).unwrap_err().to_string();
+        let with_password = "https://user:password-of-user@a:1";
+        let error = check_url(with_password).unwrap_err().to_string();
         assert!(error.contains("has a user or password") && !error.contains("password-of-user"), "{error}");
-        ControllerChoice::new(&["https://a".to_owned(), "https://127.0.0.1:8443/".to_owned()]).unwrap();
+        for text in ["https://a", "https://127.0.0.1:8443/", "https://[2001:db8::1]:8443"] {
+            check_url(text).unwrap();
+        }
+        // An agent of an earlier release ran with them. What it did not send is not sent now.
+        let urls = [with_password, "https://a:1/v1", "https://a:1?x=1#y", "https://user@[2001:db8::1]:8443"];
+        let choice = ControllerChoice::new(&urls.map(str::to_owned)).unwrap();
+        let used: Vec<String> = choice.in_order().iter().map(Uri::to_string).collect();
+        assert_eq!(used, ["https://a:1/", "https://a:1/", "https://a:1/", "https://[2001:db8::1]:8443/"]);
+    }
+
+    #[test]
+    fn what_is_no_https_url_with_a_host_is_refused() {
         for text in ["http://a:1", "https://", "a:1", ""] {
             let error = ControllerChoice::new(&[text.to_owned()]).unwrap_err();
             assert!(error.to_string().contains(&format!("{text:?} is not a URL https://HOST:PORT")), "{error}");
+            check_url(text).unwrap_err();
         }
+        let error = ControllerChoice::new(&["http://user:password@a".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("a URL with a user or password is not") && !error.contains("user:"), "{error}");
     }
 }

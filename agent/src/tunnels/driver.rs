@@ -25,7 +25,7 @@ use super::datagram_socket::{self, Socket};
 use super::deferred_switch::DeferredSwitch;
 use super::enforced_revocations::{EnforcedRevocations, valid_from};
 use super::environment::KernelEnvironment;
-use super::esp_key::kernel_has;
+use super::esp_key::{kernel_has, report_missing};
 use super::event_log::EventLog;
 use super::event_sources::{Received, esp_events, open_esp_events, read, read_events};
 use super::failure_log::FailureLog;
@@ -566,7 +566,9 @@ impl Driver {
         let peer = self.with_tcp_address(name, peer);
         let KernelEnvironment { xfrm, random, incidents, .. } = &mut self.environment;
         let has = |cipher| kernel_has(cipher, xfrm, random, incidents);
+        let known = self.kernel_refusals.missing_ciphers().len();
         let mut peer = self.kernel_refusals.without_missing_ciphers(peer, has);
+        report_missing(self.kernel_refusals.missing_ciphers().get(known..).unwrap_or_default(), incidents);
         let children: Vec<ChildConfig> = peer.children().cloned().collect();
         let reqids = &self.environment.reqids;
         let purposes: Vec<(&ChildConfig, (Purpose, Reqid))> = children

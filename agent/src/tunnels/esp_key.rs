@@ -5,6 +5,7 @@ use edge_ike::config::{self, Cipher};
 use edge_ike::{ChildSa, Secret};
 use edge_xfrm::{AesKeyLength, Algorithm, Error, EspKey, Integrity, Result, Xfrm};
 use ring::rand::{SecureRandom, SystemRandom};
+use tracing::debug;
 use zeroize::Zeroizing;
 
 use crate::incidents::Incidents;
@@ -18,7 +19,7 @@ pub(super) fn esp_key(sa: &ChildSa, key: &Secret) -> Result<EspKey> {
 }
 
 /// Returns whether the kernel can do ESP with this cipher. A kernel that cannot be asked is assumed
-/// to have it, and an incident says why.
+/// to have it, and an incident says why. [`report_missing`] tells the operator what is missing.
 pub(super) fn kernel_has(cipher: Cipher, xfrm: &mut Xfrm, random: &SystemRandom, incidents: &Incidents) -> bool {
     let algorithm = algorithm(cipher);
     let mut key = Zeroizing::new(vec![0; algorithm.key_length()]);
@@ -29,16 +30,25 @@ pub(super) fn kernel_has(cipher: Cipher, xfrm: &mut Xfrm, random: &SystemRandom,
     match tried {
         Ok(true) => true,
         Ok(false) => {
-            incidents.error(format!(
-                "this kernel has no ESP with {cipher} ({}), so peers are not offered it: load its module or build it in, then restart the agent",
-                algorithm.kernel_name()
-            ));
+            debug!(%cipher, name = %algorithm.kernel_name(), "this kernel has no such ESP");
             false
         }
         Err(error) => {
             incidents.error(format!("it is not known whether this kernel has ESP with {cipher}: {error}"));
             true
         }
+    }
+}
+
+/// Reports the ciphers that [`kernel_has`] did not find for a peer, in one line: a kernel without ESP
+/// lacks all of them.
+pub(super) fn report_missing(ciphers: &[String], incidents: &Incidents) {
+    if !ciphers.is_empty() {
+        incidents.error(format!(
+            "this kernel has no ESP with {}, so peers are not offered it: load the modules (esp4, esp6 and those of the ciphers) or build \
+             them in, then restart the agent",
+            ciphers.join(", ")
+        ));
     }
 }
 

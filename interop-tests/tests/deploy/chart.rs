@@ -26,6 +26,7 @@ const EVERYTHING: &str = r#"
 image: {repository: registry.example.org/edge-cni, tag: "7", pullPolicy: Always, pullSecrets: [registry]}
 segments: {clusterRanges: ["10.80.0.0/16", "fd77::/48"], reserved: ["10.80.255.0/24"], v4Prefix: 25, v6Prefix: 121}
 networks: ["10.42.0.0/16", "10.43.0.0/16"]
+hubPodNetworks: false
 hubs:
   cloud-1.example: {networks: ["10.42.0.0/16"], endpoints: ["203.0.113.10:4500"]}
   cloud-2: {endpoints: ["203.0.113.11:4500"]}
@@ -85,6 +86,7 @@ fn refused() {
         ("--set=edge.controllerUrls={http://controller.example.org}", "/edge/controllerUrls/0"),
         ("--set=edge.mtu=100", "/edge/mtu"),
         ("--set=networks={10.244.0.0}", "/networks/0"),
+        ("--set-string=hubPodNetworks=false", "/hubPodNetworks"),
         ("--set=segments.clusterRanges=null", "clusterRanges"),
         ("--set=segments.v4Prefix=33", "/segments/v4Prefix"),
         ("--set=nodeLabels.trust=maybe", "/nodeLabels/trust"),
@@ -165,6 +167,7 @@ fn configurations() {
     assert_eq!(controller["certificates"]["grace_days"].as_integer(), Some(0));
     assert_eq!(controller["segments"]["v4_prefix"].as_integer(), Some(25));
     assert_eq!(controller["kubernetes"]["trust_node_labels"].as_bool(), Some(false));
+    assert_eq!(controller["kubernetes"]["hub_pod_networks"].as_bool(), Some(false));
     let pod = &find(&objects, "Deployment", "edge-controller")["spec"]["template"]["spec"];
     assert_eq!(pod["priorityClassName"], "example");
     assert_eq!(pod["tolerations"][0]["key"], "node-role.kubernetes.io/control-plane");

@@ -11,6 +11,7 @@ use interop_tests::suite::Test;
 use interop_tests::{executables, oci_image, wait};
 use serde_json::{Value, json};
 
+use crate::page::Page;
 use crate::programs::{built, output, workspace};
 
 pub(crate) const TESTS: &[Test] = &[("agent_and_controller_run_from_the_image_on_a_root_that_is_read_only", run)];
@@ -18,7 +19,8 @@ pub(crate) const TESTS: &[Test] = &[("agent_and_controller_run_from_the_image_on
 /// Time limit for a container's program.
 const TIMEOUT: Duration = Duration::from_secs(180);
 
-const IMAGE: &str = "registry.example.org/edge-cni:test";
+/// The image as the chart names it by default.
+const IMAGE: &str = concat!("edge-cni:", env!("CARGO_PKG_VERSION"));
 
 /// Returns the reason why no container can run on this machine; `None` if one can.
 pub(crate) fn unavailable() -> Option<String> {
@@ -35,17 +37,22 @@ fn crictl() -> PathBuf {
     workspace("target/cni-plugins/crictl")
 }
 
-/// Writes the image with this workspace's programs.
-fn image(directory: &Path, name: &str) -> PathBuf {
+/// Returns the directory of the programs for the image: that of the static ones that `make image`
+/// builds if `EDGE_IMAGE_PROGRAMS` names it, as `make image-test` does, otherwise that of the
+/// programs that are built with this test.
+fn programs() -> PathBuf {
+    if let Some(directory) = std::env::var_os("EDGE_IMAGE_PROGRAMS") {
+        return directory.into();
+    }
     let [programs, _, _] = ["edge-agent", "edge-controller", "edge-cni"].map(built);
-    let file = directory.join(name);
+    programs.parent().expect("a directory").to_owned()
+}
+
+/// Writes the image into the directory, where `make image` writes it into the workspace.
+fn image(directory: &Path) -> PathBuf {
+    let file = directory.join("target/image/edge-cni.tar");
     let mut command = Command::new(workspace("deploy/image"));
-    command
-        .arg("--programs")
-        .arg(programs.parent().expect("a directory"))
-        .arg("--output")
-        .arg(&file)
-        .args(["--name", IMAGE]);
+    command.arg("--programs").arg(programs()).arg("--output").arg(&file);
     output(&mut command).unwrap();
     file
 }
@@ -108,6 +115,17 @@ snapshotter = "native"
         let mut command = Command::new("ctr");
         command.args(["--address", &self.path("socket"), "--namespace", "k8s.io"]);
         output(command.args(["images", "import", "--snapshotter", "native"]).arg(archive)).unwrap();
+    }
+
+    /// Imports the image by the command of `docs/install/kubernetes.md`, as it is written.
+    fn import_as_written(&self) {
+        let page = Page::read("docs/install/kubernetes.md");
+        let commands = page.commands("1. The image", 0);
+        let line = commands.iter().find(|line| line.starts_with("ctr ")).expect("the command that imports it");
+        let mut command = Command::new("sh");
+        command.args(["-c", line]).current_dir(self.directory.path());
+        command.env("CONTAINERD_ADDRESS", self.path("socket")).env("CONTAINERD_SNAPSHOTTER", "native");
+        output(&mut command).unwrap();
     }
 
     fn crictl(&self, arguments: &[&str]) -> anyhow::Result<String> {
@@ -232,14 +250,14 @@ fn sandbox_image(directory: &Path) -> PathBuf {
 fn run() {
     let containerd = Containerd::start();
     let folder = containerd.directory.path();
-    let file = image(folder, "edge-cni.tar");
-    let again = image(folder, "again.tar");
-    assert!(fs::read(&file).unwrap() == fs::read(&again).unwrap(), "the same programs give other bytes");
-    fs::remove_file(again).unwrap();
-    containerd.import(&file);
+    let file = image(folder);
+    let again = tempfile::tempdir_in(folder).unwrap();
+    assert!(fs::read(&file).unwrap() == fs::read(image(again.path())).unwrap(), "the same programs give other bytes");
+    drop(again);
+    containerd.import_as_written();
     containerd.import(&sandbox_image(folder));
     let listed = containerd.crictl(&["inspecti", "-o", "json", IMAGE]).unwrap();
-    assert!(listed.contains(IMAGE), "{listed}");
+    assert!(listed.contains(&format!("docker.io/library/{IMAGE}")), "{listed}");
 
     let arguments = ["run", "--server-names", "controller.example", "--segments-cluster-ranges", "10.77.0.0/16"];
     let controller = containerd.run("controller", false, &[], &[&["edge-controller"][..], &arguments].concat());

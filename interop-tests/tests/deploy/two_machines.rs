@@ -142,8 +142,10 @@ fn with_controller(page: &Page, [first, second]: [&Machine; 2]) {
 fn upgrade(machine: &Machine) {
     let plugin = "/opt/cni/bin/edge-cni";
     let wanted = "/etc/systemd/system/edge-agent.service.wants/edge-agent-install-cni.service";
-    // The last version had another plugin, and its unit was not wanted by the agent's.
-    machine.run(&format!("echo old >{plugin}; rm {wanted}; systemctl daemon-reload"));
+    // The last version had another plugin, and its unit was not wanted by the agent's. The agent may
+    // run the plugin at this moment, so the file is replaced, not written.
+    let old_plugin = format!("echo old >{plugin}.old; chmod 755 {plugin}.old; mv {plugin}.old {plugin}");
+    machine.run(&format!("{old_plugin}; rm {wanted}; systemctl daemon-reload"));
     machine.run("systemctl disable edge-agent-ipv6.socket");
     machine.run("dpkg --install next/edge-agent_*.deb");
     machine.run_when_ready(&format!("cmp /usr/bin/edge-cni {plugin}"));
@@ -152,13 +154,40 @@ fn upgrade(machine: &Machine) {
     assert_eq!(machine.run(enabled), "enabled\nenabled\ndisabled\n");
     machine.run_when_ready("edge-agent status | grep -F ': connected'");
     machine.run_when_ready("systemctl is-active edge-agent-install-cni");
+    changed_configuration(machine);
     // A node whose agent is stopped stays so.
     // A packet of a peer would start it by its sockets.
     machine.run("systemctl stop edge-agent edge-agent.socket edge-agent-ipv6.socket");
-    machine.run(&format!("echo old >{plugin}; dpkg --install next/edge-agent_*.deb"));
+    machine.run(&format!("{old_plugin}; dpkg --install next/edge-agent_*.deb"));
     assert_eq!(machine.run("systemctl is-active edge-agent || true"), "inactive\n");
     machine.run("systemctl start edge-agent");
     machine.run_when_ready(&format!("cmp /usr/bin/edge-cni {plugin}"));
+}
+
+/// Installs the next version over configurations that it refuses, and of which it warns.
+fn changed_configuration(machine: &Machine) {
+    let (file, process) = ("/etc/edge-cni/agent.toml", "systemctl show --property MainPID --value edge-agent");
+    let install = "dpkg --install next/edge-agent_*.deb 2>&1";
+    machine.run(&format!("cp {file} /root/agent.toml"));
+    let before = machine.run(process);
+    // The running agent would not start again. It goes on, and the words say what to do.
+    machine.run(&format!("echo '[nonsense]' >>{file}"));
+    let said = machine.run(install);
+    for words in ["not restarted", "unknown field `nonsense`", "correct the file, then: systemctl restart edge-agent"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert_eq!(machine.run(process), before);
+    machine.run("edge-agent status --config /root/agent.toml | grep -F ': connected'");
+    // An earlier release accepted this value: the agent runs with it, and only the check fails.
+    machine.run(&format!("cp /root/agent.toml {file}; printf '[timing]\\nretry_max = \"100ms\"\\n' >>{file}"));
+    let said = machine.run(install);
+    assert!(said.contains("ERROR    [timing]: retry is 500ms and retry_max 100ms"), "{said}");
+    assert_ne!(machine.run(process), before);
+    machine.run_when_ready("edge-agent status | grep -F ': connected'");
+    machine.run("journalctl --unit edge-agent | grep -F 'a later release does not start with this'");
+    assert_eq!(machine.output("edge-agent check", "").status.code(), Some(1));
+    machine.run(&format!("cp /root/agent.toml {file}; systemctl restart edge-agent"));
+    machine.run_when_ready("edge-agent status | grep -F ': connected'");
 }
 
 fn remove(page: &Page, machine: &Machine) {

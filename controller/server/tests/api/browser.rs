@@ -183,20 +183,130 @@ async fn the_page_follows_what_happens_and_shows_hostile_text_as_text() {
     .await;
 }
 
-/// JavaScript that computes the contrast of texts to their backgrounds (WCAG 2.2, 1.4.3), the
-/// lowest first.
-const CONTRASTS: &str = "(() => {
-    const parse = text => { const all = text.match(/[\\d.]+/g).map(Number); return all.length < 4 ? [...all, 1] : all; };
+/// JavaScript functions for the contrast of two colours (WCAG 2.2, 1.4.3).
+const COLOURS: &str = "const parse = text => { const all = text.match(/[\\d.]+/g).map(Number); return all.length < 4 ? [...all, 1] : all; };
     const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
         .reduce((sum, c, at) => sum + c * [.2126, .7152, .0722][at], 0);
     const ground = element => { for (let at = element; at; at = at.parentElement) {
         const color = parse(getComputedStyle(at).backgroundColor); if (color[3] === 1) return color; } return [255, 255, 255]; };
-    const texts = [...document.querySelectorAll('body *')].filter(element => element.checkVisibility() && !element.disabled
+    const contrast = (color, behind) => { const [one, other] = [light(parse(color)), light(ground(behind))].sort((a, b) => b - a);
+        return (one + .05) / (other + .05); };";
+
+/// JavaScript that computes the contrast of texts to their backgrounds, the lowest first.
+const CONTRASTS: &str = "const texts = [...document.querySelectorAll('body *')].filter(element => element.checkVisibility() && !element.disabled
         && [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim()));
     return texts.map(element => { const style = getComputedStyle(element);
-        const [one, other] = [light(parse(element.namespaceURI.endsWith('svg') ? style.fill : style.color)), light(ground(element))].sort((a, b) => b - a);
-        return [(one + .05) / (other + .05), element.outerHTML.slice(0, 80)]; }).sort((a, b) => a[0] - b[0]).slice(0, 3);
-})()";
+        return [contrast(element.namespaceURI.endsWith('svg') ? style.fill : style.color, element), element.outerHTML.slice(0, 80)];
+    }).sort((a, b) => a[0] - b[0]).slice(0, 3);";
+
+/// JavaScript that describes the focused element: its text, whether it follows the one that was
+/// focused when this ran before, the width of the ring around it in pixels, and the ring's contrast
+/// (WCAG 2.2, 2.4.7 and 1.4.11). Null if nothing is focused.
+const FOCUSED: &str = "const at = document.activeElement, last = window.focusedBefore;
+    if (!at || at === document.body) return null;
+    window.focusedBefore = at;
+    const area = at.closest('#map') && at.querySelector('.area'), style = getComputedStyle(area || at);
+    const width = parseFloat(area ? style.strokeWidth : style.outlineStyle === 'none' ? 0 : style.outlineWidth);
+    return [at.outerHTML.slice(0, 90), !last || Boolean(last.compareDocumentPosition(at) & Node.DOCUMENT_POSITION_FOLLOWING),
+        width, contrast(area ? style.stroke : style.outlineColor, at.parentElement)];";
+
+/// Returns an expression for a body of JavaScript that uses [`COLOURS`].
+fn with_colours(body: &str) -> String {
+    format!("(() => {{ {COLOURS}\n{body} }})()")
+}
+
+/// Presses the Tab key from the first element of the page to the last one.
+async fn tab_through(browser: &Browser, scheme: &str) {
+    browser.value("window.focusedBefore = document.getElementById('skip'), window.focusedBefore.focus()").await;
+    let mut seen = 1;
+    loop {
+        browser.press([TAB]).await;
+        let focused = browser.value(&with_colours(FOCUSED)).await;
+        // After the last element, the focus leaves the page or begins anew.
+        let [what, follows, width, contrast] = focused.as_array().map_or(&[][..], Vec::as_slice) else { break };
+        if *follows == false && what.as_str().unwrap().contains("id=\"skip\"") {
+            break;
+        }
+        assert_eq!(*follows, true, "{scheme}: it is before the element that was focused last: {what}");
+        assert!(width.as_f64().unwrap() >= 2.0, "{scheme}: a ring of {width} pixels: {what}");
+        assert!(contrast.as_f64().unwrap() >= 3.0, "{scheme}: a ring with a contrast of {contrast}: {what}");
+        seen += 1;
+        assert!(seen < 200, "{scheme}: the Tab key goes round in a circle at {what}");
+    }
+    let all = "[...document.querySelectorAll('a[href], button, input, select, [tabindex=\"0\"]')].filter(element => \
+        element.checkVisibility() && !element.disabled).length";
+    assert_eq!(browser.value(all).await, seen, "{scheme}: elements that the Tab key reaches");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_screen_reader_is_told_names_and_the_tab_key_goes_through_the_page_in_order_in_both_schemes() {
+    let cloud = Arc::new(Cloud::with(SERVED).await);
+    let _hub = connected(&cloud, "hub", "hub-1", None, report(2, 2, &[])).await;
+    let obstacles = ["ufw drops forwarded packets of pods"];
+    let _edge = connected(&cloud, "edge", "edge-1", Some("alpha"), report(1, 2, &obstacles)).await;
+    cloud.token("hub", Some("hub-2")).await;
+    let at = cloud.clone();
+    with_browser(|browser: Arc<Browser>| async move {
+        sign_in(&browser, &at).await;
+        browser.wait(&row_says("edge-1", "1 of 2")).await;
+        let told = browser.accessibility().await;
+        let named = [
+            "button",
+            "link",
+            "textbox",
+            "searchbox",
+            "combobox",
+            "img",
+            "image",
+            "table",
+            "region",
+            "navigation",
+            "search",
+            "heading",
+            "columnheader",
+            "rowheader",
+            "group",
+        ];
+        let nameless: Vec<_> =
+            told.iter().filter(|(role, name)| named.contains(&role.as_str()) && name.is_empty()).collect();
+        assert!(nameless.is_empty(), "{nameless:?} of {told:?}");
+        for (role, name) in [
+            ("heading", "Problems"),
+            ("heading", "Map"),
+            ("heading", "Segments"),
+            ("heading", "Certificates"),
+            ("heading", "Joins"),
+            ("heading", "Nodes"),
+            ("heading", "Communities"),
+            ("search", "Filter the nodes"),
+            ("searchbox", "Search"),
+            ("combobox", "Role"),
+            ("combobox", "State"),
+            ("combobox", "Community"),
+            ("button", "Clear"),
+            ("button", "Sign out"),
+            ("table", "Nodes"),
+            ("table", "Communities"),
+            ("columnheader", "Tunnels"),
+            ("rowheader", "edge-1"),
+            ("button", "edge-1"),
+            ("navigation", "Pages of the nodes"),
+            ("button", "Next"),
+        ] {
+            assert!(told.iter().any(|(r, n)| r == role && n.contains(name)), "{role} {name}: {told:?}");
+        }
+        // What colours and lines say is also told in words.
+        for words in ["1 of 2", "Community alpha: 1 of 1 connected", "percent of 10.77.0.0/24 is taken", "ufw drops"] {
+            assert!(told.iter().any(|(_, name)| name.contains(words)), "{words}: {told:?}");
+        }
+        for scheme in ["light", "dark"] {
+            browser.prefer("prefers-color-scheme", scheme).await;
+            tab_through(&browser, scheme).await;
+        }
+        assert_eq!(browser.complaints().await, [""; 0]);
+    })
+    .await;
+}
 
 /// Looks at the lower part of the page: segments as filled bars, open joins, certificates.
 async fn segments_joins_and_certificates(browser: &Browser) {
@@ -265,7 +375,7 @@ async fn the_page_can_be_read_in_the_light_and_in_the_dark_and_on_a_narrow_scree
         for scheme in ["light", "dark"] {
             browser.prefer("prefers-color-scheme", scheme).await;
             grounds.push(browser.value("getComputedStyle(document.body).backgroundColor").await);
-            let lowest = browser.value(CONTRASTS).await;
+            let lowest = browser.value(&with_colours(CONTRASTS)).await;
             assert!(lowest[0][0].as_f64().unwrap() >= 4.5, "{scheme}: {lowest}");
             let picture = browser.picture().await;
             assert!(picture.starts_with(b"\x89PNG"));

@@ -140,6 +140,14 @@ impl Browser {
         self.ask("actions", json!({"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})).await;
     }
 
+    /// Returns what the browser tells a screen reader: role and name of each element, in order.
+    pub(crate) async fn accessibility(&self) -> Vec<(String, String)> {
+        let tree = self.ask("goog/cdp/execute", json!({"cmd": "Accessibility.getFullAXTree", "params": {}})).await;
+        let text = |node: &Value, key: &str| node[key]["value"].as_str().unwrap_or_default().trim().to_owned();
+        let told = tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] != true);
+        told.map(|node| (text(node, "role"), text(node, "name"))).collect()
+    }
+
     /// Sets media features, such as `prefers-color-scheme`.
     pub(crate) async fn prefer(&self, feature: &str, value: &str) {
         let features = json!({"features": [{"name": feature, "value": value}]});
