@@ -50,7 +50,7 @@ const OF_THE_SYSTEM: [&str; 26] = [
 pub(super) fn check_idle_timeout(idle: Duration) -> Result<(), String> {
     if idle < LEAST_LIFETIME {
         return Err(format!(
-            "idle_timeout is {idle:?}; expected at least {LEAST_LIFETIME:?}, since each packet would need a new tunnel"
+            "idle_timeout is {idle:?}; expected at least {LEAST_LIFETIME:?}, since a shorter one closes tunnels that are still in use"
         ));
     }
     Ok(())
