@@ -1,5 +1,5 @@
-//! Limits how often strangers may open TCP connections to a hub: for each host, and in all. The
-//! numbers of open connections have limits of their own ([`super::Connections`]).
+//! Limits how often strangers may open TCP connections to a hub: for each host, for each network,
+//! and in all. The numbers of open connections have limits of their own ([`super::Connections`]).
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,14 +14,21 @@ use edge_ike::Instant;
 const SOURCE_BURST: u32 = 64;
 const SOURCE_INTERVAL: Duration = Duration::from_millis(250);
 
+/// The same for all sources of one network together (an IPv4 network with a 24-bit prefix, or an
+/// IPv6 network with a 48-bit prefix): a quarter of what is accepted in all. Whoever has such a
+/// network has many sources, and would otherwise leave nothing to other networks.
+const NETWORK_BURST: u32 = BURST / 4;
+const NETWORK_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Number of connections that are accepted at once from all sources, and one more in each
 /// [`INTERVAL`]: 200 in a second. Further ones wait in the kernel's queue, which drops more than it
 /// can hold; their hosts try again.
 const BURST: u32 = 512;
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// Maximum number of sources whose connections are counted. Beyond it, those that have not used
-/// their whole burst are forgotten one after the other, the ones with the fewest connections first.
+/// Maximum number of sources, and of networks, whose connections are counted. Beyond it, those that
+/// have not used their whole burst are forgotten one after the other, the ones with the fewest
+/// connections first.
 const MAX_SOURCES: usize = 1024;
 
 /// Minimum time between two log lines about a limit.
@@ -47,11 +54,48 @@ impl Allowance {
     }
 }
 
+/// The allowances of up to [`MAX_SOURCES`] addresses, or networks.
+#[derive(Debug, Default)]
+struct Allowances(HashMap<IpAddr, Allowance>);
+
+impl Allowances {
+    /// Takes one from the allowance of `source`. Returns whether there was one.
+    fn take(&mut self, source: IpAddr, burst: u32, interval: Duration, now: Instant) -> bool {
+        if self.0.len() >= MAX_SOURCES && !self.0.contains_key(&source) {
+            self.make_room(now);
+        }
+        self.0.entry(source).or_insert(Allowance { full_at: now }).take(burst, interval, now).is_ok()
+    }
+
+    /// Forgets the sources that have their whole burst again, or else the one that is closest to
+    /// it.
+    fn make_room(&mut self, now: Instant) {
+        self.0.retain(|_, allowance| allowance.full_at > now);
+        while self.0.len() >= MAX_SOURCES {
+            let next = self.0.iter().min_by_key(|(source, allowance)| (allowance.full_at, **source));
+            let Some(next) = next.map(|(source, _)| *source) else { return };
+            self.0.remove(&next);
+        }
+    }
+}
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    /// The address and port.
+    pub(super) remote: SocketAddr,
+    /// The address, or the network, that counts as one host.
+    pub(super) source: IpAddr,
+    /// The network, by its first address.
+    pub(super) network: IpAddr,
+}
+
 /// The connections that were opened recently.
 #[derive(Debug, Default)]
 pub(super) struct AcceptRate {
     all: Option<Allowance>,
-    sources: HashMap<IpAddr, Allowance>,
+    sources: Allowances,
+    networks: Allowances,
     refusals: LimitLog,
     delays: LimitLog,
 }
@@ -61,27 +105,30 @@ pub(super) struct AcceptRate {
 pub(super) enum Admission {
     /// It is used.
     Accept,
-    /// It is closed, since its source has opened too many.
+    /// It is closed, since its source, or its network, has opened too many.
     Refuse,
     /// It is used after this time. Until then, no other one is accepted.
     After(Duration),
 }
 
 impl AcceptRate {
-    /// Decides about a connection from `remote`, which belongs to `source`. Returns a log line,
-    /// too, if a limit is reached and there was none for a while.
-    pub(super) fn admit(&mut self, source: IpAddr, remote: SocketAddr, now: Instant) -> (Admission, Option<String>) {
-        if self.sources.len() >= MAX_SOURCES && !self.sources.contains_key(&source) {
-            self.make_room(now);
-        }
-        let fresh = Allowance { full_at: now };
-        let of_source = self.sources.entry(source).or_insert(fresh);
-        if of_source.take(SOURCE_BURST, SOURCE_INTERVAL, now).is_err() {
-            let rate = 1000 / SOURCE_INTERVAL.as_millis();
-            let limit = format!("refused: one host may open {SOURCE_BURST} at once and then {rate} in a second");
+    /// Decides about a connection. Returns a log line, too, if a limit is reached and there was
+    /// none for a while.
+    pub(super) fn admit(&mut self, origin: Origin, now: Instant) -> (Admission, Option<String>) {
+        let Origin { remote, source, network } = origin;
+        let refused = if !self.sources.take(source, SOURCE_BURST, SOURCE_INTERVAL, now) {
+            Some(("one host", SOURCE_BURST, SOURCE_INTERVAL))
+        } else if !self.networks.take(network, NETWORK_BURST, NETWORK_INTERVAL, now) {
+            Some(("one network", NETWORK_BURST, NETWORK_INTERVAL))
+        } else {
+            None
+        };
+        if let Some((who, burst, interval)) = refused {
+            let rate = 1000 / interval.as_millis();
+            let limit = format!("refused: {who} may open {burst} at once and then {rate} in a second");
             return (Admission::Refuse, self.refusals.record(&limit, remote, now));
         }
-        match self.all.get_or_insert(fresh).take(BURST, INTERVAL, now) {
+        match self.all.get_or_insert(Allowance { full_at: now }).take(BURST, INTERVAL, now) {
             Ok(()) => (Admission::Accept, None),
             Err(wait) => {
                 let rate = 1000 / INTERVAL.as_millis();
@@ -92,17 +139,6 @@ impl AcceptRate {
                 }
                 (Admission::After(wait), self.delays.record(&limit, remote, now))
             }
-        }
-    }
-
-    /// Forgets the sources that have their whole burst again, or else the one that is closest to
-    /// it.
-    fn make_room(&mut self, now: Instant) {
-        self.sources.retain(|_, allowance| allowance.full_at > now);
-        while self.sources.len() >= MAX_SOURCES {
-            let next = self.sources.iter().min_by_key(|(source, allowance)| (allowance.full_at, **source));
-            let Some(next) = next.map(|(source, _)| *source) else { return };
-            self.sources.remove(&next);
         }
     }
 }
@@ -136,9 +172,14 @@ mod tests {
         Instant::new(Duration::from_millis(1_000_000 + milliseconds))
     }
 
+    /// Admits a connection from a host of a network of its own.
     fn admit(rate: &mut AcceptRate, source: u32, now: Instant) -> (Admission, Option<String>) {
-        let source = IpAddr::from(source.to_be_bytes());
-        rate.admit(source, SocketAddr::new(source, 1234), now)
+        admit_from(rate, source, source, now)
+    }
+
+    fn admit_from(rate: &mut AcceptRate, source: u32, network: u32, now: Instant) -> (Admission, Option<String>) {
+        let [source, network] = [source, network].map(|number| IpAddr::from(number.to_be_bytes()));
+        rate.admit(Origin { remote: SocketAddr::new(source, 1234), source, network }, now)
     }
 
     #[test]
@@ -179,7 +220,26 @@ mod tests {
         let expected = INTERVAL * (3000 - BURST);
         assert!(now >= expected - INTERVAL && now <= expected + INTERVAL, "{now:?}");
         assert_eq!(lines, 1);
-        assert!(rate.sources.len() <= MAX_SOURCES);
+        assert!(rate.sources.0.len() <= MAX_SOURCES && rate.networks.0.len() <= MAX_SOURCES);
+    }
+
+    #[test]
+    fn a_network_of_many_hosts_gets_a_quarter_and_the_hosts_of_others_do_not_wait() {
+        let mut rate = AcceptRate::default();
+        let (mut accepted, mut lines) = (0, Vec::new());
+        // A thousand hosts of one network connect once a second each, for ten seconds.
+        for milliseconds in 0..10_000 {
+            let (admission, line) = admit_from(&mut rate, 1_000 + milliseconds % 1000, 7, at(milliseconds.into()));
+            assert!(!matches!(admission, Admission::After(_)), "{milliseconds}");
+            accepted += u32::from(admission == Admission::Accept);
+            lines.extend(line);
+        }
+        assert_eq!(accepted, NETWORK_BURST + 499);
+        assert!(lines[0].starts_with("1 TCP connections were refused: one network may open 128 at once and then 50"));
+        // Meanwhile three quarters are left to others.
+        for other in 0..BURST - NETWORK_BURST {
+            assert_eq!(admit(&mut rate, 10_000 + other, at(10_000)).0, Admission::Accept, "{other}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use rustix::net::SendFlags;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-use super::accept_rate::{AcceptRate, Admission};
+use super::accept_rate::{AcceptRate, Admission, Origin};
 
 /// Maximum number of connections. At the limit, one that carries no IKE SA makes room (see
 /// [`Table::make_room`]); if none can, the new one is refused.
@@ -124,7 +124,9 @@ impl Connections {
     /// rate is reached.
     pub(super) fn admit(&self, remote: SocketAddr, now: Instant) -> Admission {
         let mut rate = self.accept_rate.lock().unwrap_or_else(PoisonError::into_inner);
-        let (admission, line) = rate.admit(source(remote.ip()), remote, now);
+        let ip = remote.ip();
+        let origin = Origin { remote, source: source(ip), network: with_prefixes(ip, 24, 48) };
+        let (admission, line) = rate.admit(origin, now);
         if let Some(line) = line {
             tracing::warn!("{line}");
         }
@@ -365,20 +367,21 @@ pub fn is_tcp(address: SocketAddr) -> bool {
 
 /// Returns the address, or the network, whose connections are counted together.
 fn source(address: IpAddr) -> IpAddr {
-    with_prefix(address, 64)
+    with_prefixes(address, 32, 64)
 }
 
 /// Returns the address, or the network, that competes with others for the places of connections.
 /// Whoever has a network of this size can have connections from many sources.
 fn network(address: IpAddr) -> IpAddr {
-    with_prefix(address, 48)
+    with_prefixes(address, 32, 48)
 }
 
-/// Returns the network of this prefix length of an IPv6 address; an IPv4 address itself.
-fn with_prefix(address: IpAddr, length: u8) -> IpAddr {
+/// Returns the first address of the network of an address. The prefix of IPv4 networks has `v4`
+/// bits, that of IPv6 networks `v6`, at least one.
+fn with_prefixes(address: IpAddr, v4: u8, v6: u8) -> IpAddr {
     match address.to_canonical() {
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << (128 - length))).into(),
-        v4 => v4,
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() & (u32::MAX << (32 - v4))).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << (128 - v6))).into(),
     }
 }
 

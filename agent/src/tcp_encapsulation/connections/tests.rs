@@ -47,6 +47,21 @@ fn strangers_of_many_sources_never_have_more_than_their_share_and_close_no_membe
     assert_eq!(connections.table().closed.len(), MAX_CLOSED);
 }
 
+#[test]
+fn the_sources_of_one_network_together_use_up_only_its_part_of_the_accept_rate() {
+    let connections = Connections::new(4500);
+    let accepted = |remotes: &mut dyn Iterator<Item = String>| {
+        let remotes = remotes.map(|remote| SocketAddr::new(remote.parse().unwrap(), 7));
+        remotes.filter(|remote| connections.admit(*remote, at(0)) == Admission::Accept).count()
+    };
+    // One connection from each of 1,000 IPv6 networks of 64 bits that belong to one of 48 bits, and
+    // from each address of an IPv4 network.
+    assert_eq!(accepted(&mut (0..1_000).map(|number| format!("2001:db8:0:{number:x}::1"))), 128);
+    assert_eq!(accepted(&mut (0..256).map(|number| format!("198.51.100.{number}"))), 128);
+    assert_eq!(accepted(&mut (0..64).map(|_| "203.0.113.1".to_owned())), 64);
+    assert_eq!(accepted(&mut (0..64).map(|_| "2001:db8:1::1".to_owned())), 64);
+}
+
 fn accept_member(connections: &Connections, port: u16) -> TcpConnectionId {
     let id = accept(connections, "198.51.100.1", port);
     connections.authenticated(id, &member_of(id));
