@@ -40,8 +40,11 @@ const TOLERANCE: u64 = 3600;
 ///
 /// The system clock does not count if a witness of this boot contradicts it. The witness is the
 /// controller's time, or before its first response the system clock itself at an earlier moment.
-/// The boot-time clock, which nobody can set, says how much time has passed since. The system clock
-/// is wrong in two cases:
+/// The boot-time clock, which nobody can set, says how much time has passed since. A system clock
+/// that no time service had synchronised may have been wrong at that moment, for example restored
+/// from disk on a device without a battery clock. It stops being the witness when a time service
+/// synchronises the system clock, or when the controller says that this node's certificate has
+/// ended. The system clock is wrong in two cases:
 ///
 /// - It is more than [`AHEAD`] ahead of the controller's time.
 /// - By it, the certificate of this node and its grace have ended, and by the witness they have
@@ -83,7 +86,7 @@ impl KnownTimes {
     fn corrected(self, system: u64, boot: Duration) -> Option<u64> {
         let witness = self.witness?;
         let now = witness.time.now(boot).max(self.floor(boot));
-        let far = witness.is_controller && system > now.saturating_add(AHEAD);
+        let far = witness.source == WitnessSource::Controller && system > now.saturating_add(AHEAD);
         let ended = self.accepted_until().is_some_and(|end| system > end && now <= end);
         (far || ended).then_some(now)
     }
@@ -100,12 +103,25 @@ impl KnownTimes {
 
     /// Makes the system clock the witness, if there is no better one. A clock that is behind, as on
     /// a device without a battery clock, is none: it will be set.
-    fn observe(&mut self, system: u64, boot: Duration) {
-        let better = self.witness.is_some_and(|witness| witness.is_controller);
-        let plausible = system >= self.floor(boot) && self.accepted_until().is_some_and(|end| system <= end);
-        if !better && plausible {
-            self.witness = Some(Witness { time: Floor { unix_time: system, since: boot }, is_controller: false });
+    fn observe(&mut self, system: u64, is_synchronised: bool, boot: Duration) {
+        let source = if is_synchronised { WitnessSource::Synchronised } else { WitnessSource::SystemClock };
+        // A clock that is less certain than the witness changes nothing, and one that is more
+        // certain refutes it.
+        let before = self.witness.map_or(source, |witness| witness.source);
+        if before > source {
+            return;
         }
+        self.witness.take_if(|_| before < source);
+        let plausible = system >= self.floor(boot) && self.accepted_until().is_some_and(|end| system <= end);
+        if plausible {
+            self.witness = Some(Witness { time: Floor { unix_time: system, since: boot }, source });
+        }
+    }
+
+    /// Forgets a witness that is not the controller, since the controller has refused this node's
+    /// certificate as ended.
+    fn ended_by_controller(&mut self) {
+        self.witness.take_if(|witness| witness.source != WitnessSource::Controller);
     }
 
     /// Records the time in a response of the controller.
@@ -118,7 +134,7 @@ impl KnownTimes {
         self.said = Some(said);
         // A controller's clock that is behind the baseline is certainly wrong.
         if unix_time.saturating_add(TOLERANCE) >= self.baseline.now(boot) {
-            self.witness = Some(Witness { time: said, is_controller: true });
+            self.witness = Some(Witness { time: said, source: WitnessSource::Controller });
         }
     }
 }
@@ -169,8 +185,17 @@ fn rfc3339(unix_time: u64) -> String {
 #[derive(Debug, Clone, Copy)]
 struct Witness {
     time: Floor,
-    /// Whether the time is the controller's. If not, it is that of the system clock.
-    is_controller: bool,
+    source: WitnessSource,
+}
+
+/// Where the time of a witness is from, the least certain first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum WitnessSource {
+    /// The system clock, which no time service had synchronised.
+    SystemClock,
+    /// The system clock, synchronised by a time service such as NTP.
+    Synchronised,
+    Controller,
 }
 
 /// A time by the boot-time clock (CLOCK_BOOTTIME).
@@ -212,13 +237,19 @@ struct WitnessRecord {
     /// The boot-time clock at that time.
     at: BootTime,
     is_controller: bool,
+    /// Whether a time service had synchronised the system clock. Absent in the files of earlier
+    /// releases.
+    #[serde(default)]
+    is_synchronised: bool,
 }
 
 impl WitnessRecord {
     fn new(witness: Witness, boot_id: String) -> Self {
-        let Witness { time: Floor { unix_time, since }, is_controller } = witness;
+        let Witness { time: Floor { unix_time, since }, source } = witness;
+        let (is_controller, is_synchronised) =
+            (source == WitnessSource::Controller, source == WitnessSource::Synchronised);
         let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
-        Self { unix_time, at: BootTime { boot_id, seconds }, is_controller }
+        Self { unix_time, at: BootTime { boot_id, seconds }, is_controller, is_synchronised }
     }
 
     /// Returns the witness if it is from the boot with this id, and not later than `boot`.
@@ -226,7 +257,12 @@ impl WitnessRecord {
         let since = Duration::from_secs(u64::try_from(self.at.seconds).ok()?);
         let same = !boot_id.is_empty() && self.at.boot_id == boot_id && since <= boot;
         let time = Floor { unix_time: self.unix_time, since };
-        same.then_some(Witness { time, is_controller: self.is_controller })
+        let source = match (self.is_controller, self.is_synchronised) {
+            (true, _) => WitnessSource::Controller,
+            (false, true) => WitnessSource::Synchronised,
+            (false, false) => WitnessSource::SystemClock,
+        };
+        same.then_some(Witness { time, source })
     }
 }
 
@@ -242,7 +278,7 @@ impl CertificateClock {
     pub fn unix_time(&self) -> u64 {
         let (system, boot) = (system_time(), since_boot());
         let mut known = self.known();
-        known.observe(system, boot);
+        known.observe(system, is_synchronised(), boot);
         known.now(system, boot)
     }
 
@@ -291,6 +327,12 @@ impl CertificateClock {
         self.known().hear(unix_time, since_boot());
     }
 
+    /// Records that the authenticated controller has refused this node's certificate as ended. If
+    /// only the system clock earlier in this boot said that it has not, that clock was wrong.
+    pub fn controller_refused_as_ended(&self) {
+        self.known().ended_by_controller();
+    }
+
     /// Reads the clocks, for a comparison with the controller's.
     pub fn readings(&self) -> ClockReadings {
         let (system, boot) = (system_time(), since_boot());
@@ -330,7 +372,7 @@ impl CertificateClock {
 
     /// Returns whether the witness is the controller; `None` if there is no witness.
     pub fn is_witnessed_by_controller(&self) -> Option<bool> {
-        self.known().witness.map(|witness| witness.is_controller)
+        self.known().witness.map(|witness| witness.source == WitnessSource::Controller)
     }
 
     fn floor(&self) -> u64 {
@@ -370,6 +412,18 @@ pub fn thread_cpu_time() -> Duration {
 
 fn since_boot() -> Duration {
     read(libc::CLOCK_BOOTTIME)
+}
+
+/// Returns whether a time service such as NTP has synchronised the system clock (adjtimex(2)). The
+/// kernel forgets it when somebody sets the clock.
+#[allow(unsafe_code)]
+fn is_synchronised() -> bool {
+    // SAFETY: an all-zero timex is valid: it has integers only.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `state` is a local timex with no mode set, so the call only fills it. That needs no
+    // privilege.
+    let status = unsafe { libc::adjtimex(&raw mut state) };
+    status >= 0 && status != libc::TIME_ERROR && state.status & libc::STA_UNSYNC == 0
 }
 
 /// Reads a clock by calling the C library, since rustix's `clock_gettime` panics if the kernel has

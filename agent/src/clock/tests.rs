@@ -80,8 +80,58 @@ fn known() -> KnownTimes {
 /// Returns the time at `system`, `boot` seconds after the boot.
 fn time(known: &mut KnownTimes, system: u64, boot: u64) -> u64 {
     let boot = Duration::from_secs(boot);
-    known.observe(system, boot);
+    known.observe(system, false, boot);
     known.now(system, boot)
+}
+
+/// The same with a system clock that a time service has synchronised.
+fn synchronised_time(known: &mut KnownTimes, system: u64, boot: u64) -> u64 {
+    let boot = Duration::from_secs(boot);
+    known.observe(system, true, boot);
+    known.now(system, boot)
+}
+
+#[test]
+fn a_clock_that_was_wrong_at_boot_is_no_witness_against_a_time_service() {
+    let mut known = known();
+    // Restored from disk: the node was off for a year, and its certificate has ended since.
+    assert_eq!(time(&mut known, FAR + 100, 100), FAR + 100);
+    assert_eq!(time(&mut known, FAR + YEAR, 110), FAR + 110, "somebody has set the clock by hand");
+    assert_eq!(synchronised_time(&mut known, FAR + YEAR, 120), FAR + YEAR);
+    assert_eq!(time(&mut known, FAR + YEAR, 130), FAR + YEAR, "the first clock stays refuted");
+}
+
+#[test]
+fn a_synchronised_clock_is_a_witness_against_every_later_step() {
+    let mut known = known();
+    assert_eq!(synchronised_time(&mut known, FAR + 100, 100), FAR + 100);
+    assert_eq!(synchronised_time(&mut known, FAR + 10 * YEAR, 110), FAR + 110);
+    assert_eq!(time(&mut known, FAR + 10 * YEAR, 120), FAR + 120);
+    assert_eq!(time(&mut known, FAR + 130, 130), FAR + 130);
+    assert_eq!(synchronised_time(&mut known, FAR + 10 * YEAR, 140), FAR + 140, "it is still the same witness");
+}
+
+#[test]
+fn a_certificate_that_the_controller_refuses_as_ended_refutes_the_system_clock_and_no_controller() {
+    let mut known = known();
+    time(&mut known, FAR + 100, 100);
+    known.ended_by_controller();
+    assert_eq!(time(&mut known, FAR + YEAR, 110), FAR + YEAR);
+    let mut known = self::known();
+    known.hear(FAR + 100, Duration::from_secs(100));
+    known.ended_by_controller();
+    assert_eq!(time(&mut known, FAR + YEAR, 110), FAR + 110);
+}
+
+#[test]
+fn a_witness_has_the_same_source_after_a_restart_of_the_agent() {
+    let boot = Duration::from_secs(200);
+    for source in [WitnessSource::SystemClock, WitnessSource::Synchronised, WitnessSource::Controller] {
+        let time = Floor { unix_time: FAR, since: Duration::from_secs(100) };
+        let written = serde_json::to_vec(&WitnessRecord::new(Witness { time, source }, "boot".into())).unwrap();
+        let read: WitnessRecord = serde_json::from_slice(&written).unwrap();
+        assert_eq!(read.read("boot", boot).map(|witness| witness.source), Some(source));
+    }
 }
 
 #[test]

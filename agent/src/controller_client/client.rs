@@ -446,6 +446,9 @@ impl ControllerClient {
 
     /// Shows an error in `status` and logs it, unless it is already shown.
     pub(crate) fn record_error(&self, error: &ControllerError) {
+        if error.says_that_our_certificate_ended() {
+            self.clock.controller_refused_as_ended();
+        }
         let text = error.to_string();
         self.status.send_if_modified(|status| {
             if status.last_error.as_ref() == Some(&text) {

@@ -1,6 +1,7 @@
 //! Errors of the controller client.
 
 use edge_types::api::Problem;
+use rustls::AlertDescription;
 
 use crate::state_dir::StateDirError;
 
@@ -25,14 +26,14 @@ pub enum ControllerError {
     },
     /// The controller ended the TLS connection with an alert about this node's certificate.
     #[error(
-        "controller {url} refuses this node's certificate ({why}): it has expired or the node was deregistered; \
+        "controller {url} refuses this node's certificate ({alert:?}): it has expired or the node was deregistered; \
          if it is to belong to the cluster, put a new join token into the token file"
     )]
     CertificateRefused {
         /// The controller's URL.
         url: String,
         /// The TLS alert (RFC 8446 6.2).
-        why: String,
+        alert: AlertDescription,
     },
     /// The response is a problem document (RFC 9457).
     #[error("the controller answered {}: {}: {}", .0.status, .0.title, .0.detail)]
@@ -69,6 +70,11 @@ impl ControllerError {
             Self::Problem(problem) => problem.status >= 500 && problem.status != 507 || problem.status == 429,
             Self::Untrusted { .. } | Self::CertificateRefused { .. } | Self::Unacceptable(_) => false,
         }
+    }
+
+    /// Returns whether the authenticated controller refuses this node's certificate as ended.
+    pub(super) fn says_that_our_certificate_ended(&self) -> bool {
+        matches!(self, Self::CertificateRefused { alert: AlertDescription::CertificateExpired, .. })
     }
 
     /// Returns whether the controller does not accept this node as a member, or this node does not

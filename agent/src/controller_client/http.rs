@@ -349,7 +349,7 @@ fn tls_error(url: &Uri, error: &io::Error) -> Option<ControllerError> {
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied
             | AlertDescription::CertificateRequired),
-        ) => ControllerError::CertificateRefused { url, why: format!("{alert:?}") },
+        ) => ControllerError::CertificateRefused { url, alert: *alert },
         other => {
             warn!(%url, error = %other, "TLS with the controller failed");
             ControllerError::Unreachable { url, why: format!("TLS: {other}") }
