@@ -50,7 +50,7 @@ pub(super) fn check_timing(section: &TimingSection, idle: Duration) -> Result<()
     let timing = section.resolve();
     if idle < LEAST_LIFETIME {
         return Err(format!(
-            "[on_demand]: idle_timeout is {idle:?}; expected at least {LEAST_LIFETIME:?}, since each packet would set up a tunnel anew"
+            "[on_demand]: idle_timeout is {idle:?}; expected at least {LEAST_LIFETIME:?}, since a shorter one closes tunnels that are still in use"
         ));
     }
     for (key, value, least) in [
