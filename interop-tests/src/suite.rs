@@ -1,7 +1,7 @@
 //! The test runner for test binaries with `harness = false`. It runs their tests one after another.
 //! Tests that this machine cannot run count as skipped, never as passed.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -37,24 +37,58 @@ pub fn run(tests: &[Test], unavailable: impl FnOnce() -> Option<String>, unrunna
     {
         return report_unrunnable(&chosen, &why, unrunnable == Unrunnable::FailInCi && is_ci());
     }
-    let mut failed = Vec::new();
+    let (mut failed, mut skipped) = (Vec::new(), 0);
     let started = Instant::now();
     for (name, test) in &chosen {
-        let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        if !passed {
-            failed.push(*name);
+        match outcome(*test) {
+            Outcome::Passed => println!("test {name} ... ok"),
+            Outcome::Skipped(why) => {
+                println!("test {name} ... skipped: {why}");
+                skipped += 1;
+            }
+            Outcome::Failed => {
+                println!("test {name} ... FAILED");
+                failed.push(*name);
+            }
         }
     }
     let result = if failed.is_empty() { "ok" } else { "FAILED" };
     println!(
-        "\ntest result: {result}. {} passed; {} failed; 0 skipped; finished in {:.2}s\n",
-        chosen.len() - failed.len(),
+        "\ntest result: {result}. {} passed; {} failed; {skipped} skipped; finished in {:.2}s\n",
+        chosen.len() - failed.len() - skipped,
         failed.len(),
         started.elapsed().as_secs_f64()
     );
     failed.iter().for_each(|name| println!("failed: {name}"));
     ExitCode::from(u8::from(!failed.is_empty()))
+}
+
+/// Ends the test that calls this: it counts as skipped, for this reason. For a test of which
+/// something is missing that is not needed for the others.
+pub fn skip(why: &str) -> ! {
+    // Unlike a panic, this prints nothing.
+    resume_unwind(Box::new(Skipped(why.to_owned())))
+}
+
+/// What a test leaves when it is skipped: the reason.
+struct Skipped(String);
+
+/// The result of one test.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Passed,
+    Skipped(String),
+    Failed,
+}
+
+fn outcome(test: fn()) -> Outcome {
+    match catch_unwind(AssertUnwindSafe(test)) {
+        Ok(()) => Outcome::Passed,
+        Err(left) => match left.downcast::<Skipped>() {
+            Ok(skipped) => Outcome::Skipped(skipped.0),
+            Err(_) => Outcome::Failed,
+        },
+    }
 }
 
 fn report_unrunnable(chosen: &[&Test], why: &str, fatal: bool) -> ExitCode {
@@ -70,4 +104,16 @@ fn report_unrunnable(chosen: &[&Test], why: &str, fatal: bool) -> ExitCode {
 /// `CI` is set to something other than `0` or `false`.
 pub(crate) fn is_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_is_skipped_has_not_passed_and_says_why() {
+        assert_eq!(outcome(|| {}), Outcome::Passed);
+        assert_eq!(outcome(|| skip("a program is missing")), Outcome::Skipped("a program is missing".into()));
+        assert_eq!(outcome(|| panic!("on purpose")), Outcome::Failed);
+    }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use interop_tests::suite::Test;
+use interop_tests::suite::{Test, skip};
 use interop_tests::wait;
 use serde_json::Value;
 
@@ -26,7 +26,7 @@ fn older(program: &str) -> PathBuf {
 
 fn both_ways() {
     if !older("edge-controller").is_file() || !older("edge-agent").is_file() {
-        return eprintln!("skipped: target/older has no programs of an earlier release: run `make older`");
+        skip("target/older has no programs of an earlier release: run `make older`");
     }
     let directory = tempfile::tempdir().unwrap();
     let mut before = None;

@@ -10,6 +10,7 @@ use edge_types::{JoinToken, NodeView};
 use hyper::Method;
 use interop_tests::kube::Subject;
 use interop_tests::kube::suite::Test;
+use interop_tests::suite;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use rustls_pki_types::CertificateDer;
@@ -191,7 +192,7 @@ fn goes_on() {
 fn two_releases() {
     let older = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/older/edge-controller");
     if !older.is_file() {
-        return eprintln!("skipped: target/older has no programs of an earlier release: run `make older`");
+        suite::skip("target/older has no programs of an earlier release: run `make older`");
     }
     goes_on_between([older.clone(), present()]);
     goes_on_between([present(), older]);
