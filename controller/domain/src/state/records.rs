@@ -358,6 +358,12 @@ impl NodeRecord {
         object.map_or(&[], |object| &object.pod_networks)
     }
 
+    /// Returns the order in which hubs have the networks of their pods, lowest first: the hub that
+    /// joined first, and of hubs that joined in the same second the first by name.
+    pub fn seniority(&self) -> (Seconds, &NodeName) {
+        (self.joined_at, &self.name)
+    }
+
     /// Returns whether this is one of the node's addresses: reported, observed or set by the
     /// operator.
     pub fn is_at(&self, address: &IpAddr) -> bool {

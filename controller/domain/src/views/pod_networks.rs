@@ -10,7 +10,6 @@
 use edge_types::network::overlap;
 use edge_types::{IpNetwork, NodeName, Role};
 
-use crate::clock::Seconds;
 use crate::networks::ClusterNetworks;
 use crate::state::{NodeRecord, State};
 
@@ -23,9 +22,9 @@ pub(super) fn own_pod_networks(networks: &ClusterNetworks, state: &State, hub: &
     // The hub and those that take precedence over it. Few nodes are hubs.
     let mut hubs: Vec<&NodeRecord> = state
         .nodes_of_role(Role::Hub)
-        .filter(|other| !other.pod_networks().is_empty() && seniority(other) <= seniority(hub))
+        .filter(|other| !other.pod_networks().is_empty() && other.seniority() <= hub.seniority())
         .collect();
-    hubs.sort_unstable_by_key(|hub| seniority(hub));
+    hubs.sort_unstable_by_key(|hub| hub.seniority());
     let mut taken: Vec<(&NodeName, IpNetwork)> = Vec::new();
     for hub in hubs {
         for network in hub.pod_networks().iter().filter(|network| networks.admits_pod_network(&hub.name, network)) {
@@ -35,8 +34,4 @@ pub(super) fn own_pod_networks(networks: &ClusterNetworks, state: &State, hub: &
         }
     }
     taken.into_iter().filter(|(name, _)| **name == hub.name).map(|(_, network)| network).collect()
-}
-
-fn seniority(hub: &NodeRecord) -> (Seconds, &NodeName) {
-    (hub.joined_at, &hub.name)
 }

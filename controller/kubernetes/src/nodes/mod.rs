@@ -10,16 +10,19 @@
 //! - [`watch`]: watches Nodes with [`NodeWatch`], which records the work to be done.
 //! - [`facts`]: reads what the controller takes from a Node object.
 //! - [`record`]: writes that information into the node's record.
+//! - [`pod_networks`]: says which networks of their pods hubs do not get.
 //! - [`deleted`]: handles nodes whose Node object is missing or was replaced; [`pending`]: holds
 //!   these nodes.
 
 mod deleted;
 mod facts;
 mod pending;
+mod pod_networks;
 mod record;
 mod watch;
 
 pub use facts::ADDRESSES;
 pub use pending::PendingDeregistrations;
+pub use pod_networks::NetworksInForce;
 pub(crate) use watch::CLUSTER;
 pub use watch::NodeWatch;

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use edge_controller_domain::state::{Change, NodeObject, NodeRecord, State};
 use edge_controller_domain::store::StoreError;
-use edge_types::network::overlap;
 use edge_types::{IpNetwork, NodeName, Role};
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
@@ -69,36 +68,6 @@ impl NodeWatch {
         }
         self.note_pod_networks(recorded).await;
         self.changed.extend(self.trust.take_waiting());
-    }
-
-    /// Notes which of these nodes are hubs whose Node names no networks of pods yet, and reports
-    /// networks of pods that two hubs have.
-    async fn note_pod_networks(&mut self, recorded: Vec<NodeName>) {
-        let state = self.registry.read().await;
-        for name in recorded {
-            let hub = state.node(&name).filter(|record| record.role == Role::Hub);
-            let Some(hub) = hub.filter(|hub| hub.object.is_some()) else {
-                self.without_pod_networks.remove(&name);
-                continue;
-            };
-            if hub.pod_networks().is_empty() {
-                self.without_pod_networks.insert(name);
-                continue;
-            }
-            self.without_pod_networks.remove(&name);
-            let others = state.nodes_of_role(Role::Hub).filter(|other| other.name != name);
-            let theirs =
-                others.flat_map(|other| other.pod_networks().iter().map(move |network| (&other.name, network)));
-            let mut pairs =
-                theirs.flat_map(|(other, theirs)| hub.pod_networks().iter().map(move |own| (own, other, theirs)));
-            if let Some((own, other, theirs)) = pairs.find(|(own, _, theirs)| overlap(own, theirs)) {
-                let note = format!(
-                    "its spec.podCIDRs ({own}) overlap those of hub {other} ({theirs}): the hub that joined first has its network, the other one does not"
-                );
-                tracing::warn!(node = %name, "{note}");
-                self.events.warning(Regarding::Node, name.as_str(), "PodNetworkTaken", note);
-            }
-        }
     }
 
     /// Deregisters a node whose Node with this UID is gone. Its segments are kept as long as its

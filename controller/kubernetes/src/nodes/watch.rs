@@ -1,9 +1,11 @@
 //! Watches Nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use edge_controller_domain::mass_deletion::RecentDeletions;
+use edge_controller_domain::networks::ClusterNetworks;
 use edge_controller_domain::registry::Registry;
 use edge_types::NodeName;
 use k8s_openapi::api::core::v1::Node;
@@ -16,6 +18,7 @@ use tokio::time::Instant;
 
 use super::facts::{NodeFacts, facts, name_of};
 use super::pending::{DeletedNode, DeletedNodes, PendingDeregistrations};
+use super::pod_networks::NetworksInForce;
 use crate::certificate_grace::{CertificateGrace, no_grace};
 use crate::client::ApiFailures;
 use crate::cluster_identity::{ClusterIdentity, ClusterIdentityError};
@@ -67,6 +70,7 @@ pub struct NodeWatch {
     pub(super) confirm: bool,
     pub(super) identity: ClusterIdentity,
     pub(super) grace: CertificateGrace,
+    pub(super) networks: NetworksInForce,
 }
 
 impl NodeWatch {
@@ -98,6 +102,7 @@ impl NodeWatch {
             confirm: true,
             identity,
             grace: no_grace(),
+            networks: Arc::new(|| ClusterNetworks { hub_pod_networks: true, ..ClusterNetworks::default() }),
         }
     }
 
@@ -110,6 +115,11 @@ impl NodeWatch {
     /// Sets the time for which nodes' certificates are accepted after their end.
     pub fn with_grace(self, grace: CertificateGrace) -> Self {
         Self { grace, ..self }
+    }
+
+    /// Sets the networks with which those of hubs' pods are compared.
+    pub fn with_networks(self, networks: NetworksInForce) -> Self {
+        Self { networks, ..self }
     }
 
     /// Makes community labels count according to the value of this receiver. Without a receiver

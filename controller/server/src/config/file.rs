@@ -459,6 +459,7 @@ impl Config {
             fronted: self.networks.clone(),
             hubs: self.hub.iter().map(|(name, differs)| (name.clone(), hub(differs))).collect(),
             hub_pod_networks: self.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.hub_pod_networks),
+            services: Vec::new(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Holds the configuration in force. The configuration can be read again while the server runs.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -32,10 +33,17 @@ pub struct ConfigInForce {
 
 impl ConfigInForce {
     fn new(config: Config, ca: &Arc<Ca>) -> Self {
-        let (policy, networks) = (config.segment_policy(), config.cluster_networks());
+        let (policy, mut networks) = (config.segment_policy(), config.cluster_networks());
+        networks.services = known_services();
         let grace = config.certificate_grace();
         Self { views: ViewBuilder::new(networks.clone(), policy.prefix, grace, ca.clone()), policy, networks, config }
     }
+}
+
+/// Returns the address of the API server's Service, which Kubernetes tells every container. Empty
+/// outside of a pod.
+fn known_services() -> Vec<IpAddr> {
+    std::env::var("KUBERNETES_SERVICE_HOST").ok().and_then(|address| address.parse().ok()).into_iter().collect()
 }
 
 /// A function that reads the configuration again.

@@ -68,12 +68,13 @@ impl Cluster {
             health.watch(name, &tasks.spawn(work).abort_handle());
         };
         let selector = kubernetes.edge_selector.clone();
-        let graces = live.clone();
+        let (graces, in_views) = (live.clone(), live.clone());
         let grace: CertificateGrace = Arc::new(move || graces.now().config.certificate_grace());
         let cluster = ClusterIdentity::new(&client, registry.clone(), kubernetes.accept_cluster.clone());
         let nodes = NodeWatch::new(&client, registry.clone(), selector, api_failures.clone(), events.clone(), cluster)
             .asking(kubernetes.confirm_deregistrations, asked)
             .with_grace(grace.clone())
+            .with_networks(Arc::new(move || in_views.now().networks.clone()))
             .with_labels(label_trust.subscribe());
         until_stopped("node-objects", Box::pin(nodes.run()));
         match kubernetes.trust_node_labels {

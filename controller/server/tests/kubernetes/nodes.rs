@@ -145,7 +145,23 @@ fn pod_networks() {
             assign("rival", &["10.244.4.128/25"]).unwrap();
             replica.register_as("rival", Role::Hub).await;
             let client = as_user(PLANE.kubeconfig()).await.client;
-            event(client, "PodNetworkTaken", Some(("Node", "rival")), "those of hub late (10.244.4.0/24)").await;
+            event(client.clone(), "PodNetworkTaken", Some(("Node", "rival")), "those of hub late (10.244.4.0/24)")
+                .await;
+            // The hub that has the network may get it later than the one that loses it.
+            make("a", "");
+            assign("a", &["10.244.3.0/24"]).unwrap();
+            replica.register_as("a", Role::Hub).await;
+            event(client.clone(), "PodNetworkTaken", Some(("Node", "early")), "those of hub a (10.244.3.0/24)").await;
+            make("greedy", "");
+            assign("greedy", &["10.0.0.0/8"]).unwrap();
+            replica.register_as("greedy", Role::Hub).await;
+            event(
+                client,
+                "PodNetworkRefused",
+                Some(("Node", "greedy")),
+                "(10.0.0.0/8) do not count: it is wider than /16",
+            )
+            .await;
             // The controller relies on this: what it has read need not be read again.
             assert!(assign("early", &["10.244.6.0/24"]).is_err(), "the API server must refuse another network");
         }
