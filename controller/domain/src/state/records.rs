@@ -358,6 +358,22 @@ impl NodeRecord {
         object.map_or(&[], |object| &object.pod_networks)
     }
 
+    /// Keeps the networks of the pods on a hub that `before` has, if this record has none and
+    /// belongs to the same Node object. Nobody can remove them from a Node, so the record was
+    /// written by a replica of an earlier release, or the API server dropped them, because the
+    /// definition (CRD) is that of an earlier release.
+    pub(crate) fn keep_pod_networks(&mut self, before: &Self) {
+        if self.role != Role::Hub {
+            return;
+        }
+        if let (Some(now), Some(before)) = (&mut self.object, &before.object)
+            && now.uid == before.uid
+            && now.pod_networks.is_empty()
+        {
+            now.pod_networks.clone_from(&before.pod_networks);
+        }
+    }
+
     /// Returns the order in which hubs have the networks of their pods, lowest first: the hub that
     /// joined first, and of hubs that joined in the same second the first by name.
     pub fn seniority(&self) -> (Seconds, &NodeName) {

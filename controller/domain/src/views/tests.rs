@@ -193,6 +193,29 @@ async fn a_hub_fronts_the_network_of_its_own_pods_unless_an_older_hub_has_it() {
     assert!(changed.changed_nodes.contains(&name("cloud-2")) && changed.viewers.contains_key(&name("cloud-2")));
 }
 
+#[tokio::test]
+async fn a_hub_keeps_the_networks_of_its_pods_when_its_record_comes_without_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(directory.path()).unwrap());
+    let registry = Registry::start(store, Clock::system(), true).await.unwrap();
+    let builder = view_builder().await;
+    let name: NodeName = "hub".parse().unwrap();
+    let networks_after = async |role: Role, uid: &str, pods: &[&str]| {
+        let mut record = NodeRecord::new(name.clone(), role, 1);
+        let pod_networks = pods.iter().map(|network| network.parse().unwrap()).collect();
+        record.object = Some(NodeObject { uid: uid.into(), pod_networks, ..NodeObject::default() });
+        registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
+        let state = registry.read().await;
+        builder.view(&state, &name, 1).unwrap().networks.len()
+    };
+    assert_eq!(networks_after(Role::Hub, "u", &["10.244.1.0/24"]).await, 2);
+    assert_eq!(networks_after(Role::Hub, "u", &[]).await, 2, "an earlier release has written it");
+    assert_eq!(networks_after(Role::Hub, "another", &[]).await, 1, "it is another Node");
+    assert_eq!(networks_after(Role::Hub, "another", &["10.244.2.0/24"]).await, 2);
+    networks_after(Role::Edge, "another", &[]).await;
+    assert_eq!(networks_after(Role::Hub, "another", &[]).await, 1, "an edge's record keeps nothing");
+}
+
 /// Returns the line that a node reads on its stream.
 fn line(builder: &ViewBuilder, state: &StateGuard<'_>, node: &NodeName, known: Option<u64>) -> Option<String> {
     let line = match known.and_then(|known| Some((known, state.changed_since(node, known)?))) {

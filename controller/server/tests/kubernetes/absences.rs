@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use edge_controller_domain::state::{Certificate, Change, State};
+use edge_controller_domain::state::{Certificate, Change, NodeObject, NodeRecord, State};
 use edge_controller_domain::store::StoreError;
 use edge_controller_kubernetes::resources::{definitions as definitions_of_this_release, manifest, object_name};
-use edge_types::{IpNetwork, NodeName};
+use edge_types::{IpNetwork, NodeName, Role};
 use hyper::Method;
 use interop_tests::kube::suite::Test;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -305,6 +305,7 @@ fn install_older() {
             "edgenodes.edge-cni.io" => {
                 let object = spec.get_mut("nodeObject").unwrap().properties.as_mut().unwrap();
                 object.remove("machineId").unwrap();
+                object.remove("podNetworks").unwrap();
             }
             _ => {}
         }
@@ -358,6 +359,18 @@ fn older() {
         assert!(refused.contains("keptUntil") && refused.contains("kubectl apply -f deploy/crds"), "{refused}");
         assert!(cluster.edge_nodes().get_opt("a").await.unwrap().is_some(), "it stays registered");
         registered(&replica, 1).await;
+        // The API server drops the networks of a hub's pods. What the Node said stays known.
+        let mut hub = NodeRecord { role: Role::Hub, ..edge("hub") };
+        let pod_networks = vec!["10.244.3.0/24".parse().unwrap()];
+        hub.object = Some(NodeObject { uid: "u".into(), pod_networks: pod_networks.clone(), ..NodeObject::default() });
+        replica.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(hub.clone())]))).await.unwrap();
+        let stored = cluster.edge_nodes().get("hub").await.unwrap().spec.node_object.unwrap();
+        assert!(stored.uid == "u" && stored.pod_networks.is_empty(), "{stored:?}");
+        // The other replica's node is seen after the hub's object.
+        cluster.replica().await.register("later").await;
+        until("the later node to be seen", async || replica.registry.read().await.node(&name("later")).map(drop)).await;
+        let known = replica.registry.read().await.node(&name("hub")).unwrap().pod_networks().to_vec();
+        assert_eq!(known, pod_networks);
         // Changes that lose no field are written, and a replica that starts now reports the same
         // failure immediately.
         let more = replica.request_segments("a", "r2").await;
