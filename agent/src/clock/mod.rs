@@ -105,8 +105,8 @@ impl KnownTimes {
     /// a device without a battery clock, is none: it will be set.
     fn observe(&mut self, system: u64, is_synchronised: bool, boot: Duration) {
         let source = if is_synchronised { WitnessSource::Synchronised } else { WitnessSource::SystemClock };
-        // A clock that is less certain than the witness changes nothing, and one that is more certain
-        // refutes it.
+        // A clock that is less certain than the witness changes nothing, and one that is more
+        // certain refutes it.
         let before = self.witness.map_or(source, |witness| witness.source);
         if before > source {
             return;

@@ -112,8 +112,8 @@ pub(super) enum Admission {
 }
 
 impl AcceptRate {
-    /// Decides about a connection. Returns a log line, too, if a limit is reached and there was none
-    /// for a while.
+    /// Decides about a connection. Returns a log line, too, if a limit is reached and there was
+    /// none for a while.
     pub(super) fn admit(&mut self, origin: Origin, now: Instant) -> (Admission, Option<String>) {
         let Origin { remote, source, network } = origin;
         let refused = if !self.sources.take(source, SOURCE_BURST, SOURCE_INTERVAL, now) {

@@ -7,8 +7,9 @@ use std::net::{IpAddr, SocketAddr};
 use edge_types::network::{contains, overlap};
 use edge_types::{IpNetwork, NodeName, Role};
 
-/// Lengths of the shortest prefix of a network of the pods on one hub, for IPv4 and IPv6. Kubernetes
-/// gives a node much less. A shorter prefix would draw many other nodes' packets to the hub.
+/// Lengths of the shortest prefix of a network of the pods on one hub, for IPv4 and IPv6.
+/// Kubernetes gives a node much less. A shorter prefix would draw many other nodes' packets to the
+/// hub.
 const POD_NETWORK: (u8, u8) = (16, 48);
 /// Lengths of the shortest prefix that a Service range of Kubernetes may have.
 const SERVICE_RANGE: (u8, u8) = (12, 108);

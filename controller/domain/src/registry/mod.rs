@@ -489,6 +489,12 @@ impl Shared {
         for change in changes {
             let change = match change {
                 Change::GrantSegment(row) => Change::PutSegment(row),
+                Change::PutNode(mut node) => {
+                    if let Some(known) = self.state.node(&node.name) {
+                        node.keep_pod_networks(known);
+                    }
+                    Change::PutNode(node)
+                }
                 other => other,
             };
             let before = self.state.inverse(&change);

@@ -257,11 +257,8 @@ impl State {
         self.tokens.insert(token.id.clone(), token);
     }
 
-    fn put_node(&mut self, mut node: NodeRecord) {
+    fn put_node(&mut self, node: NodeRecord) {
         let name = node.name.clone();
-        if let Some(old) = self.nodes.get(&name) {
-            node.keep_pod_networks(old);
-        }
         let communities = self.communities_of(&node);
         let old = self.nodes.get(&name).cloned();
         let sees_the_same =

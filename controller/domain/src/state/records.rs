@@ -362,7 +362,7 @@ impl NodeRecord {
     /// belongs to the same Node object. Nobody can remove them from a Node, so the record was
     /// written by a replica of an earlier release, or the API server dropped them, because the
     /// definition (CRD) is that of an earlier release.
-    pub(super) fn keep_pod_networks(&mut self, before: &Self) {
+    pub(crate) fn keep_pod_networks(&mut self, before: &Self) {
         if self.role != Role::Hub {
             return;
         }

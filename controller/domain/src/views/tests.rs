@@ -195,24 +195,25 @@ async fn a_hub_fronts_the_network_of_its_own_pods_unless_an_older_hub_has_it() {
 
 #[tokio::test]
 async fn a_hub_keeps_the_networks_of_its_pods_when_its_record_comes_without_them() {
-    let (builder, name) = (view_builder().await, |name: &str| name.parse::<NodeName>().unwrap());
-    let mut state = State::default();
-    state.apply(Change::PutNode(NodeRecord::new(name("edge"), Role::Edge, 0)));
-    let put = |state: &mut State, role: Role, uid: &str, pods: &[&str]| {
-        let mut record = NodeRecord::new(name("hub"), role, 1);
+    let directory = tempfile::tempdir().unwrap();
+    let store = Arc::new(Embedded::open(directory.path()).unwrap());
+    let registry = Registry::start(store, Clock::system(), true).await.unwrap();
+    let builder = view_builder().await;
+    let name: NodeName = "hub".parse().unwrap();
+    let networks_after = async |role: Role, uid: &str, pods: &[&str]| {
+        let mut record = NodeRecord::new(name.clone(), role, 1);
         let pod_networks = pods.iter().map(|network| network.parse().unwrap()).collect();
         record.object = Some(NodeObject { uid: uid.into(), pod_networks, ..NodeObject::default() });
-        state.take_changed_views();
-        state.apply(Change::PutNode(record));
-        let networks = builder.view(state, &name("hub"), 1).unwrap().networks;
-        (networks.len(), !state.take_changed_views().changed_nodes.is_empty())
+        registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutNode(record.clone())]))).await.unwrap();
+        let state = registry.read().await;
+        builder.view(&state, &name, 1).unwrap().networks.len()
     };
-    assert_eq!(put(&mut state, Role::Hub, "u", &["10.244.1.0/24"]), (2, true));
-    assert_eq!(put(&mut state, Role::Hub, "u", &[]), (2, false), "an earlier release has written it");
-    assert_eq!(put(&mut state, Role::Hub, "another", &[]), (1, true), "it is another Node");
-    assert_eq!(put(&mut state, Role::Hub, "another", &["10.244.2.0/24"]), (2, true));
-    put(&mut state, Role::Edge, "another", &[]);
-    assert_eq!(put(&mut state, Role::Hub, "another", &[]).0, 1, "an edge's record keeps nothing");
+    assert_eq!(networks_after(Role::Hub, "u", &["10.244.1.0/24"]).await, 2);
+    assert_eq!(networks_after(Role::Hub, "u", &[]).await, 2, "an earlier release has written it");
+    assert_eq!(networks_after(Role::Hub, "another", &[]).await, 1, "it is another Node");
+    assert_eq!(networks_after(Role::Hub, "another", &["10.244.2.0/24"]).await, 2);
+    networks_after(Role::Edge, "another", &[]).await;
+    assert_eq!(networks_after(Role::Hub, "another", &[]).await, 1, "an edge's record keeps nothing");
 }
 
 /// Returns the line that a node reads on its stream.

@@ -4,7 +4,7 @@
 //! - [`caller`]: identifies the caller and implements the access checks. [`authorization`]: applies
 //!   the checks of a route before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`] (with
-//!   [`single_view`]): handle the requests from nodes.
+//!   [`single_view`] and [`line_slot`]): handle the requests from nodes.
 //! - [`connectivity`]: checks whether nodes reach each other, by measurements that the nodes make.
 //! - [`claim_reporter`]: writes log lines and Events about segments that nodes claim to hold.
 //! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): handle
@@ -25,6 +25,7 @@ mod claim_reporter;
 mod connectivity;
 mod error;
 mod join;
+mod line_slot;
 mod node_infos;
 mod openapi;
 mod operator;

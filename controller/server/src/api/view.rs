@@ -17,13 +17,14 @@ use edge_types::api::ViewEvent;
 use edge_types::connectivity::MeasurementRequest;
 use hyper::body::Bytes;
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::body::Node;
 use super::caller::Caller;
 use super::error::ApiError;
+use super::line_slot::{LineSender, ReaderGone, line_slot};
 use super::single_view::{self, SLOWEST_READER, SingleViews};
 use super::state::{CatchUpLimit, from_substates};
 use crate::live_config::LiveConfig;
@@ -68,16 +69,16 @@ pub(super) struct ViewStreams {
     live: Arc<LiveConfig>,
     reports: NodeReports,
     measurers: Measurers,
-    metrics: Metrics,
     catch_ups: CatchUpLimit,
     single: SingleViews,
     stopping: CancellationToken,
 }
 
-from_substates!(ViewStreams { registry, live, reports, measurers, metrics, catch_ups, single, stopping });
+from_substates!(ViewStreams { registry, live, reports, measurers, catch_ups, single, stopping });
 
 pub(super) async fn view(
     State(streams): State<ViewStreams>,
+    State(metrics): State<Metrics>,
     caller: Caller,
     Node(node): Node,
     parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
@@ -115,13 +116,14 @@ pub(super) async fn view(
     // The receiver is marked as changed, so that the first view is sent.
     changes.mark_changed();
     // At most one line waits. Changes in the meantime become one later line.
-    let (lines, taken) = mpsc::channel(1);
+    let (lines, taken) = line_slot();
+    let output = Output { lines, stream: metrics.stream() };
     let reader = Reader::new(&parameters, streams.registry.epoch());
     // Only the node itself measures, not an operator who reads its view.
     let measures = parameters.measures && !caller.is_operator();
     let mut measurer = measures.then(|| streams.measurers.register(&node));
     let work = async move {
-        send_lines(&streams, caller, &node, reader, &mut changes, measurer.as_mut(), lines).await;
+        send_lines(&streams, caller, &node, reader, &mut changes, measurer.as_mut(), output).await;
         // The node was seen until now. This is recorded before `changes` is dropped, which marks
         // the node as no longer connected.
         if by_operator.is_none() {
@@ -132,9 +134,15 @@ pub(super) async fn view(
     };
     tokio::spawn(work.in_current_span());
     let body = futures_util::stream::unfold(taken, async |mut taken| {
-        taken.recv().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
+        taken.take().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+/// Where a stream's lines go.
+struct Output {
+    lines: LineSender,
+    stream: OpenStream,
 }
 
 /// The parameters of a reader and the version of the view that the reader has.
@@ -168,16 +176,15 @@ async fn send_lines(
     mut reader: Reader,
     changes: &mut watch::Receiver<u64>,
     mut measurer: Option<&mut Measurer>,
-    lines: mpsc::Sender<Bytes>,
+    Output { lines, stream }: Output,
 ) {
-    let stream = streams.metrics.stream();
     let mut heartbeat = tokio::time::interval(streams.live.now().config.heartbeat());
     heartbeat.reset();
     loop {
         let mut request = None;
         let quiet = tokio::select! {
             () = streams.stopping.cancelled() => {
-                send_goodbye(&lines, &stream).await;
+                Box::pin(send_goodbye(&lines, &stream)).await;
                 return stream.end(StreamEnd::Stopping);
             }
             () = lines.closed() => return,
@@ -200,7 +207,8 @@ async fn send_lines(
                 let allowed = caller.require_node_or_operator(&state, node, streams.registry.clock.now());
                 allowed.map(|()| Some(Line::Measure(*request)))
             }
-            None => next_line(streams, &caller, node, &mut reader, changes).await,
+            // The future is boxed, because the stream waits nearly always, and not for this.
+            None => Box::pin(next_line(streams, &caller, node, &mut reader, changes)).await,
         };
         let event = match next {
             Ok(Some(event)) => event,
@@ -212,10 +220,15 @@ async fn send_lines(
             }
         };
         heartbeat.reset();
-        match lines.send_timeout(line(&event), SLOWEST_READER).await {
-            Ok(()) => stream.sent(kind(&event)),
-            Err(mpsc::error::SendTimeoutError::Closed(_)) => return,
-            Err(mpsc::error::SendTimeoutError::Timeout(_)) => {
+        let sent = match lines.try_put(line(&event)) {
+            Ok(None) => Ok(Ok(())),
+            Ok(Some(line)) => Box::pin(tokio::time::timeout(SLOWEST_READER, lines.put(line))).await,
+            Err(ReaderGone) => Ok(Err(ReaderGone)),
+        };
+        match sent {
+            Ok(Ok(())) => stream.sent(kind(&event)),
+            Ok(Err(ReaderGone)) => return,
+            Err(_) => {
                 tracing::warn!(%node, "cut off: it did not read its view for {} s", SLOWEST_READER.as_secs());
                 caller.connection.cancel();
                 return stream.end(StreamEnd::CutOff);
@@ -253,7 +266,7 @@ fn line(event: &Line) -> Bytes {
 
 /// Tells the node to connect to another controller. The streams end one after the other, because
 /// each of them costs the other controllers a TLS handshake.
-async fn send_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
+async fn send_goodbye(lines: &LineSender, stream: &OpenStream) {
     let open = u32::try_from(stream.open_now()).unwrap_or(0);
     let all = HANDOVER.min(Duration::from_secs(1) * open / HANDED_OVER_A_SECOND);
     tokio::select! {
@@ -262,7 +275,7 @@ async fn send_goodbye(lines: &mpsc::Sender<Bytes>, stream: &OpenStream) {
     }
     let event = Line::Goodbye { reason: "it is stopping".into() };
     // A reader that does not take the line in time loses its connection when the server ends.
-    if lines.send_timeout(line(&event), HANDOVER).await.is_ok() {
+    if let Ok(Ok(())) = tokio::time::timeout(HANDOVER, lines.put(line(&event))).await {
         stream.sent(kind(&event));
     }
 }

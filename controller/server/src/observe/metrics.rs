@@ -276,7 +276,12 @@ impl Metrics {
     /// Counts a view stream that was opened.
     pub(crate) fn stream(&self) -> OpenStream {
         self.streams.inc();
-        OpenStream { metrics: self.clone(), why: StreamEnd::ReaderGone }
+        OpenStream {
+            open: self.streams.clone(),
+            ended: self.streams_ended.clone(),
+            lines: self.stream_lines.clone(),
+            why: StreamEnd::ReaderGone,
+        }
     }
 
     /// Counts a commit to the store. `plans` is the number of requests that shared the commit, and
@@ -294,19 +299,21 @@ impl Metrics {
 /// A view stream. It counts as open until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct OpenStream {
-    metrics: Metrics,
+    open: Gauge,
+    ended: Family<EndedLabels, Counter>,
+    lines: Family<LineLabels, Counter>,
     why: StreamEnd,
 }
 
 impl OpenStream {
     /// Counts a line that was sent.
     pub(crate) fn sent(&self, r#type: &'static str) {
-        self.metrics.stream_lines.get_or_create(&LineLabels { r#type }).inc();
+        self.lines.get_or_create(&LineLabels { r#type }).inc();
     }
 
     /// Returns the number of open streams, including this one.
     pub(crate) fn open_now(&self) -> i64 {
-        self.metrics.streams.get()
+        self.open.get()
     }
 
     /// Ends the stream. A stream that is dropped without this call counts as one whose reader is
@@ -318,8 +325,8 @@ impl OpenStream {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.metrics.streams.dec();
-        self.metrics.streams_ended.get_or_create(&EndedLabels { why: self.why }).inc();
+        self.open.dec();
+        self.ended.get_or_create(&EndedLabels { why: self.why }).inc();
     }
 }
 
