@@ -6,12 +6,14 @@ mod few_changes;
 mod full_computation;
 mod policies;
 mod policy_table;
+mod routed_networks;
 mod tunnel;
 mod unprotected;
 
 pub use few_changes::Step;
 pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
+pub use routed_networks::RoutedNetworks;
 pub use tunnel::{DesiredTunnel, Origin};
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, btree_map};
@@ -61,8 +63,8 @@ pub struct Desired {
     /// controller, and on cloud nodes.
     pub guard: GuardConfig,
     /// Networks behind peers in the view. They are routed into the guard's device, and policies
-    /// select the tunnel.
-    pub remote_networks: Vec<IpNetwork>,
+    /// select the tunnel. A hub may have ten thousand, so they are shared and not copied.
+    pub remote_networks: Arc<Vec<IpNetwork>>,
     /// Hub networks that the view no longer names. They are routed into the guard's device, which
     /// drops their packets.
     pub former_networks: Vec<IpNetwork>,
@@ -163,7 +165,7 @@ impl Desired {
             // The guard stays, so that no packet travels without encryption.
             desired.guard = guard(view);
             if view.role != Role::Cloud {
-                desired.remote_networks = desired.networks_of_peers(membership);
+                desired.remote_networks = desired.networks_of_peers(membership).into();
                 desired.add_former_networks(membership);
             }
             return desired;
@@ -176,7 +178,7 @@ impl Desired {
             return desired;
         }
         desired.guard = guard(view);
-        desired.remote_networks = desired.networks_of_peers(membership);
+        desired.remote_networks = desired.networks_of_peers(membership).into();
         desired.only_segments = tunnel_peers(view).all(|peer| peer.networks.is_empty());
         let mut known = previous.and_then(|(before, desired)| KnownTunnels::new(before, desired, membership));
         let members = community_members(view);

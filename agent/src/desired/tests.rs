@@ -360,7 +360,7 @@ fn a_peers_network_that_overlaps_ours_is_reported_and_left_out() {
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
     assert!(desired.problems[0].contains("10.0.0.0/8 overlaps 10.77.1.0/26"), "{:?}", desired.problems);
-    assert_eq!(desired.remote_networks, [network("10.244.0.0/16")]);
+    assert_eq!(*desired.remote_networks, [network("10.244.0.0/16")]);
 }
 
 #[test]

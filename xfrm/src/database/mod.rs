@@ -20,6 +20,8 @@ use crate::uapi;
 mod algorithms;
 mod policies;
 
+use self::policies::PlanAge;
+
 /// Maximum time that a packet is assumed to take from the lookup of its SA to its encryption. It
 /// usually takes microseconds, unless the process loses the CPU in between, as happens in virtual
 /// machines.
@@ -266,7 +268,18 @@ impl Xfrm {
     /// Carries out a plan of [`reconcile::policies`]. Returns an error for each change that the
     /// kernel refused. The other changes are made.
     pub fn apply(&mut self, plan: &PolicyDiff) -> Result<Vec<Error>> {
-        let mut errors = policies::apply(&mut self.netlink, plan)?;
+        self.apply_plan(plan, PlanAge::Older)
+    }
+
+    /// Carries out a plan for the policies that [`Self::holders`] has just returned: they are not
+    /// read again before they are replaced or deleted, which is half of the requests where one
+    /// peer's policies change. Otherwise does what [`Self::apply`] does.
+    pub fn apply_just_read(&mut self, plan: &PolicyDiff) -> Result<Vec<Error>> {
+        self.apply_plan(plan, PlanAge::JustRead)
+    }
+
+    fn apply_plan(&mut self, plan: &PolicyDiff, age: PlanAge) -> Result<Vec<Error>> {
+        let mut errors = policies::apply(&mut self.netlink, plan, age)?;
         errors.extend(plan.occupied.iter().map(|(wanted, theirs)| Error::OccupiedByOther {
             wanted: Box::new(*wanted),
             theirs: Box::new(theirs.clone()),

@@ -123,20 +123,32 @@ fn update(policy: &Policy, holder: &InstalledPolicy) -> XfrmRequest {
     XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
 }
 
+/// When the policies were read that a plan replaces or deletes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PlanAge {
+    /// Immediately before, so they are not read again.
+    JustRead,
+    /// Earlier, so each is read again just before it is replaced or deleted.
+    Older,
+}
+
 /// Carries out a plan: replacements and peers' policies first, then allow policies, then block
 /// policies, and deletions last. In this order no packet passes in clear that must not, and no
 /// tunnel is interrupted. Policies that other programs changed after the plan was made are handled
 /// one by one.
-pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Error>> {
+pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff, age: PlanAge) -> Result<Vec<Error>> {
     let mut refused = Vec::new();
     let mut one_by_one: Vec<Policy> = Vec::new();
 
     let (in_place, reinstalled): (Vec<_>, Vec<_>) =
         plan.changed.iter().partition(|(policy, holder)| policy.action != Action::Allow || index_is_ours(holder.index));
     one_by_one.extend(reinstalled.iter().map(|(policy, _)| *policy));
-    // UPDPOLICY replaces any policy, so the holders of the selectors are read again just before it.
     let wanted: Vec<Policy> = in_place.iter().map(|(policy, _)| *policy).collect();
-    let now = holders(netlink, &wanted)?;
+    // UPDPOLICY replaces any policy, so the holders of the selectors must be known just before it.
+    let now = match age {
+        PlanAge::JustRead => in_place.iter().map(|(_, holder)| Some(holder.clone())).collect(),
+        PlanAge::Older => holders(netlink, &wanted)?,
+    };
     let (mut updates, mut updated) = (Vec::new(), Vec::new());
     for (policy, holder) in wanted.into_iter().zip(now) {
         match holder {
@@ -193,7 +205,7 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Erro
     let mut stray = plan.stray.clone();
     stray.sort_by_key(|policy| (policy.blocks, !policy.templates.is_empty()));
     for some in stray.chunks(DELETED_AT_ONCE) {
-        delete_all(netlink, some, &mut refused)?;
+        delete_all(netlink, some, age, &mut refused)?;
     }
     Ok(refused)
 }
@@ -214,10 +226,20 @@ pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid, installed: &[I
 }
 
 /// Deletes policies of ours, and adds an error for each that cannot be deleted to `refused`. Their
-/// indexes are read first, since an index may belong to another program's policy now.
-fn delete_all(netlink: &mut Netlink, policies: &[InstalledPolicy], refused: &mut Vec<Error>) -> Result<()> {
+/// indexes are read first unless that was just done, since an index may belong to another program's
+/// policy now.
+fn delete_all(
+    netlink: &mut Netlink,
+    policies: &[InstalledPolicy],
+    age: PlanAge,
+    refused: &mut Vec<Error>,
+) -> Result<()> {
     let mut deletions = Vec::new();
-    for (policy, holder) in policies.iter().zip(by_index(netlink, policies)?) {
+    let now = match age {
+        PlanAge::JustRead => policies.iter().cloned().map(Some).collect(),
+        PlanAge::Older => by_index(netlink, policies)?,
+    };
+    for (policy, holder) in policies.iter().zip(now) {
         match holder {
             None => {}
             Some(holder) if holder.is_ours() && holder.key() == policy.key() => {

@@ -17,6 +17,10 @@ use crate::incidents::Incidents;
 /// segment before the view names that segment.
 const STRAY_GUARD_LINGER: Duration = Duration::from_secs(10);
 
+/// Maximum number of policies that are replaced or deleted without being read once more just
+/// before, because reading them takes one request and no time.
+const MAX_JUST_READ: usize = 32;
+
 /// Whether the desired state is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DesiredCompleteness {
@@ -125,7 +129,7 @@ impl KernelPolicies {
             plan.changed = replacements.changed;
             plan.stray = replacements.stray;
             plan.occupied = replacements.occupied;
-            xfrm.apply(&plan)
+            if known.len() <= MAX_JUST_READ { xfrm.apply_just_read(&plan) } else { xfrm.apply(&plan) }
         });
         self.record(outcome, &installed, xfrm, incidents)
     }
