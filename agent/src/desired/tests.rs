@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -479,7 +480,7 @@ fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
         let shared = updated
             .tunnels
             .iter()
-            .filter(|(name, tunnel)| desired.tunnels.get(*name).is_some_and(|known| Arc::ptr_eq(known, tunnel)));
+            .filter(|(name, tunnel)| desired.tunnels.get(name).is_some_and(|known| Arc::ptr_eq(known, tunnel)));
         assert_eq!(shared.count(), 1000 - gone.len() - set.iter().filter(|name| all.contains(name)).count(), "{what}");
     }
 }
