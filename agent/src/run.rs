@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
-use crate::admin::server::{self, AdminCall, Reply};
+use crate::admin::server::{self, AdminCall, Reply, StatusInParts};
 use crate::admin::{AdminRequest, AdminResponse, Health};
 use crate::clock::CertificateClock;
 use crate::config::Config;
@@ -283,6 +283,7 @@ impl AdminHandler {
     async fn reply(&self, request: AdminRequest) -> Reply {
         let reply = match request {
             AdminRequest::Status => self.status().await.map(Reply::Response),
+            AdminRequest::StatusInParts => self.status_in_parts().await.map(Box::new).map(Reply::StatusInParts),
             AdminRequest::Health => self.health().await.map(Reply::Response),
             AdminRequest::Rekey { peer, ike, child } => self.rekey(peer, ike, child).await.map(Reply::Response),
             AdminRequest::Capture { addresses } => self.capture(addresses).await.map(Reply::Capture),
@@ -311,6 +312,17 @@ impl AdminHandler {
     }
 
     async fn status(&self) -> Option<AdminResponse> {
+        let mut found = None;
+        let status = self.status_in_parts().await?.with_lists(|peers, states, policies| {
+            found = Some(peers);
+            ((), states.entries().collect(), policies.entries().collect())
+        });
+        let peers = found?.collect().await?;
+        let status = status.with_lists(|(), states, policies| (peers, states, policies));
+        Some(AdminResponse::Status { status: Box::new(status) })
+    }
+
+    async fn status_in_parts(&self) -> Option<StatusInParts> {
         // nft runs while the driver reports.
         let dropped = tokio::task::spawn_blocking(firewall::dropped_packets);
         let (report, dropped) = tokio::join!(tunnels::report(&self.driver_requests), dropped);
@@ -318,7 +330,7 @@ impl AdminHandler {
         let dropped = dropped.ok().and_then(Result::ok).unwrap_or_default();
         let host = self.host.borrow().clone();
         let controller = self.controller_status(report.node.as_deref());
-        let status = Status {
+        Some(Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             node: report.node,
@@ -337,8 +349,7 @@ impl AdminHandler {
             dropped,
             host,
             incidents: self.incidents.latest(),
-        };
-        Some(AdminResponse::Status { status: Box::new(status) })
+        })
     }
 
     async fn capture(&self, addresses: BTreeSet<IpAddr>) -> Option<CaptureReader> {
