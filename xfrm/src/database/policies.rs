@@ -19,6 +19,7 @@ const ATTEMPTS: u32 = 8;
 /// datagram.
 const DELETED_AT_ONCE: usize = 32;
 
+const CHANGE: &str = "install SAs and policies (XFRM_MSG_NEWSA, XFRM_MSG_NEWPOLICY)";
 const ADD: &str = "install a policy (XFRM_MSG_NEWPOLICY)";
 const UPDATE: &str = "replace a policy of ours (XFRM_MSG_UPDPOLICY)";
 const DELETE: &str = "delete a policy of ours (XFRM_MSG_DELPOLICY)";
@@ -87,7 +88,7 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
 /// requested one. That index would not mark the policy as ours, so it was deleted again.
 fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     let index = index_for(policy, attempt);
-    netlink.execute(ADD, XfrmRequest::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
+    netlink.execute(ADD, addition(policy, attempt), 0)?;
     if policy.action != Action::Allow {
         return Ok(true);
     }
@@ -119,9 +120,16 @@ fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> 
     Ok(())
 }
 
+fn addition(policy: &Policy, attempt: u32) -> XfrmRequest {
+    XfrmMessage::AddPolicy(policy.to_kernel(index_for(policy, attempt))).into()
+}
+
 fn update(policy: &Policy, holder: &InstalledPolicy) -> XfrmRequest {
     XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
 }
+
+/// The kernel's answer to a request of a batch.
+pub(crate) type Outcome = Result<(), KernelRefusal>;
 
 /// When the policies were read that a plan replaces or deletes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +144,16 @@ pub(crate) enum PlanAge {
 /// policies, and deletions last. In this order no packet passes in clear that must not, and no
 /// tunnel is interrupted. Policies that other programs changed after the plan was made are handled
 /// one by one.
-pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff, age: PlanAge) -> Result<Vec<Error>> {
+///
+/// The requests in `first`, about SAs, go out in the same datagram as the first policies and are
+/// carried out before them. Returns their outcomes, and an error for each change of a policy that
+/// the kernel refused.
+pub(crate) fn apply(
+    netlink: &mut Netlink,
+    first: Vec<XfrmRequest>,
+    plan: &PolicyDiff,
+    age: PlanAge,
+) -> Result<(Vec<Outcome>, Vec<Error>)> {
     let mut refused = Vec::new();
     let mut one_by_one: Vec<Policy> = Vec::new();
 
@@ -149,32 +166,33 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff, age: PlanAge) -> R
         PlanAge::JustRead => in_place.iter().map(|(_, holder)| Some(holder.clone())).collect(),
         PlanAge::Older => holders(netlink, &wanted)?,
     };
-    let (mut updates, mut updated) = (Vec::new(), Vec::new());
+    let of_sas = first.len();
+    let mut requests: Vec<(XfrmRequest, u16)> = first.into_iter().map(|request| (request, 0)).collect();
+    let mut updated = Vec::new();
     for (policy, holder) in wanted.into_iter().zip(now) {
         match holder {
             Some(holder) if holder.is_ours() => {
-                updates.push((update(&policy, &holder), 0));
+                requests.push((update(&policy, &holder), 0));
                 updated.push(policy);
             }
             _ => one_by_one.push(policy),
         }
     }
-    for (policy, outcome) in updated.into_iter().zip(netlink.batch(UPDATE, updates)?) {
-        if outcome.is_err() {
-            one_by_one.push(policy);
-        }
-    }
-
     let mut missing = plan.missing.clone();
     missing.sort_by_key(|policy| match policy.action {
         Action::Protect(_) => 0,
         Action::Allow => 1,
         Action::Block => 2,
     });
-    let additions = missing
-        .iter()
-        .map(|policy| (XfrmRequest::from(XfrmMessage::AddPolicy(policy.to_kernel(index_for(policy, 0)))), 0));
-    let outcomes = netlink.batch(ADD, additions.collect())?;
+    requests.extend(missing.iter().map(|policy| (addition(policy, 0), 0)));
+
+    let mut outcomes = netlink.batch(CHANGE, requests)?.into_iter();
+    let sas = outcomes.by_ref().take(of_sas).collect();
+    for (policy, outcome) in updated.into_iter().zip(outcomes.by_ref()) {
+        if outcome.is_err() {
+            one_by_one.push(policy);
+        }
+    }
     let mut allows = Vec::new();
     for (policy, outcome) in missing.into_iter().zip(outcomes) {
         match outcome {
@@ -183,17 +201,37 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff, age: PlanAge) -> R
             Err(_) => one_by_one.push(policy),
         }
     }
-    for (policy, holder) in allows.iter().zip(holders(netlink, &allows)?) {
+    let outcome = finish(netlink, plan, age, &allows, &one_by_one, &mut refused);
+    match outcome {
+        // The outcomes of the SAs are known, whatever becomes of the policies.
+        Err(error) if of_sas > 0 => refused.push(error),
+        outcome => outcome?,
+    }
+    Ok((sas, refused))
+}
+
+/// Does the rest of a plan after its batch: checks the indexes of the added `allows`, handles the
+/// policies `one_by_one`, and deletes those that are not desired.
+fn finish(
+    netlink: &mut Netlink,
+    plan: &PolicyDiff,
+    age: PlanAge,
+    allows: &[Policy],
+    one_by_one: &[Policy],
+    refused: &mut Vec<Error>,
+) -> Result<()> {
+    let mut again: Vec<Policy> = one_by_one.to_vec();
+    for (policy, holder) in allows.iter().zip(holders(netlink, allows)?) {
         match holder {
             Some(holder) if holder.matches(policy) => {}
             Some(holder) if holder.index != index_for(policy, 0) && same_allow(&holder, policy) => {
                 execute_delete(netlink, &holder)?;
-                one_by_one.push(*policy);
+                again.push(*policy);
             }
-            _ => one_by_one.push(*policy),
+            _ => again.push(*policy),
         }
     }
-    for policy in &one_by_one {
+    for policy in &again {
         if let Err(error) = install(netlink, policy) {
             match error {
                 Error::OccupiedByOther { .. } | Error::Netlink(netlink::Error::Rejected { .. }) => refused.push(error),
@@ -201,13 +239,12 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff, age: PlanAge) -> R
             }
         }
     }
-
     let mut stray = plan.stray.clone();
     stray.sort_by_key(|policy| (policy.blocks, !policy.templates.is_empty()));
     for some in stray.chunks(DELETED_AT_ONCE) {
-        delete_all(netlink, some, age, &mut refused)?;
+        delete_all(netlink, some, age, refused)?;
     }
-    Ok(refused)
+    Ok(())
 }
 
 fn same_allow(holder: &InstalledPolicy, policy: &Policy) -> bool {
