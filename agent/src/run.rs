@@ -15,13 +15,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
-use crate::admin::server::{self, AdminCall, Reply};
+use crate::admin::server::{self, AdminCall, Reply, StatusInParts};
 use crate::admin::{AdminRequest, AdminResponse, Health};
 use crate::clock::CertificateClock;
 use crate::config::Config;
 use crate::controller_client::{ControllerClient, describe_ended_certificate};
-use crate::desired::Desired;
-use crate::host::reconciler::HostReconciler;
+use crate::desired::{Desired, RoutedNetworks};
+use crate::host::reconciler::{DesiredReceivers, HostReconciler};
 use crate::host::{HostState, InternalAddresses, PathMtus, TunnelsToHost, firewall};
 use crate::incidents::Incidents;
 use crate::membership::{ControllerStatus, NodeChannels};
@@ -114,13 +114,15 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
     tokio::spawn(statics.follow(incidents.clone(), statics_tx).in_current_span());
     let (desired_tx, desired) =
         watch::channel(Arc::new(Desired::compute(&config, &resolved.borrow(), node.membership.borrow().as_ref())));
+    let (routed_tx, routed) = watch::channel(RoutedNetworks::of(&desired.borrow()));
     let (to_driver, driver_requests) = mpsc::channel(16);
     let (internal_tx, internal) = watch::channel(InternalAddresses::default());
     let (path_mtus_tx, path_mtus) = watch::channel(PathMtus::default());
     let to_host = TunnelsToHost { internal: internal_tx, path_mtus: path_mtus_tx };
     let uplink = node.uplink.clone();
+    let to_reconciler = DesiredReceivers { whole: desired.clone(), routed };
     let reconciler =
-        HostReconciler::new(config.clone(), incidents.clone(), desired.clone(), host_tx, uplink, internal, path_mtus);
+        HostReconciler::new(config.clone(), incidents.clone(), to_reconciler, host_tx, uplink, internal, path_mtus);
     let tunnels = start_tunnels(&node, incidents.clone(), host.clone(), to_host, desired, driver_requests)?;
     let measure = ping::measurement::serve(node.measurements, node.membership.clone(), requests_tx, stop.clone());
     tokio::spawn(measure.in_current_span());
@@ -141,7 +143,8 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
         controller: config.controller.is_some().then(|| node.controller_status.clone()),
     };
     tokio::spawn(handler.serve(requests).in_current_span());
-    tokio::spawn(recompute_desired(config.clone(), resolved, node.membership.clone(), desired_tx).in_current_span());
+    let recompute = recompute_desired(config.clone(), resolved, node.membership.clone(), desired_tx, routed_tx);
+    tokio::spawn(recompute.in_current_span());
 
     let outcome = wait_for_end(stop.clone()).await;
     stop.cancel();
@@ -199,6 +202,7 @@ async fn recompute_desired(
     mut statics: watch::Receiver<Vec<PeerConfig>>,
     mut membership: watch::Receiver<Option<membership::Membership>>,
     to: watch::Sender<Arc<Desired>>,
+    routed_to: watch::Sender<RoutedNetworks>,
 ) {
     let mut previous: Option<(membership::Membership, Arc<Desired>)> = None;
     loop {
@@ -211,6 +215,12 @@ async fn recompute_desired(
         let before = previous.as_ref().map(|(membership, desired)| (membership, desired));
         let desired = Arc::new(Desired::update(&config, &statics.borrow_and_update(), now.as_ref(), before));
         previous = now.map(|now| (now, desired.clone()));
+        let routed = RoutedNetworks::of(&desired);
+        routed_to.send_if_modified(|sent| {
+            let differs = *sent != routed;
+            *sent = routed;
+            differs
+        });
         to.send_replace(desired);
     }
 }
@@ -273,6 +283,7 @@ impl AdminHandler {
     async fn reply(&self, request: AdminRequest) -> Reply {
         let reply = match request {
             AdminRequest::Status => self.status().await.map(Reply::Response),
+            AdminRequest::StatusInParts => self.status_in_parts().await.map(Box::new).map(Reply::StatusInParts),
             AdminRequest::Health => self.health().await.map(Reply::Response),
             AdminRequest::Rekey { peer, ike, child } => self.rekey(peer, ike, child).await.map(Reply::Response),
             AdminRequest::Capture { addresses } => self.capture(addresses).await.map(Reply::Capture),
@@ -301,12 +312,25 @@ impl AdminHandler {
     }
 
     async fn status(&self) -> Option<AdminResponse> {
-        let report = tunnels::report(&self.driver_requests).await?;
-        let dropped =
-            tokio::task::spawn_blocking(firewall::dropped_packets).await.ok().and_then(Result::ok).unwrap_or_default();
+        let mut found = None;
+        let status = self.status_in_parts().await?.with_lists(|peers, states, policies| {
+            found = Some(peers);
+            ((), states.entries().collect(), policies.entries().collect())
+        });
+        let peers = found?.collect().await?;
+        let status = status.with_lists(|(), states, policies| (peers, states, policies));
+        Some(AdminResponse::Status { status: Box::new(status) })
+    }
+
+    async fn status_in_parts(&self) -> Option<StatusInParts> {
+        // nft runs while the driver reports.
+        let dropped = tokio::task::spawn_blocking(firewall::dropped_packets);
+        let (report, dropped) = tokio::join!(tunnels::report(&self.driver_requests), dropped);
+        let report = report?;
+        let dropped = dropped.ok().and_then(Result::ok).unwrap_or_default();
         let host = self.host.borrow().clone();
         let controller = self.controller_status(report.node.as_deref());
-        let status = Status {
+        Some(Status {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             node: report.node,
@@ -325,8 +349,7 @@ impl AdminHandler {
             dropped,
             host,
             incidents: self.incidents.latest(),
-        };
-        Some(AdminResponse::Status { status: Box::new(status) })
+        })
     }
 
     async fn capture(&self, addresses: BTreeSet<IpAddr>) -> Option<CaptureReader> {

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use edge_agent::config::Config;
-use edge_agent::desired::Desired;
+use edge_agent::desired::{Desired, RoutedNetworks};
 use edge_agent::host::HostState;
-use edge_agent::host::reconciler::HostReconciler;
+use edge_agent::host::reconciler::{DesiredReceivers, HostReconciler};
 use edge_agent::incidents::Incidents;
 use edge_agent::membership::UplinkFacts;
 use edge_types::Role;
@@ -62,6 +62,8 @@ fn reconcile(directory: &Path, until: impl FnMut(&HostState) -> bool) -> HostSta
     let (state, mut observed) = watch::channel(HostState::default());
     let (uplink, _uplink) = watch::channel(UplinkFacts::default());
     let (internal, path_mtus) = (watch::channel(Default::default()).1, watch::channel(Default::default()).1);
+    let routed = watch::channel(RoutedNetworks::default()).1;
+    let desired = DesiredReceivers { whole: desired, routed };
     let reconciler = HostReconciler::new(config, Incidents::default(), desired, state, uplink, internal, path_mtus);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

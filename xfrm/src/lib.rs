@@ -52,7 +52,7 @@ pub mod socket;
 pub mod stat;
 mod uapi;
 
-pub use database::{IN_FLIGHT, Xfrm};
+pub use database::{IN_FLIGHT, TunnelOutcome, Xfrm};
 pub use error::{Error, Result};
 pub use mode::Mode;
 pub use policy::{Action, Direction, InstalledPolicy, Policy, Template};

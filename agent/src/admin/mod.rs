@@ -21,6 +21,10 @@ use crate::tunnels::CapturedBatch;
 pub enum AdminRequest {
     /// Requests the document that `status --json` prints.
     Status,
+    /// Requests the same document in a form that is written part by part. Used instead of
+    /// [`Self::Status`] for requests that come over the socket.
+    #[serde(skip)]
+    StatusInParts,
     /// Requests what probes need. Unlike [`Self::Status`], it costs the same with any number of
     /// peers, and does not wait for other requests.
     Health,

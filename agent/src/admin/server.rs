@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -14,16 +15,29 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::{AdminRequest, AdminResponse};
-use crate::tunnels::{CaptureReader, CapturedBatch};
+use crate::status::Status;
+use crate::tunnels::{CaptureReader, CapturedBatch, PeerReports, PolicyList, StateList};
 
 /// A request and the channel for its reply.
 pub type AdminCall = (AdminRequest, oneshot::Sender<Reply>);
+
+/// The status whose long lists are made while they are written.
+pub type StatusInParts = Status<PeerReports, StateList, PolicyList>;
+
+/// The form of [`AdminResponse::Status`] for a status that is written part by part.
+#[derive(Serialize)]
+#[serde(tag = "answer", rename_all = "lowercase")]
+enum ResponseInParts {
+    Status { status: Box<StatusInParts> },
+}
 
 /// The reply to a request.
 #[derive(Debug)]
 pub enum Reply {
     /// One response.
     Response(AdminResponse),
+    /// The response to [`AdminRequest::StatusInParts`].
+    StatusInParts(Box<StatusInParts>),
     /// A response for each batch of captured messages, until the capture or the connection ends.
     Capture(CaptureReader),
 }
@@ -85,6 +99,7 @@ async fn serve_one(mut socket: UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     let reply = timeout_at(deadline, reply_to(&mut socket, to)).await??;
     match reply {
         Reply::Response(response) => timeout_at(deadline, send(socket, response)).await?,
+        Reply::StatusInParts(status) => timeout_at(deadline, send(socket, ResponseInParts::Status { status })).await?,
         Reply::Capture(reader) => send_captured(&mut socket, reader).await,
     }
 }
@@ -95,6 +110,7 @@ async fn reply_to(socket: &mut UnixStream, to: mpsc::Sender<AdminCall>) -> io::R
     BufReader::new(socket.take(MAX_LINE)).read_line(&mut line).await?;
     Ok(match serde_json::from_str(&line) {
         Ok(request) => {
+            let request = if request == AdminRequest::Status { AdminRequest::StatusInParts } else { request };
             let (respond_to, reply) = oneshot::channel();
             let _ = to.send((request, respond_to)).await;
             let ending = AdminResponse::Failed { reason: "the agent is ending".into() };
@@ -142,7 +158,7 @@ async fn write_line(write: &mut (impl AsyncWrite + Unpin), response: &AdminRespo
 
 /// Sends a response. It is serialised while it is written, so that a long response is never in
 /// memory as a whole. Dropping the future closes the socket, which ends the writing thread.
-async fn send(socket: UnixStream, response: AdminResponse) -> io::Result<()> {
+async fn send(socket: UnixStream, response: impl Serialize + Send + 'static) -> io::Result<()> {
     let socket = socket.into_std()?;
     socket.set_nonblocking(false)?;
     let close = CloseOnDrop(socket.try_clone()?);

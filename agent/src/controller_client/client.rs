@@ -8,7 +8,8 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use edge_types::api::TunnelCount;
 use edge_types::shared_files::{SegmentsFile, VIEW_FILE};
 use edge_types::traffic::TunnelTraffic;
-use edge_types::{NodeName, NodeView, Role, ViewChange};
+use edge_types::view::SegmentPrefix;
+use edge_types::{IpNetwork, NodeName, NodeView, Role, ViewChange};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, error, info, warn};
@@ -44,6 +45,8 @@ pub struct ControllerClient {
     /// The channel to the part of the agent that measures paths.
     pub(super) measurements: mpsc::Sender<Measurement>,
     pub(super) membership: watch::Sender<Option<Membership>>,
+    /// What requests for segments depend on.
+    segment_inputs: watch::Sender<Option<SegmentInputs>>,
     pub(super) status: watch::Sender<ControllerStatus>,
     /// `None` until this node has joined.
     pub(super) member: watch::Sender<Option<Member>>,
@@ -70,6 +73,26 @@ pub struct ControllerClient {
     /// Number of usable candidate addresses that the last report left out.
     pub(super) left_out: AtomicUsize,
     pub(super) stop: CancellationToken,
+}
+
+/// The part of the current view on which requests for segments depend. Peers are not part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentInputs {
+    role: Role,
+    prefix: SegmentPrefix,
+    segments: Vec<IpNetwork>,
+    cluster_ranges: Vec<IpNetwork>,
+}
+
+impl SegmentInputs {
+    fn of(view: &NodeView) -> Self {
+        Self {
+            role: view.role,
+            prefix: view.segment_prefix,
+            segments: view.segments.clone(),
+            cluster_ranges: view.cluster_ranges.clone(),
+        }
+    }
 }
 
 /// This node after it has joined.
@@ -100,6 +123,7 @@ impl ControllerClient {
             mapped: channels.mapped,
             measurements: channels.measurements,
             membership: channels.membership,
+            segment_inputs: watch::Sender::default(),
             status: channels.status,
             member: watch::Sender::new(None),
             view: Mutex::new(None),
@@ -133,6 +157,7 @@ impl ControllerClient {
                 info!(node = %identity.node, version = view.version, peers = view.peers.len(), "the last view is in force");
                 let credentials = identity.credentials.clone();
                 let former_networks = client.update_former_networks(None, view)?;
+                client.segment_inputs.send_replace(Some(SegmentInputs::of(view)));
                 client.membership.send_replace(Some(Membership { view: view.clone(), credentials, former_networks }));
             }
             client.member.send_replace(Some(Member { identity, http: Arc::new(http) }));
@@ -164,6 +189,11 @@ impl ControllerClient {
     /// Returns a receiver of the current view and credentials.
     pub fn membership(&self) -> watch::Receiver<Option<Membership>> {
         self.membership.subscribe()
+    }
+
+    /// Returns a receiver of what requests for segments depend on.
+    pub fn segment_inputs(&self) -> watch::Receiver<Option<SegmentInputs>> {
+        self.segment_inputs.subscribe()
     }
 
     /// Returns a receiver of the data about connection, certificate and view, for `edge-agent
@@ -318,7 +348,13 @@ impl ControllerClient {
             }
         };
         *current = Some(view.clone());
+        let inputs = Some(SegmentInputs::of(&view));
         self.membership.send_replace(Some(Membership { view, credentials, former_networks }));
+        self.segment_inputs.send_if_modified(|sent| {
+            let differs = *sent != inputs;
+            *sent = inputs;
+            differs
+        });
         Ok(())
     }
 

@@ -55,18 +55,19 @@ pub(super) fn update(
     }
     let mut new = Desired { view_version: Some(now.view.version), step: None, ..Desired::clone(desired) };
     let mut changes = PeerChanges::default();
+    let networks = Arc::make_mut(&mut new.remote_networks);
     for peer in edges.iter().filter_map(|(before, _)| *before) {
         for segment in &peer.segments {
-            if let Ok(at) = new.remote_networks.binary_search(segment) {
-                new.remote_networks.remove(at);
+            if let Ok(at) = networks.binary_search(segment) {
+                networks.remove(at);
             }
         }
     }
     for (before, now_peer) in &edges {
         if let Some(peer) = now_peer {
             for segment in &peer.segments {
-                if let Err(at) = new.remote_networks.binary_search(segment) {
-                    new.remote_networks.insert(at, *segment);
+                if let Err(at) = networks.binary_search(segment) {
+                    networks.insert(at, *segment);
                 }
             }
             // Tunnels of a hub are never set up on demand.

@@ -6,15 +6,19 @@ mod few_changes;
 mod full_computation;
 mod policies;
 mod policy_table;
+mod routed_networks;
 mod tunnel;
+mod tunnel_map;
 mod unprotected;
 
 pub use few_changes::Step;
 pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
+pub use routed_networks::RoutedNetworks;
 pub use tunnel::{DesiredTunnel, Origin};
+pub use tunnel_map::TunnelMap;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, btree_map};
+use std::collections::{BTreeSet, HashSet};
 use std::iter::Peekable;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -56,13 +60,13 @@ pub struct Desired {
     pub complete: bool,
     /// Tunnels by peer name. A tunnel that does not change is shared between successive desired
     /// states.
-    pub tunnels: BTreeMap<PeerName, Arc<DesiredTunnel>>,
+    pub tunnels: TunnelMap,
     /// Networks to and from which no packet may travel without encryption. Empty without a
     /// controller, and on cloud nodes.
     pub guard: GuardConfig,
     /// Networks behind peers in the view. They are routed into the guard's device, and policies
-    /// select the tunnel.
-    pub remote_networks: Vec<IpNetwork>,
+    /// select the tunnel. A hub may have ten thousand, so they are shared and not copied.
+    pub remote_networks: Arc<Vec<IpNetwork>>,
     /// Hub networks that the view no longer names. They are routed into the guard's device, which
     /// drops their packets.
     pub former_networks: Vec<IpNetwork>,
@@ -116,7 +120,7 @@ impl Desired {
     /// Computes the desired state as [`Self::compute`] does. `previous` is an earlier membership
     /// and the state that was computed from it with the same configuration. Tunnels of peers that
     /// are the same in both memberships are reused. If only a few edges of a hub differ, the cost
-    /// of everything but copying the state does not depend on the number of edges.
+    /// hardly depends on the number of edges.
     pub fn update(
         config: &Config,
         static_peers: &[PeerConfig],
@@ -163,7 +167,7 @@ impl Desired {
             // The guard stays, so that no packet travels without encryption.
             desired.guard = guard(view);
             if view.role != Role::Cloud {
-                desired.remote_networks = desired.networks_of_peers(membership);
+                desired.remote_networks = desired.networks_of_peers(membership).into();
                 desired.add_former_networks(membership);
             }
             return desired;
@@ -176,7 +180,7 @@ impl Desired {
             return desired;
         }
         desired.guard = guard(view);
-        desired.remote_networks = desired.networks_of_peers(membership);
+        desired.remote_networks = desired.networks_of_peers(membership).into();
         desired.only_segments = tunnel_peers(view).all(|peer| peer.networks.is_empty());
         let mut known = previous.and_then(|(before, desired)| KnownTunnels::new(before, desired, membership));
         let members = community_members(view);
@@ -188,16 +192,16 @@ impl Desired {
                 _ => Arc::new(view_tunnel(config, membership, peer, on_demand)),
             }
         });
-        // The peers in a view are in the order of their names, so the map is built from sorted
-        // tunnels, which is fast.
+        // The peers in a view are in the order of their names, which is fastest for the map.
         desired.tunnels = tunnels.map(|tunnel| (tunnel.peer.name.clone(), tunnel)).collect();
-        for (name, tunnel) in static_tunnels {
-            match desired.tunnels.entry(name) {
-                btree_map::Entry::Vacant(free) => drop(free.insert(tunnel)),
-                btree_map::Entry::Occupied(taken) => desired.problems.push(format!(
+        for (name, tunnel) in &static_tunnels {
+            if desired.tunnels.contains_key(name) {
+                desired.problems.push(format!(
                     "[[peer]] {:?} has the name of a node of the cluster and is left out; give it another name",
-                    taken.key().as_str()
-                )),
+                    name.as_str()
+                ));
+            } else {
+                desired.tunnels.insert(name.clone(), tunnel.clone());
             }
         }
         desired.add_former_networks(membership);
@@ -298,7 +302,7 @@ impl Desired {
 /// that is not found is computed.
 struct KnownTunnels<'a> {
     peers: Peekable<std::slice::Iter<'a, SharedPeer>>,
-    tunnels: Peekable<btree_map::Iter<'a, PeerName, Arc<DesiredTunnel>>>,
+    tunnels: Peekable<tunnel_map::Iter<'a>>,
 }
 
 impl<'a> KnownTunnels<'a> {

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -360,7 +361,7 @@ fn a_peers_network_that_overlaps_ours_is_reported_and_left_out() {
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
     assert!(desired.problems[0].contains("10.0.0.0/8 overlaps 10.77.1.0/26"), "{:?}", desired.problems);
-    assert_eq!(desired.remote_networks, [network("10.244.0.0/16")]);
+    assert_eq!(*desired.remote_networks, [network("10.244.0.0/16")]);
 }
 
 #[test]
@@ -479,7 +480,7 @@ fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
         let shared = updated
             .tunnels
             .iter()
-            .filter(|(name, tunnel)| desired.tunnels.get(*name).is_some_and(|known| Arc::ptr_eq(known, tunnel)));
+            .filter(|(name, tunnel)| desired.tunnels.get(name).is_some_and(|known| Arc::ptr_eq(known, tunnel)));
         assert_eq!(shared.count(), 1000 - gone.len() - set.iter().filter(|name| all.contains(name)).count(), "{what}");
     }
 }

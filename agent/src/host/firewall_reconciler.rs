@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 
 use super::Obstacle;
-use super::firewall::{self, Firewall, KernelTable, PODS_TABLE, TABLE};
+use super::firewall::{self, Firewall, KernelTable, PODS_TABLE, SetElements, SetUpdate, TABLE};
 use super::nft_monitor::{NftMonitor, RulesetChanges};
 use crate::incidents::Incidents;
 
@@ -49,6 +49,7 @@ pub(super) struct InetTable {
     incidents: Incidents,
     /// The table that was applied last, and its form in the kernel after that.
     applied: Option<(Firewall, KernelTable)>,
+    elements: SetElements,
     /// Whether another program may have changed the table.
     pub(super) suspect: bool,
     retry: Retry,
@@ -82,6 +83,7 @@ impl InetTable {
         Self {
             incidents,
             applied: None,
+            elements: SetElements::default(),
             suspect: true,
             retry: Retry::default(),
             failure: None,
@@ -261,18 +263,15 @@ impl InetTable {
         found: &mut RulesetChanges,
     ) -> anyhow::Result<bool> {
         let Some((applied, mut table)) = self.applied.take() else { return Ok(false) };
-        let before = rules.drain();
-        found.add(before);
-        if before.ours {
-            return Ok(false);
-        }
-        let update = desired.clone();
-        let updated = spawn_blocking(move || {
-            let mut own = 0;
-            update.update(&applied, &mut table, &mut own)?;
-            anyhow::Ok((table, own))
-        });
-        let (table, own) = updated.await??;
+        let own = match desired.update(&applied, &mut table) {
+            // One request to the kernel, which costs less than to wake another thread for it.
+            few @ SetUpdate::Few(_) => few.apply(&mut self.elements)?,
+            many @ SetUpdate::Many(_) => {
+                let mut elements = std::mem::take(&mut self.elements);
+                spawn_blocking(move || many.apply(&mut elements)).await??
+            }
+        };
+        // A change by another program is noticed whether it came before or after this one.
         let meanwhile = rules.drain();
         found.add(meanwhile);
         self.applied = Some((desired.clone(), table));
@@ -396,6 +395,8 @@ impl BridgeTable {
 
 #[cfg(test)]
 mod tests {
+    use ipnetwork::IpNetwork;
+
     use super::*;
 
     #[test]
@@ -432,11 +433,11 @@ mod tests {
 
     #[test]
     fn a_table_with_the_same_rules_gets_other_elements_unless_another_program_may_have_changed_it() {
-        let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
-        let desired = Firewall { remote: networks(&["10.77.2.0/26"]), mtu: 1418, ..Firewall::default() };
+        let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
+        let desired = Firewall { remote: networks(&["10.77.2.0/26"]).into(), mtu: 1418, ..Firewall::default() };
         let mut table = InetTable::new(Incidents::default());
         table.record_applied(desired.clone(), KernelTable::default(), None);
-        let further = Firewall { remote: networks(&["10.77.2.0/26", "10.77.3.0/26"]), ..desired.clone() };
+        let further = Firewall { remote: networks(&["10.77.2.0/26", "10.77.3.0/26"]).into(), ..desired.clone() };
         assert_eq!(table.next_action(&further), TableAction::Update);
         assert_eq!(table.next_action(&Firewall { mtu: 1280, ..further.clone() }), TableAction::Replace);
         table.suspect = true;

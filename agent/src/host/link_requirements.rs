@@ -55,7 +55,7 @@ mod tests {
         let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
         let desired = Desired {
             guard: GuardConfig { cluster_ranges: networks(&["10.77.0.0/16"]), ..GuardConfig::default() },
-            remote_networks: networks(&["10.77.2.0/26", "10.244.0.0/16"]),
+            remote_networks: networks(&["10.77.2.0/26", "10.244.0.0/16"]).into(),
             former_networks: networks(&["10.96.0.0/12"]),
             ..Desired::default()
         };
@@ -72,7 +72,7 @@ mod tests {
                 segments: networks(&[own]),
                 ..GuardConfig::default()
             },
-            remote_networks: networks(remote),
+            remote_networks: networks(remote).into(),
             ..Desired::default()
         };
         let none = InternalAddresses::new();

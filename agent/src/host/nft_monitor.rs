@@ -66,9 +66,16 @@ impl RulesetChanges {
     }
 }
 
+/// Maximum size of a notification, bytes. The kernel puts many messages into one datagram, but no
+/// more than fit into a few pages.
+const MAX_DATAGRAM: usize = 64 << 10;
+
 /// The netlink socket, and the changes of the transaction that is not complete yet.
 pub(super) struct NftMonitor {
     socket: TokioSocket,
+    /// The datagram that was received last. Its room is allocated once; only the pages that
+    /// datagrams have reached take memory.
+    datagram: Vec<u8>,
     pending: RulesetChanges,
 }
 
@@ -82,16 +89,15 @@ impl NftMonitor {
             sockopt::set_socket_recv_buffer_size(inner, BUFFER)?;
         }
         socket.socket_mut().add_membership(NFTABLES_GROUP)?;
-        Ok(Self { socket, pending: RulesetChanges::default() })
+        Ok(Self { socket, datagram: Vec::with_capacity(MAX_DATAGRAM), pending: RulesetChanges::default() })
     }
 
     /// Waits for the next change.
     pub(super) async fn changed(&mut self) -> RulesetChanges {
         loop {
-            let found = match self.socket.recv_from_full().await {
-                Ok((datagram, _)) => parse(&datagram, &mut self.pending),
-                Err(_) => self.overrun(),
-            };
+            self.datagram.clear();
+            let received = self.socket.recv(&mut self.datagram).await;
+            let found = self.received(received.map(|()| self.datagram.len()));
             if found != RulesetChanges::default() {
                 return found;
             }
@@ -105,13 +111,21 @@ impl NftMonitor {
         // is readable. The limit ends the loop if another program writes rules faster than this
         // loop reads the notifications.
         for _ in 0..100_000 {
-            match self.socket.socket_ref().recv_from_full() {
-                Ok((datagram, _)) => found.add(parse(&datagram, &mut self.pending)),
+            self.datagram.clear();
+            match self.socket.socket_ref().recv(&mut self.datagram, 0) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => found.add(self.overrun()),
+                received => found.add(self.received(received)),
             }
         }
         found
+    }
+
+    /// Reads the received datagram. One that fills the whole buffer may have been cut off.
+    fn received(&mut self, length: std::io::Result<usize>) -> RulesetChanges {
+        match length {
+            Ok(length) if length < MAX_DATAGRAM => parse(&self.datagram, &mut self.pending),
+            _ => self.overrun(),
+        }
     }
 
     fn overrun(&mut self) -> RulesetChanges {

@@ -133,7 +133,7 @@ mod tests {
                 networks: networks(clouds),
                 ..GuardConfig::default()
             },
-            remote_networks: networks(&["10.77.2.0/26", "172.30.5.0/24"]),
+            remote_networks: networks(&["10.77.2.0/26", "172.30.5.0/24"]).into(),
             ..Desired::default()
         }
     }
@@ -189,7 +189,7 @@ mod tests {
             assert_eq!(found(&all, &uplink, true), ["10.1.2.3", "2001:db8::1"]);
         }
         assert_eq!(found(&with(&["0.0.0.0/0", "::/0"]), &uplink, false), ["10.1.2.3", "2001:db8::1"]);
-        let remote_everything = Desired { remote_networks: networks(&["0.0.0.0/0"]), ..Desired::default() };
+        let remote_everything = Desired { remote_networks: networks(&["0.0.0.0/0"]).into(), ..Desired::default() };
         assert_eq!(found(&remote_everything, &uplink, true), ["10.1.2.3", "2001:db8::1"]);
         assert_eq!(found(&with(&["10.0.0.0/8"]), &link(&["10.1.2.3", "192.0.2.5"]), true), ["192.0.2.5"]);
     }

@@ -27,7 +27,7 @@ use super::PathMtus;
 use super::network_state::{NetworkState, Route};
 use super::pod_bridge::bridge_addresses;
 use super::routes;
-use crate::desired::Desired;
+use crate::desired::RoutedNetworks;
 use crate::incidents::Incidents;
 
 /// The metric of the routes. It is smaller than those of the guard's routes, which may lead to the
@@ -74,7 +74,7 @@ impl PathMtuRoutes {
     pub(super) async fn run(
         self,
         mut mtus: watch::Receiver<PathMtus>,
-        mut desired: watch::Receiver<Arc<Desired>>,
+        mut desired: watch::Receiver<RoutedNetworks>,
         mut observed: watch::Receiver<Arc<NetworkState>>,
         stop: CancellationToken,
     ) {
@@ -88,7 +88,7 @@ impl PathMtuRoutes {
         }
         loop {
             let (wanted, state) = (mtus.borrow_and_update().clone(), observed.borrow_and_update().clone());
-            let segments = desired.borrow_and_update().guard.segments.clone();
+            let segments = desired.borrow_and_update().segments.clone();
             self.reconcile(&wanted, &segments, &state).await;
             let in_grace = Instant::now() < self.grace_ends;
             tokio::select! {

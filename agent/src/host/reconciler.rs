@@ -32,7 +32,7 @@ use super::reading_pace::{FULL_CHECK, ReadingPace};
 use super::settings::{HostSettings, SysctlRequirements};
 use super::{HostState, PathMtus, RouteEntry, peer_routes, routes, uplink};
 use crate::config::Config;
-use crate::desired::Desired;
+use crate::desired::{Desired, RoutedNetworks};
 use crate::incidents::Incidents;
 use crate::membership::UplinkFacts;
 
@@ -49,12 +49,23 @@ const OBSTACLES_PAUSE: RangeInclusive<Duration> = Duration::from_millis(700)..=D
 /// Divisor for the maximum share of the time that reading rules may take, which is 5%.
 const OBSTACLES_SHARE: u32 = 20;
 
+/// The desired state, and the part of it that changes seldom.
+#[derive(Debug)]
+pub struct DesiredReceivers {
+    /// The whole state.
+    pub whole: watch::Receiver<Arc<Desired>>,
+    /// The part on which the routes depend that separate tasks maintain.
+    pub routed: watch::Receiver<RoutedNetworks>,
+}
+
 /// Keeps routes, bridge, sysctls and firewall of this host in the desired state.
 #[derive(Debug)]
 pub struct HostReconciler {
     config: Arc<Config>,
     incidents: Incidents,
     desired: watch::Receiver<Arc<Desired>>,
+    /// What the tasks that maintain routes follow.
+    routed: watch::Receiver<RoutedNetworks>,
     state: watch::Sender<HostState>,
     uplink: watch::Sender<UplinkFacts>,
     /// The addresses that static peers have given this node.
@@ -87,7 +98,7 @@ impl HostReconciler {
     pub fn new(
         config: Arc<Config>,
         incidents: Incidents,
-        desired: watch::Receiver<Arc<Desired>>,
+        desired: DesiredReceivers,
         state: watch::Sender<HostState>,
         uplink: watch::Sender<UplinkFacts>,
         internal: watch::Receiver<InternalAddresses>,
@@ -99,7 +110,8 @@ impl HostReconciler {
             table: InetTable::new(incidents.clone()),
             config,
             incidents,
-            desired,
+            desired: desired.whole,
+            routed: desired.routed,
             state,
             uplink,
             internal,
@@ -139,13 +151,13 @@ impl HostReconciler {
         let (connection, own, _) = rtnetlink::new_connection().context("rtnetlink for routes to hubs")?;
         tokio::spawn(connection);
         let keeper = HubRoutes::new(own, self.incidents.clone(), routes);
-        let keep = keeper.run(self.desired.clone(), self.observed.subscribe(), stop.clone());
+        let keep = keeper.run(self.routed.clone(), self.observed.subscribe(), stop.clone());
         tokio::spawn(keep.in_current_span());
         self.hub_routes = hub_routes;
         let (connection, own, _) = rtnetlink::new_connection().context("rtnetlink for routes with path MTUs")?;
         tokio::spawn(connection);
         let keeper = PathMtuRoutes::new(own, self.incidents.clone(), self.config.bridge.clone());
-        let keep = keeper.run(self.path_mtus.clone(), self.desired.clone(), self.observed.subscribe(), stop.clone());
+        let keep = keeper.run(self.path_mtus.clone(), self.routed.clone(), self.observed.subscribe(), stop.clone());
         tokio::spawn(keep.in_current_span());
         self.handle = Some(handle);
         let mut rules = NftMonitor::open().context("nftables' notifications")?;

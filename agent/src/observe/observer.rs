@@ -74,7 +74,7 @@ impl Observer {
         self.requests.send((request, to)).await.ok()?;
         match response.await.ok()? {
             Reply::Response(response) => Some(response),
-            Reply::Capture(_) => None,
+            Reply::StatusInParts(_) | Reply::Capture(_) => None,
         }
     }
 }

@@ -74,7 +74,7 @@ async fn status(requests: &mpsc::Sender<AdminCall>) -> Option<Status> {
     requests.send((AdminRequest::Status, to)).await.ok()?;
     match response.await.ok()? {
         Reply::Response(AdminResponse::Status { status }) => Some(*status),
-        Reply::Response(_) | Reply::Capture(_) => None,
+        Reply::Response(_) | Reply::StatusInParts(_) | Reply::Capture(_) => None,
     }
 }
 

@@ -12,13 +12,12 @@ use edge_types::agent_protocol::{AgentResponse, SEGMENT_REQUEST_TIMEOUT_SECONDS,
 use edge_types::api::Family;
 use edge_types::shared_files::{SegmentsFile, pod_capacity};
 use edge_types::{IpNetwork, NodeView, Role};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use super::socket::PluginRequest;
 use crate::controller_client::{ControllerClient, ControllerError};
-use crate::membership::Membership;
 use crate::state_dir::segments_file::capacity;
 
 /// Maximum time until a waiting pod receives a response. It is shorter than the plugin's timeout.
@@ -62,8 +61,7 @@ struct SegmentProvisioner {
 
 /// Runs until the agent ends.
 pub(super) async fn run(controller: Arc<ControllerClient>, mut queue: mpsc::Receiver<PluginRequest>) {
-    let mut membership = controller.membership();
-    let mut known: Option<Arc<NodeView>> = None;
+    let mut inputs = controller.segment_inputs();
     let mut status = controller.status();
     let mut connected = false;
     let mut provisioner = SegmentProvisioner { controller, waiting: Vec::new(), families: BTreeMap::new() };
@@ -82,7 +80,8 @@ pub(super) async fn run(controller: Arc<ControllerClient>, mut queue: mpsc::Rece
                 request = None;
                 provisioner.finished(family, outcome);
             }
-            Ok(()) = segments_changed(&mut membership, &mut known) => {}
+            // A view that differs only in peers does not end the wait.
+            Ok(()) = inputs.changed() => {}
             Ok(()) = status.changed() => {
                 let now = status.borrow_and_update().connected;
                 if now && !connected {
@@ -103,25 +102,6 @@ async fn progress(request: &mut Option<SegmentRequestFuture>) -> (Family, Segmen
     match request {
         Some(request) => request.await,
         None => std::future::pending().await,
-    }
-}
-
-/// Waits for a view that differs from `known` in what requests depend on, which excludes peers.
-/// Stores it in `known`.
-async fn segments_changed(
-    membership: &mut watch::Receiver<Option<Membership>>,
-    known: &mut Option<Arc<NodeView>>,
-) -> Result<(), watch::error::RecvError> {
-    let relevant =
-        |view: &NodeView| (view.role, view.segment_prefix, view.segments.clone(), view.cluster_ranges.clone());
-    loop {
-        membership.changed().await?;
-        let view = membership.borrow_and_update().as_ref().map(|membership| membership.view.clone());
-        let differs = known.as_deref().map(relevant) != view.as_deref().map(relevant);
-        *known = view;
-        if differs {
-            return Ok(());
-        }
     }
 }
 

@@ -11,10 +11,11 @@ use serde::de::DeserializeOwned;
 
 use super::dir::{StateDirError, io_error, parse_json, read_file};
 
-/// Minimum size of a file whose changes are stored separately, in bytes. A smaller file is always
-/// written as a whole. That is fast enough, and the whole content is in one file for the operator
-/// and other programs.
-const SMALLEST: usize = 64 << 10;
+/// Minimum size of a file whose changes are stored separately, in bytes: a view with some twenty
+/// peers. A smaller file is always written as a whole, which takes several times as many system
+/// calls as adding a line, but then the whole content is in one file for the operator and other
+/// programs.
+const SMALLEST: usize = 8 << 10;
 /// Divisor of the file's size that yields the maximum size of the changes. Reading more changes
 /// would take long.
 const SHARE: usize = 4;

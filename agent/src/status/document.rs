@@ -14,9 +14,10 @@ use crate::incidents::Incident;
 use crate::membership::ControllerStatus;
 use crate::path_mtu::encapsulation::IPV6_MIN_MTU;
 
-/// The document of `status --json`.
+/// The document of `status --json`. The types of the three long lists are lists of entries, or
+/// types that make the entries only when they are written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Status {
+pub struct Status<P = Vec<PeerReport>, S = Vec<StateEntry>, O = Vec<PolicyEntry>> {
     /// Version of the agent.
     pub version: String,
     /// Process ID of the agent.
@@ -34,13 +35,13 @@ pub struct Status {
     #[serde(default)]
     pub clock: Option<ClockReadings>,
     /// Peers, in the order of their names.
-    pub peers: Vec<PeerReport>,
+    pub peers: P,
     /// SAs that the kernel should have. `ip xfrm state` shows them with reqids from 0xec000000 to
     /// 0xecffffff; reservations, which have no algorithm, are left out.
-    pub states: Vec<StateEntry>,
+    pub states: S,
     /// Policies that the kernel should have. `ip xfrm policy` shows them with such a reqid or such
     /// an index.
-    pub policies: Vec<PolicyEntry>,
+    pub policies: O,
     /// Number of pairs of nodes between which this node relays, as a hub.
     #[serde(default)]
     pub relayed_pairs: usize,
@@ -67,29 +68,31 @@ pub struct Status {
     pub incidents: Vec<Incident>,
 }
 
-/// The part of the status about tunnels.
-#[derive(Debug)]
-pub struct TunnelsReport {
-    /// Name of this node; absent without a view.
-    pub node: Option<String>,
-    /// Role of this node; absent without a view.
-    pub role: Option<String>,
-    /// Version of the current view.
-    pub view_version: Option<u64>,
-    /// Peers, in the order of their names.
-    pub peers: Vec<PeerReport>,
-    /// SAs that the kernel should have.
-    pub states: Vec<StateEntry>,
-    /// Policies that the kernel should have.
-    pub policies: Vec<PolicyEntry>,
-    /// Number of pairs of nodes between which this node relays, as a hub.
-    pub relayed_pairs: usize,
-    /// What IKE has done since the agent started.
-    pub ike: IkeCounters,
-    /// The latest initiators that were refused before they were known as a peer, oldest first.
-    pub refusals: Vec<Refusal>,
-    /// Ciphers of peers that this kernel lacks.
-    pub missing_ciphers: Vec<String>,
+impl<P, S, O> Status<P, S, O> {
+    /// Replaces the lists.
+    pub fn with_lists<Q, T, U>(self, lists: impl FnOnce(P, S, O) -> (Q, T, U)) -> Status<Q, T, U> {
+        let (peers, states, policies) = lists(self.peers, self.states, self.policies);
+        Status {
+            version: self.version,
+            pid: self.pid,
+            node: self.node,
+            role: self.role,
+            view_version: self.view_version,
+            controller: self.controller,
+            clock: self.clock,
+            peers,
+            states,
+            policies,
+            relayed_pairs: self.relayed_pairs,
+            ike: self.ike,
+            refusals: self.refusals,
+            missing_ciphers: self.missing_ciphers,
+            host: self.host,
+            obstacles: self.obstacles,
+            dropped: self.dropped,
+            incidents: self.incidents,
+        }
+    }
 }
 
 /// Refusals of an initiator that is not known as a peer.

@@ -432,7 +432,7 @@ impl Driver {
         }
         let of_changes = |desired: &Desired, is: fn(&DesiredTunnel) -> bool| {
             let changed = changes.set.iter().chain(&changes.gone);
-            changed.filter(|name| desired.tunnels.get(*name).is_some_and(|tunnel| is(tunnel))).count()
+            changed.filter(|name| desired.tunnels.get(name).is_some_and(|tunnel| is(tunnel))).count()
         };
         let is_hub = |tunnel: &DesiredTunnel| tunnel.hub;
         if of_changes(&before, is_hub) + of_changes(&self.desired, is_hub) > 0 {

@@ -9,10 +9,11 @@ use edge_xfrm::{Reqid, Xfrm};
 use time::OffsetDateTime;
 
 use super::driver::Driver;
+use super::environment::KernelEnvironment;
 use super::event_log::{PeerEvent, info_if};
 use super::on_demand::acquire_ends;
 use super::reqids::Reqids;
-use super::sa_table::{INHERITED_LINGER, OutboundSwitchOutcome, SaTable};
+use super::sa_table::{FirstSas, INHERITED_LINGER, OutboundSwitchOutcome, SaTable};
 use crate::desired::{ChildEnds, Desired, DesiredTunnel, TunnelEnds};
 use crate::logging::peer_span;
 
@@ -80,9 +81,11 @@ impl Driver {
                     replaces = replaces.map(|id| format!("{:08x}", id.0)),
                     "CHILD_SA established"
                 );
-                self.install(&peer, &child);
-                if !self.defer_switch(&peer, &child, self.now()) {
-                    self.switch_outbound(&peer, child.id);
+                if !self.install_first(&peer, &child) {
+                    self.install(&peer, &child);
+                    if !self.defer_switch(&peer, &child, self.now()) {
+                        self.switch_outbound(&peer, child.id);
+                    }
                 }
             }
             Event::ChildRekeyed { peer, old, new, switch } => {
@@ -203,6 +206,82 @@ impl Driver {
     pub(super) fn peer_heard(&mut self, peer: &PeerName) {
         if self.hub_returns.heard(peer) {
             self.changed_peers.insert(peer.clone());
+        }
+    }
+
+    /// Installs both SAs and the policies of a tunnel that comes up, with one datagram to the
+    /// kernel. Returns `false`, and has done nothing, if the SAs must be installed one after the
+    /// other: other SAs have this purpose, or packets wait for the tunnel.
+    fn install_first(&mut self, peer: &PeerName, child: &Arc<ChildSa>) -> bool {
+        let now = self.now();
+        if self.is_on_demand(peer) {
+            return false;
+        }
+        self.environment.reqids.assign_part(peer, &child.purpose, now);
+        let Some(reqids) = self.environment.reqids_of_sas(peer, &child.purpose) else { return false };
+        let first = match self.sas.begin_first(peer, reqids, child) {
+            Ok(Some(first)) => first,
+            Ok(None) => return false,
+            Err(error) => {
+                self.sa_refused(peer, &error);
+                return true;
+            }
+        };
+        let state = self.hub_returns.state(self.desired.tunnels.get(peer), peer, true, now);
+        let children = children_of(peer, &self.desired, &self.sas, &self.environment.reqids);
+        let KernelEnvironment { xfrm, incidents, .. } = &mut self.environment;
+        self.policies.update_peer(peer, &self.desired, &children, state, incidents);
+        let outcome = self.policies.install_changes_with_sas(xfrm, &first.inbound, &first.outbound, incidents);
+        self.cancel_deferrals(peer, &child.purpose);
+        match outcome {
+            Ok((inbound, outbound, refused)) => {
+                if refused {
+                    self.check_soon();
+                }
+                self.first_installed(peer, child.id, first, inbound, outbound);
+            }
+            // What the kernel has is compared soon.
+            Err(error) => {
+                self.check_soon();
+                self.sa_refused(peer, &error);
+            }
+        }
+        self.sas.limit_inherited(reqids.outbound, now + INHERITED_LINGER);
+        self.changed_peers.insert(peer.clone());
+        true
+    }
+
+    /// Records the outcomes of the SAs of a tunnel that comes up.
+    fn first_installed(
+        &mut self,
+        peer: &PeerName,
+        child: ChildId,
+        first: FirstSas,
+        inbound: edge_xfrm::Result<()>,
+        outbound: edge_xfrm::Result<()>,
+    ) {
+        match (inbound, outbound) {
+            (Ok(()), Ok(())) => {
+                // An SA of another tunnel of the peer may have been refused.
+                if self.sas.all_stand(peer) {
+                    self.kernel_refusals.sas_stand(peer);
+                }
+            }
+            (Ok(()), Err(error)) => {
+                self.sas.first_refused(child, first, true);
+                self.sa_refused(peer, &error);
+            }
+            (Err(error), outbound) => {
+                let id = first.outbound.id();
+                self.sas.first_refused(child, first, false);
+                // Without the inbound SA the tunnel carries nothing.
+                if outbound.is_ok()
+                    && let Err(error) = self.environment.xfrm.delete_sa(id)
+                {
+                    self.environment.incidents.error(format!("peer {peer}: {error}"));
+                }
+                self.sa_refused(peer, &error);
+            }
         }
     }
 

@@ -17,7 +17,7 @@ pub(super) fn obstacle(peer: &PeerName, address: IpAddr, desired: &Desired, on_l
         &guard.cluster_ranges,
         &guard.segments,
         &guard.networks,
-        &desired.remote_networks,
+        desired.remote_networks.as_ref(),
         &desired.former_networks,
         &desired.hub_routes,
         &desired.cloud_networks,

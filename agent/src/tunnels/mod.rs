@@ -102,7 +102,8 @@ pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
 #[cfg(test)]
 pub(crate) use capture::{open as open_capture, reader_gone};
 pub use driver::Driver;
-pub use report_request::report;
+pub use overview::{PolicyList, StateList};
+pub use report_request::{PeerReports, TunnelsReport, report};
 pub use requests::{DriverRequest, SasToRekey};
 
 #[cfg(test)]

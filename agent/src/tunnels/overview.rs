@@ -1,20 +1,38 @@
 //! The SAs and policies that the kernel should have, and their form in the status.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use edge_xfrm::sa::Counters;
 use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection, SaId, Xfrm};
+use serde::{Serialize, Serializer};
 
 use super::installed_sa::InstalledSa;
-use crate::status::{IkeCounters, PeerReport, PolicyEntry, Refusal, StateEntry, TemplateEntry, TunnelsReport};
+use crate::status::{IkeCounters, PolicyEntry, Refusal, StateEntry, TemplateEntry};
 
 /// Maximum number of SAs that are read one by one, because they were installed after all SAs were
 /// read. The counters of further ones are left out.
 const MAX_NEWER: usize = 64;
 
 /// The SAs in the kernel, of all programs.
-pub(super) type KernelSas = HashMap<SaId, Sa>;
+pub(super) type KernelSas = HashMap<SaId, KernelSa>;
 
-/// The report without the peers, before it is brought into the document's form.
+/// What the status shows of an SA in the kernel.
+#[derive(Debug)]
+pub struct KernelSa {
+    /// The kernel's name of the algorithm.
+    algorithm: Option<String>,
+    /// Packets and bytes that the SA has processed.
+    pub(super) counters: Counters,
+}
+
+impl From<Sa> for KernelSa {
+    fn from(sa: Sa) -> Self {
+        Self { algorithm: sa.algorithm, counters: sa.counters }
+    }
+}
+
+/// What all peers have in common, and what the kernel should have.
 #[derive(Debug)]
 pub struct TunnelsOverview {
     /// Name of this node; absent without a view.
@@ -40,7 +58,7 @@ pub struct TunnelsOverview {
 /// Reads the SAs in the kernel; none if that fails.
 pub(super) fn kernel_sas() -> KernelSas {
     let sas = Xfrm::open().and_then(|mut xfrm| xfrm.sas()).unwrap_or_default();
-    sas.into_iter().map(|sa| (sa.id, sa)).collect()
+    sas.into_iter().map(|sa| (sa.id, sa.into())).collect()
 }
 
 /// Reads those of `installed` that are not in `known`.
@@ -50,36 +68,63 @@ pub(super) fn newer_sas<'a>(
     known: &KernelSas,
 ) -> KernelSas {
     let newer = installed.map(|installed| installed.id).filter(|id| !known.contains_key(id)).take(MAX_NEWER);
-    newer.filter_map(|id| Some((id, xfrm.sa(id).ok()??))).collect()
+    newer.filter_map(|id| Some((id, xfrm.sa(id).ok()??.into()))).collect()
 }
 
-impl TunnelsOverview {
-    /// Returns the report with these peers.
-    pub(super) fn with_peers(self, peers: Vec<PeerReport>, sas: &KernelSas) -> TunnelsReport {
-        let newer = Xfrm::open().map(|mut xfrm| newer_sas(&mut xfrm, self.installed.iter(), sas));
-        let newer = newer.unwrap_or_default();
-        let in_kernel = |id: &SaId| sas.get(id).or_else(|| newer.get(id));
-        let mut states: Vec<StateEntry> =
-            self.installed.iter().map(|installed| state(installed, in_kernel(&installed.id))).collect();
-        states.sort_by(|one, other| {
-            (one.reqid, &one.direction, &one.spi).cmp(&(other.reqid, &other.direction, &other.spi))
-        });
-        TunnelsReport {
-            node: self.node,
-            role: self.role,
-            view_version: self.view_version,
-            peers,
-            states,
-            policies: self.policies.iter().map(policy).collect(),
-            relayed_pairs: self.relayed_pairs,
-            ike: self.ike,
-            refusals: self.refusals,
-            missing_ciphers: self.missing_ciphers,
-        }
+/// The SAs that the kernel should have. Their entries are made when they are written, so that those
+/// of many peers are never in memory together.
+#[derive(Debug)]
+pub struct StateList {
+    installed: Vec<InstalledSa>,
+    /// The SAs that were in the kernel a short time ago.
+    sas: Arc<KernelSas>,
+    /// SAs that were installed since.
+    newer: KernelSas,
+}
+
+impl StateList {
+    /// Makes the list, and reads the SAs that are not in `sas` from the kernel.
+    pub(super) fn new(mut installed: Vec<InstalledSa>, sas: Arc<KernelSas>) -> Self {
+        installed.sort_by_key(|sa| (sa.reqid.raw(), sa.direction == SaDirection::Out, sa.id.spi));
+        let newer = if installed.iter().all(|sa| sas.contains_key(&sa.id)) {
+            KernelSas::new()
+        } else {
+            Xfrm::open().map(|mut xfrm| newer_sas(&mut xfrm, installed.iter(), &sas)).unwrap_or_default()
+        };
+        Self { installed, sas, newer }
+    }
+
+    /// Returns the entries, in the order of reqids, directions and SPIs.
+    pub fn entries(&self) -> impl Iterator<Item = StateEntry> {
+        let in_kernel = |id: &SaId| self.sas.get(id).or_else(|| self.newer.get(id));
+        self.installed.iter().map(move |installed| state(installed, in_kernel(&installed.id)))
     }
 }
 
-fn state(installed: &InstalledSa, found: Option<&Sa>) -> StateEntry {
+impl Serialize for StateList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.entries())
+    }
+}
+
+/// The policies that the kernel should have. Their entries are made when they are written.
+#[derive(Debug)]
+pub struct PolicyList(pub(super) Vec<Policy>);
+
+impl PolicyList {
+    /// Returns the entries.
+    pub fn entries(&self) -> impl Iterator<Item = PolicyEntry> {
+        self.0.iter().map(policy)
+    }
+}
+
+impl Serialize for PolicyList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.entries())
+    }
+}
+
+fn state(installed: &InstalledSa, found: Option<&KernelSa>) -> StateEntry {
     StateEntry {
         source: installed.source,
         destination: installed.id.destination,

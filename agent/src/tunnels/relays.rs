@@ -114,7 +114,7 @@ impl Driver {
             addresses.iter().any(|address| address.ip() == remote.ip()) && !addresses.contains(&remote)
         };
         let hub = self.relays.hubs.iter().find(|hub| {
-            self.desired.tunnels.get(*hub).is_some_and(|tunnel| is_at(&tunnel.peer.remotes))
+            self.desired.tunnels.get(hub).is_some_and(|tunnel| is_at(&tunnel.peer.remotes))
                 || self.endpoint.path(hub).is_some_and(|(_, at)| is_at(&[at]))
         });
         // If the peer itself has an endpoint at the hub's IP address, the path may be direct.

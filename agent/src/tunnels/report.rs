@@ -1,6 +1,5 @@
 //! The driver's data for the part of the status about tunnels.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
 use edge_ike::config::Mode;
@@ -34,9 +33,12 @@ impl Driver {
     /// Reports the peers whose names come after `after`, in the order of their names and at most
     /// [`PEERS_AT_ONCE`]. `sas` are the SAs in the kernel a short time ago.
     pub(super) fn report_peers(&mut self, after: Option<&PeerName>, sas: Arc<KernelSas>) -> Vec<PeerReport> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let desired = Arc::clone(&self.desired);
-        let tunnels = desired.tunnels.range::<PeerName, _>((from, Bound::Unbounded)).take(PEERS_AT_ONCE);
+        let tunnels = match after {
+            Some(after) => desired.tunnels.iter_after(after),
+            None => desired.tunnels.iter(),
+        };
+        let tunnels = tunnels.take(PEERS_AT_ONCE);
         let peers: Vec<_> = tunnels.map(|(name, tunnel)| (name, tunnel, self.endpoint.peer_status(name))).collect();
         let statuses = peers.iter().filter_map(|(_, _, status)| status.as_ref());
         let of_children = statuses.flat_map(|status| &status.children).flat_map(|child| {

@@ -41,6 +41,17 @@ struct Child {
     outbound_used: bool,
 }
 
+/// The SAs of a CHILD_SA whose purpose has no others.
+#[derive(Debug)]
+pub(super) struct FirstSas {
+    /// The inbound SA.
+    pub(super) inbound: SaParams,
+    /// The outbound SA.
+    pub(super) outbound: SaParams,
+    /// The ends of the tunnel when it was up before.
+    ends_before: Option<TunnelEnds>,
+}
+
 /// Outcome of [`SaTable::switch_outbound`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OutboundSwitchOutcome {
@@ -269,6 +280,55 @@ impl SaTable {
         Some(installed)
     }
 
+    /// Begins to install both SAs of a new CHILD_SA: records them as installed, and returns their
+    /// parameters, so that the caller installs them at once together with the policies. Then it
+    /// must call [`Self::first_refused`] if the kernel refused one. Returns `None`, and records
+    /// nothing, if other SAs are or were used for this purpose, which must be replaced in order.
+    pub(super) fn begin_first(
+        &mut self,
+        peer: &PeerName,
+        reqids: PeerReqids,
+        sa: &Arc<ChildSa>,
+    ) -> Result<Option<FirstSas>> {
+        let first = FirstSas {
+            inbound: inbound(sa, reqids.inbound, &self.tcp)?,
+            outbound: outbound(sa, reqids.outbound, &self.tcp)?,
+            ends_before: self.peers.get(peer).and_then(|of_peer| of_peer.get(&sa.purpose)?.ends.clone()),
+        };
+        let of_purpose = self.peers.get(peer).and_then(|of_peer| of_peer.get(&sa.purpose));
+        let is_first =
+            of_purpose.is_none_or(|of_purpose| of_purpose.children.is_empty() && of_purpose.inherited.is_none());
+        let is_first = is_first && !self.children.contains_key(&sa.id);
+        if !is_first || self.has_inherited(reqids.outbound) || self.find(first.outbound.id()).is_some() {
+            return Ok(None);
+        }
+        let child =
+            Child { peer: peer.clone(), reqids, sa: sa.clone(), inbound: None, outbound: None, outbound_used: true };
+        self.children.insert(sa.id, child);
+        self.of_purpose(peer, &sa.purpose).children.push(sa.id);
+        self.set_installed(sa.id, InstalledSa::of(&first.inbound));
+        self.set_installed(sa.id, InstalledSa::of(&first.outbound));
+        self.set_ends(peer, &sa.purpose, tunnel_ends(sa, &first.outbound));
+        Ok(Some(first))
+    }
+
+    /// Records that the kernel refused one or both SAs of [`Self::begin_first`]. Without its
+    /// inbound SA, the CHILD_SA is dropped, and its outbound SA must be deleted if the kernel has
+    /// it.
+    pub(super) fn first_refused(&mut self, id: ChildId, first: FirstSas, has_inbound: bool) {
+        let Some(child) = self.children.get_mut(&id) else { return };
+        let (peer, purpose) = (child.peer.clone(), child.sa.purpose.clone());
+        self.owners.remove(&first.outbound.id());
+        (child.outbound, child.outbound_used) = (None, false);
+        self.of_purpose(&peer, &purpose).ends = first.ends_before;
+        if !has_inbound {
+            self.owners.remove(&first.inbound.id());
+            self.children.remove(&id);
+            self.of_purpose(&peer, &purpose).children.retain(|other| *other != id);
+            self.drop_peer_without_state(&peer);
+        }
+    }
+
     /// Installs a CHILD_SA's inbound SA.
     pub(super) fn install_inbound(
         &mut self,
@@ -316,15 +376,7 @@ impl SaTable {
         }
         let (peer, purpose, reqid) = (child.peer.clone(), child.sa.purpose.clone(), child.reqids.outbound);
         let params = outbound(&child.sa, reqid, &self.tcp)?;
-        let ends = TunnelEnds {
-            local: params.source,
-            remote: params.destination,
-            local_selectors: child.sa.local_selectors.clone(),
-            remote_selectors: child.sa.remote_selectors.clone(),
-            next_layer: child.sa.next_layer,
-            mode: child.sa.mode,
-            up: false,
-        };
+        let ends = tunnel_ends(&child.sa, &params);
         // If two CHILD_SAs were created at the same time, the one that is kept may have just been
         // replaced.
         let retired = self.retiring.take(params.id());
@@ -559,6 +611,19 @@ fn limits(sa: &ChildSa) -> Limits {
 /// ended, the SAs find no socket, and the kernel drops their packets.
 fn ends(sa: &ChildSa, tcp: &Connections) -> (SocketAddr, SocketAddr, bool) {
     (tcp.real(sa.local), tcp.real(sa.remote), TcpConnectionId::of(sa.remote.ip()).is_some())
+}
+
+/// Returns the ends of a CHILD_SA's tunnel. `outbound` are the parameters of its outbound SA.
+fn tunnel_ends(sa: &ChildSa, outbound: &SaParams) -> TunnelEnds {
+    TunnelEnds {
+        local: outbound.source,
+        remote: outbound.destination,
+        local_selectors: sa.local_selectors.clone(),
+        remote_selectors: sa.remote_selectors.clone(),
+        next_layer: sa.next_layer,
+        mode: sa.mode,
+        up: false,
+    }
 }
 
 fn encap(source: SocketAddr, destination: SocketAddr, in_tcp: bool) -> Encap {

@@ -172,7 +172,7 @@ impl Wire {
 fn tunnels(agent: &Agent, membership: &Membership) -> Vec<PeerConfig> {
     let desired = Desired::compute(&agent.node.config, &[], Some(membership));
     let placed = |peer: PeerConfig| PeerConfig { remotes: vec![address(peer.name.as_str())], ..peer };
-    desired.tunnels.into_values().map(|tunnel| placed(PeerConfig::clone(&tunnel.peer))).collect()
+    desired.tunnels.values().map(|tunnel| placed(PeerConfig::clone(&tunnel.peer))).collect()
 }
 
 /// Returns the membership with an additional peer in its view. This peer does not come from the
@@ -314,7 +314,7 @@ async fn networks_of_a_hub_that_vanishes_from_the_view_stay_guarded_until_a_hub_
     let before = sees(&agent, &["cloud-1"]).await;
     let network = "10.244.0.0/16".parse().unwrap();
     let of = |agent: &Agent, m: &Membership| Desired::compute(&agent.node.config, &[], Some(m));
-    assert_eq!(of(&agent, &before).remote_networks, [network]);
+    assert_eq!(*of(&agent, &before).remote_networks, [network]);
     controller.operator("DELETE", "/v1/nodes/cloud-1", json!(null)).await;
     let without = sees(&agent, &[]).await;
     assert_eq!(of(&agent, &without).former_networks, [network]);
@@ -328,7 +328,7 @@ async fn networks_of_a_hub_that_vanishes_from_the_view_stay_guarded_until_a_hub_
     let hub = other.start();
     let another = sees(&agent, &["cloud-3"]).await;
     let desired = of(&agent, &another);
-    assert_eq!((desired.former_networks, desired.remote_networks), (vec![], vec![network]));
+    assert_eq!((desired.former_networks, desired.remote_networks.to_vec()), (vec![], vec![network]));
     hub.end().await;
     agent.end().await;
 }

@@ -1,5 +1,7 @@
 //! Tests the effects of the keys in `[firewall]` and of a node's role.
 
+use std::sync::Arc;
+
 use edge_agent::host::firewall::Firewall;
 
 use super::Test;
@@ -119,7 +121,7 @@ fn cloud() {
     let cloud = Firewall {
         own: vec![],
         fronted: networks(&["10.244.0.0/16", "fd44::/48"]),
-        remote: edges(),
+        remote: edges().into(),
         ranges: edges(),
         addresses: node.map(|address| address.parse().unwrap()).to_vec(),
         masquerade: false,
@@ -261,7 +263,7 @@ fn former_segments() {
     }
     // The former segments now belong to another node.
     let mut granted = former;
-    granted.remote.extend(granted.pod_networks.clone());
+    Arc::make_mut(&mut granted.remote).extend(granted.pod_networks.clone());
     world.apply(&granted);
     for (family, source) in BOTH.into_iter().zip(["10.78.1.9", "fd78::1:9"]) {
         assert!(world.arrives("far", source, "edge", family.edge_lan), "{source} is a pod of another node");
@@ -283,7 +285,7 @@ fn controller() {
     }
     for minimal in [false, true] {
         let mut edge = Firewall { remote_in_clear: false, minimal, ..World::edge() };
-        edge.remote.extend(networks(&["10.244.0.0/16", "fd44::/64"]));
+        Arc::make_mut(&mut edge.remote).extend(networks(&["10.244.0.0/16", "fd44::/64"]));
         world.apply(&Firewall { controller_ports: vec![8443], ..edge.clone() });
         for family in BOTH {
             world.cannot_fetch("edge", family.cloud, 80);
@@ -378,7 +380,7 @@ fn containers_of_others() {
     }
     world.sh("outside", "ip route add default via 203.0.113.10; ip -6 route add default via 2001:db8:9::10");
     let uplinks = || vec!["lan".to_owned(), "wan".to_owned()];
-    let edge = || Firewall { remote: vec![], isolated: [uplinks(), uplinks()], ..World::edge() };
+    let edge = || Firewall { remote: Vec::new().into(), isolated: [uplinks(), uplinks()], ..World::edge() };
     for to in [containers, others].as_flattened() {
         assert!(world.fetch("lan", to, 80).is_some(), "without the table {to} is reached");
     }

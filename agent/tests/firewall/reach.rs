@@ -1,5 +1,7 @@
 //! Tests which packets an edge drops and accepts without keys in `[firewall]`.
 
+use std::sync::Arc;
+
 use super::Test;
 use super::world::{BOTH, V4, V6, World, passes};
 use edge_agent::config::Config;
@@ -166,7 +168,7 @@ fn published_ports() {
 fn lan_host_reaches_no_service() {
     for world in worlds() {
         let mut edge = World::edge();
-        edge.remote.extend(SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap()));
+        Arc::make_mut(&mut edge.remote).extend(SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap()));
         for (family, [_, here, elsewhere]) in BOTH.into_iter().zip(SERVICES) {
             world.redirect(here, family.pod);
             world.redirect(elsewhere, family.far);
@@ -488,8 +490,9 @@ fn replaced() {
     let (before, refused) = (sets(), world.refused("to-tunnels"));
     assert!(before.contains("remote4") && refused > 0, "{before} {refused}");
     world.sh("edge", "nft 'add set inet edge-cni stray { type ipv4_addr; }; add chain inet edge-cni stray'");
-    let further = ["10.77.2.0/24", "fd77::2:0/112", "10.77.3.0/26"].map(|text| text.parse().unwrap()).to_vec();
-    world.apply(&Firewall { remote: further, mtu: 1280, ..World::edge() });
+    let further: Vec<IpNetwork> =
+        ["10.77.2.0/24", "fd77::2:0/112", "10.77.3.0/26"].map(|text| text.parse().unwrap()).to_vec();
+    world.apply(&Firewall { remote: further.into(), mtu: 1280, ..World::edge() });
     assert_eq!(sets(), before);
     assert_eq!(world.refused("to-tunnels"), refused);
     let table = world.sh("edge", "nft list table inet edge-cni");

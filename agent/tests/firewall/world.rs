@@ -146,7 +146,7 @@ impl World {
         Firewall {
             pod_bridges: vec!["ecni0".into()],
             own: networks(&["10.77.1.0/24", "fd77::1:0/112"]),
-            remote: networks(&["10.77.2.0/24", "fd77::2:0/112"]),
+            remote: networks(&["10.77.2.0/24", "fd77::2:0/112"]).into(),
             ranges: networks(&["10.77.0.0/16", "fd77::/64"]),
             addresses: vec![V4.bridge.parse().unwrap(), V6.bridge.parse().unwrap()],
             // The test uses no ESP, so the far network responds without encryption.

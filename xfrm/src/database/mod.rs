@@ -1,7 +1,8 @@
 //! The kernel's SA and policy databases.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_xfrm as nl;
@@ -20,10 +21,23 @@ use crate::uapi;
 mod algorithms;
 mod policies;
 
+use self::policies::PlanAge;
+
 /// Maximum time that a packet is assumed to take from the lookup of its SA to its encryption. It
 /// usually takes microseconds, unless the process loses the CPU in between, as happens in virtual
 /// machines.
 pub const IN_FLIGHT: Duration = Duration::from_millis(20);
+
+const ADD_SA: &str = "install an SA (XFRM_MSG_NEWSA)";
+const UPDATE_SA: &str = "update an SA (XFRM_MSG_UPDSA)";
+
+/// Time for which a reservation of ours is turned into an SA without a look at who holds the SPI.
+/// The kernel holds it for 30 s unless `net.core.xfrm_acq_expires` says otherwise. Even if it has
+/// been lost before, no other program takes the same random SPI in so short a time.
+const RESERVATION_KNOWN: Duration = Duration::from_secs(5);
+/// Maximum number of reservations that are remembered. At the limit, those that are not known any
+/// more are forgotten, and if there are none, all are.
+const MAX_RESERVATIONS: usize = 1024;
 
 /// A connection to XFRM in the network namespace of the thread that opened it. Each method makes
 /// one or two quick system calls.
@@ -31,6 +45,19 @@ pub const IN_FLIGHT: Duration = Duration::from_millis(20);
 pub struct Xfrm {
     pub(crate) netlink: Netlink,
     features: Features,
+    /// The SPIs that were reserved lately, and when.
+    reservations: HashMap<SaId, Instant>,
+}
+
+/// What became of the two SAs of a tunnel, and of its policies.
+#[derive(Debug)]
+pub struct TunnelOutcome {
+    /// The inbound SA.
+    pub inbound: Result<()>,
+    /// The outbound SA.
+    pub outbound: Result<()>,
+    /// An error for each change of a policy that the kernel refused. The other changes are made.
+    pub policies: Vec<Error>,
 }
 
 impl Xfrm {
@@ -41,7 +68,7 @@ impl Xfrm {
             sa_direction: supports_attribute(&mut netlink, uapi::XFRMA_SA_DIR)?,
             policies_cache_sas: supports_attribute(&mut netlink, uapi::XFRMA_SA_PCPU)?,
         };
-        Ok(Self { netlink, features })
+        Ok(Self { netlink, features, reservations: HashMap::new() })
     }
 
     /// Returns this kernel's features.
@@ -86,7 +113,10 @@ impl Xfrm {
         };
         let request = "reserve an SPI (XFRM_MSG_ALLOCSPI)";
         match self.netlink.get(request, XfrmRequest::from(XfrmMessage::AllocSpi(message)))? {
-            SaResponse(Some(sa)) => Ok(sa.id.spi),
+            SaResponse(Some(sa)) => {
+                self.remember_reservation(sa.id);
+                Ok(sa.id.spi)
+            }
             SaResponse(None) => Err(netlink::Error::Malformed { request, reason: "it is not an SA".into() }.into()),
         }
     }
@@ -95,9 +125,7 @@ impl Xfrm {
     /// [`Error::SaExists`] is returned.
     pub fn add_sa(&mut self, sa: &SaParams) -> Result<()> {
         let request = XfrmRequest::from(XfrmMessage::AddSa(sa.to_kernel(self.features)?));
-        self.netlink
-            .execute("install an SA (XFRM_MSG_NEWSA)", request, 0)
-            .map_err(|error| sa_error(error, sa.id(), Some(sa)))
+        self.netlink.execute(ADD_SA, request, 0).map_err(|error| sa_error(error, sa.id(), Some(sa)))
     }
 
     /// Turns a reservation into an SA, or changes the UDP ports or limits of one of our SAs. To
@@ -105,19 +133,99 @@ impl Xfrm {
     /// an address is part of an SA's identity.
     pub fn update_sa(&mut self, sa: &SaParams) -> Result<()> {
         self.require_ours(sa.id())?;
+        self.update_unread(sa)
+    }
+
+    /// Updates an SA that is known to be ours.
+    fn update_unread(&mut self, sa: &SaParams) -> Result<()> {
         let request = XfrmRequest::from(XfrmMessage::UpdateSa(sa.to_kernel(self.features)?));
-        self.netlink
-            .execute("update an SA (XFRM_MSG_UPDSA)", request, 0)
-            .map_err(|error| sa_error(error, sa.id(), Some(sa)))
+        self.netlink.execute(UPDATE_SA, request, 0).map_err(|error| sa_error(error, sa.id(), Some(sa)))
     }
 
     /// Installs an inbound SA in place of its reservation, or without one if the reservation has
     /// expired.
     pub fn install_inbound(&mut self, sa: &SaParams) -> Result<()> {
-        match self.update_sa(sa) {
+        if !self.takes_reservation(sa.id())? {
+            return self.add_sa(sa);
+        }
+        match self.update_unread(sa) {
+            // The reservation has expired in the meantime.
             Err(Error::NoSuchSa { .. }) => self.add_sa(sa),
             outcome => outcome,
         }
+    }
+
+    /// Installs the SAs of a new tunnel, the inbound one as [`Xfrm::install_inbound`] does, and
+    /// carries out a plan for policies as [`Xfrm::apply`] does. All requests go out in one
+    /// datagram, in this order, so the kernel carries out the later ones even if it refuses the
+    /// earlier ones. `just_read` says that the plan is for policies that [`Self::holders`] has just
+    /// returned.
+    ///
+    /// # Errors
+    /// If it is not known what the kernel has done.
+    pub fn install_tunnel(
+        &mut self,
+        inbound: &SaParams,
+        outbound: &SaParams,
+        plan: &PolicyDiff,
+        just_read: bool,
+    ) -> Result<TunnelOutcome> {
+        let reserved = self.takes_reservation(inbound.id());
+        let add = |sa: &SaParams| Ok::<_, Error>(XfrmRequest::from(XfrmMessage::AddSa(sa.to_kernel(self.features)?)));
+        let first: Option<XfrmRequest> = match &reserved {
+            Ok(true) => Some(XfrmMessage::UpdateSa(inbound.to_kernel(self.features)?).into()),
+            Ok(false) => Some(add(inbound)?),
+            Err(_) => None,
+        };
+        let requests: Vec<XfrmRequest> = first.into_iter().chain([add(outbound)?]).collect();
+        let age = if just_read { PlanAge::JustRead } else { PlanAge::Older };
+        let (outcomes, mut errors) = policies::apply(&mut self.netlink, requests, plan, age)?;
+        errors.extend(occupied(plan));
+        let mut outcomes = outcomes.into_iter();
+        let mut outcome_of = |request, sa: &SaParams| match outcomes.next() {
+            Some(Err(refusal)) => Err(sa_error(netlink::Error::Rejected { request, refusal }, sa.id(), Some(sa))),
+            _ => Ok(()),
+        };
+        let installed = match reserved {
+            Ok(true) => match outcome_of(UPDATE_SA, inbound) {
+                // The reservation has expired.
+                Err(Error::NoSuchSa { .. }) => Err(None),
+                outcome => outcome.map_err(Some),
+            },
+            Ok(false) => outcome_of(ADD_SA, inbound).map_err(Some),
+            Err(error) => Err(Some(error)),
+        };
+        let outbound = outcome_of(ADD_SA, outbound);
+        let inbound = match installed {
+            Err(None) => self.add_sa(inbound),
+            Err(Some(error)) => Err(error),
+            Ok(()) => Ok(()),
+        };
+        Ok(TunnelOutcome { inbound, outbound, policies: errors })
+    }
+
+    /// Returns whether the SPI of an inbound SA is reserved for us, so that UPDSA installs the SA.
+    fn takes_reservation(&mut self, id: SaId) -> Result<bool> {
+        let known = self.reservations.remove(&id).is_some_and(|since| since.elapsed() < RESERVATION_KNOWN);
+        if known {
+            return Ok(true);
+        }
+        match self.require_ours(id) {
+            Ok(()) => Ok(true),
+            Err(Error::NoSuchSa { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn remember_reservation(&mut self, id: SaId) {
+        let now = Instant::now();
+        if self.reservations.len() >= MAX_RESERVATIONS {
+            self.reservations.retain(|_, since| now.saturating_duration_since(*since) < RESERVATION_KNOWN);
+        }
+        if self.reservations.len() >= MAX_RESERVATIONS {
+            self.reservations.clear();
+        }
+        self.reservations.insert(id, now);
     }
 
     /// Deletes one of our SAs. Returns [`Error::NoSuchSa`] if there is no such SA, and
@@ -266,11 +374,19 @@ impl Xfrm {
     /// Carries out a plan of [`reconcile::policies`]. Returns an error for each change that the
     /// kernel refused. The other changes are made.
     pub fn apply(&mut self, plan: &PolicyDiff) -> Result<Vec<Error>> {
-        let mut errors = policies::apply(&mut self.netlink, plan)?;
-        errors.extend(plan.occupied.iter().map(|(wanted, theirs)| Error::OccupiedByOther {
-            wanted: Box::new(*wanted),
-            theirs: Box::new(theirs.clone()),
-        }));
+        self.apply_plan(plan, PlanAge::Older)
+    }
+
+    /// Carries out a plan for the policies that [`Self::holders`] has just returned: they are not
+    /// read again before they are replaced or deleted, which is half of the requests where one
+    /// peer's policies change. Otherwise does what [`Self::apply`] does.
+    pub fn apply_just_read(&mut self, plan: &PolicyDiff) -> Result<Vec<Error>> {
+        self.apply_plan(plan, PlanAge::JustRead)
+    }
+
+    fn apply_plan(&mut self, plan: &PolicyDiff, age: PlanAge) -> Result<Vec<Error>> {
+        let (_, mut errors) = policies::apply(&mut self.netlink, vec![], plan, age)?;
+        errors.extend(occupied(plan));
         Ok(errors)
     }
 
@@ -279,6 +395,13 @@ impl Xfrm {
     pub fn delete_policy(&mut self, policy: &InstalledPolicy) -> Result<bool> {
         policies::delete(&mut self.netlink, policy)
     }
+}
+
+/// Returns an error for each policy of a plan whose selector another program holds.
+fn occupied(plan: &PolicyDiff) -> impl Iterator<Item = Error> {
+    plan.occupied
+        .iter()
+        .map(|(wanted, theirs)| Error::OccupiedByOther { wanted: Box::new(*wanted), theirs: Box::new(theirs.clone()) })
 }
 
 fn delete_request(id: SaId) -> XfrmRequest {

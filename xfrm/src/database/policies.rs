@@ -19,6 +19,7 @@ const ATTEMPTS: u32 = 8;
 /// datagram.
 const DELETED_AT_ONCE: usize = 32;
 
+const CHANGE: &str = "install SAs and policies (XFRM_MSG_NEWSA, XFRM_MSG_NEWPOLICY)";
 const ADD: &str = "install a policy (XFRM_MSG_NEWPOLICY)";
 const UPDATE: &str = "replace a policy of ours (XFRM_MSG_UPDPOLICY)";
 const DELETE: &str = "delete a policy of ours (XFRM_MSG_DELPOLICY)";
@@ -87,7 +88,7 @@ pub(crate) fn install(netlink: &mut Netlink, policy: &Policy) -> Result<bool> {
 /// requested one. That index would not mark the policy as ours, so it was deleted again.
 fn add(netlink: &mut Netlink, policy: &Policy, attempt: u32) -> Result<bool> {
     let index = index_for(policy, attempt);
-    netlink.execute(ADD, XfrmRequest::from(XfrmMessage::AddPolicy(policy.to_kernel(index))), 0)?;
+    netlink.execute(ADD, addition(policy, attempt), 0)?;
     if policy.action != Action::Allow {
         return Ok(true);
     }
@@ -119,50 +120,79 @@ fn replace(netlink: &mut Netlink, policy: &Policy, holder: &InstalledPolicy) -> 
     Ok(())
 }
 
+fn addition(policy: &Policy, attempt: u32) -> XfrmRequest {
+    XfrmMessage::AddPolicy(policy.to_kernel(index_for(policy, attempt))).into()
+}
+
 fn update(policy: &Policy, holder: &InstalledPolicy) -> XfrmRequest {
     XfrmMessage::UpdatePolicy(policy.to_kernel(holder.index)).into()
+}
+
+/// The kernel's answer to a request of a batch.
+pub(crate) type Outcome = Result<(), KernelRefusal>;
+
+/// When the policies were read that a plan replaces or deletes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PlanAge {
+    /// Immediately before, so they are not read again.
+    JustRead,
+    /// Earlier, so each is read again just before it is replaced or deleted.
+    Older,
 }
 
 /// Carries out a plan: replacements and peers' policies first, then allow policies, then block
 /// policies, and deletions last. In this order no packet passes in clear that must not, and no
 /// tunnel is interrupted. Policies that other programs changed after the plan was made are handled
 /// one by one.
-pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Error>> {
+///
+/// The requests in `first`, about SAs, go out in the same datagram as the first policies and are
+/// carried out before them. Returns their outcomes, and an error for each change of a policy that
+/// the kernel refused.
+pub(crate) fn apply(
+    netlink: &mut Netlink,
+    first: Vec<XfrmRequest>,
+    plan: &PolicyDiff,
+    age: PlanAge,
+) -> Result<(Vec<Outcome>, Vec<Error>)> {
     let mut refused = Vec::new();
     let mut one_by_one: Vec<Policy> = Vec::new();
 
     let (in_place, reinstalled): (Vec<_>, Vec<_>) =
         plan.changed.iter().partition(|(policy, holder)| policy.action != Action::Allow || index_is_ours(holder.index));
     one_by_one.extend(reinstalled.iter().map(|(policy, _)| *policy));
-    // UPDPOLICY replaces any policy, so the holders of the selectors are read again just before it.
     let wanted: Vec<Policy> = in_place.iter().map(|(policy, _)| *policy).collect();
-    let now = holders(netlink, &wanted)?;
-    let (mut updates, mut updated) = (Vec::new(), Vec::new());
+    // UPDPOLICY replaces any policy, so the holders of the selectors must be known just before it.
+    let now = match age {
+        PlanAge::JustRead => in_place.iter().map(|(_, holder)| Some(holder.clone())).collect(),
+        PlanAge::Older => holders(netlink, &wanted)?,
+    };
+    let of_sas = first.len();
+    let mut requests: Vec<(XfrmRequest, u16)> = first.into_iter().map(|request| (request, 0)).collect();
+    let mut updated = Vec::new();
     for (policy, holder) in wanted.into_iter().zip(now) {
         match holder {
             Some(holder) if holder.is_ours() => {
-                updates.push((update(&policy, &holder), 0));
+                requests.push((update(&policy, &holder), 0));
                 updated.push(policy);
             }
             _ => one_by_one.push(policy),
         }
     }
-    for (policy, outcome) in updated.into_iter().zip(netlink.batch(UPDATE, updates)?) {
-        if outcome.is_err() {
-            one_by_one.push(policy);
-        }
-    }
-
     let mut missing = plan.missing.clone();
     missing.sort_by_key(|policy| match policy.action {
         Action::Protect(_) => 0,
         Action::Allow => 1,
         Action::Block => 2,
     });
-    let additions = missing
-        .iter()
-        .map(|policy| (XfrmRequest::from(XfrmMessage::AddPolicy(policy.to_kernel(index_for(policy, 0)))), 0));
-    let outcomes = netlink.batch(ADD, additions.collect())?;
+    requests.extend(missing.iter().map(|policy| (addition(policy, 0), 0)));
+
+    let mut outcomes = netlink.batch(CHANGE, requests)?.into_iter();
+    let sas = outcomes.by_ref().take(of_sas).collect();
+    for (policy, outcome) in updated.into_iter().zip(outcomes.by_ref()) {
+        if outcome.is_err() {
+            one_by_one.push(policy);
+        }
+    }
     let mut allows = Vec::new();
     for (policy, outcome) in missing.into_iter().zip(outcomes) {
         match outcome {
@@ -171,17 +201,37 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Erro
             Err(_) => one_by_one.push(policy),
         }
     }
-    for (policy, holder) in allows.iter().zip(holders(netlink, &allows)?) {
+    let outcome = finish(netlink, plan, age, &allows, &one_by_one, &mut refused);
+    match outcome {
+        // The outcomes of the SAs are known, whatever becomes of the policies.
+        Err(error) if of_sas > 0 => refused.push(error),
+        outcome => outcome?,
+    }
+    Ok((sas, refused))
+}
+
+/// Does the rest of a plan after its batch: checks the indexes of the added `allows`, handles the
+/// policies `one_by_one`, and deletes those that are not desired.
+fn finish(
+    netlink: &mut Netlink,
+    plan: &PolicyDiff,
+    age: PlanAge,
+    allows: &[Policy],
+    one_by_one: &[Policy],
+    refused: &mut Vec<Error>,
+) -> Result<()> {
+    let mut again: Vec<Policy> = one_by_one.to_vec();
+    for (policy, holder) in allows.iter().zip(holders(netlink, allows)?) {
         match holder {
             Some(holder) if holder.matches(policy) => {}
             Some(holder) if holder.index != index_for(policy, 0) && same_allow(&holder, policy) => {
                 execute_delete(netlink, &holder)?;
-                one_by_one.push(*policy);
+                again.push(*policy);
             }
-            _ => one_by_one.push(*policy),
+            _ => again.push(*policy),
         }
     }
-    for policy in &one_by_one {
+    for policy in &again {
         if let Err(error) = install(netlink, policy) {
             match error {
                 Error::OccupiedByOther { .. } | Error::Netlink(netlink::Error::Rejected { .. }) => refused.push(error),
@@ -189,13 +239,12 @@ pub(crate) fn apply(netlink: &mut Netlink, plan: &PolicyDiff) -> Result<Vec<Erro
             }
         }
     }
-
     let mut stray = plan.stray.clone();
     stray.sort_by_key(|policy| (policy.blocks, !policy.templates.is_empty()));
     for some in stray.chunks(DELETED_AT_ONCE) {
-        delete_all(netlink, some, &mut refused)?;
+        delete_all(netlink, some, age, refused)?;
     }
-    Ok(refused)
+    Ok(())
 }
 
 fn same_allow(holder: &InstalledPolicy, policy: &Policy) -> bool {
@@ -214,10 +263,20 @@ pub(crate) fn renew_outbound(netlink: &mut Netlink, reqid: Reqid, installed: &[I
 }
 
 /// Deletes policies of ours, and adds an error for each that cannot be deleted to `refused`. Their
-/// indexes are read first, since an index may belong to another program's policy now.
-fn delete_all(netlink: &mut Netlink, policies: &[InstalledPolicy], refused: &mut Vec<Error>) -> Result<()> {
+/// indexes are read first unless that was just done, since an index may belong to another program's
+/// policy now.
+fn delete_all(
+    netlink: &mut Netlink,
+    policies: &[InstalledPolicy],
+    age: PlanAge,
+    refused: &mut Vec<Error>,
+) -> Result<()> {
     let mut deletions = Vec::new();
-    for (policy, holder) in policies.iter().zip(by_index(netlink, policies)?) {
+    let now = match age {
+        PlanAge::JustRead => policies.iter().cloned().map(Some).collect(),
+        PlanAge::Older => by_index(netlink, policies)?,
+    };
+    for (policy, holder) in policies.iter().zip(now) {
         match holder {
             None => {}
             Some(holder) if holder.is_ours() && holder.key() == policy.key() => {

@@ -18,6 +18,7 @@ use crate::policies::selector;
 pub(crate) const TESTS: &[Test] = &[
     ("a_refused_sa_is_reported_without_its_key", Root, refused_without_key),
     ("a_reserved_spi_becomes_an_sa", Esp, reservation),
+    ("a_tunnel_is_installed_at_once_and_each_refusal_is_told", Esp, tunnel_at_once),
     ("packets_of_both_families_pass_with_every_cipher_and_encapsulation", Esp, every_kind),
     ("a_kernel_is_asked_which_ciphers_it_has_and_keeps_nothing", Esp, supported),
     ("an_older_kernels_way_to_install_sas_works", Esp, older_kernel),
@@ -57,6 +58,66 @@ fn reservation() {
         xfrm.install_inbound(&params).unwrap();
         assert!(!xfrm.sa(params.id()).unwrap().unwrap().is_larval());
         assert!(xfrm.allocate_spi(source, destination, reqid, SpiRange { min: 9, max: 3 }).is_err());
+    });
+}
+
+fn tunnel_at_once() {
+    let namespace = Namespace::new();
+    namespace.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let mut inbound = sa(SaDirection::In, "192.0.2.2", "192.0.2.1", 0, 3);
+        let outbound = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x2000, 3);
+        let reserve = |xfrm: &mut Xfrm, sa: &SaParams| {
+            xfrm.allocate_spi(sa.source, sa.destination, sa.reqid, SpiRange { min: 0x1000, max: 0x1fff }).unwrap()
+        };
+        let policies: Vec<Policy> = [Direction::Out, Direction::In, Direction::Fwd]
+            .map(|direction| Policy::block(direction, selector("10.77.1.0/26", "10.77.2.0/26")))
+            .to_vec();
+        let plan = reconcile::policies(&policies, &[]);
+        inbound.spi = reserve(&mut xfrm, &inbound);
+        let before = xfrm.requests_sent();
+        let outcome = xfrm.install_tunnel(&inbound, &outbound, &plan, false).unwrap();
+        outcome.inbound.unwrap();
+        outcome.outbound.unwrap();
+        assert!(outcome.policies.is_empty(), "{:?}", outcome.policies);
+        assert_eq!(xfrm.requests_sent() - before, 5, "the reservation is known, and no request is repeated");
+        assert!(xfrm.sas().unwrap().iter().all(|sa| !sa.is_larval() && sa.is_ours()));
+        assert_eq!(xfrm.policies().unwrap().len(), 3);
+
+        // The outbound SPI is taken: the inbound SA is installed nevertheless, and the policies,
+        // which are there already, are no failure.
+        inbound.spi = reserve(&mut xfrm, &inbound);
+        let outcome = xfrm.install_tunnel(&inbound, &outbound, &plan, false).unwrap();
+        outcome.inbound.unwrap();
+        assert!(matches!(outcome.outbound, Err(Error::SaExists { id }) if id == outbound.id()));
+        assert!(outcome.policies.is_empty(), "{:?}", outcome.policies);
+
+        // A reservation that has expired is no reason to fail.
+        inbound.spi = reserve(&mut xfrm, &inbound);
+        xfrm.delete_sa(inbound.id()).unwrap();
+        xfrm.delete_sa(outbound.id()).unwrap();
+        let outcome = xfrm.install_tunnel(&inbound, &outbound, &Default::default(), true).unwrap();
+        outcome.inbound.unwrap();
+        outcome.outbound.unwrap();
+        assert!(!xfrm.sa(inbound.id()).unwrap().unwrap().is_larval());
+    });
+    // Another program has the SPI and a selector: both stay, and the rest is done.
+    namespace.ip("xfrm state add src 192.0.2.2 dst 192.0.2.1 proto esp spi 0x3000 reqid 1 mode tunnel \
+         aead rfc4106(gcm(aes)) 0x0102030405060708090a0b0c0d0e0f1011121314 128");
+    namespace.ip("xfrm policy add dir out src 10.77.8.0/26 dst 10.77.9.0/26 action block");
+    namespace.run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        let inbound = sa(SaDirection::In, "192.0.2.2", "192.0.2.1", 0x3000, 3);
+        let outbound = sa(SaDirection::Out, "192.0.2.1", "192.0.2.2", 0x3001, 3);
+        let wanted = [("10.77.8.0/26", "10.77.9.0/26"), ("10.77.8.0/26", "10.77.10.0/26")]
+            .map(|(from, to)| Policy::block(Direction::Out, selector(from, to)));
+        let outcome = xfrm.install_tunnel(&inbound, &outbound, &reconcile::policies(&wanted, &[]), false).unwrap();
+        assert!(matches!(outcome.inbound, Err(Error::SaOfOther { reqid: 1, .. })));
+        outcome.outbound.unwrap();
+        assert!(
+            matches!(&outcome.policies[..], [Error::OccupiedByOther { wanted: first, .. }] if **first == wanted[0])
+        );
+        assert!(xfrm.policy(&wanted[1]).unwrap().is_some_and(|holder| holder.matches(&wanted[1])));
     });
 }
 

@@ -1,6 +1,7 @@
 //! Derives the contents of the table `inet edge-cni` from the configuration and the desired state.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use edge_types::Role;
 use ipnetwork::IpNetwork;
@@ -31,8 +32,9 @@ pub struct Firewall {
     /// Hub networks that the view no longer names. Packets from pods to these networks are not
     /// masqueraded, and the guard's device drops them.
     pub former: Vec<IpNetwork>,
-    /// Networks behind tunnels; on a cloud node, the networks behind the hub.
-    pub remote: Vec<IpNetwork>,
+    /// Networks behind tunnels; on a cloud node, the networks behind the hub. Shared, since a hub
+    /// may have ten thousand.
+    pub remote: Arc<Vec<IpNetwork>>,
     /// Whether packets from `remote` arrive without encryption. True on cloud nodes, where the hub
     /// sends them.
     pub remote_in_clear: bool,
@@ -116,7 +118,7 @@ impl Firewall {
             return Self {
                 fronted: desired.cloud_networks.clone(),
                 remote_in_clear: true,
-                remote: desired.hub_routes.clone(),
+                remote: desired.hub_routes.clone().into(),
                 ranges: desired.hub_routes.clone(),
                 ..shared
             };
@@ -136,7 +138,7 @@ impl Firewall {
 
     /// Returns whether both tables differ at most in `remote`, on which no rule depends.
     pub(super) fn is_same_except_remote(&self, other: &Self) -> bool {
-        let without_remote = |of: &Self| Self { remote: vec![], ..of.clone() };
+        let without_remote = |of: &Self| Self { remote: Arc::default(), ..of.clone() };
         without_remote(self) == without_remote(other)
     }
 

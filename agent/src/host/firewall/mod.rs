@@ -28,8 +28,9 @@ mod sets;
 
 pub use contents::{Firewall, FirewallLinks, PODS_TABLE, TABLE};
 pub use nft::{DroppedPackets, KernelTable, dropped_packets, read, remove, remove_bridge_filter};
-pub(in crate::host) use nft::{list, run};
+pub(in crate::host) use nft::{SetUpdate, list, run};
 pub(crate) use nft::{pods_table_exists, remove_pods_table};
+pub(in crate::host) use set_elements::SetElements;
 
 #[cfg(test)]
 mod tests;

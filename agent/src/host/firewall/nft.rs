@@ -13,7 +13,7 @@ use super::contents::{Firewall, PODS_TABLE, TABLE};
 use super::counters::COUNTERS;
 use super::remote_changes::follow;
 use super::rules::counters;
-use super::set_elements::{self, MAX_NETWORKS};
+use super::set_elements::{MAX_NETWORKS, SetElements};
 use super::sets::{ElementChange, Sets, changes, parse};
 
 /// Number of packets that a rule dropped since the table was created.
@@ -76,36 +76,52 @@ impl Firewall {
         Ok(true)
     }
 
-    /// Changes the elements of the sets of `table`, which is the table of `applied` and has the
-    /// rules of this firewall.
-    pub(in crate::host) fn update(
-        &self,
-        applied: &Self,
-        table: &mut KernelTable,
-        transactions: &mut u32,
-    ) -> anyhow::Result<()> {
-        let commands = match follow(&mut table.sets, applied, self) {
+    /// Changes the recorded sets of `table`, which is the table of `applied` and has the rules of
+    /// this firewall, and returns what must be changed in the kernel to match.
+    pub(in crate::host) fn update(&self, applied: &Self, table: &mut KernelTable) -> SetUpdate {
+        match follow(&mut table.sets, applied, self) {
             Some(few) if few.iter().map(|change| change.networks.len()).sum::<usize>() <= MAX_NETWORKS => {
-                if !few.is_empty() {
-                    set_elements::apply(&few)?;
-                    *transactions += 1;
-                }
-                return Ok(());
+                SetUpdate::Few(few)
             }
-            Some(many) => many.iter().map(ElementChange::command).collect(),
+            Some(many) => SetUpdate::Many(many.iter().map(ElementChange::command).collect()),
             None => {
                 let sets = self.sets();
                 let commands = changes(&table.sets, &sets);
                 table.sets = sets;
-                commands
+                SetUpdate::Many(commands)
             }
-        };
-        run_counted(commands, transactions)
+        }
     }
 
     /// Returns whether both tables have the same rules, so that only elements of sets differ.
     pub(in crate::host) fn has_rules_of(&self, other: &Self) -> bool {
         self.is_same_except_remote(other) || self.rules() == other.rules()
+    }
+}
+
+/// Changes of the table's sets.
+#[derive(Debug)]
+pub(in crate::host) enum SetUpdate {
+    /// A few elements, which are changed through netlink.
+    Few(Vec<ElementChange>),
+    /// Commands for nft.
+    Many(Vec<Value>),
+}
+
+impl SetUpdate {
+    /// Makes the changes in the kernel in one transaction. Returns the number of transactions: none
+    /// if nothing changes.
+    pub(in crate::host) fn apply(self, elements: &mut SetElements) -> anyhow::Result<u32> {
+        let mut transactions = 0;
+        match self {
+            Self::Few(few) if few.is_empty() => {}
+            Self::Few(few) => {
+                elements.apply(&few)?;
+                transactions = 1;
+            }
+            Self::Many(commands) => run_counted(commands, &mut transactions)?,
+        }
+        Ok(transactions)
     }
 }
 

@@ -161,7 +161,7 @@ mod tests {
             before in any_networks(), after in any_networks(), services in any_networks(), own in any_networks(),
         ) {
             let firewall = |remote| Firewall {
-                remote: sorted(remote),
+                remote: sorted(remote).into(),
                 service_ranges: services.clone(),
                 own: own.clone(),
                 ..Firewall::default()
@@ -184,16 +184,17 @@ mod tests {
     #[test]
     fn many_changes_and_changes_of_other_lists_are_left_to_the_whole_comparison() {
         let many: Vec<IpNetwork> = (0..=64_u8).map(|host| constant_network([10, 77, 0, host].into(), 32)).collect();
-        let before = Firewall { remote: many.clone(), ..Firewall::default() };
+        let before = Firewall { remote: many.clone().into(), ..Firewall::default() };
         let mut sets = before.sets();
         let known = sets.clone();
         let other_list = Firewall { own: many.clone(), ..before.clone() };
-        let unordered = Firewall { remote: many.iter().rev().copied().collect(), ..Firewall::default() };
+        let unordered =
+            Firewall { remote: many.iter().rev().copied().collect::<Vec<_>>().into(), ..Firewall::default() };
         for after in [Firewall::default(), other_list, unordered] {
             assert_eq!(follow(&mut sets, &before, &after), None);
             assert_eq!(sets, known);
         }
-        let one_less = Firewall { remote: many[1..].to_vec(), ..Firewall::default() };
+        let one_less = Firewall { remote: many[1..].to_vec().into(), ..Firewall::default() };
         assert!(follow(&mut sets, &before, &one_less).is_some());
     }
 }

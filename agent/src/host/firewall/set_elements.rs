@@ -42,16 +42,29 @@ const DATA_VALUE: u16 = 1;
 const ELEMENT_FLAGS: u16 = 3;
 const INTERVAL_END: u32 = 1;
 
-/// Makes the changes in one transaction, in their order. If one of them is impossible, for example
-/// because another program has deleted an element, none is made.
-///
-/// # Errors
-/// If the kernel refuses the transaction.
-pub(super) fn apply(changes: &[ElementChange]) -> anyhow::Result<()> {
-    let mut netlink = Netlink::open(NETLINK_NETFILTER).context("a socket to nf_tables")?;
-    let messages = changes.iter().flat_map(messages).collect();
-    let request = "change elements of the firewall's sets (NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM)";
-    Ok(netlink.transaction(request, batch(BATCH_BEGIN), messages, Some(batch(BATCH_END)))?)
+/// The socket to nf_tables, opened when it is first needed. It stays open, since opening and
+/// closing it costs more than a transaction.
+#[derive(Debug, Default)]
+pub(in crate::host) struct SetElements(Option<Netlink>);
+
+impl SetElements {
+    /// Makes the changes in one transaction, in their order. If one of them is impossible, for
+    /// example because another program has deleted an element, none is made.
+    ///
+    /// # Errors
+    /// If the kernel refuses the transaction. The next one uses another socket, on which no late
+    /// response can arrive.
+    pub(super) fn apply(&mut self, changes: &[ElementChange]) -> anyhow::Result<()> {
+        let mut netlink = match self.0.take() {
+            Some(netlink) => netlink,
+            None => Netlink::open(NETLINK_NETFILTER).context("a socket to nf_tables")?,
+        };
+        let messages = changes.iter().flat_map(messages).collect();
+        let request = "change elements of the firewall's sets (NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM)";
+        netlink.transaction(request, batch(BATCH_BEGIN), messages, Some(batch(BATCH_END)))?;
+        self.0 = Some(netlink);
+        Ok(())
+    }
 }
 
 fn batch(kind: u16) -> RawMessage {
@@ -126,12 +139,13 @@ mod tests {
                 pod_bridges: vec!["ecni0".into()],
                 own: vec!["10.77.9.0/26".parse().unwrap()],
                 ranges: vec!["10.77.0.0/16".parse().unwrap()],
-                remote,
+                remote: remote.into(),
                 ..Firewall::default()
             }
         };
         let mut applied = firewall(&["10.77.1.0/26", "10.77.1.64/26", "10.77.1.128/26", "fd77::100/120"]);
         let mut table = applied.apply().unwrap();
+        let mut elements = SetElements::default();
         // Neighbours of what stays come and go, a network with inner ones, the ends of both
         // families, the whole family, and a set that becomes empty.
         for remote in [
@@ -145,8 +159,7 @@ mod tests {
             &["0.0.0.0/26", "::/120", "10.77.1.7/32"],
         ] {
             let next = firewall(remote);
-            let mut transactions = 0;
-            next.update(&applied, &mut table, &mut transactions).unwrap();
+            let transactions = next.update(&applied, &mut table).apply(&mut elements).unwrap();
             assert_eq!(transactions, 1, "{remote:?}");
             let found = nft::read().unwrap().unwrap();
             assert_eq!((&found.sets, &found.sets), (&table.sets, &next.sets()), "{remote:?}");
@@ -158,12 +171,12 @@ mod tests {
         // Another program has deleted an element that is to be deleted: the kernel refuses all, and
         // the caller writes the table anew.
         let few = of(&peers(3));
-        few.update(&applied, &mut table, &mut 0).unwrap();
+        few.update(&applied, &mut table).apply(&mut elements).unwrap();
         let gone =
             ElementChange { set: "remote4".into(), added: false, networks: vec!["10.77.1.0/26".parse().unwrap()] };
-        apply(std::slice::from_ref(&gone)).unwrap();
-        assert!(apply(&[ElementChange { added: true, ..gone.clone() }, gone.clone(), gone]).is_err());
-        assert!(of(&peers(1)).update(&few, &mut table.clone(), &mut 0).is_err());
+        elements.apply(std::slice::from_ref(&gone)).unwrap();
+        assert!(elements.apply(&[ElementChange { added: true, ..gone.clone() }, gone.clone(), gone]).is_err());
+        assert!(of(&peers(1)).update(&few, &mut table.clone()).apply(&mut elements).is_err());
         let found = nft::read().unwrap().unwrap();
         assert_eq!(found.sets["remote4"].len(), 2, "nothing of a refused transaction is done");
     }

@@ -31,7 +31,7 @@ impl Firewall {
         add(&mut sets, "services", self.remote.iter().chain(&self.service_ranges));
         add(&mut sets, "ranges", self.ranges.iter());
         add(&mut sets, "inside", {
-            let cluster = self.ranges.iter().chain(&self.remote).chain(&self.own).chain(&self.fronted);
+            let cluster = self.ranges.iter().chain(self.remote.iter()).chain(&self.own).chain(&self.fronted);
             cluster.chain(&self.former).chain(&self.masquerade_except)
         });
         add(&mut sets, "lan-to-pods", self.lan_to_pods.iter());
@@ -94,7 +94,7 @@ pub(super) fn changes(from: &Sets, to: &Sets) -> Vec<Value> {
 
 /// Networks that a set gains or loses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct ElementChange {
+pub(in crate::host) struct ElementChange {
     /// Name of the set.
     pub(super) set: String,
     /// Whether the networks are added; otherwise they are deleted.
@@ -134,6 +134,8 @@ pub(super) fn parse(elements: &Value) -> Option<BTreeSet<IpNetwork>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn sets(list: &[(&str, &[&str])]) -> Sets {
@@ -147,9 +149,9 @@ mod tests {
             let address = std::net::Ipv4Addr::from(0x0a40_0000 + (index << 6));
             constant_network(address.into(), 26)
         });
-        let before = Firewall { remote: many.collect(), ..Firewall::default() };
+        let before = Firewall { remote: many.collect::<Vec<_>>().into(), ..Firewall::default() };
         let mut after = before.clone();
-        let gone = after.remote.remove(5000);
+        let gone = Arc::make_mut(&mut after.remote).remove(5000);
         let commands = changes(&before.sets(), &after.sets());
         let of = |name: &str| json!({"family": "inet", "table": TABLE, "name": name, "elem": [prefix(&gone)]});
         let wanted = ["inside4", "remote4", "services4"].map(|name| json!({"delete": {"element": of(name)}}));

@@ -28,7 +28,7 @@ fn of_role(role: Role) -> Desired {
             bridge_addresses: vec![],
             sources: Vec::new(),
         },
-        remote_networks: networks(&["10.77.2.0/26"]),
+        remote_networks: networks(&["10.77.2.0/26"]).into(),
         ..Desired::default()
     }
 }
@@ -61,7 +61,7 @@ fn a_hub_knows_the_clouds_networks_and_a_cloud_node_gets_the_edges_in_clear() {
         ..Desired::default()
     };
     let cloud = table("", &cloud);
-    assert_eq!((cloud.remote, cloud.fronted), (networks(&["10.77.0.0/16"]), networks(&["10.244.0.0/16"])));
+    assert_eq!((cloud.remote.to_vec(), cloud.fronted), (networks(&["10.77.0.0/16"]), networks(&["10.244.0.0/16"])));
     assert!(cloud.own.is_empty() && cloud.remote_in_clear && !cloud.masquerade);
 }
 
@@ -85,7 +85,7 @@ fn without_a_view_no_table_is_wanted() {
     assert!(!table("", &of_role(Role::Edge)).is_empty());
     // The first edge of a cluster has no peer. It still needs a table, so that its pods can reach
     // hosts outside of the cluster.
-    assert!(!table("", &Desired { remote_networks: vec![], ..of_role(Role::Edge) }).is_empty());
+    assert!(!table("", &Desired { remote_networks: std::sync::Arc::default(), ..of_role(Role::Edge) }).is_empty());
 }
 
 /// Returns the statements of all rules in a chain, as text.

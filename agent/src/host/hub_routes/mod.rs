@@ -29,7 +29,7 @@ use self::hub_choice::{Health, HubChoice, ProbeResults, ROUND};
 use self::neighbours::Neighbour;
 use super::RouteEntry;
 use super::network_state::{NetworkState, Route};
-use crate::desired::{Desired, HubGateway};
+use crate::desired::{HubGateway, RoutedNetworks};
 use crate::incidents::Incidents;
 
 /// The kernel's default metric of an IPv6 route.
@@ -41,7 +41,7 @@ pub(super) struct HubRoutes {
     handle: Handle,
     incidents: Incidents,
     routes: watch::Sender<Vec<RouteEntry>>,
-    desired: Arc<Desired>,
+    desired: RoutedNetworks,
     observed: Arc<NetworkState>,
     hub_choice: HubChoice,
     probes: AgentProbes,
@@ -62,7 +62,7 @@ impl HubRoutes {
             handle,
             incidents,
             routes,
-            desired: Arc::default(),
+            desired: RoutedNetworks::default(),
             observed: Arc::default(),
             hub_choice: HubChoice::default(),
             probes: AgentProbes::new(),
@@ -76,7 +76,7 @@ impl HubRoutes {
     /// state after each change.
     pub(super) async fn run(
         mut self,
-        mut desired: watch::Receiver<Arc<Desired>>,
+        mut desired: watch::Receiver<RoutedNetworks>,
         mut observed: watch::Receiver<Arc<NetworkState>>,
         stop: CancellationToken,
     ) {

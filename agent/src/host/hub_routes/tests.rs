@@ -216,7 +216,7 @@ fn a_cloud_node_with_two_hubs() {
 /// Starts the task and another task that observes the kernel.
 fn start(incidents: Incidents) -> tokio::runtime::Runtime {
     let networks = ["10.77.0.0/16", "fd77::/48", "10.88.0.0/16"];
-    let desired = Desired {
+    let desired = RoutedNetworks {
         hub_routes: networks.map(|text| text.parse().unwrap()).to_vec(),
         hub_gateways: vec![
             gateway("hub-1", "203.0.113.1"),
@@ -225,14 +225,14 @@ fn start(incidents: Incidents) -> tokio::runtime::Runtime {
             gateway("hub-2", "192.0.2.2"),
             gateway("hub-2", "[2001:db8::2]"),
         ],
-        ..Desired::default()
+        ..RoutedNetworks::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.spawn(async move {
         let (connection, handle, _) = rtnetlink::new_connection().unwrap();
         tokio::spawn(connection);
         let (routes, _installed) = watch::channel(vec![]);
-        let (_desired, desired) = watch::channel(Arc::new(desired));
+        let (_desired, desired) = watch::channel(desired);
         let (observe, observed) = watch::channel(Arc::default());
         tokio::spawn(HubRoutes::new(handle.clone(), incidents, routes).run(
             desired,

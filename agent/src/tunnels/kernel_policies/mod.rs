@@ -8,7 +8,7 @@ use edge_ike::{Instant, PeerName};
 use edge_xfrm::guard::{self, GuardConfig};
 use edge_xfrm::policy::{PolicyKey, priority};
 use edge_xfrm::reconcile::{self, PolicyDiff};
-use edge_xfrm::{Action, Direction, Error, InstalledPolicy, Policy, Reqid, Xfrm};
+use edge_xfrm::{Action, Direction, Error, InstalledPolicy, Policy, Reqid, SaParams, Xfrm};
 
 use crate::desired::{ChildEnds, Desired, PolicyTable, TunnelState, tunnel_policies};
 use crate::incidents::Incidents;
@@ -16,6 +16,10 @@ use crate::incidents::Incidents;
 /// Time for which a guard policy that is not desired stays. The plugin installs the guard of a new
 /// segment before the view names that segment.
 const STRAY_GUARD_LINGER: Duration = Duration::from_secs(10);
+
+/// Maximum number of policies that are replaced or deleted without being read once more just
+/// before, because reading them takes one request and no time.
+const MAX_JUST_READ: usize = 32;
 
 /// Whether the desired state is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +29,18 @@ pub(super) struct DesiredCompleteness {
     /// Whether a complete desired state has been applied. If so, a policy of the agent that is not
     /// desired was not left by an earlier run, and is recorded as an incident.
     pub(super) settled: bool,
+}
+
+/// How to change the kernel's policies.
+struct PlannedChanges {
+    /// The changes; empty after a failure.
+    plan: PolicyDiff,
+    /// The policies that the kernel should have afterwards, of those that change.
+    installed: Vec<Policy>,
+    /// Whether so few policies were read for the plan that they need not be read again.
+    few: bool,
+    /// Why the policies could not be read.
+    failure: Option<Error>,
 }
 
 /// The desired policies, and which of them are in the kernel.
@@ -101,6 +117,42 @@ impl KernelPolicies {
         if !self.desired.has_changes() {
             return false;
         }
+        let changes = self.plan_changes(xfrm);
+        let plan = &changes.plan;
+        let outcome = match changes.failure {
+            Some(failure) => Err(failure),
+            None if changes.few => xfrm.apply_just_read(plan),
+            None => xfrm.apply(plan),
+        };
+        self.record(outcome, &changes.installed, xfrm, incidents)
+    }
+
+    /// Does the same as [`Self::install_changes`], and before that installs the SAs of a new
+    /// tunnel, all with one datagram. Returns the outcomes for the inbound and the outbound SA, and
+    /// whether the kernel refused a change of a policy.
+    pub(super) fn install_changes_with_sas(
+        &mut self,
+        xfrm: &mut Xfrm,
+        inbound: &SaParams,
+        outbound: &SaParams,
+        incidents: &Incidents,
+    ) -> edge_xfrm::Result<(edge_xfrm::Result<()>, edge_xfrm::Result<()>, bool)> {
+        let changes = self.plan_changes(xfrm);
+        let outcome = match xfrm.install_tunnel(inbound, outbound, &changes.plan, changes.few) {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                self.unmet.extend(changes.installed.iter().map(Policy::key));
+                return Err(error);
+            }
+        };
+        let failures = changes.failure.into_iter().chain(outcome.policies).collect();
+        let refused = self.record(Ok(failures), &changes.installed, xfrm, incidents);
+        Ok((outcome.inbound, outcome.outbound, refused))
+    }
+
+    /// Returns how to make the changes since the last call. Reads the policies that they replace or
+    /// delete.
+    fn plan_changes(&mut self, xfrm: &mut Xfrm) -> PlannedChanges {
         let changes = self.desired.take_changes();
         let mut plan = PolicyDiff::default();
         let mut known: Vec<Policy> = Vec::new();
@@ -118,16 +170,22 @@ impl KernelPolicies {
             }
         }
         let installed: Vec<Policy> = changes.iter().filter_map(|change| change.now).collect();
-        let outcome = xfrm.holders(&known).and_then(|holders| {
-            let holders: Vec<InstalledPolicy> = holders.into_iter().flatten().collect();
-            let replacements = reconcile::policies(&wanted, &holders);
-            plan.missing.extend(replacements.missing);
-            plan.changed = replacements.changed;
-            plan.stray = replacements.stray;
-            plan.occupied = replacements.occupied;
-            xfrm.apply(&plan)
-        });
-        self.record(outcome, &installed, xfrm, incidents)
+        let failure = match xfrm.holders(&known) {
+            Ok(holders) => {
+                let holders: Vec<InstalledPolicy> = holders.into_iter().flatten().collect();
+                let replacements = reconcile::policies(&wanted, &holders);
+                plan.missing.extend(replacements.missing);
+                plan.changed = replacements.changed;
+                plan.stray = replacements.stray;
+                plan.occupied = replacements.occupied;
+                None
+            }
+            Err(error) => {
+                plan = PolicyDiff::default();
+                Some(error)
+            }
+        };
+        PlannedChanges { plan, installed, few: known.len() <= MAX_JUST_READ, failure }
     }
 
     /// Reads all policies in the kernel and changes the agent's policies to the desired ones. A
