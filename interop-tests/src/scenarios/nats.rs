@@ -350,7 +350,7 @@ fn moved_without_cloud(lab: &Lab) -> Result<()> {
     ping.wait_more(50)?;
     let logged: Vec<usize> = edges.agents.iter_mut().map(|agent| agent.process().log().len()).collect();
     // The NAT of the other edge lets nothing in from there.
-    edges.net.node("edge-1").sh("ip addr add 203.0.113.77/24 dev isp && ip addr del 203.0.113.11/24 dev isp")?;
+    edges.net.node("edge-1").sh("ip addr del 203.0.113.11/24 dev isp && ip addr add 203.0.113.77/24 dev isp")?;
     edges.wait_relayed_by(Some("hub"))?;
     ping.wait_more(50)?;
     let lost = ping.stop()?.lost();
