@@ -30,6 +30,7 @@ pub(crate) fn edge_peer(name: &str, segment: &str, certificates_from: i64) -> Sh
         networks: vec![],
         mapped: vec![],
         tcp_port: None,
+        on_demand_in: Default::default(),
         certificates_from,
     })
 }

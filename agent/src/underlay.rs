@@ -229,6 +229,7 @@ mod tests {
                 networks: networks(hub),
                 mapped: vec![],
                 tcp_port: None,
+                on_demand_in: Default::default(),
                 certificates_from: 0,
             })],
             ..empty_view()

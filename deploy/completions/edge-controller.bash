@@ -373,12 +373,16 @@ _edge__controller() {
             return 0
             ;;
         edge__subcmd__controller__subcmd__community__subcmd__set)
-            opts="-h --socket --config --json --help"
+            opts="-h --tunnels --socket --config --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --tunnels)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 --socket)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0

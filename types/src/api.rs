@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::connectivity::MeasurementRequest;
 use crate::name::{Communities, NodeName};
 use crate::traffic::TunnelTraffic;
-use crate::view::{NodeView, Role, SharedPeer, ViewChange};
+use crate::view::{CommunityTunnels, NodeView, Role, SharedPeer, ViewChange};
 
 /// Media type of [`Problem`].
 pub const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
@@ -422,14 +422,20 @@ pub enum SegmentState {
 }
 
 /// `PUT /v1/communities/{name}`, for the operator: the members of the community in addition to the
-/// nodes whose labels name it.
+/// nodes whose labels name it, and when tunnels between all members are set up. At least one of the
+/// two must be given.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CommunityMembers {
-    /// The nodes. They need not be registered yet. A node that is named twice counts once.
-    #[cfg_attr(feature = "schema", schemars(with = "Vec<NodeName>"))]
-    pub members: std::collections::BTreeSet<NodeName>,
+    /// The nodes. They need not be registered yet. A node that is named twice counts once. If
+    /// absent, the list stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<Vec<NodeName>>"))]
+    pub members: Option<std::collections::BTreeSet<NodeName>>,
+    /// When tunnels between members are set up. If absent, this stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnels: Option<CommunityTunnels>,
 }
 
 /// A row of `GET /v1/communities`, for the operator.
@@ -448,6 +454,9 @@ pub struct CommunityInfo {
     /// not say it.
     #[serde(default)]
     pub listed: Option<Vec<NodeName>>,
+    /// When tunnels between members are set up.
+    #[serde(default)]
+    pub tunnels: CommunityTunnels,
 }
 
 /// A row of `GET /v1/ca`, and the answer to `POST /v1/ca/rollover` and `DELETE /v1/ca/{id}`, for

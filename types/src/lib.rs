@@ -49,4 +49,4 @@ pub mod view;
 pub use ipnetwork::IpNetwork;
 pub use name::{Communities, Community, NameError, NodeName};
 pub use token::JoinToken;
-pub use view::{AddressSource, NodeAddress, NodeView, Peer, Role, SharedPeer, ViewChange};
+pub use view::{AddressSource, CommunityTunnels, NodeAddress, NodeView, Peer, Role, SharedPeer, ViewChange};

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::name::{Communities, NodeName};
+use crate::name::{Communities, Community, NodeName};
 
 /// The role of a node. The join token grants it, and the certificate contains it. A node's
 /// configuration cannot claim it.
@@ -218,6 +218,64 @@ pub struct Peer {
     /// (RFC 9329), at the IP addresses of its `endpoints`. Absent if it takes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_port: Option<u16>,
+    /// The peer's communities for which the operator has decided when tunnels are set up: true if
+    /// by the first packet, false if at once. Other communities are absent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub on_demand_in: BTreeMap<Community, bool>,
+}
+
+/// When the tunnels between the members of a community are set up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum CommunityTunnels {
+    /// Each member decides by the number of members (`[on_demand] eager` of its agent).
+    #[default]
+    Auto,
+    /// At once, whatever the number of members is.
+    Eager,
+    /// By the first packet.
+    OnDemand,
+}
+
+impl CommunityTunnels {
+    /// Returns whether the operator has not decided.
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+
+    /// Returns whether tunnels wait for a packet; `None` if each member decides.
+    pub fn on_demand(self) -> Option<bool> {
+        match self {
+            Self::Auto => None,
+            Self::Eager => Some(false),
+            Self::OnDemand => Some(true),
+        }
+    }
+
+    /// Returns the word for this value in commands, resources and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Eager => "eager",
+            Self::OnDemand => "on-demand",
+        }
+    }
+}
+
+impl std::fmt::Display for CommunityTunnels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for CommunityTunnels {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words = [Self::Auto, Self::Eager, Self::OnDemand];
+        let word = words.into_iter().find(|word| word.as_str() == text);
+        word.ok_or_else(|| format!("{text:?} is none of auto, eager, on-demand"))
+    }
 }
 
 /// A transport address of a node.
@@ -329,6 +387,7 @@ mod tests {
             mapped: vec![],
             certificates_from: 0,
             tcp_port: None,
+            on_demand_in: Default::default(),
         };
         peer.into()
     }

@@ -17,7 +17,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 pub struct OnDemandSection {
     /// If this node's communities have more members than this, including this node, tunnels to
     /// members are set up by the first packet. Tunnels from and to hubs are always set up
-    /// immediately.
+    /// immediately. Communities for which the operator has decided do not count.
     pub eager: usize,
     /// Time without packets after which an on-demand tunnel is closed.
     #[serde(with = "duration::optional")]

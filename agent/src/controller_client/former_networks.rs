@@ -182,6 +182,7 @@ mod tests {
             networks: networks.iter().map(|text| text.parse().unwrap()).collect(),
             mapped: vec![],
             tcp_port: None,
+            on_demand_in: Default::default(),
             certificates_from: 0,
         }
     }

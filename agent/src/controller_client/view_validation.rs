@@ -173,6 +173,7 @@ mod tests {
             networks: vec![],
             mapped: vec![],
             tcp_port: None,
+            on_demand_in: Default::default(),
             certificates_from: 0,
         })
     }

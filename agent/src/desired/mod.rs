@@ -4,6 +4,7 @@
 mod few_changes;
 #[cfg(test)]
 mod full_computation;
+mod on_demand;
 mod policies;
 mod policy_table;
 mod routed_networks;
@@ -183,10 +184,10 @@ impl Desired {
         desired.remote_networks = desired.networks_of_peers(membership).into();
         desired.only_segments = tunnel_peers(view).all(|peer| peer.networks.is_empty());
         let mut known = previous.and_then(|(before, desired)| KnownTunnels::new(before, desired, membership));
-        let members = community_members(view);
+        let members = on_demand::undecided_members(view);
         let static_tunnels = std::mem::take(&mut desired.tunnels);
         let tunnels = tunnel_peers(view).map(|peer| {
-            let on_demand = !is_eager(view.role, peer.role, members, config.on_demand.eager);
+            let on_demand = on_demand::waits_for_a_packet(view, peer, members, config.on_demand.eager);
             match known.as_mut().and_then(|known| known.next(peer)) {
                 Some(tunnel) if tunnel.on_demand == on_demand => Arc::clone(tunnel),
                 _ => Arc::new(view_tunnel(config, membership, peer, on_demand)),
@@ -333,20 +334,6 @@ impl<'a> KnownTunnels<'a> {
 /// Returns the peers in a view to which this node has a tunnel.
 fn tunnel_peers(view: &NodeView) -> impl Iterator<Item = &SharedPeer> {
     view.peers.iter().filter(|peer| peer.name != view.node && peer.role != Role::Cloud)
-}
-
-/// Returns the number of members of this node's communities, this node included. Members of several
-/// communities are counted together, because the view does not show which member belongs to which
-/// community.
-fn community_members(view: &NodeView) -> usize {
-    1 + tunnel_peers(view).filter(|peer| peer.role != Role::Hub).count()
-}
-
-/// Returns whether the tunnel to a peer is set up before a packet needs it. This is always the case
-/// for tunnels from and to hubs. `members` is the result of [`community_members`]. `limit` is the
-/// number of members above which tunnels are set up on demand.
-fn is_eager(own: Role, peer: Role, members: usize, limit: usize) -> bool {
-    own == Role::Hub || peer == Role::Hub || members <= limit
 }
 
 /// Computes the tunnel to a peer in the view.

@@ -1,3 +1,5 @@
+mod on_demand;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ pub(crate) fn peer(name: &str, role: Role, address: &str, segments: &[&str], net
         networks: networks.iter().map(|text| network(text)).collect(),
         mapped: vec![],
         tcp_port: None,
+        on_demand_in: Default::default(),
         certificates_from: 0,
     }
 }
@@ -543,42 +546,6 @@ fn packets_to_a_static_peer_on_demand_are_blocked_while_its_address_is_unknown_a
             "out fd01::/64 -> fd02::/64 priority 10128 esp reqid 0xec000007 192.0.2.1 -> 192.0.2.2"
         ]
     );
-}
-
-#[test]
-fn tunnels_to_members_of_large_communities_wait_for_a_packet_and_those_of_hubs_do_not() {
-    let with = |own, edges: usize| {
-        let edge = |n: usize| {
-            let segment = format!("10.77.{}.{}/30", 16 + n / 64, n % 64 * 4);
-            peer(&format!("edge-{n}"), Role::Edge, "203.0.113.2:4500", &[&segment], &[])
-        };
-        let mut peers: Vec<Peer> = (0..edges).map(edge).collect();
-        peers.push(peer("hub-1", Role::Hub, "203.0.113.1:4500", &[], &["10.244.0.0/16"]));
-        membership(own, &["10.77.1.0/26"], &[], peers)
-    };
-    let on_demand = |keys: &str, own, edges| {
-        let desired = Desired::compute(&config(keys), &[], Some(&with(own, edges)));
-        assert!(desired.tunnels.values().all(|tunnel| tunnel.on_demand != tunnel.peer.initiate));
-        assert!(!desired.tunnels[&PeerName::new("hub-1")].on_demand);
-        desired.tunnels.values().filter(|tunnel| tunnel.on_demand).count()
-    };
-    for (keys, own, edges, expected) in [
-        ("", Role::Edge, 63, 0),
-        ("", Role::Edge, 64, 64),
-        ("", Role::Hub, 200, 0),
-        ("[on_demand]\neager = 1\n", Role::Edge, 1, 1),
-        ("[on_demand]\neager = 2\n", Role::Edge, 1, 0),
-        ("[on_demand]\neager = 1000\n", Role::Edge, 999, 0),
-    ] {
-        assert_eq!(on_demand(keys, own, edges), expected, "{keys} {own} {edges}");
-    }
-    // With one member more, all tunnels change to on-demand, except the tunnel to the hub.
-    let (before, now) = (with(Role::Edge, 63), with(Role::Edge, 64));
-    let now = Membership { credentials: Arc::clone(&before.credentials), ..now };
-    let known = Arc::new(Desired::compute(&config(""), &[], Some(&before)));
-    let updated = Desired::update(&config(""), &[], Some(&now), Some((&before, &known)));
-    assert_eq!(updated.tunnels, Desired::compute(&config(""), &[], Some(&now)).tunnels);
-    assert_eq!(updated.changes_since(&known).set.len(), 64);
 }
 
 #[test]

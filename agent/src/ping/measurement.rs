@@ -313,6 +313,7 @@ mod tests {
             endpoints: vec![],
             mapped: vec![],
             tcp_port: None,
+            on_demand_in: Default::default(),
             segments: vec![],
             networks: vec![],
             certificates_from: 0,

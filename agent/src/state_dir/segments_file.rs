@@ -241,6 +241,7 @@ mod tests {
                 networks: nets(&["fd96::/108", "10.96.0.0/12"]),
                 mapped: vec![],
                 tcp_port: None,
+                on_demand_in: Default::default(),
                 certificates_from: 0,
             })
             .map(Into::into)

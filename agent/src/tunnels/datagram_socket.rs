@@ -23,6 +23,8 @@ struct Control([u8; 64]);
 pub(super) struct Socket {
     inner: tokio::net::UdpSocket,
     port: u16,
+    /// The port that received datagrams seem to be sent to.
+    seeming_port: u16,
     ipv4: bool,
 }
 
@@ -83,7 +85,12 @@ impl Socket {
     fn register(fd: OwnedFd, ipv4: bool) -> io::Result<Self> {
         let inner = tokio::net::UdpSocket::from_std(UdpSocket::from(fd))?;
         let port = inner.local_addr()?.port();
-        Ok(Self { inner, port, ipv4 })
+        Ok(Self { inner, port, seeming_port: port, ipv4 })
+    }
+
+    /// Has received datagrams seem to be sent to another port.
+    pub(super) fn standing_for(self, port: u16) -> Self {
+        Self { seeming_port: port, ..self }
     }
 
     pub(super) fn port(&self) -> u16 {
@@ -99,7 +106,7 @@ impl Socket {
     pub(super) async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, SocketAddr)> {
         let (length, local, remote) =
             self.inner.async_io(Interest::READABLE, || receive(self.inner.as_fd(), buffer)).await?;
-        Ok((length, SocketAddr::new(local, self.port), remote))
+        Ok((length, SocketAddr::new(local, self.seeming_port), remote))
     }
 
     /// Sends a datagram from `local`. If `local` is unspecified, the kernel chooses the source

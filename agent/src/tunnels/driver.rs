@@ -44,6 +44,7 @@ use super::relays::Relays;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
 use super::sa_table::{SaTable, is_in_tcp};
+use super::source_ports::OtherPorts;
 use super::tcp::Tcp;
 use super::traffic::TrafficCounter;
 use crate::clock::{CertificateClock, boot_time};
@@ -118,6 +119,8 @@ pub struct Driver {
     pub(super) relays: Relays,
     /// The TCP connections to hubs, or from edges.
     pub(super) tcp: Tcp,
+    /// Other UDP source ports towards hubs that do not answer.
+    pub(super) other_ports: OtherPorts,
     /// The probes of the paths of tunnels that carry traffic.
     pub(super) path_mtus: PathMtuProbes,
     /// Failures of peers that wait for a common log line.
@@ -172,7 +175,8 @@ impl Driver {
             ..EndpointConfig::default()
         };
         let tcp = Tcp::open(config, &incidents)?;
-        let mut sas = SaTable::new(tcp.connections.clone());
+        let other_ports = OtherPorts::new(config.nat_port);
+        let mut sas = SaTable::new(tcp.connections.clone(), other_ports.ports.clone());
         let earlier = xfrm.sas()?;
         let traffic = TrafficCounter::new(&earlier, boot_time());
         // The TCP connections of an earlier run have ended with it.
@@ -220,6 +224,7 @@ impl Driver {
             hold_packets: config.on_demand.hold_packets,
             relays: Relays::new(&config.relay, relay_runtime),
             tcp,
+            other_ports,
             path_mtus: PathMtuProbes::new(config.path_mtu.probe, to_host.path_mtus),
             failures: FailureLog::default(),
             event_log: EventLog::default(),
@@ -250,6 +255,7 @@ impl Driver {
     ) -> anyhow::Result<()> {
         let (to, mut datagrams) = mpsc::channel(DATAGRAM_QUEUE);
         self.tcp.start(&to);
+        self.other_ports.start(&to);
         let mut batch: Vec<Received> = Vec::with_capacity(DATAGRAM_BATCH);
         let readers: Vec<_> =
             self.sockets.iter().map(|socket| tokio::spawn(read(socket.clone(), to.clone()))).collect();
@@ -275,7 +281,7 @@ impl Driver {
                         if self.hand_over.drops(&datagram, local.port() == self.nat_port) {
                             continue;
                         }
-                        if self.take_probe_answer(&datagram, local, remote) {
+                        if self.take_probe_answer(&datagram, local, remote) || self.take_port_probe_answer(&datagram) {
                             continue;
                         }
                         self.endpoint.handle(&datagram, local, remote, boot_time(), &mut self.environment);
@@ -352,10 +358,11 @@ impl Driver {
             .sockets
             .iter()
             .find(|socket| socket.port() == transmit.local.port() && socket.is_ipv4() == transmit.remote.is_ipv4());
-        let outcome = match socket {
+        let other = self.other_ports.send(transmit.local, transmit.remote, &transmit.payload);
+        let outcome = other.unwrap_or_else(|| match socket {
             Some(socket) => socket.send(transmit.local.ip(), transmit.remote, &transmit.payload),
             None => Err(io::Error::other("no socket of this family and port")),
-        };
+        });
         if let Err(error) = outcome {
             // The error is ignored because the endpoint retransmits. A network of a peer with
             // addresses of both families may well be unreachable.
@@ -388,6 +395,7 @@ impl Driver {
             self.environment.reqids.save_due(),
             self.relays.requests.next_due(),
             self.tcp.fallback.next_due(),
+            self.other_ports.next_due(),
             self.path_mtus.next_due(),
             self.better_uplinks.next_due(),
         ];
@@ -410,6 +418,7 @@ impl Driver {
         self.end_deferrals(now);
         self.ask_for_relays(now);
         self.tcp_timeout(now);
+        self.change_source_ports(now);
         self.continue_path_mtu_searches(now);
         self.move_to_better_uplinks(now);
         if self.esp_events.is_some() {
@@ -444,6 +453,7 @@ impl Driver {
         for name in &changes.gone {
             self.relays.remove_peer(name);
             self.forget_tcp(name, now);
+            self.source_port_path_changed(name);
             self.endpoint.remove_peer(name, now, &mut self.environment);
         }
         while let Some(event) = self.endpoint.poll_event() {

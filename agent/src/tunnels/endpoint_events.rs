@@ -30,7 +30,7 @@ impl Driver {
             Event::IkeUp { peer, ike, local, remote, initiator, details } => {
                 let tcp = TcpConnectionId::of(remote.ip());
                 tcp.into_iter().for_each(|id| self.tcp.connections.authenticated(id, &peer));
-                let (local, remote) = (self.tcp.connections.real(local), self.tcp.connections.real(remote));
+                let (local, remote) = self.real_ends(local, remote);
                 let loud = self.event_log.record(PeerEvent::IkeUp, &peer, now);
                 info_if!(
                     loud,

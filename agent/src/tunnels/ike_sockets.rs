@@ -53,11 +53,7 @@ pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<(Vec<
                     Err(error) => return Err(error).with_context(|| port_in_use(ipv4, port)),
                 }
             };
-            options::bypass(&socket, !ipv4).context("IKE's sockets; the agent needs CAP_NET_ADMIN")?;
-            if !ipv4 {
-                options::prefer_lasting_source(&socket).context("the IPv6 sources")?;
-            }
-            options::decapsulate_esp(&socket, nat).context("ESP in UDP")?;
+            set_options(&socket, nat)?;
             sockets.push(socket);
         }
     }
@@ -79,6 +75,15 @@ pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<(Vec<
         tokio::spawn(keep_holder(holder, ours).in_current_span());
     }
     Ok((sockets, kept))
+}
+
+/// Sets the options of a socket for IKE. `nat` says whether it takes ESP in UDP.
+pub(super) fn set_options(socket: &Socket, nat: bool) -> anyhow::Result<()> {
+    options::bypass(socket, !socket.is_ipv4()).context("IKE's sockets; the agent needs CAP_NET_ADMIN")?;
+    if !socket.is_ipv4() {
+        options::prefer_lasting_source(socket).context("the IPv6 sources")?;
+    }
+    options::decapsulate_esp(socket, nat).context("ESP in UDP")
 }
 
 fn remove(sockets: &mut Vec<Socket>, ipv4: bool, port: u16) -> Option<Socket> {

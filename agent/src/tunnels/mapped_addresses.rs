@@ -34,9 +34,10 @@ impl Driver {
         if !std::mem::take(&mut self.mapped_changed) {
             return;
         }
-        let of_hubs = self.endpoint.ike_addresses().filter_map(|(name, local, _)| {
-            // What a hub sees of a TCP connection is of no use to peers.
-            let hub = !is_tcp(local) && self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
+        let of_hubs = self.endpoint.ike_addresses().filter_map(|(name, local, remote)| {
+            // What a hub sees of a TCP connection or another source port is of no use to peers.
+            let usual = !is_tcp(local) && self.other_ports.ports.real(local, remote) == local;
+            let hub = usual && self.desired.tunnels.get(name).is_some_and(|tunnel| tunnel.hub);
             Some((local, hub.then(|| self.endpoint.mapped_address(name)).flatten()?))
         });
         let hubs: Vec<(SocketAddr, SocketAddr)> = of_hubs.collect();

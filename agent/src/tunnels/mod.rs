@@ -36,6 +36,8 @@
 //!   the correction of differences.
 //! - `retiring_sas`: the outbound SAs that were replaced, until they are deleted.
 //! - `sa_table`: the SAs that the agent has installed in the kernel.
+//! - `source_ports`: other UDP source ports towards hubs that do not answer.
+//! - `source_port_changes`: the change to such a port, and back.
 //! - `tcp`: the state of TCP connections.
 //! - `tcp_fallback`: tunnels to hubs in TCP connections, where UDP is blocked.
 //! - `reqids`: the peers' reqids, which stay the same across restarts.
@@ -93,6 +95,8 @@ mod reqids;
 mod requests;
 mod retiring_sas;
 mod sa_table;
+mod source_port_changes;
+mod source_ports;
 mod tcp;
 mod tcp_fallback;
 mod traffic;

@@ -125,6 +125,7 @@ impl Driver {
     /// Handles a change of the path to a peer: the peer is up, down or has moved.
     pub(super) fn path_changed(&mut self, name: &PeerName) {
         self.tcp_path_changed(name);
+        self.source_port_path_changed(name);
         let path = self.endpoint.path(name);
         if self.desired.role == Some(Role::Hub) {
             match path {

@@ -1,5 +1,7 @@
 //! The driver's data for the part of the status about tunnels.
 
+use std::net::SocketAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use edge_ike::config::Mode;
@@ -17,7 +19,7 @@ use super::overview::{KernelSas, TunnelsOverview, newer_sas, spi};
 use crate::clock::boot_time;
 use crate::desired::{DesiredTunnel, Origin, PermittedTraffic};
 use crate::status::{ChildStatus, Counters, IkeStatus, NatMapping, PeerReport};
-use crate::tcp_encapsulation::{Connections, is_tcp};
+use crate::tcp_encapsulation::is_tcp;
 
 /// Maximum number of peers in one part of the report. The driver needs a few milliseconds for it.
 const PEERS_AT_ONCE: usize = 256;
@@ -102,7 +104,11 @@ impl Driver {
             ike_sas: status
                 .map(|status| {
                     let assumed = tunnel.peer.force_encapsulation;
-                    status.ike_sas.iter().map(|sa| report.ike(sa, &self.tcp.connections, assumed)).collect()
+                    status
+                        .ike_sas
+                        .iter()
+                        .map(|sa| report.ike(sa, self.real_ends(sa.local, sa.remote), assumed))
+                        .collect()
                 })
                 .unwrap_or_default(),
             child_sas: status
@@ -131,7 +137,8 @@ impl Driver {
     /// Returns where a hub sees this node. Other peers are not believed.
     fn mapping(&self, name: &PeerName, tunnel: &DesiredTunnel, status: Option<&PeerStatus>) -> Option<NatMapping> {
         // After a rekey, the newest IKE SA is the last one.
-        let local = status?.ike_sas.last()?.local;
+        let ike = status?.ike_sas.last()?;
+        let local = self.other_ports.ports.real(ike.local, ike.remote);
         let udp = tunnel.hub && !is_tcp(local);
         Some(NatMapping { local, mapped: udp.then(|| self.endpoint.mapped_address(name)).flatten()? })
     }
@@ -146,8 +153,15 @@ impl Driver {
         }
     }
 
+    /// Returns the addresses and ports that people know, and that packets have.
+    pub(super) fn real_ends(&self, local: SocketAddr, remote: SocketAddr) -> (SocketAddr, SocketAddr) {
+        let tcp = &self.tcp.connections;
+        (tcp.real(self.other_ports.ports.real(local, remote)), tcp.real(remote))
+    }
+
     fn child(&self, peer: &PeerName, child: &edge_ike::endpoint::ChildStatus, report: &Reported) -> ChildStatus {
         let (inbound, outbound) = self.sas.of_child(child.sa.id);
+        let (local, remote) = self.real_ends(child.sa.local, child.sa.remote);
         let reqid = self.environment.reqids.of_purpose(peer, &child.sa.purpose);
         ChildStatus {
             child: child.sa.purpose.child.to_string(),
@@ -158,8 +172,8 @@ impl Driver {
             esn: child.sa.esn,
             mode: mode_name(child.sa.mode).into(),
             encapsulated: child.sa.encapsulated,
-            local: self.tcp.connections.real(child.sa.local).to_string(),
-            remote: self.tcp.connections.real(child.sa.remote).to_string(),
+            local: local.to_string(),
+            remote: remote.to_string(),
             local_selectors: child.sa.local_selectors.clone(),
             remote_selectors: child.sa.remote_selectors.clone(),
             protocol: child.sa.next_layer.protocol,
@@ -190,12 +204,17 @@ struct Reported {
 
 impl Reported {
     /// `nat_assumed` says whether this node forces encapsulation in UDP.
-    fn ike(&self, sa: &edge_ike::endpoint::IkeStatus, tcp: &Connections, nat_assumed: bool) -> IkeStatus {
+    fn ike(
+        &self,
+        sa: &edge_ike::endpoint::IkeStatus,
+        (local, remote): (SocketAddr, SocketAddr),
+        nat_assumed: bool,
+    ) -> IkeStatus {
         IkeStatus {
             initiator_spi: format!("{:016x}", sa.ike.initiator),
             responder_spi: format!("{:016x}", sa.ike.responder),
-            local: tcp.real(sa.local).to_string(),
-            remote: tcp.real(sa.remote).to_string(),
+            local: local.to_string(),
+            remote: remote.to_string(),
             initiator: sa.initiator,
             proposal: sa.details.proposal.to_string(),
             authentication: sa.details.authentication.to_owned(),

@@ -17,6 +17,7 @@ use super::esp_key::esp_key;
 use super::inherited_sas::InheritedSas;
 use super::installed_sa::{InstalledSa, SaChange};
 use super::retiring_sas::RetiringSas;
+use super::source_ports::SourcePorts;
 use crate::desired::{PeerReqids, TunnelEnds};
 use crate::tcp_encapsulation::Connections;
 
@@ -95,6 +96,7 @@ pub(super) enum LostSa {
 #[derive(Debug)]
 pub(super) struct SaTable {
     tcp: Connections,
+    ports: SourcePorts,
     children: HashMap<ChildId, Child>,
     /// The CHILD_SA to which an SA in the kernel belongs.
     owners: HashMap<SaId, ChildId>,
@@ -104,15 +106,26 @@ pub(super) struct SaTable {
 }
 
 impl SaTable {
-    /// A table without SAs. `tcp` are the connections in which SAs may be encapsulated.
-    pub(super) fn new(tcp: Connections) -> Self {
+    /// A table without SAs. `tcp` are the connections in which SAs may be encapsulated, and `ports`
+    /// the source ports of those that are encapsulated in UDP.
+    pub(super) fn new(tcp: Connections, ports: SourcePorts) -> Self {
         Self {
             tcp,
+            ports,
             children: HashMap::new(),
             owners: HashMap::new(),
             peers: HashMap::new(),
             inherited: InheritedSas::default(),
             retiring: RetiringSas::default(),
+        }
+    }
+
+    /// Returns the ends of a CHILD_SA's ESP packets. If its TCP connection has ended, the SAs find
+    /// no socket, and the kernel drops their packets.
+    fn esp_ends(&self, sa: &ChildSa) -> SaEnds {
+        match TcpConnectionId::of(sa.remote.ip()) {
+            Some(_) => (self.tcp.real(sa.local), self.tcp.real(sa.remote), true),
+            None => (self.ports.real(sa.local, sa.remote), sa.remote, false),
         }
     }
 
@@ -290,9 +303,10 @@ impl SaTable {
         reqids: PeerReqids,
         sa: &Arc<ChildSa>,
     ) -> Result<Option<FirstSas>> {
+        let ends = self.esp_ends(sa);
         let first = FirstSas {
-            inbound: inbound(sa, reqids.inbound, &self.tcp)?,
-            outbound: outbound(sa, reqids.outbound, &self.tcp)?,
+            inbound: inbound(sa, reqids.inbound, ends)?,
+            outbound: outbound(sa, reqids.outbound, ends)?,
             ends_before: self.peers.get(peer).and_then(|of_peer| of_peer.get(&sa.purpose)?.ends.clone()),
         };
         let of_purpose = self.peers.get(peer).and_then(|of_peer| of_peer.get(&sa.purpose));
@@ -337,7 +351,7 @@ impl SaTable {
         reqids: PeerReqids,
         sa: &Arc<ChildSa>,
     ) -> Result<()> {
-        let params = inbound(sa, reqids.inbound, &self.tcp)?;
+        let params = inbound(sa, reqids.inbound, self.esp_ends(sa))?;
         xfrm.install_inbound(&params)?;
         let child =
             Child { peer: peer.clone(), reqids, sa: sa.clone(), inbound: None, outbound: None, outbound_used: false };
@@ -375,7 +389,7 @@ impl SaTable {
             return Ok(OutboundSwitchOutcome::Switched);
         }
         let (peer, purpose, reqid) = (child.peer.clone(), child.sa.purpose.clone(), child.reqids.outbound);
-        let params = outbound(&child.sa, reqid, &self.tcp)?;
+        let params = outbound(&child.sa, reqid, self.esp_ends(&child.sa))?;
         let ends = tunnel_ends(&child.sa, &params);
         // If two CHILD_SAs were created at the same time, the one that is kept may have just been
         // replaced.
@@ -476,12 +490,13 @@ impl SaTable {
     /// Updates the UDP ports of a CHILD_SA, if they differ from those in the kernel. Returns
     /// `false` if the addresses or the encapsulation differ, which requires new SAs.
     pub(super) fn update_ports(&mut self, xfrm: &mut Xfrm, id: ChildId, sa: &Arc<ChildSa>) -> Result<bool> {
+        let ends = self.esp_ends(sa);
         let Some(child) = self.children.get_mut(&id) else { return Ok(true) };
         let in_tcp = |sa: &ChildSa| TcpConnectionId::of(sa.remote.ip());
         let same_connection = in_tcp(&child.sa) == in_tcp(sa);
         child.sa = sa.clone();
-        let inbound = inbound(sa, child.reqids.inbound, &self.tcp)?;
-        let outbound = outbound(sa, child.reqids.outbound, &self.tcp)?;
+        let inbound = inbound(sa, child.reqids.inbound, ends)?;
+        let outbound = outbound(sa, child.reqids.outbound, ends)?;
         let installed = [child.inbound.as_mut().zip(Some(inbound)), child.outbound.as_mut().zip(Some(outbound))];
         for (installed, moved) in installed.into_iter().flatten() {
             let new = InstalledSa::of(&moved);
@@ -607,11 +622,8 @@ fn limits(sa: &ChildSa) -> Limits {
     Limits { soft_packets: (!sa.esn).then_some(SOFT_PACKETS), ..Limits::default() }
 }
 
-/// Returns this node's end, the peer's end, and whether ESP travels in TCP. If the connection has
-/// ended, the SAs find no socket, and the kernel drops their packets.
-fn ends(sa: &ChildSa, tcp: &Connections) -> (SocketAddr, SocketAddr, bool) {
-    (tcp.real(sa.local), tcp.real(sa.remote), TcpConnectionId::of(sa.remote.ip()).is_some())
-}
+/// This node's end, the peer's end, and whether ESP travels in TCP.
+type SaEnds = (SocketAddr, SocketAddr, bool);
 
 /// Returns the ends of a CHILD_SA's tunnel. `outbound` are the parameters of its outbound SA.
 fn tunnel_ends(sa: &ChildSa, outbound: &SaParams) -> TunnelEnds {
@@ -630,8 +642,7 @@ fn encap(source: SocketAddr, destination: SocketAddr, in_tcp: bool) -> Encap {
     if in_tcp { Encap::tcp(source.port(), destination.port()) } else { Encap::udp(source.port(), destination.port()) }
 }
 
-fn inbound(sa: &ChildSa, reqid: Reqid, tcp: &Connections) -> Result<SaParams> {
-    let (local, remote, in_tcp) = ends(sa, tcp);
+fn inbound(sa: &ChildSa, reqid: Reqid, (local, remote, in_tcp): SaEnds) -> Result<SaParams> {
     Ok(SaParams {
         direction: SaDirection::In,
         source: remote.ip(),
@@ -647,8 +658,7 @@ fn inbound(sa: &ChildSa, reqid: Reqid, tcp: &Connections) -> Result<SaParams> {
     })
 }
 
-fn outbound(sa: &ChildSa, reqid: Reqid, tcp: &Connections) -> Result<SaParams> {
-    let (local, remote, in_tcp) = ends(sa, tcp);
+fn outbound(sa: &ChildSa, reqid: Reqid, (local, remote, in_tcp): SaEnds) -> Result<SaParams> {
     Ok(SaParams {
         direction: SaDirection::Out,
         source: local.ip(),

@@ -131,6 +131,7 @@ impl Driver {
         let udp = self.desired.tunnels.get(name).map(|tunnel| tunnel.peer.remotes.clone());
         let udp: Vec<SocketAddr> = udp.into_iter().flatten().take(MAX_UDP).collect();
         if self.is_up_by_tcp(name) {
+            self.other_ports.tried(name, now);
             self.endpoint.try_addresses(name, &udp, now, &mut self.environment);
         }
     }

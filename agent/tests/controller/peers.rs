@@ -188,6 +188,7 @@ fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
         networks: Vec::new(),
         mapped: vec![],
         tcp_port: None,
+        on_demand_in: Default::default(),
         certificates_from: 0,
     };
     view.peers.push(peer.into());

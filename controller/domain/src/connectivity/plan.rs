@@ -167,9 +167,9 @@ mod tests {
             edges.map(|name| NodeRecord::new(name.parse().unwrap(), Role::Edge, 0)).collect();
         nodes.extend((0..hubs).map(|number| NodeRecord::new(format!("hub-{number}").parse().unwrap(), Role::Hub, 0)));
         nodes.push(NodeRecord::new("cloud-1".parse().unwrap(), Role::Cloud, 0));
-        let records = communities.iter().enumerate().map(|(number, members)| CommunityRecord {
-            name: format!("c{number}").parse().unwrap(),
-            members: members.iter().map(|name| name.parse().unwrap()).collect(),
+        let records = communities.iter().enumerate().map(|(number, members)| {
+            let members = members.iter().map(|name| name.parse().unwrap()).collect();
+            CommunityRecord::new(format!("c{number}").parse().unwrap(), members)
         });
         State::load(Snapshot { nodes, communities: records.collect(), ..Snapshot::default() }, true)
     }

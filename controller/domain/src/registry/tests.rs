@@ -107,7 +107,7 @@ async fn a_row_that_is_deleted_and_written_again_counts_as_created_again() {
     let directory = tempfile::tempdir().unwrap();
     let registry = Registry::start(Arc::new(Embedded::open(directory.path()).unwrap()), Clock::system(), true).await;
     let registry = registry.unwrap();
-    let community = CommunityRecord { name: "alpha".parse().unwrap(), members: [].into() };
+    let community = CommunityRecord::new("alpha".parse().unwrap(), [].into());
     let keys = [RowKey::Node(name("a")), RowKey::Community(community.name.clone())];
     let puts = vec![Change::PutNode(NodeRecord::new(name("a"), Role::Edge, 0)), Change::PutCommunity(community)];
     let deletions = vec![Change::DeleteNode(name("a")), Change::DeleteCommunity("alpha".parse().unwrap())];

@@ -44,6 +44,7 @@ pub use visibility::VisibilityGroup;
 
 use crate::segments::{Ledger, Restored, SegmentRecord};
 use index::Index;
+use visibility::Visibility;
 
 /// All rows in memory, with indexes over them.
 #[derive(Debug, Default)]
@@ -193,6 +194,16 @@ impl State {
             .chain(self.listed.get(&node.name).into_iter().flatten())
     }
 
+    /// Returns the communities of a node for which the operator has decided when tunnels are set
+    /// up: true if by the first packet.
+    pub fn on_demand_in(&self, node: &NodeRecord) -> BTreeMap<Community, bool> {
+        if !Visibility::of(node.role).joins_communities {
+            return BTreeMap::new();
+        }
+        let decided = |name: &Community| Some((name.clone(), self.communities.get(name)?.tunnels.on_demand()?));
+        self.each_community_of(node).filter_map(decided).collect()
+    }
+
     fn node_groups(&self, node: &NodeRecord) -> NodeGroups {
         let (of, seen) = (self.groups_of(node), self.groups_seen_by(node));
         NodeGroups { of: of.into_iter().collect(), seen: seen.into_iter().collect() }
@@ -224,8 +235,9 @@ impl State {
             }
             Change::PutCommunity(community) => self.put_community(community),
             Change::DeleteCommunity(name) => {
-                if let Some(old) = self.communities.remove(&name) {
-                    old.members.iter().for_each(|member| self.set_listed(member, &name, false));
+                if self.communities.contains_key(&name) {
+                    self.put_community(CommunityRecord::new(name.clone(), BTreeSet::new()));
+                    self.communities.remove(&name);
                 }
             }
         }
@@ -272,12 +284,14 @@ impl State {
             return;
         }
         let before = old.as_ref().map(|old| self.node_groups(old)).unwrap_or_default();
+        let decided = old.as_ref().map(|old| self.on_demand_in(old));
         if let Some(old) = &old {
             self.index.remove(old, &self.communities_of(old));
         }
         self.index.insert(&node, &communities);
         let after = self.node_groups(&node);
-        if old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
+        let decides_otherwise = decided.is_some_and(|decided| decided != self.on_demand_in(&node));
+        if decides_otherwise || old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
             self.changed_views.note_changed(&name);
         }
         self.note_move(&name, &before, &after);
@@ -297,9 +311,15 @@ impl State {
     }
 
     fn put_community(&mut self, community: CommunityRecord) {
-        let name = community.name.clone();
+        let (name, tunnels) = (community.name.clone(), community.tunnels);
         let members = community.members.clone();
-        let old = self.communities.insert(name.clone(), community).map(|old| old.members).unwrap_or_default();
+        let old = self.communities.insert(name.clone(), community);
+        let (old, tunnels_before) = old.map(|old| (old.members, old.tunnels)).unwrap_or_default();
+        if tunnels != tunnels_before {
+            // Nodes that enter the community are noted below.
+            let present: Vec<NodeName> = self.index.members(&name).cloned().collect();
+            present.iter().for_each(|member| self.changed_views.note_changed(member));
+        }
         old.difference(&members).for_each(|member| self.set_listed(member, &name, false));
         members.difference(&old).for_each(|member| self.set_listed(member, &name, true));
     }
@@ -322,6 +342,9 @@ impl State {
             let now = self.communities_of(&node);
             self.index.insert(&node, &now);
             if now != communities {
+                if self.communities.get(community).is_some_and(|community| !community.tunnels.is_auto()) {
+                    self.changed_views.note_changed(member);
+                }
                 let after = self.node_groups(&node);
                 self.note_move(member, &before, &after);
             }

@@ -112,7 +112,7 @@ mod tests {
             }
         }
         let members = ["edge-none", "edge-beta", "hub-none", "cloud-none"].map(|name| name.parse().unwrap());
-        state.apply(Change::PutCommunity(CommunityRecord { name: "gamma".parse().unwrap(), members: members.into() }));
+        state.apply(Change::PutCommunity(CommunityRecord::new("gamma".parse().unwrap(), members.into())));
         state
     }
 

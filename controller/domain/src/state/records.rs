@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use edge_types::name::{NameError, communities_of_labels};
-use edge_types::{AddressSource, Communities, Community, IpNetwork, NodeAddress, NodeName, Role};
+use edge_types::{AddressSource, Communities, Community, CommunityTunnels, IpNetwork, NodeAddress, NodeName, Role};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Seconds;
@@ -127,6 +127,16 @@ pub struct CommunityRecord {
     /// The members of the community. They need not be registered yet.
     #[serde(default)]
     pub members: BTreeSet<NodeName>,
+    /// When tunnels between all members are set up, also between those that labels make members.
+    #[serde(default, skip_serializing_if = "CommunityTunnels::is_auto")]
+    pub tunnels: CommunityTunnels,
+}
+
+impl CommunityRecord {
+    /// Makes the record of a community whose members decide when tunnels are set up.
+    pub fn new(name: Community, members: BTreeSet<NodeName>) -> Self {
+        Self { name, members, tunnels: CommunityTunnels::Auto }
+    }
 }
 
 /// A certificate that the controller accepts from a node.

@@ -1,3 +1,5 @@
+use edge_types::CommunityTunnels;
+
 use super::*;
 
 fn node(name: &str, role: Role, label: &str) -> NodeRecord {
@@ -99,7 +101,7 @@ fn a_listed_community_counts_as_a_label_does_and_may_list_nodes_before_they_join
     let mut state = cluster();
     let gamma = |members: &[&str]| {
         let members = members.iter().map(|name| name.parse().unwrap()).collect();
-        Change::PutCommunity(CommunityRecord { name: "gamma".parse().unwrap(), members })
+        Change::PutCommunity(CommunityRecord::new("gamma".parse().unwrap(), members))
     };
     state.apply(gamma(&["c1", "later"]));
     assert_eq!(changed_views(&mut state), ["c1: all"]);
@@ -121,7 +123,7 @@ fn a_list_of_thousands_of_members_is_recorded_once_for_the_community_and_not_onc
     let members: BTreeSet<NodeName> = (0..3000).map(|n| format!("n{n}").parse().unwrap()).collect();
     members.iter().for_each(|name| state.apply(Change::PutNode(node(name.as_str(), Role::Edge, ""))));
     state.take_changed_views();
-    let community = CommunityRecord { name: "alpha".parse().unwrap(), members: members.clone() };
+    let community = CommunityRecord::new("alpha".parse().unwrap(), members.clone());
     for change in [Change::PutCommunity(community), Change::DeleteCommunity("alpha".parse().unwrap())] {
         state.apply(change);
         let changed = state.take_changed_views();
@@ -182,7 +184,7 @@ fn every_change_can_be_taken_back_and_a_snapshot_is_reached_by_its_differences()
         Change::DeleteNode("a2".parse().unwrap()),
         Change::PutNode(node("new", Role::Edge, "beta")),
         Change::GrantSegment(SegmentRecord::new(network, "new".parse().unwrap(), "r".into(), 1, None)),
-        Change::PutCommunity(CommunityRecord { name: "gamma".parse().unwrap(), members }),
+        Change::PutCommunity(CommunityRecord::new("gamma".parse().unwrap(), members)),
     ];
     let mut undo = Vec::new();
     for change in &changes {
@@ -193,4 +195,38 @@ fn every_change_can_be_taken_back_and_a_snapshot_is_reached_by_its_differences()
     undo.into_iter().rev().for_each(|change| state.apply(change));
     assert!(state.changes_to(before).is_empty());
     assert_eq!(state.changes_to(after).len(), changes.len());
+}
+
+#[test]
+fn a_decision_about_a_communitys_tunnels_changes_its_members_for_all_that_see_them() {
+    let mut state = cluster();
+    let set = |name: &str, members: &[&str], tunnels| {
+        let members = members.iter().map(|name| name.parse().unwrap()).collect();
+        Change::PutCommunity(CommunityRecord { name: name.parse().unwrap(), members, tunnels })
+    };
+    let decided = |state: &State, name: &str| {
+        let decided = state.on_demand_in(&state.nodes[&name.parse::<NodeName>().unwrap()]);
+        decided.into_iter().map(|(name, waits)| format!("{name} {waits}")).collect::<Vec<_>>()
+    };
+    // a1 and a2 are members of alpha by their labels. b1 sees a2 through beta.
+    state.apply(set("alpha", &[], CommunityTunnels::OnDemand));
+    assert_eq!(changed_views(&mut state), ["a1: a2", "a2: a1", "b1: a2", "hub: a1 a2"]);
+    assert_eq!((decided(&state, "a1"), decided(&state, "b1")), (vec!["alpha true".to_owned()], vec![]));
+    // One that enters is changed for those who knew it, by list or by label.
+    state.apply(set("alpha", &["b1"], CommunityTunnels::OnDemand));
+    assert_eq!(changed_views(&mut state), ["a1: b1", "a2: b1", "b1: all", "hub: b1"]);
+    state.apply(Change::PutNode(node("c1", Role::Edge, "alpha")));
+    state.take_changed_views();
+    state.apply(Change::PutNode(node("c1", Role::Edge, "")));
+    assert_eq!(changed_views(&mut state), ["a1: c1", "a2: c1", "b1: c1", "c1: all", "hub: c1"]);
+    // Another decision, and one that leaves at the same time.
+    state.apply(set("alpha", &[], CommunityTunnels::Eager));
+    assert_eq!(changed_views(&mut state), ["a1: a2 b1", "a2: a1 b1", "b1: all", "hub: a1 a2 b1"]);
+    assert_eq!((decided(&state, "a1"), decided(&state, "b1")), (vec!["alpha false".to_owned()], vec![]));
+    state.apply(Change::DeleteCommunity("alpha".parse().unwrap()));
+    assert_eq!(changed_views(&mut state), ["a1: a2", "a2: a1", "b1: a2", "hub: a1 a2"]);
+    assert_eq!(decided(&state, "a1"), [""; 0]);
+    // Hubs are members of no community.
+    state.apply(set("alpha", &["hub"], CommunityTunnels::Eager));
+    assert_eq!(decided(&state, "hub"), [""; 0]);
 }

@@ -129,6 +129,7 @@ impl ViewBuilder {
             networks: self.fronted(state, peer),
             certificates_from: peer.certificates_from,
             tcp_port: peer.tcp_port.filter(|_| peer.role == Role::Hub),
+            on_demand_in: state.on_demand_in(peer),
         }
     }
 

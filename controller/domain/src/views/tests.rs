@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use edge_types::Community;
 use edge_types::api::ViewEvent;
 use edge_types::name::COMMUNITY_LABEL;
+use edge_types::{Community, CommunityTunnels};
 use proptest::prelude::*;
 
 use super::*;
@@ -58,8 +58,10 @@ fn change() -> impl Strategy<Value = Change> {
         Change::PutSegment(SegmentRecord::new(network, node, "r".into(), 0, released))
     });
     let community = || prop::sample::select(vec!["alpha", "gamma"]).prop_map(|name| name.parse::<Community>().unwrap());
-    let list = (community(), prop::collection::btree_set(name(), 0..4))
-        .prop_map(|(name, members)| Change::PutCommunity(CommunityRecord { name, members }));
+    let tunnels =
+        prop::sample::select(vec![CommunityTunnels::Auto, CommunityTunnels::Eager, CommunityTunnels::OnDemand]);
+    let list = (community(), prop::collection::btree_set(name(), 0..4), tunnels)
+        .prop_map(|(name, members, tunnels)| Change::PutCommunity(CommunityRecord { name, members, tunnels }));
     prop_oneof![
         6 => node(),
         2 => name().prop_map(Change::DeleteNode),

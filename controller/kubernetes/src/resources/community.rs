@@ -1,6 +1,7 @@
 //! The custom resource `Community`: nodes that may reach each other, listed by the operator.
 
 use edge_controller_domain::state::CommunityRecord;
+use edge_types::CommunityTunnels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
     status = "CommunityStatus",
     doc = "Edge nodes that may reach each other, besides those that labels put into the community of the same name.",
     printcolumn(name = "Members", type_ = "string", json_path = ".spec.members"),
+    printcolumn(name = "Tunnels", type_ = "string", json_path = ".spec.tunnels"),
     printcolumn(name = "Listed", type_ = "integer", json_path = ".status.listed"),
     printcolumn(name = "Registered", type_ = "integer", json_path = ".status.registered"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -44,6 +46,23 @@ pub struct CommunitySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 63))]
     pub name: Option<String>,
+    /// When tunnels between members are set up, also between those that labels make members: "auto"
+    /// (by the number of members), "eager" (at once) or "on-demand" (by the first packet).
+    #[serde(default)]
+    pub tunnels: Tunnels,
+}
+
+/// When tunnels between members are set up.
+#[derive(JsonSchema, Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tunnels {
+    /// Each member decides by the number of members.
+    #[default]
+    Auto,
+    /// At once, whatever the number of members is.
+    Eager,
+    /// By the first packet.
+    OnDemand,
 }
 
 /// How many of the listed nodes are registered.
@@ -63,10 +82,15 @@ pub struct CommunityStatus {
 impl CommunitySpec {
     /// Returns the object's name and spec for a record.
     pub fn of(record: &CommunityRecord) -> (String, Self) {
-        let CommunityRecord { name, members } = record;
+        let CommunityRecord { name, members, tunnels } = record;
         let object = object_name(name);
         let spelt = (object != name.as_str()).then(|| name.to_string());
-        (object, Self { members: members.iter().map(ToString::to_string).collect(), name: spelt })
+        let tunnels = match tunnels {
+            CommunityTunnels::Auto => Tunnels::Auto,
+            CommunityTunnels::Eager => Tunnels::Eager,
+            CommunityTunnels::OnDemand => Tunnels::OnDemand,
+        };
+        (object, Self { members: members.iter().map(ToString::to_string).collect(), name: spelt, tunnels })
     }
 
     /// Reads the record of the object with this name.
@@ -82,6 +106,11 @@ impl CommunitySpec {
         Ok(CommunityRecord {
             name: name.parse().map_err(|e: edge_types::NameError| format!("its name: {e}"))?,
             members: self.members.iter().map(member).collect::<Result<_, _>>()?,
+            tunnels: match self.tunnels {
+                Tunnels::Auto => CommunityTunnels::Auto,
+                Tunnels::Eager => CommunityTunnels::Eager,
+                Tunnels::OnDemand => CommunityTunnels::OnDemand,
+            },
         })
     }
 }
@@ -98,15 +127,25 @@ mod tests {
 
     #[test]
     fn a_record_comes_back_from_its_object_as_it_was() {
-        for (name, object) in [("alpha", "alpha"), ("Alpha.1", "alpha.1")] {
+        for (name, object, tunnels) in [
+            ("alpha", "alpha", CommunityTunnels::Auto),
+            ("Alpha.1", "alpha.1", CommunityTunnels::Eager),
+            ("beta", "beta", CommunityTunnels::OnDemand),
+        ] {
             let members = ["a", "b.example"].map(|name| name.parse().unwrap()).into();
-            let record = CommunityRecord { name: name.parse().unwrap(), members };
+            let record = CommunityRecord { name: name.parse().unwrap(), members, tunnels };
             let (given, spec) = CommunitySpec::of(&record);
             assert_eq!(given, object);
             assert_eq!(spec.record(object).unwrap(), record);
+            let spec: CommunitySpec = serde_json::from_value(serde_json::to_value(spec).unwrap()).unwrap();
+            assert_eq!(spec.record(object).unwrap(), record);
         }
-        let spec = CommunitySpec { members: vec!["A b".into()], name: None };
+        // An object of an earlier release says nothing about tunnels.
+        let earlier: CommunitySpec = serde_json::from_value(serde_json::json!({"members": []})).unwrap();
+        assert_eq!(earlier.record("alpha").unwrap().tunnels, CommunityTunnels::Auto);
+        let spec = CommunitySpec { members: vec!["A b".into()], ..CommunitySpec::default() };
         assert!(spec.record("alpha").unwrap_err().contains("spec.members"));
-        assert!(CommunitySpec { members: Vec::new(), name: Some("beta".into()) }.record("alpha").is_err());
+        let spec = CommunitySpec { name: Some("beta".into()), ..CommunitySpec::default() };
+        assert!(spec.record("alpha").is_err());
     }
 }

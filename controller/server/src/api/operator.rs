@@ -134,6 +134,7 @@ pub(super) fn community_infos(state: &edge_controller_domain::state::State) -> V
             members: members.get(name).into_iter().copied().flatten().cloned().collect(),
             not_registered: listed().filter(|node| state.node(node).is_none()).cloned().collect(),
             listed: Some(listed().cloned().collect()),
+            tunnels: state.listed_community(name).map(|listed| listed.tunnels).unwrap_or_default(),
         }
     };
     names.into_iter().map(info).collect()
@@ -157,10 +158,21 @@ pub(super) async fn set_community(
             name.as_str()
         )));
     }
-    tracing::info!(community = %name, members = community.members.len(), "community listed");
-    let record = CommunityRecord { name, members: community.members };
+    let CommunityMembers { members, tunnels } = community;
+    if members.is_none() && tunnels.is_none() {
+        return Err(ApiError::BadValue("neither members nor tunnels is given".into()));
+    }
+    let listed = members.as_ref().map(BTreeSet::len);
+    tracing::info!(community = %name, members = ?listed, tunnels = ?tunnels, "community set");
     registry
         .change(move |state| -> Result<_, ApiError> {
+            let known = state.listed_community(&name).cloned();
+            let known = known.unwrap_or_else(|| CommunityRecord::new(name.clone(), BTreeSet::new()));
+            let record = CommunityRecord {
+                members: members.clone().unwrap_or(known.members),
+                tunnels: tunnels.unwrap_or(known.tunnels),
+                ..known
+            };
             let same = state.listed_community(&record.name) == Some(&record);
             let changes = if same { Vec::new() } else { vec![Change::PutCommunity(record.clone())] };
             Ok((StatusCode::NO_CONTENT, changes))

@@ -101,11 +101,11 @@ pub(super) fn routes() -> Vec<Route> {
             .summary("All communities with their members.")
             .response::<Vec<CommunityInfo>>(),
         Route::new(Method::PUT, "/v1/communities/{name}", "setCommunity", put(operator::set_community))
-            .summary("List the members of a community, in addition to those that have its label.")
+            .summary("List the members of a community, in addition to those that have its label, or decide when its tunnels are set up.")
             .request::<CommunityMembers>()
             .status(204),
         Route::delete("/v1/communities/{name}", "deleteCommunity", delete(operator::delete_community))
-            .summary("Remove a community's list. Nodes with its label stay members.")
+            .summary("Remove a community's list, and what was decided about its tunnels. Nodes with its label stay members.")
             .status(204),
         Route::get("/v1/ca", "authorities", get(ca::list))
             .summary("All certificate authorities.")

@@ -335,21 +335,27 @@ pub(super) enum CommunityCommand {
     /// List all communities with their members.
     #[command(visible_alias = "ls")]
     List,
-    /// Set the list of a community's members. Nodes with its label are members too. The listed
-    /// nodes need not be registered yet.
+    /// Set the list of a community's members, or when tunnels between all members are set up.
     ///
-    /// The new list replaces the previous one:
+    /// Nodes with the community's label are members too. The listed nodes need not be registered
+    /// yet. A new list replaces the previous one; without a list, the previous one stays:
     ///
     ///   edge-controller community set alpha edge-a1 edge-b1
+    ///   edge-controller community set alpha --tunnels on-demand
     #[command(verbatim_doc_comment)]
     Set {
         /// Name of the community.
         community: edge_types::Community,
         /// Names of all members.
-        #[arg(required = true, value_name = "NODE")]
+        #[arg(required_unless_present = "tunnels", value_name = "NODE")]
         members: Vec<NodeName>,
+        /// When tunnels between members are set up: eager (at once), on-demand (by the first
+        /// packet), or auto (the number of members decides). (Default: as before, at first auto)
+        #[arg(long, value_name = "WHEN")]
+        tunnels: Option<edge_types::CommunityTunnels>,
     },
-    /// Delete the list of a community's members. Nodes with its label stay members.
+    /// Delete the list of a community's members, and what was set about its tunnels. Nodes with its
+    /// label stay members.
     Delete {
         /// Name of the community.
         community: edge_types::Community,

@@ -74,8 +74,10 @@ pub(super) async fn carry_out(client: &Client, json: bool, command: Command) -> 
             let segments: Vec<SegmentInfo> = client.ask(Method::GET, "/v1/segments", NOTHING).await?;
             if json { show_json(&segments) } else { show_segments(&segments) }
         }
-        Command::Community(CommunityCommand::Set { community, members }) => {
-            let body = CommunityMembers { members: members.into_iter().collect() };
+        Command::Community(CommunityCommand::Set { community, members, tunnels }) => {
+            // No member was named only if `tunnels` was: the list then stays as it is.
+            let members = (!members.is_empty()).then(|| members.into_iter().collect());
+            let body = CommunityMembers { members, tunnels };
             client.ask(Method::PUT, &format!("/v1/communities/{community}"), Some(&body)).await
         }
         Command::Community(CommunityCommand::Delete { community }) => {
@@ -269,8 +271,10 @@ fn show_segments(segments: &[SegmentInfo]) -> anyhow::Result<()> {
 
 fn show_communities(communities: &[CommunityInfo]) -> anyhow::Result<()> {
     print(
-        ["COMMUNITY", "MEMBERS", "NOT REGISTERED"],
-        communities.iter().map(|row| [row.name.to_string(), list(&row.members), list(&row.not_registered)]),
+        ["COMMUNITY", "TUNNELS", "MEMBERS", "NOT REGISTERED"],
+        communities
+            .iter()
+            .map(|row| [row.name.to_string(), row.tunnels.to_string(), list(&row.members), list(&row.not_registered)]),
     )
 }
 

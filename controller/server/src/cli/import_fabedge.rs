@@ -172,7 +172,7 @@ impl Mapping {
             };
             let (members, others) = members_to_list(members, &listed, replace);
             let others: Vec<&str> = others.iter().map(|node| node.as_str()).collect();
-            let body = CommunityMembers { members };
+            let body = CommunityMembers { members: Some(members), tunnels: None };
             client.ask::<()>(Method::PUT, &format!("/v1/communities/{name}"), Some(&body)).await?;
             eprintln!("community {name} is listed");
             if !others.is_empty() {

@@ -100,7 +100,7 @@ fn text(status: &ControllerStatus, arguments: &StatusArguments) -> String {
             let connected: BTreeSet<&NodeName> =
                 nodes.iter().filter(|node| node.connected).map(|node| &node.name).collect();
             let row = |community| community_row(community, &connected);
-            let header = ["COMMUNITY", "CONNECTED", "MEMBERS", "NOT REGISTERED"];
+            let header = ["COMMUNITY", "CONNECTED", "TUNNELS", "MEMBERS", "NOT REGISTERED"];
             let _ = writeln!(text, "\n{}", rendered(header, communities.iter().map(row)));
         }
     }
@@ -173,11 +173,11 @@ fn bar(taken: u64, all: u64) -> String {
     format!("{}{}", part(filled, "█"), part(BAR - filled, "░"))
 }
 
-fn community_row(community: &CommunityInfo, connected: &BTreeSet<&NodeName>) -> [String; 4] {
-    let CommunityInfo { name, members, not_registered, listed: _ } = community;
+fn community_row(community: &CommunityInfo, connected: &BTreeSet<&NodeName>) -> [String; 5] {
+    let CommunityInfo { name, members, not_registered, listed: _, tunnels } = community;
     let up = members.iter().filter(|member| connected.contains(member)).count();
     let all = members.len() + not_registered.len();
-    [name.to_string(), format!("{up} of {all}"), first_of(members), first_of(not_registered)]
+    [name.to_string(), format!("{up} of {all}"), tunnels.to_string(), first_of(members), first_of(not_registered)]
 }
 
 #[cfg(test)]

@@ -206,16 +206,25 @@ async fn the_operators_commands_show_nodes_with_labels_their_segments_and_commun
     assert_eq!(
         rows,
         [
-            &["COMMUNITY", "MEMBERS", "NOT", "REGISTERED"][..],
-            &["beta", "-", "later"],
-            &["gamma", "edge-1", "later"],
+            &["COMMUNITY", "TUNNELS", "MEMBERS", "NOT", "REGISTERED"][..],
+            &["beta", "auto", "-", "later"],
+            &["gamma", "auto", "edge-1", "later"],
             &["sooner"]
         ]
     );
+    // What is not named stays as it is.
+    run("community set gamma --tunnels on-demand");
+    run("community set gamma edge-1 later sooner");
+    run("community set beta later --tunnels eager");
+    run("community set beta --tunnels auto");
     let json: Value = serde_json::from_str(&run("community list --json")).unwrap();
-    assert_eq!(json[0], json!({"name": "beta", "members": [], "not_registered": ["later"], "listed": ["later"]}));
+    assert_eq!(
+        json[0],
+        json!({"name": "beta", "members": [], "not_registered": ["later"], "listed": ["later"], "tunnels": "auto"})
+    );
+    assert_eq!(json[1]["tunnels"], "on-demand");
     let overview = run("status");
-    for words in [["beta", "0 of 1", "later"], ["gamma", "0 of 3", "later sooner"]] {
+    for words in [["beta", "0 of 1", "auto", "later"], ["gamma", "0 of 3", "on-demand", "later sooner"]] {
         let row = |line: &str| line.trim_start().starts_with(words[0]) && words.iter().all(|word| line.contains(word));
         assert!(overview.lines().any(row), "{words:?}:\n{overview}");
     }

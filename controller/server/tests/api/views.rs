@@ -204,9 +204,22 @@ async fn a_community_may_be_listed_before_its_members_join() {
     let (_, view) = one.ask(Method::GET, "/view", None).await;
     assert_eq!(view["peers"][0]["name"], "edge-2");
     let cloud = cloud.restart().await;
-    assert_eq!(cloud.operator(Method::DELETE, "/v1/communities/alpha", None).await.0, 204);
+    for body in [serde_json::json!({}), serde_json::json!({"tunnels": "lazy"})] {
+        let (status, problem) = cloud.operator(Method::PUT, "/v1/communities/alpha", Some(body)).await;
+        assert_eq!(status, 422, "{problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("neither members nor tunnels") || detail.contains("`on-demand`"), "{detail}");
+    }
     let mut one = one;
     one.move_to(&cloud);
+    for (word, decided) in [("on-demand", Some(true)), ("eager", Some(false)), ("auto", None)] {
+        let body = serde_json::json!({"tunnels": word});
+        assert_eq!(cloud.operator(Method::PUT, "/v1/communities/alpha", Some(body)).await.0, 204);
+        let (_, view) = one.ask(Method::GET, "/view", None).await;
+        assert_eq!(view["peers"][0]["on_demand_in"]["alpha"].as_bool(), decided, "{word}");
+        assert_eq!(view["peers"][0].get("on_demand_in").is_some(), decided.is_some(), "{word}");
+    }
+    assert_eq!(cloud.operator(Method::DELETE, "/v1/communities/alpha", None).await.0, 204);
     let (_, view) = one.ask(Method::GET, "/view", None).await;
     assert_eq!(view["peers"].as_array().map(Vec::len), Some(0));
     for bad in ["-a", "a_b", "%20", "a..b", "a.-b"] {

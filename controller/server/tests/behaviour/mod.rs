@@ -101,7 +101,7 @@ pub(crate) async fn what_was_committed_is_there_after_opening_again(fixture: &dy
     let mut node = edge("edge-1");
     node.set_labels([("fabedge/edge-community".to_owned(), "alpha".to_owned())].into()).unwrap();
     node.port = 4500;
-    let community = CommunityRecord { name: "Beta".parse().unwrap(), members: [name("edge-1"), name("later")].into() };
+    let community = CommunityRecord::new("Beta".parse().unwrap(), [name("edge-1"), name("later")].into());
     let held = [row("10.77.0.0/28", "edge-1"), row("fd77::/124", "edge-1")];
     let token =
         TokenRecord { redemptions: vec![Redemption { node: name("edge-1"), key: "aa".into() }], ..token("Tok_-1") };
@@ -166,7 +166,7 @@ pub(crate) async fn elements_of_a_batch_that_share_rows_hold_in_order(fixture: &
 
 pub(crate) async fn what_is_deleted_is_gone_and_may_come_again(fixture: &dyn StoreFixture) {
     let (store, ..) = loaded(fixture).await;
-    let community = CommunityRecord { name: "alpha".parse().unwrap(), members: BTreeSet::new() };
+    let community = CommunityRecord::new("alpha".parse().unwrap(), BTreeSet::new());
     let puts = || {
         let segment = SegmentRecord { released_at: Some(1_793_491_400), ..row("10.77.0.16/28", "a") };
         vec![

@@ -101,6 +101,13 @@ fn refused() {
         assert!(community("alpha", "A b").unwrap_err().contains("spec.members[0]"));
         assert!(community(&"a".repeat(64), "a").unwrap_err().contains("63"));
         community("alpha", "edge-1.site").unwrap();
+        let tunnels = |word: &str| {
+            let patch = format!(r#"{{"spec":{{"tunnels":{word:?}}}}}"#);
+            PLANE.kubectl(&["patch", "community", "alpha", "--type=merge", "--patch", &patch])
+        };
+        tunnels("on-demand").unwrap();
+        let error = tunnels("lazy").unwrap_err().to_string();
+        assert!(error.contains("spec.tunnels") && error.contains("eager"), "{error}");
         let role = |role: &str| {
             PLANE.apply_text(&format!(
                 "apiVersion: edge-cni.io/v1alpha1\nkind: EdgeNode\nmetadata: {{name: a}}\nspec: {{role: {role}, joinedAt: \
@@ -140,6 +147,16 @@ fn community() {
         peers(0).await;
         apply("a, b");
         peers(1).await;
+        for (word, on_demand) in [("on-demand", Some(true)), ("eager", Some(false)), ("auto", None)] {
+            let patch = format!(r#"{{"spec":{{"tunnels":{word:?}}}}}"#);
+            PLANE.kubectl(&["patch", "community", "alpha", "--type=merge", "--patch", &patch]).unwrap();
+            until("the community to decide about its tunnels", async || {
+                let state = replica.registry.read().await;
+                let decided = state.on_demand_in(state.node(&name("b")).unwrap());
+                (decided.values().next().copied() == on_demand).then_some(())
+            })
+            .await;
+        }
         PLANE.kubectl(&["delete", "community", "alpha"]).unwrap();
         peers(0).await;
     });
@@ -151,7 +168,7 @@ fn capitals() {
         let (one, other) = (cluster.replica().await, cluster.replica().await);
         let set = |community: &str, members: &[&str]| {
             let members = members.iter().map(|node| name(node)).collect();
-            let record = CommunityRecord { name: community.parse().unwrap(), members };
+            let record = CommunityRecord::new(community.parse().unwrap(), members);
             one.registry.change(move |_| Ok::<_, StoreError>(((), vec![Change::PutCommunity(record.clone())])))
         };
         set("alpha", &["a", "b"]).await.unwrap();
@@ -223,7 +240,7 @@ fn unreadable() {
             .apply_text(&segment("10.77.0.16-28", "10.77.0.16/28", "held", "").replace("node: a", "node: No Node"))
             .unwrap();
         // A later change was processed, so the earlier ones were processed too.
-        let community = CommunityRecord { name: "seen".parse().unwrap(), members: [].into() };
+        let community = CommunityRecord::new("seen".parse().unwrap(), [].into());
         let (other, ..) = loaded(&cluster).await;
         crate::behaviour::commit(&other, vec![Change::PutCommunity(community.clone())]).await.unwrap();
         until("what was blocked to be blocked", async || {

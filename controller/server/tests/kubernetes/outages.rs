@@ -133,7 +133,7 @@ fn compacted() {
         // An object is added, one is deleted, and the history is compacted.
         PLANE.kubectl(&["delete", "edgenode", "b", "--wait=false"]).unwrap();
         let (other, ..) = loaded(&owner).await;
-        let seen = CommunityRecord { name: "seen".parse().unwrap(), members: [].into() };
+        let seen = CommunityRecord::new("seen".parse().unwrap(), [].into());
         commit(&other, vec![Change::PutCommunity(seen)]).await.unwrap();
         PLANE.forget_history().unwrap();
         assert!(replica.registry.read().await.node(&name("b")).is_some());

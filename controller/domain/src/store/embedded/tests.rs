@@ -23,7 +23,7 @@ async fn load(store: &Embedded) -> Snapshot {
 async fn what_was_committed_is_there_after_opening_again() {
     let directory = tempfile::tempdir().unwrap();
     let node = NodeRecord::new("a".parse().unwrap(), Role::Edge, 5);
-    let community = CommunityRecord { name: "alpha".parse().unwrap(), members: [node.name.clone()].into() };
+    let community = CommunityRecord::new("alpha".parse().unwrap(), [node.name.clone()].into());
     let store = Embedded::open(directory.path()).unwrap();
     let changes = vec![
         Change::PutNode(node.clone()),
