@@ -1,7 +1,6 @@
 //! The driver's data for the part of the status about tunnels.
 
 use std::net::SocketAddr;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use edge_ike::config::Mode;
