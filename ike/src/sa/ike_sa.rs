@@ -98,6 +98,8 @@ pub(crate) struct IkeSa {
     pub(super) rekey_at: Option<Instant>,
     /// How often the peer has answered our rekey with TEMPORARY_FAILURE.
     pub(super) temporary_failures: u8,
+    /// How often CHILD_SAs were rekeyed because their ESP had stopped.
+    pub(super) replacements_of_stopped: u8,
     /// Whether we know that the peer has this IKE SA too. As the responder, we know it after the
     /// peer's first message after IKE_AUTH.
     confirmed: bool,
@@ -148,6 +150,7 @@ impl IkeSa {
             lifetime,
             rekey_at,
             temporary_failures: 0,
+            replacements_of_stopped: 0,
             missing: MissingChildren::default(),
             outcome: None,
             timers,

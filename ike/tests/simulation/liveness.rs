@@ -263,17 +263,28 @@ pub fn child_sas_are_replaced_once_if_esp_stops_although_a_peer_without_mobike_a
     assert_eq!(rekeys(&pair), 0, "no ESP had come");
     // The peer's ESP goes to an old mapping of our NAT from now on. Its answers to IKE messages
     // come.
-    for _ in 0..3 {
+    for stops in 0..3 {
         let (inbound, _) = child(&pair);
         let before = rekeys(&pair);
         pair.network.call(pair.a, |endpoint, now, _| endpoint.esp_received(&peer, inbound, now));
         pair.network.run_for(SECOND);
         send(&mut pair);
         assert_eq!(rekeys(&pair), before + 1);
-        for _ in 0..10 {
+        for _ in 0..12 << stops {
             send(&mut pair);
         }
         assert_eq!(rekeys(&pair), before + 1, "once, until ESP comes again");
     }
+    // Hosts that stop answering now and then cause fewer and fewer rekeys.
+    let before = rekeys(&pair);
+    for _ in 0..60 {
+        let (inbound, _) = child(&pair);
+        pair.network.call(pair.a, |endpoint, now, _| endpoint.esp_received(&peer, inbound, now));
+        for _ in 0..12 {
+            send(&mut pair);
+        }
+    }
+    let rekeyed = rekeys(&pair) - before;
+    assert!((2..=6).contains(&rekeyed), "{rekeyed} in an hour");
     pair.assert_connected();
 }
