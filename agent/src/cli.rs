@@ -68,7 +68,7 @@ enum Command {
         #[arg(long, value_name = "NODE")]
         name: Option<edge_types::NodeName>,
         /// Maximum time to wait, in seconds; 0 only writes the files and starts the unit
-        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds)]
         timeout: u64,
         /// The controller's URLs, https://HOST:PORT, tried in this order
         #[arg(value_name = "URL", required = true)]
@@ -243,7 +243,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         plugin: Option<PathBuf>,
         /// Maximum time to wait for the first segment, in seconds; 0 checks once
-        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = seconds)]
         timeout: u64,
         /// Copy the plugin and do nothing else; for use before the agent has been started
         #[arg(long, requires = "plugin")]
@@ -324,6 +324,13 @@ fn duration(text: &str) -> Result<Duration, String> {
     config::parse_duration(text).ok_or_else(|| config::EXPECTED_DURATION.to_owned())
 }
 
+/// Parses a number of seconds, or a duration in the same form as the configuration.
+fn seconds(text: &str) -> Result<u64, String> {
+    let with_unit = || config::parse_duration(text).map(|duration| duration.as_secs());
+    let expected = || "expected seconds, such as 60, or a time with a unit, such as 90s or 5m".to_owned();
+    text.parse().ok().or_else(with_unit).ok_or_else(expected)
+}
+
 fn ping_interval(text: &str) -> Result<Duration, String> {
     let interval = duration(text)?;
     if interval < ping::MIN_INTERVAL {
@@ -364,6 +371,17 @@ mod tests {
 
     /// Checks the generated files. `EDGE_UPDATE=1 cargo test -p edge-agent --lib command_line`
     /// writes them.
+    #[test]
+    fn a_time_limit_is_a_number_of_seconds_or_has_a_unit() {
+        assert_eq!(seconds("60"), Ok(60));
+        assert_eq!(seconds("0"), Ok(0));
+        assert_eq!(seconds("8s"), Ok(8));
+        assert_eq!(seconds("5m"), Ok(300));
+        for text in ["", "-1", "soon", "5 m x"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
     #[test]
     fn reference_manual_page_and_completions_are_those_of_the_command_line() {
         Cli::command().debug_assert();

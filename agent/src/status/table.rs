@@ -27,7 +27,9 @@ pub fn render(status: &Status) -> String {
         let how = if controller.connected { "connected" } else { "not connected" };
         let _ = writeln!(text, "controller {}: {how}", controller.url.as_deref().unwrap_or("(none yet)"));
         if let Some(error) = &controller.last_error {
-            let _ = writeln!(text, "  {error}");
+            // A stream that ended early keeps its error until the next one has lasted.
+            let when = if controller.connected { "before: " } else { "" };
+            let _ = writeln!(text, "  {when}{error}");
         }
         if let Some(why) = controller
             .refused_view
