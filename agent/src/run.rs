@@ -114,7 +114,7 @@ async fn run_node(node: NodeChannels, statics: StaticPeers, stop: CancellationTo
     tokio::spawn(statics.follow(incidents.clone(), statics_tx).in_current_span());
     let (desired_tx, desired) =
         watch::channel(Arc::new(Desired::compute(&config, &resolved.borrow(), node.membership.borrow().as_ref())));
-    let (routed_tx, routed) = watch::channel(RoutedNetworks::of(&desired.borrow()));
+    let (routed_tx, routed) = watch::channel(desired.borrow().routed_networks());
     let (to_driver, driver_requests) = mpsc::channel(16);
     let (internal_tx, internal) = watch::channel(InternalAddresses::default());
     let (path_mtus_tx, path_mtus) = watch::channel(PathMtus::default());
@@ -215,7 +215,7 @@ async fn recompute_desired(
         let before = previous.as_ref().map(|(membership, desired)| (membership, desired));
         let desired = Arc::new(Desired::update(&config, &statics.borrow_and_update(), now.as_ref(), before));
         previous = now.map(|now| (now, desired.clone()));
-        let routed = RoutedNetworks::of(&desired);
+        let routed = desired.routed_networks();
         routed_to.send_if_modified(|sent| {
             let differs = *sent != routed;
             *sent = routed;

@@ -16,8 +16,8 @@ pub enum Level {
     Ok,
     /// The configuration works, but probably not as the operator intended.
     Warning,
-    /// The agent does not start, or the tunnel cannot come up, or a later release will not start with
-    /// this.
+    /// The agent does not start, or the tunnel cannot come up, or a later release will not start
+    /// with this.
     Error,
 }
 

@@ -350,8 +350,8 @@ impl Config {
 
     /// Returns section and text of each value that can never do what the operator wants, but that
     /// earlier releases accepted. `edge-agent check` reports errors for them. The agent starts with
-    /// them and logs warnings, since an upgrade must not leave a node without its agent. At most one
-    /// for each peer, for each address of the node, and for each kind of contradiction.
+    /// them and logs warnings, since an upgrade must not leave a node without its agent. At most
+    /// one for each peer, for each address of the node, and for each kind of contradiction.
     pub fn deprecated(&self) -> Vec<(String, String)> {
         let mut found = vec![];
         let mut add = |section: &str, checked: Result<(), String>| {

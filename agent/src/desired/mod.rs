@@ -15,7 +15,7 @@ mod unprotected;
 pub use few_changes::Step;
 pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
-pub use routed_networks::RoutedNetworks;
+pub use routed_networks::{HubGateway, RoutedNetworks};
 pub use tunnel::{DesiredTunnel, Origin};
 pub use tunnel_map::TunnelMap;
 
@@ -29,7 +29,7 @@ use edge_ike::config::{AgentNotifications, Auth, CertificateAuth, ChildConfig, M
 use edge_ike::{AddressAssignment, ChildName, Childless, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
-use edge_types::{NodeName, NodeView, Peer, Role, SharedPeer};
+use edge_types::{NodeView, Peer, Role, SharedPeer};
 use edge_xfrm::guard::GuardConfig;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
@@ -102,20 +102,20 @@ pub struct PeerChanges {
     pub gone: Vec<PeerName>,
 }
 
-/// An address of a hub, through which a cloud node may route the cluster ranges.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubGateway {
-    /// The hub's name.
-    pub hub: NodeName,
-    /// The hub's address, and the port on which its IKE responder expects the non-ESP marker (RFC
-    /// 3948).
-    pub address: SocketAddr,
-}
-
 impl Desired {
     /// Computes the desired state. `static_peers` are the `[[peer]]` tables with their secrets.
     pub fn compute(config: &Config, static_peers: &[PeerConfig], membership: Option<&Membership>) -> Self {
         Self::update(config, static_peers, membership, None)
+    }
+
+    /// Returns the part of the desired state on which the routes depend that separate tasks
+    /// maintain.
+    pub fn routed_networks(&self) -> RoutedNetworks {
+        RoutedNetworks {
+            hub_routes: self.hub_routes.clone(),
+            hub_gateways: self.hub_gateways.clone(),
+            segments: self.guard.segments.clone(),
+        }
     }
 
     /// Computes the desired state as [`Self::compute`] does. `previous` is an earlier membership
@@ -184,7 +184,7 @@ impl Desired {
         desired.remote_networks = desired.networks_of_peers(membership).into();
         desired.only_segments = tunnel_peers(view).all(|peer| peer.networks.is_empty());
         let mut known = previous.and_then(|(before, desired)| KnownTunnels::new(before, desired, membership));
-        let members = on_demand::undecided_members(view);
+        let members = on_demand::undecided_members(view, tunnel_peers(view));
         let static_tunnels = std::mem::take(&mut desired.tunnels);
         let tunnels = tunnel_peers(view).map(|peer| {
             let on_demand = on_demand::waits_for_a_packet(view, peer, members, config.on_demand.eager);

@@ -1,8 +1,6 @@
 //! Decides which tunnels are set up at once, and which by the first packet.
 
-use edge_types::{NodeView, Peer, Role};
-
-use super::tunnel_peers;
+use edge_types::{NodeView, Peer, Role, SharedPeer};
 
 /// Returns when the tunnel to a member is set up, if a community of both nodes decides that: true
 /// if by the first packet. If several decide, a tunnel at once wins.
@@ -13,9 +11,9 @@ fn decided_by_community(view: &NodeView, peer: &Peer) -> Option<bool> {
 
 /// Returns the number of members of this node's communities, this node included, without those for
 /// which a community decides. Members of several communities are counted together, because the view
-/// does not show which of the others a member belongs to.
-pub(super) fn undecided_members(view: &NodeView) -> usize {
-    let members = tunnel_peers(view).filter(|peer| peer.role != Role::Hub);
+/// does not show which of the others a member belongs to. `peers` are the peers with tunnels.
+pub(super) fn undecided_members<'a>(view: &NodeView, peers: impl Iterator<Item = &'a SharedPeer>) -> usize {
+    let members = peers.filter(|peer| peer.role != Role::Hub);
     1 + members.filter(|peer| decided_by_community(view, peer).is_none()).count()
 }
 

@@ -1,41 +1,39 @@
 //! The part of the desired state on which the routes depend that separate tasks maintain. These
 //! tasks do not wake for each of ten thousand peers that changes.
 
-use ipnetwork::IpNetwork;
+use std::net::SocketAddr;
 
-use super::{Desired, HubGateway};
+use edge_types::NodeName;
+use ipnetwork::IpNetwork;
 
 /// The networks that are routed through hubs, and the segments whose bridge addresses are sources
 /// of routes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RoutedNetworks {
-    /// [`Desired::hub_routes`].
+    /// [`Desired::hub_routes`](super::Desired::hub_routes).
     pub hub_routes: Vec<IpNetwork>,
-    /// [`Desired::hub_gateways`].
+    /// [`Desired::hub_gateways`](super::Desired::hub_gateways).
     pub hub_gateways: Vec<HubGateway>,
     /// This node's segments.
     pub segments: Vec<IpNetwork>,
 }
 
-impl RoutedNetworks {
-    /// Returns this part of the desired state.
-    #[must_use]
-    pub fn of(desired: &Desired) -> Self {
-        Self {
-            hub_routes: desired.hub_routes.clone(),
-            hub_gateways: desired.hub_gateways.clone(),
-            segments: desired.guard.segments.clone(),
-        }
-    }
+/// An address of a hub, through which a cloud node may route the cluster ranges.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubGateway {
+    /// The hub's name.
+    pub hub: NodeName,
+    /// The hub's address, and the port on which its IKE responder expects the non-ESP marker (RFC
+    /// 3948).
+    pub address: SocketAddr,
 }
 
 #[cfg(test)]
 mod tests {
     use edge_types::Role;
 
+    use crate::desired::Desired;
     use crate::desired::tests::{config, membership, peer};
-
-    use super::*;
 
     #[test]
     fn an_edge_more_changes_no_route_and_a_hub_more_does() {
@@ -43,7 +41,7 @@ mod tests {
         let hub = |name, address| peer(name, Role::Hub, address, &[], &["10.244.0.0/16"]);
         let of = |role, peers| {
             let membership = membership(role, &["10.77.1.0/26"], &[], peers);
-            RoutedNetworks::of(&Desired::compute(&config(""), &[], Some(&membership)))
+            Desired::compute(&config(""), &[], Some(&membership)).routed_networks()
         };
         let first = vec![edge("edge-2", "10.77.2.0/26"), hub("hub-1", "192.0.2.1:500")];
         let more = [first.clone(), vec![edge("edge-3", "10.77.3.0/26")]].concat();

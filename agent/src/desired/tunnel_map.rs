@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use edge_ike::PeerName;
 
-use super::DesiredTunnel;
+use super::tunnel::DesiredTunnel;
 
 /// Maximum number of tunnels in a part: about the square root of ten thousand, so that neither the
 /// list of parts nor a part is long.

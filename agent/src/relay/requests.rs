@@ -90,8 +90,8 @@ impl RelayRequests {
         self.set_due(peer, now + FIRST_REQUEST);
     }
 
-    /// Records that this node sends to a peer from another address than before. The tunnel is up and
-    /// direct. The peer is due after [`AFTER_MOVE`] unless [`Self::forget`] is called before.
+    /// Records that this node sends to a peer from another address than before. The tunnel is up
+    /// and direct. The peer is due after [`AFTER_MOVE`] unless [`Self::forget`] is called before.
     pub fn moved(&mut self, peer: &PeerName, now: Instant) {
         self.path_lost(peer, now, now + AFTER_MOVE);
     }
@@ -145,8 +145,8 @@ impl RelayRequests {
         known.opened.is_some()
     }
 
-    /// Returns whether there is an entry for a peer: its tunnel is not up, or is relayed, or its direct
-    /// path may be lost.
+    /// Returns whether there is an entry for a peer: its tunnel is not up, or is relayed, or its
+    /// direct path may be lost.
     pub fn contains(&self, peer: &PeerName) -> bool {
         self.peers.contains_key(peer)
     }

@@ -40,8 +40,8 @@ pub(super) fn kernel_has(cipher: Cipher, xfrm: &mut Xfrm, random: &SystemRandom,
     }
 }
 
-/// Reports the ciphers that [`kernel_has`] did not find for a peer, in one line: a kernel without ESP
-/// lacks all of them.
+/// Reports the ciphers that [`kernel_has`] did not find for a peer, in one line: a kernel without
+/// ESP lacks all of them.
 pub(super) fn report_missing(ciphers: &[String], incidents: &Incidents) {
     if !ciphers.is_empty() {
         incidents.error(format!(

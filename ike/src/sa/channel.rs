@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use super::in_flight::InFlight;
 use super::last_response::LastResponse;
-use super::message_path::Following;
 use super::partial_message::PartialMessage;
-use super::path::Path;
+use super::path::{Following, Path};
 use super::profile::Profile;
 use super::receive_window::ReceiveWindow;
 use super::retransmission_timer::{Persistence, RetransmissionTimer};

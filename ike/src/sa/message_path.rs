@@ -5,25 +5,12 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::channel::Channel;
-use super::path::Path;
+use super::path::{Following, Path};
 use crate::output::Context;
 
 /// Maximum number of pairs of addresses between which a request is sent besides those in use.
 /// Further ones are not tried.
 const MAX_ALTERNATIVES: usize = 16;
-
-/// When to follow a peer whose messages come from another address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Following {
-    /// After the peer has responded from that address (RFC 7296 2.23).
-    Answer,
-    /// After the peer's UPDATE_SA_ADDRESSES or ESP from another address, when the peer has returned
-    /// COOKIE2 from that address. The peer is the initiator, and both ends support MOBIKE (RFC 4555
-    /// 3.8).
-    Update,
-    /// After the peer has responded to our UPDATE_SA_ADDRESSES from that address.
-    OwnUpdate,
-}
 
 impl Channel {
     /// Returns our address and the peer's, for messages.

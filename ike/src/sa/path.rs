@@ -65,3 +65,16 @@ impl Path {
         }
     }
 }
+
+/// When to follow a peer whose messages come from another address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Following {
+    /// After the peer has responded from that address (RFC 7296 2.23).
+    Answer,
+    /// After the peer's UPDATE_SA_ADDRESSES or ESP from another address, when the peer has returned
+    /// COOKIE2 from that address. The peer is the initiator, and both ends support MOBIKE (RFC 4555
+    /// 3.8).
+    Update,
+    /// After the peer has responded to our UPDATE_SA_ADDRESSES from that address.
+    OwnUpdate,
+}

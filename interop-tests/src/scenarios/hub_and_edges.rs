@@ -70,8 +70,8 @@ impl<'a> HubAndEdges<'a> {
         Ok(())
     }
 
-    /// Stops the agent of this node as an upgrade does, starts `program` on the same state, and waits
-    /// until all tunnels are up.
+    /// Stops the agent of this node as an upgrade does, starts `program` on the same state, and
+    /// waits until all tunnels are up.
     pub(super) fn replace_agent(&mut self, at: usize, program: &Path) -> Result<()> {
         self.agents[at].process().stop()?;
         self.agents[at] = self.controller.start_program_again(program.to_owned(), self.nodes[at])?;

@@ -252,8 +252,8 @@ impl<'a> Charon<'a> {
         Self::start_with(node, &strongswan_conf("", LOG_WITH_KEYS), connection)
     }
 
-    /// Starts charon as [`Self::start`] does. When it authenticates again, it sets up the new IKE SA
-    /// before it deletes the old one.
+    /// Starts charon as [`Self::start`] does. When it authenticates again, it sets up the new IKE
+    /// SA before it deletes the old one.
     ///
     /// # Errors
     /// Returns the same errors as [`Self::start`].

@@ -142,8 +142,8 @@ fn with_controller(page: &Page, [first, second]: [&Machine; 2]) {
 fn upgrade(machine: &Machine) {
     let plugin = "/opt/cni/bin/edge-cni";
     let wanted = "/etc/systemd/system/edge-agent.service.wants/edge-agent-install-cni.service";
-    // The last version had another plugin, and its unit was not wanted by the agent's. The agent may
-    // run the plugin at this moment, so the file is replaced, not written.
+    // The last version had another plugin, and its unit was not wanted by the agent's. The agent
+    // may run the plugin at this moment, so the file is replaced, not written.
     let old_plugin = format!("echo old >{plugin}.old; chmod 755 {plugin}.old; mv {plugin}.old {plugin}");
     machine.run(&format!("{old_plugin}; rm {wanted}; systemctl daemon-reload"));
     machine.run("systemctl disable edge-agent-ipv6.socket");

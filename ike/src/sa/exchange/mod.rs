@@ -10,7 +10,8 @@
 //! - `addresses`: MOBIKE (RFC 4555): address updates, announcements of addresses, and return
 //!   routability checks.
 //! - `agent_notifications`: notifications for private use between agents of ours.
-//! - `lost_mapping`: CHILD_SAs whose ESP stops after the NAT in front of us has changed its mapping.
+//! - `lost_mapping`: CHILD_SAs whose ESP stops after the NAT in front of us has changed its
+//!   mapping.
 //! - `informational`: INFORMATIONAL for deletion, liveness checks and errors.
 
 mod addresses;

@@ -3,8 +3,8 @@
 use super::*;
 use crate::sa::QueuedRequest;
 use crate::sa::ike_sa::Lifecycle;
-use crate::sa::message_path::Following;
 use crate::sa::mobike::{self, Mobike};
+use crate::sa::path::Following;
 use crate::wire::{Notify, NotifyType, Payload};
 
 const OTHER: IkeId = IkeId { initiator: 3, responder: 4 };

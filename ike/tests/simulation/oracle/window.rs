@@ -1,5 +1,5 @@
-//! The window of one end of an IKE SA (RFC 7296 2.3): as many requests as this end has announced may
-//! arrive before it has answered the first of them, and as many responses are kept.
+//! The window of one end of an IKE SA (RFC 7296 2.3): as many requests as this end has announced
+//! may arrive before it has answered the first of them, and as many responses are kept.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
