@@ -102,8 +102,11 @@ impl KnownTimes {
     }
 
     /// Makes the system clock the witness, if there is no better one. A clock that is behind, as on
-    /// a device without a battery clock, is none: it will be set.
+    /// a device without a battery clock, is none, whoever has set it: it will be set.
     fn observe(&mut self, system: u64, is_synchronised: bool, boot: Duration) {
+        if system < self.floor(boot) {
+            return;
+        }
         let source = if is_synchronised { WitnessSource::Synchronised } else { WitnessSource::SystemClock };
         // A clock that is less certain than the witness changes nothing, and one that is more
         // certain refutes it.
@@ -112,7 +115,7 @@ impl KnownTimes {
             return;
         }
         self.witness.take_if(|_| before < source);
-        let plausible = system >= self.floor(boot) && self.accepted_until().is_some_and(|end| system <= end);
+        let plausible = self.accepted_until().is_some_and(|end| system <= end);
         if plausible {
             self.witness = Some(Witness { time: Floor { unix_time: system, since: boot }, source });
         }

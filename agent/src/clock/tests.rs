@@ -102,6 +102,14 @@ fn a_clock_that_was_wrong_at_boot_is_no_witness_against_a_time_service() {
 }
 
 #[test]
+fn a_time_service_that_is_certainly_wrong_refutes_nothing() {
+    let mut known = known();
+    assert_eq!(time(&mut known, FAR + 100, 100), FAR + 100);
+    synchronised_time(&mut known, 1, 110);
+    assert_eq!(time(&mut known, FAR + YEAR, 120), FAR + 120);
+}
+
+#[test]
 fn a_synchronised_clock_is_a_witness_against_every_later_step() {
     let mut known = known();
     assert_eq!(synchronised_time(&mut known, FAR + 100, 100), FAR + 100);

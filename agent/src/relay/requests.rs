@@ -11,8 +11,10 @@ use edge_ike::{Instant, PeerName};
 /// Time for a tunnel to come up directly before a hub is asked for a relay.
 const FIRST_REQUEST: Duration = Duration::from_secs(3);
 /// Time for a peer to answer after this node's address has changed, before a hub is asked for a
-/// relay. If the NAT of the peer lets nothing in from the new address, the answer never comes.
-const AFTER_MOVE: Duration = Duration::from_millis(100);
+/// relay: longer than a round trip over a mobile network, so that peers that can answer take no
+/// place at the hub. If the NAT of a peer lets nothing in from the new address, the answer never
+/// comes.
+const AFTER_MOVE: Duration = Duration::from_millis(300);
 /// Time after a request until the next hub is asked, if the tunnel has not come up. It doubles
 /// after each round of all hubs, up to [`MAX_WAIT`].
 const MIN_WAIT: Duration = Duration::from_secs(10);
@@ -81,9 +83,11 @@ impl RelayRequests {
     pub fn watch(&mut self, peer: &PeerName, now: Instant) {
         match self.peers.get_mut(peer) {
             Some(known) if known.in_use => known.in_use = false,
+            // A hub that has been asked is not asked again before its time.
             Some(known) => {
-                known.lost_since = None;
-                return;
+                if known.lost_since.take().is_none() || !known.asked.is_empty() {
+                    return;
+                }
             }
             None => drop(self.peers.insert(peer.clone(), RelayedPeer::new(now))),
         }
@@ -468,6 +472,13 @@ mod tests {
         requests.relayed(&peer, relay(&hubs[0], 24_000), at(7));
         requests.moved(&peer, at(8));
         assert_eq!((requests.next_due(), requests.lost_since(&peer)), (Some(at(187)), None), "the relay follows");
+        // Without a connected hub nobody is asked, and a tunnel that is given up then is watched.
+        let mut requests = RelayRequests::default();
+        requests.silent(&peer, at(0));
+        assert_eq!(requests.take_due(at(0)), std::slice::from_ref(&peer));
+        assert_eq!(requests.next_hub(&peer, &[], at(0)), None);
+        requests.watch(&peer, at(1));
+        assert_eq!(requests.next_due(), Some(at(4)));
     }
 
     #[test]

@@ -164,7 +164,8 @@ impl Driver {
     pub(super) fn moved_away(&mut self, peers: impl IntoIterator<Item = PeerName>) {
         let now = self.now();
         for peer in peers {
-            if self.is_up_directly(&peer) {
+            // While there is no route, this code runs many times a second.
+            if self.is_up_directly(&peer) && !self.is_path_lost(&peer) {
                 self.relays.requests.moved(&peer, now);
             }
         }

@@ -40,7 +40,13 @@ impl Driver {
     pub(super) fn change_source_ports(&mut self, now: Instant) {
         for due in self.other_ports.take_due(now) {
             match due {
-                Due::Probe(name) => self.probe_from_another_port(&name),
+                Due::Probe(name) => {
+                    self.probe_from_another_port(&name);
+                    // One probe is enough for each attempt by UDP while TCP is used.
+                    if self.is_up_by_tcp(&name) {
+                        self.other_ports.reached_by_tcp(&name);
+                    }
+                }
                 Due::Try(name) => self.try_by_udp(&name, now),
             }
         }

@@ -152,9 +152,10 @@ impl OtherPort {
     /// Opens sockets for these addresses and starts to read from them. Must be called within a
     /// tokio runtime.
     fn open(remotes: Vec<SocketAddr>, nat_port: u16, messages: &mpsc::Sender<Received>) -> anyhow::Result<Self> {
-        let mut sockets = Vec::new();
+        // When it is dropped after an error, it ends the readers.
+        let mut other = Self { remotes, sockets: Vec::new() };
         for ipv4 in [true, false] {
-            if !remotes.iter().any(|remote| remote.is_ipv4() == ipv4) {
+            if !other.remotes.iter().any(|remote| remote.is_ipv4() == ipv4) {
                 continue;
             }
             let socket = match Socket::open(ipv4, 0) {
@@ -163,9 +164,9 @@ impl OtherPort {
             };
             ike_sockets::set_options(&socket, true)?;
             let reader = tokio::spawn(read(socket.clone(), messages.clone()).in_current_span());
-            sockets.push((socket, reader.abort_handle()));
+            other.sockets.push((socket, reader.abort_handle()));
         }
-        Ok(Self { remotes, sockets })
+        Ok(other)
     }
 
     fn socket(&self, remote: SocketAddr) -> Option<&Socket> {

@@ -140,6 +140,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn each_end_that_waits_wakes_when_the_other_one_is_dropped() {
+        let (sender, mut receiver) = line_slot();
+        let waiting = tokio::spawn(async move { receiver.take().await });
+        tokio::task::yield_now().await;
+        drop(sender);
+        assert_eq!(waiting.await.unwrap(), None);
+        let (sender, receiver) = line_slot();
+        let waiting = tokio::spawn(async move { sender.closed().await });
+        tokio::task::yield_now().await;
+        drop(receiver);
+        waiting.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_second_line_waits_until_the_first_one_is_taken() {
         let (sender, mut receiver) = line_slot();
         assert_eq!(sender.try_put(line("a")), Ok(None));
