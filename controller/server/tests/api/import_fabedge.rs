@@ -81,7 +81,10 @@ async fn nodes_of_fabedge_are_migrated_one_by_one_while_the_others_keep_their_ne
     assert!(said.contains("community alpha is listed"), "{said}");
     let listed = program.json(&["community", "list"]);
     let both = ["edge1", "edge2"];
-    assert_eq!(listed, json!([{"name": "alpha", "members": [], "not_registered": both, "listed": both}]));
+    assert_eq!(
+        listed,
+        json!([{"name": "alpha", "members": [], "not_registered": both, "listed": both, "tunnels": "auto"}])
+    );
 
     // The first node joins, and the other one still runs FabEdge.
     let first = join(&program, at, "edge1").await;
@@ -115,7 +118,7 @@ async fn nodes_of_fabedge_are_migrated_one_by_one_while_the_others_keep_their_ne
     succeeds(&program, &["reload"]);
     assert_eq!(program.json(&["segment", "list"]), segments);
     let listed = program.json(&["community", "list"]);
-    assert_eq!(listed, json!([{"name": "alpha", "members": both, "listed": both}]));
+    assert_eq!(listed, json!([{"name": "alpha", "members": both, "listed": both, "tunnels": "auto"}]));
 }
 
 #[test]
