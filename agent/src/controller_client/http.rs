@@ -191,8 +191,8 @@ impl HttpClient {
         rustix::net::sockopt::set_tcp_user_timeout(&tcp, user_timeout).map_err(|error| failed(error.into()))?;
         let local = tcp.local_addr().map_err(failed)?.ip();
         let tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // With TLS 1.3 a controller judges this node's certificate after the handshake. An alert during
-        // it is not authenticated, so it says nothing about the certificate.
+        // With TLS 1.3 a controller judges this node's certificate after the handshake. An alert
+        // during it is not authenticated, so it says nothing about the certificate.
         let stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| match failed(error) {
             ControllerError::CertificateRefused { url, alert } => {
                 ControllerError::Unreachable { url, why: format!("TLS: {alert:?} during the handshake") }

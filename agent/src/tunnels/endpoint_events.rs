@@ -240,7 +240,8 @@ impl Driver {
                 }
                 self.first_installed(peer, child.id, first, inbound, outbound);
             }
-            // What the kernel has is compared at once: a rekey between the same ends changes no policy.
+            // What the kernel has is compared at once: a rekey between the same ends changes no
+            // policy.
             Err(error) => {
                 self.check_at = tokio::time::Instant::now();
                 self.sa_refused(peer, &error);
