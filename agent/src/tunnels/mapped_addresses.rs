@@ -45,7 +45,7 @@ impl Driver {
             let now = mapped_addresses(&hubs, published.as_deref());
             let changed = *published != now;
             if changed {
-                tracing::info!(mapped = ?now.iter().flatten(), "the addresses from which hubs see this node have changed");
+                tracing::info!(mapped = ?now.as_deref().unwrap_or_default(), "the addresses from which hubs see this node have changed");
             }
             *published = now;
             changed
