@@ -3,7 +3,6 @@
 //! others still use the one before.
 
 use std::fmt;
-use std::ops::Index;
 use std::slice;
 use std::sync::Arc;
 
@@ -83,7 +82,7 @@ impl TunnelMap {
         let (_, tunnel) = part.remove(within);
         self.len -= 1;
         let left = part.len();
-        // Small neighbours are joined, so that there are never many small parts.
+        // It is joined with the next part if both together are small.
         let next = self.parts.get(at + 1).map_or(MAX_PART, |next| next.len());
         if left == 0 {
             self.parts.remove(at);
@@ -195,7 +194,9 @@ impl FromIterator<Entry> for TunnelMap {
     }
 }
 
-impl Index<&PeerName> for TunnelMap {
+/// For tests, which know that the tunnel is there.
+#[cfg(test)]
+impl std::ops::Index<&PeerName> for TunnelMap {
     type Output = Arc<DesiredTunnel>;
 
     /// # Panics

@@ -222,7 +222,7 @@ async fn tab_through(browser: &Browser, scheme: &str) {
     loop {
         browser.press([TAB]).await;
         let focused = browser.value(&with_colours(FOCUSED)).await;
-        // After the last element, the focus leaves the page or begins anew.
+        // After the last element, the focus leaves the page or begins again.
         let [what, follows, width, contrast] = focused.as_array().map_or(&[][..], Vec::as_slice) else { break };
         if *follows == false && what.as_str().unwrap().contains("id=\"skip\"") {
             break;
