@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use edge_ike::Instant;
 
+use super::ends::RelayEnd;
+
 /// Time without a datagram from one of the nodes after which a pair closes. Nodes behind NATs send
 /// a keepalive every 20 s, and a relay looks like a NAT to both nodes.
 const IDLE: Duration = Duration::from_secs(90);
@@ -40,15 +42,36 @@ pub(super) struct PairState {
     pub(super) dropped_count: u64,
 }
 
+/// Where a datagram goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Destination {
+    /// From the other port to this address.
+    Address(SocketAddr),
+    /// To the other node's connection.
+    Stream,
+}
+
 #[derive(Debug)]
 struct End {
-    /// The remote address and port of the node's IKE SA with the hub. Datagrams from another
-    /// address are dropped.
-    ike: SocketAddr,
-    /// The port from which the node sends to the relay; `None` until its first datagram.
-    port: Option<u16>,
-    /// The time of the node's last datagram, or the time at which the pair was opened.
+    place: Place,
+    /// The time of the node's last datagram, or the time at which the pair was opened or its
+    /// connection ended.
     heard: Instant,
+}
+
+#[derive(Debug)]
+enum Place {
+    Udp {
+        /// The remote address and port of the node's IKE SA with the hub. Datagrams from another
+        /// address are dropped.
+        ike: SocketAddr,
+        /// The port from which the node sends to the relay; `None` until its first datagram.
+        port: Option<u16>,
+    },
+    Tcp {
+        /// Whether the node's connection for this pair is open.
+        open: bool,
+    },
 }
 
 /// Counts the datagrams of one second.
@@ -59,60 +82,99 @@ struct Rate {
 }
 
 impl PairState {
-    /// Creates the state of a pair that is opened at `now`. `ike` has the remote address and port
-    /// of each node's IKE SA.
-    pub(super) fn new(ike: [SocketAddr; 2], now: Instant) -> Self {
-        let ends = ike.map(|ike| End { ike: canonical(ike), port: None, heard: now });
+    /// Creates the state of a pair that is opened at `now`.
+    pub(super) fn new(ends: [RelayEnd; 2], now: Instant) -> Self {
+        let ends = ends.map(|end| End { place: Place::of(end), heard: now });
         Self { ends, rate: Rate { since: now, count: 0 }, copied_count: 0, dropped_count: 0 }
     }
 
     /// Sets the remote address and port of each node's IKE SA. If an IKE SA has moved, the node's
     /// NAT has probably changed all ports, so the next datagram determines the node's port again.
-    pub(super) fn set_addresses(&mut self, ike: [SocketAddr; 2]) {
-        for (end, ike) in self.ends.iter_mut().zip(ike.map(canonical)) {
-            if end.ike != ike {
-                *end = End { ike, port: None, heard: end.heard };
+    pub(super) fn set_ends(&mut self, ends: [RelayEnd; 2]) {
+        for (end, new) in self.ends.iter_mut().zip(ends.map(Place::of)) {
+            if let (Place::Udp { ike, .. }, Place::Udp { ike: moved, .. }) = (&end.place, &new)
+                && ike != moved
+            {
+                end.place = new;
             }
         }
     }
 
     /// Handles a datagram of `octets` octets from `from` that arrived at the port for the node at
-    /// `end`. Returns the address to which the other port must send it; `None` if it must be
-    /// dropped.
+    /// `end`. Returns where it goes; `None` if it must be dropped.
     pub(super) fn datagram(
         &mut self,
         end: PairEnd,
         from: SocketAddr,
         octets: usize,
         now: Instant,
-    ) -> Option<SocketAddr> {
+    ) -> Option<Destination> {
+        let (source, _) = self.both(end);
+        let takes = source.takes(from, now);
+        self.pass(end, takes, octets, now)
+    }
+
+    /// Handles a frame of `octets` octets that arrived in the connection of the node at `end`.
+    /// Returns where it goes; `None` if it must be dropped.
+    pub(super) fn frame(&mut self, end: PairEnd, octets: usize, now: Instant) -> Option<Destination> {
+        self.both(end).0.heard = now;
+        self.pass(end, true, octets, now)
+    }
+
+    /// Records that the connection of the node at `end` is open, or has ended.
+    pub(super) fn stream_changed(&mut self, end: PairEnd, is_open: bool, now: Instant) {
+        let (source, _) = self.both(end);
+        if let Place::Tcp { open } = &mut source.place {
+            (*open, source.heard) = (is_open, now);
+        }
+    }
+
+    fn both(&mut self, end: PairEnd) -> (&mut End, &mut End) {
         let [first, second] = &mut self.ends;
-        let (source, other) = if end == PairEnd::First { (first, second) } else { (second, first) };
-        if !source.takes(from, now) || !self.rate.allows(octets, now) {
+        if end == PairEnd::First { (first, second) } else { (second, first) }
+    }
+
+    fn pass(&mut self, end: PairEnd, takes: bool, octets: usize, now: Instant) -> Option<Destination> {
+        if !takes || !self.rate.allows(octets, now) {
             self.dropped_count = self.dropped_count.saturating_add(1);
             return None;
         }
         // If the other node has sent nothing yet, its port is unknown, and the datagram is dropped.
         // IKE retransmits at both nodes.
-        let port = other.port?;
+        let destination = match self.both(end).1.place {
+            Place::Udp { ike, port } => Destination::Address(SocketAddr::new(ike.ip(), port?)),
+            Place::Tcp { open } => open.then_some(Destination::Stream)?,
+        };
         self.copied_count = self.copied_count.saturating_add(1);
-        Some(SocketAddr::new(other.ike.ip(), port))
+        Some(destination)
     }
 
     /// Returns the time at which the pair closes unless the node that has been silent longer sends
-    /// a datagram before.
-    pub(super) fn closes_at(&self) -> Instant {
-        let [first, second] = &self.ends;
-        first.heard.min(second.heard) + IDLE
+    /// a datagram before; `None` while both nodes have a connection.
+    pub(super) fn closes_at(&self) -> Option<Instant> {
+        // A node sends no keepalives in a connection. The kernel notices that the node is gone, and
+        // ends the connection.
+        let silent = self.ends.iter().filter(|end| !matches!(end.place, Place::Tcp { open: true }));
+        silent.map(|end| end.heard + IDLE).min()
+    }
+}
+
+impl Place {
+    fn of(end: RelayEnd) -> Self {
+        match end {
+            RelayEnd::Udp { remote, .. } => Self::Udp { ike: canonical(remote), port: None },
+            RelayEnd::Tcp => Self::Tcp { open: false },
+        }
     }
 }
 
 impl End {
     fn takes(&mut self, from: SocketAddr, now: Instant) -> bool {
-        let another = self.port.is_some_and(|port| port != from.port() && now < self.heard + PORT_SILENCE);
-        let takes = from.ip().to_canonical() == self.ike.ip() && !another;
+        let Place::Udp { ike, port } = &mut self.place else { return false };
+        let another = port.is_some_and(|port| port != from.port() && now < self.heard + PORT_SILENCE);
+        let takes = from.ip().to_canonical() == ike.ip() && !another;
         if takes {
-            (self.port, self.heard) = (Some(from.port()), now);
+            (*port, self.heard) = (Some(from.port()), now);
         }
         takes
     }
@@ -147,15 +209,33 @@ mod tests {
     }
 
     fn pair() -> PairState {
-        PairState::new([address("203.0.113.1:4500"), address("[2001:db8::2]:4500")], at(0))
+        PairState::new(ends([address("203.0.113.1:4500"), address("[2001:db8::2]:4500")]), at(0))
+    }
+
+    fn ends(remotes: [SocketAddr; 2]) -> [RelayEnd; 2] {
+        remotes.map(|remote| RelayEnd::Udp { local: "192.0.2.1".parse().unwrap(), remote })
+    }
+
+    /// Returns the address to which a datagram is copied.
+    fn datagram(
+        pair: &mut PairState,
+        end: PairEnd,
+        from: SocketAddr,
+        octets: usize,
+        now: Instant,
+    ) -> Option<SocketAddr> {
+        pair.datagram(end, from, octets, now).map(|to| match to {
+            Destination::Address(address) => address,
+            Destination::Stream => panic!("neither node has a connection"),
+        })
     }
 
     #[test]
     fn datagrams_go_to_the_port_from_which_the_other_node_sent_also_between_families() {
         let (mut pair, one, other) = (pair(), address("203.0.113.1:61000"), address("[2001:db8::2]:4500"));
-        assert_eq!(pair.datagram(First, one, 100, at(0)), None, "the other one is not known yet");
-        assert_eq!(pair.datagram(Second, other, 100, at(1)), Some(one));
-        assert_eq!(pair.datagram(First, one, 100, at(2)), Some(other));
+        assert_eq!(datagram(&mut pair, First, one, 100, at(0)), None, "the other one is not known yet");
+        assert_eq!(datagram(&mut pair, Second, other, 100, at(1)), Some(one));
+        assert_eq!(datagram(&mut pair, First, one, 100, at(2)), Some(other));
         assert_eq!((pair.copied_count, pair.dropped_count), (2, 0));
     }
 
@@ -164,75 +244,105 @@ mod tests {
         let mut pair = pair();
         for stranger in ["198.51.100.9:4500", "[2001:db8::2]:4500", "[::1]:1"].map(address) {
             for moment in 0..80 {
-                assert_eq!(pair.datagram(First, stranger, 100, at(moment)), None);
+                assert_eq!(datagram(&mut pair, First, stranger, 100, at(moment)), None);
             }
         }
-        assert_eq!((pair.dropped_count, pair.closes_at()), (240, at(90)));
+        assert_eq!((pair.dropped_count, pair.closes_at()), (240, Some(at(90))));
         let (one, other) = (address("[::ffff:203.0.113.1]:61000"), address("[2001:db8::2]:4500"));
-        pair.datagram(Second, other, 100, at(2));
-        assert_eq!(pair.datagram(First, one, 100, at(2)), Some(other), "an IPv4-mapped source is the node's own");
-        assert_eq!(pair.closes_at(), at(92));
+        datagram(&mut pair, Second, other, 100, at(2));
+        assert_eq!(datagram(&mut pair, First, one, 100, at(2)), Some(other), "an IPv4-mapped source is the node's own");
+        assert_eq!(pair.closes_at(), Some(at(92)));
     }
 
     #[test]
     fn a_pair_closes_when_one_node_is_gone_whatever_the_other_one_sends() {
         let (mut pair, one, other) = (pair(), address("203.0.113.1:61000"), address("[2001:db8::2]:4500"));
-        pair.datagram(First, one, 100, at(10));
+        datagram(&mut pair, First, one, 100, at(10));
         for second in 10..80 {
-            pair.datagram(Second, other, 100, at(second));
+            datagram(&mut pair, Second, other, 100, at(second));
         }
-        assert_eq!(pair.closes_at(), at(100));
+        assert_eq!(pair.closes_at(), Some(at(100)));
     }
 
     #[test]
     fn another_port_of_the_same_address_diverts_nothing_while_the_node_sends() {
         let (mut pair, node, other) = (pair(), address("203.0.113.1:61000"), address("[2001:db8::2]:4500"));
         let neighbour = address("203.0.113.1:666");
-        pair.datagram(First, node, 100, at(0));
+        datagram(&mut pair, First, node, 100, at(0));
         for second in 1..100 {
-            assert_eq!(pair.datagram(First, neighbour, 100, at(second)), None);
-            assert_eq!(pair.datagram(Second, other, 100, at(second)), Some(node));
+            assert_eq!(datagram(&mut pair, First, neighbour, 100, at(second)), None);
+            assert_eq!(datagram(&mut pair, Second, other, 100, at(second)), Some(node));
             // The node's keepalives.
             if second % 20 == 0 {
-                pair.datagram(First, node, 100, at(second));
+                datagram(&mut pair, First, node, 100, at(second));
             }
         }
         // The node's NAT has changed its mapping. The new port is accepted after `PORT_SILENCE`.
         let moved = address("203.0.113.1:62000");
-        assert_eq!(pair.datagram(First, moved, 100, at(139)), None);
-        assert_eq!(pair.datagram(First, moved, 100, at(140)), Some(other));
-        assert_eq!(pair.datagram(Second, other, 100, at(141)), Some(moved));
+        assert_eq!(datagram(&mut pair, First, moved, 100, at(139)), None);
+        assert_eq!(datagram(&mut pair, First, moved, 100, at(140)), Some(other));
+        assert_eq!(datagram(&mut pair, Second, other, 100, at(141)), Some(moved));
     }
 
     #[test]
     fn a_node_whose_ike_sa_has_moved_is_taken_at_its_new_address_alone_and_at_once() {
         let (mut pair, old, new) = (pair(), address("203.0.113.1:61000"), address("198.51.100.7:4500"));
         let other = address("[2001:db8::2]:4500");
-        pair.datagram(Second, other, 100, at(0));
-        assert_eq!(pair.datagram(First, old, 100, at(0)), Some(other));
-        pair.set_addresses([address("203.0.113.1:4500"), other]);
-        assert_eq!(pair.datagram(Second, other, 100, at(1)), Some(old), "nothing has changed");
+        datagram(&mut pair, Second, other, 100, at(0));
+        assert_eq!(datagram(&mut pair, First, old, 100, at(0)), Some(other));
+        pair.set_ends(ends([address("203.0.113.1:4500"), other]));
+        assert_eq!(datagram(&mut pair, Second, other, 100, at(1)), Some(old), "nothing has changed");
         // The node's NAT was restarted: the address is the same, but the ports are different.
-        pair.set_addresses([address("203.0.113.1:7"), other]);
+        pair.set_ends(ends([address("203.0.113.1:7"), other]));
         let port = address("203.0.113.1:62000");
-        assert_eq!(pair.datagram(First, port, 100, at(1)), Some(other));
-        assert_eq!(pair.datagram(Second, other, 100, at(1)), Some(port));
-        pair.set_addresses([new, other]);
-        assert_eq!(pair.datagram(Second, other, 100, at(2)), None, "not to the old address");
-        assert_eq!(pair.datagram(First, port, 100, at(3)), None);
-        assert_eq!(pair.datagram(First, new, 100, at(3)), Some(other));
+        assert_eq!(datagram(&mut pair, First, port, 100, at(1)), Some(other));
+        assert_eq!(datagram(&mut pair, Second, other, 100, at(1)), Some(port));
+        pair.set_ends(ends([new, other]));
+        assert_eq!(datagram(&mut pair, Second, other, 100, at(2)), None, "not to the old address");
+        assert_eq!(datagram(&mut pair, First, port, 100, at(3)), None);
+        assert_eq!(datagram(&mut pair, First, new, 100, at(3)), Some(other));
     }
 
     #[test]
     fn more_than_the_rate_is_dropped_and_the_next_second_begins_anew() {
         let (mut pair, one, other) = (pair(), address("203.0.113.1:61000"), address("[2001:db8::2]:4500"));
-        pair.datagram(Second, other, 100, at(0));
+        datagram(&mut pair, Second, other, 100, at(0));
         let copied = |pair: &mut PairState, second: u64| {
-            (0..50_000).filter(|_| pair.datagram(First, one, 100, at(second)).is_some()).count()
+            (0..50_000).filter(|_| datagram(pair, First, one, 100, at(second)).is_some()).count()
         };
         assert_eq!(copied(&mut pair, 0), 19_999);
         assert_eq!(copied(&mut pair, 1), 20_000);
-        let large = (0..50_000).filter(|_| pair.datagram(First, one, 9000, at(2)).is_some()).count();
+        let large = (0..50_000).filter(|_| datagram(&mut pair, First, one, 9000, at(2)).is_some()).count();
         assert_eq!(large, 20_000 / 7, "a jumbo frame counts for seven");
+    }
+
+    #[test]
+    fn a_node_with_a_connection_is_reached_in_it_and_needs_no_keepalives_while_it_is_open() {
+        let other = address("[2001:db8::2]:4500");
+        let [_, udp] = ends([other, other]);
+        let mut pair = PairState::new([RelayEnd::Tcp, udp], at(0));
+        assert_eq!(pair.datagram(Second, other, 100, at(1)), None, "it has no connection yet");
+        assert_eq!(pair.closes_at(), Some(at(90)));
+        pair.stream_changed(First, true, at(2));
+        assert_eq!(pair.datagram(Second, other, 100, at(3)), Some(Destination::Stream));
+        assert_eq!(pair.frame(First, 100, at(4)), Some(Destination::Address(other)));
+        assert_eq!(pair.datagram(First, other, 100, at(5)), None, "the node has no port");
+        assert_eq!(pair.closes_at(), Some(at(93)), "the other node must be heard");
+        pair.datagram(Second, other, 100, at(500));
+        assert_eq!(pair.closes_at(), Some(at(590)), "the connection alone is enough");
+        pair.stream_changed(First, false, at(501));
+        assert_eq!(pair.datagram(Second, other, 100, at(502)), None);
+        pair.datagram(Second, other, 100, at(580));
+        assert_eq!(pair.closes_at(), Some(at(591)), "the node must connect again");
+    }
+
+    #[test]
+    fn frames_of_two_connections_have_the_same_rate_as_datagrams() {
+        let mut pair = PairState::new([RelayEnd::Tcp; 2], at(0));
+        pair.stream_changed(First, true, at(0));
+        pair.stream_changed(Second, true, at(0));
+        assert_eq!(pair.closes_at(), None);
+        let copied = (0..50_000).filter(|_| pair.frame(First, 100, at(0)) == Some(Destination::Stream)).count();
+        assert_eq!(copied, 20_000);
     }
 }

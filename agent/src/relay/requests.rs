@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use edge_ike::wire::RelayRefusal;
 use edge_ike::{Instant, PeerName};
+use edge_types::jitter;
 
 /// Time for a tunnel to come up directly before a hub is asked for a relay.
 const FIRST_REQUEST: Duration = Duration::from_secs(3);
@@ -26,12 +27,17 @@ const DIRECT_INTERVAL: Duration = Duration::from_secs(180);
 /// determines how often its addresses change.
 const DIRECT_MIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The port of a hub through which it relays to a peer.
+/// Maximum time from the end of a connection to a relay to the request for it: the connections of
+/// many nodes may end together.
+const MAX_JITTER: Duration = Duration::from_millis(500);
+
+/// The address through which a hub relays to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenedRelay {
     /// The hub.
     pub hub: PeerName,
-    /// The hub's address and its port for this node.
+    /// The hub's address and its port for this node, or the address that stands for a TCP
+    /// connection to the relay.
     pub address: SocketAddr,
 }
 
@@ -147,6 +153,17 @@ impl RelayRequests {
         let Some(known) = self.peers.remove(peer) else { return false };
         self.due.remove(&(known.due, peer.clone()));
         known.opened.is_some()
+    }
+
+    /// Records that the connection to the relay of a peer has ended. Its hub is asked at once.
+    pub fn connection_ended(&mut self, peer: &PeerName, now: Instant) {
+        if let Some(known) = self.peers.get_mut(peer) {
+            // The hub answers while the pair is open. If it has been restarted, a new IKE SA with
+            // it makes the peer due again.
+            known.wait = MIN_WAIT;
+            known.asked.clear();
+            self.set_due(peer, now + jitter::between(Duration::ZERO, MAX_JITTER));
+        }
     }
 
     /// Returns whether there is an entry for a peer: its tunnel is not up, or is relayed, or its

@@ -6,6 +6,8 @@ use std::time::Duration;
 use edge_ike::wire::RelayRefusal;
 use edge_ike::{Instant, PeerName};
 
+use super::ends::RelayAccess;
+
 /// Maximum number of open pairs of one hub. At the limit, requests are refused with
 /// [`RelayRefusal::HubLimit`].
 pub(super) const MAX_PAIRS: usize = 512;
@@ -31,30 +33,30 @@ pub(super) enum RelayAnswer {
     /// Do nothing: an earlier request of this node was passed on and still waits, or the node asks
     /// too often.
     Ignore,
-    /// Both nodes have requested the relay: open two ports, call [`RelayTable::opened`], and send
-    /// each node its port.
+    /// Both nodes have requested the relay: open a pair, call [`RelayTable::opened`], and tell each
+    /// node how to reach it.
     Open,
-    /// The pair is open already: send each node its port again.
+    /// The pair is open already: tell each node again.
     IsOpen {
-        /// The hub's UDP port for the asking node.
-        port: u16,
-        /// The hub's UDP port for the other node.
-        other_port: u16,
+        /// How the asking node reaches it.
+        access: RelayAccess,
+        /// How the other node reaches it.
+        other: RelayAccess,
     },
     /// Refuse the request with this reason.
     Refuse(RelayRefusal),
 }
 
-/// The hub's UDP ports of an open pair, in the order of the nodes' names.
-type Ports = [u16; 2];
+/// How the nodes of an open pair reach it, in the order of their names.
+type Accesses = [RelayAccess; 2];
 
 /// The requests and pairs of a hub.
 #[derive(Debug, Default)]
 pub(super) struct RelayTable {
     /// The time at which each waiting request ends, by the asking node and the other node.
     waiting: BTreeMap<(PeerName, PeerName), Instant>,
-    /// The ports of each open pair. The nodes are in the order of their names.
-    open: BTreeMap<(PeerName, PeerName), Ports>,
+    /// The open pairs. The nodes are in the order of their names.
+    open: BTreeMap<(PeerName, PeerName), Accesses>,
     /// The open pairs, each in both orders of its nodes.
     partners: BTreeSet<(PeerName, PeerName)>,
     /// The beginning of each node's current period, and the number of its requests since then.
@@ -83,8 +85,8 @@ impl RelayTable {
         if from == to || !reachable {
             return RelayAnswer::Refuse(RelayRefusal::NotReachable);
         }
-        if let Some([port, other_port]) = self.ports_of(from, to) {
-            return RelayAnswer::IsOpen { port, other_port };
+        if let Some([access, other]) = self.accesses_of(from, to) {
+            return RelayAnswer::IsOpen { access, other };
         }
         let request = (from.clone(), to.clone());
         let (asks_again, other_asks) = (self.has_asked(from, to, now), self.has_asked(to, from, now));
@@ -105,18 +107,18 @@ impl RelayTable {
         RelayAnswer::Open
     }
 
-    /// Records that a pair is open: `from` sends to `port`, and `to` sends to `other_port`. Removes
-    /// their waiting requests.
-    pub(super) fn opened(&mut self, from: &PeerName, to: &PeerName, port: u16, other_port: u16) {
-        for (one, other) in [(from, to), (to, from)] {
-            self.waiting.remove(&(one.clone(), other.clone()));
-            self.partners.insert((one.clone(), other.clone()));
+    /// Records that a pair is open, how `from` reaches it, and how `to` does. Removes their waiting
+    /// requests.
+    pub(super) fn opened(&mut self, from: &PeerName, to: &PeerName, access: RelayAccess, other: RelayAccess) {
+        for (one, partner) in [(from, to), (to, from)] {
+            self.waiting.remove(&(one.clone(), partner.clone()));
+            self.partners.insert((one.clone(), partner.clone()));
         }
-        let ports = if from < to { [port, other_port] } else { [other_port, port] };
-        self.open.insert(ordered(from, to), ports);
+        let accesses = if from < to { [access, other] } else { [other, access] };
+        self.open.insert(ordered(from, to), accesses);
     }
 
-    /// Removes a pair because its ports must be on other addresses. Waiting requests stay.
+    /// Removes a pair because the nodes must reach it in another way. Waiting requests stay.
     pub(super) fn moved_away(&mut self, one: &PeerName, other: &PeerName) {
         for (from, to) in [(one, other), (other, one)] {
             self.partners.remove(&(from.clone(), to.clone()));
@@ -154,8 +156,8 @@ impl RelayTable {
         self.open.len()
     }
 
-    /// Returns the hub's ports for `from` and for `to`; `None` if the pair is not open.
-    fn ports_of(&self, from: &PeerName, to: &PeerName) -> Option<[u16; 2]> {
+    /// Returns how `from` and `to` reach their pair; `None` if it is not open.
+    fn accesses_of(&self, from: &PeerName, to: &PeerName) -> Option<[RelayAccess; 2]> {
         let [first, second] = *self.open.get(&ordered(from, to))?;
         Some(if from < to { [first, second] } else { [second, first] })
     }
@@ -189,6 +191,7 @@ pub(super) fn ordered(one: &PeerName, other: &PeerName) -> (PeerName, PeerName) 
 
 #[cfg(test)]
 mod tests {
+    use super::RelayAccess::Port;
     use super::*;
 
     fn name(text: &str) -> PeerName {
@@ -203,7 +206,7 @@ mod tests {
     fn open(table: &mut RelayTable, one: &PeerName, other: &PeerName, port: u16) {
         assert_eq!(table.request(one, other, true, at(0)), RelayAnswer::Ask);
         assert_eq!(table.request(other, one, true, at(0)), RelayAnswer::Open);
-        table.opened(other, one, port + 1, port);
+        table.opened(other, one, Port(port + 1), Port(port));
     }
 
     #[test]
@@ -212,9 +215,15 @@ mod tests {
         assert_eq!(table.request(&a, &b, true, at(0)), RelayAnswer::Ask);
         assert_eq!(table.request(&a, &b, true, at(1)), RelayAnswer::Ignore);
         assert_eq!(table.request(&b, &a, true, at(2)), RelayAnswer::Open);
-        table.opened(&b, &a, 45_001, 45_000);
-        assert_eq!(table.request(&a, &b, true, at(3)), RelayAnswer::IsOpen { port: 45_000, other_port: 45_001 });
-        assert_eq!(table.request(&b, &a, true, at(3)), RelayAnswer::IsOpen { port: 45_001, other_port: 45_000 });
+        table.opened(&b, &a, Port(45_001), Port(45_000));
+        assert_eq!(
+            table.request(&a, &b, true, at(3)),
+            RelayAnswer::IsOpen { access: Port(45_000), other: Port(45_001) }
+        );
+        assert_eq!(
+            table.request(&b, &a, true, at(3)),
+            RelayAnswer::IsOpen { access: Port(45_001), other: Port(45_000) }
+        );
         table.closed(&a, &b);
         assert_eq!((table.pairs(), table.request(&a, &b, true, at(4))), (0, RelayAnswer::Ask));
     }

@@ -87,7 +87,10 @@ fn render_peer(text: &mut String, peer: &PeerReport) {
     let addresses = if peer.endpoints.is_empty() { "not known".into() } else { peer.endpoints.join(" ") };
     let _ = writeln!(text, "  addresses  {addresses}");
     match &peer.relayed_by {
-        Some(hub) => drop(writeln!(text, "  path       relayed by {hub}")),
+        Some(hub) => {
+            let tcp = if peer.tcp { ", to which it goes by TCP" } else { "" };
+            drop(writeln!(text, "  path       relayed by {hub}{tcp}"));
+        }
         None if peer.tcp => text.push_str("  path       direct, via TCP\n"),
         None if !peer.ike_sas.is_empty() => text.push_str("  path       direct\n"),
         None => {}
@@ -411,6 +414,11 @@ mod tests {
         let mut status = status();
         status.peers[0].relayed_by = Some("hub".into());
         status.peers[1].relay_refused = Some("hub hub does not relay: it cannot open UDP ports".into());
+        let mut by_tcp = status.peers[0].clone();
+        by_tcp.tcp = true;
+        let mut text = String::new();
+        render_peer(&mut text, &by_tcp);
+        assert!(text.contains("  path       relayed by hub, to which it goes by TCP\n"), "{text}");
         status.relayed_pairs = 3;
         let table = crate::status::render(&status);
         let row = table.lines().find(|line| line.starts_with(" edge-1")).unwrap();

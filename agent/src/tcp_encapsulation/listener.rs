@@ -11,8 +11,9 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 
 use super::accept_rate::Admission;
-use super::connections::Connections;
+use super::connections::{ConnectionKind, Connections};
 use super::stream::{self, Received, TcpEvent};
+use crate::relay::AwaitedStreams;
 
 /// Number of connections that the kernel completes before the agent accepts them.
 const BACKLOG: u32 = 256;
@@ -48,10 +49,11 @@ pub fn bind(port: u16) -> anyhow::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
-/// Accepts connections until the task is aborted.
+/// Accepts connections until the task is aborted. Those to relays go to `relayed`.
 pub async fn listen(
     listener: TcpListener,
     connections: Connections,
+    relayed: AwaitedStreams,
     now: fn() -> Instant,
     messages: mpsc::Sender<Received>,
     events: mpsc::Sender<TcpEvent>,
@@ -74,12 +76,19 @@ pub async fn listen(
             .and_then(|()| stream::ends(&stream));
         match ends {
             Ok(ends) => {
-                let Some(id) = connections.add(ends, true, now()) else {
+                let Some(id) = connections.add(ends, ConnectionKind::Accepted, now()) else {
                     tracing::debug!(remote = %ends.remote, "a TCP connection is refused: there are too many");
                     continue;
                 };
                 tracing::debug!(?id, remote = %ends.remote, "a TCP connection is accepted");
-                let task = stream::accepted(stream, id, connections.clone(), messages.clone(), events.clone());
+                let task = stream::accepted(
+                    stream,
+                    id,
+                    connections.clone(),
+                    relayed.clone(),
+                    messages.clone(),
+                    events.clone(),
+                );
                 connections.set_reader(id, tokio::spawn(task).abort_handle());
             }
             Err(error) => tracing::debug!(%error, "a TCP connection is closed: its options cannot be set"),
@@ -105,7 +114,8 @@ mod tests {
             let (messages, mut received) = mpsc::channel(8);
             let (events, _events) = mpsc::channel(8);
             let now = || Instant::new(Duration::ZERO);
-            let listening = tokio::spawn(listen(listener, connections.clone(), now, messages, events));
+            let listening =
+                tokio::spawn(listen(listener, connections.clone(), AwaitedStreams::default(), now, messages, events));
             let found = tokio::task::spawn_blocking(move || stranger(address)).await.unwrap();
             listening.abort();
             assert!(received.try_recv().is_err(), "nothing of a stranger's is a message");
@@ -126,7 +136,9 @@ mod tests {
     #[test]
     fn a_stream_with_another_beginning_or_none_is_closed_and_forgotten() {
         let (connections, ()) = with_stranger(|address| {
-            for beginning in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"IKETCQ", &[0; 6], b"IKE", b""] {
+            for beginning in
+                [&b"GET / HTTP/1.1\r\n\r\n"[..], b"IKETCQ", &[0; 6], b"IKE", b"", b"EDGERL", b"EDGERL0123456789abcdef"]
+            {
                 let mut stream = TcpStream::connect(address).unwrap();
                 stream.write_all(beginning).unwrap();
                 wait_closed(&stream);

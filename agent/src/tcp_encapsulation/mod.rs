@@ -2,6 +2,9 @@
 //! if its configuration says so, and its view entry says which one. An edge that does not reach the
 //! hub by UDP connects to it, and returns to UDP when that works again.
 //!
+//! It reaches other nodes by relays of the hub ([`crate::relay`]), each in a connection of its own,
+//! which begins with another prefix and the token of the relay.
+//!
 //! The kernel carries ESP in the connection (`net/xfrm/espintcp.c`), and gives the agent the IKE
 //! messages. The IKE endpoint knows a connection by the addresses of its [`TcpConnectionId`].
 //!
@@ -19,7 +22,7 @@ mod fallback;
 mod listener;
 mod stream;
 
-pub use connections::{Connections, Ends, is_tcp};
+pub use connections::{ConnectionKind, Connections, Ends, is_tcp};
 pub use fallback::{Action, Fallback};
 pub use listener::{bind, listen};
-pub use stream::{Received, TcpEvent, connect, support};
+pub use stream::{Received, RelayTarget, TcpEvent, connect, connect_to_relay, support};

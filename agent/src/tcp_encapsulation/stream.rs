@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use edge_ike::wire::RelayToken;
 use edge_ike::{Instant, PeerName, TcpConnectionId};
 use edge_xfrm::socket as options;
 use rustix::net::sockopt;
@@ -15,14 +16,17 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::connections::{Connections, Ends};
+use super::connections::{ConnectionKind, Connections, Ends};
+use crate::relay::AwaitedStreams;
 
 /// What the side that begins a connection sends first (RFC 9329).
 const STREAM_PREFIX: &[u8; 6] = b"IKETCP";
+/// What it sends first in a connection to a relay, before the token. No standard has it.
+const RELAY_PREFIX: &[u8; 6] = b"EDGERL";
 /// Maximum size of an IKE message with the non-ESP marker, bytes: the length field has 16 bits and
 /// counts itself.
 const MAX_MESSAGE: usize = 65_533;
-/// Time for the stream prefix to arrive. Then the connection is closed.
+/// Time for the stream prefix, with a token if there is one, to arrive. Then the connection is closed.
 const PREFIX_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the rest of a message to arrive. Then the kernel ends the connection.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,6 +55,19 @@ pub enum TcpEvent {
     Failed(PeerName, String),
     /// A connection has ended.
     Ended(TcpConnectionId),
+    /// The outcome of [`connect_to_relay`]: the connection is open, or why it is not.
+    Relay(RelayTarget, Result<TcpConnectionId, String>),
+}
+
+/// A relay of a hub to one peer, for [`connect_to_relay`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayTarget {
+    /// The peer.
+    pub peer: PeerName,
+    /// The hub.
+    pub hub: PeerName,
+    /// What the connection begins with.
+    pub token: RelayToken,
 }
 
 /// Returns why this kernel cannot carry IKE and ESP in TCP; `Ok` if it can.
@@ -102,7 +119,7 @@ pub async fn connect(
     let mut errors = Vec::new();
     for addresses in choices {
         let Some(stream) = dial_first(addresses, &mut errors).await else { continue };
-        let report = match open(stream, &connections, now(), messages, events.clone()) {
+        let report = match open(stream, ConnectionKind::ToHub, &connections, now(), messages, events.clone()) {
             Ok(id) => TcpEvent::Opened(hub, id),
             Err(error) => TcpEvent::Failed(hub, error),
         };
@@ -113,12 +130,30 @@ pub async fn connect(
     let _ = events.send(TcpEvent::Failed(hub, errors)).await;
 }
 
+/// Connects to a relay at the address of its hub, and reports the outcome.
+pub async fn connect_to_relay(
+    target: RelayTarget,
+    address: SocketAddr,
+    connections: Connections,
+    now: fn() -> Instant,
+    messages: mpsc::Sender<Received>,
+    events: mpsc::Sender<TcpEvent>,
+) {
+    let beginning = [&RELAY_PREFIX[..], target.token.octets()].concat();
+    let opened = match dial(address, &beginning).await {
+        Ok(stream) => open(stream, ConnectionKind::ToRelay, &connections, now(), messages, events.clone()),
+        Err(error) => Err(format!("{address}: {error}")),
+    };
+    let _ = events.send(TcpEvent::Relay(target, opened)).await;
+}
+
 /// Connects to all the addresses at once. Returns the first connection that is established, or adds
 /// to the errors why there is none.
 async fn dial_first(addresses: Vec<SocketAddr>, errors: &mut Vec<String>) -> Option<TcpStream> {
     let mut attempts: JoinSet<Result<TcpStream, String>> = JoinSet::new();
     for address in addresses {
-        attempts.spawn(async move { dial(address).await.map_err(|error| format!("{address}: {error}")) });
+        attempts
+            .spawn(async move { dial(address, STREAM_PREFIX).await.map_err(|error| format!("{address}: {error}")) });
     }
     while let Some(attempt) = attempts.join_next().await {
         match attempt.map_err(|error| error.to_string()).flatten() {
@@ -129,31 +164,46 @@ async fn dial_first(addresses: Vec<SocketAddr>, errors: &mut Vec<String>) -> Opt
     None
 }
 
-async fn dial(address: SocketAddr) -> Result<TcpStream, String> {
+/// Connects, and sends what a connection begins with.
+async fn dial(address: SocketAddr, beginning: &[u8]) -> Result<TcpStream, String> {
     let failed = |error: io::Error| error.to_string();
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
     prepare(&socket, address.is_ipv6()).map_err(failed)?;
     let connecting = timeout(CONNECT_TIMEOUT, socket.connect(address)).await;
     let mut stream = connecting.map_err(|_| "no answer".to_owned())?.map_err(failed)?;
-    stream.write_all(STREAM_PREFIX).await.map_err(failed)?;
+    stream.write_all(beginning).await.map_err(failed)?;
     Ok(stream)
 }
 
 /// Reads the stream prefix from an accepted connection, then IKE messages until the connection
-/// ends.
+/// ends. A connection to a relay goes to `relayed` after the token.
 pub(super) async fn accepted(
     mut stream: TcpStream,
     id: TcpConnectionId,
     connections: Connections,
+    relayed: AwaitedStreams,
     messages: mpsc::Sender<Received>,
     events: mpsc::Sender<TcpEvent>,
 ) {
-    match read_prefix(&mut stream).await.and_then(|()| encapsulate(&stream)) {
-        Ok(()) => {
+    let begun = timeout(PREFIX_TIMEOUT, read_beginning(&mut stream)).await;
+    let begun = begun.unwrap_or_else(|_| Err(format!("no stream prefix within {PREFIX_TIMEOUT:?}")));
+    let outcome = match begun {
+        Ok(Beginning::Ike) => encapsulate(&stream).map(|()| {
             let stream = Arc::new(stream);
             connections.set_stream(id, stream.clone());
-            read(stream, id, connections, messages, events).await;
+            stream
+        }),
+        Ok(Beginning::Relay(token)) => {
+            connections.release(id);
+            if !relayed.deliver(&token, stream) {
+                tracing::debug!(?id, "a TCP connection is closed: no open relay has its token");
+            }
+            return;
         }
+        Err(error) => Err(error),
+    };
+    match outcome {
+        Ok(stream) => read(stream, id, connections, messages, events).await,
         Err(error) => {
             // Anybody can cause this, so it is not logged at a higher level.
             tracing::debug!(?id, "a TCP connection is closed: {error}");
@@ -162,20 +212,33 @@ pub(super) async fn accepted(
     }
 }
 
-async fn read_prefix(stream: &mut TcpStream) -> Result<(), String> {
+/// What an accepted connection begins with.
+enum Beginning {
+    /// The stream prefix of RFC 9329.
+    Ike,
+    /// The prefix and the token of a relay.
+    Relay(RelayToken),
+}
+
+async fn read_beginning(stream: &mut TcpStream) -> Result<Beginning, String> {
     let mut prefix = [0; STREAM_PREFIX.len()];
-    let read = timeout(PREFIX_TIMEOUT, stream.read_exact(&mut prefix)).await;
-    read.map_err(|_| format!("no stream prefix within {PREFIX_TIMEOUT:?}"))?.map_err(|error| error.to_string())?;
-    if prefix == *STREAM_PREFIX {
-        return Ok(());
+    stream.read_exact(&mut prefix).await.map_err(|error| error.to_string())?;
+    match &prefix {
+        STREAM_PREFIX => Ok(Beginning::Ike),
+        RELAY_PREFIX => {
+            let mut token = [0; RelayToken::LEN];
+            stream.read_exact(&mut token).await.map_err(|error| error.to_string())?;
+            Ok(Beginning::Relay(RelayToken::new(token)))
+        }
+        _ => Err(format!("the stream begins with {:?}; expected IKETCP", prefix.escape_ascii().to_string())),
     }
-    Err(format!("the stream begins with {:?}; expected IKETCP", prefix.escape_ascii().to_string()))
 }
 
 /// Hands a connection to a hub over to the kernel's encapsulation after the stream prefix, and
 /// starts to read IKE messages from it.
 fn open(
     stream: TcpStream,
+    kind: ConnectionKind,
     connections: &Connections,
     now: Instant,
     messages: mpsc::Sender<Received>,
@@ -183,7 +246,7 @@ fn open(
 ) -> Result<TcpConnectionId, String> {
     let ends = ends(&stream).map_err(|error| error.to_string())?;
     encapsulate(&stream)?;
-    let id = connections.add(ends, false, now).ok_or_else(|| "this node has too many TCP connections".to_owned())?;
+    let id = connections.add(ends, kind, now).ok_or_else(|| "this node has too many TCP connections".to_owned())?;
     let stream = Arc::new(stream);
     connections.set_stream(id, stream.clone());
     let reader = tokio::spawn(read(stream, id, connections.clone(), messages, events));

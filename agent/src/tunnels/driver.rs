@@ -222,7 +222,7 @@ impl Driver {
             idle_tunnels: IdleTunnels::new(config.on_demand.idle_timeout()),
             deferred_switches: BTreeMap::new(),
             hold_packets: config.on_demand.hold_packets,
-            relays: Relays::new(&config.relay, relay_runtime),
+            relays: Relays::new(&config.relay, tcp.relayed.clone(), relay_runtime),
             tcp,
             other_ports,
             path_mtus: PathMtuProbes::new(config.path_mtu.probe, to_host.path_mtus),
@@ -452,6 +452,7 @@ impl Driver {
         self.wanted_from_view = self.wanted_from_view.saturating_sub(no_longer).saturating_add(now_wanted);
         for name in &changes.gone {
             self.relays.remove_peer(name);
+            self.tcp.relay_connections.forget(name);
             self.forget_tcp(name, now);
             self.source_port_path_changed(name);
             self.endpoint.remove_peer(name, now, &mut self.environment);

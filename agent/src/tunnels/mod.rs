@@ -43,6 +43,7 @@
 //! - `reqids`: the peers' reqids, which stay the same across restarts.
 //! - `requests`: the requests that `edge-agent` commands send to the driver.
 //! - `refusals`: the initiators that were refused before they were known as a peer.
+//! - `relay_connections`: an edge's TCP connections to relays, where UDP is blocked.
 //! - `relays`: the requests for relays on edges, and the answers on hubs.
 //! - `overview`: the SAs and policies that the kernel should have, in the form of the status.
 //! - `report`: the driver's data for the part of the status about tunnels.
@@ -88,6 +89,7 @@ mod path_mtu;
 mod path_mtu_probes;
 mod reconcile;
 mod refusals;
+mod relay_connections;
 mod relays;
 mod report;
 mod report_request;

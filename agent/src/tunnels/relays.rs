@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use edge_ike::config::PeerConfig;
 use edge_ike::endpoint::Phase;
-use edge_ike::wire::AgentNotification;
-use edge_ike::{Instant, PeerName};
+use edge_ike::wire::{AgentNotification, RelayToken};
+use edge_ike::{Instant, PeerName, TcpConnectionId};
 use edge_types::Role;
 use ring::rand::SecureRandom;
 use tokio::runtime::Handle;
@@ -18,7 +18,7 @@ use crate::candidate_addresses::MAX_CANDIDATES;
 use crate::clock::boot_time;
 use crate::config::RelaySection;
 use crate::desired::{Desired, DesiredTunnel, Origin};
-use crate::relay::{HubRelays, Opened, OpenedRelay, RelayEnd, RelayRequests};
+use crate::relay::{AwaitedStreams, EndRandom, HubRelays, Opened, OpenedRelay, RelayEnd, RelayRequests};
 use crate::tcp_encapsulation::is_tcp;
 
 /// Maximum number of direct addresses of a peer that are tried, so that a relayed address can be
@@ -38,14 +38,14 @@ pub(super) struct Relays {
 }
 
 impl Relays {
-    /// Creates the state without hubs and relays. The tasks that copy datagrams on a hub run on
-    /// `runtime`.
-    pub(super) fn new(config: &RelaySection, runtime: Handle) -> Self {
+    /// Creates the state without hubs and relays. On a hub, the connections of nodes to relays come
+    /// from `streams`, and the tasks that copy datagrams run on `runtime`.
+    pub(super) fn new(config: &RelaySection, streams: AwaitedStreams, runtime: Handle) -> Self {
         Self {
             enabled: config.enabled,
             hubs: Vec::new(),
             requests: RelayRequests::default(),
-            hub: HubRelays::new(config.enabled, config.ports.clone(), runtime, boot_time),
+            hub: HubRelays::new(config.enabled, config.ports.clone(), streams, runtime, boot_time),
         }
     }
 
@@ -67,6 +67,11 @@ fn is_member(tunnel: &DesiredTunnel) -> bool {
     tunnel.origin == Origin::View && !tunnel.hub
 }
 
+/// Returns how a node whose IKE SA has these addresses reaches this hub.
+fn relay_end(local: SocketAddr, remote: SocketAddr) -> RelayEnd {
+    if is_tcp(remote) { RelayEnd::Tcp } else { RelayEnd::Udp { local: local.ip().to_canonical(), remote } }
+}
+
 impl Driver {
     /// Returns whether this node is an edge that may be relayed.
     fn may_be_relayed(&self) -> bool {
@@ -77,12 +82,9 @@ impl Driver {
         self.desired.tunnels.get(name).filter(|tunnel| is_member(tunnel))
     }
 
-    /// Returns the connected hubs that understand requests for relays. The ports of relays are UDP
-    /// ports, so hubs that this node reaches by TCP are not among them.
+    /// Returns the connected hubs that understand requests for relays.
     fn connected_hubs(&self) -> Vec<PeerName> {
-        let can_relay = |hub: &&PeerName| {
-            self.endpoint.takes_agent_notifications(hub) && !self.is_up_by_tcp(hub) && !self.hub_returns.leaves(hub)
-        };
+        let can_relay = |hub: &&PeerName| self.endpoint.takes_agent_notifications(hub) && !self.hub_returns.leaves(hub);
         self.relays.hubs.iter().filter(can_relay).cloned().collect()
     }
 
@@ -110,6 +112,12 @@ impl Driver {
         if let Some(relay) = self.relays.requests.relay(name).filter(|relay| relay.address == remote) {
             return Some(relay.clone());
         }
+        if let Some(id) = TcpConnectionId::of(remote.ip()) {
+            // The connection may have ended, and another one may be open.
+            let hub = self.tcp.relay_connections.hub(name, id);
+            let hub = hub.or_else(|| self.relays.requests.relay(name).map(|relay| &relay.hub));
+            return hub.map(|hub| OpenedRelay { hub: hub.clone(), address: remote });
+        }
         let is_at = |addresses: &[SocketAddr]| {
             addresses.iter().any(|address| address.ip() == remote.ip()) && !addresses.contains(&remote)
         };
@@ -128,11 +136,8 @@ impl Driver {
         self.source_port_path_changed(name);
         let path = self.endpoint.path(name);
         if self.desired.role == Some(Role::Hub) {
-            match path {
-                // The ports of relays are UDP ports, which do not reach this node any more.
-                Some((_, remote)) if is_tcp(remote) => self.relays.hub.remove_node(name),
-                Some((_, remote)) => self.relays.hub.node_moved(name, remote),
-                None => {}
+            if let Some((local, remote)) = path {
+                self.relays.hub.node_moved(name, relay_end(local, remote));
             }
             return;
         }
@@ -282,7 +287,16 @@ impl Driver {
                     self.notify(from, AgentNotification::RelayRequest { node: node.clone() });
                 }
             }
-            AgentNotification::RelayOpened { node, port } => self.relay_opened(from, &PeerName::new(node), *port, now),
+            AgentNotification::RelayOpened { node, port } => {
+                let at = self.endpoint.path(from).map(|(_, at)| at).filter(|at| !is_tcp(*at));
+                if let Some(at) = at {
+                    let relay = OpenedRelay { hub: from.clone(), address: SocketAddr::new(at.ip(), *port) };
+                    self.relay_opened(relay, &PeerName::new(node), now);
+                }
+            }
+            AgentNotification::RelayTcpOpened { node, token } => {
+                self.relay_opened_in_tcp(from, &PeerName::new(node), *token, now);
+            }
             AgentNotification::RelayRefused { node, reason } => {
                 tracing::debug!(hub = %from, peer = node, "the hub does not relay: {reason}");
                 let hubs = self.connected_hubs();
@@ -292,17 +306,27 @@ impl Driver {
         }
     }
 
-    fn relay_opened(&mut self, hub: &PeerName, peer: &PeerName, port: u16, now: Instant) {
-        let Some((_, at)) = self.endpoint.path(hub).filter(|(_, remote)| !is_tcp(*remote)) else { return };
-        let relay = OpenedRelay { hub: hub.clone(), address: SocketAddr::new(at.ip(), port) };
-        let address = relay.address;
-        let hubs = self.connected_hubs();
-        let path = self.endpoint.path(peer).map(|(_, remote)| remote);
-        // While the pair is open, the hub does not pass the peer's requests on. But this node may
-        // have forgotten the relay, for example when the tunnel was idle.
-        if path.is_none() && self.member(peer).is_some() {
+    /// Returns whether this node needs a relay to a peer. A request for it is recorded if the peer's
+    /// tunnel is not up: while the pair is open, the hub does not pass the peer's requests on, but
+    /// this node may have forgotten the relay, for example when the tunnel was idle.
+    pub(super) fn is_relay_wanted(&mut self, peer: &PeerName, now: Instant) -> bool {
+        if self.member(peer).is_none() {
+            return false;
+        }
+        if self.endpoint.path(peer).is_none() {
             self.relays.requests.agree(peer, now);
         }
+        self.relays.requests.contains(peer)
+    }
+
+    /// Handles a relay that is open.
+    pub(super) fn relay_opened(&mut self, relay: OpenedRelay, peer: &PeerName, now: Instant) {
+        if !self.is_relay_wanted(peer, now) {
+            return;
+        }
+        let (hub, address) = (relay.hub.clone(), relay.address);
+        let hubs = self.connected_hubs();
+        let path = self.endpoint.path(peer).map(|(_, remote)| remote);
         let opened = self.relays.requests.opened(peer, relay, &hubs, now);
         match (opened, path) {
             (Opened::Ignored, _) => return,
@@ -310,7 +334,8 @@ impl Driver {
             (Opened::Known, _) => {}
             (Opened::New, _) => {
                 let loud = self.event_log.record(PeerEvent::Relayed, peer, now);
-                info_if!(loud, %peer, %hub, %address, "the hub relays to the peer");
+                let at = self.tcp.connections.real(address);
+                info_if!(loud, %peer, %hub, address = %at, tcp = is_tcp(address), "the hub relays to the peer");
                 self.set_peer(peer, now);
             }
         }
@@ -333,21 +358,24 @@ impl Driver {
     }
 
     fn answer_relay_request(&mut self, from: &PeerName, to: &PeerName) {
-        let mut random = [0; 4];
-        // The ports need not be secret, because the hub checks the source of each datagram. So an
-        // error is ignored.
-        let _ = self.environment.random.fill(&mut random);
-        let [a, b, c, d] = random;
-        let random = [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])];
+        let Some(random) = self.random_of_end().zip(self.random_of_end()) else { return };
         let (desired, endpoint) = (&self.desired, &self.endpoint);
         let end_of = |name: &PeerName| {
             desired.tunnels.get(name).filter(|tunnel| is_member(tunnel) && endpoint.takes_agent_notifications(name))?;
-            let (local, remote) = endpoint.path(name).filter(|(_, remote)| !is_tcp(*remote))?;
-            Some(RelayEnd { local: local.ip().to_canonical(), remote })
+            endpoint.path(name).map(|(local, remote)| relay_end(local, remote))
         };
-        for (node, answer) in self.relays.hub.request(from, to, end_of, random, boot_time()) {
+        for (node, answer) in self.relays.hub.request(from, to, end_of, random.into(), boot_time()) {
             self.notify(&node, answer);
         }
+    }
+
+    /// Returns random numbers for one end of a pair; `None` if the system has none, so that the
+    /// request is not answered.
+    fn random_of_end(&self) -> Option<EndRandom> {
+        let (mut port, mut token) = ([0; 2], [0; RelayToken::LEN]);
+        self.environment.random.fill(&mut port).ok()?;
+        self.environment.random.fill(&mut token).ok()?;
+        Some(EndRandom { port: u16::from_be_bytes(port), token: RelayToken::new(token) })
     }
 
     /// Sends a notification. If it cannot be sent, it is dropped: a node that gets no answer

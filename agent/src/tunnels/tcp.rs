@@ -6,9 +6,11 @@ use tokio::task::JoinSet;
 use tracing::Instrument;
 
 use super::event_sources::Received;
+use super::relay_connections::RelayConnections;
 use crate::clock::boot_time;
 use crate::config::Config;
 use crate::incidents::Incidents;
+use crate::relay::AwaitedStreams;
 use crate::tcp_encapsulation::{self, Connections, Fallback, TcpEvent};
 
 /// Maximum number of events of connections that wait for the driver. Further ones wait in their
@@ -21,6 +23,10 @@ pub(super) struct Tcp {
     pub(super) connections: Connections,
     /// On an edge: the hubs that it does not reach by UDP.
     pub(super) fallback: Fallback,
+    /// On a hub: the connections of nodes to its relays.
+    pub(super) relayed: AwaitedStreams,
+    /// On an edge: its connections to relays.
+    pub(super) relay_connections: RelayConnections,
     /// On a hub: the sockets that accept connections, until the driver runs.
     listeners: Vec<TcpListener>,
     /// The tasks that accept and begin connections.
@@ -48,6 +54,8 @@ impl Tcp {
         Ok(Self {
             connections: Connections::new(config.nat_port),
             fallback: Fallback::default(),
+            relayed: AwaitedStreams::default(),
+            relay_connections: RelayConnections::default(),
             listeners,
             tasks: JoinSet::new(),
             messages: None,
@@ -60,8 +68,14 @@ impl Tcp {
     pub(super) fn start(&mut self, messages: &mpsc::Sender<Received>) {
         for listener in std::mem::take(&mut self.listeners) {
             let connections = self.connections.clone();
-            let listen =
-                tcp_encapsulation::listen(listener, connections, boot_time, messages.clone(), self.to_events.clone());
+            let listen = tcp_encapsulation::listen(
+                listener,
+                connections,
+                self.relayed.clone(),
+                boot_time,
+                messages.clone(),
+                self.to_events.clone(),
+            );
             self.tasks.spawn(listen.in_current_span());
         }
         self.messages = Some(messages.clone());

@@ -124,6 +124,7 @@ impl Driver {
                 self.try_udp(&name, now);
             }
         }
+        self.close_relay_connections_of_gone_addresses(local_addresses, now);
         self.tcp_timeout(now);
     }
 
@@ -181,12 +182,17 @@ impl Driver {
         match event {
             TcpEvent::Opened(name, id) => self.tcp_opened(&name, id, now),
             TcpEvent::Failed(name, why) => self.tcp_failed(&name, why, now),
-            TcpEvent::Ended(id) => self.tcp.fallback.ended(id, now),
+            TcpEvent::Ended(id) => {
+                self.tcp.fallback.ended(id, now);
+                self.relay_connection_ended(id, now);
+            }
+            TcpEvent::Relay(target, outcome) => self.relay_connected(&target, outcome),
         }
     }
 
     /// Closes the connections of peers that have carried no IKE SA for a while.
     pub(super) fn close_unused_tcp(&mut self) {
+        self.clean_relay_connections();
         if self.tcp.connections.is_empty() {
             return;
         }

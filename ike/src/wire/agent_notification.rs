@@ -37,6 +37,15 @@ pub enum AgentNotification {
         /// The hub's UDP port, never 0.
         port: u16,
     },
+    /// RELAY_TCP_OPENED, from a hub that the receiver reaches by TCP: the hub relays to the node what
+    /// arrives in another TCP connection, which begins with this token. Data: 16 octets of token,
+    /// the name. An agent that does not know it ignores it.
+    RelayTcpOpened {
+        /// The other node.
+        node: String,
+        /// What the connection must begin with.
+        token: RelayToken,
+    },
     /// RELAY_REFUSED, from a hub: it does not relay to this node. Data: 2 octets of reason, the
     /// name.
     RelayRefused {
@@ -48,6 +57,33 @@ pub enum AgentNotification {
     /// HUB_LEAVING, from a hub: its agent ends in a few seconds, so the receiver should send
     /// through another hub. Data: none; octets that a later release adds are ignored.
     HubLeaving,
+}
+
+/// What a TCP connection for one pair of relayed nodes begins with, so that the hub knows for which
+/// pair it is: 16 random octets. Whoever knows them can take the place of the node in the relay, so
+/// they are not shown.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RelayToken([u8; Self::LEN]);
+
+impl RelayToken {
+    /// Number of octets.
+    pub const LEN: usize = 16;
+
+    /// The token with these octets.
+    pub fn new(octets: [u8; Self::LEN]) -> Self {
+        Self(octets)
+    }
+
+    /// The octets, as they are sent.
+    pub fn octets(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for RelayToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RelayToken(..)")
+    }
 }
 
 /// The reason why a hub does not relay.
@@ -119,9 +155,10 @@ impl AgentNotification {
             Self::MappedAddress(address) => address.port() != 0,
             Self::HubLeaving => true,
             Self::RelayOpened { port: 0, .. } => false,
-            Self::RelayRequest { node } | Self::RelayOpened { node, .. } | Self::RelayRefused { node, .. } => {
-                (1..=MAX_NODE_NAME).contains(&node.len())
-            }
+            Self::RelayRequest { node }
+            | Self::RelayOpened { node, .. }
+            | Self::RelayTcpOpened { node, .. }
+            | Self::RelayRefused { node, .. } => (1..=MAX_NODE_NAME).contains(&node.len()),
         }
     }
 
@@ -139,6 +176,9 @@ impl AgentNotification {
             }
             Self::RelayRequest { node } => Notify::with_data(NotifyType::RelayRequest, node.as_bytes().to_vec()),
             Self::RelayOpened { node, port } => Notify::with_data(NotifyType::RelayOpened, numbered(*port, node)),
+            Self::RelayTcpOpened { node, token } => {
+                Notify::with_data(NotifyType::RelayTcpOpened, [token.octets(), node.as_bytes()].concat())
+            }
             Self::RelayRefused { node, reason } => {
                 Notify::with_data(NotifyType::RelayRefused, numbered((*reason).into(), node))
             }
@@ -164,6 +204,10 @@ impl AgentNotification {
             NotifyType::RelayOpened => {
                 let (port, node) = numbered()?;
                 Self::RelayOpened { node, port }
+            }
+            NotifyType::RelayTcpOpened => {
+                let (token, node) = notify.data.split_first_chunk::<{ RelayToken::LEN }>()?;
+                Self::RelayTcpOpened { node: name(node)?, token: RelayToken::new(*token) }
             }
             NotifyType::RelayRefused => {
                 let (reason, node) = numbered()?;

@@ -28,7 +28,7 @@ mod sa;
 mod selector;
 mod transform_text;
 
-pub use agent_notification::{AgentNotification, MAX_NODE_NAME, RelayRefusal, VENDOR_ID};
+pub use agent_notification::{AgentNotification, MAX_NODE_NAME, RelayRefusal, RelayToken, VENDOR_ID};
 pub use auth::{Authentication, Certificate, CertificateRequest};
 pub use configuration::{Configuration, ConfigurationAttribute, MAX_CONFIGURATION_ATTRIBUTES};
 pub use delete::Delete;

@@ -217,6 +217,7 @@ numbers! {
         RelayOpened = 40962 "RELAY_OPENED",
         RelayRefused = 40963 "RELAY_REFUSED",
         HubLeaving = 40964 "HUB_LEAVING",
+        RelayTcpOpened = 40965 "RELAY_TCP_OPENED",
     }
 }
 

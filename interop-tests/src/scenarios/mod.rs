@@ -24,6 +24,7 @@ mod path_mtu;
 mod site;
 mod strongswan;
 mod tcp;
+mod tcp_relays;
 mod two_uplinks;
 mod upgrade;
 mod view_changes;
@@ -52,6 +53,7 @@ pub fn all() -> Vec<&'static Scenario> {
         path_mtu::SCENARIOS,
         strongswan::SCENARIOS,
         tcp::SCENARIOS,
+        tcp_relays::SCENARIOS,
         two_uplinks::SCENARIOS,
         upgrade::SCENARIOS,
         view_changes::SCENARIOS,

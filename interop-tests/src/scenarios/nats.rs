@@ -79,7 +79,7 @@ const PACE: Duration = Duration::from_millis(20);
 /// A router in front of an edge. None of the NATs lets in what comes from an address and port to
 /// which nothing was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Nat {
+pub(super) enum Nat {
     /// Nothing is translated.
     None,
     /// Ports stay as they are.
@@ -113,18 +113,23 @@ impl Nat {
 }
 
 /// A hub and two edges of one community, with pods.
-struct Edges<'a> {
-    net: &'a Net,
+pub(super) struct Edges<'a> {
+    pub(super) net: &'a Net,
     controller: Controller<'a>,
-    hub: Agent<'a>,
-    agents: [Agent<'a>; 2],
-    pods: [(Pod, String); 2],
+    pub(super) hub: Agent<'a>,
+    pub(super) agents: [Agent<'a>; 2],
+    pub(super) pods: [(Pod, String); 2],
 }
 
 impl<'a> Edges<'a> {
     /// Starts the network, the controller, the agents and the pods, and puts both edges into one
     /// community.
     fn start(lab: &'a Lab, nats: [Nat; 2]) -> Result<Self> {
+        Self::start_with(lab, nats, "")
+    }
+
+    /// The same, with these tables in the hub's configuration.
+    pub(super) fn start_with(lab: &'a Lab, nats: [Nat; 2], of_hub: &str) -> Result<Self> {
         let mut plan = NetworkPlan::new();
         plan.host("hub").on("isp", &[&format!("{HUB}/24")]).own_directory("/etc/edge-controller");
         plan.host("hub-2").on("isp", &["203.0.113.2/24"]);
@@ -147,7 +152,7 @@ impl<'a> Edges<'a> {
         }
         let (node, one, other) = (net.node("hub"), net.node("edge-0"), net.node("edge-1"));
         let controller = Controller::start(lab, node, HUB, "")?;
-        let mut hub = controller.join(node, "hub")?;
+        let mut hub = controller.join_with(node, "hub", of_hub)?;
         hub.wait_ready()?;
         let mut agents = [controller.join(one, "edge")?, controller.join(other, "edge")?];
         for agent in &mut agents {
@@ -160,26 +165,26 @@ impl<'a> Edges<'a> {
         Ok(Self { net, controller, hub, agents, pods })
     }
 
-    fn wait_up(&mut self) -> Result<()> {
+    pub(super) fn wait_up(&mut self) -> Result<()> {
         self.agents[0].wait_up("edge-1")?;
         self.agents[1].wait_up("edge-0").map(drop)
     }
 
-    fn ping(&self) -> Result<Ping> {
+    pub(super) fn ping(&self) -> Result<Ping> {
         let ([(pod, _), (_, address)], pace) = (&self.pods, PACE);
         Ping::start(pod, address, pace)
     }
 
     /// Waits until neither edge makes another IKE SA with the other one. Both may have begun the
     /// tunnel. Until the attempts have ended, after 5.5 s, one IKE SA may take the other's place.
-    fn settle(&self) -> Result<()> {
+    pub(super) fn settle(&self) -> Result<()> {
         let mut ping = self.ping()?;
         ping.wait_more(300)?;
         ping.stop().map(drop)
     }
 
     /// Returns what the status of the edge with this index says about the other edge.
-    fn report(&self, index: usize) -> Result<Value> {
+    pub(super) fn report(&self, index: usize) -> Result<Value> {
         let peer = format!("edge-{}", 1 - index);
         let status = self.agents[index].status()?;
         let peers = status["peers"].as_array().cloned().unwrap_or_default();
@@ -188,7 +193,7 @@ impl<'a> Edges<'a> {
 
     /// Waits until the status of both edges says that this hub relays the tunnel, or with `None`,
     /// that the tunnel is direct.
-    fn wait_relayed_by(&self, hub: Option<&str>) -> Result<()> {
+    pub(super) fn wait_relayed_by(&self, hub: Option<&str>) -> Result<()> {
         for index in 0..2 {
             wait::for_event(&format!("edge-{index} to be relayed by {hub:?}"), || {
                 let report = self.report(index)?;

@@ -36,7 +36,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Maximum number of messages that are read from a connection that carries no IKE SA yet: enough
 /// for cookies, fragments and retransmissions. The next message closes the connection.
 const MAX_UNAUTHENTICATED_MESSAGES: u32 = 64;
-/// Time for which an accepted connection may carry no IKE SA. Then it is closed.
+/// Time for which a connection that was accepted, or leads to a relay, may carry no IKE SA. Then it
+/// is closed.
 const MAX_UNUSED: Duration = Duration::from_secs(20);
 /// Maximum number of closed connections whose addresses are still known, since the endpoint may
 /// still have SAs on them. Beyond it, the one that was closed first is forgotten.
@@ -49,6 +50,17 @@ pub struct Ends {
     pub local: SocketAddr,
     /// The peer's end.
     pub remote: SocketAddr,
+}
+
+/// Who began a connection, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConnectionKind {
+    /// A peer, or a stranger. Only then do the limits of unauthenticated connections apply.
+    Accepted,
+    /// This node, to a hub.
+    ToHub,
+    /// This node, to a hub that relays to one peer in it.
+    ToRelay,
 }
 
 /// The port of the addresses that stand for the peers' ends: that of messages with the non-ESP
@@ -81,8 +93,7 @@ struct Connection {
     /// Number of connections that were added before it. Unlike the [`TcpConnectionId`], it is
     /// never used again.
     order: u64,
-    /// Whether the peer began the connection. Only then do the limits apply.
-    accepted: bool,
+    kind: ConnectionKind,
     /// The peer with which an IKE SA has been established on it.
     peer: Option<PeerName>,
     /// Number of messages that were read.
@@ -105,8 +116,12 @@ impl Drop for Connection {
 }
 
 impl Connection {
+    fn is_accepted(&self) -> bool {
+        self.kind == ConnectionKind::Accepted
+    }
+
     fn is_unauthenticated(&self) -> bool {
-        self.accepted && self.peer.is_none()
+        self.is_accepted() && self.peer.is_none()
     }
 }
 
@@ -133,11 +148,11 @@ impl Connections {
         admission
     }
 
-    /// Adds a connection. `accepted`: the peer began it. Returns `None` if there are too many
-    /// connections.
-    pub fn add(&self, ends: Ends, accepted: bool, now: Instant) -> Option<TcpConnectionId> {
+    /// Adds a connection. Returns `None` if there are too many connections.
+    pub fn add(&self, ends: Ends, kind: ConnectionKind, now: Instant) -> Option<TcpConnectionId> {
         let mut table = self.table();
-        let has_room = if accepted { table.make_room(ends.remote.ip(), now) } else { !table.is_full() };
+        let has_room =
+            if kind == ConnectionKind::Accepted { table.make_room(ends.remote.ip(), now) } else { !table.is_full() };
         if !has_room {
             return None;
         }
@@ -145,7 +160,7 @@ impl Connections {
         let connection = Connection {
             ends,
             order: table.added,
-            accepted,
+            kind,
             peer: None,
             messages: 0,
             unused_since: Some(now),
@@ -161,6 +176,14 @@ impl Connections {
     pub fn set_stream(&self, id: TcpConnectionId, stream: Arc<TcpStream>) {
         if let Some(connection) = self.table().open.get_mut(&id) {
             connection.stream = Some(stream);
+        }
+    }
+
+    /// Removes an accepted connection that carries no IKE and ESP of this node, but stays open. The
+    /// task that reads from it, which calls this, goes on.
+    pub fn release(&self, id: TcpConnectionId) {
+        if let Some(mut connection) = self.table().open.remove(&id) {
+            connection.reader = None;
         }
     }
 
@@ -193,7 +216,7 @@ impl Connections {
         let Some(connection) = table.open.get_mut(&id) else { return };
         connection.peer = Some(peer.clone());
         connection.unused_since = None;
-        let of_peer = table.open.iter().filter(|(other, it)| **other != id && it.accepted);
+        let of_peer = table.open.iter().filter(|(other, it)| **other != id && it.is_accepted());
         let of_peer = of_peer.filter(|(_, it)| it.peer.as_ref() == Some(peer));
         let mut earlier: Vec<_> = of_peer.map(|(id, connection)| (connection.order, *id)).collect();
         earlier.sort_unstable();
@@ -203,15 +226,16 @@ impl Connections {
         }
     }
 
-    /// Closes the accepted connections that have carried no IKE SA for [`MAX_UNUSED`]. `used` are
-    /// those that carry one now.
+    /// Closes the connections that have carried no IKE SA for [`MAX_UNUSED`], but for those to hubs
+    /// ([`super::Fallback`] closes them). `used` are those that carry one now.
     pub fn close_unused(&self, used: &BTreeSet<TcpConnectionId>, now: Instant) {
         let mut table = self.table();
         for (id, connection) in &mut table.open {
             connection.unused_since = if used.contains(id) { None } else { connection.unused_since.or(Some(now)) };
         }
         let is_over = |connection: &Connection| {
-            connection.accepted && connection.unused_since.is_some_and(|since| now >= since + MAX_UNUSED)
+            connection.kind != ConnectionKind::ToHub
+                && connection.unused_since.is_some_and(|since| now >= since + MAX_UNUSED)
         };
         let over: Vec<_> = table.open.iter().filter(|(_, it)| is_over(it)).map(|(id, _)| *id).collect();
         for id in over {
@@ -293,7 +317,7 @@ impl Table {
     /// Returns the accepted connection that carried an IKE SA once, and has carried none for the
     /// longest time.
     fn longest_unused(&self) -> Option<TcpConnectionId> {
-        let used_once = self.open.iter().filter(|(_, it)| it.accepted && it.peer.is_some());
+        let used_once = self.open.iter().filter(|(_, it)| it.is_accepted() && it.peer.is_some());
         let unused = used_once.filter_map(|(id, it)| Some((it.unused_since?, it.order, *id)));
         unused.min().map(|(_, _, id)| id)
     }

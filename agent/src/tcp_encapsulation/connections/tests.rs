@@ -12,7 +12,7 @@ fn from(remote: &str, port: u16) -> Ends {
 }
 
 fn accept(connections: &Connections, remote: &str, port: u16) -> TcpConnectionId {
-    connections.add(from(remote, port), true, at(0)).unwrap()
+    connections.add(from(remote, port), ConnectionKind::Accepted, at(0)).unwrap()
 }
 
 fn is_open(connections: &Connections, id: TcpConnectionId) -> bool {
@@ -74,10 +74,10 @@ fn with_all_places_taken_by_members_a_new_connection_is_refused() {
     for port in 0..4096 {
         accept_member(&connections, port);
     }
-    assert_eq!(connections.add(from("192.0.2.9", 1), true, at(0)), None);
+    assert_eq!(connections.add(from("192.0.2.9", 1), ConnectionKind::Accepted, at(0)), None);
     let one = *connections.table().open.keys().next().unwrap();
     connections.close(one);
-    assert!(connections.add(from("192.0.2.9", 1), true, at(0)).is_some());
+    assert!(connections.add(from("192.0.2.9", 1), ConnectionKind::Accepted, at(0)).is_some());
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn numbers_that_begin_again_are_those_of_no_other_connection_and_the_oldest_stay
 fn a_connection_without_an_ike_sa_is_closed_after_a_while_and_after_many_messages() {
     let connections = Connections::new(4500);
     let (member, stranger) = (accept_member(&connections, 1), accept(&connections, "192.0.2.9", 1));
-    let own = connections.add(from("192.0.2.10", 4500), false, at(0)).unwrap();
+    let own = connections.add(from("192.0.2.10", 4500), ConnectionKind::ToHub, at(0)).unwrap();
     let used = BTreeSet::from([member]);
     connections.close_unused(&used, at(19));
     assert!(is_open(&connections, stranger));
@@ -151,10 +151,10 @@ async fn a_connection_in_its_handshake_makes_no_room_for_later_ones_of_its_sourc
     let of_source: Vec<_> = (0..64).map(|port| accept_with_prefix(&connections, &stream, "192.0.2.9", port)).collect();
     assert!(of_source.iter().all(|id| is_open(&connections, *id)));
     assert!(!first.iter().any(|id| is_open(&connections, *id)), "those without a stream prefix have made room");
-    assert_eq!(connections.add(from("192.0.2.9", 100), true, at(4)), None);
-    assert!(connections.add(from("192.0.2.10", 100), true, at(4)).is_some(), "another source");
+    assert_eq!(connections.add(from("192.0.2.9", 100), ConnectionKind::Accepted, at(4)), None);
+    assert!(connections.add(from("192.0.2.10", 100), ConnectionKind::Accepted, at(4)).is_some(), "another source");
     // After the time for a handshake the oldest makes room.
-    assert!(connections.add(from("192.0.2.9", 100), true, at(5)).is_some());
+    assert!(connections.add(from("192.0.2.9", 100), ConnectionKind::Accepted, at(5)).is_some());
     assert!(!is_open(&connections, of_source[0]) && is_open(&connections, of_source[1]));
 }
 
@@ -169,14 +169,16 @@ async fn a_stranger_with_many_ipv6_networks_or_addresses_takes_the_places_of_its
     for stranger in [|n: u32| format!("2001:db8:9:{:x}::1", n % 1000), |n: u32| format!("203.0.113.{}", n % 16)] {
         let (connections, stream) = (Connections::new(4500), stream().await);
         for number in 0..300 {
-            if let Some(id) = connections.add(from(&stranger(number), 1), true, at(0)) {
+            if let Some(id) = connections.add(from(&stranger(number), 1), ConnectionKind::Accepted, at(0)) {
                 connections.set_stream(id, stream.clone());
             }
         }
         let honest: Vec<_> =
             (1..=4).map(|n| accept_with_prefix(&connections, &stream, &format!("2001:db8:{n}::1"), 1)).collect();
         for number in 0..5_000 {
-            if let Some(id) = connections.add(from(&stranger(number), 2), true, at(u64::from(number) / 500)) {
+            if let Some(id) =
+                connections.add(from(&stranger(number), 2), ConnectionKind::Accepted, at(u64::from(number) / 500))
+            {
                 connections.set_stream(id, stream.clone());
             }
         }
@@ -221,7 +223,7 @@ async fn six_hundred_edges_behind_one_address_come_back_within_a_minute_of_the_h
             if edge.take_due(now) != [Action::Dial(hub.clone())] {
                 continue;
             }
-            match connections.add(from("192.0.2.9", 7), true, now) {
+            match connections.add(from("192.0.2.9", 7), ConnectionKind::Accepted, now) {
                 Some(id) => {
                     connections.set_stream(id, stream.clone());
                     assert!(edge.opened(&hub, id, None, now));
@@ -246,7 +248,7 @@ fn member_of(id: TcpConnectionId) -> PeerName {
 fn of_one_members_connections_the_last_two_stay_and_those_of_others_are_untouched() {
     let connections = Connections::new(4500);
     let (thief, other) = (PeerName::new("thief"), accept_member(&connections, 1));
-    let own = connections.add(from("192.0.2.10", 4500), false, at(0)).unwrap();
+    let own = connections.add(from("192.0.2.10", 4500), ConnectionKind::ToHub, at(0)).unwrap();
     connections.authenticated(own, &thief);
     let of_thief: Vec<_> = (0..5_000)
         .map(|port| {
@@ -275,10 +277,32 @@ fn with_all_places_taken_a_members_connection_without_an_ike_sa_makes_room() {
     connections.close_unused(&used(&[7]), at(10));
     connections.close_unused(&used(&[5, 7]), at(20));
     for gone in [7, 5] {
-        let id = connections.add(from("192.0.2.9", 1), true, at(21)).unwrap();
+        let id = connections.add(from("192.0.2.9", 1), ConnectionKind::Accepted, at(21)).unwrap();
         assert!(!is_open(&connections, members[gone]));
         connections.authenticated(id, &member_of(id));
     }
-    assert_eq!(connections.add(from("192.0.2.9", 1), true, at(21)), None);
+    assert_eq!(connections.add(from("192.0.2.9", 1), ConnectionKind::Accepted, at(21)), None);
     assert_eq!(connections.table().open.len(), MAX_CONNECTIONS);
+}
+
+#[test]
+fn a_connection_to_a_relay_is_closed_when_it_carries_no_ike_sa_and_one_that_is_released_stays() {
+    let connections = Connections::new(4500);
+    let relay = connections.add(from("192.0.2.10", 4500), ConnectionKind::ToRelay, at(0)).unwrap();
+    let hub = connections.add(from("192.0.2.10", 4501), ConnectionKind::ToHub, at(0)).unwrap();
+    connections.close_unused(&BTreeSet::from([relay]), at(0));
+    connections.close_unused(&BTreeSet::from([relay]), at(100));
+    connections.close_unused(&BTreeSet::new(), at(110));
+    connections.close_unused(&BTreeSet::new(), at(129));
+    assert!(connections.is_open(relay));
+    connections.close_unused(&BTreeSet::new(), at(130));
+    assert!(!connections.is_open(relay) && connections.is_open(hub));
+
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let reader = runtime.spawn(async { 7 });
+    let accepted = connections.add(from("192.0.2.11", 1), ConnectionKind::Accepted, at(0)).unwrap();
+    connections.set_reader(accepted, reader.abort_handle());
+    connections.release(accepted);
+    assert!(!connections.is_open(accepted) && connections.ends(accepted).is_none());
+    assert_eq!(runtime.block_on(reader).unwrap(), 7, "its task is not aborted");
 }
