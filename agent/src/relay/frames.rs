@@ -174,9 +174,10 @@ mod tests {
             for expected in [&b"one"[..], &[0; MAX], b"", b"last"] {
                 assert_eq!(next(&mut hub).await.unwrap(), expected, "cut in pieces of {cut}");
             }
+            assert!(!hub.take_frame(&mut Vec::new()).unwrap());
+            assert_eq!(hub.read.capacity(), 0, "an idle connection has no buffer");
             drop(writing.await.unwrap());
             assert_eq!(next(&mut hub).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-            assert_eq!(hub.read.capacity(), 0, "an idle connection has no buffer");
         }
     }
 

@@ -89,7 +89,7 @@ fn render_peer(text: &mut String, peer: &PeerReport) {
     match &peer.relayed_by {
         Some(hub) => {
             let tcp = if peer.tcp { ", to which it goes by TCP" } else { "" };
-            drop(writeln!(text, "  path       relayed by {hub}{tcp}"));
+            let _ = writeln!(text, "  path       relayed by {hub}{tcp}");
         }
         None if peer.tcp => text.push_str("  path       direct, via TCP\n"),
         None if !peer.ike_sas.is_empty() => text.push_str("  path       direct\n"),

@@ -235,6 +235,7 @@ mod tests {
             AgentNotification::MappedAddress("[2001:db8::7]:4500".parse().unwrap()),
             AgentNotification::RelayRequest { node: node.clone() },
             AgentNotification::RelayOpened { node: node.clone(), port: 45_000 },
+            AgentNotification::RelayTcpOpened { node: node.clone(), token: RelayToken::new([7; 16]) },
             AgentNotification::HubLeaving,
         ];
         all.extend((0..8).map(|reason| AgentNotification::RelayRefused { node: node.clone(), reason: reason.into() }));
@@ -262,11 +263,21 @@ mod tests {
             (NotifyType::RelayOpened, b"\x01"),
             (NotifyType::RelayOpened, b"\x01\x02"),
             (NotifyType::RelayOpened, b"\x00\x00edge-1"),
+            (NotifyType::RelayTcpOpened, &[1; RelayToken::LEN - 1]),
+            (NotifyType::RelayTcpOpened, &[1; RelayToken::LEN]),
+            (NotifyType::RelayTcpOpened, &[0xff; RelayToken::LEN + 1]),
             (NotifyType::RelayRefused, b""),
             (NotifyType::RelayRefused, b"\x00\x01\xff"),
             (NotifyType::Cookie2, b"\x01\x02edge-1"),
         ] {
             assert_eq!(bad(kind, data), None, "{kind} {data:?}");
         }
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let opened = AgentNotification::RelayTcpOpened { node: "a".into(), token: RelayToken::new([0xab; 16]) };
+        let text = format!("{opened:?}");
+        assert!(!text.contains("171") && !text.to_lowercase().contains("abab"), "{text}");
     }
 }
