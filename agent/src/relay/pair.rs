@@ -16,8 +16,11 @@ const IDLE: Duration = Duration::from_secs(90);
 const PORT_SILENCE: Duration = Duration::from_secs(60);
 /// Maximum number of datagrams of a pair that are copied in one second, in both directions
 /// together. A datagram counts once, and once more for each [`UNIT`] octets that it has. Datagrams
-/// beyond the limit are dropped, as on a full link.
+/// beyond the limit are dropped, as on a full link. Connections are not read at the limit, so that
+/// their senders wait.
 const MAX_RATE: u32 = 20_000;
+/// The time in which datagrams are counted.
+const PERIOD: Duration = Duration::from_secs(1);
 /// Number of octets in a datagram for which it counts once more, see [`MAX_RATE`].
 const UNIT: usize = 1500;
 
@@ -129,6 +132,14 @@ impl PairState {
         }
     }
 
+    /// Returns the time until which no connection is read, because the pair has copied as much as it
+    /// may in this second. Frames of two octets would otherwise cost the hub far more than their
+    /// sender.
+    pub(super) fn full_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.rate.since + PERIOD;
+        (self.rate.count >= MAX_RATE && now < until).then_some(until)
+    }
+
     fn both(&mut self, end: PairEnd) -> (&mut End, &mut End) {
         let [first, second] = &mut self.ends;
         if end == PairEnd::First { (first, second) } else { (second, first) }
@@ -186,7 +197,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 
 impl Rate {
     fn allows(&mut self, octets: usize, now: Instant) -> bool {
-        if now >= self.since + Duration::from_secs(1) {
+        if now >= self.since + PERIOD {
             *self = Self { since: now, count: 0 };
         }
         let units = u32::try_from(octets / UNIT).unwrap_or(u32::MAX).saturating_add(1);
@@ -342,7 +353,12 @@ mod tests {
         pair.stream_changed(First, true, at(0));
         pair.stream_changed(Second, true, at(0));
         assert_eq!(pair.closes_at(), None);
-        let copied = (0..50_000).filter(|_| pair.frame(First, 100, at(0)) == Some(Destination::Stream)).count();
-        assert_eq!(copied, 20_000);
+        let mut copied = 0;
+        while pair.full_until(at(0)).is_none() {
+            copied += usize::from(pair.frame(First, 0, at(0)) == Some(Destination::Stream));
+        }
+        assert_eq!((copied, pair.full_until(at(0)), pair.full_until(at(1))), (20_000, Some(at(1)), None));
+        assert_eq!(pair.frame(First, 0, at(0)), None);
+        assert_eq!(pair.frame(First, 0, at(1)), Some(Destination::Stream));
     }
 }

@@ -86,6 +86,10 @@ impl ActiveEnd {
         })
     }
 
+    fn is_connection(&self) -> bool {
+        matches!(self, Self::Tcp { .. })
+    }
+
     /// Waits for something to arrive. This method is cancel safe.
     async fn arrives(&mut self) -> Arrived {
         match self {
@@ -155,15 +159,19 @@ pub(super) async fn copy(
     let (mut first, mut second) = (ActiveEnd::new(first)?, ActiveEnd::new(second)?);
     let mut state = PairState::new(*places.borrow_and_update(), now());
     loop {
-        let left = state.closes_at().map(|at| at.saturating_since(now()));
-        if left.is_some_and(|left| left.is_zero()) {
+        let at = now();
+        if state.closes_at().is_some_and(|closes| closes <= at) {
             return Ok(state);
         }
+        let full_until = state.full_until(at);
+        let left = state.closes_at().into_iter().chain(full_until).min().map(|next| next.saturating_since(at));
+        let (read_first, read_second) =
+            (full_until.is_none() || !first.is_connection(), full_until.is_none() || !second.is_connection());
         tokio::select! {
-            arrived = first.arrives() => {
+            arrived = first.arrives(), if read_first => {
                 pass_on(&mut state, PairEnd::First, &arrived, &first, &mut second, now());
             }
-            arrived = second.arrives() => {
+            arrived = second.arrives(), if read_second => {
                 pass_on(&mut state, PairEnd::Second, &arrived, &second, &mut first, now());
             }
             changed = places.changed() => {

@@ -27,8 +27,11 @@ fn relayed(lab: &Lab) -> Result<()> {
     let mut edges = Edges::start_with(lab, [Nat::KeepsPorts, Nat::KeepsPorts], LISTENS)?;
     edges.wait_up()?;
     edges.wait_relayed_by(None)?;
+    // A tunnel without traffic is noticed only by a liveness check.
+    let ping = edges.ping()?;
     set_udp(&edges, 0, false)?;
     wait_tcp(&edges, [Some(true), Some(false)])?;
+    wait_answers(ping)?;
     edges.settle()?;
     loses_nothing_at_rekeys(&edges)?;
     lab.step("one edge goes to the relay by TCP, the other one by UDP");
@@ -59,8 +62,10 @@ fn relayed(lab: &Lab) -> Result<()> {
     wait_tcp(&edges, [Some(true), Some(false)])?;
     lab.step("the connections were reset, and others carry the tunnels");
 
+    let ping = edges.ping()?;
     set_udp(&edges, 1, false)?;
     wait_tcp(&edges, [Some(true), Some(true)])?;
+    wait_answers(ping)?;
     edges.settle()?;
     loses_nothing_at_rekeys(&edges)?;
     let mut capture = edges.net.node("hub").capture("isp")?;
