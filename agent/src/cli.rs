@@ -5,7 +5,7 @@
     reason = "clap prints these comments, in which [cni] is a table of the configuration"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -293,6 +293,9 @@ impl Cli {
             Command::Uninstall { config, cut_off_pods, purge } => {
                 let file = config.config.clone();
                 let extent = uninstall::Extent { cut_off_pods, purge };
+                if !file.exists() {
+                    return uninstall_without_config(&file);
+                }
                 with_config(&config, |config| uninstall::uninstall(&config, &file, extent))
             }
             Command::Rekey { config, peer, ike, child } => {
@@ -351,6 +354,19 @@ fn with_config(argument: &ConfigArgument, command: impl FnOnce(Config) -> anyhow
         }
     };
     exit_code(command(config))
+}
+
+/// Carries out `uninstall` where the configuration is missing, as after `uninstall --purge`.
+/// Succeeds if nothing is left. Otherwise the configuration is needed to remove it.
+fn uninstall_without_config(file: &Path) -> ExitCode {
+    match uninstall::remains().map(|remains| remains.join(", ")) {
+        Ok(remains) if remains.is_empty() => exit_code(uninstall::report_nothing(file)),
+        Ok(remains) => {
+            eprintln!("edge-agent: {} is missing, and there is still: {remains}; give it by --config", file.display());
+            ExitCode::from(2)
+        }
+        Err(error) => exit_code(Err(error)),
+    }
 }
 
 fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {

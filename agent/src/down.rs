@@ -107,6 +107,26 @@ pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     removal
 }
 
+/// Returns what the kernel has of the agent and the plugin, except interfaces; changes nothing.
+pub(crate) fn kernel_objects() -> anyhow::Result<Vec<String>> {
+    let mut xfrm = Xfrm::open().context("the agent needs CAP_NET_ADMIN")?;
+    let counts = [
+        ("SAs", xfrm.sas()?.iter().filter(|sa| sa.is_ours()).count()),
+        ("policies", xfrm.policies()?.iter().filter(|policy| policy.is_ours()).count()),
+    ];
+    let mut found: Vec<String> =
+        counts.iter().filter(|(_, count)| *count > 0).map(|(what, count)| format!("{count} {what}")).collect();
+    let tables = [
+        ("table inet edge-cni", firewall::read()?.is_some()),
+        ("table inet edge-cni-pods", firewall::pods_table_exists()?),
+    ];
+    found.extend(tables.iter().filter(|(_, exists)| *exists).map(|(what, _)| (*what).to_owned()));
+    if socket_holder::client::find()?.is_some() {
+        found.push("the process that holds the agent's sockets".to_owned());
+    }
+    Ok(found)
+}
+
 /// Ends the process that holds the UDP sockets. Returns 0 if no such process runs.
 fn held_sockets() -> anyhow::Result<usize> {
     let Some(holder) = socket_holder::client::find()? else { return Ok(0) };

@@ -107,6 +107,9 @@ pub struct ControllerStatus {
     pub certificate_ended: Option<String>,
     /// The last error, and how to correct it.
     pub last_error: Option<String>,
+    /// Whether that error is the controller's refusal of this node. Its peers then refuse it too.
+    #[serde(default)]
+    pub refused: bool,
     /// The reason why the controller's latest view is refused; `None` if it is not refused.
     #[serde(default)]
     pub refused_view: Option<String>,

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 
 use crate::config::Config;
-use crate::down::{Removal, refuse_beside_agent, remove_from_kernel};
+use crate::down::{Removal, kernel_objects, refuse_beside_agent, remove_from_kernel};
 use crate::stdout::print;
 use crate::{attached_pods, host, install_cni, state_dir};
 
@@ -65,6 +65,39 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
     }
     report(&removal, config)?;
     removal.result()
+}
+
+/// Returns what is on a host that has no configuration at the given place: interfaces, what the
+/// kernel has, and the files of an agent whose configuration sets no directories. Changes nothing.
+///
+/// # Errors
+/// If the kernel cannot be asked.
+pub fn remains() -> anyhow::Result<Vec<String>> {
+    let config = Config::with_defaults()?;
+    let mut remains: Vec<String> = vec![];
+    let interfaces = host::plugin_interfaces()?;
+    remains.extend(interfaces.names().map(|name| format!("interface {name}")));
+    remains.extend(kernel_objects()?);
+    for file in [config.cni.conflist(), install_cni::plugin_path(&config)] {
+        if file.symlink_metadata().is_ok() {
+            remains.push(file.display().to_string());
+        }
+    }
+    for directory in [&config.run_dir, &config.state_dir] {
+        if state_dir::has_ours(directory)? {
+            remains.push(directory.display().to_string());
+        }
+    }
+    Ok(remains)
+}
+
+/// Prints that nothing is left. `file` is the configuration, which is missing.
+pub fn report_nothing(file: &Path) -> anyhow::Result<()> {
+    print(&format!(
+        "nothing of edge-cni was on this host ({} is missing, so only the default directories were searched)\n",
+        file.display()
+    ))
+    .map(drop)
 }
 
 fn refuse_attached_pods(extent: Extent) -> anyhow::Result<()> {

@@ -97,3 +97,36 @@ fn the_conflist_is_kept_it_comes_after_the_first_segment_and_again_when_it_is_lo
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(kept.0.wait().unwrap().code(), Some(0), "it handles the signal");
 }
+
+/// Runs `uninstall --purge` three times in namespaces where nothing else is: with a configuration
+/// and state, without both, and without a configuration but with a conflist.
+const PURGED: &str = r#"
+set -u
+for directory in /etc /var/lib /run /opt; do mount -t tmpfs empty "$directory"; done
+mkdir -p /etc/edge-cni /var/lib/edge-cni /etc/cni/net.d
+printf '[controller]\nurls = ["https://c"]\n' >/etc/edge-cni/agent.toml
+echo '{}' >/var/lib/edge-cni/identity.json
+run() { "$1" uninstall --purge 2>&1; echo "ends with $?"; }
+run "$1"
+run "$1"
+echo '{}' >/etc/cni/net.d/10-edge-cni.conflist
+run "$1"
+test -e /etc/cni/net.d/10-edge-cni.conflist
+"#;
+
+#[test]
+fn a_second_uninstall_with_purge_finds_nothing_and_one_without_its_configuration_removes_nothing() {
+    if !interop_tests::netns::is_root_or_skips() {
+        return;
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--net", "--propagation", "private", "sh", "-c", PURGED, "sh"]);
+    let done = command.arg(env!("CARGO_BIN_EXE_edge-agent")).output().unwrap();
+    let said = String::from_utf8(done.stdout).unwrap();
+    assert!(done.status.success(), "{said}");
+    let runs: Vec<&str> = said.split_inclusive("ends with ").collect();
+    let codes: Vec<&str> = runs.iter().skip(1).filter_map(|run| run.lines().next()).collect();
+    assert_eq!(codes, ["0", "0", "2"], "{said}");
+    assert!(said.contains("nothing of edge-cni was on this host (/etc/edge-cni/agent.toml is missing"), "{said}");
+    assert!(said.contains("there is still: /etc/cni/net.d/10-edge-cni.conflist"), "{said}");
+}

@@ -322,6 +322,13 @@ impl Config {
         Ok(config)
     }
 
+    /// Returns the configuration in which no key is set. No agent can run with it, but it has the
+    /// directories of an agent whose file sets none.
+    pub(crate) fn with_defaults() -> Result<Self, ConfigError> {
+        toml::from_str("")
+            .map_err(|error| ConfigError::Content { path: DEFAULT_PATH.into(), problem: error.message().to_owned() })
+    }
+
     /// Resolves a path that the file contains, relative to the file's directory.
     pub fn path(&self, path: &Path) -> PathBuf {
         self.directory.join(path)

@@ -477,7 +477,11 @@ impl ControllerClient {
 
     /// Removes this error from `status`, if it is the one shown.
     pub(crate) fn clear_error(&self, error: &str) {
-        self.status.send_if_modified(|status| status.last_error.take_if(|last| *last == error).is_some());
+        self.status.send_if_modified(|status| {
+            let cleared = status.last_error.take_if(|last| *last == error).is_some();
+            status.refused &= !cleared;
+            cleared
+        });
     }
 
     /// Shows an error in `status` and logs it, unless it is already shown.
@@ -496,6 +500,7 @@ impl ControllerClient {
                 error!("{text}; tunnels stay as they are");
             }
             status.last_error = Some(text);
+            status.refused = error.is_refusal_by_the_controller();
             true
         });
     }

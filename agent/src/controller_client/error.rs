@@ -77,6 +77,12 @@ impl ControllerError {
         matches!(self, Self::CertificateRefused { alert: AlertDescription::CertificateExpired, .. })
     }
 
+    /// Returns whether the controller says that this node is no member. Unlike in
+    /// [`Self::is_refusal_of_this_node`], it is the controller that refuses.
+    pub(super) fn is_refusal_by_the_controller(&self) -> bool {
+        !matches!(self, Self::Untrusted { .. }) && self.is_refusal_of_this_node()
+    }
+
     /// Returns whether the controller does not accept this node as a member, or this node does not
     /// trust the controller. In that case a new join token may help, because it pins the
     /// controller's CA.

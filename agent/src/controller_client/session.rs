@@ -166,8 +166,10 @@ async fn follow_stream(
         status.url = Some(url);
         status.connected = true;
         status.since = i64::try_from(controller.clock.unix_time()).ok();
-        if stream.ended_early.is_none() {
+        // Of the errors before, only the one with which a stream ended early may come again.
+        if status.last_error != stream.ended_early {
             status.last_error = None;
+            status.refused = false;
         }
     });
     if stream.ended_early.is_none() {

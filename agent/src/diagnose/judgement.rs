@@ -123,6 +123,11 @@ fn controller(report: &mut Report, status: &Status) {
     let why = controller.last_error.as_deref().map_or(String::new(), |error| format!(": {error}"));
     match (controller.connected, status.view_version) {
         (true, _) => report.add(Level::Ok, "controller", format!("{url} is connected")),
+        // The peers get the same word from the controller, so their refusals follow from this.
+        (false, Some(_)) if controller.refused => {
+            let what = format!("{url} refuses this node, so its peers do too; the last view goes on{why}");
+            report.add(Level::Error, "controller", what)
+        }
         (false, Some(_)) => {
             report.add(Level::Warning, "controller", format!("{url} is not connected, and the last view goes on{why}"))
         }

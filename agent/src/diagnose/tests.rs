@@ -283,11 +283,24 @@ fn a_tunnel_that_is_not_up_is_explained_by_the_first_thing_on_its_way_that_fails
 fn what_an_error_may_follow_from_is_said_behind_it() {
     let both = concluded(|_, status| {
         let controller = status.controller.as_mut().unwrap();
-        (controller.connected, controller.last_error) = (false, Some("this node was deregistered".into()));
+        (controller.connected, controller.last_error) = (false, Some("no route to it".into()));
         status.peers[1] = peer("edge-2", 2, "waiting");
         status.peers[1].last_error = Some("the peer does not accept us".into());
     });
-    assert!(both.starts_with("What is wrong: edge-2: ") && both.ends_with("this node was deregistered"), "{both}");
+    assert!(both.starts_with("What is wrong: edge-2: ") && both.ends_with("no route to it"), "{both}");
+}
+
+#[test]
+fn the_controllers_refusal_of_this_node_is_the_cause_and_comes_before_the_peers() {
+    let found = concluded(|_, status| {
+        let controller = status.controller.as_mut().unwrap();
+        controller.connected = false;
+        (controller.last_error, controller.refused) = (Some("this node was deregistered".into()), true);
+        status.peers[1] = peer("edge-2", 2, "waiting");
+        status.peers[1].last_error = Some("the peer does not accept us".into());
+    });
+    let refused = "What is wrong: controller: https://cloud:8443 refuses this node";
+    assert!(found.starts_with(refused) && found.ends_with("this node was deregistered"), "{found}");
 }
 
 #[test]

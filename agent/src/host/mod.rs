@@ -196,6 +196,11 @@ pub(crate) fn plugin_interfaces() -> anyhow::Result<PluginInterfaces> {
 }
 
 impl PluginInterfaces {
+    /// Returns the names of all of them.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.bridges.iter().map(|(_, name)| name).chain(&self.pods).map(String::as_str)
+    }
+
     /// Deletes the bridges. The pods' interfaces stay, but are no longer connected to a network.
     /// Returns the bridges' names.
     pub(crate) fn delete_bridges(&self) -> anyhow::Result<Vec<&str>> {

@@ -43,6 +43,18 @@ pub(super) fn is_ours(name: &OsStr) -> bool {
     name.to_str().is_some_and(known)
 }
 
+/// Returns whether the directory has files of the agent or the plugin; `false` if it does not
+/// exist.
+///
+/// # Errors
+/// If the directory cannot be read.
+pub fn has_ours(directory: &Path) -> io::Result<bool> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        entries => entries?.try_fold(false, |found, entry| Ok(found || is_ours(&entry?.file_name()))),
+    }
+}
+
 /// The result of [`remove_ours`].
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct RemovedFiles {
@@ -103,9 +115,11 @@ mod tests {
         for name in ["identity.json", "view.json.damaged", "lock", "leases.tmp", "segments-br1.json", "passwd"] {
             fs::write(directory.join(name), "").unwrap();
         }
+        assert!(has_ours(&directory).unwrap());
         let removed = remove_ours(&directory).unwrap();
         assert_eq!(removed, RemovedFiles { count: 6, kept: vec![directory.join("passwd")] });
         assert!(outside.join("file").exists(), "no link is followed");
+        assert!(!has_ours(&directory).unwrap() && !has_ours(&outside.join("none")).unwrap());
         fs::remove_file(directory.join("passwd")).unwrap();
         assert_eq!(remove_ours(&directory).unwrap().count, 1);
         assert_eq!(remove_ours(&directory).unwrap(), RemovedFiles::default());

@@ -15,6 +15,6 @@ mod permissions;
 pub mod segments_file;
 
 pub use change_log::{ChangeLog, read_json_with_changes};
-pub use contents::{RemovedFiles, remove_ours};
+pub use contents::{RemovedFiles, has_ours, remove_ours};
 pub use dir::{SharedLock, StateDir, StateDirError, json_bytes, read_json, read_layout, replace_file};
 pub use permissions::make_private;

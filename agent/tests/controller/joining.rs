@@ -274,7 +274,7 @@ async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_ne
     controller.operator("DELETE", "/v1/nodes/edge-1", json!(null)).await;
     let error = agent.error_with("deregistered").await;
     assert!(error.contains("token"), "{error}");
-    agent.status("no stream", |status| !status.connected).await;
+    agent.status("no stream", |status| !status.connected && status.refused).await;
     let kept = agent.joined().await;
     assert_eq!(kept.view, before.view);
     assert!(exists(node.file("view.json")) && exists(node.file("identity.json")));
@@ -287,6 +287,10 @@ async fn a_deregistered_node_keeps_what_it_has_says_why_and_comes_back_with_a_ne
     };
     let after = agent.membership("a new membership", |m| is_new(m) && has_others(m)).await;
     until("the new segments", || async { node.segments().segments == after.view.segments }).await;
+    // The first stream lasted only a moment, and the refusal came after its end.
+    agent
+        .status("no error of before", |status| status.connected && status.last_error.is_none() && !status.refused)
+        .await;
     soon("the end", agent.end()).await;
 }
 

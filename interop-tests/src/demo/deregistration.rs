@@ -192,6 +192,8 @@ pub(super) fn uninstalled(world: &World, before: &str) -> Result<()> {
         let again = world.agent("edge-c1", &["uninstall"])?;
         ensure!(again.trim() == "nothing of edge-cni was on this host", "a second run says {again}");
         world.agent("edge-c1", &["uninstall", "--purge"])?;
+        let again = world.agent("edge-c1", &["uninstall", "--purge"])?;
+        ensure!(again.starts_with("nothing of edge-cni was on this host"), "after --purge, a second run says {again}");
         let after = host_before_us(world)?;
         let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
         let (before, after) = (lines(before), lines(&after));

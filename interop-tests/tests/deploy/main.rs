@@ -4,6 +4,7 @@
 //! - `chart`: tests the effect of the chart's values, and Helm on a real API server.
 //! - `cleanup`: tests the chart's cleanup of a node.
 //! - `cluster_pages`: follows the pages about Kubernetes, KubeEdge and k3s on a real API server.
+//! - `completions`: tests the completions in zsh and fish.
 //! - `cross`: tests when `.ci/cross` skips the builds for other machines.
 //! - `dashboard`: tests the Grafana dashboard.
 //! - `image`: tests the image in containerd.
@@ -23,6 +24,7 @@
 mod chart;
 mod cleanup;
 mod cluster_pages;
+mod completions;
 mod cross;
 mod dashboard;
 mod helm;
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         chart::TESTS,
         cleanup::TESTS,
         cluster_pages::TESTS,
+        completions::TESTS,
         cross::TESTS,
         image::TESTS,
         install::TESTS,

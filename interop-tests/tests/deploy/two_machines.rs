@@ -44,6 +44,7 @@ fn followed() {
     both.iter().for_each(|machine| install(&page, machine));
     with_controller(&page, both);
     upgrade(&second);
+    upgrade_controller(&first);
     for line in page.commands("Back up", 0) {
         first.run(&line);
     }
@@ -162,6 +163,40 @@ fn upgrade(machine: &Machine) {
     assert_eq!(machine.run("systemctl is-active edge-agent || true"), "inactive\n");
     machine.run("systemctl start edge-agent");
     machine.run_when_ready(&format!("cmp /usr/bin/edge-cni {plugin}"));
+}
+
+/// Installs the next version of the controller over a configuration that it refuses, and over one
+/// that it takes with a key from the environment.
+fn upgrade_controller(machine: &Machine) {
+    let (file, process) =
+        ("/etc/edge-controller/controller.toml", "systemctl show --property MainPID --value edge-controller");
+    let install = "dpkg --install next/edge-controller_*.deb 2>&1";
+    machine.run(&format!("cp {file} /root/controller.toml"));
+    let before = machine.run(process);
+    machine.run(&format!("echo '[nonsense]' >>{file}"));
+    let said = machine.run(install);
+    for words in ["not restarted", "nonsense", "correct the file, then: systemctl restart edge-controller"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert_eq!(machine.run(process), before);
+    machine.run("edge-controller node list");
+    // The file alone is not enough, the unit's environment has the rest.
+    let names = machine.run("grep ^server_names /root/controller.toml");
+    let names = names.trim().trim_start_matches("server_names = ").trim_matches(['[', ']']).replace(['"', ' '], "");
+    machine.run(&format!("sed '/^server_names/d' /root/controller.toml >{file}"));
+    machine.run("mkdir -p /etc/systemd/system/edge-controller.service.d");
+    machine.run(&format!(
+        "printf '[Service]\\nEnvironment=EDGE_CONTROLLER_SERVER_NAMES={names}\\n' >/etc/systemd/system/edge-controller.service.d/names.conf"
+    ));
+    machine.run("systemctl daemon-reload; systemctl restart edge-controller");
+    machine.run_when_ready("edge-controller node list");
+    let before = machine.run(process);
+    let said = machine.run(install);
+    assert!(!said.contains("not restarted"), "{said}");
+    assert_ne!(machine.run(process), before);
+    machine.run(&format!("cp /root/controller.toml {file}; rm -r /etc/systemd/system/edge-controller.service.d"));
+    machine.run("systemctl daemon-reload; systemctl restart edge-controller");
+    machine.run_when_ready("edge-controller node list");
 }
 
 /// Installs the next version over configurations that it refuses, and of which it warns.
