@@ -85,3 +85,36 @@ fn what_waits_in_vain_and_old_responses_are_forgotten() {
     assert_eq!(peer.sa.channel.window_octets(), (0, 0));
     assert!(peer.sa.channel.received.is_none(), "and their memory is free");
 }
+
+/// Delivers a datagram between these addresses, and then those that it lets follow.
+fn arrive_from(peer: &mut Established, datagram: &[u8], remote: SocketAddr) -> SaStep {
+    let deliver = |peer: &mut Established, datagram: &[u8], local, remote| {
+        let header = Header::decode(datagram).unwrap();
+        peer.step(|sa, child_sas, cx| sa.handle(&header, datagram, local, remote, child_sas, cx))
+    };
+    let mut step = deliver(peer, datagram, local(), remote);
+    while let Some(held) = matches!(step, SaStep::Continue).then(|| peer.sa.take_held()).flatten() {
+        step = deliver(peer, &held.datagram, held.local, held.remote);
+    }
+    step
+}
+
+/// Returns where the datagrams went that were sent since the last call, and what is in them.
+fn sent_to(peer: &mut Established) -> Vec<(SocketAddr, Header, Payloads)> {
+    let remotes: Vec<SocketAddr> = peer.out.transmits.iter().map(|transmit| transmit.remote).collect();
+    remotes.into_iter().zip(peer.sent()).map(|(remote, (header, payloads))| (remote, header, payloads)).collect()
+}
+
+#[test]
+fn a_request_that_waits_is_answered_where_it_came_from_last() {
+    //= RFC 7296 2.11 MUST 2: the response goes back
+    let mut peer = with_window();
+    let [before, after] = ["192.0.2.2:4500", "192.0.2.2:61000"].map(|text| text.parse().unwrap());
+    let [first, second] = [0, 1].map(|id| peer.seal(INFORMATIONAL, id, &of_size(1), None).remove(0));
+    // The first transmission of the first request is lost. Then a NAT maps to another port.
+    arrive_from(&mut peer, &second, before);
+    arrive_from(&mut peer, &second, after);
+    arrive_from(&mut peer, &first, after);
+    let answers: Vec<_> = sent_to(&mut peer).iter().map(|(remote, header, _)| (*remote, header.message_id)).collect();
+    assert_eq!(answers, [(after, 0), (after, 1)]);
+}
