@@ -34,6 +34,8 @@ pub enum AgentAnswer {
     Serves,
     /// The agent works but has no peers.
     HasNoPeers,
+    /// The agent works, but is so busy that it asks for a cookie first.
+    AsksForCookie,
 }
 
 /// Returns a request of `octets` bytes, without the non-ESP marker. A vendor ID payload fills it. A
@@ -85,9 +87,11 @@ pub fn answered_request(message: &[u8]) -> Option<u64> {
 pub fn read_answer(message: &[u8]) -> Option<(u64, AgentAnswer)> {
     let spi = answered_request(message)?;
     let message = Message::decode(message).ok()?;
-    let answer = match message.payloads.notify(NotifyType::NoProposalChosen) {
-        Some(_) => AgentAnswer::HasNoPeers,
-        None => AgentAnswer::Serves,
+    let notifies = |kind| message.payloads.notify(kind).is_some();
+    let answer = match () {
+        () if notifies(NotifyType::NoProposalChosen) => AgentAnswer::HasNoPeers,
+        () if notifies(NotifyType::Cookie) => AgentAnswer::AsksForCookie,
+        () => AgentAnswer::Serves,
     };
     Some((spi, answer))
 }
@@ -98,6 +102,7 @@ mod tests {
     use std::path::Path;
     use std::time::Duration;
 
+    use edge_ike::wire::Notify;
     use edge_ike::{Endpoint, EndpointConfig, Environment, Instant, PeerName, Transmit};
     use proptest::prelude::*;
 
@@ -128,6 +133,12 @@ mod tests {
         assert_eq!(read_answer(&answer), Some((7, AgentAnswer::Serves)));
         assert_eq!(answered_request(&answer), Some(7));
         assert_eq!(read_answer(&answer[..20]), None);
+        for (kind, expected) in
+            [(NotifyType::Cookie, AgentAnswer::AsksForCookie), (NotifyType::NoProposalChosen, AgentAnswer::HasNoPeers)]
+        {
+            let payloads = Payloads::from(vec![Payload::Notify(Notify::new(kind))]);
+            assert_eq!(read_answer(&Message { header, payloads }.encode()), Some((7, expected)));
+        }
         let header = Header { exchange: ExchangeType::Informational, ..header };
         let other = Message { header, payloads: Payloads::new() }.encode();
         assert_eq!(answered_request(&other), None);

@@ -174,6 +174,10 @@ impl Environment for System {
         SystemRandom::new().fill(bytes).expect("the system has randomness");
     }
 
+    fn random_is_from_system(&self) -> bool {
+        true
+    }
+
     fn unix_time(&self) -> u64 {
         UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
     }

@@ -251,7 +251,7 @@ const LONGEST_CHILD_RETRY: Duration = Duration::from_secs(10);
 
 impl Timing {
     /// Returns an upper limit of the time for which a request is repeated before it is abandoned.
-    pub(crate) fn longest_exchange(&self) -> Duration {
+    pub fn longest_exchange(&self) -> Duration {
         self.retransmit.saturating_mul(2_u32.saturating_pow(self.transmissions))
     }
 

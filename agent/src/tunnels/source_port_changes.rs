@@ -59,8 +59,9 @@ impl Driver {
         // An initiator's SPI of 0 has another meaning.
         let spi = u64::from_be_bytes(spi).max(1);
         let probe = [&NON_ESP_MARKER, init_probe::request(spi, &random, 0).as_slice()].concat();
-        let remotes = self.udp_addresses(name);
-        if let Err(error) = self.other_ports.probe(name, remotes, spi, &probe) {
+        let Some(tunnel) = self.desired.tunnels.get(name) else { return };
+        let (remotes, attempt) = (tunnel.peer.remotes.clone(), tunnel.peer.timing.longest_exchange());
+        if let Err(error) = self.other_ports.probe(name, remotes, attempt, spi, &probe) {
             tracing::debug!(peer = %name, "the hub is not probed from another port: {error:#}");
         }
     }
@@ -70,9 +71,16 @@ impl Driver {
         if !self.other_ports.expects_answers() {
             return false;
         }
-        let answered = datagram.strip_prefix(&NON_ESP_MARKER).and_then(init_probe::answered_request);
+        let Some(message) = datagram.strip_prefix(&NON_ESP_MARKER) else { return false };
+        // The header alone shows of nearly every datagram that it is something else.
+        let is_answer = init_probe::answered_request(message).is_some_and(|spi| self.other_ports.is_probe(spi));
+        if !is_answer {
+            return false;
+        }
         let now = boot_time();
-        let Some(name) = answered.and_then(|spi| self.other_ports.answered(spi, now)) else { return false };
+        let name =
+            init_probe::read_answer(message).and_then(|(spi, answer)| self.other_ports.answered(spi, answer, now));
+        let Some(name) = name else { return true };
         tracing::debug!(peer = %name, "the hub answers a probe from another port; trying the usual one again");
         self.try_by_udp(&name, now);
         true

@@ -26,14 +26,13 @@ use tracing::Instrument;
 use super::datagram_socket::Socket;
 use super::event_sources::{Received, read};
 use super::ike_sockets;
+use crate::init_probe::AgentAnswer;
 
 /// Time without an answer of a hub until the first probe.
 const UNTIL_PROBE: Duration = Duration::from_secs(10);
 /// Time until the next probe.
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
-/// Time for an attempt from the usual port after a probe was answered, with all retransmissions.
-const ATTEMPT: Duration = Duration::from_secs(6);
-/// Time for the tunnel to come up from another port. Then the usual one is used again.
+/// Minimum time for the tunnel to come up from another port. Then the usual one is used again.
 const TRIAL: Duration = Duration::from_secs(20);
 /// Maximum number of hubs that are probed, or reached, from another port at a time. Others are
 /// tried from the usual port only.
@@ -107,9 +106,18 @@ struct Hub {
     next: Next,
     /// The initiator's SPI of the last probe.
     probe: u64,
+    /// Time for an attempt from the usual port after a probe was answered, with all
+    /// retransmissions.
+    attempt: Duration,
     other: Option<OtherPort>,
     /// Whether the other port is used in place of the usual one.
     used: bool,
+}
+
+impl Hub {
+    fn is_probe(&self, spi: u64) -> bool {
+        self.other.is_some() && !self.used && self.probe == spi
+    }
 }
 
 /// What is done next about a hub.
@@ -197,7 +205,7 @@ impl OtherPorts {
     }
 
     fn hub(&mut self, hub: &PeerName, probe_at: Instant) {
-        let fresh = || Hub { next: Next::Nothing, probe: 0, other: None, used: false };
+        let fresh = || Hub { next: Next::Nothing, probe: 0, attempt: Duration::ZERO, other: None, used: false };
         let hub = self.hubs.entry(hub.clone()).or_insert_with(fresh);
         if hub.next == Next::Nothing {
             // If another port was in use, it may have an outdated mapping now.
@@ -251,7 +259,7 @@ impl OtherPorts {
                     due.push(Due::Probe(name.clone()));
                 }
                 Next::Use(at) if at <= now => {
-                    (hub.next, hub.used) = (Next::Back(now + TRIAL), true);
+                    (hub.next, hub.used) = (Next::Back(now + hub.attempt.max(TRIAL)), true);
                     self.ports.set(hub.other.as_ref());
                     due.push(Due::Try(name.clone()));
                 }
@@ -267,11 +275,13 @@ impl OtherPorts {
     }
 
     /// Sends a probe to a hub from another port. `probe` is an IKE_SA_INIT request with this
-    /// initiator's SPI, and `remotes` are the hub's addresses.
+    /// initiator's SPI, and `remotes` are the hub's addresses. `attempt` is the time that an
+    /// attempt from the usual port takes if nothing answers.
     pub(super) fn probe(
         &mut self,
         name: &PeerName,
         remotes: Vec<SocketAddr>,
+        attempt: Duration,
         spi: u64,
         probe: &[u8],
     ) -> anyhow::Result<()> {
@@ -286,17 +296,26 @@ impl OtherPorts {
                 tracing::debug!(%remote, %error, "a probe from another port cannot be sent");
             }
         }
-        (hub.probe, hub.other) = (spi, Some(other));
+        (hub.probe, hub.attempt, hub.other) = (spi, attempt, Some(other));
         Ok(())
     }
 
+    /// Returns whether the last probe of a hub has this initiator's SPI.
+    pub(super) fn is_probe(&self, spi: u64) -> bool {
+        self.hubs.values().any(|hub| hub.is_probe(spi))
+    }
+
     /// Returns the hub that has answered a probe with this initiator's SPI; `None` if it is no such
-    /// answer. The hub must then be tried from the usual port at once.
-    pub(super) fn answered(&mut self, spi: u64, now: Instant) -> Option<PeerName> {
-        let is_probed = |hub: &Hub| hub.other.is_some() && !hub.used && hub.probe == spi;
-        let (name, hub) = self.hubs.iter_mut().find(|(_, hub)| is_probed(hub))?;
+    /// answer. The hub must then be tried from the usual port at once. A busy hub that asks for a
+    /// cookie has not answered: an attempt from the usual port may fail because the hub is busy,
+    /// and then shows nothing about the port.
+    pub(super) fn answered(&mut self, spi: u64, answer: AgentAnswer, now: Instant) -> Option<PeerName> {
+        if answer == AgentAnswer::AsksForCookie {
+            return None;
+        }
+        let (name, hub) = self.hubs.iter_mut().find(|(_, hub)| hub.is_probe(spi))?;
         if !matches!(hub.next, Next::Use(_)) {
-            hub.next = Next::Use(now + ATTEMPT);
+            hub.next = Next::Use(now + hub.attempt);
         }
         Some(name.clone())
     }
@@ -325,6 +344,8 @@ mod tests {
 
     use super::*;
 
+    const ATTEMPT: Duration = Duration::from_secs(6);
+
     fn at(seconds: u64) -> Instant {
         Instant::new(Duration::from_secs(seconds))
     }
@@ -352,7 +373,7 @@ mod tests {
 
         /// Sends a probe, and returns the port from which it arrives.
         fn probe(&mut self, spi: u64) -> u16 {
-            self.ports.probe(&self.hub, vec![self.remote()], spi, b"probe").unwrap();
+            self.ports.probe(&self.hub, vec![self.remote()], ATTEMPT, spi, b"probe").unwrap();
             self.arrived(b"probe")
         }
 
@@ -400,7 +421,10 @@ mod tests {
         let port = it.probe(8);
         assert!(first != port && port != 4500);
         assert!(it.ports.send(local(), remote, b"x").is_none(), "the usual port is used");
-        assert_eq!((it.ports.answered(7, at(21)), it.ports.answered(8, at(21))), (None, Some(hub.clone())));
+        assert_eq!(
+            (it.ports.answered(7, AgentAnswer::Serves, at(21)), it.ports.answered(8, AgentAnswer::Serves, at(21))),
+            (None, Some(hub.clone()))
+        );
         assert_eq!((it.ports.take_due(at(26)), shared.real(local(), remote)), (vec![], local()));
         assert_eq!(it.ports.take_due(at(27)), [Due::Try(hub.clone())]);
         assert_eq!(shared.real(local(), remote).port(), port);
@@ -421,6 +445,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_attempt_from_the_usual_port_and_a_trial_take_as_long_as_the_timers_say() {
+        if !is_root_or_skips() {
+            return;
+        }
+        let mut it = setting();
+        let (hub, remote) = (it.hub.clone(), it.remote());
+        it.ports.unreached(&hub, at(0));
+        it.ports.probe(&hub, vec![remote], Duration::from_secs(64), 7, b"probe").unwrap();
+        it.ports.answered(7, AgentAnswer::Serves, at(15)).unwrap();
+        assert_eq!((it.ports.take_due(at(78)), it.ports.next_due()), (vec![], Some(at(79))));
+        assert_eq!((it.ports.take_due(at(79)), it.ports.next_due()), (vec![Due::Try(hub)], Some(at(143))));
+    }
+
+    #[tokio::test]
     async fn a_hub_that_comes_back_is_reached_from_the_usual_port_though_it_answers_a_probe() {
         if !is_root_or_skips() {
             return;
@@ -429,14 +467,16 @@ mod tests {
         let (hub, remote) = (it.hub.clone(), it.remote());
         it.ports.unreached(&hub, at(0));
         it.probe(7);
-        assert_eq!(it.ports.answered(7, at(15)), Some(hub.clone()));
+        assert_eq!(it.ports.answered(7, AgentAnswer::AsksForCookie, at(15)), None, "a busy hub");
+        assert_eq!(it.ports.next_due(), Some(at(10)));
+        assert_eq!(it.ports.answered(7, AgentAnswer::Serves, at(15)), Some(hub.clone()));
         assert!(!it.ports.reached(&hub));
         assert_eq!(it.ports.take_due(at(60)), []);
         assert_eq!(it.ports.ports.real(local(), remote), local());
         // A peer that is no hub any more leaves nothing behind.
         it.ports.unreached(&hub, at(60));
         it.probe(8);
-        it.ports.answered(8, at(61)).unwrap();
+        it.ports.answered(8, AgentAnswer::Serves, at(61)).unwrap();
         it.ports.take_due(at(70));
         assert_ne!(it.ports.ports.real(local(), remote), local());
         it.ports.forget(&hub);

@@ -4,6 +4,7 @@
 use std::fs;
 use std::net::UdpSocket;
 use std::path::Path;
+use std::sync::Arc;
 
 use edge_ike::config::{Cipher, Mode, NextLayer};
 use edge_ike::{ChildId, ChildName, ChildSa, IkeId, Instant, PeerName, Purpose, Secret};
@@ -18,6 +19,8 @@ use ipnetwork::IpNetwork;
 use tokio::sync::watch;
 
 use super::reqids::Reqids;
+use super::sa_table::SaTable;
+use super::source_ports::SourcePorts;
 use super::*;
 use crate::clock::CertificateClock;
 use crate::config::{Config, DEFAULT_CHILD};
@@ -285,17 +288,9 @@ fn outbound_sa_of_another() -> SaParams {
     }
 }
 
-#[test]
-#[ignore = "runs in a namespace, started by the test before"]
-fn an_sa_of_a_child() {
-    if !is_in_namespaces() {
-        return;
-    }
-    add_networks();
-    let directory = tempfile::tempdir().unwrap();
-    let keys = "local_subnets = ['10.1.0.0/24']\nremote_subnets = ['10.2.0.0/24']\nstart = 'respond'";
-    let moon = PeerName::new("moon");
-    let child = ChildSa {
+/// A CHILD_SA with the peer `moon`, for both networks of the tests.
+fn child_sa() -> ChildSa {
+    ChildSa {
         id: ChildId(SPI),
         ike: IkeId { initiator: 1, responder: 2 },
         purpose: Purpose::whole(&ChildName::new(DEFAULT_CHILD)),
@@ -313,7 +308,58 @@ fn an_sa_of_a_child() {
         next_layer: NextLayer::ANY,
         mode: Mode::Tunnel,
         initiator: false,
+    }
+}
+
+/// The kernel refuses the first SAs of a tunnel.
+#[test]
+fn a_tunnel_whose_first_sas_are_refused_is_not_taken_for_one_that_stands() {
+    let (moon, child) = (PeerName::new("moon"), Arc::new(child_sa()));
+    let reqid = Reqid::tunnel(1).unwrap();
+    let reqids = PeerReqids { outbound: reqid, inbound: reqid };
+    let begun = || {
+        let mut sas = SaTable::new(crate::tcp_encapsulation::Connections::new(4500), SourcePorts::new(4500));
+        let first = sas.begin_first(&moon, reqids, &child).unwrap().expect("there are no others");
+        assert!(sas.stands(&moon) && sas.is_complete(child.id));
+        (sas, first)
     };
+    // Without its outbound SA, the CHILD_SA receives, and a rekey must replace it.
+    let (mut sas, first) = begun();
+    let (inbound, outbound) = (first.inbound.id(), first.outbound.id());
+    sas.first_refused(child.id, first, true);
+    assert!(!sas.stands(&moon) && !sas.sends(&moon) && sas.child(child.id).is_some());
+    assert_eq!((sas.owner(inbound), sas.owner(outbound)), (Some(&moon), None));
+    assert!(sas.ends(&moon).is_empty(), "the tunnel has never been up");
+    // Without its inbound SA, nothing is left of it, and the next CHILD_SA is the first one again.
+    let (mut sas, first) = begun();
+    sas.first_refused(child.id, first, false);
+    assert!(!sas.stands(&moon) && !sas.sends(&moon) && sas.child(child.id).is_none());
+    assert_eq!((sas.owner(inbound), sas.owner(outbound)), (None, None));
+    assert!(sas.ends(&moon).is_empty());
+    let next = Arc::new(ChildSa { id: ChildId(SPI + 1), inbound_spi: SPI + 1, outbound_spi: 0x101, ..child_sa() });
+    assert!(sas.begin_first(&moon, reqids, &next).unwrap().is_some());
+    assert!(sas.stands(&moon));
+    // The ends of a tunnel that was up before stay, so that its packets do not leave in clear.
+    let (mut sas, first) = begun();
+    let ends = sas.ends(&moon).remove(0).1;
+    sas.first_refused(child.id, first, false);
+    sas.use_former_ends(&moon, child.purpose.clone(), None, ends.clone());
+    let first = sas.begin_first(&moon, reqids, &child).unwrap().unwrap();
+    sas.first_refused(child.id, first, false);
+    assert_eq!(sas.ends(&moon), [(&child.purpose, TunnelEnds { up: false, ..ends })]);
+}
+
+#[test]
+#[ignore = "runs in a namespace, started by the test before"]
+fn an_sa_of_a_child() {
+    if !is_in_namespaces() {
+        return;
+    }
+    add_networks();
+    let directory = tempfile::tempdir().unwrap();
+    let keys = "local_subnets = ['10.1.0.0/24']\nremote_subnets = ['10.2.0.0/24']\nstart = 'respond'";
+    let moon = PeerName::new("moon");
+    let child = child_sa();
     start(&config(directory.path(), &peer("moon", keys)), |driver| {
         let reqids = driver.environment.reqids_of_sas(&moon, &child.purpose).unwrap();
         let reqid = reqids.inbound;

@@ -29,6 +29,10 @@ impl Environment for Kernel {
         SystemRandom::new().fill(bytes).unwrap();
     }
 
+    fn random_is_from_system(&self) -> bool {
+        true
+    }
+
     #[expect(clippy::disallowed_methods, reason = "the peer of this test has no other clock")]
     fn unix_time(&self) -> u64 {
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()

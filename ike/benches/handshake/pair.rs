@@ -119,6 +119,9 @@ impl Environment for System {
     fn fill_random(&mut self, bytes: &mut [u8]) {
         SystemRandom::new().fill(bytes).unwrap();
     }
+    fn random_is_from_system(&self) -> bool {
+        true
+    }
     fn unix_time(&self) -> u64 {
         1_800_000_000
     }

@@ -41,8 +41,8 @@ impl Endpoint {
         }
     }
 
-    /// Creates a new IKE SA in place of this one. If only the peer can begin, this one is rekeyed
-    /// again later.
+    /// Creates a new IKE SA in place of this one. If an attempt has failed, the next one waits. If
+    /// only the peer can begin, this one is rekeyed again later.
     fn replace_sa(&mut self, name: PeerName, mut sa: Box<IkeSa>, now: Instant, env: &mut dyn Environment) {
         let (spi, peer) = (sa.spi(), self.peers.get_mut(&name).filter(|peer| peer.sas.contains(&sa.spi())));
         let begins = peer.is_some_and(|peer| {
@@ -54,7 +54,7 @@ impl Endpoint {
         }
         self.sas.insert(spi, SaState::Established(name.clone(), sa));
         self.schedule(spi);
-        if begins {
+        if begins && self.peers.get(&name).is_some_and(|peer| peer.needs_attempt(now)) {
             self.start_or_queue_attempt(&name, now, env);
         }
     }

@@ -11,7 +11,7 @@ use super::last_response::LastResponse;
 use super::partial_message::PartialMessage;
 use super::path::{Following, Path};
 use super::profile::Profile;
-use super::receive_window::ReceiveWindow;
+use super::receive_window::{ArrivedDatagram, ReceiveWindow};
 use super::retransmission_timer::{Persistence, RetransmissionTimer};
 use super::signs_of_life::SignsOfLife;
 use crate::config::Timing;
@@ -428,13 +428,14 @@ impl Channel {
         if ike != self.ike || !from_peer {
             return Incoming::Nothing;
         }
+        let arrived = ArrivedDatagram { id: header.message_id, octets: datagram, local, remote };
         if header.response {
             //= RFC 7296 3.1 MUST NOT 14: responses are not answered
             if self.in_flight.as_ref().is_none_or(|in_flight| in_flight.id != header.message_id) {
                 return Incoming::Nothing;
             }
         } else if header.message_id < self.next_expected && !mutation!("window_not_enforced") {
-            self.answer_again(header.message_id, datagram, local, remote, cx);
+            self.answer_again(arrived, cx);
             //= RFC 7296 2.23 REQUIRED 18: old messages move nothing
             if mutation!("followed_by_old_message") {
                 self.update_path(local, remote, true);
@@ -444,7 +445,7 @@ impl Channel {
         //= RFC 7296 2.3 MUST NOT 9: no answer outside of the window
         } else if header.message_id != self.next_expected && !mutation!("window_not_enforced") {
             if !mutation!("requests_overtake") || !self.is_in_window(header.message_id) {
-                self.hold(header.message_id, datagram, local, remote, cx);
+                self.hold(arrived, cx);
                 return Incoming::Nothing;
             }
             self.next_expected = header.message_id;

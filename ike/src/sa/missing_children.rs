@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ike_sa::IkeSa;
+use super::ike_sa::{IkeSa, Lifecycle};
 use super::own_requests::QueuedRequest;
+use crate::address_assignment::AddressAssignment;
 use crate::child_sas::ChildSas;
+use crate::childless::Childless;
 use crate::config::Timing;
 use crate::deadlines::Timer;
 use crate::event::ChildId;
@@ -20,6 +22,13 @@ const CHILD_PROVEN: Duration = Duration::from_secs(2);
 
 /// Maximum time for which an IKE SA may exist without a CHILD_SA.
 const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time in which a peer whose rekey of a CHILD_SA we have refused may begin another IKE SA itself.
+/// Most initiators do so at once.
+const PEER_BEGINS: Duration = Duration::from_secs(3);
+/// Minimum age of a CHILD_SA whose refused rekey makes us begin another IKE SA. Each new IKE SA has
+/// a new CHILD_SA, so a peer whose rekeys we keep refusing costs one IKE SA in this time.
+const REFUSED_FROM: Duration = Duration::from_secs(10);
 
 /// The planned requests for missing CHILD_SAs: for the purposes of the configured children and of
 /// the IKE SA that this one replaces. There are at most as many requests as the sum of
@@ -167,6 +176,30 @@ impl IkeSa {
             child.rekey = Some(cx.now + wait);
         } else if !child_sas.serves(self.spi(), purpose) {
             self.missing.plan_again(purpose.clone(), cx.now + wait);
+        }
+    }
+
+    /// Plans another IKE SA because we have refused the peer's rekey of `old`: no algorithms are in
+    /// common, for example no key exchange method. IKE_AUTH creates its CHILD_SA without a key
+    /// exchange (RFC 7296 1.2), so a new IKE SA can create the first child before the old CHILD_SA
+    /// ends. The attempt goes to where this IKE SA ends, even if no address is configured. Does
+    /// nothing if the CHILD_SA is new, if IKE_AUTH creates none (RFC 6023), or if only the peer can
+    /// begin, because it asks for its address.
+    pub(super) fn replace_after_refusal(&mut self, old: ChildId, child_sas: &ChildSas, now: Instant) {
+        let config = &self.profile.config;
+        let pool = matches!(config.address_assignment, AddressAssignment::Pool(_));
+        let left_out = config.childless >= Childless::Prefer;
+        let due = child_sas.live(old).is_some_and(|child| {
+            child.sa.purpose.child == config.child.name && now >= child.established + REFUSED_FROM
+        });
+        if due
+            && !pool
+            && !left_out
+            && self.lifecycle == Lifecycle::Active
+            && !mutation!("refused_rekey_of_peer_ignored")
+        {
+            let planned = self.timers.get(Timer::Reauthenticate);
+            self.timers.set(Timer::Reauthenticate, planned.map_or(now + PEER_BEGINS, |at| at.min(now + PEER_BEGINS)));
         }
     }
 

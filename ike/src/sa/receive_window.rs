@@ -42,6 +42,19 @@ pub(super) struct ReceiveWindow {
     older: VecDeque<OlderResponse>,
 }
 
+/// A datagram of the peer, and the addresses between which it came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ArrivedDatagram<'a> {
+    /// The message ID in its header.
+    pub(super) id: u32,
+    /// The datagram without the non-ESP marker.
+    pub(super) octets: &'a [u8],
+    /// Our address and port.
+    pub(super) local: SocketAddr,
+    /// The peer's address and port.
+    pub(super) remote: SocketAddr,
+}
+
 /// An authentic request, or a fragment of one, that waits for an earlier request.
 #[derive(Debug)]
 pub(crate) struct HeldDatagram {
@@ -101,54 +114,46 @@ impl Channel {
     }
 
     /// Answers a request again that was answered before.
-    pub(super) fn answer_again(
-        &mut self,
-        id: u32,
-        datagram: &[u8],
-        local: SocketAddr,
-        remote: SocketAddr,
-        cx: &mut Context<'_>,
-    ) {
+    pub(super) fn answer_again(&mut self, arrived: ArrivedDatagram<'_>, cx: &mut Context<'_>) {
+        let ArrivedDatagram { id, octets, local, remote } = arrived;
         let last = id.checked_add(1) == Some(self.next_expected);
         let older = self.received.iter_mut().flat_map(|window| &mut window.older);
         let older = older.filter(|older| !last && older.id == id).map(|older| &mut older.response).next();
         let Some(response) = self.last_response.as_mut().filter(|_| last).or(older) else { return };
         // RFC 7383 2.5.2, 2.6.1: the peer may send its request again in smaller fragments, in which
         // case the first fragment counts as the retransmission.
-        if matches!(self.cipher.open(datagram), Ok(Opened::Fragment(fragment)) if fragment.number == 1) {
+        if matches!(self.cipher.open(octets), Ok(Opened::Fragment(fragment)) if fragment.number == 1) {
             response.send(local, remote, cx);
         } else {
             //= RFC 7296 2.1 MUST 2: a repeated request does nothing else
-            response.repeat(datagram, local, remote, cx);
+            response.repeat(octets, local, remote, cx);
         }
     }
 
     /// Holds a request that arrived before an earlier one, if it is authentic and within the
-    /// window. It has no other effect before its turn.
+    /// window. It has no other effect before its turn. If it comes again, only its addresses
+    /// change: the response goes to where the request came from last.
     //= RFC 7296 2.3 REQUIRED 12: requests out of order
-    pub(super) fn hold(
-        &mut self,
-        id: u32,
-        datagram: &[u8],
-        local: SocketAddr,
-        remote: SocketAddr,
-        cx: &mut Context<'_>,
-    ) {
+    pub(super) fn hold(&mut self, arrived: ArrivedDatagram<'_>, cx: &mut Context<'_>) {
+        let ArrivedDatagram { id, octets, local, remote } = arrived;
         //= RFC 7296 2.3 MUST NOT 9: no answer outside of the window
         if !self.is_in_window(id) {
             return;
         }
-        if let Some(window) = &self.received {
-            let octets: usize = window.held.iter().map(|held| held.datagram.len()).sum();
-            let full = window.held.len() >= MAX_HELD || octets.saturating_add(datagram.len()) > MAX_HELD_OCTETS;
-            if full || window.held.iter().any(|held| *held.datagram == *datagram) {
+        if let Some(window) = &mut self.received {
+            if let Some(held) = window.held.iter_mut().find(|held| *held.datagram == *octets) {
+                (held.local, held.remote) = (local, remote);
+                return;
+            }
+            let size: usize = window.held.iter().map(|held| held.datagram.len()).sum();
+            if window.held.len() >= MAX_HELD || size.saturating_add(octets.len()) > MAX_HELD_OCTETS {
                 return;
             }
         }
-        if matches!(self.cipher.open(datagram), Err(OpenError::Malformed(_) | OpenError::Forged)) {
+        if matches!(self.cipher.open(octets), Err(OpenError::Malformed(_) | OpenError::Forged)) {
             return;
         }
-        let held = HeldDatagram { id, since: cx.now, datagram: datagram.into(), local, remote };
+        let held = HeldDatagram { id, since: cx.now, datagram: octets.into(), local, remote };
         self.received.get_or_insert_default().held.push(held);
     }
 

@@ -78,6 +78,12 @@ pub fn esp_proposal(spi: u32) -> Part {
     proposal(3, &spi.to_be_bytes(), &[(1, 20, 256), (5, 0, 0)])
 }
 
+/// Makes an ESP proposal like [`esp_proposal`] that requires a key exchange by the 521-bit ECP
+/// group.
+pub fn esp_proposal_with_ecp_521(spi: u32) -> Part {
+    proposal(3, &spi.to_be_bytes(), &[(1, 20, 256), (4, 21, 0), (5, 0, 0)])
+}
+
 /// Makes a payload with traffic selectors for all of IPv4.
 pub fn everything(kind: u8) -> Part {
     (kind, [[1, 0, 0, 0].as_slice(), &[7, 0, 0, 16, 0, 0, 255, 255], &[0; 4], &[255; 4]].concat())

@@ -63,6 +63,7 @@ const TESTS: &[(&str, fn())] = &[
     ("refused rekey of an IKE SA", rules::a_peer_that_refuses_to_rekey_the_ike_sa_is_authenticated_again_instead),
     ("selectors", rules::a_rekey_does_not_narrow_the_selectors),
     ("refused rekey of a CHILD_SA", rules::a_child_sa_that_the_peer_does_not_rekey_comes_with_a_new_ike_sa),
+    ("refused rekey of the peer", rules::a_peer_whose_rekey_we_refuse_gets_a_new_ike_sa_and_not_too_many),
     ("deleted CHILD_SA", rekey::a_child_sa_that_only_the_peer_deletes_is_back_at_once_and_a_fight_has_a_bound),
     ("traffic", traffic_through_rekeys),
     ("rekeys of the IKE SA", rekey::a_rekey_of_the_ike_sa_by_either_end_moves_the_child_sa_and_loses_nothing),

@@ -419,3 +419,66 @@ pub fn a_child_sa_that_the_peer_does_not_rekey_comes_with_a_new_ike_sa() {
         assert_eq!(error.kind, edge_ike::event::PeerErrorKind::NoProposalChosen);
     }
 }
+
+/// The peer can rekey the CHILD_SA only with a group that we do not have. As a responder without an
+/// address of the peer, we begin another IKE SA to where this one ends. The peer does not answer.
+#[test]
+pub fn a_peer_whose_rekey_we_refuse_gets_a_new_ike_sa_and_not_too_many() {
+    let mut foreign = Foreign::established(1, |config| config.max_children = 1);
+    assert!(foreign.config.remotes.is_empty() && !foreign.config.initiate);
+    let mut spi = 0xf100;
+    let mut refused = |foreign: &mut Foreign| {
+        spi += 1;
+        let mut parts = Foreign::rekey_parts(foreign.child.0, spi);
+        parts[1] = crate::foreign::esp_proposal_with_ecp_521(spi);
+        parts[2].1[..4].copy_from_slice(&spi.to_be_bytes());
+        let datagram = foreign.seal(exchange::CREATE_CHILD_SA, false, foreign.next_id, &parts);
+        foreign.next_id += 1;
+        let answers = foreign.exchange(datagram);
+        assert_eq!(errors(&[foreign.open(&answers[0])]), [Some(14)], "NO_PROPOSAL_CHOSEN");
+        answers[1..].to_vec()
+    };
+    // Returns the SPIs of the IKE_SA_INIT requests. Other requests are answered.
+    let begun = |foreign: &mut Foreign, arrived: Vec<Vec<u8>>| -> Vec<u64> {
+        let mut begun = Vec::new();
+        for datagram in arrived {
+            if datagram[18] == exchange::IKE_SA_INIT {
+                begun.push(crate::oracle::clear(&datagram).unwrap().header.spis.0);
+            } else {
+                let message = foreign.open(&datagram);
+                if !message.header.response() {
+                    foreign.answer(&message, &[]);
+                }
+            }
+        }
+        begun
+    };
+    let wait = |foreign: &mut Foreign, seconds: u32| {
+        let mut all = Vec::new();
+        for _ in 0..seconds {
+            foreign.network.run_for(SECOND);
+            let arrived = foreign.arrived();
+            all.extend(begun(foreign, arrived));
+        }
+        all
+    };
+    // A new CHILD_SA needs no successor.
+    assert_eq!(refused(&mut foreign), Vec::<Vec<u8>>::new());
+    assert_eq!(wait(&mut foreign, 5), Vec::<u64>::new());
+    wait(&mut foreign, 6);
+    assert_eq!(refused(&mut foreign), Vec::<Vec<u8>>::new(), "the peer may begin itself");
+    let mut spis: std::collections::BTreeSet<u64> = wait(&mut foreign, 4).into_iter().collect();
+    assert_eq!(spis.len(), 1, "we begin, since the peer does not");
+    let status = &foreign.network.nodes[0].endpoint.snapshot()[0];
+    assert_eq!(status.children.len(), 1, "the CHILD_SA goes on");
+    let error = status.last_error.as_ref().expect("status says why");
+    assert_eq!(error.kind, edge_ike::event::PeerErrorKind::NoProposalChosen);
+    // However often the peer repeats its request, attempts come with growing waits.
+    for _ in 0..120 {
+        let arrived = refused(&mut foreign);
+        assert!(arrived.iter().all(|datagram| datagram[18] == exchange::IKE_SA_INIT), "{arrived:?}");
+        spis.extend(wait(&mut foreign, 1));
+    }
+    assert!((3..=12).contains(&spis.len()), "{} attempts in two minutes", spis.len());
+    assert_eq!(foreign.network.nodes[0].endpoint.snapshot()[0].children.len(), 1, "the CHILD_SA goes on");
+}

@@ -184,12 +184,21 @@ impl<'a> Pluto<'a> {
     /// Returns an error if this does not happen in time.
     pub fn rekey_child(&self) -> Result<()> {
         let old = self.only_child()?;
-        self.whack(&["--rekey-ipsec", "--name", Conn::NAME])?;
+        self.ask_to_rekey_child()?;
         wait::for_event("pluto's new CHILD_SA", || {
             let now = self.only_child()?;
             ensure!(now.spi_in != old.spi_in, "it still has {old:x?}");
             Ok(())
         })
+    }
+
+    /// Asks pluto to rekey the CHILD_SA, and does not wait until it has done so. Returns whack's
+    /// output.
+    ///
+    /// # Errors
+    /// Returns an error if pluto does not answer.
+    pub fn ask_to_rekey_child(&self) -> Result<String> {
+        self.whack(&["--rekey-ipsec", "--name", Conn::NAME])
     }
 
     /// Makes pluto rekey the IKE SA, and waits until only the new one is left.

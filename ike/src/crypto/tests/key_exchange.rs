@@ -1,6 +1,7 @@
 //! Tests the key exchange methods.
 
 use ring::digest;
+use ring::rand::{SecureRandom, SystemRandom};
 
 use super::*;
 
@@ -18,6 +19,32 @@ impl Environment for Fixed {
         None
     }
     fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+}
+
+/// An environment with the operating system's random octets, as in a program.
+struct System;
+
+impl Environment for System {
+    fn fill_random(&mut self, bytes: &mut [u8]) {
+        SystemRandom::new().fill(bytes).unwrap();
+    }
+    fn random_is_from_system(&self) -> bool {
+        true
+    }
+    fn unix_time(&self) -> u64 {
+        0
+    }
+    fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
+        None
+    }
+    fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
+}
+
+/// X25519 has an implementation for the operating system's random octets, which is used on
+/// processors with ADX, and one for others.
+fn both_x25519(test: impl Fn(&mut dyn Environment)) {
+    test(&mut System);
+    test(&mut Env(1));
 }
 
 fn sha256(octets: &[u8]) -> String {
@@ -209,19 +236,6 @@ fn x25519_gives_the_secrets_of_rfc_7748() {
             "95cbde9476e8907d7aade45cb4b873f88b595a68799fa152e6f8f7647aac7957",
         ),
     ] {
-        struct Fixed(Vec<u8>);
-        impl Environment for Fixed {
-            fn fill_random(&mut self, bytes: &mut [u8]) {
-                bytes.copy_from_slice(&self.0);
-            }
-            fn unix_time(&self) -> u64 {
-                0
-            }
-            fn allocate_spi(&mut self, _: &PeerName, _: IpAddr, _: IpAddr) -> Option<u32> {
-                None
-            }
-            fn release_spi(&mut self, _: &PeerName, _: IpAddr, _: u32) {}
-        }
         let pair = InitiatorKeyExchange::start(Group::X25519, &mut Fixed(hex(scalar))).unwrap();
         let shared = pair.finish(&KeyExchange { group: 31, data: hex(point) }).unwrap();
         assert_eq!(shown(shared.expose()), expected);
@@ -254,10 +268,56 @@ fn an_x25519_key_of_small_order_is_refused() {
         "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
         "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
     ] {
-        let pair = InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
-        let error = pair.finish(&KeyExchange { group: 31, data: hex(point) }).unwrap_err();
-        assert_eq!(error, KeyExchangeError::SmallOrder);
+        let point = KeyExchange { group: 31, data: hex(point) };
+        both_x25519(|env| {
+            let ours = InitiatorKeyExchange::start(Group::X25519, env).unwrap();
+            assert_eq!(ours.finish(&point).unwrap_err(), KeyExchangeError::SmallOrder);
+            let ours = ResponderKeyExchange::respond(Group::X25519, &point, env).unwrap();
+            assert_eq!(ours.secret().unwrap_err(), KeyExchangeError::SmallOrder);
+        });
     }
+}
+
+#[test]
+fn both_implementations_of_x25519_agree() {
+    for round in 0..200 {
+        for [ours, theirs] in [[true, true], [true, false], [false, true]] {
+            let env = |system: bool, seed: u8| -> Box<dyn Environment> {
+                if system { Box::new(System) } else { Box::new(Env(seed)) }
+            };
+            let ours = InitiatorKeyExchange::start(Group::X25519, &mut *env(ours, round)).unwrap();
+            let theirs =
+                ResponderKeyExchange::respond(Group::X25519, &ours.payload(), &mut *env(theirs, round)).unwrap();
+            let their_share = theirs.payload();
+            assert_eq!(ours.finish(&their_share).unwrap(), theirs.secret().unwrap());
+        }
+    }
+}
+
+/// RFC 7748 4.1, 5, 6.1: a share is the product of the private key and the point 9. The most
+/// significant bit does not count, nor does it matter whether p was added to the coordinate.
+#[test]
+fn the_secret_with_the_base_point_is_the_own_share_however_the_point_is_written() {
+    let ours = "09".to_owned() + &"00".repeat(31);
+    let with_prime = "f6".to_owned() + &"ff".repeat(30) + "7f";
+    let with_bit = "09".to_owned() + &"00".repeat(30) + "80";
+    let with_both = "f6".to_owned() + &"ff".repeat(31);
+    for point in [ours, with_prime, with_bit, with_both] {
+        let point = KeyExchange { group: 31, data: hex(&point) };
+        both_x25519(|env| {
+            let ours = InitiatorKeyExchange::start(Group::X25519, env).unwrap();
+            let share = ours.payload().data;
+            assert_eq!(ours.finish(&point).unwrap().expose(), share);
+        });
+    }
+}
+
+#[test]
+fn each_key_pair_of_the_system_is_new_and_no_key_is_shown() {
+    let pair = || InitiatorKeyExchange::start(Group::X25519, &mut System).unwrap();
+    let (first, second) = (pair(), pair());
+    assert_ne!(first.payload().data, second.payload().data);
+    assert_eq!(format!("{first:?}"), "InitiatorKeyExchange { group: X25519, .. }");
 }
 
 #[test]
@@ -279,11 +339,13 @@ fn a_p256_key_must_be_a_point_of_the_curve_without_format_octet() {
 
 #[test]
 fn a_key_of_another_group_or_length_is_refused() {
-    let pair = || InitiatorKeyExchange::start(Group::X25519, &mut Env(1)).unwrap();
-    let other_group = KeyExchange { group: 19, data: vec![9; 32] };
-    assert_eq!(pair().finish(&other_group).unwrap_err(), KeyExchangeError::Group { expected: 31, found: 19 });
-    for found in [0, 31, 33] {
-        let short = KeyExchange { group: 31, data: vec![9; found] };
-        assert_eq!(pair().finish(&short).unwrap_err(), KeyExchangeError::Length { expected: 32, found });
-    }
+    both_x25519(|env| {
+        let mut pair = || InitiatorKeyExchange::start(Group::X25519, env).unwrap();
+        let other_group = KeyExchange { group: 19, data: vec![9; 32] };
+        assert_eq!(pair().finish(&other_group).unwrap_err(), KeyExchangeError::Group { expected: 31, found: 19 });
+        for found in [0, 31, 33] {
+            let short = KeyExchange { group: 31, data: vec![9; found] };
+            assert_eq!(pair().finish(&short).unwrap_err(), KeyExchangeError::Length { expected: 32, found });
+        }
+    });
 }

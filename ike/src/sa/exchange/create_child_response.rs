@@ -9,7 +9,7 @@ use crate::child_sas::{Arrival, ChildSas, Spi};
 use crate::config::{ChildConfig, PeerConfig};
 use crate::crypto::{KeyExchangeError, Nonces, ResponderKeyExchange};
 use crate::event::{ChildId, ChildSa, NotServed};
-use crate::negotiate::{self, ChildKeyExchange, ChildOffer};
+use crate::negotiate::{self, ChildKeyExchange, ChildOffer, Disagreement};
 use crate::output::Context;
 use crate::purpose::Purpose;
 use crate::sa::child::{self, ReservedSpi};
@@ -79,6 +79,9 @@ fn answer_child(
     let offer = ChildOffer { proposals: offers, local, remote, mode, ends: sa.channel.path.ends() };
     let agreed = negotiate::agree(candidates, offer, exchange, missing);
     let agreed = agreed.map_err(|disagreement| {
+        if let Some(old) = old.filter(|_| disagreement == Disagreement::Proposals) {
+            sa.replace_after_refusal(old, child_sas, cx.now);
+        }
         let (error, notify) = failure::disagreement(CREATE_CHILD_SA, &disagreement, config, &offer);
         (notify, Some(error))
     })?;

@@ -14,7 +14,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// An IKE SA whose ends both speak MOBIKE, and that `initiation` began.
-fn mobile(initiation: Initiation) -> Established {
+pub(super) fn mobile(initiation: Initiation) -> Established {
     let mut test = Established::begun(initiation);
     let supported = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::MobikeSupported))]);
     let mobike = Mobike::negotiated(&profile().config, &supported, Vec::new(), &test.sa.channel.path);

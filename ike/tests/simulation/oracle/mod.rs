@@ -20,12 +20,14 @@
 //! - `window`: the window of one end for the peer's requests.
 //! - `auth`: IKE_AUTH and the rekey of an IKE SA.
 //! - `mobike`: address changes by MOBIKE (RFC 4555).
-//! - `child_sa`: CHILD_SAs with their negotiation, rekeys, collisions and deletions.
+//! - `child_sa`: CHILD_SAs with their negotiation, rekeys and collisions.
+//! - `child_deletion`: the deletion of CHILD_SAs.
 //! - `kernel_orders`: the events that install, switch and remove SAs in the kernel.
 //! - `trace`: a readable record of a run.
 
 mod auth;
 mod charon;
+mod child_deletion;
 mod child_sa;
 mod childless;
 mod configuration;

@@ -62,8 +62,14 @@ impl Window {
         id.checked_sub(next).is_some_and(|ahead| ahead > 0 && ahead < self.size)
     }
 
-    /// Records a request that is early. It may have no effect before its turn.
+    /// Records a request that is early. It may have no effect before its turn. If it comes again,
+    /// the response goes to where it came from last.
     pub fn hold(&mut self, header: &Header, datagram: &[u8], local: SocketAddr, from: SocketAddr) {
+        //= RFC 7296 2.11 MUST 2: the response goes back
+        if let Some(early) = self.early.iter_mut().find(|early| early.datagram == datagram) {
+            (early.local, early.from) = (local, from);
+            return;
+        }
         self.early.push(Early { header: *header, datagram: datagram.to_vec(), local, from });
     }
 

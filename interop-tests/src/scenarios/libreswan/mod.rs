@@ -304,18 +304,21 @@ fn child_lost(lab: &Lab, initiator: Initiator) -> Result<()> {
     up(&mut agent)?;
     let before = agent.ike_sas("moon")?;
     agent.ask_to_rekey("moon", false)?;
-    match initiator {
-        Initiator::Edge => {
-            wait::for_event("another IKE SA with a CHILD_SA", || {
-                ensure!(agent.ike_sas("moon")? != before, "it is the old one");
-                agent.tunnel("moon").map(drop)
-            })?;
-        }
-        // Only pluto can begin another IKE SA, so the CHILD_SA stays until its lifetime ends.
-        Initiator::Moon => {}
-    }
+    wait::for_event("another IKE SA with a CHILD_SA", || {
+        ensure!(agent.ike_sas("moon")? != before, "it is the old one");
+        agent.tunnel("moon").map(drop)
+    })?;
     agent.process().wait_log("no proposal in common")?;
     answered("a ping after a rekey that pluto refuses")?;
-    lab.step("a rekey by another group is refused, and the tunnel carries packets");
+    lab.step("a rekey by another group is refused, and another IKE SA brings a CHILD_SA");
+
+    let before = agent.ike_sas("moon")?;
+    // The agent begins once the CHILD_SA is some seconds old.
+    wait::for_event("another IKE SA with a CHILD_SA", || {
+        ensure!(agent.ike_sas("moon")? != before, "{}", pluto.ask_to_rekey_child()?);
+        agent.tunnel("moon").map(drop)
+    })?;
+    answered("a ping after rekeys of pluto that the agent refuses")?;
+    lab.step("pluto's rekey by another group is refused, and another IKE SA brings a CHILD_SA");
     Ok(())
 }
