@@ -39,6 +39,7 @@ use super::internal_address_store::InternalAddressStore;
 use super::kernel_policies::KernelPolicies;
 use super::kernel_refusals::KernelRefusals;
 use super::path_mtu_probes::PathMtuProbes;
+use super::policy_hash;
 use super::refusals::Refusals;
 use super::relays::Relays;
 use super::reqids::Reqids;
@@ -165,6 +166,9 @@ impl Driver {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
         let mut xfrm = Xfrm::open().context("XFRM cannot be opened; the agent needs CAP_NET_ADMIN")?;
         events.ignore_port(xfrm.port()).context("XFRM's notifications")?;
+        if config.hash_policies {
+            policy_hash::set(&mut xfrm);
+        }
         let (sockets, kept) = ike_sockets::open(config.port, config.nat_port, config.hold_sockets)?;
         let timing = config.timing.resolve();
         let esp_events = open_esp_events(timing.liveness);

@@ -34,6 +34,7 @@
 //! - `path_mtu`: the probes of the paths of tunnels that carry traffic.
 //! - `reconcile`: the comparison of the policies and SAs in the kernel with the desired ones, and
 //!   the correction of differences.
+//! - `policy_hash`: has the kernel find policies by a hash.
 //! - `retiring_sas`: the outbound SAs that were replaced, until they are deleted.
 //! - `sa_table`: the SAs that the agent has installed in the kernel.
 //! - `source_ports`: other UDP source ports towards hubs that do not answer.
@@ -86,6 +87,7 @@ mod on_demand;
 mod overview;
 mod path_mtu;
 mod path_mtu_probes;
+mod policy_hash;
 mod reconcile;
 mod refusals;
 mod relays;
