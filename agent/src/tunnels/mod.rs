@@ -8,6 +8,7 @@
 //! - `commands`: the handling of the requests from `edge-agent` commands.
 //! - `datagram_socket`: the UDP socket, which reports the local address of each datagram.
 //! - `deferred_switch`: the switch to a new outbound SA, deferred until the peer is ready.
+//! - `desired_changes`: carries out the difference between two desired states.
 //! - `ike_sockets`: the four UDP sockets for IKE, which systemd may have opened.
 //! - `environment`: the implementation of [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
@@ -36,6 +37,7 @@
 //!   the correction of differences.
 //! - `policy_hash`: has the kernel find policies by a hash.
 //! - `retiring_sas`: the outbound SAs that were replaced, until they are deleted.
+//! - `sa_params`: derives the SAs of the kernel from a CHILD_SA.
 //! - `sa_table`: the SAs that the agent has installed in the kernel.
 //! - `source_ports`: other UDP source ports towards hubs that do not answer.
 //! - `source_port_changes`: the change to such a port, and back.
@@ -59,6 +61,7 @@ mod commands;
 #[allow(unsafe_code)]
 mod datagram_socket;
 mod deferred_switch;
+mod desired_changes;
 pub mod driver;
 mod endpoint_events;
 mod enforced_revocations;
@@ -96,6 +99,7 @@ mod report_request;
 mod reqids;
 mod requests;
 mod retiring_sas;
+mod sa_params;
 mod sa_table;
 mod source_port_changes;
 mod source_ports;
