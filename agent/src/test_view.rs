@@ -13,7 +13,7 @@ pub(crate) fn empty_view() -> NodeView {
         cluster_ranges: vec!["10.77.0.0/16".parse().unwrap()],
         segments: vec![],
         networks: vec![],
-        peers: vec![],
+        peers: vec![].into(),
         trust_anchors: vec![],
         segment_prefix: Default::default(),
         certificate_grace_seconds: 0,

@@ -231,7 +231,8 @@ mod tests {
                 tcp_port: None,
                 on_demand_in: Default::default(),
                 certificates_from: 0,
-            })],
+            })]
+            .into(),
             ..empty_view()
         }
     }
@@ -319,7 +320,7 @@ mod tests {
         assert!(named[1].contains("its name server 10.244.0.53"), "{named:?}");
         let judged = |new: &NodeView| here.conflict(Some(&current), new, &[]).map(|found| found.to_string());
         assert_eq!(judged(&current), None);
-        let revoking = NodeView { version: 2, peers: vec![], ..current.clone() };
+        let revoking = NodeView { version: 2, peers: vec![].into(), ..current.clone() };
         assert_eq!(judged(&revoking), None);
         let mut granted = current.clone();
         granted.segments = networks(&["fd77::abc0/122"]);

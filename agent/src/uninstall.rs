@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::Context;
+use edge_xfrm::{PolicyHash, Xfrm};
 
 use crate::config::Config;
 use crate::down::{Removal, kernel_objects, refuse_beside_agent, remove_from_kernel};
@@ -55,6 +56,7 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
     if extent.purge && removal.failures.is_empty() {
         purge(&mut removal, config, file);
     }
+    unhash_policies(&mut removal);
     // The setting is not restored, because it applies to all programs and its earlier value is
     // unknown.
     if fs::read_to_string(LARVAL_DROP).is_ok_and(|value| value.trim() == "0") {
@@ -98,6 +100,23 @@ pub fn report_nothing(file: &Path) -> anyhow::Result<()> {
         file.display()
     ))
     .map(drop)
+}
+
+/// Restores the kernel's default if the agent's thresholds are set: it sets them only in place of
+/// the default.
+fn unhash_policies(removal: &mut Removal) {
+    let outcome = Xfrm::open().and_then(|mut xfrm| {
+        let ours = xfrm.policy_hash()? == PolicyHash::BY_REMOTE;
+        if ours {
+            xfrm.set_policy_hash(PolicyHash::DEFAULT)?;
+        }
+        Ok(ours)
+    });
+    match outcome {
+        Ok(true) => removal.notes.push("thresholds of policies: the kernel's default again".to_owned()),
+        Ok(false) => {}
+        Err(error) => removal.failures.push(format!("thresholds of policies: {error}")),
+    }
 }
 
 fn refuse_attached_pods(extent: Extent) -> anyhow::Result<()> {
@@ -163,4 +182,40 @@ fn report(removal: &Removal, config: &Config) -> anyhow::Result<()> {
         ));
     }
     lines.iter().try_for_each(|line| print(&format!("{line}\n")).map(drop))
+}
+
+#[cfg(test)]
+mod tests {
+    use edge_xfrm::Threshold;
+    use interop_tests::netns::{is_in_namespaces, is_root_or_skips, passes_in_namespaces};
+
+    use super::*;
+
+    #[test]
+    fn the_default_thresholds_of_policies_are_restored_and_those_of_others_stay() {
+        if is_root_or_skips() {
+            passes_in_namespaces("uninstall::tests::thresholds_are_restored");
+        }
+    }
+
+    #[test]
+    #[ignore = "runs in a namespace, started by the test before"]
+    fn thresholds_are_restored() {
+        if !is_in_namespaces() {
+            return;
+        }
+        let mut xfrm = Xfrm::open().unwrap();
+        let of_others = PolicyHash { v4: Threshold { local: 16, remote: 20 }, ..PolicyHash::BY_REMOTE };
+        for (before, after, notes) in [
+            (PolicyHash::BY_REMOTE, PolicyHash::DEFAULT, 1),
+            (PolicyHash::DEFAULT, PolicyHash::DEFAULT, 0),
+            (of_others, of_others, 0),
+        ] {
+            xfrm.set_policy_hash(before).unwrap();
+            let mut removal = Removal::default();
+            unhash_policies(&mut removal);
+            assert_eq!(xfrm.policy_hash().unwrap(), after);
+            assert_eq!((removal.notes.len(), removal.failures), (notes, vec![]));
+        }
+    }
 }

@@ -184,7 +184,7 @@ pub const VIEW_SILENCE_SECONDS: u64 = 20;
 /// is given too, only the changes since that version are sent, if the controller remembers them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(tag = "type", rename_all = "lowercase")]
+#[serde(tag = "type", rename_all = "lowercase", bound(deserialize = "P: Deserialize<'de> + crate::shared_list::Keyed"))]
 pub enum ViewEvent<P = SharedPeer> {
     /// The whole view.
     View {

@@ -18,6 +18,7 @@
 //!   bridges.
 //! - [`pods`]: the patterns for pods in configuration files, and limits of other keys.
 //! - [`pki`]: the names and key usages in certificates.
+//! - [`shared_list`]: a list whose copies share what does not change.
 //! - [`token`]: the join token, with which a new node joins.
 //! - [`traffic`]: the traffic of a node's tunnels.
 //!
@@ -42,11 +43,13 @@ pub mod page;
 pub mod pki;
 pub mod pods;
 pub mod shared_files;
+pub mod shared_list;
 pub mod token;
 pub mod traffic;
 pub mod view;
 
 pub use ipnetwork::IpNetwork;
 pub use name::{Communities, Community, NameError, NodeName};
+pub use shared_list::SharedList;
 pub use token::JoinToken;
 pub use view::{AddressSource, CommunityTunnels, NodeAddress, NodeView, Peer, Role, SharedPeer, ViewChange};

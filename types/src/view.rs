@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use crate::name::{Communities, Community, NodeName};
+use crate::shared_list::{Keyed, SharedList};
 
 /// The role of a node. The join token grants it, and the certificate contains it. A node's
 /// configuration cannot claim it.
@@ -59,6 +60,7 @@ impl std::str::FromStr for Role {
 /// for peers, since it sends the same peer to many nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(bound(deserialize = "P: Deserialize<'de> + Keyed"))]
 pub struct NodeView<P = SharedPeer> {
     /// Version of the view. It increases with every change that concerns this node, even across
     /// restarts of the controller.
@@ -85,7 +87,8 @@ pub struct NodeView<P = SharedPeer> {
     /// The nodes with which this one may communicate, sorted by name. On an edge: the hubs and the
     /// other members of its communities. On a hub: all edges. On a cloud node: the hubs, to which
     /// it routes; it has no tunnels.
-    pub peers: Vec<P>,
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<P>"))]
+    pub peers: SharedList<P>,
     /// Trust anchors for the certificates of peers and controller, PEM. There are several during a
     /// rollover of the CA. The first one belongs to the authority that signs now. A node with a
     /// certificate of another authority renews it soon.
@@ -103,6 +106,7 @@ pub struct NodeView<P = SharedPeer> {
 /// The changes from one version of a view to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(bound(deserialize = "P: Deserialize<'de> + Keyed"))]
 pub struct ViewChange<P = SharedPeer> {
     /// The version to which the changes apply.
     pub from: u64,
@@ -121,53 +125,22 @@ pub struct ViewChange<P = SharedPeer> {
 
 impl ViewChange {
     /// Returns the new version of a view, or `None` if the changes apply to a version other than
-    /// that of `view`.
+    /// that of `view`. A few changes cost the same whatever the number of peers is.
     pub fn apply_to(self, view: NodeView) -> Option<NodeView> {
         if view.version != self.from {
             return None;
         }
         let mut view = view;
-        let peers = std::mem::take(&mut view.peers);
-        let few = self.gone.len() + self.put.len() <= FEW_CHANGES;
-        let peers = if few && peers.is_sorted_by(|one, other| one.name < other.name) {
-            change_in_place(peers, self.put, &self.gone)
-        } else {
-            change_all(peers, self.put, &self.gone)
-        };
+        let mut peers = std::mem::take(&mut view.peers);
+        for name in &self.gone {
+            peers.remove(name);
+        }
+        for peer in self.put {
+            peers.insert(peer);
+        }
         let own = self.own.map_or(view, |own| *own);
         Some(NodeView { version: self.version, peers, ..own })
     }
-}
-
-/// Maximum number of changes that are made in place in the list of peers. Each change moves a part
-/// of the list. If there are more changes, the list is rebuilt.
-const FEW_CHANGES: usize = 64;
-
-/// Changes a list of peers that is sorted by name, in place.
-fn change_in_place(mut peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[NodeName]) -> Vec<SharedPeer> {
-    for name in gone {
-        if let Ok(at) = peers.binary_search_by(|peer| peer.name.cmp(name)) {
-            peers.remove(at);
-        }
-    }
-    for peer in put {
-        let (at, replaced) = match peers.binary_search_by(|known| known.name.cmp(&peer.name)) {
-            Ok(at) => (at, 1),
-            Err(at) => (at, 0),
-        };
-        peers.splice(at..at + replaced, [peer]);
-    }
-    peers
-}
-
-/// Rebuilds a list of peers that may be in any order. The result is sorted by name.
-fn change_all(peers: Vec<SharedPeer>, put: Vec<SharedPeer>, gone: &[NodeName]) -> Vec<SharedPeer> {
-    let mut by_name: BTreeMap<NodeName, SharedPeer> = peers.into_iter().map(|peer| (peer.name.clone(), peer)).collect();
-    for name in gone {
-        by_name.remove(name);
-    }
-    by_name.extend(put.into_iter().map(|peer| (peer.name.clone(), peer)));
-    by_name.into_values().collect()
 }
 
 /// Prefix lengths of segments.
@@ -316,6 +289,14 @@ impl SharedPeer {
     }
 }
 
+impl Keyed for SharedPeer {
+    type Key = NodeName;
+
+    fn key(&self) -> &NodeName {
+        &self.name
+    }
+}
+
 impl From<Peer> for SharedPeer {
     fn from(peer: Peer) -> Self {
         Self(Arc::new(peer))
@@ -401,7 +382,7 @@ mod tests {
             cluster_ranges: vec!["10.77.0.0/16".parse().unwrap()],
             segments: vec![],
             networks: vec![],
-            peers,
+            peers: peers.into(),
             trust_anchors: vec![],
             segment_prefix: SegmentPrefix::default(),
             certificate_grace_seconds: 0,
@@ -422,21 +403,10 @@ mod tests {
     }
 
     #[test]
-    fn few_changes_and_many_lead_to_the_same_peers() {
-        let name = |number: usize| format!("n-{number:03}");
-        let all: Vec<SharedPeer> = (0..200).step_by(2).map(|number| peer(&name(number), 1)).collect();
-        for (put, gone) in [(vec![0, 1, 7, 198, 199], vec![0, 4, 199]), (vec![], vec![100]), (vec![3], vec![])] {
-            let put: Vec<SharedPeer> = put.iter().map(|number| peer(&name(*number), 2)).collect();
-            let gone: Vec<NodeName> = gone.iter().map(|number| name(*number).parse().unwrap()).collect();
-            assert_eq!(change_in_place(all.clone(), put.clone(), &gone), change_all(all.clone(), put, &gone));
-        }
-        // A list in another order, or with a name twice, also becomes sorted.
+    fn a_list_in_another_order_is_sorted_by_the_first_change_of_a_peer() {
         let odd = view(4, vec![peer("c", 1), peer("a", 1), peer("c", 2)]);
         let change = ViewChange { from: 4, version: 5, own: None, put: vec![peer("b", 1)], gone: vec![] };
         assert_eq!(change.apply_to(odd).unwrap().peers, [peer("a", 1), peer("b", 1), peer("c", 2)]);
-        let many: Vec<SharedPeer> = (0..FEW_CHANGES + 1).map(|number| peer(&name(number), 3)).collect();
-        let change = ViewChange { from: 4, version: 5, own: None, put: many.clone(), gone: vec![] };
-        assert_eq!(change.apply_to(view(4, vec![])).unwrap().peers, many);
     }
 
     #[test]
@@ -453,6 +423,7 @@ mod tests {
         let shared = |peer: &&SharedPeer| old.peers.iter().any(|before| before.is_same(peer));
         let others: Vec<&SharedPeer> = new.peers.iter().filter(|peer| peer.endpoints[0].address.port() == 1).collect();
         assert_eq!((new.peers.len(), others.len()), (9999, 9998));
+        assert_eq!((old.peers.parts(), new.peers.shared_parts(&old.peers)), (105, 103));
         assert!(others.iter().step_by(97).all(shared));
         // A peer that is parsed again is equal, but not the same one in memory.
         let text = serde_json::to_string(&new).unwrap();

@@ -44,6 +44,7 @@ mod message;
 mod mode;
 pub mod netlink;
 pub mod policy;
+mod policy_hash;
 pub mod reconcile;
 pub mod reqid;
 pub mod sa;
@@ -56,6 +57,7 @@ pub use database::{IN_FLIGHT, TunnelOutcome, Xfrm};
 pub use error::{Error, Result};
 pub use mode::Mode;
 pub use policy::{Action, Direction, InstalledPolicy, Policy, Template};
+pub use policy_hash::{PolicyHash, Threshold};
 pub use reqid::Reqid;
 pub use sa::{
     AesKeyLength, Algorithm, Counters, Encap, EncapProtocol, EspKey, Integrity, Limits, Replay, Sa, SaDirection, SaId,

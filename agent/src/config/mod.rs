@@ -84,6 +84,9 @@ pub struct Config {
     /// does.
     #[serde(default = "default_hold_sockets")]
     pub hold_sockets: bool,
+    /// Whether the kernel finds policies by a hash of the remote network.
+    #[serde(default = "default_hash_policies")]
+    pub hash_policies: bool,
     /// Whether ESP between our own nodes is always encapsulated in UDP.
     #[serde(default)]
     pub encap: Encap,
@@ -230,6 +233,10 @@ fn default_port() -> u16 {
 }
 
 fn default_hold_sockets() -> bool {
+    true
+}
+
+fn default_hash_policies() -> bool {
     true
 }
 

@@ -318,7 +318,13 @@ impl ControllerClient {
         }
         // Most views differ only in peers.
         let mtu = self.uplink.borrow().pod_mtu;
-        if current.is_none() || *self.segments_on_disk() != Some(SegmentsOfView::new(&view, mtu)) {
+        let on_disk = match &*self.segments_on_disk() {
+            // The current view has the same networks, and its segments are on disk.
+            Some(on_disk) if same_networks => on_disk.mtu() == mtu,
+            Some(on_disk) => *on_disk == SegmentsOfView::new(&view, mtu),
+            None => false,
+        };
+        if current.is_none() || !on_disk {
             self.write_segments(current.clone(), view.clone()).await?;
         }
         let former_networks = match self.former_networks() {

@@ -127,7 +127,8 @@ mod tests {
             peer("edge-2", "10.77.0.64/26", 5),
             peer("edge-3", "10.77.0.128/26", 0),
             peer("edge-4", "10.77.0.192/26", 30),
-        ];
+        ]
+        .into();
         let mut now = view(7, &["10.77.0.0/16", "10.99.0.0/16"]);
         now.trust_anchors = vec![new];
         // The segment of a removed peer is granted to this node.
@@ -136,7 +137,8 @@ mod tests {
             peer("edge-2", "10.77.0.64/26", 20),
             peer("edge-4", "10.77.0.192/26", 10),
             peer("edge-5", "10.99.0.0/26", 0),
-        ];
+        ]
+        .into();
         let back = partial_view(&now, &before, &added(&before, &now)).unwrap();
         let peers: Vec<_> = back.peers.iter().map(|peer| (peer.name.to_string(), peer.certificates_from)).collect();
         assert_eq!(peers, [("edge-2".into(), 20), ("edge-4".into(), 30)]);
@@ -169,7 +171,8 @@ mod tests {
                 peer("edge-3", moved[1], 0),
                 hub("cloud-1", &["10.244.0.0/16", "10.96.0.0/16", "10.50.0.0/16"]),
                 hub("cloud-2", &[]),
-            ],
+            ]
+            .into(),
             ..view(4, &["10.77.0.0/16"])
         };
         // Each segment has moved to another node. The hub's network has grown and now contains this
@@ -182,7 +185,8 @@ mod tests {
                 peer("edge-3", moved[2], 0),
                 hub("cloud-1", &["10.192.0.0/10"]),
                 hub("cloud-2", &["10.96.0.0/16"]),
-            ],
+            ]
+            .into(),
             ..view(7, &["10.77.0.0/16", "10.99.0.0/16"])
         };
         let back = partial_view(&now, &before, &added(&before, &now)).unwrap();
@@ -220,7 +224,7 @@ mod tests {
             let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
             let edge = Peer::clone(&peer("cloud-1", "10.77.0.64/26", 0));
             let hub = Peer { role: Role::Hub, networks, segments: vec![], ..edge };
-            NodeView { trust_anchors: anchors.clone(), peers: vec![hub.into()], ..view(version, ranges) }
+            NodeView { trust_anchors: anchors.clone(), peers: vec![hub.into()].into(), ..view(version, ranges) }
         };
         let before = with(4, &["10.77.0.0/16", "10.78.0.0/16"], &["10.244.0.0/16", "10.50.0.0/16"]);
         let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();

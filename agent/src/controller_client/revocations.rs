@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use edge_types::{NodeName, NodeView, Peer, SharedPeer};
+use edge_types::{NodeName, NodeView, Peer, SharedList, SharedPeer};
 
 /// Returns `current` with only the revocations of `now` applied: the peers that `now` does not name
 /// are removed, and the certificates that `now` rejects are rejected. `None` if `now` revokes
@@ -17,7 +17,7 @@ pub(super) fn with_revocations(current: &NodeView, now: &NodeView) -> Option<Nod
         }
         Some(SharedPeer::from(Peer { certificates_from, ..Peer::clone(peer) }))
     };
-    let peers: Vec<SharedPeer> = current.peers.iter().filter_map(revised).collect();
+    let peers: SharedList<SharedPeer> = current.peers.iter().filter_map(revised).collect();
     (peers != current.peers).then(|| NodeView { peers, ..current.clone() })
 }
 
@@ -37,16 +37,18 @@ mod tests {
             peer("edge-2", "10.77.0.64/26", 5),
             peer("edge-3", "10.77.0.128/26", 0),
             peer("edge-4", "10.77.0.192/26", 30),
-        ];
+        ]
+        .into();
         let mut now = view(7, &["10.77.0.0/16", "10.99.0.0/16"]);
         now.peers = vec![
             peer("edge-2", "10.77.1.64/26", 20),
             peer("edge-4", "10.77.0.192/26", 10),
             peer("edge-5", "10.99.0.0/26", 0),
-        ];
+        ]
+        .into();
         let revised = with_revocations(&current, &now).unwrap();
         let kept = vec![peer("edge-2", "10.77.0.64/26", 20), peer("edge-4", "10.77.0.192/26", 30)];
-        assert_eq!(revised, NodeView { peers: kept, ..current.clone() });
+        assert_eq!(revised, NodeView { peers: kept.into(), ..current.clone() });
         now.peers = current.peers.clone();
         assert_eq!(with_revocations(&current, &now), None);
     }

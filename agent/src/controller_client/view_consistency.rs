@@ -21,8 +21,6 @@ pub(super) struct ViewConsistency {
 struct ConsistentView {
     view: Arc<NodeView>,
     segments: Segments,
-    /// Whether the view's peers are in the order of their names.
-    in_order: bool,
 }
 
 /// The segments of all nodes of a view. No two of them overlap.
@@ -47,7 +45,6 @@ impl ViewConsistency {
     /// The contradiction, in words.
     pub(super) fn check(&mut self, view: &Arc<NodeView>) -> Result<Option<Arc<NodeView>>, String> {
         if let Some(known) = &mut self.known
-            && known.in_order
             && let Some(changes) = changed_peers(&known.view, view)
         {
             update(&mut known.segments, view, &changes)?;
@@ -58,8 +55,7 @@ impl ViewConsistency {
             return Ok(same.then_some(before));
         }
         let segments = segments_of(view)?;
-        let in_order = view.peers.is_sorted_by(|one, other| one.name < other.name);
-        self.known = Some(ConsistentView { view: view.clone(), segments, in_order });
+        self.known = Some(ConsistentView { view: view.clone(), segments });
         Ok(None)
     }
 }
@@ -118,9 +114,9 @@ fn update(segments: &mut Segments, view: &NodeView, changes: &[PeerChange<'_>]) 
     outcome
 }
 
-/// Returns the peers that differ. The peers of `before` are in the order of their names, each once.
-/// `None` if the peers of `now` are not in that order, or if the views also differ in another field
-/// that the check reads. Peers that both views share in memory are not compared.
+/// Returns the peers that differ. `None` if the peers of a view are not in the order of their
+/// names, each once, or if the views also differ in another field that the check reads. Peers that
+/// both views share in memory are not compared.
 fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<PeerChange<'a>>> {
     let same = before.node == now.node
         && before.cluster_ranges == now.cluster_ranges
@@ -128,35 +124,8 @@ fn changed_peers<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<Peer
         && before.networks == now.networks
         && before.trust_anchors == now.trust_anchors
         && before.segment_prefix == now.segment_prefix;
-    if !same {
-        return None;
-    }
-    let mut changes = Vec::new();
-    let mut known = before.peers.iter().peekable();
-    let mut last: Option<&SharedPeer> = None;
-    // Whether both views share the preceding peer. If so, a shared peer after it is in order.
-    let mut follows = false;
-    for peer in &now.peers {
-        let shared = known.peek().is_some_and(|known| known.is_same(peer));
-        if !(shared && follows) && last.is_some_and(|last| last.name >= peer.name) {
-            return None;
-        }
-        last = Some(peer);
-        follows = shared;
-        if shared {
-            known.next();
-            continue;
-        }
-        while let Some(gone) = known.next_if(|known| known.name < peer.name) {
-            changes.push((Some(gone), None));
-        }
-        match known.next_if(|known| known.name == peer.name) {
-            Some(known) if known.is_same(peer) => {}
-            known => changes.push((known, Some(peer))),
-        }
-    }
-    changes.extend(known.map(|gone| (Some(gone), None)));
-    Some(changes)
+    let changes = before.peers.differences(&now.peers, SharedPeer::is_same).filter(|_| same)?;
+    Some(changes.collect())
 }
 
 fn position(segment: &IpNetwork) -> Position {
@@ -220,8 +189,10 @@ fn check_bits(network: &IpNetwork) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use edge_types::shared_list::visits;
     use edge_types::{Peer, Role, ViewChange};
 
+    use super::super::view_validation::{Validated, validate_with};
     use super::*;
     use crate::test_view::{anchor, empty_view};
 
@@ -250,6 +221,7 @@ mod tests {
     }
 
     fn view(peers: Vec<SharedPeer>) -> NodeView {
+        let peers = peers.into();
         NodeView {
             version: 1,
             cluster_ranges: vec!["10.0.0.0/8".parse().unwrap()],
@@ -278,6 +250,25 @@ mod tests {
             names,
             [(text("n-00700"), text("n-00700")), (text("n-05000"), String::new()), (String::new(), text("n-30000"))]
         );
+    }
+
+    #[test]
+    fn a_change_is_checked_at_the_same_cost_with_a_hundred_peers_and_with_ten_thousand() {
+        let looks = |count: u32| {
+            let before = Arc::new(view((0..count).map(numbered).collect()));
+            let mut consistency = ViewConsistency::default();
+            consistency.check(&before).unwrap();
+            let (same_networks, looks) = visits::of(|| {
+                let after = changed(&before, vec![peer("n-00070", &[segment(20_000)])], &["n-00050"]);
+                validate_with(&after.node, after.role, Some(&before), &after, || {
+                    consistency.check(&after).map(|before| assert!(before.is_some()))
+                })
+            });
+            assert_eq!(same_networks, Ok(Validated::New));
+            looks
+        };
+        let (few, many) = (looks(100), looks(10_000));
+        assert!(many <= 4 * few && many < 1000, "{few} of a hundred, {many} of ten thousand");
     }
 
     #[test]
@@ -354,10 +345,10 @@ mod tests {
         consistency.check(&Arc::new(odd.clone())).unwrap();
         odd.peers.extend([b.clone(), peer("c", &[])]);
         assert_eq!(consistency.check(&Arc::new(odd.clone())).unwrap_err(), "it names c twice");
-        odd.peers = vec![a.clone(), b.clone(), c.clone()];
+        odd.peers = vec![a.clone(), b.clone(), c.clone()].into();
         consistency.check(&Arc::new(odd.clone())).unwrap();
         for peers in [vec![a.clone(), b.clone(), c.clone(), c.clone()], vec![b, a, c.clone(), c]] {
-            odd.peers = peers;
+            odd.peers = peers.into();
             assert_eq!(consistency.check(&Arc::new(odd.clone())).unwrap_err(), "it names c twice");
         }
     }

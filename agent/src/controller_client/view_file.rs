@@ -113,7 +113,7 @@ mod tests {
     fn a_small_view_is_one_file() {
         let directory = tempfile::tempdir().unwrap();
         let mut file = log(directory.path());
-        let view = NodeView { version: 1, peers: vec![peer(1, 0)], ..empty_view() };
+        let view = NodeView { version: 1, peers: vec![peer(1, 0)].into(), ..empty_view() };
         write(&mut file, directory.path(), &view, None).unwrap();
         let change = ViewChange { from: 1, version: 2, own: None, put: vec![peer(2, 0)], gone: vec![] };
         let view = change.clone().apply_to(view).unwrap();

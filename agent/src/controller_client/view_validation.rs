@@ -151,14 +151,14 @@ impl ControllerClient {
 mod tests {
     use super::*;
     use crate::test_view::{anchor, empty_view};
-    use edge_types::{Peer, SharedPeer};
+    use edge_types::{Peer, SharedList, SharedPeer};
 
     fn view(version: u64) -> NodeView {
         NodeView {
             version,
             cluster_ranges: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
             segments: vec!["10.77.0.0/26".parse().unwrap()],
-            peers: vec![peer("edge-2", &["10.77.0.64/26", "fd77::100/120"])],
+            peers: vec![peer("edge-2", &["10.77.0.64/26", "fd77::100/120"])].into(),
             trust_anchors: vec![anchor()],
             ..empty_view()
         }
@@ -187,7 +187,7 @@ mod tests {
         let old = view(4);
         assert_eq!(validate_for_edge_1(None, &old), Ok(Validated::New));
         assert_eq!(validate_for_edge_1(Some(&old), &old), Ok(Validated::Unchanged));
-        let new = NodeView { version: 5, peers: vec![], ..old.clone() };
+        let new = NodeView { version: 5, peers: SharedList::default(), ..old.clone() };
         assert_eq!(validate_for_edge_1(Some(&old), &new), Ok(Validated::New), "a view without peers is a view");
     }
 

@@ -6,7 +6,9 @@ use std::sync::{Arc, Weak};
 use edge_ike::PeerName;
 use edge_types::network::overlap;
 use edge_types::{NodeView, Role, SharedPeer};
+use ipnetwork::IpNetwork;
 
+use super::remote_networks::is_within;
 use super::{Desired, PeerChanges, view_tunnel};
 use crate::config::Config;
 use crate::membership::Membership;
@@ -40,36 +42,27 @@ pub(super) fn update(
         return None;
     }
     let edges = changed_edges(&before.view, &now.view)?;
-    let local: Vec<_> = now.view.local_networks().collect();
+    let (local, ranges): (Vec<_>, _) = (now.view.local_networks().collect(), &now.view.cluster_ranges);
     let sides = || edges.iter().flat_map(|(before, now)| before.iter().chain(now).copied());
     // Other peers, and networks that are left out, are reported as problems or concern other peers.
     let is_plain = |peer: &SharedPeer| {
-        let beside = |network| !local.iter().any(|own| overlap(own, &network));
+        let is_usual =
+            |network: &IpNetwork| is_within(network, ranges) && !local.iter().any(|own| overlap(own, network));
         peer.role == Role::Edge
             && peer.networks.is_empty()
             && peer.name != now.view.node
-            && peer.segments.iter().copied().all(beside)
+            && peer.segments.iter().all(is_usual)
     };
     if !sides().all(is_plain) {
         return None;
     }
     let mut new = Desired { view_version: Some(now.view.version), step: None, ..Desired::clone(desired) };
     let mut changes = PeerChanges::default();
-    let networks = Arc::make_mut(&mut new.remote_networks);
-    for peer in edges.iter().filter_map(|(before, _)| *before) {
-        for segment in &peer.segments {
-            if let Ok(at) = networks.binary_search(segment) {
-                networks.remove(at);
-            }
-        }
-    }
+    let segments_before = edges.iter().filter_map(|(before, _)| *before).flat_map(|peer| &peer.segments);
+    let segments_now = edges.iter().filter_map(|(_, now)| *now).flat_map(|peer| &peer.segments);
+    new.remote_networks.change_inside(segments_before, segments_now);
     for (before, now_peer) in &edges {
         if let Some(peer) = now_peer {
-            for segment in &peer.segments {
-                if let Err(at) = networks.binary_search(segment) {
-                    networks.insert(at, *segment);
-                }
-            }
             // Tunnels of a hub are never set up on demand.
             let tunnel = view_tunnel(config, now, peer, false);
             let name = tunnel.peer.name.clone();
@@ -100,37 +93,15 @@ fn is_same_except_peers(before: &Membership, now: &Membership) -> bool {
 /// Returns the edges that differ. Edges that both views share in memory are not read. `None` if
 /// there are more than [`MAX_CHANGES`], or the edges are not in the order of their names.
 fn changed_edges<'a>(before: &'a NodeView, now: &'a NodeView) -> Option<Vec<EdgeChange<'a>>> {
-    let mut changes: Vec<EdgeChange<'a>> = Vec::new();
-    let mut known = before.peers.iter().peekable();
-    for peer in &now.peers {
-        if known.next_if(|known| known.is_same(peer)).is_some() {
-            continue;
-        }
-        while let Some(gone) = known.next_if(|known| known.name < peer.name) {
-            changes.push((Some(gone), None));
-            if changes.len() > MAX_CHANGES {
-                return None;
-            }
-        }
-        match known.next_if(|known| known.name == peer.name) {
-            Some(same) if same.is_same(peer) => {}
-            known => changes.push((known, Some(peer))),
-        }
-        if changes.len() > MAX_CHANGES {
-            return None;
-        }
-    }
-    changes.extend(known.map(|gone| (Some(gone), None)));
-    // In a list that is not in order, a peer could appear among those that are gone and those that
-    // are new.
-    let names = changes.iter().filter_map(|(before, now)| now.or(*before)).map(|peer| &peer.name);
-    (changes.len() <= MAX_CHANGES && names.is_sorted_by(|one, other| one < other)).then_some(changes)
+    let changes = before.peers.differences(&now.peers, SharedPeer::is_same)?;
+    let changes: Vec<EdgeChange<'a>> = changes.take(MAX_CHANGES + 1).collect();
+    (changes.len() <= MAX_CHANGES).then_some(changes)
 }
 
 #[cfg(test)]
 mod tests {
-    use edge_types::Peer;
-    use ipnetwork::IpNetwork;
+    use edge_types::shared_list::visits;
+    use edge_types::{Peer, ViewChange};
     use proptest::prelude::*;
 
     use super::*;
@@ -144,6 +115,7 @@ mod tests {
     }
 
     fn with_peers(before: &Membership, peers: Vec<SharedPeer>) -> Membership {
+        let peers = peers.into();
         let view = NodeView { version: before.view.version + 1, peers, ..NodeView::clone(&before.view) };
         Membership { view: Arc::new(view), ..before.clone() }
     }
@@ -187,6 +159,35 @@ mod tests {
     }
 
     #[test]
+    fn a_hub_looks_at_as_few_edges_of_ten_thousand_as_of_a_hundred() {
+        let looks = |count: usize| {
+            let before = membership(Role::Hub, &["10.77.1.0/26"], &["10.244.0.0/16"], vec![]);
+            let before = with_peers(&before, (0..count).map(|number| edge(number, &[number])).collect());
+            let desired = Arc::new(Desired::compute(&config(""), &[], Some(&before)));
+            let change = ViewChange {
+                from: before.view.version,
+                version: before.view.version + 1,
+                own: None,
+                put: vec![edge(70, &[11_000])],
+                gone: vec![edge(count / 2, &[]).name.clone()],
+            };
+            let ((), looks) = visits::of(|| {
+                let view = change.apply_to(NodeView::clone(&before.view)).unwrap();
+                let now = Membership { view: Arc::new(view), ..before.clone() };
+                let updated = Desired::update(&config(""), &[], Some(&now), Some((&before, &desired)));
+                assert_eq!(updated.changes_since(&desired).set.len(), 1);
+                assert!(updated.tunnels != desired.tunnels && updated.routed_networks() == desired.routed_networks());
+                // Whoever has another state than the one before also looks only at what differs.
+                let other = Arc::new(Desired::clone(&desired));
+                assert_eq!(updated.changes_since(&other).gone.len(), 1);
+            });
+            looks
+        };
+        let (few, many) = (looks(100), looks(10_000));
+        assert!(many <= 4 * few && many < 2000, "{few} of a hundred, {many} of ten thousand");
+    }
+
+    #[test]
     fn what_concerns_more_than_a_few_edges_is_computed_as_a_whole() {
         let base = membership(Role::Hub, &["10.77.1.0/26"], &[], vec![]);
         let before = with_peers(&base, (0..200).map(|number| edge(number, &[number])).collect());
@@ -199,14 +200,14 @@ mod tests {
         let hub = Peer { role: Role::Hub, ..Peer::clone(&edge(7, &[7])) };
         let fronting = peer("edge-00007", Role::Edge, "203.0.113.2:4500", &[], &["10.245.0.0/16"]);
         for (what, now) in [
-            ("many", changed(&|view| drop(view.peers.drain(..100)))),
-            ("a hub", changed(&|view| view.peers[7] = hub.clone().into())),
-            ("networks", changed(&|view| view.peers[7] = fronting.clone().into())),
+            ("many", changed(&|view| view.peers = view.peers.iter().skip(100).cloned().collect())),
+            ("a hub", changed(&|view| drop(view.peers.insert(hub.clone().into())))),
+            ("networks", changed(&|view| drop(view.peers.insert(fronting.clone().into())))),
             ("own segments", changed(&|view| view.segments.push("10.77.2.0/26".parse().unwrap()))),
             ("grace", changed(&|view| view.certificate_grace_seconds += 1)),
             ("ranges", changed(&|view| view.cluster_ranges.push("10.78.0.0/16".parse().unwrap()))),
             ("overlap", changed(&|view| view.networks.push("10.77.16.0/30".parse().unwrap()))),
-            ("another order", changed(&|view| view.peers.swap(3, 9))),
+            ("another order", changed(&|view| view.peers = view.peers.to_vec().into_iter().rev().collect())),
             ("credentials", Membership { credentials: base_credentials(), ..before.clone() }),
         ] {
             let updated = Desired::update(&config(""), &[], Some(&now), Some((&before, &desired)));
@@ -215,12 +216,13 @@ mod tests {
         }
         // An edge whose segment overlaps this node's is left out and reported.
         let odd = changed(&|view| {
-            view.peers[7] = peer("edge-00007", Role::Edge, "203.0.113.2:4500", &["10.77.1.4/30"], &[]).into();
+            let odd = peer("edge-00007", Role::Edge, "203.0.113.2:4500", &["10.77.1.4/30"], &[]);
+            view.peers.insert(odd.into());
         });
         let updated = Desired::update(&config(""), &[], Some(&odd), Some((&before, &desired)));
         assert!(updated.step.is_none() && !updated.problems.is_empty());
         // Another state than the one before is compared peer by peer.
-        let now = changed(&|view| drop(view.peers.remove(7)));
+        let now = changed(&|view| drop(view.peers.remove(&edge(7, &[]).name)));
         let updated = Desired::update(&config(""), &[], Some(&now), Some((&before, &desired)));
         assert!(updated.step.is_some());
         assert_same(&updated, &now, &Arc::new(Desired::clone(&desired)));
@@ -256,8 +258,7 @@ mod tests {
                 let updated = Desired::update(&config(""), &[], Some(&now), Some((&before, &desired)));
                 prop_assert!(updated.step.is_some());
                 assert_same(&updated, &now, &desired);
-                let networks: &[IpNetwork] = &updated.remote_networks;
-                prop_assert!(networks.is_sorted());
+                prop_assert!(updated.remote_networks.all().is_ordered());
                 (before, desired) = (now, Arc::new(updated));
             }
         }

@@ -7,6 +7,7 @@ mod full_computation;
 mod on_demand;
 mod policies;
 mod policy_table;
+mod remote_networks;
 mod routed_networks;
 mod tunnel;
 mod tunnel_map;
@@ -15,6 +16,7 @@ mod unprotected;
 pub use few_changes::Step;
 pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
+pub use remote_networks::RemoteNetworks;
 pub use routed_networks::{HubGateway, RoutedNetworks};
 pub use tunnel::{DesiredTunnel, Origin};
 pub use tunnel_map::TunnelMap;
@@ -29,7 +31,7 @@ use edge_ike::config::{AgentNotifications, Auth, CertificateAuth, ChildConfig, M
 use edge_ike::{AddressAssignment, ChildName, Childless, Identity, PeerConfig, PeerName};
 use edge_types::network::overlap;
 use edge_types::pki::{EKU_IPSEC_IKE_DER, node_uri};
-use edge_types::{NodeView, Peer, Role, SharedPeer};
+use edge_types::{NodeView, Peer, Role, SharedPeer, shared_list};
 use edge_xfrm::guard::GuardConfig;
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
@@ -66,8 +68,8 @@ pub struct Desired {
     /// controller, and on cloud nodes.
     pub guard: GuardConfig,
     /// Networks behind peers in the view. They are routed into the guard's device, and policies
-    /// select the tunnel. A hub may have ten thousand, so they are shared and not copied.
-    pub remote_networks: Arc<Vec<IpNetwork>>,
+    /// select the tunnel.
+    pub remote_networks: RemoteNetworks,
     /// Hub networks that the view no longer names. They are routed into the guard's device, which
     /// drops their packets.
     pub former_networks: Vec<IpNetwork>,
@@ -168,7 +170,7 @@ impl Desired {
             // The guard stays, so that no packet travels without encryption.
             desired.guard = guard(view);
             if view.role != Role::Cloud {
-                desired.remote_networks = desired.networks_of_peers(membership).into();
+                desired.remote_networks = desired.networks_of_peers(membership);
                 desired.add_former_networks(membership);
             }
             return desired;
@@ -181,7 +183,7 @@ impl Desired {
             return desired;
         }
         desired.guard = guard(view);
-        desired.remote_networks = desired.networks_of_peers(membership).into();
+        desired.remote_networks = desired.networks_of_peers(membership);
         desired.only_segments = tunnel_peers(view).all(|peer| peer.networks.is_empty());
         let mut known = previous.and_then(|(before, desired)| KnownTunnels::new(before, desired, membership));
         let members = on_demand::undecided_members(view, tunnel_peers(view));
@@ -217,18 +219,13 @@ impl Desired {
             return step.changes.clone();
         }
         let mut changes = PeerChanges::default();
-        // Both iterators are in the order of the names.
-        let mut known = before.tunnels.iter().peekable();
-        for (name, tunnel) in &self.tunnels {
-            while let Some((gone, _)) = known.next_if(|(other, _)| *other < name) {
-                changes.gone.push(gone.clone());
-            }
-            match known.next_if(|(other, _)| *other == name) {
-                Some((_, before)) if Arc::ptr_eq(before, tunnel) || before == tunnel => {}
-                _ => changes.set.push(name.clone()),
+        for (before, now) in before.tunnels.differences(&self.tunnels) {
+            match (before, now) {
+                (_, Some(name)) => changes.set.push(name.clone()),
+                (Some(name), None) => changes.gone.push(name.clone()),
+                (None, None) => {}
             }
         }
-        changes.gone.extend(known.map(|(name, _)| name.clone()));
         changes
     }
 
@@ -260,7 +257,7 @@ impl Desired {
 
     /// Returns the networks behind all peers, each once. A network that overlaps one of this node's
     /// networks is left out and reported in `problems`.
-    fn networks_of_peers(&mut self, membership: &Membership) -> Vec<IpNetwork> {
+    fn networks_of_peers(&mut self, membership: &Membership) -> RemoteNetworks {
         let view = &membership.view;
         let mut all = Vec::new();
         for peer in tunnel_peers(view) {
@@ -275,9 +272,7 @@ impl Desired {
                 }
             }
         }
-        all.sort();
-        all.dedup();
-        all
+        RemoteNetworks::new(all, &view.cluster_ranges)
     }
 
     /// Adds the former networks of hubs, so that packets to them do not leave without encryption.
@@ -302,7 +297,7 @@ impl Desired {
 /// tunnels are in the order of the peers' names, so all tunnels are found in one pass. A tunnel
 /// that is not found is computed.
 struct KnownTunnels<'a> {
-    peers: Peekable<std::slice::Iter<'a, SharedPeer>>,
+    peers: Peekable<shared_list::Iter<'a, SharedPeer>>,
     tunnels: Peekable<tunnel_map::Iter<'a>>,
 }
 

@@ -41,21 +41,28 @@ fn guarded(desired: &Desired) -> Vec<IpNetwork> {
     let ranges = &desired.guard.cluster_ranges;
     let mut networks = ranges.clone();
     let inside = |network: &IpNetwork| ranges.iter().any(|range| contains(range, network));
-    let peers = desired.remote_networks.iter().chain(&desired.former_networks).chain(&desired.static_networks);
-    networks.extend(peers.filter(|network| !inside(network)));
+    networks.extend(desired.remote_networks.outside_of_ranges());
+    let others = desired.former_networks.iter().chain(&desired.static_networks);
+    networks.extend(others.filter(|network| !inside(network)));
     networks
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::desired::RemoteNetworks;
+
+    fn remote_networks(list: &[&str]) -> RemoteNetworks {
+        let networks = list.iter().map(|text| text.parse().unwrap()).collect();
+        RemoteNetworks::new(networks, &["10.77.0.0/16".parse().unwrap()])
+    }
 
     #[test]
     fn networks_of_a_hub_that_is_gone_are_routed_to_the_guard() {
         let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
         let desired = Desired {
             guard: GuardConfig { cluster_ranges: networks(&["10.77.0.0/16"]), ..GuardConfig::default() },
-            remote_networks: networks(&["10.77.2.0/26", "10.244.0.0/16"]).into(),
+            remote_networks: remote_networks(&["10.77.2.0/26", "10.244.0.0/16"]),
             former_networks: networks(&["10.96.0.0/12"]),
             ..Desired::default()
         };
@@ -72,7 +79,7 @@ mod tests {
                 segments: networks(&[own]),
                 ..GuardConfig::default()
             },
-            remote_networks: networks(remote).into(),
+            remote_networks: remote_networks(remote),
             ..Desired::default()
         };
         let none = InternalAddresses::new();

@@ -27,8 +27,9 @@ impl InnerNetworks {
     pub(super) fn of(desired: &Desired, observed: &NetworkState, bridge: &str) -> Self {
         let ranges = desired.guard.cluster_ranges.iter().chain(&desired.hub_routes).copied();
         let mut pods: Vec<IpNetwork> = ranges.chain(observed.pod_networks(bridge)).collect();
-        let others = desired.remote_networks.iter().chain(&desired.former_networks).chain(&desired.guard.segments);
         // A hub has ten thousand segments of edges, all of which are within the cluster ranges.
+        let of_peers = desired.remote_networks.outside_of_ranges();
+        let others = of_peers.iter().chain(&desired.former_networks).chain(&desired.guard.segments);
         let outside: Vec<IpNetwork> =
             others.filter(|network| !pods.iter().any(|range| contains(range, network))).copied().collect();
         pods.extend(outside);
@@ -111,6 +112,7 @@ mod tests {
     use edge_xfrm::guard::GuardConfig;
 
     use super::*;
+    use crate::desired::RemoteNetworks;
 
     fn networks(texts: &[&str]) -> Vec<IpNetwork> {
         texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -133,7 +135,7 @@ mod tests {
                 networks: networks(clouds),
                 ..GuardConfig::default()
             },
-            remote_networks: networks(&["10.77.2.0/26", "172.30.5.0/24"]).into(),
+            remote_networks: RemoteNetworks::new(networks(&["10.77.2.0/26", "172.30.5.0/24"]), &[]),
             ..Desired::default()
         }
     }
@@ -189,7 +191,8 @@ mod tests {
             assert_eq!(found(&all, &uplink, true), ["10.1.2.3", "2001:db8::1"]);
         }
         assert_eq!(found(&with(&["0.0.0.0/0", "::/0"]), &uplink, false), ["10.1.2.3", "2001:db8::1"]);
-        let remote_everything = Desired { remote_networks: networks(&["0.0.0.0/0"]).into(), ..Desired::default() };
+        let remote_networks = RemoteNetworks::new(networks(&["0.0.0.0/0"]), &[]);
+        let remote_everything = Desired { remote_networks, ..Desired::default() };
         assert_eq!(found(&remote_everything, &uplink, true), ["10.1.2.3", "2001:db8::1"]);
         assert_eq!(found(&with(&["10.0.0.0/8"]), &link(&["10.1.2.3", "192.0.2.5"]), true), ["192.0.2.5"]);
     }

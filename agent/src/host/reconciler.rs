@@ -402,7 +402,7 @@ impl HostReconciler {
         ranges.extend(outside);
         let clouds = desired.guard.networks.iter().chain(&desired.cloud_networks);
         let mut elsewhere: Vec<IpNetwork> = Vec::new();
-        for network in desired.remote_networks.iter().chain(clouds) {
+        for network in desired.remote_networks.outside_of_ranges().iter().chain(clouds) {
             if !ranges.iter().chain(&elsewhere).any(|known| known.contains(network.ip())) {
                 elsewhere.push(*network);
             }

@@ -45,7 +45,10 @@ pub(super) enum PluginRequest {
 pub(super) struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    inode: u64,
+    /// Device and inode of the file; `None` if it was gone at once.
+    file: Option<(u64, u64)>,
+    /// The process that listens: this one, except in a test.
+    process: u32,
 }
 
 impl Socket {
@@ -66,19 +69,64 @@ impl Socket {
             }
             let listener = UnixListener::bind(&temporary)?;
             fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
-            let inode = fs::metadata(&temporary)?.ino();
             fs::rename(&temporary, path)?;
-            Ok(Self { listener, path: path.to_owned(), inode })
+            // Read under the name under which it is looked for later.
+            let file = file_at(path);
+            Ok(Self { listener, path: path.to_owned(), file, process: std::process::id() })
         })();
         made.with_context(|| format!("making the plugin's socket {}", path.display()))
     }
 
-    /// Returns when the socket file has been removed or replaced, so that no client can connect any
-    /// more. Other programs may wipe directories below /run at any time.
+    /// Returns when the socket file has been removed, or replaced by one on which nobody listens,
+    /// so that no client can connect any more. Other programs may wipe directories below /run at
+    /// any time. If another agent has the same `run_dir`, its socket stays: two agents that replace
+    /// each other's socket would answer by turns.
     async fn file_gone(&self) {
-        while fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+        let mut replaced = false;
+        loop {
+            let there = file_at(&self.path);
+            if there.is_none() {
+                return;
+            }
+            if there != self.file {
+                match listening_process(&self.path).await {
+                    None => return,
+                    // Not every file system keeps the numbers of files.
+                    Some(process) if process == self.process => {}
+                    Some(process) => {
+                        if !std::mem::replace(&mut replaced, true) {
+                            error!(
+                                socket = %self.path.display(),
+                                process,
+                                "another process has replaced the plugin's socket and listens there: give each agent a run_dir of its own"
+                            );
+                        }
+                    }
+                }
+            }
             tokio::time::sleep(CHECK_INTERVAL).await;
         }
+    }
+}
+
+/// Returns device and inode of a file; `None` if there is none.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    let found = fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+/// Returns the process that listens on a socket, 0 if it is in another PID namespace; `None` if
+/// nobody listens.
+async fn listening_process(path: &Path) -> Option<u32> {
+    match timeout(READ_TIMEOUT, UnixStream::connect(path)).await {
+        Ok(Ok(stream)) => {
+            let process = stream.peer_cred().ok()?.pid();
+            Some(process.and_then(|process| u32::try_from(process).ok()).unwrap_or(0))
+        }
+        // Its queue is full.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => Some(0),
+        Ok(Err(_)) => None,
+        Err(_) => Some(0),
     }
 }
 
@@ -216,6 +264,47 @@ mod tests {
         while !path.exists() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
+    }
+
+    #[tokio::test]
+    async fn of_two_agents_with_one_run_dir_the_later_one_has_the_socket_until_it_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let (requests, mut queue) = mpsc::channel(1);
+        // To this socket, the process of this test is another one.
+        let first = Socket { process: 1, ..Socket::bind(&path).unwrap() };
+        tokio::spawn(serve(first, requests));
+        let (others_requests, mut others_queue) = mpsc::channel(1);
+        let other = Socket::bind(&path).unwrap();
+        let file = other.file;
+        let other = tokio::spawn(serve(other, others_requests));
+        let taken = || ask(&path, AgentRequest::AddressesTaken { stock: vec![] });
+        // That nothing happens shows only after some checks.
+        tokio::time::sleep(CHECK_INTERVAL * 3).await;
+        assert_eq!(file_at(&path), file, "the first agent does not take the socket back");
+        assert_eq!(taken().await.unwrap(), AgentResponse::Done);
+        assert!(others_queue.try_recv().is_ok() && queue.try_recv().is_err());
+        other.abort();
+        let _ = other.await;
+        while file_at(&path) == file {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(taken().await.unwrap(), AgentResponse::Done);
+        assert!(queue.try_recv().is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_got_another_number_is_not_made_again_while_this_agent_listens_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let socket = Socket { file: Some((0, 0)), ..Socket::bind(&path).unwrap() };
+        let file = file_at(&path);
+        let (requests, _queue) = mpsc::channel(1);
+        tokio::spawn(serve(socket, requests));
+        // That nothing happens shows only after some checks.
+        tokio::time::sleep(CHECK_INTERVAL * 3).await;
+        assert_eq!(file_at(&path), file);
         assert_eq!(ask(&path, AgentRequest::Ping).await.unwrap(), AgentResponse::Done);
     }
 

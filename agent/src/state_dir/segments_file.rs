@@ -66,6 +66,11 @@ impl SegmentsOfView {
             mtu,
         }
     }
+
+    /// Returns the pods' MTU, bytes.
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
 }
 
 /// Returns the networks that hubs front for this edge, each once. Empty for a node in the cloud,
@@ -148,7 +153,7 @@ fn update(state: &StateDir, change: impl FnOnce(&mut SegmentsFile)) -> Result<Se
 
 #[cfg(test)]
 mod tests {
-    use edge_types::Peer;
+    use edge_types::{Peer, SharedPeer};
 
     use super::*;
     use crate::test_view::empty_view;
@@ -244,8 +249,9 @@ mod tests {
                 on_demand_in: Default::default(),
                 certificates_from: 0,
             })
-            .map(Into::into)
-            .to_vec();
+            .map(SharedPeer::from)
+            .into_iter()
+            .collect();
         let file = follow_view(&state, None, &view, 0).unwrap();
         assert_eq!(file.hub_networks, nets(&["10.96.0.0/12", "fd96::/108"]));
         view.role = Role::Cloud;

@@ -17,12 +17,13 @@ pub(super) fn obstacle(peer: &PeerName, address: IpAddr, desired: &Desired, on_l
         &guard.cluster_ranges,
         &guard.segments,
         &guard.networks,
-        desired.remote_networks.as_ref(),
+        // Those of peers that are inside of the ranges need not be searched.
+        desired.remote_networks.outside_of_ranges(),
         &desired.former_networks,
         &desired.hub_routes,
         &desired.cloud_networks,
     ];
-    if let Some(network) = of_cluster.into_iter().find_map(|networks| within(networks)) {
+    if let Some(network) = of_cluster.into_iter().find_map(within) {
         return Some(format!("it is within {network}, a network of the cluster"));
     }
     if let Some(network) = within(on_link) {

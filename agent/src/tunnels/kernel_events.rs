@@ -9,7 +9,7 @@ use edge_xfrm::events::Event;
 
 use super::driver::Driver;
 use super::reconcile::SA_DELETED;
-use super::sa_table::is_in_tcp;
+use super::sa_params::is_in_tcp;
 
 /// Maximum number of changed objects that are compared one by one. If more objects change at the
 /// same time, all objects are compared.

@@ -8,6 +8,7 @@
 //! - `commands`: the handling of the requests from `edge-agent` commands.
 //! - `datagram_socket`: the UDP socket, which reports the local address of each datagram.
 //! - `deferred_switch`: the switch to a new outbound SA, deferred until the peer is ready.
+//! - `desired_changes`: carries out the difference between two desired states.
 //! - `ike_sockets`: the four UDP sockets for IKE, which systemd may have opened.
 //! - `environment`: the implementation of [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
@@ -34,7 +35,9 @@
 //! - `path_mtu`: the probes of the paths of tunnels that carry traffic.
 //! - `reconcile`: the comparison of the policies and SAs in the kernel with the desired ones, and
 //!   the correction of differences.
+//! - `policy_hash`: has the kernel find policies by a hash.
 //! - `retiring_sas`: the outbound SAs that were replaced, until they are deleted.
+//! - `sa_params`: derives the SAs of the kernel from a CHILD_SA.
 //! - `sa_table`: the SAs that the agent has installed in the kernel.
 //! - `source_ports`: other UDP source ports towards hubs that do not answer.
 //! - `source_port_changes`: the change to such a port, and back.
@@ -59,6 +62,7 @@ mod commands;
 #[allow(unsafe_code)]
 mod datagram_socket;
 mod deferred_switch;
+mod desired_changes;
 pub mod driver;
 mod endpoint_events;
 mod enforced_revocations;
@@ -87,6 +91,7 @@ mod on_demand;
 mod overview;
 mod path_mtu;
 mod path_mtu_probes;
+mod policy_hash;
 mod reconcile;
 mod refusals;
 mod relay_connections;
@@ -96,6 +101,7 @@ mod report_request;
 mod reqids;
 mod requests;
 mod retiring_sas;
+mod sa_params;
 mod sa_table;
 mod source_port_changes;
 mod source_ports;

@@ -6,27 +6,21 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use edge_ike::config::Mode;
 use edge_ike::{ChildId, ChildName, ChildSa, Instant, PeerName, Purpose, TcpConnectionId};
 use edge_xfrm::IN_FLIGHT;
-use edge_xfrm::{Encap, EncapProtocol};
-use edge_xfrm::{Error, Limits, Policy, Replay, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm};
+use edge_xfrm::{Error, Policy, Reqid, Result, Sa, SaDirection, SaId, SaParams, Xfrm};
 use litemap::LiteMap;
 
-use super::esp_key::esp_key;
 use super::inherited_sas::InheritedSas;
 use super::installed_sa::{InstalledSa, SaChange};
 use super::retiring_sas::RetiringSas;
+use super::sa_params::{SaEnds, inbound, outbound, tunnel_ends};
 use super::source_ports::SourcePorts;
 use crate::desired::{PeerReqids, TunnelEnds};
 use crate::tcp_encapsulation::Connections;
 
 /// UDP port of IKE (RFC 7296 2), at which a peer is reached whose ESP does not travel in UDP.
 const IKE_PORT: u16 = 500;
-
-/// Number of packets after which an SA without extended sequence numbers is rekeyed: three quarters
-/// of the range of the 32-bit counter.
-const SOFT_PACKETS: u64 = 3 << 30;
 
 /// A CHILD_SA and its installed SAs.
 #[derive(Debug)]
@@ -595,81 +589,9 @@ fn delete_all(xfrm: &mut Xfrm, sas: Vec<InstalledSa>) -> Result<()> {
     outcome
 }
 
-/// Returns whether ESP travels in TCP.
-pub(super) fn is_in_tcp(encap: Option<Encap>) -> bool {
-    encap.is_some_and(|encap| encap.protocol == EncapProtocol::Tcp)
-}
-
 fn ignore_missing(outcome: Result<()>) -> Result<()> {
     match outcome {
         Err(Error::NoSuchSa { .. }) => Ok(()),
         outcome => outcome,
     }
-}
-
-fn replay(sa: &ChildSa) -> Replay {
-    if sa.esn { Replay::ESN } else { Replay::PLAIN }
-}
-
-fn mode(sa: &ChildSa) -> edge_xfrm::Mode {
-    match sa.mode {
-        Mode::Tunnel => edge_xfrm::Mode::Tunnel,
-        Mode::Transport => edge_xfrm::Mode::Transport,
-    }
-}
-
-fn limits(sa: &ChildSa) -> Limits {
-    Limits { soft_packets: (!sa.esn).then_some(SOFT_PACKETS), ..Limits::default() }
-}
-
-/// This node's end, the peer's end, and whether ESP travels in TCP.
-type SaEnds = (SocketAddr, SocketAddr, bool);
-
-/// Returns the ends of a CHILD_SA's tunnel. `outbound` are the parameters of its outbound SA.
-fn tunnel_ends(sa: &ChildSa, outbound: &SaParams) -> TunnelEnds {
-    TunnelEnds {
-        local: outbound.source,
-        remote: outbound.destination,
-        local_selectors: sa.local_selectors.clone(),
-        remote_selectors: sa.remote_selectors.clone(),
-        next_layer: sa.next_layer,
-        mode: sa.mode,
-        up: false,
-    }
-}
-
-fn encap(source: SocketAddr, destination: SocketAddr, in_tcp: bool) -> Encap {
-    if in_tcp { Encap::tcp(source.port(), destination.port()) } else { Encap::udp(source.port(), destination.port()) }
-}
-
-fn inbound(sa: &ChildSa, reqid: Reqid, (local, remote, in_tcp): SaEnds) -> Result<SaParams> {
-    Ok(SaParams {
-        direction: SaDirection::In,
-        source: remote.ip(),
-        destination: local.ip(),
-        spi: sa.inbound_spi,
-        reqid,
-        mode: mode(sa),
-        key: esp_key(sa, &sa.inbound_key)?,
-        encap: (sa.encapsulated || in_tcp).then(|| encap(remote, local, in_tcp)),
-        replay: replay(sa),
-        selector: None,
-        limits: limits(sa),
-    })
-}
-
-fn outbound(sa: &ChildSa, reqid: Reqid, (local, remote, in_tcp): SaEnds) -> Result<SaParams> {
-    Ok(SaParams {
-        direction: SaDirection::Out,
-        source: local.ip(),
-        destination: remote.ip(),
-        spi: sa.outbound_spi,
-        reqid,
-        mode: mode(sa),
-        key: esp_key(sa, &sa.outbound_key)?,
-        encap: (sa.encapsulated || in_tcp).then(|| encap(local, remote, in_tcp)),
-        replay: replay(sa),
-        selector: None,
-        limits: limits(sa),
-    })
 }

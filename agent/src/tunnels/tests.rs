@@ -10,7 +10,8 @@ use edge_ike::config::{Cipher, Mode, NextLayer};
 use edge_ike::{ChildId, ChildName, ChildSa, IkeId, Instant, PeerName, Purpose, Secret};
 use edge_xfrm::events::Event;
 use edge_xfrm::{
-    Algorithm, Encap, Error, EspKey, Limits, Policy, Replay, Reqid, SaDirection, SaParams, Selector, Xfrm,
+    Algorithm, Encap, Error, EspKey, Limits, Policy, PolicyHash, Replay, Reqid, SaDirection, SaParams, Selector,
+    Threshold, Xfrm,
 };
 use interop_tests::netns::{
     UnnamedNamespace, add_far_host, enter, is_in_namespaces, is_root_or_skips, passes_in_namespaces, run, within,
@@ -159,6 +160,33 @@ fn listen_far() -> UdpSocket {
     let socket = within("far", || UdpSocket::bind("0.0.0.0:7").unwrap());
     socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
     socket
+}
+
+#[test]
+fn policies_are_hashed_unless_the_configuration_or_somebody_else_says_otherwise() {
+    if is_root_or_skips() {
+        passes_in_namespaces("tunnels::tests::policies_are_hashed");
+    }
+}
+
+#[test]
+#[ignore = "runs in a namespace, started by the test before"]
+fn policies_are_hashed() {
+    if !is_in_namespaces() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let hash = || Xfrm::open().unwrap().policy_hash().unwrap();
+    let peer = peer("moon", "local_subnets = ['10.1.0.0/24']\nremote_subnets = ['10.2.0.0/24']\nstart = 'respond'");
+    let not_hashed = config(directory.path(), &format!("hash_policies = false\n{peer}"));
+    start(&not_hashed, |_| assert_eq!(hash(), PolicyHash::DEFAULT));
+    let usual = config(directory.path(), &peer);
+    for _ in 0..2 {
+        start(&usual, |_| assert_eq!(hash(), PolicyHash::BY_REMOTE));
+    }
+    let of_others = PolicyHash { v4: Threshold { local: 16, remote: 20 }, ..PolicyHash::BY_REMOTE };
+    Xfrm::open().unwrap().set_policy_hash(of_others).unwrap();
+    start(&usual, |_| assert_eq!(hash(), of_others));
 }
 
 #[test]

@@ -183,7 +183,6 @@ fn tunnels(agent: &Agent, membership: &Membership) -> Vec<PeerConfig> {
 /// controller.
 fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
     let mut view = (*membership.view).clone();
-    view.peers.retain(|peer| peer.name.as_str() != name);
     let peer = Peer {
         name: name.parse().unwrap(),
         role,
@@ -195,7 +194,7 @@ fn with_peer(membership: &Membership, name: &str, role: Role) -> Membership {
         on_demand_in: Default::default(),
         certificates_from: 0,
     };
-    view.peers.push(peer.into());
+    view.peers.insert(peer.into());
     Membership { view: Arc::new(view), ..membership.clone() }
 }
 
@@ -319,7 +318,7 @@ async fn networks_of_a_hub_that_vanishes_from_the_view_stay_guarded_until_a_hub_
     let before = sees(&agent, &["cloud-1"]).await;
     let network = "10.244.0.0/16".parse().unwrap();
     let of = |agent: &Agent, m: &Membership| Desired::compute(&agent.node.config, &[], Some(m));
-    assert_eq!(*of(&agent, &before).remote_networks, [network]);
+    assert_eq!(*of(&agent, &before).remote_networks.all(), [network]);
     controller.operator("DELETE", "/v1/nodes/cloud-1", json!(null)).await;
     let without = sees(&agent, &[]).await;
     assert_eq!(of(&agent, &without).former_networks, [network]);
@@ -333,7 +332,7 @@ async fn networks_of_a_hub_that_vanishes_from_the_view_stay_guarded_until_a_hub_
     let hub = other.start();
     let another = sees(&agent, &["cloud-3"]).await;
     let desired = of(&agent, &another);
-    assert_eq!((desired.former_networks, desired.remote_networks.to_vec()), (vec![], vec![network]));
+    assert_eq!((desired.former_networks, desired.remote_networks.all().to_vec()), (vec![], vec![network]));
     hub.end().await;
     agent.end().await;
 }

@@ -1,7 +1,5 @@
 //! Tests the effects of the keys in `[firewall]` and of a node's role.
 
-use std::sync::Arc;
-
 use edge_agent::host::firewall::Firewall;
 
 use super::Test;
@@ -263,7 +261,7 @@ fn former_segments() {
     }
     // The former segments now belong to another node.
     let mut granted = former;
-    Arc::make_mut(&mut granted.remote).extend(granted.pod_networks.clone());
+    granted.remote.extend(granted.pod_networks.clone());
     world.apply(&granted);
     for (family, source) in BOTH.into_iter().zip(["10.78.1.9", "fd78::1:9"]) {
         assert!(world.arrives("far", source, "edge", family.edge_lan), "{source} is a pod of another node");
@@ -285,7 +283,7 @@ fn controller() {
     }
     for minimal in [false, true] {
         let mut edge = Firewall { remote_in_clear: false, minimal, ..World::edge() };
-        Arc::make_mut(&mut edge.remote).extend(networks(&["10.244.0.0/16", "fd44::/64"]));
+        edge.remote.extend(networks(&["10.244.0.0/16", "fd44::/64"]));
         world.apply(&Firewall { controller_ports: vec![8443], ..edge.clone() });
         for family in BOTH {
             world.cannot_fetch("edge", family.cloud, 80);

@@ -1,7 +1,5 @@
 //! Tests which packets an edge drops and accepts without keys in `[firewall]`.
 
-use std::sync::Arc;
-
 use super::Test;
 use super::world::{BOTH, V4, V6, World, passes};
 use edge_agent::config::Config;
@@ -168,7 +166,7 @@ fn published_ports() {
 fn lan_host_reaches_no_service() {
     for world in worlds() {
         let mut edge = World::edge();
-        Arc::make_mut(&mut edge.remote).extend(SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap()));
+        edge.remote.extend(SERVICES.map(|family| family[0].parse::<IpNetwork>().unwrap()));
         for (family, [_, here, elsewhere]) in BOTH.into_iter().zip(SERVICES) {
             world.redirect(here, family.pod);
             world.redirect(elsewhere, family.far);

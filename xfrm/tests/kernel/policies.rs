@@ -3,7 +3,7 @@
 
 use edge_xfrm::reconcile;
 use edge_xfrm::reqid::{FIRST_INDEX, LAST_INDEX};
-use edge_xfrm::{Action, Direction, Error, Policy, Reqid, Selector, Xfrm};
+use edge_xfrm::{Action, Direction, Error, Policy, PolicyHash, Reqid, Selector, Xfrm};
 
 use crate::Needs::Root;
 use crate::Test;
@@ -23,6 +23,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("policies_of_single_sockets_are_not_taken_for_ours", Root, socket_policies),
     ("a_dump_that_changes_while_it_is_read_is_read_again", Root, changing_dump),
     ("a_policy_with_a_mark_lives_beside_ours", Root, marked_policies),
+    ("policies_are_found_whether_they_are_hashed_or_not", Root, hashed_policies),
 ];
 
 pub(crate) fn selector(source: &str, destination: &str) -> Selector {
@@ -291,6 +292,50 @@ fn marked_policies() {
 
 /// Dumps policies while another thread changes policies without pause. Each dump must contain every
 /// policy that existed the whole time.
+fn hashed_policies() {
+    Namespace::new().run(|| {
+        let mut xfrm = Xfrm::open().unwrap();
+        assert_eq!(xfrm.policy_hash().unwrap(), PolicyHash::DEFAULT);
+        let of_segments = (0..1000_u32).flat_map(|number| {
+            let reqid = Reqid::tunnel(number).unwrap();
+            let segment = format!("10.78.{}.{}/26", number / 4, number % 4 * 64);
+            let inward = selector(&segment, "10.244.0.0/16");
+            let inward6 = selector(&format!("fd00:1::{number:x}:0/120"), "fd00:2::/64");
+            let (local, remote) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+            [
+                Policy::protect_out(inward.reversed(), reqid, local, remote),
+                Policy::protect_in(Direction::In, inward, reqid),
+                Policy::protect_in(Direction::Fwd, inward6, reqid),
+            ]
+        });
+        // Larger networks are not hashed, whatever the thresholds are.
+        let larger = [
+            Policy::block(Direction::Out, selector("0.0.0.0/0", "10.78.0.0/16")),
+            Policy::block(Direction::In, selector("10.78.0.0/16", "0.0.0.0/0")),
+            Policy::block(Direction::Fwd, selector("fd00:1::/64", "::/0")),
+        ];
+        let desired: Vec<Policy> = of_segments.chain(larger).collect();
+        let (first, second) = desired.split_at(1500);
+        let stand = |xfrm: &mut Xfrm, policies: &[Policy]| {
+            let holders = xfrm.holders(policies).unwrap();
+            holders
+                .iter()
+                .zip(policies)
+                .all(|(found, policy)| found.as_ref().is_some_and(|found| found.matches(policy)))
+        };
+        assert_eq!(xfrm.reconcile_policies(first).unwrap().0.missing.len(), first.len());
+        // Those that stand are sorted anew. The second half comes later.
+        xfrm.set_policy_hash(PolicyHash::BY_REMOTE).unwrap();
+        assert_eq!(xfrm.policy_hash().unwrap(), PolicyHash::BY_REMOTE);
+        assert!(stand(&mut xfrm, first));
+        assert_eq!(xfrm.reconcile_policies(&desired).unwrap().0.missing.len(), second.len());
+        assert!(stand(&mut xfrm, &desired));
+        xfrm.set_policy_hash(PolicyHash::DEFAULT).unwrap();
+        assert!(stand(&mut xfrm, &desired));
+        assert_eq!(xfrm.policies().unwrap().len(), desired.len());
+    });
+}
+
 fn changing_dump() {
     Namespace::new().run(|| {
         let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();

@@ -106,12 +106,17 @@ pub(crate) fn edge_with_two_peers() -> Membership {
     )
 }
 
+fn change_peer(view: &mut NodeView, name: &str, change: impl FnOnce(&mut Peer)) {
+    let mut peer = Peer::clone(view.peers.get(&name.parse().unwrap()).unwrap());
+    change(&mut peer);
+    view.peers.insert(peer.into());
+}
+
 #[test]
 fn a_peer_is_not_looked_for_where_no_node_can_be_nor_at_more_than_eight_addresses() {
     let mut member = edge_with_two_peers();
     let view = Arc::make_mut(&mut member.view);
     let endpoint = |text: &str| NodeAddress { address: text.parse().unwrap(), source: AddressSource::Reported };
-    let at = |peer: &Peer, endpoints| Peer { endpoints, ..peer.clone() }.into();
     let nowhere = [
         "127.0.0.1:4500",
         "[::1]:4500",
@@ -124,9 +129,9 @@ fn a_peer_is_not_looked_for_where_no_node_can_be_nor_at_more_than_eight_addresse
     ]
     .map(endpoint)
     .to_vec();
-    view.peers[0] = at(&view.peers[0], nowhere);
+    change_peer(view, "edge-a2", |peer| peer.endpoints = nowhere);
     let many = (0..40).map(|n| endpoint(&format!("198.51.100.{n}:4500"))).collect();
-    view.peers[1] = at(&view.peers[1], many);
+    change_peer(view, "cloud-1", |peer| peer.endpoints = many);
     let desired = Desired::compute(&config(""), &[], Some(&member));
     let remotes = |name: &str| &desired.tunnels[&PeerName::new(name)].peer.remotes;
     assert_eq!(*remotes("edge-a2"), ["203.0.113.2:4500".parse().unwrap()]);
@@ -139,7 +144,7 @@ fn a_peer_is_looked_for_at_its_mapped_addresses_too_and_only_hubs_tell_them() {
     let mut member = edge_with_two_peers();
     let view = Arc::make_mut(&mut member.view);
     let mapped = ["203.0.113.2:61000", "10.77.9.9:4500"].map(|at| at.parse().unwrap()).into();
-    view.peers[0] = Peer { mapped, ..Peer::clone(&view.peers[0]) }.into();
+    change_peer(view, "edge-a2", |peer| peer.mapped = mapped);
     let desired = Desired::compute(&config(""), &[], Some(&member));
     let peer = &desired.tunnels[&PeerName::new("edge-a2")].peer;
     assert_eq!(peer.remotes, ["203.0.113.2:61000", "203.0.113.2:4500"].map(|at| at.parse().unwrap()));
@@ -154,11 +159,12 @@ fn a_peer_is_looked_for_at_its_mapped_addresses_too_and_only_hubs_tell_them() {
 fn an_edge_alone_connects_to_hubs_alone_by_tcp_at_addresses_outside_the_cluster() {
     let mut member = edge_with_two_peers();
     let view = Arc::make_mut(&mut member.view);
-    for peer in &mut view.peers {
-        let mut with_port = Peer { tcp_port: Some(443), ..Peer::clone(peer) };
-        let inside = NodeAddress { address: "10.77.9.9:4500".parse().unwrap(), source: AddressSource::Reported };
-        with_port.endpoints.push(inside);
-        *peer = with_port.into();
+    let inside = NodeAddress { address: "10.77.9.9:4500".parse().unwrap(), source: AddressSource::Reported };
+    for name in ["edge-a2", "cloud-1"] {
+        change_peer(view, name, |peer| {
+            peer.tcp_port = Some(443);
+            peer.endpoints.push(inside.clone());
+        });
     }
     let tcp = |member: &Membership, keys: &str, peer: &str| {
         let desired = Desired::compute(&config(keys), &[], Some(member));
@@ -182,7 +188,7 @@ fn the_view_becomes_one_tunnel_a_peer_with_open_selectors_and_exact_identities()
     assert!(tunnel.peer.initiate && tunnel.peer.force_encapsulation);
     let Auth::Certificate(auth) = &tunnel.peer.auth else { panic!("not by certificate") };
     assert_eq!((auth.remote_uri.as_deref(), auth.remote_not_before), (Some("edge-cni://hub/cloud-1"), 0));
-    assert_eq!(desired.remote_networks.len(), 3);
+    assert_eq!(desired.remote_networks.all().len(), 3);
     assert!(
         !Desired::compute(&config("encap = \"auto\""), &[], Some(&edge_with_two_peers())).tunnels
             [&PeerName::new("edge-a2")]
@@ -195,7 +201,7 @@ fn the_view_becomes_one_tunnel_a_peer_with_open_selectors_and_exact_identities()
 fn certificates_that_the_view_revokes_are_not_accepted() {
     let mut membership = edge_with_two_peers();
     let mut view = (*membership.view).clone();
-    view.peers[1] = Peer { certificates_from: 1_800_000_000, ..Peer::clone(&view.peers[1]) }.into();
+    change_peer(&mut view, "cloud-1", |peer| peer.certificates_from = 1_800_000_000);
     membership.view = Arc::new(view);
     let desired = Desired::compute(&config(""), &[], Some(&membership));
     let since = |name| match &desired.tunnels[&PeerName::new(name)].peer.auth {
@@ -333,7 +339,8 @@ fn a_claimed_role_that_the_node_does_not_have_stops_all_negotiation_but_not_the_
     // them are not masqueraded.
     let as_edge = Desired::compute(&config(""), &[], Some(&edge_with_two_peers()));
     assert_eq!(desired.remote_networks, as_edge.remote_networks);
-    assert!(desired.remote_networks.contains(&network("10.244.0.0/16")));
+    assert!(desired.remote_networks.all().get(&network("10.244.0.0/16")).is_some());
+    assert_eq!(desired.remote_networks.outside_of_ranges(), [network("10.244.0.0/16")]);
 }
 
 #[test]
@@ -364,7 +371,7 @@ fn a_peers_network_that_overlaps_ours_is_reported_and_left_out() {
     );
     let desired = Desired::compute(&config(""), &[], Some(&view));
     assert!(desired.problems[0].contains("10.0.0.0/8 overlaps 10.77.1.0/26"), "{:?}", desired.problems);
-    assert_eq!(*desired.remote_networks, [network("10.244.0.0/16")]);
+    assert_eq!(*desired.remote_networks.all(), [network("10.244.0.0/16")]);
 }
 
 #[test]
@@ -456,18 +463,28 @@ fn a_view_that_changes_one_of_a_thousand_peers_makes_one_tunnel_anew() {
         ),
         (
             "an address",
-            with(&|view| view.peers[7] = Peer { endpoints: vec![], ..Peer::clone(&view.peers[7]) }.into()),
+            with(&|view| change_peer(view, "edge-0007", |peer| peer.endpoints = vec![])),
             names(&["edge-0007"]),
             vec![],
         ),
-        ("a segment", with(&|view| view.peers[7] = number(7, "10.77.9.0/30").into()), names(&["edge-0007"]), vec![]),
+        (
+            "a segment",
+            with(&|view| drop(view.peers.insert(number(7, "10.77.9.0/30").into()))),
+            names(&["edge-0007"]),
+            vec![],
+        ),
         (
             "a revocation",
-            with(&|view| view.peers[7] = Peer { certificates_from: 5, ..Peer::clone(&view.peers[7]) }.into()),
+            with(&|view| change_peer(view, "edge-0007", |peer| peer.certificates_from = 5)),
             names(&["edge-0007"]),
             vec![],
         ),
-        ("a peer less", with(&|view| drop(view.peers.remove(7))), vec![], names(&["edge-0007"])),
+        (
+            "a peer less",
+            with(&|view| drop(view.peers.remove(&"edge-0007".parse().unwrap()))),
+            vec![],
+            names(&["edge-0007"]),
+        ),
         (
             "a peer more",
             with(&|view| view.peers.push(number(1000, "10.77.9.0/30").into())),

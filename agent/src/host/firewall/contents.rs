@@ -1,9 +1,8 @@
 //! Derives the contents of the table `inet edge-cni` from the configuration and the desired state.
 
 use std::net::IpAddr;
-use std::sync::Arc;
 
-use edge_types::Role;
+use edge_types::{Role, SharedList};
 use ipnetwork::IpNetwork;
 
 use crate::config::Config;
@@ -32,9 +31,9 @@ pub struct Firewall {
     /// Hub networks that the view no longer names. Packets from pods to these networks are not
     /// masqueraded, and the guard's device drops them.
     pub former: Vec<IpNetwork>,
-    /// Networks behind tunnels; on a cloud node, the networks behind the hub. Shared, since a hub
-    /// may have ten thousand.
-    pub remote: Arc<Vec<IpNetwork>>,
+    /// Networks behind tunnels; on a cloud node, the networks behind the hub. A hub may have ten
+    /// thousand.
+    pub remote: SharedList<IpNetwork>,
     /// Whether packets from `remote` arrive without encryption. True on cloud nodes, where the hub
     /// sends them.
     pub remote_in_clear: bool,
@@ -128,7 +127,7 @@ impl Firewall {
             static_pairs: desired.static_pairs(&own),
             own,
             fronted: desired.guard.networks.clone(),
-            remote: desired.remote_networks.clone(),
+            remote: desired.remote_networks.all().clone(),
             former: desired.former_networks.clone(),
             ranges: desired.guard.cluster_ranges.clone(),
             mtu,
@@ -138,7 +137,7 @@ impl Firewall {
 
     /// Returns whether both tables differ at most in `remote`, on which no rule depends.
     pub(super) fn is_same_except_remote(&self, other: &Self) -> bool {
-        let without_remote = |of: &Self| Self { remote: Arc::default(), ..of.clone() };
+        let without_remote = |of: &Self| Self { remote: SharedList::default(), ..of.clone() };
         without_remote(self) == without_remote(other)
     }
 

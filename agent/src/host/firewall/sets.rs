@@ -134,8 +134,6 @@ pub(super) fn parse(elements: &Value) -> Option<BTreeSet<IpNetwork>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     fn sets(list: &[(&str, &[&str])]) -> Sets {
@@ -151,7 +149,8 @@ mod tests {
         });
         let before = Firewall { remote: many.collect::<Vec<_>>().into(), ..Firewall::default() };
         let mut after = before.clone();
-        let gone = Arc::make_mut(&mut after.remote).remove(5000);
+        let gone = before.remote[5000];
+        after.remote.remove(&gone);
         let commands = changes(&before.sets(), &after.sets());
         let of = |name: &str| json!({"family": "inet", "table": TABLE, "name": name, "elem": [prefix(&gone)]});
         let wanted = ["inside4", "remote4", "services4"].map(|name| json!({"delete": {"element": of(name)}}));

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use super::contents::controller_ports;
 use super::*;
 use crate::config::Config;
-use crate::desired::Desired;
+use crate::desired::{Desired, RemoteNetworks};
 
 fn networks(list: &[&str]) -> Vec<IpNetwork> {
     list.iter().map(|text| text.parse().unwrap()).collect()
@@ -28,7 +28,7 @@ fn of_role(role: Role) -> Desired {
             bridge_addresses: vec![],
             sources: Vec::new(),
         },
-        remote_networks: networks(&["10.77.2.0/26"]).into(),
+        remote_networks: RemoteNetworks::new(networks(&["10.77.2.0/26"]), &[]),
         ..Desired::default()
     }
 }
@@ -85,7 +85,7 @@ fn without_a_view_no_table_is_wanted() {
     assert!(!table("", &of_role(Role::Edge)).is_empty());
     // The first edge of a cluster has no peer. It still needs a table, so that its pods can reach
     // hosts outside of the cluster.
-    assert!(!table("", &Desired { remote_networks: std::sync::Arc::default(), ..of_role(Role::Edge) }).is_empty());
+    assert!(!table("", &Desired { remote_networks: RemoteNetworks::default(), ..of_role(Role::Edge) }).is_empty());
 }
 
 /// Returns the statements of all rules in a chain, as text.

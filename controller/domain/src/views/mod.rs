@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use edge_types::view::SegmentPrefix;
-use edge_types::{AddressSource, NodeAddress, NodeName, NodeView, Peer, Role};
+use edge_types::{AddressSource, NodeAddress, NodeName, NodeView, Peer, Role, SharedList};
 
 use crate::ca::Ca;
 use crate::clock::Seconds;
@@ -60,7 +60,8 @@ impl ViewBuilder {
     ) -> Option<NodeView<P>> {
         let record = state.node(node)?;
         let peers = state.peers_of(record).into_iter().filter_map(|name| state.node(name));
-        Some(NodeView { peers: peers.map(peer).collect::<Option<_>>()?, ..self.own_part(state, record, version) })
+        let peers = SharedList::unordered(peers.map(peer).collect::<Option<_>>()?);
+        Some(NodeView { peers, ..self.own_part(state, record, version) })
     }
 
     /// Returns a view without its peers.
@@ -73,7 +74,7 @@ impl ViewBuilder {
             cluster_ranges: self.networks.ranges.clone(),
             segments: segments(state, &record.name),
             networks: self.fronted(state, record),
-            peers: Vec::new(),
+            peers: SharedList::default(),
             trust_anchors: self.ca.current().anchors(),
             segment_prefix: self.segment_prefix,
             certificate_grace_seconds: u64::try_from(self.certificate_grace).unwrap_or(0),
