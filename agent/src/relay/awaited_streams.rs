@@ -15,14 +15,15 @@ const WAITING: usize = 2;
 /// Where the connections for each token go. Clones share it. There are at most two entries for each
 /// open pair.
 #[derive(Debug, Clone, Default)]
-pub struct AwaitedStreams(Arc<Mutex<BTreeMap<RelayToken, mpsc::Sender<TcpStream>>>>);
+pub struct AwaitedStreams(Arc<Mutex<BTreeMap<RelayToken, mpsc::Sender<std::net::TcpStream>>>>);
 
 impl AwaitedStreams {
     /// Delivers a connection that begins with this token. Returns `false` if no open pair has the
     /// token; then the connection is closed.
     pub fn deliver(&self, token: &RelayToken, stream: TcpStream) -> bool {
         let to = self.table().get(token).cloned();
-        to.is_some_and(|to| to.try_send(stream).is_ok())
+        // The pair's task registers it with its own runtime, so that this one no longer wakes for it.
+        to.zip(stream.into_std().ok()).is_some_and(|(to, stream)| to.try_send(stream).is_ok())
     }
 
     /// Lets connections with this token in, until the result is dropped.
@@ -32,7 +33,7 @@ impl AwaitedStreams {
         StreamsOfEnd { awaited: self.clone(), token, streams }
     }
 
-    fn table(&self) -> MutexGuard<'_, BTreeMap<RelayToken, mpsc::Sender<TcpStream>>> {
+    fn table(&self) -> MutexGuard<'_, BTreeMap<RelayToken, mpsc::Sender<std::net::TcpStream>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -42,12 +43,12 @@ impl AwaitedStreams {
 pub(super) struct StreamsOfEnd {
     awaited: AwaitedStreams,
     token: RelayToken,
-    streams: mpsc::Receiver<TcpStream>,
+    streams: mpsc::Receiver<std::net::TcpStream>,
 }
 
 impl StreamsOfEnd {
     /// Waits for the next connection. This method is cancel safe.
-    pub(super) async fn next(&mut self) -> TcpStream {
+    pub(super) async fn next(&mut self) -> std::net::TcpStream {
         match self.streams.recv().await {
             Some(stream) => stream,
             // The table has the sender as long as this value exists.

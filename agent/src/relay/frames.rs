@@ -9,9 +9,19 @@ use tokio::net::TcpStream;
 
 /// Size of the length field, in octets.
 const LENGTH: usize = 2;
-/// Size of the send buffer that the kernel is asked for, in octets. What is queued there arrives
-/// late, so it is kept small; further frames are dropped.
-const SEND_BUFFER: usize = 256 * 1024;
+/// Size of the send buffer, and of the receive buffer, that the kernel is asked for, in octets. It
+/// gives up to twice as much, within the limits of its sysctls. What is queued there arrives late,
+/// so they are kept small; frames for which there is no room are dropped, or wait at their sender.
+const BUFFER: usize = 256 * 1024;
+
+/// What has arrived in a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Incoming {
+    /// A frame.
+    Frame,
+    /// The beginning of a frame that is too large. It has this number of octets, which are skipped.
+    TooLarge(usize),
+}
 
 /// A connection of a relayed node.
 #[derive(Debug)]
@@ -30,11 +40,17 @@ pub(super) struct FrameStream {
 }
 
 impl FrameStream {
-    /// Reads frames of up to `max` octets.
-    pub(super) fn new(stream: TcpStream, max: usize) -> Self {
-        // Without the option the kernel's own limit holds.
-        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
-        Self { stream, read: Vec::new(), max, skip: 0, unsent: Vec::new(), sent: 0 }
+    /// Reads frames of up to `max` octets. Must be called within the runtime that reads them, so
+    /// that no other one wakes for them.
+    ///
+    /// # Errors
+    /// Returns an error if the connection cannot be registered with the runtime.
+    pub(super) fn new(stream: std::net::TcpStream, max: usize) -> io::Result<Self> {
+        let stream = TcpStream::from_std(stream)?;
+        // Without the options the kernel's own limits hold.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, BUFFER);
+        let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&stream, BUFFER);
+        Ok(Self { stream, read: Vec::new(), max, skip: 0, unsent: Vec::new(), sent: 0 })
     }
 
     /// Waits for a frame, and writes its content to `frame`. Meanwhile, the rest of a frame is sent
@@ -42,10 +58,10 @@ impl FrameStream {
     ///
     /// # Errors
     /// Returns an error if the connection has ended, or if a length is too small to be one.
-    pub(super) async fn next(&mut self, frame: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) async fn next(&mut self, frame: &mut Vec<u8>) -> io::Result<Incoming> {
         loop {
-            if self.take_frame(frame)? {
-                return Ok(());
+            if let Some(incoming) = self.take_frame(frame)? {
+                return Ok(incoming);
             }
             let write =
                 if self.unsent.is_empty() { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
@@ -71,46 +87,45 @@ impl FrameStream {
         }
     }
 
-    /// Takes a whole frame out of what was read. Returns whether there is one.
-    fn take_frame(&mut self, frame: &mut Vec<u8>) -> io::Result<bool> {
-        loop {
-            let skipped = self.skip.min(self.read.len());
-            self.read.drain(..skipped);
-            self.skip -= skipped;
-            let Some((length, rest)) = self.read.split_first_chunk::<LENGTH>() else {
-                if self.read.is_empty() {
-                    self.read = Vec::new();
-                }
-                return Ok(false);
-            };
-            let Some(content) = usize::from(u16::from_be_bytes(*length)).checked_sub(LENGTH) else {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is shorter than its length field"));
-            };
-            if content > self.max {
-                self.skip = LENGTH + content;
-                continue;
+    /// Takes a whole frame, or the beginning of one that is too large, out of what was read.
+    fn take_frame(&mut self, frame: &mut Vec<u8>) -> io::Result<Option<Incoming>> {
+        let skipped = self.skip.min(self.read.len());
+        self.read.drain(..skipped);
+        self.skip -= skipped;
+        let Some((length, rest)) = self.read.split_first_chunk::<LENGTH>() else {
+            if self.read.is_empty() {
+                self.read = Vec::new();
             }
-            let Some(whole) = rest.get(..content) else { return Ok(false) };
-            frame.clear();
-            frame.extend_from_slice(whole);
-            self.read.drain(..LENGTH + content);
-            return Ok(true);
+            return Ok(None);
+        };
+        let Some(content) = usize::from(u16::from_be_bytes(*length)).checked_sub(LENGTH) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is shorter than its length field"));
+        };
+        if content > self.max {
+            self.skip = LENGTH + content;
+            return Ok(Some(Incoming::TooLarge(content)));
         }
+        let Some(whole) = rest.get(..content) else { return Ok(None) };
+        frame.clear();
+        frame.extend_from_slice(whole);
+        self.read.drain(..LENGTH + content);
+        Ok(Some(Incoming::Frame))
     }
 
-    /// Sends a frame. If an earlier one is not yet sent, or if there is no room in the send buffer,
-    /// the frame is dropped.
-    pub(super) fn send(&mut self, content: &[u8]) {
+    /// Sends a frame. Returns `false` if it is dropped, because an earlier one is not yet sent, or
+    /// because there is no room in the send buffer.
+    pub(super) fn send(&mut self, content: &[u8]) -> bool {
         let Some(length) = u16::try_from(content.len() + LENGTH).ok().filter(|_| self.unsent.is_empty()) else {
-            return;
+            return false;
         };
         let length = length.to_be_bytes();
         let parts = [io::IoSlice::new(&length), io::IoSlice::new(content)];
         // An error shows when the connection is read.
-        let Ok(sent) = self.stream.try_write_vectored(&parts) else { return };
+        let Ok(sent) = self.stream.try_write_vectored(&parts) else { return false };
         if sent < LENGTH + content.len() {
             self.unsent.extend(length.iter().chain(content).skip(sent));
         }
+        true
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -143,7 +158,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let node = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (hub, _) = listener.accept().await.unwrap();
-        (node, FrameStream::new(hub, MAX))
+        (node, FrameStream::new(hub.into_std().unwrap(), MAX).unwrap())
     }
 
     fn frame(content: &[u8]) -> Vec<u8> {
@@ -152,7 +167,13 @@ mod tests {
 
     async fn next(hub: &mut FrameStream) -> io::Result<Vec<u8>> {
         let mut content = Vec::new();
-        hub.next(&mut content).await.map(|()| content)
+        loop {
+            match hub.next(&mut content).await? {
+                Incoming::Frame => return Ok(content),
+                // The caller counts it.
+                Incoming::TooLarge(octets) => assert!(octets > MAX),
+            }
+        }
     }
 
     #[tokio::test]
@@ -174,7 +195,7 @@ mod tests {
             for expected in [&b"one"[..], &[0; MAX], b"", b"last"] {
                 assert_eq!(next(&mut hub).await.unwrap(), expected, "cut in pieces of {cut}");
             }
-            assert!(!hub.take_frame(&mut Vec::new()).unwrap());
+            assert_eq!(hub.take_frame(&mut Vec::new()).unwrap(), None);
             assert_eq!(hub.read.capacity(), 0, "an idle connection has no buffer");
             drop(writing.await.unwrap());
             assert_eq!(next(&mut hub).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
@@ -199,10 +220,9 @@ mod tests {
         let mut queued = 0;
         while hub.unsent.is_empty() {
             hub.stream.writable().await.unwrap();
-            hub.send(&content(queued));
-            queued += 1;
+            queued += u32::from(hub.send(&content(queued)));
         }
-        hub.send(&content(u32::MAX));
+        assert!(!hub.send(&content(u32::MAX)));
         let reading = tokio::spawn(async move {
             let mut numbers = Vec::new();
             let mut octets = Vec::new();

@@ -113,7 +113,7 @@ impl HubRelays {
         }
     }
 
-    /// Closes the relays of a node that is no longer a peer, or to which no datagrams pass.
+    /// Closes the relays of a node that is no longer a peer.
     pub fn remove_node(&mut self, node: &PeerName) {
         for partner in self.table.remove_node(node) {
             self.pairs.close(&ordered(node, &partner));

@@ -19,6 +19,9 @@ const PORT_SILENCE: Duration = Duration::from_secs(60);
 /// beyond the limit are dropped, as on a full link. Connections are not read at the limit, so that
 /// their senders wait.
 const MAX_RATE: u32 = 20_000;
+/// Number of octets below which a frame is neither ESP nor IKE, but could become a packet that is
+/// many times larger. It is dropped.
+const MIN_FRAME: usize = 8;
 /// The time in which datagrams are counted.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Number of octets in a datagram for which it counts once more, see [`MAX_RATE`].
@@ -40,8 +43,8 @@ pub(super) struct PairState {
     rate: Rate,
     /// Number of datagrams that were passed on.
     pub(super) copied_count: u64,
-    /// Number of datagrams that were dropped because they came from another address or port, or
-    /// exceeded [`MAX_RATE`].
+    /// Number of datagrams and frames that were dropped because they came from another address or
+    /// port, had a size that none of IKE and ESP has, exceeded [`MAX_RATE`], or found no room.
     pub(super) dropped_count: u64,
 }
 
@@ -121,7 +124,19 @@ impl PairState {
     /// Returns where it goes; `None` if it must be dropped.
     pub(super) fn frame(&mut self, end: PairEnd, octets: usize, now: Instant) -> Option<Destination> {
         self.both(end).0.heard = now;
-        self.pass(end, true, octets, now)
+        self.pass(end, octets >= MIN_FRAME, octets, now)
+    }
+
+    /// Handles a frame that is too large to be copied.
+    pub(super) fn too_large(&mut self, end: PairEnd, octets: usize, now: Instant) {
+        self.both(end).0.heard = now;
+        self.pass(end, false, octets, now);
+    }
+
+    /// Records that what was to be copied last could not be sent.
+    pub(super) fn not_sent(&mut self) {
+        self.copied_count = self.copied_count.saturating_sub(1);
+        self.dropped_count = self.dropped_count.saturating_add(1);
     }
 
     /// Records that the connection of the node at `end` is open, or has ended.
@@ -146,7 +161,9 @@ impl PairState {
     }
 
     fn pass(&mut self, end: PairEnd, takes: bool, octets: usize, now: Instant) -> Option<Destination> {
-        if !takes || !self.rate.allows(octets, now) {
+        // A datagram of a stranger must not use up the rate, but a frame is the node's own.
+        let is_frame = matches!(self.both(end).0.place, Place::Tcp { .. });
+        if !(takes || is_frame) || !self.rate.allows(octets, now) || !takes {
             self.dropped_count = self.dropped_count.saturating_add(1);
             return None;
         }
@@ -355,10 +372,21 @@ mod tests {
         assert_eq!(pair.closes_at(), None);
         let mut copied = 0;
         while pair.full_until(at(0)).is_none() {
-            copied += usize::from(pair.frame(First, 0, at(0)) == Some(Destination::Stream));
+            copied += usize::from(pair.frame(First, 8, at(0)) == Some(Destination::Stream));
         }
         assert_eq!((copied, pair.full_until(at(0)), pair.full_until(at(1))), (20_000, Some(at(1)), None));
-        assert_eq!(pair.frame(First, 0, at(0)), None);
-        assert_eq!(pair.frame(First, 0, at(1)), Some(Destination::Stream));
+        assert_eq!(pair.frame(First, 8, at(0)), None);
+        assert_eq!(pair.frame(First, 8, at(1)), Some(Destination::Stream));
+        // What is too small or too large to be copied counts too.
+        assert_eq!(pair.frame(First, 7, at(1)), None);
+        let mut skipped = 2;
+        while pair.full_until(at(1)).is_none() {
+            pair.too_large(Second, 65_000, at(1));
+            skipped += 44;
+        }
+        assert!((20_000..20_044).contains(&skipped), "{skipped}");
+        let before = (pair.copied_count, pair.dropped_count);
+        pair.not_sent();
+        assert_eq!((pair.copied_count, pair.dropped_count), (before.0 - 1, before.1 + 1));
     }
 }

@@ -27,9 +27,10 @@ const DIRECT_INTERVAL: Duration = Duration::from_secs(180);
 /// determines how often its addresses change.
 const DIRECT_MIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Maximum time from the end of a connection to a relay to the request for it: the connections of
-/// many nodes may end together.
-const MAX_JITTER: Duration = Duration::from_millis(500);
+/// Maximum time from the end of a connection to a relay to the request for it, at least half of it:
+/// the connections of many nodes may end together. It doubles with each further one that ends within
+/// [`MAX_WAIT`], up to that.
+const AFTER_END: Duration = Duration::from_millis(500);
 
 /// The address through which a hub relays to a peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +73,9 @@ struct RelayedPeer {
     opened: Option<OpenedRelay>,
     /// When `opened` became known.
     opened_at: Instant,
+    /// When a connection to a relay ended last, and the time until the request after it.
+    ended_at: Option<Instant>,
+    end_wait: Duration,
     /// Whether the tunnel uses the relay.
     in_use: bool,
     /// Since when nothing may arrive any more over the direct path of a tunnel that is up.
@@ -155,15 +159,22 @@ impl RelayRequests {
         known.opened.is_some()
     }
 
-    /// Records that the connection to the relay of a peer has ended. Its hub is asked at once.
+    /// Records that the connection to the relay of a peer has ended. A hub is asked within
+    /// [`AFTER_END`], and ever later if connections end again and again, for example because
+    /// something on the path closes them.
     pub fn connection_ended(&mut self, peer: &PeerName, now: Instant) {
-        if let Some(known) = self.peers.get_mut(peer) {
-            // The hub answers while the pair is open. If it has been restarted, a new IKE SA with
-            // it makes the peer due again.
-            known.wait = MIN_WAIT;
-            known.asked.clear();
-            self.set_due(peer, now + jitter::between(Duration::ZERO, MAX_JITTER));
-        }
+        let Some(known) = self.peers.get_mut(peer) else { return };
+        let again = known.ended_at.is_some_and(|ended| now < ended + MAX_WAIT);
+        let wait = if again { known.end_wait.saturating_mul(2).min(MAX_WAIT) } else { AFTER_END };
+        (known.ended_at, known.end_wait) = (Some(now), wait);
+        // If the hub has been restarted, a new IKE SA with it makes the peer due sooner.
+        known.asked.clear();
+        self.set_due(peer, now + jitter::between(wait / 2, wait));
+    }
+
+    /// Returns whether [`Self::opened`] would take a relay of this hub.
+    pub fn takes(&self, peer: &PeerName, hub: &PeerName, hubs: &[PeerName], now: Instant) -> bool {
+        self.peers.get(peer).is_some_and(|known| !known.keeps_against(hub, hubs, now))
     }
 
     /// Returns whether there is an entry for a peer: its tunnel is not up, or is relayed, or its
@@ -247,13 +258,7 @@ impl RelayRequests {
         known.refusal = None;
         match &known.opened {
             Some(before) if *before == relay => return Opened::Known,
-            Some(before)
-                if before.hub < relay.hub
-                    && hubs.contains(&before.hub)
-                    && (known.in_use || now < known.opened_at + MIN_WAIT) =>
-            {
-                return Opened::Ignored;
-            }
+            _ if known.keeps_against(&relay.hub, hubs, now) => return Opened::Ignored,
             _ => {}
         }
         (known.opened, known.opened_at, known.leaving) = (Some(relay), now, None);
@@ -333,6 +338,13 @@ impl RelayRequests {
 }
 
 impl RelayedPeer {
+    /// Returns whether the known relay is kept although this hub relays too.
+    fn keeps_against(&self, hub: &PeerName, hubs: &[PeerName], now: Instant) -> bool {
+        self.opened.as_ref().is_some_and(|before| {
+            before.hub < *hub && hubs.contains(&before.hub) && (self.in_use || now < self.opened_at + MIN_WAIT)
+        })
+    }
+
     fn new(now: Instant) -> Self {
         Self {
             due: now,
@@ -341,6 +353,8 @@ impl RelayedPeer {
             asked: Vec::new(),
             opened: None,
             opened_at: now,
+            ended_at: None,
+            end_wait: AFTER_END,
             in_use: false,
             lost_since: None,
             tried_direct: None,
@@ -589,5 +603,40 @@ mod tests {
         requests.take_due(at(870));
         assert_eq!(requests.next_hub(&peer, &hubs, at(870)), Some(hub));
         assert_eq!(requests.next_due(), Some(at(880)));
+    }
+
+    #[test]
+    fn connections_to_a_relay_that_end_again_and_again_are_asked_for_ever_more_rarely() {
+        let mut requests = RelayRequests::default();
+        let ([peer], hubs) = (names(["a"]), names(["h1", "h2"]));
+        requests.relayed(&peer, relay(&hubs[1], 1), at(0));
+        let mut now = at(10);
+        let mut waits = Vec::new();
+        for _ in 0..12 {
+            requests.connection_ended(&peer, now);
+            let due = requests.next_due().unwrap();
+            waits.push(due.saturating_since(now));
+            assert_eq!(requests.take_due(due), std::slice::from_ref(&peer));
+            assert_eq!(requests.next_hub(&peer, &hubs, due).as_ref(), Some(&hubs[1]), "the hub of the relay");
+            now = due;
+        }
+        assert!(waits[0] <= AFTER_END && waits[0] >= AFTER_END / 2, "{waits:?}");
+        assert!(waits[11] >= MAX_WAIT / 2 && waits[11] <= MAX_WAIT, "{waits:?}");
+        // After a connection that has lasted, it is soon again.
+        now = now + MAX_WAIT + MAX_WAIT;
+        requests.connection_ended(&peer, now);
+        assert!(requests.next_due().is_some_and(|due| due <= now + AFTER_END));
+        requests.connection_ended(&PeerName::new("nobody"), now);
+    }
+
+    #[test]
+    fn a_relay_in_use_is_kept_against_that_of_a_hub_whose_name_comes_later() {
+        let mut requests = RelayRequests::default();
+        let ([peer], hubs) = (names(["a"]), names(["h1", "h2"]));
+        assert!(!requests.takes(&peer, &hubs[0], &hubs, at(0)), "none is needed");
+        requests.relayed(&peer, relay(&hubs[0], 1), at(0));
+        assert!(!requests.takes(&peer, &hubs[1], &hubs, at(100)));
+        assert!(requests.takes(&peer, &hubs[0], &hubs, at(100)));
+        assert!(requests.takes(&peer, &hubs[1], &hubs[1..], at(100)), "the first hub is not connected");
     }
 }

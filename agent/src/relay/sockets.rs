@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::awaited_streams::StreamsOfEnd;
 use super::ends::RelayEnd;
-use super::frames::FrameStream;
+use super::frames::{FrameStream, Incoming};
 use super::pair::{Destination, PairEnd, PairState};
 
 /// Size of the buffer for one datagram, in octets. It holds the datagram of a jumbo frame.
@@ -70,6 +70,8 @@ enum Arrived {
     Datagram(usize, SocketAddr),
     /// A frame.
     Frame,
+    /// A frame of this length, which is not read.
+    TooLarge(usize),
     /// The node's connection is open, or has ended.
     Stream(bool),
     /// An ICMP error about an earlier datagram.
@@ -106,18 +108,18 @@ impl ActiveEnd {
                 // The node has connected again. Its former connection may not have ended here yet.
                 another = streams.next() => self.set_stream(another),
                 read = open.next(frame) => match read {
-                    Ok(()) => Arrived::Frame,
+                    Ok(Incoming::Frame) => Arrived::Frame,
+                    Ok(Incoming::TooLarge(length)) => Arrived::TooLarge(length),
                     Err(_) => self.end_stream(),
                 },
             },
         }
     }
 
-    fn set_stream(&mut self, opened: tokio::net::TcpStream) -> Arrived {
-        if let Self::Tcp { stream, .. } = self {
-            *stream = Some(FrameStream::new(opened, BUFFER - 1));
-        }
-        Arrived::Stream(true)
+    fn set_stream(&mut self, opened: std::net::TcpStream) -> Arrived {
+        let Self::Tcp { stream, .. } = self else { return Arrived::Nothing };
+        *stream = FrameStream::new(opened, BUFFER - 1).ok();
+        Arrived::Stream(stream.is_some())
     }
 
     fn end_stream(&mut self) -> Arrived {
@@ -127,12 +129,13 @@ impl ActiveEnd {
         Arrived::Stream(false)
     }
 
-    /// Sends a datagram, or a frame. One that cannot be sent at once is dropped, as on a full link.
-    fn send(&mut self, content: &[u8], to: Destination) {
+    /// Sends a datagram, or a frame. Returns `false` if it cannot be sent at once, and is therefore
+    /// dropped, as on a full link.
+    fn send(&mut self, content: &[u8], to: Destination) -> bool {
         match (self, to) {
-            (Self::Udp { socket, .. }, Destination::Address(to)) => drop(socket.try_send_to(content, to)),
+            (Self::Udp { socket, .. }, Destination::Address(to)) => socket.try_send_to(content, to).is_ok(),
             (Self::Tcp { stream: Some(stream), .. }, Destination::Stream) => stream.send(content),
-            _ => {}
+            _ => false,
         }
     }
 
@@ -159,6 +162,8 @@ pub(super) async fn copy(
     let (mut first, mut second) = (ActiveEnd::new(first)?, ActiveEnd::new(second)?);
     let mut state = PairState::new(*places.borrow_and_update(), now());
     loop {
+        // Neither many datagrams nor many frames keep the other tasks of this thread waiting.
+        tokio::task::coop::consume_budget().await;
         let at = now();
         if state.closes_at().is_some_and(|closes| closes <= at) {
             return Ok(state);
@@ -193,11 +198,14 @@ fn pass_on(state: &mut PairState, end: PairEnd, arrived: &Arrived, from: &Active
             let frame = from.content(0);
             (frame, state.frame(end, frame.len(), now))
         }
+        Arrived::TooLarge(length) => return state.too_large(end, length, now),
         Arrived::Stream(open) => return state.stream_changed(end, open, now),
         Arrived::Nothing => return,
     };
-    if let Some(destination) = destination {
-        to.send(content, destination);
+    if let Some(destination) = destination
+        && !to.send(content, destination)
+    {
+        state.not_sent();
     }
 }
 

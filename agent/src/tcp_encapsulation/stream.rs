@@ -234,8 +234,8 @@ async fn read_beginning(stream: &mut TcpStream) -> Result<Beginning, String> {
     }
 }
 
-/// Hands a connection to a hub over to the kernel's encapsulation after the stream prefix, and
-/// starts to read IKE messages from it.
+/// Hands a connection to a hub, or to a relay of it, over to the kernel's encapsulation after what it
+/// begins with, and starts to read IKE messages from it.
 fn open(
     stream: TcpStream,
     kind: ConnectionKind,

@@ -41,8 +41,8 @@ enum State {
 enum Needed {
     /// The connection is open.
     Is(TcpConnectionId),
-    /// It must be established.
-    Dial,
+    /// It must be established, in place of this one, if there is one.
+    Dial(Option<TcpConnectionId>),
     /// It is being established.
     Nothing,
 }
@@ -61,8 +61,10 @@ impl RelayConnections {
             return Needed::Nothing;
         }
         let dialing = RelayConnection { hub: target.hub.clone(), token: target.token, state: State::Dialing };
-        self.of_peers.insert(target.peer.clone(), dialing);
-        Needed::Dial
+        Needed::Dial(match self.of_peers.insert(target.peer.clone(), dialing).map(|before| before.state) {
+            Some(State::Opened(id)) => Some(id),
+            Some(State::Dialing) | None => None,
+        })
     }
 
     /// Records the outcome of an attempt. Returns whether the connection is needed.
@@ -112,15 +114,21 @@ impl Driver {
         // ends: not every address of the hub may be reached from here.
         let Some((_, at)) = self.endpoint.path(hub) else { return };
         let Some(ends) = TcpConnectionId::of(at.ip()).and_then(|id| self.tcp.connections.ends(id)) else { return };
-        // Neither a peer that may not be talked to, nor one whose tunnel is up without a relay.
-        if !self.is_relay_wanted(peer, now) {
+        // Neither a peer that may not be talked to, nor one whose tunnel is up without a relay, or
+        // uses that of another hub.
+        if !self.is_relay_wanted(peer, now) || !self.relays.requests.takes(peer, hub, &self.connected_hubs(), now) {
             return;
         }
         let target = RelayTarget { peer: peer.clone(), hub: hub.clone(), token };
         let connections = self.tcp.connections.clone();
         match self.tcp.relay_connections.needs(&target, |id| connections.is_open(id)) {
             Needed::Is(id) => self.relay_opened(self.in_connection(hub, id), peer, now),
-            Needed::Dial => self.dial_relay(target, ends.remote),
+            Needed::Dial(before) => {
+                // The endpoint goes on to use its connection until it has another one.
+                let in_use = self.endpoint.path(peer).and_then(|(_, at)| TcpConnectionId::of(at.ip()));
+                before.filter(|id| Some(*id) != in_use).into_iter().for_each(|id| connections.close(id));
+                self.dial_relay(target, ends.remote);
+            }
             Needed::Nothing => {}
         }
     }
@@ -204,12 +212,12 @@ mod tests {
     fn a_relay_is_dialed_once_and_again_when_its_connection_has_ended() {
         let mut relays = RelayConnections::default();
         let open = |_| true;
-        assert_eq!(relays.needs(&target("hub", 1), open), Needed::Dial);
+        assert_eq!(relays.needs(&target("hub", 1), open), Needed::Dial(None));
         assert_eq!(relays.needs(&target("hub", 1), open), Needed::Nothing);
         assert!(relays.opened(&target("hub", 1), Some(ONE)));
         assert_eq!(relays.needs(&target("hub", 1), open), Needed::Is(ONE));
         assert_eq!(relays.hub(&PeerName::new("b"), ONE), Some(&PeerName::new("hub")));
-        assert_eq!(relays.needs(&target("hub", 1), |_| false), Needed::Dial);
+        assert_eq!(relays.needs(&target("hub", 1), |_| false), Needed::Dial(Some(ONE)));
         assert!(relays.opened(&target("hub", 1), Some(TWO)));
         assert_eq!((relays.of(ONE), relays.of(TWO).is_some()), (None, true));
     }
@@ -217,12 +225,12 @@ mod tests {
     #[test]
     fn a_hub_that_says_another_token_each_time_causes_no_second_attempt_at_the_same_time() {
         let mut relays = RelayConnections::default();
-        assert_eq!(relays.needs(&target("hub", 1), |_| true), Needed::Dial);
+        assert_eq!(relays.needs(&target("hub", 1), |_| true), Needed::Dial(None));
         for token in 2..100 {
             assert_eq!(relays.needs(&target("hub", token), |_| true), Needed::Nothing);
         }
         assert!(relays.opened(&target("hub", 1), Some(ONE)));
-        assert_eq!(relays.needs(&target("other", 1), |_| true), Needed::Dial, "another hub");
+        assert_eq!(relays.needs(&target("other", 1), |_| true), Needed::Dial(Some(ONE)), "which is closed");
     }
 
     #[test]

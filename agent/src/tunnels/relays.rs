@@ -83,7 +83,7 @@ impl Driver {
     }
 
     /// Returns the connected hubs that understand requests for relays.
-    fn connected_hubs(&self) -> Vec<PeerName> {
+    pub(super) fn connected_hubs(&self) -> Vec<PeerName> {
         let can_relay = |hub: &&PeerName| self.endpoint.takes_agent_notifications(hub) && !self.hub_returns.leaves(hub);
         self.relays.hubs.iter().filter(can_relay).cloned().collect()
     }
@@ -157,11 +157,18 @@ impl Driver {
         }
         let now = self.now();
         match (path, self.relay_in_use(name)) {
+            // A connection that has ended is no relay for later, though it is the path until another
+            // one is used.
+            (_, Some(relay)) if self.is_closed_connection(relay.address) => {}
             (_, Some(relay)) => self.relays.requests.relayed(name, relay, now),
             (None, None) if self.is_wanted(name) => self.relays.requests.watch(name, now),
             (Some(_), None) if self.is_path_lost(name) => {}
             _ => self.forget_relay(name),
         }
+    }
+
+    fn is_closed_connection(&self, address: SocketAddr) -> bool {
+        TcpConnectionId::of(address.ip()).is_some_and(|id| !self.tcp.connections.is_open(id))
     }
 
     /// Handles a change of this node's address, from which it sent to these peers. Their NATs may

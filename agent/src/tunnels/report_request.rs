@@ -9,6 +9,7 @@ use std::sync::Arc;
 use edge_ike::PeerName;
 use serde::ser::{Error, SerializeSeq};
 use serde::{Serialize, Serializer};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 
@@ -83,7 +84,7 @@ impl PeerReports {
         loop {
             let (request, part) = self.next(peers.last());
             self.requests.send(request).await.ok()?;
-            let part = part.await.ok()?;
+            let part = self.answer(part).await?;
             if part.is_empty() {
                 return Some(peers);
             }
@@ -98,6 +99,16 @@ impl PeerReports {
         (DriverRequest::ReportPeers { after, sas: self.sas.clone(), to }, part)
     }
 
+    /// Waits for an answer. `None` if the agent is ending. A request that was sent while the driver
+    /// stopped stays in the channel as long as this sender exists, so its answer never comes.
+    async fn answer(&self, mut part: Part) -> Option<Vec<PeerReport>> {
+        tokio::select! {
+            biased;
+            answer = &mut part => answer.ok(),
+            () = self.requests.closed() => part.try_recv().ok(),
+        }
+    }
+
     fn request_next(&self, last: Option<&PeerReport>) -> Option<Part> {
         let (request, part) = self.next(last);
         self.requests.blocking_send(request).ok()?;
@@ -105,14 +116,15 @@ impl PeerReports {
     }
 }
 
-/// Must not be serialised on a thread that runs tasks, because it waits for the driver.
+/// Must be serialised on a thread for blocking calls of a tokio runtime, because it waits for the
+/// driver.
 impl Serialize for PeerReports {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let ending = || S::Error::custom("the agent is ending");
         let mut list = serializer.serialize_seq(None)?;
         let mut next = self.request_next(None).ok_or_else(ending)?;
         loop {
-            let part = next.blocking_recv().map_err(|_| ending())?;
+            let part = Handle::current().block_on(self.answer(next)).ok_or_else(ending)?;
             let last = part.last();
             if last.is_none() {
                 return list.end();
@@ -163,6 +175,18 @@ mod tests {
             assert_eq!(reports(peers, 100).collect().await.as_ref(), Some(&expected));
             assert_eq!(written(reports(peers, 100)).await.unwrap(), serde_json::to_string(&expected).unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_sent_while_the_agent_ended_is_not_waited_for() {
+        let (requests, mut asked) = mpsc::channel(1);
+        let reports = PeerReports { requests: requests.clone(), sas: Arc::default() };
+        // A place in the channel that is taken before it closes, and used afterwards.
+        let place = requests.reserve().await.unwrap();
+        asked.close();
+        let (request, part) = reports.next(None);
+        place.send(request);
+        assert!(reports.answer(part).await.is_none());
     }
 
     #[tokio::test]
