@@ -42,6 +42,8 @@ pub struct ControllerClient {
     pub(super) obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses, for the report.
     pub(super) mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
+    /// The hubs to which this node has no tunnel, for the report.
+    pub(super) unreached_hubs: watch::Receiver<Option<Vec<NodeName>>>,
     /// The channel to the part of the agent that measures paths.
     pub(super) measurements: mpsc::Sender<Measurement>,
     pub(super) membership: watch::Sender<Option<Membership>>,
@@ -121,6 +123,7 @@ impl ControllerClient {
             traffic: channels.traffic,
             obstacles: channels.obstacles,
             mapped: channels.mapped,
+            unreached_hubs: channels.unreached_hubs,
             measurements: channels.measurements,
             membership: channels.membership,
             segment_inputs: watch::Sender::default(),

@@ -143,6 +143,7 @@ async fn follow_stream(
     let (mut uplink, mut tunnels) = (controller.uplink.clone(), controller.tunnels.clone());
     let mut traffic = controller.traffic.clone();
     let (mut obstacles, mut mapped) = (controller.obstacles.clone(), controller.mapped.clone());
+    let mut unreached_hubs = controller.unreached_hubs.clone();
     let mut refused_view = RefusedViewChanges {
         status: controller.status.subscribe(),
         reported: controller.status.borrow().refused_view.clone(),
@@ -151,6 +152,7 @@ async fn follow_stream(
     traffic.mark_unchanged();
     obstacles.mark_unchanged();
     mapped.mark_unchanged();
+    unreached_hubs.mark_unchanged();
     let body = match open(controller, &member, &connection, &mut uplink, stream.state.as_ref()).await {
         Err(ControllerError::Problem(problem)) if problem.status >= 500 => {
             http.try_next_after(&connection.url).await;
@@ -258,6 +260,11 @@ async fn follow_stream(
                 mapped.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
+            // Cloud nodes wait for this to route through another hub.
+            Ok(()) = unreached_hubs.changed() => {
+                unreached_hubs.mark_unchanged();
+                report(controller, &member, &connection, &mut uplink).await?;
+            }
             // After a renewal the node reconnects, so that the controller receives the new
             // certificate.
             Ok(()) = identity.changed() => {
@@ -346,8 +353,8 @@ async fn handle(
     Ok(EventOutcome::Handled)
 }
 
-/// Reports addresses, ports, tunnels, traffic, segments, the refused view, version, obstacles and
-/// mapped addresses.
+/// Reports addresses, ports, tunnels, traffic, segments, the refused view, version, obstacles,
+/// mapped addresses and unreached hubs.
 async fn report(
     controller: &ControllerClient,
     member: &Member,
@@ -379,6 +386,7 @@ async fn report(
         version: Some(version),
         obstacles: controller.obstacles.borrow().clone(),
         mapped: controller.mapped.borrow().clone(),
+        unreached_hubs: controller.unreached_hubs.borrow().clone(),
         tcp_port: controller.config.tcp.listen_port.filter(|_| tcp_encapsulation::support().is_ok()),
     };
     debug!(?report, "reporting");

@@ -10,6 +10,7 @@
 //! - `errors`: the reasons why a node gets no segment, or may not join.
 //! - `joining`: plans the record and the segments of a joining node.
 //! - `deregistration`: plans the changes that deregister a node.
+//! - `unreached_hubs`: the edges that have a tunnel to one hub and not to another.
 //! - `after_restore`: applies the effects of a restore to grants and claims.
 
 mod after_restore;
@@ -22,6 +23,7 @@ mod index;
 mod joining;
 mod peers;
 mod records;
+mod unreached_hubs;
 mod visibility;
 
 #[cfg(test)]
@@ -40,6 +42,7 @@ pub use records::{
     Certificate, Change, CommunityRecord, NodeObject, NodeRecord, PublicAddress, Redemption, RowKey, Snapshot,
     TokenRecord,
 };
+pub use unreached_hubs::MOST_UNREACHED_EDGES;
 pub use visibility::VisibilityGroup;
 
 use crate::segments::{Ledger, Restored, SegmentRecord};
@@ -81,6 +84,7 @@ impl State {
         for node in snapshot.nodes {
             let communities = state.communities_of(&node);
             state.index.insert(&node, &communities);
+            node.unreached_hubs().for_each(|hub| state.index.set_unreached(hub, &node.name, true));
             state.nodes.insert(node.name.clone(), node);
         }
         snapshot.segments.into_iter().for_each(|row| state.ledger.insert(row));
@@ -280,6 +284,7 @@ impl State {
                 self.changed_views.note_changed(&name);
             }
             self.note_pod_networks(old.as_ref(), Some(&node));
+            self.note_unreached_hubs(old.as_ref(), Some(&node));
             self.nodes.insert(name, node);
             return;
         }
@@ -299,6 +304,7 @@ impl State {
             self.changed_views.note_viewer(&name, ViewerChange::Registered);
         }
         self.note_pod_networks(old.as_ref(), Some(&node));
+        self.note_unreached_hubs(old.as_ref(), Some(&node));
         self.nodes.insert(name, node);
     }
 
@@ -308,6 +314,7 @@ impl State {
         self.changed_views.forget(name);
         self.index.remove(&old, &self.communities_of(&old));
         self.note_pod_networks(Some(&old), None);
+        self.note_unreached_hubs(Some(&old), None);
     }
 
     fn put_community(&mut self, community: CommunityRecord) {
@@ -394,10 +401,12 @@ impl State {
         let holders: BTreeSet<NodeName> =
             rows.into_iter().flatten().filter(|row| row.released_at.is_none()).map(|row| row.node).collect();
         for holder in holders {
-            if self.nodes.contains_key(&holder) {
-                self.changed_views.note_changed(&holder);
-                self.changed_views.note_viewer(&holder, ViewerChange::OwnPart);
+            let Some(record) = self.nodes.get(&holder) else { continue };
+            if record.unreached_hubs().next().is_some() {
+                self.note_cloud_nodes();
             }
+            self.changed_views.note_changed(&holder);
+            self.changed_views.note_viewer(&holder, ViewerChange::OwnPart);
         }
     }
 

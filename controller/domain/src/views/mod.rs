@@ -1,9 +1,11 @@
 //! Builds views. A view describes a node and its peers to that node.
 //!
 //! - `pod_networks`: decides which networks of their own pods hubs front.
+//! - `unreached_from`: the edges to which a cloud node must not route through a hub.
 //! - `view_change`: builds the message about a changed part of a view.
 
 mod pod_networks;
+mod unreached_from;
 mod view_change;
 
 use std::net::SocketAddr;
@@ -77,6 +79,7 @@ impl ViewBuilder {
             trust_anchors: self.ca.current().anchors(),
             segment_prefix: self.segment_prefix,
             certificate_grace_seconds: u64::try_from(self.certificate_grace).unwrap_or(0),
+            unreached_from: unreached_from::of_viewer(state, record, &self.networks.ranges),
         }
     }
 
