@@ -351,14 +351,19 @@ impl ControllerClient {
             }
         };
         *current = Some(view.clone());
-        let inputs = Some(SegmentInputs::of(&view));
-        self.membership.send_replace(Some(Membership { view, credentials, former_networks }));
+        self.publish_view(Membership { view, credentials, former_networks });
+        Ok(())
+    }
+
+    /// Publishes the view that is in force, and the part on which requests for segments depend.
+    pub(super) fn publish_view(&self, membership: Membership) {
+        let inputs = Some(SegmentInputs::of(&membership.view));
+        self.membership.send_replace(Some(membership));
         self.segment_inputs.send_if_modified(|sent| {
             let differs = *sent != inputs;
             *sent = inputs;
             differs
         });
-        Ok(())
     }
 
     /// Uses the grace of a view for this node's own certificate.
