@@ -29,7 +29,8 @@
 //! - `kernel_refusals`: the ciphers that the kernel lacks, and the SAs that it refused.
 //! - `leaving_hub`: a hub's last seconds, in which edges and cloud nodes change to another hub.
 //! - `mapped_addresses`: this node's addresses as the hubs see them.
-//! - `unreached_hubs`: the hubs to which this node has no tunnel, for cloud nodes.
+//! - `unreached_hubs`: the hubs to which this node has no tunnel, for cloud nodes. `hub_reports`:
+//!   publishes them.
 //! - `not_carried`: the networks that are configured for a peer but that no CHILD_SA carries.
 //! - `on_demand`: the tunnels that the first packet sets up.
 //! - `path_mtu`: the probes of the paths of tunnels that carry traffic.
@@ -69,6 +70,7 @@ mod event_sources;
 mod failure_log;
 mod former_policies;
 mod hand_over;
+mod hub_reports;
 mod hub_returns;
 mod idle_tunnels;
 mod ike_counts;

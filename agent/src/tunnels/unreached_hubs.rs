@@ -6,11 +6,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use edge_ike::{Instant, PeerName};
-use edge_types::{NodeName, Role};
+use edge_types::NodeName;
 use tokio::sync::watch;
 
-use super::driver::Driver;
-use crate::clock::boot_time;
 use crate::desired::TunnelState;
 
 /// Time after which a hub is reported that has had no tunnel yet, since the tunnels to several hubs
@@ -44,7 +42,7 @@ impl UnreachedHubs {
     }
 
     /// Handles other states of the hubs' tunnels.
-    fn update(&mut self, states: &BTreeMap<PeerName, TunnelState>, now: Instant) {
+    pub(super) fn update(&mut self, states: &BTreeMap<PeerName, TunnelState>, now: Instant) {
         let before = self.published.borrow().clone();
         self.were_up.retain(|hub| states.contains_key(hub));
         let up = states.iter().filter(|(_, state)| **state != TunnelState::Down);
@@ -61,7 +59,7 @@ impl UnreachedHubs {
     }
 
     /// Publishes what has waited until now.
-    fn publish_due(&mut self, now: Instant) {
+    pub(super) fn publish_due(&mut self, now: Instant) {
         let Some((unreached, _)) = self.waiting.take_if(|(_, due)| *due <= now) else { return };
         self.published.send_if_modified(|published| {
             let now = Some(unreached);
@@ -99,18 +97,6 @@ fn unreached(states: &BTreeMap<PeerName, TunnelState>, before: &[NodeName]) -> O
         is_unreached.then_some(name)
     });
     Some(unreached.collect())
-}
-
-impl Driver {
-    /// Publishes the hubs to which this edge has no tunnel, if they have changed.
-    pub(super) fn publish_unreached_hubs(&mut self) {
-        if let Some(states) = self.hub_returns.take_states()
-            && self.desired.role == Some(Role::Edge)
-        {
-            self.unreached_hubs.update(states, boot_time());
-        }
-        self.unreached_hubs.publish_due(boot_time());
-    }
 }
 
 #[cfg(test)]

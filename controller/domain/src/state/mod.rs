@@ -39,10 +39,9 @@ pub use changed_views::{ChangedParts, ChangedViews, ViewerChange};
 pub use errors::{JoinError, SegmentError};
 pub use joining::RESERVED_NAME;
 pub use records::{
-    Certificate, Change, CommunityRecord, NodeObject, NodeRecord, PublicAddress, Redemption, RowKey, Snapshot,
-    TokenRecord,
+    Certificate, Change, CommunityRecord, MOST_UNREACHED_EDGES, NodeObject, NodeRecord, PublicAddress, Redemption,
+    RowKey, Snapshot, TokenRecord,
 };
-pub use unreached_hubs::MOST_UNREACHED_EDGES;
 pub use visibility::VisibilityGroup;
 
 use crate::segments::{Ledger, Restored, SegmentRecord};

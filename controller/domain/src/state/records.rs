@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Seconds;
 use crate::segments::SegmentRecord;
 
+/// Maximum number of edges that a hub may lack one by one. If there are more, cloud nodes route all
+/// packets through another hub, so no further edges need to be recorded. Each edge is a route on
+/// each cloud node, and the list is part of each cloud node's view.
+pub const MOST_UNREACHED_EDGES: usize = 64;
+
 /// The row of a registered node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeRecord {

@@ -1,21 +1,16 @@
-//! The edges that have a tunnel to one hub and not to another. Cloud nodes must not route to such an
-//! edge through a hub that it does not reach.
+//! The edges that have a tunnel to one hub and not to another. Cloud nodes must not route to such
+//! an edge through a hub that it does not reach.
 //!
 //! Each edge reports the hubs that it does not reach, and so decides only about packets to its own
-//! pods. A hub does not report edges: it cannot tell an edge that does not reach it from one that is
-//! switched off.
+//! pods. A hub does not report edges: it cannot tell an edge that does not reach it from one that
+//! is switched off.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use edge_types::api::MOST_UNREACHED_HUBS;
 use edge_types::{NodeName, Role};
 
-use super::{NodeRecord, State, ViewerChange};
-
-/// Maximum number of edges that a hub may lack one by one. If there are more, cloud nodes route all
-/// packets through another hub, so no further edges need to be recorded. Each edge is a route on
-/// each cloud node, and the list is part of each cloud node's view.
-pub const MOST_UNREACHED_EDGES: usize = 64;
+use super::{MOST_UNREACHED_EDGES, NodeRecord, State, ViewerChange};
 
 impl State {
     /// Returns those of the hubs which an edge does not reach that are recorded. A hub that already
