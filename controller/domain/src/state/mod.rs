@@ -197,6 +197,11 @@ impl State {
             .chain(self.listed.get(&node.name).into_iter().flatten())
     }
 
+    /// Returns whether a node may be a member of communities, so that it sees what these decide.
+    pub fn is_possible_member(&self, node: &NodeRecord) -> bool {
+        Visibility::of(node.role).joins_communities
+    }
+
     /// Returns the communities of a node for which the operator has decided when tunnels are set
     /// up: true if by the first packet.
     pub fn on_demand_in(&self, node: &NodeRecord) -> BTreeMap<Community, bool> {
@@ -295,8 +300,11 @@ impl State {
         self.index.insert(&node, &communities);
         let after = self.node_groups(&node);
         let decides_otherwise = decided.is_some_and(|decided| decided != self.on_demand_in(&node));
-        if decides_otherwise || old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
+        if old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
             self.changed_views.note_changed(&name);
+        }
+        if decides_otherwise {
+            self.note_changed_for_members(&node);
         }
         self.note_move(&name, &before, &after);
         if old.is_none() {
@@ -323,8 +331,9 @@ impl State {
         let (old, tunnels_before) = old.map(|old| (old.members, old.tunnels)).unwrap_or_default();
         if tunnels != tunnels_before {
             // Nodes that enter the community are noted below.
-            let present: Vec<NodeName> = self.index.members(&name).cloned().collect();
-            present.iter().for_each(|member| self.changed_views.note_changed(member));
+            let present = self.index.members(&name).filter_map(|member| self.nodes.get(member));
+            let present: Vec<NodeRecord> = present.cloned().collect();
+            present.iter().for_each(|member| self.note_changed_for_members(member));
         }
         old.difference(&members).for_each(|member| self.set_listed(member, &name, false));
         members.difference(&old).for_each(|member| self.set_listed(member, &name, true));
@@ -349,12 +358,19 @@ impl State {
             self.index.insert(&node, &now);
             if now != communities {
                 if self.communities.get(community).is_some_and(|community| !community.tunnels.is_auto()) {
-                    self.changed_views.note_changed(member);
+                    self.note_changed_for_members(&node);
                 }
                 let after = self.node_groups(&node);
                 self.note_move(member, &before, &after);
             }
         }
+    }
+
+    /// Records that the members of a node's communities see it changed, and its other viewers do
+    /// not: a community's decision about tunnels does not concern hubs.
+    fn note_changed_for_members(&mut self, node: &NodeRecord) {
+        let groups: Vec<VisibilityGroup> = self.community_groups(node).collect();
+        self.changed_views.note_moved(&node.name, groups);
     }
 
     /// Records that a node's role or communities changed: it enters or leaves groups, and its own
