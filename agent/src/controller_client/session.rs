@@ -229,15 +229,12 @@ async fn follow_stream(
                     }
                 }
             }
-            Ok(()) = uplink.changed() => {
-                let lost = is_lost(connection.local, &uplink.borrow().addresses);
-                if lost {
-                    debug!(local = %connection.local, "the address of the connection is gone");
-                    http.disconnect().await;
-                    return Ok(Reopen::Now);
-                }
-                report(controller, &member, &connection, &mut uplink).await?;
+            () = address_lost(controller, &connection) => {
+                debug!(local = %connection.local, "the address of the connection is gone");
+                http.disconnect().await;
+                return Ok(Reopen::Now);
             }
+            Ok(()) = uplink.changed() => report(controller, &member, &connection, &mut uplink).await?,
             // Reported because the controller shows the operator why a view is refused.
             () = refused_view.changed() => report(controller, &member, &connection, &mut uplink).await?,
             // The driver changes the count at most every few seconds.
@@ -275,6 +272,14 @@ async fn follow_stream(
                 }
             }
         }
+    }
+}
+
+/// Returns when the local address of a connection is gone.
+async fn address_lost(controller: &ControllerClient, connection: &Connection) {
+    let mut uplink = controller.uplink.clone();
+    if uplink.wait_for(|uplink| is_lost(connection.local, &uplink.addresses)).await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -391,7 +396,11 @@ async fn report(
     };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());
-    member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report).await.map(drop)
+    tokio::select! {
+        outcome = member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report) => outcome.map(drop),
+        // Nothing more arrives on the connection, and the caller opens another one.
+        () = address_lost(controller, connection) => Ok(()),
+    }
 }
 
 /// Returns the granted segments from `segments.json`; `None` if the file cannot be read. In that
