@@ -149,6 +149,8 @@ pub struct ControllerChannels {
     pub obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses as the hubs say, for the report.
     pub mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
+    /// The hubs to which this node has no tunnel, for the report.
+    pub unreached_hubs: watch::Receiver<Option<Vec<NodeName>>>,
     /// Requests for measurements.
     pub measurements: mpsc::Sender<Measurement>,
     /// View and credentials; `None` before the first view.
@@ -177,6 +179,9 @@ pub struct NodeChannels {
     /// This node's mapped addresses as the hubs report them, at most one of each family; `None`
     /// until a hub has reported one.
     pub mapped: watch::Sender<Option<Vec<SocketAddr>>>,
+    /// The hubs to which this node has no tunnel, while it has one to another hub; `None` until it
+    /// has a tunnel to a hub.
+    pub unreached_hubs: watch::Sender<Option<Vec<NodeName>>>,
     /// The controller's requests for measurements.
     pub measurements: mpsc::Receiver<Measurement>,
     /// View and credentials.
@@ -200,6 +205,7 @@ pub fn channels(
     let (traffic_tx, traffic) = watch::channel(None);
     let (obstacles_tx, obstacles) = watch::channel(Vec::new());
     let (mapped_tx, mapped) = watch::channel(None);
+    let (unreached_tx, unreached_hubs) = watch::channel(None);
     let (measurements_tx, measurements) = mpsc::channel(MEASUREMENTS);
     let controller_channels = ControllerChannels {
         config: config.clone(),
@@ -209,6 +215,7 @@ pub fn channels(
         traffic,
         obstacles,
         mapped,
+        unreached_hubs,
         measurements: measurements_tx,
         membership: membership_tx,
         status: status_tx,
@@ -224,6 +231,7 @@ pub fn channels(
             traffic: traffic_tx,
             obstacles: obstacles_tx,
             mapped: mapped_tx,
+            unreached_hubs: unreached_tx,
             measurements,
             membership,
             controller_status,

@@ -29,7 +29,7 @@ use crate::netns_lock::NetnsLock;
 use crate::state_dir::StateDir;
 use crate::static_peers::StaticPeers;
 use crate::status::Status;
-use crate::tunnels::{CaptureReader, Driver, DriverRequest, SasToRekey};
+use crate::tunnels::{CaptureReader, Driver, DriverRequest, SasToRekey, TunnelsToController};
 use crate::{check, hardening, host, logging, membership, observe, ping, plugin_server, state_dir, tunnels};
 
 /// Minimum time between two reports of changed obstacles.
@@ -167,7 +167,9 @@ fn start_tunnels(
     driver_requests: mpsc::Receiver<DriverRequest>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Result<()>>> {
     let (config, clock, stop) = (node.config.clone(), node.clock.clone(), node.stop.clone());
-    let (tunnels, traffic, mapped) = (node.tunnels.clone(), node.traffic.clone(), node.mapped.clone());
+    let (tunnels, traffic) = (node.tunnels.clone(), node.traffic.clone());
+    let to_controller =
+        TunnelsToController { mapped: node.mapped.clone(), unreached_hubs: node.unreached_hubs.clone() };
     let (opened_tx, opened) = std::sync::mpsc::channel();
     let (done_tx, done) = oneshot::channel();
     let (span, relay_runtime) = (Span::current(), Handle::current());
@@ -176,7 +178,8 @@ fn start_tunnels(
         let work = || -> anyhow::Result<()> {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             runtime.block_on(async {
-                let driver = match Driver::open(&config, clock, incidents, host, to_host, mapped, relay_runtime) {
+                let driver = match Driver::open(&config, clock, incidents, host, to_host, to_controller, relay_runtime)
+                {
                     Ok(driver) => driver,
                     Err(error) => {
                         let _ = opened_tx.send(Err(error));

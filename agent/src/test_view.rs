@@ -17,6 +17,7 @@ pub(crate) fn empty_view() -> NodeView {
         trust_anchors: vec![],
         segment_prefix: Default::default(),
         certificate_grace_seconds: 0,
+        unreached_from: Default::default(),
     }
 }
 

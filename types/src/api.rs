@@ -105,8 +105,16 @@ pub struct NodeReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "schema", schemars(range(min = 1)))]
     pub tcp_port: Option<u16>,
+    /// On an edge: the hubs to which it has no tunnel, while it has one to another hub. The
+    /// controller keeps the first [`MOST_UNREACHED_HUBS`] that are registered, and tells the cloud
+    /// nodes, so that they route to the edge's pods through another hub. `None` while the node does
+    /// not know it: what was reported before stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreached_hubs: Option<Vec<NodeName>>,
 }
 
+/// Maximum number of hubs in [`NodeReport::unreached_hubs`]. The controller drops further hubs.
+pub const MOST_UNREACHED_HUBS: usize = 8;
 /// Maximum number of mapped addresses in [`NodeReport`], one of each family. The controller drops
 /// further addresses.
 pub const MOST_MAPPED: usize = 2;

@@ -101,6 +101,12 @@ pub struct NodeView<P = SharedPeer> {
     /// seconds. With 0, not at all.
     #[serde(default)]
     pub certificate_grace_seconds: u64,
+    /// On a cloud node: for each hub, the segments of edges that have no tunnel to it, but one to
+    /// another hub. If a hub has too many such edges for a list, it has the cluster's ranges
+    /// instead. Hubs without such edges are absent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "schema", schemars(with = "BTreeMap<String, Vec<String>>"))]
+    pub unreached_from: BTreeMap<NodeName, Vec<IpNetwork>>,
 }
 
 /// The changes from one version of a view to another.
@@ -386,6 +392,7 @@ mod tests {
             trust_anchors: vec![],
             segment_prefix: SegmentPrefix::default(),
             certificate_grace_seconds: 0,
+            unreached_from: BTreeMap::new(),
         }
     }
 

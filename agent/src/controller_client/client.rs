@@ -42,6 +42,8 @@ pub struct ControllerClient {
     pub(super) obstacles: watch::Receiver<Vec<String>>,
     /// This node's mapped addresses, for the report.
     pub(super) mapped: watch::Receiver<Option<Vec<SocketAddr>>>,
+    /// The hubs to which this node has no tunnel, for the report.
+    pub(super) unreached_hubs: watch::Receiver<Option<Vec<NodeName>>>,
     /// The channel to the part of the agent that measures paths.
     pub(super) measurements: mpsc::Sender<Measurement>,
     pub(super) membership: watch::Sender<Option<Membership>>,
@@ -121,6 +123,7 @@ impl ControllerClient {
             traffic: channels.traffic,
             obstacles: channels.obstacles,
             mapped: channels.mapped,
+            unreached_hubs: channels.unreached_hubs,
             measurements: channels.measurements,
             membership: channels.membership,
             segment_inputs: watch::Sender::default(),
@@ -354,14 +357,19 @@ impl ControllerClient {
             }
         };
         *current = Some(view.clone());
-        let inputs = Some(SegmentInputs::of(&view));
-        self.membership.send_replace(Some(Membership { view, credentials, former_networks }));
+        self.publish_view(Membership { view, credentials, former_networks });
+        Ok(())
+    }
+
+    /// Publishes the view that is in force, and the part on which requests for segments depend.
+    pub(super) fn publish_view(&self, membership: Membership) {
+        let inputs = Some(SegmentInputs::of(&membership.view));
+        self.membership.send_replace(Some(membership));
         self.segment_inputs.send_if_modified(|sent| {
             let differs = *sent != inputs;
             *sent = inputs;
             differs
         });
-        Ok(())
     }
 
     /// Uses the grace of a view for this node's own certificate.

@@ -143,6 +143,7 @@ async fn follow_stream(
     let (mut uplink, mut tunnels) = (controller.uplink.clone(), controller.tunnels.clone());
     let mut traffic = controller.traffic.clone();
     let (mut obstacles, mut mapped) = (controller.obstacles.clone(), controller.mapped.clone());
+    let mut unreached_hubs = controller.unreached_hubs.clone();
     let mut refused_view = RefusedViewChanges {
         status: controller.status.subscribe(),
         reported: controller.status.borrow().refused_view.clone(),
@@ -151,6 +152,7 @@ async fn follow_stream(
     traffic.mark_unchanged();
     obstacles.mark_unchanged();
     mapped.mark_unchanged();
+    unreached_hubs.mark_unchanged();
     let body = match open(controller, &member, &connection, &mut uplink, stream.state.as_ref()).await {
         Err(ControllerError::Problem(problem)) if problem.status >= 500 => {
             http.try_next_after(&connection.url).await;
@@ -229,15 +231,12 @@ async fn follow_stream(
                     }
                 }
             }
-            Ok(()) = uplink.changed() => {
-                let lost = is_lost(connection.local, &uplink.borrow().addresses);
-                if lost {
-                    debug!(local = %connection.local, "the address of the connection is gone");
-                    http.disconnect().await;
-                    return Ok(Reopen::Now);
-                }
-                report(controller, &member, &connection, &mut uplink).await?;
+            () = address_lost(controller, &connection) => {
+                debug!(local = %connection.local, "the address of the connection is gone");
+                http.disconnect().await;
+                return Ok(Reopen::Now);
             }
+            Ok(()) = uplink.changed() => report(controller, &member, &connection, &mut uplink).await?,
             // Reported because the controller shows the operator why a view is refused.
             () = refused_view.changed() => report(controller, &member, &connection, &mut uplink).await?,
             // The driver changes the count at most every few seconds.
@@ -260,6 +259,11 @@ async fn follow_stream(
                 mapped.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
+            // Cloud nodes wait for this to route through another hub.
+            Ok(()) = unreached_hubs.changed() => {
+                unreached_hubs.mark_unchanged();
+                report(controller, &member, &connection, &mut uplink).await?;
+            }
             // After a renewal the node reconnects, so that the controller receives the new
             // certificate.
             Ok(()) = identity.changed() => {
@@ -270,6 +274,14 @@ async fn follow_stream(
                 }
             }
         }
+    }
+}
+
+/// Returns when the local address of a connection is gone.
+async fn address_lost(controller: &ControllerClient, connection: &Connection) {
+    let mut uplink = controller.uplink.clone();
+    if uplink.wait_for(|uplink| is_lost(connection.local, &uplink.addresses)).await.is_err() {
+        std::future::pending().await
     }
 }
 
@@ -348,8 +360,8 @@ async fn handle(
     Ok(EventOutcome::Handled)
 }
 
-/// Reports addresses, ports, tunnels, traffic, segments, the refused view, version, obstacles and
-/// mapped addresses.
+/// Reports addresses, ports, tunnels, traffic, segments, the refused view, version, obstacles,
+/// mapped addresses and unreached hubs.
 async fn report(
     controller: &ControllerClient,
     member: &Member,
@@ -381,11 +393,16 @@ async fn report(
         version: Some(version),
         obstacles: controller.obstacles.borrow().clone(),
         mapped: controller.mapped.borrow().clone(),
+        unreached_hubs: controller.unreached_hubs.borrow().clone(),
         tcp_port: controller.config.tcp.listen_port.filter(|_| tcp_encapsulation::support().is_ok()),
     };
     debug!(?report, "reporting");
     let path = format!("/v1/nodes/{}", member.node());
-    member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report).await.map(drop)
+    tokio::select! {
+        outcome = member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report) => outcome.map(drop),
+        // Nothing more arrives on the connection, and the caller opens another one.
+        () = address_lost(controller, connection) => Ok(()),
+    }
 }
 
 /// Returns the granted segments from `segments.json`; `None` if the file cannot be read. In that

@@ -272,7 +272,7 @@ impl ControllerClient {
         self.report_conflicts(&before);
         *current = Some(before.clone());
         let credentials = member.identity.credentials.clone();
-        self.membership.send_replace(Some(Membership { view: before, credentials, former_networks }));
+        self.publish_view(Membership { view: before, credentials, former_networks });
         member.http.disconnect().await;
         Ok(())
     }

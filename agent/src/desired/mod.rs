@@ -17,7 +17,7 @@ pub use few_changes::Step;
 pub use policies::{ChildEnds, PeerReqids, PermittedTraffic, TunnelEnds, tunnel_policies};
 pub use policy_table::{PolicyTable, TunnelState};
 pub use remote_networks::RemoteNetworks;
-pub use routed_networks::{HubGateway, RoutedNetworks};
+pub use routed_networks::{HubException, HubGateway, RoutedNetworks};
 pub use tunnel::{DesiredTunnel, Origin};
 pub use tunnel_map::TunnelMap;
 
@@ -83,6 +83,8 @@ pub struct Desired {
     /// also the order in which edges prefer them. The addresses of each hub are sorted by
     /// likelihood, likeliest first.
     pub hub_gateways: Vec<HubGateway>,
+    /// On a cloud node: the networks that are not reached through some hubs, in their order.
+    pub hub_exceptions: Vec<HubException>,
     /// On a cloud node: the cloud's networks, which the hubs front.
     pub cloud_networks: Vec<IpNetwork>,
     /// Parts of the view or the configuration that were left out, with the reasons.
@@ -116,6 +118,7 @@ impl Desired {
         RoutedNetworks {
             hub_routes: self.hub_routes.clone(),
             hub_gateways: self.hub_gateways.clone(),
+            hub_exceptions: self.hub_exceptions.clone(),
             segments: self.guard.segments.clone(),
         }
     }
@@ -178,6 +181,7 @@ impl Desired {
         if view.role == Role::Cloud {
             desired.hub_routes.clone_from(&view.cluster_ranges);
             desired.hub_gateways = hub_gateways(view);
+            desired.hub_exceptions = routed_networks::hub_exceptions(view);
             let hubs = view.peers.iter().filter(|peer| peer.role == Role::Hub);
             desired.cloud_networks = hubs.flat_map(|hub| &hub.networks).copied().collect();
             return desired;

@@ -264,11 +264,18 @@ impl InetTable {
     ) -> anyhow::Result<bool> {
         let Some((applied, mut table)) = self.applied.take() else { return Ok(false) };
         let own = match desired.update(&applied, &mut table) {
-            // One request to the kernel, which costs less than to wake another thread for it.
-            few @ SetUpdate::Few(_) => few.apply(&mut self.elements)?,
-            many @ SetUpdate::Many(_) => {
+            SetUpdate::Few(few) if few.is_empty() => 0,
+            // The kernel makes one transaction at a time, so one of another program, such as that
+            // of kube-proxy with thousands of Services, may hold this one up for seconds.
+            update => {
                 let mut elements = std::mem::take(&mut self.elements);
-                spawn_blocking(move || many.apply(&mut elements)).await??
+                let (elements, outcome) = spawn_blocking(move || {
+                    let outcome = update.apply(&mut elements);
+                    (elements, outcome)
+                })
+                .await?;
+                self.elements = elements;
+                outcome?
             }
         };
         // A change by another program is noticed whether it came before or after this one.

@@ -6,7 +6,7 @@ use edge_xfrm::guard::GuardConfig;
 use ipnetwork::IpNetwork;
 
 use super::internal_addresses::InternalAddresses;
-use crate::desired::Desired;
+use crate::desired::{Desired, HubException};
 
 /// The part of the desired state to which links and routes are adapted. A peer within the cluster's
 /// ranges that joins or leaves does not change it.
@@ -16,6 +16,7 @@ pub(super) struct LinkRequirements {
     pub(super) guarded: Vec<IpNetwork>,
     guard: GuardConfig,
     hub_routes: Vec<IpNetwork>,
+    hub_exceptions: Vec<HubException>,
     complete: bool,
     /// Whether there is any tunnel, so that policies must not be bypassed.
     tunnels: bool,
@@ -28,6 +29,7 @@ impl LinkRequirements {
             guarded: guarded(desired),
             guard: desired.guard.clone(),
             hub_routes: desired.hub_routes.clone(),
+            hub_exceptions: desired.hub_exceptions.clone(),
             complete: desired.complete,
             tunnels: !desired.tunnels.is_empty(),
             given: given.clone(),

@@ -45,7 +45,8 @@ pub(super) fn stray<'a>(observed: &'a NetworkState, guarded: &[IpNetwork], desir
             if route.device.is_some() && route.device == guard {
                 route.metric != path_mtu_routes::METRIC && !guarded.contains(&route.destination)
             } else {
-                !desired.hub_routes.contains(&route.destination)
+                let mut exceptions = desired.hub_exceptions.iter().map(|exception| &exception.network);
+                !desired.hub_routes.contains(&route.destination) && !exceptions.any(|net| *net == route.destination)
             }
         })
         .collect()
@@ -62,7 +63,7 @@ pub(super) async fn delete(handle: &Handle, route: &Route) -> Result<(), rtnetli
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::HubGateway;
+    use crate::desired::{HubException, HubGateway};
     use crate::host::network_state::Link;
 
     fn route(destination: &str, device: u32, via: Option<&str>, protocol: u8) -> Route {
@@ -89,18 +90,24 @@ mod tests {
                 route("10.77.0.0/16", 2, Some("192.0.2.9"), ROUTE_PROTOCOL),
                 route("10.97.0.0/16", 2, Some("192.0.2.1"), ROUTE_PROTOCOL),
                 route("fd77::/48", 2, Some("2001:db8::1"), ROUTE_PROTOCOL),
+                route("10.77.9.0/26", 2, Some("192.0.2.2"), ROUTE_PROTOCOL),
+                route("10.77.8.0/26", 2, Some("192.0.2.2"), ROUTE_PROTOCOL),
             ],
             ..NetworkState::default()
         };
         let desired = Desired {
             hub_routes: vec!["10.77.0.0/16".parse().unwrap(), "fd77::/48".parse().unwrap()],
+            hub_exceptions: vec![HubException {
+                network: "10.77.9.0/26".parse().unwrap(),
+                not_through: vec!["hub".parse().unwrap()],
+            }],
             hub_gateways: vec![HubGateway { hub: "hub".parse().unwrap(), address: "192.0.2.1:4500".parse().unwrap() }],
             ..Desired::default()
         };
         let stray = stray(&observed, &["10.77.0.0/16".parse().unwrap()], &desired);
         assert_eq!(
             stray,
-            [&observed.routes[1], &observed.routes[5]],
+            [&observed.routes[1], &observed.routes[5], &observed.routes[8]],
             "the IPv6 route stays, though no hub has an IPv6 address now"
         );
     }

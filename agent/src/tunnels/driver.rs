@@ -47,6 +47,7 @@ use super::sa_table::SaTable;
 use super::source_ports::OtherPorts;
 use super::tcp::Tcp;
 use super::traffic::TrafficCounter;
+use super::unreached_hubs::{TunnelsToController, UnreachedHubs};
 use crate::clock::{CertificateClock, boot_time};
 use crate::config::Config;
 use crate::desired::Desired;
@@ -97,6 +98,8 @@ pub struct Driver {
     pub(super) mapped_changed: bool,
     /// This node's mapped addresses, for the report to the controller.
     pub(super) mapped: watch::Sender<Option<Vec<SocketAddr>>>,
+    /// The hubs to which this node has no tunnel, for the report to the controller.
+    pub(super) unreached_hubs: UnreachedHubs,
     /// The addresses that peers have given this node.
     pub(super) internal: watch::Sender<InternalAddresses>,
     /// Peers to rekey after the pending events. At most one entry for each peer.
@@ -158,7 +161,7 @@ impl Driver {
         incidents: Incidents,
         host: watch::Receiver<HostState>,
         to_host: TunnelsToHost,
-        mapped: watch::Sender<Option<Vec<SocketAddr>>>,
+        to_controller: TunnelsToController,
         relay_runtime: Handle,
     ) -> anyhow::Result<Self> {
         let mut events = EventSocket::open().context("XFRM cannot be listened to; the agent needs CAP_NET_ADMIN")?;
@@ -215,7 +218,8 @@ impl Driver {
             retry_move_at: None,
             retry_unreached: false,
             mapped_changed: false,
-            mapped,
+            mapped: to_controller.mapped,
+            unreached_hubs: UnreachedHubs::new(to_controller.unreached_hubs),
             internal: to_host.internal,
             to_rekey: BTreeSet::new(),
             to_rekey_at_check: BTreeSet::new(),
@@ -346,6 +350,7 @@ impl Driver {
             self.endpoint.rekey_children(&peer, boot_time(), &mut self.environment);
         }
         self.publish_mapped_addresses();
+        self.publish_unreached_hubs();
         while let Some(transmit) = self.endpoint.poll_transmit() {
             self.send(&transmit);
         }
@@ -392,6 +397,7 @@ impl Driver {
             self.failures.due(),
             self.event_log.due(),
             self.hub_returns.next_due(),
+            self.unreached_hubs.next_due(),
             idle,
             self.next_deferral_end(),
             self.environment.reqids.save_due(),

@@ -33,6 +33,10 @@ pub(super) struct HubReturns {
     leaving: HashMap<PeerName, Instant>,
     /// Hubs that came back, each with the time from which it is used again.
     returned: BTreeMap<PeerName, Instant>,
+    /// The latest state of each hub's tunnel.
+    states: BTreeMap<PeerName, TunnelState>,
+    /// Whether `states` has changed since the last [`Self::take_states`].
+    changed: bool,
 }
 
 impl HubReturns {
@@ -46,7 +50,9 @@ impl HubReturns {
         now: Instant,
     ) -> TunnelState {
         if tunnel.is_some_and(|tunnel| tunnel.hub) {
-            return self.observe(peer, up, now);
+            let state = self.observe(peer, up, now);
+            self.changed |= self.states.insert(peer.clone(), state) != Some(state);
+            return state;
         }
         self.forget(peer);
         if up { TunnelState::Up } else { TunnelState::Down }
@@ -104,7 +110,13 @@ impl HubReturns {
         self.leaving.remove(peer).is_some()
     }
 
+    /// Returns the latest state of each hub's tunnel if one has changed since the last call.
+    pub(super) fn take_states(&mut self) -> Option<&BTreeMap<PeerName, TunnelState>> {
+        std::mem::take(&mut self.changed).then_some(&self.states)
+    }
+
     fn forget(&mut self, hub: &PeerName) {
+        self.changed |= self.states.remove(hub).is_some();
         self.silent.remove(hub);
         self.leaving.remove(hub);
         self.up.remove(hub);

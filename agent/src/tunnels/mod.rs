@@ -30,6 +30,8 @@
 //! - `kernel_refusals`: the ciphers that the kernel lacks, and the SAs that it refused.
 //! - `leaving_hub`: a hub's last seconds, in which edges and cloud nodes change to another hub.
 //! - `mapped_addresses`: this node's addresses as the hubs see them.
+//! - `unreached_hubs`: the hubs to which this node has no tunnel, for cloud nodes. `hub_reports`:
+//!   publishes them.
 //! - `not_carried`: the networks that are configured for a peer but that no CHILD_SA carries.
 //! - `on_demand`: the tunnels that the first packet sets up.
 //! - `path_mtu`: the probes of the paths of tunnels that carry traffic.
@@ -73,6 +75,7 @@ mod event_sources;
 mod failure_log;
 mod former_policies;
 mod hand_over;
+mod hub_reports;
 mod hub_returns;
 mod idle_tunnels;
 mod ike_counts;
@@ -108,6 +111,7 @@ mod source_ports;
 mod tcp;
 mod tcp_fallback;
 mod traffic;
+mod unreached_hubs;
 mod uplink_moves;
 
 pub use capture::{CaptureReader, CapturedBatch, CapturedIke};
@@ -117,6 +121,7 @@ pub use driver::Driver;
 pub use overview::{PolicyList, StateList};
 pub use report_request::{PeerReports, TunnelsReport, report};
 pub use requests::{DriverRequest, SasToRekey};
+pub use unreached_hubs::TunnelsToController;
 
 #[cfg(test)]
 mod tests;

@@ -109,11 +109,12 @@ fn start_with(config: &Config, prepare: impl FnOnce(&mut Driver), work: impl FnO
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let clock = CertificateClock::default();
-        let (host, mapped) = (watch::channel(Default::default()).1, watch::Sender::default());
+        let host = watch::channel(Default::default()).1;
+        let to_controller = TunnelsToController::default();
         let to_host = TunnelsToHost { internal: watch::Sender::default(), path_mtus: watch::Sender::default() };
         let handle = tokio::runtime::Handle::current();
         let mut driver =
-            Driver::open(config, clock.into(), Incidents::default(), host, to_host, mapped, handle).unwrap();
+            Driver::open(config, clock.into(), Incidents::default(), host, to_host, to_controller, handle).unwrap();
         prepare(&mut driver);
         driver.apply_desired(desired(config).into());
         work(&mut driver);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use edge_agent::membership::{ControllerStatus, Membership};
 use edge_agent::underlay::Underlay;
 
-use crate::lab::{Controller, ControllerProxy, Node, exists, until};
+use crate::lab::{Controller, ControllerProxy, Node, exists, soon, until};
 
 const BEFORE: &str = "\"10.77.0.0/16\", \"fd77::/48\"";
 /// The cluster ranges, and networks that contain addresses of the node.
@@ -179,11 +179,15 @@ async fn a_view_under_which_the_controller_cannot_be_reached_is_taken_back_and_n
     let (mut controller, node, proxy) = member_by_proxy().await;
     let (agent, before) = node.start_as_member().await;
     agent.status("the stream", |status| status.connected).await;
+    let mut inputs = agent.controller.segment_inputs();
+    let inputs_before = inputs.borrow_and_update().clone();
     controller.change_ranges(WIDER).await;
     agent.membership("the wider view", holds("10.99.0.0/16")).await;
+    soon("segments for the wider view", inputs.wait_for(|inputs| *inputs != inputs_before)).await.unwrap();
     proxy.close().await;
     let restored = agent.membership("the view before", |membership| !holds("10.99.0.0/16")(membership)).await;
     assert_eq!(restored.view, before.view);
+    soon("segments for the view before", inputs.wait_for(|inputs| *inputs == inputs_before)).await.unwrap();
     let on_disk: edge_types::NodeView =
         serde_json::from_slice(&std::fs::read(node.file("view.json")).unwrap()).unwrap();
     assert_eq!(on_disk, *before.view);

@@ -345,9 +345,12 @@ impl Node {
         let controller = ControllerClient::load(controller_channels, state)?;
         let tasks = vec![
             tokio::spawn(controller.clone().run()),
-            tokio::spawn(async move { plugin_server::run(controller).await.unwrap() }),
+            tokio::spawn({
+                let controller = controller.clone();
+                async move { plugin_server::run(controller).await.unwrap() }
+            }),
         ];
-        Ok(Agent { node: node_side, socket: config.plugin_socket(), stop, tasks })
+        Ok(Agent { node: node_side, socket: config.plugin_socket(), controller, stop, tasks })
     }
 }
 
@@ -364,6 +367,7 @@ fn open(path: &Path) -> Result<StateDir, StateDirError> {
 pub(crate) struct Agent {
     pub(crate) node: NodeChannels,
     pub(crate) socket: PathBuf,
+    pub(crate) controller: Arc<ControllerClient>,
     stop: CancellationToken,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }

@@ -120,6 +120,9 @@ pub struct ReportedAddresses {
     pub mapped: Option<Vec<SocketAddr>>,
     /// TCP port on which the node takes IKE and ESP.
     pub tcp_port: Option<u16>,
+    /// The hubs to which an edge has no tunnel, while it has one to another hub; `None` if it does
+    /// not know.
+    pub unreached_hubs: Option<Vec<NodeName>>,
 }
 
 /// The limits on how often each node changes its addresses. Clones share the limits.
@@ -277,7 +280,7 @@ mod tests {
 
     fn addresses(last: u8) -> ReportedAddresses {
         let reported = vec![[192, 0, 2, last].into()];
-        ReportedAddresses { reported, port: 4500, observed: None, mapped: None, tcp_port: None }
+        ReportedAddresses { reported, port: 4500, observed: None, mapped: None, tcp_port: None, unreached_hubs: None }
     }
 
     #[test]

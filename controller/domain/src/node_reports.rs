@@ -165,6 +165,7 @@ mod tests {
             obstacles: Vec::new(),
             mapped: None,
             tcp_port: None,
+            unreached_hubs: None,
         }
     }
 

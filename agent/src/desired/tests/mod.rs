@@ -45,6 +45,7 @@ pub(crate) fn membership(role: Role, segments: &[&str], networks: &[&str], peers
             trust_anchors: vec![],
             segment_prefix: SegmentPrefix::default(),
             certificate_grace_seconds: 0,
+            unreached_from: Default::default(),
         }),
         credentials: Arc::new(NodeCredentials {
             chain: vec![vec![1]],

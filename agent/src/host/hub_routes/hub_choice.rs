@@ -8,6 +8,8 @@
 
 use std::time::{Duration, Instant};
 
+use edge_types::NodeName;
+
 use crate::desired::HubGateway;
 use crate::init_probe::AgentAnswer;
 
@@ -187,11 +189,22 @@ impl HubChoice {
 
     /// Returns the gateway that a family should use now: the best one, or the first of several
     /// equally good ones. The gateway in use is kept if the best gateways are dead or have come
-    /// back only recently.
-    pub(super) fn choose(&self, ipv4: bool, in_use: Option<&HubGateway>, now: Instant) -> Option<&HubGateway> {
-        let best = self.of_family(ipv4).map(|(_, watched)| watched.health(now)).max()?;
-        let mut equals =
-            self.of_family(ipv4).filter(|(_, watched)| watched.health(now) == best).map(|(gateway, _)| gateway);
+    /// back only recently. The hubs `not_through` are used only if no other hub is alive.
+    pub(super) fn choose(
+        &self,
+        ipv4: bool,
+        not_through: &[NodeName],
+        in_use: Option<&HubGateway>,
+        now: Instant,
+    ) -> Option<&HubGateway> {
+        let of_family = || self.of_family(ipv4).map(|(gateway, watched)| (gateway, watched.health(now)));
+        let is_alive_beside = |(gateway, health): &(&HubGateway, Health)| {
+            *health > Health::AgentGone && !not_through.contains(&gateway.hub)
+        };
+        let any = !of_family().any(|candidate| is_alive_beside(&candidate));
+        let candidates = || of_family().filter(|candidate| any || is_alive_beside(candidate));
+        let best = candidates().map(|(_, health)| health).max()?;
+        let mut equals = candidates().filter(|(_, health)| *health == best).map(|(gateway, _)| gateway);
         let first = equals.next()?;
         let stays = equals.find(|gateway| Some(*gateway) == in_use).filter(|_| best < Health::Mute);
         Some(stays.unwrap_or(first))
@@ -248,7 +261,7 @@ mod tests {
         }
 
         fn choose(&mut self) {
-            let chosen = self.hub_choice.choose(true, self.in_use.as_ref(), self.now).cloned();
+            let chosen = self.hub_choice.choose(true, &[], self.in_use.as_ref(), self.now).cloned();
             if chosen != self.in_use {
                 let hub = chosen.as_ref().unwrap().hub.to_string();
                 self.changes.push((self.now.duration_since(self.begun).as_millis(), hub));
@@ -400,6 +413,27 @@ mod tests {
     }
 
     #[test]
+    fn a_hub_through_which_a_network_is_not_reached_is_used_only_if_no_other_hub_is_alive() {
+        let mut pair = Pair::new(None);
+        let [first, second] = ["hub-1", "hub-2"].map(|hub| hub.parse::<NodeName>().unwrap());
+        let chosen = |pair: &Pair, not_through: &[NodeName]| {
+            let chosen = pair.hub_choice.choose(true, not_through, pair.in_use.as_ref(), pair.now);
+            chosen.unwrap().hub.to_string()
+        };
+        pair.seconds(10);
+        assert_eq!(chosen(&pair, std::slice::from_ref(&first)), "hub-2");
+        assert_eq!(chosen(&pair, std::slice::from_ref(&second)), "hub-1");
+        assert_eq!(chosen(&pair, &[first.clone(), second]), "hub-1");
+        pair.answers[1] = (false, false);
+        pair.seconds(10);
+        assert_eq!(chosen(&pair, std::slice::from_ref(&first)), "hub-1");
+        // It is back, and the edges that do not reach hub-1 need not wait.
+        pair.answers[1] = (true, true);
+        pair.seconds(10);
+        assert_eq!((chosen(&pair, &[first]).as_str(), pair.in_use()), ("hub-2", "hub-1"));
+    }
+
+    #[test]
     fn families_are_chosen_apart_and_a_single_gateway_is_not_probed() {
         let mut hub_choice = HubChoice::default();
         let gateways =
@@ -407,21 +441,21 @@ mod tests {
         let now = Instant::now();
         hub_choice.set(gateways.clone(), &[], now);
         assert_eq!(hub_choice.probed(), [gateways[0].clone(), gateways[2].clone()]);
-        assert_eq!(hub_choice.choose(false, None, now), Some(&gateways[1]));
+        assert_eq!(hub_choice.choose(false, &[], None, now), Some(&gateways[1]));
         for _ in 0..10 {
             hub_choice.round(&gateways[0], ProbeResults { neighbour: false, agent: None }, now);
             hub_choice.round(&gateways[2], ProbeResults { neighbour: true, agent: None }, now);
         }
-        assert_eq!(hub_choice.choose(true, Some(&gateways[0]), now), Some(&gateways[2]));
-        assert_eq!(hub_choice.choose(false, Some(&gateways[1]), now), Some(&gateways[1]));
+        assert_eq!(hub_choice.choose(true, &[], Some(&gateways[0]), now), Some(&gateways[2]));
+        assert_eq!(hub_choice.choose(false, &[], Some(&gateways[1]), now), Some(&gateways[1]));
         // A hub that the view adds is not chosen immediately, and the state of the other hubs is
         // kept.
         let mut more = gateways.clone();
         more.insert(0, gateway("hub-0", "192.0.2.9"));
         hub_choice.set(more.clone(), &[gateways[2].clone()], now);
-        assert_eq!(hub_choice.choose(true, Some(&gateways[2]), now), Some(&gateways[2]));
+        assert_eq!(hub_choice.choose(true, &[], Some(&gateways[2]), now), Some(&gateways[2]));
         assert_eq!(hub_choice.health(&gateways[0], now), Some(Health::MachineGone));
         assert_eq!(hub_choice.health(&more[0], now), Some(Health::Returned));
-        assert_eq!(hub_choice.choose(true, Some(&gateways[2]), now + HOLD), Some(&more[0]));
+        assert_eq!(hub_choice.choose(true, &[], Some(&gateways[2]), now + HOLD), Some(&more[0]));
     }
 }

@@ -12,10 +12,12 @@ mod agent_probes;
 mod hub_choice;
 mod neighbours;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use edge_types::NodeName;
 use edge_xfrm::guard::ROUTE_PROTOCOL;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::route::{RouteMessage, RouteProtocol};
@@ -47,6 +49,8 @@ pub(super) struct HubRoutes {
     probes: AgentProbes,
     /// The gateways in use, at most one for each family.
     in_use: Vec<HubGateway>,
+    /// The gateways of networks within the ranges that are not reached through some hubs.
+    exceptions: BTreeMap<IpNetwork, HubGateway>,
     /// Gateways whose neighbour entries were probed in the last round.
     probed_neighbours: Vec<HubGateway>,
     /// Gateways whose agents have never answered, and for which this was already logged.
@@ -67,6 +71,7 @@ impl HubRoutes {
             hub_choice: HubChoice::default(),
             probes: AgentProbes::new(),
             in_use: vec![],
+            exceptions: BTreeMap::new(),
             probed_neighbours: vec![],
             named_mute: vec![],
         }
@@ -203,13 +208,55 @@ impl HubRoutes {
         self.in_use.iter().find(|gateway| gateway.address.is_ipv4() == ipv4)
     }
 
+    /// Returns the gateway through which a network is routed.
+    fn gateway_of(&self, network: &IpNetwork) -> Option<&HubGateway> {
+        self.exceptions.get(network).or_else(|| self.in_use(network.is_ipv4()))
+    }
+
+    /// Returns the networks that are routed: the ranges, and the exceptions within them.
+    fn networks(&self) -> impl Iterator<Item = &IpNetwork> {
+        self.desired.hub_routes.iter().chain(self.exceptions.keys())
+    }
+
+    /// Returns the hubs that too many edges do not reach for a list of their networks. The others
+    /// are used for all networks, so that most edges are reached.
+    fn avoided(&self, ipv4: bool) -> Vec<NodeName> {
+        let exceptions = self.desired.hub_exceptions.iter();
+        let of_ranges = exceptions.filter(|exception| {
+            exception.network.is_ipv4() == ipv4 && self.desired.hub_routes.contains(&exception.network)
+        });
+        of_ranges.flat_map(|exception| &exception.not_through).cloned().collect()
+    }
+
     /// Chooses the gateways. Returns whether one has changed.
     fn choose(&mut self) -> bool {
+        let ranges = self.choose_for_ranges();
+        let now = Instant::now();
+        let exceptions = self.desired.hub_exceptions.iter();
+        let within = exceptions.filter(|exception| !self.desired.hub_routes.contains(&exception.network));
+        let chosen: BTreeMap<IpNetwork, HubGateway> = within
+            .filter_map(|exception| {
+                let ipv4 = exception.network.is_ipv4();
+                let gateway = self.hub_choice.choose(ipv4, &exception.not_through, self.in_use(ipv4), now)?;
+                Some((exception.network, gateway.clone()))
+            })
+            .collect();
+        let changed = chosen != self.exceptions;
+        if changed {
+            tracing::info!(networks = chosen.len(), "routes to edges that do not reach every hub have changed");
+        }
+        self.exceptions = chosen;
+        ranges || changed
+    }
+
+    fn choose_for_ranges(&mut self) -> bool {
         let mut changed = false;
         for ipv4 in [true, false] {
             let now = Instant::now();
             let before = self.in_use(ipv4).cloned();
-            let Some(chosen) = self.hub_choice.choose(ipv4, before.as_ref(), now).cloned() else { continue };
+            let avoided = self.avoided(ipv4);
+            let chosen = self.hub_choice.choose(ipv4, &avoided, before.as_ref(), now);
+            let Some(chosen) = chosen.cloned() else { continue };
             if before.as_ref() == Some(&chosen) {
                 continue;
             }
@@ -226,6 +273,7 @@ impl HubRoutes {
                         Some(Health::MachineGone) => "which does not answer",
                         Some(Health::AgentGone) => "which no longer answers IKE",
                         Some(Health::Mute | Health::ReturnedMute) => "which has never answered IKE",
+                        _ if avoided.contains(&before.hub) => "which many edges do not reach",
                         _ => "which comes after it",
                     }
                 ),
@@ -239,7 +287,7 @@ impl HubRoutes {
 
     /// Routes the ranges through the gateways in use.
     async fn reconcile(&mut self) {
-        for network in self.desired.hub_routes.iter().filter(|network| self.in_use(network.is_ipv4()).is_none()) {
+        for network in self.networks().filter(|network| self.gateway_of(network).is_none()) {
             self.say_unreachable(network);
         }
         let mut installed = Vec::new();
@@ -255,7 +303,7 @@ impl HubRoutes {
         }
         let installed = |network: &IpNetwork| installed.iter().find(|entry| entry.destination == *network).cloned();
         let entry = |network: &IpNetwork| self.entry(*network).or_else(|| installed(network));
-        let routes: Vec<RouteEntry> = self.desired.hub_routes.iter().filter_map(entry).collect();
+        let routes: Vec<RouteEntry> = self.networks().filter_map(entry).collect();
         self.routes.send_if_modified(|old| {
             let differs = *old != routes;
             *old = routes;
@@ -265,7 +313,7 @@ impl HubRoutes {
 
     /// Returns the route to a range, if it leads through the gateway in use.
     fn entry(&self, network: IpNetwork) -> Option<RouteEntry> {
-        let via = self.in_use(network.is_ipv4())?.address.ip();
+        let via = self.gateway_of(&network)?.address.ip();
         let route = self.own_route(&self.observed, network).filter(|route| route.via == Some(via))?;
         let device = route.device.and_then(|index| self.observed.name_of(index)).map(Into::into);
         Some(RouteEntry { destination: network, device, via: Some(via), source: None })
@@ -279,9 +327,9 @@ impl HubRoutes {
         })
     }
 
-    /// Returns whether every range of a family that has a gateway is routed through it.
+    /// Returns whether every network that has a gateway is routed through it.
     fn is_in_place(&self) -> bool {
-        let mut routed = self.desired.hub_routes.iter().filter(|network| self.in_use(network.is_ipv4()).is_some());
+        let mut routed = self.networks().filter(|network| self.gateway_of(network).is_some());
         routed.all(|network| self.entry(*network).is_some())
     }
 
@@ -289,8 +337,8 @@ impl HubRoutes {
     /// routes.
     async fn install(&self) -> Vec<RouteEntry> {
         let mut installed = Vec::new();
-        for network in &self.desired.hub_routes {
-            let Some(gateway) = self.in_use(network.is_ipv4()) else { continue };
+        for network in self.networks() {
+            let Some(gateway) = self.gateway_of(network) else { continue };
             let via = gateway.address.ip();
             let present = self.own_route(&self.observed, *network);
             if present.is_some_and(|route| route.via == Some(via)) {

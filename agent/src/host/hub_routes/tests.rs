@@ -20,6 +20,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::*;
 use crate::config::proposal::{node_esp, node_ike};
+use crate::desired::HubException;
 use crate::incidents::IncidentKind;
 
 const TEST: &str = "host::hub_routes::tests::a_cloud_node_with_two_hubs";
@@ -177,7 +178,7 @@ fn a_cloud_node_with_two_hubs() {
     monitor.args(["-o", "monitor", "route"]).stdin(Stdio::null()).stdout(std::fs::File::create(&seen).unwrap());
     let _monitor = KilledOnDrop(monitor.spawn().unwrap());
     let incidents = Incidents::default();
-    let _runtime = start(incidents.clone());
+    let (_runtime, desired) = start(incidents.clone());
 
     wait_route("-4", "10.77.0.0/16", "192.0.2.1");
     wait_route("-6", "fd77::/48", "2001:db8::1");
@@ -187,6 +188,26 @@ fn a_cloud_node_with_two_hubs() {
     });
     assert!(foreign.what.contains("10.88.0.0/16 through 192.0.2.98"), "{foreign:?}");
     assert_eq!(routes("-4", "10.88.0.0/16"), ["10.88.0.0/16 via 192.0.2.98"]);
+
+    // The view says which edges hub-1 lacks, then that it lacks too many of them.
+    let lacks = |networks: &[&str]| {
+        let exceptions = networks.iter().map(|network| HubException {
+            network: network.parse().unwrap(),
+            not_through: vec!["hub-1".parse().unwrap()],
+        });
+        let exceptions: Vec<HubException> = exceptions.collect();
+        desired.send_modify(|desired| desired.hub_exceptions = exceptions);
+    };
+    lacks(&["10.77.9.0/26", "fd77::9:0/112"]);
+    wait_route("-4", "10.77.9.0/26", "192.0.2.2");
+    wait_route("-6", "fd77::9:0/112", "2001:db8::2");
+    assert_eq!(routes("-4", "10.77.0.0/16"), ["10.77.0.0/16 via 192.0.2.1"]);
+    lacks(&["10.77.0.0/16", "fd77::/48"]);
+    wait_route("-4", "10.77.0.0/16", "192.0.2.2");
+    wait_route("-6", "fd77::/48", "2001:db8::2");
+    lacks(&[]);
+    wait_route("-4", "10.77.0.0/16", "192.0.2.1");
+    wait_route("-6", "fd77::/48", "2001:db8::1");
 
     // The agent of hub-1 ends, but its machine stays up.
     assert_eq!(hub_1.stop(), 0, "no half-open IKE SA, and no line in the hub's log");
@@ -213,8 +234,9 @@ fn a_cloud_node_with_two_hubs() {
     assert_eq!(incidents.latest().len(), 2, "{:?}", incidents.latest());
 }
 
-/// Starts the task and another task that observes the kernel.
-fn start(incidents: Incidents) -> tokio::runtime::Runtime {
+/// Starts the task and another task that observes the kernel. Returns the sender of the desired
+/// state.
+fn start(incidents: Incidents) -> (tokio::runtime::Runtime, watch::Sender<RoutedNetworks>) {
     let networks = ["10.77.0.0/16", "fd77::/48", "10.88.0.0/16"];
     let desired = RoutedNetworks {
         hub_routes: networks.map(|text| text.parse().unwrap()).to_vec(),
@@ -227,12 +249,12 @@ fn start(incidents: Incidents) -> tokio::runtime::Runtime {
         ],
         ..RoutedNetworks::default()
     };
+    let (to_task, desired) = watch::channel(desired);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.spawn(async move {
         let (connection, handle, _) = rtnetlink::new_connection().unwrap();
         tokio::spawn(connection);
         let (routes, _installed) = watch::channel(vec![]);
-        let (_desired, desired) = watch::channel(desired);
         let (observe, observed) = watch::channel(Arc::default());
         tokio::spawn(HubRoutes::new(handle.clone(), incidents, routes).run(
             desired,
@@ -245,5 +267,5 @@ fn start(incidents: Incidents) -> tokio::runtime::Runtime {
             observe.send_replace(Arc::new(NetworkState::read(&handle).await.unwrap()));
         }
     });
-    runtime
+    (runtime, to_task)
 }

@@ -319,10 +319,11 @@ impl StateGuard<'_> {
         self.shared.view_versions.changed_since(&self.shared.state, node, version)
     }
 
-    /// Returns a registered node as JSON, as its viewers see it. `make` is called if no JSON has
-    /// been cached since the node changed. `None` if the node cannot be serialised.
-    pub fn peer(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
-        self.shared.peers.get_or_make(name, make)
+    /// Returns a registered node as JSON, as its viewers see it: those that see what its
+    /// communities have decided about tunnels (`for_members`), or the others. `make` is called if
+    /// no JSON has been cached since the node changed. `None` if the node cannot be serialised.
+    pub fn peer(&self, name: &NodeName, for_members: bool, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
+        self.shared.peers.get_or_make(name, for_members, make)
     }
 
     /// Returns the revision at which a node or a listed community was created; 0 if it existed at

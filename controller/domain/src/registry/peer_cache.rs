@@ -27,17 +27,36 @@ impl Serialize for PeerJson {
 
 /// The JSON of nodes as the current state shows them; at most one entry for each node.
 #[derive(Debug, Default)]
-pub(super) struct PeerCache(Mutex<HashMap<NodeName, PeerJson>>);
+pub(super) struct PeerCache(Mutex<HashMap<NodeName, CachedPeer>>);
+
+/// The JSON of a node for members of communities that have decided when tunnels are set up, and for
+/// all others. Most nodes are in no such community.
+#[derive(Debug, Default)]
+struct CachedPeer {
+    for_members: Option<PeerJson>,
+    for_others: Option<PeerJson>,
+}
+
+impl CachedPeer {
+    fn of(&mut self, for_members: bool) -> &mut Option<PeerJson> {
+        if for_members { &mut self.for_members } else { &mut self.for_others }
+    }
+}
 
 impl PeerCache {
-    /// Returns the cached JSON, or serialises the result of `make` and caches it. The caller holds
-    /// the state's lock, so `make` shows the current state.
-    pub(super) fn get_or_make(&self, name: &NodeName, make: impl FnOnce() -> Peer) -> Option<PeerJson> {
-        if let Some(json) = self.entries().get(name) {
-            return Some(json.clone());
+    /// Returns the cached JSON for one kind of viewers, or serialises the result of `make` and
+    /// caches it. The caller holds the state's lock, so `make` shows the current state.
+    pub(super) fn get_or_make(
+        &self,
+        name: &NodeName,
+        for_members: bool,
+        make: impl FnOnce() -> Peer,
+    ) -> Option<PeerJson> {
+        if let Some(json) = self.entries().get_mut(name).and_then(|cached| cached.of(for_members).clone()) {
+            return Some(json);
         }
         let json = PeerJson::new(&make())?;
-        self.entries().insert(name.clone(), json.clone());
+        *self.entries().entry(name.clone()).or_default().of(for_members) = Some(json.clone());
         Some(json)
     }
 
@@ -54,7 +73,7 @@ impl PeerCache {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<NodeName, PeerJson>> {
+    fn entries(&self) -> std::sync::MutexGuard<'_, HashMap<NodeName, CachedPeer>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

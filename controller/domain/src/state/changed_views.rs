@@ -44,8 +44,8 @@ pub struct ChangedViews {
     /// Nodes whose viewers see them changed. The viewers are not listed, because they follow from
     /// the node's visibility groups.
     pub changed_nodes: BTreeSet<NodeName>,
-    /// The nodes that entered or left each visibility group. A node that is deregistered leaves all
-    /// of its groups.
+    /// The nodes that entered or left each visibility group, or changed for its viewers alone. A
+    /// node that is deregistered leaves all of its groups.
     pub moved: BTreeMap<VisibilityGroup, BTreeSet<NodeName>>,
     /// Nodes whose own views changed for a reason other than a peer.
     pub viewers: BTreeMap<NodeName, ViewerChange>,
@@ -63,7 +63,8 @@ impl ChangedViews {
         self.changed_nodes.insert(node.clone());
     }
 
-    /// Records that `node` enters or leaves each of `groups`.
+    /// Records that `node` enters or leaves each of `groups`, or that only their viewers see it
+    /// changed.
     pub(super) fn note_moved(&mut self, node: &NodeName, groups: impl IntoIterator<Item = VisibilityGroup>) {
         for group in groups {
             self.moved.entry(group).or_default().insert(node.clone());

@@ -11,6 +11,8 @@ use super::visibility::Visibility;
 pub(super) struct Index {
     roles: BTreeMap<Role, BTreeSet<NodeName>>,
     communities: BTreeMap<Community, BTreeSet<NodeName>>,
+    /// The edges that do not reach a hub, by hub. No set is empty.
+    unreached: BTreeMap<NodeName, BTreeSet<NodeName>>,
 }
 
 impl Index {
@@ -51,6 +53,23 @@ impl Index {
 
     pub(super) fn count_members(&self, community: &Community) -> usize {
         self.communities.get(community).map_or(0, BTreeSet::len)
+    }
+
+    /// Records whether an edge reaches a hub.
+    pub(super) fn set_unreached(&mut self, hub: &NodeName, edge: &NodeName, unreached: bool) {
+        let edges = self.unreached.entry(hub.clone()).or_default();
+        if unreached {
+            edges.insert(edge.clone());
+        } else {
+            edges.remove(edge);
+        }
+        if edges.is_empty() {
+            self.unreached.remove(hub);
+        }
+    }
+
+    pub(super) fn unreached(&self) -> &BTreeMap<NodeName, BTreeSet<NodeName>> {
+        &self.unreached
     }
 
     pub(super) fn communities(&self) -> impl Iterator<Item = (&Community, &BTreeSet<NodeName>)> {

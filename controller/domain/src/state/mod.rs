@@ -10,6 +10,7 @@
 //! - `errors`: the reasons why a node gets no segment, or may not join.
 //! - `joining`: plans the record and the segments of a joining node.
 //! - `deregistration`: plans the changes that deregister a node.
+//! - `unreached_hubs`: the edges that have a tunnel to one hub and not to another.
 //! - `after_restore`: applies the effects of a restore to grants and claims.
 
 mod after_restore;
@@ -22,6 +23,7 @@ mod index;
 mod joining;
 mod peers;
 mod records;
+mod unreached_hubs;
 mod visibility;
 
 #[cfg(test)]
@@ -37,8 +39,8 @@ pub use changed_views::{ChangedParts, ChangedViews, ViewerChange};
 pub use errors::{JoinError, SegmentError};
 pub use joining::RESERVED_NAME;
 pub use records::{
-    Certificate, Change, CommunityRecord, NodeObject, NodeRecord, PublicAddress, Redemption, RowKey, Snapshot,
-    TokenRecord,
+    Certificate, Change, CommunityRecord, MOST_UNREACHED_EDGES, NodeObject, NodeRecord, PublicAddress, Redemption,
+    RowKey, Snapshot, TokenRecord,
 };
 pub use visibility::VisibilityGroup;
 
@@ -81,6 +83,7 @@ impl State {
         for node in snapshot.nodes {
             let communities = state.communities_of(&node);
             state.index.insert(&node, &communities);
+            node.unreached_hubs().for_each(|hub| state.index.set_unreached(hub, &node.name, true));
             state.nodes.insert(node.name.clone(), node);
         }
         snapshot.segments.into_iter().for_each(|row| state.ledger.insert(row));
@@ -194,6 +197,11 @@ impl State {
             .chain(self.listed.get(&node.name).into_iter().flatten())
     }
 
+    /// Returns whether a node may be a member of communities, so that it sees what these decide.
+    pub fn is_possible_member(&self, node: &NodeRecord) -> bool {
+        Visibility::of(node.role).joins_communities
+    }
+
     /// Returns the communities of a node for which the operator has decided when tunnels are set
     /// up: true if by the first packet.
     pub fn on_demand_in(&self, node: &NodeRecord) -> BTreeMap<Community, bool> {
@@ -280,6 +288,7 @@ impl State {
                 self.changed_views.note_changed(&name);
             }
             self.note_pod_networks(old.as_ref(), Some(&node));
+            self.note_unreached_hubs(old.as_ref(), Some(&node));
             self.nodes.insert(name, node);
             return;
         }
@@ -291,14 +300,18 @@ impl State {
         self.index.insert(&node, &communities);
         let after = self.node_groups(&node);
         let decides_otherwise = decided.is_some_and(|decided| decided != self.on_demand_in(&node));
-        if decides_otherwise || old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
+        if old.as_ref().is_some_and(|old| !old.looks_like(&node)) {
             self.changed_views.note_changed(&name);
+        }
+        if decides_otherwise {
+            self.note_changed_for_members(&node);
         }
         self.note_move(&name, &before, &after);
         if old.is_none() {
             self.changed_views.note_viewer(&name, ViewerChange::Registered);
         }
         self.note_pod_networks(old.as_ref(), Some(&node));
+        self.note_unreached_hubs(old.as_ref(), Some(&node));
         self.nodes.insert(name, node);
     }
 
@@ -308,6 +321,7 @@ impl State {
         self.changed_views.forget(name);
         self.index.remove(&old, &self.communities_of(&old));
         self.note_pod_networks(Some(&old), None);
+        self.note_unreached_hubs(Some(&old), None);
     }
 
     fn put_community(&mut self, community: CommunityRecord) {
@@ -317,8 +331,9 @@ impl State {
         let (old, tunnels_before) = old.map(|old| (old.members, old.tunnels)).unwrap_or_default();
         if tunnels != tunnels_before {
             // Nodes that enter the community are noted below.
-            let present: Vec<NodeName> = self.index.members(&name).cloned().collect();
-            present.iter().for_each(|member| self.changed_views.note_changed(member));
+            let present = self.index.members(&name).filter_map(|member| self.nodes.get(member));
+            let present: Vec<NodeRecord> = present.cloned().collect();
+            present.iter().for_each(|member| self.note_changed_for_members(member));
         }
         old.difference(&members).for_each(|member| self.set_listed(member, &name, false));
         members.difference(&old).for_each(|member| self.set_listed(member, &name, true));
@@ -343,12 +358,19 @@ impl State {
             self.index.insert(&node, &now);
             if now != communities {
                 if self.communities.get(community).is_some_and(|community| !community.tunnels.is_auto()) {
-                    self.changed_views.note_changed(member);
+                    self.note_changed_for_members(&node);
                 }
                 let after = self.node_groups(&node);
                 self.note_move(member, &before, &after);
             }
         }
+    }
+
+    /// Records that the members of a node's communities see it changed, and its other viewers do
+    /// not: a community's decision about tunnels does not concern hubs.
+    fn note_changed_for_members(&mut self, node: &NodeRecord) {
+        let groups: Vec<VisibilityGroup> = self.community_groups(node).collect();
+        self.changed_views.note_moved(&node.name, groups);
     }
 
     /// Records that a node's role or communities changed: it enters or leaves groups, and its own
@@ -394,10 +416,12 @@ impl State {
         let holders: BTreeSet<NodeName> =
             rows.into_iter().flatten().filter(|row| row.released_at.is_none()).map(|row| row.node).collect();
         for holder in holders {
-            if self.nodes.contains_key(&holder) {
-                self.changed_views.note_changed(&holder);
-                self.changed_views.note_viewer(&holder, ViewerChange::OwnPart);
+            let Some(record) = self.nodes.get(&holder) else { continue };
+            if record.unreached_hubs().next().is_some() {
+                self.note_cloud_nodes();
             }
+            self.changed_views.note_changed(&holder);
+            self.changed_views.note_viewer(&holder, ViewerChange::OwnPart);
         }
     }
 

@@ -43,7 +43,7 @@ impl State {
 
     /// Returns the groups of the communities of which a node is a member. The members of these
     /// communities see the groups.
-    fn community_groups(&self, node: &NodeRecord) -> impl Iterator<Item = VisibilityGroup> + use<> {
+    pub(super) fn community_groups(&self, node: &NodeRecord) -> impl Iterator<Item = VisibilityGroup> + use<> {
         let communities = Visibility::of(node.role).joins_communities.then(|| self.communities_of(node));
         communities.into_iter().flatten().map(VisibilityGroup::Community)
     }

@@ -10,6 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Seconds;
 use crate::segments::SegmentRecord;
 
+/// Maximum number of edges that a hub may lack one by one. If there are more, cloud nodes route all
+/// packets through another hub, so no further edges need to be recorded. Each edge is a route on
+/// each cloud node, and the list is part of each cloud node's view.
+pub const MOST_UNREACHED_EDGES: usize = 64;
+
 /// The row of a registered node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -41,6 +46,9 @@ pub struct NodeRecord {
     /// TCP port on which the node takes IKE and ESP, as it reported. Only that of a hub counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_port: Option<u16>,
+    /// The hubs to which an edge has no tunnel, while it has one to another hub, as it reported.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unreached_hubs: BTreeSet<NodeName>,
     /// Certificates that the controller accepts from the node: the newest one, and the one with
     /// which the node requested it.
     #[serde(default)]
@@ -336,6 +344,7 @@ impl NodeRecord {
             observed: None,
             mapped: Vec::new(),
             tcp_port: None,
+            unreached_hubs: BTreeSet::new(),
             certificates: Vec::new(),
             certificates_from: 0,
             joined_at,
@@ -366,6 +375,11 @@ impl NodeRecord {
     pub fn pod_networks(&self) -> &[IpNetwork] {
         let object = self.object.as_ref().filter(|_| self.role == Role::Hub);
         object.map_or(&[], |object| &object.pod_networks)
+    }
+
+    /// Returns the hubs through which an edge is not reached. Empty for a node of another role.
+    pub fn unreached_hubs(&self) -> impl Iterator<Item = &NodeName> {
+        self.unreached_hubs.iter().filter(|_| self.role == Role::Edge)
     }
 
     /// Keeps the networks of the pods on a hub that `before` has, if this record has none and

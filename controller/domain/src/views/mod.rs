@@ -1,11 +1,14 @@
 //! Builds views. A view describes a node and its peers to that node.
 //!
 //! - `pod_networks`: decides which networks of their own pods hubs front.
+//! - `unreached_from`: the edges to which a cloud node must not route through a hub.
 //! - `view_change`: builds the message about a changed part of a view.
 
 mod pod_networks;
+mod unreached_from;
 mod view_change;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -42,13 +45,13 @@ impl ViewBuilder {
 
     /// Returns the view of a registered node; `None` if the node is not registered.
     pub fn view(&self, state: &State, node: &NodeName, version: u64) -> Option<NodeView> {
-        self.build(state, node, version, |peer| Some(self.peer(state, peer).into()))
+        self.build(state, node, version, |viewer, peer| Some(self.peer(state, viewer, peer).into()))
     }
 
     /// Returns the view of a registered node with its peers as JSON, which all views share. `None`
     /// if the node is not registered.
     pub fn view_json(&self, state: &StateGuard<'_>, node: &NodeName) -> Option<NodeView<PeerJson>> {
-        self.build(state, node, state.revision(), |peer| self.peer_json(state, peer))
+        self.build(state, node, state.revision(), |viewer, peer| self.peer_json(state, viewer, peer))
     }
 
     fn build<P>(
@@ -56,11 +59,11 @@ impl ViewBuilder {
         state: &State,
         node: &NodeName,
         version: u64,
-        peer: impl Fn(&NodeRecord) -> Option<P>,
+        peer: impl Fn(&NodeRecord, &NodeRecord) -> Option<P>,
     ) -> Option<NodeView<P>> {
         let record = state.node(node)?;
         let peers = state.peers_of(record).into_iter().filter_map(|name| state.node(name));
-        let peers = SharedList::unordered(peers.map(peer).collect::<Option<_>>()?);
+        let peers = SharedList::unordered(peers.map(|other| peer(record, other)).collect::<Option<_>>()?);
         Some(NodeView { peers, ..self.own_part(state, record, version) })
     }
 
@@ -78,11 +81,13 @@ impl ViewBuilder {
             trust_anchors: self.ca.current().anchors(),
             segment_prefix: self.segment_prefix,
             certificate_grace_seconds: u64::try_from(self.certificate_grace).unwrap_or(0),
+            unreached_from: unreached_from::of_viewer(state, record, &self.networks.ranges),
         }
     }
 
-    fn peer_json(&self, state: &StateGuard<'_>, peer: &NodeRecord) -> Option<PeerJson> {
-        state.peer(&peer.name, || self.peer(state, peer))
+    fn peer_json(&self, state: &StateGuard<'_>, viewer: &NodeRecord, peer: &NodeRecord) -> Option<PeerJson> {
+        let for_members = state.is_possible_member(viewer) && !state.on_demand_in(peer).is_empty();
+        state.peer(&peer.name, for_members, || self.peer(state, viewer, peer))
     }
 
     /// Returns the addresses of a node that its peers get, the most likely first: those that the
@@ -116,7 +121,9 @@ impl ViewBuilder {
         addresses
     }
 
-    fn peer(&self, state: &State, peer: &NodeRecord) -> Peer {
+    /// Returns a node as a viewer sees it. Of its communities' decisions about tunnels, only nodes
+    /// see something that may be members.
+    fn peer(&self, state: &State, viewer: &NodeRecord, peer: &NodeRecord) -> Peer {
         let endpoints = self.endpoints(peer);
         let reachable = |address: &&SocketAddr| is_reachable(&address.ip(), self.networks.tunnelled(peer.role));
         let known = |address: &SocketAddr| endpoints.iter().any(|endpoint| endpoint.address == *address);
@@ -130,7 +137,7 @@ impl ViewBuilder {
             networks: self.fronted(state, peer),
             certificates_from: peer.certificates_from,
             tcp_port: peer.tcp_port.filter(|_| peer.role == Role::Hub),
-            on_demand_in: state.on_demand_in(peer),
+            on_demand_in: if state.is_possible_member(viewer) { state.on_demand_in(peer) } else { BTreeMap::new() },
         }
     }
 

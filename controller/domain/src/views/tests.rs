@@ -37,7 +37,10 @@ fn node() -> impl Strategy<Value = Change> {
     let pods = vec!["10.244.0.0/23", "10.244.0.0/24", "10.244.1.0/24", "10.244.1.128/25", "10.245.0.0/24"];
     let pods = prop::collection::vec(prop::sample::select(pods), 0..3);
     let object = prop::option::of((label(), pods));
-    (name(), role, label(), object, 0..3u8, 0..2i64).prop_map(|(name, role, label, object, address, joined_at)| {
+    let unreached = prop::collection::btree_set(name(), 0..2);
+    let address = (0..3u8, unreached);
+    (name(), role, label(), object, address, 0..2i64).prop_map(|(name, role, label, object, address, joined_at)| {
+        let (address, unreached) = address;
         let mut record = NodeRecord::new(name, role, joined_at);
         record.set_labels([(COMMUNITY_LABEL.to_owned(), label.to_owned())].into()).unwrap();
         record.object = object.map(|(label, pods)| NodeObject {
@@ -48,6 +51,7 @@ fn node() -> impl Strategy<Value = Change> {
         });
         record.reported = vec![[192, 0, 2, address].into()];
         record.port = 4500;
+        record.unreached_hubs = unreached;
         Change::PutNode(record)
     })
 }
@@ -134,6 +138,38 @@ async fn peers_get_the_mapped_addresses_that_they_can_use_beside_the_endpoints()
     let view = builder.view(&state, &name("hub"), 1).unwrap();
     let mapped: Vec<String> = view.peers[0].mapped.iter().map(ToString::to_string).collect();
     assert_eq!(mapped, ["203.0.113.7:61000"], "neither what is known, nor an address of a pod");
+}
+
+#[tokio::test]
+async fn cloud_nodes_alone_learn_which_segments_are_not_reached_through_a_hub() {
+    let (builder, name) = (view_builder().await, |name: &str| name.parse::<NodeName>().unwrap());
+    let mut state = State::default();
+    for (node, role) in [("hub-1", Role::Hub), ("hub-2", Role::Hub), ("cloud", Role::Cloud), ("edge", Role::Edge)] {
+        state.apply(Change::PutNode(NodeRecord::new(name(node), role, 0)));
+    }
+    let seen = |state: &State, node: &str| {
+        let unreached = builder.view(state, &name(node), 1).unwrap().unreached_from;
+        serde_json::to_string(&unreached).unwrap()
+    };
+    let mut report = |edge: u8, segments: u8| {
+        let mut record = NodeRecord::new(name(&format!("edge-{edge}")), Role::Edge, 0);
+        record.unreached_hubs = [name("hub-1")].into();
+        for segment in 0..segments {
+            let network = format!("10.77.{edge}.{}/32", segment).parse().unwrap();
+            state.apply(Change::PutSegment(SegmentRecord::new(network, record.name.clone(), "r".into(), 0, None)));
+        }
+        state.apply(Change::PutNode(record));
+        ["cloud", "hub-2", "edge"].map(|node| seen(&state, node))
+    };
+    let nothing = || "{}".to_owned();
+    assert_eq!(report(0, 0), [nothing(), nothing(), nothing()], "it has no pods");
+    assert_eq!(report(1, 2), [r#"{"hub-1":["10.77.1.0/32","10.77.1.1/32"]}"#.to_owned(), nothing(), nothing()]);
+    for edge in 2..=63 {
+        assert!(report(edge, 1)[0].contains(&format!(r#""10.77.{edge}.0/32""#)), "{edge}");
+    }
+    let all = [r#"{"hub-1":["10.77.0.0/16"]}"#.to_owned(), nothing(), nothing()];
+    assert_eq!(report(1, 250), all, "too many segments");
+    assert_eq!(report(64, 0), all, "too many edges");
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ impl ViewBuilder {
         }
         for name in &changed.peers {
             match state.node(name).filter(|peer| state.is_peer(record, peer)) {
-                Some(peer) => change.put.push(self.peer_json(state, peer)?),
+                Some(peer) => change.put.push(self.peer_json(state, record, peer)?),
                 None => change.gone.push(name.clone()),
             }
         }

@@ -77,6 +77,9 @@ pub struct EdgeNodeSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub tcp_port: Option<i32>,
+    /// Hubs to which an edge has no tunnel, while it has one to another hub, as it reported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreached_hubs: Vec<String>,
     /// Certificates that the controller accepts from the node.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateSpec>,
@@ -214,6 +217,7 @@ impl EdgeNodeSpec {
             observed,
             mapped,
             tcp_port,
+            unreached_hubs,
             certificates,
             certificates_from,
             joined_at,
@@ -232,6 +236,7 @@ impl EdgeNodeSpec {
             observed: observed.map(|address| address.to_string()),
             mapped: texts(mapped),
             tcp_port: tcp_port.map(Into::into),
+            unreached_hubs: texts(unreached_hubs),
             certificates: certificates.iter().map(CertificateSpec::of).collect(),
             certificates_from: known(*certificates_from),
             reported_since_restore: reported_since_restore.map(Timestamp),
@@ -255,6 +260,7 @@ impl EdgeNodeSpec {
             observed: self.observed.as_ref().map(|ip| ip.parse().map_err(|e| read("observed", &e))).transpose()?,
             mapped: parsed("mapped", &self.mapped)?,
             tcp_port: self.tcp_port.map(|port| port.try_into().map_err(|e| read("tcpPort", &e))).transpose()?,
+            unreached_hubs: parsed("unreachedHubs", &self.unreached_hubs)?.into_iter().collect(),
             certificates: self.certificates.iter().map(CertificateSpec::certificate).collect(),
             certificates_from: self.certificates_from.map_or(0, |from| from.0),
             joined_at: self.joined_at.0,
@@ -377,6 +383,7 @@ mod tests {
         record.observed = Some("203.0.113.9".parse().unwrap());
         record.mapped = vec!["203.0.113.9:61000".parse().unwrap(), "[2001:db8::9]:61001".parse().unwrap()];
         record.tcp_port = Some(4500);
+        record.unreached_hubs = ["hub-1".parse().unwrap()].into();
         record.certificates = vec![Certificate {
             serial: "4f".into(),
             key: "ab".into(),

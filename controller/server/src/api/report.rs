@@ -66,6 +66,7 @@ pub(super) async fn report(
         observed,
         mapped: report.mapped.map(|mapped| usable_mapped(mapped, tunnelled)),
         tcp_port: report.tcp_port,
+        unreached_hubs: report.unreached_hubs,
     };
     let place = addresses.now_or_postpone(&node, place).await;
     let noted = NotedReport { node, serial: shown.serial, place, segments: report.segments };
@@ -115,6 +116,9 @@ fn set_addresses(record: &mut NodeRecord, state: &Rows, place: &ReportedAddresse
     record.observed = observed.or(record.observed);
     if let Some(mapped) = mapped {
         record.mapped = mapped;
+    }
+    if let Some(unreached) = &place.unreached_hubs {
+        record.unreached_hubs = state.usable_unreached_hubs(record, unreached);
     }
 }
 
@@ -226,6 +230,7 @@ mod tests {
             observed,
             mapped: observed.map(|address| vec![(address, 61_000).into()]),
             tcp_port: Some(4500),
+            unreached_hubs: None,
         };
         let mut hub = NodeRecord::new("hub".parse().unwrap(), Role::Hub, 0);
         hub.reported = vec![[203, 0, 113, 1].into()];
@@ -248,6 +253,14 @@ mod tests {
         assert!(edge.mapped.is_empty(), "the last report with mapped addresses had only one of the cloud's");
         set_addresses(&mut hub, &state, &place(seen(1)));
         assert_eq!((hub.observed, hub.tcp_port), (seen(1), Some(4500)), "a hub's own");
+        let mut unreached = |hubs: Option<&[&str]>| {
+            let unreached_hubs = hubs.map(|hubs| hubs.iter().map(|hub| hub.parse().unwrap()).collect());
+            set_addresses(&mut edge, &state, &ReportedAddresses { unreached_hubs, ..place(None) });
+            edge.unreached_hubs.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(unreached(Some(&["hub", "gone"])), ["hub"]);
+        assert_eq!(unreached(None), ["hub"], "its agent has just started, or is that of an earlier release");
+        assert!(unreached(Some(&[])).is_empty());
         // A hub that no longer listens, or an agent of an earlier release, reports no port.
         set_addresses(&mut hub, &state, &ReportedAddresses { tcp_port: None, ..place(seen(1)) });
         assert_eq!(hub.tcp_port, None);

@@ -1,4 +1,4 @@
-//! The first of two hubs dies, stops or comes back.
+//! The first of two hubs dies, stops or comes back, or an edge does not reach it.
 //!
 //! Both hubs front the cloud's network. A cloud node, which has no tunnels, routes packets for
 //! edges through one of the hubs.
@@ -56,6 +56,30 @@ pub(super) const SCENARIOS: &[Scenario] = &[
                     site.wait_path(HUB_1)
                 },
             )
+        },
+    ),
+    tested(
+        "interruption/hub-reached-again",
+        "an edge that reached only the second of two hubs, and was reached through it, reaches both: no ping is lost",
+        |lab| {
+            let mut site = Site::build(lab)?;
+            measure(&mut site, "hub-reached-again", Goals::LOSSLESS, Site::block_first_hub, |site| {
+                site.set_path_to_first_hub(true)?;
+                pass(WATCHED);
+                site.wait_path_of_edge(HUB_1)
+            })
+        },
+    ),
+    scenario(
+        "interruption/hub-unreached",
+        "what is lost when an edge no longer reaches the first of two hubs, which is well otherwise",
+        |lab| {
+            let mut site = Site::build(lab)?;
+            let unblocked = |site: &mut Site<'_>| {
+                site.set_path_to_first_hub(true)?;
+                site.wait_path_of_edge(HUB_1)
+            };
+            measure(&mut site, "hub-unreached", OTHER_HUB, unblocked, Site::block_first_hub)
         },
     ),
     scenario("interruption/hub-back", "what is lost when the first hub is back after it lost power", |lab| {
@@ -162,6 +186,40 @@ impl<'a> Site<'a> {
             ensure!(policies.contains(&format!("dst {hub}\n")), "the edge has {policies}");
             Ok(())
         })
+    }
+
+    /// Waits until the edge sends through a hub, and the cloud node routes packets for the edge
+    /// through it.
+    fn wait_path_of_edge(&self, hub: &str) -> Result<()> {
+        let pod = &self.edge_pod_address;
+        wait::until(&format!("the edge and packets to it to take {hub}"), CHANGE, || {
+            let route = self.net.node("worker").sh(&format!("ip route get {pod}"))?;
+            ensure!(route.contains(&format!("via {hub} ")), "the cloud node has {route:?}");
+            let policies = self.net.node("edge").sh(&format!("ip xfrm policy list dir out dst {CLOUD_NETWORK}"))?;
+            ensure!(policies.contains(&format!("dst {hub}\n")), "the edge has {policies}");
+            Ok(())
+        })
+    }
+
+    /// Lets the edge's router pass or drop packets between the edge and the first hub.
+    fn set_path_to_first_hub(&self, open: bool) -> Result<()> {
+        let drop = format!(
+            "nft 'add table inet path; add chain inet path forward {{ type filter hook forward priority -10; }}
+             add rule inet path forward ip daddr {HUB_1} drop; add rule inet path forward ip saddr {HUB_1} drop'"
+        );
+        let open_again = "nft 'add table inet path; delete table inet path'".to_owned();
+        self.net.node("isp").sh(if open { &open_again } else { &drop })?;
+        Ok(())
+    }
+
+    /// Blocks the path to the first hub, and waits until both ends send through the second one. The
+    /// cloud node routes other edges through the first hub.
+    fn block_first_hub(&mut self) -> Result<()> {
+        self.set_path_to_first_hub(false)?;
+        self.wait_path_of_edge(HUB_2)?;
+        let route = self.net.node("worker").sh("ip route show 10.64.0.0/10")?;
+        ensure!(route.contains(&format!("via {HUB_1} ")), "the cloud node routes the range by {route:?}");
+        Ok(())
     }
 
     /// Disconnects the hub's link and kills all its processes.
