@@ -163,7 +163,8 @@ impl PairState {
     fn pass(&mut self, end: PairEnd, takes: bool, octets: usize, now: Instant) -> Option<Destination> {
         // A datagram of a stranger must not use up the rate, but a frame is the node's own.
         let is_frame = matches!(self.both(end).0.place, Place::Tcp { .. });
-        if !(takes || is_frame) || !self.rate.allows(octets, now) || !takes {
+        let within_rate = (takes || is_frame) && self.rate.allows(octets, now);
+        if !takes || !within_rate {
             self.dropped_count = self.dropped_count.saturating_add(1);
             return None;
         }
