@@ -22,7 +22,8 @@ impl AwaitedStreams {
     /// token; then the connection is closed.
     pub fn deliver(&self, token: &RelayToken, stream: TcpStream) -> bool {
         let to = self.table().get(token).cloned();
-        // The pair's task registers it with its own runtime, so that this one no longer wakes for it.
+        // The pair's task registers it with its own runtime, so that this one no longer wakes for
+        // it.
         to.zip(stream.into_std().ok()).is_some_and(|(to, stream)| to.try_send(stream).is_ok())
     }
 

@@ -1,6 +1,6 @@
 //! The frames of a TCP connection (RFC 9329 3): two octets of length, which count themselves, then
-//! what a datagram on UDP port 4500 contains (RFC 3948 2). The hub reads the frames itself, and does
-//! not look into them. A node's kernel writes and reads them (`net/xfrm/espintcp.c`).
+//! what a datagram on UDP port 4500 contains (RFC 3948 2). The hub reads the frames itself, and
+//! does not look into them. A node's kernel writes and reads them (`net/xfrm/espintcp.c`).
 
 use std::io;
 

@@ -147,8 +147,8 @@ impl PairState {
         }
     }
 
-    /// Returns the time until which no connection is read, because the pair has copied as much as it
-    /// may in this second. Frames of two octets would otherwise cost the hub far more than their
+    /// Returns the time until which no connection is read, because the pair has copied as much as
+    /// it may in this second. Frames of two octets would otherwise cost the hub far more than their
     /// sender.
     pub(super) fn full_until(&self, now: Instant) -> Option<Instant> {
         let until = self.rate.since + PERIOD;

@@ -28,8 +28,8 @@ const DIRECT_INTERVAL: Duration = Duration::from_secs(180);
 const DIRECT_MIN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Maximum time from the end of a connection to a relay to the request for it, at least half of it:
-/// the connections of many nodes may end together. It doubles with each further one that ends within
-/// [`MAX_WAIT`], up to that.
+/// the connections of many nodes may end together. It doubles with each further one that ends
+/// within [`MAX_WAIT`], up to that.
 const AFTER_END: Duration = Duration::from_millis(500);
 
 /// The address through which a hub relays to a peer.

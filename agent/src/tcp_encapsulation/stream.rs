@@ -26,7 +26,8 @@ const RELAY_PREFIX: &[u8; 6] = b"EDGERL";
 /// Maximum size of an IKE message with the non-ESP marker, bytes: the length field has 16 bits and
 /// counts itself.
 const MAX_MESSAGE: usize = 65_533;
-/// Time for the stream prefix, with a token if there is one, to arrive. Then the connection is closed.
+/// Time for the stream prefix, with a token if there is one, to arrive. Then the connection is
+/// closed.
 const PREFIX_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the rest of a message to arrive. Then the kernel ends the connection.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -234,8 +235,8 @@ async fn read_beginning(stream: &mut TcpStream) -> Result<Beginning, String> {
     }
 }
 
-/// Hands a connection to a hub, or to a relay of it, over to the kernel's encapsulation after what it
-/// begins with, and starts to read IKE messages from it.
+/// Hands a connection to a hub, or to a relay of it, over to the kernel's encapsulation after what
+/// it begins with, and starts to read IKE messages from it.
 fn open(
     stream: TcpStream,
     kind: ConnectionKind,

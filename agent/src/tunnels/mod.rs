@@ -45,6 +45,7 @@
 //! - `source_port_changes`: the change to such a port, and back.
 //! - `tcp`: the state of TCP connections.
 //! - `tcp_fallback`: tunnels to hubs in TCP connections, where UDP is blocked.
+//! - `tcp_relays`: tunnels to other edges in TCP connections to relays of hubs.
 //! - `reqids`: the peers' reqids, which stay the same across restarts.
 //! - `requests`: the requests that `edge-agent` commands send to the driver.
 //! - `refusals`: the initiators that were refused before they were known as a peer.
@@ -110,6 +111,7 @@ mod source_port_changes;
 mod source_ports;
 mod tcp;
 mod tcp_fallback;
+mod tcp_relays;
 mod traffic;
 mod unreached_hubs;
 mod uplink_moves;

@@ -157,8 +157,8 @@ impl Driver {
         }
         let now = self.now();
         match (path, self.relay_in_use(name)) {
-            // A connection that has ended is no relay for later, though it is the path until another
-            // one is used.
+            // A connection that has ended is no relay for later, though it is the path until
+            // another one is used.
             (_, Some(relay)) if self.is_closed_connection(relay.address) => {}
             (_, Some(relay)) => self.relays.requests.relayed(name, relay, now),
             (None, None) if self.is_wanted(name) => self.relays.requests.watch(name, now),
@@ -313,9 +313,9 @@ impl Driver {
         }
     }
 
-    /// Returns whether this node needs a relay to a peer. A request for it is recorded if the peer's
-    /// tunnel is not up: while the pair is open, the hub does not pass the peer's requests on, but
-    /// this node may have forgotten the relay, for example when the tunnel was idle.
+    /// Returns whether this node needs a relay to a peer. A request for it is recorded if the
+    /// peer's tunnel is not up: while the pair is open, the hub does not pass the peer's requests
+    /// on, but this node may have forgotten the relay, for example when the tunnel was idle.
     pub(super) fn is_relay_wanted(&mut self, peer: &PeerName, now: Instant) -> bool {
         if self.member(peer).is_none() {
             return false;

@@ -37,9 +37,9 @@ pub enum AgentNotification {
         /// The hub's UDP port, never 0.
         port: u16,
     },
-    /// RELAY_TCP_OPENED, from a hub that the receiver reaches by TCP: the hub relays to the node what
-    /// arrives in another TCP connection, which begins with this token. Data: 16 octets of token,
-    /// the name. An agent that does not know it ignores it.
+    /// RELAY_TCP_OPENED, from a hub that the receiver reaches by TCP: the hub relays to the node
+    /// what arrives in another TCP connection, which begins with this token. Data: 16 octets of
+    /// token, the name. An agent that does not know it ignores it.
     RelayTcpOpened {
         /// The other node.
         node: String,
