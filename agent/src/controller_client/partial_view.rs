@@ -95,6 +95,8 @@ pub(super) fn partial_view(now: &NodeView, before: &NodeView, withheld: &[IpNetw
         segments: within(&now.segments, &ranges),
         peers: now.peers.iter().filter_map(restored).collect(),
         cluster_ranges: ranges,
+        // These say only through which hub a segment is reached.
+        unreached_from: now.unreached_from.clone(),
         ..before.clone()
     };
     validate(&now.node, now.role, None, &merged).map(|_| merged)

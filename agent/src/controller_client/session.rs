@@ -15,7 +15,7 @@ use http_body_util::{BodyDataStream, BodyExt};
 use hyper::Method;
 use hyper::body::{Bytes, Incoming};
 use serde::de::IgnoredAny;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::bytes::BytesMut;
 use tokio_util::codec::{Decoder, FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
@@ -38,6 +38,9 @@ const SILENCE: Duration = Duration::from_secs(VIEW_SILENCE_SECONDS);
 /// Delay after an error that the operator must resolve, such as a controller that does not accept
 /// this node as a member.
 const REFUSED_WAIT: Duration = Duration::from_secs(60);
+/// Maximum time until a report is repeated while this node does not reach a hub, at least half of
+/// it.
+const UNREACHED_AGAIN: Duration = Duration::from_secs(120);
 /// If two controllers send a goodbye within this time, the node waits before it tries the next one,
 /// as after a failure.
 const GOODBYE_INTERVAL: Duration = Duration::from_secs(10);
@@ -153,6 +156,7 @@ async fn follow_stream(
     obstacles.mark_unchanged();
     mapped.mark_unchanged();
     unreached_hubs.mark_unchanged();
+    let mut unreached_again = Instant::now() + jitter(UNREACHED_AGAIN);
     let body = match open(controller, &member, &connection, &mut uplink, stream.state.as_ref()).await {
         Err(ControllerError::Problem(problem)) if problem.status >= 500 => {
             http.try_next_after(&connection.url).await;
@@ -264,6 +268,12 @@ async fn follow_stream(
                 unreached_hubs.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
+            // The controller records a limited number of edges for each hub. When there is room again, it
+            // learns of this one.
+            () = sleep_until(unreached_again), if is_any_unreached(controller) => {
+                unreached_again = Instant::now() + jitter(UNREACHED_AGAIN);
+                report(controller, &member, &connection, &mut uplink).await?;
+            }
             // After a renewal the node reconnects, so that the controller receives the new
             // certificate.
             Ok(()) = identity.changed() => {
@@ -275,6 +285,10 @@ async fn follow_stream(
             }
         }
     }
+}
+
+fn is_any_unreached(controller: &ControllerClient) -> bool {
+    controller.unreached_hubs.borrow().as_ref().is_some_and(|hubs| !hubs.is_empty())
 }
 
 /// Returns when the local address of a connection is gone.

@@ -46,13 +46,15 @@ pub struct HubException {
 const MAX_EXCEPTIONS: usize = 2048;
 
 /// Returns the networks that a cloud node must not route through some hubs, in their order.
-/// Networks outside of the cluster's ranges are left out.
+/// Networks outside of the cluster's ranges are left out, and what is no network: an address with a
+/// prefix, which the kernel does not take as the destination of a route, or takes as another one.
 pub(super) fn hub_exceptions(view: &NodeView) -> Vec<HubException> {
     let mut by_network: BTreeMap<IpNetwork, Vec<NodeName>> = BTreeMap::new();
     for (hub, networks) in &view.unreached_from {
-        for network in
-            networks.iter().filter(|network| view.cluster_ranges.iter().any(|range| contains(range, network)))
-        {
+        let is_usable = |network: &&IpNetwork| {
+            network.ip() == network.network() && view.cluster_ranges.iter().any(|range| contains(range, network))
+        };
+        for network in networks.iter().filter(is_usable) {
             let hubs = by_network.entry(*network).or_default();
             if !hubs.contains(hub) {
                 hubs.push(hub.clone());
@@ -100,7 +102,10 @@ mod tests {
             let view = Arc::make_mut(&mut membership.view);
             for (hub, networks) in [
                 ("hub-2", &["10.77.9.0/26", "fd77::/120", "10.77.9.0/26"][..]),
-                ("hub-1", &["10.77.9.0/26", "0.0.0.0/0", "192.0.2.0/24", "10.76.0.0/15"]),
+                (
+                    "hub-1",
+                    &["10.77.9.0/26", "10.77.9.5/26", "fd77::5/120", "0.0.0.0/0", "192.0.2.0/24", "10.76.0.0/15"],
+                ),
             ] {
                 view.unreached_from.insert(hub.parse().unwrap(), networks.iter().map(|text| network(text)).collect());
             }

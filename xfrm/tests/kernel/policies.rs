@@ -290,8 +290,6 @@ fn marked_policies() {
     });
 }
 
-/// Dumps policies while another thread changes policies without pause. Each dump must contain every
-/// policy that existed the whole time.
 fn hashed_policies() {
     Namespace::new().run(|| {
         let mut xfrm = Xfrm::open().unwrap();
@@ -336,6 +334,8 @@ fn hashed_policies() {
     });
 }
 
+/// Dumps policies while another thread changes policies without pause. Each dump must contain every
+/// policy that existed the whole time.
 fn changing_dump() {
     Namespace::new().run(|| {
         let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();

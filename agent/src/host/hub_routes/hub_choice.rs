@@ -198,16 +198,19 @@ impl HubChoice {
         now: Instant,
     ) -> Option<&HubGateway> {
         let of_family = || self.of_family(ipv4).map(|(gateway, watched)| (gateway, watched.health(now)));
-        let is_alive_beside = |(gateway, health): &(&HubGateway, Health)| {
-            *health > Health::AgentGone && !not_through.contains(&gateway.hub)
-        };
-        let any = !of_family().any(|candidate| is_alive_beside(&candidate));
-        let candidates = || of_family().filter(|candidate| any || is_alive_beside(candidate));
+        let any = !self.is_any_alive_beside(ipv4, not_through, now);
+        let candidates =
+            || of_family().filter(|(gateway, health)| any || is_alive_beside(gateway, *health, not_through));
         let best = candidates().map(|(_, health)| health).max()?;
         let mut equals = candidates().filter(|(_, health)| *health == best).map(|(gateway, _)| gateway);
         let first = equals.next()?;
         let stays = equals.find(|gateway| Some(*gateway) == in_use).filter(|_| best < Health::Mute);
         Some(stays.unwrap_or(first))
+    }
+
+    /// Returns whether a hub is alive that is not one of these.
+    pub(super) fn is_any_alive_beside(&self, ipv4: bool, not_through: &[NodeName], now: Instant) -> bool {
+        self.of_family(ipv4).any(|(gateway, watched)| is_alive_beside(gateway, watched.health(now), not_through))
     }
 
     /// Returns the health of a gateway, for log messages.
@@ -218,6 +221,10 @@ impl HubChoice {
     fn of_family(&self, ipv4: bool) -> impl Iterator<Item = &(HubGateway, GatewayHealth)> {
         self.gateways.iter().filter(move |(gateway, _)| is_ipv4(gateway) == ipv4)
     }
+}
+
+fn is_alive_beside(gateway: &HubGateway, health: Health, not_through: &[NodeName]) -> bool {
+    health > Health::AgentGone && !not_through.contains(&gateway.hub)
 }
 
 fn is_ipv4(gateway: &HubGateway) -> bool {
@@ -423,7 +430,9 @@ mod tests {
         pair.seconds(10);
         assert_eq!(chosen(&pair, std::slice::from_ref(&first)), "hub-2");
         assert_eq!(chosen(&pair, std::slice::from_ref(&second)), "hub-1");
-        assert_eq!(chosen(&pair, &[first.clone(), second]), "hub-1");
+        assert_eq!(chosen(&pair, &[first.clone(), second.clone()]), "hub-1");
+        assert!(pair.hub_choice.is_any_alive_beside(true, std::slice::from_ref(&first), pair.now));
+        assert!(!pair.hub_choice.is_any_alive_beside(true, &[first.clone(), second], pair.now));
         pair.answers[1] = (false, false);
         pair.seconds(10);
         assert_eq!(chosen(&pair, std::slice::from_ref(&first)), "hub-1");

@@ -234,10 +234,17 @@ impl HubRoutes {
         let now = Instant::now();
         let exceptions = self.desired.hub_exceptions.iter();
         let within = exceptions.filter(|exception| !self.desired.hub_routes.contains(&exception.network));
+        let [avoided_v4, avoided_v6] = [true, false].map(|ipv4| self.avoided(ipv4));
         let chosen: BTreeMap<IpNetwork, HubGateway> = within
             .filter_map(|exception| {
                 let ipv4 = exception.network.is_ipv4();
-                let gateway = self.hub_choice.choose(ipv4, &exception.not_through, self.in_use(ipv4), now)?;
+                // An edge may also be one of the many that do not reach an avoided hub.
+                let avoided = if ipv4 { &avoided_v4 } else { &avoided_v6 };
+                let mut not_through = [&exception.not_through[..], avoided].concat();
+                if !self.hub_choice.is_any_alive_beside(ipv4, &not_through, now) {
+                    not_through.truncate(exception.not_through.len());
+                }
+                let gateway = self.hub_choice.choose(ipv4, &not_through, self.in_use(ipv4), now)?;
                 Some((exception.network, gateway.clone()))
             })
             .collect();
