@@ -268,8 +268,8 @@ async fn follow_stream(
                 unreached_hubs.mark_unchanged();
                 report(controller, &member, &connection, &mut uplink).await?;
             }
-            // The controller records a limited number of edges for each hub. When there is room again, it
-            // learns of this one.
+            // The controller records a limited number of edges for each hub. When there is room
+            // again, it learns of this one.
             () = sleep_until(unreached_again), if is_any_unreached(controller) => {
                 unreached_again = Instant::now() + jitter(UNREACHED_AGAIN);
                 report(controller, &member, &connection, &mut uplink).await?;
