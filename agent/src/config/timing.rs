@@ -54,6 +54,7 @@ impl TimingSection {
         Timing {
             liveness: self.liveness.unwrap_or(default.liveness),
             idle_liveness: self.idle_liveness.unwrap_or(default.idle_liveness),
+            idle_share: default.idle_share,
             retransmit: self.retransmit.unwrap_or(default.retransmit),
             transmissions: self.transmissions.unwrap_or(default.transmissions),
             patient: default.patient,

@@ -49,6 +49,10 @@ const HUB_IDLE_LIVENESS: Duration = Duration::from_secs(20);
 /// initiates on its own.
 const EDGE_RETRY_MAX: Duration = Duration::from_secs(120);
 
+/// An edge asks idle edges no more often than one in this time, all together. With a check of 178
+/// octets that is half a megabyte a day.
+const EDGE_IDLE_SHARE: Duration = Duration::from_secs(30);
+
 /// The tunnels, guard and routes that this node should have.
 #[derive(Debug, Clone, Default)]
 pub struct Desired {
@@ -404,14 +408,15 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
         },
         address_assignment: AddressAssignment::Off,
         childless: Childless::Allow,
-        timing: timing(config, peer.role),
+        timing: timing(config, membership.view.role, peer.role),
     }
 }
 
 /// Returns the timers of a tunnel to a node. Towards a hub, attempts are more frequent and liveness
 /// is checked earlier. Another hub may take over, and a hub that has rebooted cannot reach an idle
-/// edge behind a NAT, so the edge must detect the loss itself.
-fn timing(config: &Config, peer: Role) -> Timing {
+/// edge behind a NAT, so the edge must detect the loss itself. Edges ask idle edges so rarely that it
+/// takes no more traffic in a large community than in a small one.
+fn timing(config: &Config, own: Role, peer: Role) -> Timing {
     let configured = &config.timing;
     let mut timing = configured.resolve();
     if peer == Role::Hub {
@@ -419,6 +424,9 @@ fn timing(config: &Config, peer: Role) -> Timing {
         timing.idle_liveness = configured.idle_liveness.unwrap_or(HUB_IDLE_LIVENESS);
     } else {
         timing.retry_max = configured.retry_max.unwrap_or(EDGE_RETRY_MAX);
+        if own == Role::Edge && configured.idle_liveness.is_none() {
+            timing.idle_share = EDGE_IDLE_SHARE;
+        }
     }
     timing
 }

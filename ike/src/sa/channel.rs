@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::in_flight::InFlight;
 use super::last_response::LastResponse;
@@ -30,6 +31,13 @@ const SILENT_AFTER: u32 = 3;
 /// restarted. With the default timing, the last of them is eight seconds after the first: on a path
 /// that loses a fifth of the packets of each direction, one request in 500 needs more.
 const NEEDS_PATIENCE: u32 = 6;
+
+/// How many times longer the interval of keepalives is where no NAT was found: 100 seconds by
+/// default.
+const WITHOUT_NAT: u32 = 5;
+
+/// Upper limit of the time after which an idle peer is asked because of [`Timing::idle_share`].
+const LONGEST_IDLE: Duration = Duration::from_secs(30 * 60);
 
 /// The message ID after which an IKE SA must end. A thousand IDs are left, so that the IKE SA can
 /// still send DELETE.
@@ -390,11 +398,33 @@ impl Channel {
         self.candidate = None;
     }
 
-    /// Returns the time at which the next NAT keepalive is due. It is on a whole second if the
-    /// interval contains one, so that an owner with many IKE SAs wakes up once a second for all of
-    /// them, not once for each.
-    pub(crate) fn keepalive_at(&self) -> Instant {
-        on_whole_second(self.last_sent, self.timing().nat_keepalive)
+    /// Returns the time at which the next NAT keepalive is due, or `None` if none is needed. It is
+    /// on a whole second if the interval contains one, so that an owner with many IKE SAs wakes up
+    /// once a second for all of them, not once for each.
+    ///
+    /// Where no NAT was found, a firewall in front of either end may forget the flow: after no less
+    /// than two minutes (RFC 4787 REQ-5, RFC 6092 REC-14). A packet of one end is enough for both.
+    pub(crate) fn keepalive_at(&self) -> Option<Instant> {
+        let interval = self.timing().nat_keepalive;
+        let interval = match self.role {
+            _ if self.path.nat_found => interval,
+            IkeRole::Initiator if self.path.nat_local => interval.saturating_mul(WITHOUT_NAT),
+            IkeRole::Initiator | IkeRole::Responder => return None,
+        };
+        Some(on_whole_second(self.last_sent, interval))
+    }
+
+    /// Returns the time without an IKE message after which a peer is asked, if this endpoint has so
+    /// many CHILD_SAs. Behind a NAT it does not depend on their number: the check also shows whether
+    /// the NAT has another mapping for us (RFC 4555 3.8).
+    fn idle_liveness(&self, child_sas: usize) -> Duration {
+        let timing = self.timing();
+        if self.path.nat_found {
+            return timing.idle_liveness;
+        }
+        let child_sas = u32::try_from(child_sas).unwrap_or(u32::MAX);
+        let share = timing.idle_share.saturating_mul(child_sas).min(LONGEST_IDLE);
+        timing.idle_liveness.max(share)
     }
 
     /// Sends a NAT keepalive: one octet 0xff (RFC 3948 2.3).
@@ -463,7 +493,7 @@ impl Channel {
         let Some(payloads) = partial.get_or_insert_default().add(opened, request, cx.now) else {
             return Incoming::Nothing;
         };
-        let idle = self.timing().idle_liveness;
+        let idle = self.idle_liveness(cx.out.inbound_spis.len());
         let idle = cx.config.esp_reported.then(|| cx.jittered(idle));
         self.signs.ike_received(cx.now, idle);
         //= RFC 7296 2.23 SHOULD NOT 17: followed when the peer has answered there
@@ -528,8 +558,6 @@ impl Channel {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn at(millis: u64) -> Instant {

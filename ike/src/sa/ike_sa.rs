@@ -542,8 +542,9 @@ impl IkeSa {
             }
         }
         //= RFC 7296 2.23 SHOULD 11: keepalives behind a NAT
-        if self.channel.path.nat_local {
-            self.timers.set(Timer::Keepalive, self.channel.keepalive_at().max(now));
+        match self.channel.keepalive_at() {
+            Some(at) => self.timers.set(Timer::Keepalive, at.max(now)),
+            None => self.timers.stop(Timer::Keepalive),
         }
     }
 

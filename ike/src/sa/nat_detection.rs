@@ -27,7 +27,8 @@ impl Path {
             // There may be several source hashes, one for each address of the peer.
             //= RFC 7296 2.23 SHOULD 10: a mismatch is a NAT
             self.nat_remote = !of(NotifyType::NatDetectionSourceIp).any(is(self.remote));
-            self.nat_local = forced || !of(NotifyType::NatDetectionDestinationIp).any(is(self.local));
+            self.nat_found = !of(NotifyType::NatDetectionDestinationIp).any(is(self.local));
+            self.nat_local = forced || self.nat_found;
         }
         supported
     }

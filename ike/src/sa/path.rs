@@ -21,6 +21,8 @@ pub(crate) struct Path {
     pub(crate) remote: SocketAddr,
     /// Whether a NAT in front of us was detected or forced.
     pub(crate) nat_local: bool,
+    /// Whether a NAT in front of us was detected, and not only forced.
+    pub(crate) nat_found: bool,
     /// Whether a NAT in front of the peer was detected or forced.
     pub(crate) nat_remote: bool,
     /// Whether the peer supports NAT traversal: it sent NAT_DETECTION_*_IP in IKE_SA_INIT.
@@ -38,7 +40,12 @@ impl Path {
         });
         //= RFC 7296 2.23 MUST 1: from and to ports 500 and 4500
         let port = if remote.port() == IKE_PORT { cx.config.port } else { cx.config.nat_port };
-        Self { local: SocketAddr::new(local, port), remote, nat_local: false, nat_remote: false, nat_traversal: false }
+        Self::without_nat(SocketAddr::new(local, port), remote)
+    }
+
+    /// Returns the path between two addresses, before NATs are known.
+    pub(crate) fn without_nat(local: SocketAddr, remote: SocketAddr) -> Self {
+        Self { local, remote, nat_local: false, nat_found: false, nat_remote: false, nat_traversal: false }
     }
 
     /// Returns whether ESP must travel in UDP.

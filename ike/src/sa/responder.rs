@@ -132,7 +132,7 @@ impl HalfOpen {
         };
         //= RFC 7296 2.6 MUST 1: unique SPIs
         let ike = IkeId { initiator: message.header.initiator_spi, responder: u64::from_be_bytes(cx.random()).max(1) };
-        let mut path = Path { local, remote, nat_local: false, nat_remote: false, nat_traversal: false };
+        let mut path = Path::without_nat(local, remote);
         // The initiator computed its hashes without a responder's SPI (RFC 7296 2.23).
         let forced = policy.force_encapsulation;
         path.nat_traversal = path.detect(IkeId { responder: 0, ..ike }, payloads, forced);

@@ -109,12 +109,16 @@ impl Pair {
 
     /// Makes two nodes whose owners report ESP.
     pub fn reporting_esp(seed: u64, quality: LinkQuality) -> Self {
-        let mut pair = Self::new(seed, quality);
+        Self::new(seed, quality).reports_esp()
+    }
+
+    /// Replaces both endpoints by some whose owners report ESP.
+    pub fn reports_esp(mut self) -> Self {
         let config = EndpointConfig { esp_reported: true, ..EndpointConfig::default() };
-        for node in &mut pair.network.nodes {
+        for node in &mut self.network.nodes {
             node.endpoint = Endpoint::new(config.clone());
         }
-        pair
+        self
     }
 
     /// Lets only `a` initiate.

@@ -106,7 +106,7 @@ impl IkeSa {
                 }
                 Timer::Liveness => self.probe_if_silent(cx),
                 Timer::Keepalive => {
-                    if self.channel.keepalive_at() <= cx.now {
+                    if self.channel.keepalive_at().is_some_and(|at| at <= cx.now) {
                         self.channel.keepalive(cx);
                     }
                 }

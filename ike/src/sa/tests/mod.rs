@@ -113,7 +113,7 @@ impl Established {
         let keys = IkeKeys::initial(SUITE, nonces, IKE, &Secret::new(vec![3; 32]));
         let cipher = IkeCipher::new(keys.clone(), IkeRole::Initiator);
         let now = Instant::new(Duration::from_secs(1000));
-        let path = Path { local: local(), remote: remote(), nat_local: false, nat_remote: false, nat_traversal: false };
+        let path = Path::without_nat(local(), remote());
         let channel = Channel::new(keys, IKE, IkeRole::Responder, path, true, None, now);
         let negotiated = Negotiated::new(Proof::Psk, None, &path, Vec::new(), NotServed::default());
         let (mut out, mut jitter, config) = (Output::default(), Jitter::default(), EndpointConfig::default());
