@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::report::{Goal, Results};
-use super::usage::{Usage, count_traffic, octets, per_day};
+use super::usage::{Usage, count_traffic, per_day, traffic};
 use crate::edge_agent::{Agent, count_up};
 use crate::ike_peers::{Authentication, IkePeers, PeerSet};
 use crate::scenario::{Lab, Needs, Scenario};
@@ -209,12 +209,12 @@ fn exercise(
     let all = Usage::of(pid)?;
     lab.step(&format!("{name}: {count} tunnels up in {:.1} s, {:?} CPU, {up:?}", up.seconds, all.cpu - idle.cpu));
 
-    let (octets_before, begun) = (octets(node)?, Instant::now());
+    let (traffic_before, begun) = (traffic(node)?, Instant::now());
     let before_rest = Usage::of(pid)?;
     #[expect(clippy::disallowed_methods, reason = "the length of the measurement")]
     std::thread::sleep(REST);
     let rest_cpu = Usage::of(pid)?.cpu - before_rest.cpu;
-    let (rest_octets, rested) = (octets(node)? - octets_before, begun.elapsed());
+    let (rest_octets, rested) = ((traffic(node)? - traffic_before).total(), begun.elapsed());
     lab.step(&format!("{name}: at rest for {rested:.1?}: {rest_cpu:?} CPU"));
 
     list()?;

@@ -45,28 +45,81 @@ fn anonymous(status: &str) -> Option<f64> {
     status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.trim().parse().ok())
 }
 
-/// Counts IKE and ESP in UDP on a node, in both directions, from now on.
-///
-/// # Errors
-/// Returns an error if nftables refuses the counter.
-pub(super) fn count_traffic(node: &Namespaces) -> Result<()> {
-    node.sh("nft 'add table inet traffic; add counter inet traffic ike
-              add chain inet traffic in { type filter hook input priority -400; }
-              add chain inet traffic out { type filter hook output priority -400; }
-              add rule inet traffic in udp dport { 500, 4500 } counter name ike
-              add rule inet traffic out udp sport { 500, 4500 } counter name ike'")
-        .map(drop)
+/// The octets of a node's IP packets to and from UDP ports 500 and 4500, by kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Traffic {
+    pub(super) ike: u64,
+    pub(super) esp: u64,
+    pub(super) keepalives: u64,
 }
 
-/// Returns the octets of IP packets that [`count_traffic`] has counted.
+impl Traffic {
+    pub(super) fn total(self) -> u64 {
+        self.ike + self.esp + self.keepalives
+    }
+}
+
+impl std::ops::Add for Traffic {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        let Self { ike, esp, keepalives } = other;
+        Self { ike: self.ike + ike, esp: self.esp + esp, keepalives: self.keepalives + keepalives }
+    }
+}
+
+impl std::ops::Sub for Traffic {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        let Self { ike, esp, keepalives } = other;
+        Self { ike: self.ike - ike, esp: self.esp - esp, keepalives: self.keepalives - keepalives }
+    }
+}
+
+/// Counts the traffic of a node's agent from now on.
 ///
 /// # Errors
-/// Returns an error if the counter is gone.
-pub(super) fn octets(node: &Namespaces) -> Result<u64> {
-    let text = node.run(node.command("nft").args(["--json", "list", "counter", "inet", "traffic", "ike"]))?;
+/// Returns an error if nftables refuses the counters.
+pub(super) fn count_traffic(node: &Namespaces) -> Result<()> {
+    // A keepalive is one octet, and the non-ESP marker four of zero (RFC 3948 2.2, 2.3).
+    let rules = |chain: &str, port: &str| {
+        [("keepalives", "udp length 9"), ("ike", "udp length >= 12 @th,64,32 0"), ("esp", "")]
+            .map(|(name, kind)| {
+                let port = format!("udp {port} 4500 {kind} counter name {name} return");
+                format!("add rule inet traffic {chain} {port}\n")
+            })
+            .concat()
+            + &format!("add rule inet traffic {chain} udp {port} 500 counter name ike\n")
+    };
+    let (inwards, outwards) = (rules("in", "dport"), rules("out", "sport"));
+    node.sh(&format!(
+        "nft '
+         add table inet traffic
+         add counter inet traffic ike
+         add counter inet traffic esp
+         add counter inet traffic keepalives
+         add chain inet traffic in {{ type filter hook input priority -400; }}
+         add chain inet traffic out {{ type filter hook output priority -400; }}
+         {inwards}{outwards}'"
+    ))
+    .map(drop)
+}
+
+/// Returns what [`count_traffic`] has counted.
+///
+/// # Errors
+/// Returns an error if a counter is gone.
+pub(super) fn traffic(node: &Namespaces) -> Result<Traffic> {
+    let text = node.run(node.command("nft").args(["--json", "list", "counters", "table", "inet", "traffic"]))?;
     let listed: serde_json::Value = serde_json::from_str(&text)?;
-    let objects = listed["nftables"].as_array().context("nft lists nothing")?;
-    objects.iter().find_map(|object| object["counter"]["bytes"].as_u64()).context("the counter is gone")
+    let counters = listed["nftables"].as_array().context("nft lists nothing")?;
+    let octets = |name: &str| {
+        let is = |object: &&serde_json::Value| object["counter"]["name"] == name;
+        let counter = counters.iter().find(is).with_context(|| format!("the counter {name} is gone"))?;
+        counter["counter"]["bytes"].as_u64().with_context(|| format!("the counter {name} has no octets"))
+    };
+    Ok(Traffic { ike: octets("ike")?, esp: octets("esp")?, keepalives: octets("keepalives")? })
 }
 
 /// Converts octets that were counted in a shorter time to megabytes a day.
