@@ -265,6 +265,9 @@ pub struct NodeInfo {
     /// Obstacles that prevent the pods' packets from arriving, as last reported.
     #[serde(default)]
     pub obstacles: Vec<String>,
+    /// Hubs that the node, an edge, does not reach while it reaches another one, as last reported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreached_hubs: Vec<NodeName>,
     /// When the node was last connected to a controller, seconds since 1970-01-01 UTC. While it is
     /// connected, this is the present time. Absent if it is not known, because the controller was
     /// restarted since, or because the node never connected.

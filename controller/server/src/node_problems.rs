@@ -44,7 +44,12 @@ pub(crate) fn problems(node: &NodeInfo) -> Vec<String> {
                    edge-controller node deregister --confirm, if it is meant";
     let refused = node.refused_view.as_ref().map(|why| format!("it does not take its view: {why}"));
     let missing = node.missing.then(|| missing.to_owned());
-    missing.into_iter().chain(refused).chain(node.conflicts.iter().cloned()).collect()
+    let unreached = node.unreached_hubs.iter();
+    let unreached = unreached.map(|hub| {
+        format!("it does not reach {hub}, and uses another hub: edge-agent diagnose {hub} on the node says why")
+    });
+    let all = missing.into_iter().chain(refused).chain(unreached);
+    all.chain(node.conflicts.iter().cloned()).collect()
 }
 
 /// Returns all problems that concern no single node.
@@ -108,6 +113,7 @@ mod tests {
             (json!({"refused_view": "cut off"}), "does not take its view: cut off"),
             (json!({"conflicts": ["10.77.0.64/26"]}), "10.77.0.64/26"),
             (json!({"missing": true}), "its Node object is gone"),
+            (json!({"unreached_hubs": ["hub-1"]}), "does not reach hub-1"),
         ] {
             let found = node_problems(&node(change.clone()), NOW);
             assert!(found.len() == 1 && found[0].contains(says), "{change}: {found:?}");

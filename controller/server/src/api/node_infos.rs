@@ -79,6 +79,7 @@ impl NodeInfos {
             refused_view,
             version,
             obstacles,
+            unreached_hubs: record.unreached_hubs().cloned().collect(),
             last_seen,
             certificate_not_after: certificate.map_or(0, |certificate| certificate.not_after),
             certificate_ends_soon: certificate.is_some_and(|certificate| ends_soon(certificate, now)),
