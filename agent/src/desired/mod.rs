@@ -414,8 +414,8 @@ fn peer_config(config: &Config, membership: &Membership, peer: &Peer, name: &Pee
 
 /// Returns the timers of a tunnel to a node. Towards a hub, attempts are more frequent and liveness
 /// is checked earlier. Another hub may take over, and a hub that has rebooted cannot reach an idle
-/// edge behind a NAT, so the edge must detect the loss itself. Edges ask idle edges so rarely that it
-/// takes no more traffic in a large community than in a small one.
+/// edge behind a NAT, so the edge must detect the loss itself. Edges ask idle edges so rarely that
+/// it takes no more traffic in a large community than in a small one.
 fn timing(config: &Config, own: Role, peer: Role) -> Timing {
     let configured = &config.timing;
     let mut timing = configured.resolve();

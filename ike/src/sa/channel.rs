@@ -415,8 +415,8 @@ impl Channel {
     }
 
     /// Returns the time without an IKE message after which a peer is asked, if this endpoint has so
-    /// many CHILD_SAs. Behind a NAT it does not depend on their number: the check also shows whether
-    /// the NAT has another mapping for us (RFC 4555 3.8).
+    /// many CHILD_SAs. Behind a NAT it does not depend on their number: the check also shows
+    /// whether the NAT has another mapping for us (RFC 4555 3.8).
     fn idle_liveness(&self, child_sas: usize) -> Duration {
         let timing = self.timing();
         if self.path.nat_found {

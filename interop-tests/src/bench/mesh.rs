@@ -18,8 +18,8 @@ const CLOUD: &str = "203.0.113.1";
 /// liveness check.
 const IDLE: Duration = Duration::from_secs(120);
 
-/// Time in which an edge of a mesh asks one idle peer: two minutes for few peers, else half a minute
-/// for each. A mesh is watched until each peer was asked once.
+/// Time in which an edge of a mesh asks one idle peer: two minutes for few peers, else half a
+/// minute for each. A mesh is watched until each peer was asked once.
 const ASKED: Duration = Duration::from_secs(30);
 
 /// Time limit until all tunnels in a mesh are up, on a loaded machine.
