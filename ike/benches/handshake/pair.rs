@@ -9,7 +9,7 @@ use edge_ike::config::{
 };
 use edge_ike::{
     AddressAssignment, ChildName, Childless, Endpoint, EndpointConfig, Environment, Event, Identity, Instant, PeerName,
-    Secret,
+    Secret, Transmit,
 };
 use rcgen::{
     BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType,
@@ -142,6 +142,29 @@ impl Pair {
             endpoint.set_peer(recipe.0[us].clone(), Instant::default(), &mut system).unwrap();
             (endpoint, system)
         }))
+    }
+
+    /// Makes two endpoints, of which the right one is this one.
+    pub(crate) fn with_responder(recipe: &Recipe, right: Endpoint) -> Self {
+        let mut pair = Self::new(recipe);
+        let (endpoint, system) = &mut pair.0[1];
+        *endpoint = right;
+        endpoint.set_peer(recipe.0[1].clone(), Instant::default(), system).unwrap();
+        pair
+    }
+
+    /// Returns the left end's IKE_SA_INIT request.
+    pub(crate) fn first_request(&mut self) -> Vec<u8> {
+        let (left, system) = &mut self.0[0];
+        assert!(left.connect(&PeerName::new(NAMES[1]), Instant::default(), system), "left knows right");
+        left.poll_transmit().expect("a request").payload
+    }
+
+    /// Gives a datagram to the right end. Returns its answer.
+    pub(crate) fn responder_takes(&mut self, datagram: &[u8], from: SocketAddr, now: Instant) -> Option<Transmit> {
+        let (right, system) = &mut self.0[1];
+        right.handle(datagram, ADDRESSES[1], from, now, system);
+        right.poll_transmit()
     }
 
     /// Establishes a CHILD_SA; the left end initiates. Returns the lengths of all datagrams. Panics
