@@ -84,21 +84,21 @@ impl std::ops::Sub for Traffic {
 pub(super) fn count_traffic(node: &Namespaces) -> Result<()> {
     // A keepalive is one octet, and the non-ESP marker four of zero (RFC 3948 2.2, 2.3).
     let rules = |chain: &str, port: &str| {
-        [("keepalives", "udp length 9"), ("ike", "udp length >= 12 @th,64,32 0"), ("esp", "")]
+        [("of_keepalives", "udp length 9"), ("of_ike", "udp length >= 12 @th,64,32 0"), ("of_esp", "")]
             .map(|(name, kind)| {
                 let port = format!("udp {port} 4500 {kind} counter name {name} return");
                 format!("add rule inet traffic {chain} {port}\n")
             })
             .concat()
-            + &format!("add rule inet traffic {chain} udp {port} 500 counter name ike\n")
+            + &format!("add rule inet traffic {chain} udp {port} 500 counter name of_ike\n")
     };
     let (inwards, outwards) = (rules("in", "dport"), rules("out", "sport"));
     node.sh(&format!(
         "nft '
          add table inet traffic
-         add counter inet traffic ike
-         add counter inet traffic esp
-         add counter inet traffic keepalives
+         add counter inet traffic of_ike
+         add counter inet traffic of_esp
+         add counter inet traffic of_keepalives
          add chain inet traffic in {{ type filter hook input priority -400; }}
          add chain inet traffic out {{ type filter hook output priority -400; }}
          {inwards}{outwards}'"
@@ -119,7 +119,7 @@ pub(super) fn traffic(node: &Namespaces) -> Result<Traffic> {
         let counter = counters.iter().find(is).with_context(|| format!("the counter {name} is gone"))?;
         counter["counter"]["bytes"].as_u64().with_context(|| format!("the counter {name} has no octets"))
     };
-    Ok(Traffic { ike: octets("ike")?, esp: octets("esp")?, keepalives: octets("keepalives")? })
+    Ok(Traffic { ike: octets("of_ike")?, esp: octets("of_esp")?, keepalives: octets("of_keepalives")? })
 }
 
 /// Converts octets that were counted in a shorter time to megabytes a day.
