@@ -149,7 +149,11 @@ impl Driver {
                 None => self.check_relayed(name),
                 // The hub opened the ports of relays on the former address of its IKE SA, so relays
                 // are requested again.
-                Some(_) => self.hub_connected(name),
+                Some(_) => {
+                    self.hub_connected(name);
+                    let (endpoint, now) = (&self.endpoint, self.now());
+                    self.relays.requests.hub_answered(|since| !endpoint.is_silent_since(name, since), now);
+                }
             }
         }
         if self.member(name).is_none() {
@@ -162,7 +166,7 @@ impl Driver {
             (_, Some(relay)) if self.is_closed_connection(relay.address) => {}
             (_, Some(relay)) => self.relays.requests.relayed(name, relay, now),
             (None, None) if self.is_wanted(name) => self.relays.requests.watch(name, now),
-            (Some(_), None) if self.is_path_lost(name) => {}
+            (Some(_), None) if self.may_need_relay(name, now) => {}
             _ => self.forget_relay(name),
         }
     }
@@ -199,10 +203,15 @@ impl Driver {
             && self.relay_in_use(name).is_none()
     }
 
+    /// Returns whether a peer whose path is direct may need the relay that a hub opens.
+    fn may_need_relay(&self, name: &PeerName, now: Instant) -> bool {
+        let is_silent_since = |at| self.endpoint.is_silent_since(name, at);
+        self.relays.requests.may_need_relay(name, is_silent_since, now)
+    }
+
     /// Returns whether nothing has arrived from a peer since its path may have been lost.
     fn is_path_lost(&self, name: &PeerName) -> bool {
-        let heard = self.endpoint.last_received(name);
-        self.relays.requests.lost_since(name).zip(heard).is_some_and(|(lost, heard)| heard <= lost)
+        self.relays.requests.lost_since(name).is_some_and(|lost| self.endpoint.is_silent_since(name, lost))
     }
 
     /// Handles a packet that waits for the tunnel to a peer.

@@ -331,6 +331,11 @@ impl IkeSa {
         self.channel.signs.last()
     }
 
+    /// Returns whether nothing is known to have arrived after `at`.
+    pub(crate) fn is_silent_since(&self, at: Instant) -> bool {
+        self.channel.signs.are_before(at)
+    }
+
     /// Records that ESP of one of the CHILD_SAs was received.
     pub(crate) fn esp_received(&mut self, now: Instant) {
         self.channel.signs.esp_received(now);
