@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::attempt::{Attempt, AttemptFailure};
-use super::peer::Peer;
 use super::state::{Endpoint, SaState, context, peer_span};
 use crate::child_sas::Spi;
 use crate::config::PeerName;
