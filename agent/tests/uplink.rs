@@ -119,7 +119,10 @@ fn published_while(change: fn(), last: &'static str) -> (usize, Duration) {
         }
         run("ip route add default dev uplink");
         let directory = tempfile::tempdir().unwrap();
-        let text = format!("state_dir = {0:?}\nrun_dir = {0:?}\n", directory.path());
+        let text = format!(
+            "state_dir = {0:?}\nrun_dir = {0:?}\n[controller]\nurls = [\"https://203.0.113.1:8443\"]\ntoken_file = \"token\"\n",
+            directory.path()
+        );
         let config = Arc::new(Config::parse(&text, &directory.path().join("agent.toml")).unwrap());
         let (_desired, whole) = watch::channel(Arc::new(Desired::default()));
         let desired = DesiredReceivers { whole, routed: watch::channel(RoutedNetworks::default()).1 };

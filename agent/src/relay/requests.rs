@@ -144,7 +144,7 @@ impl RelayRequests {
         }
     }
 
-    /// Returns whether a peer whose tunnel is up and direct may need a relay all the same.
+    /// Returns whether a peer with a direct tunnel that is up may need a relay all the same.
     /// `is_silent_since` says whether nothing has arrived from it since a time. Its direct path may
     /// be lost, or it has requested a relay less than [`MIN_WAIT`] ago: it may have moved, although
     /// this node has noticed nothing yet.
@@ -566,7 +566,7 @@ mod tests {
     fn a_view_that_comes_while_a_relay_opens_does_not_end_it_until_the_direct_path_has_answered() {
         let mut requests = RelayRequests::default();
         let [peer, hub] = names(["a", "h"]);
-        assert!(!requests.may_need_relay(&peer, |_| true, at(9)), "nobody has asked");
+        assert!(!requests.may_need_relay(&peer, |_| true, at(9)), "the peer has not asked");
         // The peer has moved and requests a relay. To this node, the tunnel is up and direct.
         requests.agree(&peer, at(10));
         requests.opened(&peer, relay(&hub, 24_000), std::slice::from_ref(&hub), at(10));

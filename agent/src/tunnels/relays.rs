@@ -203,7 +203,7 @@ impl Driver {
             && self.relay_in_use(name).is_none()
     }
 
-    /// Returns whether a peer whose path is direct may need the relay that a hub opens.
+    /// Returns whether a peer on a direct path may need the relay that a hub opens.
     fn may_need_relay(&self, name: &PeerName, now: Instant) -> bool {
         let is_silent_since = |at| self.endpoint.is_silent_since(name, at);
         self.relays.requests.may_need_relay(name, is_silent_since, now)
