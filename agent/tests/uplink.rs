@@ -1,5 +1,5 @@
-//! Tests which data the agent reads about its uplinks before its first report, and how often it reads
-//! them while they change.
+//! Tests which data the agent reads about its uplinks before its first report, and how often it
+//! reads them while they change.
 
 use std::net::IpAddr;
 use std::path::Path;

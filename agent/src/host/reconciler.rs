@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use edge_xfrm::guard::{self, Defect, GuardConfig};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, Stream, StreamExt};
 use ipnetwork::IpNetwork;
+use netlink_packet_core::NetlinkMessage;
+use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -40,6 +42,9 @@ use crate::membership::UplinkFacts;
 
 /// Delay after a notification about forwarding, since several notifications often arrive together.
 const FORWARDING_PAUSE: Duration = Duration::from_millis(60);
+/// Delay of the rest of a pass in which addresses have changed, since a route often follows an
+/// address, and the rest takes longer than to read both.
+const REST_PAUSE: Duration = Duration::from_millis(100);
 /// Interval at which the plugin looks for leases of pods that disappeared without a DEL.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Minimum time between two comparisons of the nftables table, while another program keeps changing
@@ -175,6 +180,14 @@ impl HostReconciler {
             if let Err(error) = self.refresh(&mut rules).await {
                 self.incidents.error(format!("{error:#}"));
             }
+            if self.settling.is_rest_postponed() {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    change = changes.next() => self.collect(change, &mut changes).await?,
+                    () = tokio::time::sleep(REST_PAUSE) => {}
+                }
+                continue;
+            }
             if std::mem::take(&mut self.again) {
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
@@ -195,13 +208,7 @@ impl HostReconciler {
                     _ = full_check.tick() => {}
                     _ = reclaim.tick() => self.reclaim_leases().await,
                     change = changes.next() => {
-                        anyhow::ensure!(change.is_some(), "rtnetlink's connection ended; without it, changes of routes and links are missed");
-                        change.iter().for_each(|(message, _)| self.reading.notified(message));
-                        let wait = self.settling.wait(tokio::time::Instant::now());
-                        tokio::time::sleep(wait).await;
-                        while let Some(Some((message, _))) = futures_util::FutureExt::now_or_never(changes.next()) {
-                            self.reading.notified(&message);
-                        }
+                        self.collect(change, &mut changes).await?;
                         waiting = !self.reading.is_due(tokio::time::Instant::now());
                     }
                     () = self.reading.due() => {}
@@ -221,6 +228,22 @@ impl HostReconciler {
                 }
             }
         }
+    }
+
+    /// Records a notification from rtnetlink, and those that arrive a short time after it.
+    async fn collect<A>(
+        &mut self,
+        first: Option<(NetlinkMessage<RouteNetlinkMessage>, A)>,
+        others: &mut (impl Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, A)> + Unpin),
+    ) -> anyhow::Result<()> {
+        let (first, _) =
+            first.context("rtnetlink's connection ended; without it, changes of routes and links are missed")?;
+        self.reading.notified(&first);
+        tokio::time::sleep(self.settling.wait(tokio::time::Instant::now())).await;
+        while let Some(Some((message, _))) = others.next().now_or_never() {
+            self.reading.notified(&message);
+        }
+        Ok(())
     }
 
     fn rules_changed(&mut self, found: RulesetChanges) {
@@ -251,8 +274,12 @@ impl HostReconciler {
         if read && self.settings.are_read() {
             // Tunnels from an address that is gone do not wait for the rest of the pass.
             uplink.underlay.resolvers = self.settings.resolvers().to_vec();
-            self.state.send_if_modified(|state| addresses.replace_those_of(state));
-            publish(&self.uplink, uplink.clone());
+            let moved = self.state.send_if_modified(|state| addresses.replace_those_of(state));
+            let moved = publish(&self.uplink, uplink.clone()) || moved;
+            if self.settling.may_postpone_rest(moved) {
+                self.reading.expire();
+                return Ok(());
+            }
         }
         self.reconcile_bridge_table(&desired, &observed, rules).await;
         let forward = [true, false].map(|ipv4| {
@@ -451,13 +478,13 @@ impl HostReconciler {
     }
 }
 
-/// Publishes a value if it differs from the last one.
-fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) {
+/// Publishes a value if it differs from the last one. Returns whether it does.
+fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) -> bool {
     to.send_if_modified(|old| {
         let differs = *old != value;
         *old = value;
         differs
-    });
+    })
 }
 
 /// Obstacles in other programs' rules, and when to read the rules again.

@@ -1,5 +1,5 @@
-//! How long the notifications from rtnetlink are collected before the host is read. This module does
-//! no I/O.
+//! How long the notifications from rtnetlink are collected before the host is read. This module
+//! does no I/O.
 
 use std::time::Duration;
 
@@ -15,14 +15,34 @@ const SHORT_WAITS: u32 = 4;
 /// Time without a change after which the next one waits [`SHORTEST`] again.
 const CALM: Duration = Duration::from_secs(2);
 
+/// Maximum number of passes in a row of which the rest is postponed.
+const MOST_POSTPONED: u32 = 2;
+
 /// The changes in a row.
 #[derive(Debug, Default)]
 pub(super) struct Settling {
     changes: u32,
     last: Option<Instant>,
+    /// Number of passes in a row of which the rest was postponed.
+    postponed: u32,
+    is_rest_postponed: bool,
 }
 
 impl Settling {
+    /// Returns whether the rest of a pass is postponed, after what tunnels follow was published.
+    /// `moved` says whether that has changed. So tunnels and the connection to the controller do
+    /// not wait for the rest if a route comes soon after its address.
+    pub(super) fn may_postpone_rest(&mut self, moved: bool) -> bool {
+        self.is_rest_postponed = moved && self.postponed < MOST_POSTPONED;
+        self.postponed = if self.is_rest_postponed { self.postponed.saturating_add(1) } else { 0 };
+        self.is_rest_postponed
+    }
+
+    /// Returns whether the rest of the last pass was postponed. The next pass begins soon then.
+    pub(super) fn is_rest_postponed(&mut self) -> bool {
+        std::mem::take(&mut self.is_rest_postponed)
+    }
+
     /// Returns how long to collect notifications after the first one, which has arrived now.
     pub(super) fn wait(&mut self, now: Instant) -> Duration {
         if self.last.is_none_or(|last| now >= last + CALM) {
@@ -60,6 +80,15 @@ mod tests {
         let later = now + Duration::from_secs(11);
         assert_eq!(settling.wait(later), LONGEST, "it was calm for less than two seconds");
         assert_eq!(settling.wait(later + CALM), SHORTEST);
+    }
+
+    #[test]
+    fn of_passes_in_which_addresses_change_every_third_one_is_complete() {
+        let mut settling = Settling::default();
+        let postponed = [true; 7].map(|moved| settling.may_postpone_rest(moved));
+        assert_eq!(postponed, [true, true, false, true, true, false, true]);
+        assert!(settling.is_rest_postponed() && !settling.is_rest_postponed());
+        assert!(!settling.may_postpone_rest(false) && !settling.is_rest_postponed());
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub enum Opened {
 pub struct RelayRequests {
     peers: BTreeMap<PeerName, RelayedPeer>,
     due: BTreeSet<(Instant, PeerName)>,
+    /// When this node began to send from another address, until a hub answers there.
+    moved_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -326,15 +328,26 @@ impl RelayRequests {
         due.into_iter().for_each(|(peer, at)| self.set_due(&peer, at));
     }
 
-    /// Records that a hub answers now at the address to which this node has moved. A peer that has
-    /// not answered when twice the time of that hub is over is due then. `is_heard_since` says
-    /// whether the hub has been heard since a time.
-    pub fn hub_answered(&mut self, is_heard_since: impl Fn(Instant) -> bool, now: Instant) {
-        let waits = |known: &RelayedPeer| {
-            let lost = known.lost_since.filter(|lost| known.asked.is_empty() && is_heard_since(*lost))?;
-            Some(known.due.min(now + now.saturating_since(lost).max(AFTER_HUB)))
-        };
-        let due: Vec<_> = self.peers.iter().filter_map(|(peer, known)| Some((peer.clone(), waits(known)?))).collect();
+    /// Records that this node sends from another address from now on, and that the first answer of
+    /// a hub there is of interest ([`Self::hub_answered`]).
+    pub fn await_hub(&mut self, now: Instant) {
+        self.moved_at = Some(now);
+    }
+
+    /// Returns when this node began to send from another address, if no hub has answered there yet
+    /// and peers still have time to answer.
+    pub fn awaits_hub_since(&self, now: Instant) -> Option<Instant> {
+        self.moved_at.filter(|moved| now < *moved + AFTER_MOVE)
+    }
+
+    /// Records that a hub has answered at the address to which this node has moved. A peer that has
+    /// not answered when twice the time of that hub is over is due then.
+    pub fn hub_answered(&mut self, now: Instant) {
+        let Some(moved) = self.moved_at.take() else { return };
+        let latest = now + now.saturating_since(moved).max(AFTER_HUB);
+        let waits = |known: &RelayedPeer| known.lost_since.is_some() && known.asked.is_empty();
+        let waiting = self.peers.iter().filter(|(_, known)| waits(known));
+        let due: Vec<_> = waiting.map(|(peer, known)| (peer.clone(), known.due.min(latest))).collect();
         due.into_iter().for_each(|(peer, at)| self.set_due(&peer, at));
     }
 
@@ -542,24 +555,31 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_has_twice_the_time_of_a_hub_to_answer_at_a_new_address() {
+    fn a_peer_has_twice_the_time_of_the_first_hub_to_answer_at_a_new_address() {
         let [peer, silent] = names(["a", "b"]);
         let after = |millis: u64| at(5) + Duration::from_millis(millis);
-        for (answered, due) in [(10, 40), (50, 100), (140, 280), (200, 300), (400, 300)] {
+        for (answered, due) in [(10, 40), (50, 100), (140, 280), (200, 300)] {
             let mut requests = RelayRequests::default();
             requests.moved(&peer, at(5));
-            requests.hub_answered(|since| since < at(5), after(1));
-            assert_eq!(requests.next_due(), Some(after(300)), "what came before the move says nothing");
-            requests.hub_answered(|since| since < after(answered), after(answered));
-            assert_eq!(requests.next_due(), Some(after(due)), "{answered}");
+            requests.hub_answered(after(1));
+            assert_eq!(requests.next_due(), Some(after(300)), "this node does not send from the address yet");
+            requests.await_hub(at(5));
+            assert_eq!(requests.awaits_hub_since(after(answered)), Some(at(5)));
+            requests.hub_answered(after(answered));
+            assert_eq!((requests.next_due(), requests.awaits_hub_since(after(answered))), (Some(after(due)), None));
+            requests.hub_answered(after(answered + 1));
+            assert_eq!(requests.next_due(), Some(after(due)), "only the first answer counts");
         }
         // A hub that has been asked is not asked again at once.
         let mut requests = RelayRequests::default();
         requests.silent(&silent, at(5));
         requests.take_due(at(5));
         requests.next_hub(&silent, &[PeerName::new("h")], at(5));
-        requests.hub_answered(|_| true, after(50));
+        requests.await_hub(at(5));
+        requests.hub_answered(after(50));
         assert_eq!(requests.next_due(), Some(at(15)));
+        requests.await_hub(at(20));
+        assert_eq!(requests.awaits_hub_since(at(21)), None, "peers have had their time");
     }
 
     #[test]

@@ -350,6 +350,7 @@ impl Driver {
             let Some(peer) = self.to_rekey.pop_first() else { break };
             self.endpoint.rekey_children(&peer, boot_time(), &mut self.environment);
         }
+        self.note_hub_answer();
         self.publish_mapped_addresses();
         self.publish_unreached_hubs();
         while let Some(transmit) = self.endpoint.poll_transmit() {

@@ -149,11 +149,7 @@ impl Driver {
                 None => self.check_relayed(name),
                 // The hub opened the ports of relays on the former address of its IKE SA, so relays
                 // are requested again.
-                Some(_) => {
-                    self.hub_connected(name);
-                    let (endpoint, now) = (&self.endpoint, self.now());
-                    self.relays.requests.hub_answered(|since| !endpoint.is_silent_since(name, since), now);
-                }
+                Some(_) => self.hub_connected(name),
             }
         }
         if self.member(name).is_none() {
@@ -184,6 +180,16 @@ impl Driver {
             if self.is_up_directly(&peer) && !self.is_path_lost(&peer) {
                 self.relays.requests.moved(&peer, now);
             }
+            self.relays.requests.await_hub(now);
+        }
+    }
+
+    /// Looks whether a hub has answered at the address to which this node has moved.
+    pub(super) fn note_hub_answer(&mut self) {
+        let now = self.now();
+        let Some(moved) = self.relays.requests.awaits_hub_since(now) else { return };
+        if self.relays.hubs.iter().any(|hub| self.endpoint.is_heard_since(hub, moved)) {
+            self.relays.requests.hub_answered(now);
         }
     }
 

@@ -128,6 +128,12 @@ impl Endpoint {
         self.newest_sa(name).is_some_and(|sa| sa.is_silent_since(at))
     }
 
+    /// Returns whether there is an established IKE SA with the peer, and something has arrived in
+    /// the newest one after `at`.
+    pub fn is_heard_since(&self, name: &PeerName, at: Instant) -> bool {
+        self.newest_sa(name).is_some_and(|sa| !sa.is_silent_since(at))
+    }
+
     /// Returns the phase of a peer; `None` if there is no such peer.
     pub fn phase(&self, name: &PeerName) -> Option<Phase> {
         self.peers.get(name).map(|peer| self.phase_of(peer))

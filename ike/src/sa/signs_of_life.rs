@@ -80,6 +80,11 @@ impl SignsOfLife {
         self.esp.map_or(self.ike, |esp| esp.max(self.ike))
     }
 
+    /// Returns whether ESP has arrived.
+    pub(crate) fn has_esp_arrived(&self) -> bool {
+        self.esp.is_some()
+    }
+
     /// Returns whether all evidence may be from before `at`. A report of ESP soon after `at` may be
     /// about packets that arrived before.
     pub(crate) fn are_before(&self, at: Instant) -> bool {

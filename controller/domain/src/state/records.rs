@@ -15,8 +15,8 @@ use crate::segments::SegmentRecord;
 /// each cloud node's view.
 pub const MOST_UNREACHED_EDGES: usize = 64;
 /// Maximum number of edges that are recorded for one hub. It is twice [`MOST_UNREACHED_EDGES`], so
-/// that cloud nodes return to routes to single edges only when many of them reach the hub again, and
-/// not for one that comes and goes.
+/// that cloud nodes return to routes to single edges only when many of them reach the hub again,
+/// and not for one that comes and goes.
 pub const MOST_RECORDED_EDGES: usize = 2 * MOST_UNREACHED_EDGES;
 
 /// The row of a registered node.
