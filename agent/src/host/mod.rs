@@ -5,9 +5,12 @@
 //!
 //! - `link_requirements`: what a view requires of links and routes. It does no I/O.
 //! - `reading_pace`: when links and routes are read again. It does no I/O.
+//! - `settling`: how long notifications are collected before that. It does no I/O.
 //! - `network_state`: the links, addresses and routes in the kernel.
 //! - `uplink`: the uplinks, their addresses, and the MTU of pods. It does no I/O.
 //! - `own_addresses`: the addresses at which peers may reach this node. It does no I/O.
+//! - `host_addresses`: what is published about addresses before the rest of the state. It does no
+//!   I/O.
 //! - `routes`: the agent's routes through the guard's device.
 //! - `pod_bridge`: the repair of the pods' bridge, its ports and its routes.
 //! - `path_mtu_routes`: the routes with the path MTU to peers.
@@ -30,6 +33,7 @@ mod bridge_name;
 pub mod firewall;
 mod firewall_reconciler;
 mod forwarding_monitor;
+mod host_addresses;
 mod hub_routes;
 mod internal_addresses;
 mod link_requirements;
@@ -44,6 +48,7 @@ mod reading_pace;
 pub mod reconciler;
 mod routes;
 mod settings;
+mod settling;
 mod sysctls;
 mod uplink;
 

@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use edge_xfrm::guard::{self, Defect, GuardConfig};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, Stream, StreamExt};
 use ipnetwork::IpNetwork;
+use netlink_packet_core::NetlinkMessage;
+use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{Handle, MulticastGroup};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -19,6 +21,7 @@ use tracing::Instrument;
 use super::firewall::{Firewall, FirewallLinks};
 use super::firewall_reconciler::{BridgeTable, InetTable};
 use super::forwarding_monitor::ForwardingMonitor;
+use super::host_addresses::HostAddresses;
 use super::hub_routes::HubRoutes;
 use super::internal_addresses::{self, InternalAddresses};
 use super::link_requirements::LinkRequirements;
@@ -30,14 +33,18 @@ use super::path_mtu_routes::PathMtuRoutes;
 use super::pod_bridge::{PodBridge, bridge_addresses};
 use super::reading_pace::{FULL_CHECK, ReadingPace};
 use super::settings::{HostSettings, SysctlRequirements};
+use super::settling::Settling;
 use super::{HostState, PathMtus, RouteEntry, peer_routes, routes, uplink};
 use crate::config::Config;
 use crate::desired::{Desired, RoutedNetworks};
 use crate::incidents::Incidents;
 use crate::membership::UplinkFacts;
 
-/// Delay after a notification from rtnetlink, since several notifications often arrive together.
-const SETTLE: Duration = Duration::from_millis(60);
+/// Delay after a notification about forwarding, since several notifications often arrive together.
+const FORWARDING_PAUSE: Duration = Duration::from_millis(60);
+/// Delay of the rest of a pass in which addresses have changed, since a route often follows an
+/// address, and the rest takes longer than to read both.
+const REST_PAUSE: Duration = Duration::from_millis(100);
 /// Interval at which the plugin looks for leases of pods that disappeared without a DEL.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Minimum time between two comparisons of the nftables table, while another program keeps changing
@@ -89,6 +96,8 @@ pub struct HostReconciler {
     observed: watch::Sender<Arc<NetworkState>>,
     /// When links and routes are read into `observed` again.
     reading: ReadingPace,
+    /// How long notifications about them are collected before.
+    settling: Settling,
     /// What links and routes were adapted to when `observed` was read.
     adapted_to: Option<LinkRequirements>,
 }
@@ -126,6 +135,7 @@ impl HostReconciler {
             hub_routes: watch::channel(vec![]).1,
             observed: watch::Sender::default(),
             reading: ReadingPace::new(),
+            settling: Settling::default(),
             adapted_to: None,
         }
     }
@@ -170,6 +180,14 @@ impl HostReconciler {
             if let Err(error) = self.refresh(&mut rules).await {
                 self.incidents.error(format!("{error:#}"));
             }
+            if self.settling.is_rest_postponed() {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    change = changes.next() => self.collect(change, &mut changes).await?,
+                    () = tokio::time::sleep(REST_PAUSE) => {}
+                }
+                continue;
+            }
             if std::mem::take(&mut self.again) {
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
@@ -190,17 +208,12 @@ impl HostReconciler {
                     _ = full_check.tick() => {}
                     _ = reclaim.tick() => self.reclaim_leases().await,
                     change = changes.next() => {
-                        anyhow::ensure!(change.is_some(), "rtnetlink's connection ended; without it, changes of routes and links are missed");
-                        change.iter().for_each(|(message, _)| self.reading.notified(message));
-                        tokio::time::sleep(SETTLE).await;
-                        while let Some(Some((message, _))) = futures_util::FutureExt::now_or_never(changes.next()) {
-                            self.reading.notified(&message);
-                        }
+                        self.collect(change, &mut changes).await?;
                         waiting = !self.reading.is_due(tokio::time::Instant::now());
                     }
                     () = self.reading.due() => {}
                     () = netconf.changed() => {
-                        tokio::time::sleep(SETTLE).await;
+                        tokio::time::sleep(FORWARDING_PAUSE).await;
                         netconf.drain();
                     }
                     found = rules.changed() => {
@@ -215,6 +228,22 @@ impl HostReconciler {
                 }
             }
         }
+    }
+
+    /// Records a notification from rtnetlink, and those that arrive a short time after it.
+    async fn collect<A>(
+        &mut self,
+        first: Option<(NetlinkMessage<RouteNetlinkMessage>, A)>,
+        others: &mut (impl Stream<Item = (NetlinkMessage<RouteNetlinkMessage>, A)> + Unpin),
+    ) -> anyhow::Result<()> {
+        let (first, _) =
+            first.context("rtnetlink's connection ended; without it, changes of routes and links are missed")?;
+        self.reading.notified(&first);
+        tokio::time::sleep(self.settling.wait(tokio::time::Instant::now())).await;
+        while let Some(Some((message, _))) = others.next().now_or_never() {
+            self.reading.notified(&message);
+        }
+        Ok(())
     }
 
     fn rules_changed(&mut self, found: RulesetChanges) {
@@ -238,10 +267,21 @@ impl HostReconciler {
         let read_settings = read || !only_desired || !self.state.borrow().firewall;
         let guarded = requirements.guarded.clone();
         self.adapted_to = Some(requirements);
-        self.reconcile_bridge_table(&desired, &observed, rules).await;
         let bridge = bridge_addresses(&observed, &self.config.bridge, &desired.guard.segments);
         let inner = InnerNetworks::of(&desired, &observed, &self.config.bridge);
         let mut uplink = uplink::uplink(&observed, &self.config.bridge, &inner, self.config.mtu);
+        let addresses = HostAddresses::of(&observed, &self.config.bridge, &inner, &uplink);
+        if read && self.settings.are_read() {
+            // Tunnels from an address that is gone do not wait for the rest of the pass.
+            uplink.underlay.resolvers = self.settings.resolvers().to_vec();
+            let moved = self.state.send_if_modified(|state| addresses.replace_those_of(state));
+            let moved = publish(&self.uplink, uplink.clone()) || moved;
+            if self.settling.may_postpone_rest(moved) {
+                self.reading.expire();
+                return Ok(());
+            }
+        }
+        self.reconcile_bridge_table(&desired, &observed, rules).await;
         let forward = [true, false].map(|ipv4| {
             let routed = desired.hub_routes.iter().chain(&desired.guard.cluster_ranges);
             routed.chain(&desired.guard.segments).any(|network| network.is_ipv4() == ipv4)
@@ -275,7 +315,7 @@ impl HostReconciler {
             links.iter().filter(move |link| !bridges || link.bridge).map(|link| link.name.clone()).collect()
         };
         let isolated = self.settings.turned_on().map(|ours| if ours { names(false) } else { vec![] });
-        let addresses = tunnel_sources(&observed, &desired, &bridge);
+        let sources = tunnel_sources(&observed, &desired, &bridge);
         let links = FirewallLinks {
             pod_bridges: observed.pod_bridges(&self.config.bridge),
             pod_networks: observed.pod_networks(&self.config.bridge),
@@ -283,7 +323,7 @@ impl HostReconciler {
             bridges: names(true),
         };
         let mtu = uplink::mtu_for_mss(&observed, &self.config.bridge, uplink.pod_mtu);
-        let desired_table = Firewall::desired(&self.config, &desired, addresses, links, mtu);
+        let desired_table = Firewall::desired(&self.config, &desired, sources, links, mtu);
         let mut found = RulesetChanges::default();
         let firewall = self.table.reconcile(desired_table, desired.complete, rules, &mut found).await;
         if read_settings {
@@ -305,30 +345,18 @@ impl HostReconciler {
         }));
         all_obstacles.extend(self.obstacles.found.iter().cloned());
 
-        let state = HostState {
-            local_addresses: observed.links.iter().flat_map(|link| &link.addresses).copied().collect(),
-            shared_addresses: uplink::shared_addresses(&observed),
-            uplink_addresses: uplink.addresses.clone(),
-            source_rules: observed.source_rules,
-            ranked_addresses: uplink::ranked_addresses(&observed, &self.config.bridge, &inner),
-            on_link_networks: internal_addresses::on_link_networks(&observed),
+        let mut state = HostState {
             bridge_addresses: bridge,
             pod_mtu: uplink.pod_mtu,
             small_uplink: uplink::small_uplink(&observed, &self.config.bridge, uplink.pod_mtu),
             routes: entries,
             firewall,
             obstacles: all_obstacles,
+            ..HostState::default()
         };
-        self.state.send_if_modified(|old| {
-            let differs = *old != state;
-            *old = state;
-            differs
-        });
-        self.uplink.send_if_modified(|old| {
-            let differs = *old != uplink;
-            *old = uplink;
-            differs
-        });
+        addresses.replace_those_of(&mut state);
+        publish(&self.state, state);
+        publish(&self.uplink, uplink);
         Ok(())
     }
 
@@ -448,6 +476,15 @@ impl HostReconciler {
             );
         }
     }
+}
+
+/// Publishes a value if it differs from the last one. Returns whether it does.
+fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) -> bool {
+    to.send_if_modified(|old| {
+        let differs = *old != value;
+        *old = value;
+        differs
+    })
 }
 
 /// Obstacles in other programs' rules, and when to read the rules again.

@@ -16,6 +16,7 @@ pub(super) struct HostSettings {
     sysctls: Sysctls,
     found: SysctlOutcome,
     resolvers: Vec<IpAddr>,
+    read: bool,
     /// Whether forwarding is off, for IPv4 and IPv6.
     off: [bool; 2],
 }
@@ -36,6 +37,7 @@ impl HostSettings {
             sysctls: Sysctls::new(&config.state_dir, &config.run_dir),
             found: SysctlOutcome::default(),
             resolvers: vec![],
+            read: false,
             off: [false; 2],
         }
     }
@@ -48,8 +50,14 @@ impl HostSettings {
         needs: SysctlRequirements,
         incidents: &Incidents,
     ) {
+        self.read = true;
         self.resolvers = underlay::host_resolvers(&config.resolvers_behind_tunnels);
         self.found = self.sysctls.prepare(observed, &config.bridge, needs.forward, needs.guards, incidents);
+    }
+
+    /// Returns whether the settings have been read.
+    pub(super) fn are_read(&self) -> bool {
+        self.read
     }
 
     /// Turns on forwarding if the table `inet edge-cni` is in place, and then looks whether it is

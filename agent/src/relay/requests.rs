@@ -11,11 +11,14 @@ use edge_types::jitter;
 
 /// Time for a tunnel to come up directly before a hub is asked for a relay.
 const FIRST_REQUEST: Duration = Duration::from_secs(3);
-/// Time for a peer to answer after this node's address has changed, before a hub is asked for a
-/// relay: longer than a round trip over a mobile network, so that peers that can answer take no
-/// place at the hub. If the NAT of a peer lets nothing in from the new address, the answer never
+/// Maximum time for a peer to answer after this node's address has changed, before a hub is asked
+/// for a relay: longer than a round trip over a mobile network, so that peers that can answer take
+/// no place at the hub. If the NAT of a peer lets nothing in from the new address, the answer never
 /// comes.
 const AFTER_MOVE: Duration = Duration::from_millis(300);
+/// Minimum time for a peer to answer after the first hub has answered at the new address. A peer
+/// has twice the time of that hub, since most of the path is often the same.
+const AFTER_HUB: Duration = Duration::from_millis(30);
 /// Time after a request until the next hub is asked, if the tunnel has not come up. It doubles
 /// after each round of all hubs, up to [`MAX_WAIT`].
 const MIN_WAIT: Duration = Duration::from_secs(10);
@@ -60,6 +63,8 @@ pub enum Opened {
 pub struct RelayRequests {
     peers: BTreeMap<PeerName, RelayedPeer>,
     due: BTreeSet<(Instant, PeerName)>,
+    /// When this node began to send from another address, until a hub answers there.
+    moved_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -80,6 +85,8 @@ struct RelayedPeer {
     in_use: bool,
     /// Since when nothing may arrive any more over the direct path of a tunnel that is up.
     lost_since: Option<Instant>,
+    /// When the peer requested a relay to this node, before this node needed one.
+    agreed_at: Option<Instant>,
     /// When direct addresses were last tried while the peer was relayed.
     tried_direct: Option<Instant>,
     refusal: Option<(PeerName, RelayRefusal)>,
@@ -105,7 +112,8 @@ impl RelayRequests {
     }
 
     /// Records that this node sends to a peer from another address than before. The tunnel is up
-    /// and direct. The peer is due after [`AFTER_MOVE`] unless [`Self::forget`] is called before.
+    /// and direct. The peer is due after [`AFTER_MOVE`], or sooner with [`Self::hub_answered`],
+    /// unless [`Self::forget`] is called before.
     pub fn moved(&mut self, peer: &PeerName, now: Instant) {
         self.path_lost(peer, now, now + AFTER_MOVE);
     }
@@ -133,9 +141,19 @@ impl RelayRequests {
     /// accepts the hub's answer. Does nothing if there is an entry for the peer.
     pub fn agree(&mut self, peer: &PeerName, now: Instant) {
         if !self.peers.contains_key(peer) {
-            self.peers.insert(peer.clone(), RelayedPeer::new(now));
+            self.peers.insert(peer.clone(), RelayedPeer { agreed_at: Some(now), ..RelayedPeer::new(now) });
             self.set_due(peer, now + MIN_WAIT);
         }
+    }
+
+    /// Returns whether a peer with a direct tunnel that is up may need a relay all the same.
+    /// `is_silent_since` says whether nothing has arrived from it since a time. Its direct path may
+    /// be lost, or it has requested a relay less than [`MIN_WAIT`] ago: it may have moved, although
+    /// this node has noticed nothing yet.
+    pub fn may_need_relay(&self, peer: &PeerName, is_silent_since: impl Fn(Instant) -> bool, now: Instant) -> bool {
+        let Some(known) = self.peers.get(peer) else { return false };
+        let agreed_at = known.agreed_at.filter(|agreed| now < *agreed + MIN_WAIT);
+        known.lost_since.into_iter().chain(agreed_at).any(is_silent_since)
     }
 
     /// Records that the tunnel to a peer uses this relay. The peer's direct addresses are tried
@@ -310,6 +328,29 @@ impl RelayRequests {
         due.into_iter().for_each(|(peer, at)| self.set_due(&peer, at));
     }
 
+    /// Records that this node sends from another address from now on, and that the first answer of
+    /// a hub there is of interest ([`Self::hub_answered`]).
+    pub fn await_hub(&mut self, now: Instant) {
+        self.moved_at = Some(now);
+    }
+
+    /// Returns when this node began to send from another address, if no hub has answered there yet
+    /// and peers still have time to answer.
+    pub fn awaits_hub_since(&self, now: Instant) -> Option<Instant> {
+        self.moved_at.filter(|moved| now < *moved + AFTER_MOVE)
+    }
+
+    /// Records that a hub has answered at the address to which this node has moved. A peer that has
+    /// not answered when twice the time of that hub is over is due then.
+    pub fn hub_answered(&mut self, now: Instant) {
+        let Some(moved) = self.moved_at.take() else { return };
+        let latest = now + now.saturating_since(moved).max(AFTER_HUB);
+        let waits = |known: &RelayedPeer| known.lost_since.is_some() && known.asked.is_empty();
+        let waiting = self.peers.iter().filter(|(_, known)| waits(known));
+        let due: Vec<_> = waiting.map(|(peer, known)| (peer.clone(), known.due.min(latest))).collect();
+        due.into_iter().for_each(|(peer, at)| self.set_due(&peer, at));
+    }
+
     /// Records that a hub has announced its end: another hub is asked at once for the relays that
     /// this hub provides.
     pub fn hub_leaving(&mut self, hub: &PeerName, now: Instant) {
@@ -357,6 +398,7 @@ impl RelayedPeer {
             end_wait: AFTER_END,
             in_use: false,
             lost_since: None,
+            agreed_at: None,
             tried_direct: None,
             refusal: None,
             leaving: None,
@@ -510,6 +552,49 @@ mod tests {
         assert_eq!(requests.next_hub(&peer, &[], at(0)), None);
         requests.watch(&peer, at(1));
         assert_eq!(requests.next_due(), Some(at(4)));
+    }
+
+    #[test]
+    fn a_peer_has_twice_the_time_of_the_first_hub_to_answer_at_a_new_address() {
+        let [peer, silent] = names(["a", "b"]);
+        let after = |millis: u64| at(5) + Duration::from_millis(millis);
+        for (answered, due) in [(10, 40), (50, 100), (140, 280), (200, 300)] {
+            let mut requests = RelayRequests::default();
+            requests.moved(&peer, at(5));
+            requests.hub_answered(after(1));
+            assert_eq!(requests.next_due(), Some(after(300)), "this node does not send from the address yet");
+            requests.await_hub(at(5));
+            assert_eq!(requests.awaits_hub_since(after(answered)), Some(at(5)));
+            requests.hub_answered(after(answered));
+            assert_eq!((requests.next_due(), requests.awaits_hub_since(after(answered))), (Some(after(due)), None));
+            requests.hub_answered(after(answered + 1));
+            assert_eq!(requests.next_due(), Some(after(due)), "only the first answer counts");
+        }
+        // A hub that has been asked is not asked again at once.
+        let mut requests = RelayRequests::default();
+        requests.silent(&silent, at(5));
+        requests.take_due(at(5));
+        requests.next_hub(&silent, &[PeerName::new("h")], at(5));
+        requests.await_hub(at(5));
+        requests.hub_answered(after(50));
+        assert_eq!(requests.next_due(), Some(at(15)));
+        requests.await_hub(at(20));
+        assert_eq!(requests.awaits_hub_since(at(21)), None, "peers have had their time");
+    }
+
+    #[test]
+    fn a_view_that_comes_while_a_relay_opens_does_not_end_it_until_the_direct_path_has_answered() {
+        let mut requests = RelayRequests::default();
+        let [peer, hub] = names(["a", "h"]);
+        assert!(!requests.may_need_relay(&peer, |_| true, at(9)), "the peer has not asked");
+        // The peer has moved and requests a relay. To this node, the tunnel is up and direct.
+        requests.agree(&peer, at(10));
+        requests.opened(&peer, relay(&hub, 24_000), std::slice::from_ref(&hub), at(10));
+        let heard_at = |heard: u64| move |since: Instant| at(heard) <= since;
+        assert!(requests.may_need_relay(&peer, heard_at(9), at(11)), "the view has come");
+        assert!(!requests.may_need_relay(&peer, heard_at(11), at(11)), "the new address has answered");
+        assert!(!requests.may_need_relay(&peer, heard_at(9), at(20)), "the relay has not helped");
+        assert_eq!(requests.take_due(at(20)), std::slice::from_ref(&peer));
     }
 
     #[test]

@@ -42,6 +42,7 @@ use super::refusals::Refusals;
 use super::relays::Relays;
 use super::reqids::Reqids;
 use super::requests::DriverRequest;
+use super::route_retry::RouteRetry;
 use super::sa_params::is_in_tcp;
 use super::sa_table::SaTable;
 use super::source_ports::OtherPorts;
@@ -88,9 +89,9 @@ pub struct Driver {
     pub(super) up_from_view: HashSet<PeerName>,
     /// The bytes that the tunnels have carried.
     pub(super) traffic: TrafficCounter,
-    /// The time at which to look for a route again, if a tunnel's local address has been removed
-    /// and there is no route yet.
-    pub(super) retry_move_at: Option<tokio::time::Instant>,
+    /// When to look for a route again, if a tunnel's local address has been removed and there is no
+    /// route yet.
+    pub(super) route_retry: RouteRetry,
     /// Whether to make another attempt to reach the unreached peers after the pending events,
     /// because a hub came up.
     pub(super) retry_unreached: bool,
@@ -215,7 +216,7 @@ impl Driver {
             wanted_from_view: 0,
             up_from_view: HashSet::new(),
             traffic,
-            retry_move_at: None,
+            route_retry: RouteRetry::default(),
             retry_unreached: false,
             mapped_changed: false,
             mapped: to_controller.mapped,
@@ -271,7 +272,7 @@ impl Driver {
         loop {
             self.drain_endpoint();
             let wait = self.until_timeout();
-            let (retry_move_at, check_at) = (self.retry_move_at, self.check_at);
+            let (route_retry_at, check_at) = (self.route_retry.due(), self.check_at);
             tokio::select! {
                 biased;
                 () = stop.cancelled(), if !self.hand_over.has_begun() => {
@@ -280,8 +281,8 @@ impl Driver {
                     }
                 }
                 () = self.hand_over.end() => break,
-                () = async { tokio::time::sleep_until(retry_move_at.unwrap_or_else(tokio::time::Instant::now)).await },
-                    if retry_move_at.is_some() => self.move_tunnels(),
+                () = async { tokio::time::sleep_until(route_retry_at.unwrap_or_else(tokio::time::Instant::now)).await },
+                    if route_retry_at.is_some() => self.move_tunnels(),
                 1.. = datagrams.recv_many(&mut batch, DATAGRAM_BATCH) => {
                     for (datagram, local, remote) in batch.drain(..) {
                         if self.hand_over.drops(&datagram, local.port() == self.nat_port) {
@@ -349,6 +350,7 @@ impl Driver {
             let Some(peer) = self.to_rekey.pop_first() else { break };
             self.endpoint.rekey_children(&peer, boot_time(), &mut self.environment);
         }
+        self.note_hub_answer();
         self.publish_mapped_addresses();
         self.publish_unreached_hubs();
         while let Some(transmit) = self.endpoint.poll_transmit() {

@@ -47,6 +47,7 @@
 //! - `tcp_fallback`: tunnels to hubs in TCP connections, where UDP is blocked.
 //! - `tcp_relays`: tunnels to other edges in TCP connections to relays of hubs.
 //! - `reqids`: the peers' reqids, which stay the same across restarts.
+//! - `route_retry`: when to look for a route again, for tunnels from an address that is gone.
 //! - `requests`: the requests that `edge-agent` commands send to the driver.
 //! - `refusals`: the initiators that were refused before they were known as a peer.
 //! - `relay_connections`: an edge's TCP connections to relays, where UDP is blocked.
@@ -105,6 +106,7 @@ mod report_request;
 mod reqids;
 mod requests;
 mod retiring_sas;
+mod route_retry;
 mod sa_params;
 mod sa_table;
 mod source_port_changes;

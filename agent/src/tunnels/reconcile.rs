@@ -24,9 +24,6 @@ use crate::desired::TunnelEnds;
 use crate::logging::peer_span;
 use crate::source_address::source_address;
 
-/// Delay between two attempts to find a route.
-const ROUTE_RETRY: std::time::Duration = std::time::Duration::from_millis(200);
-
 /// How an SA disappeared, unless the kernel reported another reason.
 pub(super) const SA_DELETED: &str = "was deleted by another program";
 
@@ -279,6 +276,7 @@ impl Driver {
         let now = self.now();
         let addresses = self.host.borrow().uplink_addresses.clone();
         self.endpoint.set_addresses(addresses, now, &mut self.environment);
+        self.route_retry.begin();
         self.move_tunnels();
         self.find_better_uplinks();
         self.endpoint.retry_unreached(now, &mut self.environment);
@@ -290,7 +288,7 @@ impl Driver {
     pub(super) fn move_tunnels(&mut self) {
         let host = self.host.borrow_and_update().clone();
         let now = self.now();
-        let retries = self.retry_move_at.take().is_some();
+        let retries = self.route_retry.take();
         if host.local_addresses.is_empty() {
             return;
         }
@@ -315,7 +313,7 @@ impl Driver {
         self.moved_away(peers);
         // There may be no route to some peers yet.
         if self.endpoint.ike_addresses().any(|(_, local, remote)| is_gone(local, remote)) {
-            self.retry_move_at = Some(tokio::time::Instant::now() + ROUTE_RETRY);
+            self.route_retry.schedule(tokio::time::Instant::now());
         }
     }
 }

@@ -162,7 +162,7 @@ impl Driver {
             (_, Some(relay)) if self.is_closed_connection(relay.address) => {}
             (_, Some(relay)) => self.relays.requests.relayed(name, relay, now),
             (None, None) if self.is_wanted(name) => self.relays.requests.watch(name, now),
-            (Some(_), None) if self.is_path_lost(name) => {}
+            (Some(_), None) if self.may_need_relay(name, now) => {}
             _ => self.forget_relay(name),
         }
     }
@@ -180,6 +180,16 @@ impl Driver {
             if self.is_up_directly(&peer) && !self.is_path_lost(&peer) {
                 self.relays.requests.moved(&peer, now);
             }
+            self.relays.requests.await_hub(now);
+        }
+    }
+
+    /// Looks whether a hub has answered at the address to which this node has moved.
+    pub(super) fn note_hub_answer(&mut self) {
+        let now = self.now();
+        let Some(moved) = self.relays.requests.awaits_hub_since(now) else { return };
+        if self.relays.hubs.iter().any(|hub| self.endpoint.is_heard_since(hub, moved)) {
+            self.relays.requests.hub_answered(now);
         }
     }
 
@@ -199,10 +209,15 @@ impl Driver {
             && self.relay_in_use(name).is_none()
     }
 
+    /// Returns whether a peer on a direct path may need the relay that a hub opens.
+    fn may_need_relay(&self, name: &PeerName, now: Instant) -> bool {
+        let is_silent_since = |at| self.endpoint.is_silent_since(name, at);
+        self.relays.requests.may_need_relay(name, is_silent_since, now)
+    }
+
     /// Returns whether nothing has arrived from a peer since its path may have been lost.
     fn is_path_lost(&self, name: &PeerName) -> bool {
-        let heard = self.endpoint.last_received(name);
-        self.relays.requests.lost_since(name).zip(heard).is_some_and(|(lost, heard)| heard <= lost)
+        self.relays.requests.lost_since(name).is_some_and(|lost| self.endpoint.is_silent_since(name, lost))
     }
 
     /// Handles a packet that waits for the tunnel to a peer.

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::attempt::{Attempt, AttemptFailure};
-use super::peer::Peer;
 use super::state::{Endpoint, SaState, context, peer_span};
 use crate::child_sas::Spi;
 use crate::config::PeerName;
@@ -123,8 +122,9 @@ impl Endpoint {
     }
 
     /// Tries the new addresses of a peer immediately if the address to which we send is no longer
-    /// among them, so that traffic need not wait for a timeout. The present IKE SA stays until
-    /// another one is up, since the old path may still work.
+    /// among them, so that traffic need not wait for a timeout. A running attempt, for example at
+    /// the address of a relay, tries them too. The present IKE SA stays until another one is up,
+    /// since the old path may still work.
     fn follow_to_new_address(
         &mut self,
         name: &PeerName,
@@ -132,8 +132,7 @@ impl Endpoint {
         now: Instant,
         env: &mut dyn Environment,
     ) {
-        let may = |peer: &&mut Peer| peer.should_initiate(now) && peer.attempt.is_none();
-        let Some(peer) = self.peers.get_mut(name).filter(may) else {
+        let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.should_initiate(now)) else {
             return;
         };
         let Some(SaState::Established(_, sa)) = peer.sas.last().and_then(|spi| self.sas.get(spi)) else {
@@ -145,8 +144,17 @@ impl Endpoint {
         if sa.may_await_response(now) || !names(before) || names(&peer.config().remotes) {
             return;
         }
-        let remotes = peer.remotes(None, env);
-        if !remotes.is_empty() && peer.may_follow(now) {
+        let mut remotes = peer.remotes(None, env);
+        if let Some(attempt) = &peer.attempt {
+            remotes.retain(|remote| !attempt.includes(*remote));
+            remotes.truncate(attempt.remaining_candidates());
+        }
+        if remotes.is_empty() || !peer.may_follow(now) {
+            return;
+        }
+        if peer.attempt.is_some() {
+            self.send_init_to(name, remotes, now, env);
+        } else {
             self.begin_attempt(name, remotes, now, env);
         }
     }

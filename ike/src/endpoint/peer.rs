@@ -31,6 +31,11 @@ const FAILURE_MEMORY: Duration = Duration::from_secs(120);
 /// Minimum time between a failed attempt and the next one if an unauthenticated datagram triggers
 /// the next attempt.
 const UNPROVEN_WAIT: Duration = Duration::from_secs(10);
+/// Number of times that a peer's new addresses are tried in a row. After that, they are tried once
+/// in [`FOLLOW_PERIOD`].
+const FOLLOW_BURST: u32 = 4;
+/// See [`FOLLOW_BURST`].
+const FOLLOW_PERIOD: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 thread_local! {
@@ -51,9 +56,9 @@ pub(super) struct Peer {
     pub(super) retry_at: Option<Instant>,
     /// The delay after the next failure.
     backoff: Duration,
-    /// When new addresses of the peer were last tried because the address in use was no longer
-    /// configured.
-    followed_at: Option<Instant>,
+    /// The time at which new addresses of the peer may be tried [`FOLLOW_BURST`] times in a row
+    /// again, because the address in use is no longer configured.
+    follows_paid_at: Option<Instant>,
     /// When an attempt last failed. `None` after a success.
     failed_at: Option<Instant>,
     /// Whether an IKE SA was established since an attempt last failed.
@@ -85,7 +90,7 @@ impl Peer {
             attempt: None,
             retry_at: None,
             backoff,
-            followed_at: None,
+            follows_paid_at: None,
             failed_at: None,
             answered: false,
             went_first: false,
@@ -178,11 +183,12 @@ impl Peer {
     }
 
     /// Returns whether the peer may be tried at new addresses now. The peer decides how often its
-    /// addresses change, so this is allowed only once in [`UNPROVEN_WAIT`].
+    /// addresses change, so this is limited ([`FOLLOW_BURST`]).
     pub(super) fn may_follow(&mut self, now: Instant) -> bool {
-        let may = self.followed_at.is_none_or(|followed| now >= followed + UNPROVEN_WAIT);
+        let paid_at = self.follows_paid_at.map_or(now, |at| at.max(now));
+        let may = paid_at <= now + FOLLOW_PERIOD.saturating_mul(FOLLOW_BURST.saturating_sub(1));
         if may {
-            self.followed_at = Some(now);
+            self.follows_paid_at = Some(paid_at + FOLLOW_PERIOD);
         }
         may
     }

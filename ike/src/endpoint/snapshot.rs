@@ -121,9 +121,17 @@ impl Endpoint {
         self.newest_sa(name).map(IkeSa::addresses)
     }
 
-    /// Returns when the last authentic message arrived in the peer's newest established IKE SA.
-    pub fn last_received(&self, name: &PeerName) -> Option<Instant> {
-        self.newest_sa(name).map(IkeSa::last_received)
+    /// Returns whether there is an established IKE SA with the peer, and nothing is known to have
+    /// arrived in the newest one after `at`. Reports of ESP may be about packets that arrived a
+    /// second before ([`Self::esp_received`]).
+    pub fn is_silent_since(&self, name: &PeerName, at: Instant) -> bool {
+        self.newest_sa(name).is_some_and(|sa| sa.is_silent_since(at))
+    }
+
+    /// Returns whether there is an established IKE SA with the peer, and something has arrived in
+    /// the newest one after `at`.
+    pub fn is_heard_since(&self, name: &PeerName, at: Instant) -> bool {
+        self.newest_sa(name).is_some_and(|sa| !sa.is_silent_since(at))
     }
 
     /// Returns the phase of a peer; `None` if there is no such peer.

@@ -331,6 +331,11 @@ impl IkeSa {
         self.channel.signs.last()
     }
 
+    /// Returns whether nothing is known to have arrived after `at`.
+    pub(crate) fn is_silent_since(&self, at: Instant) -> bool {
+        self.channel.signs.are_before(at)
+    }
+
     /// Records that ESP of one of the CHILD_SAs was received.
     pub(crate) fn esp_received(&mut self, now: Instant) {
         self.channel.signs.esp_received(now);
@@ -361,8 +366,11 @@ impl IkeSa {
     /// Returns whether the peer may still wait for our IKE_AUTH response, so that it would treat an
     /// IKE SA that we initiate as a simultaneous initiation. On an idle IKE SA the peer may send
     /// nothing that confirms the response, but it does not wait longer than it repeats a request.
+    /// ESP confirms it too: the peer has the CHILD_SA.
     pub(crate) fn may_await_response(&self, now: Instant) -> bool {
-        !self.confirmed && now < self.established + self.channel.timing().longest_exchange()
+        !self.confirmed
+            && !self.channel.signs.has_esp_arrived()
+            && now < self.established + self.channel.timing().longest_exchange()
     }
 
     /// Returns the state in the life of the IKE SA.

@@ -15,6 +15,9 @@ const SUPERSEDED_CHECK: Duration = Duration::from_millis(500);
 /// With the default timing, the old IKE SA is abandoned after four seconds.
 const SUPERSEDED_TRANSMISSIONS: u32 = 3;
 
+/// Maximum time from the arrival of ESP to the owner's report.
+const REPORT_DELAY: Duration = Duration::from_secs(1);
+
 /// Time for which ESP is expected in response to ours, after ESP has arrived.
 const ESP_IS_EXPECTED: Duration = Duration::from_secs(30);
 
@@ -77,6 +80,17 @@ impl SignsOfLife {
         self.esp.map_or(self.ike, |esp| esp.max(self.ike))
     }
 
+    /// Returns whether ESP has arrived.
+    pub(crate) fn has_esp_arrived(&self) -> bool {
+        self.esp.is_some()
+    }
+
+    /// Returns whether all evidence may be from before `at`. A report of ESP soon after `at` may be
+    /// about packets that arrived before.
+    pub(crate) fn are_before(&self, at: Instant) -> bool {
+        self.ike <= at && self.esp.is_none_or(|esp| esp <= at + REPORT_DELAY)
+    }
+
     /// Returns whether ESP arrived within the liveness interval before now. On a superseded IKE SA,
     /// ESP is no evidence: a restarted IKE daemon leaves the kernel's SAs in place, so its kernel
     /// continues to send.
@@ -135,6 +149,18 @@ mod tests {
         let mut signs = SignsOfLife::new(at(seconds));
         signs.ike_received(at(seconds), Some(Duration::from_secs(120)));
         signs
+    }
+
+    #[test]
+    fn a_report_of_esp_soon_after_a_moment_does_not_show_that_the_peer_was_heard_since() {
+        let mut signs = heard(100);
+        assert!(signs.are_before(at(100)));
+        signs.esp_received(at(101));
+        assert!(signs.are_before(at(100)) && !signs.are_before(at(99)));
+        signs.esp_received(at(102));
+        assert!(!signs.are_before(at(100)));
+        signs.ike_received(at(103), None);
+        assert!(!signs.are_before(at(102)), "an IKE message is handled when it arrives");
     }
 
     #[test]

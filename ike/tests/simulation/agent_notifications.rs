@@ -246,6 +246,29 @@ fn a_better_path_is_tried_beside_the_one_in_use_and_taken_without_loss() {
 }
 
 #[test]
+fn the_responder_tries_a_better_path_as_soon_as_esp_shows_that_the_initiator_has_its_response() {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
+    let second: SocketAddr = "10.0.1.1:4500".parse().unwrap();
+    pair.network.nodes[pair.a].host.more_addresses = vec![second.ip()];
+    pair.b_config.remotes.push(second);
+    pair.start();
+    pair.network.run_for(SECOND);
+    let a_name = pair.a_name.clone();
+    let try_second = |pair: &mut Pair| {
+        pair.network.call(pair.b, |endpoint, now, env| endpoint.try_addresses(&a_name, &[second], now, env))
+    };
+    assert!(!try_second(&mut pair), "the initiator may not have the response yet");
+    let inbound = pair.network.nodes[pair.b].endpoint.snapshot()[0].children[0].sa.inbound_spi;
+    pair.network.call(pair.b, |endpoint, now, _| endpoint.esp_received(&a_name, inbound, now));
+    assert!(try_second(&mut pair), "{}", pair.network.history());
+    pair.network.run_for(SECOND);
+    let (_, remote) = pair.network.nodes[pair.b].endpoint.path(&pair.a_name).unwrap();
+    assert_eq!(remote, second, "{}", pair.network.history());
+    pair.network.run_for(30 * SECOND);
+    pair.assert_connected();
+}
+
+#[test]
 fn the_responder_of_an_idle_ike_sa_tries_a_better_path_too() {
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     let second: SocketAddr = "10.0.1.1:4500".parse().unwrap();

@@ -126,6 +126,44 @@ fn a_peer_that_has_left_its_address_is_tried_at_the_new_one_at_once() {
 }
 
 #[test]
+fn a_peer_that_has_left_its_address_is_tried_at_the_new_one_while_a_relay_is_tried() {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE);
+    pair.start();
+    pair.network.run_for(25 * SECOND);
+    let (used, relay) = (pair.a_config.remotes.clone(), "10.0.5.5:24000".parse::<SocketAddr>().unwrap());
+    move_b(&mut pair, "10.0.0.9");
+    let new = std::mem::replace(&mut pair.a_config.remotes, [used, vec![relay]].concat());
+    pair.start_a();
+    let b_name = pair.b_name.clone();
+    let try_relay = |pair: &mut Pair| {
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.try_addresses(&b_name, &[relay], now, env))
+    };
+    assert!(try_relay(&mut pair));
+    pair.network.run_for(SECOND / 10);
+    pair.a_config.remotes = [new, vec![relay]].concat();
+    pair.start_a();
+    pair.network.run_for(SECOND);
+    pair.network.working.clear();
+    pair.traffic(SECOND);
+    assert_eq!(pair.network.working.len(), 2, "{}", pair.network.history());
+}
+
+#[test]
+fn a_peer_that_moves_three_times_in_ten_seconds_is_followed_each_time() {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE);
+    pair.start();
+    pair.network.run_for(25 * SECOND);
+    for new in ["10.0.0.9", "10.0.0.10", "10.0.0.11"] {
+        move_b(&mut pair, new);
+        pair.start_a();
+        pair.network.run_for(SECOND);
+        pair.network.working.clear();
+        pair.traffic(SECOND);
+        assert_eq!(pair.network.working.len(), 2, "{new}: {}", pair.network.history());
+    }
+}
+
+#[test]
 fn a_peer_whose_addresses_change_all_the_time_does_not_make_us_send_more() {
     let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided();
     pair.start();
@@ -142,8 +180,9 @@ fn a_peer_whose_addresses_change_all_the_time_does_not_make_us_send_more() {
         pair.network.run_for(SECOND / 4);
     }
     let wrong = pair.network.wire.iter().filter(|(_, to, _)| to.ip().to_string().starts_with("10.0.1.")).count();
-    // There may be one attempt every ten seconds, with a few transmissions to one address.
-    assert!((1..=6 * 5).contains(&wrong), "{wrong}");
+    // Four addresses may be tried in a row and then one every ten seconds, each with a few
+    // transmissions.
+    assert!((1..=(4 + 5) * 5).contains(&wrong), "{wrong}");
     pair.assert_connected();
 }
 

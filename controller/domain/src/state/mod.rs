@@ -39,8 +39,8 @@ pub use changed_views::{ChangedParts, ChangedViews, ViewerChange};
 pub use errors::{JoinError, SegmentError};
 pub use joining::RESERVED_NAME;
 pub use records::{
-    Certificate, Change, CommunityRecord, MOST_UNREACHED_EDGES, NodeObject, NodeRecord, PublicAddress, Redemption,
-    RowKey, Snapshot, TokenRecord,
+    Certificate, Change, CommunityRecord, MOST_RECORDED_EDGES, MOST_UNREACHED_EDGES, NodeObject, NodeRecord,
+    PublicAddress, Redemption, RowKey, Snapshot, TokenRecord,
 };
 pub use visibility::VisibilityGroup;
 
@@ -312,6 +312,7 @@ impl State {
         }
         self.note_pod_networks(old.as_ref(), Some(&node));
         self.note_unreached_hubs(old.as_ref(), Some(&node));
+        self.note_role(&name, old.map(|old| old.role), Some(node.role));
         self.nodes.insert(name, node);
     }
 
@@ -322,6 +323,7 @@ impl State {
         self.index.remove(&old, &self.communities_of(&old));
         self.note_pod_networks(Some(&old), None);
         self.note_unreached_hubs(Some(&old), None);
+        self.note_role(name, Some(old.role), None);
     }
 
     fn put_community(&mut self, community: CommunityRecord) {

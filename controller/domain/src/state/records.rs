@@ -11,9 +11,13 @@ use crate::clock::Seconds;
 use crate::segments::SegmentRecord;
 
 /// Maximum number of edges that a hub may lack one by one. If there are more, cloud nodes route all
-/// packets through another hub, so no further edges need to be recorded. Each edge is a route on
-/// each cloud node, and the list is part of each cloud node's view.
+/// packets through another hub. Each edge is a route on each cloud node, and the list is part of
+/// each cloud node's view.
 pub const MOST_UNREACHED_EDGES: usize = 64;
+/// Maximum number of edges that are recorded for one hub. It is twice [`MOST_UNREACHED_EDGES`], so
+/// that cloud nodes return to routes to single edges only when many of them reach the hub again,
+/// and not for one that comes and goes.
+pub const MOST_RECORDED_EDGES: usize = 2 * MOST_UNREACHED_EDGES;
 
 /// The row of a registered node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

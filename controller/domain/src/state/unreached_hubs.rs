@@ -10,18 +10,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use edge_types::api::MOST_UNREACHED_HUBS;
 use edge_types::{NodeName, Role};
 
-use super::{MOST_UNREACHED_EDGES, NodeRecord, State, ViewerChange};
+use super::{MOST_RECORDED_EDGES, MOST_UNREACHED_EDGES, NodeRecord, State, ViewerChange};
 
 impl State {
     /// Returns those of the hubs which an edge does not reach that are recorded. A hub that already
-    /// lacks more than [`MOST_UNREACHED_EDGES`] is left out, so that the loss of a hub is not
-    /// recorded ten thousand times.
+    /// lacks [`MOST_RECORDED_EDGES`] is left out, so that the loss of a hub is not recorded ten
+    /// thousand times.
     pub fn usable_unreached_hubs(&self, edge: &NodeRecord, hubs: &[NodeName]) -> BTreeSet<NodeName> {
         let is_hub = |name: &&NodeName| self.node(name).is_some_and(|node| node.role == Role::Hub);
         let has_room = |name: &&NodeName| {
             self.unreached_edges()
                 .get(*name)
-                .is_none_or(|edges| edges.len() <= MOST_UNREACHED_EDGES || edges.contains(&edge.name))
+                .is_none_or(|edges| edges.len() < MOST_RECORDED_EDGES || edges.contains(&edge.name))
         };
         if edge.role != Role::Edge {
             return BTreeSet::new();
@@ -29,7 +29,8 @@ impl State {
         hubs.iter().take(MOST_UNREACHED_HUBS).filter(is_hub).filter(has_room).cloned().collect()
     }
 
-    /// Returns the edges that do not reach a hub, by hub. No set is empty.
+    /// Returns the edges that do not reach a hub, by hub. No set is empty. Edges that have not
+    /// reported since may still name a hub that is deregistered.
     pub fn unreached_edges(&self) -> &BTreeMap<NodeName, BTreeSet<NodeName>> {
         self.index.unreached()
     }
@@ -50,6 +51,15 @@ impl State {
             visible |= fewest.min(count(self)) <= MOST_UNREACHED_EDGES;
         }
         if visible {
+            self.note_cloud_nodes();
+        }
+    }
+
+    /// Records that a node has another role, is registered, or is deregistered. If edges do not
+    /// reach it, the views of cloud nodes change when it becomes a hub or is no hub any more.
+    pub(super) fn note_role(&mut self, name: &NodeName, before: Option<Role>, after: Option<Role>) {
+        let was_or_is_hub = (before == Some(Role::Hub)) != (after == Some(Role::Hub));
+        if was_or_is_hub && self.unreached_edges().contains_key(name) {
             self.note_cloud_nodes();
         }
     }
@@ -90,22 +100,50 @@ mod tests {
         let usable = |state: &State, edge: &str| {
             state.usable_unreached_hubs(&node(edge, Role::Edge, &[]), std::slice::from_ref(&hub))
         };
-        for number in 0..=MOST_UNREACHED_EDGES {
+        for number in 0..MOST_RECORDED_EDGES {
             let edge = format!("edge-{number}");
             assert_eq!(usable(&state, &edge), [hub.clone()].into());
-            assert!(put(&mut state, node(&edge, Role::Edge, &["hub-1"])), "{edge}");
+            let changes_views = put(&mut state, node(&edge, Role::Edge, &["hub-1"]));
+            assert_eq!(changes_views, number <= MOST_UNREACHED_EDGES, "{edge}");
         }
         assert!(usable(&state, "edge-more").is_empty(), "the hub is avoided as a whole");
         assert_eq!(usable(&state, "edge-0"), [hub.clone()].into(), "what is recorded stays");
         // Another replica may have recorded one more.
         assert!(!put(&mut state, node("edge-more", Role::Edge, &["hub-1"])));
         assert!(!put(&mut state, node("edge-more", Role::Edge, &[])));
-        assert!(put(&mut state, node("edge-0", Role::Edge, &[])));
+        // An edge that comes and goes changes no view.
+        assert!(!put(&mut state, node("edge-0", Role::Edge, &[])));
         assert_eq!(usable(&state, "edge-more"), [hub.clone()].into());
+        assert!(!put(&mut state, node("edge-0", Role::Edge, &["hub-1"])));
+        // Half of them reach the hub again.
+        let changed: Vec<usize> = (0..MOST_UNREACHED_EDGES)
+            .filter(|number| put(&mut state, node(&format!("edge-{number}"), Role::Edge, &[])))
+            .collect();
+        assert_eq!(changed, [MOST_UNREACHED_EDGES - 1]);
         state.take_changed_views();
-        state.apply(Change::DeleteNode("edge-1".parse().unwrap()));
+        state.apply(Change::DeleteNode(format!("edge-{MOST_UNREACHED_EDGES}").parse().unwrap()));
         assert!(state.take_changed_views().viewers.contains_key(&"cloud".parse().unwrap()));
         assert_eq!(state.unreached_edges()[&hub].len(), MOST_UNREACHED_EDGES - 1);
+    }
+
+    #[test]
+    fn a_hub_that_is_deregistered_or_registered_again_changes_the_views_of_cloud_nodes() {
+        let mut state = State::default();
+        for (name, role) in [("hub-1", Role::Hub), ("hub-2", Role::Hub), ("cloud", Role::Cloud)] {
+            put(&mut state, node(name, role, &[]));
+        }
+        put(&mut state, node("edge-1", Role::Edge, &["hub-1"]));
+        let own_part = |state: &mut State| {
+            let changed = state.take_changed_views().viewers.remove(&"cloud".parse::<NodeName>().unwrap());
+            changed == Some(ViewerChange::OwnPart)
+        };
+        state.take_changed_views();
+        state.apply(Change::DeleteNode("hub-1".parse().unwrap()));
+        assert!(own_part(&mut state));
+        state.apply(Change::PutNode(node("hub-1", Role::Hub, &[])));
+        assert!(own_part(&mut state));
+        state.apply(Change::DeleteNode("hub-2".parse().unwrap()));
+        assert!(!own_part(&mut state), "every edge reaches it");
     }
 
     #[test]

@@ -170,6 +170,8 @@ async fn cloud_nodes_alone_learn_which_segments_are_not_reached_through_a_hub() 
     let all = [r#"{"hub-1":["10.77.0.0/16"]}"#.to_owned(), nothing(), nothing()];
     assert_eq!(report(1, 250), all, "too many segments");
     assert_eq!(report(64, 0), all, "too many edges");
+    state.apply(Change::DeleteNode(name("hub-1")));
+    assert_eq!(seen(&state, "cloud"), nothing(), "the hub is deregistered");
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ use crate::state::{MOST_UNREACHED_EDGES, NodeRecord, State};
 /// Maximum number of segments that a hub may lack one by one: four for each edge.
 const MOST_NETWORKS: usize = 4 * MOST_UNREACHED_EDGES;
 
-/// Returns for each hub the segments of edges that do not reach it, or the cluster's ranges if
-/// there are too many. Empty if the viewer is no cloud node.
+/// Returns for each registered hub the segments of edges that do not reach it, or the cluster's
+/// ranges if there are too many. Empty if the viewer is no cloud node.
 pub(super) fn of_viewer(
     state: &State,
     viewer: &NodeRecord,
@@ -21,7 +21,8 @@ pub(super) fn of_viewer(
         return BTreeMap::new();
     }
     let mut all = BTreeMap::new();
-    for (hub, edges) in state.unreached_edges() {
+    let is_hub = |name: &NodeName| state.node(name).is_some_and(|node| node.role == Role::Hub);
+    for (hub, edges) in state.unreached_edges().iter().filter(|(name, _)| is_hub(name)) {
         let listed = edges.iter().take(MOST_UNREACHED_EDGES).flat_map(|edge| segments(state, edge));
         let mut networks: Vec<IpNetwork> = listed.take(MOST_NETWORKS + 1).collect();
         if edges.len() > MOST_UNREACHED_EDGES || networks.len() > MOST_NETWORKS {
