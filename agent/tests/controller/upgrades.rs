@@ -91,9 +91,9 @@ async fn earlier_release(controller: &Controller, address: SocketAddr, view: Nod
                         let body = if request.method() == Method::GET {
                             let line = Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(line)));
                             let lines = futures_util::stream::iter([line]);
-                            StreamBody::new(lines.chain(futures_util::stream::pending())).boxed()
+                            BodyExt::boxed(StreamBody::new(lines.chain(futures_util::stream::pending())))
                         } else {
-                            Full::default().boxed()
+                            BodyExt::boxed(Full::default())
                         };
                         let mut response = Response::new(body);
                         if request.method() == Method::PUT {
