@@ -75,15 +75,17 @@ where
         sleep(CLOSING).await;
     });
     let sent = tokio::select! {
+        // In this order, a line is sent at once when it is made.
+        biased;
         () = cut.cancelled() => return,
         () = &mut ended => return,
-        read = &mut reading => read,
         sent = &mut writing => {
             if sent.is_ok() {
                 let _ = timeout(LINGER, &mut reading).await;
             }
             sent
         }
+        read = &mut reading => read,
     };
     if let Err(error) = sent {
         tracing::debug!(node = %requests.node, "connection ended: {error}");
