@@ -119,8 +119,8 @@ pub fn header(kind: u8, length: usize) -> [u8; HEADER] {
     [kind, a, b, c, d]
 }
 
-/// Decodes the header of a frame whose payload may have at most `most` bytes. Returns the kind, as a
-/// byte, and the length of the payload.
+/// Decodes the header of a frame whose payload may have at most `most` bytes. Returns the kind, as
+/// a byte, and the length of the payload.
 ///
 /// # Errors
 /// Returns an error if the payload is longer.

@@ -1,9 +1,9 @@
 //! Connections to the controller, and requests on them. `controller_choice` chooses the controller.
 //!
-//! All requests but those of the view share one HTTP/2 connection. It is opened when a request needs
-//! it, and closed when it is idle. The view has a connection of its own, which begins with HTTP/1.1
-//! and can leave HTTP (`view_connection`). If the controller does not upgrade it, the view is
-//! followed on the HTTP/2 connection.
+//! All requests but those of the view share one HTTP/2 connection. It is opened when a request
+//! needs it, and closed when it is idle. The view has a connection of its own, which begins with
+//! HTTP/1.1 and can leave HTTP (`view_connection`). If the controller does not upgrade it, the view
+//! is followed on the HTTP/2 connection.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

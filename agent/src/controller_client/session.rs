@@ -9,10 +9,9 @@ use edge_types::IpNetwork;
 use edge_types::api::{LONGEST_VERSION, NodeReport, VIEW_SILENCE_SECONDS, ViewEvent};
 use edge_types::shared_files::SegmentsSource;
 use edge_types::view_frames::NodeFrame;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tracing::{debug, info, warn};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, debug, info, warn};
 
 use super::backoff::{Backoff, jitter};
 use super::client::{ControllerClient, Member, ViewError};
@@ -175,8 +174,9 @@ async fn follow_stream(
         backoff.reset();
     }
     stream.opened = Some(Instant::now());
-    let mut reports = Reports { controller, member: &member, connection: &connection, is_due: false, sending: None };
+    let mut reports = Reports::default();
     loop {
+        reports.send(controller, &member, &connection).await;
         tokio::select! {
             line = timeout(SILENCE, lines.next(&connection.url)) => {
                 let line = line.unwrap_or_else(|_| {
@@ -273,27 +273,35 @@ async fn follow_stream(
     }
 }
 
-/// The reports on one connection. One report is sent at a time. What changes meanwhile is in the
-/// next one.
-struct Reports<'a> {
-    controller: &'a ControllerClient,
-    member: &'a Member,
-    connection: &'a ViewConnection,
+/// The reports on one connection. One report is sent at a time, by a task. What changes meanwhile
+/// is in the next one.
+#[derive(Default)]
+struct Reports {
     is_due: bool,
-    sending: Option<BoxFuture<'a, Result<(), ControllerError>>>,
+    sending: Option<AbortOnDropHandle<Result<(), ControllerError>>>,
 }
 
-impl Reports<'_> {
-    /// Sends a report if one is due, and returns when the controller has answered. Never returns
-    /// while none is due. This method is cancel safe.
-    async fn sent(&mut self) -> Result<(), ControllerError> {
+impl Reports {
+    /// Starts to send a report if one is due, and the one before was answered.
+    async fn send(&mut self, controller: &ControllerClient, member: &Member, connection: &ViewConnection) {
         if self.sending.is_none() && std::mem::take(&mut self.is_due) {
-            self.sending = Some(report(self.controller, self.member, self.connection).boxed());
+            let report = report(controller, connection.local).await;
+            let (member, connection) = (member.clone(), connection.clone());
+            // The session does not run this future itself: while it waits for a lock, this future
+            // would keep its place in the queue for a lock, and nothing would run it.
+            let sending =
+                async move { connection.request(&member.http, NodeFrame::Report, member.node(), &report).await };
+            self.sending = Some(AbortOnDropHandle::new(tokio::spawn(sending.in_current_span())));
         }
+    }
+
+    /// Returns when the controller has answered the report. Never returns while none is sent. This
+    /// method is cancel safe.
+    async fn sent(&mut self) -> Result<(), ControllerError> {
         let Some(sending) = &mut self.sending else { return std::future::pending().await };
         let outcome = sending.await;
         self.sending = None;
-        outcome
+        outcome.unwrap_or_else(|error| Err(ControllerError::Unacceptable(format!("the report failed: {error}"))))
     }
 }
 
@@ -316,8 +324,8 @@ fn is_lost(local: IpAddr, uplinks: &[IpAddr]) -> bool {
     !uplinks.is_empty() && !local.is_loopback() && !uplinks.contains(&local) && !is_local(local)
 }
 
-/// Reports this node's addresses and requests the view stream. Returns its lines, and the connection
-/// on which they come.
+/// Reports this node's addresses and requests the view stream. Returns its lines, and the
+/// connection on which they come.
 async fn open(
     controller: &ControllerClient,
     member: &Member,
@@ -326,7 +334,15 @@ async fn open(
     state: Option<&StreamState>,
 ) -> Result<(ViewConnection, NdjsonLines), ControllerError> {
     uplink.mark_unchanged();
-    report(controller, member, &connection).await?;
+    let report = report(controller, connection.local).await;
+    tokio::select! {
+        outcome = connection.request(&member.http, NodeFrame::Report, member.node(), &report) => outcome?,
+        // Nothing more arrives on the connection.
+        () = address_lost(controller, &connection) => {
+            let why = "this node's address on the connection is gone".into();
+            return Err(ControllerError::Unreachable { url: connection.url.to_string(), why });
+        }
+    }
     let held = controller.view.lock().await.clone();
     let query = StreamState::query(state, held.as_deref());
     let path = format!("/v1/nodes/{}/view?watch=true&changes=true&measures=true{query}", member.node());
@@ -386,17 +402,13 @@ async fn handle(
     Ok(EventOutcome::Handled)
 }
 
-/// Reports addresses, ports, tunnels, traffic, segments, the refused view, version, obstacles,
-/// mapped addresses and unreached hubs.
-async fn report(
-    controller: &ControllerClient,
-    member: &Member,
-    connection: &ViewConnection,
-) -> Result<(), ControllerError> {
+/// Makes a report of addresses, ports, tunnels, traffic, segments, the refused view, version,
+/// obstacles, mapped addresses and unreached hubs.
+async fn report(controller: &ControllerClient, local: IpAddr) -> NodeReport {
     let own = controller.uplink.borrow().addresses.clone();
     let advertised = controller.config.controller.as_ref().map_or(&[][..], |controller| &controller.advertise);
     let ranges = controller.view.lock().await.as_ref().map_or(vec![], |view| view.cluster_ranges.clone());
-    let (addresses, left_out) = candidate_addresses::addresses_to_report(advertised, connection.local, &own, &ranges);
+    let (addresses, left_out) = candidate_addresses::addresses_to_report(advertised, local, &own, &ranges);
     if controller.left_out.swap(left_out, Ordering::Relaxed) != left_out && left_out != 0 {
         info!(
             reported = ?addresses,
@@ -422,11 +434,7 @@ async fn report(
         tcp_port: controller.config.tcp.listen_port.filter(|_| tcp_encapsulation::support().is_ok()),
     };
     debug!(?report, "reporting");
-    tokio::select! {
-        outcome = connection.request(&member.http, NodeFrame::Report, member.node(), &report) => outcome,
-        // Nothing more arrives on the connection, and the caller opens another one.
-        () = address_lost(controller, connection) => Ok(()),
-    }
+    report
 }
 
 /// Returns the granted segments from `segments.json`; `None` if the file cannot be read. In that

@@ -45,8 +45,8 @@ impl ViewConnection {
         Self { url: connection.url.clone(), local: connection.local, requests: Requests::Http(connection) }
     }
 
-    /// Requests the view stream at `path`. Returns its lines, and the connection on which the stream
-    /// is. That is another one if the controller does not upgrade this one.
+    /// Requests the view stream at `path`. Returns its lines, and the connection on which the
+    /// stream is. That is another one if the controller does not upgrade this one.
     pub(super) async fn follow(self, http: &HttpClient, path: &str) -> Result<(Self, NdjsonLines), ControllerError> {
         let Requests::Http(connection) = &self.requests else {
             return Err(ControllerError::Unacceptable("the view is already followed on this connection".into()));

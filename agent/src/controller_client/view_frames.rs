@@ -31,8 +31,8 @@ use crate::clock::CertificateClock;
 /// Maximum number of parts of the stream that wait until they are read: 4 MiB. The answer to a
 /// request may come after them.
 const PARTS: usize = 256;
-/// Maximum number of requests that wait until they are sent. A node reports, and it measures for one
-/// check at a time.
+/// Maximum number of requests that wait until they are sent. A node reports, and it measures for
+/// one check at a time.
 const REQUESTS: usize = 4;
 /// Maximum time without a request.
 const SEND_INTERVAL: Duration = Duration::from_secs(NODE_PING_SECONDS);

@@ -11,7 +11,7 @@ use axum::Router;
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
 use hyper::upgrade::OnUpgrade;
-use hyper::{Request, StatusCode, Version};
+use hyper::{Method, Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::{self, Builder};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -150,7 +150,8 @@ pub(super) async fn serve_nodes(
                         permit.identify(&certificate, &connection);
                         drop((displaced, certificate));
                         let served = serve(stream, caller.clone(), &KNOWN, router.clone(), stopping);
-                        if let Some(upgraded) = Box::pin(served).await {
+                        let upgraded = Box::pin(served).await;
+                        if let Some(upgraded) = upgraded {
                             Box::pin(view_connection::serve(upgraded, caller, router)).await;
                         }
                     } else {
@@ -236,7 +237,8 @@ where
             caller.connection.cancel();
         }
         request.extensions_mut().insert(caller.clone());
-        let asked = may_upgrade && request.version() == Version::HTTP_11 && is_asked_for(request.headers());
+        let may_be_asked = request.version() == Version::HTTP_11 && request.method() == Method::GET;
+        let asked = may_upgrade && may_be_asked && is_asked_for(request.headers());
         let upgrade = asked.then(|| (hyper::upgrade::on(&mut request), ViewUpgrade::default()));
         if let Some((_, view)) = &upgrade {
             request.extensions_mut().insert(view.clone());
