@@ -173,9 +173,11 @@ impl HttpClient {
 
     /// Closes the shared connection when no request has used it for a while, and no stream uses it.
     fn close_when_idle(&self, connection: &Connection) {
-        let (active, used) = (self.active.clone(), connection.uses.load(Ordering::Relaxed));
+        // A client that is dropped closes its connection at once.
+        let (active, used) = (Arc::downgrade(&self.active), connection.uses.load(Ordering::Relaxed));
         tokio::spawn(async move {
             sleep(IDLE).await;
+            let Some(active) = active.upgrade() else { return };
             active.lock().await.connection.take_if(|connection| {
                 let unused = connection.uses.load(Ordering::Relaxed) == used;
                 unused && Arc::strong_count(&connection.uses) == 1
