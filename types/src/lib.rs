@@ -21,6 +21,7 @@
 //! - [`shared_list`]: a list whose copies share what does not change.
 //! - [`token`]: the join token, with which a new node joins.
 //! - [`traffic`]: the traffic of a node's tunnels.
+//! - [`view_frames`]: the frames between node and controller on an upgraded connection.
 //!
 //! Nodes and controller ignore unknown keys in messages from each other, so that programs one minor
 //! version apart work together. They refuse unknown keys in input from the operator.
@@ -47,6 +48,7 @@ pub mod shared_list;
 pub mod token;
 pub mod traffic;
 pub mod view;
+pub mod view_frames;
 
 pub use ipnetwork::IpNetwork;
 pub use name::{Communities, Community, NameError, NodeName};

@@ -1,41 +1,46 @@
-//! One HTTP/2 connection to the controller, which all requests share. It is opened when a request
-//! needs it, and opened again after it breaks. `controller_choice` chooses the controller.
+//! Connections to the controller, and requests on them. `controller_choice` chooses the controller.
+//!
+//! All requests but those of the view share one HTTP/2 connection. It is opened when a request
+//! needs it, and closed when it is idle. The view has a connection of its own, which begins with
+//! HTTP/1.1 and can leave HTTP (`view_connection`). If the controller does not upgrade it, the view
+//! is followed on the HTTP/2 connection.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edge_types::api::{PROBLEM_MEDIA_TYPE, Problem};
-use edge_types::error::with_causes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http2::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, DATE};
-use hyper::{Method, Request, Response, Uri};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::{AlertDescription, CertificateError, ClientConfig};
+use hyper::header::{CONNECTION, CONTENT_TYPE, DATE, HOST, UPGRADE};
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::timeout;
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
-use tracing::{Instrument, debug, warn};
+use tokio_rustls::client::TlsStream;
+use tracing::debug;
 use zeroize::Zeroizing;
 
 use super::controller_choice::ControllerChoice;
 use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
-use super::tls::CertificateRejected;
+use super::http_connection::{Connection, PING_INTERVAL, http1_connection, http2_connection};
+use super::http_error::{hyper_error, io_error, is_other_protocol, tls_error};
 use crate::clock::CertificateClock;
 
 /// Timeout for the TCP and TLS handshakes together, for each address of a controller.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of a request, up to the response's headers. Reading the response's body has a timeout of
 /// the same length.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time without traffic after which an HTTP/2 PING is sent. If it is not acknowledged within the
-/// same time, the connection is closed.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time after the last request after which the shared connection is closed.
+const IDLE: Duration = Duration::from_secs(10);
 /// Maximum size of a response body that is read as a whole, in bytes.
 const MAX_RESPONSE: usize = 4 * 1024 * 1024;
 
@@ -56,24 +61,21 @@ pub(super) struct HttpClient {
     bypass: Arc<GuardBypass>,
     tls: Mutex<Arc<ClientConfig>>,
     /// Locked while connecting, so that two simultaneous requests open one connection.
-    active: tokio::sync::Mutex<Active>,
+    active: Arc<tokio::sync::Mutex<Active>>,
 }
 
 #[derive(Debug)]
 struct Active {
-    /// The open connection.
+    /// The open connection that requests share.
     connection: Option<Connection>,
     choice: ControllerChoice,
 }
 
-/// An open connection.
-#[derive(Debug, Clone)]
-pub(super) struct Connection {
-    /// The controller's URL.
-    pub(super) url: Uri,
-    /// This node's address on the TCP connection.
-    pub(super) local: IpAddr,
-    sender: SendRequest<Full<Bytes>>,
+/// The version of HTTP with which a connection begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum HttpVersion {
+    Http1,
+    Http2,
 }
 
 impl HttpClient {
@@ -86,7 +88,13 @@ impl HttpClient {
         bypass: Arc<GuardBypass>,
     ) -> Result<Self, ControllerError> {
         let active = Active { connection: None, choice: ControllerChoice::new(urls)? };
-        Ok(Self { clock, bypass, tls: Mutex::new(Arc::new(tls)), active: tokio::sync::Mutex::new(active) })
+        let active = Arc::new(tokio::sync::Mutex::new(active));
+        Ok(Self { clock, bypass, tls: Mutex::new(Arc::new(tls)), active })
+    }
+
+    /// Returns the clock that learns the controller's time from its responses.
+    pub(super) fn clock(&self) -> Arc<CertificateClock> {
+        self.clock.clone()
     }
 
     /// Uses `tls` for new connections from now on.
@@ -112,23 +120,41 @@ impl HttpClient {
         active.choice.failed(url);
     }
 
-    /// Returns the open connection, or opens one.
+    /// Returns the open connection that requests share, or opens one.
     pub(super) async fn connection(&self) -> Result<Connection, ControllerError> {
         let mut active = self.active.lock().await;
-        if let Some(connection) = active.connection.as_ref().filter(|connection| !connection.sender.is_closed()) {
+        if let Some(connection) = active.connection.as_ref().filter(|connection| !connection.is_closed()) {
+            connection.uses.fetch_add(1, Ordering::Relaxed);
             return Ok(connection.clone());
         }
         if let Some(broken) = active.connection.take() {
             active.choice.failed(&broken.url);
         }
+        let new = self.open(&mut active, HttpVersion::Http2).await?;
+        Ok(active.connection.insert(new).clone())
+    }
+
+    /// Opens a connection for the view, with HTTP/1.1. Where the controller does not speak that,
+    /// returns the HTTP/2 connection that requests share.
+    pub(super) async fn view_connection(&self) -> Result<Connection, ControllerError> {
+        let mut active = self.active.lock().await;
+        let new = self.open(&mut active, HttpVersion::Http1).await?;
+        if new.is_http2() {
+            active.connection = Some(new.clone());
+        }
+        Ok(new)
+    }
+
+    /// Opens a connection to the first controller that accepts one.
+    async fn open(&self, active: &mut Active, version: HttpVersion) -> Result<Connection, ControllerError> {
         let mut failure = None;
         let urls = active.choice.in_order();
         for url in &urls {
-            match self.connect(url).await {
+            match self.connect(url, version).await {
                 Ok(new) => {
                     active.choice.connected(url);
                     debug!(%url, local = %new.local, "connected to the controller");
-                    return Ok(active.connection.insert(new).clone());
+                    return Ok(new);
                 }
                 Err(error) => {
                     if urls.len() > 1 {
@@ -145,7 +171,21 @@ impl HttpClient {
         Err(failure.unwrap_or_else(|| ControllerError::Unacceptable("[controller]: urls is empty".into())))
     }
 
-    async fn connect(&self, url: &Uri) -> Result<Connection, ControllerError> {
+    /// Closes the shared connection when no request has used it for a while, and no stream uses it.
+    fn close_when_idle(&self, connection: &Connection) {
+        // A client that is dropped closes its connection at once.
+        let (active, used) = (Arc::downgrade(&self.active), connection.uses.load(Ordering::Relaxed));
+        tokio::spawn(async move {
+            sleep(IDLE).await;
+            let Some(active) = active.upgrade() else { return };
+            active.lock().await.connection.take_if(|connection| {
+                let unused = connection.uses.load(Ordering::Relaxed) == used;
+                unused && Arc::strong_count(&connection.uses) == 1
+            });
+        });
+    }
+
+    async fn connect(&self, url: &Uri, version: HttpVersion) -> Result<Connection, ControllerError> {
         let unreachable = |why: String| ControllerError::Unreachable { url: url.to_string(), why };
         let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = url.port_u16().unwrap_or(443);
@@ -159,7 +199,7 @@ impl HttpClient {
         self.bypass.record_lookup(&host, &addresses);
         let mut failure = unreachable(format!("{host:?} has no address"));
         for address in addresses {
-            let error = match timeout(CONNECT_TIMEOUT, self.connect_to(url, address, name.clone())).await {
+            let error = match timeout(CONNECT_TIMEOUT, self.connect_to(url, address, name.clone(), version)).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => error,
                 Err(_) => unreachable(format!("{address} did not answer within {CONNECT_TIMEOUT:?}")),
@@ -177,6 +217,7 @@ impl HttpClient {
         url: &Uri,
         address: SocketAddr,
         name: ServerName<'static>,
+        version: HttpVersion,
     ) -> Result<Connection, ControllerError> {
         let failed = |error: io::Error| {
             tls_error(url, &error).unwrap_or_else(|| ControllerError::Unreachable {
@@ -184,38 +225,48 @@ impl HttpClient {
                 why: format!("{address}: {error}"),
             })
         };
-        let tcp = self.bypass.connect(address).await.map_err(failed)?;
-        tcp.set_nodelay(true).map_err(failed)?;
-        // If data stays unacknowledged for this long, the uplink counts as lost.
-        let user_timeout = u32::try_from((2 * PING_INTERVAL).as_millis()).unwrap_or(u32::MAX);
-        rustix::net::sockopt::set_tcp_user_timeout(&tcp, user_timeout).map_err(|error| failed(error.into()))?;
-        let local = tcp.local_addr().map_err(failed)?.ip();
-        let tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // With TLS 1.3 a controller judges this node's certificate after the handshake. An alert
-        // during it is not authenticated, so it says nothing about the certificate.
-        let stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(|error| match failed(error) {
+        let tls_failed = |error| match failed(error) {
+            // With TLS 1.3 a controller judges this node's certificate after the handshake. An
+            // alert during it is not authenticated, so it says nothing about the certificate.
             ControllerError::CertificateRefused { url, alert } => {
                 ControllerError::Unreachable { url, why: format!("TLS: {alert:?} during the handshake") }
             }
             error => error,
-        })?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(PING_INTERVAL)
-            .keep_alive_while_idle(true)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| hyper_error(url, &error))?;
-        // Completes when the last sender and stream are dropped, or when the connection breaks;
-        // pending requests then fail with the error.
-        let until_it_ends = async move {
-            if let Err(error) = connection.await {
-                debug!(error = with_causes(&error), "connection to the controller ended");
-            }
         };
-        tokio::spawn(until_it_ends.in_current_span());
-        Ok(Connection { url: url.clone(), local, sender })
+        if version == HttpVersion::Http1 {
+            let (local, tcp) = self.connect_tcp(address).await.map_err(failed)?;
+            match self.secure(tcp, name.clone(), b"http/1.1").await {
+                Ok(stream) => return http1_connection(url, local, stream).await,
+                Err(error) if is_other_protocol(&error) => {
+                    debug!(%url, "the controller does not speak HTTP/1.1; the view is followed by HTTP/2");
+                }
+                Err(error) => return Err(tls_failed(error)),
+            }
+        }
+        let (local, tcp) = self.connect_tcp(address).await.map_err(failed)?;
+        http2_connection(url, local, self.secure(tcp, name, b"h2").await.map_err(tls_failed)?).await
+    }
+
+    /// Opens a TCP connection. Returns it with this node's address on it.
+    async fn connect_tcp(&self, address: SocketAddr) -> io::Result<(IpAddr, TcpStream)> {
+        let tcp = self.bypass.connect(address).await?;
+        tcp.set_nodelay(true)?;
+        // If data stays unacknowledged for this long, the uplink counts as lost.
+        let user_timeout = u32::try_from((2 * PING_INTERVAL).as_millis()).unwrap_or(u32::MAX);
+        rustix::net::sockopt::set_tcp_user_timeout(&tcp, user_timeout)?;
+        Ok((tcp.local_addr()?.ip(), tcp))
+    }
+
+    /// Performs the TLS handshake, and offers one protocol (ALPN).
+    async fn secure(
+        &self,
+        tcp: TcpStream,
+        name: ServerName<'static>,
+        protocol: &[u8],
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let mut tls = self.tls.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Arc::make_mut(&mut tls).alpn_protocols = vec![protocol.to_vec()];
+        TlsConnector::from(tls).connect(name, tcp).await
     }
 
     /// Sends a request and reads the whole response.
@@ -226,7 +277,9 @@ impl HttpClient {
         body: &impl Serialize,
     ) -> Result<A, ControllerError> {
         let connection = self.connection().await?;
-        self.call_on(&connection, method, path, body).await
+        let result = self.call_on(&connection, method, path, body).await;
+        self.close_when_idle(&connection);
+        result
     }
 
     /// Sends a request as [`Self::call`] does, on the given connection.
@@ -237,7 +290,8 @@ impl HttpClient {
         path: &str,
         body: &impl Serialize,
     ) -> Result<A, ControllerError> {
-        let response = self.send(connection, method, path, Some(serde_json::to_vec(body).unwrap_or_default())).await?;
+        let response =
+            self.send(connection, method, path, Some(serde_json::to_vec(body).unwrap_or_default()), None).await?;
         let bytes = read_whole(connection, response).await?;
         // An empty body deserialises as `()`.
         let bytes: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
@@ -250,7 +304,31 @@ impl HttpClient {
 
     /// Sends a GET request and returns the response's body, which has not been read yet.
     pub(super) async fn stream(&self, connection: &Connection, path: &str) -> Result<Incoming, ControllerError> {
-        Ok(self.send(connection, Method::GET, path, None).await?.into_body())
+        Ok(self.send(connection, Method::GET, path, None, None).await?.into_body())
+    }
+
+    /// Sends a GET request that asks for this protocol instead of HTTP (RFC 9110 7.8). Returns the
+    /// connection after it has left HTTP; `None` if the other end does not do that, although it has
+    /// nothing against the request itself.
+    pub(super) async fn upgrade(
+        &self,
+        connection: &Connection,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<Option<Upgraded>, ControllerError> {
+        if connection.is_http2() {
+            return Ok(None);
+        }
+        let response = match self.send(connection, Method::GET, path, None, Some(protocol)).await {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => response,
+            // An unexpected response is not one of a controller.
+            Ok(_) | Err(ControllerError::UnexpectedResponse { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match timeout(REQUEST_TIMEOUT, hyper::upgrade::on(response)).await {
+            Ok(upgraded) => upgraded.map(Some).map_err(|error| hyper_error(&connection.url, &error)),
+            Err(_) => Err(io_error(&connection.url, &io::ErrorKind::TimedOut.into())),
+        }
     }
 
     async fn send(
@@ -259,30 +337,26 @@ impl HttpClient {
         method: Method,
         path: &str,
         body: Option<Vec<u8>>,
+        upgrade: Option<&'static str>,
     ) -> Result<Response<Incoming>, ControllerError> {
         let body = Zeroizing::new(body.unwrap_or_default());
         let url = &connection.url;
-        let uri = Uri::builder()
-            .scheme("https")
-            .authority(url.authority().map_or("", |authority| authority.as_str()))
-            .path_and_query(path)
-            .build();
-        let request = uri.and_then(|uri| {
-            Request::builder()
-                .method(method)
-                .uri(uri)
-                .header(CONTENT_TYPE, "application/json")
-                .body(Full::new(Bytes::copy_from_slice(&body)))
-        });
+        let authority = url.authority().map_or("", |authority| authority.as_str());
+        let mut request = Request::builder().method(method).header(CONTENT_TYPE, "application/json");
+        let mut uri = Uri::builder().path_and_query(path);
+        if connection.is_http2() {
+            uri = uri.scheme("https").authority(authority);
+        } else {
+            request = request.header(HOST, authority);
+        }
+        if let Some(protocol) = upgrade {
+            request = request.header(CONNECTION, "upgrade").header(UPGRADE, protocol);
+        }
+        let body = Full::new(Bytes::copy_from_slice(&body));
+        let request = uri.build().and_then(|uri| request.uri(uri).body(body));
         let request = request.map_err(|error| ControllerError::Unacceptable(format!("{path}: {error}")))?;
-        let mut sender = connection.sender.clone();
-        let response = timeout(REQUEST_TIMEOUT, async {
-            sender.ready().await?;
-            sender.send_request(request).await
-        });
-        let response = match response.await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(hyper_error(url, &error)),
+        let response = match timeout(REQUEST_TIMEOUT, connection.send(request)).await {
+            Ok(response) => response?,
             Err(_) => {
                 self.disconnect().await;
                 return Err(ControllerError::Unreachable {
@@ -294,7 +368,8 @@ impl HttpClient {
         if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()).and_then(http_date) {
             self.clock.controller_said(date);
         }
-        if response.status().is_success() {
+        let switches = upgrade.is_some() && response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if response.status().is_success() || switches {
             return Ok(response);
         }
         let status = response.status();
@@ -321,53 +396,6 @@ async fn read_whole(connection: &Connection, response: Response<Incoming>) -> Re
         Err(_) => format!("the response did not end within {REQUEST_TIMEOUT:?}"),
     };
     Err(ControllerError::Unreachable { url: connection.url.to_string(), why })
-}
-
-/// Returns the error for a broken connection or stream, with the TLS error if TLS is the cause.
-pub(super) fn hyper_error(url: &Uri, error: &hyper::Error) -> ControllerError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = source {
-        if let Some(found) = cause.downcast_ref::<io::Error>().and_then(|io| tls_error(url, io)) {
-            return found;
-        }
-        source = cause.source();
-    }
-    ControllerError::Unreachable { url: url.to_string(), why: with_causes(error) }
-}
-
-/// Returns the error for a failed TLS handshake; `None` if TLS is not the cause.
-fn tls_error(url: &Uri, error: &io::Error) -> Option<ControllerError> {
-    let tls = tls_cause(error)?;
-    let url = url.to_string();
-    Some(match tls {
-        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => {
-            let why = other
-                .0
-                .downcast_ref::<CertificateRejected>()
-                .map_or_else(|| other.to_string(), CertificateRejected::to_string);
-            ControllerError::Untrusted { url, why }
-        }
-        rustls::Error::InvalidCertificate(error) => ControllerError::Untrusted { url, why: error.to_string() },
-        rustls::Error::AlertReceived(
-            alert @ (AlertDescription::BadCertificate
-            | AlertDescription::CertificateExpired
-            | AlertDescription::CertificateRevoked
-            | AlertDescription::CertificateUnknown
-            | AlertDescription::UnknownCA
-            | AlertDescription::AccessDenied
-            | AlertDescription::CertificateRequired),
-        ) => ControllerError::CertificateRefused { url, alert: *alert },
-        other => {
-            warn!(%url, error = %other, "TLS with the controller failed");
-            ControllerError::Unreachable { url, why: format!("TLS: {other}") }
-        }
-    })
-}
-
-/// Returns the rustls error inside nested I/O errors.
-fn tls_cause(error: &io::Error) -> Option<&rustls::Error> {
-    let inner = error.get_ref()?;
-    inner.downcast_ref::<rustls::Error>().or_else(|| tls_cause(inner.downcast_ref::<io::Error>()?))
 }
 
 /// Reads an IMF-fixdate (RFC 9110 5.6.7), e.g. `Sun, 06 Nov 1994 08:49:37 GMT`.

@@ -2,14 +2,13 @@
 //! and sends the reports to the controller.
 
 use edge_types::connectivity::{MeasurementReport, MeasurementRequest};
-use hyper::Method;
-use serde::de::IgnoredAny;
+use edge_types::view_frames::NodeFrame;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tracing::{Instrument, debug};
 
 use super::client::{ControllerClient, Member};
-use super::http::Connection;
+use super::view_connection::ViewConnection;
 use crate::membership::Measurement;
 
 /// Starts a measurement. The report is sent in the background, on the connection on which the
@@ -17,7 +16,7 @@ use crate::membership::Measurement;
 pub(super) fn start(
     controller: &ControllerClient,
     member: &Member,
-    connection: &Connection,
+    connection: &ViewConnection,
     request: MeasurementRequest,
 ) {
     let id = request.id.clone();
@@ -36,8 +35,7 @@ pub(super) fn start(
             Err(TrySendError::Full(_)) => refused("the agent is busy with other measurements"),
             Err(TrySendError::Closed(_)) => refused("the agent is ending"),
         };
-        let path = format!("/v1/nodes/{}/measurements", member.node());
-        let sent = member.http.call_on::<IgnoredAny>(&connection, Method::POST, &path, &report).await;
+        let sent = connection.request(&member.http, NodeFrame::Measurement, member.node(), &report).await;
         if let Err(error) = sent {
             debug!(%error, "the report of a measurement was not taken");
         }

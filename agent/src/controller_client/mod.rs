@@ -34,7 +34,10 @@
 //!   responded.
 //! - `check`: the checks of `[controller]` for `edge-agent check`, which need no connection.
 //! - `controller_choice`: the choice of the controller for the next connection.
-//! - `http`, `tls`, `error`: HTTP/2 over mutually authenticated TLS 1.3, and the client's errors.
+//! - `view_connection`: the connection on which the view is followed. `view_frames`: its frames
+//!   after it has left HTTP. `view_lines`: the lines of the view stream.
+//! - `http`, `http_connection`, `tls`: HTTP over mutually authenticated TLS 1.3.
+//! - `error`, `http_error`: the client's errors, and those that failures of connections become.
 
 mod admission;
 mod backoff;
@@ -47,6 +50,8 @@ mod error;
 mod former_networks;
 mod guard_bypass;
 mod http;
+mod http_connection;
+mod http_error;
 mod join;
 mod join_credential;
 mod measurement;
@@ -60,8 +65,11 @@ mod stream_state;
 mod take_back;
 mod tls;
 mod unconfirmed_view;
+mod view_connection;
 mod view_consistency;
 mod view_file;
+mod view_frames;
+mod view_lines;
 mod view_validation;
 
 pub use check::{certificate_on_disk, check_join_credential, check_url};

@@ -1,7 +1,6 @@
 //! The session with the controller: joins if this node is not a member yet, reports this node's
 //! addresses, and follows the view stream. When the stream ends, the session starts again.
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,25 +8,19 @@ use std::time::Duration;
 use edge_types::IpNetwork;
 use edge_types::api::{LONGEST_VERSION, NodeReport, VIEW_SILENCE_SECONDS, ViewEvent};
 use edge_types::shared_files::SegmentsSource;
-use futures_util::stream::MapErr;
-use futures_util::{StreamExt, TryStreamExt};
-use http_body_util::{BodyDataStream, BodyExt};
-use hyper::Method;
-use hyper::body::{Bytes, Incoming};
-use serde::de::IgnoredAny;
+use edge_types::view_frames::NodeFrame;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_util::bytes::BytesMut;
-use tokio_util::codec::{Decoder, FramedRead, LinesCodec, LinesCodecError};
-use tokio_util::io::StreamReader;
-use tracing::{debug, info, warn};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{Instrument, debug, info, warn};
 
 use super::backoff::{Backoff, jitter};
 use super::client::{ControllerClient, Member, ViewError};
 use super::error::ControllerError;
-use super::http::{Connection, hyper_error};
 use super::join_credential::JoinCredential;
 use super::stream_state::StreamState;
+use super::view_connection::ViewConnection;
 use super::view_file::ViewStep;
+use super::view_lines::NdjsonLines;
 use super::{admission, measurement};
 use crate::membership::ControllerStatus;
 use crate::source_address::is_local;
@@ -48,8 +41,6 @@ const GOODBYE_INTERVAL: Duration = Duration::from_secs(10);
 const ESTABLISHED: Duration = Duration::from_secs(5);
 /// Maximum number of segments in a report, because the size of a request is limited.
 const MAX_REPORTED_SEGMENTS: usize = 1000;
-/// Maximum length of a line of the stream, in bytes.
-const MAX_LINE: usize = 64 * 1024 * 1024;
 
 /// Runs until the agent ends.
 pub(super) async fn run(controller: &ControllerClient) {
@@ -142,7 +133,7 @@ async fn follow_stream(
     let mut identity = controller.member.subscribe();
     identity.mark_unchanged();
     let http = &member.http;
-    let connection = http.connection().await?;
+    let connection = ViewConnection::open(http).await?;
     let (mut uplink, mut tunnels) = (controller.uplink.clone(), controller.tunnels.clone());
     let mut traffic = controller.traffic.clone();
     let (mut obstacles, mut mapped) = (controller.obstacles.clone(), controller.mapped.clone());
@@ -157,15 +148,16 @@ async fn follow_stream(
     mapped.mark_unchanged();
     unreached_hubs.mark_unchanged();
     let mut unreached_again = Instant::now() + jitter(UNREACHED_AGAIN);
-    let body = match open(controller, &member, &connection, &mut uplink, stream.state.as_ref()).await {
+    let url = connection.url.clone();
+    let (connection, mut lines) = match open(controller, &member, connection, &mut uplink, stream.state.as_ref()).await
+    {
         Err(ControllerError::Problem(problem)) if problem.status >= 500 => {
-            http.try_next_after(&connection.url).await;
+            http.try_next_after(&url).await;
             return Err(ControllerError::Problem(problem));
         }
         opened => opened?,
     };
     controller.controller_reached().await;
-    let mut lines = NdjsonLines::new(body);
     let url = connection.url.to_string();
     info!(%url, node = %member.node(), "following the controller's view");
     controller.status.send_modify(|status| {
@@ -182,9 +174,11 @@ async fn follow_stream(
         backoff.reset();
     }
     stream.opened = Some(Instant::now());
+    let mut reports = Reports::default();
     loop {
+        reports.send(controller, &member, &connection).await;
         tokio::select! {
-            line = timeout(SILENCE, lines.next(&connection)) => {
+            line = timeout(SILENCE, lines.next(&connection.url)) => {
                 let line = line.unwrap_or_else(|_| {
                     Err(ControllerError::Unreachable {
                         url: connection.url.to_string(),
@@ -240,39 +234,31 @@ async fn follow_stream(
                 http.disconnect().await;
                 return Ok(Reopen::Now);
             }
-            Ok(()) = uplink.changed() => report(controller, &member, &connection, &mut uplink).await?,
+            // Reports are sent while lines are read, because the answer to a report may come after
+            // a long line.
+            outcome = reports.sent() => match outcome {
+                // The lines end with the reason.
+                Err(_) if connection.has_ended() => {}
+                outcome => outcome?,
+            },
+            Ok(()) = uplink.changed() => reports.is_due = true,
             // Reported because the controller shows the operator why a view is refused.
-            () = refused_view.changed() => report(controller, &member, &connection, &mut uplink).await?,
+            () = refused_view.changed() => reports.is_due = true,
             // The driver changes the count at most every few seconds.
-            Ok(()) = tunnels.changed() => {
-                tunnels.mark_unchanged();
-                report(controller, &member, &connection, &mut uplink).await?;
-            }
+            Ok(()) = tunnels.changed() => reports.is_due = true,
             // The driver publishes the traffic at most every `TunnelTraffic::INTERVAL_SECONDS`.
-            Ok(()) = traffic.changed() => {
-                traffic.mark_unchanged();
-                report(controller, &member, &connection, &mut uplink).await?;
-            }
+            Ok(()) = traffic.changed() => reports.is_due = true,
             // The obstacles change at most every few seconds.
-            Ok(()) = obstacles.changed() => {
-                obstacles.mark_unchanged();
-                report(controller, &member, &connection, &mut uplink).await?;
-            }
+            Ok(()) = obstacles.changed() => reports.is_due = true,
             // The controller limits how often it passes other addresses on.
-            Ok(()) = mapped.changed() => {
-                mapped.mark_unchanged();
-                report(controller, &member, &connection, &mut uplink).await?;
-            }
+            Ok(()) = mapped.changed() => reports.is_due = true,
             // Cloud nodes wait for this to route through another hub.
-            Ok(()) = unreached_hubs.changed() => {
-                unreached_hubs.mark_unchanged();
-                report(controller, &member, &connection, &mut uplink).await?;
-            }
+            Ok(()) = unreached_hubs.changed() => reports.is_due = true,
             // The controller records a limited number of edges for each hub. When there is room
             // again, it learns of this one.
             () = sleep_until(unreached_again), if is_any_unreached(controller) => {
                 unreached_again = Instant::now() + jitter(UNREACHED_AGAIN);
-                report(controller, &member, &connection, &mut uplink).await?;
+                reports.is_due = true;
             }
             // After a renewal the node reconnects, so that the controller receives the new
             // certificate.
@@ -287,12 +273,44 @@ async fn follow_stream(
     }
 }
 
+/// The reports on one connection. One report is sent at a time, by a task. What changes meanwhile
+/// is in the next one.
+#[derive(Default)]
+struct Reports {
+    is_due: bool,
+    sending: Option<AbortOnDropHandle<Result<(), ControllerError>>>,
+}
+
+impl Reports {
+    /// Starts to send a report if one is due, and the one before was answered.
+    async fn send(&mut self, controller: &ControllerClient, member: &Member, connection: &ViewConnection) {
+        if self.sending.is_none() && std::mem::take(&mut self.is_due) {
+            let report = report(controller, connection.local).await;
+            let (member, connection) = (member.clone(), connection.clone());
+            // The session does not run this future itself: while it waits for a lock, this future
+            // would keep its place in the queue for a lock, and nothing would run it.
+            let sending =
+                async move { connection.request(&member.http, NodeFrame::Report, member.node(), &report).await };
+            self.sending = Some(AbortOnDropHandle::new(tokio::spawn(sending.in_current_span())));
+        }
+    }
+
+    /// Returns when the controller has answered the report. Never returns while none is sent. This
+    /// method is cancel safe.
+    async fn sent(&mut self) -> Result<(), ControllerError> {
+        let Some(sending) = &mut self.sending else { return std::future::pending().await };
+        let outcome = sending.await;
+        self.sending = None;
+        outcome.unwrap_or_else(|error| Err(ControllerError::Unacceptable(format!("the report failed: {error}"))))
+    }
+}
+
 fn is_any_unreached(controller: &ControllerClient) -> bool {
     controller.unreached_hubs.borrow().as_ref().is_some_and(|hubs| !hubs.is_empty())
 }
 
 /// Returns when the local address of a connection is gone.
-async fn address_lost(controller: &ControllerClient, connection: &Connection) {
+async fn address_lost(controller: &ControllerClient, connection: &ViewConnection) {
     let mut uplink = controller.uplink.clone();
     if uplink.wait_for(|uplink| is_lost(connection.local, &uplink.addresses)).await.is_err() {
         std::future::pending().await
@@ -306,26 +324,36 @@ fn is_lost(local: IpAddr, uplinks: &[IpAddr]) -> bool {
     !uplinks.is_empty() && !local.is_loopback() && !uplinks.contains(&local) && !is_local(local)
 }
 
-/// Reports this node's addresses and requests the view stream.
+/// Reports this node's addresses and requests the view stream. Returns its lines, and the
+/// connection on which they come.
 async fn open(
     controller: &ControllerClient,
     member: &Member,
-    connection: &Connection,
+    connection: ViewConnection,
     uplink: &mut tokio::sync::watch::Receiver<crate::membership::UplinkFacts>,
     state: Option<&StreamState>,
-) -> Result<Incoming, ControllerError> {
-    report(controller, member, connection, uplink).await?;
+) -> Result<(ViewConnection, NdjsonLines), ControllerError> {
+    uplink.mark_unchanged();
+    let report = report(controller, connection.local).await;
+    tokio::select! {
+        outcome = connection.request(&member.http, NodeFrame::Report, member.node(), &report) => outcome?,
+        // Nothing more arrives on the connection.
+        () = address_lost(controller, &connection) => {
+            let why = "this node's address on the connection is gone".into();
+            return Err(ControllerError::Unreachable { url: connection.url.to_string(), why });
+        }
+    }
     let held = controller.view.lock().await.clone();
     let query = StreamState::query(state, held.as_deref());
     let path = format!("/v1/nodes/{}/view?watch=true&changes=true&measures=true{query}", member.node());
-    member.http.stream(connection, &path).await
+    connection.follow(&member.http, &path).await
 }
 
 /// Handles an event of the stream: applies it to `state` and takes the resulting view.
 async fn handle(
     controller: &ControllerClient,
     member: &Member,
-    connection: &Connection,
+    connection: &ViewConnection,
     event: ViewEvent,
     state: &mut Option<StreamState>,
 ) -> Result<EventOutcome, ControllerError> {
@@ -374,18 +402,13 @@ async fn handle(
     Ok(EventOutcome::Handled)
 }
 
-/// Reports addresses, ports, tunnels, traffic, segments, the refused view, version, obstacles,
-/// mapped addresses and unreached hubs.
-async fn report(
-    controller: &ControllerClient,
-    member: &Member,
-    connection: &Connection,
-    uplink: &mut tokio::sync::watch::Receiver<crate::membership::UplinkFacts>,
-) -> Result<(), ControllerError> {
-    let own = uplink.borrow_and_update().addresses.clone();
+/// Makes a report of addresses, ports, tunnels, traffic, segments, the refused view, version,
+/// obstacles, mapped addresses and unreached hubs.
+async fn report(controller: &ControllerClient, local: IpAddr) -> NodeReport {
+    let own = controller.uplink.borrow().addresses.clone();
     let advertised = controller.config.controller.as_ref().map_or(&[][..], |controller| &controller.advertise);
     let ranges = controller.view.lock().await.as_ref().map_or(vec![], |view| view.cluster_ranges.clone());
-    let (addresses, left_out) = candidate_addresses::addresses_to_report(advertised, connection.local, &own, &ranges);
+    let (addresses, left_out) = candidate_addresses::addresses_to_report(advertised, local, &own, &ranges);
     if controller.left_out.swap(left_out, Ordering::Relaxed) != left_out && left_out != 0 {
         info!(
             reported = ?addresses,
@@ -411,12 +434,7 @@ async fn report(
         tcp_port: controller.config.tcp.listen_port.filter(|_| tcp_encapsulation::support().is_ok()),
     };
     debug!(?report, "reporting");
-    let path = format!("/v1/nodes/{}", member.node());
-    tokio::select! {
-        outcome = member.http.call_on::<IgnoredAny>(connection, Method::PUT, &path, &report) => outcome.map(drop),
-        // Nothing more arrives on the connection, and the caller opens another one.
-        () = address_lost(controller, connection) => Ok(()),
-    }
+    report
 }
 
 /// Returns the granted segments from `segments.json`; `None` if the file cannot be read. In that
@@ -469,60 +487,6 @@ impl RefusedViewChanges {
     }
 }
 
-/// The lines of the view stream (NDJSON).
-struct NdjsonLines(FramedRead<StreamReader<Chunks, Bytes>, CompleteLines>);
-
-/// Lines that end with a newline. Text after the last newline of a stream is an incomplete line and
-/// is dropped.
-struct CompleteLines(LinesCodec);
-
-impl Decoder for CompleteLines {
-    type Item = String;
-    type Error = LinesCodecError;
-
-    fn decode(&mut self, buffer: &mut BytesMut) -> Result<Option<String>, LinesCodecError> {
-        self.0.decode(buffer)
-    }
-
-    fn decode_eof(&mut self, buffer: &mut BytesMut) -> Result<Option<String>, LinesCodecError> {
-        self.0.decode(buffer)
-    }
-}
-
-/// The parts of the response body, as they arrive. [`StreamReader`] requires `std::io` errors;
-/// [`NdjsonLines`] unpacks them.
-type Chunks = MapErr<BodyDataStream<Incoming>, fn(hyper::Error) -> io::Error>;
-
-impl NdjsonLines {
-    fn new(body: Incoming) -> Self {
-        let chunks: Chunks = body.into_data_stream().map_err(io::Error::other);
-        Self(FramedRead::new(StreamReader::new(chunks), CompleteLines(LinesCodec::new_with_max_length(MAX_LINE))))
-    }
-
-    /// Returns the next line that is not blank; `None` at the end of the stream. This method is
-    /// cancel safe.
-    async fn next(&mut self, connection: &Connection) -> Result<Option<String>, ControllerError> {
-        loop {
-            let unexpected = |received| {
-                let url = connection.url.to_string();
-                Err(ControllerError::UnexpectedResponse { url, received, expected: "a view" })
-            };
-            return match self.0.next().await {
-                Some(Ok(line)) if line.trim_ascii().is_empty() => continue,
-                Some(Err(LinesCodecError::MaxLineLengthExceeded)) => {
-                    unexpected(format!("a line of more than {MAX_LINE} bytes"))
-                }
-                Some(Err(LinesCodecError::Io(error))) => match error.downcast() {
-                    Ok(error) => Err(hyper_error(&connection.url, &error)),
-                    Err(error) => unexpected(format!("a line that cannot be read ({error})")),
-                },
-                Some(Ok(line)) => Ok(Some(line)),
-                None => Ok(None),
-            };
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use interop_tests::netns::{is_in_namespaces, is_root_or_skips, passes_in_namespaces, run};
@@ -568,16 +532,5 @@ mod tests {
         assert!(!uplinks.iter().any(|address| is_lost(*address, &uplinks)));
         assert!(!is_lost("192.0.2.8".parse().unwrap(), &[]), "the uplinks are not known");
         assert!(!is_lost("127.0.0.1".parse().unwrap(), &uplinks));
-    }
-
-    #[tokio::test]
-    async fn a_line_without_its_end_is_no_line() {
-        let lines = |text: &'static str| {
-            let codec = CompleteLines(LinesCodec::new_with_max_length(MAX_LINE));
-            FramedRead::new(text.as_bytes(), codec).try_collect::<Vec<_>>()
-        };
-        assert_eq!(lines("{\"a\":1}\n\n{\"b\":2}\n").await.unwrap(), ["{\"a\":1}", "", "{\"b\":2}"]);
-        assert_eq!(lines("{\"a\":1}\n{\"b\":2}").await.unwrap(), ["{\"a\":1}"]);
-        assert!(lines("{\"b\":2}").await.unwrap().is_empty());
     }
 }

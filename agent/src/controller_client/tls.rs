@@ -60,7 +60,6 @@ fn builder(trust: ControllerTrust, clock: Arc<CertificateClock>) -> Result<Build
 }
 
 fn finish(mut config: ClientConfig) -> ClientConfig {
-    config.alpn_protocols = vec![b"h2".to_vec()];
     // A resumed session would not present a renewed certificate.
     config.resumption = rustls::client::Resumption::disabled();
     config

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use edge_agent::clock::CertificateClock;
@@ -82,7 +83,7 @@ impl Controller {
         let path = self.directory.path().join("controller.toml");
         let text = format!(
             "server_names = [\"127.0.0.1\"]\nlisten = [\"{}\"]\nstate_dir = {:?}\nadmin_socket = {:?}\nheartbeat_seconds = 1\nnetworks = [{}]\n\
-             [observe]\nlisten = []\n[segments]\ncluster_ranges = [{}]\nquarantine_seconds = 60\n",
+             [observe]\nlisten = [\"127.0.0.1:0\"]\n[segments]\ncluster_ranges = [{}]\nquarantine_seconds = 60\n",
             self.address,
             self.directory.path().join("state"),
             self.admin_socket(),
@@ -197,6 +198,17 @@ impl Controller {
         self.invite(name, Role::Edge).await
     }
 
+    /// Returns a page for health and metrics.
+    pub(crate) async fn monitoring_page(&self, path: &str) -> String {
+        let address = self.server.as_ref().expect("it runs").observe[0];
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: c\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
     pub(crate) async fn nodes(&self) -> Vec<Value> {
         self.operator("GET", "/v1/nodes", Value::Null).await.as_array().unwrap().clone()
     }
@@ -215,6 +227,7 @@ pub(crate) struct ControllerProxy {
     address: SocketAddr,
     controller: SocketAddr,
     task: tokio::task::JoinHandle<()>,
+    open: Arc<AtomicUsize>,
 }
 
 impl ControllerProxy {
@@ -225,18 +238,28 @@ impl ControllerProxy {
     async fn between(address: SocketAddr, controller: SocketAddr) -> Self {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
+        let open = Arc::new(AtomicUsize::new(0));
+        let count = open.clone();
         let task = tokio::spawn(async move {
             // The connections are closed when this task ends.
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (mut from, _) = listener.accept().await.unwrap();
+                let count = count.clone();
+                count.fetch_add(1, Ordering::Relaxed);
                 connections.spawn(async move {
                     let mut to = tokio::net::TcpStream::connect(controller).await.unwrap();
                     let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+                    count.fetch_sub(1, Ordering::Relaxed);
                 });
             }
         });
-        Self { address, controller, task }
+        Self { address, controller, task, open }
+    }
+
+    /// Returns the number of connections that are open.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
     }
 
     pub(crate) fn url(&self) -> String {

@@ -12,3 +12,4 @@ mod rollover;
 mod segments;
 mod streams;
 mod trust;
+mod upgrades;

@@ -1,12 +1,17 @@
-//! Simulates nodes: each opens one HTTP/2 connection, as agents do, and immediately reads a view
-//! stream.
+//! Simulates nodes: each opens a connection for its view, which leaves HTTP as those of agents do,
+//! and reads its view stream. Other requests use connections with HTTP/2.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use edge_types::view_frames::{
+    AnswerHead, ControllerFrame, HEADER, MAX_FROM_CONTROLLER, NODE_PING_SECONDS, NodeFrame, PROTOCOL, header,
+    parse_header,
+};
 use futures_util::{StreamExt, stream};
-use http_body_util::{BodyExt, Full};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::{Method, Request, Response};
@@ -14,8 +19,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -43,8 +49,7 @@ impl ReceivedLine {
     }
 }
 
-/// A connection.
-#[derive(Clone)]
+/// A connection with HTTP/2.
 pub(crate) struct Connection(SendRequest<Full<Bytes>>);
 
 impl Connection {
@@ -87,23 +92,112 @@ pub(crate) async fn each<'a, T, F: Future<Output = T>>(
         .await
 }
 
-/// Opens a node's view stream and sends its lines to `heard`.
-pub(crate) async fn follow(connection: &mut Connection, name: &str, heard: mpsc::UnboundedSender<ReceivedLine>) {
-    let path = format!("/v1/nodes/{name}/view?watch=true&changes=true");
-    let mut body = connection.ask(Method::GET, &path, None).await.into_body();
-    tokio::spawn(async move {
-        let mut line = Vec::new();
-        while let Some(Ok(frame)) = body.frame().await {
-            let at = Instant::now();
-            let Ok(mut data) = frame.into_data() else { continue };
-            while let Some(end) = data.iter().position(|byte| *byte == b'\n') {
-                look(&mut line, &data.split_to(end + 1));
-                // The measurement may have ended.
-                let _ = heard.send(ReceivedLine { at, line: std::mem::take(&mut line) });
-            }
-            look(&mut line, &data);
+/// A node's connection with its view stream. It has left HTTP, as those of agents do.
+#[derive(Clone)]
+pub(crate) struct ViewConnection(mpsc::Sender<Report>);
+
+/// A report that is sent, and what is told that it was answered.
+struct Report(Vec<u8>, oneshot::Sender<()>);
+
+impl ViewConnection {
+    /// Opens a node's view stream and sends its lines to `heard`.
+    pub(crate) async fn open(
+        address: SocketAddr,
+        tls: &ClientConfig,
+        name: &str,
+        heard: mpsc::UnboundedSender<ReceivedLine>,
+    ) -> Self {
+        let mut tls = tls.clone();
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let mut stream = secure(address, Arc::new(tls)).await;
+        let head = format!(
+            "GET /v1/nodes/{name}/view?watch=true&changes=true HTTP/1.1\r\nhost: 127.0.0.1\r\n\
+             connection: upgrade\r\nupgrade: {PROTOCOL}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.expect("a connection");
+        stream.flush().await.expect("a connection");
+        let mut response = Vec::new();
+        while !response.ends_with(b"\r\n\r\n") {
+            response.push(stream.read_u8().await.expect("a response"));
         }
-    });
+        assert!(response.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&response));
+        let (to_send, reports) = mpsc::channel(1);
+        tokio::spawn(run(stream, reports, heard));
+        Self(to_send)
+    }
+
+    /// Sends a report, and waits for the answer.
+    pub(crate) async fn report(&self, report: &Value) {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Report(report.to_string().into_bytes(), answer)).await.expect("a connection");
+        answered.await.expect("an answer");
+    }
+}
+
+/// Reads the stream, and sends reports and pings, until the connection is dropped.
+async fn run(
+    stream: TlsStream<TcpStream>,
+    mut reports: mpsc::Receiver<Report>,
+    heard: mpsc::UnboundedSender<ReceivedLine>,
+) {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let (frames, mut received) = mpsc::channel(64);
+    let reading = tokio::spawn(read_frames(reader, frames));
+    let mut pings = tokio::time::interval(Duration::from_secs(NODE_PING_SECONDS));
+    pings.reset();
+    let (mut line, mut waiting) = (Vec::new(), VecDeque::new());
+    loop {
+        let (kind, body) = tokio::select! {
+            frame = received.recv() => {
+                let Some((kind, mut data, at)) = frame else { break };
+                if kind == ControllerFrame::Answer as u8 {
+                    let (head, _) = AnswerHead::split(&data).expect("an answer");
+                    assert_eq!(head.status, 204);
+                    // Nothing waits for the answer to a ping.
+                    let answered: Option<oneshot::Sender<()>> = waiting.pop_front().expect("a request");
+                    answered.map_or(Ok(()), |answered| answered.send(())).expect("a reporter");
+                    continue;
+                }
+                while let Some(end) = data.iter().position(|byte| *byte == b'\n') {
+                    look(&mut line, &data[..=end]);
+                    data.drain(..=end);
+                    // The measurement may have ended.
+                    let _ = heard.send(ReceivedLine { at, line: std::mem::take(&mut line) });
+                }
+                look(&mut line, &data);
+                continue;
+            }
+            report = reports.recv() => {
+                let Some(Report(body, answer)) = report else { break };
+                waiting.push_back(Some(answer));
+                (NodeFrame::Report, body)
+            }
+            _ = pings.tick() => {
+                waiting.push_back(None);
+                (NodeFrame::Ping, Vec::new())
+            }
+        };
+        let frame = [&header(kind as u8, body.len())[..], &body].concat();
+        writer.write_all(&frame).await.expect("a connection");
+        writer.flush().await.expect("a connection");
+    }
+    reading.abort();
+}
+
+/// Reads frames until the connection ends.
+async fn read_frames(mut reader: ReadHalf<TlsStream<TcpStream>>, frames: mpsc::Sender<(u8, Vec<u8>, Instant)>) {
+    loop {
+        let mut head = [0; HEADER];
+        if reader.read_exact(&mut head).await.is_err() {
+            return;
+        }
+        let (kind, length) = parse_header(head, MAX_FROM_CONTROLLER).expect("a frame");
+        let mut payload = vec![0; length];
+        reader.read_exact(&mut payload).await.expect("a whole frame");
+        if frames.send((kind, payload, Instant::now())).await.is_err() {
+            return;
+        }
+    }
 }
 
 fn look(line: &mut Vec<u8>, more: &[u8]) {

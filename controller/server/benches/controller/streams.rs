@@ -3,18 +3,17 @@
 
 use std::time::{Duration, Instant};
 
-use hyper::Method;
 use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::cluster::Cluster;
-use crate::nodes::{self, Connection, ReceivedLine};
+use crate::nodes::{self, ReceivedLine, ViewConnection};
 use crate::program::{Program, cores, stay_on};
 use crate::report::{Goal, Report, percentile};
 use crate::{Size, bare};
 
 /// Goal for resident memory, MiB.
-const MEMORY: Goal = Goal::AtMost(600.0);
+const MEMORY: Goal = Goal::AtMost(300.0);
 /// Goal for the time from the request of the moved node to the line about it, ms.
 const LATENCY: Goal = Goal::AtMost(250.0);
 /// Time limit for a run that hangs.
@@ -59,11 +58,7 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
     let started = Instant::now();
     let connections = nodes::each(cluster, |_, node| {
         let heard = heard.clone();
-        async move {
-            let mut connection = Connection::open(controller.address, cluster.tls(node)).await;
-            nodes::follow(&mut connection, node.name.as_str(), heard).await;
-            connection
-        }
+        async move { ViewConnection::open(controller.address, &cluster.tls(node), node.name.as_str(), heard).await }
     });
     let mut connections = connections.await;
     // When only heartbeats arrive, every node has its view.
@@ -81,11 +76,10 @@ async fn ours(cluster: &Cluster, size: Size, controller: &Program) -> Measured {
         // A node of the first community moves, a different one each time.
         let mover = 1 + change % size.community;
         let address = format!("198.18.{}.{}", change / 250, 1 + change % 250);
-        let path = format!("/v1/nodes/{}", cluster.nodes[mover].name);
         let report = json!({"addresses": [address], "port": 4500});
-        let mut connection = connections[mover].clone();
+        let connection = connections[mover].clone();
         let sent = Instant::now();
-        let response = tokio::spawn(async move { drop(connection.ask(Method::PUT, &path, Some(report)).await) });
+        let response = tokio::spawn(async move { connection.report(&report).await });
         // The hub receives the change too.
         let mut received = 0;
         while received < size.community {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::{HeaderMap, header, request::Parts};
 use edge_types::NodeName;
+use edge_types::view_frames::MAX_FROM_NODE;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 
@@ -13,7 +14,7 @@ use super::error::ApiError;
 
 /// Maximum size of a request body, in bytes. The largest real bodies are certificate requests of
 /// about 1 KiB, apart from lists of members.
-const LIMIT: usize = 64 * 1024;
+const LIMIT: usize = MAX_FROM_NODE;
 /// Maximum size of the list of a community's members, in bytes: 10,000 of the longest names, as
 /// many members as a `Community` may list. The controller authorizes the operator before it reads
 /// the body. Kubernetes itself refuses objects above 1.5 MiB (etcd).

@@ -1,5 +1,6 @@
-//! A place for one line between the task that makes a stream's lines and the response that sends
-//! them. Ten thousand streams are open at once, and a channel of tokio takes 1.5 KiB for each.
+//! A place for one line between the task that makes a stream's lines and the response or the
+//! connection that sends them. Ten thousand streams are open at once, and a channel of tokio takes
+//! 1.5 KiB for each.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,20 +8,20 @@ use hyper::body::Bytes;
 use tokio::sync::Notify;
 
 /// Makes an empty slot. At most one line waits in it.
-pub(super) fn line_slot() -> (LineSender, LineReceiver) {
+pub(crate) fn line_slot() -> (LineSender, LineReceiver) {
     let slot = Arc::new(Slot::default());
     (LineSender(slot.clone()), LineReceiver(slot))
 }
 
 /// Puts lines into the slot. For one task at a time.
-pub(super) struct LineSender(Arc<Slot>);
+pub(crate) struct LineSender(Arc<Slot>);
 
 /// Takes lines out of the slot.
-pub(super) struct LineReceiver(Arc<Slot>);
+pub(crate) struct LineReceiver(Arc<Slot>);
 
 /// The receiver is gone.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct ReaderGone;
+pub(crate) struct ReaderGone;
 
 #[derive(Default)]
 struct Slot {
@@ -46,7 +47,7 @@ impl Slot {
 
 impl LineSender {
     /// Puts a line into the slot if it is empty. Otherwise returns the line.
-    pub(super) fn try_put(&self, line: Bytes) -> Result<Option<Bytes>, ReaderGone> {
+    pub(crate) fn try_put(&self, line: Bytes) -> Result<Option<Bytes>, ReaderGone> {
         let mut content = self.0.content();
         if content.receiver_gone {
             return Err(ReaderGone);
@@ -61,7 +62,7 @@ impl LineSender {
     }
 
     /// Waits until the slot is empty, and puts a line into it.
-    pub(super) async fn put(&self, mut line: Bytes) -> Result<(), ReaderGone> {
+    pub(crate) async fn put(&self, mut line: Bytes) -> Result<(), ReaderGone> {
         while let Some(again) = self.try_put(line)? {
             line = again;
             self.0.taken.notified().await;
@@ -70,7 +71,7 @@ impl LineSender {
     }
 
     /// Returns when the receiver is gone.
-    pub(super) async fn closed(&self) {
+    pub(crate) async fn closed(&self) {
         while !self.0.content().receiver_gone {
             self.0.taken.notified().await;
         }
@@ -78,16 +79,23 @@ impl LineSender {
 }
 
 impl LineReceiver {
+    /// Takes the line that is in the slot, if there is one.
+    pub(crate) fn try_take(&mut self) -> Option<Bytes> {
+        let line = self.0.content().line.take()?;
+        self.0.taken.notify_one();
+        Some(line)
+    }
+
     /// Waits for the next line. `None` if the sender is gone and the slot is empty.
-    pub(super) async fn take(&mut self) -> Option<Bytes> {
+    pub(crate) async fn take(&mut self) -> Option<Bytes> {
         loop {
+            if let Some(line) = self.try_take() {
+                return Some(line);
+            }
             {
-                let mut content = self.0.content();
-                if let Some(line) = content.line.take() {
-                    self.0.taken.notify_one();
-                    return Some(line);
-                }
-                if content.sender_gone {
+                // A last line may have come since.
+                let content = self.0.content();
+                if content.sender_gone && content.line.is_none() {
                     return None;
                 }
             }

@@ -4,7 +4,7 @@
 //! - [`caller`]: identifies the caller and implements the access checks. [`authorization`]: applies
 //!   the checks of a route before a body is read.
 //! - [`join`] (with [`service_account`]), [`report`], [`segments`], [`view`] (with
-//!   [`single_view`] and [`line_slot`]): handle the requests from nodes.
+//!   [`single_view`], [`line_slot`] and [`view_upgrade`]): handle the requests from nodes.
 //! - [`connectivity`]: checks whether nodes reach each other, by measurements that the nodes make.
 //! - [`claim_reporter`]: writes log lines and Events about segments that nodes claim to hold.
 //! - [`operator`], [`ca`], [`archive`], [`page_sessions`], [`status`] (with [`node_infos`]): handle
@@ -25,7 +25,7 @@ mod claim_reporter;
 mod connectivity;
 mod error;
 mod join;
-mod line_slot;
+pub(crate) mod line_slot;
 mod node_infos;
 mod openapi;
 mod operator;
@@ -42,6 +42,7 @@ mod state;
 mod status;
 mod unauthenticated_body;
 mod view;
+pub(crate) mod view_upgrade;
 
 pub use error::ApiError;
 pub use node_infos::ReplicaName;

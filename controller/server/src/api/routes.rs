@@ -65,7 +65,7 @@ pub(super) fn routes() -> Vec<Route> {
             .response::<SegmentResponse>()
             .errors(&[409, 429]),
         Route::get("/v1/nodes/{node}/view", "view", get(view::view))
-            .summary("The node and the peers that it may talk to: once, or as a stream of lines.")
+            .summary("The node and the peers that it may talk to: once, or as a stream of lines. For a node on HTTP/1.1 with `Upgrade: edge-view`, the stream comes in frames (101).")
             .access(Access::NodeOrOperator)
             .query::<view::Parameters>()
             .response::<NodeView>()

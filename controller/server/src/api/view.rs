@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use edge_controller_domain::clock::Clock;
 use edge_controller_domain::connectivity::{Measurer, Measurers};
 use edge_controller_domain::node_reports::NodeReports;
 use edge_controller_domain::random;
-use edge_controller_domain::registry::{PeerJson, Registry};
+use edge_controller_domain::registry::{OperatorStream, PeerJson, Registry};
 use edge_types::NodeName;
 use edge_types::api::ViewEvent;
 use edge_types::connectivity::MeasurementRequest;
@@ -24,9 +25,10 @@ use tracing::Instrument;
 use super::body::Node;
 use super::caller::Caller;
 use super::error::ApiError;
-use super::line_slot::{LineSender, ReaderGone, line_slot};
+use super::line_slot::{LineReceiver, LineSender, ReaderGone, line_slot};
 use super::single_view::{self, SLOWEST_READER, SingleViews};
 use super::state::{CatchUpLimit, from_substates};
+use super::view_upgrade::{UpgradedView, ViewUpgrade};
 use crate::live_config::LiveConfig;
 use crate::logs;
 use crate::observe::{Metrics, OpenStream, StreamEnd};
@@ -79,6 +81,7 @@ from_substates!(ViewStreams { registry, live, reports, measurers, catch_ups, sin
 pub(super) async fn view(
     State(streams): State<ViewStreams>,
     State(metrics): State<Metrics>,
+    upgrade: Option<Extension<ViewUpgrade>>,
     caller: Caller,
     Node(node): Node,
     parameters: Result<Query<Parameters>, axum::extract::rejection::QueryRejection>,
@@ -109,12 +112,13 @@ pub(super) async fn view(
     // An operator who reads the view of a node does not make the node count as connected.
     let by_operator = caller.is_operator().then(|| state.begin_operator_stream(&node));
     let mut changes = state.watch(&node).ok_or_else(missing)?;
-    if by_operator.is_none() {
-        streams.reports.begins(&node, streams.registry.clock.now());
-    }
-    drop(state);
     // The receiver is marked as changed, so that the first view is sent.
     changes.mark_changed();
+    let seen = by_operator.is_none().then(|| (streams.reports.clone(), streams.registry.clock.clone()));
+    if let Some((reports, clock)) = &seen {
+        reports.begins(&node, clock.now());
+    }
+    drop(state);
     // At most one line waits. Changes in the meantime become one later line.
     let (lines, taken) = line_slot();
     let output = Output { lines, stream: metrics.stream() };
@@ -122,21 +126,39 @@ pub(super) async fn view(
     // Only the node itself measures, not an operator who reads its view.
     let measures = parameters.measures && !caller.is_operator();
     let mut measurer = measures.then(|| streams.measurers.register(&node));
+    let upgrade = upgrade.map(|Extension(upgrade)| (upgrade, node.clone()));
+    let mut open = OpenView { seen, node, changes, _by_operator: by_operator };
     let work = async move {
-        send_lines(&streams, caller, &node, reader, &mut changes, measurer.as_mut(), output).await;
-        // The node was seen until now. This is recorded before `changes` is dropped, which marks
-        // the node as no longer connected.
-        if by_operator.is_none() {
-            streams.reports.ends(&node, streams.registry.clock.now());
-        }
-        drop(changes);
-        drop(by_operator);
+        let OpenView { node, changes, .. } = &mut open;
+        send_lines(&streams, caller, node, reader, changes, measurer.as_mut(), output).await;
     };
-    tokio::spawn(work.in_current_span());
-    let body = futures_util::stream::unfold(taken, async |mut taken| {
+    let work = work.in_current_span();
+    if let Some((upgrade, node)) = upgrade {
+        return Ok(upgrade.hand_over(UpgradedView { node, lines: taken, work: Box::pin(work) }));
+    }
+    tokio::spawn(work);
+    let body = futures_util::stream::unfold(taken, async |mut taken: LineReceiver| {
         taken.take().await.map(|line: Bytes| (Ok::<_, Infallible>(line), taken))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+/// A stream that is open. When it is dropped, the time until which the node was seen is recorded,
+/// before `changes` is dropped, which marks the node as no longer connected.
+struct OpenView {
+    /// `None` if an operator reads the view.
+    seen: Option<(NodeReports, Clock)>,
+    node: NodeName,
+    changes: watch::Receiver<u64>,
+    _by_operator: Option<OperatorStream>,
+}
+
+impl Drop for OpenView {
+    fn drop(&mut self) {
+        if let Some((reports, clock)) = &self.seen {
+            reports.ends(&self.node, clock.now());
+        }
+    }
 }
 
 /// Where a stream's lines go.

@@ -56,13 +56,10 @@ pub(super) async fn serve(
         match accepted {
             Ok((stream, _)) => {
                 let caller = connections::caller(CallerIdentity::Operator, None);
-                open.tasks.spawn(connections::serve(
-                    stream,
-                    caller,
-                    &connections::KNOWN,
-                    router.clone(),
-                    open.stopping.clone(),
-                ));
+                let (router, stopping) = (router.clone(), open.stopping.clone());
+                let served = connections::serve(stream, caller, &connections::KNOWN, router, stopping);
+                // The operator's connections never leave HTTP.
+                open.tasks.spawn(async move { drop(served.await) });
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the admin socket");

@@ -40,8 +40,8 @@ const OTHER_FILES: usize = 128;
 /// Time that a handshake may take over a slow path to a busy controller. A younger connection is
 /// not closed for another one from its own source.
 const HANDSHAKE_ALLOWANCE: Duration = Duration::from_secs(3);
-/// Maximum number of connections of one node. A node has one, and a second one for a moment when
-/// its certificate is renewed.
+/// Maximum number of connections of one node. A node has one for its view, and a second one while
+/// it renews its certificate or requests segments.
 const PER_NODE: usize = 8;
 
 /// The connection limits, shared by all listeners.

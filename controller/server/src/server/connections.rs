@@ -1,18 +1,19 @@
 //! Serves HTTP/2 and HTTP/1.1 on connections within limits. Connections that are slow, silent or in
-//! excess of the limits are closed.
+//! excess of the limits are closed. A node's connection may leave HTTP for its view stream.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use http_body_util::BodyExt;
-use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::conn::auto::{self, Builder};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -23,7 +24,9 @@ use tower::ServiceExt;
 use super::connection_limits::{CONNECTIONS, ConnectionLimits};
 use super::handshake::{self, Accepted, SILENCE};
 use super::tls::Tls;
+use super::view_connection;
 use crate::api::caller::{Caller, CallerIdentity};
+use crate::api::view_upgrade::{UpgradedView, ViewUpgrade, is_asked_for};
 use crate::logs;
 
 /// Time limit of a TLS handshake.
@@ -146,7 +149,11 @@ pub(super) async fn serve_nodes(
                     if let Some(certificate) = certificate {
                         permit.identify(&certificate, &connection);
                         drop((displaced, certificate));
-                        serve(stream, caller, &KNOWN, router, stopping).await;
+                        let served = serve(stream, caller.clone(), &KNOWN, router.clone(), stopping);
+                        let upgraded = Box::pin(served).await;
+                        if let Some(upgraded) = upgraded {
+                            Box::pin(view_connection::serve(upgraded, caller, router)).await;
+                        }
                     } else {
                         let served = serve(stream, caller, &STRANGER, router, stopping);
                         let served = Box::pin(tokio::time::timeout(STRANGER_LIFETIME, served));
@@ -192,15 +199,27 @@ fn http(bounds: &ConnectionBounds) -> Builder<TokioExecutor> {
 static HTTP_FOR_KNOWN: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&KNOWN));
 static HTTP_FOR_STRANGERS: LazyLock<Builder<TokioExecutor>> = LazyLock::new(|| http(&STRANGER));
 
+/// A connection that has left HTTP.
+pub(super) struct UpgradedConnection<S> {
+    pub(super) stream: S,
+    /// Bytes that the peer has sent after its request.
+    pub(super) received: Bytes,
+    pub(super) view: UpgradedView,
+}
+
+/// The upgrade of a connection, until hyper lets go of the connection.
+type PendingUpgrade = Arc<Mutex<Option<(OnUpgrade, UpgradedView)>>>;
+
 /// Serves one connection until it ends or is closed, or the server stops. When the server stops,
-/// open requests are finished first.
+/// open requests are finished first. Returns the connection if it has left HTTP. Only a registered
+/// node's connection does.
 pub(super) fn serve<S>(
     stream: S,
     caller: Caller,
     bounds: &'static ConnectionBounds,
     router: Router,
     stopping: CancellationToken,
-) -> impl Future<Output = ()> + Send
+) -> impl Future<Output = Option<UpgradedConnection<S>>> + Send
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -209,15 +228,30 @@ where
     let requests = TaskTracker::new();
     requests.close();
     let open = requests.clone();
+    let pending = PendingUpgrade::default();
+    let upgraded = pending.clone();
+    let may_upgrade = bounds.requests.is_none() && matches!(caller.identity, CallerIdentity::Node(_));
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         let too_many = bounds.requests.is_some_and(|most| asked.fetch_add(1, Ordering::Relaxed) >= most);
         if too_many {
             caller.connection.cancel();
         }
         request.extensions_mut().insert(caller.clone());
-        let (router, open) = (router.clone(), open.token());
+        let may_be_asked = request.version() == Version::HTTP_11 && request.method() == Method::GET;
+        let asked = may_upgrade && may_be_asked && is_asked_for(request.headers());
+        let upgrade = asked.then(|| (hyper::upgrade::on(&mut request), ViewUpgrade::default()));
+        if let Some((_, view)) = &upgrade {
+            request.extensions_mut().insert(view.clone());
+        }
+        let (router, open, pending) = (router.clone(), open.token(), pending.clone());
         Box::pin(async move {
             let Ok(response) = router.oneshot(request).await;
+            if let Some((connection, view)) = upgrade
+                && response.status() == StatusCode::SWITCHING_PROTOCOLS
+            {
+                let view = view.take().map(|view| (connection, view));
+                *pending.lock().unwrap_or_else(PoisonError::into_inner) = view;
+            }
             // The request counts as open until the last part of its response is sent.
             let response = response.map(|body| {
                 body.map_frame(move |frame| {
@@ -228,7 +262,7 @@ where
             Ok::<_, Infallible>(response)
         })
     });
-    let mut connection = Box::pin(http.serve_connection(TokioIo::new(stream), service));
+    let mut connection = Box::pin(http.serve_connection_with_upgrades(TokioIo::new(stream), service));
     async move {
         let mut asked_to_stop = false;
         loop {
@@ -237,16 +271,22 @@ where
                     if let Err(error) = ended {
                         tracing::debug!("connection ended: {error}");
                     }
-                    return;
+                    break;
                 }
-                () = cut.cancelled() => return,
+                () = cut.cancelled() => return None,
                 () = stopping.cancelled(), if !asked_to_stop => {
                     asked_to_stop = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = idle_for(&requests, IDLE_SHUTDOWN), if asked_to_stop => return,
+                () = idle_for(&requests, IDLE_SHUTDOWN), if asked_to_stop => return None,
             }
         }
+        drop(connection);
+        let (connection, view) = upgraded.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let parts = auto::upgrade::downcast::<TokioIo<S>>(connection.await.ok()?).ok()?;
+        // A part of hyper's buffer would keep the whole buffer in memory.
+        let received = Bytes::copy_from_slice(&parts.read_buf);
+        Some(UpgradedConnection { stream: parts.io.into_inner(), received, view })
     }
 }
 

@@ -5,6 +5,7 @@
 //! - [`backends`]: opens the store and the storage of the authorities.
 //! - [`cluster`]: runs the additional tasks if Kubernetes is configured.
 //! - [`connections`]: serves HTTP on connections within limits.
+//! - [`view_connection`]: serves connections that have left HTTP for a view stream in frames.
 //! - [`handshake`]: performs TLS handshakes within limits.
 //! - [`connection_limits`]: limits the number of connections and decides which one is closed for a
 //!   new one.
@@ -23,6 +24,7 @@ mod listen;
 mod plain_listener;
 mod state_dir;
 mod tls;
+mod view_connection;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

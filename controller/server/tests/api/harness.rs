@@ -301,7 +301,7 @@ impl Node {
         let mut tls = (*self.tls).clone();
         tls.alpn_protocols.clear();
         let stream = TcpStream::connect(self.address).await.unwrap();
-        TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from("127.0.0.1").unwrap(), stream).await.unwrap()
+        TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from("cloud.test").unwrap(), stream).await.unwrap()
     }
 
     pub(crate) async fn watch(&self) -> Stream {

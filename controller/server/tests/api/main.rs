@@ -1,6 +1,7 @@
 //! Tests the controller from the outside: a real server on its own loopback port, real TLS and a
 //! real store.
 
+mod frame_connection;
 #[allow(dead_code, reason = "some of it is for other tests")]
 mod harness;
 #[allow(dead_code, reason = "some of it is for other tests")]
@@ -29,5 +30,6 @@ mod secrecy;
 mod segments;
 mod shutdown;
 mod strangers;
+mod view_frames;
 mod views;
 mod webdriver;
