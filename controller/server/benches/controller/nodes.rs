@@ -134,37 +134,25 @@ impl ViewConnection {
     }
 }
 
-/// Reads the stream, and sends reports and pings, until the connection is dropped.
+/// Sends reports and pings until the connection is dropped.
 async fn run(
     stream: TlsStream<TcpStream>,
     mut reports: mpsc::Receiver<Report>,
     heard: mpsc::UnboundedSender<ReceivedLine>,
 ) {
     let (reader, mut writer) = tokio::io::split(stream);
-    let (frames, mut received) = mpsc::channel(64);
-    let reading = tokio::spawn(read_frames(reader, frames));
+    let (answers, mut answered) = mpsc::channel(1);
+    let reading = tokio::spawn(read_frames(reader, answers, heard));
     let mut pings = tokio::time::interval(Duration::from_secs(NODE_PING_SECONDS));
     pings.reset();
-    let (mut line, mut waiting) = (Vec::new(), VecDeque::new());
+    let mut waiting: VecDeque<Option<oneshot::Sender<()>>> = VecDeque::new();
     loop {
         let (kind, body) = tokio::select! {
-            frame = received.recv() => {
-                let Some((kind, mut data, at)) = frame else { break };
-                if kind == ControllerFrame::Answer as u8 {
-                    let (head, _) = AnswerHead::split(&data).expect("an answer");
-                    assert_eq!(head.status, 204);
-                    // Nothing waits for the answer to a ping.
-                    let answered: Option<oneshot::Sender<()>> = waiting.pop_front().expect("a request");
-                    answered.map_or(Ok(()), |answered| answered.send(())).expect("a reporter");
-                    continue;
-                }
-                while let Some(end) = data.iter().position(|byte| *byte == b'\n') {
-                    look(&mut line, &data[..=end]);
-                    data.drain(..=end);
-                    // The measurement may have ended.
-                    let _ = heard.send(ReceivedLine { at, line: std::mem::take(&mut line) });
-                }
-                look(&mut line, &data);
+            answer = answered.recv() => {
+                let Some(()) = answer else { break };
+                // Nothing waits for the answer to a ping.
+                let answered = waiting.pop_front().expect("a request");
+                answered.map_or(Ok(()), |answered| answered.send(())).expect("a reporter");
                 continue;
             }
             report = reports.recv() => {
@@ -185,7 +173,12 @@ async fn run(
 }
 
 /// Reads frames until the connection ends.
-async fn read_frames(mut reader: ReadHalf<TlsStream<TcpStream>>, frames: mpsc::Sender<(u8, Vec<u8>, Instant)>) {
+async fn read_frames(
+    mut reader: ReadHalf<TlsStream<TcpStream>>,
+    answers: mpsc::Sender<()>,
+    heard: mpsc::UnboundedSender<ReceivedLine>,
+) {
+    let mut line = Vec::new();
     loop {
         let mut head = [0; HEADER];
         if reader.read_exact(&mut head).await.is_err() {
@@ -194,9 +187,24 @@ async fn read_frames(mut reader: ReadHalf<TlsStream<TcpStream>>, frames: mpsc::S
         let (kind, length) = parse_header(head, MAX_FROM_CONTROLLER).expect("a frame");
         let mut payload = vec![0; length];
         reader.read_exact(&mut payload).await.expect("a whole frame");
-        if frames.send((kind, payload, Instant::now())).await.is_err() {
-            return;
+        let at = Instant::now();
+        if kind == ControllerFrame::Answer as u8 {
+            let (head, _) = AnswerHead::split(&payload).expect("an answer");
+            assert_eq!(head.status, 204);
+            if answers.send(()).await.is_err() {
+                return;
+            }
+            continue;
         }
+        let mut data = &payload[..];
+        while let Some(end) = data.iter().position(|byte| *byte == b'\n') {
+            let (rest, next) = data.split_at(end + 1);
+            look(&mut line, rest);
+            data = next;
+            // The measurement may have ended.
+            let _ = heard.send(ReceivedLine { at, line: std::mem::take(&mut line) });
+        }
+        look(&mut line, data);
     }
 }
 
