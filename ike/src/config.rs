@@ -212,8 +212,9 @@ pub struct Timing {
     /// reports ESP. Up to a tenth is subtracted at random.
     pub idle_liveness: Duration,
     /// The time after which an idle peer is asked is at least this multiplied by the number of our
-    /// CHILD_SAs, so that the traffic of all checks has a limit, unless a NAT in front of us was
-    /// detected. Never more than half an hour for this reason. Zero for no such limit.
+    /// CHILD_SAs, so that the traffic of the checks that we begin has a limit, unless a NAT in
+    /// front of us was detected. Never more than half an hour for this reason. Zero for no such
+    /// limit.
     pub idle_share: Duration,
     /// Delay before the first retransmission of a request. It doubles each time.
     pub retransmit: Duration,
@@ -246,9 +247,9 @@ pub struct Timing {
     /// Maximum delay between attempts.
     pub retry_max: Duration,
     /// Time without a packet from us after which a NAT keepalive is sent if we are behind a NAT
-    /// (RFC 3948 4). It is sent up to one second earlier, so that it falls on a whole second. Where
-    /// encapsulation was forced and there is no NAT, the initiator of the IKE SA sends keepalives,
-    /// and the time is five times as long.
+    /// (RFC 3948 4), or encapsulation was forced. It is sent up to one second earlier, so that it
+    /// falls on a whole second. If there is no NAT and `idle_share` is set, the time is five times
+    /// as long.
     pub nat_keepalive: Duration,
 }
 

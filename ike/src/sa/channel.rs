@@ -32,8 +32,8 @@ const SILENT_AFTER: u32 = 3;
 /// that loses a fifth of the packets of each direction, one request in 500 needs more.
 const NEEDS_PATIENCE: u32 = 6;
 
-/// How many times longer the interval of keepalives is where no NAT was found: 100 seconds by
-/// default.
+/// How many times longer the interval of keepalives is where no NAT was found and
+/// [`Timing::idle_share`] is set: 100 seconds by default.
 const WITHOUT_NAT: u32 = 5;
 
 /// Upper limit of the time after which an idle peer is asked because of [`Timing::idle_share`].
@@ -402,16 +402,14 @@ impl Channel {
     /// on a whole second if the interval contains one, so that an owner with many IKE SAs wakes up
     /// once a second for all of them, not once for each.
     ///
-    /// Where no NAT was found, a firewall in front of either end may forget the flow: after no less
-    /// than two minutes (RFC 4787 REQ-5, RFC 6092 REC-14). A packet of one end is enough for both.
+    /// Where encapsulation was forced and no NAT was found, a firewall in front of this end may
+    /// forget the flow. It should keep it for two minutes, and be refreshed by packets from inside
+    /// (RFC 4787 REQ-5 and REQ-6, RFC 6092 REC-14 and REC-15).
     pub(crate) fn keepalive_at(&self) -> Option<Instant> {
-        let interval = self.timing().nat_keepalive;
-        let interval = match self.role {
-            _ if self.path.nat_found => interval,
-            IkeRole::Initiator if self.path.nat_local => interval.saturating_mul(WITHOUT_NAT),
-            IkeRole::Initiator | IkeRole::Responder => return None,
-        };
-        Some(on_whole_second(self.last_sent, interval))
+        let timing = self.timing();
+        let rarely = !self.path.nat_found && !timing.idle_share.is_zero();
+        let interval = timing.nat_keepalive.saturating_mul(if rarely { WITHOUT_NAT } else { 1 });
+        self.path.nat_local.then(|| on_whole_second(self.last_sent, interval))
     }
 
     /// Returns the time without an IKE message after which a peer is asked, if this endpoint has so

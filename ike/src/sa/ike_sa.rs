@@ -536,6 +536,10 @@ impl IkeSa {
 
     pub(super) fn set_timers(&mut self, now: Instant) {
         let timing = self.channel.timing();
+        if self.channel.path.nat_found {
+            // The path may have changed since the last message.
+            self.channel.signs.limit_idle(timing.idle_liveness);
+        }
         match self.channel.retransmit_at() {
             Some(at) => {
                 self.timers.set(Timer::Retransmit, at);

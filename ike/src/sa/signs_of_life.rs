@@ -62,6 +62,11 @@ impl SignsOfLife {
         self.unanswered = None;
     }
 
+    /// Shortens the time without an IKE message after which the peer is checked to this limit.
+    pub(crate) fn limit_idle(&mut self, limit: Duration) {
+        self.idle = self.idle.map(|idle| idle.min(limit));
+    }
+
     /// Records authentic ESP from the peer.
     pub(crate) fn esp_received(&mut self, now: Instant) {
         self.esp = Some(now);
@@ -166,6 +171,17 @@ mod tests {
     #[test]
     fn an_idle_peer_is_seldom_asked() {
         assert_eq!(heard(100).check_at(&Timing::default()), at(220));
+    }
+
+    #[test]
+    fn a_peer_that_was_to_be_asked_late_is_asked_sooner_behind_a_nat() {
+        let mut signs = SignsOfLife::new(at(100));
+        signs.ike_received(at(100), Some(Duration::from_secs(1800)));
+        signs.limit_idle(Duration::from_secs(120));
+        assert_eq!(signs.check_at(&Timing::default()), at(220));
+        signs.ike_received(at(101), None);
+        signs.limit_idle(Duration::from_secs(120));
+        assert_eq!(signs.check_at(&Timing::default()), at(105), "ESP is not reported");
     }
 
     #[test]
