@@ -18,7 +18,7 @@ const FIRST_REQUEST: Duration = Duration::from_secs(3);
 const AFTER_MOVE: Duration = Duration::from_millis(300);
 /// Minimum time for a peer to answer after the first hub has answered at the new address. A peer
 /// has twice the time of that hub, since most of the path is often the same.
-const AFTER_HUB: Duration = Duration::from_millis(30);
+const AFTER_HUB: Duration = Duration::from_millis(100);
 /// Time after a request until the next hub is asked, if the tunnel has not come up. It doubles
 /// after each round of all hubs, up to [`MAX_WAIT`].
 const MIN_WAIT: Duration = Duration::from_secs(10);
@@ -558,7 +558,7 @@ mod tests {
     fn a_peer_has_twice_the_time_of_the_first_hub_to_answer_at_a_new_address() {
         let [peer, silent] = names(["a", "b"]);
         let after = |millis: u64| at(5) + Duration::from_millis(millis);
-        for (answered, due) in [(10, 40), (50, 100), (140, 280), (200, 300)] {
+        for (answered, due) in [(10, 110), (50, 150), (140, 280), (200, 300)] {
             let mut requests = RelayRequests::default();
             requests.moved(&peer, at(5));
             requests.hub_answered(after(1));

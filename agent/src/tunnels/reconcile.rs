@@ -310,10 +310,12 @@ impl Driver {
             }
             self.endpoint.local_address_changed(old, source_address, now, &mut self.environment);
         }
-        self.moved_away(peers);
-        // There may be no route to some peers yet.
-        if self.endpoint.ike_addresses().any(|(_, local, remote)| is_gone(local, remote)) {
+        // There may be no route to some peers yet. Nothing was sent to them from another address.
+        let uses_gone = |(peer, local, remote): (&PeerName, _, _)| is_gone(local, remote).then(|| peer.clone());
+        let waiting: BTreeSet<PeerName> = self.endpoint.ike_addresses().filter_map(uses_gone).collect();
+        if !waiting.is_empty() {
             self.route_retry.schedule(tokio::time::Instant::now());
         }
+        self.moved_away(peers.difference(&waiting));
     }
 }

@@ -173,12 +173,11 @@ impl Driver {
 
     /// Handles a change of this node's address, from which it sent to these peers. Their NATs may
     /// let nothing in from the new address. So a hub is asked for a relay to those that are silent.
-    pub(super) fn moved_away(&mut self, peers: impl IntoIterator<Item = PeerName>) {
+    pub(super) fn moved_away<'a>(&mut self, peers: impl IntoIterator<Item = &'a PeerName>) {
         let now = self.now();
         for peer in peers {
-            // While there is no route, this code runs many times a second.
-            if self.is_up_directly(&peer) && !self.is_path_lost(&peer) {
-                self.relays.requests.moved(&peer, now);
+            if self.is_up_directly(peer) && !self.is_path_lost(peer) {
+                self.relays.requests.moved(peer, now);
             }
             self.relays.requests.await_hub(now);
         }
@@ -349,6 +348,10 @@ impl Driver {
         let (hub, address) = (relay.hub.clone(), relay.address);
         let hubs = self.connected_hubs();
         let path = self.endpoint.path(peer).map(|(_, remote)| remote);
+        if self.is_up_directly(peer) && !self.may_need_relay(peer, now) {
+            // The peer has answered on the direct path meanwhile.
+            return self.forget_relay(peer);
+        }
         let opened = self.relays.requests.opened(peer, relay, &hubs, now);
         match (opened, path) {
             (Opened::Ignored, _) => return,
