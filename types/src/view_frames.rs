@@ -4,7 +4,7 @@
 //! response 101 both ends send frames: one byte for the kind, four for the length of the payload
 //! (big endian), and the payload. The node sends requests ([`NodeFrame`]). The controller sends the
 //! view stream in parts, and answers each request, in order ([`ControllerFrame`]). Frames of an
-//! unknown kind are skipped by the node, and answered with 404 by the controller.
+//! unknown kind are skipped by the node, and answered with 501 by the controller.
 
 use crate::name::NodeName;
 

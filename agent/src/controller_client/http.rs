@@ -175,12 +175,15 @@ impl HttpClient {
     fn close_when_idle(&self, connection: &Connection) {
         // A client that is dropped closes its connection at once.
         let (active, used) = (Arc::downgrade(&self.active), connection.uses.load(Ordering::Relaxed));
+        let this = Arc::downgrade(&connection.uses);
         tokio::spawn(async move {
             sleep(IDLE).await;
             let Some(active) = active.upgrade() else { return };
             active.lock().await.connection.take_if(|connection| {
+                let is_this = this.ptr_eq(&Arc::downgrade(&connection.uses));
                 let unused = connection.uses.load(Ordering::Relaxed) == used;
-                unused && Arc::strong_count(&connection.uses) == 1
+                // One that is broken stays: the next request then tries another controller.
+                is_this && unused && !connection.is_closed() && Arc::strong_count(&connection.uses) == 1
             });
         });
     }

@@ -151,11 +151,14 @@ async fn follow_stream(
     let url = connection.url.clone();
     let (connection, mut lines) = match open(controller, &member, connection, &mut uplink, stream.state.as_ref()).await
     {
-        Err(ControllerError::Problem(problem)) if problem.status >= 500 => {
-            http.try_next_after(&url).await;
-            return Err(ControllerError::Problem(problem));
+        Ok(opened) => opened,
+        Err(error) => {
+            // A controller that answers with another problem serves this node, or all refuse it.
+            if !matches!(&error, ControllerError::Problem(problem) if problem.status < 500) {
+                http.try_next_after(&url).await;
+            }
+            return Err(error);
         }
-        opened => opened?,
     };
     controller.controller_reached().await;
     let url = connection.url.to_string();
@@ -174,7 +177,8 @@ async fn follow_stream(
         backoff.reset();
     }
     stream.opened = Some(Instant::now());
-    let mut reports = Reports::default();
+    // Over HTTP the stream may come from another replica than that to which the report went.
+    let mut reports = Reports { is_due: !connection.has_left_http(), sending: None };
     loop {
         reports.send(controller, &member, &connection).await;
         tokio::select! {
@@ -275,7 +279,6 @@ async fn follow_stream(
 
 /// The reports on one connection. One report is sent at a time, by a task. What changes meanwhile
 /// is in the next one.
-#[derive(Default)]
 struct Reports {
     is_due: bool,
     sending: Option<AbortOnDropHandle<Result<(), ControllerError>>>,

@@ -83,6 +83,11 @@ impl ViewConnection {
         }
     }
 
+    /// Returns whether the connection has left HTTP.
+    pub(super) fn has_left_http(&self) -> bool {
+        matches!(&self.requests, Requests::Frames(_))
+    }
+
     /// Returns whether the connection has ended. The lines of the stream then end with the reason.
     pub(super) fn has_ended(&self) -> bool {
         matches!(&self.requests, Requests::Frames(requests) if requests.is_closed())

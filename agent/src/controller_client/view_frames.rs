@@ -48,7 +48,8 @@ pub(super) struct FrameRequest {
 /// The parts of the view stream, or the reason why the connection broke.
 type Parts = mpsc::Receiver<Result<Bytes, ControllerError>>;
 
-/// Starts the task of a connection. The connection is closed when the results are dropped.
+/// Starts the task of a connection. The connection is closed when the results are dropped, after
+/// the answer to a request that was sent.
 pub(super) fn start<S>(url: Uri, stream: S, clock: Arc<CertificateClock>) -> (mpsc::Sender<FrameRequest>, Parts)
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
@@ -120,6 +121,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> FrameConnection<R, W> {
                 None => (received + PING_INTERVAL).min(sent + SEND_INTERVAL),
             };
             tokio::select! {
+                // After a pause of this process, what has arrived counts before the deadline.
+                biased;
                 frame = self.frames.next() => match frame {
                     Some(Ok(frame)) => {
                         received = Instant::now();

@@ -2,6 +2,7 @@
 //! controller that does not know that.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use edge_agent::membership::ControllerStatus;
@@ -63,16 +64,7 @@ type Asked = Arc<Mutex<Vec<(Version, Method, bool)>>>;
 /// Starts a controller of an earlier release in place of `controller`: it answers requests for the
 /// view with a stream, on any version of HTTP, and never leaves HTTP.
 async fn earlier_release(controller: &Controller, address: SocketAddr, view: NodeView, protocols: &[&str]) -> Asked {
-    let now = Clock::system().now();
-    let state = controller.file("ca.json").parent().unwrap().to_owned();
-    let authorities = Ca::open(Box::new(Files::new(&state, now)), None, now).await.unwrap().current();
-    let (chain, key) = authorities.sign_server(&["127.0.0.1".to_owned()], &Term::days(1, now).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
-    let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    let (acceptor, asked) = (TlsAcceptor::from(Arc::new(config)), Asked::default());
+    let (acceptor, asked) = (tls_of(controller, protocols).await, Asked::default());
     let listener = TcpListener::bind(address).await.unwrap();
     let line =
         format!("{}\n", json!({"type": "view", "epoch": "earlier", "view": serde_json::to_value(view).unwrap()}));
@@ -109,6 +101,20 @@ async fn earlier_release(controller: &Controller, address: SocketAddr, view: Nod
     asked
 }
 
+/// Returns a server's end of TLS with a certificate of `controller`'s authority.
+async fn tls_of(controller: &Controller, protocols: &[&str]) -> TlsAcceptor {
+    let now = Clock::system().now();
+    let state = controller.file("ca.json").parent().unwrap().to_owned();
+    let authorities = Ca::open(Box::new(Files::new(&state, now)), None, now).await.unwrap().current();
+    let (chain, key) = authorities.sign_server(&["127.0.0.1".to_owned()], &Term::days(1, now).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
+    let mut config = builder.with_no_client_auth().with_single_cert(chain, key).unwrap();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_controller_that_does_not_upgrade_the_view_is_followed_by_http_2() {
     for protocols in [&["h2", "http/1.1"][..], &["h2"]] {
@@ -131,6 +137,10 @@ async fn with_a_controller_that_does_not_upgrade_the_view_is_followed_by_http_2(
         let expected = if protocols.len() == 2 { vec![Method::PUT, Method::GET] } else { vec![] };
         assert_eq!(all.iter().filter(by_http_1).map(|(_, method, _)| method.clone()).collect::<Vec<_>>(), expected);
         assert!(all.contains(&(Version::HTTP_2, Method::GET, false)), "{all:?}");
+        // The stream may be that of another replica than the one to which the first report went.
+        let reported = (Version::HTTP_2, Method::PUT, false);
+        until("a report", || async { asked.lock().unwrap().contains(&reported) }).await;
+        let all = asked.lock().unwrap().clone();
         // Reports go on, on the connection of the stream.
         agent.node.tunnels.send_replace(Some(TunnelCount { up: 1, wanted: 2 }));
         until("a report by HTTP/2", || async {
@@ -139,4 +149,35 @@ async fn with_a_controller_that_does_not_upgrade_the_view_is_followed_by_http_2(
         .await;
         agent.end().await;
     }
+}
+
+/// Starts a controller that closes every connection after the TLS handshake, as one does that does
+/// not accept the node's certificate. Returns its URL and the number of connections.
+async fn closing_controller(controller: &Controller) -> (String, Arc<AtomicUsize>) {
+    let (acceptor, accepted) = (tls_of(controller, &["h2", "http/1.1"]).await, Arc::new(AtomicUsize::new(0)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let counter = accepted.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(acceptor.accept(stream).await);
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    (url, accepted)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_that_closes_after_the_handshake_keeps_no_node_from_another_controller() {
+    let mut controller = Controller::start().await;
+    let (closing, accepted) = closing_controller(&controller).await;
+    let mut node = controller.edge("edge-1").await;
+    node.url = format!("{}\", \"{closing}", controller.url());
+    let (agent, _) = node.start_as_member().await;
+    agent.status("the stream", |status| status.connected).await;
+    controller.stop().await;
+    until("the other controller is tried", || async { accepted.load(Ordering::Relaxed) > 0 }).await;
+    controller.start_again().await;
+    agent.status("the stream again", |status| status.connected).await;
+    agent.end().await;
 }

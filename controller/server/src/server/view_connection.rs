@@ -25,6 +25,7 @@ use super::connections::UpgradedConnection;
 use crate::api::caller::Caller;
 use crate::api::line_slot::{LineReceiver, LineSender, line_slot};
 use crate::api::view_upgrade::UpgradedView;
+use crate::logs;
 
 /// Time within which a whole frame must arrive after the one before.
 const SILENCE: Duration = Duration::from_secs(NODE_SILENCE_SECONDS);
@@ -152,12 +153,11 @@ impl Requests {
     async fn answer(&self, kind: u8, payload: Vec<u8>) -> Bytes {
         let (status, body) = match NodeFrame::from_byte(kind) {
             Some(NodeFrame::Ping) => (StatusCode::NO_CONTENT, Bytes::new()),
-            known => {
-                // There is nothing at this path, so the router refuses the request.
-                let unknown = || ("GET", format!("/frames/{kind}"));
-                let (method, path) = known.and_then(|known| known.route(&self.node)).unwrap_or_else(unknown);
-                self.request(method, path, payload).await
-            }
+            known => match known.and_then(|known| known.route(&self.node)) {
+                Some((method, path)) => self.request(method, path, payload).await,
+                // Not 404, which would say that the node is no member.
+                None => (StatusCode::NOT_IMPLEMENTED, Bytes::new()),
+            },
         };
         // This is the machine's clock, as in the header Date of an HTTP response.
         let unix_time = u64::try_from(time::OffsetDateTime::now_utc().unix_timestamp()).unwrap_or(0);
@@ -179,9 +179,12 @@ impl Requests {
         let status = response.status();
         match Limited::new(response.into_body(), MAX_FROM_CONTROLLER - AnswerHead::LENGTH).collect().await {
             Ok(body) => (status, body.to_bytes()),
+            // The longest part is what the node has sent itself.
             Err(error) => {
-                tracing::error!(node = %self.node, "the response does not fit in a frame: {error}");
-                failed
+                if logs::may_log_node() {
+                    tracing::info!(node = %self.node, %status, "the response does not fit in a frame: {error}");
+                }
+                (status, Bytes::new())
             }
         }
     }
