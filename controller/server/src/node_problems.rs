@@ -44,7 +44,8 @@ pub(crate) fn problems(node: &NodeInfo) -> Vec<String> {
                    edge-controller node deregister --confirm, if it is meant";
     let refused = node.refused_view.as_ref().map(|why| format!("it does not take its view: {why}"));
     let missing = node.missing.then(|| missing.to_owned());
-    let unreached = node.unreached_hubs.iter();
+    // What a node reported that is away says nothing about now.
+    let unreached = node.unreached_hubs.iter().filter(|_| node.connected);
     let unreached = unreached.map(|hub| {
         format!("it does not reach {hub}, and uses another hub: edge-agent diagnose {hub} on the node says why")
     });
@@ -114,6 +115,7 @@ mod tests {
             (json!({"conflicts": ["10.77.0.64/26"]}), "10.77.0.64/26"),
             (json!({"missing": true}), "its Node object is gone"),
             (json!({"unreached_hubs": ["hub-1"]}), "does not reach hub-1"),
+            (json!({"unreached_hubs": ["hub-1"], "connected": false, "last_seen": null}), "it is not connected"),
         ] {
             let found = node_problems(&node(change.clone()), NOW);
             assert!(found.len() == 1 && found[0].contains(says), "{change}: {found:?}");

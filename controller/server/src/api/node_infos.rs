@@ -13,6 +13,7 @@ use edge_controller_domain::views;
 use edge_controller_kubernetes::node_statuses::{NodeStatus, NodeStatuses};
 use edge_controller_kubernetes::nodes::PendingDeregistrations;
 use edge_types::api::NodeInfo;
+use edge_types::{NodeName, Role};
 
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
@@ -62,6 +63,8 @@ impl NodeInfos {
         let last_seen = if connected { Some(now) } else { self.reports.last_seen(&record.name) };
         let LastReport { tunnels, version, obstacles, refused_view } =
             self.reports.of(&record.name).unwrap_or_default();
+        // A hub may have been deregistered since.
+        let is_hub = |hub: &&NodeName| state.node(hub).is_some_and(|node| node.role == Role::Hub);
         let certificate = record.certificates.iter().max_by_key(|certificate| certificate.not_after);
         NodeInfo {
             name: record.name.clone(),
@@ -79,7 +82,7 @@ impl NodeInfos {
             refused_view,
             version,
             obstacles,
-            unreached_hubs: record.unreached_hubs().cloned().collect(),
+            unreached_hubs: record.unreached_hubs().filter(is_hub).cloned().collect(),
             last_seen,
             certificate_not_after: certificate.map_or(0, |certificate| certificate.not_after),
             certificate_ends_soon: certificate.is_some_and(|certificate| ends_soon(certificate, now)),
