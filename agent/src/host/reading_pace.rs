@@ -100,6 +100,18 @@ fn is_urgent(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     }
 }
 
+/// Returns whether tunnels may have to follow: the notification is about a link, an address or a
+/// default route.
+pub(super) fn moves_tunnels(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) => {
+            route.header.destination_prefix_length == 0 && u8::from(route.header.protocol) != ROUTE_PROTOCOL
+        }
+        NetlinkPayload::Overrun(_) => false,
+        _ => true,
+    }
+}
+
 /// Returns the time for which links and routes count as current after a reading, unless the kernel
 /// sends a notification. `routes` is the number of routes.
 fn until_next_reading(routes: usize) -> Duration {

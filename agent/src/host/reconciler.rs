@@ -31,7 +31,7 @@ use super::obstacles::{self, Obstacle, PodRequirements};
 use super::own_addresses::InnerNetworks;
 use super::path_mtu_routes::PathMtuRoutes;
 use super::pod_bridge::{PodBridge, bridge_addresses};
-use super::reading_pace::{FULL_CHECK, ReadingPace};
+use super::reading_pace::{FULL_CHECK, ReadingPace, moves_tunnels};
 use super::settings::{HostSettings, SysctlRequirements};
 use super::settling::Settling;
 use super::{HostState, PathMtus, RouteEntry, peer_routes, routes, uplink};
@@ -40,8 +40,9 @@ use crate::desired::{Desired, RoutedNetworks};
 use crate::incidents::Incidents;
 use crate::membership::UplinkFacts;
 
-/// Delay after a notification about forwarding, since several notifications often arrive together.
-const FORWARDING_PAUSE: Duration = Duration::from_millis(60);
+/// Delay after a notification about forwarding or a route that no tunnel follows, such as the
+/// agent's own, since several notifications often arrive together.
+const PAUSE: Duration = Duration::from_millis(60);
 /// Delay of the rest of a pass in which addresses have changed, since a route often follows an
 /// address, and the rest takes longer than to read both.
 const REST_PAUSE: Duration = Duration::from_millis(100);
@@ -213,7 +214,7 @@ impl HostReconciler {
                     }
                     () = self.reading.due() => {}
                     () = netconf.changed() => {
-                        tokio::time::sleep(FORWARDING_PAUSE).await;
+                        tokio::time::sleep(PAUSE).await;
                         netconf.drain();
                     }
                     found = rules.changed() => {
@@ -239,7 +240,9 @@ impl HostReconciler {
         let (first, _) =
             first.context("rtnetlink's connection ended; without it, changes of routes and links are missed")?;
         self.reading.notified(&first);
-        tokio::time::sleep(self.settling.wait(tokio::time::Instant::now())).await;
+        let followed = moves_tunnels(&first);
+        let wait = if followed { self.settling.wait(tokio::time::Instant::now()) } else { PAUSE };
+        tokio::time::sleep(wait).await;
         while let Some(Some((message, _))) = others.next().now_or_never() {
             self.reading.notified(&message);
         }
