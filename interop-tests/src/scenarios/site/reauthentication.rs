@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Daemon, Initiator, Site, expect_none_lost};
+use super::{Daemon, Initiator, Site, expect_none_lost, expect_none_lost_to_new_ike_sas};
 use crate::edge_agent::{Agent, StaticPeer};
 use crate::scenario::Lab;
+use crate::topology::Ping;
 use crate::wait;
 
 /// The initiator authenticates again after this time, less a tenth at most. The responder waits a
@@ -28,7 +29,7 @@ pub(in crate::scenarios) fn check<D: Daemon>(
 ) -> Result<()> {
     if let Some(again) = again {
         let mut agent = up(lab, site, peer, daemon, "")?;
-        watched(site, &agent, daemon, || {
+        let pings = watched(site, &agent, || {
             for _ in 0..TIMES {
                 let before = agent.ike_sas("moon")?;
                 again(daemon)?;
@@ -36,6 +37,7 @@ pub(in crate::scenarios) fn check<D: Daemon>(
             }
             Ok(())
         })?;
+        expect_none_lost(site.edge, daemon, pings)?;
         lab.step(&format!("{} authenticates again, and nothing is lost", daemon.name()));
         if site.initiator == Initiator::Moon {
             daemon.terminate()?;
@@ -44,13 +46,14 @@ pub(in crate::scenarios) fn check<D: Daemon>(
         agent.command(&["down"])?;
     }
     let mut agent = up(lab, site, peer, daemon, LIFETIME)?;
-    watched(site, &agent, daemon, || {
+    let pings = watched(site, &agent, || {
         for _ in 0..TIMES {
             let before = agent.ike_sas("moon")?;
             other_ike_sa(site, &agent, daemon, &before)?;
         }
         Ok(())
     })?;
+    expect_none_lost_to_new_ike_sas(site.edge, pings)?;
     lab.step("edge-agent authenticates again, and nothing is lost");
     agent.process().stop().map(drop)
 }
@@ -66,14 +69,9 @@ fn up<'a>(lab: &Lab, site: &Site<'a>, peer: &StaticPeer, daemon: &impl Daemon, t
     Ok(agent)
 }
 
-/// Runs `change` while pings go both ways. Checks that none is lost, and that IKE_SA_INIT began the
-/// IKE SAs.
-fn watched(
-    site: &Site<'_>,
-    agent: &Agent<'_>,
-    daemon: &impl Daemon,
-    change: impl FnOnce() -> Result<()>,
-) -> Result<()> {
+/// Runs `change` while pings go both ways, and checks that IKE_SA_INIT began the IKE SAs. Returns
+/// the pings, which still run.
+fn watched(site: &Site<'_>, agent: &Agent<'_>, change: impl FnOnce() -> Result<()>) -> Result<[Ping; 2]> {
     let begun = site.count_inits()?;
     let mut pings = [site.edge_pod.ping("10.2.0.2")?, site.moon_pod.ping("10.1.0.2")?];
     for ping in &mut pings {
@@ -83,12 +81,11 @@ fn watched(
     for ping in &mut pings {
         ping.wait_more(3)?;
     }
-    expect_none_lost(site.edge, daemon, pings)?;
     // Each new IKE SA has a request and a response.
     let begun = site.count_inits()? - begun;
     ensure!(begun >= 2 * TIMES, "{begun} messages of IKE_SA_INIT were on the wire");
     ensure!(agent.last_error("moon").is_err(), "the agent reports {:?}", agent.last_error("moon"));
-    Ok(())
+    Ok(pings)
 }
 
 /// Waits until both ends have another IKE SA, and only that one, with the same CHILD_SA.
