@@ -370,8 +370,8 @@ impl Driver {
     fn move_child(&mut self, peer: &PeerName, id: ChildId, moved: &Arc<ChildSa>) {
         match self.sas.update_ports(&mut self.environment.xfrm, id, moved) {
             Ok(true) => {}
-            // An SA cannot be moved to another address together with its sequence number, and UDP
-            // encapsulation cannot be added or removed. A rekey takes only one exchange.
+            // Packets under way to an address that still works must not be lost, so the SAs stay
+            // until a rekey has made others (docs/decisions/0024). It takes only one exchange.
             Ok(false) => drop(self.to_rekey.insert(peer.clone())),
             Err(error) => {
                 self.environment.incidents.error(format!("peer {peer}: {error}"));
