@@ -115,7 +115,7 @@ impl Nat {
 /// A hub and two edges of one community, with pods.
 pub(super) struct Edges<'a> {
     pub(super) net: &'a Net,
-    controller: Controller<'a>,
+    pub(super) controller: Controller<'a>,
     pub(super) hub: Agent<'a>,
     pub(super) agents: [Agent<'a>; 2],
     pub(super) pods: [(Pod, String); 2],

@@ -8,14 +8,24 @@ use super::nats::{Edges, Nat};
 use crate::scenario::{Lab, Needs, Scenario};
 use crate::wait;
 
-pub(super) const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "tcp/relayed",
-    about: "the networks of one edge, and then of both, block UDP: the hub relays between them in TCP, until UDP passes again",
-    deadline: Duration::from_secs(420),
-    by_default: true,
-    needs: Needs::Nothing,
-    run: relayed,
-}];
+pub(super) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "tcp/relayed",
+        about: "the networks of one edge, and then of both, block UDP: the hub relays between them in TCP, until UDP passes again",
+        deadline: Duration::from_secs(420),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: relayed,
+    },
+    Scenario {
+        name: "tcp/relay-hubs",
+        about: "both edges have only TCP: the hub that relays is killed and comes back, and is killed for good beside another hub",
+        deadline: Duration::from_secs(420),
+        by_default: true,
+        needs: Needs::Nothing,
+        run: hubs,
+    },
+];
 
 /// The part of the hub's configuration that makes it accept TCP.
 const LISTENS: &str = "[tcp]\nlisten_port = 4500\n";
@@ -30,7 +40,7 @@ fn relayed(lab: &Lab) -> Result<()> {
     // A tunnel without traffic is noticed only by a liveness check.
     let ping = edges.ping()?;
     set_udp(&edges, 0, false)?;
-    wait_tcp(&edges, [Some(true), Some(false)])?;
+    wait_tcp(&edges, "hub", [Some(true), Some(false)])?;
     wait_answers(ping)?;
     edges.settle()?;
     loses_nothing_at_rekeys(&edges)?;
@@ -59,12 +69,12 @@ fn relayed(lab: &Lab) -> Result<()> {
     })?;
     set_udp(&edges, 0, false)?;
     wait_answers(ping)?;
-    wait_tcp(&edges, [Some(true), Some(false)])?;
+    wait_tcp(&edges, "hub", [Some(true), Some(false)])?;
     lab.step("the connections were reset, and others carry the tunnels");
 
     let ping = edges.ping()?;
     set_udp(&edges, 1, false)?;
-    wait_tcp(&edges, [Some(true), Some(true)])?;
+    wait_tcp(&edges, "hub", [Some(true), Some(true)])?;
     wait_answers(ping)?;
     edges.settle()?;
     loses_nothing_at_rekeys(&edges)?;
@@ -82,7 +92,7 @@ fn relayed(lab: &Lab) -> Result<()> {
 
     set_udp(&edges, 0, true)?;
     set_udp(&edges, 1, true)?;
-    wait_tcp(&edges, [None, None])?;
+    wait_tcp(&edges, "hub", [None, None])?;
     wait::until("all TCP connections to end", CHANGE, || {
         let open = edges.net.node("hub").sh("ss -Htn state established sport = :4500")?;
         ensure!(open.trim().is_empty(), "these are open: {open}");
@@ -92,6 +102,47 @@ fn relayed(lab: &Lab) -> Result<()> {
     ping.wait_more(50)?;
     ping.stop()?.expect_none_lost()?;
     lab.step("UDP passes again, the edges reach each other directly, and no connection is left");
+    Ok(())
+}
+
+fn hubs(lab: &Lab) -> Result<()> {
+    let mut edges = Edges::start_with(lab, [Nat::KeepsPorts, Nat::KeepsPorts], LISTENS)?;
+    edges.wait_up()?;
+    set_udp(&edges, 0, false)?;
+    set_udp(&edges, 1, false)?;
+    let ping = edges.ping()?;
+    wait_tcp(&edges, "hub", [Some(true), Some(true)])?;
+    wait_answers(ping)?;
+    lab.step("both edges go to the relay by TCP");
+
+    let before = connections(&edges)?;
+    edges.hub.process().kill()?;
+    edges.hub = edges.controller.start_with(edges.net.node("hub"), LISTENS)?;
+    let ping = edges.ping()?;
+    wait::until("other connections to the hub", CHANGE, || {
+        let now = connections(&edges)?;
+        ensure!(!now.is_empty() && before.iter().all(|one| !now.contains(one)), "{now:?} are open, {before:?} were");
+        Ok(())
+    })?;
+    wait_tcp(&edges, "hub", [Some(true), Some(true)])?;
+    wait_answers(ping)?;
+    edges.settle()?;
+    loses_nothing_at_rekeys(&edges)?;
+    lab.step("the hub was killed and came back, and relays again");
+
+    let mut second = edges.controller.join_with(edges.net.node("hub-2"), "hub", LISTENS)?;
+    second.wait_ready()?;
+    for agent in &mut edges.agents {
+        agent.wait_up("hub-2")?;
+    }
+    wait_tcp(&edges, "hub", [Some(true), Some(true)])?;
+    let ping = edges.ping()?;
+    edges.hub.process().kill()?;
+    wait_tcp(&edges, "hub-2", [Some(true), Some(true)])?;
+    wait_answers(ping)?;
+    edges.settle()?;
+    loses_nothing_at_rekeys(&edges)?;
+    lab.step("the hub was killed, and the other one relays");
     Ok(())
 }
 
@@ -107,13 +158,13 @@ fn set_udp(edges: &Edges, index: usize, passes: bool) -> Result<()> {
     Ok(())
 }
 
-/// Waits until the tunnel between the edges is relayed, and each edge goes to the relay by TCP or
-/// not; with `None`, until it is direct and in UDP.
-fn wait_tcp(edges: &Edges, tcp: [Option<bool>; 2]) -> Result<()> {
+/// Waits until this hub relays the tunnel between the edges, and each edge goes to the relay by TCP
+/// or not; with `None`, until the tunnel is direct and in UDP.
+fn wait_tcp(edges: &Edges, hub: &str, tcp: [Option<bool>; 2]) -> Result<()> {
     for (index, tcp) in tcp.into_iter().enumerate() {
         wait::until(&format!("the tunnel of edge-{index} to have tcp = {tcp:?}"), CHANGE, || {
             let report = edges.report(index)?;
-            let relayed = report["relayed_by"] == "hub";
+            let relayed = report["relayed_by"] == hub;
             let expected = report["tcp"] == tcp.unwrap_or(false) && relayed == tcp.is_some();
             ensure!(report["phase"] == "up" && expected, "it says {report}");
             Ok(())
