@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crc::{CRC_32_ISO_HDLC, Crc};
 use interop_tests::netns::{self, succeed};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -338,7 +339,8 @@ fn write_leases(directory: &Path, count: usize) {
     }
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot ID");
     let boot = boot.trim();
-    let (mut text, mut chain) = (String::new(), crc32fast::Hasher::new());
+    let crc32 = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+    let (mut text, mut chain) = (String::new(), crc32.digest());
     let mut push = |entry: String| {
         chain.update(entry.as_bytes());
         text += &format!("{:08x} {entry}\n", chain.clone().finalize());

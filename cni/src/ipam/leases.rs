@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 
+use super::checksum::crc32;
 use super::line::Line;
 use super::used_addresses::{FreedAddress, UsedAddresses};
 use crate::mac::Mac;
@@ -283,7 +284,7 @@ fn attachment_of(key: &str) -> Option<Attachment> {
 
 /// Computes the hash by which an attachment is found.
 pub(in crate::ipam) fn hash_of(attachment: &str) -> u32 {
-    crc32fast::hash(attachment.as_bytes())
+    crc32(0, attachment.as_bytes())
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! - [`used_addresses`]: bit sets of the leased and the freed addresses, and the choice of the next
 //!   address to lease.
 
+mod checksum;
 mod journal;
 mod leases;
 mod line;

@@ -103,7 +103,7 @@ fn scopes() {
         let found = components.iter().find(|((found, _), _)| found == name);
         found.map(|(_, component)| component["scope"].as_str().unwrap().to_owned())
     };
-    assert_eq!(scope(&cni, "crc32fast").as_deref(), Some("required"));
+    assert_eq!(scope(&cni, "crc").as_deref(), Some("required"));
     assert_eq!(scope(&cni, "serde_derive").as_deref(), Some("excluded"), "it runs during the build");
     assert_eq!(scope(&cni, "tokio"), None, "the plugin is small");
     assert_eq!(scope(&cni, "rust-std").as_deref(), Some("required"));

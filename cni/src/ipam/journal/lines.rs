@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::error::Result;
+use crate::ipam::checksum::crc32;
 use crate::ipam::leases::{Lease, LeaseRef, Leases};
 use crate::ipam::line::Line;
 use crate::mac::{self, Mac};
@@ -207,11 +208,4 @@ impl std::fmt::Display for JournalEnd {
         // The width is fixed, so that a new mark completely overwrites the old one.
         writeln!(f, "{:020} {:020} {:08x} {}", self.generation, self.length, self.chain, self.boot)
     }
-}
-
-/// Computes the CRC-32 (ISO 3309, as in gzip) of `bytes`, continued from `chain`.
-pub(super) fn crc32(chain: u32, bytes: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(chain);
-    hasher.update(bytes);
-    hasher.finalize()
 }

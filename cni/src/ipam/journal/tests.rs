@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use super::lines::crc32;
 use super::*;
+use crate::ipam::checksum::crc32;
 
 const BOOT: &str = "11111111-2222-3333-4444-555555555555";
 const NEXT_BOOT: &str = "66666666-7777-8888-9999-000000000000";

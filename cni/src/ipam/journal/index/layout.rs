@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use crate::ipam::journal::lines::{JournalEnd, crc32};
+use crate::ipam::checksum::crc32;
+use crate::ipam::journal::lines::JournalEnd;
 use crate::ipam::line::Line;
 use crate::ipam::used_addresses::Block;
 

@@ -32,7 +32,8 @@ use self::layout::{
     BLOCK_SIZE, BOOT_SIZE, BUCKET_ROOM, BUCKET_SIZE, Bucket, CHECKSUM_AT, FREED_SIZE, HEAD_SIZE, Head, NUMBERS_AT,
     Position, Stamp, block_bytes, freed_bytes, leased_again_bytes, parse_block, parse_freed, read_u32,
 };
-use super::lines::{JournalEnd, crc32};
+use super::lines::JournalEnd;
+use crate::ipam::checksum::crc32;
 use crate::ipam::leases::{Leases, hash_of};
 use crate::ipam::line::Line;
 use crate::ipam::used_addresses::{FreedAddress, UsedAddresses};
