@@ -6,8 +6,8 @@ use crate::event::{Event, PeerError};
 use crate::output::Context;
 use crate::purpose::ChildName;
 
-/// The outcome of the negotiations on an IKE SA. `None` if the endpoint has taken the latest outcome
-/// and no child has failed, as usual.
+/// The outcome of the negotiations on an IKE SA. `None` if the endpoint has taken the latest
+/// outcome and no child has failed, as usual.
 #[derive(Debug, Default)]
 pub(super) struct Outcome(Option<Box<State>>);
 

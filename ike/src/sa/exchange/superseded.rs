@@ -49,8 +49,8 @@ impl IkeSa {
         delete
     }
 
-    /// Deletes what the peer should have deleted: this IKE SA if another one has replaced it, or the old
-    /// CHILD_SAs of rekeys.
+    /// Deletes what the peer should have deleted: this IKE SA if another one has replaced it, or
+    /// the old CHILD_SAs of rekeys.
     pub(super) fn clean_up(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         let me = self.spi();
         if self.lifecycle != Lifecycle::Active {

@@ -105,12 +105,16 @@ fn map_to(net: &Net, port: Option<u16>) -> Result<()> {
     let rule = port.map_or(String::new(), |port| {
         format!("nft add rule inet lab postrouting oifname internet udp sport 4500 masquerade to :{port}")
     });
+    // The router drops packets to a port that it does not map. Otherwise it would take them for its
+    // own, and map no host to that port.
     // The device is down during the change. Otherwise packets in between would make a mapping that
     // is neither the old nor the new one.
     net.node("isp")
         .sh(&format!(
             "set -e
              ip link set internet down
+             nft add chain inet lab own '{{ type filter hook input priority filter; }}'
+             nft add rule inet lab own iifname internet udp dport 4500 drop
              nft flush chain inet lab postrouting
              {rule}
              nft add rule inet lab postrouting oifname internet masquerade

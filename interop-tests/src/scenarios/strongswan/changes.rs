@@ -110,14 +110,17 @@ pub(super) fn restarted(lab: &Lab) -> Result<()> {
     let mut agent = Agent::start(lab, site.edge, "", &peer())?;
     let second = agent.wait_up("moon")?;
     ensure!(second != first, "the agent shows the CHILD_SA of the earlier run");
-    charon.wait_up()?;
+    // charon keeps its first IKE SA too, until a request on it is not answered.
     agent.rekey("moon")?;
-    charon.rekey_child()?;
-    charon.rekey_ike()?;
+    agent.rekey_ike("moon")?;
+    let mut lost = 0;
     for mut ping in pings {
         ping.wait_more(5)?;
-        ping.stop()?.expect_none_lost()?;
+        lost += ping.stop()?.lost();
     }
-    lab.step("the restarted agent has begun to where the kept SAs end, and both ends have rekeyed");
+    // charon sends with the new SA as soon as it has answered, so a packet may overtake the answer.
+    let early = site.edge.xfrm_stat()?.get("XfrmAcquireError").copied().unwrap_or_default();
+    ensure!(lost <= early, "{lost} pings are lost, and {early} packets came too early");
+    lab.step("the restarted agent has begun to where the kept SAs end, and has rekeyed");
     Ok(())
 }

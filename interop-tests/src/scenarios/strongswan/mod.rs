@@ -261,7 +261,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "strongswan/agent-restarted-responder",
-        "charon has initiated, and the agent is restarted: it begins by itself to where the kept SAs end, and no ping is lost",
+        "charon has initiated, and the agent is restarted: it begins by itself to where the kept SAs end, and packets go on",
         changes::restarted,
     ),
     scenario(
