@@ -20,9 +20,9 @@ use super::profile::Profile;
 use crate::child_sas::ChildSas;
 use crate::crypto::{IkeKeys, IkeRole};
 use crate::deadlines::{Timer, Timers};
-use crate::event::{ChildId, DownReason, IkeDetails, IkeId, PeerError};
+use crate::event::{ChildId, DownReason, Event, IkeDetails, IkeId, PeerError};
 use crate::output::Context;
-use crate::purpose::Purpose;
+use crate::purpose::{ChildName, Purpose};
 use crate::time::Instant;
 
 /// Maximum time for the peer to delete an SA that it should delete: the old CHILD_SA of its rekey,
@@ -562,5 +562,29 @@ impl IkeSa {
 
     pub(super) fn is_closing(&self) -> bool {
         self.lifecycle != Lifecycle::Active || self.queue.contains(&QueuedRequest::DeleteIke)
+    }
+
+    /// Reports a failure to the owner. It remains the last failure until the next success.
+    pub(super) fn report(&mut self, error: PeerError, cx: &mut Context<'_>) {
+        self.outcome.failed(error.clone());
+        cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
+    }
+
+    /// Reports the failure of a configured child to the owner. It remains the last failure until
+    /// the next failure, or until a CHILD_SA of this child is negotiated.
+    pub(super) fn report_child(&mut self, child: &ChildName, error: PeerError, cx: &mut Context<'_>) {
+        self.outcome.child_failed(child.clone(), error.clone());
+        cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
+    }
+
+    /// Clears the last failure, since a CHILD_SA of this child was negotiated.
+    pub(super) fn negotiation_succeeded(&mut self, child: &ChildName) {
+        self.outcome.child_succeeded(child, &self.profile.config);
+    }
+
+    /// Takes the outcome of the latest negotiation. Returns `None` if there was no negotiation
+    /// since the last call, `Some(None)` for a success, and the error otherwise.
+    pub(crate) fn take_outcome(&mut self) -> Option<Option<PeerError>> {
+        self.outcome.take()
     }
 }

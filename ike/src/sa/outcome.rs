@@ -1,9 +1,8 @@
 //! The outcome of the negotiations on an IKE SA, from which the endpoint makes the peer's latest
 //! failure.
 
-use super::ike_sa::IkeSa;
-use crate::event::{Event, PeerError};
-use crate::output::Context;
+use crate::config::PeerConfig;
+use crate::event::PeerError;
 use crate::purpose::ChildName;
 
 /// The outcome of the negotiations on an IKE SA. `None` if the endpoint has taken the latest
@@ -29,39 +28,36 @@ impl Outcome {
         }
     }
 
-    fn state(&mut self) -> &mut State {
-        self.0.get_or_insert_default()
-    }
-}
-
-impl IkeSa {
-    /// Reports a failure to the owner. It remains the last failure until the next success.
-    pub(super) fn report(&mut self, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome.state().latest = Some(Some(error.clone()));
-        cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
+    /// Records a failure. It remains the last one until the next success.
+    pub(super) fn failed(&mut self, error: PeerError) {
+        self.state().latest = Some(Some(error));
     }
 
-    /// Reports the failure of a configured child to the owner. It remains the last failure until
-    /// the next failure, or until a CHILD_SA of this child is negotiated.
-    pub(super) fn report_child(&mut self, child: &ChildName, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome.state().failed_child = Some((child.clone(), error.clone()));
-        self.report(error, cx);
+    /// Records the failure of a configured child. It remains the last one until the next failure,
+    /// or until a CHILD_SA of this child is negotiated.
+    pub(super) fn child_failed(&mut self, child: ChildName, error: PeerError) {
+        let state = self.state();
+        state.failed_child = Some((child, error.clone()));
+        state.latest = Some(Some(error));
     }
 
     /// Clears the last failure, since a CHILD_SA of this child was negotiated. If another child has
     /// failed that is still configured, its failure is the last one again.
-    pub(super) fn negotiation_succeeded(&mut self, child: &ChildName) {
-        let config = &self.profile.config;
-        let state = self.outcome.state();
+    pub(super) fn child_succeeded(&mut self, child: &ChildName, config: &PeerConfig) {
+        let state = self.state();
         state.failed_child.take_if(|failed| failed.0 == *child || config.child_named(&failed.0).is_none());
         state.latest = Some(state.failed_child.as_ref().map(|failed| failed.1.clone()));
     }
 
-    /// Takes the outcome of the latest negotiation. Returns `None` if there was no negotiation
-    /// since the last call, `Some(None)` for a success, and the error otherwise.
-    pub(crate) fn take_outcome(&mut self) -> Option<Option<PeerError>> {
-        let latest = self.outcome.0.as_mut()?.latest.take();
-        self.outcome.0.take_if(|state| state.failed_child.is_none());
+    /// Takes the latest outcome. Returns `None` if there was none since the last call, `Some(None)`
+    /// for a success, and the error otherwise.
+    pub(super) fn take(&mut self) -> Option<Option<PeerError>> {
+        let latest = self.0.as_mut()?.latest.take();
+        self.0.take_if(|state| state.failed_child.is_none());
         latest
+    }
+
+    fn state(&mut self) -> &mut State {
+        self.0.get_or_insert_default()
     }
 }
