@@ -40,8 +40,8 @@ pub(crate) struct Agreed<'a> {
 /// The reason why no configured child is acceptable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Disagreement {
-    /// NO_PROPOSAL_CHOSEN.
-    Proposals,
+    /// NO_PROPOSAL_CHOSEN. Everything else is acceptable for the child, if there is one.
+    Proposals(Option<ChildName>),
     /// TS_UNACCEPTABLE.
     Selectors,
     /// NO_PROPOSAL_CHOSEN: everything is acceptable except the mode of this child.
@@ -58,17 +58,19 @@ pub(crate) fn agree<'a>(
     missing: impl Fn(&ChildConfig) -> bool,
 ) -> Result<Agreed<'a>, Disagreement> {
     let ChildOffer { local, remote, .. } = offer;
-    let (mut best, mut proposals_agree, mut obstacle) = (None, false, None);
+    let (mut best, mut proposals_agree, mut selectors_agree, mut obstacle) = (None, false, None, None);
     for child in children {
-        let Some(chosen) = choose_esp(offer.proposals, &child.proposals, exchange) else {
-            continue;
-        };
-        proposals_agree = true;
+        let chosen = choose_esp(offer.proposals, &child.proposals, exchange);
+        proposals_agree |= chosen.is_some();
         //= RFC 7296 2.23.1 REQUIRED 5: the addresses are substituted first
         let substituted = substitute(child.mode, offer.ends, local, remote);
         let (local, remote) =
             substituted.as_ref().map_or((local, remote), |it| (it.local.as_slice(), it.remote.as_slice()));
         let Some(selectors) = narrow(child.into(), local, remote) else {
+            continue;
+        };
+        let Some(chosen) = chosen else {
+            selectors_agree.get_or_insert(&child.name);
             continue;
         };
         if let Err(found) = check_request(child, offer.mode, offer.ends) {
@@ -87,10 +89,10 @@ pub(crate) fn agree<'a>(
     }
     match best {
         Some((_, agreed)) => Ok(agreed),
-        None => Err(match obstacle {
-            Some((child, obstacle)) => Disagreement::Mode(child, obstacle),
-            None if proposals_agree => Disagreement::Selectors,
-            None => Disagreement::Proposals,
+        None => Err(match (obstacle, selectors_agree) {
+            (Some((child, obstacle)), _) => Disagreement::Mode(child, obstacle),
+            (None, None) if proposals_agree => Disagreement::Selectors,
+            (None, child) => Disagreement::Proposals(child.cloned()),
         }),
     }
 }
@@ -225,6 +227,12 @@ mod tests {
                 .map(|agreed| agreed.child.name.to_string())
         };
         assert_eq!(choose(&children[1], &children).unwrap(), "b");
-        assert_eq!(choose(&children[1], &children[..1]).unwrap_err(), Disagreement::Proposals);
+        let named = |name: &str| Disagreement::Proposals(Some(ChildName::new(name)));
+        assert_eq!(choose(&children[1], &children[..1]).unwrap_err(), named("a"));
+        // Another child's proposals do not turn this into a matter of selectors.
+        let elsewhere = child("c", "10.2.0.0/24", Cipher::ChaCha20Poly1305);
+        assert_eq!(choose(&elsewhere, &[elsewhere.clone(), children[0].clone()]).unwrap_err(), named("a"));
+        let nowhere = child("d", "10.2.0.0/24", Cipher::Aes256Gcm16);
+        assert_eq!(choose(&children[1], &[nowhere]).unwrap_err(), Disagreement::Proposals(None));
     }
 }

@@ -1,6 +1,8 @@
 //! Error texts for the operator: the exchange, what was expected, what was received, and what to
 //! do.
 
+use std::time::Duration;
+
 use super::offer_text::list;
 use super::path::Path;
 use crate::auth::AuthError;
@@ -110,8 +112,13 @@ pub(crate) fn disagreement(
     offer: &ChildOffer<'_>,
 ) -> (PeerError, Notify) {
     match found {
-        Disagreement::Proposals => {
-            (no_esp_proposal(exchange, peer, offer.proposals), Notify::new(NotifyType::NoProposalChosen))
+        Disagreement::Proposals(child) => {
+            let error = no_esp_proposal(exchange, peer, offer.proposals);
+            let error = match child {
+                Some(child) => of_child(error, &Purpose::whole(child), peer),
+                None => error,
+            };
+            (error, Notify::new(NotifyType::NoProposalChosen))
         }
         //= RFC 7296 2.9 REQUIRED 4: TS_UNACCEPTABLE
         Disagreement::Selectors => {
@@ -212,9 +219,31 @@ pub(crate) fn no_childless() -> PeerError {
     PeerError::new(IKE_SA_INIT, PeerErrorKind::Protocol, detail.to_owned())
 }
 
-/// Returns the error if the peer refuses one of several CHILD_SAs.
+/// Returns the error if the peer refuses a CHILD_SA.
 pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerConfig) -> PeerError {
-    let mut error = notified(CREATE_CHILD_SA, notify, peer);
+    of_child(notified(CREATE_CHILD_SA, notify, peer), purpose, peer)
+}
+
+/// Adds when a child will be tried again that no new IKE SA can create, since IKE_AUTH creates only
+/// the first configured child. `in_use` states whether a CHILD_SA of the child is in use.
+pub(crate) fn tried_again(mut error: PeerError, in_use: bool, wait: Duration) -> PeerError {
+    let what = match in_use {
+        true => "the present CHILD_SA is used until its lifetime ends, and its rekey is tried again",
+        false => "it is tried again",
+    };
+    error.detail = format!("{}; {what} every {wait:?}", error.detail);
+    error
+}
+
+/// Returns the error for a CHILD_SA whose lifetime has ended.
+pub(crate) fn not_rekeyed(purpose: &Purpose, peer: &PeerConfig) -> PeerError {
+    let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";
+    let error = PeerError::new(CREATE_CHILD_SA, PeerErrorKind::Expired, detail.to_owned());
+    of_child(error, purpose, peer)
+}
+
+/// Names the child, if there are several.
+fn of_child(mut error: PeerError, purpose: &Purpose, peer: &PeerConfig) -> PeerError {
     if !peer.additional_children.is_empty() || purpose.part.is_some() {
         error.detail = format!("child {purpose}: {}", error.detail);
     }

@@ -13,6 +13,7 @@ use super::lifetime::Lifetime;
 use super::missing_children::MissingChildren;
 use super::mobike::Mobike;
 use super::negotiated::Negotiated;
+use super::outcome::Outcome;
 use super::own_requests::{OutstandingRequest, QueuedRequest};
 use super::path::Following;
 use super::profile::Profile;
@@ -21,13 +22,13 @@ use crate::crypto::{IkeKeys, IkeRole};
 use crate::deadlines::{Timer, Timers};
 use crate::event::{ChildId, DownReason, Event, IkeDetails, IkeId, PeerError};
 use crate::output::Context;
-use crate::purpose::Purpose;
+use crate::purpose::{ChildName, Purpose};
 use crate::time::Instant;
 
 /// Maximum time for the peer to delete an SA that it should delete: the old CHILD_SA of its rekey,
 /// or the redundant one of two IKE SAs. After this time we delete the SA. This time is longer than
 /// all retransmissions take.
-const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The state in the life of an IKE SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,9 +108,7 @@ pub(crate) struct IkeSa {
     pub(super) silent: bool,
     /// When to request the CHILD_SAs that are missing.
     pub(super) missing: MissingChildren,
-    /// The outcome of the latest negotiation, until the endpoint takes it: `Some(None)` for a
-    /// success, or `Some(Some(error))`.
-    outcome: Option<Box<Option<PeerError>>>,
+    pub(super) outcome: Outcome,
     pub(super) timers: Timers,
     /// The MOBIKE state. `None` if one of the ends does not support MOBIKE.
     pub(super) mobike: Option<Mobike>,
@@ -152,7 +151,7 @@ impl IkeSa {
             temporary_failures: 0,
             replacements_of_stopped: 0,
             missing: MissingChildren::default(),
-            outcome: None,
+            outcome: Outcome::default(),
             timers,
             mobike: None,
             agent: None,
@@ -260,6 +259,7 @@ impl IkeSa {
         // valid for the new one.
         let mut new = new.with_mobike(self.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike }));
         new.agent = self.agent;
+        new.outcome.take_failed_child(&self.outcome);
         new.channel.unchecked.clone_from(&self.channel.unchecked);
         if !mutation!("authentication_prolonged_by_rekey") {
             new.lifetime = self.lifetime.rekeyed(&self.profile, cx.now);
@@ -566,18 +566,25 @@ impl IkeSa {
 
     /// Reports a failure to the owner. It remains the last failure until the next success.
     pub(super) fn report(&mut self, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome = Some(Box::new(Some(error.clone())));
+        self.outcome.failed(error.clone());
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
     }
 
-    /// Clears the last failure, since a CHILD_SA was negotiated.
-    pub(super) fn negotiation_succeeded(&mut self) {
-        self.outcome = Some(Box::default());
+    /// Reports the failure of a configured child to the owner. It remains the last failure until
+    /// the next failure, or until a CHILD_SA of this child is negotiated.
+    pub(super) fn report_child(&mut self, child: &ChildName, error: PeerError, cx: &mut Context<'_>) {
+        self.outcome.child_failed(child.clone(), error.clone());
+        cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
+    }
+
+    /// Clears the last failure, since a CHILD_SA of this child was negotiated.
+    pub(super) fn negotiation_succeeded(&mut self, child: &ChildName) {
+        self.outcome.child_succeeded(child, &self.profile.config);
     }
 
     /// Takes the outcome of the latest negotiation. Returns `None` if there was no negotiation
     /// since the last call, `Some(None)` for a success, and the error otherwise.
     pub(crate) fn take_outcome(&mut self) -> Option<Option<PeerError>> {
-        self.outcome.take().map(|outcome| *outcome)
+        self.outcome.take()
     }
 }

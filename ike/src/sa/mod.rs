@@ -27,6 +27,7 @@ mod mobike;
 mod nat_detection;
 mod negotiated;
 mod offer_text;
+mod outcome;
 mod own_requests;
 mod partial_message;
 mod path;

@@ -27,6 +27,7 @@ mod network;
 mod oracle;
 mod peers;
 mod rates;
+mod refused_children;
 mod rekey;
 mod rules;
 mod suites;

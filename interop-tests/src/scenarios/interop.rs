@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     /// Scenarios of other subjects: moves from strongSwan, and variants of rows.
-    const OTHERS: [&str; 9] = [
+    const OTHERS: [&str; 11] = [
         "strongswan/migrate-psk",
         "strongswan/migrate-certificates",
         "strongswan/mobike-ipv6-",
@@ -272,6 +272,8 @@ mod tests {
         "strongswan/transport-nat-",
         "strongswan/chacha-p256-ipv6",
         "strongswan/mobike-nat-",
+        "strongswan/groups-differ-children",
+        "strongswan/agent-restarted-responder",
         "strongswan/refused-sa",
     ];
 

@@ -385,7 +385,15 @@ impl<'a> Charon<'a> {
     /// # Errors
     /// Returns an error if there is no such CHILD_SA.
     pub fn ask_to_rekey_child(&self) -> Result<()> {
-        self.swanctl(&["--rekey", "--child", "net"]).map(drop)
+        self.ask_to_rekey("net")
+    }
+
+    /// Asks charon to rekey one of several children, and does not wait for the rekey.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such CHILD_SA.
+    pub fn ask_to_rekey(&self, child: &str) -> Result<()> {
+        self.swanctl(&["--rekey", "--child", child]).map(drop)
     }
 
     /// Makes charon rekey the IKE SA, and waits until the new one has replaced the old one and has

@@ -54,7 +54,7 @@ pub(super) fn begin(
     //= RFC 7296 2.9.2 SHOULD NOT 4: no packet in a rekey
     let asked = asked(config, &purpose, in_use.as_deref())?;
     if let Err(obstacle) = negotiate::check_ends(child, sa.channel.path.ends()) {
-        sa.report(failure::mode(CREATE_CHILD_SA, &child.name, obstacle), cx);
+        sa.report_child(&child.name, failure::mode(CREATE_CHILD_SA, &child.name, obstacle), cx);
         sa.retry_child_later(old, &purpose, config.timing.child_retry_max(), child_sas, cx);
         return None;
     }
@@ -124,7 +124,7 @@ pub(super) fn finish(
                 // The peer has installed the CHILD_SA, and we cannot use it.
                 let outbound = payloads.proposals().ok().and_then(|proposals| proposals.first()?.child_spi());
                 sa.enqueue(QueuedRequest::DeleteUnused(UnusedChild { inbound, outbound }));
-                sa.report(error, cx);
+                sa.report_child(&asked_for.child, error, cx);
                 let wait = sa.profile.config.timing.child_retry_max();
                 sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
                 return SaStep::Continue;
@@ -173,7 +173,7 @@ pub(super) fn finish(
     let lifetime = sa.profile.child_lifetime(cx);
     child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
     sa.missing.cancel(&asked_for);
-    sa.negotiation_succeeded();
+    sa.negotiation_succeeded(&asked_for.child);
     if let Some(old) = replaced {
         // The rekey was queued again if the CHILD_SA moved to this IKE SA while it was under way.
         sa.drop_requests_of(old);
@@ -261,10 +261,15 @@ fn refused_for_good(
     cx: &mut Context<'_>,
 ) -> SaStep {
     let profile = Arc::clone(&sa.profile);
-    sa.report(failure::child_refused(kind, purpose, &profile.config), cx);
-    let anew = is_made_by_new_ike_sa(sa, old, purpose, child_sas);
-    sa.retry_child_later(old, purpose, profile.config.timing.child_retry_max(), child_sas, cx);
-    if !anew || mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
+    let wait = profile.config.timing.child_retry_max();
+    let new_ike_sa = is_made_by_new_ike_sa(sa, old, purpose, child_sas);
+    let mut error = failure::child_refused(kind, purpose, &profile.config);
+    if !new_ike_sa {
+        error = failure::tried_again(error, old.is_some_and(|old| child_sas.live(old).is_some()), wait);
+    }
+    sa.report_child(&purpose.child, error, cx);
+    sa.retry_child_later(old, purpose, wait, child_sas, cx);
+    if !new_ike_sa || mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
 }
 
 /// Returns whether to try a new IKE SA for a CHILD_SA that the peer refuses on this one. IKE_AUTH

@@ -79,11 +79,17 @@ fn answer_child(
     let offer = ChildOffer { proposals: offers, local, remote, mode, ends: sa.channel.path.ends() };
     let agreed = negotiate::agree(candidates, offer, exchange, missing);
     let agreed = agreed.map_err(|disagreement| {
-        if let Some(old) = old.filter(|_| disagreement == Disagreement::Proposals) {
+        if let Some(old) = old.filter(|_| matches!(disagreement, Disagreement::Proposals(_))) {
             sa.replace_after_refusal(old, child_sas, cx.now);
         }
         let (error, notify) = failure::disagreement(CREATE_CHILD_SA, &disagreement, config, &offer);
-        (notify, Some(error))
+        match &in_use {
+            Some(old) => {
+                sa.report_child(&old.purpose.child, error, cx);
+                (notify, None)
+            }
+            None => (notify, Some(error)),
+        }
     })?;
     // RFC 7296 2.9.2: the selectors of the new CHILD_SA must not be narrower than those of the
     // CHILD_SA that it replaces.
@@ -236,6 +242,6 @@ fn add_child_of_peer(
     }
     sa.missing.cancel(&purpose);
     sa.missing.cancel(&Purpose::whole(&purpose.child));
-    sa.negotiation_succeeded();
+    sa.negotiation_succeeded(&purpose.child);
     sa.schedule_cleanup(cx.now);
 }

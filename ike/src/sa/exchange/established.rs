@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{create_child_response, informational, request};
 use crate::child_sas::ChildSas;
 use crate::deadlines::Timer;
-use crate::event::{DownReason, Event, IkeId, PeerError, PeerErrorKind};
+use crate::event::{DownReason, Event, PeerError, PeerErrorKind};
 use crate::output::Context;
 use crate::purpose::Purpose;
 use crate::sa::HeldDatagram;
@@ -119,7 +119,7 @@ impl IkeSa {
                 Timer::Expire => {
                     self.timers.set(Timer::Expire, self.lifetime.check_at(&self.profile, cx).max(cx.now + EXPIRY_CHECK))
                 }
-                Timer::Cleanup => self.clean_up(child_sas),
+                Timer::Cleanup => self.clean_up(child_sas, cx),
                 Timer::Childless => {
                     if child_sas.children_of(self.spi()).next().is_none() && !self.brings_child() {
                         self.enqueue(QueuedRequest::DeleteIke);
@@ -150,46 +150,6 @@ impl IkeSa {
     pub(crate) fn begin(&mut self, request: QueuedRequest, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
         self.enqueue(request);
         self.send_queued(child_sas, cx);
-    }
-
-    /// Supersedes this IKE SA by another one for which the peer authenticated again. The peer may
-    /// have restarted and lost this IKE SA, so a liveness check follows soon.
-    pub(crate) fn supersede_by_new_authentication(
-        &mut self,
-        by: IkeId,
-        ours: bool,
-        child_sas: &mut ChildSas,
-        cx: &mut Context<'_>,
-    ) {
-        self.channel.signs.superseded(cx.now);
-        self.supersede(by, ours, child_sas, cx);
-        self.set_timers(cx.now);
-    }
-
-    /// Supersedes this IKE SA by another one. If we initiated the other IKE SA, we delete this one
-    /// as soon as the other one has all CHILD_SAs. Otherwise, the peer should delete this IKE SA.
-    /// If it does not, we delete it after a while.
-    fn supersede(&mut self, by: IkeId, ours: bool, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
-        self.lifecycle = Lifecycle::Superseded(by);
-        self.delete_when_served = ours;
-        if !self.delete_if_served(child_sas, cx) {
-            self.schedule_cleanup(cx.now);
-        }
-    }
-
-    /// Deletes this IKE SA if [`Self::supersede`] was waiting for the CHILD_SAs of the other IKE SA
-    /// and all of them exist now. Returns whether it deletes this IKE SA.
-    pub(crate) fn delete_if_served(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
-        let purposes = child_sas.purposes_of(self.spi());
-        let served = purposes
-            .into_iter()
-            .all(|purpose| child_sas.is_served_beside(self.spi(), purpose) || !self.profile.config.may_have(purpose));
-        let delete =
-            (served || mutation!("replaced_before_children_are_made")) && std::mem::take(&mut self.delete_when_served);
-        if delete {
-            self.delete(child_sas, cx);
-        }
-        delete
     }
 
     /// Moves the CHILD_SAs and queued requests to `new`, which replaces this IKE SA by a rekey (RFC
@@ -415,25 +375,6 @@ impl IkeSa {
         }
     }
 
-    fn clean_up(&mut self, child_sas: &mut ChildSas) {
-        let me = self.spi();
-        if self.lifecycle != Lifecycle::Active {
-            self.enqueue(QueuedRequest::DeleteIke);
-            return;
-        }
-        for purpose in child_sas.purposes_of(me) {
-            let best = child_sas
-                .children_of(me)
-                .filter(|(_, child)| child.sa.purpose == *purpose)
-                .max_by_key(|(_, child)| (!child.redundant, child.established))
-                .map(|(id, _)| id);
-            //= RFC 7296 2.8 SHOULD NOT 9: one CHILD_SA is left
-            for id in child_sas.ids_for(me, purpose).into_iter().filter(|id| Some(*id) != best) {
-                self.enqueue(QueuedRequest::DeleteChild(id));
-            }
-        }
-    }
-
     /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if the first
     /// configured child has ended although `initiate` is set, so that only a new IKE SA can create
     /// it.
@@ -457,8 +398,8 @@ impl IkeSa {
                 //= RFC 7296 2.4 MUST 9: the peer is told of a deleted CHILD_SA
                 self.enqueue(QueuedRequest::DeleteRemoved(*id));
             }
-            let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";
-            self.report(PeerError::new(failure::CREATE_CHILD_SA, PeerErrorKind::Expired, detail.to_owned()), cx);
+            let error = failure::not_rekeyed(purpose, &self.profile.config);
+            self.report_child(&purpose.child, error, cx);
             let config = &self.profile.config;
             let first = purpose.child == config.child.name && !child_sas.serves(me, purpose);
             renew |= config.initiate && first;

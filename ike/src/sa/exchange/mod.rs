@@ -12,6 +12,7 @@
 //! - `agent_notifications`: notifications for private use between agents of ours.
 //! - `lost_mapping`: CHILD_SAs whose ESP stops after the NAT in front of us has changed its
 //!   mapping.
+//! - `superseded`: IKE SAs that another one has replaced.
 //! - `informational`: INFORMATIONAL for deletion, liveness checks and errors.
 
 mod addresses;
@@ -24,6 +25,7 @@ mod lost_mapping;
 mod rekey_ike_request;
 mod rekey_ike_response;
 mod request;
+mod superseded;
 
 use crate::child_sas::ChildSas;
 use crate::crypto::KeyExchangeError;

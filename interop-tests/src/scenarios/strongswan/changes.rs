@@ -92,3 +92,35 @@ pub(super) fn authentication(lab: &Lab, initiator: Initiator) -> Result<()> {
     let charon = Charon::start_make_before_break(site.moon, &connection)?;
     reauthentication::check(lab, &site, &site.peer(psk(SECRET)), &charon, Some(Charon::reauthenticate))
 }
+
+/// Restarts the agent, to which charon has initiated. The agent knows no address of charon.
+pub(super) fn restarted(lab: &Lab) -> Result<()> {
+    let (site, connection) = site(lab.build(&Site::plan(Initiator::Moon))?, Initiator::Moon)?;
+    let charon = Charon::start(site.moon, &connection)?;
+    let peer = || [site.peer(psk(SECRET))];
+    let mut agent = Agent::start(lab, site.edge, "", &peer())?;
+    agent.wait_ready()?;
+    wait::for_event("charon to get through", || charon.initiate())?;
+    let first = agent.wait_up("moon")?;
+    let mut pings = [site.edge_pod.ping("10.2.0.2")?, site.moon_pod.ping("10.1.0.2")?];
+    pings.iter_mut().try_for_each(|ping| ping.wait_more(5))?;
+    agent.process().stop()?;
+    pings.iter_mut().try_for_each(|ping| ping.wait_more(5))?;
+    lab.step("packets pass while there is no agent");
+    let mut agent = Agent::start(lab, site.edge, "", &peer())?;
+    let second = agent.wait_up("moon")?;
+    ensure!(second != first, "the agent shows the CHILD_SA of the earlier run");
+    // charon keeps its first IKE SA too, until a request on it is not answered.
+    agent.rekey("moon")?;
+    agent.rekey_ike("moon")?;
+    let mut lost = 0;
+    for mut ping in pings {
+        ping.wait_more(5)?;
+        lost += ping.stop()?.lost();
+    }
+    // charon sends with the new SA as soon as it has answered, so a packet may overtake the answer.
+    let early = site.edge.xfrm_stat()?.get("XfrmAcquireError").copied().unwrap_or_default();
+    ensure!(lost <= early, "{lost} pings are lost, and {early} packets came too early");
+    lab.step("the restarted agent has begun to where the kept SAs end, and has rekeyed");
+    Ok(())
+}

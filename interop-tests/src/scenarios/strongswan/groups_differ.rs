@@ -1,4 +1,5 @@
-//! Rekeys CHILD_SAs where edge-agent and charon want forward secrecy by different groups.
+//! Rekeys CHILD_SAs where edge-agent and charon want forward secrecy by different groups: the only
+//! CHILD_SA, or one of two.
 
 use anyhow::{Result, ensure};
 
@@ -8,6 +9,10 @@ use crate::scenarios::site::{Initiator, SECRET, Site, expect_none_lost_to_new_ik
 use crate::strongswan::Charon;
 use crate::strongswan::charon::Auth;
 use crate::wait;
+
+/// The networks of the two children at charon's side.
+const NET: &str = "10.2.0.0/24";
+const VOICE: &str = "10.3.0.0/24";
 
 pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
     let net = lab.build(&Site::plan(initiator))?;
@@ -42,5 +47,80 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
     ensure!(agent.tunnel("moon")? == last, "the CHILD_SA was rekeyed, although the groups differ");
     expect_none_lost_to_new_ike_sas(site.edge, [ping])?;
     lab.step("charon's rekey is refused, and the CHILD_SA stays");
+    Ok(())
+}
+
+/// Runs two CHILD_SAs. The groups of the second child differ, and charon begins with it, so it
+/// comes with IKE_AUTH. The agent's new IKE SA would bring the first child.
+pub(super) fn additional_child(lab: &Lab) -> Result<()> {
+    let net = lab.build(&Site::plan(Initiator::Moon))?;
+    let site = Site::new(net, Initiator::Moon)?;
+    site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
+    let child = |name: &str, networks: &str, group: &str| {
+        format!(
+            "{name} {{\n local_ts = {networks}\n remote_ts = 10.1.0.0/24\n esp_proposals = aes256gcm16-{group}\n rekey_time = 0\n }}\n"
+        )
+    };
+    let conf = format!(
+        "connections {{\n edge {{\n version = 2\n local_addrs = %any\n remote_addrs = 203.0.113.10\n \
+         proposals = aes256gcm16-prfsha256-x25519\n local {{\n auth = psk\n id = moon.example\n }}\n remote {{\n auth = psk\n \
+         id = edge.example\n }}\n children {{\n{}{} }}\n }}\n}}\n\
+         secrets {{\n ike-edge {{\n id-local = moon.example\n id-remote = edge.example\n secret = \"{SECRET}\"\n }}\n}}\n",
+        child("net", NET, "x25519"),
+        child("voice", VOICE, "ecp256"),
+    );
+    let charon = Charon::start_with_file(site.moon, "edge", &conf)?;
+    let child = |name: &str, networks: &str| {
+        format!(
+            "[[peer.child]]\nname = \"{name}\"\nlocal_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"{networks}\"]\n\
+             esp_proposals = [\"aes256gcm16-x25519\"]\n"
+        )
+    };
+    let toml = format!(
+        "[[peer]]\nname = \"moon\"\nstart = \"respond\"\nlocal_id = \"edge.example\"\nremote_id = \"moon.example\"\n\
+         psk = \"{SECRET}\"\n{}{}",
+        child("net", NET),
+        child("voice", VOICE),
+    );
+    let mut agent = Agent::start_with(lab, site.edge, &toml, "debug")?;
+    agent.wait_ready()?;
+    wait::for_event("charon to get through", || charon.initiate_child("voice"))?;
+    charon.initiate_child("net")?;
+    let first = wait::for_event("two CHILD_SAs", || {
+        let now = agent.children("moon")?;
+        ensure!(now.contains_key(NET) && now.contains_key(VOICE), "it has {now:x?}");
+        Ok(now)
+    })?;
+    let ike = agent.ike_sas("moon")?;
+    let mut pings = [site.edge_pod.ping("10.2.0.2")?, site.edge_pod.ping("10.3.0.2")?];
+    pings.iter_mut().try_for_each(|ping| ping.wait_more(3))?;
+
+    let expect_error = || {
+        let error = agent.last_error("moon")?;
+        let told = error.contains("child voice") && error.contains("until its lifetime ends");
+        ensure!(told, "the status has {error:?}");
+        Ok(())
+    };
+    agent.ask_to_rekey_child("moon", "voice")?;
+    wait::for_event("the refusal in the status", expect_error)?;
+    agent.ask_to_rekey_child("moon", "net")?;
+    wait::for_event("a new CHILD_SA of the first child", || {
+        let now = agent.children("moon")?;
+        ensure!(now.get(NET).is_some_and(|spis| first.get(NET) != Some(spis)), "it has {now:x?}");
+        Ok(())
+    })?;
+    expect_error()?;
+    pings.iter_mut().try_for_each(|ping| ping.wait_more(3))?;
+    lab.step("edge-agent's rekey of the second child is refused, that of the first is not, and the status says so");
+    charon.rekey_one_child("net")?;
+    charon.ask_to_rekey("voice")?;
+    agent.process().wait_log("child voice: none of the peer's ESP proposals is acceptable")?;
+    pings.iter_mut().try_for_each(|ping| ping.wait_more(5))?;
+    for ping in pings {
+        ping.stop()?.expect_none_lost()?;
+    }
+    ensure!(agent.children("moon")?.get(VOICE) == first.get(VOICE), "the second child has another CHILD_SA");
+    ensure!(agent.ike_sas("moon")? == ike, "the IKE SA was replaced, which does not help the second child");
+    lab.step("charon's rekey of the second child is refused, and its CHILD_SA stays");
     Ok(())
 }

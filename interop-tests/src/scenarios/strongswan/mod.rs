@@ -260,6 +260,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         |lab| groups_differ::run(lab, Initiator::Moon),
     ),
     scenario(
+        "strongswan/agent-restarted-responder",
+        "charon has initiated, and the agent is restarted: it begins by itself to where the kept SAs end, and packets go on",
+        changes::restarted,
+    ),
+    scenario(
+        "strongswan/groups-differ-children",
+        "charon has initiated with the second of two children, whose groups differ: its rekeys are refused, both CHILD_SAs go on",
+        groups_differ::additional_child,
+    ),
+    scenario(
         "strongswan/on-demand-initiator",
         "edge-agent sets the tunnel to charon up by the first packet, closes it when it is idle, and again after charon has closed it",
         on_demand::initiator,

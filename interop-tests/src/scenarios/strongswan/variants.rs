@@ -33,14 +33,15 @@ impl Variant {
     }
 }
 
-/// Runs suites with each PRF, integrity algorithm and key exchange that other scenarios leave out.
+/// Runs suites with each PRF, integrity algorithm and key exchange that other scenarios leave out,
+/// and extended sequence numbers.
 pub(super) fn algorithms(lab: &Lab, initiator: Initiator) -> Result<()> {
     let suites = [
         ("aes256-sha384-ecp384", "aes256-sha384"),
         ("aes128-sha512-ecp521", "aes128-sha512-ecp521"),
         ("aes256gcm16-prfsha384-modp3072", "aes128gcm16-ecp384"),
         ("aes192-sha256-modp4096", "aes192-sha256-modp3072"),
-        ("aes128gcm16-prfsha512-ecp256", "chacha20poly1305-ecp256"),
+        ("aes128gcm16-prfsha512-ecp256", "chacha20poly1305-ecp256-esn"),
     ];
     run(lab, initiator, suites.map(|(ike, esp)| Variant::suite(ike, esp)))
 }
@@ -84,6 +85,12 @@ fn run<const N: usize>(lab: &Lab, initiator: Initiator, variants: [Variant; N]) 
         }
         agent.wait_up("moon")?;
         charon.wait_up()?;
+        if esp.ends_with("-esn") {
+            for node in [site.edge, site.moon] {
+                let states = node.sh("ip xfrm state list nokeys")?;
+                ensure!(states.contains("esn"), "no extended sequence numbers at {}: {states}", node.name());
+            }
+        }
         let mut ping = site.edge_pod.ping("10.2.0.2")?;
         ping.wait_more(3)?;
         agent.rekey("moon")?;

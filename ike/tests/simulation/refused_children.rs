@@ -1,0 +1,140 @@
+//! Tests rekeys of CHILD_SAs that the peer refuses because it wants forward secrecy by another
+//! group, where an IKE SA has several CHILD_SAs. IKE_AUTH makes one CHILD_SA without a key
+//! exchange, so a new IKE SA helps only the first child.
+
+use edge_ike::config::Group;
+use edge_ike::{ChildName, Event, PeerConfig};
+
+use crate::network::LinkQuality;
+use crate::peers::{Pair, SECOND, with_children};
+
+/// The lifetime of CHILD_SAs in these tests. It ends half as much later if there is no rekey.
+const LIFETIME: u32 = 60;
+
+/// Sets the group of the first child and of the additional one.
+fn set_groups(config: &mut PeerConfig, [first, additional]: [Group; 2]) {
+    config.child.proposals[0].groups = vec![first];
+    config.additional_children[0].proposals[0].groups = vec![additional];
+}
+
+/// Makes a pair with the CHILD_SAs `net0` and `net1`. `b` changes its groups when both are up.
+/// Either `a`, which has initiated, or `b` rekeys.
+fn changed_after_start(groups: [Group; 2], b_rekeys: bool) -> Pair {
+    let mut pair = Pair::new(1, LinkQuality::RELIABLE).one_sided().both(|config| {
+        with_children(config, 2);
+        set_groups(config, [Group::X25519, Group::X25519]);
+        config.timing.child_lifetime = LIFETIME * SECOND;
+    });
+    let other = if b_rekeys { &mut pair.a_config } else { &mut pair.b_config };
+    other.timing.child_lifetime *= 10;
+    pair.start();
+    pair.traffic(3 * SECOND);
+    set_groups(&mut pair.b_config, groups);
+    pair.start_b();
+    pair
+}
+
+impl Pair {
+    /// Returns our SPI of the CHILD_SA with which a node sends for a child.
+    fn child(&self, node: usize, child: &str) -> Option<u32> {
+        let peer = if node == self.a { &self.b_name } else { &self.a_name };
+        let sas = self.network.nodes[node].host.kernel.tunnels[peer].outbound.iter();
+        let mut of_child = sas.filter(|(purpose, _)| purpose.child == ChildName::new(child));
+        of_child.next().map(|(_, sa)| sa.inbound_spi)
+    }
+
+    fn last_error(&self, node: usize) -> String {
+        let status = &self.network.nodes[node].endpoint.snapshot()[0];
+        status.last_error.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
+    fn failures(&self, node: usize) -> usize {
+        let failed = |(_, event): &&(_, Event)| matches!(event, Event::PeerFailed { .. });
+        self.network.nodes[node].events.iter().filter(failed).count()
+    }
+
+    fn ike_sas_up(&self, node: usize) -> usize {
+        let up = |(_, event): &&(_, Event)| matches!(event, Event::IkeUp { .. });
+        self.network.nodes[node].events.iter().filter(up).count()
+    }
+
+    fn assert_says(&self, node: usize, words: &[&str]) {
+        let error = self.last_error(node);
+        let missing: Vec<_> = words.iter().filter(|word| !error.contains(**word)).collect();
+        assert!(missing.is_empty(), "the status of node {node} does not say {missing:?}: {error:?}");
+    }
+}
+
+#[test]
+pub fn an_additional_child_whose_rekey_is_refused_goes_on_until_its_lifetime_ends() {
+    //= RFC 7296 1.3.1 SHOULD NOT 3: a refusal ends no IKE SA
+    for b_rekeys in [false, true] {
+        let mut pair = changed_after_start([Group::X25519, Group::P256], b_rekeys);
+        let nodes = [pair.a, pair.b];
+        let of_both = |pair: &Pair, child: &str| nodes.map(|node| pair.child(node, child));
+        let before = ["net0", "net1"].map(|child| of_both(&pair, child));
+        // Packets of both children have to arrive.
+        pair.traffic((LIFETIME * 4 / 3) * SECOND);
+        let now = ["net0", "net1"].map(|child| of_both(&pair, child));
+        assert!(now[0] != before[0] && now[0][0].is_some(), "net0 was not rekeyed: {}", pair.network.history());
+        assert_eq!(now[1], before[1], "{}", pair.network.history());
+        let [rekeying, other] = if b_rekeys { [pair.b, pair.a] } else { nodes };
+        // The first child's success does not hide the failure of the other one.
+        pair.assert_says(rekeying, &["child net1", "none of our proposals", "until its lifetime ends", "every 10s"]);
+        pair.assert_says(other, &["child net1", "none of the peer's ESP proposals", "compare"]);
+        for node in nodes {
+            let failures = pair.failures(node);
+            assert!((1..=5).contains(&failures), "{failures} at node {node}: {}", pair.network.history());
+        }
+
+        pair.network.run_for((LIFETIME / 3) * SECOND);
+        assert_eq!(of_both(&pair, "net1"), [None, None], "{}", pair.network.history());
+        assert!(of_both(&pair, "net0").iter().all(Option::is_some), "{}", pair.network.history());
+        // The end that wants the child asks for it.
+        pair.assert_says(pair.a, &["child net1", "none of our proposals", "it is tried again every 10s"]);
+        assert_eq!(pair.ike_sas_up(pair.a), 1, "a new IKE SA does not help: {}", pair.network.history());
+
+        set_groups(&mut pair.b_config, [Group::X25519, Group::X25519]);
+        pair.start_b();
+        pair.network.run_for(15 * SECOND);
+        assert!(of_both(&pair, "net1").iter().all(Option::is_some), "{}", pair.network.history());
+        assert_eq!(nodes.map(|node| pair.last_error(node)), ["", ""]);
+    }
+}
+
+#[test]
+pub fn a_new_ike_sa_for_the_first_child_leaves_the_additional_ones_their_lifetime() {
+    for b_rekeys in [false, true] {
+        let mut pair = changed_after_start([Group::P256, Group::P256], b_rekeys);
+        let nodes = [pair.a, pair.b];
+        let before = nodes.map(|node| pair.child(node, "net1"));
+        // Packets of both children have to arrive.
+        pair.traffic((LIFETIME * 4 / 3) * SECOND);
+        assert!(pair.ike_sas_up(pair.a) > 1, "no new IKE SA has brought net0: {}", pair.network.history());
+        assert_eq!(nodes.map(|node| pair.child(node, "net1")), before, "{}", pair.network.history());
+        pair.assert_says(if b_rekeys { pair.b } else { pair.a }, &["child net1", "none of our proposals"]);
+
+        pair.network.run_for((LIFETIME / 3) * SECOND);
+        assert_eq!(nodes.map(|node| pair.child(node, "net1")), [None, None], "{}", pair.network.history());
+        for node in nodes {
+            assert!(pair.child(node, "net0").is_some(), "{}", pair.network.history());
+            assert_eq!(pair.network.nodes[node].host.kernel.ike_sas.len(), 1, "{}", pair.network.history());
+        }
+    }
+}
+
+#[test]
+fn an_ike_sa_that_stays_for_an_additional_child_goes_when_its_successor_has_that_child() {
+    let mut pair = changed_after_start([Group::P256, Group::P256], false);
+    pair.traffic((LIFETIME * 4 / 3) * SECOND);
+    assert_eq!(pair.network.nodes[pair.a].host.kernel.ike_sas.len(), 2, "{}", pair.network.history());
+    set_groups(&mut pair.b_config, [Group::X25519, Group::X25519]);
+    pair.start_b();
+    // Packets of both children still have to arrive.
+    pair.traffic(15 * SECOND);
+    for node in [pair.a, pair.b] {
+        assert_eq!(pair.network.nodes[node].host.kernel.ike_sas.len(), 1, "{}", pair.network.history());
+        assert!(pair.child(node, "net1").is_some(), "{}", pair.network.history());
+        assert_eq!(pair.last_error(node), "");
+    }
+}
