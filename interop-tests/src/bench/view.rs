@@ -18,8 +18,12 @@ use crate::wait;
 
 const CLOUD: &str = "203.0.113.1";
 
-/// Number of edges that are deregistered, one after the other.
+/// Number of edges that are deregistered in a batch, one after the other.
 const CHANGES: u32 = 20;
+
+/// Number of batches. The median counts, since the time that other programs take from the guest
+/// counts as CPU time, and the agent compares everything with the kernel from time to time.
+const BATCHES: u32 = 4;
 
 /// Time for which the hub is watched before the change, to measure its cost at rest.
 const REST: Duration = Duration::from_secs(20);
@@ -66,21 +70,26 @@ fn measure(lab: &Lab, count: u32) -> Result<()> {
     let at_rest = (Usage::of(pid)?.cpu - before).as_secs_f64() / begun.elapsed().as_secs_f64();
     lab.step(&format!("at rest: {:.2} % of a core", 100.0 * at_rest));
 
-    let (before, begun) = (Usage::of(pid)?.cpu, Instant::now());
-    for index in 0..CHANGES {
-        let name = stored_edges::name(index);
-        controller.run(&["node", "deregister", &name])?;
-        wait::for_event(&format!("a view without {name}"), || lacks(hub, &name))?;
+    let mut costs = Vec::new();
+    for batch in 0..BATCHES {
+        let (before, begun) = (Usage::of(pid)?.cpu, Instant::now());
+        for index in batch * CHANGES..(batch + 1) * CHANGES {
+            let name = stored_edges::name(index);
+            controller.run(&["node", "deregister", &name])?;
+            wait::for_event(&format!("a view without {name}"), || lacks(hub, &name))?;
+        }
+        let (used, took) = (Usage::of(pid)?.cpu - before, begun.elapsed());
+        lab.step(&format!("{CHANGES} changes in {took:.1?}: {used:?} CPU"));
+        let changes = (used.as_secs_f64() - at_rest * took.as_secs_f64()).max(0.0);
+        costs.push(1000.0 * changes / f64::from(CHANGES));
     }
-    let (used, took) = (Usage::of(pid)?.cpu - before, begun.elapsed());
-    lab.step(&format!("{CHANGES} changes in {took:.1?}: {used:?} CPU"));
     let status = agent.status()?;
     let peers = status["peers"].as_array().map_or(0, Vec::len);
-    ensure!(peers == (count - CHANGES) as usize, "the hub still has {peers} peers");
+    ensure!(peers == (count - BATCHES * CHANGES) as usize, "the hub still has {peers} peers");
 
-    let changes = (used.as_secs_f64() - at_rest * took.as_secs_f64()).max(0.0);
+    costs.sort_by(f64::total_cmp);
+    let each = costs.iter().skip(BATCHES as usize / 2 - 1).take(2).sum::<f64>() / 2.0;
     let mut results = Results::default();
-    let each = 1000.0 * changes / f64::from(CHANGES);
     results.add(&format!("view/one-of-n/{count}"), "ms CPU", each, None, Goal::Ours(5.0));
     results.write(lab.out())
 }

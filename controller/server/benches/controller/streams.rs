@@ -15,7 +15,7 @@ use crate::{Size, bare};
 /// Goal for resident memory, MiB.
 const MEMORY: Goal = Goal::AtMost(300.0);
 /// Goal for the time from the request of the moved node to the line about it, ms.
-const LATENCY: Goal = Goal::AtMost(250.0);
+const LATENCY: Goal = Goal::AtMost(50.0);
 /// Time limit for a run that hangs.
 const HANG: Duration = Duration::from_secs(60);
 
