@@ -126,7 +126,6 @@ mod active {
         ("children_without_limit", "CHILD_SAs of one IKE SA without limit."),
         ("peer_without_rate", "rekeys for one peer without limit of their rate."),
         ("replaced_before_children_are_made", "RFC 7296 2.8.3: an IKE SA goes before the new one has its CHILD_SAs."),
-        ("unserved_children_deleted", "an IKE SA goes although the new one cannot have all of its CHILD_SAs."),
         ("nothing_lingers", "RFC 7296 2.8: the old inbound SA goes at once."),
         ("refused_responder_not_told", "RFC 7296 2.21.2: a responder that is not accepted is not told."),
         ("refused_responder_not_deleted", "a responder that is not accepted is told so without DELETE."),

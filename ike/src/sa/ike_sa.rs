@@ -28,7 +28,7 @@ use crate::time::Instant;
 /// Maximum time for the peer to delete an SA that it should delete: the old CHILD_SA of its rekey,
 /// or the redundant one of two IKE SAs. After this time we delete the SA. This time is longer than
 /// all retransmissions take.
-pub(super) const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
+const PEER_DELETE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The state in the life of an IKE SA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

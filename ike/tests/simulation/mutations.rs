@@ -13,8 +13,8 @@ use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
 use crate::{
-    certificates, changes, childless, children, internal_addresses, liveness, mobike, rates, refused_children, rekey,
-    rules, suites, transport, windows,
+    certificates, changes, childless, children, internal_addresses, liveness, mobike, rates, rekey, rules, suites,
+    transport, windows,
 };
 
 /// Number of runs under faults, which are tried after all other tests.
@@ -89,10 +89,6 @@ const TESTS: &[(&str, fn())] = &[
     ("rate of rekeys", rates::a_peer_that_rekeys_in_a_loop_is_made_to_wait_and_keeps_its_tunnel),
     ("rekey of the IKE SA of several", children::a_rekey_of_the_ike_sa_moves_all_child_sas),
     ("authentication of several", children::a_new_authentication_makes_all_child_sas_before_the_old_ones_go),
-    (
-        "refused CHILD_SA of several",
-        refused_children::a_new_ike_sa_for_the_first_child_leaves_the_additional_ones_their_lifetime,
-    ),
     ("no CHILD_SA in IKE_AUTH", childless::each_pair_of_settings_leaves_out_the_child_sa_as_the_words_say),
     ("transport mode", transport::two_hosts_in_transport_mode_rekey_and_lose_nothing),
     (

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::child_sas::{Arrival, ChildSas};
+use crate::childless::Childless;
 use crate::config::{Group, Mode, NextLayer, PeerConfig};
 use crate::crypto::{InitiatorKeyExchange, Nonces};
 use crate::event::{ChildId, ChildSa, DownReason, PeerError, PeerErrorKind};
@@ -273,10 +274,12 @@ fn refused_for_good(
 }
 
 /// Returns whether to try a new IKE SA for a CHILD_SA that the peer refuses on this one. IKE_AUTH
-/// creates the first configured child. If that child is missing and other CHILD_SAs exist, a new
-/// IKE SA is not worthwhile.
+/// creates the first configured child, unless it is to leave it out (RFC 6023): then the new one
+/// would be refused as well, again and again. If that child is missing and other CHILD_SAs exist, a
+/// new IKE SA is not worthwhile.
 fn is_made_by_new_ike_sa(sa: &IkeSa, old: Option<ChildId>, purpose: &Purpose, child_sas: &ChildSas) -> bool {
-    let first = purpose.child == sa.profile.config.child.name;
+    let config = &sa.profile.config;
+    let first = purpose.child == config.child.name && config.childless < Childless::Prefer;
     first && (old.is_some() || child_sas.children_of(sa.spi()).next().is_none())
 }
 

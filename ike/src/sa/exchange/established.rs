@@ -119,7 +119,7 @@ impl IkeSa {
                 Timer::Expire => {
                     self.timers.set(Timer::Expire, self.lifetime.check_at(&self.profile, cx).max(cx.now + EXPIRY_CHECK))
                 }
-                Timer::Cleanup => self.clean_up(child_sas, cx),
+                Timer::Cleanup => self.clean_up(child_sas),
                 Timer::Childless => {
                     if child_sas.children_of(self.spi()).next().is_none() && !self.brings_child() {
                         self.enqueue(QueuedRequest::DeleteIke);

@@ -1,12 +1,10 @@
 //! Supersedes an IKE SA by another one, and deletes it when it is not needed any more.
 
 use crate::child_sas::ChildSas;
-use crate::deadlines::Timer;
-use crate::event::{ChildId, DownReason, IkeId};
+use crate::event::IkeId;
 use crate::output::Context;
-use crate::sa::ike_sa::{IkeSa, Lifecycle, PEER_DELETE_TIMEOUT};
+use crate::sa::ike_sa::{IkeSa, Lifecycle};
 use crate::sa::own_requests::QueuedRequest;
-use crate::time::Instant;
 
 impl IkeSa {
     /// Supersedes this IKE SA by another one for which the peer authenticated again. The peer may
@@ -51,12 +49,10 @@ impl IkeSa {
 
     /// Deletes what the peer should have deleted: this IKE SA if another one has replaced it, or
     /// the old CHILD_SAs of rekeys.
-    pub(super) fn clean_up(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) {
+    pub(super) fn clean_up(&mut self, child_sas: &mut ChildSas) {
         let me = self.spi();
         if self.lifecycle != Lifecycle::Active {
-            if !self.keeps_unserved(child_sas, cx) {
-                self.enqueue(QueuedRequest::DeleteIke);
-            }
+            self.enqueue(QueuedRequest::DeleteIke);
             return;
         }
         for purpose in child_sas.purposes_of(me) {
@@ -70,34 +66,5 @@ impl IkeSa {
                 self.enqueue(QueuedRequest::DeleteChild(id));
             }
         }
-    }
-
-    /// Returns whether this superseded IKE SA has to stay because the other one lacks one of its
-    /// CHILD_SAs: the peer refuses to create it there, for example because the groups of both ends
-    /// differ. The CHILD_SA is used until its lifetime or that of this IKE SA ends, and
-    /// [`Self::clean_up`] checks again. CHILD_SAs whose lifetime has ended are deleted.
-    fn keeps_unserved(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
-        let superseded = matches!(self.lifecycle, Lifecycle::Superseded(_));
-        if !superseded || self.lifetime.over(&self.profile, cx).is_some() || mutation!("unserved_children_deleted") {
-            return false;
-        }
-        let me = self.spi();
-        let config = &self.profile.config;
-        let unserved: Vec<(ChildId, Instant)> = child_sas
-            .children_of(me)
-            .filter(|(_, child)| config.allows(&child.sa) && !child_sas.is_served_beside(me, &child.sa.purpose))
-            .map(|(id, child)| (id, child.end))
-            .collect();
-        let Some(end) = unserved.iter().map(|(_, end)| *end).filter(|end| *end > cx.now).min() else {
-            return false;
-        };
-        //= RFC 7296 2.8 MUST NOT 1: nothing lives beyond its lifetime
-        for (id, _) in unserved.into_iter().filter(|(_, end)| *end <= cx.now) {
-            child_sas.remove_at_once(id, DownReason::Expired, cx.out);
-            self.enqueue(QueuedRequest::DeleteRemoved(id));
-        }
-        let check = cx.now + PEER_DELETE_TIMEOUT;
-        self.timers.set(Timer::Cleanup, end.min(self.lifetime.check_at(&self.profile, cx)).min(check));
-        true
     }
 }
