@@ -14,18 +14,12 @@ use crate::config::Identity;
 /// since the author of a configuration does not know which types the CA used. Compares everything
 /// else octet by octet.
 pub fn same_identity(a: &Identity, b: &Identity) -> bool {
-    match (a, b) {
-        (Identity::Fqdn(a), Identity::Fqdn(b)) => same_domain(a, b),
-        (Identity::Email(a), Identity::Email(b)) => same_email(a, b),
-        (Identity::DistinguishedName(a), Identity::DistinguishedName(b)) => a == b || same_name(a, b).unwrap_or(false),
-        (Identity::Address(a), Identity::Address(b)) => a.to_canonical() == b.to_canonical(),
-        (a, b) => a == b,
-    }
+    a == b || canonical_identity(a) == canonical_identity(b)
 }
 
-/// Returns the same canonical form for all identities that [`same_identity`] treats as equal, for
-/// lookups and sorting. This form is never sent: a distinguished name becomes a list of its
-/// attributes.
+/// Returns the same canonical form for exactly those identities that [`same_identity`] treats as
+/// equal, for lookups and sorting. This form is never sent: a distinguished name becomes a list of
+/// its attributes.
 pub fn canonical_identity(identity: &Identity) -> Identity {
     match identity {
         Identity::Fqdn(name) => Identity::Fqdn(canonical_domain(name)),
@@ -33,9 +27,11 @@ pub fn canonical_identity(identity: &Identity) -> Identity {
             Some((user, domain)) => format!("{user}@{}", canonical_domain(domain)),
             None => address.clone(),
         }),
-        Identity::DistinguishedName(der) => {
-            Identity::DistinguishedName(canonical_name(der).unwrap_or_else(|| der.clone()))
-        }
+        Identity::DistinguishedName(der) => Identity::DistinguishedName(match canonical_name(der) {
+            Some(list) => list,
+            // No list of attributes begins like this.
+            None => [b"not a name: ", der.as_slice()].concat(),
+        }),
         Identity::Address(address) => Identity::Address(address.to_canonical()),
         Identity::KeyId(id) => Identity::KeyId(id.clone()),
     }
@@ -45,30 +41,47 @@ fn canonical_domain(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// Returns the attributes of a name, RDN by RDN: types and values, without the string types of the
-/// values. Returns `None` if `der` is not a name.
+/// Returns the attributes of a name, RDN by RDN: types and values, without the string types of those
+/// values that are text. Returns `None` if `der` is not a name.
 fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
-    let (rest, name) = X509Name::from_der(der).ok()?;
-    if !rest.is_empty() {
-        return None;
-    }
+    let (_, name) = X509Name::from_der(der).ok()?;
     let mut list = Vec::new();
+    let mut name_length = 0;
     for rdn in name.iter() {
         list.extend_from_slice(b"RDN");
+        let mut rdn_length = 0;
         for attribute in rdn.iter() {
-            let (is_text, value) = match attribute.as_str() {
-                Ok(text) => (1, text.as_bytes()),
-                Err(_) => (0, attribute.as_slice()),
+            // Tag 0 is no string type.
+            let (tag, value) = match attribute.as_str() {
+                Ok(text) => (0, text.as_bytes()),
+                Err(_) => (attribute.attr_value().tag().0, attribute.as_slice()),
             };
             let kind = attribute.attr_type().as_bytes();
             list.extend_from_slice(&kind.len().to_be_bytes());
             list.extend_from_slice(kind);
-            list.push(is_text);
+            list.extend_from_slice(&tag.to_be_bytes());
             list.extend_from_slice(&value.len().to_be_bytes());
             list.extend_from_slice(value);
+            rdn_length += encoded_length(encoded_length(kind.len()) + encoded_length(attribute.as_slice().len()));
         }
+        name_length += encoded_length(rdn_length);
     }
-    Some(list)
+    // The parser reads any type with the number of SEQUENCE, and skips what follows the last element of a
+    // SEQUENCE or SET.
+    let is_all = der.first() == Some(&SEQUENCE) && der.len() == encoded_length(name_length);
+    is_all.then_some(list)
+}
+
+/// Identifier octet of a SEQUENCE (X.690 8.9).
+const SEQUENCE: u8 = 0x30;
+
+/// Returns the number of octets of a value in DER, if its contents have so many (X.690 8.1.3, 10.1).
+fn encoded_length(contents: usize) -> usize {
+    let length_octets = match contents {
+        0..=0x7f => 1,
+        _ => 1 + (contents.ilog2() / 8 + 1) as usize,
+    };
+    1 + length_octets + contents
 }
 
 /// Returns whether a certificate contains this identity, as a subjectAltName of the same type or,
@@ -87,7 +100,7 @@ pub(super) fn certifies(certificate: &X509Certificate<'_>, identity: &Identity) 
         ),
         Identity::DistinguishedName(claimed) => {
             let subject = certificate.subject().as_raw();
-            subject == claimed || same_name(subject, claimed).unwrap_or(false)
+            subject == claimed || same_name(subject, claimed)
         }
         // RFC 4945 3.1.7: a key ID has no counterpart in a certificate.
         Identity::KeyId(_) => false,
@@ -156,24 +169,9 @@ fn address(octets: &[u8]) -> Option<IpAddr> {
     <[u8; 16]>::try_from(octets).ok().map(|octets| IpAddr::from(octets).to_canonical())
 }
 
-/// Compares two names RDN by RDN, attribute by attribute. Returns `None` if one of them is not a
-/// name.
-fn same_name(a: &[u8], b: &[u8]) -> Option<bool> {
-    let (rest_a, a) = X509Name::from_der(a).ok()?;
-    let (rest_b, b) = X509Name::from_der(b).ok()?;
-    if !rest_a.is_empty() || !rest_b.is_empty() || a.iter().count() != b.iter().count() {
-        return Some(false);
-    }
-    Some(a.iter().zip(b.iter()).all(|(a, b)| {
-        a.iter().count() == b.iter().count()
-            && a.iter().zip(b.iter()).all(|(a, b)| {
-                let same_value = match (a.as_str(), b.as_str()) {
-                    (Ok(a), Ok(b)) => a == b,
-                    _ => a.attr_value() == b.attr_value(),
-                };
-                a.attr_type() == b.attr_type() && same_value
-            })
-    }))
+/// Returns whether both are names with the same attributes.
+fn same_name(a: &[u8], b: &[u8]) -> bool {
+    canonical_name(a).is_some_and(|a| canonical_name(b) == Some(a))
 }
 
 impl fmt::Display for Identity {
