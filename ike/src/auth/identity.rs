@@ -66,8 +66,8 @@ fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
         }
         name_length += encoded_length(rdn_length);
     }
-    // The parser reads any type with the number of SEQUENCE, and skips what follows the last element of a
-    // SEQUENCE or SET.
+    // The parser reads any type with the number of SEQUENCE, and skips what follows the last
+    // element of a SEQUENCE or SET.
     let is_all = der.first() == Some(&SEQUENCE) && der.len() == encoded_length(name_length);
     is_all.then_some(list)
 }
