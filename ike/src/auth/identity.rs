@@ -41,8 +41,8 @@ fn canonical_domain(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// Returns the attributes of a name, RDN by RDN: types and values, without the string types of those
-/// values that are text. Returns `None` if `der` is not a name.
+/// Returns the attributes of a name, RDN by RDN: types and values, without the string types of
+/// those values that are text. Returns `None` if `der` is not a name.
 fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
     let (_, name) = X509Name::from_der(der).ok()?;
     let mut list = Vec::new();
@@ -75,7 +75,8 @@ fn canonical_name(der: &[u8]) -> Option<Vec<u8>> {
 /// Identifier octet of a SEQUENCE (X.690 8.9).
 const SEQUENCE: u8 = 0x30;
 
-/// Returns the number of octets of a value in DER, if its contents have so many (X.690 8.1.3, 10.1).
+/// Returns the number of octets of a value in DER, if its contents have so many (X.690 8.1.3 and
+/// 10.1).
 fn encoded_length(contents: usize) -> usize {
     let length_octets = match contents {
         0..=0x7f => 1,
