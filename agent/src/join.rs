@@ -155,7 +155,10 @@ fn wait(config: &Config, timeout: Duration) -> anyhow::Result<()> {
             Err(_) => "the agent does not run yet".to_owned(),
             Ok(status) => match status.controller {
                 Some(controller) if has_joined(&controller) => return Ok(()),
-                Some(controller) => controller.last_error.unwrap_or_else(|| "the controller has not answered".into()),
+                Some(controller) => controller
+                    .last_error
+                    .or(controller.refused_view)
+                    .unwrap_or_else(|| "the controller has not answered".into()),
                 None => "the running agent has another configuration, without [controller]".into(),
             },
         };

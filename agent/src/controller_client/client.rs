@@ -18,7 +18,6 @@ use super::error::ControllerError;
 use super::guard_bypass::GuardBypass;
 use super::http::{HttpClient, Reconnect};
 use super::node_identity::{NodeIdentity, unix_seconds};
-use super::revocations::with_revocations;
 use super::unconfirmed_view::{TakenBackView, UnconfirmedView};
 use super::view_consistency::ViewConsistency;
 use super::view_file::ViewStep;
@@ -65,6 +64,8 @@ pub struct ControllerClient {
     pub(super) taken_back: std::sync::Mutex<Option<TakenBackView>>,
     /// The latest view that this host refuses. It is validated again when the host changes.
     pub(super) refused: std::sync::Mutex<Option<Arc<NodeView>>>,
+    /// Notified when a view could not be stored.
+    pub(super) store_failed: tokio::sync::Notify,
     /// Hub networks that the view no longer names.
     pub(super) former_networks: std::sync::Mutex<Arc<Vec<FormerNetwork>>>,
     pub(super) bypass: Arc<GuardBypass>,
@@ -134,6 +135,7 @@ impl ControllerClient {
             unconfirmed: watch::Sender::new(None),
             taken_back: std::sync::Mutex::default(),
             refused: std::sync::Mutex::default(),
+            store_failed: tokio::sync::Notify::new(),
             former_networks: std::sync::Mutex::default(),
             bypass,
             renewing: Mutex::new(()),
@@ -269,39 +271,30 @@ impl ControllerClient {
             }
             return Err(refusal.into());
         }
-        self.set_refused_view(None, None);
-        self.status.send_if_modified(|status| {
-            let source = Some("controller".to_owned());
-            let changed = status.view_source != source;
-            status.view_source = source;
-            changed
-        });
         if validated == Validated::Unchanged {
+            self.view_is_in_force();
             return Ok(());
         }
         // The file on disk holds the current view, so the change must be relative to that view.
         let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
         let change = change.map(|step| step.change);
         let outcome = self.put_in_force(&mut current, member, view.clone(), change, same_networks).await;
-        if let Err(ViewError::Store(_)) = &outcome {
-            self.revoke_in_memory(&mut current, &view);
+        match &outcome {
+            Ok(()) => self.view_is_in_force(),
+            Err(ViewError::Store(error)) => self.keep_unstored_view(&mut current, view, error),
+            Err(_) => {}
         }
         outcome
     }
 
-    /// Applies the revocations of a view that cannot be stored. After a restart they are not in
-    /// force until the controller sends the view again.
-    fn revoke_in_memory(&self, current: &mut Option<Arc<NodeView>>, view: &NodeView) {
-        let Some(revised) = current.as_deref().and_then(|current| with_revocations(current, view)) else { return };
-        warn!(version = view.version, "the view cannot be stored; only its revocations are in force");
-        let revised = Arc::new(revised);
-        *current = Some(revised.clone());
-        self.membership.send_if_modified(|membership| match membership {
-            Some(membership) => {
-                membership.view = revised;
-                true
-            }
-            None => false,
+    /// Shows in `status` that the controller's latest view is in force.
+    fn view_is_in_force(&self) {
+        self.set_refused_view(None, None);
+        self.status.send_if_modified(|status| {
+            let source = Some("controller".to_owned());
+            let changed = status.view_source != source;
+            status.view_source = source;
+            changed
         });
     }
 

@@ -1,14 +1,51 @@
 //! Applies the revocations of a view that cannot be stored.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use edge_types::{NodeName, NodeView, Peer, SharedList, SharedPeer};
+use tracing::warn;
+
+use super::client::ControllerClient;
+use crate::state_dir::StateDirError;
+
+impl ControllerClient {
+    /// Applies the revocations of a view that cannot be stored, for example because the disk is
+    /// full, and keeps the view to try again. `status` and the operator see why it waits. After a
+    /// restart the revocations are not in force until the controller sends the view again.
+    pub(super) fn keep_unstored_view(
+        &self,
+        current: &mut Option<Arc<NodeView>>,
+        view: Arc<NodeView>,
+        error: &StateDirError,
+    ) {
+        let version = view.version;
+        if let Some(revised) = current.as_deref().and_then(|current| with_revocations(current, &view)) {
+            let revised = Arc::new(revised);
+            *current = Some(revised.clone());
+            self.membership.send_if_modified(|membership| match membership {
+                Some(membership) => {
+                    membership.view = revised;
+                    true
+                }
+                None => false,
+            });
+        }
+        let why = format!("view {version} cannot be stored, and only its revocations are in force: {error}");
+        // Logged once, however many views come while the disk is full.
+        if self.status.borrow().refused_view.is_none() {
+            warn!("{why}");
+        }
+        self.set_refused_view(Some(view), Some(why));
+        self.store_failed.notify_one();
+    }
+}
 
 /// Returns `current` with only the revocations of `now` applied: the peers that `now` does not name
 /// are removed, and the certificates that `now` rejects are rejected. `None` if `now` revokes
 /// nothing. The result permits nothing that `current` does not permit, so it may be in force
 /// without being on disk.
-pub(super) fn with_revocations(current: &NodeView, now: &NodeView) -> Option<NodeView> {
+fn with_revocations(current: &NodeView, now: &NodeView) -> Option<NodeView> {
     let from: HashMap<&NodeName, i64> = now.peers.iter().map(|peer| (&peer.name, peer.certificates_from)).collect();
     let revised = |peer: &SharedPeer| {
         let certificates_from = peer.certificates_from.max(*from.get(&peer.name)?);

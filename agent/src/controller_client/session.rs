@@ -117,8 +117,8 @@ struct Stream {
     opened: Option<Instant>,
     /// The error that ended the last stream, if that stream lasted less than [`ESTABLISHED`]. Until
     /// an event of a later stream has been handled, the waits keep growing and the error stays in
-    /// `status`. Otherwise, a node that cannot store its view would open the stream several times a
-    /// second.
+    /// `status`. Otherwise, a node that cannot use what it gets would open the stream several times
+    /// a second.
     ended_early: Option<String>,
 }
 
@@ -398,7 +398,8 @@ async fn handle(
                 "the controller's view of version {} is refused: {refusal}",
                 state.view().version
             ))),
-            Err(ViewError::Store(error)) => return Err(error.into()),
+            // `status` and the next report say it, and the view is tried again.
+            Err(ViewError::Store(_)) => {}
             Err(ViewError::Controller(error)) => return Err(error),
         }
     }

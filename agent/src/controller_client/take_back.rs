@@ -41,6 +41,8 @@ const TAKE_BACK_RETRY: Duration = Duration::from_secs(5);
 /// Interval at which a refused view is validated again, in addition to the validation after changes
 /// of the uplink.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Delay before a view that could not be stored is tried again.
+const STORE_RETRY: Duration = Duration::from_secs(10);
 /// Maximum number of conflicts of the current view that are reported.
 const MAX_REPORTED_CONFLICTS: usize = 8;
 
@@ -166,11 +168,12 @@ impl ControllerClient {
         taken_back.is_none()
     }
 
-    /// Takes unconfirmed views back. Also validates refused views again, since the reason for the
-    /// refusal may no longer exist.
+    /// Takes unconfirmed views back. Also tries refused views again, and those that could not be
+    /// stored, since the reason may no longer exist.
     pub(super) async fn watch_views(&self) {
         let (mut uplink, mut unconfirmed) = (self.uplink.clone(), self.unconfirmed.subscribe());
         let mut status = self.status.subscribe();
+        let mut store_again = None;
         loop {
             let end = unconfirmed
                 .borrow_and_update()
@@ -191,6 +194,11 @@ impl ControllerClient {
                 }
                 Ok(()) = unconfirmed.changed() => {}
                 Ok(()) = uplink.changed() => self.retry_refused_view().await,
+                () = self.store_failed.notified() => store_again = Some(Instant::now() + STORE_RETRY),
+                () = tokio::time::sleep_until(store_again.unwrap_or_else(Instant::now)), if store_again.is_some() => {
+                    store_again = None;
+                    self.retry_refused_view().await;
+                }
                 () = tokio::time::sleep(RECHECK_INTERVAL) => self.retry_refused_view().await,
             }
         }

@@ -224,7 +224,8 @@ impl SegmentProvisioner {
             std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.deadline <= now);
         self.waiting = waiting;
         for waiting in late {
-            let why = status.last_error.clone().unwrap_or_else(|| "the controller is slow".into());
+            let why = status.last_error.as_deref().or(status.refused_view.as_deref());
+            let why = why.unwrap_or("the controller is slow");
             let reason = format!("no further segment within {RESPONSE_DEADLINE:?}: {why}; the request goes on");
             let _ = waiting.response.send(AgentResponse::Failed { reason, temporary: true });
         }

@@ -59,7 +59,18 @@ async fn while_a_view_cannot_be_stored_its_revocations_are_in_force_and_the_rest
     std::fs::create_dir(hub.file("view.json.tmp")).unwrap();
     controller.operator("DELETE", "/v1/nodes/edge-2", json!(null)).await;
     hub_agent.membership("no peer", |m| m.view.peers.is_empty()).await;
-    hub_agent.error_with("view.json").await;
+    // The operator sees it, so the connection must stay.
+    let waits = |status: &ControllerStatus| {
+        status.connected && status.refused_view.as_ref().is_some_and(|why| why.contains("cannot be stored"))
+    };
+    let status = hub_agent.status("the view that waits", waits).await;
+    let (since, why) = (status.since, status.refused_view.unwrap());
+    assert!(why.contains("view.json.tmp"), "{why}");
+    until("the operator's sight of it", || async {
+        let is_said = |node: &Value| node["refused_view"].as_str().is_some_and(|why| why.contains("cannot be stored"));
+        controller.nodes().await.iter().any(is_said)
+    })
+    .await;
     let stored: NodeView = serde_json::from_slice(&std::fs::read(hub.file("view.json")).unwrap()).unwrap();
     assert_eq!(stored.peers.len(), 1);
     let other = controller.edge("edge-3").await;
@@ -69,7 +80,9 @@ async fn while_a_view_cannot_be_stored_its_revocations_are_in_force_and_the_rest
     let is_other =
         |m: &edge_agent::membership::Membership| m.view.peers.iter().any(|peer| peer.name.as_str() == "edge-3");
     hub_agent.membership("the next edge", is_other).await;
-    hub_agent.status("no error", |status| status.connected && status.last_error.is_none()).await;
+    let is_stored = |status: &ControllerStatus| status.refused_view.is_none();
+    let status = hub_agent.status("no view that waits", is_stored).await;
+    assert!(status.connected && status.last_error.is_none() && status.since == since, "{status:?}");
     let stored: NodeView = serde_json::from_slice(&std::fs::read(hub.file("view.json")).unwrap()).unwrap();
     assert_eq!(stored.peers.len(), 1);
     assert_eq!(stored.peers[0].name.as_str(), "edge-3");
