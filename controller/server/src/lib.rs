@@ -7,7 +7,7 @@
 //! documents ([`api::ApiError`]). [`live_config`] holds the [`config`] in force. `logs` keeps each
 //! log event on one line, whatever callers send. [`cli`] is the operator's client of the same API,
 //! [`observe`] serves monitoring, and `page` serves the operator's browser. `node_problems` lists
-//! what the operator should check.
+//! what the operator should check, and `state_disk` checks the disk of the store.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -19,3 +19,4 @@ mod node_problems;
 pub mod observe;
 mod page;
 pub mod server;
+mod state_disk;

@@ -193,7 +193,11 @@ pub enum ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        ApiError::Store(error.to_string())
+        // The title of the problem document already says that the store failed.
+        match error {
+            StoreError::Failed(why) => ApiError::Store(why),
+            error => ApiError::Store(error.to_string()),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::node_infos::NodeInfos;
 use super::operator::community_infos;
 use super::state::from_substates;
 use crate::live_config::LiveConfig;
+use crate::state_disk;
 
 /// The data of the overview. The page also reads it.
 #[derive(Clone)]
@@ -55,7 +56,9 @@ impl Overview {
         let state = registry.read().await;
         let unknown = unknown.map(|why| format!("what other replicas know of nodes is not shown: {why}"));
         let paused = state.may_grant(&in_force.policy, now).err().map(|paused| paused.for_the_operator());
-        let problems = asked.note().into_iter().chain(paused).chain(unknown).chain(api_failures.all_reasons());
+        let disk = state_disk::problem(&in_force.config);
+        let problems = disk.into_iter().chain(asked.note()).chain(paused).chain(unknown);
+        let problems = problems.chain(api_failures.all_reasons());
         ControllerStatus {
             version: env!("CARGO_PKG_VERSION").into(),
             time: now,

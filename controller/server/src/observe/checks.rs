@@ -10,6 +10,7 @@ use edge_controller_domain::store::StoreError;
 
 use super::health::Check;
 use super::server_parts::ServerParts;
+use crate::state_disk;
 
 /// Time limit for a plan that changes nothing, including the wait for earlier plans.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -62,7 +63,8 @@ pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
     let watched = server.live.now().config.kubernetes.is_some();
     let labels = watched.then(|| format!("[i]node-labels: {}", *server.label_trust.borrow()));
     let asked = server.asked.note().map(|note| format!("[!]{note}"));
-    asked.into_iter().chain(paused).chain(missed).chain(clock_note(server)).chain(labels).collect()
+    let disk = state_disk::problem(&in_force.config).map(|why| format!("[!]disk: {why}"));
+    disk.into_iter().chain(asked).chain(paused).chain(missed).chain(clock_note(server)).chain(labels).collect()
 }
 
 /// Returns a note if this replica's time is so far ahead of the machine's clock that the next start

@@ -2,6 +2,7 @@
 //! real store.
 
 mod frame_connection;
+mod full_disk;
 #[allow(dead_code, reason = "some of it is for other tests")]
 mod harness;
 #[allow(dead_code, reason = "some of it is for other tests")]
