@@ -24,6 +24,9 @@
 //! - `nft_monitor`: the notifications from nftables.
 //! - `forwarding_monitor`: the kernel's notifications when forwarding is turned on or off.
 //! - [`obstacles`]: rules of other programs that drop pods' packets.
+//! - `obstacle_reader`: when these rules are read again, and what was found last.
+//! - `tunnel_sources`: the addresses from which the node's own packets enter tunnels. It does no
+//!   I/O.
 //! - `sysctls`: the kernel settings for forwarding and router advertisements, and those that turn
 //!   policies off.
 //! - `settings`: when sysctls and name servers are read, and what was found last.
@@ -39,6 +42,7 @@ mod internal_addresses;
 mod link_requirements;
 mod network_state;
 mod nft_monitor;
+mod obstacle_reader;
 pub mod obstacles;
 mod own_addresses;
 mod path_mtu_routes;
@@ -50,6 +54,7 @@ mod routes;
 mod settings;
 mod settling;
 mod sysctls;
+mod tunnel_sources;
 mod uplink;
 
 pub use internal_addresses::InternalAddresses;

@@ -1,7 +1,6 @@
 //! The loop that brings the host to its desired state and publishes its observed state.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,13 +26,15 @@ use super::internal_addresses::{self, InternalAddresses};
 use super::link_requirements::LinkRequirements;
 use super::network_state::NetworkState;
 use super::nft_monitor::{NftMonitor, RulesetChanges};
-use super::obstacles::{self, Obstacle, PodRequirements};
+use super::obstacle_reader::ObstacleReader;
+use super::obstacles::{Obstacle, PodRequirements};
 use super::own_addresses::InnerNetworks;
 use super::path_mtu_routes::PathMtuRoutes;
 use super::pod_bridge::{PodBridge, bridge_addresses};
 use super::reading_pace::{FULL_CHECK, ReadingPace, moves_tunnels};
 use super::settings::{HostSettings, SysctlRequirements};
 use super::settling::Settling;
+use super::tunnel_sources::tunnel_sources;
 use super::{HostState, PathMtus, RouteEntry, peer_routes, routes, uplink};
 use crate::config::Config;
 use crate::desired::{Desired, RoutedNetworks};
@@ -51,11 +52,6 @@ const RECLAIM_INTERVAL: Duration = Duration::from_secs(60);
 /// Minimum time between two comparisons of the nftables table, while another program keeps changing
 /// rules.
 const FIREWALL_PAUSE: Duration = Duration::from_millis(700);
-/// Minimum and maximum time between two readings of other programs' rules. If a reading takes long,
-/// as on a host with thousands of rules, the time after it is longer.
-const OBSTACLES_PAUSE: RangeInclusive<Duration> = Duration::from_millis(700)..=Duration::from_secs(30);
-/// Divisor for the maximum share of the time that reading rules may take, which is 5%.
-const OBSTACLES_SHARE: u32 = 20;
 
 /// The desired state, and the part of it that changes seldom.
 #[derive(Debug)]
@@ -85,7 +81,7 @@ pub struct HostReconciler {
     table: InetTable,
     bridge_table: BridgeTable,
     settings: HostSettings,
-    obstacles: Obstacles,
+    obstacles: ObstacleReader,
     /// Whether one of the plugin's tables changed during a pass, so that the pass must be repeated.
     again: bool,
     /// Whether the pass is made only because the desired state has changed.
@@ -128,7 +124,7 @@ impl HostReconciler {
             path_mtus,
             handle: None,
             bridge_table: BridgeTable::default(),
-            obstacles: Obstacles::default(),
+            obstacles: ObstacleReader::default(),
             again: false,
             only_desired: false,
             guarded: None,
@@ -488,99 +484,4 @@ fn publish<T: PartialEq>(to: &watch::Sender<T>, value: T) -> bool {
         *old = value;
         differs
     })
-}
-
-/// Obstacles in other programs' rules, and when to read the rules again.
-#[derive(Debug)]
-struct Obstacles {
-    found: Vec<Obstacle>,
-    /// The requirements and the interface indexes at the last reading. A new interface causes
-    /// another reading: Docker adds one when it adds rules, and iptables-legacy sends no
-    /// notifications.
-    requirements: Option<(PodRequirements, Vec<u32>)>,
-    suspect: bool,
-    not_before: tokio::time::Instant,
-}
-
-impl Default for Obstacles {
-    fn default() -> Self {
-        Self { found: vec![], requirements: None, suspect: true, not_before: tokio::time::Instant::now() }
-    }
-}
-
-impl Obstacles {
-    /// Waits until changed rules may be read again.
-    async fn due(&self) {
-        if self.suspect { tokio::time::sleep_until(self.not_before).await } else { std::future::pending().await }
-    }
-
-    async fn update(&mut self, needs: PodRequirements, observed: &NetworkState) {
-        // Pods' interfaces are ignored, because they appear and disappear without changes of other
-        // programs' rules.
-        let not_of_pods = observed.links.iter().filter(|link| !link.veth && link.controller.is_none());
-        let looked_at = (needs, not_of_pods.map(|link| link.index).collect());
-        self.suspect |= self.requirements.as_ref() != Some(&looked_at);
-        if !self.suspect || tokio::time::Instant::now() < self.not_before {
-            return;
-        }
-        self.suspect = false;
-        let needs = looked_at.0.clone();
-        let span = tracing::Span::current();
-        let check = move || span.in_scope(|| obstacles::check(&needs));
-        let began = tokio::time::Instant::now();
-        self.found = spawn_blocking(check).await.unwrap_or_default();
-        self.requirements = Some(looked_at);
-        self.not_before = tokio::time::Instant::now() + pause_after_reading(began.elapsed());
-    }
-}
-
-fn pause_after_reading(took: Duration) -> Duration {
-    (took * OBSTACLES_SHARE).clamp(*OBSTACLES_PAUSE.start(), *OBSTACLES_PAUSE.end())
-}
-
-/// Returns the sources of the node's own traffic and of redirected connections in tunnels, one for
-/// each family. These are the bridge's addresses. On hubs without pods of this network and on cloud
-/// nodes, the sources are the node's addresses within the cloud's networks.
-fn tunnel_sources(observed: &NetworkState, desired: &Desired, bridge: &[IpAddr]) -> Vec<IpAddr> {
-    let (bridge, fronted) = if desired.hub_routes.is_empty() {
-        (bridge, &desired.guard.networks)
-    } else {
-        (&[][..], &desired.cloud_networks)
-    };
-    let inside = |address: &&IpAddr| fronted.iter().any(|network| network.contains(**address));
-    let within = observed.links.iter().flat_map(|link| &link.addresses).filter(inside);
-    let all = || bridge.iter().chain(within.clone());
-    [true, false].into_iter().filter_map(|ipv4| all().find(|address| address.is_ipv4() == ipv4).copied()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::network_state::Link;
-    use super::*;
-
-    #[test]
-    fn other_programs_rules_are_read_soon_again_unless_reading_them_takes_long() {
-        let pauses = [10, 100, 10_000].map(|took| pause_after_reading(Duration::from_millis(took)).as_millis());
-        assert_eq!(pauses, [700, 2000, 30_000]);
-    }
-
-    #[test]
-    fn what_a_hub_sends_into_tunnels_has_its_address_within_the_clouds_networks() {
-        let networks = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNetwork>>();
-        let addresses = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
-        let link = |list: &[&str]| Link { addresses: addresses(list), ..Link::default() };
-        let observed = NetworkState {
-            links: vec![link(&["198.51.100.11", "2001:db8::11"]), link(&["10.244.1.1", "fd44::1:1"])],
-            ..NetworkState::default()
-        };
-        let clouds = networks(&["10.244.0.0/16", "fd44::/64"]);
-        let hub =
-            Desired { guard: GuardConfig { networks: clouds.clone(), ..GuardConfig::default() }, ..Desired::default() };
-        let sources = |desired: &Desired, bridge: &[&str]| tunnel_sources(&observed, desired, &addresses(bridge));
-        assert_eq!(sources(&hub, &[]), addresses(&["10.244.1.1", "fd44::1:1"]));
-        assert_eq!(sources(&hub, &["10.77.1.1"]), addresses(&["10.77.1.1", "fd44::1:1"]));
-        let cloud = Desired { hub_routes: networks(&["10.77.0.0/16"]), cloud_networks: clouds, ..Desired::default() };
-        assert_eq!(sources(&cloud, &["10.77.1.1"]), addresses(&["10.244.1.1", "fd44::1:1"]));
-        assert_eq!(sources(&Desired::default(), &["10.77.1.1"]), addresses(&["10.77.1.1"]));
-    }
 }
