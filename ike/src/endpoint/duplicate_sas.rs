@@ -38,6 +38,9 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let duplicates = self.find_duplicates(name, &sa, initial_contact);
+        for old in duplicates.replaced.iter().filter_map(|old| self.established(*old)) {
+            sa.take_failed_children_of(old);
+        }
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
@@ -69,7 +72,7 @@ impl Endpoint {
                 }
                 peer.reset_backoff();
                 peer.acquired_until = None;
-                peer.last_error = None;
+                sa.negotiation_succeeded(None);
                 peer.reauthenticate &= !sa.initiator();
                 true
             }
@@ -99,7 +102,7 @@ impl Endpoint {
                 }
                 peer.reset_backoff();
                 peer.acquired_until = None;
-                peer.last_error = None;
+                sa.negotiation_succeeded(Some(&purpose.child));
                 // The peer's own IKE SA serves as well, unless it is the one that goes.
                 peer.reauthenticate &= duplicates.survivor.is_some() && !sa.initiator();
                 true

@@ -259,7 +259,7 @@ impl IkeSa {
         // valid for the new one.
         let mut new = new.with_mobike(self.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike }));
         new.agent = self.agent;
-        new.outcome.take_failed_child(&self.outcome);
+        new.outcome.take_failed_children(&self.outcome);
         new.channel.unchecked.clone_from(&self.channel.unchecked);
         if !mutation!("authentication_prolonged_by_rekey") {
             new.lifetime = self.lifetime.rekeyed(&self.profile, cx.now);
@@ -570,16 +570,23 @@ impl IkeSa {
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
     }
 
-    /// Reports the failure of a configured child to the owner. It remains the last failure until
-    /// the next failure, or until a CHILD_SA of this child is negotiated.
+    /// Reports the failure of a configured child to the owner. The child counts as failed until a
+    /// CHILD_SA of it is negotiated.
     pub(super) fn report_child(&mut self, child: &ChildName, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome.child_failed(child.clone(), error.clone());
+        self.outcome.child_failed(child, error.clone(), &self.profile.config);
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
     }
 
-    /// Clears the last failure, since a CHILD_SA of this child was negotiated.
-    pub(super) fn negotiation_succeeded(&mut self, child: &ChildName) {
-        self.outcome.child_succeeded(child, &self.profile.config);
+    /// Clears the last failure, since a CHILD_SA of this child was negotiated, or since the peer
+    /// was authenticated without one.
+    pub(crate) fn negotiation_succeeded(&mut self, child: Option<&ChildName>) {
+        self.outcome.succeeded(child, &self.profile.config);
+    }
+
+    /// Copies the children that have failed on an IKE SA that this one replaces by a new
+    /// authentication.
+    pub(crate) fn take_failed_children_of(&mut self, old: &Self) {
+        self.outcome.take_failed_children(&old.outcome);
     }
 
     /// Takes the outcome of the latest negotiation. Returns `None` if there was no negotiation

@@ -1,6 +1,7 @@
 //! Tests rekeys of CHILD_SAs that the peer refuses because it wants forward secrecy by another
 //! group, where an IKE SA has several CHILD_SAs. IKE_AUTH makes one CHILD_SA without a key
-//! exchange, so a new IKE SA helps only the first child.
+//! exchange, so a new IKE SA helps only the first child. Until then, the status names each child
+//! that is missing.
 
 use edge_ike::config::Group;
 use edge_ike::{ChildName, Childless, Event, PeerConfig};
@@ -123,6 +124,67 @@ fn a_new_ike_sa_for_the_first_child_ends_the_additional_one_that_it_cannot_have_
             assert!(pair.child(node, "net1").is_some(), "{}", pair.network.history());
             assert_eq!(pair.last_error(node), "");
         }
+    }
+}
+
+/// Makes a pair with three CHILD_SAs. The ends have these groups for the additional ones.
+fn with_groups_of_additional(a: [Group; 2], b: [Group; 2]) -> Pair {
+    let mut pair = Pair::new(3, LinkQuality::RELIABLE).one_sided().both(|config| with_children(config, 3));
+    for (config, groups) in [(&mut pair.a_config, a), (&mut pair.b_config, b)] {
+        config.child.proposals[0].groups = vec![Group::X25519];
+        for (child, group) in config.additional_children.iter_mut().zip(groups) {
+            child.proposals[0].groups = vec![group];
+        }
+    }
+    pair.start();
+    pair.network.run_for(3 * SECOND);
+    pair
+}
+
+#[test]
+fn each_child_that_is_missing_stands_in_the_status_until_it_is_negotiated() {
+    let mut pair = with_groups_of_additional([Group::X25519; 2], [Group::P256; 2]);
+    let nodes = [pair.a, pair.b];
+    let name = pair.b_name.clone();
+    // Neither another request for one of them hides the other one, nor a rekey of the first child,
+    // nor a rekey of the IKE SA, nor a new IKE SA.
+    let last = pair.last_error(pair.a);
+    for what in 0..4 {
+        assert!(pair.network.call(pair.a, |endpoint, now, env| match what {
+            0 => true,
+            1 => endpoint.rekey_children_named(&name, &ChildName::new("net0"), now, env),
+            2 => endpoint.rekey_ike(&name, now, env),
+            _ => endpoint.reauthenticate(&name, now, env),
+        }));
+        // Less than a round trip, in which a new IKE SA asks for the children.
+        let step = SECOND / 500;
+        for _ in 0..25 * 500 {
+            pair.network.run_for(step);
+            for node in nodes {
+                pair.assert_says(node, &["child net1", "also failed: net2"]);
+            }
+        }
+        assert_eq!(pair.last_error(pair.a), last, "the status changes from one attempt to the next");
+    }
+    for (index, words) in [(0, &["child net2", "none of our proposals"][..]), (1, &[])] {
+        pair.b_config.additional_children[index].proposals[0].groups = vec![Group::X25519];
+        pair.start_b();
+        pair.network.run_for(15 * SECOND);
+        pair.assert_says(pair.a, words);
+        let error = pair.last_error(pair.a);
+        assert!(!error.contains("net1") && error.is_empty() == words.is_empty(), "{error}");
+    }
+    assert_eq!(nodes.map(|node| pair.last_error(node)), ["", ""]);
+}
+
+#[test]
+fn the_error_about_a_child_shows_the_proposals_of_this_child_alone() {
+    let pair = with_groups_of_additional([Group::P384, Group::P521], [Group::P256, Group::P521]);
+    for (node, words) in [(pair.a, "ESP: AES_GCM_16-256/ECP_384"), (pair.b, "configured here: AES_GCM_16-256/ECP_256")]
+    {
+        pair.assert_says(node, &["child net1", words]);
+        let error = pair.last_error(node);
+        assert!(!error.contains("25519") && !error.contains("521"), "{error}");
     }
 }
 

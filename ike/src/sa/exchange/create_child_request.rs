@@ -174,7 +174,7 @@ pub(super) fn finish(
     let lifetime = sa.profile.child_lifetime(cx);
     child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
     sa.missing.cancel(&asked_for);
-    sa.negotiation_succeeded(&asked_for.child);
+    sa.negotiation_succeeded(Some(&asked_for.child));
     if let Some(old) = replaced {
         // The rekey was queued again if the CHILD_SA moved to this IKE SA while it was under way.
         sa.drop_requests_of(old);
@@ -313,7 +313,7 @@ fn accept_response(
             negotiate::is_one_choice(answer)
                 && (chosen.suite.group.is_none() || chosen.suite.group == key.as_ref().map(InitiatorKeyExchange::group))
         })
-        .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config, answer))?;
+        .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config, child, answer))?;
     if let Some(child) = child {
         //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
         negotiate::check_response(child, payloads)
@@ -332,7 +332,7 @@ fn accept_response(
         .and_then(|asked| negotiate::accept_narrowed(asked, local, remote))
         //= RFC 7296 2.9.2 MUST NOT 1: a rekey narrows nothing
         .filter(|narrowed| in_use.is_none_or(|old| narrowed.covers(old.into())))
-        .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config, local, remote))?;
+        .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config, child, local, remote))?;
     let shared = match key.filter(|_| chosen.suite.group.is_some()) {
         Some(key) => {
             let shared = key.finish(payloads.key_exchange().map_err(malformed)?);
