@@ -3,14 +3,27 @@
 //! exchange, so a new IKE SA helps only the first child. Until then, the status names each child
 //! that is missing.
 
+use std::time::Duration;
+
 use edge_ike::config::Group;
 use edge_ike::{ChildName, Childless, Event, PeerConfig};
 
+use crate::foreign::{Foreign, Part, delete_child, notification};
 use crate::network::LinkQuality;
+use crate::oracle::octets::{Message, exchange, notify};
 use crate::peers::{Pair, SECOND, with_children};
 
 /// The lifetime of CHILD_SAs in these tests. It ends half as much later if there is no rekey.
 const LIFETIME: u32 = 60;
+
+// Notify message types (RFC 7296 3.10.1).
+const INVALID_SYNTAX: u16 = 7;
+const NO_PROPOSAL_CHOSEN: u16 = 14;
+const NO_ADDITIONAL_SAS: u16 = 35;
+const TS_UNACCEPTABLE: u16 = 38;
+
+/// The inbound SPI of the foreign peer for `net1`.
+const NET1: u32 = 0xf002;
 
 /// Sets the group of the first child and of the additional one.
 fn set_groups(config: &mut PeerConfig, [first, additional]: [Group; 2]) {
@@ -197,4 +210,132 @@ fn where_ike_auth_leaves_out_the_child_its_refusal_begins_no_new_ike_sa() {
     pair.network.run_for(LIFETIME * SECOND);
     assert_eq!(pair.ike_sas_up(pair.a), 1, "{}", pair.network.history());
     pair.assert_says(pair.a, &["none of our proposals", "it is tried again every 10s"]);
+}
+
+/// Makes a foreign peer that has `net0` by IKE_AUTH and `net1` by CREATE_CHILD_SA. We want both.
+fn foreign_with_two_children() -> Foreign {
+    let mut foreign = Foreign::established(1, |config| {
+        with_children(config, 2);
+        config.initiate = true;
+    });
+    let answer = foreign.request(exchange::CREATE_CHILD_SA, &Foreign::child_parts(NET1, [1; 32])).remove(0);
+    assert_eq!(answer.error(), None);
+    foreign
+}
+
+/// What the foreign peer answers to our requests.
+type Answer<'a> = &'a dyn Fn(&Message) -> Vec<Part>;
+
+/// Refuses each CREATE_CHILD_SA.
+fn refusing(kind: u16) -> impl Fn(&Message) -> Vec<Part> {
+    move |request| match request.header.exchange {
+        exchange::CREATE_CHILD_SA => vec![notification(kind, 0, &[], &[])],
+        _ => Vec::new(),
+    }
+}
+
+impl Foreign {
+    /// Sends a datagram and answers all requests for a while. Returns how long it took until we
+    /// began another IKE SA, if we did.
+    fn begun_within(&mut self, time: Duration, datagram: Vec<u8>, answer: Answer<'_>) -> Option<Duration> {
+        let start = self.network.now;
+        let mut arrived = self.exchange(datagram);
+        while self.network.now < start + time {
+            for datagram in std::mem::take(&mut arrived) {
+                if datagram[18] == exchange::IKE_SA_INIT {
+                    return Some(self.network.now - start);
+                }
+                let message = self.open(&datagram);
+                if !message.header.response() {
+                    let parts = answer(&message);
+                    let datagram = self.seal(message.header.exchange, true, message.header.id, &parts);
+                    arrived.extend(self.exchange(datagram));
+                }
+            }
+            self.network.run_for(SECOND / 50);
+            arrived.extend(self.arrived());
+        }
+        None
+    }
+
+    /// Deletes `net0` after some time and refuses to create it again. Returns how long it took
+    /// until we began another IKE SA, if we did within 15 s.
+    fn deletes_first_child_after(&mut self, time: Duration, refusal: u16) -> Option<Duration> {
+        let answer = refusing(refusal);
+        let liveness = self.seal(exchange::INFORMATIONAL, false, self.next_id, &[]);
+        self.next_id += 1;
+        assert_eq!(self.begun_within(time, liveness, &answer), None, "both children are up");
+        let deletion = self.seal(exchange::INFORMATIONAL, false, self.next_id, &[delete_child(self.child.0)]);
+        self.next_id += 1;
+        self.begun_within(15 * SECOND, deletion, &answer)
+    }
+}
+
+#[test]
+fn where_only_the_first_child_is_missing_and_refused_a_new_ike_sa_brings_it_at_once() {
+    // The last one is pluto's answer to another group.
+    for refusal in [NO_PROPOSAL_CHOSEN, notify::INVALID_KE_PAYLOAD, INVALID_SYNTAX] {
+        let mut foreign = foreign_with_two_children();
+        let begun = foreign.deletes_first_child_after(12 * SECOND, refusal);
+        assert!(begun.is_some_and(|begun| begun < SECOND / 5), "refused by {refusal}: {begun:?}");
+        let status = &foreign.network.nodes[0].endpoint.snapshot()[0];
+        assert_eq!(status.children.len(), 1, "net1 goes on");
+        assert!(status.last_error.as_ref().is_some_and(|error| error.to_string().contains("child net0")));
+        // A peer that does so with each new IKE SA has ten seconds from one to the next.
+        let begun = foreign_with_two_children().deletes_first_child_after(SECOND, refusal);
+        assert!(begun.is_some_and(|begun| begun > 9 * SECOND), "refused by {refusal}: {begun:?}");
+    }
+}
+
+#[test]
+fn no_new_ike_sa_follows_a_refusal_that_it_would_not_overcome_or_if_other_children_might_not_come_again() {
+    for refusal in [NO_ADDITIONAL_SAS, TS_UNACCEPTABLE] {
+        let begun = foreign_with_two_children().deletes_first_child_after(12 * SECOND, refusal);
+        assert_eq!(begun, None, "refused by {refusal}");
+    }
+    // The peer has refused to rekey net1.
+    let mut foreign = foreign_with_two_children();
+    let (name, child) = (foreign.config.name.clone(), ChildName::new("net1"));
+    assert!(foreign.network.call(0, |endpoint, now, env| endpoint.rekey_children_named(&name, &child, now, env)));
+    assert_eq!(foreign.deletes_first_child_after(12 * SECOND, NO_PROPOSAL_CHOSEN), None);
+    let status = &foreign.network.nodes[0].endpoint.snapshot()[0];
+    assert_eq!(status.children.len(), 1, "net1 goes on");
+}
+
+/// The first child of each end is the additional one of the other end. `b` begins, so IKE_AUTH
+/// creates `net1`, and the groups of `net0` differ.
+#[test]
+fn ends_with_different_first_children_do_not_end_each_others() {
+    for groups_of_net1_differ in [false, true] {
+        let of_b = if groups_of_net1_differ { Group::P256 } else { Group::X25519 };
+        let mut pair = Pair::new(4, LinkQuality::RELIABLE).both(|config| with_children(config, 2));
+        set_groups(&mut pair.a_config, [Group::X25519, Group::X25519]);
+        set_groups(&mut pair.b_config, [Group::P256, of_b]);
+        let b_config = &mut pair.b_config;
+        std::mem::swap(&mut b_config.child, &mut b_config.additional_children[0]);
+        pair.a_config.initiate = false;
+        pair.start();
+        pair.traffic(3 * SECOND);
+        pair.a_config.initiate = true;
+        pair.start_a();
+        let nodes = [pair.a, pair.b];
+        // Nothing shows yet that net1 can be created by CREATE_CHILD_SA too.
+        pair.traffic(30 * SECOND);
+        for node in nodes {
+            pair.assert_says(node, &["child net0"]);
+            assert!(pair.child(node, "net1").is_some() && pair.child(node, "net0").is_none());
+        }
+        assert_eq!(pair.ike_sas_up(pair.a), 1, "{}", pair.network.history());
+        let (name, child) = (pair.b_name.clone(), ChildName::new("net1"));
+        pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children_named(&name, &child, now, env));
+        // No packet of net1 is lost.
+        pair.traffic(90 * SECOND);
+        // The new IKE SA is for the child that was missing, or for the refused rekey of net1.
+        assert_eq!(nodes.map(|node| pair.ike_sas_up(node)), [2, 2], "{}", pair.network.history());
+        for node in nodes {
+            assert!(pair.child(node, "net1").is_some(), "{}", pair.network.history());
+            assert_eq!(pair.child(node, "net0").is_some(), !groups_of_net1_differ, "{}", pair.network.history());
+        }
+        pair.network.assert_tidy();
+    }
 }

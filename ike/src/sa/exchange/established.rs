@@ -375,9 +375,8 @@ impl IkeSa {
         }
     }
 
-    /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if the first
-    /// configured child has ended although `initiate` is set, so that only a new IKE SA can create
-    /// it.
+    /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if a CHILD_SA has
+    /// ended although `initiate` is set, and IKE_AUTH of a new IKE SA would create it again.
     fn expire_children(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let me = self.spi();
         let over: Vec<_> = child_sas
@@ -400,9 +399,8 @@ impl IkeSa {
             }
             let error = failure::not_rekeyed(purpose, &self.profile.config);
             self.report_child(&purpose.child, error, cx);
-            let config = &self.profile.config;
-            let first = purpose.child == config.child.name && !child_sas.serves(me, purpose);
-            renew |= config.initiate && first;
+            let first = self.is_child_of_next_ike_auth(&purpose.child) && !child_sas.serves(me, purpose);
+            renew |= self.profile.config.initiate && first;
             self.child_deleted(purpose, child_sas, cx);
         }
         renew
