@@ -206,14 +206,14 @@ impl Endpoint {
         if mutation!("second_ike_sa_kept") {
             return;
         }
-        let Some((by, ours)) = self.established(survivor).map(|sa| (sa.ike(), sa.initiation().by_us())) else {
+        let Some(by) = self.established(survivor).map(IkeSa::as_survivor) else {
             return;
         };
         if let (Some(SaState::Established(_, sa)), Some(peer)) =
             (self.sas.get_mut(&redundant), self.peers.get_mut(name))
         {
             //= RFC 7296 2.8.3 REQUIRED 1: reauthentication is a new IKE SA
-            sa.supersede_by_new_authentication(by, ours, &mut peer.child_sas, &mut context!(self, now, env));
+            sa.supersede_by_new_authentication(by, &mut peer.child_sas, &mut context!(self, now, env));
         }
         self.schedule(redundant);
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::superseded::Survivor;
 use super::{create_child_response, informational, request};
 use crate::child_sas::ChildSas;
 use crate::deadlines::Timer;
@@ -172,7 +173,7 @@ impl IkeSa {
             return;
         }
         //= RFC 7296 2.8 REQUIRED 7: the old IKE SA is deleted
-        self.supersede(new.ike(), ours, child_sas, cx);
+        self.supersede(Survivor { ike: new.ike(), spi: new.spi(), ours }, child_sas, cx);
     }
 
     /// Moves requests about CHILD_SAs to the IKE SA that has these CHILD_SAs now.
