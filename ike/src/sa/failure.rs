@@ -82,8 +82,8 @@ pub(crate) fn no_ike_proposal(ours: &[IkeProposal], theirs: &[Proposal]) -> Peer
     PeerError::new(IKE_SA_INIT, PeerErrorKind::NoProposalChosen, detail)
 }
 
-/// Returns the error if none of the peer's ESP proposals, `theirs`, is acceptable for this child, or
-/// for any child.
+/// Returns the error if none of the peer's ESP proposals, `theirs`, is acceptable for this child,
+/// or for any child.
 pub(crate) fn no_esp_proposal(
     exchange: &'static str,
     peer: &PeerConfig,
