@@ -212,6 +212,29 @@ fn where_ike_auth_leaves_out_the_child_its_refusal_begins_no_new_ike_sa() {
     pair.assert_says(pair.a, &["none of our proposals", "it is tried again every 10s"]);
 }
 
+#[test]
+fn where_the_peer_cannot_leave_it_out_the_first_child_comes_again_when_its_lifetime_has_ended() {
+    let mut pair = Pair::new(5, LinkQuality::RELIABLE).one_sided().both(|config| {
+        with_children(config, 2);
+        config.timing.child_lifetime = LIFETIME * SECOND;
+    });
+    set_groups(&mut pair.a_config, [Group::X25519, Group::X25519]);
+    set_groups(&mut pair.b_config, [Group::P256, Group::X25519]);
+    // The first child of `b` is another one, so `b` does not begin.
+    let b_config = &mut pair.b_config;
+    std::mem::swap(&mut b_config.child, &mut b_config.additional_children[0]);
+    (pair.a_config.childless, pair.b_config.childless) = (Childless::Prefer, Childless::Never);
+    pair.b_config.timing.child_lifetime *= 10;
+    pair.start();
+    pair.network.run_for((LIFETIME * 4 / 3) * SECOND);
+    assert_eq!(pair.ike_sas_up(pair.a), 1, "{}", pair.network.history());
+    let before = pair.child(pair.a, "net0");
+    pair.network.run_for((LIFETIME / 2) * SECOND);
+    let now = pair.child(pair.a, "net0");
+    assert!(before.is_some() && now.is_some() && before != now, "{}", pair.network.history());
+    assert_eq!(pair.ike_sas_up(pair.a), 2, "{}", pair.network.history());
+}
+
 /// Makes a foreign peer that has `net0` by IKE_AUTH and `net1` by CREATE_CHILD_SA. We want both.
 fn foreign_with_two_children() -> Foreign {
     let mut foreign = Foreign::established(1, |config| {

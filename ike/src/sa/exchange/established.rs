@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::superseded::Survivor;
 use super::{create_child_response, informational, request};
 use crate::child_sas::ChildSas;
+use crate::childless::Childless;
 use crate::deadlines::Timer;
 use crate::event::{DownReason, Event, PeerError, PeerErrorKind};
 use crate::output::Context;
@@ -376,8 +377,10 @@ impl IkeSa {
         }
     }
 
-    /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if a CHILD_SA has
-    /// ended although `initiate` is set, and IKE_AUTH of a new IKE SA would create it again.
+    /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if the first
+    /// configured child has ended although `initiate` is set, so that only a new IKE SA can create
+    /// it. With [`Childless::Prefer`] this depends on whether the peer can do without it in
+    /// IKE_AUTH, so it is tried too.
     fn expire_children(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let me = self.spi();
         let over: Vec<_> = child_sas
@@ -400,8 +403,9 @@ impl IkeSa {
             }
             let error = failure::not_rekeyed(purpose, &self.profile.config);
             self.report_child(&purpose.child, error, cx);
-            let first = self.is_child_of_next_ike_auth(&purpose.child) && !child_sas.serves(me, purpose);
-            renew |= self.profile.config.initiate && first;
+            let config = &self.profile.config;
+            let first = purpose.child == config.child.name && !child_sas.serves(me, purpose);
+            renew |= config.initiate && first && config.childless < Childless::Force;
             self.child_deleted(purpose, child_sas, cx);
         }
         renew
