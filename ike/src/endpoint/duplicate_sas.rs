@@ -72,7 +72,10 @@ impl Endpoint {
                 }
                 peer.reset_backoff();
                 peer.acquired_until = None;
-                sa.negotiation_succeeded(None);
+                // An IKE SA that goes says nothing about those that stay.
+                if duplicates.survivor.is_none() {
+                    sa.negotiation_succeeded(None);
+                }
                 peer.reauthenticate &= !sa.initiator();
                 true
             }
@@ -102,7 +105,10 @@ impl Endpoint {
                 }
                 peer.reset_backoff();
                 peer.acquired_until = None;
-                sa.negotiation_succeeded(Some(&purpose.child));
+                sa.negotiated.has_created_first_child = purpose.child == sa.profile().config.child.name;
+                if duplicates.survivor.is_none() {
+                    sa.negotiation_succeeded(Some(&purpose.child));
+                }
                 // The peer's own IKE SA serves as well, unless it is the one that goes.
                 peer.reauthenticate &= duplicates.survivor.is_some() && !sa.initiator();
                 true
@@ -261,9 +267,17 @@ impl Endpoint {
             cx.out.event(event);
             sa.delete_reported_down(&mut crate::child_sas::ChildSas::new(name.clone()), &mut cx);
             peer.remove_sa(spi);
-            if peer.should_retry() {
-                peer.schedule_retry(&mut cx);
+            for other in &peer.sas {
+                if let Some(SaState::Established(_, other)) = self.sas.get_mut(other)
+                    && other.new_ike_sa_refused(&mut context!(self, now, env))
+                {
+                    peer.reauthenticate = false;
+                }
             }
+            if peer.should_retry() {
+                peer.schedule_retry(&mut context!(self, now, env));
+            }
+            peer.sas.clone().into_iter().for_each(|other| self.schedule(other));
         }
         self.schedule(spi);
     }

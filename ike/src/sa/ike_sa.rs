@@ -219,6 +219,14 @@ impl IkeSa {
             self.timers.set(Timer::Reauthenticate, renewal);
             self.timers.set(Timer::Expire, self.lifetime.check_at(&profile, cx));
         }
+        let first = |profile: &Profile| {
+            let child = &profile.config.child;
+            (child.name.clone(), child.proposals.clone(), child.mode)
+        };
+        if first(&self.profile) != first(&profile) {
+            self.negotiated.has_created_first_child = false;
+            self.missing.first_child_changed();
+        }
         self.profile = profile.with_internal_addresses(&self.negotiated.internal_addresses);
         self.channel.profile = Some(Arc::clone(&self.profile));
         self.channel.peer_may_move = self.peer_may_move();
@@ -566,7 +574,7 @@ impl IkeSa {
 
     /// Reports a failure to the owner. It remains the last failure until the next success.
     pub(super) fn report(&mut self, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome.failed(error.clone());
+        self.outcome.failed(error.clone(), &self.profile.config);
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
     }
 

@@ -48,6 +48,17 @@ struct Plans {
     /// When each purpose was last requested because it was missing, and the delay before that
     /// request.
     recreated: BTreeMap<Purpose, (Instant, Duration)>,
+    new_ike_sa: NewIkeSa,
+}
+
+/// Whether another IKE SA was begun because one of the ends refuses the first child on this one.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum NewIkeSa {
+    #[default]
+    NotBegun,
+    Begun,
+    /// Its IKE_AUTH did not create the child either.
+    Refused,
 }
 
 impl MissingChildren {
@@ -115,6 +126,39 @@ impl MissingChildren {
         for (purpose, last) in old.recreated {
             plans.recreated.entry(purpose).or_insert(last);
         }
+        if old.new_ike_sa == NewIkeSa::Refused {
+            plans.new_ike_sa = NewIkeSa::Refused;
+        }
+    }
+
+    /// Records that another IKE SA is to create the first child. Returns false if an earlier one
+    /// did not create it either: then none is begun, since each of them is a handshake, and with
+    /// some peers the end of this IKE SA.
+    pub(super) fn begin_new_ike_sa(&mut self) -> bool {
+        let plans = self.plans();
+        let begins = plans.new_ike_sa != NewIkeSa::Refused;
+        if begins {
+            plans.new_ike_sa = NewIkeSa::Begun;
+        }
+        begins
+    }
+
+    /// Records that the first child is configured differently now.
+    pub(super) fn first_child_changed(&mut self) {
+        if let Some(plans) = &mut self.0 {
+            plans.new_ike_sa = NewIkeSa::NotBegun;
+        }
+    }
+
+    /// Records that the IKE_AUTH of another IKE SA has not created the first child. Returns whether
+    /// that IKE SA was begun because of the child.
+    fn new_ike_sa_refused(&mut self) -> bool {
+        let Some(plans) = &mut self.0 else { return false };
+        let begun = plans.new_ike_sa == NewIkeSa::Begun;
+        if begun {
+            plans.new_ike_sa = NewIkeSa::Refused;
+        }
+        begun
     }
 }
 
@@ -198,12 +242,14 @@ impl IkeSa {
     /// that may not hold for IKE_AUTH, for example because it requires another key exchange method.
     /// The CHILD_SA was to replace `old`, or is missing.
     ///
-    /// The new IKE SA also has to create all other CHILD_SAs again. While the first child is
-    /// missing, the others must not be lost: they must have been created by CREATE_CHILD_SA since
-    /// the peer was authenticated, and no request about them must have failed since. So two ends
-    /// with different first children do not take turns in ending each other's.
+    /// For a missing child this must be promising, since the peer may delete this IKE SA as soon as
+    /// the new one is authenticated: IKE_AUTH has created the child before, and not refused it
+    /// since. The new IKE SA also has to create all other CHILD_SAs again. They must not be lost:
+    /// they must have been created by CREATE_CHILD_SA since the peer was authenticated, as a whole,
+    /// and no request about them must have failed since. So two ends with different first children
+    /// do not take turns in ending each other's.
     pub(super) fn refused_child_needs_new_ike_sa(
-        &self,
+        &mut self,
         old: Option<ChildId>,
         refused: &Purpose,
         kind: NotifyType,
@@ -213,20 +259,36 @@ impl IkeSa {
         if !self.is_child_of_next_ike_auth(&refused.child) {
             return false;
         }
-        if old.is_some() {
-            return true;
+        if old.is_some_and(|old| child_sas.live(old).is_some()) {
+            return self.missing.begin_new_ike_sa();
         }
         let mut others = child_sas.children_of(self.spi()).map(|(_, child)| child).peekable();
         // pluto 4.10 answers another group with INVALID_SYNTAX. NO_ADDITIONAL_SAS and
         // TS_UNACCEPTABLE are about the other CHILD_SAs, or come again.
         let of_algorithms =
             matches!(kind, NotifyType::NoProposalChosen | NotifyType::InvalidKePayload | NotifyType::InvalidSyntax);
-        now >= self.authenticated() + REFUSED_FROM
+        self.negotiated.has_created_first_child
+            && now >= self.authenticated() + REFUSED_FROM
             && (others.peek().is_none() || of_algorithms)
             && others.all(|child| {
-                let name = &child.sa.purpose.child;
-                *name != refused.child && child.established > self.authenticated() && !self.outcome.has_failed(name)
+                let Purpose { child: name, part, .. } = &child.sa.purpose;
+                let created_later = child.established > self.authenticated();
+                *name != refused.child && part.is_none() && created_later && !self.outcome.has_failed(name)
             })
+            && self.missing.begin_new_ike_sa()
+    }
+
+    /// Records that IKE_AUTH of another IKE SA, which we have begun, has not created the first
+    /// child. Returns whether that IKE SA was begun because of a refusal on this one. Then no
+    /// further one is begun for this reason while this IKE SA lives and the child is configured as
+    /// it is; the child is still requested on this one.
+    pub(crate) fn new_ike_sa_refused(&mut self, cx: &mut Context<'_>) -> bool {
+        let refused = self.missing.new_ike_sa_refused();
+        if refused {
+            let renewal = self.lifetime.reauthentication(&self.profile, self.initiation(), cx).max(cx.now);
+            self.timers.set(Timer::Reauthenticate, renewal);
+        }
+        refused
     }
 
     /// Plans another IKE SA because we have refused the peer's rekey of `old`: no algorithms are in
@@ -237,7 +299,7 @@ impl IkeSa {
         let due = child_sas.live(old).is_some_and(|child| {
             self.is_child_of_next_ike_auth(&child.sa.purpose.child) && now >= child.established + REFUSED_FROM
         });
-        if due && !mutation!("refused_rekey_of_peer_ignored") {
+        if due && !mutation!("refused_rekey_of_peer_ignored") && self.missing.begin_new_ike_sa() {
             let planned = self.timers.get(Timer::Reauthenticate);
             self.timers.set(Timer::Reauthenticate, planned.map_or(now + PEER_BEGINS, |at| at.min(now + PEER_BEGINS)));
         }

@@ -38,8 +38,9 @@ impl Outcome {
     }
 
     /// Records a failure. It remains the last one until the next success.
-    pub(super) fn failed(&mut self, error: PeerError) {
+    pub(super) fn failed(&mut self, error: PeerError, config: &PeerConfig) {
         let state = self.state();
+        state.failed_children.retain(|failed| config.child_named(&failed.0).is_some());
         state.latest = Some(Some(with_names(error, &state.failed_children)));
     }
 

@@ -405,7 +405,10 @@ impl IkeSa {
             self.report_child(&purpose.child, error, cx);
             let config = &self.profile.config;
             let first = purpose.child == config.child.name && !child_sas.serves(me, purpose);
-            renew |= config.initiate && first && config.childless < Childless::Force;
+            if config.initiate && first && config.childless < Childless::Force {
+                // Other CHILD_SAs would be in danger each time.
+                renew |= child_sas.children_of(me).next().is_none() || self.missing.begin_new_ike_sa();
+            }
             self.child_deleted(purpose, child_sas, cx);
         }
         renew
