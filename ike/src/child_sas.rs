@@ -169,12 +169,6 @@ impl ChildSas {
         self.children_of(owner).any(|(_, child)| child.sa.purpose.serves(purpose))
     }
 
-    /// Returns whether an IKE SA other than this one has a live CHILD_SA of this purpose.
-    pub(crate) fn is_served_beside(&self, owner: Spi, purpose: &Purpose) -> bool {
-        let mut others = self.children.values().filter(|child| child.owner != owner && child.lingering.is_none());
-        others.any(|child| child.sa.purpose.serves(purpose))
-    }
-
     /// Returns the purposes of the live CHILD_SAs of an IKE SA.
     pub(crate) fn purposes_of(&self, owner: Spi) -> BTreeSet<&Purpose> {
         self.children_of(owner).map(|(_, child)| &child.sa.purpose).collect()

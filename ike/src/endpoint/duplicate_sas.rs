@@ -38,6 +38,9 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let duplicates = self.find_duplicates(name, &sa, initial_contact);
+        for old in duplicates.replaced.iter().filter_map(|old| self.established(*old)) {
+            sa.take_failed_children_of(old);
+        }
         let Some(peer) = self.peers.get_mut(name) else {
             return;
         };
@@ -69,7 +72,10 @@ impl Endpoint {
                 }
                 peer.reset_backoff();
                 peer.acquired_until = None;
-                peer.last_error = None;
+                // An IKE SA that goes says nothing about those that stay.
+                if duplicates.survivor.is_none() {
+                    sa.negotiation_succeeded(None);
+                }
                 peer.reauthenticate &= !sa.initiator();
                 true
             }
@@ -99,7 +105,10 @@ impl Endpoint {
                 }
                 peer.reset_backoff();
                 peer.acquired_until = None;
-                peer.last_error = None;
+                sa.negotiated.has_created_first_child = purpose.child == sa.profile().config.child.name;
+                if duplicates.survivor.is_none() {
+                    sa.negotiation_succeeded(Some(&purpose.child));
+                }
                 // The peer's own IKE SA serves as well, unless it is the one that goes.
                 peer.reauthenticate &= duplicates.survivor.is_some() && !sa.initiator();
                 true
@@ -203,14 +212,14 @@ impl Endpoint {
         if mutation!("second_ike_sa_kept") {
             return;
         }
-        let Some((by, ours)) = self.established(survivor).map(|sa| (sa.ike(), sa.initiation().by_us())) else {
+        let Some(by) = self.established(survivor).map(IkeSa::as_survivor) else {
             return;
         };
         if let (Some(SaState::Established(_, sa)), Some(peer)) =
             (self.sas.get_mut(&redundant), self.peers.get_mut(name))
         {
             //= RFC 7296 2.8.3 REQUIRED 1: reauthentication is a new IKE SA
-            sa.supersede_by_new_authentication(by, ours, &mut peer.child_sas, &mut context!(self, now, env));
+            sa.supersede_by_new_authentication(by, &mut peer.child_sas, &mut context!(self, now, env));
         }
         self.schedule(redundant);
     }
@@ -258,9 +267,17 @@ impl Endpoint {
             cx.out.event(event);
             sa.delete_reported_down(&mut crate::child_sas::ChildSas::new(name.clone()), &mut cx);
             peer.remove_sa(spi);
-            if peer.should_retry() {
-                peer.schedule_retry(&mut cx);
+            for other in &peer.sas {
+                if let Some(SaState::Established(_, other)) = self.sas.get_mut(other)
+                    && other.new_ike_sa_refused(&mut context!(self, now, env))
+                {
+                    peer.reauthenticate = false;
+                }
             }
+            if peer.should_retry() {
+                peer.schedule_retry(&mut context!(self, now, env));
+            }
+            peer.sas.clone().into_iter().for_each(|other| self.schedule(other));
         }
         self.schedule(spi);
     }

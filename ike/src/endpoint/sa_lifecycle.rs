@@ -6,7 +6,7 @@ use crate::child_sas::{ChildSas, Spi};
 use crate::config::PeerName;
 use crate::environment::Environment;
 use crate::event::{DownReason, Event, IkeId, PeerError};
-use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep};
+use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep, Survivor};
 use crate::time::Instant;
 
 impl Endpoint {
@@ -81,7 +81,7 @@ impl Endpoint {
         // meantime. Even in that case the peer has moved the CHILD_SAs.
         let present = redundant.as_ref().unwrap_or(&old).lifecycle();
         let superseded = match present {
-            Lifecycle::Superseded(by) => self.begun_by_us(&name, by).map(|ours| (by, ours)),
+            Lifecycle::Superseded(by) => self.survivor(&name, by),
             Lifecycle::Active | Lifecycle::Deleting => None,
         };
         match self.peers.get_mut(&name).filter(|peer| peer.sas.contains(&replaced)) {
@@ -104,7 +104,7 @@ impl Endpoint {
                     redundant.hand_over(&mut new, false, &mut peer.child_sas, &mut cx);
                 }
                 match superseded {
-                    Some((by, ours)) => new.supersede_by_new_authentication(by, ours, &mut peer.child_sas, &mut cx),
+                    Some(by) => new.supersede_by_new_authentication(by, &mut peer.child_sas, &mut cx),
                     None => new.take_over(&mut peer.child_sas, &mut cx),
                 }
                 self.sas.insert(spi, SaState::Established(name.clone(), new));
@@ -126,21 +126,24 @@ impl Endpoint {
             return;
         };
         let sas = peer.sas.clone();
+        let is_active = |spi: &Spi| matches!(self.sas.get(spi), Some(SaState::Established(_, sa)) if sa.lifecycle() == Lifecycle::Active);
+        let active: Vec<Spi> = sas.iter().copied().filter(is_active).collect();
         for spi in &sas {
             if let Some(SaState::Established(_, sa)) = self.sas.get_mut(spi) {
-                sa.delete_if_served(&mut peer.child_sas, &mut context!(self, now, env));
+                sa.delete_if_served(&active, &mut peer.child_sas, &mut context!(self, now, env));
             }
         }
         sas.into_iter().for_each(|spi| self.schedule(spi));
     }
 
-    /// Returns whether we initiated the IKE SA with these SPIs, or `None` if the IKE SA is gone.
-    fn begun_by_us(&self, name: &PeerName, ike: IkeId) -> Option<bool> {
+    /// Returns the IKE SA with these SPIs as the one that supersedes another one, or `None` if it
+    /// is gone.
+    fn survivor(&self, name: &PeerName, ike: IkeId) -> Option<Survivor> {
         let sas = self.peers.get(name)?.sas.iter().filter_map(|spi| match self.sas.get(spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
             _ => None,
         });
-        sas.filter(|sa| sa.ike() == ike).map(|sa| sa.initiation().by_us()).next()
+        sas.filter(|sa| sa.ike() == ike).map(|sa| sa.as_survivor()).next()
     }
 
     /// Moves the CHILD_SAs back to the old IKE SA until our rekey is complete. Both ends have

@@ -24,7 +24,8 @@ pub struct PeerStatus {
     pub ike_sas: Vec<IkeStatus>,
     /// The CHILD_SAs, including lingering ones.
     pub children: Vec<ChildStatus>,
-    /// The latest failure. A success clears it.
+    /// The latest failure. A success clears it, unless a configured child has failed and was not
+    /// negotiated since.
     pub last_error: Option<PeerError>,
     /// Number of the peer's rekeys and requests for CHILD_SAs that we refused since the peer was
     /// configured, because there were too many in a short time.

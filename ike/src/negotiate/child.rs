@@ -48,6 +48,17 @@ pub(crate) enum Disagreement {
     Mode(ChildName, ModeObstacle),
 }
 
+impl Disagreement {
+    /// Returns the child for which everything else is acceptable.
+    pub(crate) fn child(&self) -> Option<&ChildName> {
+        match self {
+            Self::Proposals(child) => child.as_ref(),
+            Self::Selectors => None,
+            Self::Mode(child, _) => Some(child),
+        }
+    }
+}
+
 /// Chooses the child that fits the peer's offer best. The criteria, most important first: the child
 /// is in the requested mode; the peer accepts the whole child; the child covers everything that the
 /// peer requests; the child is `missing`; the child is configured first.

@@ -18,14 +18,20 @@ pub(crate) const IKE_AUTH: &str = "IKE_AUTH";
 pub(crate) const CREATE_CHILD_SA: &str = "CREATE_CHILD_SA";
 pub(crate) const INFORMATIONAL: &str = "INFORMATIONAL";
 
-/// Returns the error for a peer's error notification.
-pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerConfig) -> PeerError {
+/// Returns the error for a peer's error notification. `child` is the child that was requested, if
+/// the notification is about one.
+pub(crate) fn notified(
+    exchange: &'static str,
+    notify: NotifyType,
+    peer: &PeerConfig,
+    child: Option<&ChildConfig>,
+) -> PeerError {
     let (kind, detail) = match notify {
         NotifyType::NoProposalChosen if exchange == IKE_SA_INIT => {
             (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our IKE proposals ({}), or it has no connection for the address from which we come; compare both with the peer's configuration", ike_texts(&peer.ike_proposals)))
         }
         NotifyType::NoProposalChosen => {
-            (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our proposals (ESP: {}); compare them with the peer's", all_esp_texts(peer)))
+            (PeerErrorKind::NoProposalChosen, format!("the peer accepts none of our proposals (ESP: {}); compare them with the peer's", all_esp_texts(peer, child)))
         }
         NotifyType::AuthenticationFailed => (
             PeerErrorKind::RefusedByPeer,
@@ -35,7 +41,7 @@ pub(crate) fn notified(exchange: &'static str, notify: NotifyType, peer: &PeerCo
             ),
         ),
         NotifyType::TsUnacceptable | NotifyType::SinglePairRequired | NotifyType::InvalidSelectors => {
-            (PeerErrorKind::TrafficSelectors, format!("the peer answered {notify}; {}", selectors(peer)))
+            (PeerErrorKind::TrafficSelectors, format!("the peer answered {notify}; {}", selectors(peer, child)))
         }
         NotifyType::InvalidKePayload => (
             PeerErrorKind::NoProposalChosen,
@@ -76,21 +82,29 @@ pub(crate) fn no_ike_proposal(ours: &[IkeProposal], theirs: &[Proposal]) -> Peer
     PeerError::new(IKE_SA_INIT, PeerErrorKind::NoProposalChosen, detail)
 }
 
-/// Returns the error if none of the peer's ESP proposals, `theirs`, is acceptable.
-pub(crate) fn no_esp_proposal(exchange: &'static str, peer: &PeerConfig, theirs: &[Proposal]) -> PeerError {
+/// Returns the error if none of the peer's ESP proposals, `theirs`, is acceptable for this child,
+/// or for any child.
+pub(crate) fn no_esp_proposal(
+    exchange: &'static str,
+    peer: &PeerConfig,
+    child: Option<&ChildConfig>,
+    theirs: &[Proposal],
+) -> PeerError {
     let detail = format!(
         "none of the peer's ESP proposals is acceptable; it offers: {}; configured here: {} (compare ciphers, groups and sequence numbers)",
         list(theirs),
-        all_esp_texts(peer)
+        all_esp_texts(peer, child)
     );
     PeerError::new(exchange, PeerErrorKind::NoProposalChosen, detail)
 }
 
-/// Returns the error if the peer's selectors have nothing in common with ours, or if its response
-/// exceeds our request. `local` and `remote` are the peer's selectors of our side and of its side.
+/// Returns the error if the peer's selectors have nothing in common with those of this child, or of
+/// any child, or if its response exceeds our request. `local` and `remote` are the peer's selectors
+/// of our side and of its side.
 pub(crate) fn no_selectors(
     exchange: &'static str,
     peer: &PeerConfig,
+    child: Option<&ChildConfig>,
     local: &[TrafficSelector],
     remote: &[TrafficSelector],
 ) -> PeerError {
@@ -98,7 +112,7 @@ pub(crate) fn no_selectors(
         "the peer's traffic selectors do not fit; it offers: for our side {}, for its side {}; {}",
         list(local),
         list(remote),
-        selectors(peer)
+        selectors(peer, child)
     );
     PeerError::new(exchange, PeerErrorKind::TrafficSelectors, detail)
 }
@@ -113,7 +127,8 @@ pub(crate) fn disagreement(
 ) -> (PeerError, Notify) {
     match found {
         Disagreement::Proposals(child) => {
-            let error = no_esp_proposal(exchange, peer, offer.proposals);
+            let named = child.as_ref().and_then(|child| peer.child_named(child));
+            let error = no_esp_proposal(exchange, peer, named, offer.proposals);
             let error = match child {
                 Some(child) => of_child(error, &Purpose::whole(child), peer),
                 None => error,
@@ -122,7 +137,7 @@ pub(crate) fn disagreement(
         }
         //= RFC 7296 2.9 REQUIRED 4: TS_UNACCEPTABLE
         Disagreement::Selectors => {
-            (no_selectors(exchange, peer, offer.local, offer.remote), Notify::new(NotifyType::TsUnacceptable))
+            (no_selectors(exchange, peer, None, offer.local, offer.remote), Notify::new(NotifyType::TsUnacceptable))
         }
         Disagreement::Mode(child, obstacle) => {
             (mode(exchange, child, *obstacle), Notify::new(NotifyType::NoProposalChosen))
@@ -221,7 +236,7 @@ pub(crate) fn no_childless() -> PeerError {
 
 /// Returns the error if the peer refuses a CHILD_SA.
 pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerConfig) -> PeerError {
-    of_child(notified(CREATE_CHILD_SA, notify, peer), purpose, peer)
+    of_child(notified(CREATE_CHILD_SA, notify, peer, peer.child_named(&purpose.child)), purpose, peer)
 }
 
 /// Adds when a child will be tried again that no new IKE SA can create, since IKE_AUTH creates only
@@ -269,10 +284,15 @@ pub(crate) fn too_many_requests() -> PeerError {
     PeerError::new(CREATE_CHILD_SA, PeerErrorKind::TooManyRequests, detail)
 }
 
-fn selectors(peer: &PeerConfig) -> String {
+/// Returns this child, or all of the peer's.
+fn concerned<'a>(peer: &'a PeerConfig, child: Option<&'a ChildConfig>) -> Vec<&'a ChildConfig> {
+    child.map_or_else(|| peer.children().collect(), |child| vec![child])
+}
+
+fn selectors(peer: &PeerConfig, child: Option<&ChildConfig>) -> String {
     let networks =
         |networks: &[ipnetwork::IpNetwork]| networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let child = |child: &ChildConfig| {
+    let text = |child: &ChildConfig| {
         let NextLayer { protocol, local_port, remote_port } = child.next_layer;
         let port = |port: Option<u16>| port.map_or(String::new(), |port| format!(" port {port}"));
         let protocol = if protocol == 0 { String::new() } else { format!(", protocol {protocol}") };
@@ -281,12 +301,12 @@ fn selectors(peer: &PeerConfig) -> String {
     };
     format!(
         "configured here: {}; the peer must have them the other way round",
-        peer.children().map(child).collect::<Vec<_>>().join("; ")
+        concerned(peer, child).into_iter().map(text).collect::<Vec<_>>().join("; ")
     )
 }
 
-fn all_esp_texts(peer: &PeerConfig) -> String {
-    let mut texts: Vec<String> = peer.children().map(|child| esp_texts(&child.proposals)).collect();
+fn all_esp_texts(peer: &PeerConfig, child: Option<&ChildConfig>) -> String {
+    let mut texts: Vec<String> = concerned(peer, child).into_iter().map(|child| esp_texts(&child.proposals)).collect();
     texts.dedup();
     texts.join(", ")
 }

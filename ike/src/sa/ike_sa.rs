@@ -219,6 +219,14 @@ impl IkeSa {
             self.timers.set(Timer::Reauthenticate, renewal);
             self.timers.set(Timer::Expire, self.lifetime.check_at(&profile, cx));
         }
+        let first = |profile: &Profile| {
+            let child = &profile.config.child;
+            (child.name.clone(), child.proposals.clone(), child.mode)
+        };
+        if first(&self.profile) != first(&profile) {
+            self.negotiated.has_created_first_child = false;
+            self.missing.first_child_changed();
+        }
         self.profile = profile.with_internal_addresses(&self.negotiated.internal_addresses);
         self.channel.profile = Some(Arc::clone(&self.profile));
         self.channel.peer_may_move = self.peer_may_move();
@@ -259,7 +267,7 @@ impl IkeSa {
         // valid for the new one.
         let mut new = new.with_mobike(self.mobike.clone().map(|mobike| Mobike { seen_as: None, ..mobike }));
         new.agent = self.agent;
-        new.outcome.take_failed_child(&self.outcome);
+        new.outcome.take_failed_children(&self.outcome);
         new.channel.unchecked.clone_from(&self.channel.unchecked);
         if !mutation!("authentication_prolonged_by_rekey") {
             new.lifetime = self.lifetime.rekeyed(&self.profile, cx.now);
@@ -566,20 +574,27 @@ impl IkeSa {
 
     /// Reports a failure to the owner. It remains the last failure until the next success.
     pub(super) fn report(&mut self, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome.failed(error.clone());
+        self.outcome.failed(error.clone(), &self.profile.config);
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
     }
 
-    /// Reports the failure of a configured child to the owner. It remains the last failure until
-    /// the next failure, or until a CHILD_SA of this child is negotiated.
+    /// Reports the failure of a configured child to the owner. The child counts as failed until a
+    /// CHILD_SA of it is negotiated.
     pub(super) fn report_child(&mut self, child: &ChildName, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome.child_failed(child.clone(), error.clone());
+        self.outcome.child_failed(child, error.clone(), &self.profile.config);
         cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
     }
 
-    /// Clears the last failure, since a CHILD_SA of this child was negotiated.
-    pub(super) fn negotiation_succeeded(&mut self, child: &ChildName) {
-        self.outcome.child_succeeded(child, &self.profile.config);
+    /// Clears the last failure, since a CHILD_SA of this child was negotiated, or since the peer
+    /// was authenticated without one.
+    pub(crate) fn negotiation_succeeded(&mut self, child: Option<&ChildName>) {
+        self.outcome.succeeded(child, &self.profile.config);
+    }
+
+    /// Copies the children that have failed on an IKE SA that this one replaces by a new
+    /// authentication.
+    pub(crate) fn take_failed_children_of(&mut self, old: &Self) {
+        self.outcome.take_failed_children(&old.outcome);
     }
 
     /// Takes the outcome of the latest negotiation. Returns `None` if there was no negotiation

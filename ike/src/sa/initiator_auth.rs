@@ -237,7 +237,7 @@ impl InitiatorAuth {
             // RFC 7296 2.21.2: without AUTH there is no IKE SA. If the peer sent an error, it need
             // not be notified.
             return Err(match payloads.error() {
-                Some(notify) => (failure::notified(IKE_AUTH, notify.kind, config), false),
+                Some(notify) => (failure::notified(IKE_AUTH, notify.kind, config, None), false),
                 None => (failure::invalid(IKE_AUTH, InvalidMessage::Missing(PayloadType::Authentication)), true),
             });
         };
@@ -252,17 +252,18 @@ impl InitiatorAuth {
 
     fn child(&self, payloads: &Payloads) -> Result<NegotiatedChild, PeerError> {
         let config = &self.profile.config;
+        let child = Some(&config.child);
         let malformed = |error| failure::invalid(IKE_AUTH, error);
         let answer = match payloads.proposals() {
             Ok(answer) => answer,
             Err(missing) => {
-                let notified = payloads.error().map(|notify| failure::notified(IKE_AUTH, notify.kind, config));
+                let notified = payloads.error().map(|notify| failure::notified(IKE_AUTH, notify.kind, config, child));
                 return Err(notified.unwrap_or_else(|| malformed(missing)));
             }
         };
         let chosen = negotiate::choose_esp(answer, &config.child.proposals, ChildKeyExchange::Ignored)
             .filter(|_| negotiate::is_one_choice(answer))
-            .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config, answer))?;
+            .ok_or_else(|| failure::no_esp_proposal(IKE_AUTH, config, child, answer))?;
         negotiate::check_response(&config.child, payloads)
             .map_err(|obstacle| failure::mode(IKE_AUTH, &config.child.name, obstacle))?;
         let local = payloads.selectors_initiator().map_err(malformed)?;
@@ -272,7 +273,7 @@ impl InitiatorAuth {
         let (local, remote) =
             substituted.as_ref().map_or((local, remote), |it| (it.local.as_slice(), it.remote.as_slice()));
         let selectors = negotiate::accept_narrowed((&config.child).into(), local, remote)
-            .ok_or_else(|| failure::no_selectors(IKE_AUTH, config, local, remote))?;
+            .ok_or_else(|| failure::no_selectors(IKE_AUTH, config, child, local, remote))?;
         let (purpose, next_layer) = (config.purpose(&config.child, &selectors), config.child.next_layer);
         let keys = self.channel.keys().child(chosen.suite.cipher, self.transcript.nonces(), None);
         Ok(NegotiatedChild {

@@ -249,7 +249,7 @@ impl InitiatorInit {
             // attempt.
             //= RFC 7296 2.4 MUST NOT 3: nothing unprotected proves a failure
             //= RFC 7296 2.21.1 REQUIRED 1: go on after an unauthenticated error
-            self.unverified_error = Some(failure::notified(IKE_SA_INIT, notify.kind, &self.profile.config));
+            self.unverified_error = Some(failure::notified(IKE_SA_INIT, notify.kind, &self.profile.config, None));
             return InitStep::Stay(self);
         }
         if turn == AuthTurn::Wait {
@@ -297,7 +297,7 @@ impl InitiatorInit {
             }
             _ => {
                 self.unverified_error =
-                    Some(failure::notified(IKE_SA_INIT, NotifyType::InvalidKePayload, &self.profile.config))
+                    Some(failure::notified(IKE_SA_INIT, NotifyType::InvalidKePayload, &self.profile.config, None))
             }
         }
         Ok(())

@@ -78,7 +78,7 @@ pub(super) fn of_response(
     }
     let refusal = payloads.error().filter(|notify| notify.kind != NotifyType::InternalAddressFailure);
     if let Some(refusal) = refusal {
-        return Err(super::failure::notified(IKE_AUTH, refusal.kind, config));
+        return Err(super::failure::notified(IKE_AUTH, refusal.kind, config, None));
     }
     let detail = match (payloads.error(), given.as_slice()) {
         (Some(_), _) => "we asked for an internal address, and the peer answered INTERNAL_ADDRESS_FAILURE: it has none left, or none of this family; its log says more".to_owned(),

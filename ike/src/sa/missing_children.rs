@@ -13,8 +13,9 @@ use crate::config::Timing;
 use crate::deadlines::Timer;
 use crate::event::ChildId;
 use crate::output::Context;
-use crate::purpose::Purpose;
+use crate::purpose::{ChildName, Purpose};
 use crate::time::Instant;
+use crate::wire::NotifyType;
 
 /// If the peer deletes a new CHILD_SA after this time, another one is requested immediately. If the
 /// peer deletes it earlier, the delay before the next request doubles.
@@ -26,8 +27,9 @@ const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time in which a peer whose rekey of a CHILD_SA we have refused may begin another IKE SA itself.
 /// Most initiators do so at once.
 const PEER_BEGINS: Duration = Duration::from_secs(3);
-/// Minimum age of a CHILD_SA whose refused rekey makes us begin another IKE SA. Each new IKE SA has
-/// a new CHILD_SA, so a peer whose rekeys we keep refusing costs one IKE SA in this time.
+/// Minimum age of a CHILD_SA whose rekey we have refused, and of the authentication where the peer
+/// refuses a missing CHILD_SA, for another IKE SA. Each new IKE SA has a new CHILD_SA, so a peer
+/// with which refusals continue costs one IKE SA in this time.
 const REFUSED_FROM: Duration = Duration::from_secs(10);
 
 /// The planned requests for missing CHILD_SAs: for the purposes of the configured children and of
@@ -46,6 +48,17 @@ struct Plans {
     /// When each purpose was last requested because it was missing, and the delay before that
     /// request.
     recreated: BTreeMap<Purpose, (Instant, Duration)>,
+    new_ike_sa: NewIkeSa,
+}
+
+/// Whether another IKE SA was begun because one of the ends refuses the first child on this one.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum NewIkeSa {
+    #[default]
+    NotBegun,
+    Begun,
+    /// Its IKE_AUTH did not create the child either.
+    Refused,
 }
 
 impl MissingChildren {
@@ -113,6 +126,39 @@ impl MissingChildren {
         for (purpose, last) in old.recreated {
             plans.recreated.entry(purpose).or_insert(last);
         }
+        if old.new_ike_sa == NewIkeSa::Refused {
+            plans.new_ike_sa = NewIkeSa::Refused;
+        }
+    }
+
+    /// Records that another IKE SA is to create the first child. Returns false if an earlier one
+    /// did not create it either: then none is begun, since each of them is a handshake, and with
+    /// some peers the end of this IKE SA.
+    pub(super) fn begin_new_ike_sa(&mut self) -> bool {
+        let plans = self.plans();
+        let begins = plans.new_ike_sa != NewIkeSa::Refused;
+        if begins {
+            plans.new_ike_sa = NewIkeSa::Begun;
+        }
+        begins
+    }
+
+    /// Records that the first child is configured differently now.
+    pub(super) fn first_child_changed(&mut self) {
+        if let Some(plans) = &mut self.0 {
+            plans.new_ike_sa = NewIkeSa::NotBegun;
+        }
+    }
+
+    /// Records that the IKE_AUTH of another IKE SA has not created the first child. Returns whether
+    /// that IKE SA was begun because of the child.
+    fn new_ike_sa_refused(&mut self) -> bool {
+        let Some(plans) = &mut self.0 else { return false };
+        let begun = plans.new_ike_sa == NewIkeSa::Begun;
+        if begun {
+            plans.new_ike_sa = NewIkeSa::Refused;
+        }
+        begun
     }
 }
 
@@ -179,25 +225,81 @@ impl IkeSa {
         }
     }
 
-    /// Plans another IKE SA because we have refused the peer's rekey of `old`: no algorithms are in
-    /// common, for example no key exchange method. IKE_AUTH creates its CHILD_SA without a key
-    /// exchange (RFC 7296 1.2), so a new IKE SA can create the first child before the old CHILD_SA
-    /// ends. The attempt goes to where this IKE SA ends, even if no address is configured. Does
-    /// nothing if the CHILD_SA is new, if IKE_AUTH creates none (RFC 6023), or if only the peer can
-    /// begin, because it asks for its address.
-    pub(super) fn replace_after_refusal(&mut self, old: ChildId, child_sas: &ChildSas, now: Instant) {
+    /// Returns whether an IKE SA that we begin in place of this one creates a CHILD_SA of this
+    /// configured child by IKE_AUTH, that is, without a key exchange (RFC 7296 1.2). It creates the
+    /// first child, unless it is to leave it out (RFC 6023). A peer that asks for its address has
+    /// to begin itself.
+    pub(super) fn is_child_of_next_ike_auth(&self, child: &ChildName) -> bool {
         let config = &self.profile.config;
         let pool = matches!(config.address_assignment, AddressAssignment::Pool(_));
-        let left_out = config.childless >= Childless::Prefer;
-        let due = child_sas.live(old).is_some_and(|child| {
-            child.sa.purpose.child == config.child.name && now >= child.established + REFUSED_FROM
-        });
-        if due
+        *child == config.child.name
             && !pool
-            && !left_out
+            && config.childless < Childless::Prefer
             && self.lifecycle == Lifecycle::Active
-            && !mutation!("refused_rekey_of_peer_ignored")
-        {
+    }
+
+    /// Returns whether to begin a new IKE SA because the peer has refused a CHILD_SA for a reason
+    /// that may not hold for IKE_AUTH, for example because it requires another key exchange method.
+    /// The CHILD_SA was to replace `old`, or is missing.
+    ///
+    /// For a missing child this must be promising, since the peer may delete this IKE SA as soon as
+    /// the new one is authenticated: IKE_AUTH has created the child before, and not refused it
+    /// since. The new IKE SA also has to create all other CHILD_SAs again. They must not be lost:
+    /// they must have been created by CREATE_CHILD_SA since the peer was authenticated, as a whole,
+    /// and no request about them must have failed since. So two ends with different first children
+    /// do not take turns in ending each other's.
+    pub(super) fn refused_child_needs_new_ike_sa(
+        &mut self,
+        old: Option<ChildId>,
+        refused: &Purpose,
+        kind: NotifyType,
+        child_sas: &ChildSas,
+        now: Instant,
+    ) -> bool {
+        if !self.is_child_of_next_ike_auth(&refused.child) {
+            return false;
+        }
+        if old.is_some_and(|old| child_sas.live(old).is_some()) {
+            return self.missing.begin_new_ike_sa();
+        }
+        let mut others = child_sas.children_of(self.spi()).map(|(_, child)| child).peekable();
+        // pluto 4.10 answers another group with INVALID_SYNTAX. NO_ADDITIONAL_SAS and
+        // TS_UNACCEPTABLE are about the other CHILD_SAs, or come again.
+        let of_algorithms =
+            matches!(kind, NotifyType::NoProposalChosen | NotifyType::InvalidKePayload | NotifyType::InvalidSyntax);
+        self.negotiated.has_created_first_child
+            && now >= self.authenticated() + REFUSED_FROM
+            && (others.peek().is_none() || of_algorithms)
+            && others.all(|child| {
+                let Purpose { child: name, part, .. } = &child.sa.purpose;
+                let created_later = child.established > self.authenticated();
+                *name != refused.child && part.is_none() && created_later && !self.outcome.has_failed(name)
+            })
+            && self.missing.begin_new_ike_sa()
+    }
+
+    /// Records that IKE_AUTH of another IKE SA, which we have begun, has not created the first
+    /// child. Returns whether that IKE SA was begun because of a refusal on this one. Then no
+    /// further one is begun for this reason while this IKE SA lives and the child is configured as
+    /// it is; the child is still requested on this one.
+    pub(crate) fn new_ike_sa_refused(&mut self, cx: &mut Context<'_>) -> bool {
+        let refused = self.missing.new_ike_sa_refused();
+        if refused {
+            let renewal = self.lifetime.reauthentication(&self.profile, self.initiation(), cx).max(cx.now);
+            self.timers.set(Timer::Reauthenticate, renewal);
+        }
+        refused
+    }
+
+    /// Plans another IKE SA because we have refused the peer's rekey of `old`: no algorithms are in
+    /// common, for example no key exchange method. A new IKE SA can create the first child before
+    /// the old CHILD_SA ends. The attempt goes to where this IKE SA ends, even if no address is
+    /// configured. Does nothing if the CHILD_SA is new, or if IKE_AUTH would not create it.
+    pub(super) fn replace_after_refusal(&mut self, old: ChildId, child_sas: &ChildSas, now: Instant) {
+        let due = child_sas.live(old).is_some_and(|child| {
+            self.is_child_of_next_ike_auth(&child.sa.purpose.child) && now >= child.established + REFUSED_FROM
+        });
+        if due && !mutation!("refused_rekey_of_peer_ignored") && self.missing.begin_new_ike_sa() {
             let planned = self.timers.get(Timer::Reauthenticate);
             self.timers.set(Timer::Reauthenticate, planned.map_or(now + PEER_BEGINS, |at| at.min(now + PEER_BEGINS)));
         }

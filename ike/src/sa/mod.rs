@@ -39,6 +39,7 @@ mod retransmission_timer;
 mod signs_of_life;
 
 pub(crate) use channel::Channel;
+pub(crate) use exchange::Survivor;
 pub(crate) use ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
 pub(crate) use initiator_auth::{AuthStep, InitiatorAuth};
 pub(crate) use initiator_init::{AuthTurn, InitStep, InitiatorInit};

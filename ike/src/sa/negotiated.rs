@@ -1,4 +1,4 @@
-//! What an IKE SA keeps about its negotiation, only to show it.
+//! What an IKE SA keeps about its negotiation, mostly to show it.
 
 use std::net::IpAddr;
 
@@ -20,6 +20,9 @@ pub(crate) struct Negotiated {
     pub(crate) certificate: Option<Box<PeerCertificate>>,
     /// The addresses that one end has given the other one.
     pub(crate) internal_addresses: Box<[IpAddr]>,
+    /// Whether IKE_AUTH has created a CHILD_SA of the first configured child. It is kept when the
+    /// IKE SA is rekeyed.
+    pub(crate) has_created_first_child: bool,
 }
 
 impl Negotiated {
@@ -39,6 +42,7 @@ impl Negotiated {
             not_served,
             certificate: certificate.map(Box::new),
             internal_addresses: internal_addresses.into(),
+            has_created_first_child: false,
         }
     }
 

@@ -2,12 +2,14 @@
 //! independently.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use edge_ike::event::PeerErrorKind;
 use edge_ike::{ChildId, ChildName, Purpose};
 
 use crate::network::LinkQuality;
+use crate::oracle::octets::{Header, exchange};
 use crate::peers::{Pair, SECOND, with_children};
 
 impl Pair {
@@ -115,6 +117,49 @@ pub fn a_new_authentication_makes_all_child_sas_before_the_old_ones_go() {
             assert!(before.iter().zip(&after).all(|(before, after)| before != after), "{}", pair.network.history());
         }
     }
+}
+
+/// Returns the header of an IKE message on the wire, which the non-ESP marker may precede.
+fn header(octets: &[u8]) -> Option<Header> {
+    Header::read(octets.strip_prefix(&[0; 4]).unwrap_or(octets)).ok()
+}
+
+#[test]
+fn a_child_sa_of_an_ike_sa_that_is_being_deleted_does_not_take_the_place_of_one_that_is_not_made_yet() {
+    let mut pair = connected(1, LinkQuality::RELIABLE, 2);
+    let ours = pair.network.nodes[pair.a].host.address;
+    let initiators = |pair: &Pair| -> BTreeSet<u64> {
+        pair.network.nodes[pair.a].host.kernel.ike_sas.iter().map(|(_, ike)| ike.initiator).collect()
+    };
+    let first = initiators(&pair);
+    // Our DELETE of the first IKE SA does not arrive, so its CHILD_SAs stay.
+    let deletes_first = {
+        let first = first.clone();
+        move |from: SocketAddr, header: &Header| {
+            from.ip() == ours && header.exchange == exchange::INFORMATIONAL && first.contains(&header.spis.0)
+        }
+    };
+    let drops = deletes_first.clone();
+    pair.network.tap = Some(Box::new(move |from, _, octets| header(octets).is_none_or(|header| !drops(from, &header))));
+    pair.call_about_peer(pair.a, 2);
+    pair.traffic(SECOND / 5);
+    let two = initiators(&pair);
+    assert_eq!(two.len(), 2, "{}", pair.network.history());
+    // The third IKE SA has to wait for its second CHILD_SA.
+    let known = two.clone();
+    pair.network.tap = Some(Box::new(move |from, _, octets| {
+        let Some(header) = header(octets) else { return true };
+        let late = header.exchange == exchange::CREATE_CHILD_SA && !known.contains(&header.spis.0);
+        !late && !deletes_first(from, &header)
+    }));
+    pair.call_about_peer(pair.a, 2);
+    pair.traffic(SECOND);
+    let all = initiators(&pair);
+    assert!(all.len() == 3 && two.is_subset(&all), "an IKE SA has gone: {}", pair.network.history());
+    pair.network.tap = None;
+    pair.traffic(20 * SECOND);
+    pair.assert_children(2);
+    assert!(initiators(&pair).is_disjoint(&two), "{}", pair.network.history());
 }
 
 /// Makes a pair in which `a` has a child for each pair of two networks on each side, as many

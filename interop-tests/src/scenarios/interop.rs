@@ -83,6 +83,10 @@ const ROWS: &[Row] = &[
         [In("algorithms-initiator"), In("algorithms-responder"), In("variants-initiator"), In("variants-responder")],
     ),
     row(
+        "extended sequence numbers",
+        [In("algorithms-initiator"), In("algorithms-responder"), In("variants-initiator"), In("variants-responder")],
+    ),
+    row(
         "rekeys of CHILD_SA and IKE SA by each end, with pings",
         [In("psk-initiator"), In("psk-responder"), In("psk-initiator"), In("psk-responder")],
     ),

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::child_sas::{Arrival, ChildSas};
-use crate::childless::Childless;
 use crate::config::{Group, Mode, NextLayer, PeerConfig};
 use crate::crypto::{InitiatorKeyExchange, Nonces};
 use crate::event::{ChildId, ChildSa, DownReason, PeerError, PeerErrorKind};
@@ -174,7 +173,7 @@ pub(super) fn finish(
     let lifetime = sa.profile.child_lifetime(cx);
     child_sas.add(new, me, arrival, lifetime, cx.now, cx.out);
     sa.missing.cancel(&asked_for);
-    sa.negotiation_succeeded(&asked_for.child);
+    sa.negotiation_succeeded(Some(&asked_for.child));
     if let Some(old) = replaced {
         // The rekey was queued again if the CHILD_SA moved to this IKE SA while it was under way.
         sa.drop_requests_of(old);
@@ -239,7 +238,9 @@ fn refused(
         }
         // The peer accepts no more CHILD_SAs on this IKE SA (RFC 7296 1.3). Create the CHILD_SA
         // with a new IKE SA.
-        NotifyType::NoAdditionalSas if is_made_by_new_ike_sa(sa, old, &purpose, child_sas) => {
+        NotifyType::NoAdditionalSas
+            if sa.refused_child_needs_new_ike_sa(old, &purpose, notify.kind, child_sas, cx.now) =>
+        {
             sa.retry_child_later(old, &purpose, timing.child_retry_max(), child_sas, cx);
             return SaStep::Reauthenticate;
         }
@@ -250,9 +251,8 @@ fn refused(
 }
 
 /// Handles a permanent refusal of this CHILD_SA, for example because the peer requires another key
-/// exchange method. IKE_AUTH creates its CHILD_SA without a key exchange (RFC 7296 1.2), so a new
-/// IKE SA can create the first child before the old CHILD_SA ends. Other CHILD_SAs are requested
-/// again later.
+/// exchange method. A new IKE SA may create the first child. Other CHILD_SAs are requested again
+/// later.
 fn refused_for_good(
     old: Option<ChildId>,
     purpose: &Purpose,
@@ -263,7 +263,7 @@ fn refused_for_good(
 ) -> SaStep {
     let profile = Arc::clone(&sa.profile);
     let wait = profile.config.timing.child_retry_max();
-    let new_ike_sa = is_made_by_new_ike_sa(sa, old, purpose, child_sas);
+    let new_ike_sa = sa.refused_child_needs_new_ike_sa(old, purpose, kind, child_sas, cx.now);
     let mut error = failure::child_refused(kind, purpose, &profile.config);
     if !new_ike_sa {
         error = failure::tried_again(error, old.is_some_and(|old| child_sas.live(old).is_some()), wait);
@@ -271,16 +271,6 @@ fn refused_for_good(
     sa.report_child(&purpose.child, error, cx);
     sa.retry_child_later(old, purpose, wait, child_sas, cx);
     if !new_ike_sa || mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
-}
-
-/// Returns whether to try a new IKE SA for a CHILD_SA that the peer refuses on this one. IKE_AUTH
-/// creates the first configured child, unless it is to leave it out (RFC 6023): then the new one
-/// would be refused as well, again and again. If that child is missing and other CHILD_SAs exist, a
-/// new IKE SA is not worthwhile.
-fn is_made_by_new_ike_sa(sa: &IkeSa, old: Option<ChildId>, purpose: &Purpose, child_sas: &ChildSas) -> bool {
-    let config = &sa.profile.config;
-    let first = purpose.child == config.child.name && config.childless < Childless::Prefer;
-    first && (old.is_some() || child_sas.children_of(sa.spi()).next().is_none())
 }
 
 /// Returns the traffic to request: that of the CHILD_SA in use, if there is one (RFC 7296 2.9.2).
@@ -313,7 +303,7 @@ fn accept_response(
             negotiate::is_one_choice(answer)
                 && (chosen.suite.group.is_none() || chosen.suite.group == key.as_ref().map(InitiatorKeyExchange::group))
         })
-        .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config, answer))?;
+        .ok_or_else(|| failure::no_esp_proposal(CREATE_CHILD_SA, config, child, answer))?;
     if let Some(child) = child {
         //= RFC 7296 1.3.1 MUST 2: tunnel mode that is not wanted is deleted
         negotiate::check_response(child, payloads)
@@ -332,7 +322,7 @@ fn accept_response(
         .and_then(|asked| negotiate::accept_narrowed(asked, local, remote))
         //= RFC 7296 2.9.2 MUST NOT 1: a rekey narrows nothing
         .filter(|narrowed| in_use.is_none_or(|old| narrowed.covers(old.into())))
-        .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config, local, remote))?;
+        .ok_or_else(|| failure::no_selectors(CREATE_CHILD_SA, config, child, local, remote))?;
     let shared = match key.filter(|_| chosen.suite.group.is_some()) {
         Some(key) => {
             let shared = key.finish(payloads.key_exchange().map_err(malformed)?);

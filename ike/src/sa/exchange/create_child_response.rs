@@ -72,7 +72,8 @@ fn answer_child(
     let missing = |child: &ChildConfig| !child_sas.serves(me, &Purpose::whole(&child.name));
     let exchange = ChildKeyExchange::Configured { sent };
     let no_selectors = || {
-        let error = failure::no_selectors(CREATE_CHILD_SA, config, local, remote);
+        let child = in_use.as_ref().and_then(|old| config.child_named(&old.purpose.child));
+        let error = failure::no_selectors(CREATE_CHILD_SA, config, child, local, remote);
         (Notify::new(NotifyType::TsUnacceptable), Some(error))
     };
     let mode = negotiate::mode_of(payloads);
@@ -83,9 +84,13 @@ fn answer_child(
             sa.replace_after_refusal(old, child_sas, cx.now);
         }
         let (error, notify) = failure::disagreement(CREATE_CHILD_SA, &disagreement, config, &offer);
-        match &in_use {
-            Some(old) => {
-                sa.report_child(&old.purpose.child, error, cx);
+        let refused = match &in_use {
+            Some(old) => Some(&old.purpose.child),
+            None => disagreement.child().filter(|child| !child_sas.serves(me, &Purpose::whole(child))),
+        };
+        match refused {
+            Some(child) => {
+                sa.report_child(child, error, cx);
                 (notify, None)
             }
             None => (notify, Some(error)),
@@ -242,6 +247,6 @@ fn add_child_of_peer(
     }
     sa.missing.cancel(&purpose);
     sa.missing.cancel(&Purpose::whole(&purpose.child));
-    sa.negotiation_succeeded(&purpose.child);
+    sa.negotiation_succeeded(Some(&purpose.child));
     sa.schedule_cleanup(cx.now);
 }

@@ -5,8 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::superseded::Survivor;
 use super::{create_child_response, informational, request};
 use crate::child_sas::ChildSas;
+use crate::childless::Childless;
 use crate::deadlines::Timer;
 use crate::event::{DownReason, Event, PeerError, PeerErrorKind};
 use crate::output::Context;
@@ -172,7 +174,7 @@ impl IkeSa {
             return;
         }
         //= RFC 7296 2.8 REQUIRED 7: the old IKE SA is deleted
-        self.supersede(new.ike(), ours, child_sas, cx);
+        self.supersede(Survivor { ike: new.ike(), spi: new.spi(), ours }, child_sas, cx);
     }
 
     /// Moves requests about CHILD_SAs to the IKE SA that has these CHILD_SAs now.
@@ -377,7 +379,8 @@ impl IkeSa {
 
     /// Removes CHILD_SAs whose lifetime has ended (RFC 7296 2.8). Returns true if the first
     /// configured child has ended although `initiate` is set, so that only a new IKE SA can create
-    /// it.
+    /// it. With [`Childless::Prefer`] this depends on whether the peer can do without it in
+    /// IKE_AUTH, so it is tried too.
     fn expire_children(&mut self, child_sas: &mut ChildSas, cx: &mut Context<'_>) -> bool {
         let me = self.spi();
         let over: Vec<_> = child_sas
@@ -402,7 +405,10 @@ impl IkeSa {
             self.report_child(&purpose.child, error, cx);
             let config = &self.profile.config;
             let first = purpose.child == config.child.name && !child_sas.serves(me, purpose);
-            renew |= config.initiate && first;
+            if config.initiate && first && config.childless < Childless::Force {
+                // Other CHILD_SAs would be in danger each time.
+                renew |= child_sas.children_of(me).next().is_none() || self.missing.begin_new_ike_sa();
+            }
             self.child_deleted(purpose, child_sas, cx);
         }
         renew

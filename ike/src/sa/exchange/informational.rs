@@ -64,7 +64,12 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
     //= RFC 7296 2.21.2 REQUIRED 6: three notifications end the IKE SA
     let mut ended = ENDS_IKE_SA.iter().filter_map(|kind| payloads.notify(*kind));
     if let Some(notify) = ended.next() {
-        return SaStep::Closed(CloseReason::Failed(failure::notified(INFORMATIONAL, notify.kind, &sa.profile.config)));
+        return SaStep::Closed(CloseReason::Failed(failure::notified(
+            INFORMATIONAL,
+            notify.kind,
+            &sa.profile.config,
+            None,
+        )));
     }
     step
 }

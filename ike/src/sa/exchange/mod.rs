@@ -27,6 +27,8 @@ mod rekey_ike_response;
 mod request;
 mod superseded;
 
+pub(crate) use superseded::Survivor;
+
 use crate::child_sas::ChildSas;
 use crate::crypto::KeyExchangeError;
 use crate::event::{PeerError, PeerErrorKind};

@@ -1,10 +1,10 @@
 //! Tests what an IKE SA with MOBIKE (RFC 4555) tells the peer about its addresses.
 
 use super::*;
-use crate::sa::QueuedRequest;
 use crate::sa::ike_sa::Lifecycle;
 use crate::sa::mobike::{self, Mobike};
 use crate::sa::path::Following;
+use crate::sa::{QueuedRequest, Survivor};
 use crate::wire::{Notify, NotifyType, Payload};
 
 const OTHER: IkeId = IkeId { initiator: 3, responder: 4 };
@@ -46,7 +46,8 @@ fn an_ike_sa_that_moved_while_it_was_superseded_tells_the_peer_when_it_is_used_a
         (Initiation::ByPeer(Instant::default()), NotifyType::NoAdditionalAddresses),
     ] {
         let mut test = mobile(initiation);
-        test.step(|sa, child_sas, cx| sa.supersede_by_new_authentication(OTHER, false, child_sas, cx));
+        let other = Survivor { ike: OTHER, spi: OTHER.responder, ours: false };
+        test.step(|sa, child_sas, cx| sa.supersede_by_new_authentication(other, child_sas, cx));
         test.step(|sa, child_sas, cx| sa.change_local_address(local().ip(), ip("192.0.2.9"), child_sas, cx));
         assert!(test.sent().is_empty());
         test.step(|sa, child_sas, cx| sa.reinstate(OTHER, Lifecycle::Active, child_sas, cx));

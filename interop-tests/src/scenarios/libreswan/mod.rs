@@ -85,12 +85,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "libreswan/variants-initiator",
-        "edge-agent initiates to pluto with six suites, three types of identity, secrets as 0x and 0s: pings, rekeys by each side",
+        "edge-agent initiates to pluto with eight suites, two with ESN, three types of identity, secrets as 0x and 0s: pings, rekeys by each side",
         |lab| variants::run(lab, Initiator::Edge),
     ),
     scenario(
         "libreswan/variants-responder",
-        "pluto initiates with six suites, three types of identity, secrets as 0x and 0s: pings, rekeys by each side",
+        "pluto initiates with eight suites, two with ESN, three types of identity, secrets as 0x and 0s: pings, rekeys by each side",
         |lab| variants::run(lab, Initiator::Moon),
     ),
     scenario(

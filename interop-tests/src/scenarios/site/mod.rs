@@ -304,7 +304,7 @@ pub(super) fn expect_none_lost_to_new_ike_sas(edge: &Node, pings: impl IntoItera
 
 /// Returns how many packets the edge's kernel has received by SPIs that were only reserved, or just
 /// while a reservation was replaced by the SA.
-fn came_early(edge: &Node) -> Result<u64> {
+pub(super) fn came_early(edge: &Node) -> Result<u64> {
     let counters = edge.xfrm_stat()?;
     let count = |name: &str| counters.get(name).copied().unwrap_or_default();
     Ok(count("XfrmAcquireError") + count("XfrmInStateInvalid"))

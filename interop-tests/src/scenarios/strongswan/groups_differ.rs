@@ -1,9 +1,12 @@
 //! Rekeys CHILD_SAs where edge-agent and charon want forward secrecy by different groups: the only
 //! CHILD_SA, or one of two.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 
-use crate::edge_agent::{Agent, StaticPeer};
+use crate::edge_agent::{Agent, ChildSpis, StaticPeer};
 use crate::scenario::Lab;
 use crate::scenarios::site::{Initiator, SECRET, Site, expect_none_lost_to_new_ike_sas};
 use crate::strongswan::Charon;
@@ -50,47 +53,96 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
     Ok(())
 }
 
-/// Runs two CHILD_SAs. The groups of the second child differ, and charon begins with it, so it
-/// comes with IKE_AUTH. The agent's new IKE SA would bring the first child.
-pub(super) fn additional_child(lab: &Lab) -> Result<()> {
-    let net = lab.build(&Site::plan(Initiator::Moon))?;
-    let site = Site::new(net, Initiator::Moon)?;
-    site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
+/// Returns charon's file with two children, which have these groups.
+fn swanctl_conf(remote: &str, [net, voice]: [&str; 2]) -> String {
     let child = |name: &str, networks: &str, group: &str| {
         format!(
             "{name} {{\n local_ts = {networks}\n remote_ts = 10.1.0.0/24\n esp_proposals = aes256gcm16-{group}\n rekey_time = 0\n }}\n"
         )
     };
-    let conf = format!(
-        "connections {{\n edge {{\n version = 2\n local_addrs = %any\n remote_addrs = 203.0.113.10\n \
+    format!(
+        "connections {{\n edge {{\n version = 2\n local_addrs = %any\n remote_addrs = {remote}\n \
          proposals = aes256gcm16-prfsha256-x25519\n local {{\n auth = psk\n id = moon.example\n }}\n remote {{\n auth = psk\n \
          id = edge.example\n }}\n children {{\n{}{} }}\n }}\n}}\n\
          secrets {{\n ike-edge {{\n id-local = moon.example\n id-remote = edge.example\n secret = \"{SECRET}\"\n }}\n}}\n",
-        child("net", NET, "x25519"),
-        child("voice", VOICE, "ecp256"),
-    );
-    let charon = Charon::start_with_file(site.moon, "edge", &conf)?;
+        child("net", NET, net),
+        child("voice", VOICE, voice),
+    )
+}
+
+/// Returns the agent's file with the same children. Both have one group.
+fn agent_toml(start: &str) -> String {
     let child = |name: &str, networks: &str| {
         format!(
             "[[peer.child]]\nname = \"{name}\"\nlocal_subnets = [\"10.1.0.0/24\"]\nremote_subnets = [\"{networks}\"]\n\
              esp_proposals = [\"aes256gcm16-x25519\"]\n"
         )
     };
-    let toml = format!(
-        "[[peer]]\nname = \"moon\"\nstart = \"respond\"\nlocal_id = \"edge.example\"\nremote_id = \"moon.example\"\n\
+    format!(
+        "[[peer]]\nname = \"moon\"\n{start}\nlocal_id = \"edge.example\"\nremote_id = \"moon.example\"\n\
          psk = \"{SECRET}\"\n{}{}",
         child("net", NET),
         child("voice", VOICE),
-    );
+    )
+}
+
+/// Waits until both CHILD_SAs are up, and returns them.
+fn wait_both(agent: &Agent<'_>) -> Result<BTreeMap<String, ChildSpis>> {
+    wait::for_event("two CHILD_SAs", || {
+        let now = agent.children("moon")?;
+        ensure!(now.contains_key(NET) && now.contains_key(VOICE), "it has {now:x?}");
+        Ok(now)
+    })
+}
+
+/// Runs two CHILD_SAs. The groups of the first child differ, and charon deletes its CHILD_SA, so
+/// that it is missing beside the second one.
+pub(super) fn first_child(lab: &Lab) -> Result<()> {
+    let net = lab.build(&Site::plan(Initiator::Edge))?;
+    let site = Site::new(net, Initiator::Edge)?;
+    site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
+    let charon = Charon::start_with_file(site.moon, "edge", &swanctl_conf("%any", ["ecp256", "x25519"]))?;
+    let toml = agent_toml("remote = \"203.0.113.10\"\nstart = \"initiate\"");
+    let mut agent = Agent::start_with(lab, site.edge, &toml, "debug")?;
+    agent.wait_ready()?;
+    let first = wait_both(&agent)?;
+    let mut ping = site.edge_pod.ping("10.3.0.2")?;
+    ping.wait_more(3)?;
+    charon.terminate_child()?;
+    agent.process().wait_log("child net: the peer accepts none of our proposals")?;
+    lab.step("charon deletes the first CHILD_SA and refuses another one, since its group differs");
+    let second = wait::for_event("new CHILD_SAs of both children", || {
+        let now = wait_both(&agent)?;
+        let changed = |networks| now.get(networks) != first.get(networks);
+        ensure!(changed(NET) && changed(VOICE), "it has {now:x?}, had {first:x?}");
+        Ok(now)
+    })?;
+    wait::for_event("the end of the old IKE SA", || {
+        let (ours, theirs) = (agent.ike_sas("moon")?, charon.sas()?);
+        ensure!(ours.len() == 1 && theirs.len() == 1, "there are {ours:?} and {theirs:?}");
+        Ok(())
+    })?;
+    ping.wait_more(3)?;
+    ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "the first child carries nothing");
+    expect_none_lost_to_new_ike_sas(site.edge, [ping])?;
+    ensure!(agent.children("moon")? == second, "the CHILD_SAs changed once more");
+    lab.step("a new IKE SA has brought it, and the second child has lost nothing");
+    Ok(())
+}
+
+/// Runs two CHILD_SAs. The groups of the second child differ, and charon begins with it, so it
+/// comes with IKE_AUTH. The agent's new IKE SA would bring the first child.
+pub(super) fn additional_child(lab: &Lab) -> Result<()> {
+    let net = lab.build(&Site::plan(Initiator::Moon))?;
+    let site = Site::new(net, Initiator::Moon)?;
+    site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
+    let charon = Charon::start_with_file(site.moon, "edge", &swanctl_conf("203.0.113.10", ["x25519", "ecp256"]))?;
+    let toml = agent_toml("start = \"respond\"");
     let mut agent = Agent::start_with(lab, site.edge, &toml, "debug")?;
     agent.wait_ready()?;
     wait::for_event("charon to get through", || charon.initiate_child("voice"))?;
     charon.initiate_child("net")?;
-    let first = wait::for_event("two CHILD_SAs", || {
-        let now = agent.children("moon")?;
-        ensure!(now.contains_key(NET) && now.contains_key(VOICE), "it has {now:x?}");
-        Ok(now)
-    })?;
+    let first = wait_both(&agent)?;
     let ike = agent.ike_sas("moon")?;
     let mut pings = [site.edge_pod.ping("10.2.0.2")?, site.edge_pod.ping("10.3.0.2")?];
     pings.iter_mut().try_for_each(|ping| ping.wait_more(3))?;

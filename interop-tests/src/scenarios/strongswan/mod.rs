@@ -270,6 +270,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         groups_differ::additional_child,
     ),
     scenario(
+        "strongswan/groups-differ-children-first",
+        "charon deletes the first of two children and refuses it, since its group differs: a new IKE SA brings it, the other loses nothing",
+        groups_differ::first_child,
+    ),
+    scenario(
         "strongswan/on-demand-initiator",
         "edge-agent sets the tunnel to charon up by the first packet, closes it when it is idle, and again after charon has closed it",
         on_demand::initiator,
