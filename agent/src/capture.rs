@@ -54,7 +54,7 @@ pub struct CaptureOptions {
 /// If no agent answers, there is no such peer, its address is not known, the file exists or cannot
 /// be written, standard output is a terminal, or another capture replaces this one.
 pub fn capture(config: &Config, options: &CaptureOptions) -> anyhow::Result<()> {
-    let status = admin::client::request_status(config)?;
+    let status = admin::client::request_status(&config.admin_socket())?;
     let addresses = addresses(&status, options).map_err(anyhow::Error::msg)?;
     let to = match &options.file {
         Some(path) => {
@@ -95,7 +95,7 @@ fn write_messages(
     addresses: BTreeSet<IpAddr>,
     to: File,
 ) -> anyhow::Result<()> {
-    let mut stream = CaptureStream::begin(config, addresses)?;
+    let mut stream = CaptureStream::begin(&config.admin_socket(), addresses)?;
     let mut output = Output::begin(to, options)?;
     let end = Instant::now() + options.duration;
     loop {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, ConfigError};
 use crate::stdout::print;
 use crate::{
     admin, capture, check, diagnose, down, hardening, import, install_cni, join, ping, run, socket_holder, uninstall,
@@ -274,10 +274,12 @@ impl Cli {
             }
             Command::Check { config, json } => with_config(&config, |config| check::check(&config, json)),
             Command::Import { file, into } => exit_code(import::execute(&file, into.as_deref())),
-            Command::Status { config, peers, watch, json } => with_config(&config, |config| match watch {
-                true => admin::client::watch_status(&config, &peers, json),
-                false => admin::client::status(&config, &peers, json),
-            }),
+            Command::Status { config, peers, watch: true, json } => {
+                with_config(&config, |config| admin::client::watch_status(&config.admin_socket(), &peers, json))
+            }
+            Command::Status { config, peers, watch: false, json } => {
+                with_agent(&config, |socket| admin::client::status(socket, &peers, json))
+            }
             Command::Diagnose { config, about, json } => {
                 with_config(&config, |config| diagnose::diagnose(&config, about.as_deref(), json))
             }
@@ -299,7 +301,7 @@ impl Cli {
                 with_config(&config, |config| uninstall::uninstall(&config, &file, extent))
             }
             Command::Rekey { config, peer, ike, child } => {
-                with_config(&config, |config| admin::client::rekey(&config, &peer, child, ike))
+                with_agent(&config, |socket| admin::client::rekey(socket, &peer, child, ike))
             }
             Command::HoldSockets => exit_code(socket_holder::process::run()),
             Command::InstallCni { config, plugin, timeout, plugin_only, keep, remove } => {
@@ -348,12 +350,31 @@ fn with_config(argument: &ConfigArgument, command: impl FnOnce(Config) -> anyhow
             config.name = argument.name.clone().or(config.name);
             config
         }
-        Err(error) => {
-            eprintln!("edge-agent: {error}");
-            return ExitCode::from(2);
-        }
+        Err(error) => return refused(&error),
     };
     exit_code(command(config))
+}
+
+/// Runs a command that only asks the running agent, which listens on the admin socket. An error in
+/// a table of the file matters only if the command fails: it may be the reason.
+fn with_agent(argument: &ConfigArgument, command: impl FnOnce(&Path) -> anyhow::Result<()>) -> ExitCode {
+    let socket = match admin::socket_path(&argument.config) {
+        Ok(socket) => socket,
+        Err(error) => return refused(&error),
+    };
+    let outcome = command(&socket);
+    let failed = outcome.is_err();
+    let code = exit_code(outcome);
+    match failed.then(|| Config::load(&argument.config)) {
+        Some(Err(error)) => refused(&error),
+        _ => code,
+    }
+}
+
+/// Reports a configuration that cannot be used.
+fn refused(error: &ConfigError) -> ExitCode {
+    eprintln!("edge-agent: {error}");
+    ExitCode::from(2)
 }
 
 /// Carries out `uninstall` where the configuration is missing, as after `uninstall --purge`.

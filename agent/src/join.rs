@@ -66,7 +66,7 @@ pub fn join(options: &JoinOptions, token: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     wait(&config, options.timeout)?;
-    admin::client::status(&config, &[], false)
+    admin::client::status(&config.admin_socket(), &[], false)
 }
 
 fn read_token(argument: &str) -> anyhow::Result<Zeroizing<String>> {
@@ -151,7 +151,7 @@ fn wait(config: &Config, timeout: Duration) -> anyhow::Result<()> {
     let end = Instant::now() + timeout;
     let mut shown = None;
     loop {
-        let missing = match admin::client::request_status(config) {
+        let missing = match admin::client::request_status(&config.admin_socket()) {
             Err(_) => "the agent does not run yet".to_owned(),
             Ok(status) => match status.controller {
                 Some(controller) if has_joined(&controller) => return Ok(()),

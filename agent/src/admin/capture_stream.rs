@@ -6,6 +6,7 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -15,7 +16,6 @@ use rustix::io::Errno;
 use super::AdminRequest;
 use super::client::{TIMEOUT, connect};
 use super::response::{OTHER_RELEASE, document};
-use crate::config::Config;
 use crate::tunnels::CapturedBatch;
 
 /// Maximum number of octets that one read from the socket returns.
@@ -46,8 +46,8 @@ impl CaptureStream {
     ///
     /// # Errors
     /// If no agent answers, or the agent refuses to copy the messages.
-    pub fn begin(config: &Config, addresses: BTreeSet<IpAddr>) -> anyhow::Result<Self> {
-        let socket = connect(config, &AdminRequest::Capture { addresses })?;
+    pub fn begin(socket: &Path, addresses: BTreeSet<IpAddr>) -> anyhow::Result<Self> {
+        let socket = connect(socket, &AdminRequest::Capture { addresses })?;
         let mut stream = Self { socket, received: Vec::new() };
         match stream.wait(None, Instant::now() + TIMEOUT)? {
             Next::Batch(_) => Ok(stream),

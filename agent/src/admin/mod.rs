@@ -5,6 +5,7 @@ pub mod capture_stream;
 pub mod client;
 mod response;
 pub mod server;
+mod socket_path;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::host::Obstacle;
 use crate::status::Status;
 use crate::tunnels::CapturedBatch;
+pub use socket_path::socket_path;
 
 /// A request from an `edge-agent` command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

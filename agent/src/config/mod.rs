@@ -51,6 +51,9 @@ use zeroize::Zeroizing;
 /// Path of the file, unless `--config` names another.
 pub const DEFAULT_PATH: &str = "/etc/edge-cni/agent.toml";
 
+/// Name of the socket for `edge-agent status` and other commands, in `run_dir`.
+pub(crate) const ADMIN_SOCKET: &str = "admin.sock";
+
 /// Maximum number of transmissions of one request. With a first delay of half a second that doubles
 /// each time, 20 transmissions take three days.
 const MAX_TRANSMISSIONS: u32 = 20;
@@ -216,11 +219,19 @@ impl CniSection {
     }
 }
 
+/// Returns the directory of the file at `path` as an absolute path. Paths in the file are relative
+/// to it.
+pub(crate) fn directory_of(path: &Path) -> std::io::Result<PathBuf> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::path::absolute(directory)
+}
+
 fn default_state_dir() -> PathBuf {
     shared_files::STATE_DIR.into()
 }
 
-fn default_run_dir() -> PathBuf {
+/// Returns the default of `run_dir`.
+pub(crate) fn default_run_dir() -> PathBuf {
     "/run/edge-cni".into()
 }
 
@@ -291,8 +302,7 @@ impl Config {
         let text = Zeroizing::new(fs::read_to_string(path).map_err(read_error)?);
         let mode = fs::metadata(path).map_err(read_error)?.permissions().mode();
         let mut config = Self::parse(&text, path)?;
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        config.directory = std::path::absolute(directory).map_err(read_error)?;
+        config.directory = directory_of(path).map_err(read_error)?;
         // Commands run in different working directories, and the runtime gives these paths to the
         // plugin.
         let Self { directory, state_dir, run_dir, cni, .. } = &mut config;
@@ -354,7 +364,7 @@ impl Config {
 
     /// Returns the path of the socket for `edge-agent status` and other commands.
     pub fn admin_socket(&self) -> PathBuf {
-        self.run_dir.join("admin.sock")
+        self.run_dir.join(ADMIN_SOCKET)
     }
 
     /// Returns the path of the socket for the CNI plugin.

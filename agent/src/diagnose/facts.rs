@@ -68,7 +68,7 @@ pub(super) struct Drops {
 /// If the agent runs and has no such peer.
 pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts, String> {
     let before = edge_xfrm::stat::read();
-    let status = admin::client::request_status(config).map_err(|error| with_causes(error.as_ref()));
+    let status = admin::client::request_status(&config.admin_socket()).map_err(|error| with_causes(error.as_ref()));
     let target = match (about, &status) {
         (Some(about), Ok(status)) => Some(Target::find(about, status, &config.peers)?),
         _ => None,

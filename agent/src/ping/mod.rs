@@ -42,7 +42,7 @@ fn path(status: &Status, peer: &str) -> Option<Path> {
 /// # Errors
 /// If no request can be sent, with the reason, or if an address has answered none of the requests.
 pub fn ping(config: &Config, about: &str, options: PingOptions, json: bool) -> anyhow::Result<()> {
-    let status = admin::client::request_status(config)?;
+    let status = admin::client::request_status(&config.admin_socket())?;
     let destinations = destination::find(about, &status, &config.peers).map_err(anyhow::Error::msg)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let results = runtime.block_on(async {
@@ -56,7 +56,7 @@ pub fn ping(config: &Config, about: &str, options: PingOptions, json: bool) -> a
         join_all(destinations.iter().map(|destination| echo::ask(destination, options, &stop))).await
     });
     // The first request may have brought the tunnel up, and the path may have changed since.
-    let status = admin::client::request_status(config)?;
+    let status = admin::client::request_status(&config.admin_socket())?;
     let report = Report::new(destinations.iter().zip(&results), |peer| path(&status, peer));
     let text = if json { serde_json::to_string_pretty(&report)? + "\n" } else { report.render() };
     print(&text)?;

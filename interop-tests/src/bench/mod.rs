@@ -7,7 +7,7 @@
 //! times as much as on a real machine.
 //!
 //! - `tunnels`: measures N static peers against one agent when they are set up, at rest, rekeyed
-//!   and listed.
+//!   and listed, and at rest while each checks the agent as often as an edge checks its hub.
 //! - `mesh`: measures agents that all have tunnels to each other, and an idle edge with one hub.
 //! - `interruptions`: measures the pings through tunnels that are lost at an event, such as a
 //!   restart.
@@ -34,8 +34,17 @@ use report::{Goal, Measured, Results};
 const AREA: &str = "bench/";
 
 /// Measurements that run if no names are given. They take about an hour.
-const DEFAULT: [&str; 8] =
-    ["tunnels-100", "tunnels-1000", "tunnels-10000", "view-100", "view-1000", "view-10000", "mesh-50", "idle-edge"];
+const DEFAULT: [&str; 9] = [
+    "tunnels-100",
+    "tunnels-1000",
+    "tunnels-10000",
+    "checked-10000",
+    "view-100",
+    "view-1000",
+    "view-10000",
+    "mesh-50",
+    "idle-edge",
+];
 
 /// Returns all measurements, and the scenario that shows that they can measure.
 pub(crate) fn scenarios() -> impl Iterator<Item = &'static Scenario> {

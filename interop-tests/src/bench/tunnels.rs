@@ -31,28 +31,33 @@ const WINDOW: u32 = 48;
 /// times.
 pub(super) const REST: Duration = Duration::from_secs(120);
 
+/// Liveness interval of peers that make no check, so that a slow responder loses no tunnel. The
+/// responder checks as it is configured.
+const NO_CHECKS: Duration = Duration::from_secs(24 * 3600);
+
+/// Liveness interval of an idle edge towards its hubs (docs/agent.md).
+const EDGES_CHECK: Duration = Duration::from_secs(20);
+
 /// Maximum number of peers for which charon is measured. Above it the cost of charon for each peer
 /// stays the same, and the measurement takes long.
 const REFERENCE_UP_TO: u32 = 1000;
 
-const fn scenario(name: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
-    Scenario {
-        name,
-        about: "CPU time, memory and traffic of edge-agent with so many static peers, beside charon",
-        deadline: Duration::from_secs(3600),
-        by_default: false,
-        needs: Needs::Nothing,
-        run,
-    }
+const TUNNELS: &str = "CPU time, memory and traffic of edge-agent with so many static peers, beside charon";
+const CHECKED: &str = "CPU time and traffic of edge-agent while so many peers check it as an idle edge checks its hub";
+
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Lab) -> Result<()>) -> Scenario {
+    Scenario { name, about, deadline: Duration::from_secs(3600), by_default: false, needs: Needs::Nothing, run }
 }
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    scenario("bench/tunnels-100", |lab| measure(lab, 100)),
-    scenario("bench/tunnels-400", |lab| measure(lab, 400)),
-    scenario("bench/tunnels-1000", |lab| measure(lab, 1000)),
-    scenario("bench/tunnels-2000", |lab| measure(lab, 2000)),
-    scenario("bench/tunnels-3000", |lab| measure(lab, 3000)),
-    scenario("bench/tunnels-10000", |lab| measure(lab, 10_000)),
+    scenario("bench/tunnels-100", TUNNELS, |lab| measure(lab, 100)),
+    scenario("bench/tunnels-400", TUNNELS, |lab| measure(lab, 400)),
+    scenario("bench/tunnels-1000", TUNNELS, |lab| measure(lab, 1000)),
+    scenario("bench/tunnels-2000", TUNNELS, |lab| measure(lab, 2000)),
+    scenario("bench/tunnels-3000", TUNNELS, |lab| measure(lab, 3000)),
+    scenario("bench/tunnels-10000", TUNNELS, |lab| measure(lab, 10_000)),
+    scenario("bench/checked-1000", CHECKED, |lab| checked(lab, 1000)),
+    scenario("bench/checked-10000", CHECKED, |lab| checked(lab, 10_000)),
     Scenario {
         name: "agent/fifty-peers",
         about: "fifty peers that one process plays: all tunnels come up and are rekeyed, the kernel has their SAs",
@@ -121,7 +126,7 @@ fn connect(peers: &Node, responder: &Node) -> Result<()> {
         .map(drop)
 }
 
-fn peer_set(count: u32) -> Result<PeerSet> {
+fn peer_set(count: u32, liveness: Duration) -> Result<PeerSet> {
     Ok(PeerSet {
         count,
         window: WINDOW,
@@ -129,6 +134,7 @@ fn peer_set(count: u32) -> Result<PeerSet> {
         responder_id: RESPONDER_ID.to_owned(),
         responder_network: NETWORK.parse()?,
         authentication: Authentication::Psk(SECRET.to_owned()),
+        liveness,
     })
 }
 
@@ -202,20 +208,14 @@ fn exercise(
     let per_tunnel = |time: Duration| time.as_secs_f64() * 1000.0 / f64::from(count);
     let name = node.name();
     count_traffic(node)?;
-    let mut set = IkePeers::start(peers, &peer_set(count)?)?;
+    let mut set = IkePeers::start(peers, &peer_set(count, NO_CHECKS)?)?;
 
     let idle = Usage::of(pid)?;
     let up = set.up()?;
     let all = Usage::of(pid)?;
     lab.step(&format!("{name}: {count} tunnels up in {:.1} s, {:?} CPU, {up:?}", up.seconds, all.cpu - idle.cpu));
 
-    let (traffic_before, begun) = (traffic(node)?, Instant::now());
-    let before_rest = Usage::of(pid)?;
-    #[expect(clippy::disallowed_methods, reason = "the length of the measurement")]
-    std::thread::sleep(REST);
-    let rest_cpu = Usage::of(pid)?.cpu - before_rest.cpu;
-    let (rest_octets, rested) = ((traffic(node)? - traffic_before).total(), begun.elapsed());
-    lab.step(&format!("{name}: at rest for {rested:.1?}: {rest_cpu:?} CPU"));
+    let rest = at_rest(lab, node, pid)?;
 
     list()?;
     lab.step(&format!("{name}: listed"));
@@ -229,12 +229,60 @@ fn exercise(
         up_ms: per_tunnel(all.cpu - idle.cpu),
         all_seconds: up.seconds,
         memory_kib: (all.memory_kib - idle.memory_kib) / f64::from(count),
-        rest_percent: 100.0 * rest_cpu.as_secs_f64() / rested.as_secs_f64(),
-        rest_mb: per_day(rest_octets, rested) / f64::from(count),
+        rest_percent: rest.percent,
+        rest_mb: rest.mb / f64::from(count),
         rekey_ms: per_tunnel(rekey_cpu),
         status_seconds: 0.0,
         downs: rekeyed.downs,
     })
+}
+
+/// What a responder uses at rest.
+struct Rest {
+    /// Share of one core, percent.
+    percent: f64,
+    /// Traffic of all tunnels, MB a day.
+    mb: f64,
+}
+
+/// Watches the responder on `node` for [`REST`].
+fn at_rest(lab: &Lab, node: &Node, pid: u32) -> Result<Rest> {
+    let (traffic_before, begun) = (traffic(node)?, Instant::now());
+    let before = Usage::of(pid)?;
+    #[expect(clippy::disallowed_methods, reason = "the length of the measurement")]
+    std::thread::sleep(REST);
+    let cpu = Usage::of(pid)?.cpu - before.cpu;
+    let (octets, rested) = ((traffic(node)? - traffic_before).total(), begun.elapsed());
+    lab.step(&format!("{}: at rest for {rested:.1?}: {cpu:?} CPU", node.name()));
+    Ok(Rest { percent: 100.0 * cpu.as_secs_f64() / rested.as_secs_f64(), mb: per_day(octets, rested) })
+}
+
+/// Measures the agent at rest while each peer checks it as often as an idle edge checks its hub.
+fn checked(lab: &Lab, count: u32) -> Result<()> {
+    let net = lab.build(&plan())?;
+    let (node, peers) = (net.node("agent"), net.node("peers"));
+    connect(peers, node)?;
+    let mut agent = Agent::start_with(lab, node, &agent_config(count), "info")?;
+    agent.wait_ready()?;
+    count_traffic(node)?;
+    let mut set = IkePeers::start(peers, &peer_set(count, EDGES_CHECK)?)?;
+    let before = set.up()?;
+    let rest = at_rest(lab, node, agent.process().pid())?;
+    let after = set.report()?;
+    let checks = after.liveness_checks - before.liveness_checks;
+    lab.step(&format!("{checks} checks, {after:?}"));
+    let expected = REST.as_secs() / EDGES_CHECK.as_secs() * u64::from(count);
+    ensure!(checks > expected * 3 / 4, "the peers made {checks} liveness checks, {expected} were expected");
+    let mut results = Results::default();
+    let mut add = |case: &str, unit: &str, value: f64, goal| {
+        results.add(&format!("{case}{count}"), unit, value, None, goal);
+    };
+    add("rest/cpu-checked/", "% of a core", rest.percent, Goal::None);
+    let per_check = rest.percent / 100.0 * REST.as_secs_f64() * 1000.0 / checks as f64;
+    add("rest/cpu-per-check/", "ms CPU", per_check, Goal::None);
+    add("rest/traffic-checked-per-tunnel/", "MB a day", rest.mb / f64::from(count), Goal::None);
+    add("downs-checked/", "IKE SAs", f64::from(after.downs), Goal::Ours(0.0));
+    results.write(lab.out())
 }
 
 /// Sets up and rekeys fifty peers, and compares agent and kernel with the peers.
@@ -246,7 +294,7 @@ fn fifty(lab: &Lab) -> Result<()> {
     let mut agent = Agent::start_with(lab, node, &agent_config(COUNT), "info")?;
     agent.wait_ready()?;
     ensure!(node.xfrm_states()?.is_empty(), "there are SAs before there are peers");
-    let mut set = IkePeers::start(peers, &peer_set(COUNT)?)?;
+    let mut set = IkePeers::start(peers, &peer_set(COUNT, NO_CHECKS)?)?;
     let up = set.up()?;
     lab.step(&format!("{up:?}"));
     let first = in_use(&agent, COUNT)?;

@@ -27,9 +27,6 @@ const OTHER_FILES: u64 = 64;
 const MAX_DATAGRAM: usize = 65_535;
 /// The epoll key of standard input. The key of a peer is its index.
 const STDIN: u64 = u64::MAX;
-/// Interval of the peers' liveness checks. It is so long that the peers make no check, so that a
-/// slow responder loses no tunnel. The responder checks as it is configured.
-const LIVENESS: Duration = Duration::from_secs(24 * 3600);
 /// Maximum time that the event loop waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -101,7 +98,8 @@ impl Engine {
             let name = PeerName::new(&set.responder_id);
             peers.push(Peer { endpoint, name, socket, local, deadline: None, children: 0, awaited: false });
         }
-        let progress = Progress { up: 0, rekeyed: 0, failures: 0, downs: 0, last_error: None, seconds: 0.0 };
+        let progress =
+            Progress { up: 0, rekeyed: 0, failures: 0, downs: 0, liveness_checks: 0, last_error: None, seconds: 0.0 };
         Ok(Self {
             set,
             peers,
@@ -291,6 +289,8 @@ impl Engine {
 
     fn report(&mut self, took: Duration) -> Result<()> {
         self.progress.seconds = took.as_secs_f64();
+        let checks = self.peers.iter().map(|peer| peer.endpoint.sent_requests().liveness_checks);
+        self.progress.liveness_checks = checks.sum();
         let mut stdout = std::io::stdout().lock();
         serde_json::to_writer(&mut stdout, &self.progress)?;
         stdout.write_all(b"\n")?;
@@ -330,6 +330,6 @@ fn peer_config(set: &PeerSet, index: u32) -> PeerConfig {
         agent_notifications: AgentNotifications::Off,
         address_assignment: AddressAssignment::Off,
         childless: Childless::Allow,
-        timing: Timing { liveness: LIVENESS, ..Timing::default() },
+        timing: Timing { liveness: set.liveness, ..Timing::default() },
     }
 }

@@ -1,6 +1,7 @@
 //! Defines the messages between a scenario and the process with the peers.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ pub struct PeerSet {
     pub responder_network: IpNetwork,
     /// Authentication of the peers and the responder.
     pub authentication: Authentication,
+    /// Time without a message after which a peer checks whether the responder is alive.
+    pub liveness: Duration,
 }
 
 /// Authentication of the peers and the responder.
@@ -103,6 +106,8 @@ pub struct Progress {
     pub failures: u32,
     /// Number of IKE SAs that ended since the start of the process.
     pub downs: u32,
+    /// Number of liveness checks that peers sent since the start of the process.
+    pub liveness_checks: u64,
     /// The reason for the latest failure.
     pub last_error: Option<String>,
     /// Duration of the request, in seconds.

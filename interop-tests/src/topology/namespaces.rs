@@ -128,7 +128,8 @@ impl Namespaces {
                 String::from_utf8_lossy(&out.stdout)
             );
         }
-        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+        // A status of many peers is tens of megabytes, and is not copied.
+        Ok(String::from_utf8(out.stdout).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
     /// Runs a shell command; returns its standard output.
