@@ -267,29 +267,41 @@ impl ControllerClient {
                 && let Some(part) = self.allowed_part(&before, &view, &refusal)
             {
                 warn!(version = view.version, %refusal, "only part of the view is in force");
-                self.put_in_force(&mut current, member, Arc::new(part), None, false).await?;
+                let outcome = self.put_in_force(&mut current, member, Arc::new(part), None, false).await;
+                if let Err(ViewError::Store(error)) = &outcome {
+                    self.keep_unstored_view(&mut current, view, error);
+                }
+                outcome?;
             }
             return Err(refusal.into());
         }
         if validated == Validated::Unchanged {
-            self.view_is_in_force();
+            self.view_is_in_force(&view);
             return Ok(());
         }
         // The file on disk holds the current view, so the change must be relative to that view.
         let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
         let change = change.map(|step| step.change);
+        let unconfirmed = self.unconfirmed.borrow().clone();
         let outcome = self.put_in_force(&mut current, member, view.clone(), change, same_networks).await;
         match &outcome {
-            Ok(()) => self.view_is_in_force(),
-            Err(ViewError::Store(error)) => self.keep_unstored_view(&mut current, view, error),
+            Ok(()) => self.view_is_in_force(&view),
+            Err(ViewError::Store(error)) => {
+                // The view before is in force still, and is taken back at the same time as before.
+                self.unconfirmed.send_replace(unconfirmed);
+                self.keep_unstored_view(&mut current, view, error);
+            }
             Err(_) => {}
         }
         outcome
     }
 
-    /// Shows in `status` that the controller's latest view is in force.
-    fn view_is_in_force(&self) {
-        self.set_refused_view(None, None);
+    /// Shows in `status` that this view from the controller is in force, unless a later one waits.
+    fn view_is_in_force(&self, view: &NodeView) {
+        let kept = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if kept.is_none_or(|kept| kept.version <= view.version) {
+            self.set_refused_view(None, None);
+        }
         self.status.send_if_modified(|status| {
             let source = Some("controller".to_owned());
             let changed = status.view_source != source;

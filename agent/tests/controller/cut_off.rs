@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use edge_agent::membership::{ControllerStatus, Membership};
 use edge_agent::underlay::Underlay;
+use edge_types::Role;
 
 use crate::lab::{Controller, ControllerProxy, Node, exists, soon, until};
 
@@ -71,6 +72,29 @@ async fn a_view_whose_ranges_hold_the_nodes_own_network_is_refused_and_the_opera
             .await;
         agent.end().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn revocations_of_a_view_that_is_refused_are_in_force_although_its_other_part_cannot_be_stored() {
+    let mut controller = Controller::with_ranges(BEFORE).await;
+    let mut hub = controller.invite("cloud-1", Role::Hub).await;
+    hub.underlay.addresses = vec!["192.168.1.10".parse().unwrap()];
+    let edge = controller.edge("edge-2").await;
+    let (hub_agent, edge_agent) = (hub.start(), edge.start());
+    edge_agent.joined().await;
+    hub_agent.membership("the edge", |membership| membership.view.peers.len() == 1).await;
+    std::fs::create_dir(hub.file("view.json.tmp")).unwrap();
+    controller.change_ranges(CARELESS).await;
+    hub_agent.status("the view that waits", refuses("cannot be stored")).await;
+    controller.operator("DELETE", "/v1/nodes/edge-2", serde_json::json!(null)).await;
+    let revoked = hub_agent.membership("no peer", |membership| membership.view.peers.is_empty()).await;
+    assert!(!holds("2001:db8::/32")(&revoked));
+    std::fs::remove_dir(hub.file("view.json.tmp")).unwrap();
+    let part = hub_agent.membership("the other range", holds("2001:db8::/32")).await;
+    assert!(part.view.peers.is_empty() && !holds("192.168.0.0/16")(&part));
+    hub_agent.status("the refusal", refuses("192.168.0.0/16 holds this node's own address")).await;
+    hub_agent.end().await;
+    edge_agent.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

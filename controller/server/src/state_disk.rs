@@ -1,22 +1,41 @@
 //! Checks that the disk of the embedded store has room for changes.
 
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::StatVfsMountFlags;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
 use crate::config::Config;
 
-/// Minimum free space of the state directory, in bytes. The store's file grows by up to this much
-/// at once while it is small.
+/// Minimum free space of the state directory, in bytes.
 const ENOUGH_SPACE: u64 = 8 << 20;
+/// Maximum time to wait for the file system. One on the network may never answer.
+const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Returns what is wrong with the disk of the state directory: it is nearly full or read-only.
-/// `None` if it has room, if the store is at the API server, or if the disk cannot be examined.
-pub(crate) fn problem(config: &Config) -> Option<String> {
+/// Returns what is wrong with the disk of the state directory: it is nearly full or read-only, or
+/// its file system does not answer. `None` if it has room, if the store is at the API server, or if
+/// the file system does not say how much room it has.
+pub(crate) async fn problem(config: &Config) -> Option<String> {
     if config.store_is_at_api_server() {
         return None;
     }
-    let found = rustix::fs::statvfs(&config.state_dir).ok()?;
-    let at = config.state_dir.display();
-    if found.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
+    let directory = config.state_dir.clone();
+    let examined = spawn_blocking(move || examine(&directory));
+    match timeout(PATIENCE, examined).await {
+        Ok(found) => found.ok().flatten(),
+        Err(_) => Some(format!("the file system of {} does not answer", config.state_dir.display())),
+    }
+}
+
+fn examine(directory: &Path) -> Option<String> {
+    let found = rustix::fs::statvfs(directory).ok()?;
+    let at = directory.display();
+    if found.f_flag.contains(StatVfsMountFlags::RDONLY) {
         return Some(format!("{at} is read-only: nothing can be changed"));
     }
     let free = found.f_bavail.saturating_mul(found.f_frsize);
-    (free < ENOUGH_SPACE).then(|| format!("{at} has {} KiB left: changes cannot be stored soon; make room", free >> 10))
+    let is_full = found.f_blocks != 0 && free < ENOUGH_SPACE;
+    is_full.then(|| format!("{at} has {} KiB left: changes cannot be stored soon; make room", free >> 10))
 }

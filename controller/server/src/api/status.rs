@@ -50,13 +50,13 @@ impl Overview {
         let Overview { registry, live, ca, infos, asked, api_failures } = self;
         let (nodes, unknown) = infos.all(registry).await;
         let (now, in_force) = (self.now(), live.now());
+        let disk = state_disk::problem(&in_force.config).await;
         // The state is unlocked in between, so that no change waits for all of it.
         let communities = community_infos(&*registry.read().await);
         let ranges = range_usage(registry.read().await.ledger(), &in_force.policy, now);
         let state = registry.read().await;
         let unknown = unknown.map(|why| format!("what other replicas know of nodes is not shown: {why}"));
         let paused = state.may_grant(&in_force.policy, now).err().map(|paused| paused.for_the_operator());
-        let disk = state_disk::problem(&in_force.config);
         let problems = disk.into_iter().chain(asked.note()).chain(paused).chain(unknown);
         let problems = problems.chain(api_failures.all_reasons());
         ControllerStatus {

@@ -63,7 +63,7 @@ pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
     let watched = server.live.now().config.kubernetes.is_some();
     let labels = watched.then(|| format!("[i]node-labels: {}", *server.label_trust.borrow()));
     let asked = server.asked.note().map(|note| format!("[!]{note}"));
-    let disk = state_disk::problem(&in_force.config).map(|why| format!("[!]disk: {why}"));
+    let disk = state_disk::problem(&in_force.config).await.map(|why| format!("[!]disk: {why}"));
     disk.into_iter().chain(asked).chain(paused).chain(missed).chain(clock_note(server)).chain(labels).collect()
 }
 
