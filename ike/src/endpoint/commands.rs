@@ -130,7 +130,7 @@ impl Endpoint {
         let Some(peer) = self.peers.get_mut(name).filter(can) else {
             return false;
         };
-        peer.reauthenticate = true;
+        (peer.reauthenticate, peer.only_for_child) = (true, false);
         self.start_attempt(name, now, env);
         true
     }
@@ -382,6 +382,7 @@ impl Endpoint {
             }
         }
         peer.reauthenticate |= replace;
+        peer.only_for_child &= !replace;
         let begin = replace || (peer.sas.is_empty() && (peer.should_initiate(now) || peer.attempt.is_some()));
         for spi in peer.sas.clone() {
             self.schedule(spi);

@@ -73,6 +73,7 @@ impl Endpoint {
             return Ok(());
         }
         peer.reset_backoff();
+        peer.only_for_child = false;
         peer.reauthenticate =
             change == ConfigChange::Reauthenticate && peer.should_initiate(now) && !peer.sas.is_empty();
         if peer.should_initiate(now) && (peer.reauthenticate || peer.sas.is_empty()) {

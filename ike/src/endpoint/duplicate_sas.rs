@@ -269,15 +269,14 @@ impl Endpoint {
             peer.remove_sa(spi);
             for other in &peer.sas {
                 if let Some(SaState::Established(_, other)) = self.sas.get_mut(other)
-                    && other.new_ike_sa_refused(&mut context!(self, now, env))
+                    && other.new_ike_sa_refused(&peer.child_sas, now)
                 {
-                    peer.reauthenticate = false;
+                    peer.reauthenticate &= !peer.only_for_child;
                 }
             }
             if peer.should_retry() {
                 peer.schedule_retry(&mut context!(self, now, env));
             }
-            peer.sas.clone().into_iter().for_each(|other| self.schedule(other));
         }
         self.schedule(spi);
     }

@@ -73,6 +73,9 @@ pub(super) struct Peer {
     pub(super) terminated: bool,
     /// Whether a new IKE SA must replace the present one. False if there is none.
     pub(super) reauthenticate: bool,
+    /// Whether the only reason for that is the first child, which one of the ends refuses on the
+    /// present IKE SA. Without a meaning if none has to be replaced.
+    pub(super) only_for_child: bool,
     pub(super) last_error: Option<PeerError>,
     /// The internal addresses that the peer gave us last. We ask for them again.
     pub(super) internal_addresses: Vec<IpAddr>,
@@ -97,6 +100,7 @@ impl Peer {
             acquired_until: None,
             terminated: false,
             reauthenticate: false,
+            only_for_child: false,
             last_error: None,
             internal_addresses: Vec::new(),
         }

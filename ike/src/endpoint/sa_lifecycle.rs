@@ -26,7 +26,8 @@ impl Endpoint {
                 self.schedule(spi);
                 self.delete_served(&name, now, env);
             }
-            SaStep::Reauthenticate => self.replace_sa(name, sa, now, env),
+            SaStep::Reauthenticate => self.replace_sa(name, sa, false, now, env),
+            SaStep::BringFirstChild => self.replace_sa(name, sa, true, now, env),
             SaStep::End(reason, error) => {
                 self.sas.insert(spi, SaState::Established(name.clone(), sa));
                 self.end_sa(&name, spi, reason, error, now, env);
@@ -42,10 +43,19 @@ impl Endpoint {
     }
 
     /// Creates a new IKE SA in place of this one. If an attempt has failed, the next one waits. If
-    /// only the peer can begin, this one is rekeyed again later.
-    fn replace_sa(&mut self, name: PeerName, mut sa: Box<IkeSa>, now: Instant, env: &mut dyn Environment) {
+    /// only the peer can begin, this one is rekeyed again later. `for_child` states that the only
+    /// reason is the first child.
+    fn replace_sa(
+        &mut self,
+        name: PeerName,
+        mut sa: Box<IkeSa>,
+        for_child: bool,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
         let (spi, peer) = (sa.spi(), self.peers.get_mut(&name).filter(|peer| peer.sas.contains(&sa.spi())));
         let begins = peer.is_some_and(|peer| {
+            peer.only_for_child = for_child && (peer.only_for_child || !peer.reauthenticate);
             peer.reauthenticate = !peer.gives_addresses();
             peer.reauthenticate
         });

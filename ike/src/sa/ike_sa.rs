@@ -48,6 +48,8 @@ pub(crate) enum SaStep {
     Continue,
     /// Create a new IKE SA by IKE_SA_INIT and IKE_AUTH to replace this one.
     Reauthenticate,
+    /// The same, but only because a new IKE SA may create the first child.
+    BringFirstChild,
     /// Report the IKE SA down immediately and send DELETE. It must not be used any longer.
     End(DownReason, PeerError),
     /// Either end rekeyed the IKE SA.
@@ -219,15 +221,12 @@ impl IkeSa {
             self.timers.set(Timer::Reauthenticate, renewal);
             self.timers.set(Timer::Expire, self.lifetime.check_at(&profile, cx));
         }
-        let first = |profile: &Profile| {
-            let child = &profile.config.child;
-            (child.name.clone(), child.proposals.clone(), child.mode)
-        };
-        if first(&self.profile) != first(&profile) {
+        let profile = profile.with_internal_addresses(&self.negotiated.internal_addresses);
+        if self.profile.config.child != profile.config.child {
             self.negotiated.has_created_first_child = false;
             self.missing.first_child_changed();
         }
-        self.profile = profile.with_internal_addresses(&self.negotiated.internal_addresses);
+        self.profile = profile;
         self.channel.profile = Some(Arc::clone(&self.profile));
         self.channel.peer_may_move = self.peer_may_move();
         self.set_timers(cx.now);

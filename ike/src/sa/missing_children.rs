@@ -31,6 +31,9 @@ const PEER_BEGINS: Duration = Duration::from_secs(3);
 /// refuses a missing CHILD_SA, for another IKE SA. Each new IKE SA has a new CHILD_SA, so a peer
 /// with which refusals continue costs one IKE SA in this time.
 const REFUSED_FROM: Duration = Duration::from_secs(10);
+/// Time without another attempt if an IKE SA that we began for the first child has not created it
+/// either, while the present IKE SA has other CHILD_SAs.
+const REFUSED_AGAIN: Duration = Duration::from_secs(600);
 
 /// The planned requests for missing CHILD_SAs: for the purposes of the configured children and of
 /// the IKE SA that this one replaces. There are at most as many requests as the sum of
@@ -51,14 +54,14 @@ struct Plans {
     new_ike_sa: NewIkeSa,
 }
 
-/// Whether another IKE SA was begun because one of the ends refuses the first child on this one.
+/// Whether another IKE SA was begun because the peer refuses the first child on this one.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum NewIkeSa {
     #[default]
     NotBegun,
     Begun,
-    /// Its IKE_AUTH did not create the child either.
-    Refused,
+    /// Its IKE_AUTH did not create the child either, at this time.
+    Refused(Instant),
 }
 
 impl MissingChildren {
@@ -126,17 +129,17 @@ impl MissingChildren {
         for (purpose, last) in old.recreated {
             plans.recreated.entry(purpose).or_insert(last);
         }
-        if old.new_ike_sa == NewIkeSa::Refused {
-            plans.new_ike_sa = NewIkeSa::Refused;
+        if plans.new_ike_sa == NewIkeSa::NotBegun {
+            plans.new_ike_sa = old.new_ike_sa;
         }
     }
 
-    /// Records that another IKE SA is to create the first child. Returns false if an earlier one
-    /// did not create it either: then none is begun, since each of them is a handshake, and with
-    /// some peers the end of this IKE SA.
-    pub(super) fn begin_new_ike_sa(&mut self) -> bool {
+    /// Records that another IKE SA is to create the first child beside the CHILD_SAs of this one.
+    /// Returns false if an earlier one did not create it either a short time ago: each of them is a
+    /// handshake, and with some peers the end of this IKE SA.
+    pub(super) fn begin_new_ike_sa(&mut self, now: Instant) -> bool {
         let plans = self.plans();
-        let begins = plans.new_ike_sa != NewIkeSa::Refused;
+        let begins = !matches!(plans.new_ike_sa, NewIkeSa::Refused(at) if now < at + REFUSED_AGAIN);
         if begins {
             plans.new_ike_sa = NewIkeSa::Begun;
         }
@@ -152,11 +155,11 @@ impl MissingChildren {
 
     /// Records that the IKE_AUTH of another IKE SA has not created the first child. Returns whether
     /// that IKE SA was begun because of the child.
-    fn new_ike_sa_refused(&mut self) -> bool {
+    fn new_ike_sa_refused(&mut self, now: Instant) -> bool {
         let Some(plans) = &mut self.0 else { return false };
         let begun = plans.new_ike_sa == NewIkeSa::Begun;
         if begun {
-            plans.new_ike_sa = NewIkeSa::Refused;
+            plans.new_ike_sa = NewIkeSa::Refused(now);
         }
         begun
     }
@@ -242,12 +245,13 @@ impl IkeSa {
     /// that may not hold for IKE_AUTH, for example because it requires another key exchange method.
     /// The CHILD_SA was to replace `old`, or is missing.
     ///
-    /// For a missing child this must be promising, since the peer may delete this IKE SA as soon as
-    /// the new one is authenticated: IKE_AUTH has created the child before, and not refused it
-    /// since. The new IKE SA also has to create all other CHILD_SAs again. They must not be lost:
-    /// they must have been created by CREATE_CHILD_SA since the peer was authenticated, as a whole,
-    /// and no request about them must have failed since. So two ends with different first children
-    /// do not take turns in ending each other's.
+    /// If this IKE SA has other CHILD_SAs, the peer may delete them as soon as the new one is
+    /// authenticated, which then has to create them again. So a new one must not have failed a
+    /// short time ago. For a missing child it must also be promising: IKE_AUTH has created the
+    /// child before. And the others must not be lost: they must have been created by
+    /// CREATE_CHILD_SA since the peer was authenticated, as a whole, and no request about them must
+    /// have failed since. So two ends with different first children do not take turns in ending
+    /// each other's.
     pub(super) fn refused_child_needs_new_ike_sa(
         &mut self,
         old: Option<ChildId>,
@@ -259,36 +263,35 @@ impl IkeSa {
         if !self.is_child_of_next_ike_auth(&refused.child) {
             return false;
         }
-        if old.is_some_and(|old| child_sas.live(old).is_some()) {
-            return self.missing.begin_new_ike_sa();
-        }
+        let old = old.filter(|old| child_sas.live(*old).is_some());
         let mut others = child_sas.children_of(self.spi()).map(|(_, child)| child).peekable();
+        if old.is_some() {
+            let alone = others.all(|child| child.sa.purpose.child == refused.child);
+            return alone || self.missing.begin_new_ike_sa(now);
+        }
         // pluto 4.10 answers another group with INVALID_SYNTAX. NO_ADDITIONAL_SAS and
         // TS_UNACCEPTABLE are about the other CHILD_SAs, or come again.
         let of_algorithms =
             matches!(kind, NotifyType::NoProposalChosen | NotifyType::InvalidKePayload | NotifyType::InvalidSyntax);
-        self.negotiated.has_created_first_child
-            && now >= self.authenticated() + REFUSED_FROM
-            && (others.peek().is_none() || of_algorithms)
-            && others.all(|child| {
-                let Purpose { child: name, part, .. } = &child.sa.purpose;
-                let created_later = child.established > self.authenticated();
-                *name != refused.child && part.is_none() && created_later && !self.outcome.has_failed(name)
-            })
-            && self.missing.begin_new_ike_sa()
+        if now < self.authenticated() + REFUSED_FROM {
+            return false;
+        }
+        let alone = others.peek().is_none();
+        let are_others_safe = others.all(|child| {
+            let Purpose { child: name, part, .. } = &child.sa.purpose;
+            let created_later = child.established > self.authenticated();
+            *name != refused.child && part.is_none() && created_later && !self.outcome.has_failed(name)
+        });
+        let promising = self.negotiated.has_created_first_child && of_algorithms && are_others_safe;
+        alone || (promising && self.missing.begin_new_ike_sa(now))
     }
 
     /// Records that IKE_AUTH of another IKE SA, which we have begun, has not created the first
-    /// child. Returns whether that IKE SA was begun because of a refusal on this one. Then no
-    /// further one is begun for this reason while this IKE SA lives and the child is configured as
-    /// it is; the child is still requested on this one.
-    pub(crate) fn new_ike_sa_refused(&mut self, cx: &mut Context<'_>) -> bool {
-        let refused = self.missing.new_ike_sa_refused();
-        if refused {
-            let renewal = self.lifetime.reauthentication(&self.profile, self.initiation(), cx).max(cx.now);
-            self.timers.set(Timer::Reauthenticate, renewal);
-        }
-        refused
+    /// child. Returns whether that IKE SA was begun for the child although this one has other
+    /// CHILD_SAs. Then none is begun for the child for a while; it is still requested on this one.
+    pub(crate) fn new_ike_sa_refused(&mut self, child_sas: &ChildSas, now: Instant) -> bool {
+        let has_others = child_sas.children_of(self.spi()).next().is_some();
+        self.lifecycle == Lifecycle::Active && has_others && self.missing.new_ike_sa_refused(now)
     }
 
     /// Plans another IKE SA because we have refused the peer's rekey of `old`: no algorithms are in
@@ -299,7 +302,7 @@ impl IkeSa {
         let due = child_sas.live(old).is_some_and(|child| {
             self.is_child_of_next_ike_auth(&child.sa.purpose.child) && now >= child.established + REFUSED_FROM
         });
-        if due && !mutation!("refused_rekey_of_peer_ignored") && self.missing.begin_new_ike_sa() {
+        if due && !mutation!("refused_rekey_of_peer_ignored") {
             let planned = self.timers.get(Timer::Reauthenticate);
             self.timers.set(Timer::Reauthenticate, planned.map_or(now + PEER_BEGINS, |at| at.min(now + PEER_BEGINS)));
         }

@@ -331,10 +331,14 @@ fn a_new_ike_sa_that_does_not_bring_the_first_child_either_is_not_begun_again_an
         with_children(config, 2);
         config.timing.child_lifetime = LIFETIME * SECOND;
     });
-    pair.b_config.timing.child_lifetime *= 10;
+    // The first child of `b` is another one, so `b` does not begin.
+    let b_config = &mut pair.b_config;
+    std::mem::swap(&mut b_config.child, &mut b_config.additional_children[0]);
+    b_config.timing.child_lifetime *= 10;
     pair.start();
     pair.traffic(3 * SECOND);
-    let ciphers = std::mem::replace(&mut pair.b_config.child.proposals[0].ciphers, vec![Cipher::ChaCha20Poly1305]);
+    let net0 = &mut pair.b_config.additional_children[0].proposals[0];
+    let ciphers = std::mem::replace(&mut net0.ciphers, vec![Cipher::ChaCha20Poly1305]);
     pair.start_b();
     pair.network.run_for((LIFETIME * 5 / 3) * SECOND);
     let before = pair.ike_sas_up(pair.a);
@@ -346,10 +350,39 @@ fn a_new_ike_sa_that_does_not_bring_the_first_child_either_is_not_begun_again_an
         assert!(pair.child(node, "net0").is_none() && pair.child(node, "net1").is_some());
         assert_eq!(pair.network.nodes[node].host.kernel.ike_sas.len(), 1, "{}", pair.network.history());
     }
-    pair.b_config.child.proposals[0].ciphers = ciphers;
+    // IKE_AUTH would create it now, and CREATE_CHILD_SA does not. After a while IKE_AUTH is tried.
+    let net0 = &mut pair.b_config.additional_children[0].proposals[0];
+    (net0.ciphers, net0.groups) = (ciphers, vec![Group::P521]);
+    pair.start_b();
+    pair.network.run_for(660 * SECOND);
+    assert!(nodes.iter().all(|node| pair.child(*node, "net0").is_some()), "{}", pair.network.history());
+}
+
+#[test]
+fn a_single_child_comes_again_as_soon_as_ike_auth_creates_it_and_has_no_pause_before() {
+    let mut pair = Pair::new(7, LinkQuality::RELIABLE).one_sided().both(|config| {
+        config.child.proposals[0].groups = vec![Group::X25519];
+        config.timing.child_lifetime = LIFETIME * SECOND;
+    });
+    pair.b_config.timing.child_lifetime *= 10;
+    pair.start();
+    pair.traffic(3 * SECOND);
+    let of_b = &mut pair.b_config.child.proposals[0];
+    let ciphers = std::mem::replace(&mut of_b.ciphers, vec![Cipher::ChaCha20Poly1305]);
+    pair.start_b();
+    pair.network.run_for(LIFETIME * 2 * SECOND);
+    let nodes = [pair.a, pair.b];
+    let has = |pair: &Pair| {
+        nodes
+            .iter()
+            .all(|node| !pair.network.nodes[*node].host.kernel.tunnels.values().all(|it| it.outbound.is_empty()))
+    };
+    assert!(!has(&pair), "{}", pair.network.history());
+    let of_b = &mut pair.b_config.child.proposals[0];
+    (of_b.ciphers, of_b.groups) = (ciphers, vec![Group::P256]);
     pair.start_b();
     pair.network.run_for(15 * SECOND);
-    assert!(nodes.iter().all(|node| pair.child(*node, "net0").is_some()), "{}", pair.network.history());
+    assert!(has(&pair), "{}", pair.network.history());
 }
 
 /// The first child of each end is the additional one of the other end. `b` begins, so IKE_AUTH

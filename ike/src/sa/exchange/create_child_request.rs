@@ -242,7 +242,7 @@ fn refused(
             if sa.refused_child_needs_new_ike_sa(old, &purpose, notify.kind, child_sas, cx.now) =>
         {
             sa.retry_child_later(old, &purpose, timing.child_retry_max(), child_sas, cx);
-            return SaStep::Reauthenticate;
+            return SaStep::BringFirstChild;
         }
         //= RFC 7296 2.21.3 REQUIRED 4: INVALID_SYNTAX in a response
         kind => return refused_for_good(old, &purpose, kind, sa, child_sas, cx),
@@ -270,7 +270,7 @@ fn refused_for_good(
     }
     sa.report_child(&purpose.child, error, cx);
     sa.retry_child_later(old, purpose, wait, child_sas, cx);
-    if !new_ike_sa || mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::Reauthenticate }
+    if !new_ike_sa || mutation!("refused_child_rekey_given_up") { SaStep::Continue } else { SaStep::BringFirstChild }
 }
 
 /// Returns the traffic to request: that of the CHILD_SA in use, if there is one (RFC 7296 2.9.2).

@@ -134,8 +134,8 @@ impl IkeSa {
                 //= RFC 7296 2.8 MUST 2: what cannot be rekeyed ends
                 return SaStep::End(DownReason::Expired, error);
             }
-            if self.expire_children(child_sas, cx) {
-                step = SaStep::Reauthenticate;
+            if self.expire_children(child_sas, cx) && matches!(step, SaStep::Continue) {
+                step = SaStep::BringFirstChild;
             }
             self.rekey_due(child_sas, cx.now);
         }
@@ -407,7 +407,7 @@ impl IkeSa {
             let first = purpose.child == config.child.name && !child_sas.serves(me, purpose);
             if config.initiate && first && config.childless < Childless::Force {
                 // Other CHILD_SAs would be in danger each time.
-                renew |= child_sas.children_of(me).next().is_none() || self.missing.begin_new_ike_sa();
+                renew |= child_sas.children_of(me).next().is_none() || self.missing.begin_new_ike_sa(cx.now);
             }
             self.child_deleted(purpose, child_sas, cx);
         }
