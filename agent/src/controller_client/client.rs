@@ -257,6 +257,8 @@ impl ControllerClient {
         // with anything, since those in force are the same.
         let same_networks =
             same_networks.is_some_and(|same| current.as_ref().is_some_and(|now| Arc::ptr_eq(now, &same)));
+        // If this view cannot be stored, the one before it is taken back when that was due.
+        let unconfirmed = self.unconfirmed.borrow().clone();
         if validated == Validated::New
             && !same_networks
             && let Err(refusal) = self.check_against_host(current.as_deref(), &view)
@@ -266,12 +268,14 @@ impl ControllerClient {
             if let Some(before) = current.clone()
                 && let Some(part) = self.allowed_part(&before, &view, &refusal)
             {
-                warn!(version = view.version, %refusal, "only part of the view is in force");
                 let outcome = self.put_in_force(&mut current, member, Arc::new(part), None, false).await;
                 if let Err(ViewError::Store(error)) = &outcome {
+                    self.unconfirmed.send_replace(unconfirmed);
                     self.keep_unstored_view(&mut current, view, error);
+                    return outcome;
                 }
                 outcome?;
+                warn!(version = view.version, %refusal, "only part of the view is in force");
             }
             return Err(refusal.into());
         }
@@ -282,12 +286,10 @@ impl ControllerClient {
         // The file on disk holds the current view, so the change must be relative to that view.
         let change = step.filter(|step| current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &step.before)));
         let change = change.map(|step| step.change);
-        let unconfirmed = self.unconfirmed.borrow().clone();
         let outcome = self.put_in_force(&mut current, member, view.clone(), change, same_networks).await;
         match &outcome {
             Ok(()) => self.view_is_in_force(&view),
             Err(ViewError::Store(error)) => {
-                // The view before is in force still, and is taken back at the same time as before.
                 self.unconfirmed.send_replace(unconfirmed);
                 self.keep_unstored_view(&mut current, view, error);
             }

@@ -1,6 +1,7 @@
 //! Checks that the disk of the embedded store has room for changes.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::fs::StatVfsMountFlags;
@@ -14,6 +15,11 @@ const ENOUGH_SPACE: u64 = 8 << 20;
 /// Maximum time to wait for the file system. One on the network may never answer.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Interval at which a caller looks whether another one's examination has ended.
+const AGAIN: Duration = Duration::from_millis(5);
+/// Whether an examination runs. A file system that does not answer takes one thread.
+static EXAMINING: AtomicBool = AtomicBool::new(false);
+
 /// Returns what is wrong with the disk of the state directory: it is nearly full or read-only, or
 /// its file system does not answer. `None` if it has room, if the store is at the API server, or if
 /// the file system does not say how much room it has.
@@ -21,12 +27,20 @@ pub(crate) async fn problem(config: &Config) -> Option<String> {
     if config.store_is_at_api_server() {
         return None;
     }
-    let directory = config.state_dir.clone();
-    let examined = spawn_blocking(move || examine(&directory));
-    match timeout(PATIENCE, examined).await {
-        Ok(found) => found.ok().flatten(),
-        Err(_) => Some(format!("the file system of {} does not answer", config.state_dir.display())),
-    }
+    let wait = async {
+        while EXAMINING.swap(true, Ordering::AcqRel) {
+            tokio::time::sleep(AGAIN).await;
+        }
+        let directory = config.state_dir.clone();
+        let examined = spawn_blocking(move || {
+            let found = examine(&directory);
+            EXAMINING.store(false, Ordering::Release);
+            found
+        });
+        examined.await.ok().flatten()
+    };
+    let silent = || format!("the file system of {} does not answer", config.state_dir.display());
+    timeout(PATIENCE, wait).await.unwrap_or_else(|_| Some(silent()))
 }
 
 fn examine(directory: &Path) -> Option<String> {
