@@ -39,7 +39,7 @@ impl Endpoint {
     ) {
         let duplicates = self.find_duplicates(name, &sa, initial_contact);
         for old in duplicates.replaced.iter().filter_map(|old| self.established(*old)) {
-            sa.take_failed_children_of(old);
+            sa.take_failed_children_of(old, now);
         }
         let Some(peer) = self.peers.get_mut(name) else {
             return;

@@ -590,10 +590,11 @@ impl IkeSa {
         self.outcome.succeeded(child, &self.profile.config);
     }
 
-    /// Copies the children that have failed on an IKE SA that this one replaces by a new
-    /// authentication.
-    pub(crate) fn take_failed_children_of(&mut self, old: &Self) {
+    /// Copies what is known of children that have failed on an IKE SA that this one replaces by a
+    /// new authentication.
+    pub(crate) fn take_failed_children_of(&mut self, old: &Self, now: Instant) {
         self.outcome.take_failed_children(&old.outcome);
+        self.missing.has_brought_first_child(&old.missing, now);
     }
 
     /// Takes the outcome of the latest negotiation. Returns `None` if there was no negotiation

@@ -32,7 +32,7 @@ const PEER_BEGINS: Duration = Duration::from_secs(3);
 /// with which refusals continue costs one IKE SA in this time.
 const REFUSED_FROM: Duration = Duration::from_secs(10);
 /// Time without another attempt if an IKE SA that we began for the first child has not created it
-/// either, while the present IKE SA has other CHILD_SAs.
+/// either, or has created it and the peer refuses it again, while there are other CHILD_SAs.
 const REFUSED_AGAIN: Duration = Duration::from_secs(600);
 
 /// The planned requests for missing CHILD_SAs: for the purposes of the configured children and of
@@ -62,6 +62,8 @@ enum NewIkeSa {
     Begun,
     /// Its IKE_AUTH did not create the child either, at this time.
     Refused(Instant),
+    /// It is this one, since this time.
+    IsThis(Instant),
 }
 
 impl MissingChildren {
@@ -144,6 +146,18 @@ impl MissingChildren {
             plans.new_ike_sa = NewIkeSa::Begun;
         }
         begins
+    }
+
+    fn new_ike_sa(&self) -> NewIkeSa {
+        self.0.as_ref().map_or(NewIkeSa::NotBegun, |plans| plans.new_ike_sa)
+    }
+
+    /// Records that this IKE SA was begun for the first child, if it replaces one that says so. The
+    /// peer may delete the child and refuse it again.
+    pub(super) fn has_brought_first_child(&mut self, old: &Self, now: Instant) {
+        if old.0.as_ref().is_some_and(|plans| plans.new_ike_sa == NewIkeSa::Begun) {
+            self.plans().new_ike_sa = NewIkeSa::IsThis(now);
+        }
     }
 
     /// Records that the first child is configured differently now.
@@ -283,6 +297,13 @@ impl IkeSa {
             *name != refused.child && part.is_none() && created_later && !self.outcome.has_failed(name)
         });
         let promising = self.negotiated.has_created_first_child && of_algorithms && are_others_safe;
+        let promising = match self.missing.new_ike_sa() {
+            // After an attempt at the end of the child's lifetime, the next ones follow.
+            NewIkeSa::Refused(_) => of_algorithms,
+            // The peer has accepted the child and deleted it again.
+            NewIkeSa::IsThis(since) if now < since + REFUSED_AGAIN => false,
+            _ => promising,
+        };
         alone || (promising && self.missing.begin_new_ike_sa(now))
     }
 
