@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::Direction;
+use crate::policy::{Direction, PolicyKey};
 use crate::{Reqid, Selector};
 
 fn selector(n: u8) -> Selector {
