@@ -37,9 +37,9 @@ impl PolicyDiff {
 /// Besides the result, the comparison takes the memory of a few words for each policy: with ten
 /// thousand peers, a map with copies of the policies would take more than all that the agent keeps
 /// about them.
-pub fn policies(desired: &[Policy], observed: &[InstalledPolicy]) -> PolicyDiff {
+pub fn policies<'a>(desired: impl IntoIterator<Item = &'a Policy>, observed: &[InstalledPolicy]) -> PolicyDiff {
     // The desired policies in the order of their keys, each with its place in `desired`.
-    let mut wanted: Vec<(usize, &Policy)> = desired.iter().enumerate().collect();
+    let mut wanted: Vec<(usize, &Policy)> = desired.into_iter().enumerate().collect();
     let precedence = |(place, policy): &(usize, &Policy)| (policy.key(), policy.priority, *place);
     wanted.sort_unstable_by_key(precedence);
     wanted.dedup_by_key(|(_, policy)| policy.key());
