@@ -44,6 +44,15 @@ fn the_stronger_of_two_wanted_for_one_selector_is_taken() {
 }
 
 #[test]
+fn what_is_missing_has_the_order_in_which_it_is_wanted() {
+    let wanted = [3, 1, 4, 2].map(|number| Policy::block(Direction::Out, selector(number)));
+    let [third, first, fourth, second] = wanted;
+    assert_eq!(policies(&wanted, &[]).missing, wanted);
+    assert_eq!(policies(&wanted, &[installed(&first)]).missing, [third, fourth, second]);
+    assert_eq!(policies([&second, &third, &second], &[]).missing, [second, third]);
+}
+
+#[test]
 fn anothers_policies_are_reported_where_they_stand_in_the_way_and_else_ignored() {
     let (wanted, elsewhere) = (Policy::block(Direction::Out, selector(1)), Policy::block(Direction::Out, selector(2)));
     let plan = policies(&[wanted], &[foreign(&wanted), foreign(&elsewhere)]);
