@@ -251,8 +251,8 @@ impl Xfrm {
     /// ([`Sa::is_larval`]).
     pub fn sas(&mut self) -> Result<Vec<Sa>> {
         let message = XfrmMessage::GetDumpSa(nl::state::GetDumpMessage { nlas: Vec::new() });
-        let answers = self.netlink.dump("read all SAs (XFRM_MSG_GETSA)", XfrmRequest::from(message))?;
-        Ok(answers.into_iter().filter_map(|SaResponse(sa)| sa.map(|sa| *sa)).collect())
+        let keep = |SaResponse(sa)| sa.map(|sa| *sa);
+        Ok(self.netlink.dump_with("read all SAs (XFRM_MSG_GETSA)", XfrmRequest::from(message), keep)?)
     }
 
     /// Replaces the old outbound SA by the new one: [`Xfrm::begin_switch`], a pause of

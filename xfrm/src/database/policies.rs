@@ -27,8 +27,8 @@ const READ: &str = "read a policy (XFRM_MSG_GETPOLICY)";
 
 pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<InstalledPolicy>> {
     let message = XfrmMessage::GetPolicy(nl::policy::DelGetMessage::default());
-    let answers = netlink.dump("read all policies (XFRM_MSG_GETPOLICY)", XfrmRequest::from(message))?;
-    Ok(answers.into_iter().filter_map(|PolicyResponse(policy)| policy.map(|policy| *policy)).collect())
+    let keep = |PolicyResponse(policy)| policy.map(|policy| *policy);
+    Ok(netlink.dump_with("read all policies (XFRM_MSG_GETPOLICY)", XfrmRequest::from(message), keep)?)
 }
 
 /// Reads the installed policies that have the directions and selectors of `policies`, in the same

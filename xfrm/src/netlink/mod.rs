@@ -262,6 +262,21 @@ impl Netlink {
         Q: NetlinkSerializable + Clone,
         R: NetlinkDeserializable,
     {
+        self.dump_with(request, message, Some)
+    }
+
+    /// Does what [`Self::dump`] does, but keeps only what `keep` makes of each entry when it
+    /// arrives. So a large table is in memory once.
+    pub(crate) fn dump_with<Q, R, T>(
+        &mut self,
+        request: &'static str,
+        message: Q,
+        keep: impl Fn(R) -> Option<T>,
+    ) -> Result<Vec<T>>
+    where
+        Q: NetlinkSerializable + Clone,
+        R: NetlinkDeserializable,
+    {
         for attempt in 0..DUMP_ATTEMPTS {
             #[expect(clippy::disallowed_methods, reason = "nothing tells when others have ended their changes")]
             std::thread::sleep((DUMP_WAIT * attempt.saturating_sub(1)).min(LONGEST_DUMP_WAIT));
@@ -282,7 +297,7 @@ impl Netlink {
                     match frame.outcome()? {
                         Some(outcome) => end = Some(outcome),
                         None => match frame.decode() {
-                            Ok(entry) => found.push(entry),
+                            Ok(entry) => found.extend(keep(entry)),
                             Err(reason) => misread = Some(reason),
                         },
                     }

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::policy::Direction;
+use crate::policy::{Direction, PolicyKey};
 use crate::{Reqid, Selector};
 
 fn selector(n: u8) -> Selector {
@@ -41,6 +41,15 @@ fn the_stronger_of_two_wanted_for_one_selector_is_taken() {
         assert!(policies(&desired, &[installed(&allow)]).is_empty());
     }
     assert_eq!(policies(&[allow, block, allow], &[]).missing, [allow]);
+}
+
+#[test]
+fn what_is_missing_has_the_order_in_which_it_is_wanted() {
+    let wanted = [3, 1, 4, 2].map(|number| Policy::block(Direction::Out, selector(number)));
+    let [third, first, fourth, second] = wanted;
+    assert_eq!(policies(&wanted, &[]).missing, wanted);
+    assert_eq!(policies(&wanted, &[installed(&first)]).missing, [third, fourth, second]);
+    assert_eq!(policies([&second, &third, &second], &[]).missing, [second, third]);
 }
 
 #[test]

@@ -200,9 +200,8 @@ impl KernelPolicies {
     ) -> bool {
         let before: BTreeMap<PolicyKey, Option<Policy>> =
             self.desired.take_changes().into_iter().map(|change| (change.key, change.before)).collect();
-        let list: Vec<Policy> = self.desired.policies().copied().collect();
         let plan = match xfrm.policies() {
-            Ok(observed) => reconcile::policies(&list, &observed),
+            Ok(observed) => reconcile::policies(self.desired.policies(), &observed),
             Err(error) => {
                 self.unmet.extend(before.into_keys());
                 incidents.error(format!("policies cannot be read: {error}"));
@@ -226,14 +225,14 @@ impl KernelPolicies {
         now: Instant,
     ) -> bool {
         self.install_changes(xfrm, incidents);
-        let list: Vec<Policy> = keys.iter().filter_map(|key| self.desired.get(key)).copied().collect();
+        let wanted = keys.iter().filter_map(|key| self.desired.get(key));
         // Only the direction and the selector matter in this query.
         let questions: Vec<Policy> =
             keys.iter().map(|(direction, selector)| Policy::block(*direction, *selector)).collect();
         let plan = match xfrm.holders(&questions) {
             Ok(holders) => {
                 let observed: Vec<InstalledPolicy> = holders.into_iter().flatten().collect();
-                reconcile::policies(&list, &observed)
+                reconcile::policies(wanted, &observed)
             }
             Err(error) => {
                 incidents.error(format!("policies cannot be read: {error}"));
