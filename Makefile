@@ -58,8 +58,7 @@ screenshots:
 # The lab scenarios alone, against real kernels, strongSwan and libreswan, the table of docs/interop.md with their results, and the
 # table of interruptions.
 interop: install
-	.ci/lab run
-	.ci/lab interruptions
+	status=0; .ci/lab run || status=$$?; .ci/lab interruptions || status=$$?; exit $$status
 
 # What pings through a tunnel lose when agents, links or SAs go, beside what is wanted.
 interruptions: install
