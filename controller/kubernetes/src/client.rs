@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -96,9 +96,15 @@ pub fn is_absent(error: &kube::Error) -> bool {
 
 /// The failures at present, for logs and for readiness.
 #[derive(Debug, Clone, Default)]
-pub struct ApiFailures {
-    failing: Arc<Mutex<BTreeMap<String, ApiFailure>>>,
-    lacking: Arc<Mutex<BTreeSet<String>>>,
+pub struct ApiFailures(Arc<Mutex<Current>>);
+
+#[derive(Debug, Default)]
+struct Current {
+    failing: BTreeMap<String, ApiFailure>,
+    /// What the controller's account lacks a right for.
+    lacking: BTreeSet<String>,
+    /// What has not worked since this replica started, of what it needs once before it serves.
+    awaited: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,60 +126,87 @@ impl ApiFailures {
         self.note(what, ApiFailure { why, minor: true });
     }
 
+    /// Sets what must have worked once before this replica is ready.
+    pub fn await_first(&self, needs: &[&str]) {
+        self.current().awaited = needs.iter().map(|what| (*what).to_owned()).collect();
+    }
+
     /// Sets the resources, as plural and group, for which the controller's account lacks a right.
-    /// All replicas lack the same rights, so sending nodes to another replica would not help. Such
-    /// failures count as minor.
+    /// All replicas lack the same rights, so a replica is ready without them.
     pub fn set_lacking(&self, resources: BTreeSet<String>) {
-        *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = resources;
+        self.current().lacking = resources;
     }
 
     fn note(&self, what: &str, failure: ApiFailure) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = failing.insert(what.to_owned(), failure.clone());
+        let before = self.current().failing.insert(what.to_owned(), failure.clone());
         if before.as_ref() != Some(&failure) {
             tracing::warn!(what, "{}; the last known state stays in force", failure.why);
         }
     }
 
-    /// Removes the failure of `what`, because `what` works again.
+    /// Removes the failure of `what`, because `what` works, or works again.
     pub fn clear(&self, what: &str) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        if failing.remove(what).is_some() {
+        let mut current = self.current();
+        current.awaited.remove(what);
+        if current.failing.remove(what).is_some() {
             tracing::info!(what, "works again");
         }
     }
 
     /// Returns the reasons of all failures, joined by `; `; `None` if there are no failures.
     pub fn all_reasons(&self) -> Option<String> {
-        self.join_reasons(|_, _| true)
+        self.current().join_reasons(|_, _| true)
     }
 
-    /// Returns the failures that affect only people or all replicas alike; `None` if there are
-    /// none.
-    pub fn minor_reasons(&self) -> Option<String> {
-        self.join_reasons(|failure, shared| failure.minor || shared)
-    }
-
-    /// Returns the failures that are a reason to send nodes to another replica; `None` if there are
-    /// none.
+    /// Returns the failures that affect serving nodes; `None` if there are none.
     pub fn serving_reasons(&self) -> Option<String> {
-        self.join_reasons(|failure, shared| !failure.minor && !shared)
+        self.current().join_reasons(|_, failure| !failure.minor)
     }
 
-    /// Counts the failures in [`Self::serving_reasons`] and those in [`Self::minor_reasons`].
+    /// Returns why this replica is not ready; `None` if it is. A replica that has read all that it
+    /// needs stays ready without the API server: it serves what it knows, and usually all
+    /// replicas have lost the API server. A replica that has not read it yet must not replace one
+    /// that has.
+    pub fn unready_reasons(&self) -> Option<String> {
+        let current = self.current();
+        let awaited = current.counted_as_awaited()?;
+        let why = |what: &String| match current.failing.get(what) {
+            Some(failure) => failure.why.clone(),
+            None => format!("{what}: not read yet since this replica started"),
+        };
+        Some(awaited.iter().map(why).collect::<Vec<_>>().join("; "))
+    }
+
+    /// Returns the failures that are not among [`Self::unready_reasons`]; `None` if there are none.
+    pub fn other_reasons(&self) -> Option<String> {
+        let current = self.current();
+        let awaited = current.counted_as_awaited();
+        current.join_reasons(|what, _| awaited.is_none_or(|awaited| !awaited.contains(what)))
+    }
+
+    /// Counts the failures in [`Self::serving_reasons`] and the minor ones.
     pub fn counts(&self) -> (usize, usize) {
-        let lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        let minor = failing.iter().filter(|(what, failure)| failure.minor || lacking.contains(*what)).count();
-        (failing.len() - minor, minor)
+        let current = self.current();
+        let minor = current.failing.values().filter(|failure| failure.minor).count();
+        (current.failing.len() - minor, minor)
     }
 
-    /// Joins the reasons of the failures that `counts` selects. Its arguments are a failure and
-    /// whether all replicas share that failure.
-    fn join_reasons(&self, counts: impl Fn(&ApiFailure, bool) -> bool) -> Option<String> {
-        let lacking = self.lacking.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
-        let counted = failing.iter().filter(|(what, failure)| counts(failure, lacking.contains(*what)));
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Current {
+    /// Returns what this replica still needs before it is ready; `None` if it needs nothing, or if
+    /// a right is missing for it, which all replicas lack alike.
+    fn counted_as_awaited(&self) -> Option<&BTreeSet<String>> {
+        (!self.awaited.is_empty() && self.awaited.is_disjoint(&self.lacking)).then_some(&self.awaited)
+    }
+
+    /// Joins the reasons of the failures that `counts` selects. Its arguments are what fails, and
+    /// the failure.
+    fn join_reasons(&self, counts: impl Fn(&String, &ApiFailure) -> bool) -> Option<String> {
+        let counted = self.failing.iter().filter(|(what, failure)| counts(what, failure));
         let all: Vec<&str> = counted.map(|(_, failure)| failure.why.as_str()).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
@@ -241,14 +274,29 @@ mod tests {
         api_failures.record_minor("events", "no Events".into());
         assert_eq!(api_failures.serving_reasons().as_deref(), Some("one; two"), "nodes are served without events");
         assert_eq!(api_failures.counts(), (2, 1));
-        api_failures.set_lacking(["a".to_owned()].into());
-        assert_eq!(api_failures.serving_reasons().as_deref(), Some("two"), "all replicas lack the right to a");
-        assert_eq!(api_failures.minor_reasons().as_deref(), Some("one; no Events"));
-        assert_eq!(api_failures.counts(), (1, 2));
-        api_failures.set_lacking(Default::default());
-        assert_eq!(api_failures.serving_reasons().as_deref(), Some("one; two"));
         api_failures.clear("a");
         api_failures.clear("b");
         assert_eq!(api_failures.serving_reasons(), None);
+    }
+
+    #[test]
+    fn a_replica_is_ready_once_it_has_read_what_it_needs_and_stays_ready_through_later_failures() {
+        let api_failures = ApiFailures::default();
+        api_failures.await_first(&["a", "b"]);
+        api_failures.clear("b");
+        assert_eq!(api_failures.unready_reasons().as_deref(), Some("a: not read yet since this replica started"));
+        api_failures.record("a", "refused".into());
+        api_failures.record("b", "gone".into());
+        assert_eq!(api_failures.unready_reasons().as_deref(), Some("refused"));
+        assert_eq!(api_failures.other_reasons().as_deref(), Some("gone"));
+        api_failures.set_lacking(["a".to_owned()].into());
+        assert_eq!(api_failures.unready_reasons(), None, "all replicas lack the right to a");
+        assert_eq!(api_failures.other_reasons().as_deref(), Some("refused; gone"));
+        assert_eq!(api_failures.counts(), (2, 0), "nodes are affected all the same");
+        api_failures.set_lacking(Default::default());
+        api_failures.clear("a");
+        api_failures.record("a", "gone too".into());
+        assert_eq!(api_failures.unready_reasons(), None, "it serves what it knows");
+        assert_eq!(api_failures.other_reasons().as_deref(), Some("gone too; gone"));
     }
 }

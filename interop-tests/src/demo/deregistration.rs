@@ -159,19 +159,30 @@ pub(super) fn agent_down(world: &World) -> Result<()> {
     })
 }
 
-/// Returns the state that `edge-agent uninstall` must restore: the interfaces, addresses, routes,
-/// rules, settings and directories of a host.
+/// Shell commands that print the state that `edge-agent uninstall` must restore: the interfaces,
+/// addresses, routes, rules, settings and directories of a host.
+pub const HOST_STATE: &str = "ip -o link show | cut -d' ' -f2
+     ip -o address show | cut -d' ' -f2-7
+     ip route show table all; ip -6 route show table all; ip rule; ip -6 rule
+     nft list tables; ip xfrm state; ip xfrm policy
+     sysctl -a 2>/dev/null | grep '^net\\.' | grep -v 'conntrack_count\\|stable_secret'
+     find /etc/cni -type f 2>/dev/null
+     ls -A /etc/edge-cni /run/edge-cni /var/lib/edge-cni 2>/dev/null || true";
+
+/// Compares two states of a host, as [`HOST_STATE`] prints them. Returns the lines that are gone,
+/// and those that are new.
+#[must_use]
+pub fn compare_host<'a>(before: &'a str, after: &'a str) -> (Vec<&'a str>, Vec<&'a str>) {
+    let (before, after): (BTreeSet<&str>, BTreeSet<&str>) = (before.lines().collect(), after.lines().collect());
+    (before.difference(&after).copied().collect(), after.difference(&before).copied().collect())
+}
+
+/// Returns the state of the host that is uninstalled.
 ///
 /// # Errors
 /// Returns an error if a program of the host cannot be run.
 pub(super) fn host_before_us(world: &World) -> Result<String> {
-    world.node("edge-c1").sh("ip -o link show | cut -d' ' -f2
-         ip -o address show | cut -d' ' -f2-7
-         ip route show table all; ip -6 route show table all; ip rule; ip -6 rule
-         nft list tables; ip xfrm state; ip xfrm policy
-         sysctl -a 2>/dev/null | grep '^net\\.' | grep -v 'conntrack_count\\|stable_secret'
-         find /etc/cni -type f 2>/dev/null
-         ls -A /etc/edge-cni /run/edge-cni /var/lib/edge-cni 2>/dev/null || true")
+    world.node("edge-c1").sh(HOST_STATE)
 }
 
 /// Checks that `edge-agent uninstall` on c1 restores the host's state from before the installation.
@@ -195,11 +206,8 @@ pub(super) fn uninstalled(world: &World, before: &str) -> Result<()> {
         let again = world.agent("edge-c1", &["uninstall", "--purge"])?;
         ensure!(again.starts_with("nothing of edge-cni was on this host"), "after --purge, a second run says {again}");
         let after = host_before_us(world)?;
-        let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
-        let (before, after) = (lines(before), lines(&after));
-        let (gone, left) =
-            (before.difference(&after).collect::<Vec<_>>(), after.difference(&before).collect::<Vec<_>>());
+        let (gone, left) = compare_host(before, &after);
         ensure!(gone.is_empty() && left.is_empty(), "gone is {gone:#?}, left is {left:#?}");
-        Ok(format!("{} lines of its state compared", after.len()))
+        Ok(format!("{} lines of its state compared", after.lines().count()))
     })
 }

@@ -52,6 +52,7 @@ use crate::runner::{RunOptions, outcomes};
 use crate::scenario::{Lab, Needs, Scenario, TestResult};
 use world::World;
 
+pub use deregistration::{HOST_STATE, compare_host};
 pub use firewall::{DOCKER_AND_FIREWALLD, SCENARIO as FIREWALL};
 
 /// The demo as a scenario: `make test` runs it as well.

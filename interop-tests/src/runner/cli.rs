@@ -21,7 +21,7 @@ const SKIPPED_IN_CI: &[&str] = &[
     // Half an hour of CPU time each, once per machine.
     "`make edgecore` builds it",
     "`make cloudcore` builds it",
-    // A build of its own, of all programs of an earlier commit.
+    // `make test` builds them, except in a clone without their commit.
     "run `make older`",
     // The lab kernel has it; the kernel of a machine that runs the scenarios itself may not.
     "have no memory controller",

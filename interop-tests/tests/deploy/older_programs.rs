@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::Context as _;
 use interop_tests::suite::{Test, skip};
@@ -10,9 +11,12 @@ use interop_tests::wait;
 use serde_json::Value;
 
 use crate::pair::{AGENT, Pair, Programs};
-use crate::programs::{built, workspace};
+use crate::programs::{built, output, workspace};
 
-pub(crate) const TESTS: &[Test] = &[("an_upgrade_and_its_rollback_mix_two_releases_and_lose_nothing", both_ways)];
+pub(crate) const TESTS: &[Test] = &[
+    ("an_upgrade_and_its_rollback_mix_two_releases_and_lose_nothing", both_ways),
+    ("a_clone_without_the_earlier_release_is_told_so_and_builds_no_other_commit", shallow),
+];
 
 const NODE: &str = "edge-1";
 
@@ -22,6 +26,31 @@ type Release = fn(&str) -> PathBuf;
 /// Returns the path of a program of the earlier release.
 fn older(program: &str) -> PathBuf {
     workspace("target/older").join(program)
+}
+
+/// Scenario: `git clone --depth 1` has one commit, which seems to have written every file.
+fn shallow() {
+    let directory = tempfile::tempdir().unwrap();
+    let whole = directory.path().join("whole");
+    let make = "mkdir -p .ci interop-tests/tests/data/layouts && cp \"$1\" .ci/older && git init --quiet . &&\n\
+                echo 1 >interop-tests/tests/data/layouts/state && git add . &&\n\
+                git -c user.name=x -c user.email=x@x commit --quiet --message first &&\n\
+                git -c user.name=x -c user.email=x@x commit --quiet --allow-empty --message second &&\n\
+                git clone --quiet --depth 1 \"file://$PWD\" ../shallow";
+    fs::create_dir(&whole).unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-ec", make, "sh"]).arg(workspace(".ci/older").canonicalize().unwrap());
+    output(command.current_dir(&whole)).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(directory.path().join("shallow/.ci/older"));
+        let output = command.args(arguments).env("XDG_CACHE_HOME", directory.path().join("cache")).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("is not in this clone") && said.contains("git fetch --unshallow"), "{said}");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).contains("skipped"))
+    };
+    assert_eq!(run(&["--or-skip"]), (true, true));
+    assert_eq!(run(&[]), (false, false));
+    assert!(!directory.path().join("shallow/target").exists());
 }
 
 fn both_ways() {

@@ -39,13 +39,22 @@ impl Page {
         commands
     }
 
+    /// Returns all commands of the page.
+    pub(crate) fn all_commands(&self) -> Vec<String> {
+        let blocks = self.text.split("\n```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
+        blocks.flat_map(str::lines).filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Notes that a command of the page has run.
+    pub(crate) fn has_run(&self, line: &str) {
+        self.run.borrow_mut().insert(line.to_owned());
+    }
+
     /// Fails unless every command of the page has run, except for those that begin with one of
     /// these words. The page must have each of them.
     pub(crate) fn all_have_run_except(&self, not_run: &[&str]) {
-        let blocks = self.text.split("\n```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("sh\n"));
-        let all = blocks.flat_map(str::lines).filter(|line| !line.trim().is_empty()).map(str::to_owned);
         let run = self.run.borrow();
-        let missing: Vec<String> = all.filter(|line| !run.contains(line)).collect();
+        let missing: Vec<String> = self.all_commands().into_iter().filter(|line| !run.contains(line)).collect();
         let is_excepted = |line: &String| not_run.iter().any(|words| line.starts_with(words));
         assert!(missing.iter().all(is_excepted), "these commands of the page do not run here: {missing:?}");
         for words in not_run {

@@ -25,4 +25,4 @@ pub use facts::ADDRESSES;
 pub use pending::PendingDeregistrations;
 pub use pod_networks::NetworksInForce;
 pub(crate) use watch::CLUSTER;
-pub use watch::NodeWatch;
+pub use watch::{NEEDED_AT_START, NodeWatch};

@@ -30,6 +30,8 @@ use crate::selector::NodeSelector;
 
 /// Plural of the kind, for messages.
 pub(super) const WHAT: &str = "nodes";
+/// What a replica has read once before it is ready.
+pub const NEEDED_AT_START: [&str; 2] = [CLUSTER, WHAT];
 /// Name of the failure to confirm that the API server still belongs to the same cluster.
 pub(crate) const CLUSTER: &str = "the cluster";
 /// Delay before the cluster's identity is checked again.

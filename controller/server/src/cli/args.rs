@@ -178,7 +178,7 @@ pub(super) enum Command {
     /// The file contains the names, addresses and labels of nodes. If the server is not running,
     /// the file says so, and still contains the configuration.
     Gather {
-        /// File to write (JSON, mode 0600).
+        /// File to write (JSON, mode 0600); "-" is standard output.
         file: PathBuf,
         #[command(flatten)]
         sources: ConfigSources,

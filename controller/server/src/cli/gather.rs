@@ -1,6 +1,7 @@
 //! Implements `gather`, which writes information for finding faults into one file, without any
 //! secret.
 
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
@@ -35,8 +36,8 @@ const PAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum size of a page, in bytes.
 const LARGEST_PAGE: usize = 8 << 20;
 
-/// Writes the file. Data that cannot be read appears in it as an error, so that the file is also
-/// useful if the server does not run.
+/// Writes the file, or to standard output if `file` is `-`. Data that cannot be read appears in it
+/// as an error, so that the file is also useful if the server does not run.
 pub(super) async fn gather(client: &Client, file: &Path, sources: &ConfigSources) -> anyhow::Result<()> {
     let mut document = Map::new();
     document.insert("format".into(), "edge-controller-gather".into());
@@ -54,15 +55,29 @@ pub(super) async fn gather(client: &Client, file: &Path, sources: &ConfigSources
     document.insert("configuration".into(), or_error(loaded.map(|loaded| config::values(&loaded)).map_err(Into::into)));
     document.insert("pages".into(), pages.into());
     let failed = document.values().filter(|value| value.get("error").is_some()).count();
-    let staged = StagedFile::create(file)?;
-    serde_json::to_writer_pretty(&staged.open, &document)
-        .with_context(|| format!("cannot write {}", file.display()))?;
-    staged.publish(file)?;
-    eprintln!("wrote {}: it holds names, addresses and labels of nodes, and no secret", file.display());
+    let name = if file == Path::new("-") {
+        print(&document).context("cannot write to standard output")?;
+        "the document".to_owned()
+    } else {
+        let staged = StagedFile::create(file)?;
+        serde_json::to_writer_pretty(&staged.open, &document)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+        staged.publish(file)?;
+        file.display().to_string()
+    };
+    eprintln!("wrote {name}: it holds names, addresses and labels of nodes, and no secret");
     if failed > 0 {
-        eprintln!("{failed} parts of it could not be had; the file says why");
+        eprintln!("{failed} parts of it could not be had; it says why");
     }
     Ok(())
+}
+
+/// Writes the document to standard output.
+fn print(document: &Map<String, Value>) -> anyhow::Result<()> {
+    let mut to = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut to, document)?;
+    writeln!(to)?;
+    Ok(to.flush()?)
 }
 
 fn or_error(found: anyhow::Result<Value>) -> Value {

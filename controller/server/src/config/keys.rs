@@ -155,6 +155,8 @@ impl ConfigKey {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
 
     #[test]
@@ -172,13 +174,73 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_key_of_the_table_is_in_the_documented_example() {
-        let document = include_str!("../../../../docs/configuration.md");
-        let section = document.split("## edge-controller").nth(1).unwrap().split("## edge-agent").next().unwrap();
-        for key in keys() {
-            let name = key.path.rsplit('.').next().unwrap();
-            assert!(section.contains(name), "docs/configuration.md lacks {}", key.path);
+    /// Adds the paths of a table's values. A table that is one key itself, such as `hub`, counts as
+    /// that key.
+    fn paths(above: &str, table: &toml::Table, found: &mut BTreeMap<String, toml::Value>) {
+        for (name, value) in table {
+            let path = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+            let is_key = keys().iter().any(|key| key.path == path);
+            match value {
+                toml::Value::Table(below) if !is_key => paths(&path, below, found),
+                value => drop(found.insert(path, value.clone())),
+            }
         }
+    }
+
+    fn documented_example() -> &'static str {
+        let document = include_str!("../../../../docs/configuration.md");
+        let section = document.split("## edge-controller").nth(1).unwrap().split("\n## ").next().unwrap();
+        section.split("```toml\n").nth(1).unwrap().split("```").next().unwrap()
+    }
+
+    #[test]
+    fn every_key_of_the_table_is_in_the_documented_example_and_no_other_is_there() {
+        let mut documented = BTreeMap::new();
+        paths("", &documented_example().parse().unwrap(), &mut documented);
+        let all: BTreeSet<&str> = keys().iter().map(|key| key.path.as_str()).collect();
+        assert_eq!(documented.keys().map(String::as_str).collect::<BTreeSet<_>>(), all);
+        // The keys of each hub are not keys of the table.
+        let schema = schemars::schema_for!(super::super::file::Hub);
+        let of_hub: BTreeSet<&String> = schema.as_value()["properties"].as_object().unwrap().keys().collect();
+        let hubs = documented["hub"].as_table().unwrap();
+        assert_eq!(hubs.len(), 1);
+        for hub in hubs.values() {
+            assert_eq!(hub.as_table().unwrap().keys().collect::<BTreeSet<_>>(), of_hub);
+        }
+    }
+
+    #[test]
+    fn the_documented_example_has_the_defaults_where_no_comment_says_otherwise() {
+        let smallest = "server_names = [\"cloud\"]\n[segments]\ncluster_ranges = [\"10.77.0.0/16\"]\n[kubernetes]\n";
+        let defaults = toml::Table::try_from(toml::from_str::<Config>(smallest).unwrap()).unwrap();
+        // A comment is about all keys up to the next comment, blank line or table.
+        let (mut table, mut comment, mut below_key) = (String::new(), String::new(), false);
+        let (mut all_differ, mut compared) = (false, 0);
+        for line in documented_example().lines() {
+            if line.starts_with('#') {
+                if std::mem::take(&mut below_key) {
+                    comment.clear();
+                }
+                comment.push_str(line);
+            } else if let Some((name, value)) = line.split_once(" = ") {
+                let path = format!("{table}{name}");
+                if !all_differ && !comment.contains("efault") {
+                    let key = keys().iter().find(|key| key.path == path).unwrap();
+                    let default = key.get(&defaults).unwrap_or_else(|| panic!("{path} has no default"));
+                    let value: toml::Table = format!("value = {value}").parse().unwrap();
+                    assert_eq!(value["value"], *default, "{path}");
+                    compared += 1;
+                }
+                below_key = true;
+            } else {
+                if let Some(header) = line.strip_prefix('[') {
+                    table = format!("{}.", header.trim_end_matches(']'));
+                    all_differ = comment.contains("(Default: none.)");
+                }
+                comment.clear();
+                below_key = false;
+            }
+        }
+        assert!(compared > 15, "{compared}");
     }
 }

@@ -46,7 +46,7 @@ pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
     });
     let mut checks = vec![("store", store), ("admin-socket", socket), ("not-stopping", not_stopping)];
     if server.live.now().config.kubernetes.is_some() {
-        checks.push(("kubernetes", server.api_failures.serving_reasons().map_or(Ok(()), Err)));
+        checks.push(("kubernetes", server.api_failures.unready_reasons().map_or(Ok(()), Err)));
     }
     checks.extend(ends);
     checks.extend(server.health.tasks());
@@ -58,7 +58,7 @@ pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
 pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
     let (now, in_force) = (server.registry.clock.now(), server.live.now());
     let paused = server.registry.read().await.may_grant(&in_force.policy, now).err();
-    let missed = server.api_failures.minor_reasons().map(|why| format!("[!]kubernetes: {why}"));
+    let missed = server.api_failures.other_reasons().map(|why| format!("[!]kubernetes: {why}"));
     let paused = paused.map(|paused| format!("[!]restore: {}", paused.for_the_operator()));
     let watched = server.live.now().config.kubernetes.is_some();
     let labels = watched.then(|| format!("[i]node-labels: {}", *server.label_trust.borrow()));

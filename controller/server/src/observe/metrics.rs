@@ -239,7 +239,7 @@ impl Metrics {
         ours.register_with_unit("certificate_end_timestamp", help, Unit::Seconds, self.ends.clone());
         let help = "Whether this replica leads: 1 or 0; always 0 with the embedded store";
         ours.register("leader", help, self.leads.clone());
-        let help = "What does not work at the API server; serving: nodes should go to another replica";
+        let help = "What does not work at the API server; serving: joins, segment requests or changes fail";
         ours.register("api_server_failures", help, self.api_failures.clone());
         let help = "Tunnels of the nodes that are connected here, as they report them";
         ours.register("tunnels", help, self.tunnels.clone());

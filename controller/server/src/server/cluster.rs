@@ -12,7 +12,7 @@ use edge_controller_kubernetes::client::{ApiFailures, Client};
 use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
 use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeLabels, log_forced};
-use edge_controller_kubernetes::nodes::{NodeWatch, PendingDeregistrations};
+use edge_controller_kubernetes::nodes::{NEEDED_AT_START, NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::orphans::{self, OrphanCollector};
 use edge_controller_kubernetes::own_rights::{OwnRights, Uses};
 use edge_controller_kubernetes::replica_leases::ReplicaLeases;
@@ -63,6 +63,7 @@ impl Cluster {
         } = self;
         let in_force = live.now();
         let Some(kubernetes) = &in_force.config.kubernetes else { return };
+        api_failures.await_first(&NEEDED_AT_START);
         let until_stopped = |name: &'static str, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
             let work = stopping.clone().run_until_cancelled_owned(work);
             health.watch(name, &tasks.spawn(work).abort_handle());

@@ -270,6 +270,35 @@ async fn what_is_missing_for_readiness_is_named_and_does_not_end_the_process() {
     assert_eq!(cloud.page("/healthz").await.0, 200);
 }
 
+/// Kubeconfig of an API server that refuses every connection.
+const UNREACHABLE: &str = "apiVersion: v1
+kind: Config
+current-context: x
+contexts: [{name: x, context: {cluster: x, user: x}}]
+clusters: [{name: x, cluster: {server: 'http://127.0.0.1:1'}}]
+users: [{name: x, user: {}}]
+";
+
+#[tokio::test]
+async fn a_replica_that_never_reached_the_api_server_is_not_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let kubeconfig = directory.path().join("kubeconfig");
+    std::fs::write(&kubeconfig, UNREACHABLE).unwrap();
+    let ranges = "cluster_ranges = [\"10.77.0.0/24\"]";
+    let cloud = Cloud::with(&format!("{ranges}\n[kubernetes]\nstore = false\nkubeconfig = {kubeconfig:?}")).await;
+    // It is not ready before the first attempt, nor after it.
+    loop {
+        let (status, _, text) = cloud.page("/readyz").await;
+        let why = text.lines().find(|line| line.starts_with("[-]kubernetes failed: ")).unwrap_or_default();
+        assert!(status == 503 && why.contains("nodes: not read yet"), "{text}");
+        if why.contains("a request to the API server about") {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(cloud.page("/healthz").await.0, 200);
+}
+
 /// A monitoring connection that stays open between requests.
 struct KeptConnection(hyper::client::conn::http1::SendRequest<Empty<Bytes>>);
 

@@ -1,13 +1,17 @@
 //! Tests the program as an operator runs it: its commands, its exit codes, and its state after a
 //! kill.
 
-use std::process::Command;
-use std::time::Duration;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use hyper::Method;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
 
-use crate::harness::Cloud;
+use crate::harness::{Cloud, Node};
 use crate::process::{Program, exists, text};
 
 #[test]
@@ -76,6 +80,65 @@ fn a_reader_that_goes_away_ends_no_command_with_an_error() {
         let output = program.command(args).stdout(writer).output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {}", text(&output.stderr));
     }
+}
+
+/// `status --watch` of a running server, line by line.
+struct Watching(Child, Receiver<String>);
+
+impl Watching {
+    fn start(program: &Program, args: &[&str]) -> Self {
+        let mut child = program.command(args).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // It ends when the child is killed.
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self(child, receiver)
+    }
+
+    /// Returns the next line that is `wanted`. Lines that are not come without end.
+    fn next(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let (mut shown, end) = (Vec::new(), Instant::now() + Duration::from_secs(30));
+        loop {
+            match self.1.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(line) if wanted(&line) => return line,
+                Ok(line) => shown.push(line),
+                Err(error) => panic!("{error} after {shown:#?}"),
+            }
+        }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_overview_shows_a_node_that_joins_and_a_server_that_comes_back() {
+    let mut program = Program::new();
+    program.start();
+    let (table, json) = (
+        Watching::start(&program, &["status", "--watch"]),
+        Watching::start(&program, &["status", "--watch", "--json"]),
+    );
+    let count = |line: &str| serde_json::from_str::<Value>(line).unwrap()["nodes"].as_array().unwrap().len();
+    let heading = |line: &str| line.starts_with("edge-controller ");
+    assert!(table.next(heading).ends_with(": 0 nodes, 0 of them connected"));
+    assert_eq!(count(&json.next(|_| true)), 0);
+    let token = text(&program.run(&["token", "create", "--role", "edge"]).stdout).parse().unwrap();
+    let ca = CertificateDer::from_pem_file(program.path("state/ca.crt")).unwrap();
+    let node = Node::join(program.addresses[0], ca, &token, "edge-1").await;
+    json.next(|line| count(line) == 1);
+    table.next(|line| line.ends_with(": 1 nodes, 0 of them connected"));
+    assert!(table.next(|line| line.contains("edge-1")).contains("never"));
+    let mut stream = node.watch().await;
+    stream.view().await;
+    table.next(|line| line.ends_with(": 1 nodes, 1 of them connected"));
+    program.kill();
+    program.start();
+    table.next(|line| line.ends_with(": 1 nodes, 0 of them connected"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

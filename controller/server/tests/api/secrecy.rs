@@ -77,6 +77,16 @@ async fn what_is_gathered_helps_to_find_a_fault_and_contains_no_secret() {
         assert!(written.contains(expected), "{expected} is missing:\n{written}");
     }
     assert!(!written.contains("\"error\""), "{written}");
+    // Standard output gets the same, and nothing else.
+    let printed = program.run(&["gather", "-", "--config", config.to_str().unwrap(), &observe]);
+    assert!(printed.status.success(), "{}", text(&printed.stderr));
+    let (printed, document): (serde_json::Value, serde_json::Value) =
+        (serde_json::from_slice(&printed.stdout).unwrap(), serde_json::from_str(&written).unwrap());
+    for part in ["status", "segments", "communities", "tokens", "authorities", "configuration"] {
+        assert!(printed[part] == document[part] && !printed[part].is_null(), "{part}: {printed}");
+    }
+    assert_eq!(printed.as_object().unwrap().len(), document.as_object().unwrap().len());
+    assert!(!std::path::Path::new("-").exists(), "a file named - was made");
     // The existing secrets are the token's, its hash, and every line of the authority's key.
     let kept = fs::read_to_string(program.path("state/ca.json")).unwrap();
     let key = kept.split("PRIVATE KEY-----").nth(1).expect("the authority has a key");

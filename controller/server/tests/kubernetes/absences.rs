@@ -28,6 +28,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("edgenodes_that_are_all_deleted_at_once_come_back_and_their_nodes_stay", all_edge_nodes),
     ("what_older_definitions_drop_is_said_and_no_segment_is_released_that_could_not_be_kept", older),
     ("nodes_are_served_while_the_definitions_are_gone_and_readyz_says_what_helps", served),
+    ("nodes_are_served_while_the_api_server_is_away_and_readyz_stays_200", unreachable),
     ("nodes_that_lost_their_node_objects_are_listed_and_deregistered_when_it_is_confirmed", confirmed),
     ("a_node_that_joins_again_after_its_node_object_was_deleted_gets_its_segments_back", returned),
     ("a_controller_does_not_start_with_another_cluster_until_that_is_accepted", refused),
@@ -267,7 +268,9 @@ fn served() {
         tokio::task::spawn_blocking(deletion).await.unwrap().unwrap();
         let message = until("readyz to say so", async || {
             let (status, text) = health(&cloud, "/readyz").await;
-            (status == 503 && text.contains("(CRD) is missing")).then_some(text)
+            assert_eq!(status, 200, "another replica would not be better off: {text}");
+            let note = text.lines().find(|line| line.starts_with("[!]kubernetes: "))?;
+            note.contains("(CRD) is missing").then(|| note.to_owned())
         })
         .await;
         assert!(message.contains("kubectl apply -f deploy/crds"), "{message}");
@@ -277,7 +280,11 @@ fn served() {
         assert_eq!((again.segments, again.peers), (view.segments.clone(), view.peers.clone()));
         assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 503);
         install(&PLANE);
-        until("it to be ready again", async || (health(&cloud, "/readyz").await.0 == 200).then_some(())).await;
+        until("nothing to be noted any more", async || {
+            let (status, text) = health(&cloud, "/readyz").await;
+            (status == 200 && !text.contains("[!]kubernetes")).then_some(())
+        })
+        .await;
         assert_eq!(node.watch().await.view().await.segments, view.segments);
         until("what is shown of it to be shown again", async || {
             let object = cluster.edge_nodes().get_opt("edge-1").await.unwrap()?;
@@ -288,6 +295,32 @@ fn served() {
         let granted = other.watch().await.view().await.segments;
         assert!(!granted.is_empty() && granted.iter().all(|segment| !view.segments.contains(segment)), "{granted:?}");
         // The node received no deregistration: its stream continues.
+        cloud.label("edge-1", Some("alpha")).await;
+        assert_eq!(stream.view().await.communities.len(), 1);
+        cloud.server.stop().await;
+    });
+}
+
+fn unreachable() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = controller(&cluster).await;
+        let node = cloud.node("edge", "edge-1").await;
+        let mut stream = node.watch().await;
+        let view = stream.view().await;
+        until("it to be ready", async || (health(&cloud, "/readyz").await.0 == 200).then_some(())).await;
+        PLANE.kill_api_server().unwrap();
+        until("readyz to note it", async || {
+            let (status, text) = health(&cloud, "/readyz").await;
+            assert_eq!(status, 200, "nodes lose what it can still serve: {text}");
+            text.lines().any(|line| line.starts_with("[!]kubernetes: ") && line.contains("API server")).then_some(())
+        })
+        .await;
+        let again = node.watch().await.view().await;
+        assert_eq!((again.segments, again.peers), (view.segments, view.peers));
+        assert_eq!(node.request_segments("r", &["ipv4"]).await.0, 503);
+        PLANE.start_api_server().unwrap();
+        // The node's stream continues.
         cloud.label("edge-1", Some("alpha")).await;
         assert_eq!(stream.view().await.communities.len(), 1);
         cloud.server.stop().await;
@@ -375,8 +408,11 @@ fn older() {
         // failure immediately.
         let more = replica.request_segments("a", "r2").await;
         let cloud = controller(&cluster).await;
-        let (status, text) = health(&cloud, "/readyz").await;
-        assert!(status == 200 && text.contains("[!]kubernetes: ") && text.contains("spec.keptUntil"), "{text}");
+        until("it to be ready, and to note the failure", async || {
+            let (status, text) = health(&cloud, "/readyz").await;
+            (status == 200 && text.contains("[!]kubernetes: ") && text.contains("spec.keptUntil")).then_some(())
+        })
+        .await;
         cloud.server.stop().await;
 
         install(&PLANE);

@@ -135,6 +135,21 @@ fn in_a_pod() {
         })
         .await;
         ready.expect("it gets ready, and knows the policy");
+        // Runs a command in the running pod, as kubectl exec does.
+        let pid = running.0.id().to_string();
+        let user = ["setpriv", "--reuid", "65532", "--regid", "65532", "--clear-groups"];
+        let out = Command::new("nsenter")
+            .args(["--mount", "--target", &pid])
+            .args(user)
+            .args(["/mnt/edge-controller", "gather", "-", "--config", "/mnt/controller.toml"])
+            .arg(format!("--observe-listen={observe}"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&out.stderr);
+        let gathered: Value = serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {said}"));
+        let pages = &gathered["pages"];
+        assert!(out.status.success() && pages["/readyz"].as_str().unwrap().contains("node-labels"), "{gathered}");
+        assert!(gathered["status"]["nodes"].is_array() && !gathered.to_string().contains("\"error\""), "{gathered}");
         let secret =
             PLANE.kubectl(&["get", "secret", "edge-cni-ca", "--namespace", NAMESPACE, "--output=name"]).unwrap();
         assert_eq!(secret.trim(), "secret/edge-cni-ca");
