@@ -34,6 +34,8 @@ ip link set wire up
 ip address add 192.0.2.1/24 dev uplink
 ip link set uplink up
 ip route add default via 192.0.2.254
+# The first rule with ct loads the kernel's connection tracking, which adds sysctls to every network.
+nft 'add table inet first; add chain inet first c; add rule inet first c ct state new; delete table inet first'
 echo up
 exec cat
 "#;

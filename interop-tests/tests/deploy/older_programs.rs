@@ -38,11 +38,18 @@ fn shallow() {
                 git -c user.name=x -c user.email=x@x commit --quiet --allow-empty --message second &&\n\
                 git clone --quiet --depth 1 \"file://$PWD\" ../shallow";
     fs::create_dir(&whole).unwrap();
-    let mut command = Command::new("sh");
+    // What git exports to its hooks names another repository, and a configuration may want signatures.
+    let without_git = |program: &std::ffi::OsStr| {
+        let mut command = Command::new(program);
+        ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"].map(|name| command.env_remove(name));
+        command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
+        command
+    };
+    let mut command = without_git("sh".as_ref());
     command.args(["-ec", make, "sh"]).arg(workspace(".ci/older").canonicalize().unwrap());
     output(command.current_dir(&whole)).unwrap();
     let run = |arguments: &[&str]| {
-        let mut command = Command::new(directory.path().join("shallow/.ci/older"));
+        let mut command = without_git(directory.path().join("shallow/.ci/older").as_os_str());
         let output = command.args(arguments).env("XDG_CACHE_HOME", directory.path().join("cache")).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(said.contains("is not in this clone") && said.contains("git fetch --unshallow"), "{said}");
