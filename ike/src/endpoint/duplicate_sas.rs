@@ -250,8 +250,10 @@ impl Endpoint {
         self.schedule(old);
     }
 
-    /// Handles a new IKE SA without a CHILD_SA. As the initiator, deletes it and tries again later.
-    /// As the responder, waits for the initiator.
+    /// Handles a new IKE SA for which IKE_AUTH has created no CHILD_SA. As the responder, waits for
+    /// the initiator. As the initiator, keeps it if it is the only one and the peer has refused
+    /// nothing but the first of several children: the other ones are requested now, and this one
+    /// later. Else it deletes the IKE SA and tries again later.
     fn established_without_child(&mut self, name: &PeerName, spi: Spi, now: Instant, env: &mut dyn Environment) {
         let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) else {
             return;
@@ -262,6 +264,13 @@ impl Endpoint {
             return;
         }
         if let Some(peer) = self.peers.get_mut(name) {
+            if peer.sas == [spi] && sa.lacks_only_first_child() && !mutation!("children_given_up_with_first") {
+                //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
+                peer.reset_backoff();
+                peer.acquired_until = None;
+                self.schedule(spi);
+                return;
+            }
             let event = Event::IkeDown { peer: name.clone(), ike: sa.ike(), reason: DownReason::Failed };
             let mut cx = context!(self, now, env);
             cx.out.event(event);

@@ -18,6 +18,7 @@ use crate::auth::{Presented, Proof};
 use crate::event::{ChildSa, NotServed, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange, Traffic};
 use crate::output::Context;
+use crate::purpose::Purpose;
 use crate::time::Instant;
 use crate::wire::{
     Certificate, Delete, ExchangeType, Header, Id, InvalidMessage, Notify, NotifyType, Payload, PayloadType, Payloads,
@@ -193,6 +194,8 @@ impl InitiatorAuth {
         let remote = self.channel.path.remote.ip();
         let given =
             internal_address::of_response(payloads, &self.profile.config, &self.previous_addresses, remote, cx.env);
+        // If the peer has answered otherwise, it may have installed the CHILD_SA.
+        let refused = given.is_ok() && payloads.proposals().is_err() && payloads.error().is_some();
         let (child, internal_addresses) = match given {
             Ok(addresses) => {
                 self.profile = self.profile.with_internal_addresses(&addresses);
@@ -222,7 +225,14 @@ impl InitiatorAuth {
         let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);
         let agent = AgentPeer::negotiated(&profile.config, payloads);
         let sa = IkeSa::new(channel, profile, negotiated, Initiation::ByUs(begun), cx);
-        AuthStep::Up { sa: sa.with_mobike(mobike).with_agent(agent), child }
+        let mut sa = sa.with_mobike(mobike).with_agent(agent);
+        if let Err(error) = &child
+            && refused
+        {
+            let name = sa.profile.config.child.name.clone();
+            sa.child_failed_in_auth(&name, error.clone());
+        }
+        AuthStep::Up { sa, child }
     }
 
     /// Returns how the peer authenticated, and its certificate. The `bool` of the error states
@@ -257,7 +267,10 @@ impl InitiatorAuth {
         let answer = match payloads.proposals() {
             Ok(answer) => answer,
             Err(missing) => {
-                let notified = payloads.error().map(|notify| failure::notified(IKE_AUTH, notify.kind, config, child));
+                let notified = payloads.error().map(|notify| {
+                    let error = failure::notified(IKE_AUTH, notify.kind, config, child);
+                    failure::of_child(error, &Purpose::whole(&config.child.name), config)
+                });
                 return Err(notified.unwrap_or_else(|| malformed(missing)));
             }
         };

@@ -213,7 +213,7 @@ fn where_ike_auth_leaves_out_the_child_its_refusal_begins_no_new_ike_sa() {
 }
 
 #[test]
-fn where_the_peer_cannot_leave_it_out_the_first_child_comes_again_when_its_lifetime_has_ended() {
+fn where_the_peer_cannot_leave_it_out_a_new_ike_sa_brings_the_first_child_at_once() {
     let mut pair = Pair::new(5, LinkQuality::RELIABLE).one_sided().both(|config| {
         with_children(config, 2);
         config.timing.child_lifetime = LIFETIME * SECOND;
@@ -226,13 +226,62 @@ fn where_the_peer_cannot_leave_it_out_the_first_child_comes_again_when_its_lifet
     (pair.a_config.childless, pair.b_config.childless) = (Childless::Prefer, Childless::Never);
     pair.b_config.timing.child_lifetime *= 10;
     pair.start();
-    pair.network.run_for((LIFETIME * 4 / 3) * SECOND);
-    assert_eq!(pair.ike_sas_up(pair.a), 1, "{}", pair.network.history());
+    pair.traffic(3 * SECOND);
     let before = pair.child(pair.a, "net0");
-    pair.network.run_for((LIFETIME / 2) * SECOND);
+    // The rekey is due at the end of the lifetime, and the CHILD_SA ends half a lifetime later.
+    pair.traffic(LIFETIME * SECOND);
     let now = pair.child(pair.a, "net0");
     assert!(before.is_some() && now.is_some() && before != now, "{}", pair.network.history());
     assert_eq!(pair.ike_sas_up(pair.a), 2, "{}", pair.network.history());
+}
+
+#[test]
+pub fn the_other_children_come_up_although_ike_auth_has_refused_the_first_one() {
+    let mut pair = Pair::new(8, LinkQuality::RELIABLE).one_sided().both(|config| with_children(config, 3));
+    let net0 = &mut pair.b_config.child.proposals[0];
+    let ciphers = std::mem::replace(&mut net0.ciphers, vec![Cipher::ChaCha20Poly1305]);
+    pair.start();
+    let nodes = [pair.a, pair.b];
+    let are_up = |pair: &Pair, child: &str| nodes.map(|node| pair.child(node, child).is_some());
+    for time in [3, 60] {
+        pair.network.run_for(time * SECOND);
+        for child in ["net1", "net2"] {
+            assert_eq!(are_up(&pair, child), [true; 2], "{child}: {}", pair.network.history());
+        }
+        // The success of the other ones does not hide the failure of the first one.
+        pair.assert_says(pair.a, &["child net0", "none of our proposals"]);
+        pair.assert_says(pair.b, &["child net0", "none of the peer's ESP proposals"]);
+    }
+    assert_eq!(pair.ike_sas_up(pair.a), 1, "{}", pair.network.history());
+    pair.b_config.child.proposals[0].ciphers = ciphers;
+    pair.start_b();
+    pair.network.run_for(15 * SECOND);
+    assert_eq!(are_up(&pair, "net0"), [true; 2], "{}", pair.network.history());
+    assert_eq!(nodes.map(|node| pair.last_error(node)), ["", ""]);
+    assert_eq!(pair.ike_sas_up(pair.a), 1, "{}", pair.network.history());
+    pair.network.assert_tidy();
+}
+
+#[test]
+fn where_all_children_are_refused_ike_auth_tries_the_first_one_again_and_again() {
+    let mut pair = Pair::new(9, LinkQuality::RELIABLE).one_sided().both(|config| with_children(config, 2));
+    let [net0, net1] =
+        [&mut pair.b_config.child, &mut pair.b_config.additional_children[0]].map(|child| &mut child.proposals[0]);
+    let ciphers = std::mem::replace(&mut net0.ciphers, vec![Cipher::ChaCha20Poly1305]);
+    net1.ciphers.clone_from(&net0.ciphers);
+    pair.start();
+    let nodes = [pair.a, pair.b];
+    pair.network.run_for(120 * SECOND);
+    pair.assert_says(pair.a, &["none of our proposals"]);
+    let attempts = pair.ike_sas_up(pair.a);
+    assert!((2..=20).contains(&attempts), "{attempts} in two minutes: {}", pair.network.history());
+    // IKE_AUTH creates it, and CREATE_CHILD_SA would not.
+    let net0 = &mut pair.b_config.child.proposals[0];
+    (net0.ciphers, net0.groups) = (ciphers, vec![Group::P521]);
+    pair.start_b();
+    pair.network.run_for(120 * SECOND);
+    assert!(nodes.iter().all(|node| pair.child(*node, "net0").is_some()), "{}", pair.network.history());
+    pair.assert_says(pair.a, &["child net1"]);
 }
 
 /// Makes a foreign peer that has `net0` by IKE_AUTH and `net1` by CREATE_CHILD_SA. We want both.

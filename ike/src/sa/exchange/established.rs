@@ -407,7 +407,7 @@ impl IkeSa {
             let first = purpose.child == config.child.name && !child_sas.serves(me, purpose);
             if config.initiate && first && config.childless < Childless::Force {
                 // Other CHILD_SAs would be in danger each time.
-                renew |= child_sas.children_of(me).next().is_none() || self.missing.begin_new_ike_sa(cx.now);
+                renew |= child_sas.children_of(me).next().is_none() || self.missing.new_ike_sa_mut().begin(cx.now);
             }
             self.child_deleted(purpose, child_sas, cx);
         }
