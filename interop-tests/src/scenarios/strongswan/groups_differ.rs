@@ -1,5 +1,5 @@
 //! Rekeys CHILD_SAs where edge-agent and charon want forward secrecy by different groups: the only
-//! CHILD_SA, or one of two.
+//! CHILD_SA, or one of two. Sets them up where the ciphers of the first one differ.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -53,11 +53,11 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
     Ok(())
 }
 
-/// Returns charon's file with two children, which have these groups.
+/// Returns charon's file with two children, which have these proposals.
 fn swanctl_conf(remote: &str, [net, voice]: [&str; 2]) -> String {
-    let child = |name: &str, networks: &str, group: &str| {
+    let child = |name: &str, networks: &str, proposal: &str| {
         format!(
-            "{name} {{\n local_ts = {networks}\n remote_ts = 10.1.0.0/24\n esp_proposals = aes256gcm16-{group}\n rekey_time = 0\n }}\n"
+            "{name} {{\n local_ts = {networks}\n remote_ts = 10.1.0.0/24\n esp_proposals = {proposal}\n rekey_time = 0\n }}\n"
         )
     };
     format!(
@@ -101,7 +101,11 @@ pub(super) fn first_child(lab: &Lab) -> Result<()> {
     let net = lab.build(&Site::plan(Initiator::Edge))?;
     let site = Site::new(net, Initiator::Edge)?;
     site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
-    let charon = Charon::start_with_file(site.moon, "edge", &swanctl_conf("%any", ["ecp256", "x25519"]))?;
+    let charon = Charon::start_with_file(
+        site.moon,
+        "edge",
+        &swanctl_conf("%any", ["aes256gcm16-ecp256", "aes256gcm16-x25519"]),
+    )?;
     let toml = agent_toml("remote = \"203.0.113.10\"\nstart = \"initiate\"");
     let mut agent = Agent::start_with(lab, site.edge, &toml, "debug")?;
     agent.wait_ready()?;
@@ -136,7 +140,11 @@ pub(super) fn additional_child(lab: &Lab) -> Result<()> {
     let net = lab.build(&Site::plan(Initiator::Moon))?;
     let site = Site::new(net, Initiator::Moon)?;
     site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
-    let charon = Charon::start_with_file(site.moon, "edge", &swanctl_conf("203.0.113.10", ["x25519", "ecp256"]))?;
+    let charon = Charon::start_with_file(
+        site.moon,
+        "edge",
+        &swanctl_conf("203.0.113.10", ["aes256gcm16-x25519", "aes256gcm16-ecp256"]),
+    )?;
     let toml = agent_toml("start = \"respond\"");
     let mut agent = Agent::start_with(lab, site.edge, &toml, "debug")?;
     agent.wait_ready()?;
@@ -174,5 +182,50 @@ pub(super) fn additional_child(lab: &Lab) -> Result<()> {
     ensure!(agent.children("moon")?.get(VOICE) == first.get(VOICE), "the second child has another CHILD_SA");
     ensure!(agent.ike_sas("moon")? == ike, "the IKE SA was replaced, which does not help the second child");
     lab.step("charon's rekey of the second child is refused, and its CHILD_SA stays");
+    Ok(())
+}
+
+/// Sets up two CHILD_SAs. The ciphers of the first child differ, so IKE_AUTH of the end that begins
+/// with it creates none. The other child comes up all the same, and the first one when the ciphers
+/// agree.
+pub(super) fn first_child_in_auth(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
+    site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
+    let (remote, start) = match initiator {
+        Initiator::Edge => ("%any", "remote = \"203.0.113.10\"\nstart = \"initiate\""),
+        Initiator::Moon => ("203.0.113.10", "start = \"respond\""),
+    };
+    let mut charon =
+        Charon::start_with_file(site.moon, "edge", &swanctl_conf(remote, ["chacha20poly1305", "aes256gcm16-x25519"]))?;
+    let mut agent = Agent::start_with(lab, site.edge, &agent_toml(start), "debug")?;
+    agent.wait_ready()?;
+    if initiator == Initiator::Moon {
+        ensure!(charon.initiate_child("net").is_err(), "the ciphers differ");
+        charon.initiate_child("voice")?;
+    }
+    wait::for_event("the second child alone", || {
+        let now = agent.children("moon")?;
+        ensure!(now.contains_key(VOICE) && !now.contains_key(NET), "it has {now:x?}");
+        Ok(())
+    })?;
+    let ike = agent.ike_sas("moon")?;
+    let mut ping = site.edge_pod.ping("10.3.0.2")?;
+    ping.wait_more(3)?;
+    let error = agent.last_error("moon")?;
+    ensure!(error.contains("child net"), "the status has {error:?}");
+    lab.step("IKE_AUTH has refused the first child, the second one is up, and the status names the first");
+    charon.load_file("edge", &swanctl_conf(remote, ["aes256gcm16-x25519", "aes256gcm16-x25519"]))?;
+    if initiator == Initiator::Moon {
+        charon.initiate_child("net")?;
+    }
+    wait_both(&agent)?;
+    ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "the first child carries nothing");
+    ensure!(agent.ike_sas("moon")? == ike, "the IKE SA was replaced");
+    let error = agent.last_error("moon");
+    ensure!(error.is_err(), "the status has {error:?}");
+    ping.wait_more(3)?;
+    ping.stop()?.expect_none_lost()?;
+    lab.step("it is up as soon as the ciphers agree, on the same IKE SA");
     Ok(())
 }
