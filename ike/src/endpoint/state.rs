@@ -168,8 +168,8 @@ impl Endpoint {
     /// replaced says nothing about the one in use.
     fn keep_outcome(&mut self, spi: Spi) {
         if let Some(SaState::Established(name, sa)) = self.sas.get_mut(&spi)
-            && let Some(outcome) = sa.take_outcome()
             && sa.lifecycle() == Lifecycle::Active
+            && let Some(outcome) = sa.take_outcome()
             && let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.sas.contains(&spi))
         {
             peer.last_error = outcome;

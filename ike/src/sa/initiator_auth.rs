@@ -194,8 +194,9 @@ impl InitiatorAuth {
         let remote = self.channel.path.remote.ip();
         let given =
             internal_address::of_response(payloads, &self.profile.config, &self.previous_addresses, remote, cx.env);
-        // If the peer has answered otherwise, it may have installed the CHILD_SA.
-        let refused = given.is_ok() && payloads.proposals().is_err() && payloads.error().is_some();
+        // With another answer, the peer may have installed the CHILD_SA, or has no IKE SA.
+        let is_refusal = |notify: &Notify| !notify.kind.ends_ike_sa();
+        let refused = given.is_ok() && payloads.proposals().is_err() && payloads.error().is_some_and(is_refusal);
         let (child, internal_addresses) = match given {
             Ok(addresses) => {
                 self.profile = self.profile.with_internal_addresses(&addresses);
@@ -204,7 +205,7 @@ impl InitiatorAuth {
             }
             Err(error) => (Err(error), Vec::new()),
         };
-        let Self { profile, begun, mut channel, inbound, .. } = *self;
+        let Self { profile, begun, mut channel, inbound, transcript, .. } = *self;
         channel.open_window();
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
@@ -220,7 +221,9 @@ impl InitiatorAuth {
                 Err(error)
             }
         };
-        let negotiated = Negotiated::new(proof, certificate, &channel.path, internal_addresses, NotServed::default());
+        let mut negotiated =
+            Negotiated::new(proof, certificate, &channel.path, internal_addresses, NotServed::default());
+        negotiated.peer_supports_childless = transcript.childless;
         let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
         let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);
         let agent = AgentPeer::negotiated(&profile.config, payloads);

@@ -20,7 +20,7 @@ use crate::time::Instant;
 const CHILD_PROVEN: Duration = Duration::from_secs(2);
 
 /// Maximum time for which an IKE SA may exist without a CHILD_SA.
-const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The planned requests for missing CHILD_SAs: for the purposes of the configured children and of
 /// the IKE SA that this one replaces. There are at most as many requests as the sum of
@@ -162,6 +162,13 @@ impl IkeSa {
             let failed = !left_out && purpose.child == config.child.name && purpose.part.is_none();
             let at = if failed { later } else { at };
             self.missing.plan(purpose, at);
+        }
+    }
+
+    /// Limits the time for which an IKE SA that packets have asked for may be without a CHILD_SA.
+    pub(crate) fn limit_childless(&mut self, now: Instant) {
+        if !self.profile.config.initiate {
+            self.timers.set(Timer::Childless, now + CHILDLESS_TIMEOUT);
         }
     }
 

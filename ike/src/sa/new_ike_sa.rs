@@ -15,15 +15,14 @@ pub(super) enum NewIkeSa {
     #[default]
     NotBegun,
     Begun,
-    /// Its IKE_AUTH did not create the child either, at this time.
+    /// Its IKE_AUTH did not create the child either, at this time, or that of this one did not.
     Refused(Instant),
     /// It is this one, since this time.
     IsThis(Instant),
 }
 
 impl NewIkeSa {
-    /// Records that another IKE SA is to create the first child beside the CHILD_SAs of this one.
-    /// Returns false if an earlier one did not create it either a short time ago: each of them is a
+    /// Records that another IKE SA is to create the first child. Returns false if an earlier one did not create it either a short time ago: each of them is a
     /// handshake, and with some peers the end of this IKE SA.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
         let begins = !matches!(*self, Self::Refused(at) if now < at + REFUSED_AGAIN);
@@ -46,13 +45,9 @@ impl NewIkeSa {
         (self == Self::Begun).then_some(Self::IsThis(now))
     }
 
-    /// Records that the IKE_AUTH of another IKE SA has not created the first child. Returns whether
-    /// that IKE SA was begun because of the child.
+    /// Records that IKE_AUTH has not created the first child. Returns whether another IKE SA was
+    /// begun because of the child.
     pub(super) fn refused(&mut self, now: Instant) -> bool {
-        let begun = *self == Self::Begun;
-        if begun {
-            *self = Self::Refused(now);
-        }
-        begun
+        std::mem::replace(self, Self::Refused(now)) == Self::Begun
     }
 }

@@ -108,8 +108,8 @@ impl IkeSa {
         self.outcome.child_failed(child, error, &self.profile.config);
     }
 
-    /// Returns whether the first child has failed, and the IKE SA can create other ones.
-    pub(crate) fn lacks_only_first_child(&self) -> bool {
+    /// Returns whether the first of several children has failed.
+    pub(crate) fn has_first_of_several_failed(&self) -> bool {
         let config = &self.profile.config;
         config.children().nth(1).is_some() && self.outcome.has_failed(&config.child.name)
     }

@@ -33,8 +33,7 @@ impl IkeSa {
         let pool = matches!(config.address_assignment, AddressAssignment::Pool(_));
         let leaves_out = match config.childless {
             Childless::Never | Childless::Allow => false,
-            // A peer that does not support it got the first child in our IKE_AUTH.
-            Childless::Prefer => !(self.initiation().by_us() && self.negotiated.has_created_first_child),
+            Childless::Prefer => !self.initiation().by_us() || self.negotiated.peer_supports_childless,
             Childless::Force => true,
         };
         *child == config.child.name && !pool && !leaves_out && self.lifecycle == Lifecycle::Active
@@ -62,12 +61,10 @@ impl IkeSa {
         if !self.is_child_of_next_ike_auth(&refused.child) {
             return false;
         }
-        let old = old.filter(|old| child_sas.live(*old).is_some());
-        let mut others = child_sas.children_of(self.spi()).map(|(_, child)| child).peekable();
-        if old.is_some() {
-            let alone = others.all(|child| child.sa.purpose.child == refused.child);
-            return alone || self.missing.new_ike_sa_mut().begin(now);
+        if old.is_some_and(|old| child_sas.live(old).is_some()) {
+            return self.missing.new_ike_sa_mut().begin(now);
         }
+        let mut others = child_sas.children_of(self.spi()).map(|(_, child)| child).peekable();
         // pluto 4.10 answers another group with INVALID_SYNTAX. NO_ADDITIONAL_SAS and
         // TS_UNACCEPTABLE are about the other CHILD_SAs, or come again.
         let of_algorithms =
@@ -84,20 +81,21 @@ impl IkeSa {
         let promising = self.negotiated.has_created_first_child && of_algorithms && are_others_safe;
         let promising = match self.missing.new_ike_sa() {
             // After an attempt at the end of the child's lifetime, the next ones follow.
-            NewIkeSa::Refused(_) => of_algorithms,
+            NewIkeSa::Refused(_) => self.negotiated.has_created_first_child && of_algorithms,
             // The peer has accepted the child and deleted it again.
             NewIkeSa::IsThis(since) if now < since + REFUSED_AGAIN => false,
             _ => promising,
         };
-        alone || (promising && self.missing.new_ike_sa_mut().begin(now))
+        (alone || promising) && self.missing.new_ike_sa_mut().begin(now)
     }
 
-    /// Records that IKE_AUTH of another IKE SA, which we have begun, has not created the first
-    /// child. Returns whether that IKE SA was begun for the child although this one has other
-    /// CHILD_SAs. Then none is begun for the child for a while; it is still requested on this one.
-    pub(crate) fn new_ike_sa_refused(&mut self, child_sas: &ChildSas, now: Instant) -> bool {
-        let has_others = child_sas.children_of(self.spi()).next().is_some();
-        self.lifecycle == Lifecycle::Active && has_others && self.missing.new_ike_sa_mut().refused(now)
+    /// Records that IKE_AUTH has not created the first of several children: that of this IKE SA, or
+    /// that of another one, which we have begun in its place. Then none is begun for the child for
+    /// a while; it is still requested on this one. Returns whether the other one was begun for the
+    /// child. A single child is tried again without a pause.
+    pub(crate) fn first_child_refused_in_auth(&mut self, now: Instant) -> bool {
+        let several = self.profile.config.children().nth(1).is_some();
+        self.lifecycle == Lifecycle::Active && several && self.missing.new_ike_sa_mut().refused(now)
     }
 
     /// Plans another IKE SA because we have refused the peer's rekey of `old`: no algorithms are in

@@ -34,6 +34,12 @@ impl IkeSa {
             || self.outstanding.as_ref().is_some_and(asked)
     }
 
+    /// Returns whether a request for a CHILD_SA is outstanding or queued.
+    pub(super) fn is_asking(&self) -> bool {
+        matches!(self.outstanding, Some(OutstandingRequest::CreateChild(_)))
+            || self.queue.iter().any(|request| matches!(request, QueuedRequest::CreateChild(_)))
+    }
+
     /// Returns whether a request for a CHILD_SA of this configured child is outstanding or queued.
     pub(super) fn is_asking_for(&self, purpose: &Purpose) -> bool {
         let asked = matches!(&self.outstanding, Some(OutstandingRequest::CreateChild(request)) if request.purpose.child == purpose.child);

@@ -157,6 +157,7 @@ impl HalfOpen {
         let response = Message::response(&message.header, ike.responder, answer).encode();
         cx.out.message(local, remote, cx.config.nat_port, &response);
         let transcript = InitTranscript {
+            childless: false,
             hashes: payloads.notify(NotifyType::SignatureHashAlgorithms).map(Notify::hashes),
             request: datagram.to_vec(),
             response,
