@@ -76,6 +76,10 @@ mod active {
         ("deleted_child_recreated_without_bound", "a CHILD_SA that the peer deletes is made again at once, for ever."),
         ("deleted_child_recreated_late", "a CHILD_SA that is wanted and deleted is made again after a while only."),
         ("refused_child_rekey_given_up", "a CHILD_SA that the peer does not rekey is lost in the end."),
+        (
+            "children_given_up_with_first",
+            "RFC 7296 1.2: no child comes up, because IKE_AUTH has refused the first one.",
+        ),
         ("refused_rekey_of_peer_ignored", "a CHILD_SA whose rekey we refuse the peer is lost in the end."),
         ("selectors_narrowed_by_rekey", "RFC 7296 2.9.2: a rekey narrows the selectors."),
         ("nonce_repeated", "RFC 5282 3.1: one nonce for all messages."),

@@ -161,15 +161,22 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let mut cx = context!(self, now, env);
+        let (spi, mut has_more) = (sa.spi(), false);
         let step = match self.peers.get_mut(&name) {
-            Some(peer) if peer.sas.contains(&sa.spi()) => {
-                sa.handle(header, datagram, local, remote, &mut peer.child_sas, &mut cx)
+            Some(peer) if peer.sas.contains(&spi) => {
+                let before = peer.child_sas.children_of(spi).count();
+                let step = sa.handle(header, datagram, local, remote, &mut peer.child_sas, &mut cx);
+                has_more = peer.child_sas.children_of(spi).count() > before;
+                step
             }
             // This IKE SA was reported down, so its messages no longer concern the peer's
             // CHILD_SAs.
             _ => sa.handle(header, datagram, local, remote, &mut ChildSas::new(name.clone()), &mut cx),
         };
-        self.sa_step(name, sa, step, now, env);
+        self.sa_step(name.clone(), sa, step, now, env);
+        if has_more {
+            self.supersede_earlier(&name, spi, now, env);
+        }
     }
 
     /// Handles the requests that arrived before the one that was answered now (RFC 7296 2.3). Their

@@ -38,6 +38,8 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let duplicates = self.find_duplicates(name, &sa, initial_contact);
+        // As the initiator, with other children that the peer may accept.
+        let first_refused = sa.initiator() && child.is_err() && sa.has_first_of_several_failed();
         for old in duplicates.replaced.iter().filter_map(|old| self.established(*old)) {
             sa.take_failed_children_of(old, now);
         }
@@ -116,7 +118,22 @@ impl Endpoint {
             Err(error) => {
                 peer.report_failure(error, cx.out);
                 sa.plan_children(&replaced, false, &peer.child_sas, &mut cx);
-                false
+                let only_for_child = peer.reauthenticate && peer.only_for_child;
+                let has_first = peer.child_sas.sends_for(&sa.profile().config.child.name);
+                let keeps = first_refused && !only_for_child && !has_first && duplicates.survivor.is_none();
+                if keeps && !mutation!("children_given_up_with_first") {
+                    //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
+                    sa.first_child_refused_in_auth(now);
+                    sa.limit_childless(now);
+                    // The peer may delete it at once.
+                    peer.schedule_retry(&mut cx);
+                    peer.retry_at = None;
+                    peer.acquired_until = None;
+                    peer.reauthenticate = false;
+                    true
+                } else {
+                    false
+                }
             }
         };
         if !peer.reauthenticate {
@@ -269,7 +286,7 @@ impl Endpoint {
             peer.remove_sa(spi);
             for other in &peer.sas {
                 if let Some(SaState::Established(_, other)) = self.sas.get_mut(other)
-                    && other.new_ike_sa_refused(&peer.child_sas, now)
+                    && other.first_child_refused_in_auth(now)
                 {
                     peer.reauthenticate &= !peer.only_for_child;
                 }
@@ -279,6 +296,33 @@ impl Endpoint {
             }
         }
         self.schedule(spi);
+    }
+
+    /// Supersedes the IKE SAs in use whose CHILD_SAs this later one has too. If IKE_AUTH of this one
+    /// has created no CHILD_SA, it was not known at that time whether the peer keeps it. Now the
+    /// peer may have lost the earlier ones.
+    pub(super) fn supersede_earlier(&mut self, name: &PeerName, new: Spi, now: Instant, env: &mut dyn Environment) {
+        let is_active = |sa: &&IkeSa| sa.lifecycle() == Lifecycle::Active;
+        let Some(peer) = self.peers.get(name).filter(|peer| peer.sas.len() > 1) else {
+            return;
+        };
+        let Some(new) = self.established(new).filter(is_active) else {
+            return;
+        };
+        let (by, since) = (new.as_survivor(), new.authenticated());
+        let has_all = |old: Spi| {
+            let purposes = peer.child_sas.purposes_of(old);
+            purposes.into_iter().all(|purpose| peer.child_sas.serves(by.spi, purpose))
+        };
+        let earlier = peer.sas.iter().filter_map(|spi| self.established(*spi)).filter(is_active);
+        let earlier = earlier.filter(|old| old.authenticated() < since && has_all(old.spi()));
+        for old in earlier.map(IkeSa::spi).collect::<Vec<_>>() {
+            if let (Some(peer), Some(SaState::Established(_, old))) = (self.peers.get_mut(name), self.sas.get_mut(&old))
+            {
+                old.supersede_by_new_authentication(by, &mut peer.child_sas, &mut context!(self, now, env));
+            }
+            self.schedule(old);
+        }
     }
 
     /// Reactivates the IKE SAs that the IKE SA `gone` had superseded. If another IKE SA had

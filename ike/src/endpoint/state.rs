@@ -18,7 +18,7 @@ use crate::event::Event;
 use crate::jitter::Jitter;
 use crate::output::{Output, SentRequests};
 use crate::own_keys::OwnKeyMap;
-use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse};
+use crate::sa::{Channel, HalfOpen, IkeSa, InitiatorAuth, InitiatorInit, LastResponse, Lifecycle};
 use crate::time::Instant;
 
 /// Time for which the last response of a deleted IKE SA is stored, so that it can be sent again if
@@ -163,10 +163,12 @@ impl Endpoint {
         }
     }
 
-    /// Stores the failure that an IKE SA has reported as the peer's latest failure. A success
-    /// clears the stored failure.
+    /// Stores the failure that an IKE SA in use has reported as the peer's latest failure. A
+    /// success clears the stored failure. What fails or succeeds on an IKE SA that another one has
+    /// replaced says nothing about the one in use.
     fn keep_outcome(&mut self, spi: Spi) {
         if let Some(SaState::Established(name, sa)) = self.sas.get_mut(&spi)
+            && sa.lifecycle() == Lifecycle::Active
             && let Some(outcome) = sa.take_outcome()
             && let Some(peer) = self.peers.get_mut(name).filter(|peer| peer.sas.contains(&spi))
         {

@@ -258,7 +258,7 @@ pub(crate) fn not_rekeyed(purpose: &Purpose, peer: &PeerConfig) -> PeerError {
 }
 
 /// Names the child, if there are several.
-fn of_child(mut error: PeerError, purpose: &Purpose, peer: &PeerConfig) -> PeerError {
+pub(crate) fn of_child(mut error: PeerError, purpose: &Purpose, peer: &PeerConfig) -> PeerError {
     if !peer.additional_children.is_empty() || purpose.part.is_some() {
         error.detail = format!("child {purpose}: {}", error.detail);
     }

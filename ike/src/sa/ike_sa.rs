@@ -20,9 +20,8 @@ use super::profile::Profile;
 use crate::child_sas::ChildSas;
 use crate::crypto::{IkeKeys, IkeRole};
 use crate::deadlines::{Timer, Timers};
-use crate::event::{ChildId, DownReason, Event, IkeDetails, IkeId, PeerError};
+use crate::event::{DownReason, IkeDetails, IkeId, PeerError};
 use crate::output::Context;
-use crate::purpose::{ChildName, Purpose};
 use crate::time::Instant;
 
 /// Maximum time for the peer to delete an SA that it should delete: the old CHILD_SA of its rekey,
@@ -442,43 +441,6 @@ impl IkeSa {
         }
     }
 
-    /// Returns whether the IKE SA is requesting a CHILD_SA, will request one, or is about to end,
-    /// so that another IKE SA creates one.
-    pub(crate) fn brings_child(&self) -> bool {
-        let queued = |request: &QueuedRequest| matches!(request, QueuedRequest::CreateChild(_));
-        self.is_closing()
-            || self.missing.next().is_some()
-            || self.queue.iter().any(queued)
-            || matches!(self.outstanding, Some(OutstandingRequest::CreateChild(_) | OutstandingRequest::DeleteIke))
-    }
-
-    /// Does the same as [`Self::brings_child`], for a CHILD_SA of this purpose.
-    pub(crate) fn brings(&self, purpose: &Purpose) -> bool {
-        let queued =
-            |request: &QueuedRequest| matches!(request, QueuedRequest::CreateChild(queued) if queued == purpose);
-        let asked = |request: &OutstandingRequest| match request {
-            OutstandingRequest::CreateChild(request) => {
-                request.purpose == *purpose || (purpose.part.is_none() && request.purpose.child == purpose.child)
-            }
-            OutstandingRequest::DeleteIke => true,
-            _ => false,
-        };
-        self.is_closing()
-            || self.missing.is_planned(purpose)
-            || self.queue.iter().any(queued)
-            || self.outstanding.as_ref().is_some_and(asked)
-    }
-
-    /// Returns whether a request for a CHILD_SA of this configured child is outstanding or queued.
-    pub(super) fn is_asking_for(&self, purpose: &Purpose) -> bool {
-        let asked = matches!(&self.outstanding, Some(OutstandingRequest::CreateChild(request)) if request.purpose.child == purpose.child);
-        asked
-            || self
-                .queue
-                .iter()
-                .any(|request| matches!(request, QueuedRequest::CreateChild(queued) if queued.child == purpose.child))
-    }
-
     /// Releases the reserved SPIs. Returns the last response, so that it can be sent again if it
     /// was lost.
     pub(crate) fn release(mut self, cx: &mut Context<'_>) -> Option<LastResponse> {
@@ -487,52 +449,6 @@ impl IkeSa {
             outstanding.release(&self.profile, cx);
         }
         self.channel.into_last_response()
-    }
-
-    pub(super) fn release_queue(&mut self, cx: &mut Context<'_>) {
-        for request in std::mem::take(&mut self.queue) {
-            request.release(&self.profile, cx);
-        }
-    }
-
-    /// Queues a request before all others.
-    pub(super) fn enqueue_first(&mut self, request: QueuedRequest) {
-        self.queue.retain(|queued| *queued != request);
-        self.queue.push_front(request);
-    }
-
-    pub(super) fn enqueue(&mut self, request: QueuedRequest) {
-        if !self.queue.contains(&request) {
-            self.queue.push_back(request);
-        }
-    }
-
-    /// Removes requests about a CHILD_SA from the queue.
-    pub(super) fn drop_requests_of(&mut self, id: ChildId) {
-        self.queue.retain(|request| !matches!(request, QueuedRequest::RekeyChild(child) | QueuedRequest::DeleteChild(child) if *child == id));
-    }
-
-    /// Returns whether we are about to delete a CHILD_SA.
-    pub(super) fn is_deleting(&self, id: ChildId) -> bool {
-        matches!(self.outstanding, Some(OutstandingRequest::DeleteChild(child)) if child == id)
-            || self.queue.contains(&QueuedRequest::DeleteChild(id))
-    }
-
-    /// Returns whether we are about to delete a CHILD_SA that only the peer has.
-    pub(super) fn is_deleting_unused(&self) -> bool {
-        let queued = |request: &QueuedRequest| matches!(request, QueuedRequest::DeleteUnused(_));
-        matches!(self.outstanding, Some(OutstandingRequest::DeleteUnused(_))) || self.queue.iter().any(queued)
-    }
-
-    /// Cancels the deletion of a CHILD_SA that only the peer has, if `outbound` is the peer's SPI
-    /// of it and our DELETE is still queued. Returns our SPI in that case.
-    pub(super) fn take_unused(&mut self, outbound: u32, cx: &mut Context<'_>) -> Option<u32> {
-        let is = |request: &QueuedRequest| matches!(request, QueuedRequest::DeleteUnused(unused) if unused.outbound == Some(outbound));
-        let at = self.queue.iter().position(is)?;
-        let Some(QueuedRequest::DeleteUnused(unused)) = self.queue.remove(at) else { return None };
-        let spi = unused.inbound.spi;
-        unused.inbound.release(&self.profile, cx);
-        Some(spi)
     }
 
     /// Sets a deadline for an SA that the peer should delete. If the peer does not delete it, we
@@ -569,37 +485,5 @@ impl IkeSa {
 
     pub(super) fn is_closing(&self) -> bool {
         self.lifecycle != Lifecycle::Active || self.queue.contains(&QueuedRequest::DeleteIke)
-    }
-
-    /// Reports a failure to the owner. It remains the last failure until the next success.
-    pub(super) fn report(&mut self, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome.failed(error.clone(), &self.profile.config);
-        cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
-    }
-
-    /// Reports the failure of a configured child to the owner. The child counts as failed until a
-    /// CHILD_SA of it is negotiated.
-    pub(super) fn report_child(&mut self, child: &ChildName, error: PeerError, cx: &mut Context<'_>) {
-        self.outcome.child_failed(child, error.clone(), &self.profile.config);
-        cx.out.event(Event::PeerFailed { peer: self.profile.config.name.clone(), error });
-    }
-
-    /// Clears the last failure, since a CHILD_SA of this child was negotiated, or since the peer
-    /// was authenticated without one.
-    pub(crate) fn negotiation_succeeded(&mut self, child: Option<&ChildName>) {
-        self.outcome.succeeded(child, &self.profile.config);
-    }
-
-    /// Copies what is known of children that have failed on an IKE SA that this one replaces by a
-    /// new authentication.
-    pub(crate) fn take_failed_children_of(&mut self, old: &Self, now: Instant) {
-        self.outcome.take_failed_children(&old.outcome);
-        self.missing.has_brought_first_child(&old.missing, now);
-    }
-
-    /// Takes the outcome of the latest negotiation. Returns `None` if there was no negotiation
-    /// since the last call, `Some(None)` for a success, and the error otherwise.
-    pub(crate) fn take_outcome(&mut self) -> Option<Option<PeerError>> {
-        self.outcome.take()
     }
 }

@@ -17,6 +17,8 @@ pub(super) struct InitTranscript {
     pub(super) response: Vec<u8>,
     pub(super) initiator_nonce: Vec<u8>,
     pub(super) responder_nonce: Vec<u8>,
+    /// Whether the responder supports IKE_AUTH without a CHILD_SA (RFC 6023).
+    pub(super) childless: bool,
 }
 
 impl InitTranscript {

@@ -18,6 +18,7 @@ use crate::auth::{Presented, Proof};
 use crate::event::{ChildSa, NotServed, PeerCertificate, PeerError, PeerErrorKind};
 use crate::negotiate::{self, ChildKeyExchange, Traffic};
 use crate::output::Context;
+use crate::purpose::Purpose;
 use crate::time::Instant;
 use crate::wire::{
     Certificate, Delete, ExchangeType, Header, Id, InvalidMessage, Notify, NotifyType, Payload, PayloadType, Payloads,
@@ -193,6 +194,9 @@ impl InitiatorAuth {
         let remote = self.channel.path.remote.ip();
         let given =
             internal_address::of_response(payloads, &self.profile.config, &self.previous_addresses, remote, cx.env);
+        // With another answer, the peer may have installed the CHILD_SA, or has no IKE SA.
+        let is_refusal = |notify: &Notify| !notify.kind.ends_ike_sa();
+        let refused = given.is_ok() && payloads.proposals().is_err() && payloads.error().is_some_and(is_refusal);
         let (child, internal_addresses) = match given {
             Ok(addresses) => {
                 self.profile = self.profile.with_internal_addresses(&addresses);
@@ -201,7 +205,7 @@ impl InitiatorAuth {
             }
             Err(error) => (Err(error), Vec::new()),
         };
-        let Self { profile, begun, mut channel, inbound, .. } = *self;
+        let Self { profile, begun, mut channel, inbound, transcript, .. } = *self;
         channel.open_window();
         //= RFC 7296 2.21.2 MUST NOT 4: a failed CHILD_SA is no failed authentication
         let child = match child {
@@ -217,12 +221,21 @@ impl InitiatorAuth {
                 Err(error)
             }
         };
-        let negotiated = Negotiated::new(proof, certificate, &channel.path, internal_addresses, NotServed::default());
+        let mut negotiated =
+            Negotiated::new(proof, certificate, &channel.path, internal_addresses, NotServed::default());
+        negotiated.peer_supports_childless = transcript.childless;
         let announced = mobike::own_additional(cx.config, &profile.config, channel.path.local.ip());
         let mobike = Mobike::negotiated(&profile.config, payloads, announced, &channel.path);
         let agent = AgentPeer::negotiated(&profile.config, payloads);
         let sa = IkeSa::new(channel, profile, negotiated, Initiation::ByUs(begun), cx);
-        AuthStep::Up { sa: sa.with_mobike(mobike).with_agent(agent), child }
+        let mut sa = sa.with_mobike(mobike).with_agent(agent);
+        if let Err(error) = &child
+            && refused
+        {
+            let name = sa.profile.config.child.name.clone();
+            sa.child_failed_in_auth(&name, error.clone());
+        }
+        AuthStep::Up { sa, child }
     }
 
     /// Returns how the peer authenticated, and its certificate. The `bool` of the error states
@@ -257,7 +270,10 @@ impl InitiatorAuth {
         let answer = match payloads.proposals() {
             Ok(answer) => answer,
             Err(missing) => {
-                let notified = payloads.error().map(|notify| failure::notified(IKE_AUTH, notify.kind, config, child));
+                let notified = payloads.error().map(|notify| {
+                    let error = failure::notified(IKE_AUTH, notify.kind, config, child);
+                    failure::of_child(error, &Purpose::whole(&config.child.name), config)
+                });
                 return Err(notified.unwrap_or_else(|| malformed(missing)));
             }
         };

@@ -368,6 +368,7 @@ impl InitiatorInit {
             response: datagram.to_vec(),
             initiator_nonce: ours.to_vec(),
             responder_nonce: nonce.to_vec(),
+            childless: supported,
         };
         match InitiatorAuth::begin(
             profile,

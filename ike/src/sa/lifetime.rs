@@ -84,10 +84,12 @@ impl Lifetime {
         // either, another IKE_AUTH does not help: the peer accepts the certificate or does not.
         let ends = ends.map(|end| if end > now { end } else { end.saturating_add(grace) }).filter(|end| *end > now);
         let by_certificate = ends.min().map(|end| {
-            let left = Duration::from_secs(end.saturating_sub(now));
+            // From the authentication on, like the result.
+            let since = cx.now.saturating_since(self.authenticated);
+            let whole = Duration::from_secs(end.saturating_sub(now)).saturating_add(since);
             match initiation {
-                Initiation::ByUs(_) => cx.jittered(left / 4 * 3),
-                Initiation::ByPeer(_) => left / 8 * 7,
+                Initiation::ByUs(_) => cx.jittered(whole / 4 * 3),
+                Initiation::ByPeer(_) => whole / 8 * 7,
             }
         });
         let wait = by_certificate.map_or(by_lifetime, |wait| wait.max(MIN_RENEWAL).min(by_lifetime));

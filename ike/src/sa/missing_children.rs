@@ -4,36 +4,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ike_sa::{IkeSa, Lifecycle};
+use super::ike_sa::IkeSa;
+use super::new_ike_sa::NewIkeSa;
 use super::own_requests::QueuedRequest;
-use crate::address_assignment::AddressAssignment;
 use crate::child_sas::ChildSas;
-use crate::childless::Childless;
 use crate::config::Timing;
 use crate::deadlines::Timer;
 use crate::event::ChildId;
 use crate::output::Context;
-use crate::purpose::{ChildName, Purpose};
+use crate::purpose::Purpose;
 use crate::time::Instant;
-use crate::wire::NotifyType;
 
 /// If the peer deletes a new CHILD_SA after this time, another one is requested immediately. If the
 /// peer deletes it earlier, the delay before the next request doubles.
 const CHILD_PROVEN: Duration = Duration::from_secs(2);
 
 /// Maximum time for which an IKE SA may exist without a CHILD_SA.
-const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Time in which a peer whose rekey of a CHILD_SA we have refused may begin another IKE SA itself.
-/// Most initiators do so at once.
-const PEER_BEGINS: Duration = Duration::from_secs(3);
-/// Minimum age of a CHILD_SA whose rekey we have refused, and of the authentication where the peer
-/// refuses a missing CHILD_SA, for another IKE SA. Each new IKE SA has a new CHILD_SA, so a peer
-/// with which refusals continue costs one IKE SA in this time.
-const REFUSED_FROM: Duration = Duration::from_secs(10);
-/// Time without another attempt if an IKE SA that we began for the first child has not created it
-/// either, or has created it and the peer refuses it again, while there are other CHILD_SAs.
-const REFUSED_AGAIN: Duration = Duration::from_secs(600);
+pub(super) const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The planned requests for missing CHILD_SAs: for the purposes of the configured children and of
 /// the IKE SA that this one replaces. There are at most as many requests as the sum of
@@ -54,21 +41,33 @@ struct Plans {
     new_ike_sa: NewIkeSa,
 }
 
-/// Whether another IKE SA was begun because the peer refuses the first child on this one.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-enum NewIkeSa {
-    #[default]
-    NotBegun,
-    Begun,
-    /// Its IKE_AUTH did not create the child either, at this time.
-    Refused(Instant),
-    /// It is this one, since this time.
-    IsThis(Instant),
-}
-
 impl MissingChildren {
     fn plans(&mut self) -> &mut Plans {
         self.0.get_or_insert_default()
+    }
+
+    /// Returns what is known about a new IKE SA for the first child.
+    pub(super) fn new_ike_sa(&self) -> NewIkeSa {
+        self.0.as_ref().map_or_else(NewIkeSa::default, |plans| plans.new_ike_sa)
+    }
+
+    /// Does the same as [`Self::new_ike_sa`], to change it.
+    pub(super) fn new_ike_sa_mut(&mut self) -> &mut NewIkeSa {
+        &mut self.plans().new_ike_sa
+    }
+
+    /// Records that this IKE SA replaces another one by a new authentication.
+    pub(super) fn replaces(&mut self, old: &Self, now: Instant) {
+        if let Some(new) = old.new_ike_sa().successor(now) {
+            self.plans().new_ike_sa = new;
+        }
+    }
+
+    /// Records that the first child is configured differently now.
+    pub(super) fn first_child_changed(&mut self) {
+        if let Some(plans) = &mut self.0 {
+            plans.new_ike_sa = NewIkeSa::NotBegun;
+        }
     }
 
     /// Plans a request for this purpose, unless one is planned already.
@@ -131,51 +130,7 @@ impl MissingChildren {
         for (purpose, last) in old.recreated {
             plans.recreated.entry(purpose).or_insert(last);
         }
-        if plans.new_ike_sa == NewIkeSa::NotBegun {
-            plans.new_ike_sa = old.new_ike_sa;
-        }
-    }
-
-    /// Records that another IKE SA is to create the first child beside the CHILD_SAs of this one.
-    /// Returns false if an earlier one did not create it either a short time ago: each of them is a
-    /// handshake, and with some peers the end of this IKE SA.
-    pub(super) fn begin_new_ike_sa(&mut self, now: Instant) -> bool {
-        let plans = self.plans();
-        let begins = !matches!(plans.new_ike_sa, NewIkeSa::Refused(at) if now < at + REFUSED_AGAIN);
-        if begins {
-            plans.new_ike_sa = NewIkeSa::Begun;
-        }
-        begins
-    }
-
-    fn new_ike_sa(&self) -> NewIkeSa {
-        self.0.as_ref().map_or(NewIkeSa::NotBegun, |plans| plans.new_ike_sa)
-    }
-
-    /// Records that this IKE SA was begun for the first child, if it replaces one that says so. The
-    /// peer may delete the child and refuse it again.
-    pub(super) fn has_brought_first_child(&mut self, old: &Self, now: Instant) {
-        if old.0.as_ref().is_some_and(|plans| plans.new_ike_sa == NewIkeSa::Begun) {
-            self.plans().new_ike_sa = NewIkeSa::IsThis(now);
-        }
-    }
-
-    /// Records that the first child is configured differently now.
-    pub(super) fn first_child_changed(&mut self) {
-        if let Some(plans) = &mut self.0 {
-            plans.new_ike_sa = NewIkeSa::NotBegun;
-        }
-    }
-
-    /// Records that the IKE_AUTH of another IKE SA has not created the first child. Returns whether
-    /// that IKE SA was begun because of the child.
-    fn new_ike_sa_refused(&mut self, now: Instant) -> bool {
-        let Some(plans) = &mut self.0 else { return false };
-        let begun = plans.new_ike_sa == NewIkeSa::Begun;
-        if begun {
-            plans.new_ike_sa = NewIkeSa::Refused(now);
-        }
-        begun
+        plans.new_ike_sa.inherit(old.new_ike_sa);
     }
 }
 
@@ -200,13 +155,20 @@ impl IkeSa {
         }
         let later = cx.now + config.timing.child_retry_max();
         let at = if ours { cx.now } else { later };
-        let configured = config.children().skip(usize::from(!left_out)).map(|child| Purpose::whole(&child.name));
+        let configured = config.children().map(|child| Purpose::whole(&child.name));
         let replaced = replaced.iter().filter(|purpose| config.may_have(purpose)).cloned();
         for purpose in configured.chain(replaced).filter(|purpose| !child_sas.serves(me, purpose)) {
             // IKE_AUTH has just failed to create this CHILD_SA.
             let failed = !left_out && purpose.child == config.child.name && purpose.part.is_none();
             let at = if failed { later } else { at };
             self.missing.plan(purpose, at);
+        }
+    }
+
+    /// Limits the time for which an IKE SA that packets have asked for may be without a CHILD_SA.
+    pub(crate) fn limit_childless(&mut self, now: Instant) {
+        if !self.profile.config.initiate {
+            self.timers.set(Timer::Childless, now + CHILDLESS_TIMEOUT);
         }
     }
 
@@ -239,93 +201,6 @@ impl IkeSa {
             child.rekey = Some(cx.now + wait);
         } else if !child_sas.serves(self.spi(), purpose) {
             self.missing.plan_again(purpose.clone(), cx.now + wait);
-        }
-    }
-
-    /// Returns whether an IKE SA that we begin in place of this one creates a CHILD_SA of this
-    /// configured child by IKE_AUTH, that is, without a key exchange (RFC 7296 1.2). It creates the
-    /// first child, unless it is to leave it out (RFC 6023). A peer that asks for its address has
-    /// to begin itself.
-    pub(super) fn is_child_of_next_ike_auth(&self, child: &ChildName) -> bool {
-        let config = &self.profile.config;
-        let pool = matches!(config.address_assignment, AddressAssignment::Pool(_));
-        *child == config.child.name
-            && !pool
-            && config.childless < Childless::Prefer
-            && self.lifecycle == Lifecycle::Active
-    }
-
-    /// Returns whether to begin a new IKE SA because the peer has refused a CHILD_SA for a reason
-    /// that may not hold for IKE_AUTH, for example because it requires another key exchange method.
-    /// The CHILD_SA was to replace `old`, or is missing.
-    ///
-    /// If this IKE SA has other CHILD_SAs, the peer may delete them as soon as the new one is
-    /// authenticated, which then has to create them again. So a new one must not have failed a
-    /// short time ago. For a missing child it must also be promising: IKE_AUTH has created the
-    /// child before. And the others must not be lost: they must have been created by
-    /// CREATE_CHILD_SA since the peer was authenticated, as a whole, and no request about them must
-    /// have failed since. So two ends with different first children do not take turns in ending
-    /// each other's.
-    pub(super) fn refused_child_needs_new_ike_sa(
-        &mut self,
-        old: Option<ChildId>,
-        refused: &Purpose,
-        kind: NotifyType,
-        child_sas: &ChildSas,
-        now: Instant,
-    ) -> bool {
-        if !self.is_child_of_next_ike_auth(&refused.child) {
-            return false;
-        }
-        let old = old.filter(|old| child_sas.live(*old).is_some());
-        let mut others = child_sas.children_of(self.spi()).map(|(_, child)| child).peekable();
-        if old.is_some() {
-            let alone = others.all(|child| child.sa.purpose.child == refused.child);
-            return alone || self.missing.begin_new_ike_sa(now);
-        }
-        // pluto 4.10 answers another group with INVALID_SYNTAX. NO_ADDITIONAL_SAS and
-        // TS_UNACCEPTABLE are about the other CHILD_SAs, or come again.
-        let of_algorithms =
-            matches!(kind, NotifyType::NoProposalChosen | NotifyType::InvalidKePayload | NotifyType::InvalidSyntax);
-        if now < self.authenticated() + REFUSED_FROM {
-            return false;
-        }
-        let alone = others.peek().is_none();
-        let are_others_safe = others.all(|child| {
-            let Purpose { child: name, part, .. } = &child.sa.purpose;
-            let created_later = child.established > self.authenticated();
-            *name != refused.child && part.is_none() && created_later && !self.outcome.has_failed(name)
-        });
-        let promising = self.negotiated.has_created_first_child && of_algorithms && are_others_safe;
-        let promising = match self.missing.new_ike_sa() {
-            // After an attempt at the end of the child's lifetime, the next ones follow.
-            NewIkeSa::Refused(_) => of_algorithms,
-            // The peer has accepted the child and deleted it again.
-            NewIkeSa::IsThis(since) if now < since + REFUSED_AGAIN => false,
-            _ => promising,
-        };
-        alone || (promising && self.missing.begin_new_ike_sa(now))
-    }
-
-    /// Records that IKE_AUTH of another IKE SA, which we have begun, has not created the first
-    /// child. Returns whether that IKE SA was begun for the child although this one has other
-    /// CHILD_SAs. Then none is begun for the child for a while; it is still requested on this one.
-    pub(crate) fn new_ike_sa_refused(&mut self, child_sas: &ChildSas, now: Instant) -> bool {
-        let has_others = child_sas.children_of(self.spi()).next().is_some();
-        self.lifecycle == Lifecycle::Active && has_others && self.missing.new_ike_sa_refused(now)
-    }
-
-    /// Plans another IKE SA because we have refused the peer's rekey of `old`: no algorithms are in
-    /// common, for example no key exchange method. A new IKE SA can create the first child before
-    /// the old CHILD_SA ends. The attempt goes to where this IKE SA ends, even if no address is
-    /// configured. Does nothing if the CHILD_SA is new, or if IKE_AUTH would not create it.
-    pub(super) fn replace_after_refusal(&mut self, old: ChildId, child_sas: &ChildSas, now: Instant) {
-        let due = child_sas.live(old).is_some_and(|child| {
-            self.is_child_of_next_ike_auth(&child.sa.purpose.child) && now >= child.established + REFUSED_FROM
-        });
-        if due && !mutation!("refused_rekey_of_peer_ignored") {
-            let planned = self.timers.get(Timer::Reauthenticate);
-            self.timers.set(Timer::Reauthenticate, planned.map_or(now + PEER_BEGINS, |at| at.min(now + PEER_BEGINS)));
         }
     }
 

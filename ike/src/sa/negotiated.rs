@@ -23,6 +23,8 @@ pub(crate) struct Negotiated {
     /// Whether IKE_AUTH has created a CHILD_SA of the first configured child. It is kept when the
     /// IKE SA is rekeyed.
     pub(crate) has_created_first_child: bool,
+    /// Whether the peer, as the responder, supports IKE_AUTH without a CHILD_SA (RFC 6023).
+    pub(super) peer_supports_childless: bool,
 }
 
 impl Negotiated {
@@ -43,6 +45,7 @@ impl Negotiated {
             certificate: certificate.map(Box::new),
             internal_addresses: internal_addresses.into(),
             has_created_first_child: false,
+            peer_supports_childless: false,
         }
     }
 

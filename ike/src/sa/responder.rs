@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::agent_peer::AgentPeer;
 use super::channel::{Channel, Incoming};
-use super::child::{self, ReservedSpi};
+use super::child_in_auth::{self, RefusedChild};
 use super::childless;
 use super::failure::{self, IKE_AUTH, IKE_SA_INIT};
 use super::ike_sa::IkeSa;
@@ -22,7 +22,7 @@ use crate::childless::Childless;
 use crate::config::{Group, Identity, IkeProposal, PeerName};
 use crate::crypto::{IkeKeys, IkeRole, IkeSuite, ResponderKeyExchange};
 use crate::event::{ChildSa, IkeId, NotServed, PeerCertificate, PeerError, PeerErrorKind};
-use crate::negotiate::{self, ChildKeyExchange, ChildOffer};
+use crate::negotiate;
 use crate::output::Context;
 use crate::time::Instant;
 use crate::wire::{
@@ -157,6 +157,7 @@ impl HalfOpen {
         let response = Message::response(&message.header, ike.responder, answer).encode();
         cx.out.message(local, remote, cx.config.nat_port, &response);
         let transcript = InitTranscript {
+            childless: false,
             hashes: payloads.notify(NotifyType::SignatureHashAlgorithms).map(Notify::hashes),
             request: datagram.to_vec(),
             response,
@@ -397,11 +398,12 @@ impl HalfOpen {
         //= RFC 6023 3 SHOULD 6: otherwise INVALID_SYNTAX
         let left_out = childless::leaves_out_child(payloads) && profile.config.childless != Childless::Never;
         let child = match refusal {
-            Some(refusal) => Err(refusal),
+            Some(refusal) => Err(refusal.into()),
             None if left_out => Ok(None),
-            None if profile.config.childless == Childless::Force => Err(failure::child_in_auth(&profile.config)),
-            None => answer_child(payloads, &self.transcript, &channel, &profile, cx).map(Some),
+            None if profile.config.childless == Childless::Force => Err(failure::child_in_auth(&profile.config).into()),
+            None => child_in_auth::answer(payloads, &self.transcript, &channel, &profile, cx).map(Some),
         };
+        let mut refused_child = None;
         let mut not_served = NotServed {
             internal_address: internal_address::is_ignored(payloads, &profile.config),
             transport_mode: false,
@@ -420,7 +422,7 @@ impl HalfOpen {
                 not_served.transport_mode = negotiate::mode_of(payloads) != child.mode;
                 Ok(Some(child))
             }
-            Err((mut error, notify)) => {
+            Err(RefusedChild { child, mut error, notify }) => {
                 // The address that the peer does not get may be the reason.
                 for sentence in not_served.sentences() {
                     error.detail.push_str("; ");
@@ -429,6 +431,7 @@ impl HalfOpen {
                 // RFC 7296 1.2: the IKE SA is created even without a CHILD_SA.
                 //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
                 answer.push_notify(notify);
+                refused_child = child.map(|child| (child, error.clone()));
                 Err(error)
             }
         };
@@ -447,7 +450,10 @@ impl HalfOpen {
         let negotiated = Negotiated::new(proof, certificate, &channel.path, internal_addresses, not_served);
         let initial_contact = payloads.notify(NotifyType::InitialContact).is_some();
         let sa = IkeSa::new(*channel, profile, negotiated, Initiation::ByPeer(self.begun), cx);
-        let sa = sa.with_mobike(mobike).with_agent(agent);
+        let mut sa = sa.with_mobike(mobike).with_agent(agent);
+        if let Some((child, error)) = refused_child {
+            sa.child_failed_in_auth(&child, error);
+        }
         AuthOutcome::Up { sa, child, initial_contact }
     }
 }
@@ -514,29 +520,4 @@ fn reject(
     //= RFC 7296 2.21.2 MUST 3: by one of two notifications
     channel.respond(ExchangeType::IkeAuth, &Payloads::from(vec![Payload::Notify(notify)]), cx);
     AuthOutcome::Refused { peer, identity, from, error, last_response: channel.into_last_response() }
-}
-
-/// Negotiates the CHILD_SA of IKE_AUTH. Returns it with its payloads for the response. The error
-/// holds the notification for the response.
-fn answer_child(
-    payloads: &Payloads,
-    transcript: &InitTranscript,
-    channel: &Channel,
-    profile: &Profile,
-    cx: &mut Context<'_>,
-) -> Result<(ChildSa, Vec<Payload>), (PeerError, Notify)> {
-    let config = &profile.config;
-    let malformed = |error: InvalidMessage| (failure::invalid(IKE_AUTH, error), error.notify());
-    let offers = payloads.proposals().map_err(malformed)?;
-    let remote = payloads.selectors_initiator().map_err(malformed)?;
-    let local = payloads.selectors_responder().map_err(malformed)?;
-    let mode = negotiate::mode_of(payloads);
-    let offer = ChildOffer { proposals: offers, local, remote, mode, ends: channel.path.ends() };
-    let agreed = negotiate::agree(config.children(), offer, ChildKeyExchange::Ignored, |_| true);
-    let agreed = agreed.map_err(|disagreement| failure::disagreement(IKE_AUTH, &disagreement, config, &offer))?;
-    let purpose = config.purpose(agreed.child, &agreed.selectors);
-    let inbound = ReservedSpi::new(profile, channel, cx)
-        .ok_or_else(|| (failure::no_spi(IKE_AUTH), Notify::new(NotifyType::NoProposalChosen)))?;
-    let keys = channel.keys().child(agreed.chosen.suite.cipher, transcript.nonces(), None);
-    Ok(child::grant(agreed, purpose, keys, inbound, None, channel))
 }

@@ -13,8 +13,8 @@ use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
 use crate::{
-    certificates, changes, childless, children, internal_addresses, liveness, mobike, rates, rekey, rules, suites,
-    transport, windows,
+    certificates, changes, childless, children, internal_addresses, liveness, mobike, rates, refused_children, rekey,
+    rules, suites, transport, windows,
 };
 
 /// Number of runs under faults, which are tried after all other tests.
@@ -90,6 +90,10 @@ const TESTS: &[(&str, fn())] = &[
     ("rekey of the IKE SA of several", children::a_rekey_of_the_ike_sa_moves_all_child_sas),
     ("authentication of several", children::a_new_authentication_makes_all_child_sas_before_the_old_ones_go),
     ("no CHILD_SA in IKE_AUTH", childless::each_pair_of_settings_leaves_out_the_child_sa_as_the_words_say),
+    (
+        "refused first CHILD_SA",
+        refused_children::the_other_children_come_up_although_ike_auth_has_refused_the_first_one,
+    ),
     ("transport mode", transport::two_hosts_in_transport_mode_rekey_and_lose_nothing),
     (
         "transport mode through NATs",

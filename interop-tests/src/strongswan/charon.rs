@@ -312,7 +312,12 @@ impl<'a> Charon<'a> {
         self.load_file(&connection.name, &connection.swanctl_conf()?)
     }
 
-    fn load_file(&mut self, name: &str, swanctl_conf: &str) -> Result<()> {
+    /// Does the same as [`Self::load`], with the text of the file. Where only the children differ, the
+    /// IKE SAs have the new ones.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Self::load`].
+    pub fn load_file(&mut self, name: &str, swanctl_conf: &str) -> Result<()> {
         let node = self.node;
         node.write("/etc/swanctl/swanctl.conf", swanctl_conf)?;
         let said = self.swanctl(&["--load-all", "--noprompt"])?;

@@ -4,10 +4,15 @@
 use super::*;
 use crate::wire::{ExchangeType, Header};
 
+/// Returns whether a datagram belongs to this exchange.
+fn is_exchange(transmit: &Transmit, exchange: ExchangeType) -> bool {
+    let message = transmit.payload.strip_prefix(&[0; 4]).unwrap_or(&transmit.payload);
+    Header::decode(message).is_ok_and(|header| header.exchange == exchange)
+}
+
 /// Returns whether a datagram belongs to IKE_SA_INIT.
 fn is_init(transmit: &Transmit) -> bool {
-    let message = transmit.payload.strip_prefix(&[0; 4]).unwrap_or(&transmit.payload);
-    Header::decode(message).is_ok_and(|header| header.exchange == ExchangeType::IkeSaInit)
+    is_exchange(transmit, ExchangeType::IkeSaInit)
 }
 
 /// Returns two endpoints. The certificate of `a` is valid for 1000 days, that of `b` for an hour.
@@ -52,6 +57,47 @@ fn a_renewed_certificate_is_shown_before_the_old_one_ends() {
     pair.run_for(3 * HOUR);
     assert!(pair.is_connected());
     assert!(pair.downs(0).is_empty() && pair.downs(1).is_empty(), "nothing ended without a successor");
+}
+
+#[test]
+fn another_lifetime_of_the_keys_does_not_bring_forward_the_renewal_of_a_certificate() {
+    let authority = Authority::new("CA");
+    let mut pair = certified(&authority);
+    pair.start();
+    let handshakes = |pair: &Pair| {
+        let up = |event: &&Event| matches!(event, Event::IkeUp { .. });
+        pair.ends[0].events.iter().filter(up).count()
+    };
+    // The end that has begun renews after two to three quarters of the hour.
+    pair.run_for(HOUR / 2);
+    for us in 0..2 {
+        pair.configs[us].timing.ike_lifetime *= 2;
+        pair.configure(us);
+    }
+    pair.run_for(9 * 60 * SECOND);
+    assert_eq!(handshakes(&pair), 1);
+    pair.run_for(6 * 60 * SECOND);
+    assert_eq!(handshakes(&pair), 2);
+}
+
+#[test]
+fn what_fails_on_an_ike_sa_that_was_replaced_is_not_the_peers_last_failure() {
+    let mut pair = Pair::new().one_sided();
+    pair.start();
+    pair.configs[1].child.proposals[0].groups = vec![Group::P256];
+    pair.configure(1);
+    let name = PeerName::new(NAMES[1]);
+    let last_error = |pair: &Pair| pair.ends[0].endpoint.snapshot()[0].last_error.clone();
+    // The refusal arrives when another IKE SA is up, and before the old one is deleted.
+    let is_delete = |sent: &Transmit| is_exchange(sent, ExchangeType::Informational);
+    let is_refusal = |us, sent: &Transmit| us == 1 && is_exchange(sent, ExchangeType::CreateChildSa);
+    pair.tap = Box::new(move |us, sent| !is_refusal(us, sent) && !is_delete(sent));
+    assert!(pair.call(0, |endpoint, now, env| endpoint.rekey_children(&name, now, env)));
+    assert!(pair.call(0, |endpoint, now, env| endpoint.reauthenticate(&name, now, env)));
+    assert_eq!((pair.ike_sas(0), last_error(&pair), pair.errors(0).len()), (2, None, 0));
+    pair.tap = Box::new(move |_, sent| !is_delete(sent));
+    pair.run_for(3 * SECOND);
+    assert_eq!((last_error(&pair), pair.errors(0).len()), (None, 1), "{:?}", pair.error_texts(0));
 }
 
 /// Sets the time for which `us` accepts the peer's certificate after its end.

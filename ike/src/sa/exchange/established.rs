@@ -17,6 +17,7 @@ use crate::sa::HeldDatagram;
 use crate::sa::channel::Incoming;
 use crate::sa::failure::{self, INFORMATIONAL};
 use crate::sa::ike_sa::{CloseReason, IkeSa, Lifecycle, SaStep};
+use crate::sa::missing_children::CHILDLESS_TIMEOUT;
 use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest};
 use crate::sa::path::Path;
 use crate::time::Instant;
@@ -123,8 +124,12 @@ impl IkeSa {
                 }
                 Timer::Cleanup => self.clean_up(child_sas),
                 Timer::Childless => {
-                    if child_sas.children_of(self.spi()).next().is_none() && !self.brings_child() {
-                        self.enqueue(QueuedRequest::DeleteIke);
+                    if child_sas.children_of(self.spi()).next().is_none() {
+                        if self.brings_child() && (self.profile.config.initiate || self.is_asking()) {
+                            self.timers.set(Timer::Childless, cx.now + CHILDLESS_TIMEOUT);
+                        } else {
+                            self.enqueue(QueuedRequest::DeleteIke);
+                        }
                     }
                 }
             }
@@ -407,7 +412,7 @@ impl IkeSa {
             let first = purpose.child == config.child.name && !child_sas.serves(me, purpose);
             if config.initiate && first && config.childless < Childless::Force {
                 // Other CHILD_SAs would be in danger each time.
-                renew |= child_sas.children_of(me).next().is_none() || self.missing.begin_new_ike_sa(cx.now);
+                renew |= self.missing.new_ike_sa_mut().begin(cx.now);
             }
             self.child_deleted(purpose, child_sas, cx);
         }

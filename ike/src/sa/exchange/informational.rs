@@ -7,12 +7,7 @@ use crate::output::Context;
 use crate::sa::failure::{self, INFORMATIONAL};
 use crate::sa::ike_sa::{CloseReason, IkeSa, SaStep};
 use crate::sa::own_requests::OutstandingRequest;
-use crate::wire::{Delete, ExchangeType, NotifyType, Payload, Payloads, Protocol};
-
-/// The notifications by which the peer states that it has removed the IKE SA or never created it
-/// (RFC 7296 2.21.2).
-const ENDS_IKE_SA: [NotifyType; 3] =
-    [NotifyType::AuthenticationFailed, NotifyType::InvalidSyntax, NotifyType::UnsupportedCriticalPayload];
+use crate::wire::{Delete, ExchangeType, Payload, Payloads, Protocol};
 
 /// Sends a request that deletes an SA.
 pub(super) fn delete(sa: &mut IkeSa, delete: Delete, cx: &mut Context<'_>) {
@@ -62,8 +57,7 @@ pub(super) fn answer(sa: &mut IkeSa, payloads: &Payloads, child_sas: &mut ChildS
     addresses::follow(sa, change, cx);
     // RFC 7296 2.21.2: the initiator could not accept our IKE_AUTH response.
     //= RFC 7296 2.21.2 REQUIRED 6: three notifications end the IKE SA
-    let mut ended = ENDS_IKE_SA.iter().filter_map(|kind| payloads.notify(*kind));
-    if let Some(notify) = ended.next() {
+    if let Some(notify) = payloads.notifies().find(|notify| notify.kind.ends_ike_sa()) {
         return SaStep::Closed(CloseReason::Failed(failure::notified(
             INFORMATIONAL,
             notify.kind,

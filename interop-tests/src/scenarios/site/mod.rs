@@ -298,8 +298,13 @@ pub(super) fn expect_none_lost(edge: &Node, daemon: &impl Daemon, pings: impl In
 /// came before the keys. IKE_AUTH names no CHILD_SA that the new one replaces, so every daemon
 /// sends with it as soon as it has made it. What comes before the response cannot be accepted: the
 /// daemon has not yet shown who it is.
-pub(super) fn expect_none_lost_to_new_ike_sas(edge: &Node, pings: impl IntoIterator<Item = Ping>) -> Result<()> {
-    expect_lost(came_early(edge)?, pings)
+/// `before` is what [`came_early`] returned when the pings began.
+pub(super) fn expect_none_lost_to_new_ike_sas(
+    edge: &Node,
+    before: u64,
+    pings: impl IntoIterator<Item = Ping>,
+) -> Result<()> {
+    expect_lost(came_early(edge)?.saturating_sub(before), pings)
 }
 
 /// Returns how many packets the edge's kernel has received by SPIs that were only reserved, or just

@@ -1,5 +1,5 @@
 //! Rekeys CHILD_SAs where edge-agent and charon want forward secrecy by different groups: the only
-//! CHILD_SA, or one of two.
+//! CHILD_SA, or one of two. Sets them up where the ciphers of the first one differ.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 
 use crate::edge_agent::{Agent, ChildSpis, StaticPeer};
 use crate::scenario::Lab;
-use crate::scenarios::site::{Initiator, SECRET, Site, expect_none_lost_to_new_ike_sas};
+use crate::scenarios::site::{Initiator, SECRET, Site, came_early, expect_none_lost_to_new_ike_sas};
 use crate::strongswan::Charon;
 use crate::strongswan::charon::Auth;
 use crate::wait;
@@ -31,6 +31,7 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
     }
     agent.wait_up("moon")?;
     charon.wait_up()?;
+    let early = came_early(site.edge)?;
     let mut ping = site.edge_pod.ping("10.2.0.2")?;
     ping.wait_more(3)?;
     // As responder, edge-agent begins the new IKE SA at the address from which charon came.
@@ -48,16 +49,16 @@ pub(super) fn run(lab: &Lab, initiator: Initiator) -> Result<()> {
     agent.process().wait_log("none of the peer's ESP proposals is acceptable")?;
     ping.wait_more(5)?;
     ensure!(agent.tunnel("moon")? == last, "the CHILD_SA was rekeyed, although the groups differ");
-    expect_none_lost_to_new_ike_sas(site.edge, [ping])?;
+    expect_none_lost_to_new_ike_sas(site.edge, early, [ping])?;
     lab.step("charon's rekey is refused, and the CHILD_SA stays");
     Ok(())
 }
 
-/// Returns charon's file with two children, which have these groups.
+/// Returns charon's file with two children, which have these proposals.
 fn swanctl_conf(remote: &str, [net, voice]: [&str; 2]) -> String {
-    let child = |name: &str, networks: &str, group: &str| {
+    let child = |name: &str, networks: &str, proposal: &str| {
         format!(
-            "{name} {{\n local_ts = {networks}\n remote_ts = 10.1.0.0/24\n esp_proposals = aes256gcm16-{group}\n rekey_time = 0\n }}\n"
+            "{name} {{\n local_ts = {networks}\n remote_ts = 10.1.0.0/24\n esp_proposals = {proposal}\n rekey_time = 0\n }}\n"
         )
     };
     format!(
@@ -101,11 +102,16 @@ pub(super) fn first_child(lab: &Lab) -> Result<()> {
     let net = lab.build(&Site::plan(Initiator::Edge))?;
     let site = Site::new(net, Initiator::Edge)?;
     site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
-    let charon = Charon::start_with_file(site.moon, "edge", &swanctl_conf("%any", ["ecp256", "x25519"]))?;
+    let charon = Charon::start_with_file(
+        site.moon,
+        "edge",
+        &swanctl_conf("%any", ["aes256gcm16-ecp256", "aes256gcm16-x25519"]),
+    )?;
     let toml = agent_toml("remote = \"203.0.113.10\"\nstart = \"initiate\"");
     let mut agent = Agent::start_with(lab, site.edge, &toml, "debug")?;
     agent.wait_ready()?;
     let first = wait_both(&agent)?;
+    let early = came_early(site.edge)?;
     let mut ping = site.edge_pod.ping("10.3.0.2")?;
     ping.wait_more(3)?;
     charon.terminate_child()?;
@@ -124,7 +130,7 @@ pub(super) fn first_child(lab: &Lab) -> Result<()> {
     })?;
     ping.wait_more(3)?;
     ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "the first child carries nothing");
-    expect_none_lost_to_new_ike_sas(site.edge, [ping])?;
+    expect_none_lost_to_new_ike_sas(site.edge, early, [ping])?;
     ensure!(agent.children("moon")? == second, "the CHILD_SAs changed once more");
     lab.step("a new IKE SA has brought it, and the second child has lost nothing");
     Ok(())
@@ -136,7 +142,11 @@ pub(super) fn additional_child(lab: &Lab) -> Result<()> {
     let net = lab.build(&Site::plan(Initiator::Moon))?;
     let site = Site::new(net, Initiator::Moon)?;
     site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
-    let charon = Charon::start_with_file(site.moon, "edge", &swanctl_conf("203.0.113.10", ["x25519", "ecp256"]))?;
+    let charon = Charon::start_with_file(
+        site.moon,
+        "edge",
+        &swanctl_conf("203.0.113.10", ["aes256gcm16-x25519", "aes256gcm16-ecp256"]),
+    )?;
     let toml = agent_toml("start = \"respond\"");
     let mut agent = Agent::start_with(lab, site.edge, &toml, "debug")?;
     agent.wait_ready()?;
@@ -174,5 +184,50 @@ pub(super) fn additional_child(lab: &Lab) -> Result<()> {
     ensure!(agent.children("moon")?.get(VOICE) == first.get(VOICE), "the second child has another CHILD_SA");
     ensure!(agent.ike_sas("moon")? == ike, "the IKE SA was replaced, which does not help the second child");
     lab.step("charon's rekey of the second child is refused, and its CHILD_SA stays");
+    Ok(())
+}
+
+/// Sets up two CHILD_SAs. The ciphers of the first child differ, so IKE_AUTH of the end that begins
+/// with it creates none. The other child comes up all the same, and the first one when the ciphers
+/// agree.
+pub(super) fn first_child_in_auth(lab: &Lab, initiator: Initiator) -> Result<()> {
+    let net = lab.build(&Site::plan(initiator))?;
+    let site = Site::new(net, initiator)?;
+    site.moon.wired_pod("v", "10.3.0.2/24", "10.3.0.1/24")?;
+    let (remote, start) = match initiator {
+        Initiator::Edge => ("%any", "remote = \"203.0.113.10\"\nstart = \"initiate\""),
+        Initiator::Moon => ("203.0.113.10", "start = \"respond\""),
+    };
+    let mut charon =
+        Charon::start_with_file(site.moon, "edge", &swanctl_conf(remote, ["chacha20poly1305", "aes256gcm16-x25519"]))?;
+    let mut agent = Agent::start_with(lab, site.edge, &agent_toml(start), "debug")?;
+    agent.wait_ready()?;
+    if initiator == Initiator::Moon {
+        ensure!(charon.initiate_child("net").is_err(), "the ciphers differ");
+        charon.initiate_child("voice")?;
+    }
+    wait::for_event("the second child alone", || {
+        let now = agent.children("moon")?;
+        ensure!(now.contains_key(VOICE) && !now.contains_key(NET), "it has {now:x?}");
+        Ok(())
+    })?;
+    let ike = agent.ike_sas("moon")?;
+    let mut ping = site.edge_pod.ping("10.3.0.2")?;
+    ping.wait_more(3)?;
+    let error = agent.last_error("moon")?;
+    ensure!(error.contains("child net"), "the status has {error:?}");
+    lab.step("IKE_AUTH has refused the first child, the second one is up, and the status names the first");
+    charon.load_file("edge", &swanctl_conf(remote, ["aes256gcm16-x25519", "aes256gcm16-x25519"]))?;
+    if initiator == Initiator::Moon {
+        charon.initiate_child("net")?;
+    }
+    wait_both(&agent)?;
+    ensure!(site.edge_pod.reaches("10.2.0.2", Duration::from_secs(5))?, "the first child carries nothing");
+    ensure!(agent.ike_sas("moon")? == ike, "the IKE SA was replaced");
+    let error = agent.last_error("moon");
+    ensure!(error.is_err(), "the status has {error:?}");
+    ping.wait_more(3)?;
+    ping.stop()?.expect_none_lost()?;
+    lab.step("it is up as soon as the ciphers agree, on the same IKE SA");
     Ok(())
 }

@@ -275,6 +275,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         groups_differ::first_child,
     ),
     scenario(
+        "strongswan/first-child-refused-initiator",
+        "edge-agent initiates; charon refuses the first of two children in IKE_AUTH: the other comes up, and the first when the ciphers agree",
+        |lab| groups_differ::first_child_in_auth(lab, Initiator::Edge),
+    ),
+    scenario(
+        "strongswan/first-child-refused-responder",
+        "charon initiates; edge-agent refuses the first of two children in IKE_AUTH: the other comes up, and the first when the ciphers agree",
+        |lab| groups_differ::first_child_in_auth(lab, Initiator::Moon),
+    ),
+    scenario(
         "strongswan/on-demand-initiator",
         "edge-agent sets the tunnel to charon up by the first packet, closes it when it is idle, and again after charon has closed it",
         on_demand::initiator,
