@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
 use edge_controller_kubernetes::client::ApiFailures;
+use edge_controller_kubernetes::nodes::NEEDED_AT_START;
 use edge_controller_kubernetes::own_rights::{OwnRights, Uses};
 use edge_types::IpNetwork;
 use futures_util::future::join_all;
@@ -173,7 +174,10 @@ fn rights() {
         })
         .await;
         assert!(message.contains("deploy/kubernetes/10-rbac.yaml"), "{message}");
-        // The account's rights are read. As all replicas lack them, this one stays ready.
+        // The account's rights are read. As all replicas lack them, one that starts now is ready.
+        cluster.api_failures.await_first(&NEEDED_AT_START);
+        let unready = cluster.api_failures.unready_reasons().expect("it has not read the Nodes");
+        assert!(unready.contains("10-rbac.yaml"), "{unready}");
         let uses = Uses { store: true, service_accounts: false, label_policy: false };
         let rights = OwnRights::new(&cluster.client, NAMESPACE, uses, cluster.api_failures.clone());
         let reading = tokio::spawn(rights.run());
@@ -186,7 +190,6 @@ fn rights() {
         }
         assert_eq!(cluster.api_failures.unready_reasons(), None, "nodes are not sent elsewhere for that");
         reading.abort();
-        cluster.api_failures.set_lacking(Default::default());
         everything_is_there(&replica).await;
         let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("10-rbac.yaml"), "{error}");
