@@ -101,9 +101,7 @@ pub struct ApiFailures(Arc<Mutex<Current>>);
 #[derive(Debug, Default)]
 struct Current {
     failing: BTreeMap<String, ApiFailure>,
-    /// What the controller's account lacks a right for.
-    lacking: BTreeSet<String>,
-    /// What has not worked since this replica started, of what it needs once before it serves.
+    /// What has not worked since this replica started, of what it needs once before it is ready.
     awaited: BTreeSet<String>,
 }
 
@@ -131,10 +129,15 @@ impl ApiFailures {
         self.current().awaited = needs.iter().map(|what| (*what).to_owned()).collect();
     }
 
-    /// Sets the resources, as plural and group, for which the controller's account lacks a right.
-    /// All replicas lack the same rights, so a replica is ready without them.
-    pub fn set_lacking(&self, resources: BTreeSet<String>) {
-        self.current().lacking = resources;
+    /// Takes the resources, as plural and group, for which the controller's account lacks a right.
+    /// All replicas lack the same rights. So if this replica needs one of them before it is ready,
+    /// it is ready without what it still needs, and stays ready when the account gets the rights.
+    pub fn note_lacking(&self, resources: &BTreeSet<String>) {
+        let mut current = self.current();
+        if !current.awaited.is_disjoint(resources) {
+            // What is not lacking may have to wait for what is.
+            current.awaited.clear();
+        }
     }
 
     fn note(&self, what: &str, failure: ApiFailure) {
@@ -169,19 +172,17 @@ impl ApiFailures {
     /// that has.
     pub fn unready_reasons(&self) -> Option<String> {
         let current = self.current();
-        let awaited = current.counted_as_awaited()?;
         let why = |what: &String| match current.failing.get(what) {
             Some(failure) => failure.why.clone(),
             None => format!("{what}: not read yet since this replica started"),
         };
-        Some(awaited.iter().map(why).collect::<Vec<_>>().join("; "))
+        (!current.awaited.is_empty()).then(|| current.awaited.iter().map(why).collect::<Vec<_>>().join("; "))
     }
 
     /// Returns the failures that are not among [`Self::unready_reasons`]; `None` if there are none.
     pub fn other_reasons(&self) -> Option<String> {
         let current = self.current();
-        let awaited = current.counted_as_awaited();
-        current.join_reasons(|what, _| awaited.is_none_or(|awaited| !awaited.contains(what)))
+        current.join_reasons(|what, _| !current.awaited.contains(what))
     }
 
     /// Counts the failures in [`Self::serving_reasons`] and the minor ones.
@@ -197,12 +198,6 @@ impl ApiFailures {
 }
 
 impl Current {
-    /// Returns what this replica still needs before it is ready; `None` if it needs nothing, or if
-    /// a right is missing for it, which all replicas lack alike.
-    fn counted_as_awaited(&self) -> Option<&BTreeSet<String>> {
-        (!self.awaited.is_empty() && self.awaited.is_disjoint(&self.lacking)).then_some(&self.awaited)
-    }
-
     /// Joins the reasons of the failures that `counts` selects. Its arguments are what fails, and
     /// the failure.
     fn join_reasons(&self, counts: impl Fn(&String, &ApiFailure) -> bool) -> Option<String> {
@@ -289,11 +284,14 @@ mod tests {
         api_failures.record("b", "gone".into());
         assert_eq!(api_failures.unready_reasons().as_deref(), Some("refused"));
         assert_eq!(api_failures.other_reasons().as_deref(), Some("gone"));
-        api_failures.set_lacking(["a".to_owned()].into());
+        api_failures.note_lacking(&["b".to_owned()].into());
+        assert_eq!(api_failures.unready_reasons().as_deref(), Some("refused"), "the right to a is there");
+        api_failures.note_lacking(&["a".to_owned()].into());
         assert_eq!(api_failures.unready_reasons(), None, "all replicas lack the right to a");
         assert_eq!(api_failures.other_reasons().as_deref(), Some("refused; gone"));
         assert_eq!(api_failures.counts(), (2, 0), "nodes are affected all the same");
-        api_failures.set_lacking(Default::default());
+        api_failures.note_lacking(&BTreeSet::new());
+        assert_eq!(api_failures.unready_reasons(), None, "the right is given back, and a is not read yet");
         api_failures.clear("a");
         api_failures.record("a", "gone too".into());
         assert_eq!(api_failures.unready_reasons(), None, "it serves what it knows");

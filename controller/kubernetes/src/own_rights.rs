@@ -126,12 +126,11 @@ impl OwnRights {
             let Ok(Ok(SelfSubjectRulesReview { status: Some(status), .. })) = asked else { continue };
             // Some authorizers, such as webhooks, cannot list their rules.
             if status.incomplete {
-                self.api_failures.set_lacking(BTreeSet::new());
                 self.api_failures.clear(WHAT);
                 continue;
             }
             let (texts, resources) = missing(&status.resource_rules, &self.needs);
-            self.api_failures.set_lacking(resources);
+            self.api_failures.note_lacking(&resources);
             match texts.as_slice() {
                 [] => self.api_failures.clear(WHAT),
                 texts => {

@@ -270,6 +270,14 @@ impl ControlPlane {
         self.start_api_server()
     }
 
+    /// Stops the API server's process, so that it answers no request, or lets it continue.
+    ///
+    /// # Errors
+    /// Returns an error if the program does not run.
+    pub fn hang_api_server(&self, hang: bool) -> Result<()> {
+        self.running().api_server.as_mut().context("the API server is not running")?.hang(hang)
+    }
+
     /// Kills etcd. The API server continues to run, and answers with errors.
     ///
     /// # Errors

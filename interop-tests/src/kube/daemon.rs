@@ -96,6 +96,14 @@ impl Daemon {
         Ok(())
     }
 
+    /// Stops the program's process, or lets it continue.
+    pub(super) fn hang(&mut self, hang: bool) -> Result<()> {
+        // The process has not been waited for, so no other process has the same id.
+        anyhow::ensure!(self.child.try_wait()?.is_none(), "{} has ended", self.name);
+        let signal = if hang { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.child), signal).with_context(|| format!("a signal to {}", self.name))
+    }
+
     fn ended_early(&self, status: ExitStatus) -> anyhow::Error {
         let output = self.output();
         let lines: Vec<_> = output.lines().collect();

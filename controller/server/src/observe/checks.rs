@@ -24,11 +24,19 @@ pub(super) async fn healthz(server: &ServerParts) -> Vec<Check> {
 }
 
 /// Runs the checks for `/readyz`, which decide whether nodes should be sent to this replica.
-pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
-    let store = registry_works(server).await.and_then(|works| match works {
-        true => Ok(()),
-        false => Err(format!("it has not carried out a plan for {} s; is its disk stuck?", PATIENCE.as_secs())),
-    });
+/// Returns them with the notes.
+pub(super) async fn readyz(server: &ServerParts) -> (Vec<Check>, Vec<String>) {
+    let at_api_server = server.live.now().config.kubernetes.as_ref().is_some_and(|kubernetes| kubernetes.store);
+    let (store, waiting) = match registry_works(server).await {
+        Ok(true) => (Ok(()), None),
+        // The API server keeps all replicas waiting alike, so this one stays ready.
+        Ok(false) if at_api_server => (Ok(()), Some(unanswered())),
+        Ok(false) => {
+            let why = format!("it has not carried out a plan for {} s; is its disk stuck?", PATIENCE.as_secs());
+            (Err(why), None)
+        }
+        Err(error) => (Err(error), None),
+    };
     let socket = match std::fs::symlink_metadata(&server.live.now().config.admin_socket) {
         Ok(_) => Ok(()),
         Err(error) => {
@@ -50,12 +58,18 @@ pub(super) async fn readyz(server: &ServerParts) -> Vec<Check> {
     }
     checks.extend(ends);
     checks.extend(server.health.tasks());
-    checks
+    let notes = waiting.into_iter().chain(notes(server).await).collect();
+    (checks, notes)
+}
+
+/// Returns a note about a store at the API server that keeps plans waiting.
+fn unanswered() -> String {
+    format!("[!]store: the API server has not answered for {} s; changes wait for it", PATIENCE.as_secs())
 }
 
 /// Returns facts that the operator should know although nodes are served: `[!]` if the operator
 /// must act, `[i]` otherwise.
-pub(super) async fn notes(server: &ServerParts) -> Vec<String> {
+async fn notes(server: &ServerParts) -> Vec<String> {
     let (now, in_force) = (server.registry.clock.now(), server.live.now());
     let paused = server.registry.read().await.may_grant(&in_force.policy, now).err();
     let missed = server.api_failures.other_reasons().map(|why| format!("[!]kubernetes: {why}"));

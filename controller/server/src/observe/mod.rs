@@ -49,7 +49,8 @@ async fn healthz(State(server): State<Arc<ServerParts>>) -> Response {
 }
 
 async fn readyz(State(server): State<Arc<ServerParts>>) -> Response {
-    checks::response(checks::readyz(&server).await, checks::notes(&server).await)
+    let (checks, notes) = checks::readyz(&server).await;
+    checks::response(checks, notes)
 }
 
 async fn metrics(State(server): State<Arc<ServerParts>>, headers: HeaderMap) -> Response {

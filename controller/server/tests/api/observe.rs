@@ -1,6 +1,7 @@
 //! Tests the metrics and probes for an operator's monitoring.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use crate::harness::{Cloud, kind, request_of};
 use http_body_util::{BodyExt, Empty};
@@ -287,15 +288,18 @@ async fn a_replica_that_never_reached_the_api_server_is_not_ready() {
     let ranges = "cluster_ranges = [\"10.77.0.0/24\"]";
     let cloud = Cloud::with(&format!("{ranges}\n[kubernetes]\nstore = false\nkubeconfig = {kubeconfig:?}")).await;
     // It is not ready before the first attempt, nor after it.
-    loop {
-        let (status, _, text) = cloud.page("/readyz").await;
-        let why = text.lines().find(|line| line.starts_with("[-]kubernetes failed: ")).unwrap_or_default();
-        assert!(status == 503 && why.contains("nodes: not read yet"), "{text}");
-        if why.contains("a request to the API server about") {
-            break;
+    let attempt = async {
+        loop {
+            let (status, _, text) = cloud.page("/readyz").await;
+            let why = text.lines().find(|line| line.starts_with("[-]kubernetes failed: ")).unwrap_or_default();
+            assert!(status == 503 && why.contains("nodes: not read yet"), "{text}");
+            if why.contains("a request to the API server about") {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    };
+    tokio::time::timeout(Duration::from_secs(60), attempt).await.expect("the first attempt fails");
     assert_eq!(cloud.page("/healthz").await.0, 200);
 }
 

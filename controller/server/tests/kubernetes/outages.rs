@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use edge_controller_domain::state::{Change, CommunityRecord, NodeRecord};
 use edge_controller_kubernetes::client::ApiFailures;
+use edge_controller_kubernetes::nodes::NEEDED_AT_START;
 use edge_controller_kubernetes::own_rights::{OwnRights, Uses};
 use edge_types::IpNetwork;
 use futures_util::future::join_all;
@@ -18,6 +19,7 @@ use kube::client::Body;
 
 use crate::behaviour::{Grants, assert_disjoint, commit, edge, loaded, name, token, until};
 use crate::cluster::{Cluster, NAMESPACE, PLANE, as_user, clean, controller, install, run};
+use crate::harness::monitoring_page;
 
 pub(crate) const TESTS: &[Test] = &[
     ("while_the_api_server_is_away_what_was_known_holds_and_afterwards_all_goes_on", away),
@@ -25,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("segment_requests_that_are_repeated_through_outages_give_no_address_to_two_nodes_and_lose_none", storm),
     ("a_token_whose_node_was_written_without_an_answer_stays_used", unanswered),
     ("a_lost_right_tears_nothing_down_and_is_told_with_its_manifest", rights),
+    ("readyz_stays_200_and_notes_it_while_a_hanging_api_server_keeps_a_change_waiting", hanging),
     ("without_its_definitions_a_controller_does_not_start_and_says_which_manifest_helps", definitions),
 ];
 
@@ -173,7 +176,10 @@ fn rights() {
         })
         .await;
         assert!(message.contains("deploy/kubernetes/10-rbac.yaml"), "{message}");
-        // The account's rights are read. As all replicas lack them, this one stays ready.
+        // The account's rights are read. As all replicas lack them, one that starts now is ready.
+        cluster.api_failures.await_first(&NEEDED_AT_START);
+        let unready = cluster.api_failures.unready_reasons().expect("it has not read the Nodes");
+        assert!(unready.contains("10-rbac.yaml"), "{unready}");
         let uses = Uses { store: true, service_accounts: false, label_policy: false };
         let rights = OwnRights::new(&cluster.client, NAMESPACE, uses, cluster.api_failures.clone());
         let reading = tokio::spawn(rights.run());
@@ -186,7 +192,6 @@ fn rights() {
         }
         assert_eq!(cluster.api_failures.unready_reasons(), None, "nodes are not sent elsewhere for that");
         reading.abort();
-        cluster.api_failures.set_lacking(Default::default());
         everything_is_there(&replica).await;
         let error = replica.try_request_segments("b", "r").await.unwrap_err().to_string();
         assert!(error.contains("10-rbac.yaml"), "{error}");
@@ -201,6 +206,39 @@ fn rights() {
         replica.request_segments("b", "r").await;
         let (_, snapshot, _) = loaded(&owner).await;
         assert_eq!(snapshot.segments.len(), 4);
+    });
+}
+
+fn hanging() {
+    run(async {
+        let cluster = clean().await;
+        let cloud = crate::server::controller(&cluster).await;
+        let node = cloud.node("edge", "edge-1").await;
+        let ready = async || monitoring_page(cloud.server.observe[0], "/readyz").await;
+        until("it to be ready", async || (ready().await.0 == 200).then_some(())).await;
+        PLANE.hang_api_server(true).unwrap();
+        let (granted, (status, page)) = tokio::join!(
+            node.request_segments("r", &["ipv4"]),
+            until("the change to be waiting", async || {
+                let (status, page) = ready().await;
+                (status != 200 || page.contains("[!]store")).then_some((status, page))
+            })
+        );
+        let alive = monitoring_page(cloud.server.observe[0], "/healthz").await.0;
+        PLANE.hang_api_server(false).unwrap();
+        assert_eq!((granted.0, status, alive), (503, 200, 200), "another replica would wait for it too: {page}");
+        assert!(page.contains("[!]store: the API server has not answered for 2 s"), "{page}");
+        assert!(page.contains("[+]store ok\n") && !page.contains("disk"), "{page}");
+        until("the segment to be granted", async || {
+            (node.request_segments("r", &["ipv4"]).await.0 == 200).then_some(())
+        })
+        .await;
+        until("nothing to be noted any more", async || {
+            let (status, page) = ready().await;
+            (status == 200 && !page.contains("[!]store")).then_some(())
+        })
+        .await;
+        cloud.server.stop().await;
     });
 }
 

@@ -96,10 +96,10 @@ async fn without(world: &World, old: &mut Node, number: usize, rights: &[&Right]
     old.move_to(&cloud);
     let observe = cloud.server.observe[0];
     let taken: BTreeSet<String> = rights.iter().map(ToString::to_string).collect();
-    wait("all that was taken away to be named in /readyz", async || {
-        let page = monitoring_page(observe, "/readyz").await.1;
+    wait("all that was taken away to be named in /readyz, which returns 200", async || {
+        let (status, page) = monitoring_page(observe, "/readyz").await;
         let (_, named) = page.split_once("the controller's account may not ")?;
-        (rights_in(named.split_once(": run kubectl")?.0) == taken).then_some(())
+        (status == 200 && rights_in(named.split_once(": run kubectl")?.0) == taken).then_some(())
     })
     .await?;
     let mut tour =
