@@ -41,7 +41,9 @@ fn shallow() {
     // What git exports to its hooks names another repository, and a configuration may want signatures.
     let without_git = |program: &std::ffi::OsStr| {
         let mut command = Command::new(program);
-        ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"].map(|name| command.env_remove(name));
+        for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"] {
+            command.env_remove(name);
+        }
         command.env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
         command
     };
