@@ -167,6 +167,9 @@ impl Endpoint {
                 let before = peer.child_sas.children_of(spi).count();
                 let step = sa.handle(header, datagram, local, remote, &mut peer.child_sas, &mut cx);
                 has_more = peer.child_sas.children_of(spi).count() > before;
+                if has_more {
+                    peer.child_negotiated();
+                }
                 step
             }
             // This IKE SA was reported down, so its messages no longer concern the peer's

@@ -5,7 +5,7 @@ use crate::child_sas::{Arrival, Spi};
 use crate::config::PeerName;
 use crate::environment::Environment;
 use crate::event::{ChildSa, DownReason, Event, PeerError};
-use crate::purpose::Purpose;
+use crate::purpose::{ChildName, Purpose};
 use crate::sa::{IkeSa, Lifecycle, QueuedRequest};
 use crate::time::Instant;
 
@@ -40,6 +40,7 @@ impl Endpoint {
         let duplicates = self.find_duplicates(name, &sa, initial_contact);
         // As the initiator, with other children that the peer may accept.
         let first_refused = sa.initiator() && child.is_err() && sa.has_first_of_several_failed();
+        let has_first = self.has_first_by_auth(name, &sa.profile().config.child.name);
         for old in duplicates.replaced.iter().filter_map(|old| self.established(*old)) {
             sa.take_failed_children_of(old, now);
         }
@@ -119,16 +120,13 @@ impl Endpoint {
                 peer.report_failure(error, cx.out);
                 sa.plan_children(&replaced, false, &peer.child_sas, &mut cx);
                 let only_for_child = peer.reauthenticate && peer.only_for_child;
-                let has_first = peer.child_sas.sends_for(&sa.profile().config.child.name);
                 let keeps = first_refused && !only_for_child && !has_first && duplicates.survivor.is_none();
                 if keeps && !mutation!("children_given_up_with_first") {
                     //= RFC 7296 1.2 REQUIRED 7: the IKE SA stays without a CHILD_SA
                     sa.first_child_refused_in_auth(now);
-                    sa.limit_childless(now);
                     // The peer may delete it at once.
                     peer.schedule_retry(&mut cx);
                     peer.retry_at = None;
-                    peer.acquired_until = None;
                     peer.reauthenticate = false;
                     true
                 } else {
@@ -147,7 +145,7 @@ impl Endpoint {
         if up {
             self.resolve_duplicates(name, spi, &duplicates, now, env);
         } else {
-            self.established_without_child(name, spi, now, env);
+            self.established_without_child(name, spi, first_refused, now, env);
         }
         self.limit_ike_sas(name, spi, now, env);
         // The peer was authenticated with the configuration that was in use when the exchange
@@ -241,6 +239,19 @@ impl Endpoint {
         self.schedule(redundant);
     }
 
+    /// Returns whether an IKE SA has a CHILD_SA of the first child and IKE_AUTH of this IKE SA has
+    /// created one.
+    fn has_first_by_auth(&self, name: &PeerName, first: &ChildName) -> bool {
+        let Some(peer) = self.peers.get(name) else {
+            return false;
+        };
+        let mut sas = peer.sas.iter().filter_map(|spi| self.established(*spi));
+        sas.any(|sa| {
+            let mut children = peer.child_sas.children_of(sa.spi());
+            sa.negotiated.has_created_first_child && children.any(|(_, child)| child.sa.purpose.child == *first)
+        })
+    }
+
     fn established(&self, spi: Spi) -> Option<&IkeSa> {
         match self.sas.get(&spi) {
             Some(SaState::Established(_, sa)) => Some(sa),
@@ -268,8 +279,16 @@ impl Endpoint {
     }
 
     /// Handles a new IKE SA without a CHILD_SA. As the initiator, deletes it and tries again later.
-    /// As the responder, waits for the initiator.
-    fn established_without_child(&mut self, name: &PeerName, spi: Spi, now: Instant, env: &mut dyn Environment) {
+    /// As the responder, waits for the initiator. `first_refused` states that the peer has refused
+    /// the first of several children.
+    fn established_without_child(
+        &mut self,
+        name: &PeerName,
+        spi: Spi,
+        first_refused: bool,
+        now: Instant,
+        env: &mut dyn Environment,
+    ) {
         let Some(SaState::Established(_, sa)) = self.sas.get_mut(&spi) else {
             return;
         };
@@ -286,6 +305,7 @@ impl Endpoint {
             peer.remove_sa(spi);
             for other in &peer.sas {
                 if let Some(SaState::Established(_, other)) = self.sas.get_mut(other)
+                    && (first_refused || (peer.reauthenticate && peer.only_for_child))
                     && other.first_child_refused_in_auth(now)
                 {
                     peer.reauthenticate &= !peer.only_for_child;

@@ -230,6 +230,14 @@ impl Peer {
         self.went_first = false;
     }
 
+    /// Records that a CHILD_SA was negotiated: the next delay is the shortest one again. A running
+    /// delay goes on.
+    pub(super) fn child_negotiated(&mut self) {
+        self.backoff = self.config().timing.retry;
+        self.failed_at = None;
+        self.acquired_until = None;
+    }
+
     /// Schedules the next attempt after a failure. The delay doubles each time, up to the maximum.
     pub(super) fn schedule_retry(&mut self, cx: &mut Context<'_>) {
         self.retry_at = Some(cx.now + cx.jittered(self.backoff));

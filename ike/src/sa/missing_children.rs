@@ -165,13 +165,6 @@ impl IkeSa {
         }
     }
 
-    /// Limits the time for which an IKE SA that packets have asked for may be without a CHILD_SA.
-    pub(crate) fn limit_childless(&mut self, now: Instant) {
-        if !self.profile.config.initiate {
-            self.timers.set(Timer::Childless, now + CHILDLESS_TIMEOUT);
-        }
-    }
-
     /// Plans requests for an IKE SA without a CHILD_SA. If `initiate` is set, we request CHILD_SAs
     /// later. Otherwise the peer may request one.
     pub(crate) fn schedule_child_creation(&mut self, cx: &mut Context<'_>) {

@@ -15,17 +15,21 @@ pub(super) enum NewIkeSa {
     #[default]
     NotBegun,
     Begun,
-    /// Its IKE_AUTH did not create the child either, at this time, or that of this one did not.
+    /// Its IKE_AUTH did not create the child either, at this time.
     Refused(Instant),
+    /// None was begun for the child, but IKE_AUTH of this one or of another one did not create it,
+    /// at this time.
+    Unlikely(Instant),
     /// It is this one, since this time.
     IsThis(Instant),
 }
 
 impl NewIkeSa {
-    /// Records that another IKE SA is to create the first child. Returns false if an earlier one did not create it either a short time ago: each of them is a
-    /// handshake, and with some peers the end of this IKE SA.
+    /// Records that another IKE SA is to create the first child. Returns false if IKE_AUTH did not
+    /// create it a short time ago: each of them is a handshake, and with some peers the end of this
+    /// IKE SA.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
-        let begins = !matches!(*self, Self::Refused(at) if now < at + REFUSED_AGAIN);
+        let begins = !matches!(*self, Self::Refused(at) | Self::Unlikely(at) if now < at + REFUSED_AGAIN);
         if begins {
             *self = Self::Begun;
         }
@@ -45,9 +49,11 @@ impl NewIkeSa {
         (self == Self::Begun).then_some(Self::IsThis(now))
     }
 
-    /// Records that IKE_AUTH has not created the first child. Returns whether another IKE SA was
-    /// begun because of the child.
-    pub(super) fn refused(&mut self, now: Instant) -> bool {
-        std::mem::replace(self, Self::Refused(now)) == Self::Begun
+    /// Records that IKE_AUTH has not created the first child.
+    pub(super) fn refused(&mut self, now: Instant) {
+        *self = match self {
+            Self::Begun | Self::Refused(_) => Self::Refused(now),
+            Self::NotBegun | Self::Unlikely(_) | Self::IsThis(_) => Self::Unlikely(now),
+        };
     }
 }

@@ -91,11 +91,14 @@ impl IkeSa {
 
     /// Records that IKE_AUTH has not created the first of several children: that of this IKE SA, or
     /// that of another one, which we have begun in its place. Then none is begun for the child for
-    /// a while; it is still requested on this one. Returns whether the other one was begun for the
-    /// child. A single child is tried again without a pause.
+    /// a while; it is still requested on this one. Returns false for a single child, which is tried
+    /// again without a pause.
     pub(crate) fn first_child_refused_in_auth(&mut self, now: Instant) -> bool {
-        let several = self.profile.config.children().nth(1).is_some();
-        self.lifecycle == Lifecycle::Active && several && self.missing.new_ike_sa_mut().refused(now)
+        let records = self.lifecycle == Lifecycle::Active && self.profile.config.children().nth(1).is_some();
+        if records {
+            self.missing.new_ike_sa_mut().refused(now);
+        }
+        records
     }
 
     /// Plans another IKE SA because we have refused the peer's rekey of `old`: no algorithms are in

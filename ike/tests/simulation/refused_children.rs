@@ -334,17 +334,46 @@ fn another_authentication_moves_the_other_children_although_the_first_one_is_ref
 
 #[test]
 fn an_ike_sa_that_a_packet_wanted_ends_where_all_children_are_refused() {
-    let mut pair = refusing_ciphers(12, &[0, 1]);
-    pair.a_config.initiate = false;
+    for childless in [Childless::Allow, Childless::Prefer] {
+        let mut pair = refusing_ciphers(12, &[0, 1]).both(|config| config.childless = childless);
+        pair.a_config.initiate = false;
+        // `b` keeps an IKE SA without a CHILD_SA.
+        pair.b_config.initiate = true;
+        pair.b_config.remotes.clear();
+        pair.start();
+        let name = pair.b_name.clone();
+        assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.connect(&name, now, env)));
+        // `b` may begin once to where this IKE SA ends.
+        for time in [100, 1400] {
+            pair.network.run_for(time * SECOND);
+            assert!((1..=2).contains(&pair.ike_sas_up(pair.a)), "{}", pair.network.history());
+            let ike_sas = |node: usize| pair.network.nodes[node].host.kernel.ike_sas.len();
+            assert_eq!((ike_sas(pair.a), ike_sas(pair.b)), (0, 0), "{}", pair.network.history());
+        }
+    }
+}
+
+/// `b` refuses a CHILD_SA in IKE_AUTH, and creates each by CREATE_CHILD_SA.
+#[test]
+fn a_first_child_that_only_create_child_sa_brings_moves_to_each_new_ike_sa() {
+    let mut pair = Pair::new(14, LinkQuality::RELIABLE).one_sided().both(|config| with_children(config, 2));
+    pair.b_config.childless = Childless::Force;
     pair.start();
-    let name = pair.b_name.clone();
-    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.connect(&name, now, env)));
-    pair.network.run_for(3 * SECOND);
-    assert_eq!(pair.ike_sas_up(pair.a), 1, "{}", pair.network.history());
-    pair.network.run_for(1500 * SECOND);
-    assert_eq!(pair.ike_sas_up(pair.a), 1, "{}", pair.network.history());
-    let ike_sas = |node: usize| pair.network.nodes[node].host.kernel.ike_sas.len();
-    assert_eq!((ike_sas(pair.a), ike_sas(pair.b)), (0, 0), "{}", pair.network.history());
+    pair.network.run_for(15 * SECOND);
+    let nodes = [pair.a, pair.b];
+    let children = |pair: &Pair| ["net0", "net1"].map(|child| nodes.map(|node| pair.child(node, child)));
+    for time in 2..4 {
+        let before = children(&pair);
+        assert!(before.as_flattened().iter().all(Option::is_some), "{}", pair.network.history());
+        let name = pair.b_name.clone();
+        assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.reauthenticate(&name, now, env)));
+        pair.traffic(60 * SECOND);
+        let now = children(&pair);
+        assert!(now.as_flattened().iter().all(Option::is_some), "{}", pair.network.history());
+        assert!(now[0] != before[0] && now[1] != before[1], "{}", pair.network.history());
+        assert_eq!(pair.ike_sas_up(pair.a), time, "{}", pair.network.history());
+    }
+    pair.network.assert_tidy();
 }
 
 /// charon does so with `close_ike_on_child_failure`.

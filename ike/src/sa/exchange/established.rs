@@ -449,7 +449,7 @@ impl IkeSa {
         if !profile.config.initiate {
             if child_sas.children_of(me).next().is_some() {
                 self.timers.stop(Timer::Childless);
-            } else if self.timers.get(Timer::Childless).is_none() && !self.brings_child() {
+            } else if self.timers.get(Timer::Childless).is_none() {
                 self.child_deleted(&Purpose::whole(&profile.config.child.name), child_sas, cx);
             }
             return;
