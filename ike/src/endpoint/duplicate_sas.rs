@@ -318,9 +318,9 @@ impl Endpoint {
         self.schedule(spi);
     }
 
-    /// Supersedes the IKE SAs in use whose CHILD_SAs this later one has too. If IKE_AUTH of this one
-    /// has created no CHILD_SA, it was not known at that time whether the peer keeps it. Now the
-    /// peer may have lost the earlier ones.
+    /// Supersedes the IKE SAs in use whose CHILD_SAs this later one has too. If IKE_AUTH of this
+    /// one has created no CHILD_SA, it was not known at that time whether the peer keeps it. Now
+    /// the peer may have lost the earlier ones.
     pub(super) fn supersede_earlier(&mut self, name: &PeerName, new: Spi, now: Instant, env: &mut dyn Environment) {
         let is_active = |sa: &&IkeSa| sa.lifecycle() == Lifecycle::Active;
         let Some(peer) = self.peers.get(name).filter(|peer| peer.sas.len() > 1) else {

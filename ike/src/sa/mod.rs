@@ -37,6 +37,7 @@ mod profile;
 mod receive_window;
 mod refused_first_child;
 mod rekey_collision;
+mod reports;
 mod request_queue;
 mod responder;
 mod retransmission_timer;

@@ -1,5 +1,5 @@
-//! What is known about a new IKE SA that is to create the first child, which the peer refuses on the
-//! present one.
+//! What is known about a new IKE SA that is to create the first child, which the peer refuses on
+//! the present one.
 
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ impl NewIkeSa {
         }
     }
 
-    /// Returns what is known on the new IKE SA that replaces this one by a new authentication, if it
-    /// was begun for the first child. The peer may delete the child and refuse it again.
+    /// Returns what is known on the new IKE SA that replaces this one by a new authentication, if
+    /// it was begun for the first child. The peer may delete the child and refuse it again.
     pub(super) fn successor(self, now: Instant) -> Option<Self> {
         (self == Self::Begun).then_some(Self::IsThis(now))
     }

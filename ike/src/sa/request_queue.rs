@@ -1,4 +1,5 @@
-//! The queue of an IKE SA's own requests, and what the queued and the outstanding requests are about.
+//! The queue of an IKE SA's own requests, and what the queued and the outstanding requests are
+//! about.
 
 use super::ike_sa::IkeSa;
 use super::own_requests::{OutstandingRequest, QueuedRequest};

@@ -227,8 +227,8 @@ impl NotifyType {
         u16::from(self) < 16384
     }
 
-    /// Returns whether the sender states that it has removed the IKE SA or never created it, if this
-    /// is in IKE_AUTH or in INFORMATIONAL (RFC 7296 2.21.2).
+    /// Returns whether the sender states that it has removed the IKE SA or never created it, if
+    /// this is in IKE_AUTH or in INFORMATIONAL (RFC 7296 2.21.2).
     pub fn ends_ike_sa(self) -> bool {
         matches!(self, Self::AuthenticationFailed | Self::InvalidSyntax | Self::UnsupportedCriticalPayload)
     }

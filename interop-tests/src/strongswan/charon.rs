@@ -312,8 +312,8 @@ impl<'a> Charon<'a> {
         self.load_file(&connection.name, &connection.swanctl_conf()?)
     }
 
-    /// Does the same as [`Self::load`], with the text of the file. Where only the children differ, the
-    /// IKE SAs have the new ones.
+    /// Does the same as [`Self::load`], with the text of the file. Where only the children differ,
+    /// the IKE SAs have the new ones.
     ///
     /// # Errors
     /// Returns the same errors as [`Self::load`].

@@ -38,7 +38,8 @@ fn shallow() {
                 git -c user.name=x -c user.email=x@x commit --quiet --allow-empty --message second &&\n\
                 git clone --quiet --depth 1 \"file://$PWD\" ../shallow";
     fs::create_dir(&whole).unwrap();
-    // What git exports to its hooks names another repository, and a configuration may want signatures.
+    // What git exports to its hooks names another repository, and a configuration may want
+    // signatures.
     let without_git = |program: &std::ffi::OsStr| {
         let mut command = Command::new(program);
         for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"] {
