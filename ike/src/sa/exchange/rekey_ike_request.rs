@@ -88,6 +88,8 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
         // RFC 7296 2.8.2: the peer had rekeyed the IKE SA before our request arrived.
         return SaStep::Continue;
     }
+    // A rekey may have been queued in the meantime. It would repeat the refused one at once.
+    sa.queue.retain(|queued| *queued != QueuedRequest::RekeyIke);
     match notify.kind {
         //= RFC 7296 2.25 SHOULD 4: not for ever
         NotifyType::TemporaryFailure if sa.temporary_failures < MAX_TEMPORARY_FAILURES => {
@@ -96,8 +98,6 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
             let wait = temporary_failure_wait(cx);
             let wait = if mutation!("refused_ike_rekey_repeated_at_once") { Duration::ZERO } else { wait };
             sa.rekey_at = Some(cx.now + wait);
-            // A rekey may have been queued in the meantime. It has to wait too.
-            sa.queue.retain(|queued| *queued != QueuedRequest::RekeyIke);
             return SaStep::Continue;
         }
         NotifyType::InvalidKePayload if !request.group_changed => {

@@ -1,10 +1,11 @@
-//! Tests a rekey of the IKE SA by the peer.
+//! Tests rekeys of the IKE SA by either end.
 
 use super::*;
 use crate::crypto::InitiatorKeyExchange;
 use crate::event::DownReason;
 use crate::negotiate;
-use crate::wire::Payload;
+use crate::sa::QueuedRequest;
+use crate::wire::{Notify, NotifyType, Payload};
 
 #[test]
 fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
@@ -36,4 +37,24 @@ fn a_rekey_of_the_ike_sa_does_not_put_off_the_peers_next_authentication() {
     peer.now = hours(36);
     let step = peer.step(|sa, child_sas, cx| sa.handle_timeout(child_sas, cx));
     assert!(matches!(step, SaStep::End(DownReason::Expired, _)), "{step:?}");
+}
+
+#[test]
+fn a_rekey_that_is_queued_while_one_is_outstanding_is_not_sent_after_any_refusal() {
+    //= RFC 7296 2.25 MUST NOT 2: no repetition at once
+    for refusal in [NotifyType::TemporaryFailure, NotifyType::NoAdditionalSas] {
+        let mut peer = Established::new();
+        let payloads = Payloads::from(vec![Payload::Notify(Notify::new(refusal))]);
+        // The peer goes on refusing until we have had enough of it.
+        let replaced = (0..20).any(|id| {
+            for _ in 0..2 {
+                peer.step(|sa, child_sas, cx| sa.begin(QueuedRequest::RekeyIke, child_sas, cx));
+            }
+            assert_eq!(peer.sent().len(), 1, "{refusal}: one request is outstanding");
+            let step = peer.respond(ExchangeType::CreateChildSa, id, &payloads);
+            assert_eq!(peer.sent(), [], "{refusal} of request {id}");
+            matches!(step, SaStep::Reauthenticate)
+        });
+        assert!(replaced, "{refusal}: a new IKE SA replaces this one in the end");
+    }
 }
