@@ -278,8 +278,9 @@ impl Node {
             }
         }
         // The same request with another cookie gets the same response as before, and does not count
-        // as a new request.
+        // as a new request: the half-open IKE SA ends when it would have ended anyway.
         let again = known.is_some_and(|known| known.response == datagram);
+        let since = entry.filter(|_| again).map_or(at, |(since, _)| *since);
         // At the limit, another half-open IKE SA may make room. It is not known which one.
         self.made_room.retain(|since| at < *since + HALF_OPEN_LIFETIME);
         let half_open = self.half_open.len().saturating_sub(self.made_room.len());
@@ -307,7 +308,7 @@ impl Node {
         require!(same, "RFC 7296 1.2", "the groups of request, response and proposal differ");
         sa.peer_behind_nat = behind_nat(&request_message, (spi, 0), from);
         sa.begun_from = Some(from);
-        self.half_open.insert((from, spi), (at, sa.spis));
+        self.half_open.insert((from, spi), (since, sa.spis));
         self.sas.insert(sa.spis, sa);
         Ok(())
     }
