@@ -429,8 +429,9 @@ impl Node {
                         old.retry_after = step.at + TEMPORARY_FAILURE_WAIT;
                     }
                     // If the peer has rekeyed the CHILD_SA meanwhile, its DELETE has not arrived
-                    // yet.
-                    notify::CHILD_SA_NOT_FOUND if own.collision.is_none() => old.dead = true,
+                    // yet. If the CHILD_SA has moved to another IKE SA, the peer looked for it on
+                    // this one, which may be the redundant one of two rekeys (2.8.2).
+                    notify::CHILD_SA_NOT_FOUND if own.collision.is_none() && old.ike == spis => old.dead = true,
                     _ => {}
                 }
             }
