@@ -310,33 +310,22 @@ impl Channel {
             return Some(());
         };
         let timing = self.timing();
-        // ESP arrives on the path in use, so it is no evidence about another path.
-        let esp_arrives =
-            self.signs.esp_arrives(&timing, cx.now) && self.unchecked.is_none() && !mutation!("esp_is_no_sign_of_life");
         //= RFC 7296 2.1 MUST 6: retransmit
         let limit = self.signs.transmissions(&timing);
-        let persistence = match () {
-            () if patient && self.peer_may_move && self.unchecked.is_none() => Persistence::PeerMayMove,
-            () if patient
-                && timing.patient
-                && self.unchecked.is_none()
-                && !mutation!("lossy_path_counts_as_failure") =>
-            {
-                Persistence::Patient
-            }
-            () if esp_arrives => Persistence::EspArrives,
-            () => Persistence::None,
-        };
         // A reason to go on may come after the usual transmissions.
         let grows = self.peer_may_move || timing.patient;
+        let persistence = self.persistence(patient, &timing, cx.now);
         if in_flight.retransmission.advance(&timing, limit, persistence, grows, cx.now).is_none() {
             // There is no response from the address that is being checked. An attacker may have
             // forged it.
             self.given_up = Some(self.unchecked.take()?);
             if std::mem::replace(&mut in_flight.fell_back, true) {
-                return None;
+                // The path in use had all transmissions too, but ESP may arrive on it.
+                let persistence = self.persistence(false, &timing, cx.now);
+                in_flight.retransmission.advance(&timing, limit, persistence, grows, cx.now)?;
+            } else {
+                in_flight.retransmission = RetransmissionTimer::begin(&timing, cx.now);
             }
-            in_flight.retransmission = RetransmissionTimer::begin(&timing, cx.now);
         }
         cx.out.sent.retransmissions = cx.out.sent.retransmissions.saturating_add(1);
         if mutation!("request_changes") {
@@ -344,6 +333,20 @@ impl Channel {
         }
         self.transmit_request(in_flight, cx);
         Some(())
+    }
+
+    /// Returns whether the outstanding request is repeated although all its transmissions are used
+    /// up. The reasons are about the path in use, so they are no evidence about a path that is being
+    /// checked.
+    fn persistence(&self, patient: bool, timing: &Timing, now: Instant) -> Persistence {
+        let esp_arrives = self.signs.esp_arrives(timing, now) && !mutation!("esp_is_no_sign_of_life");
+        match () {
+            () if self.unchecked.is_some() => Persistence::None,
+            () if patient && self.peer_may_move => Persistence::PeerMayMove,
+            () if patient && timing.patient && !mutation!("lossy_path_counts_as_failure") => Persistence::Patient,
+            () if esp_arrives => Persistence::EspArrives,
+            () => Persistence::None,
+        }
     }
 
     /// Returns whether the outstanding request was sent more than once.

@@ -1,7 +1,7 @@
 //! Tests what an IKE SA with MOBIKE (RFC 4555) tells the peer about its addresses.
 
 use super::*;
-use crate::sa::ike_sa::Lifecycle;
+use crate::sa::ike_sa::{CloseReason, Lifecycle};
 use crate::sa::mobike::{self, Mobike};
 use crate::sa::path::Following;
 use crate::sa::{QueuedRequest, Survivor};
@@ -282,4 +282,45 @@ fn a_path_that_was_given_up_is_not_checked_again_while_the_request_goes_there() 
     assert_eq!(channel.take_given_up(), None, "the request is on its way there");
     channel.alternatives.clear();
     assert_eq!(channel.take_given_up().map(|path| path.remote), Some(other));
+}
+
+/// Moves the peer to a second new address while the first one is not answered, and our request
+/// neither. Returns whether our request is sent again on the path in use after all of its
+/// transmissions.
+fn goes_on_after_two_moves(peer_may_move: bool, esp: bool) -> bool {
+    let mut test = mobile(Initiation::ByPeer(Instant::default()));
+    test.sa.channel.peer_may_move = peer_may_move;
+    let update = Payloads::from(vec![Payload::Notify(Notify::new(NotifyType::UpdateSaAddresses))]);
+    test.step(|sa, child_sas, cx| sa.begin(QueuedRequest::Liveness, child_sas, cx));
+    let mut sent_in_use = 0;
+    for (id, new) in ["192.0.2.3:500", "192.0.2.4:500"].into_iter().enumerate() {
+        let datagram = test.seal(ExchangeType::Informational, id as u32, &update, None).remove(0);
+        let header = Header::decode(&datagram).unwrap();
+        let new = new.parse().unwrap();
+        test.step(|sa, child_sas, cx| sa.handle(&header, &datagram, local(), new, child_sas, cx));
+        let datagrams = |test: &mut Established| std::mem::take(&mut test.out.transmits);
+        assert!(datagrams(&mut test).iter().any(|transmit| transmit.remote == new), "the request goes to {new}");
+        while test.sa.channel.is_unchecked() {
+            test.now = test.now + Duration::from_millis(100);
+            if esp {
+                test.sa.esp_received(test.now);
+            }
+            let step = test.step(|sa, child_sas, cx| sa.handle_timeout(child_sas, cx));
+            if matches!(step, SaStep::Closed(CloseReason::Timeout)) {
+                return false;
+            }
+        }
+        sent_in_use += datagrams(&mut test).iter().filter(|transmit| transmit.remote == remote()).count();
+    }
+    assert_eq!(sent_in_use, 2, "once for each new address that is given up");
+    true
+}
+
+#[test]
+fn a_request_goes_on_where_esp_arrives_although_two_new_addresses_of_the_peer_were_given_up() {
+    //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
+    for peer_may_move in [false, true] {
+        assert!(goes_on_after_two_moves(peer_may_move, true), "ESP arrives");
+        assert!(!goes_on_after_two_moves(peer_may_move, false), "nothing arrives");
+    }
 }
