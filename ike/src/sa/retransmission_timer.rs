@@ -32,7 +32,8 @@ pub(crate) enum Persistence {
     None,
     /// Up to [`PATIENT_TRANSMISSIONS`], at intervals that grow by [`PATIENT_GROWTH`].
     Patient,
-    /// At the last interval for [`ESP_ARRIVES`], since ESP from the peer arrives.
+    /// For [`ESP_ARRIVES`], since ESP from the peer arrives: at the last interval, or at intervals
+    /// that grow by [`PATIENT_GROWTH`] if another reason may follow.
     EspArrives,
     /// At intervals that go on growing, for [`PEER_MAY_MOVE`].
     PeerMayMove,
@@ -68,7 +69,8 @@ impl RetransmissionTimer {
 
     /// Counts one more transmission, up to `limit` and as `persistence` says beyond it. Returns
     /// `None` if all transmissions are used up. The interval doubles each time, but unless `grows`
-    /// the last one is only as long as the one before it, since no transmission follows it.
+    /// the last one is only as long as the one before it, since no transmission follows it. `grows`
+    /// states that another reason to go on may follow, whatever the present one is.
     pub(crate) fn advance(
         &mut self,
         timing: &Timing,
@@ -91,6 +93,9 @@ impl RetransmissionTimer {
         } else {
             //= RFC 7296 2.4 MUST 4: a failure is silence or INITIAL_CONTACT
             Some(()).filter(|()| persistence == Persistence::EspArrives && now < self.begun + ESP_ARRIVES)?;
+            if grows {
+                self.wait = self.wait.saturating_mul(PATIENT_GROWTH.0) / PATIENT_GROWTH.1;
+            }
         }
         self.next = now + self.wait;
         if moves && self.sent > limit {
@@ -164,8 +169,9 @@ mod tests {
 
     #[test]
     fn waits_grow_whatever_reasons_for_patience_come_and_go() {
-        let reasons = [Persistence::None, Persistence::Patient, Persistence::PeerMayMove];
-        for pattern in 0..3_usize.pow(8) {
+        //= RFC 7296 2.4 MUST 6: waits double
+        let reasons = [Persistence::None, Persistence::Patient, Persistence::EspArrives, Persistence::PeerMayMove];
+        for pattern in 0..reasons.len().pow(8) {
             let timing = Timing::default();
             let mut timer = RetransmissionTimer::begin(&timing, Instant::default());
             let (mut last, mut before) = (Duration::ZERO, Duration::ZERO);
@@ -173,7 +179,7 @@ mod tests {
                 let wait = timer.next().since_start() - before;
                 assert!(wait > last, "{pattern}: {wait:?} after {last:?}");
                 (last, before) = (wait, timer.next().since_start());
-                let reason = reasons[pattern / 3_usize.pow(step) % 3];
+                let reason = reasons[pattern / reasons.len().pow(step) % reasons.len()];
                 if timer.advance(&timing, timing.transmissions, reason, true, timer.next()).is_none() {
                     break;
                 }
