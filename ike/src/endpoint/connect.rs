@@ -10,7 +10,7 @@ use super::state::{Endpoint, SaState, context, peer_span};
 use crate::child_sas::Spi;
 use crate::config::PeerName;
 use crate::environment::Environment;
-use crate::event::PeerError;
+use crate::event::{PeerError, PeerErrorKind};
 use crate::sa::{AuthStep, AuthTurn, InitStep, InitiatorInit};
 use crate::time::Instant;
 
@@ -327,6 +327,17 @@ impl Endpoint {
         // While the peer is up, the failure of a second IKE SA (after a simultaneous initiation) is
         // not reported.
         if needed || peer.reauthenticate {
+            // Some peers answer a refused child with nothing but the notification.
+            let answered = |failure: &AttemptFailure| failure.error.kind != PeerErrorKind::Timeout;
+            if peer.reauthenticate && peer.only_for_child && outcome.as_ref().is_some_and(answered) {
+                for spi in &peer.sas {
+                    if let Some(SaState::Established(_, sa)) = self.sas.get_mut(spi)
+                        && sa.first_child_refused_in_auth(now)
+                    {
+                        peer.reauthenticate = false;
+                    }
+                }
+            }
             match outcome {
                 Some(AttemptFailure { error, reported: false }) => peer.report_failure(error, cx.out),
                 Some(AttemptFailure { error, reported: true }) => peer.last_error = Some(error),

@@ -168,7 +168,7 @@ impl Endpoint {
                 let step = sa.handle(header, datagram, local, remote, &mut peer.child_sas, &mut cx);
                 has_more = peer.child_sas.children_of(spi).count() > before;
                 if has_more {
-                    peer.child_negotiated();
+                    peer.child_negotiated(sa.authenticated(), now);
                 }
                 step
             }

@@ -239,8 +239,9 @@ impl Endpoint {
         self.schedule(redundant);
     }
 
-    /// Returns whether an IKE SA has a CHILD_SA of the first child and IKE_AUTH of this IKE SA has
-    /// created one.
+    /// Returns whether an IKE SA has a CHILD_SA of the first child and IKE_AUTH can be expected to
+    /// create one: IKE_AUTH of this IKE SA has created one, that of another one has not failed to
+    /// do so, and the peer is not silent on this one.
     fn has_first_by_auth(&self, name: &PeerName, first: &ChildName) -> bool {
         let Some(peer) = self.peers.get(name) else {
             return false;
@@ -248,7 +249,7 @@ impl Endpoint {
         let mut sas = peer.sas.iter().filter_map(|spi| self.established(*spi));
         sas.any(|sa| {
             let mut children = peer.child_sas.children_of(sa.spi());
-            sa.negotiated.has_created_first_child && children.any(|(_, child)| child.sa.purpose.child == *first)
+            sa.may_expect_first_child_of_auth() && children.any(|(_, child)| child.sa.purpose.child == *first)
         })
     }
 

@@ -25,6 +25,9 @@ use crate::time::Instant;
 /// time for which packets wait.
 const MAX_ACQUIRE_RETRY: Duration = Duration::from_secs(30);
 
+/// Age of an IKE SA without a CHILD_SA of IKE_AUTH from which it counts as one that the peer keeps.
+const PROVEN: Duration = Duration::from_secs(10);
+
 /// Time for which a failure delays attempts that are caused by later packets. It is longer than
 /// [`MAX_ACQUIRE_RETRY`], so that packets at long intervals also cause few attempts.
 const FAILURE_MEMORY: Duration = Duration::from_secs(120);
@@ -230,12 +233,15 @@ impl Peer {
         self.went_first = false;
     }
 
-    /// Records that a CHILD_SA was negotiated: the next delay is the shortest one again. A running
-    /// delay goes on.
-    pub(super) fn child_negotiated(&mut self) {
-        self.backoff = self.config().timing.retry;
-        self.failed_at = None;
-        self.acquired_until = None;
+    /// Records that a CHILD_SA was negotiated on an IKE SA: the next delay is the shortest one again.
+    /// A running delay goes on. On a new IKE SA this shows nothing yet: the peer may close it
+    /// because it has refused another child.
+    pub(super) fn child_negotiated(&mut self, authenticated: Instant, now: Instant) {
+        if now >= authenticated + PROVEN {
+            self.backoff = self.config().timing.retry;
+            self.failed_at = None;
+            self.acquired_until = None;
+        }
     }
 
     /// Schedules the next attempt after a failure. The delay doubles each time, up to the maximum.

@@ -210,6 +210,7 @@ impl Endpoint {
         sa.delete_reported_down(&mut ChildSas::new(name.clone()), &mut cx);
         peer.remove_sa(spi);
         if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_retry() {
+            peer.forget_old_failure(now);
             peer.schedule_retry(&mut cx);
         }
         self.reinstate(name, ike, lifecycle, now, env);
@@ -277,6 +278,7 @@ impl Endpoint {
                 peer.reset_backoff();
                 self.start_or_queue_attempt(name, now, env);
             } else {
+                peer.forget_old_failure(now);
                 peer.schedule_retry(&mut cx);
             }
         }

@@ -399,7 +399,8 @@ impl IkeSa {
         let active = self.lifecycle == Lifecycle::Active;
         let children = child_sas.filter(|_| active).into_iter().flat_map(|child_sas| child_sas.children_of(self.spi()));
         let child = children.map(|(_, child)| child.rekey.map_or(child.end, |rekey| rekey.min(child.end))).min();
-        let planned = [self.missing.next(), self.rekey_at].map(|at| at.filter(|_| active));
+        let planned =
+            [self.missing.next(), self.missing.new_ike_sa_at(), self.rekey_at].map(|at| at.filter(|_| active));
         planned.into_iter().chain([self.timers.next(), child]).flatten().min()
     }
 

@@ -39,6 +39,8 @@ struct Plans {
     /// request.
     recreated: BTreeMap<Purpose, (Instant, Duration)>,
     new_ike_sa: NewIkeSa,
+    /// When to begin it, if the peer has not begun one by then.
+    new_ike_sa_at: Option<Instant>,
 }
 
 impl MissingChildren {
@@ -54,6 +56,21 @@ impl MissingChildren {
     /// Does the same as [`Self::new_ike_sa`], to change it.
     pub(super) fn new_ike_sa_mut(&mut self) -> &mut NewIkeSa {
         &mut self.plans().new_ike_sa
+    }
+
+    /// Plans to begin a new IKE SA for the first child.
+    pub(super) fn plan_new_ike_sa(&mut self, at: Instant) {
+        self.plans().new_ike_sa_at.get_or_insert(at);
+    }
+
+    /// Returns the time at which to begin a new IKE SA for the first child.
+    pub(super) fn new_ike_sa_at(&self) -> Option<Instant> {
+        self.0.as_ref()?.new_ike_sa_at
+    }
+
+    /// Returns whether a new IKE SA for the first child is due, once.
+    pub(super) fn take_due_new_ike_sa(&mut self, now: Instant) -> bool {
+        self.0.as_mut().is_some_and(|plans| plans.new_ike_sa_at.take_if(|at| *at <= now).is_some())
     }
 
     /// Records that this IKE SA replaces another one by a new authentication.
@@ -131,6 +148,7 @@ impl MissingChildren {
             plans.recreated.entry(purpose).or_insert(last);
         }
         plans.new_ike_sa.inherit(old.new_ike_sa);
+        plans.new_ike_sa_at = plans.new_ike_sa_at.or(old.new_ike_sa_at);
     }
 }
 
@@ -156,10 +174,14 @@ impl IkeSa {
         let later = cx.now + config.timing.child_retry_max();
         let at = if ours { cx.now } else { later };
         let configured = config.children().map(|child| Purpose::whole(&child.name));
-        let replaced = replaced.iter().filter(|purpose| config.may_have(purpose)).cloned();
-        for purpose in configured.chain(replaced).filter(|purpose| !child_sas.serves(me, purpose)) {
-            // IKE_AUTH has just failed to create this CHILD_SA.
-            let failed = !left_out && purpose.child == config.child.name && purpose.part.is_none();
+        let moving = replaced.iter().filter(|purpose| config.may_have(purpose)).cloned();
+        for purpose in configured.chain(moving).filter(|purpose| !child_sas.serves(me, purpose)) {
+            // IKE_AUTH has just failed to create this CHILD_SA. If CREATE_CHILD_SA has created the
+            // one on the IKE SA that goes, it may do so again.
+            let failed = !left_out
+                && purpose.child == config.child.name
+                && purpose.part.is_none()
+                && !replaced.contains(&purpose);
             let at = if failed { later } else { at };
             self.missing.plan(purpose, at);
         }

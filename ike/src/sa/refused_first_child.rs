@@ -9,7 +9,6 @@ use super::new_ike_sa::{NewIkeSa, REFUSED_AGAIN};
 use crate::address_assignment::AddressAssignment;
 use crate::child_sas::ChildSas;
 use crate::childless::Childless;
-use crate::deadlines::Timer;
 use crate::event::ChildId;
 use crate::purpose::{ChildName, Purpose};
 use crate::time::Instant;
@@ -89,6 +88,12 @@ impl IkeSa {
         (alone || promising) && self.missing.new_ike_sa_mut().begin(now)
     }
 
+    /// Returns whether another IKE_AUTH can be expected to create a CHILD_SA of the first child.
+    pub(crate) fn may_expect_first_child_of_auth(&self) -> bool {
+        let has_failed = matches!(self.missing.new_ike_sa(), NewIkeSa::Refused(_) | NewIkeSa::Unlikely(_));
+        self.negotiated.has_created_first_child && !self.silent && !has_failed
+    }
+
     /// Records that IKE_AUTH has not created the first of several children: that of this IKE SA, or
     /// that of another one, which we have begun in its place. Then none is begun for the child for
     /// a while; it is still requested on this one. Returns false for a single child, which is tried
@@ -109,9 +114,8 @@ impl IkeSa {
         let due = child_sas.live(old).is_some_and(|child| {
             self.is_child_of_next_ike_auth(&child.sa.purpose.child) && now >= child.established + REFUSED_FROM
         });
-        if due && !mutation!("refused_rekey_of_peer_ignored") {
-            let planned = self.timers.get(Timer::Reauthenticate);
-            self.timers.set(Timer::Reauthenticate, planned.map_or(now + PEER_BEGINS, |at| at.min(now + PEER_BEGINS)));
+        if due && self.missing.new_ike_sa_mut().begin(now) && !mutation!("refused_rekey_of_peer_ignored") {
+            self.missing.plan_new_ike_sa(now + PEER_BEGINS);
         }
     }
 }

@@ -376,18 +376,39 @@ fn a_first_child_that_only_create_child_sa_brings_moves_to_each_new_ike_sa() {
     pair.network.assert_tidy();
 }
 
+#[test]
+fn an_ike_sa_can_be_replaced_although_the_peer_creates_no_child_by_ike_auth_any_more() {
+    let mut pair = Pair::new(15, LinkQuality::RELIABLE).one_sided().both(|config| with_children(config, 2));
+    pair.start();
+    pair.traffic(3 * SECOND);
+    pair.b_config.childless = Childless::Force;
+    pair.start_b();
+    let nodes = [pair.a, pair.b];
+    let name = pair.b_name.clone();
+    assert!(pair.network.call(pair.a, |endpoint, now, env| endpoint.reauthenticate(&name, now, env)));
+    pair.traffic(60 * SECOND);
+    for child in ["net0", "net1"] {
+        assert!(nodes.iter().all(|node| pair.child(*node, child).is_some()), "{}", pair.network.history());
+    }
+    // The first one is given up, since IKE_AUTH has created the child before, and the second stays.
+    assert_eq!(pair.ike_sas_up(pair.a), 3, "{}", pair.network.history());
+    pair.network.assert_tidy();
+}
+
 /// charon does so with `close_ike_on_child_failure`.
 #[test]
 fn a_peer_that_closes_the_ike_sa_when_it_has_refused_a_child_is_not_tried_again_at_once() {
-    let mut pair = refusing_ciphers(13, &[0, 1]);
-    pair.start();
-    let name = pair.a_name.clone();
-    for _ in 0..600 {
-        pair.network.run_for(SECOND / 10);
-        pair.network.call(pair.b, |endpoint, now, env| endpoint.terminate(&name, now, env));
+    for refused in [&[0, 1][..], &[0]] {
+        let mut pair = refusing_ciphers(13, refused);
+        pair.start();
+        let name = pair.a_name.clone();
+        for _ in 0..600 {
+            pair.network.run_for(SECOND / 10);
+            pair.network.call(pair.b, |endpoint, now, env| endpoint.terminate(&name, now, env));
+        }
+        let attempts = pair.ike_sas_up(pair.a);
+        assert!((2..=20).contains(&attempts), "{attempts} in a minute: {}", pair.network.history());
     }
-    let attempts = pair.ike_sas_up(pair.a);
-    assert!((2..=20).contains(&attempts), "{attempts} in a minute: {}", pair.network.history());
 }
 
 /// Makes a foreign peer that has `net0` by IKE_AUTH and `net1` by CREATE_CHILD_SA. We want both.
@@ -482,6 +503,12 @@ fn no_new_ike_sa_follows_a_refusal_that_it_would_not_overcome_or_if_other_childr
 
 #[test]
 fn a_new_ike_sa_that_does_not_bring_the_first_child_either_is_not_begun_again_and_again() {
+    for b_rekeys in [false, true] {
+        no_ike_sa_is_begun_again_and_again(b_rekeys);
+    }
+}
+
+fn no_ike_sa_is_begun_again_and_again(b_rekeys: bool) {
     let mut pair = Pair::new(6, LinkQuality::RELIABLE).one_sided().both(|config| {
         with_children(config, 2);
         config.timing.child_lifetime = LIFETIME * SECOND;
@@ -489,7 +516,8 @@ fn a_new_ike_sa_that_does_not_bring_the_first_child_either_is_not_begun_again_an
     // The first child of `b` is another one, so `b` does not begin.
     let b_config = &mut pair.b_config;
     std::mem::swap(&mut b_config.child, &mut b_config.additional_children[0]);
-    b_config.timing.child_lifetime *= 10;
+    let lifetimes = if b_rekeys { &mut pair.a_config.timing } else { &mut b_config.timing };
+    lifetimes.child_lifetime *= 10;
     pair.start();
     pair.traffic(3 * SECOND);
     let net0 = &mut pair.b_config.additional_children[0].proposals[0];

@@ -139,7 +139,8 @@ impl IkeSa {
                 //= RFC 7296 2.8 MUST 2: what cannot be rekeyed ends
                 return SaStep::End(DownReason::Expired, error);
             }
-            if self.expire_children(child_sas, cx) && matches!(step, SaStep::Continue) {
+            let due = self.missing.take_due_new_ike_sa(cx.now);
+            if (self.expire_children(child_sas, cx) || due) && matches!(step, SaStep::Continue) {
                 step = SaStep::BringFirstChild;
             }
             self.rekey_due(child_sas, cx.now);
