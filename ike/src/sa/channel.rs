@@ -336,7 +336,7 @@ impl Channel {
     }
 
     /// Returns whether the outstanding request is repeated although all its transmissions are used
-    /// up. The reasons are about the path in use, so they are no evidence about a path that is being
+    /// up. The reasons are about the path in use, and are no evidence about one that is being
     /// checked.
     fn persistence(&self, patient: bool, timing: &Timing, now: Instant) -> Persistence {
         let esp_arrives = self.signs.esp_arrives(timing, now) && !mutation!("esp_is_no_sign_of_life");
