@@ -105,7 +105,8 @@ pub(crate) struct IkeSa {
     /// Whether we know that the peer has this IKE SA too. As the responder, we know it after the
     /// peer's first message after IKE_AUTH.
     confirmed: bool,
-    /// Whether [`Event::PeerSilent`] was reported after the last [`Event::PeerHeard`].
+    /// Whether [`PeerSilent`](crate::Event::PeerSilent) was reported after the last
+    /// [`PeerHeard`](crate::Event::PeerHeard).
     pub(super) silent: bool,
     /// When to request the CHILD_SAs that are missing.
     pub(super) missing: MissingChildren,
