@@ -233,9 +233,9 @@ impl Peer {
         self.went_first = false;
     }
 
-    /// Records that a CHILD_SA was negotiated on an IKE SA: the next delay is the shortest one again.
-    /// A running delay goes on. On a new IKE SA this shows nothing yet: the peer may close it
-    /// because it has refused another child.
+    /// Records that a CHILD_SA was negotiated on an IKE SA: the next delay is the shortest one
+    /// again. A running delay goes on. On a new IKE SA this shows nothing yet: the peer may close
+    /// it because it has refused another child.
     pub(super) fn child_negotiated(&mut self, authenticated: Instant, now: Instant) {
         if now >= authenticated + PROVEN {
             self.backoff = self.config().timing.retry;
