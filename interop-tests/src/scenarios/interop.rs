@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     /// Scenarios of other subjects: moves from strongSwan, and variants of rows.
-    const OTHERS: [&str; 11] = [
+    const OTHERS: [&str; 12] = [
         "strongswan/migrate-psk",
         "strongswan/migrate-certificates",
         "strongswan/mobike-ipv6-",
@@ -276,6 +276,7 @@ mod tests {
         "strongswan/transport-nat-",
         "strongswan/chacha-p256-ipv6",
         "strongswan/mobike-nat-",
+        "strongswan/first-child-refused",
         "strongswan/groups-differ-children",
         "strongswan/agent-restarted-responder",
         "strongswan/refused-sa",
