@@ -28,6 +28,7 @@ mod oracle;
 mod peers;
 mod rates;
 mod refused_children;
+mod refused_first_child;
 mod rekey;
 mod rules;
 mod suites;

@@ -13,8 +13,8 @@ use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
 use crate::{
-    certificates, changes, childless, children, internal_addresses, liveness, mobike, rates, refused_children, rekey,
-    rules, suites, transport, windows,
+    certificates, changes, childless, children, internal_addresses, liveness, mobike, rates, refused_first_child,
+    rekey, rules, suites, transport, windows,
 };
 
 /// Number of runs under faults, which are tried after all other tests.
@@ -92,7 +92,7 @@ const TESTS: &[(&str, fn())] = &[
     ("no CHILD_SA in IKE_AUTH", childless::each_pair_of_settings_leaves_out_the_child_sa_as_the_words_say),
     (
         "refused first CHILD_SA",
-        refused_children::the_other_children_come_up_although_ike_auth_has_refused_the_first_one,
+        refused_first_child::the_other_children_come_up_although_ike_auth_has_refused_the_first_one,
     ),
     ("transport mode", transport::two_hosts_in_transport_mode_rekey_and_lose_nothing),
     (
