@@ -34,6 +34,7 @@ mod active {
         ),
         ("replaced_child_not_deleted", "RFC 7296 2.8: the initiator of a rekey does not delete the old SA."),
         ("temporary_failure_ignored", "RFC 7296 2.25: the request is repeated at once."),
+        ("temporary_failure_repeated_often", "RFC 7296 2.25: the waits after TEMPORARY_FAILURE do not grow."),
         ("any_cookie_accepted", "RFC 7296 2.6: a cookie is not compared."),
         ("no_cookies", "RFC 7296 2.6: no cookie is asked for."),
         ("no_half_open_limit", "RFC 7296 2.6: half-open IKE SAs without limit."),
@@ -56,6 +57,10 @@ mod active {
         ("unexpected_nat_accepted", "RFC 4555 3.9: NO_NATS_ALLOWED is not compared with the IP header."),
         ("lost_mapping_ignored", "RFC 7296 2.23: ESP that goes to an old mapping of our NAT is not replaced."),
         ("nat_mapping_not_compared", "RFC 4555 3.8: another mapping of our NAT is not noticed."),
+        (
+            "mapping_not_checked_after_refusal",
+            "RFC 4555 3.8: another mapping of our NAT is not noticed while the peer refuses because of it.",
+        ),
         ("any_old_request_answered", "RFC 7296 2.1: the response is sent again to whoever names its message ID."),
         ("request_changes", "RFC 7296 2.1: a request is sent again with other octets."),
         ("response_not_kept", "RFC 7296 2.1: a response is not kept."),

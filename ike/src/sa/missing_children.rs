@@ -22,6 +22,10 @@ const CHILD_PROVEN: Duration = Duration::from_secs(2);
 /// Maximum time for which an IKE SA may exist without a CHILD_SA.
 pub(super) const CHILDLESS_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Time after which consecutive TEMPORARY_FAILURE responses mean that the ends have different
+/// states. RFC 7296 2.25 suggests several minutes.
+const OUT_OF_STEP: Duration = Duration::from_secs(5 * 60);
+
 /// The planned requests for missing CHILD_SAs: for the purposes of the configured children and of
 /// the IKE SA that this one replaces. There are at most as many requests as the sum of
 /// [`max_children`](crate::PeerConfig::max_children) and the number of configured children.
@@ -41,6 +45,31 @@ struct Plans {
     new_ike_sa: NewIkeSa,
     /// When to begin it, if the peer has not begun one by then.
     new_ike_sa_at: Option<Instant>,
+    /// The purposes for which the peer's last answer was TEMPORARY_FAILURE.
+    put_off: BTreeMap<Purpose, PutOff>,
+}
+
+/// Consecutive TEMPORARY_FAILURE responses to requests for one purpose.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PutOff {
+    /// When the first of them arrived.
+    since: Instant,
+    /// When the request is repeated.
+    until: Instant,
+    /// The delay before it.
+    pub(super) wait: Duration,
+}
+
+impl PutOff {
+    /// Returns whether this is not the first one.
+    pub(super) fn goes_on(&self, now: Instant) -> bool {
+        self.since < now
+    }
+
+    /// Returns whether the ends have different states (RFC 7296 2.25).
+    pub(super) fn lasts(&self, now: Instant) -> bool {
+        self.since + OUT_OF_STEP <= now
+    }
 }
 
 impl MissingChildren {
@@ -114,10 +143,23 @@ impl MissingChildren {
         plans.planned.insert(purpose, at);
     }
 
+    /// Records that the peer has answered TEMPORARY_FAILURE to a request for this purpose, whether
+    /// the CHILD_SA is missing or is rekeyed. The delay before the next one doubles each time, from
+    /// `first` to `longest`.
+    pub(super) fn put_off(&mut self, purpose: &Purpose, first: Duration, longest: Duration, now: Instant) -> PutOff {
+        let last = self.plans().put_off.remove(purpose).filter(|last| now <= last.until + longest);
+        let wait = last.map_or(first, |last| last.wait.saturating_mul(2).min(longest.max(first)));
+        let wait = if mutation!("temporary_failure_repeated_often") { first } else { wait };
+        let put_off = PutOff { since: last.map_or(now, |last| last.since), until: now + wait, wait };
+        self.plans().put_off.insert(purpose.clone(), put_off);
+        put_off
+    }
+
     /// Cancels the plan for a purpose, because the CHILD_SA exists or is no longer wanted.
     pub(super) fn cancel(&mut self, purpose: &Purpose) {
         if let Some(plans) = &mut self.0 {
             plans.planned.remove(purpose);
+            plans.put_off.remove(purpose);
         }
     }
 

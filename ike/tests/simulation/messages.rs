@@ -167,6 +167,41 @@ fn a_peer_that_always_puts_off_the_rekey_of_the_ike_sa_is_authenticated_again() 
 }
 
 #[test]
+pub fn a_child_sa_that_the_peer_always_puts_off_is_asked_for_less_and_less_often_until_a_new_ike_sa_comes() {
+    //= RFC 7296 2.25 SHOULD 4: not for ever
+    let mut foreign = Foreign::established(1, |_| {});
+    let mut request = foreign.rekey_of_ours();
+    let mut asked = vec![foreign.network.now];
+    loop {
+        let later = [notification(notify::TEMPORARY_FAILURE, 0, &[], &[])];
+        let datagram = foreign.seal(exchange::CREATE_CHILD_SA, true, request.header.id, &later);
+        if begins(&foreign.exchange(datagram)) {
+            break;
+        }
+        request = (0..110)
+            .find_map(|_| {
+                foreign.network.run_for(SECOND / 10);
+                let arrived = foreign.arrived();
+                let message = arrived.first().map(|datagram| foreign.open(datagram))?;
+                let rekeys = message.header.exchange == exchange::CREATE_CHILD_SA;
+                if !rekeys {
+                    foreign.answer(&message, &[]);
+                }
+                rekeys.then_some(message)
+            })
+            .expect("it asks again");
+        asked.push(foreign.network.now);
+        assert!(asked.len() < 50, "it asks too often: {asked:?}");
+    }
+    let waits: Vec<f32> = asked.windows(2).map(|at| (at[1] - at[0]).as_secs_f32()).collect();
+    assert!(waits[0] < 1.5 && waits[1] > waits[0] && waits[2] > waits[1], "{waits:?}");
+    assert!(waits[5..].iter().all(|wait| (9.0..11.0).contains(wait)), "{waits:?}");
+    assert!((300..320).contains(&(foreign.network.now - asked[0]).as_secs()), "it has patience for minutes: {asked:?}");
+    let errors = foreign.network.nodes[0].reported_errors();
+    assert!(errors.last().unwrap().detail.contains("TEMPORARY_FAILURE"), "{errors:?}");
+}
+
+#[test]
 fn a_refusal_of_an_unknown_kind_is_a_refusal() {
     //= RFC 7296 3.10.1 MUST 1: an unknown error is an error
     let mut foreign = Foreign::established(1, |_| {});

@@ -273,6 +273,36 @@ pub fn another_mapping_of_the_initiators_nat_is_noticed_by_a_liveness_check() {
 }
 
 #[test]
+pub fn another_mapping_is_noticed_when_the_peer_refuses_because_of_it() {
+    //= RFC 4555 3.8 SHOULD 2: liveness checks detect a changed NAT mapping
+    let nat = Nat::new("192.0.2.1");
+    let mut pair =
+        Pair::with_nats(1, LinkQuality::RELIABLE, Some(nat), None).reports_esp().one_sided().both(|config| {
+            plain(config);
+            // No liveness check is due in this test.
+            config.timing.idle_liveness = 3600 * SECOND;
+        });
+    pair.b_config.remotes.clear();
+    pair.start();
+    pair.network.run_for(5 * SECOND);
+    pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
+    // The peer's request goes to the former mapping, and while it has no response, the peer refuses
+    // our rekey.
+    let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
+    pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_ike(&a_name, now, env));
+    pair.network.run_for(SECOND / 50);
+    pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b_name, now, env));
+    pair.network.run_for(2 * SECOND);
+    for node in [pair.a, pair.b] {
+        let replaced = |(_, event): &(Duration, Event)| matches!(event, Event::IkeReplaced { .. });
+        let events = &pair.network.nodes[node].events;
+        assert!(events.iter().any(replaced), "node {node}:{}", pair.network.history());
+    }
+    pair.network.run_for(20 * SECOND);
+    pair.assert_connected();
+}
+
+#[test]
 fn a_peer_that_does_not_speak_mobike_is_told_nothing() {
     //= RFC 4555 3.2 MUST 1: MOBIKE is announced in IKE_AUTH
     for (ours, theirs) in [(true, false), (false, true)] {

@@ -13,8 +13,8 @@ use crate::faults::Run;
 use crate::network::LinkQuality;
 use crate::peers::{Pair, SECOND};
 use crate::{
-    certificates, changes, childless, children, internal_addresses, liveness, mobike, rates, refused_first_child,
-    rekey, rules, suites, transport, windows,
+    certificates, changes, childless, children, internal_addresses, liveness, messages, mobike, rates,
+    refused_first_child, rekey, rules, suites, transport, windows,
 };
 
 /// Number of runs under faults, which are tried after all other tests.
@@ -39,6 +39,10 @@ const TESTS: &[(&str, fn())] = &[
     ("rekey of what is not known yet", rules::a_child_sa_that_our_unanswered_request_may_have_made_is_rekeyed_later),
     ("deletion of what is not known yet", rules::a_child_sa_that_the_peer_deleted_before_its_late_response_is_not_used),
     ("TEMPORARY_FAILURE", rules::what_is_asked_to_wait_waits),
+    (
+        "TEMPORARY_FAILURE for minutes",
+        messages::a_child_sa_that_the_peer_always_puts_off_is_asked_for_less_and_less_often_until_a_new_ike_sa_comes,
+    ),
     ("window", rules::requests_outside_of_the_window_are_not_answered),
     (
         "requests that overtake",
@@ -54,6 +58,7 @@ const TESTS: &[(&str, fn())] = &[
     ("moves", mobike::the_responder_moves_and_the_initiator_follows_in_two_round_trips),
     ("forged source", mobike::a_copied_update_with_a_forged_source_diverts_nothing),
     ("another mapping", mobike::another_mapping_of_the_initiators_nat_is_noticed_by_a_liveness_check),
+    ("another mapping and a refusal", mobike::another_mapping_is_noticed_when_the_peer_refuses_because_of_it),
     ("cookies", rules::with_many_half_open_ike_sas_only_the_right_cookie_makes_one_more),
     ("fragments", rules::who_does_not_support_fragments_gets_none),
     ("crossing deletions", rules::deletions_that_cross_name_each_spi_once),

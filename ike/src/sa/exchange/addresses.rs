@@ -376,11 +376,25 @@ pub(super) fn checked(
 /// that can change, and each end has its own address that stands for it.
 pub(super) fn of_liveness_check(sa: &IkeSa) -> Payloads {
     let path = sa.channel.message_path();
-    let by_udp = !is_reserved_for_tcp(path.remote.ip());
-    let asks = sa.mobike.is_some() && sa.initiation().by_us() && path.nat_local && path.nat_traversal && by_udp;
     //= RFC 4555 3.8 SHOULD 2: liveness checks detect a changed NAT mapping
-    let notifies = asks.then(|| path.notifies(sa.channel.ike, sa.forced()));
+    let notifies = detects_mapping(sa).then(|| path.notifies(sa.channel.ike, sa.forced()));
     notifies.into_iter().flatten().map(Payload::Notify).collect()
+}
+
+/// Returns whether our liveness checks detect a new mapping of the NAT.
+fn detects_mapping(sa: &IkeSa) -> bool {
+    let path = sa.channel.message_path();
+    let by_udp = !is_reserved_for_tcp(path.remote.ip());
+    sa.mobike.is_some() && sa.initiation().by_us() && path.nat_local && path.nat_traversal && by_udp
+}
+
+/// Asks whether the NAT has a new mapping for us, after TEMPORARY_FAILURE. The peer may have
+/// refused because of a request of its own, which it sends to the former mapping. As long as it
+/// answers our requests, no liveness check is due.
+pub(super) fn check_mapping(sa: &mut IkeSa) {
+    if sa.lifecycle == Lifecycle::Active && detects_mapping(sa) && !mutation!("mapping_not_checked_after_refusal") {
+        sa.enqueue(QueuedRequest::Liveness);
+    }
 }
 
 /// Handles the response to a liveness check.

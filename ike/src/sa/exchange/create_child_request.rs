@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::addresses;
 use crate::child_sas::{Arrival, ChildSas};
 use crate::config::{Group, Mode, NextLayer, PeerConfig};
 use crate::crypto::{InitiatorKeyExchange, Nonces};
@@ -206,10 +207,7 @@ fn refused(
     let timing = sa.profile.config.timing;
     match notify.kind {
         NotifyType::TemporaryFailure => {
-            //= RFC 7296 2.25 MUST NOT 2: no repetition at once
-            let wait = temporary_failure_wait(cx);
-            let wait = if mutation!("temporary_failure_ignored") { Duration::ZERO } else { wait };
-            sa.retry_child_later(old, &purpose, wait, child_sas, cx);
+            return put_off(old, &purpose, sa, child_sas, cx);
         }
         NotifyType::InvalidKePayload if !group_changed => {
             let child = sa.profile.config.child_named(&purpose.child);
@@ -248,6 +246,30 @@ fn refused(
         kind => return refused_for_good(old, &purpose, kind, sa, child_sas, cx),
     }
     SaStep::Continue
+}
+
+/// Handles TEMPORARY_FAILURE. If it goes on, it becomes the last error, and finally a new IKE SA
+/// replaces this one.
+fn put_off(
+    old: Option<ChildId>,
+    purpose: &Purpose,
+    sa: &mut IkeSa,
+    child_sas: &mut ChildSas,
+    cx: &mut Context<'_>,
+) -> SaStep {
+    let longest = sa.profile.config.timing.child_retry_max();
+    let put_off = sa.missing.put_off(purpose, temporary_failure_wait(cx), longest, cx.now);
+    //= RFC 7296 2.25 MUST NOT 2: no repetition at once
+    let wait = if mutation!("temporary_failure_ignored") { Duration::ZERO } else { put_off.wait };
+    if wait >= longest && put_off.goes_on(cx.now) {
+        let error = failure::child_refused(NotifyType::TemporaryFailure, purpose, &sa.profile.config);
+        let in_use = old.is_some_and(|old| child_sas.live(old).is_some());
+        sa.report_child(&purpose.child, failure::tried_again(error, in_use, wait), cx);
+    }
+    sa.retry_child_later(old, purpose, wait, child_sas, cx);
+    addresses::check_mapping(sa);
+    //= RFC 7296 2.25 SHOULD 4: not for ever
+    if put_off.lasts(cx.now) { SaStep::Reauthenticate } else { SaStep::Continue }
 }
 
 /// Handles a permanent refusal of this CHILD_SA, for example because the peer requires another key

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::addresses;
 use super::create_child_request::temporary_failure_wait;
 use crate::config::Group;
 use crate::crypto::{IkeKeys, IkeRole, InitiatorKeyExchange, Nonces};
@@ -98,6 +99,7 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
             let wait = temporary_failure_wait(cx);
             let wait = if mutation!("refused_ike_rekey_repeated_at_once") { Duration::ZERO } else { wait };
             sa.rekey_at = Some(cx.now + wait);
+            addresses::check_mapping(sa);
             return SaStep::Continue;
         }
         NotifyType::InvalidKePayload if !request.group_changed => {
