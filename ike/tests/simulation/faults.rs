@@ -21,9 +21,10 @@ use crate::oracle::octets::{FLAG_INITIATOR, Header, exchange, notify, payload};
 use crate::peers::{SECOND, name, peer, with_children};
 
 /// Maximum time for recovery after the network has healed, seconds. It is longer than all delays
-/// after failures, the lifetime of half-open IKE SAs, and the five minutes for which a responder
-/// with MOBIKE repeats a request to a peer that has forgotten the IKE SA.
-const RECOVERY: u64 = 310;
+/// after failures, the lifetime of half-open IKE SAs, and the half minute until a peer that has
+/// forgotten the IKE SA is asked with the five minutes for which a responder with MOBIKE repeats
+/// the request.
+const RECOVERY: u64 = 340;
 
 /// One run, determined by a seed.
 pub struct Run {

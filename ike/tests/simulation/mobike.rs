@@ -203,6 +203,17 @@ fn a_responder_waits_five_minutes_for_an_initiator_that_may_move() {
 }
 
 #[test]
+fn an_ike_sa_without_child_sas_is_not_kept_for_an_initiator_that_may_move() {
+    let mut foreign = mobile_foreign();
+    let answers = foreign.request(exchange::INFORMATIONAL, &[crate::foreign::delete_child(foreign.child.0)]);
+    assert_eq!(answers[0].deleted_children(), [foreign.child.1]);
+    // The initiator forgets the IKE SA.
+    foreign.network.run_for(30 * SECOND);
+    let down = |(_, event): &(Duration, Event)| matches!(event, Event::IkeDown { .. });
+    assert!(foreign.network.nodes[0].events.iter().any(down), "{}", foreign.network.history());
+}
+
+#[test]
 fn a_responder_that_can_begin_itself_gives_up_a_silent_peer_within_seconds() {
     // As for a tunnel on demand: while the old SAs are there, no packet brings a new IKE SA.
     let mut pair = connected(1, LinkQuality::RELIABLE, |_| {});

@@ -69,10 +69,12 @@ impl IkeSa {
     }
 
     /// Returns whether the outstanding request may wait longer than usual for its response, if the
-    /// peer may move: it is about an IKE SA that both ends have and neither has replaced.
-    pub(super) fn is_patient(&self) -> bool {
+    /// peer may move: it is about an IKE SA that both ends have and neither has replaced, and that
+    /// has CHILD_SAs or will request one. Nothing is lost with another one.
+    pub(super) fn is_patient(&self, child_sas: &ChildSas) -> bool {
         let ends = matches!(self.outstanding, Some(OutstandingRequest::DeleteIke));
-        self.lifecycle == Lifecycle::Active && self.is_confirmed() && !ends
+        let is_used = child_sas.children_of(self.spi()).next().is_some() || self.brings_child();
+        self.lifecycle == Lifecycle::Active && self.is_confirmed() && !ends && is_used
     }
 
     /// Our address towards this address of the peer.

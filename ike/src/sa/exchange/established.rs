@@ -96,7 +96,7 @@ impl IkeSa {
             match timer {
                 Timer::Retransmit => {
                     if self.channel.retransmit_at().is_some_and(|at| at <= cx.now)
-                        && self.channel.retransmit(self.is_patient(), cx).is_none()
+                        && self.channel.retransmit(self.is_patient(child_sas), cx).is_none()
                     {
                         //= RFC 7296 2.1 REQUIRED 7: an unanswered IKE SA goes
                         return SaStep::Closed(CloseReason::Timeout);

@@ -51,9 +51,6 @@ impl Node {
         let Some(sa) = self.sas.get_mut(&spis) else { return Ok(()) };
         sa.peer_identity = request.find(payload::ID_INITIATOR).map(<[u8]>::to_vec);
         sa.peer_proof = peer_proof(sa, request, payload::ID_INITIATOR, shared);
-        if let Some(from) = sa.begun_from {
-            self.half_open.remove(&(from, spis.0));
-        }
         if answer.find(payload::AUTH).is_none() {
             return Ok(());
         }

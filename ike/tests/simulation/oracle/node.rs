@@ -209,6 +209,11 @@ impl Node {
             match &mut effect {
                 Effect::Request(of, header, request) if *of == spis => {
                     sa.send_response(&sent.header, header, &sent.datagrams, step.at)?;
+                    // This does not depend on whether the oracle has the keys.
+                    let begun_from = sa.begun_from.filter(|_| header.exchange == exchange::IKE_AUTH);
+                    if let Some(from) = begun_from {
+                        self.half_open.remove(&(from, spis.0));
+                    }
                     let request = request.take();
                     answered = true;
                     if let (Some(request), Some(answer)) = (request, message) {
