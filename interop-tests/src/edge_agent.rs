@@ -330,6 +330,16 @@ impl<'a> Agent<'a> {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// Returns the output of `edge-agent diagnose` about a peer or an address, whatever it
+    /// concludes.
+    ///
+    /// # Errors
+    /// Returns an error if the command cannot be run.
+    pub fn diagnosis_of(&self, subject: &str) -> Result<String> {
+        let output = self.node.command(&self.program).args(["diagnose", "--config", CONFIG, subject]).output()?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// Waits until `edge-agent diagnose` has a line with these words.
     ///
     /// # Errors

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use edge_types::error::with_causes;
+use tokio::time::{Instant, sleep_until};
 
 use super::ike_probe::{self, ProbedAddress};
 use super::port_holders::{self, HeldPort};
@@ -14,12 +16,16 @@ use crate::admin;
 use crate::check;
 use crate::clock::{CertificateClock, ClockReadings};
 use crate::config::Config;
-use crate::status::{PeerReport, Status};
+use crate::status::{ChildStatus, Counters, PeerReport, Status};
 
 /// Maximum number of peers whose addresses are probed.
 pub(super) const MAX_PROBED_PEERS: usize = 16;
 /// Maximum number of addresses that are probed for each peer.
 const MAX_ADDRESSES: usize = 8;
+/// Maximum number of peers of which the agent is asked twice for the packets that its tunnels carry.
+const MAX_WATCHED_PEERS: usize = 1000;
+/// Minimum time between both questions.
+const WATCHED: Duration = Duration::from_secs(1);
 /// UDP ports for IKE (RFC 7296 section 2, RFC 3948).
 const PORTS: [u16; 2] = [500, 4500];
 
@@ -41,8 +47,19 @@ pub(super) struct Facts {
     pub(super) probes: BTreeMap<String, Vec<ProbedAddress>>,
     /// The routes to the probed addresses, or the reason why there is none.
     pub(super) routes: BTreeMap<IpAddr, Result<Route, String>>,
+    /// The packets that tunnels carried while the diagnosis ran, by the inbound SPI of the CHILD_SA.
+    pub(super) carried: BTreeMap<String, Carried>,
+    /// The packets that the firewall dropped while the diagnosis ran, by its counters.
+    pub(super) dropped: BTreeMap<String, u64>,
     /// XFRM's counters of dropped packets, or the reason why they cannot be read.
     pub(super) drops: Result<Vec<Drops>, String>,
+}
+
+/// The packets that a CHILD_SA carried while the diagnosis ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Carried {
+    pub(super) received: u64,
+    pub(super) sent: u64,
 }
 
 /// The free space in the file system of the state directory.
@@ -67,7 +84,7 @@ pub(super) struct Drops {
 /// # Errors
 /// If the agent runs and has no such peer.
 pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts, String> {
-    let before = edge_xfrm::stat::read();
+    let (begun, before) = (Instant::now(), edge_xfrm::stat::read());
     let status = admin::client::request_status(&config.admin_socket()).map_err(|error| with_causes(error.as_ref()));
     let target = match (about, &status) {
         (Some(about), Ok(status)) => Some(Target::find(about, status, &config.peers)?),
@@ -81,6 +98,14 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
     let routes = remotes.iter().copied().zip(route::routes(&remotes).await).collect();
     for (peer, addresses) in probed {
         probes.insert(peer, outcomes.by_ref().take(addresses.len()).collect());
+    }
+    let (mut carried_now, mut dropped_now) = (BTreeMap::new(), BTreeMap::new());
+    if let Some(status) = status.as_ref().ok().filter(|status| status.peers.len() <= MAX_WATCHED_PEERS) {
+        sleep_until(begun + WATCHED).await;
+        // Nothing can be compared if the agent has stopped in between.
+        if let Ok(after) = admin::client::request_status(&config.admin_socket()) {
+            (carried_now, dropped_now) = (carried(status, &after), dropped(status, &after));
+        }
     }
     let drops = match (before, edge_xfrm::stat::read()) {
         (Ok(before), Ok(after)) => Ok(drops(&before, after)),
@@ -96,8 +121,41 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
         disk: disk(config),
         probes,
         routes,
+        carried: carried_now,
+        dropped: dropped_now,
         drops,
     })
+}
+
+/// Returns the packets that each CHILD_SA carried from one status to the other.
+fn carried(before: &Status, after: &Status) -> BTreeMap<String, Carried> {
+    let children = |status: &'_ Status| -> Vec<ChildStatus> {
+        status.peers.iter().flat_map(|peer| peer.child_sas.iter().cloned()).collect()
+    };
+    let before: BTreeMap<String, ChildStatus> =
+        children(before).into_iter().map(|child| (child.inbound_spi.clone(), child)).collect();
+    let carried = children(after).into_iter().filter_map(|child| {
+        let earlier = before.get(&child.inbound_spi)?;
+        let more =
+            |after: Option<Counters>, before: Option<Counters>| Some(after?.packets.saturating_sub(before?.packets));
+        let received = more(child.received, earlier.received)?;
+        let sent = more(child.sent, earlier.sent)?;
+        Some((child.inbound_spi, Carried { received, sent }))
+    });
+    carried.collect()
+}
+
+/// Returns the packets that the firewall dropped from one status to the other, by its counters.
+fn dropped(before: &Status, after: &Status) -> BTreeMap<String, u64> {
+    let packets = |status: &Status| -> BTreeMap<String, u64> {
+        status.dropped.iter().map(|dropped| (dropped.counter.clone(), dropped.packets)).collect()
+    };
+    let before = packets(before);
+    let more = |(counter, now): (String, u64)| {
+        let more = now.saturating_sub(before.get(&counter).copied().unwrap_or(0));
+        (counter, more)
+    };
+    packets(after).into_iter().map(more).collect()
 }
 
 /// Returns the peers to probe and their addresses: the target's peer, otherwise the peers that are

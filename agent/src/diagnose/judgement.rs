@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::facts::{Disk, Drops, Facts, MAX_PROBED_PEERS};
+use super::facts::{Carried, Disk, Drops, Facts, MAX_PROBED_PEERS};
 use super::ike_probe::{MAX_SIZE, ProbeOutcome, ProbedAddress};
 use super::port_holders::HeldPort;
 use super::target::Target;
@@ -21,6 +21,9 @@ const MAX_DOUBTS: usize = 16;
 const IKE_PORT: u16 = 500;
 /// Time in seconds without a message from the peer after which its IKE SA gets a warning.
 const LONG_SILENCE: u64 = 120;
+/// Minimum number of packets sent while the diagnosis runs, of which one should be answered. Fewer
+/// may be on their way.
+const SHOULD_BE_ANSWERED: u64 = 3;
 /// Smallest path MTU, in bytes, that leaves pods the IPv6 minimum MTU of 1280 after the overhead of
 /// ESP in UDP.
 const SMALL_PATH_MTU: u32 = 1400;
@@ -58,6 +61,7 @@ pub(super) fn judge(facts: &Facts) -> Report {
         about(&mut report, target);
     }
     peers(&mut report, facts, status);
+    firewall_drops(&mut report, facts, status);
     match &facts.drops {
         Ok(found) => drops(&mut report, found),
         Err(error) => report.add(Level::Warning, "kernel", format!("its counters cannot be read: {error}")),
@@ -168,9 +172,6 @@ fn host(report: &mut Report, status: &Status) {
     for obstacle in &status.obstacles {
         report.add(Level::Error, "host", format!("{}; do: {}", obstacle.what, obstacle.command));
     }
-    for dropped in &status.dropped {
-        report.add(Level::Ok, "firewall", format!("has dropped {} packets: {}", dropped.packets, dropped.what));
-    }
     let missing = status.states.iter().filter(|state| !state.in_kernel).count();
     if missing > 0 {
         report.add(
@@ -227,7 +228,7 @@ fn peers(report: &mut Report, facts: &Facts, status: &Status) {
             report.add(Level::Ok, "peers", format!("{up} of {} tunnels are up", status.peers.len()));
             let mut doubts = Report::default();
             let (up_peers, down): (Vec<_>, Vec<_>) = status.peers.iter().partition(|peer| peer.phase == "up");
-            up_peers.into_iter().for_each(|peer| tunnel(&mut doubts, peer));
+            up_peers.into_iter().for_each(|peer| tunnel(&mut doubts, facts, peer));
             report.append_problems(&doubts, MAX_DOUBTS);
             let rest = down.len().saturating_sub(MAX_PROBED_PEERS);
             down.into_iter().take(MAX_PROBED_PEERS).for_each(|found| peer(report, facts, found));
@@ -255,7 +256,7 @@ fn peer(report: &mut Report, facts: &Facts, peer: &PeerReport) {
     }
     ways(report, peer, probes);
     if peer.phase == "up" {
-        tunnel(report, peer);
+        tunnel(report, facts, peer);
     } else {
         down(report, facts, peer, probes);
     }
@@ -294,7 +295,7 @@ fn answered(report: &mut Report, peer: &PeerReport, at: SocketAddr, path_mtu: Op
     }
 }
 
-fn tunnel(report: &mut Report, peer: &PeerReport) {
+fn tunnel(report: &mut Report, facts: &Facts, peer: &PeerReport) {
     for sa in &peer.ike_sas {
         let path = peer.relayed_by.as_ref().map_or(String::new(), |hub| format!(" (relayed by {hub})"));
         let level = if sa.heard_seconds_ago > LONG_SILENCE { Level::Warning } else { Level::Ok };
@@ -311,7 +312,7 @@ fn tunnel(report: &mut Report, peer: &PeerReport) {
         );
     }
     for sa in peer.child_sas.iter().filter(|sa| sa.usage == "in-use") {
-        traffic(report, peer, sa);
+        traffic(report, peer, sa, facts.carried.get(&sa.inbound_spi));
     }
     if let Some(path_mtu) = peer.path_mtu {
         let narrow = path_mtu.limited || path_mtu.unanswered;
@@ -325,14 +326,22 @@ fn tunnel(report: &mut Report, peer: &PeerReport) {
     }
 }
 
-fn traffic(report: &mut Report, peer: &PeerReport, sa: &ChildStatus) {
+fn traffic(report: &mut Report, peer: &PeerReport, sa: &ChildStatus, carried: Option<&Carried>) {
     let Some((received, sent)) = sa.received.zip(sa.sent) else {
         let what = format!("the kernel lacks an SA of the CHILD_SA {}; the agent's log says why", sa.inbound_spi);
         return report.add(Level::Error, &peer.name, what);
     };
     let what = format!("{} packets received, {} sent since {}", received.packets, sent.packets, sa.since);
+    let transport = if sa.encapsulated { "UDP port 4500" } else { "IP protocol 50 (ESP)" };
+    let unanswered = carried.filter(|carried| carried.sent >= SHOULD_BE_ANSWERED && carried.received == 0);
+    if let Some(Carried { sent, .. }) = unanswered.filter(|_| received.packets > 0) {
+        let what = format!(
+            "{what}, but while this ran {sent} were sent and none came back: either nobody answers there, or {transport} does not pass any more, \
+             or in one direction alone; `edge-agent ping` asks the other node, and `edge-agent diagnose` there shows what arrives"
+        );
+        return report.add(Level::Warning, &peer.name, what);
+    }
     if sent.packets > 0 && received.packets == 0 {
-        let transport = if sa.encapsulated { "UDP port 4500" } else { "IP protocol 50 (ESP)" };
         return report.add(
             Level::Warning,
             &peer.name,
@@ -404,6 +413,16 @@ fn closed_way(probes: &[ProbedAddress]) -> Option<String> {
             "nothing answers at {addresses}: UDP ports 500 and 4500 must be open on the way and there, and the machine must be up"
         )
     })
+}
+
+/// Reports packets that the firewall dropped, with a warning if it dropped some during the diagnosis.
+fn firewall_drops(report: &mut Report, facts: &Facts, status: &Status) {
+    for dropped in &status.dropped {
+        let now = facts.dropped.get(&dropped.counter).copied().unwrap_or(0);
+        let (level, just_now) =
+            if now > 0 { (Level::Warning, format!(", {now} more just now")) } else { (Level::Ok, String::new()) };
+        report.add(level, "firewall", format!("has dropped {} packets{just_now}: {}", dropped.packets, dropped.what));
+    }
 }
 
 /// Reports packets that XFRM dropped. Only a counter that increases during the diagnosis gets a

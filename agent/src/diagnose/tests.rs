@@ -1,12 +1,13 @@
 use std::net::SocketAddr;
 
-use super::facts::{Disk, Drops, Facts};
+use super::facts::{Carried, Disk, Drops, Facts};
 use super::ike_probe::{ProbeOutcome, ProbedAddress};
 use super::judgement::{conclusion, judge};
 use super::target::Target;
 use crate::check::{Level, Report};
 use crate::clock::ClockReadings;
 use crate::host::Obstacle;
+use crate::host::firewall::DroppedPackets;
 use crate::membership::ControllerStatus;
 use crate::status::{
     ChildStatus, Counters, IkeStatus, NatMapping, PathMtuStatus, PeerReport, PolicyEntry, StateEntry, Status,
@@ -148,6 +149,8 @@ fn healthy() -> Facts {
         disk: Ok(Disk { directory: "/var/lib/edge-agent".into(), free_bytes: 1 << 30, read_only: false }),
         probes: Default::default(),
         routes: Default::default(),
+        carried: Default::default(),
+        dropped: Default::default(),
         drops: Ok(vec![]),
     }
 }
@@ -326,6 +329,16 @@ fn a_tunnel_that_is_up_is_doubted_if_nothing_comes_back_or_the_kernel_lacks_it()
         one_way.contains("Nothing is broken") && one_way.contains("run `edge-agent diagnose` there too"),
         "{one_way}"
     );
+    let stopped = |received, sent| {
+        concluded(|facts, status| {
+            let spi = status.peers[1].child_sas[0].inbound_spi.clone();
+            facts.carried.insert(spi, Carried { received, sent });
+        })
+    };
+    assert!(stopped(0, 9).contains("while this ran 9 were sent and none came back"), "{}", stopped(0, 9));
+    for answered in [stopped(0, 0), stopped(0, 2), stopped(1, 9)] {
+        assert!(answered.starts_with("Nothing is wrong"), "{answered}");
+    }
     let missing = concluded(|facts, status| {
         status.peers[1].child_sas[0].sent = None;
         facts.target = Some(Target::Peer("edge-2".into()));
@@ -346,6 +359,19 @@ fn drops_count_only_while_one_looks() {
         growing.contains("XfrmInNoPols: 9 packets dropped, 2 of them just now: they came out of a tunnel"),
         "{growing}"
     );
+}
+
+#[test]
+fn the_firewalls_drops_count_only_while_one_looks_too() {
+    let drops = |now: u64| {
+        concluded(|facts, status| {
+            let what = "packets with a pod's source from the LAN".to_owned();
+            facts.dropped.insert("lan".into(), now);
+            status.dropped = vec![DroppedPackets { counter: "lan".into(), packets: 9, what }];
+        })
+    };
+    assert!(drops(0).starts_with("Nothing is wrong"));
+    assert!(drops(2).contains("look at this: firewall: has dropped 9 packets, 2 more just now: packets with"));
 }
 
 #[test]

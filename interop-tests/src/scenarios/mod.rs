@@ -10,6 +10,7 @@ mod clocks;
 mod connectivity;
 mod crate_tests;
 mod diagnosed_clock;
+mod diagnosed_data_path;
 mod failure_reports;
 mod hub_and_edges;
 pub mod interop;
@@ -46,6 +47,7 @@ pub fn all() -> Vec<&'static Scenario> {
         connectivity::SCENARIOS,
         crate_tests::SCENARIOS,
         diagnosed_clock::SCENARIOS,
+        diagnosed_data_path::SCENARIOS,
         failure_reports::SCENARIOS,
         nats::SCENARIOS,
         openiked::SCENARIOS,
