@@ -250,6 +250,21 @@ pub(crate) fn tried_again(mut error: PeerError, in_use: bool, wait: Duration) ->
     error
 }
 
+/// Returns the error if the peer deletes an IKE SA this time after its authentication.
+pub(crate) fn deleted_soon(age: Duration) -> PeerError {
+    let detail = format!("the peer deleted the IKE SA {age:.1?} after the authentication; its log says why");
+    PeerError::new(INFORMATIONAL, PeerErrorKind::Notified, detail)
+}
+
+/// Returns the error if the peer does not answer a request on an IKE SA that ends this time after
+/// its authentication.
+pub(crate) fn silent_soon(exchange: &'static str, age: Duration) -> PeerError {
+    let detail = format!(
+        "the peer did not answer this request, so the IKE SA has ended {age:.1?} after the authentication; the peer may drop the request, and its log may say why"
+    );
+    PeerError::new(exchange, PeerErrorKind::Timeout, detail)
+}
+
 /// Returns the error for a CHILD_SA whose lifetime has ended.
 pub(crate) fn not_rekeyed(purpose: &Purpose, peer: &PeerConfig) -> PeerError {
     let detail = "the peer did not let the CHILD_SA be rekeyed within one and a half of its lifetime, so it has ended; earlier errors say why";

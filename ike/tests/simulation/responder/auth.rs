@@ -90,6 +90,17 @@ fn a_first_child_that_was_not_offered_ends_the_ike_sa_and_is_tried_again_every_t
 }
 
 #[test]
+fn an_ike_sa_that_the_peer_deletes_right_after_ike_auth_is_begun_again_every_ten_seconds() {
+    for choice in [Choice::Then(Own::IkeDeletion), Choice::Before(Own::IkeDeletion)] {
+        for children in [1, 3] {
+            let Hour { sent, error, .. } = hour(children, choice);
+            assert!(error.contains("deleted the IKE SA"), "{choice:?}: {error}");
+            assert!(sent.inits < 400 && sent.requests < 9 * 400, "{choice:?}: {sent:?}");
+        }
+    }
+}
+
+#[test]
 fn requests_of_the_peer_right_after_or_before_its_response_change_nothing() {
     for own in [Own::Liveness, Own::ChildDeletion, Own::ChildRekey, Own::IkeRekey] {
         for choice in [Choice::Then(own), Choice::Before(own)] {
@@ -107,4 +118,25 @@ fn a_peer_that_does_not_answer_ike_auth_gets_four_requests_for_each_attempt() {
     let Hour { sent, error, up } = hour(3, Choice::Silence);
     assert!(up == 0 && error.contains("did not answer any of 4 transmissions"), "{error}");
     assert!(sent.inits < 300 && sent.requests < 5 * 300, "{sent:?}");
+}
+
+#[test]
+fn packets_do_not_begin_ike_sas_again_and_again_where_the_peer_deletes_each_at_once() {
+    let mut responder = Responder::new(1, |config| config.initiate = false);
+    let packets = |responder: &mut Responder, seconds: u32| {
+        for _ in 0..2 * seconds {
+            responder.run_for(SECOND / 2);
+            responder.packet();
+        }
+    };
+    let policy = |asked| if asked == Asked::Auth { Choice::Then(Own::IkeDeletion) } else { Choice::Agree };
+    responder.policy = Box::new(policy);
+    packets(&mut responder, 300);
+    let sent = responder.sent_since(0);
+    // The longest delay is 10 s.
+    assert!(sent.inits < 45 && sent.busiest_minute < 30, "{sent:?}");
+    assert!(responder.last_error().contains("deleted the IKE SA"));
+    responder.policy = Box::new(|_| Choice::Agree);
+    packets(&mut responder, 11);
+    responder.assert_agreed();
 }

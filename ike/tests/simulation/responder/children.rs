@@ -41,6 +41,24 @@ fn hour(wanted: usize, choice: Choice) -> Hour {
 }
 
 #[test]
+fn a_peer_that_ends_the_ike_sa_instead_of_making_a_child_is_tried_again_every_ten_seconds() {
+    for choice in [Choice::Then(Own::IkeDeletion), Choice::Before(Own::IkeDeletion), Choice::Critical] {
+        let Hour { sent, error, .. } = hour(1, choice);
+        assert!(!error.is_empty(), "{choice:?}");
+        assert!(sent.inits < 400 && sent.requests < 6 * 400, "{choice:?}: {sent:?}");
+    }
+}
+
+#[test]
+fn a_peer_that_does_not_answer_a_request_for_a_child_is_tried_again_after_the_transmissions() {
+    let Hour { sent, errors, .. } = hour(1, Choice::Silence);
+    let silence = errors.iter().find(|error| error.starts_with("CREATE_CHILD_SA: no answer"));
+    assert!(silence.is_some(), "{errors:?}");
+    // 7.5 s of transmissions, and up to 10 s until the next IKE_SA_INIT.
+    assert!(sent.inits < 300 && sent.requests < 7 * 300, "{sent:?}");
+}
+
+#[test]
 fn requests_of_the_peer_right_after_or_before_its_response_are_answered_and_all_children_stay() {
     for own in [Own::Liveness, Own::ChildRekey, Own::IkeRekey] {
         for choice in [Choice::Then(own), Choice::Before(own), Choice::Unknown, Choice::Loss] {
