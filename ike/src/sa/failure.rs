@@ -69,6 +69,13 @@ pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, tran
     )
 }
 
+/// Returns the error if the peer accepts none of the cookies that it has sent.
+pub(crate) fn too_many_cookies() -> PeerError {
+    let detail = "the peer asks for another cookie each time that it gets one back, so it may see each request come from another address; \
+                  compare the NATs on the way, and look into its log";
+    PeerError::new(IKE_SA_INIT, PeerErrorKind::Protocol, detail.to_owned())
+}
+
 /// Returns the error if none of the peer's IKE proposals, `theirs`, is acceptable.
 pub(crate) fn no_ike_proposal(ours: &[IkeProposal], theirs: &[Proposal]) -> PeerError {
     let detail = match ours {

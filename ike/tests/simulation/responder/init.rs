@@ -65,6 +65,13 @@ fn a_peer_that_answers_ike_sa_init_by_nothing_useful_gets_four_requests_for_each
 }
 
 #[test]
+fn a_peer_that_asks_for_another_cookie_each_time_gets_seven_of_them_back_and_the_error_says_so() {
+    let (sent, error) = hour(|| Choice::Cookie);
+    assert!(error.contains("cookie"), "{error}");
+    assert!(sent.requests < 2600 && sent.busiest_minute < 80, "{sent:?}");
+}
+
+#[test]
 fn a_peer_that_asks_for_one_method_and_then_for_the_other_one_gets_few_requests() {
     let mut methods = [OFFERED, SAME].into_iter().cycle();
     let (sent, error) = hour(move || Choice::OtherGroup(methods.next().unwrap()));
