@@ -63,6 +63,19 @@ fn an_ike_auth_without_auth_or_with_a_wrong_one_is_tried_again_every_ten_seconds
 }
 
 #[test]
+fn an_error_that_ends_the_ike_sa_beside_auth_is_a_refusal_of_the_ike_sa() {
+    for kind in ENDING {
+        for choice in [Choice::RefusedChild(kind), Choice::ErrorBeside(kind)] {
+            for children in [1, 3] {
+                let Hour { sent, error, up } = hour(children, choice);
+                assert!(up == 0 && error.starts_with("IKE_AUTH: "), "{choice:?}: {error} {sent:?}");
+                assert!(sent.inits < 400 && sent.requests < 3 * 400, "{choice:?}: {sent:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn an_error_beside_a_child_sa_and_what_is_unknown_and_a_lost_response_change_nothing() {
     let choices = [
         Choice::ErrorBeside(TS_UNACCEPTABLE),
