@@ -222,7 +222,7 @@ fn refused(
         }
         // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. Unless the peer's
         // DELETE for it is in transit, we create a new one.
-        NotifyType::ChildSaNotFound => {
+        NotifyType::ChildSaNotFound if old.is_some() => {
             if let Some(old) = old
                 && child_sas.live(old).is_some()
             {

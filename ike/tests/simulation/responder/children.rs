@@ -41,6 +41,22 @@ fn hour(wanted: usize, choice: Choice) -> Hour {
 }
 
 #[test]
+fn a_refused_child_is_tried_again_every_ten_seconds_and_the_other_ones_stay() {
+    let errors = REFUSALS.into_iter().chain([notify::AUTHENTICATION_FAILED, notify::CHILD_SA_NOT_FOUND]);
+    let refusals = errors.map(Choice::Error).chain(METHODS.map(Choice::OtherGroup));
+    // They name a child that the peer has created, and that we delete.
+    let unusable = [Choice::OtherCipher, Choice::Widened, Choice::NoNonce];
+    for choice in refusals.chain(unusable) {
+        let Hour { sent, error, up, .. } = hour(1, choice);
+        assert_eq!(up, ["net0", "net2"], "{choice:?}");
+        assert!(error.contains("child net1") || unusable.contains(&choice), "{choice:?}: {error}");
+        assert!(error.starts_with("CREATE_CHILD_SA: "), "{choice:?}: {error}");
+        let most = if unusable.contains(&choice) { 2 * 380 } else { 380 };
+        assert!(sent.inits == 1 && sent.requests < most && sent.busiest_minute < 20, "{choice:?}: {sent:?}");
+    }
+}
+
+#[test]
 fn a_peer_that_ends_the_ike_sa_instead_of_making_a_child_is_tried_again_every_ten_seconds() {
     for choice in [Choice::Then(Own::IkeDeletion), Choice::Before(Own::IkeDeletion), Choice::Critical] {
         let Hour { sent, error, .. } = hour(1, choice);
