@@ -246,6 +246,12 @@ pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerCo
     of_child(notified(CREATE_CHILD_SA, notify, peer, peer.child_named(&purpose.child)), purpose, peer)
 }
 
+/// Returns the error if the peer deletes a CHILD_SA right after its creation, several times.
+pub(crate) fn child_deleted_soon(purpose: &Purpose, peer: &PeerConfig) -> PeerError {
+    let detail = "the peer has deleted the CHILD_SA right after its creation; its log says why";
+    of_child(PeerError::new(INFORMATIONAL, PeerErrorKind::Notified, detail.to_owned()), purpose, peer)
+}
+
 /// Adds when a child will be tried again that no new IKE SA can create, since IKE_AUTH creates only
 /// the first configured child. `in_use` states whether a CHILD_SA of the child is in use.
 pub(crate) fn tried_again(mut error: PeerError, in_use: bool, wait: Duration) -> PeerError {

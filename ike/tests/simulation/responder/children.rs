@@ -57,6 +57,22 @@ fn a_refused_child_is_tried_again_every_ten_seconds_and_the_other_ones_stay() {
 }
 
 #[test]
+fn a_child_that_the_peer_puts_off_or_deletes_again_and_again_is_tried_every_ten_seconds_and_the_error_says_so() {
+    for (choice, words) in [
+        (Choice::Error(notify::TEMPORARY_FAILURE), "TEMPORARY_FAILURE"),
+        (Choice::Before(Own::ChildDeletion), "deleted the CHILD_SA right after its creation"),
+        (Choice::Then(Own::ChildDeletion), "deleted the CHILD_SA right after its creation"),
+    ] {
+        let Hour { sent, error, up, .. } = hour(1, choice);
+        assert_eq!(up, ["net0", "net2"], "{choice:?}");
+        assert!(error.contains("child net1") && error.contains(words), "{choice:?}: {error}");
+        // After five minutes of TEMPORARY_FAILURE the peer is authenticated again (RFC 7296 2.25).
+        let inits = if matches!(choice, Choice::Error(_)) { 12 } else { 1 };
+        assert!(sent.inits <= inits && sent.requests < 2 * 380 && sent.busiest_minute < 24, "{choice:?}: {sent:?}");
+    }
+}
+
+#[test]
 fn a_peer_that_ends_the_ike_sa_instead_of_making_a_child_is_tried_again_every_ten_seconds() {
     for choice in [Choice::Then(Own::IkeDeletion), Choice::Before(Own::IkeDeletion), Choice::Critical] {
         let Hour { sent, error, .. } = hour(1, choice);
