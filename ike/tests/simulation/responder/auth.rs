@@ -153,3 +153,19 @@ fn packets_do_not_begin_ike_sas_again_and_again_where_the_peer_deletes_each_at_o
     packets(&mut responder, 11);
     responder.assert_agreed();
 }
+
+#[test]
+fn an_unreadable_answer_to_our_deletion_of_an_ike_sa_ends_it_once() {
+    let policy = |asked| match asked {
+        // The CHILD_SA is not what we offered, so we delete the IKE SA.
+        Asked::Auth => Choice::OtherCipher,
+        Asked::IkeDeletion => Choice::Critical,
+        _ => Choice::Agree,
+    };
+    let mut responder = Responder::new(1, |_| {});
+    let sent = responder.run_with(HOUR, policy);
+    // IKE_SA_INIT, IKE_AUTH and DELETE.
+    assert_eq!(sent.requests, 3 * sent.inits, "{sent:?}");
+    assert!(sent.inits < 400, "{sent:?}");
+    assert!(responder.last_error().starts_with("IKE_AUTH: "), "{}", responder.last_error());
+}

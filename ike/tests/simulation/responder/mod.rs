@@ -8,6 +8,7 @@
 //! - `parts`: the payloads of its responses.
 //! - `observe`: what the tests look at.
 //! - `init`, `auth`, `children`: tests of single answers in these exchanges.
+//! - `random`: runs in which the peer chooses at random for some time.
 
 mod auth;
 mod children;
@@ -16,3 +17,4 @@ mod init;
 mod observe;
 mod parts;
 mod peer;
+mod random;
