@@ -46,6 +46,13 @@ impl Responder {
         self.network.call(0, |endpoint, now, env| endpoint.acquire(&name, until, now, env));
     }
 
+    /// Reports a packet if only packets begin the tunnel.
+    pub fn want(&mut self) {
+        if !self.config.initiate {
+            self.packet();
+        }
+    }
+
     /// Runs with this policy, and returns what our node sent.
     pub fn run_with(&mut self, time: Duration, policy: impl FnMut(Asked) -> Choice + 'static) -> Sent {
         self.policy = Box::new(policy);
@@ -69,6 +76,7 @@ impl Responder {
         self.policy = Box::new(|_| Choice::Agree);
         let start = self.network.now;
         while !self.are_all_up() {
+            self.want();
             self.run_for(SECOND / 10);
             assert!(self.network.now < start + HOUR, "no recovery: {}", self.network.history());
         }
@@ -83,6 +91,7 @@ impl Responder {
             if self.disagreement().is_none() && self.network.oracle.unrest().is_none() {
                 return;
             }
+            self.want();
             self.run_for(SECOND / 10);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use edge_ike::PeerConfig;
+use edge_ike::{Childless, PeerConfig};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::choices::{Asked, Choice, Own};
@@ -232,6 +232,9 @@ impl Responder {
         }
         let (spi, nonce) = (self.fresh(), self.nonce());
         let mut parts = vec![ike_proposal(None), key_exchange(&Self::public()), (payload::NONCE, nonce.clone())];
+        if self.config.childless == Childless::Prefer {
+            parts.push(notification(notify::CHILDLESS_IKEV2_SUPPORTED, 0, &[], &[]));
+        }
         Self::change(&mut parts, choice);
         let response = clear(&header(spi), &parts);
         let spis = (request.header.spis.0, spi);

@@ -4,6 +4,7 @@
 
 use std::panic::catch_unwind;
 
+use edge_ike::Childless;
 use edge_ike::config::Group;
 
 use super::choices::{Asked, Choice, Own};
@@ -84,6 +85,12 @@ fn run(seed: u64) {
             config.child.proposals[0].groups = vec![Group::X25519];
         }
         with_children(config, children);
+        if seed % 5 == 4 {
+            config.initiate = false;
+        }
+        if seed % 7 == 6 {
+            config.childless = Childless::Prefer;
+        }
         let mut lifetime = || (30 + random.below(300)) as u32 * SECOND;
         (config.timing.child_lifetime, config.timing.ike_lifetime) = (lifetime(), lifetime());
     });
@@ -97,7 +104,10 @@ fn run(seed: u64) {
         Box::new(move |asked| if of_policy.chance(percent) { unusual(asked, &mut of_policy) } else { Choice::Agree });
     let end = responder.network.now + (2 + random.below(6) as u32) * MINUTE;
     while responder.network.now < end {
-        responder.run_for((1 + random.below(20)) as u32 * SECOND);
+        for _ in 0..1 + random.below(20) {
+            responder.want();
+            responder.run_for(SECOND);
+        }
         if random.chance(50) {
             responder.begin_on_newest(one_of(&mut random, &OWN));
         }
