@@ -176,9 +176,11 @@ impl Peer {
     }
 
     /// Records that an IKE SA is up: no attempt is scheduled any more. The delay after the next
-    /// failure stays as it is until the IKE SA has lasted for a while, since the peer may delete it
-    /// at once.
+    /// failure is not the shortest one again until the IKE SA has lasted for a while, since the
+    /// peer may delete it at once. But the peer responds, so a long delay, as for a silent peer, is
+    /// not needed.
     pub(super) fn established(&mut self) {
+        self.backoff = self.backoff.min(self.config().timing.child_retry_max());
         self.retry_at = None;
         self.went_first = false;
     }
