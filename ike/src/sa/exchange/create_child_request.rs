@@ -124,7 +124,12 @@ pub(super) fn finish(
             Err(error) => {
                 // The peer has installed the CHILD_SA, and we cannot use it.
                 let outbound = payloads.proposals().ok().and_then(|proposals| proposals.first()?.child_spi());
-                sa.enqueue(QueuedRequest::DeleteUnused(UnusedChild { inbound, outbound }));
+                if outbound.is_some_and(|spi| deleted.contains(&spi)) {
+                    // It has deleted it again.
+                    inbound.release(&sa.profile, cx);
+                } else {
+                    sa.enqueue(QueuedRequest::DeleteUnused(UnusedChild { inbound, outbound }));
+                }
                 sa.report_child(&asked_for.child, error, cx);
                 let wait = sa.profile.config.timing.child_retry_max();
                 sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
