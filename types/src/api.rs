@@ -125,14 +125,21 @@ pub const MOST_OBSTACLES: usize = 8;
 /// Maximum length of an obstacle in [`NodeReport`], characters. Longer texts are cut.
 pub const LONGEST_OBSTACLE: usize = 300;
 
+/// Maximum number of peers in [`TunnelCount::down`]. The controller drops further ones.
+pub const MOST_DOWN: usize = 8;
+
 /// The state of a node's tunnels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TunnelCount {
     /// Number of tunnels that are up.
     pub up: u32,
     /// Number of tunnels that should be up.
     pub wanted: u32,
+    /// The first of the peers to which a tunnel should be up and is not, in the order of their
+    /// names, at most [`MOST_DOWN`]. Earlier agents name none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub down: Vec<NodeName>,
 }
 
 /// `POST /v1/nodes/{node}/segments`: a request for one segment of each family.

@@ -421,7 +421,7 @@ async fn report(controller: &ControllerClient, local: IpAddr) -> NodeReport {
         );
     }
     let refused_view = controller.status.borrow().refused_view.clone();
-    let (port, tunnels) = (controller.config.nat_port, *controller.tunnels.borrow());
+    let (port, tunnels) = (controller.config.nat_port, controller.tunnels.borrow().clone());
     let traffic = *controller.traffic.borrow();
     let version = env!("CARGO_PKG_VERSION").chars().take(LONGEST_VERSION).collect();
     let report = NodeReport {

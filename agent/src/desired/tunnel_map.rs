@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use edge_ike::PeerName;
-use edge_types::{SharedList, shared_list};
+use edge_types::{NodeName, SharedList, shared_list};
 
 use super::tunnel::DesiredTunnel;
 
@@ -52,6 +52,14 @@ impl TunnelMap {
     /// Returns the tunnels in the order of the names.
     pub fn iter(&self) -> Iter<'_> {
         Iter(self.0.iter())
+    }
+
+    /// Returns the first `most` peers to which a tunnel should be up and is not, for the report to
+    /// the controller.
+    #[must_use]
+    pub fn first_down(&self, is_up: impl Fn(&PeerName) -> bool, most: usize) -> Vec<NodeName> {
+        let down = self.iter().filter(|(peer, tunnel)| tunnel.counts() && !is_up(peer));
+        down.filter_map(|(peer, _)| peer.as_str().parse().ok()).take(most).collect()
     }
 
     /// Returns the tunnels whose names come after `peer`, in the order of the names.

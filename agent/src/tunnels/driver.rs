@@ -320,7 +320,11 @@ impl Driver {
                 events = esp_events(self.esp_events.as_mut()) => self.handle_esp_events(&events?),
                 _ = count_tick.tick() => {
                     let count = Some(self.count());
-                    tunnels.send_if_modified(|sent| std::mem::replace(sent, count) != count);
+                    tunnels.send_if_modified(|sent| {
+                        let changed = *sent != count;
+                        *sent = count;
+                        changed
+                    });
                     self.environment.save_peers();
                     self.close_unused_tcp();
                     self.find_better_uplinks();

@@ -7,7 +7,7 @@ use edge_ike::config::Mode;
 use edge_ike::endpoint::{ChildUse, PeerStatus, Phase};
 use edge_ike::{Instant, PeerName, Purpose};
 use edge_types::IpNetwork;
-use edge_types::api::TunnelCount;
+use edge_types::api::{MOST_DOWN, TunnelCount};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -24,11 +24,14 @@ use crate::tcp_encapsulation::is_tcp;
 const PEERS_AT_ONCE: usize = 256;
 
 impl Driver {
-    /// Returns the number of tunnels to peers in the view that should be up, and the number of
-    /// those that are up.
+    /// Returns the number of tunnels to peers in the view that should be up, the number of those
+    /// that are up, and the first ones that are not.
     pub(super) fn count(&self) -> TunnelCount {
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        TunnelCount { up: number(self.up_from_view.len()), wanted: number(self.wanted_from_view) }
+        let (up, wanted) = (self.up_from_view.len(), self.wanted_from_view);
+        let most = MOST_DOWN.min(wanted.saturating_sub(up));
+        let down = self.desired.tunnels.first_down(|peer| self.up_from_view.contains(peer), most);
+        TunnelCount { up: number(up), wanted: number(wanted), down }
     }
 
     /// Reports the peers whose names come after `after`, in the order of their names and at most

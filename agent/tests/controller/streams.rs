@@ -90,7 +90,7 @@ async fn the_controller_hears_how_the_tunnels_are_at_once_and_whenever_that_chan
     let agent = node.start();
     agent.joined().await;
     for up in [0, 3, 1] {
-        agent.node.tunnels.send_replace(Some(TunnelCount { up, wanted: 3 }));
+        agent.node.tunnels.send_replace(Some(TunnelCount { up, wanted: 3, ..TunnelCount::default() }));
         until("the count to be known", || async {
             controller.nodes().await.iter().any(|row| row["tunnels"] == json!({"up": up, "wanted": 3}))
         })
@@ -115,7 +115,7 @@ async fn the_operator_sees_the_release_the_obstacles_the_tunnels_and_the_traffic
     let obstacle = "chain FORWARD of ufw drops pods' packets";
     agent.node.obstacles.send_replace(vec![obstacle.into()]);
     shown("the obstacle", json!({"obstacles": [obstacle]})).await;
-    agent.node.tunnels.send_replace(Some(TunnelCount { up: 1, wanted: 2 }));
+    agent.node.tunnels.send_replace(Some(TunnelCount { up: 1, wanted: 2, ..TunnelCount::default() }));
     shown("the tunnels", json!({"obstacles": [obstacle], "tunnels": {"up": 1, "wanted": 2}})).await;
     agent.node.obstacles.send_replace(Vec::new());
     shown("its end", json!({"obstacles": [], "tunnels": {"up": 1, "wanted": 2}})).await;

@@ -49,7 +49,7 @@ async fn a_node_at_rest_has_one_connection_which_has_left_http() {
     // The connection of the other requests is closed when it is idle.
     until("one connection", || async { proxy.open_connections() == 1 }).await;
     let before = requests(&metrics(&controller).await, "/v1/nodes/{node}", "PUT", 204);
-    agent.node.tunnels.send_replace(Some(TunnelCount { up: 1, wanted: 2 }));
+    agent.node.tunnels.send_replace(Some(TunnelCount { up: 1, wanted: 2, ..TunnelCount::default() }));
     until("the report", || async { controller.nodes().await[0]["tunnels"] == json!({"up": 1, "wanted": 2}) }).await;
     assert_eq!(requests(&metrics(&controller).await, "/v1/nodes/{node}", "PUT", 204), before + 1);
     assert_eq!(proxy.open_connections(), 1, "reports take no other connection");
@@ -142,7 +142,7 @@ async fn with_a_controller_that_does_not_upgrade_the_view_is_followed_by_http_2(
         until("a report", || async { asked.lock().unwrap().contains(&reported) }).await;
         let all = asked.lock().unwrap().clone();
         // Reports go on, on the connection of the stream.
-        agent.node.tunnels.send_replace(Some(TunnelCount { up: 1, wanted: 2 }));
+        agent.node.tunnels.send_replace(Some(TunnelCount { up: 1, wanted: 2, ..TunnelCount::default() }));
         until("a report by HTTP/2", || async {
             asked.lock().unwrap().iter().skip(all.len()).any(|last| *last == (Version::HTTP_2, Method::PUT, false))
         })

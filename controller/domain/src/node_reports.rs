@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use edge_types::NodeName;
-use edge_types::api::{LONGEST_OBSTACLE, LONGEST_VERSION, MOST_OBSTACLES, NodeReport, TunnelCount};
+use edge_types::api::{LONGEST_OBSTACLE, LONGEST_VERSION, MOST_DOWN, MOST_OBSTACLES, NodeReport, TunnelCount};
 use edge_types::traffic::TunnelTraffic;
 
 use crate::clock::Seconds;
@@ -57,7 +57,7 @@ impl LastReport {
     fn of(report: &NodeReport, before: Option<&Self>) -> Self {
         let obstacles = report.obstacles.iter().take(MOST_OBSTACLES);
         Self {
-            tunnels: report.tunnels.map(storable).or(before.and_then(|before| before.tunnels)),
+            tunnels: report.tunnels.as_ref().map(storable).or_else(|| before?.tunnels.clone()),
             version: report.version.as_ref().map(|text| shown(text, LONGEST_VERSION)),
             obstacles: obstacles.map(|text| shown(text, LONGEST_OBSTACLE)).collect(),
             refused_view: report.refused_view.as_ref().map(|text| shown(text, LONGEST_REASON)),
@@ -65,11 +65,12 @@ impl LastReport {
     }
 }
 
-/// Returns the counts, each limited to the maximum of an int32. The API server would refuse the
-/// whole status if a count were larger.
-fn storable(count: TunnelCount) -> TunnelCount {
+/// Returns the counts, each limited to the maximum of an int32, and the first [`MOST_DOWN`] peers.
+/// The API server would refuse the whole status if a count were larger.
+fn storable(count: &TunnelCount) -> TunnelCount {
     let most = i32::MAX.unsigned_abs();
-    TunnelCount { up: count.up.min(most), wanted: count.wanted.min(most) }
+    let down = count.down.iter().take(MOST_DOWN).cloned().collect();
+    TunnelCount { up: count.up.min(most), wanted: count.wanted.min(most), down }
 }
 
 impl NodeReports {
@@ -157,7 +158,7 @@ mod tests {
         NodeReport {
             addresses: Vec::new(),
             port: 4500,
-            tunnels: Some(TunnelCount { up: 1, wanted: 2 }),
+            tunnels: Some(TunnelCount { up: 1, wanted: 2, ..TunnelCount::default() }),
             traffic: None,
             refused_view: None,
             segments: None,
@@ -174,9 +175,10 @@ mod tests {
         let reports = NodeReports::default();
         let node: NodeName = "edge-1".parse().unwrap();
         let long = |text: &str| format!("{text}\u{1b}[31m:\r\n{}", "x".repeat(10_000));
-        let many = NodeReport { tunnels: Some(TunnelCount { up: u32::MAX, wanted: 7 }), ..report() };
+        let names = (0..100).map(|number| format!("edge-{number}").parse().unwrap()).collect();
+        let many = NodeReport { tunnels: Some(TunnelCount { up: u32::MAX, wanted: 7, down: names }), ..report() };
         let counted = LastReport::of(&many, None).tunnels.unwrap();
-        assert_eq!((counted.up, counted.wanted), (i32::MAX.unsigned_abs(), 7));
+        assert_eq!((counted.up, counted.wanted, counted.down.len()), (i32::MAX.unsigned_abs(), 7, MOST_DOWN));
         let full = NodeReport {
             refused_view: Some(long("view 3 is refused")),
             version: Some(long("1.2.3")),

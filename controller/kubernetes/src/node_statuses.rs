@@ -72,7 +72,11 @@ impl From<EdgeNodeStatus> for NodeStatus {
         Self {
             replica: status.replica,
             last_seen: status.last_seen.map(|at| at.0),
-            tunnels: status.tunnels.map(|tunnels| TunnelCount { up: count(tunnels.up), wanted: count(tunnels.wanted) }),
+            tunnels: status.tunnels.map(|tunnels| TunnelCount {
+                up: count(tunnels.up),
+                wanted: count(tunnels.wanted),
+                down: tunnels.down.iter().filter_map(|name| name.parse().ok()).collect(),
+            }),
             version: status.agent_version,
             obstacles: status.obstacles.map(|obstacles| obstacles.list).unwrap_or_default(),
         }

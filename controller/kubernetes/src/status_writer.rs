@@ -453,8 +453,8 @@ impl WrittenStatus {
 
 /// Writes a node's report into a status.
 fn write_report(status: &mut Value, last: &LastReport) {
-    if let Some(TunnelCount { up, wanted }) = last.tunnels {
-        status["tunnels"] = json!({"up": up, "wanted": wanted, "shown": format!("{up}/{wanted}")});
+    if let Some(TunnelCount { up, wanted, down }) = &last.tunnels {
+        status["tunnels"] = json!({"up": up, "wanted": wanted, "shown": format!("{up}/{wanted}"), "down": down});
     }
     let obstacles: Vec<&String> = last.refused_view.iter().chain(&last.obstacles).collect();
     status["agentVersion"] = json!(last.version);

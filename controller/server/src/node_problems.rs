@@ -2,8 +2,8 @@
 //! whole. `status` and the page show the same problems.
 
 use edge_controller_domain::clock::rfc3339;
-use edge_types::AddressSource;
-use edge_types::api::{ControllerStatus, NodeInfo};
+use edge_types::api::{ControllerStatus, NodeInfo, TunnelCount};
+use edge_types::{AddressSource, NodeName};
 
 /// Remaining validity of the authority's certificate, in seconds, below which its expiry is
 /// reported as a problem: half a year.
@@ -19,8 +19,7 @@ pub(crate) fn node_problems(node: &NodeInfo, now: i64) -> Vec<String> {
         }
         (false, None) => Some("it is not connected".into()),
     };
-    let down = node.tunnels.filter(|count| count.up < count.wanted);
-    let down = down.map(|count| format!("{} of {} tunnels are down", count.wanted - count.up, count.wanted));
+    let down = node.tunnels.as_ref().and_then(down_tunnels);
     let end = node.certificate_not_after;
     let certificate = node.certificate_ends_soon.then(|| match end > now {
         true => format!(
@@ -36,6 +35,15 @@ pub(crate) fn node_problems(node: &NodeInfo, now: i64) -> Vec<String> {
     });
     let all = away.into_iter().chain(down).chain(certificate).chain(problems(node));
     all.chain(node.obstacles.iter().cloned()).collect()
+}
+
+/// Returns the tunnels that are down, in words.
+fn down_tunnels(count: &TunnelCount) -> Option<String> {
+    let down = count.wanted.checked_sub(count.up).filter(|down| *down > 0)?;
+    let named: Vec<&str> = count.down.iter().map(NodeName::as_str).collect();
+    let more = if (named.len() as u64) < u64::from(down) { ", ..." } else { "" };
+    let to = if named.is_empty() { String::new() } else { format!(", to {}{more}", named.join(", ")) };
+    Some(format!("{down} of {} tunnels are down{to}", count.wanted))
 }
 
 /// Returns the problems of a node that its connection, tunnels and certificate do not show.
@@ -108,6 +116,8 @@ mod tests {
             (json!({"connected": false, "last_seen": null}), "it is not connected"),
             (json!({"connected": false, "last_seen": null, "endpoints": []}), "never connected"),
             (json!({"tunnels": {"up": 1, "wanted": 3}}), "2 of 3 tunnels are down"),
+            (json!({"tunnels": {"up": 1, "wanted": 3, "down": ["b", "c"]}}), "2 of 3 tunnels are down, to b, c"),
+            (json!({"tunnels": {"up": 1, "wanted": 9, "down": ["b"]}}), "8 of 9 tunnels are down, to b, ..."),
             (json!({"certificate_ends_soon": true}), "ends in 30d"),
             (json!({"certificate_ends_soon": true, "certificate_not_after": NOW}), "ended at"),
             (json!({"obstacles": ["ufw drops"]}), "ufw drops"),

@@ -45,7 +45,8 @@ struct Plans {
     new_ike_sa: NewIkeSa,
     /// When to begin it, if the peer has not begun one by then.
     new_ike_sa_at: Option<Instant>,
-    /// The purposes for which the peer's last answer was TEMPORARY_FAILURE.
+    /// The purposes for which the peer has answered TEMPORARY_FAILURE a short time ago. As each of
+    /// them is requested again within [`Timing::child_retry_max`], there are no more than CHILD_SAs.
     put_off: BTreeMap<Purpose, PutOff>,
 }
 
@@ -148,7 +149,10 @@ impl MissingChildren {
     /// deleted the new CHILD_SA before its response, whether the CHILD_SA is missing or is rekeyed.
     /// The delay before the next one doubles each time, from `first` to `longest`.
     pub(super) fn put_off(&mut self, purpose: &Purpose, first: Duration, longest: Duration, now: Instant) -> PutOff {
-        let last = self.plans().put_off.remove(purpose).filter(|last| now <= last.until + longest);
+        let put_off = &mut self.plans().put_off;
+        // A purpose may be gone since.
+        put_off.retain(|_, last| now <= last.until + longest);
+        let last = put_off.remove(purpose);
         let wait = last.map_or(first, |last| last.wait.saturating_mul(2).min(longest.max(first)));
         let wait = if mutation!("temporary_failure_repeated_often") { first } else { wait };
         let put_off = PutOff { since: last.map_or(now, |last| last.since), until: now + wait, wait };

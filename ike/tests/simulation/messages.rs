@@ -150,8 +150,8 @@ fn a_peer_that_always_puts_off_the_rekey_of_the_ike_sa_is_authenticated_again() 
             assert!(refusals > 5, "it has patience");
             return;
         }
-        // The delay is up to 5.5 s. Answer liveness checks in the meantime.
-        request = (0..8)
+        // The delay is up to 10 s. Answer liveness checks in the meantime.
+        request = (0..12)
             .find_map(|_| {
                 foreign.network.run_for(SECOND);
                 let arrived = foreign.arrived();

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use edge_ike::event::{DownReason, PeerErrorKind};
-use edge_ike::{ChildId, Event, PeerConfig};
+use edge_ike::{ChildId, Event, PeerConfig, PeerName};
 
 use crate::foreign::{Foreign, notification};
 use crate::network::{LinkQuality, Nat};
@@ -286,6 +286,13 @@ pub fn another_mapping_of_the_initiators_nat_is_noticed_by_a_liveness_check() {
 #[test]
 pub fn another_mapping_is_noticed_when_the_peer_refuses_because_of_it() {
     //= RFC 4555 3.8 SHOULD 2: liveness checks detect a changed NAT mapping
+    another_mapping_is_noticed_after_a_refusal(true);
+    another_mapping_is_noticed_after_a_refusal(false);
+}
+
+/// `theirs_is_of_ike` states whether the peer's request rekeys the IKE SA and ours the CHILD_SA, or
+/// the reverse.
+fn another_mapping_is_noticed_after_a_refusal(theirs_is_of_ike: bool) {
     let nat = Nat::new("192.0.2.1");
     let mut pair =
         Pair::with_nats(1, LinkQuality::RELIABLE, Some(nat), None).reports_esp().one_sided().both(|config| {
@@ -298,16 +305,24 @@ pub fn another_mapping_is_noticed_when_the_peer_refuses_because_of_it() {
     pair.network.run_for(5 * SECOND);
     pair.network.nodes[pair.a].nat.as_mut().unwrap().rebind();
     // The peer's request goes to the former mapping, and while it has no response, the peer refuses
-    // our rekey.
+    // ours.
     let (a_name, b_name) = (pair.a_name.clone(), pair.b_name.clone());
-    pair.network.call(pair.b, |endpoint, now, env| endpoint.rekey_ike(&a_name, now, env));
+    let rekey = |pair: &mut Pair, node, peer: &PeerName, of_ike| {
+        pair.network.call(node, |endpoint, now, env| match of_ike {
+            true => endpoint.rekey_ike(peer, now, env),
+            false => endpoint.rekey_children(peer, now, env),
+        });
+    };
+    let (a, b) = (pair.a, pair.b);
+    rekey(&mut pair, b, &a_name, theirs_is_of_ike);
     pair.network.run_for(SECOND / 50);
-    pair.network.call(pair.a, |endpoint, now, env| endpoint.rekey_children(&b_name, now, env));
+    rekey(&mut pair, a, &b_name, !theirs_is_of_ike);
     pair.network.run_for(2 * SECOND);
-    for node in [pair.a, pair.b] {
-        let replaced = |(_, event): &(Duration, Event)| matches!(event, Event::IkeReplaced { .. });
+    for node in [a, b] {
         let events = &pair.network.nodes[node].events;
-        assert!(events.iter().any(replaced), "node {node}:{}", pair.network.history());
+        let ike = |(_, event): &(Duration, Event)| matches!(event, Event::IkeReplaced { .. });
+        let child = |(_, event): &(Duration, Event)| matches!(event, Event::ChildRekeyed { .. });
+        assert!(events.iter().any(ike) && events.iter().any(child), "node {node}:{}", pair.network.history());
     }
     pair.network.run_for(20 * SECOND);
     pair.assert_connected();

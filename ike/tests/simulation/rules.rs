@@ -345,7 +345,7 @@ pub fn a_rekey_of_the_ike_sa_that_is_asked_to_wait_waits() {
     for _ in 0..3 {
         let after = foreign.answer(&request, &[notification(notify::TEMPORARY_FAILURE, 0, &[], &[])]);
         assert_eq!(after, []);
-        // The delay is up to 5.5 s. Answer liveness checks in the meantime.
+        // The delay is up to 4 s. Answer liveness checks in the meantime.
         request = (0..8)
             .find_map(|_| {
                 foreign.network.run_for(SECOND);

@@ -199,6 +199,18 @@ fn the_view_becomes_one_tunnel_a_peer_with_open_selectors_and_exact_identities()
 }
 
 #[test]
+fn the_first_tunnels_that_are_down_are_named_and_those_on_demand_are_not() {
+    let first = |keys: &str, up: &[&str], most| {
+        let tunnels = Desired::compute(&config(keys), &[], Some(&edge_with_two_peers())).tunnels;
+        tunnels.first_down(|peer| up.contains(&peer.as_str()), most).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(first("", &[], 9), ["cloud-1", "edge-a2"]);
+    assert_eq!(first("", &[], 1), ["cloud-1"]);
+    assert_eq!(first("", &["cloud-1"], 9), ["edge-a2"]);
+    assert_eq!(first("[on_demand]\neager = 1\n", &[], 9), ["cloud-1"]);
+}
+
+#[test]
 fn certificates_that_the_view_revokes_are_not_accepted() {
     let mut membership = edge_with_two_peers();
     let mut view = (*membership.view).clone();

@@ -26,6 +26,8 @@ const LONGEST_ADDRESS: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NodeFacts {
     pub(super) object: NodeObject,
+    /// Whether the selector of edges selects the Node; `None` if it has no community label.
+    pub(super) labelled: Option<bool>,
     /// Messages about invalid labels and addresses.
     pub(super) rejected: Vec<String>,
 }
@@ -41,9 +43,13 @@ pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<No
     let labels = metadata.labels.as_ref().unwrap_or(&none);
     let mut rejected = Vec::new();
     let (mut communities, mut restricted_communities) = (Communities::new(), Communities::new());
+    let community_labels = [COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS, RESTRICTED_COMMUNITY_LABEL];
+    let selected = selector.matches(labels);
+    let is_set = |label: &str| labels.get(label).is_some_and(|value| !value.is_empty());
+    let labelled = community_labels.into_iter().any(is_set).then_some(selected);
     // Only edges are in communities.
-    if selector.matches(labels) {
-        for label in [COMMUNITY_LABEL, COMMUNITY_LABEL_ALIAS, RESTRICTED_COMMUNITY_LABEL] {
+    if selected {
+        for label in community_labels {
             let named =
                 if label == RESTRICTED_COMMUNITY_LABEL { &mut restricted_communities } else { &mut communities };
             let value = labels.get(label).map(String::as_str).unwrap_or_default();
@@ -76,7 +82,7 @@ pub(super) fn facts(metadata: &ObjectMeta, selector: &NodeSelector) -> Option<No
     let uid = metadata.uid.clone()?;
     // What is not in the metadata is read when the record is written.
     let object = NodeObject { uid, communities, restricted_communities, public_addresses, ..NodeObject::default() };
-    Some(NodeFacts { object, rejected })
+    Some(NodeFacts { object, labelled, rejected })
 }
 
 /// Reads the networks of the pods on a node, at most one for each family. Host bits are removed.

@@ -11,17 +11,20 @@
 //! - [`facts`]: reads what the controller takes from a Node object.
 //! - [`record`]: writes that information into the node's record.
 //! - [`pod_networks`]: says which networks of their pods hubs do not get.
+//! - [`labelled`]: holds the Nodes with a community label, whether they joined or not.
 //! - [`deleted`]: handles nodes whose Node object is missing or was replaced; [`pending`]: holds
 //!   these nodes.
 
 mod deleted;
 mod facts;
+mod labelled;
 mod pending;
 mod pod_networks;
 mod record;
 mod watch;
 
 pub use facts::ADDRESSES;
+pub use labelled::LabelledNodes;
 pub use pending::PendingDeregistrations;
 pub use pod_networks::NetworksInForce;
 pub(crate) use watch::CLUSTER;

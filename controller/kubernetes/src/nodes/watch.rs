@@ -17,6 +17,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use super::facts::{NodeFacts, facts, name_of};
+use super::labelled::LabelledNodes;
 use super::pending::{DeletedNode, DeletedNodes, PendingDeregistrations};
 use super::pod_networks::NetworksInForce;
 use crate::certificate_grace::{CertificateGrace, no_grace};
@@ -68,6 +69,7 @@ pub struct NodeWatch {
     pub(super) recent: RecentDeletions,
     /// Nodes for which the operator must confirm the deregistration.
     pub(super) asked: PendingDeregistrations,
+    labelled: LabelledNodes,
     /// Whether the operator must confirm before many nodes are deregistered.
     pub(super) confirm: bool,
     pub(super) identity: ClusterIdentity,
@@ -101,6 +103,7 @@ impl NodeWatch {
             none_listed: false,
             recent: RecentDeletions::default(),
             asked: PendingDeregistrations::default(),
+            labelled: LabelledNodes::default(),
             confirm: true,
             identity,
             grace: no_grace(),
@@ -112,6 +115,11 @@ impl NodeWatch {
     /// then holds the nodes that wait for confirmation.
     pub fn asking(self, confirm: bool, asked: PendingDeregistrations) -> Self {
         Self { confirm, asked, ..self }
+    }
+
+    /// Records the Nodes with a community label here.
+    pub fn noting(self, labelled: LabelledNodes) -> Self {
+        Self { labelled, ..self }
     }
 
     /// Sets the time for which nodes' certificates are accepted after their end.
@@ -215,6 +223,7 @@ impl NodeWatch {
             }
             ListWatchEvent::Deleted(node) => {
                 if let Some(name) = name_of(&node.metadata) {
+                    self.labelled.set(&name, None);
                     self.without_pod_networks.remove(&name);
                     self.mark_deleted(name).await;
                 }
@@ -226,6 +235,7 @@ impl NodeWatch {
                 let listed: BTreeSet<NodeName> =
                     nodes.into_iter().filter_map(|node| self.observe(node.metadata)).collect();
                 self.known.retain(|name, _| listed.contains(name));
+                self.labelled.retain(|name| listed.contains(name));
                 self.machine_unknown.retain(|name, _| listed.contains(name));
                 self.without_pod_networks.retain(|name| listed.contains(name));
                 let state = self.registry.read().await;
@@ -263,6 +273,7 @@ impl NodeWatch {
             self.nodes_read.remove(&name);
         }
         if changed {
+            self.labelled.set(&name, facts.labelled);
             self.known.insert(name.clone(), facts);
         }
         if another {

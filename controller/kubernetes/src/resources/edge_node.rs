@@ -191,6 +191,9 @@ pub struct TunnelsStatus {
     pub wanted: i32,
     /// Both numbers as text, for a column of `kubectl get`.
     pub shown: String,
+    /// The first of the peers to which a tunnel should be up and is not.
+    #[serde(default)]
+    pub down: Vec<String>,
 }
 
 /// Obstacles that prevent the packets of a node's pods from arriving.

@@ -140,7 +140,7 @@ mod tests {
         NodeStatus {
             replica: replica.map(Into::into),
             last_seen,
-            tunnels: Some(TunnelCount { up: 1, wanted: 1 }),
+            tunnels: Some(TunnelCount { up: 1, wanted: 1, ..TunnelCount::default() }),
             version: Some("there".into()),
             obstacles: vec!["ufw".into()],
         }

@@ -13,7 +13,7 @@ use edge_controller_kubernetes::client::ApiFailures;
 use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::label_trust::LabelTrust;
 use edge_controller_kubernetes::node_statuses::NodeStatuses;
-use edge_controller_kubernetes::nodes::PendingDeregistrations;
+use edge_controller_kubernetes::nodes::{LabelledNodes, PendingDeregistrations};
 use edge_controller_kubernetes::service_account::{ReviewLimits, Reviewer};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,8 @@ pub struct Services {
     pub label_trust: watch::Receiver<LabelTrust>,
     /// Nodes that lost their Node object and wait for the operator's confirmation.
     pub asked: PendingDeregistrations,
+    /// Nodes with a community label.
+    pub labelled: LabelledNodes,
     /// The statuses that other replicas wrote about nodes; `None` if the store is not shared.
     pub statuses: Option<NodeStatuses>,
     /// Name of this run of this replica.
@@ -184,6 +186,7 @@ substates! {
     conflicts: ClaimConflicts,
     label_trust: watch::Receiver<LabelTrust>,
     asked: PendingDeregistrations,
+    labelled: LabelledNodes,
     statuses: Option<NodeStatuses>,
     replica: ReplicaName,
     api_failures: ApiFailures,

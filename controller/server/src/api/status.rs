@@ -8,7 +8,7 @@ use edge_controller_domain::clock::Seconds;
 use edge_controller_domain::registry::Registry;
 use edge_controller_domain::segments::range_usage;
 use edge_controller_kubernetes::client::ApiFailures;
-use edge_controller_kubernetes::nodes::PendingDeregistrations;
+use edge_controller_kubernetes::nodes::{LabelledNodes, PendingDeregistrations};
 use edge_types::api::ControllerStatus;
 
 use super::caller::Caller;
@@ -27,10 +27,11 @@ pub struct Overview {
     ca: Arc<Ca>,
     infos: NodeInfos,
     asked: PendingDeregistrations,
+    labelled: LabelledNodes,
     api_failures: ApiFailures,
 }
 
-from_substates!(Overview { registry, live, ca, infos, asked, api_failures });
+from_substates!(Overview { registry, live, ca, infos, asked, labelled, api_failures });
 
 pub(super) async fn status(
     State(overview): State<Overview>,
@@ -47,7 +48,7 @@ impl Overview {
     }
 
     pub(crate) async fn read(&self) -> ControllerStatus {
-        let Overview { registry, live, ca, infos, asked, api_failures } = self;
+        let Overview { registry, live, ca, infos, asked, labelled, api_failures } = self;
         let (nodes, unknown) = infos.all(registry).await;
         let (now, in_force) = (self.now(), live.now());
         let disk = state_disk::problem(&in_force.config).await;
@@ -58,7 +59,9 @@ impl Overview {
         let unknown = unknown.map(|why| format!("what other replicas know of nodes is not shown: {why}"));
         let paused = state.may_grant(&in_force.policy, now).err().map(|paused| paused.for_the_operator());
         let problems = disk.into_iter().chain(asked.note()).chain(paused).chain(unknown);
-        let problems = problems.chain(api_failures.all_reasons());
+        let selector = in_force.config.kubernetes.as_ref().map_or("", |kubernetes| kubernetes.edge_selector.as_str());
+        let labelled = labelled.notes(|node| state.node(node).is_some(), selector);
+        let problems = problems.chain(api_failures.all_reasons()).chain(labelled);
         ControllerStatus {
             version: env!("CARGO_PKG_VERSION").into(),
             time: now,

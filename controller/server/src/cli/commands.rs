@@ -241,7 +241,10 @@ fn show_node(node: &NodeInfo) -> anyhow::Result<()> {
             row("last seen", node.last_seen.map_or("-".into(), rfc3339)),
             row("agent", list(&node.version)),
             row("view refused", node.refused_view.clone().unwrap_or_else(|| "-".into())),
-            row("tunnels up", node.tunnels.map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted))),
+            row(
+                "tunnels up",
+                node.tunnels.as_ref().map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted)),
+            ),
             row("labels", list(node.labels.iter().map(|(key, value)| format!("{key}={value}")))),
             row("communities", list(&node.communities)),
             row("segments", list(&node.segments)),

@@ -132,7 +132,7 @@ fn row(node: &NodeInfo, now: i64) -> [String; 10] {
         node.name.to_string(),
         node.role.to_string(),
         seen,
-        node.tunnels.map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted)),
+        node.tunnels.as_ref().map_or("-".into(), |count| format!("{} of {}", count.up, count.wanted)),
         traffic(node),
         node.version.clone().unwrap_or_else(|| "-".into()),
         list(&node.communities),

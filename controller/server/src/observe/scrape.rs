@@ -36,8 +36,8 @@ async fn read_gauges(server: &ServerParts) {
         let is_connected = state.is_connected(&node.name);
         *connected += i64::from(is_connected);
         if let Some(report) = server.reports.of(&node.name).filter(|_| is_connected) {
-            up += report.tunnels.map_or(0, |count| i64::from(count.up));
-            wanted += report.tunnels.map_or(0, |count| i64::from(count.wanted));
+            up += report.tunnels.as_ref().map_or(0, |count| i64::from(count.up));
+            wanted += report.tunnels.as_ref().map_or(0, |count| i64::from(count.wanted));
             obstructed += i64::from(!report.obstacles.is_empty() || report.refused_view.is_some());
         }
     };

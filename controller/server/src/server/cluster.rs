@@ -12,7 +12,7 @@ use edge_controller_kubernetes::client::{ApiFailures, Client};
 use edge_controller_kubernetes::cluster_identity::ClusterIdentity;
 use edge_controller_kubernetes::events::EventRecorder;
 use edge_controller_kubernetes::label_trust::{LabelTrust, LabelWatch, TrustNodeLabels, log_forced};
-use edge_controller_kubernetes::nodes::{NEEDED_AT_START, NodeWatch, PendingDeregistrations};
+use edge_controller_kubernetes::nodes::{LabelledNodes, NEEDED_AT_START, NodeWatch, PendingDeregistrations};
 use edge_controller_kubernetes::orphans::{self, OrphanCollector};
 use edge_controller_kubernetes::own_rights::{OwnRights, Uses};
 use edge_controller_kubernetes::replica_leases::ReplicaLeases;
@@ -40,6 +40,7 @@ pub(super) struct Cluster {
     pub(super) conflicts: ClaimConflicts,
     pub(super) label_trust: watch::Sender<LabelTrust>,
     pub(super) asked: PendingDeregistrations,
+    pub(super) labelled: LabelledNodes,
     pub(super) stopping: CancellationToken,
 }
 
@@ -59,6 +60,7 @@ impl Cluster {
             conflicts,
             label_trust,
             asked,
+            labelled,
             stopping,
         } = self;
         let in_force = live.now();
@@ -74,6 +76,7 @@ impl Cluster {
         let cluster = ClusterIdentity::new(&client, registry.clone(), kubernetes.accept_cluster.clone());
         let nodes = NodeWatch::new(&client, registry.clone(), selector, api_failures.clone(), events.clone(), cluster)
             .asking(kubernetes.confirm_deregistrations, asked)
+            .noting(labelled)
             .with_grace(grace.clone())
             .with_networks(Arc::new(move || in_views.now().networks.clone()))
             .with_labels(label_trust.subscribe());

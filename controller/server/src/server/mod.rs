@@ -43,7 +43,7 @@ use edge_controller_domain::segments::ClaimConflicts;
 use edge_controller_kubernetes::cluster_identity::{ClusterIdentity, ClusterIdentityError};
 use edge_controller_kubernetes::label_trust::{LabelTrust, TrustNodeLabels};
 use edge_controller_kubernetes::node_statuses::NodeStatuses;
-use edge_controller_kubernetes::nodes::PendingDeregistrations;
+use edge_controller_kubernetes::nodes::{LabelledNodes, PendingDeregistrations};
 use edge_controller_kubernetes::service_account::Reviewer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -148,6 +148,7 @@ impl Server {
         let label_trust = watch::Sender::new(LabelTrust::at_start(trust));
         let (reports, conflicts, asked) =
             (NodeReports::default(), ClaimConflicts::default(), PendingDeregistrations::default());
+        let labelled = LabelledNodes::default();
         let last_seen = (!live.now().config.store_is_at_api_server())
             .then(|| LastSeen::load(&live.now().config.state_dir, registry.clone(), reports.clone()));
         let (tasks, listening, closing) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
@@ -166,6 +167,7 @@ impl Server {
             conflicts: conflicts.clone(),
             label_trust: label_trust.subscribe(),
             asked: asked.clone(),
+            labelled: labelled.clone(),
             statuses,
             replica: api::ReplicaName(replica.clone()),
             api_failures: api_failures.clone(),
@@ -220,6 +222,7 @@ impl Server {
                 conflicts,
                 label_trust,
                 asked,
+                labelled,
                 stopping: stopping.clone(),
             };
             cluster.spawn(&tasks);

@@ -157,7 +157,7 @@ async fn the_overview_shows_what_is_well_and_what_is_not_and_filters_choose_node
         json!({"received": 3_400_000_000_u64, "sent": 999, "received_per_second": 1_250_000, "sent_per_second": 0});
     well["traffic"] = traffic.clone();
     assert_eq!(hub.ask(Method::PUT, "", Some(well)).await.0, 204);
-    let obstructed = report(json!({"up": 1, "wanted": 2}), json!([obstacle]));
+    let obstructed = report(json!({"up": 1, "wanted": 2, "down": ["edge-2"]}), json!([obstacle]));
     assert_eq!(edge.ask(Method::PUT, "", Some(obstructed)).await.0, 204);
     let (mut of_edge, mut of_hub) = (edge.watch().await, hub.watch().await);
     of_edge.view().await;
@@ -186,7 +186,7 @@ async fn the_overview_shows_what_is_well_and_what_is_not_and_filters_choose_node
         assert!(words.iter().all(|word| line(name).contains(word)), "{name} {words:?}:\n{shown}");
     }
     for problem in [
-        "edge-1: 1 of 2 tunnels are down",
+        "edge-1: 1 of 2 tunnels are down, to edge-2",
         &format!("edge-1: {obstacle}"),
         "edge-2: it has never connected",
         "no segment is left in 10.77.0.0/24",

@@ -69,7 +69,7 @@ fn picture() {
         while stream.view().await.communities.len() != 2 {}
         let obstacle = "chain FORWARD of ufw drops packets";
         let report = json!({
-            "addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": 3, "wanted": 4},
+            "addresses": ["192.0.2.1"], "port": 4500, "tunnels": {"up": 3, "wanted": 4, "down": ["edge-9"]},
             "version": "7.8.9", "obstacles": [obstacle],
         });
         assert_eq!(node.ask(Method::PUT, "", Some(report)).await.0, 204);
@@ -104,7 +104,7 @@ fn picture() {
             let node = of_other("edge-1").await;
             (node["connected"] == true
                 && node["replica"].is_string()
-                && node["tunnels"]["wanted"] == 4
+                && node["tunnels"] == json!({"up": 3, "wanted": 4, "down": ["edge-9"]})
                 && node["obstacles"] == json!([obstacle]))
             .then_some(())
         })
@@ -112,6 +112,21 @@ fn picture() {
         status(&cluster, "edge-2", "it to be shown as never connected", |object| {
             let conditions = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
             conditions.iter().any(|condition| condition.reason == "NeverConnected" && condition.status == "False")
+        })
+        .await;
+        // Nodes on which the label has no effect are named.
+        for (name, labels) in [("edge-away", "node-role.kubernetes.io/edge: \"\", "), ("no-edge", "")] {
+            let node = format!(
+                "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels: {{{labels}fabedge/edge-community: alpha}}\n"
+            );
+            PLANE.apply_text(&node).unwrap();
+        }
+        until("the Nodes without effect", async || {
+            let (_, overview) = other.operator(Method::GET, "/v1/status", None).await;
+            let problems = overview["problems"].to_string();
+            (problems.contains("1 Node(s) (edge-away) with a community label have not joined")
+                && problems.contains("1 Node(s) (no-edge) with a community label are no edges"))
+            .then_some(())
         })
         .await;
         // The Events refer to the objects concerned.

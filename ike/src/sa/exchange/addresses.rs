@@ -73,7 +73,8 @@ impl IkeSa {
     /// has CHILD_SAs or will request one. Nothing is lost with another one.
     pub(super) fn is_patient(&self, child_sas: &ChildSas) -> bool {
         let ends = matches!(self.outstanding, Some(OutstandingRequest::DeleteIke));
-        let is_used = child_sas.children_of(self.spi()).next().is_some() || self.brings_child();
+        let is_used =
+            child_sas.children_of(self.spi()).next().is_some() || self.missing.next().is_some() || self.is_asking();
         self.lifecycle == Lifecycle::Active && self.is_confirmed() && !ends && is_used
     }
 

@@ -252,8 +252,9 @@ fn refused(
     SaStep::Continue
 }
 
-/// Handles TEMPORARY_FAILURE. If it goes on, it becomes the last error, and finally a new IKE SA
-/// replaces this one.
+/// Handles TEMPORARY_FAILURE. If it goes on, it becomes the last error, and finally counts as a
+/// refusal for good: a new IKE SA replaces this one if it can create the CHILD_SA and endangers no
+/// other one.
 fn put_off(
     old: Option<ChildId>,
     purpose: &Purpose,
@@ -263,6 +264,10 @@ fn put_off(
 ) -> SaStep {
     let longest = sa.profile.config.timing.child_retry_max();
     let put_off = sa.missing.put_off(purpose, temporary_failure_wait(cx), longest, cx.now);
+    //= RFC 7296 2.25 SHOULD 4: not for ever
+    if put_off.lasts(cx.now) && !sa.is_closing() {
+        return refused_for_good(old, purpose, NotifyType::TemporaryFailure, sa, child_sas, cx);
+    }
     //= RFC 7296 2.25 MUST NOT 2: no repetition at once
     let wait = if mutation!("temporary_failure_ignored") { Duration::ZERO } else { put_off.wait };
     if wait >= longest && put_off.goes_on(cx.now) {
@@ -272,8 +277,7 @@ fn put_off(
     }
     sa.retry_child_later(old, purpose, wait, child_sas, cx);
     addresses::check_mapping(sa);
-    //= RFC 7296 2.25 SHOULD 4: not for ever
-    if put_off.lasts(cx.now) { SaStep::Reauthenticate } else { SaStep::Continue }
+    SaStep::Continue
 }
 
 /// Handles a new CHILD_SA that the peer has deleted before its response. If it goes on, it becomes

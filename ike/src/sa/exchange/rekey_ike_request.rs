@@ -15,8 +15,8 @@ use crate::sa::ike_sa::{IkeSa, Lifecycle, SaStep};
 use crate::sa::own_requests::{OutstandingRequest, QueuedRequest, RekeyIkeRequest};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
-/// Maximum number of consecutive TEMPORARY_FAILURE responses, which take about half a minute in
-/// total. After that, the ends may have different states (RFC 7296 2.25), so IKE_SA_INIT creates a
+/// Maximum number of consecutive TEMPORARY_FAILURE responses, which take about a minute in total,
+/// since the delays between them grow. After that, the ends may have different states (RFC 7296 2.25), so IKE_SA_INIT creates a
 /// new IKE SA.
 const MAX_TEMPORARY_FAILURES: u8 = 10;
 
@@ -96,7 +96,9 @@ fn refused(request: RekeyIkeRequest, notify: &Notify, sa: &mut IkeSa, cx: &mut C
         NotifyType::TemporaryFailure if sa.temporary_failures < MAX_TEMPORARY_FAILURES => {
             sa.temporary_failures = sa.temporary_failures.saturating_add(1);
             //= RFC 7296 2.25 MUST NOT 2: no repetition at once
+            let longest = sa.profile.config.timing.child_retry_max();
             let wait = temporary_failure_wait(cx);
+            let wait = wait.saturating_mul(1 << (sa.temporary_failures - 1)).min(longest.max(wait));
             let wait = if mutation!("refused_ike_rekey_repeated_at_once") { Duration::ZERO } else { wait };
             sa.rekey_at = Some(cx.now + wait);
             addresses::check_mapping(sa);

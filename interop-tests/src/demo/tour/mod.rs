@@ -103,7 +103,7 @@ fn what_the_programs_say(guide: &Guide, world: &World) -> Result<()> {
     let said = wait::until("the controller to know all tunnels", TIMEOUT, || {
         let status = controller_status(world)?;
         for node in &status.nodes {
-            let tunnels = node.tunnels.with_context(|| format!("{} has reported no tunnels", node.name))?;
+            let tunnels = node.tunnels.as_ref().with_context(|| format!("{} has reported no tunnels", node.name))?;
             let some = node.role == Role::Cloud || tunnels.up > 0;
             ensure!(node.connected && some && tunnels.up == tunnels.wanted, "{}: {tunnels:?}", node.name);
         }
