@@ -25,7 +25,7 @@ use crate::time::Instant;
 /// time for which packets wait.
 const MAX_ACQUIRE_RETRY: Duration = Duration::from_secs(30);
 
-/// Age of an IKE SA without a CHILD_SA of IKE_AUTH from which it counts as one that the peer keeps.
+/// Age of an IKE SA from which it counts as one that the peer keeps.
 const PROVEN: Duration = Duration::from_secs(10);
 
 /// Time for which a failure delays attempts that are caused by later packets. It is longer than
@@ -173,6 +173,28 @@ impl Peer {
         if self.failed_at.is_some_and(|failed| now >= failed + FAILURE_MEMORY) {
             self.reset_backoff();
         }
+    }
+
+    /// Records that an IKE SA is up: no attempt is scheduled any more. The delay after the next
+    /// failure is not the shortest one again until the IKE SA has lasted for a while, since the
+    /// peer may delete it at once. But the peer responds, so a long delay, as for a silent peer, is
+    /// not needed.
+    pub(super) fn established(&mut self) {
+        self.backoff = self.backoff.min(self.config().timing.child_retry_max());
+        self.retry_at = None;
+        self.went_first = false;
+    }
+
+    /// Records the end of the last IKE SA, whose peer was authenticated at `authenticated`. Returns
+    /// whether the peer had kept it for a while. Then past failures do not count any more.
+    pub(super) fn ended(&mut self, authenticated: Instant, now: Instant) -> bool {
+        let proven = now >= authenticated + PROVEN;
+        if proven {
+            self.reset_backoff();
+        } else {
+            self.forget_old_failure(now);
+        }
+        proven
     }
 
     fn longest_wait(&self) -> Duration {

@@ -6,6 +6,7 @@ use crate::child_sas::{ChildSas, Spi};
 use crate::config::PeerName;
 use crate::environment::Environment;
 use crate::event::{DownReason, Event, IkeId, PeerError};
+use crate::sa::failure;
 use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep, Survivor};
 use crate::time::Instant;
 
@@ -203,14 +204,14 @@ impl Endpoint {
         for id in peer.child_sas.ids_with_lingering(spi) {
             peer.child_sas.remove_at_once(id, reason, &mut self.out);
         }
-        let (ike, lifecycle) = (sa.ike(), sa.lifecycle());
+        let (ike, lifecycle, authenticated) = (sa.ike(), sa.lifecycle(), sa.authenticated());
         let mut cx = context!(self, now, env);
         cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason });
         peer.report_failure(error, cx.out);
         sa.delete_reported_down(&mut ChildSas::new(name.clone()), &mut cx);
         peer.remove_sa(spi);
         if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_retry() {
-            peer.forget_old_failure(now);
+            peer.ended(authenticated, now);
             peer.schedule_retry(&mut cx);
         }
         self.reinstate(name, ike, lifecycle, now, env);
@@ -227,8 +228,9 @@ impl Endpoint {
         now: Instant,
         env: &mut dyn Environment,
     ) {
-        let (spi, ike, lifecycle) = (sa.spi(), sa.ike(), sa.lifecycle());
-        let linger = sa.profile().config.timing.linger;
+        let (spi, ike, lifecycle, authenticated) = (sa.spi(), sa.ike(), sa.lifecycle(), sa.authenticated());
+        let waits_in = sa.waits_in();
+        let (linger, ours) = (sa.profile().config.timing.linger, sa.initiation().by_us());
         if lifecycle != Lifecycle::Deleting {
             self.reinstate(name, ike, lifecycle, now, env);
             self.return_children(name, &mut sa, now, env);
@@ -268,17 +270,29 @@ impl Endpoint {
             }
             _ => cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason: down_reason }),
         }
-        let timeout = matches!(reason, CloseReason::Timeout);
+        let (timeout, by_peer) = (matches!(reason, CloseReason::Timeout), matches!(reason, CloseReason::ByPeer));
         if let CloseReason::Failed(error) = reason {
             peer.report_failure(error, cx.out);
         }
-        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_initiate(now) {
-            if timeout {
+        let initiates = peer.should_initiate(now);
+        // Otherwise the next packet would begin another one at once.
+        let may_acquire = ours && by_peer && !peer.terminated;
+        if peer.sas.is_empty() && peer.attempt.is_none() && (initiates || may_acquire) {
+            let proven = peer.ended(authenticated, now);
+            let age = now.saturating_since(authenticated);
+            let error = match (by_peer, timeout) {
+                (true, _) => Some(failure::deleted_soon(age)),
+                (_, true) => Some(failure::silent_soon(waits_in, age)),
+                _ => None,
+            };
+            // A refused CHILD_SA says more.
+            if let Some(error) = error.filter(|_| !proven && peer.last_error.is_none()) {
+                peer.report_failure(error, cx.out);
+            }
+            if timeout && proven {
                 // The peer responded until a moment ago, so try again without a delay.
-                peer.reset_backoff();
                 self.start_or_queue_attempt(name, now, env);
-            } else {
-                peer.forget_old_failure(now);
+            } else if initiates || !proven {
                 peer.schedule_retry(&mut cx);
             }
         }

@@ -69,6 +69,13 @@ pub(crate) fn silence(exchange: &'static str, remote: std::net::SocketAddr, tran
     )
 }
 
+/// Returns the error if the peer accepts none of the cookies that it has sent.
+pub(crate) fn too_many_cookies() -> PeerError {
+    let detail = "the peer asks for another cookie each time that it gets one back, so it may see each request come from another address; \
+                  compare the NATs on the way, and look into its log";
+    PeerError::new(IKE_SA_INIT, PeerErrorKind::Protocol, detail.to_owned())
+}
+
 /// Returns the error if none of the peer's IKE proposals, `theirs`, is acceptable.
 pub(crate) fn no_ike_proposal(ours: &[IkeProposal], theirs: &[Proposal]) -> PeerError {
     let detail = match ours {
@@ -239,6 +246,12 @@ pub(crate) fn child_refused(notify: NotifyType, purpose: &Purpose, peer: &PeerCo
     of_child(notified(CREATE_CHILD_SA, notify, peer, peer.child_named(&purpose.child)), purpose, peer)
 }
 
+/// Returns the error if the peer deletes a CHILD_SA right after its creation, several times.
+pub(crate) fn child_deleted_soon(purpose: &Purpose, peer: &PeerConfig) -> PeerError {
+    let detail = "the peer has deleted the CHILD_SA right after its creation; its log says why";
+    of_child(PeerError::new(INFORMATIONAL, PeerErrorKind::Notified, detail.to_owned()), purpose, peer)
+}
+
 /// Adds when a child will be tried again that no new IKE SA can create, since IKE_AUTH creates only
 /// the first configured child. `in_use` states whether a CHILD_SA of the child is in use.
 pub(crate) fn tried_again(mut error: PeerError, in_use: bool, wait: Duration) -> PeerError {
@@ -248,6 +261,21 @@ pub(crate) fn tried_again(mut error: PeerError, in_use: bool, wait: Duration) ->
     };
     error.detail = format!("{}; {what} every {wait:?}", error.detail);
     error
+}
+
+/// Returns the error if the peer deletes an IKE SA this time after its authentication.
+pub(crate) fn deleted_soon(age: Duration) -> PeerError {
+    let detail = format!("the peer deleted the IKE SA {age:.1?} after the authentication; its log says why");
+    PeerError::new(INFORMATIONAL, PeerErrorKind::Notified, detail)
+}
+
+/// Returns the error if the peer does not answer a request on an IKE SA that ends this time after
+/// its authentication.
+pub(crate) fn silent_soon(exchange: &'static str, age: Duration) -> PeerError {
+    let detail = format!(
+        "the peer did not answer this request, so the IKE SA has ended {age:.1?} after the authentication; the peer may drop the request, and its log may say why"
+    );
+    PeerError::new(exchange, PeerErrorKind::Timeout, detail)
 }
 
 /// Returns the error for a CHILD_SA whose lifetime has ended.

@@ -191,12 +191,16 @@ impl InitiatorAuth {
             Ok(verified) => verified,
             Err((error, tell)) => return self.fail(error, tell, cx),
         };
+        // RFC 7296 2.21.2: with such an error, the peer has no IKE SA, whatever else it says.
+        if let Some(ends) = payloads.notifies().find(|notify| notify.kind.ends_ike_sa()) {
+            let error = failure::notified(IKE_AUTH, ends.kind, &self.profile.config, None);
+            return self.fail(error, false, cx);
+        }
         let remote = self.channel.path.remote.ip();
         let given =
             internal_address::of_response(payloads, &self.profile.config, &self.previous_addresses, remote, cx.env);
-        // With another answer, the peer may have installed the CHILD_SA, or has no IKE SA.
-        let is_refusal = |notify: &Notify| !notify.kind.ends_ike_sa();
-        let refused = given.is_ok() && payloads.proposals().is_err() && payloads.error().is_some_and(is_refusal);
+        // With another answer, the peer may have installed the CHILD_SA.
+        let refused = given.is_ok() && payloads.proposals().is_err() && payloads.error().is_some();
         let (child, internal_addresses) = match given {
             Ok(addresses) => {
                 self.profile = self.profile.with_internal_addresses(&addresses);

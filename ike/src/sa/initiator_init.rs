@@ -229,12 +229,15 @@ impl InitiatorInit {
             //= RFC 7296 2.6.1 MUST NOT 2: another cookie is no failure
             let new = self.cookie.as_ref() != Some(&cookie.data);
             //= RFC 7296 2.6 MUST 5: 1 to 64 octets
-            if (1..=64).contains(&cookie.data.len()) && new && self.another_round() {
+            let usable = (1..=64).contains(&cookie.data.len()) && new;
+            if usable && self.another_round() {
                 self.cookie = Some(cookie.data.clone());
                 if mutation!("nonce_changes_with_cookie") {
                     self.nonce = cx.random();
                 }
                 self.send(cx);
+            } else if usable {
+                self.unverified_error = Some(failure::too_many_cookies());
             }
             return InitStep::Stay(self);
         }

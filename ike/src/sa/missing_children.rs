@@ -128,8 +128,8 @@ impl MissingChildren {
     }
 
     /// Plans a request for a CHILD_SA that existed until now. The first request is sent
-    /// immediately. If the peer keeps deleting the CHILD_SA, the delays grow.
-    pub(super) fn recreate(&mut self, purpose: Purpose, timing: &Timing, now: Instant) {
+    /// immediately. If the peer keeps deleting the CHILD_SA, the delays grow. Returns the delay.
+    pub(super) fn recreate(&mut self, purpose: Purpose, timing: &Timing, now: Instant) -> Duration {
         let plans = self.plans();
         let wait = match plans.recreated.get(&purpose) {
             Some((at, wait)) if now < *at + CHILD_PROVEN => {
@@ -142,11 +142,12 @@ impl MissingChildren {
         let at = now + wait;
         plans.recreated.insert(purpose.clone(), (at, wait));
         plans.planned.insert(purpose, at);
+        wait
     }
 
-    /// Records that the peer has answered TEMPORARY_FAILURE to a request for this purpose, whether
-    /// the CHILD_SA is missing or is rekeyed. The delay before the next one doubles each time, from
-    /// `first` to `longest`.
+    /// Records that the peer has answered TEMPORARY_FAILURE to a request for this purpose, or has
+    /// deleted the new CHILD_SA before its response, whether the CHILD_SA is missing or is rekeyed.
+    /// The delay before the next one doubles each time, from `first` to `longest`.
     pub(super) fn put_off(&mut self, purpose: &Purpose, first: Duration, longest: Duration, now: Instant) -> PutOff {
         let put_off = &mut self.plans().put_off;
         // A purpose may be gone since.
@@ -284,16 +285,18 @@ impl IkeSa {
 
     /// Handles the deletion of a configured CHILD_SA when no other one is being created. If
     /// `initiate` is set, we request it again immediately. If the peer keeps deleting it, the
-    /// delays grow.
-    pub(super) fn child_deleted(&mut self, purpose: &Purpose, child_sas: &ChildSas, cx: &mut Context<'_>) {
+    /// delays grow. Returns the delay.
+    pub(super) fn child_deleted(&mut self, purpose: &Purpose, child_sas: &ChildSas, cx: &mut Context<'_>) -> Duration {
         let whole = Purpose::whole(&purpose.child);
         let config = &self.profile.config;
         let wanted = config.initiate && config.child_named(&whole.child).is_some();
         if wanted && !child_sas.serves(self.spi(), &whole) {
-            self.missing.recreate(whole, &config.timing, cx.now);
-        } else if !config.initiate && child_sas.children_of(self.spi()).next().is_none() {
+            return self.missing.recreate(whole, &config.timing, cx.now);
+        }
+        if !config.initiate && child_sas.children_of(self.spi()).next().is_none() {
             self.timers.set(Timer::Childless, cx.now + CHILDLESS_TIMEOUT);
         }
+        Duration::ZERO
     }
 
     /// Requests the configured CHILD_SAs because a packet waits, even if `initiate` is not set.

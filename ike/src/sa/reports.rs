@@ -1,10 +1,13 @@
 //! Reports what the negotiations on an IKE SA have come to.
 
+use super::failure::{CREATE_CHILD_SA, INFORMATIONAL};
 use super::ike_sa::IkeSa;
+use super::own_requests::OutstandingRequest;
 use crate::event::{Event, PeerError};
 use crate::output::Context;
 use crate::purpose::ChildName;
 use crate::time::Instant;
+use crate::wire::ExchangeType;
 
 impl IkeSa {
     /// Reports a failure to the owner. It remains the last failure until the next success.
@@ -24,6 +27,14 @@ impl IkeSa {
     /// endpoint reports.
     pub(super) fn child_failed_in_auth(&mut self, child: &ChildName, error: PeerError) {
         self.outcome.child_failed(child, error, &self.profile.config);
+    }
+
+    /// Returns the exchange of our request that waits for a response.
+    pub(crate) fn waits_in(&self) -> &'static str {
+        match self.outstanding.as_ref().map(OutstandingRequest::exchange) {
+            Some(ExchangeType::CreateChildSa) => CREATE_CHILD_SA,
+            _ => INFORMATIONAL,
+        }
     }
 
     /// Returns whether the first of several children has failed.

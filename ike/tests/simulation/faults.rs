@@ -450,7 +450,7 @@ pub fn init_request(spi: u64, cookie: Option<&[u8]>) -> Vec<u8> {
     foreign::clear(&header, &cookie.into_iter().chain(parts).collect::<Vec<_>>())
 }
 
-fn number(variable: &str, otherwise: u64) -> u64 {
+pub fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 

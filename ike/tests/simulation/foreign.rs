@@ -18,13 +18,13 @@ use crate::peers::{PSK, SECOND, peer};
 pub type Part = (u8, Vec<u8>);
 
 pub const FOREIGN_ID: &str = "foreign.example";
-const OUR_ID: &str = "a.example";
+pub const OUR_ID: &str = "a.example";
 
 /// Payload types with this number or above are sent as critical.
 pub const CRITICAL: u8 = 250;
 
 /// Encodes a chain of payloads.
-fn encode_chain(parts: &[Part]) -> Vec<u8> {
+pub fn encode_chain(parts: &[Part]) -> Vec<u8> {
     let next = parts.iter().skip(1).map(|part| part.0).chain([0]);
     let payload = |((kind, body), next): (&Part, u8)| {
         let critical = if *kind >= CRITICAL { 0x80 } else { 0 };
@@ -52,7 +52,7 @@ pub fn delete_child(spi: u32) -> Part {
 }
 
 /// Makes a Security Association payload with one proposal.
-fn proposal(protocol: u8, spi: &[u8], transforms: &[(u8, u16, u16)]) -> Part {
+pub fn proposal(protocol: u8, spi: &[u8], transforms: &[(u8, u16, u16)]) -> Part {
     let mut body = vec![1, protocol, spi.len() as u8, transforms.len() as u8];
     body.extend_from_slice(spi);
     for (index, (kind, id, bits)) in transforms.iter().enumerate() {

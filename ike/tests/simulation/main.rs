@@ -30,6 +30,7 @@ mod rates;
 mod refused_children;
 mod refused_first_child;
 mod rekey;
+mod responder;
 mod rules;
 mod suites;
 mod tcp;

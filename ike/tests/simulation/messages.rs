@@ -227,3 +227,15 @@ fn a_child_sa_that_is_unusable_keeps_its_spi_until_its_deletion_is_answered() {
     foreign.answer(&messages[0], &[delete_child(0xf002)]);
     assert!(!foreign.network.nodes[0].host.kernel.reserved.contains(&ours));
 }
+
+#[test]
+fn an_unusable_child_sa_that_the_peer_has_deleted_before_its_response_is_not_deleted_again() {
+    let mut foreign = Foreign::established(1, |_| {});
+    let request = foreign.rekey_of_ours();
+    foreign.request(exchange::INFORMATIONAL, &[delete_child(0xf002)]);
+    let mut parts = Foreign::child_parts(0xf002, [1; 32]);
+    // The response has no nonce.
+    parts.remove(1);
+    assert_eq!(foreign.answer(&request, &parts), []);
+    assert!(foreign.network.nodes[0].host.kernel.reserved.is_empty());
+}

@@ -124,7 +124,12 @@ pub(super) fn finish(
             Err(error) => {
                 // The peer has installed the CHILD_SA, and we cannot use it.
                 let outbound = payloads.proposals().ok().and_then(|proposals| proposals.first()?.child_spi());
-                sa.enqueue(QueuedRequest::DeleteUnused(UnusedChild { inbound, outbound }));
+                if outbound.is_some_and(|spi| deleted.contains(&spi)) {
+                    // It has deleted it again.
+                    inbound.release(&sa.profile, cx);
+                } else {
+                    sa.enqueue(QueuedRequest::DeleteUnused(UnusedChild { inbound, outbound }));
+                }
                 sa.report_child(&asked_for.child, error, cx);
                 let wait = sa.profile.config.timing.child_retry_max();
                 sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
@@ -134,8 +139,7 @@ pub(super) fn finish(
     if deleted.contains(&negotiated.outbound_spi) {
         // Only the peer had the CHILD_SA, and has deleted it.
         inbound.release(&sa.profile, cx);
-        let wait = sa.profile.config.timing.retry;
-        sa.retry_child_later(old, &asked_for, wait, child_sas, cx);
+        deleted_early(old, &asked_for, sa, child_sas, cx);
         return SaStep::Continue;
     }
     let purpose = negotiated.purpose.clone();
@@ -222,7 +226,7 @@ fn refused(
         }
         // RFC 7296 2.25: the peer no longer has the CHILD_SA that we rekey. Unless the peer's
         // DELETE for it is in transit, we create a new one.
-        NotifyType::ChildSaNotFound => {
+        NotifyType::ChildSaNotFound if old.is_some() => {
             if let Some(old) = old
                 && child_sas.live(old).is_some()
             {
@@ -274,6 +278,26 @@ fn put_off(
     sa.retry_child_later(old, purpose, wait, child_sas, cx);
     addresses::check_mapping(sa);
     SaStep::Continue
+}
+
+/// Handles a new CHILD_SA that the peer has deleted before its response. If it goes on, it becomes
+/// the last error.
+fn deleted_early(
+    old: Option<ChildId>,
+    purpose: &Purpose,
+    sa: &mut IkeSa,
+    child_sas: &mut ChildSas,
+    cx: &mut Context<'_>,
+) {
+    let timing = sa.profile.config.timing;
+    let longest = timing.child_retry_max();
+    let put_off = sa.missing.put_off(purpose, timing.retry, longest, cx.now);
+    if put_off.wait >= longest && put_off.goes_on(cx.now) {
+        let error = failure::child_deleted_soon(purpose, &sa.profile.config);
+        let in_use = old.is_some_and(|old| child_sas.live(old).is_some());
+        sa.report_child(&purpose.child, failure::tried_again(error, in_use, longest), cx);
+    }
+    sa.retry_child_later(old, purpose, put_off.wait, child_sas, cx);
 }
 
 /// Handles a permanent refusal of this CHILD_SA, for example because the peer requires another key

@@ -368,6 +368,13 @@ impl IkeSa {
             Ok(payloads) if exchange == outstanding.exchange() => {
                 request::finish(outstanding, self, &payloads, child_sas, cx)
             }
+            // The peer has our DELETE, whatever it answers.
+            _ if matches!(outstanding, OutstandingRequest::DeleteIke) => SaStep::Closed(CloseReason::ByUs),
+            // The IKE SA was reported down already, and its DELETE follows.
+            _ if self.lifecycle == Lifecycle::Deleting => {
+                outstanding.release(&self.profile, cx);
+                SaStep::Continue
+            }
             Ok(_) => {
                 let detail = format!("expected an answer to {}, got one to {exchange}", outstanding.exchange());
                 outstanding.release(&self.profile, cx);

@@ -90,7 +90,11 @@ fn child_deleted(sa: &mut IkeSa, spi: u32, child_sas: &mut ChildSas, cx: &mut Co
     child_sas.retire(id, sa.profile.config.timing.linger, reason, cx.now, cx.out);
     sa.keep_last_child(&purpose, child_sas, cx.now);
     if alone && !sa.is_asking_for(&purpose) {
-        sa.child_deleted(&purpose, child_sas, cx);
+        let wait = sa.child_deleted(&purpose, child_sas, cx);
+        if !wait.is_zero() {
+            let error = failure::child_deleted_soon(&purpose, &sa.profile.config);
+            sa.report_child(&purpose.child, failure::tried_again(error, false, wait), cx);
+        }
     }
     //= RFC 7296 1.4.1 MUST NOT 5: no SPI twice in crossing deletions
     ((!crossing || mutation!("crossing_deletion_repeated")) && !mutation!("deletion_of_one_direction")).then_some(id.0)

@@ -440,26 +440,42 @@ impl Network {
 
     /// Runs until `until`.
     pub fn run_until(&mut self, until: Duration) {
-        while let Some(next) = self.next().filter(|next| *next <= until) {
-            self.now = self.now.max(next);
-            self.report_due_esp();
-            if let Some(Reverse((at, sequence))) = self.flying.peek().copied()
-                && at <= self.now
-            {
-                self.flying.pop();
-                let packet = self.packets.remove(&sequence).unwrap();
-                self.land(packet);
-                continue;
-            }
-            for node in 0..self.nodes.len() {
-                let due = self.nodes[node].endpoint.poll_timeout().map(Instant::since_start);
-                if let Some(due) = due.filter(|due| *due <= self.now && !self.nodes[node].down) {
-                    let cause = Cause::Timer(self.now - due);
-                    self.step(node, cause, |endpoint, now, env| endpoint.handle_timeout(now, env));
-                }
+        while self.advance(until) {}
+        self.now = until;
+    }
+
+    /// Does the same as [`Self::run_until`], but stops as soon as an IKE datagram has arrived at an
+    /// address without a node.
+    pub fn run_until_outside(&mut self, until: Duration) {
+        while self.outside.is_empty() {
+            if !self.advance(until) {
+                self.now = until;
+                return;
             }
         }
-        self.now = until;
+    }
+
+    /// Runs the next event, if it is due until `until`. Returns false if it is not.
+    fn advance(&mut self, until: Duration) -> bool {
+        let Some(next) = self.next().filter(|next| *next <= until) else { return false };
+        self.now = self.now.max(next);
+        self.report_due_esp();
+        if let Some(Reverse((at, sequence))) = self.flying.peek().copied()
+            && at <= self.now
+        {
+            self.flying.pop();
+            let packet = self.packets.remove(&sequence).unwrap();
+            self.land(packet);
+            return true;
+        }
+        for node in 0..self.nodes.len() {
+            let due = self.nodes[node].endpoint.poll_timeout().map(Instant::since_start);
+            if let Some(due) = due.filter(|due| *due <= self.now && !self.nodes[node].down) {
+                let cause = Cause::Timer(self.now - due);
+                self.step(node, cause, |endpoint, now, env| endpoint.handle_timeout(now, env));
+            }
+        }
+        true
     }
 
     pub fn run_for(&mut self, time: Duration) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use edge_ike::Event;
 
-use super::child_sa::{Child, PATIENCE};
+use super::child_sa::{Child, PATIENCE, uses_new_child};
 use super::ike_sa::{IkeRekey, IkeSa, Init};
 use super::keys::{Keys, Suite};
 use super::mobike::{Mobike, judge_announcement};
@@ -93,11 +93,7 @@ impl Node {
         sa.mobike = Mobike::negotiated(request, response, sent_to.clone(), true);
         let nonces = sa.init.as_ref().map(|init| init.nonces.clone()).unwrap_or_default();
         // A response that the node cannot use ends the IKE SA, and the node reports no CHILD_SA.
-        let used = step
-            .events
-            .iter()
-            .any(|event| matches!(event, edge_ike::Event::ChildUp { .. } | edge_ike::Event::ChildRekeyed { .. }));
-        if response.find(payload::SA).is_some() && used {
+        if response.find(payload::SA).is_some() && uses_new_child(step) {
             let child = self.negotiated(spis, request, response, (&nonces.0, &nonces.1), true, step.at, shared)?;
             self.children.insert(child.own, child);
         }

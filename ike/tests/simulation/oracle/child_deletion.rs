@@ -14,6 +14,9 @@ impl Node {
         if self.children.get(&own).is_some_and(|child| child.expired && child.ike == spis) {
             return Ok(());
         }
+        if self.unusable.contains(&own) {
+            return Ok(());
+        }
         let Some(child) = self.alive(own).filter(|child| child.ike == spis) else {
             //= RFC 7296 1.4 MUST 3: about a CHILD_SA on its IKE SA
             //= RFC 7296 1.4.1 MUST 2: each end closes what it receives with
@@ -88,7 +91,7 @@ impl Node {
                 if crossing.contains(own) { "under way" } else { "not under way" }
             );
         }
-        let other = deleted.iter().find(|own| !named.contains(own));
+        let other = deleted.iter().find(|own| !named.contains(own) && !self.unusable.contains(own));
         //= RFC 7296 1.4.1 REQUIRED 7: the response names the other direction
         require!(other.is_none(), "RFC 7296 1.4.1", "the response deletes {other:x?}, which was not asked for");
         Ok(())

@@ -4,12 +4,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use edge_ike::Event;
+
 use super::auth::rekeys_ike;
 use super::ike_sa::OwnRequest;
-use super::init::chosen;
+use super::init::{self, chosen};
 use super::keys::esp_key_len;
 use super::node::Node;
-use super::octets::{Message, PROTOCOL_ESP, Selector, Spis, exchange, notify, payload};
+use super::octets::{Message, PROTOCOL_ESP, Payload, Selector, Spis, exchange, notify, payload};
 use super::{Cause, Judged, RekeyAge, Shared, Step, broken, require};
 
 /// Minimum time for which an end waits before it deletes an SA that the peer should delete.
@@ -76,6 +78,11 @@ impl Child {
         let within = |old: &[Selector], new: &[Selector]| old.iter().all(|old| new.iter().any(|new| old.within(new)));
         within(&self.selectors.0, &new.selectors.0) && within(&self.selectors.1, &new.selectors.1)
     }
+}
+
+/// Returns whether the node installs a new CHILD_SA in this step.
+pub fn uses_new_child(step: &Step<'_>) -> bool {
+    step.events.iter().any(|event| matches!(event, Event::ChildUp { .. } | Event::ChildRekeyed { .. }))
 }
 
 /// Replaces the addresses of selectors in transport mode, which each end sees differently behind a
@@ -375,6 +382,11 @@ impl Node {
         let (Some(request), Some(response)) = (own.message.as_ref(), response) else {
             return Ok(());
         };
+        // 2.5: a response with an unknown critical payload is not accepted.
+        let is_unknown = |payload: &Payload| payload.flags & 0x80 != 0 && payload.kind > payload::FRAGMENT;
+        if request.header.exchange != exchange::INFORMATIONAL && response.payloads.iter().any(is_unknown) {
+            return Ok(());
+        }
         if request.header.exchange == exchange::IKE_AUTH {
             // An abandoned attempt does not accept a response.
             let taken = |event: &edge_ike::Event| matches!(event, edge_ike::Event::IkeUp { ike, .. } if (ike.initiator, ike.responder) == spis);
@@ -390,6 +402,12 @@ impl Node {
                     if let Some(sa) = self.sas.get_mut(&spis).filter(|_| error == notify::TEMPORARY_FAILURE) {
                         sa.rekey_after = step.at + TEMPORARY_FAILURE_WAIT;
                     }
+                    Ok(())
+                }
+                // The node cannot use what the peer has created.
+                None if !step.events.iter().any(|event| matches!(event, Event::IkeUp { .. }))
+                    && (init::chosen(request, response).is_err() || response.nonce().is_none()) =>
+                {
                     Ok(())
                 }
                 None => self.ike_rekeyed(spis, request, response, true, step.at, own.ike_collision, shared),
@@ -438,7 +456,15 @@ impl Node {
             return Ok(());
         }
         let nonces = (request.nonce().unwrap_or_default(), response.nonce().unwrap_or_default());
-        let mut child = self.negotiated(spis, request, response, nonces, true, step.at, shared)?;
+        let mut child = match self.negotiated(spis, request, response, nonces, true, step.at, shared) {
+            // The peer has created what was not offered. The node may only delete it.
+            Err(_) if !uses_new_child(step) => {
+                let offer = request.proposals().into_iter().next();
+                self.unusable.extend(offer.map(|offer| offer.spi32()));
+                return Ok(());
+            }
+            judged => judged?,
+        };
         child.replaces = old;
         child.late = old.is_some_and(|old| self.alive(old).is_none());
         child.dead = own.deleted.contains(&child.peer);

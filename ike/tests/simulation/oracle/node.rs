@@ -58,6 +58,9 @@ pub struct Node {
     pub sas: BTreeMap<Spis, IkeSa>,
     /// The CHILD_SAs, by the node's inbound SPIs.
     pub children: BTreeMap<u32, Child>,
+    /// The node's inbound SPIs of CHILD_SAs that the peer has created although they were not
+    /// offered.
+    pub unusable: BTreeSet<u32>,
     /// The CHILD_SAs for which the node sent a response in this step.
     pub to_be_installed: Vec<u32>,
     /// The CHILD_SAs with which the node has started to send in this step, by peer and purpose.
@@ -79,6 +82,7 @@ impl Node {
             cookies: BTreeSet::new(),
             sas: BTreeMap::new(),
             children: BTreeMap::new(),
+            unusable: BTreeSet::new(),
             to_be_installed: Vec::new(),
             switched_to: BTreeMap::new(),
             rekey_ages: Vec::new(),
