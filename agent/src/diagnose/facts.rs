@@ -22,7 +22,8 @@ use crate::status::{ChildStatus, Counters, PeerReport, Status};
 pub(super) const MAX_PROBED_PEERS: usize = 16;
 /// Maximum number of addresses that are probed for each peer.
 const MAX_ADDRESSES: usize = 8;
-/// Maximum number of peers of which the agent is asked twice for the packets that its tunnels carry.
+/// Maximum number of peers of which the agent is asked twice for the packets that its tunnels
+/// carry.
 const MAX_WATCHED_PEERS: usize = 1000;
 /// Minimum time between both questions.
 const WATCHED: Duration = Duration::from_secs(1);
@@ -47,7 +48,8 @@ pub(super) struct Facts {
     pub(super) probes: BTreeMap<String, Vec<ProbedAddress>>,
     /// The routes to the probed addresses, or the reason why there is none.
     pub(super) routes: BTreeMap<IpAddr, Result<Route, String>>,
-    /// The packets that tunnels carried while the diagnosis ran, by the inbound SPI of the CHILD_SA.
+    /// The packets that tunnels carried while the diagnosis ran, by the inbound SPI of the
+    /// CHILD_SA.
     pub(super) carried: BTreeMap<String, Carried>,
     /// The packets that the firewall dropped while the diagnosis ran, by its counters.
     pub(super) dropped: BTreeMap<String, u64>,

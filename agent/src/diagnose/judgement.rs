@@ -415,7 +415,8 @@ fn closed_way(probes: &[ProbedAddress]) -> Option<String> {
     })
 }
 
-/// Reports packets that the firewall dropped, with a warning if it dropped some during the diagnosis.
+/// Reports packets that the firewall dropped, with a warning if it dropped some during the
+/// diagnosis.
 fn firewall_drops(report: &mut Report, facts: &Facts, status: &Status) {
     for dropped in &status.dropped {
         let now = facts.dropped.get(&dropped.counter).copied().unwrap_or(0);

@@ -344,9 +344,6 @@ impl Endpoint {
                 None => {}
             }
             if peer.should_retry() {
-                if !needed {
-                    peer.forget_old_failure(now);
-                }
                 peer.schedule_retry(&mut cx);
             }
         }

@@ -73,7 +73,7 @@ impl Endpoint {
                 if !sa.initiator() {
                     sa.schedule_child_creation(&mut cx);
                 }
-                peer.established();
+                peer.reset_backoff();
                 peer.acquired_until = None;
                 // An IKE SA that goes says nothing about those that stay.
                 if duplicates.survivor.is_none() {
@@ -106,7 +106,7 @@ impl Endpoint {
                 if peer.child_sas.outbound(&purpose) != Some(id) && duplicates.survivor.is_none() {
                     sa.begin(QueuedRequest::Liveness, &mut peer.child_sas, &mut cx);
                 }
-                peer.established();
+                peer.reset_backoff();
                 peer.acquired_until = None;
                 sa.negotiated.has_created_first_child = purpose.child == sa.profile().config.child.name;
                 if duplicates.survivor.is_none() {

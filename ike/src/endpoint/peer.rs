@@ -27,6 +27,8 @@ const MAX_ACQUIRE_RETRY: Duration = Duration::from_secs(30);
 
 /// Age of an IKE SA from which it counts as one that the peer keeps.
 const PROVEN: Duration = Duration::from_secs(10);
+/// Upper limit of [`Peer::ended_soon`]. The delay has its longest value by then.
+const MAX_ENDED_SOON: u8 = 16;
 
 /// Time for which a failure delays attempts that are caused by later packets. It is longer than
 /// [`MAX_ACQUIRE_RETRY`], so that packets at long intervals also cause few attempts.
@@ -66,6 +68,9 @@ pub(super) struct Peer {
     failed_at: Option<Instant>,
     /// Whether an IKE SA was established since an attempt last failed.
     answered: bool,
+    /// How many of the last IKE SAs have ended soon after the authentication, one after the other,
+    /// at most [`MAX_ENDED_SOON`].
+    ended_soon: u8,
     /// Whether our attempt was postponed because a request from the peer's address arrived. It is
     /// cleared when an attempt starts.
     pub(super) went_first: bool,
@@ -100,6 +105,7 @@ impl Peer {
             failed_at: None,
             answered: false,
             went_first: false,
+            ended_soon: 0,
             acquired_until: None,
             terminated: false,
             reauthenticate: false,
@@ -175,26 +181,21 @@ impl Peer {
         }
     }
 
-    /// Records that an IKE SA is up: no attempt is scheduled any more. The delay after the next
-    /// failure is not the shortest one again until the IKE SA has lasted for a while, since the
-    /// peer may delete it at once. But the peer responds, so a long delay, as for a silent peer, is
-    /// not needed.
-    pub(super) fn established(&mut self) {
-        self.backoff = self.backoff.min(self.config().timing.child_retry_max());
-        self.retry_at = None;
-        self.went_first = false;
+    /// Records the end of the last IKE SA, whose peer was authenticated at `authenticated` and kept
+    /// it until `until`. Returns whether that was a while. If not, the peer may end each IKE SA at
+    /// once, and the delay before the next one doubles each time.
+    pub(super) fn ended(&mut self, authenticated: Instant, until: Instant) -> bool {
+        let proven = until >= authenticated + PROVEN;
+        self.ended_soon = if proven { 0 } else { self.ended_soon.saturating_add(1).min(MAX_ENDED_SOON) };
+        proven
     }
 
-    /// Records the end of the last IKE SA, whose peer was authenticated at `authenticated`. Returns
-    /// whether the peer had kept it for a while. Then past failures do not count any more.
-    pub(super) fn ended(&mut self, authenticated: Instant, now: Instant) -> bool {
-        let proven = now >= authenticated + PROVEN;
-        if proven {
-            self.reset_backoff();
-        } else {
-            self.forget_old_failure(now);
-        }
-        proven
+    /// Returns the delay because the peer has ended IKE SAs soon. It responds, so a long delay, as
+    /// for a silent peer, is not needed.
+    fn wait_after_end(&self) -> Duration {
+        let timing = &self.config().timing;
+        let Some(doublings) = self.ended_soon.checked_sub(1) else { return Duration::ZERO };
+        timing.retry.saturating_mul(1 << doublings).min(timing.child_retry_max())
     }
 
     fn longest_wait(&self) -> Duration {
@@ -268,7 +269,8 @@ impl Peer {
 
     /// Schedules the next attempt after a failure. The delay doubles each time, up to the maximum.
     pub(super) fn schedule_retry(&mut self, cx: &mut Context<'_>) {
-        self.retry_at = Some(cx.now + cx.jittered(self.backoff));
+        let wait = self.backoff.max(self.wait_after_end());
+        self.retry_at = Some(cx.now + cx.jittered(wait));
         self.failed_at = Some(cx.now);
         self.backoff = self.backoff.saturating_mul(2).min(self.longest_wait());
     }

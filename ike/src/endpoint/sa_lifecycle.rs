@@ -205,14 +205,20 @@ impl Endpoint {
             peer.child_sas.remove_at_once(id, reason, &mut self.out);
         }
         let (ike, lifecycle, authenticated) = (sa.ike(), sa.lifecycle(), sa.authenticated());
+        let ours = sa.initiation().by_us();
         let mut cx = context!(self, now, env);
         cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason });
         peer.report_failure(error, cx.out);
         sa.delete_reported_down(&mut ChildSas::new(name.clone()), &mut cx);
         peer.remove_sa(spi);
-        if peer.sas.is_empty() && peer.attempt.is_none() && peer.should_retry() {
-            peer.ended(authenticated, now);
-            peer.schedule_retry(&mut cx);
+        if peer.sas.is_empty() {
+            let proven = peer.ended(authenticated, now);
+            peer.forget_old_failure(now);
+            // Otherwise the next packet would begin another one at once.
+            let may_acquire = ours && !proven && !peer.terminated;
+            if peer.attempt.is_none() && (peer.should_retry() || may_acquire) {
+                peer.schedule_retry(&mut cx);
+            }
         }
         self.reinstate(name, ike, lifecycle, now, env);
         self.schedule(spi);
@@ -229,7 +235,7 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let (spi, ike, lifecycle, authenticated) = (sa.spi(), sa.ike(), sa.lifecycle(), sa.authenticated());
-        let waits_in = sa.waits_in();
+        let (waits_in, last_received) = (sa.waits_in(), sa.last_received());
         let (linger, ours) = (sa.profile().config.timing.linger, sa.initiation().by_us());
         if lifecycle != Lifecycle::Deleting {
             self.reinstate(name, ike, lifecycle, now, env);
@@ -271,14 +277,17 @@ impl Endpoint {
             _ => cx.out.event(Event::IkeDown { peer: name.clone(), ike, reason: down_reason }),
         }
         let (timeout, by_peer) = (matches!(reason, CloseReason::Timeout), matches!(reason, CloseReason::ByPeer));
+        let by_us = matches!(reason, CloseReason::ByUs);
         if let CloseReason::Failed(error) = reason {
             peer.report_failure(error, cx.out);
         }
         let initiates = peer.should_initiate(now);
+        // A peer that has answered nothing since the authentication has not kept the IKE SA.
+        let until = if timeout { last_received } else { now };
+        let proven = !peer.sas.is_empty() || peer.ended(authenticated, until);
         // Otherwise the next packet would begin another one at once.
-        let may_acquire = ours && by_peer && !peer.terminated;
+        let may_acquire = ours && !by_us && !peer.terminated;
         if peer.sas.is_empty() && peer.attempt.is_none() && (initiates || may_acquire) {
-            let proven = peer.ended(authenticated, now);
             let age = now.saturating_since(authenticated);
             let error = match (by_peer, timeout) {
                 (true, _) => Some(failure::deleted_soon(age)),
@@ -289,10 +298,12 @@ impl Endpoint {
             if let Some(error) = error.filter(|_| !proven && peer.last_error.is_none()) {
                 peer.report_failure(error, cx.out);
             }
-            if timeout && proven {
+            if timeout && proven && initiates {
                 // The peer responded until a moment ago, so try again without a delay.
+                peer.reset_backoff();
                 self.start_or_queue_attempt(name, now, env);
             } else if initiates || !proven {
+                peer.forget_old_failure(now);
                 peer.schedule_retry(&mut cx);
             }
         }

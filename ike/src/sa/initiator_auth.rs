@@ -191,10 +191,11 @@ impl InitiatorAuth {
             Ok(verified) => verified,
             Err((error, tell)) => return self.fail(error, tell, cx),
         };
-        // RFC 7296 2.21.2: with such an error, the peer has no IKE SA, whatever else it says.
+        // RFC 7296 2.21.2: with such an error, the peer has no IKE SA. If it says that it has made
+        // the CHILD_SA, it is told to delete both.
         if let Some(ends) = payloads.notifies().find(|notify| notify.kind.ends_ike_sa()) {
             let error = failure::notified(IKE_AUTH, ends.kind, &self.profile.config, None);
-            return self.fail(error, false, cx);
+            return self.fail(error, payloads.proposals().is_ok(), cx);
         }
         let remote = self.channel.path.remote.ip();
         let given =

@@ -45,15 +45,24 @@ struct Plans {
     new_ike_sa: NewIkeSa,
     /// When to begin it, if the peer has not begun one by then.
     new_ike_sa_at: Option<Instant>,
-    /// The purposes for which the peer has answered TEMPORARY_FAILURE a short time ago. As each of
-    /// them is requested again within [`Timing::child_retry_max`], there are no more than CHILD_SAs.
+    /// The purposes whose requests the peer has put off a short time ago. As each of them is
+    /// requested again within [`Timing::child_retry_max`], there are no more than CHILD_SAs.
     put_off: BTreeMap<Purpose, PutOff>,
 }
 
-/// Consecutive TEMPORARY_FAILURE responses to requests for one purpose.
+/// How a peer puts a CHILD_SA off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PutOffBy {
+    TemporaryFailure,
+    /// The peer deletes the new CHILD_SA before its response.
+    Deletion,
+}
+
+/// Consecutive requests for one purpose that the peer has put off.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PutOff {
-    /// When the first of them arrived.
+    by: PutOffBy,
+    /// When the peer first did so in this way.
     since: Instant,
     /// When the request is repeated.
     until: Instant,
@@ -145,17 +154,24 @@ impl MissingChildren {
         wait
     }
 
-    /// Records that the peer has answered TEMPORARY_FAILURE to a request for this purpose, or has
-    /// deleted the new CHILD_SA before its response, whether the CHILD_SA is missing or is rekeyed.
-    /// The delay before the next one doubles each time, from `first` to `longest`.
-    pub(super) fn put_off(&mut self, purpose: &Purpose, first: Duration, longest: Duration, now: Instant) -> PutOff {
+    /// Records that the peer has put off a request for this purpose, whether the CHILD_SA is
+    /// missing or is rekeyed. The delay before the next one doubles each time, from `first` to
+    /// `longest`.
+    pub(super) fn put_off(
+        &mut self,
+        purpose: &Purpose,
+        by: PutOffBy,
+        (first, longest): (Duration, Duration),
+        now: Instant,
+    ) -> PutOff {
         let put_off = &mut self.plans().put_off;
         // A purpose may be gone since.
         put_off.retain(|_, last| now <= last.until + longest);
         let last = put_off.remove(purpose);
         let wait = last.map_or(first, |last| last.wait.saturating_mul(2).min(longest.max(first)));
         let wait = if mutation!("temporary_failure_repeated_often") { first } else { wait };
-        let put_off = PutOff { since: last.map_or(now, |last| last.since), until: now + wait, wait };
+        let since = last.filter(|last| last.by == by).map_or(now, |last| last.since);
+        let put_off = PutOff { by, since, until: now + wait, wait };
         self.plans().put_off.insert(purpose.clone(), put_off);
         put_off
     }

@@ -15,6 +15,7 @@ use crate::purpose::Purpose;
 use crate::sa::child::{NegotiatedChild, ReservedSpi};
 use crate::sa::failure::{self, CREATE_CHILD_SA};
 use crate::sa::ike_sa::{IkeSa, SaStep};
+use crate::sa::missing_children::PutOffBy;
 use crate::sa::own_requests::{CreateChildRequest, OutstandingRequest, QueuedRequest, UnusedChild};
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
@@ -263,7 +264,8 @@ fn put_off(
     cx: &mut Context<'_>,
 ) -> SaStep {
     let longest = sa.profile.config.timing.child_retry_max();
-    let put_off = sa.missing.put_off(purpose, temporary_failure_wait(cx), longest, cx.now);
+    let put_off =
+        sa.missing.put_off(purpose, PutOffBy::TemporaryFailure, (temporary_failure_wait(cx), longest), cx.now);
     //= RFC 7296 2.25 SHOULD 4: not for ever
     if put_off.lasts(cx.now) && !sa.is_closing() {
         return refused_for_good(old, purpose, NotifyType::TemporaryFailure, sa, child_sas, cx);
@@ -291,7 +293,7 @@ fn deleted_early(
 ) {
     let timing = sa.profile.config.timing;
     let longest = timing.child_retry_max();
-    let put_off = sa.missing.put_off(purpose, timing.retry, longest, cx.now);
+    let put_off = sa.missing.put_off(purpose, PutOffBy::Deletion, (timing.retry, longest), cx.now);
     if put_off.wait >= longest && put_off.goes_on(cx.now) {
         let error = failure::child_deleted_soon(purpose, &sa.profile.config);
         let in_use = old.is_some_and(|old| child_sas.live(old).is_some());

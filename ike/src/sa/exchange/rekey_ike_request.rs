@@ -16,8 +16,8 @@ use crate::sa::own_requests::{OutstandingRequest, QueuedRequest, RekeyIkeRequest
 use crate::wire::{ExchangeType, InvalidMessage, Notify, NotifyType, Payload, Payloads};
 
 /// Maximum number of consecutive TEMPORARY_FAILURE responses, which take about a minute in total,
-/// since the delays between them grow. After that, the ends may have different states (RFC 7296 2.25), so IKE_SA_INIT creates a
-/// new IKE SA.
+/// since the delays between them grow. After that, the ends may have different states (RFC 7296
+/// 2.25), so IKE_SA_INIT creates a new IKE SA.
 const MAX_TEMPORARY_FAILURES: u8 = 10;
 
 /// Delay after key generation has failed on this node.
