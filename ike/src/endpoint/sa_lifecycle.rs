@@ -55,7 +55,18 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let (spi, peer) = (sa.spi(), self.peers.get_mut(&name).filter(|peer| peer.sas.contains(&sa.spi())));
+        let (authenticated, silent_since) = (sa.authenticated(), sa.last_received());
+        let unanswered = sa.needs_patience(now).then(|| sa.waits_in());
         let begins = peer.is_some_and(|peer| {
+            // The peer may drop this request on each IKE SA.
+            if let Some(exchange) = unanswered.filter(|_| !peer.reauthenticate)
+                && !peer.ended(authenticated, silent_since)
+            {
+                let mut cx = context!(self, now, env);
+                let error = failure::silent_soon(exchange, now.saturating_since(authenticated));
+                peer.report_failure(error, cx.out);
+                peer.schedule_retry(&mut cx);
+            }
             peer.only_for_child = for_child && (peer.only_for_child || !peer.reauthenticate);
             peer.reauthenticate = !peer.gives_addresses();
             peer.reauthenticate

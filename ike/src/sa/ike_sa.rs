@@ -338,6 +338,11 @@ impl IkeSa {
         self.channel.signs.last()
     }
 
+    /// Returns whether only patience keeps the IKE SA, since the peer has been silent for a while.
+    pub(crate) fn needs_patience(&self, now: Instant) -> bool {
+        self.channel.needs_patience(now)
+    }
+
     /// Returns whether nothing is known to have arrived after `at`.
     pub(crate) fn is_silent_since(&self, at: Instant) -> bool {
         self.channel.signs.are_before(at)

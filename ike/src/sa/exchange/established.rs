@@ -102,7 +102,7 @@ impl IkeSa {
                         return SaStep::Closed(CloseReason::Timeout);
                     }
                     self.report_silence(cx);
-                    if self.profile.config.initiate && self.channel.needs_patience(cx.now) {
+                    if self.profile.config.initiate && self.needs_patience(cx.now) {
                         step = SaStep::Reauthenticate;
                     }
                     self.try_other_addresses(cx);

@@ -25,7 +25,15 @@ struct Hour {
 /// Runs for an hour with this answer to requests for one of three children. Then the responder
 /// agrees, and all children come up within 11 s, which is longer than the longest delay.
 fn hour(wanted: usize, choice: Choice) -> Hour {
-    let mut responder = Responder::new(1, |config| with_children(config, 3));
+    hour_with(wanted, choice, false)
+}
+
+/// Does the same as [`hour`]. `patient` states whether requests are repeated for minutes.
+fn hour_with(wanted: usize, choice: Choice, patient: bool) -> Hour {
+    let mut responder = Responder::new(1, |config| {
+        with_children(config, 3);
+        config.timing.patient = patient;
+    });
     let policy = move |asked| match asked {
         Asked::Child { child, .. } if child == wanted => choice,
         _ => Choice::Agree,
@@ -86,6 +94,15 @@ fn a_peer_that_does_not_answer_a_request_for_a_child_is_tried_again_after_the_tr
     assert!(silence.is_some(), "{errors:?}");
     // 7.5 s of transmissions, and up to 10 s until the next IKE_SA_INIT.
     assert!(sent.inits < 300 && sent.requests < 7 * 300, "{sent:?}");
+}
+
+#[test]
+fn a_patient_initiator_does_not_replace_each_ike_sa_at_once_if_the_peer_drops_a_request_for_a_child() {
+    let Hour { sent, errors, .. } = hour_with(1, Choice::Silence, true);
+    let silence = errors.iter().find(|error| error.contains("a new IKE SA replaces this one"));
+    assert!(silence.is_some(), "{errors:?}");
+    // 7.9 s of transmissions, and up to 10 s until the next IKE_SA_INIT.
+    assert!(sent.inits < 300 && sent.requests < 20 * 300, "{sent:?}");
 }
 
 #[test]
