@@ -75,7 +75,7 @@ impl Removal {
 /// protects them from hosts outside of the cluster, and forwarding.
 pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     let mut removal = Removal::default();
-    removal.record("held sockets", held_sockets());
+    removal.record("held sockets", held_sockets(config));
     removal.record("SAs", sas());
     // The guard is removed last: until then, packets from remaining pods are dropped instead of
     // leaving without encryption.
@@ -127,11 +127,14 @@ pub(crate) fn kernel_objects() -> anyhow::Result<Vec<String>> {
     Ok(found)
 }
 
-/// Ends the process that holds the UDP sockets. Returns 0 if no such process runs.
-fn held_sockets() -> anyhow::Result<usize> {
-    let Some(holder) = socket_holder::client::find()? else { return Ok(0) };
-    let count = holder.take()?.len();
-    holder.end().map(|()| count)
+/// Has the processes that hold the UDP sockets close them, of which the one that an agent started
+/// also exits. Returns 0 if no such process runs.
+fn held_sockets(config: &Config) -> anyhow::Result<usize> {
+    let found = [socket_holder::client::find()?, socket_holder::client::find_at(&config.holder_socket())?];
+    found.into_iter().flatten().try_fold(0, |before, holder| {
+        let count = holder.take()?.len();
+        holder.end().map(|()| before + count)
+    })
 }
 
 fn sas() -> anyhow::Result<usize> {

@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use edge_types::forwarding::FORWARDING_FILE;
 use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 
+use crate::socket_holder;
+
 /// Prefixes of the names of the files that the agent and the plugin keep in the directory. Suffixes
 /// such as `.tmp` and `.damaged` may follow. The list includes the sockets, since `run_dir` may be
 /// the same directory.
-const OURS: [&str; 18] = [
+const OURS: [&str; 19] = [
     "admin.sock",
     "agent.lock",
     "agent.sock",
@@ -25,6 +27,7 @@ const OURS: [&str; 18] = [
     "key.pending",
     "missed.json",
     "reqids.json",
+    socket_holder::DIRECTORY,
     "taken-back.json",
     "view",
     FORWARDING_FILE,
