@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{ipproto, sockopt};
 use rustix::process::setsid;
 
 use super::socket_file::SocketFile;
 use super::{
-    END_OF_ANY_VERSION, HELD, HOLD, SOCKETS, TAKE, TIMEOUT, VERSION, address, borrowed, is_trusted, receive, send,
+    END_OF_ANY_VERSION, HELD, HOLD, MAX_SOCKETS, SOCKETS, TAKE, TIMEOUT, VERSION, address, borrowed, is_trusted,
+    receive, send,
 };
 use crate::{hardening, logging};
 
@@ -32,8 +34,8 @@ pub fn run() -> anyhow::Result<()> {
     let agent = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // A session leader gets no signals from the agent's terminal.
     let _ = setsid();
-    agent.set_read_timeout(Some(TIMEOUT))?;
-    let (message, sockets) = receive(&agent).context(
+    let received = agent.set_read_timeout(Some(TIMEOUT)).and_then(|()| receive(&agent));
+    let (message, sockets) = received.context(
         "standard input is no unix socket of an agent: without --listen, only the agent starts this command",
     )?;
     if message != HOLD || sockets.is_empty() {
@@ -210,6 +212,12 @@ enum Reply {
     End,
 }
 
+/// A process that is no agent may not keep other files open, such as those of a file system that is
+/// to be unmounted.
+fn is_udp(passed: &OwnedFd) -> bool {
+    sockopt::socket_protocol(passed).is_ok_and(|protocol| protocol == Some(ipproto::UDP))
+}
+
 /// Reads one message, and answers it.
 fn reply(stream: &UnixStream, sockets: &mut Vec<OwnedFd>) -> Reply {
     let Ok((message, passed)) = receive(stream) else { return Reply::Close };
@@ -218,7 +226,7 @@ fn reply(stream: &UnixStream, sockets: &mut Vec<OwnedFd>) -> Reply {
             Ok(()) => Reply::Taken,
             Err(_) => Reply::Close,
         }
-    } else if message == HOLD {
+    } else if message == HOLD && passed.len() <= MAX_SOCKETS && passed.iter().all(is_udp) {
         // The sockets of before are closed, unless they are among these.
         *sockets = passed;
         match send(stream, HELD, &[]) {
@@ -406,6 +414,25 @@ mod tests {
         assert_eq!(receive(&of_later).unwrap().0, b"");
         assert!(UdpSocket::bind(("127.0.0.1", port)).is_ok());
         assert!(agent.take().is_err(), "the agent learns that its sockets are not held any more");
+    }
+
+    #[test]
+    fn a_holder_keeps_nothing_but_udp_sockets_and_eight_at_most() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, _agent, port) = start_in_pod(directory.path(), AWAY);
+        let file = fs::File::open("/dev/null").unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for passed in [vec![udp.as_fd(), file.as_fd()], vec![udp.as_fd(); MAX_SOCKETS + 1]] {
+            let other = UnixStream::connect(&path).unwrap();
+            // The space for more than the maximum is the test's own.
+            let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+            let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&passed)));
+            let message = [io::IoSlice::new(HOLD)];
+            rustix::net::sendmsg(&other, &message, &mut control, rustix::net::SendFlags::NOSIGNAL).unwrap();
+            assert_eq!(receive(&other).unwrap().0, VERSION);
+            assert_eq!(taken(&path), [port]);
+        }
     }
 
     #[test]
