@@ -86,14 +86,14 @@ pub fn start<F: AsFd>(sockets: &[F]) -> anyhow::Result<HolderConnection> {
 }
 
 impl HolderConnection {
-    /// Requests the sockets. The holder keeps its descriptors open. Waits at most [`TIMEOUT`] for the
-    /// response.
+    /// Requests the sockets. The holder keeps its descriptors open. Waits at most [`TIMEOUT`] for
+    /// the response.
     pub fn take(&self) -> anyhow::Result<Vec<OwnedFd>> {
         self.request(TAKE, &[], SOCKETS)
     }
 
-    /// Makes the holder in a pod hold these sockets, and close those that it held. Waits at most twice
-    /// [`TIMEOUT`].
+    /// Makes the holder in a pod hold these sockets, and close those that it held. Waits at most
+    /// twice [`TIMEOUT`].
     pub fn hold<F: AsFd>(&self, sockets: &[F]) -> anyhow::Result<()> {
         // A holder that does not answer gets no descriptors: in its queue they would keep the ports
         // from the next agent.
@@ -124,8 +124,8 @@ impl HolderConnection {
         }
     }
 
-    /// Returns once the holder has closed the connection, which it does not do as long as it holds the
-    /// sockets.
+    /// Returns once the holder has closed the connection, which it does not do as long as it holds
+    /// the sockets.
     pub async fn ended(self) {
         let stream = self.0.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(self.0));
         match stream {

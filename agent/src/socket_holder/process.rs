@@ -162,8 +162,8 @@ impl Holder {
                 }
                 Some(Reply::Close) => {}
                 Some(Reply::End) if self.file.is_none() => return Some(connection),
-                // The sockets are closed before the connection, since the caller relies on the ports
-                // being free when that ends. No other agent relies on the sockets any more.
+                // The sockets are closed before the connection, since the caller relies on the
+                // ports being free when that ends. No other agent relies on the sockets any more.
                 Some(Reply::End) => {
                     self.sockets.clear();
                     kept.clear();

@@ -20,9 +20,9 @@ pub(super) struct SocketFile {
 }
 
 impl SocketFile {
-    /// Listens on this file. Makes its directory accessible to its owner only. Replaces the file of a
-    /// holder that has ended. Fails if a holder listens on it, or if the directory belongs to another
-    /// user, who could replace the file.
+    /// Listens on this file. Makes its directory accessible to its owner only. Replaces the file of
+    /// a holder that has ended. Fails if a holder listens on it, or if the directory belongs to
+    /// another user, who could replace the file.
     pub(super) fn listen(path: &Path) -> anyhow::Result<(UnixListener, Self)> {
         let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
         let directory = directory.with_context(|| format!("{}: give the whole path", path.display()))?;

@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
+use edge_types::Role;
 use tokio::sync::watch;
 
 use super::datagram_socket::Socket;
+use crate::config::Config;
 use crate::socket_holder::client::{self, HolderConnection};
 use crate::socket_holder::{child_outlives_agent, is_in_container};
 use crate::status::{SocketHolder, SocketHolding};
@@ -40,11 +42,14 @@ pub(super) struct HolderPlace {
     /// Whether the agent is in a container. Then the abstract name of a holder that an agent on the
     /// host started proves nothing, since each container with the host's network may bind it.
     in_container: bool,
+    /// Whether packets are lost without a holder. A cloud node has no tunnels.
+    has_tunnels: bool,
 }
 
 impl HolderPlace {
-    pub(super) fn new(path: PathBuf) -> Self {
-        Self { path, in_container: is_in_container() }
+    pub(super) fn new(config: &Config) -> Self {
+        let has_tunnels = config.role != Some(Role::Cloud);
+        Self { path: config.holder_socket(), in_container: is_in_container(), has_tunnels }
     }
 
     /// Finds the holder in a pod, or on a host the one that an earlier agent started.
@@ -61,8 +66,8 @@ impl HolderPlace {
     /// Finds the holder of an earlier agent, and its sockets. If a holder cannot be used, logs the
     /// reason and has it close its sockets, so that the ports are free.
     ///
-    /// A holder that does not answer delays this by at most 4 s: 2 s for the connection, and 2 s for
-    /// the answer. One that answers something else delays it by at most as much again.
+    /// A holder that does not answer delays this by at most 4 s: 2 s for the connection, and 2 s
+    /// for the answer. One that answers something else delays it by at most as much again.
     pub(super) fn take(&self) -> (Option<Found>, Vec<Socket>) {
         if self.in_container
             && let Ok(Some(of_host)) = client::find()
@@ -149,8 +154,8 @@ fn foreign(sockets: &[OwnedFd]) -> anyhow::Result<Option<String>> {
     Ok(None)
 }
 
-/// Parses the inodes from a table in the format of `udp4_seq_show` (`net/ipv4/udp.c`), in which they
-/// are the tenth column.
+/// Parses the inodes from a table in the format of `udp4_seq_show` (`net/ipv4/udp.c`), in which
+/// they are the tenth column.
 fn inodes_in(table: &str) -> impl Iterator<Item = u64> {
     table.lines().skip(1).filter_map(|line| line.split_whitespace().nth(9)?.parse().ok())
 }
@@ -168,13 +173,13 @@ pub(super) async fn keep(
     loop {
         if holder.is_none() {
             // This blocks for seconds if an earlier holder does not answer.
-            let (ours, place) = (sockets.clone(), place.clone());
-            let obtained = tokio::task::spawn_blocking(move || place.obtain(&ours)).await;
+            let (ours, at) = (sockets.clone(), place.clone());
+            let obtained = tokio::task::spawn_blocking(move || at.obtain(&ours)).await;
             match obtained.map_err(anyhow::Error::from).flatten() {
                 Ok(obtained) => holder = Some(obtained),
                 Err(error) => {
                     let problem = format!("{error:#}");
-                    if state.borrow().problem.as_ref() != Some(&problem) {
+                    if place.has_tunnels && state.borrow().problem.as_ref() != Some(&problem) {
                         tracing::warn!(
                             "no process holds the UDP sockets, so that packets are lost while the agent restarts: {problem}"
                         );
@@ -216,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_says_nothing_is_told_from_one_that_says_something_else() {
+    fn a_holder_without_an_answer_is_distinguished_from_one_with_another_answer() {
         let (ours, _its) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
         let silent = io::Read::read(&mut &ours, &mut [0]).unwrap_err();

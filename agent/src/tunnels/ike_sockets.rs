@@ -25,20 +25,20 @@ const MAX_LISTEN_FDS: RawFd = 64;
 /// The sockets, and what becomes of them when this process ends.
 pub(super) struct IkeSockets {
     pub(super) sockets: Vec<Arc<Socket>>,
-    /// Whether they stay open for certain when this process ends: not in a container, where only the
-    /// status says so.
+    /// Whether they stay open for certain when this process ends: not in a container, where only
+    /// the status says so.
     pub(super) kept: bool,
     /// What holds them now.
     pub(super) holding: watch::Receiver<SocketHolding>,
 }
 
 /// Opens all sockets, or takes them over from systemd or from a holder. With `hold_sockets`, a
-/// holder keeps the sockets that systemd does not keep. Must be called within a tokio runtime. Fails
-/// if a port is in use. The error contains the user whose process has bound the port.
+/// holder keeps the sockets that systemd does not keep. Must be called within a tokio runtime.
+/// Fails if a port is in use. The error contains the user whose process has bound the port.
 pub(super) fn open(config: &Config) -> anyhow::Result<IkeSockets> {
     let (port, nat_port, hold) = (config.port, config.nat_port, config.hold_sockets);
     let mut from_systemd = systemd_sockets()?;
-    let place = HolderPlace::new(config.holder_socket());
+    let place = HolderPlace::new(config);
     let (holder, mut held) = place.take();
     let mut sockets = Vec::new();
     let (mut taken, mut opened) = (Vec::new(), Vec::new());

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{HANG, Namespace, STRANGER, bind_only};
 
-/// A namespace whose agents run in containers, and the directory of their files.
+/// A namespace in which agents run in containers, and the directory of their files.
 struct Node {
     namespace: Namespace,
     directory: tempfile::TempDir,

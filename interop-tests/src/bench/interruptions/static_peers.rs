@@ -175,8 +175,8 @@ struct Site<'a> {
     net: &'a Net,
     edge: Agent<'a>,
     hub: Hub<'a>,
-    /// The processes that hold the sockets of agents in containers, by node. Without them, the agents
-    /// run as on a host.
+    /// The processes that hold the sockets of agents in containers, by node. Without them, the
+    /// agents run as on a host.
     holders: BTreeMap<&'static str, Process>,
     edge_pod: Pod,
     hub_pod: Pod,
@@ -252,8 +252,8 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// Kills the process that holds a node's sockets, waits until the agent knows, and starts another
-    /// one.
+    /// Kills the process that holds a node's sockets, waits until the agent knows, and starts
+    /// another one.
     fn replace_holder(&mut self, node: &'static str) -> Result<()> {
         self.holders.get_mut(node).context("a holder")?.kill()?;
         self.edge.wait_not_held()?;
