@@ -67,7 +67,8 @@ impl HolderPlace {
     /// reason and has it close its sockets, so that the ports are free.
     ///
     /// A holder that does not answer delays this by at most 4 s: 2 s for the connection, and 2 s
-    /// for the answer. One that answers something else delays it by at most as much again.
+    /// for the answer. One that answers something else delays it by at most as much again, and so
+    /// does, in a container, a process that has bound the abstract name.
     pub(super) fn take(&self) -> (Option<Found>, Vec<Socket>) {
         if self.in_container
             && let Ok(Some(of_host)) = client::find()
@@ -77,6 +78,9 @@ impl HolderPlace {
         }
         match self.find().and_then(|found| found.map(taken_from).transpose()) {
             Ok(None) => (None, vec![]),
+            Ok(Some(((_, SocketHolder::Pod), sockets))) if sockets.is_empty() && !self.in_container => {
+                (None, from_earlier_agent())
+            }
             Ok(Some((holder, sockets))) => (Some(holder), sockets),
             Err(error) => {
                 tracing::warn!("{error:#}; the sockets are opened again");
@@ -124,6 +128,23 @@ fn is_silence(error: &anyhow::Error) -> bool {
 /// opened.
 pub(super) fn end(holder: HolderConnection) {
     holder.end().unwrap_or_else(|error| tracing::warn!("{error:#}"));
+}
+
+/// Takes the sockets of the holder that an earlier agent on this host started, and ends it, since
+/// another holder gets them.
+fn from_earlier_agent() -> Vec<Socket> {
+    let found = client::find().and_then(|found| found.map(|it| taken_from((it, SocketHolder::Process))).transpose());
+    match found {
+        Ok(None) => vec![],
+        Ok(Some(((holder, _), sockets))) => {
+            end(holder);
+            sockets
+        }
+        Err(error) => {
+            tracing::warn!("{error:#}; the sockets are opened again");
+            vec![]
+        }
+    }
 }
 
 fn taken_from((holder, kind): Found) -> anyhow::Result<(Found, Vec<Socket>)> {

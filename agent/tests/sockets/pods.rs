@@ -153,6 +153,25 @@ fn a_holder_that_is_replaced_while_the_agent_runs_gets_the_sockets_again() {
 }
 
 #[test]
+fn on_a_host_a_holder_that_is_started_later_gets_the_sockets_of_the_one_that_the_agent_started() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let mut node = Node::new();
+    node.namespace.container = false;
+    let agent = node.start_agent(4500);
+    node.wait_for("held_by", "process");
+    let inode = node.namespace.inode(4500).unwrap();
+    drop(agent);
+    let _holder = node.start_holder();
+    let agent = node.start_agent(4500);
+    node.wait_for("held_by", "pod");
+    assert!(!node.namespace.is_held(), "the other one has ended");
+    drop(agent);
+    assert_eq!(node.namespace.inode(4500), Some(inode));
+}
+
+#[test]
 fn without_hold_sockets_the_holder_closes_what_it_has() {
     if !is_root_or_skips() {
         return;
