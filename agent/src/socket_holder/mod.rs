@@ -35,8 +35,8 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::Duration;
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 
 use crate::peer_credentials::PeerCredentials;
@@ -109,12 +109,16 @@ fn send(stream: &UnixStream, message: &[u8], sockets: &[BorrowedFd<'_>]) -> io::
 }
 
 /// Receives a message and the descriptors that came with it. The message is empty at the end of the
-/// stream.
+/// stream. Fails if descriptors are missing, for which this process has no space
+/// (`RLIMIT_NOFILE`).
 fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SOCKETS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut message = vec![0; MAX_MESSAGE];
     let received = recvmsg(stream, &mut [IoSliceMut::new(&mut message)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other("descriptors that came with a message are missing"));
+    }
     message.truncate(received.bytes);
     let sockets = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(sockets) => Some(sockets),

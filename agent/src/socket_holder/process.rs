@@ -1,5 +1,6 @@
 //! The process that holds the sockets: `edge-agent hold-sockets`.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -146,7 +147,8 @@ impl Holder {
         let agents = |all: &[Connection]| all.iter().filter(|connection| connection.is_agent).count();
         let before = agents(&self.connections);
         let mut kept: Vec<Connection> = Vec::new();
-        for (mut connection, ready) in std::mem::take(&mut self.connections).into_iter().zip(ready) {
+        let mut rest: VecDeque<_> = std::mem::take(&mut self.connections).into_iter().zip(ready).collect();
+        while let Some((mut connection, ready)) = rest.pop_front() {
             match ready.then(|| reply(&connection.stream, &mut self.sockets)) {
                 None => kept.push(connection),
                 Some(Reply::Taken) => {
@@ -156,6 +158,7 @@ impl Holder {
                 Some(Reply::Replaced) => {
                     // An agent of before does not rely on sockets that are not held any more.
                     kept.retain(|connection| !connection.is_agent);
+                    rest.retain(|(connection, _)| !connection.is_agent);
                     connection.is_agent = true;
                     tracing::info!(sockets = self.sockets.len(), "holding the agent's sockets");
                     kept.push(connection);
@@ -167,6 +170,7 @@ impl Holder {
                 Some(Reply::End) => {
                     self.sockets.clear();
                     kept.clear();
+                    rest.clear();
                     tracing::info!("closed the agent's sockets, as it asked");
                 }
             }
@@ -226,7 +230,7 @@ fn reply(stream: &UnixStream, sockets: &mut Vec<OwnedFd>) -> Reply {
             Ok(()) => Reply::Taken,
             Err(_) => Reply::Close,
         }
-    } else if message == HOLD && passed.len() <= MAX_SOCKETS && passed.iter().all(is_udp) {
+    } else if message == HOLD && (1..=MAX_SOCKETS).contains(&passed.len()) && passed.iter().all(is_udp) {
         // The sockets of before are closed, unless they are among these.
         *sockets = passed;
         match send(stream, HELD, &[]) {
@@ -422,17 +426,39 @@ mod tests {
         let (path, _agent, port) = start_in_pod(directory.path(), AWAY);
         let file = fs::File::open("/dev/null").unwrap();
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        for passed in [vec![udp.as_fd(), file.as_fd()], vec![udp.as_fd(); MAX_SOCKETS + 1]] {
+        for passed in
+            [vec![], vec![udp.as_fd(), file.as_fd()], vec![udp.as_fd(); MAX_SOCKETS + 1], vec![udp.as_fd(); 16]]
+        {
             let other = UnixStream::connect(&path).unwrap();
             // The space for more than the maximum is the test's own.
             let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
             let mut control = rustix::net::SendAncillaryBuffer::new(&mut space);
-            assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(&passed)));
+            assert!(passed.is_empty() || control.push(rustix::net::SendAncillaryMessage::ScmRights(&passed)));
             let message = [io::IoSlice::new(HOLD)];
             rustix::net::sendmsg(&other, &message, &mut control, rustix::net::SendFlags::NOSIGNAL).unwrap();
-            assert_eq!(receive(&other).unwrap().0, VERSION);
+            // Without space for all descriptors, the connection is closed.
+            let expected = if passed.len() > MAX_SOCKETS + 1 { &[] } else { VERSION };
+            assert_eq!(receive(&other).unwrap().0, expected);
             assert_eq!(taken(&path), [port]);
         }
+    }
+
+    #[test]
+    fn an_agent_with_sockets_that_are_not_held_any_more_is_disconnected() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, agent, _) = start_in_pod(directory.path(), AWAY);
+        let connected = || {
+            let other = client::find_at(&path).unwrap().unwrap();
+            assert_eq!(other.take().unwrap().len(), 1);
+            other
+        };
+        // These connect after the agent that changes the sockets.
+        let other = connected();
+        agent.hold(&[UdpSocket::bind("127.0.0.1:0").unwrap()]).unwrap();
+        assert!(other.take().is_err());
+        let other = connected();
+        agent.end().unwrap();
+        assert!(other.take().is_err());
     }
 
     #[test]
