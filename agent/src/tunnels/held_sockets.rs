@@ -27,6 +27,8 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 /// Maximum delay before the agent in a container looks for the holder in a pod again. A look is one
 /// failed connect(2).
 const MAX_LOOK: Duration = Duration::from_secs(10);
+/// Maximum number of reads of the kernel's table of UDP sockets, before a socket counts as foreign.
+const MAX_READS: usize = 4;
 
 /// Why nothing holds the sockets although this agent has started a holder.
 const WITH_SERVICE: &str = "the process that holds them ends with the agent, which is the main process of a systemd service without edge-agent.socket";
@@ -52,23 +54,13 @@ impl HolderPlace {
         Self { path: config.holder_socket(), in_container: is_in_container(), has_tunnels }
     }
 
-    /// Finds the holder in a pod, or on a host the one that an earlier agent started.
-    fn find(&self) -> anyhow::Result<Option<Found>> {
-        if let Some(holder) = client::find_at(&self.path)? {
-            return Ok(Some((holder, SocketHolder::Pod)));
-        }
-        if self.in_container {
-            return Ok(None);
-        }
-        Ok(client::find()?.map(|holder| (holder, SocketHolder::Process)))
-    }
-
     /// Finds the holder of an earlier agent, and its sockets. If a holder cannot be used, logs the
     /// reason and has it close its sockets, so that the ports are free.
     ///
     /// A holder that does not answer delays this by at most 4 s: 2 s for the connection, and 2 s
-    /// for the answer. One that answers something else delays it by at most as much again, and so
-    /// does, in a container, a process that has bound the abstract name.
+    /// for the answer. One that answers something else delays it by at most as much again. Two
+    /// places are asked: on a host the file and the abstract name, and in a container a process that
+    /// has bound the abstract name may also delay this by 4 s.
     pub(super) fn take(&self) -> (Option<Found>, Vec<Socket>) {
         if self.in_container
             && let Ok(Some(of_host)) = client::find()
@@ -76,43 +68,47 @@ impl HolderPlace {
             tracing::info!("ending the holder of an agent on the host, since this agent is in a container");
             end(of_host);
         }
-        match self.find().and_then(|found| found.map(taken_from).transpose()) {
-            Ok(None) => (None, vec![]),
-            Ok(Some(((_, SocketHolder::Pod), sockets))) if sockets.is_empty() && !self.in_container => {
-                (None, from_earlier_agent())
-            }
-            Ok(Some((holder, sockets))) => (Some(holder), sockets),
-            Err(error) => {
-                tracing::warn!("{error:#}; the sockets are opened again");
-                if !is_silence(&error)
-                    && let Ok(Some((holder, _))) = self.find()
-                {
+        let in_pod = take_from(|| client::find_at(&self.path), SocketHolder::Pod);
+        match in_pod {
+            Some((holder, sockets)) if self.in_container || !sockets.is_empty() => (Some(holder), sockets),
+            None if self.in_container => (None, vec![]),
+            in_pod => match take_from(client::find, SocketHolder::Process) {
+                // The holder in the pod gets these sockets.
+                Some(((holder, _), sockets)) if in_pod.is_some() => {
                     end(holder);
+                    (None, sockets)
                 }
-                (None, vec![])
-            }
+                Some((holder, sockets)) => (Some(holder), sockets),
+                None => (None, vec![]),
+            },
         }
     }
 
     /// Returns whether a process listens at the place of a holder, which may answer or not.
     pub(super) fn is_taken(&self) -> bool {
-        !matches!(self.find(), Ok(None))
+        !matches!(client::find_at(&self.path), Ok(None)) || (!self.in_container && !matches!(client::find(), Ok(None)))
     }
 
     /// Has a holder hold these sockets. Returns it with its name in the status.
     fn obtain(&self, sockets: &[Arc<Socket>]) -> anyhow::Result<Found> {
-        if let Some(holder) = client::find_at(&self.path)? {
-            holder.hold(sockets)?;
-            return Ok((holder, SocketHolder::Pod));
-        }
-        if self.in_container {
-            bail!("no `edge-agent hold-sockets` listens on {}", self.path.display());
+        match self.hold_in_pod(sockets) {
+            Ok(Some(holder)) => return Ok((holder, SocketHolder::Pod)),
+            Ok(None) if self.in_container => bail!("no `edge-agent hold-sockets` listens on {}", self.path.display()),
+            Err(error) if self.in_container => return Err(error),
+            Ok(None) => {}
+            Err(error) => tracing::warn!("{error:#}; the agent starts a holder of its own"),
         }
         // The holder of other sockets ends first.
         if let Some(other) = client::find()? {
             other.end()?;
         }
         Ok((client::start(sockets)?, SocketHolder::Process))
+    }
+
+    fn hold_in_pod(&self, sockets: &[Arc<Socket>]) -> anyhow::Result<Option<HolderConnection>> {
+        let Some(holder) = client::find_at(&self.path)? else { return Ok(None) };
+        holder.hold(sockets)?;
+        Ok(Some(holder))
     }
 }
 
@@ -130,21 +126,22 @@ pub(super) fn end(holder: HolderConnection) {
     holder.end().unwrap_or_else(|error| tracing::warn!("{error:#}"));
 }
 
-/// Takes the sockets of the holder that an earlier agent on this host started, and ends it, since
-/// another holder gets them.
-fn from_earlier_agent() -> Vec<Socket> {
-    let found = client::find().and_then(|found| found.map(|it| taken_from((it, SocketHolder::Process))).transpose());
-    match found {
-        Ok(None) => vec![],
-        Ok(Some(((holder, _), sockets))) => {
+/// Takes the sockets of a holder. If it cannot be used, logs the reason and has it close its
+/// sockets.
+fn take_from(
+    find: impl Fn() -> anyhow::Result<Option<HolderConnection>>,
+    kind: SocketHolder,
+) -> Option<(Found, Vec<Socket>)> {
+    let found = find().and_then(|found| found.map(|holder| taken_from((holder, kind))).transpose());
+    found.unwrap_or_else(|error| {
+        tracing::warn!("{error:#}; its sockets are not taken");
+        if !is_silence(&error)
+            && let Ok(Some(holder)) = find()
+        {
             end(holder);
-            sockets
         }
-        Err(error) => {
-            tracing::warn!("{error:#}; the sockets are opened again");
-            vec![]
-        }
-    }
+        None
+    })
 }
 
 fn taken_from((holder, kind): Found) -> anyhow::Result<(Found, Vec<Socket>)> {
@@ -163,16 +160,20 @@ fn foreign(sockets: &[OwnedFd]) -> anyhow::Result<Option<String>> {
     if sockets.is_empty() {
         return Ok(None);
     }
-    let tables = ["/proc/self/net/udp", "/proc/self/net/udp6"];
-    let text: Vec<String> = tables.iter().filter_map(|table| fs::read_to_string(table).ok()).collect();
-    let ours: BTreeSet<u64> = text.iter().flat_map(|table| inodes_in(table)).collect();
-    for (at, socket) in sockets.iter().enumerate() {
-        let inode = fs::File::from(socket.try_clone()?).metadata()?.ino();
-        if !ours.contains(&inode) {
-            return Ok(Some(format!("socket {} of {}", at + 1, sockets.len())));
+    let inodes = sockets.iter().map(|socket| Ok(fs::File::from(socket.try_clone()?).metadata()?.ino()));
+    let inodes = inodes.collect::<io::Result<Vec<u64>>>()?;
+    let (mut ours, mut missing) = (BTreeSet::new(), None);
+    // The kernel's table is no snapshot: while other sockets open and close, a read may miss some.
+    for _ in 0..MAX_READS {
+        for table in ["/proc/self/net/udp", "/proc/self/net/udp6"] {
+            ours.extend(inodes_in(&fs::read_to_string(table).unwrap_or_default()));
+        }
+        missing = inodes.iter().position(|inode| !ours.contains(inode));
+        if missing.is_none() {
+            break;
         }
     }
-    Ok(None)
+    Ok(missing.map(|at| format!("socket {} of {}", at + 1, sockets.len())))
 }
 
 /// Parses the inodes from a table in the format of `udp4_seq_show` (`net/ipv4/udp.c`), in which

@@ -4,9 +4,11 @@
 //! agent ([`held_sockets`]), or the agent opens them.
 
 use std::fs;
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use edge_xfrm::socket as options;
@@ -22,6 +24,11 @@ use crate::status::{SocketHolder, SocketHolding};
 /// Maximum number of sockets that systemd may pass.
 const MAX_LISTEN_FDS: RawFd = 64;
 
+/// Time for which the agent asks a holder again that gave no sockets, while a port is in use.
+const HOLDER_BUSY: Duration = Duration::from_secs(10);
+/// Time between two such requests.
+const HOLDER_RETRY: Duration = Duration::from_millis(250);
+
 /// The sockets, and what becomes of them when this process ends.
 pub(super) struct IkeSockets {
     pub(super) sockets: Vec<Arc<Socket>>,
@@ -34,30 +41,44 @@ pub(super) struct IkeSockets {
 
 /// Opens all sockets, or takes them over from systemd or from a holder. With `hold_sockets`, a
 /// holder keeps the sockets that systemd does not keep. Must be called within a tokio runtime.
-/// Fails if a port is in use. The error contains the user whose process has bound the port.
+/// Fails if a port is in use, also 10 s later if a holder may have it. The error contains the user
+/// whose process has bound the port.
 pub(super) fn open(config: &Config) -> anyhow::Result<IkeSockets> {
     let (port, nat_port, hold) = (config.port, config.nat_port, config.hold_sockets);
     let mut from_systemd = systemd_sockets()?;
     let place = HolderPlace::new(config);
-    let (holder, mut held) = place.take();
+    let (mut holder, mut held) = place.take();
+    let since = Instant::now();
     let mut sockets = Vec::new();
     let (mut taken, mut opened) = (Vec::new(), Vec::new());
     for ipv4 in [true, false] {
-        for (port, nat) in [(port, false), (nat_port, true)] {
-            let socket = if let Some(socket) = remove(&mut from_systemd, ipv4, port) {
-                Arc::new(socket)
-            } else if let Some(socket) = remove(&mut held, ipv4, port) {
-                taken.push(Arc::new(socket));
-                taken[taken.len() - 1].clone()
-            } else {
+        'ports: for (port, nat) in [(port, false), (nat_port, true)] {
+            let socket = loop {
+                if let Some(socket) = remove(&mut from_systemd, ipv4, port) {
+                    break Arc::new(socket);
+                }
+                if let Some(socket) = remove(&mut held, ipv4, port) {
+                    taken.push(Arc::new(socket));
+                    break taken[taken.len() - 1].clone();
+                }
                 match Socket::open(ipv4, port) {
                     Ok(socket) => {
                         opened.push(Arc::new(socket));
-                        opened[opened.len() - 1].clone()
+                        break opened[opened.len() - 1].clone();
                     }
                     Err(error) if !ipv4 && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                         tracing::info!("this kernel has no IPv6");
-                        continue;
+                        continue 'ports;
+                    }
+                    // A holder that did not answer in time may still have the port.
+                    Err(error)
+                        if error.kind() == io::ErrorKind::AddrInUse
+                            && holder.is_none()
+                            && since.elapsed() < HOLDER_BUSY
+                            && place.is_taken() =>
+                    {
+                        std::thread::park_timeout(HOLDER_RETRY);
+                        (holder, held) = place.take();
                     }
                     Err(error) => return Err(error).with_context(|| port_in_use(ipv4, port, place.is_taken())),
                 }

@@ -1,7 +1,7 @@
 //! Tests agents in containers, with a holder of their sockets in another pod.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,7 +12,7 @@ use interop_tests::netns::{KilledOnDrop, is_root_or_skips};
 use interop_tests::wait;
 use serde_json::Value;
 
-use crate::{HANG, Namespace, STRANGER, bind_only};
+use crate::{HANG, Namespace, STRANGER, answers, bind_only};
 
 /// A namespace in which agents run in containers, and the directory of their files.
 struct Node {
@@ -45,6 +45,29 @@ impl Node {
         let holder = KilledOnDrop(command.stdin(Stdio::null()).spawn().unwrap());
         wait::expect("the holder", HANG, || UnixStream::connect(self.listener()).ok());
         holder
+    }
+
+    /// Starts a holder with a port, of a version that this program does not know. It ends with the
+    /// test's process.
+    fn start_holder_of_another_version(&self) {
+        let listener = self.listen();
+        let mut held = Some(self.namespace.within(0, || bind_only("0.0.0.0:4500")));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, mut message) = (stream.unwrap(), [0; 64]);
+                let length = stream.read(&mut message).unwrap_or(0);
+                match &message[..length] {
+                    b"end 1\n" => drop(held.take()),
+                    _ => drop(stream.write_all(b"version 2\n")),
+                }
+            }
+        });
+    }
+
+    /// Listens in place of a holder.
+    fn listen(&self) -> UnixListener {
+        fs::create_dir_all(self.listener().parent().unwrap()).unwrap();
+        UnixListener::bind(self.listener()).unwrap()
     }
 
     /// Starts an agent in a container.
@@ -194,20 +217,7 @@ fn a_holder_of_another_version_gives_the_ports_back_and_the_status_says_what_to_
         return;
     }
     let node = Node::new();
-    fs::create_dir_all(node.listener().parent().unwrap()).unwrap();
-    let listener = UnixListener::bind(node.listener()).unwrap();
-    let mut held = Some(node.namespace.within(0, || bind_only("0.0.0.0:4500")));
-    // It ends with the test's process.
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (mut stream, mut message) = (stream.unwrap(), [0; 64]);
-            let length = stream.read(&mut message).unwrap_or(0);
-            match &message[..length] {
-                b"end 1\n" => drop(held.take()),
-                _ => drop(stream.write_all(b"version 2\n")),
-            }
-        }
-    });
+    node.start_holder_of_another_version();
     let agent = node.start_agent(4500);
     node.wait_for("problem", "answers \"version 2\": it is of another release; replace it");
     agent.kill();
@@ -219,8 +229,7 @@ fn a_holder_that_says_nothing_does_not_keep_the_agent_from_starting() {
         return;
     }
     let node = Node::new();
-    fs::create_dir_all(node.listener().parent().unwrap()).unwrap();
-    let _silent = UnixListener::bind(node.listener()).unwrap();
+    let _silent = node.listen();
     let agent = node.start_agent(4500);
     node.wait_for("problem", "does not answer");
     agent.kill();
@@ -228,6 +237,83 @@ fn a_holder_that_says_nothing_does_not_keep_the_agent_from_starting() {
     let _port = node.namespace.within(0, || bind_only("0.0.0.0:4500"));
     let said = node.namespace.fail(node.path(), 4500, &[]);
     assert!(said.contains("perhaps `edge-agent hold-sockets` has it and does not answer"), "{said}");
+}
+
+#[test]
+fn sockets_of_a_holder_that_answers_late_are_taken_when_it_does() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let node = Node::new();
+    let holder = node.start_holder();
+    let agent = node.start_agent(4500);
+    node.wait_for("held_by", "pod");
+    let inode = node.namespace.inode(4500).unwrap();
+    agent.kill();
+    let signal = |name: &str| {
+        let status = Command::new("kill").args([name, &holder.0.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    };
+    signal("-STOP");
+    fs::remove_file(node.path().join("run/admin.sock")).unwrap();
+    let mut agent = KilledOnDrop(node.namespace.agent(node.path(), 4500, &[]).spawn().unwrap());
+    let mut log = BufReader::new(agent.0.stderr.take().unwrap()).lines();
+    assert!(log.any(|line| line.unwrap().contains("its sockets are not taken")), "the agent ends");
+    signal("-CONT");
+    let log = std::thread::spawn(move || log.map_while(Result::ok).collect::<Vec<_>>().join("\n"));
+    wait::expect("the agent to start", HANG, || {
+        assert!(agent.0.try_wait().unwrap().is_none(), "it ends");
+        answers(node.path()).then_some(())
+    });
+    node.wait_for("held_by", "pod");
+    Container(agent).kill();
+    assert_eq!(node.namespace.inode(4500), Some(inode), "{}", log.join().unwrap());
+}
+
+#[test]
+fn on_a_host_a_holder_that_cannot_be_used_does_not_keep_the_agent_from_its_own() {
+    if !is_root_or_skips() {
+        return;
+    }
+    for silent in [true, false] {
+        let mut node = Node::new();
+        node.namespace.container = false;
+        let _listener = if silent { Some(node.listen()) } else { None };
+        if !silent {
+            node.start_holder_of_another_version();
+        }
+        let agent = node.start_agent(4500);
+        node.wait_for("held_by", "process");
+        let inode = node.namespace.inode(4500).unwrap();
+        drop(agent);
+        let agent = node.start_agent(4500);
+        assert_eq!(node.namespace.inode(4500).as_ref(), Some(&inode), "the next agent has the same socket");
+        node.wait_for("held_by", "process");
+        drop(agent);
+        assert_eq!(node.namespace.inode(4500), Some(inode));
+    }
+}
+
+#[test]
+fn down_has_a_holder_of_another_version_close_its_sockets_also_if_the_name_is_taken() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let node = Node::new();
+    // This writes the configuration.
+    let _ = node.namespace.agent(node.path(), 4500, &[]);
+    node.start_holder_of_another_version();
+    let _posing = node.namespace.within(STRANGER, || {
+        use std::os::linux::net::SocketAddrExt;
+        let name = std::os::unix::net::SocketAddr::from_abstract_name("edge-cni-sockets").unwrap();
+        UnixListener::bind_addr(&name).unwrap()
+    });
+    let mut down = node.namespace.namespace.command(env!("CARGO_BIN_EXE_edge-agent"));
+    let said = down.args(["down", "--config"]).arg(node.path().join("agent.toml")).output().unwrap();
+    assert_eq!(node.namespace.inode(4500), None, "{said:?}");
+    let said = [said.stdout, said.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(said[0].contains("held sockets: those of a holder of another release are closed"), "{said:?}");
+    assert!(said[1].contains("@edge-cni-sockets belongs to another user"), "{said:?}");
 }
 
 #[test]
