@@ -59,8 +59,8 @@ impl HolderPlace {
     ///
     /// A holder that does not answer delays this by at most 4 s: 2 s for the connection, and 2 s
     /// for the answer. One that answers something else delays it by at most as much again. Two
-    /// places are asked: on a host the file and the abstract name, and in a container a process that
-    /// has bound the abstract name may also delay this by 4 s.
+    /// places are asked: on a host the file and the abstract name, and in a container a process
+    /// that has bound the abstract name may also delay this by 4 s.
     pub(super) fn take(&self) -> (Option<Found>, Vec<Socket>) {
         if self.in_container
             && let Ok(Some(of_host)) = client::find()
