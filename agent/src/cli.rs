@@ -227,9 +227,25 @@ enum Command {
         #[arg(long, value_name = "NAME", conflicts_with = "ike")]
         child: Option<String>,
     },
-    /// Hold the agent's UDP sockets open while no agent runs; started by `run`, not by hand
-    #[command(hide = true)]
-    HoldSockets,
+    /// Hold the agent's UDP sockets open while the agent is replaced, in a pod beside it
+    ///
+    /// The kernel takes ESP in UDP out of its datagrams only while a socket of the agent is open.
+    /// In a container nothing of the agent outlives it, so this command runs in a pod of its own,
+    /// which is not replaced together with the agent (DaemonSet socket-holder of the chart). The
+    /// agent passes its sockets whenever this process answers, and the next agent takes them from
+    /// it. They are closed after ten minutes without an agent.
+    ///
+    /// It needs no configuration, no capability and no network, and reads nothing from the sockets.
+    /// Run it as the agent's user: only root and this user get the sockets or may pass some. Where
+    /// the agent is a service of the host it is not needed: systemd, or a process that the agent
+    /// starts, holds the sockets there.
+    HoldSockets {
+        /// Listen on this file: socket-holder/holder.sock in the agent's run_dir
+        /// (/run/edge-cni/socket-holder/holder.sock). Its directory is made, and closed to others.
+        /// The agent itself starts this command without the option
+        #[arg(long, value_name = "FILE")]
+        listen: Option<PathBuf>,
+    },
     /// Register the plugin with the container runtime, once this node has its first segment
     ///
     /// Writes 10-edge-cni.conflist atomically into the directory named by [cni] conf_dir
@@ -303,7 +319,10 @@ impl Cli {
             Command::Rekey { config, peer, ike, child } => {
                 with_agent(&config, |socket| admin::client::rekey(socket, &peer, child, ike))
             }
-            Command::HoldSockets => exit_code(socket_holder::process::run()),
+            Command::HoldSockets { listen } => exit_code(match listen {
+                Some(path) => socket_holder::process::listen(&path),
+                None => socket_holder::process::run(),
+            }),
             Command::InstallCni { config, plugin, timeout, plugin_only, keep, remove } => {
                 with_config(&config, |config| {
                     if remove {

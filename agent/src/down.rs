@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::host::firewall::PODS_TABLE;
 use crate::host::{self, firewall, obstacles};
 use crate::install_cni;
-use crate::socket_holder;
+use crate::socket_holder::client::{self, HolderConnection};
 use crate::stdout::print;
 
 /// Removes the agent's SAs, policies, routes, nftables tables and the guard, but no objects of
@@ -75,7 +75,7 @@ impl Removal {
 /// protects them from hosts outside of the cluster, and forwarding.
 pub(crate) fn remove_from_kernel(config: &Config, for_pods: bool) -> Removal {
     let mut removal = Removal::default();
-    removal.record("held sockets", held_sockets());
+    held_sockets(config, &mut removal);
     removal.record("SAs", sas());
     // The guard is removed last: until then, packets from remaining pods are dropped instead of
     // leaving without encryption.
@@ -121,17 +121,53 @@ pub(crate) fn kernel_objects() -> anyhow::Result<Vec<String>> {
         ("table inet edge-cni-pods", firewall::pods_table_exists()?),
     ];
     found.extend(tables.iter().filter(|(_, exists)| *exists).map(|(what, _)| (*what).to_owned()));
-    if socket_holder::client::find()?.is_some() {
+    if client::find()?.is_some() {
         found.push("the process that holds the agent's sockets".to_owned());
     }
     Ok(found)
 }
 
-/// Ends the process that holds the UDP sockets. Returns 0 if no such process runs.
-fn held_sockets() -> anyhow::Result<usize> {
-    let Some(holder) = socket_holder::client::find()? else { return Ok(0) };
-    let count = holder.take()?.len();
-    holder.end().map(|()| count)
+/// Has the processes that hold the UDP sockets close them, of which the one that an agent started
+/// also exits. A failure of one does not keep the other's sockets open.
+fn held_sockets(config: &Config, removal: &mut Removal) {
+    let path = config.holder_socket();
+    let mut count = 0;
+    for closed in [close_held(client::find), close_held(|| client::find_at(&path))] {
+        match closed {
+            Ok(Closed::Sockets(closed)) => count += closed,
+            Ok(Closed::Unknown) => {
+                removal.notes.push("held sockets: those of a holder of another release are closed".to_owned());
+            }
+            Err(error) => removal.failures.push(format!("held sockets: {error:#}")),
+        }
+    }
+    removal.removed.push(("held sockets".to_owned(), count));
+}
+
+/// How many sockets a holder has closed.
+enum Closed {
+    Sockets(usize),
+    /// The holder did not give them.
+    Unknown,
+}
+
+fn close_held(find: impl Fn() -> anyhow::Result<Option<HolderConnection>>) -> anyhow::Result<Closed> {
+    let Some(holder) = find()? else { return Ok(Closed::Sockets(0)) };
+    match holder.take() {
+        Ok(sockets) => {
+            let count = sockets.len();
+            drop(sockets);
+            holder.end().map(|()| Closed::Sockets(count))
+        }
+        // A holder of another version closes the connection after its answer.
+        Err(_) => {
+            drop(holder);
+            match find()? {
+                Some(holder) => holder.end().map(|()| Closed::Unknown),
+                None => Ok(Closed::Sockets(0)),
+            }
+        }
+    }
 }
 
 fn sas() -> anyhow::Result<usize> {

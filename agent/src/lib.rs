@@ -35,6 +35,7 @@
 //! - `observe`: the metrics and probes for monitoring.
 //! - [`hardening`]: the process settings that protect keys from other users.
 //! - [`netns_lock`]: the lock that allows only one agent in each network namespace.
+//! - `peer_credentials`: the user of the process at the other end of a unix socket.
 //! - [`run`]: the command `run`, which starts and ends the parts of the agent.
 //! - [`join`]: the command `join`, which turns a machine into a node.
 //! - [`down`]: the command `down`, which removes everything that an agent installed in the kernel.
@@ -51,7 +52,7 @@
 //! - [`stdout`]: the standard output of the commands.
 //! - [`admin`]: the socket on which the operator's commands send requests to a running agent.
 // Only `tunnels::datagram_socket` (IP_PKTINFO, and descriptors that come from systemd or are passed
-// to tokio) and `clock` contain unsafe code.
+// to tokio), `peer_credentials` and `clock` contain unsafe code.
 #![deny(unsafe_code)]
 
 pub mod admin;
@@ -79,6 +80,7 @@ pub mod membership;
 pub mod netns_lock;
 mod observe;
 pub mod path_mtu;
+mod peer_credentials;
 pub mod ping;
 pub mod plugin_server;
 pub mod relay;

@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use anyhow::bail;
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
-use rustix::process::geteuid;
+
+use crate::peer_credentials::PeerCredentials;
 
 /// The first name that is tried.
 const NAME: &str = "edge-cni-agent";
@@ -127,9 +127,9 @@ fn holder(number: usize) -> anyhow::Result<LockHolder> {
             return Ok(LockHolder::Nobody);
         }
     }
-    let credentials = socket_peercred(&socket)?;
-    if !credentials.uid.is_root() && credentials.uid != geteuid() {
-        return Ok(LockHolder::OtherUser(credentials.uid.as_raw()));
+    let credentials = PeerCredentials::of(&socket)?;
+    if !credentials.is_trusted() {
+        return Ok(LockHolder::OtherUser(credentials.user));
     }
     let mut stream = UnixStream::from(socket);
     stream.set_nonblocking(false)?;
@@ -138,7 +138,7 @@ fn holder(number: usize) -> anyhow::Result<LockHolder> {
     let _ = (&mut stream).take(MAX_DESCRIPTION).read_to_end(&mut description);
     let description = String::from_utf8_lossy(&description);
     Ok(LockHolder::Agent(match description.trim() {
-        "" => format!("process {}", credentials.pid.as_raw_nonzero()),
+        "" => credentials.process.map_or("in another container".to_owned(), |process| format!("process {process}")),
         description => description.chars().filter(|character| !character.is_control()).collect(),
     }))
 }

@@ -348,6 +348,7 @@ impl AdminHandler {
             ike: report.ike,
             refusals: report.refusals,
             missing_ciphers: report.missing_ciphers,
+            sockets: Some(report.sockets),
             obstacles: host.obstacles.clone(),
             dropped,
             host,

@@ -4,13 +4,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use edge_xfrm::{PolicyHash, Xfrm};
 
 use crate::config::Config;
 use crate::down::{Removal, kernel_objects, refuse_beside_agent, remove_from_kernel};
 use crate::stdout::print;
-use crate::{attached_pods, host, install_cni, state_dir};
+use crate::{attached_pods, host, install_cni, socket_holder, state_dir};
 
 /// Sysctl: whether the kernel drops packets that wait for an SA (ip-sysctl.rst).
 const LARVAL_DROP: &str = "/proc/sys/net/core/xfrm_larval_drop";
@@ -33,6 +33,7 @@ pub fn uninstall(config: &Config, file: &Path, extent: Extent) -> anyhow::Result
     refuse_beside_agent(config).context(
         "on a host with systemd: systemctl disable --now edge-agent-install-cni edge-agent edge-agent.socket edge-agent-ipv6.socket",
     )?;
+    refuse_beside_holder(config)?;
     refuse_attached_pods(extent)?;
     let mut removal = Removal::default();
     // Without the conflist, the runtime attaches no more pods.
@@ -117,6 +118,19 @@ fn unhash_policies(removal: &mut Removal) {
         Ok(false) => {}
         Err(error) => removal.failures.push(format!("thresholds of policies: {error}")),
     }
+}
+
+/// Fails if a holder of the sockets in a pod runs, because it would make its directory again.
+fn refuse_beside_holder(config: &Config) -> anyhow::Result<()> {
+    let path = config.holder_socket();
+    if socket_holder::client::find_at(&path)?.is_some() {
+        bail!(
+            "`edge-agent hold-sockets` is running ({}); end it first (in Kubernetes, delete the DaemonSet socket-holder), because it would make \
+             its directory again",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 fn refuse_attached_pods(extent: Extent) -> anyhow::Result<()> {

@@ -150,6 +150,21 @@ fn a_local_user_who_takes_the_names_keeps_no_agent_from_starting() {
 }
 
 #[test]
+fn a_process_of_another_container_that_takes_the_names_keeps_no_agent_from_starting() {
+    if !is_root_or_skips() {
+        return;
+    }
+    let (directory, holder) = (tempfile::tempdir().unwrap(), UnnamedNamespace::new());
+    // The kernel gives the process ID 0 for a process that has none in the agent's PID namespace.
+    let _squatters = squat(vec!["edge-cni-agent".into()], holder.pid(), false);
+    let namespace = format!("--net={}", holder.path());
+    let before = ["nsenter", &namespace, "unshare", "--pid", "--fork", "--kill-child"];
+    let _agent = KilledOnDrop(agent(&before, directory.path(), [500, 4500]).spawn().unwrap());
+    let socket = directory.path().join("run/admin.sock");
+    wait::expect("the agent to start beside a squatter", HANG, || socket.exists().then_some(()));
+}
+
+#[test]
 fn a_local_user_whose_queue_is_full_keeps_no_agent_from_starting() {
     starts_beside_a_squatter(true);
 }

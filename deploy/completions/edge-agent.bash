@@ -196,12 +196,16 @@ _edge__agent() {
             return 0
             ;;
         edge__subcmd__agent__subcmd__hold__subcmd__sockets)
-            opts="-h --help"
+            opts="-h --listen --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                --listen)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

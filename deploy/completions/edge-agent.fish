@@ -37,7 +37,7 @@ complete -c edge-agent -n "__fish_edge_agent_needs_command" -f -a "capture" -d '
 complete -c edge-agent -n "__fish_edge_agent_needs_command" -f -a "down" -d 'Remove what the agent keeps in the kernel: SAs, policies, routes, the firewall table and, last, the guard'
 complete -c edge-agent -n "__fish_edge_agent_needs_command" -f -a "uninstall" -d 'Remove everything that the agent and the plugin created on this host'
 complete -c edge-agent -n "__fish_edge_agent_needs_command" -f -a "rekey" -d 'Rekey the CHILD_SAs or the IKE SA of a peer now, without packet loss'
-complete -c edge-agent -n "__fish_edge_agent_needs_command" -f -a "hold-sockets" -d 'Hold the agent\'s UDP sockets open while no agent runs; started by `run`, not by hand'
+complete -c edge-agent -n "__fish_edge_agent_needs_command" -f -a "hold-sockets" -d 'Hold the agent\'s UDP sockets open while the agent is replaced, in a pod beside it'
 complete -c edge-agent -n "__fish_edge_agent_needs_command" -f -a "install-cni" -d 'Register the plugin with the container runtime, once this node has its first segment'
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand run" -s c -l config -d 'The TOML file' -r -F
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand run" -l name -d 'This node\'s name. It overrides the name in the file, so that several nodes can share a file' -r
@@ -89,7 +89,8 @@ complete -c edge-agent -n "__fish_edge_agent_using_subcommand rekey" -l name -d 
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand rekey" -l child -d 'Rekey only the CHILD_SAs of this [[peer.child]]' -r
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand rekey" -l ike -d 'Rekey the IKE SA; its CHILD_SAs stay'
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand rekey" -s h -l help -d 'Print help'
-complete -c edge-agent -n "__fish_edge_agent_using_subcommand hold-sockets" -s h -l help -d 'Print help'
+complete -c edge-agent -n "__fish_edge_agent_using_subcommand hold-sockets" -l listen -d 'Listen on this file: socket-holder/holder.sock in the agent\'s run_dir (/run/edge-cni/socket-holder/holder.sock). Its directory is made, and closed to others. The agent itself starts this command without the option' -r -F
+complete -c edge-agent -n "__fish_edge_agent_using_subcommand hold-sockets" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -s c -l config -d 'The TOML file' -r -F
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -l name -d 'This node\'s name. It overrides the name in the file, so that several nodes can share a file' -r
 complete -c edge-agent -n "__fish_edge_agent_using_subcommand install-cni" -l plugin -d 'Copy this edge-cni program into [cni] bin_dir first' -r -F

@@ -1,6 +1,7 @@
 //! Runs `edge-agent` on a host of the lab.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use crate::topology::{Node, Process};
 use crate::wait;
 
 const CONFIG: &str = "/etc/edge-cni/agent.toml";
+const SOCKET_HOLDER: &str = "/run/edge-cni/socket-holder/holder.sock";
 
 /// A `[[peer]]` table.
 #[derive(Clone)]
@@ -123,11 +125,64 @@ impl<'a> Agent<'a> {
     /// # Errors
     /// Returns an error if the agent cannot be started.
     pub fn start_program(program: PathBuf, node: &'a Node, config: &str, log: &str) -> Result<Self> {
+        Self::start_by(program, node, config, log, &[])
+    }
+
+    /// Starts an agent as [`Self::start_with`] does, in a PID namespace of its own, as in a
+    /// container. Its end is that of all its processes.
+    ///
+    /// # Errors
+    /// Returns an error if the agent cannot be started.
+    pub fn start_in_container(lab: &Lab, node: &'a Node, config: &str, log: &str) -> Result<Self> {
+        let container = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+        Self::start_by(lab.program("edge-agent")?, node, config, log, &container)
+    }
+
+    /// Starts the program by means of another one, `before`, if there is one.
+    fn start_by(program: PathBuf, node: &'a Node, config: &str, log: &str, before: &[&str]) -> Result<Self> {
         node.write(CONFIG, config)?;
         node.sh(&format!("chmod 600 {CONFIG}"))?;
-        let process = node
-            .start("edge-agent", node.command(&program).args(["run", "--config", CONFIG]).env("EDGE_AGENT_LOG", log))?;
+        let mut words = before.iter().map(OsStr::new).chain([program.as_os_str()]);
+        let mut command = node.command(words.next().context("a program")?);
+        command.args(words).args(["run", "--config", CONFIG]).env("EDGE_AGENT_LOG", log);
+        let process = node.start("edge-agent", &mut command)?;
         Ok(Self { node, program, process })
+    }
+
+    /// Starts a process that holds the sockets of agents in containers on this node, without any
+    /// capability, as in the pods of the chart.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be started.
+    pub fn start_socket_holder(lab: &Lab, node: &Node) -> Result<Process> {
+        let mut command = node.command("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"]).arg(lab.program("edge-agent")?);
+        node.start("socket-holder", command.args(["hold-sockets", "--listen", SOCKET_HOLDER]))
+    }
+
+    /// Waits until a process of another container holds the agent's sockets.
+    ///
+    /// # Errors
+    /// Returns an error if no such process holds them in time.
+    pub fn wait_held(&self) -> Result<()> {
+        self.wait_holder(Some("pod"))
+    }
+
+    /// Waits until the agent knows that no process holds its sockets.
+    ///
+    /// # Errors
+    /// Returns an error if the status does not say so in time.
+    pub fn wait_not_held(&self) -> Result<()> {
+        self.wait_holder(None)
+    }
+
+    fn wait_holder(&self, holder: Option<&str>) -> Result<()> {
+        wait::for_event(&format!("{} to say who holds its sockets: {holder:?}", self.node.name()), || {
+            let status = self.status()?;
+            let sockets = status.get("sockets").context("no sockets in the status")?;
+            ensure!(sockets.get("held_by").and_then(Value::as_str) == holder, "{sockets}");
+            Ok(())
+        })
     }
 
     /// Waits until the agent answers on its socket.

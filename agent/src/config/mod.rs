@@ -48,6 +48,8 @@ use edge_types::{NodeName, Role, pods, shared_files};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
+use crate::socket_holder::{DIRECTORY, LISTENER};
+
 /// Path of the file, unless `--config` names another.
 pub const DEFAULT_PATH: &str = "/etc/edge-cni/agent.toml";
 
@@ -365,6 +367,11 @@ impl Config {
     /// Returns the path of the socket for `edge-agent status` and other commands.
     pub fn admin_socket(&self) -> PathBuf {
         self.run_dir.join(ADMIN_SOCKET)
+    }
+
+    /// Returns the path of the socket on which the holder of the UDP sockets in a pod listens.
+    pub fn holder_socket(&self) -> PathBuf {
+        self.run_dir.join(DIRECTORY).join(LISTENER)
     }
 
     /// Returns the path of the socket for the CNI plugin.

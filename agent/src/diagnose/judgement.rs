@@ -66,6 +66,8 @@ pub(super) fn judge(facts: &Facts) -> Report {
         Ok(found) => drops(&mut report, found),
         Err(error) => report.add(Level::Warning, "kernel", format!("its counters cannot be read: {error}")),
     }
+    // The last one, since it explains nothing that is wrong now.
+    sockets(&mut report, status);
     report
 }
 
@@ -189,6 +191,13 @@ fn host(report: &mut Report, status: &Status) {
     if let Some(too_large) = status.host.too_large_packets() {
         report.add(Level::Warning, "host", too_large);
     }
+}
+
+/// A cloud node has no tunnels, so it needs no socket.
+fn sockets(report: &mut Report, status: &Status) {
+    let Some(sockets) = status.sockets.as_ref().filter(|_| status.role.as_deref() != Some("cloud")) else { return };
+    let level = if sockets.holder.is_some() { Level::Ok } else { Level::Warning };
+    report.add(level, "sockets", format!("the UDP sockets {sockets}"));
 }
 
 fn about(report: &mut Report, target: &Target) {

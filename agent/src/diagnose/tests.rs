@@ -10,8 +10,8 @@ use crate::host::Obstacle;
 use crate::host::firewall::DroppedPackets;
 use crate::membership::ControllerStatus;
 use crate::status::{
-    ChildStatus, Counters, IkeStatus, NatMapping, PathMtuStatus, PeerReport, PolicyEntry, StateEntry, Status,
-    TemplateEntry,
+    ChildStatus, Counters, IkeStatus, NatMapping, PathMtuStatus, PeerReport, PolicyEntry, SocketHolder, SocketHolding,
+    StateEntry, Status, TemplateEntry,
 };
 
 const ADDRESS: &str = "203.0.113.10:500";
@@ -135,6 +135,7 @@ fn healthy() -> Facts {
         ike: Default::default(),
         refusals: vec![],
         missing_ciphers: vec![],
+        sockets: Some(SocketHolding::by(SocketHolder::Systemd)),
         host: crate::host::HostState { firewall: true, pod_mtu: 1420, ..Default::default() },
         obstacles: vec![],
         dropped: vec![],

@@ -262,6 +262,7 @@ mod tests {
             },
             refusals: vec![],
             missing_ciphers: vec![],
+            sockets: None,
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],

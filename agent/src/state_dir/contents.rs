@@ -9,10 +9,12 @@ use std::path::{Path, PathBuf};
 use edge_types::forwarding::FORWARDING_FILE;
 use edge_types::shared_files::{LEASES_FILE, LOCK_FILE, SEGMENTS_FILE};
 
+use crate::socket_holder;
+
 /// Prefixes of the names of the files that the agent and the plugin keep in the directory. Suffixes
 /// such as `.tmp` and `.damaged` may follow. The list includes the sockets, since `run_dir` may be
 /// the same directory.
-const OURS: [&str; 18] = [
+const OURS: [&str; 19] = [
     "admin.sock",
     "agent.lock",
     "agent.sock",
@@ -25,6 +27,7 @@ const OURS: [&str; 18] = [
     "key.pending",
     "missed.json",
     "reqids.json",
+    socket_holder::DIRECTORY,
     "taken-back.json",
     "view",
     FORWARDING_FILE,
@@ -112,12 +115,14 @@ mod tests {
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("file"), "").unwrap();
         std::os::unix::fs::symlink(&outside, directory.join("view-before.json")).unwrap();
+        fs::create_dir(directory.join(socket_holder::DIRECTORY)).unwrap();
+        fs::write(directory.join(socket_holder::DIRECTORY).join(socket_holder::LISTENER), "").unwrap();
         for name in ["identity.json", "view.json.damaged", "lock", "leases.tmp", "segments-br1.json", "passwd"] {
             fs::write(directory.join(name), "").unwrap();
         }
         assert!(has_ours(&directory).unwrap());
         let removed = remove_ours(&directory).unwrap();
-        assert_eq!(removed, RemovedFiles { count: 6, kept: vec![directory.join("passwd")] });
+        assert_eq!(removed, RemovedFiles { count: 7, kept: vec![directory.join("passwd")] });
         assert!(outside.join("file").exists(), "no link is followed");
         assert!(!has_ours(&directory).unwrap() && !has_ours(&outside.join("none")).unwrap());
         fs::remove_file(directory.join("passwd")).unwrap();

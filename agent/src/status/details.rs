@@ -261,6 +261,7 @@ mod tests {
             ike: Default::default(),
             refusals: vec![],
             missing_ciphers: vec![],
+            sockets: None,
             host: Default::default(),
             obstacles: vec![],
             dropped: vec![],

@@ -55,6 +55,9 @@ pub struct Status<P = Vec<PeerReport>, S = Vec<StateEntry>, O = Vec<PolicyEntry>
     /// Ciphers of peers that this kernel lacks, as CHILD_SAs name them. Peers are not offered them.
     #[serde(default)]
     pub missing_ciphers: Vec<String>,
+    /// What keeps the UDP sockets open when the agent ends; absent with an earlier agent.
+    #[serde(default)]
+    pub sockets: Option<SocketHolding>,
     /// Routes, addresses and firewall.
     pub host: HostState,
     /// Obstacles that keep pods' packets from arriving, each with the command that removes it.
@@ -87,11 +90,63 @@ impl<P, S, O> Status<P, S, O> {
             ike: self.ike,
             refusals: self.refusals,
             missing_ciphers: self.missing_ciphers,
+            sockets: self.sockets,
             host: self.host,
             obstacles: self.obstacles,
             dropped: self.dropped,
             incidents: self.incidents,
         }
+    }
+}
+
+/// What keeps the UDP sockets open when the agent ends. Without it, ESP in UDP is lost until the
+/// next agent has opened its sockets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketHolding {
+    /// The holder; absent if the sockets end with the agent.
+    #[serde(rename = "held_by")]
+    pub holder: Option<SocketHolder>,
+    /// Why nothing holds them.
+    pub problem: Option<String>,
+}
+
+/// What keeps the UDP sockets open when the agent ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketHolder {
+    /// The socket units of systemd.
+    Systemd,
+    /// A process that an agent started.
+    Process,
+    /// `edge-agent hold-sockets --listen`, in Kubernetes a pod.
+    Pod,
+}
+
+impl SocketHolding {
+    /// Sockets that stay open.
+    #[must_use]
+    pub fn by(holder: SocketHolder) -> Self {
+        Self { holder: Some(holder), problem: None }
+    }
+
+    /// Sockets that end with the agent.
+    pub fn none(problem: impl Into<String>) -> Self {
+        Self { holder: None, problem: Some(problem.into()) }
+    }
+}
+
+impl fmt::Display for SocketHolding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let by = match self.holder {
+            Some(SocketHolder::Systemd) => "systemd",
+            Some(SocketHolder::Process) => "a process",
+            Some(SocketHolder::Pod) => "edge-agent hold-sockets",
+            None => {
+                let problem = self.problem.as_deref().unwrap_or("nothing holds them");
+                return write!(f, "end with the agent, so packets are lost while it restarts: {problem}");
+            }
+        };
+        write!(f, "stay open while the agent restarts: {by} holds them")
     }
 }
 

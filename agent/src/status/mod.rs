@@ -8,6 +8,6 @@ mod table;
 pub use details::{only_peers, render_peers};
 pub use document::{
     ChildStatus, Counters, IkeCounters, IkeStatus, NatMapping, NotCarried, PathMtuStatus, PeerReport, PolicyEntry,
-    Refusal, StateEntry, Status, TemplateEntry,
+    Refusal, SocketHolder, SocketHolding, StateEntry, Status, TemplateEntry,
 };
 pub use table::render;

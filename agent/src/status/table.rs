@@ -106,6 +106,10 @@ pub fn render(status: &Status) -> String {
         status.policies.len(),
         status.host.routes.len()
     );
+    // A cloud node has no tunnels.
+    if let Some(sockets) = status.sockets.as_ref().filter(|_| status.role.as_deref() != Some("cloud")) {
+        let _ = writeln!(text, "UDP sockets {sockets}");
+    }
     if status.relayed_pairs > 0 {
         let _ = writeln!(text, "relay between {} pairs of nodes", status.relayed_pairs);
     }

@@ -32,7 +32,7 @@ use super::hand_over::HandOver;
 use super::hub_returns::HubReturns;
 use super::idle_tunnels::IdleTunnels;
 use super::ike_counts::IkeCounts;
-use super::ike_sockets;
+use super::ike_sockets::{self, IkeSockets};
 use super::internal_address_store::InternalAddressStore;
 use super::kernel_policies::KernelPolicies;
 use super::kernel_refusals::KernelRefusals;
@@ -55,6 +55,7 @@ use crate::desired::Desired;
 use crate::host::{HostState, InternalAddresses, TunnelsToHost};
 use crate::incidents::Incidents;
 use crate::source_address::is_local;
+use crate::status::SocketHolding;
 
 /// Interval at which the number of tunnels is reported.
 const COUNT_INTERVAL: Duration = Duration::from_secs(10);
@@ -143,6 +144,8 @@ pub struct Driver {
     /// The capture that a connection of `edge-agent capture` reads.
     pub(super) running_capture: Option<RunningCapture>,
     sockets: Vec<Arc<Socket>>,
+    /// What keeps the sockets open when the agent ends.
+    pub(super) holding: watch::Receiver<SocketHolding>,
     /// The UDP port on which IKE messages begin with a marker (RFC 3948 2.2).
     nat_port: u16,
     pub(super) kernel_events: AsyncFd<EventSocket>,
@@ -171,7 +174,7 @@ impl Driver {
         if config.hash_policies {
             policy_hash::set(&mut xfrm);
         }
-        let (sockets, kept) = ike_sockets::open(config.port, config.nat_port, config.hold_sockets)?;
+        let IkeSockets { sockets, kept, holding } = ike_sockets::open(config)?;
         let timing = config.timing.resolve();
         let esp_events = open_esp_events(timing.liveness);
         let endpoint_config = EndpointConfig {
@@ -243,6 +246,7 @@ impl Driver {
             host,
             running_capture: None,
             sockets,
+            holding,
             nat_port: config.nat_port,
             kernel_events: datagram_socket::watch(events)?,
             acquire_lifetime: edge_xfrm::events::acquire_lifetime(),

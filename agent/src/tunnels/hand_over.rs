@@ -9,7 +9,8 @@ use crate::init_probe::NON_ESP_MARKER;
 /// The state of a hub that ends.
 #[derive(Debug)]
 pub(super) struct HandOver {
-    /// Whether the sockets stay open when the agent ends.
+    /// Whether the sockets stay open when the agent ends, unless the machine stops. In a container
+    /// the agent never knows.
     pub(super) sockets_kept: bool,
     pub(super) until: Option<Instant>,
 }

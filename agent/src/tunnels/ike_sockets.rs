@@ -1,56 +1,86 @@
 //! The four UDP sockets for IKE: two ports, each in two address families. systemd may have opened
 //! them (`edge-agent.socket`), so that no local user can bind the ports, and datagrams are queued
 //! while the agent restarts. Sockets that systemd did not open come from the holder of an earlier
-//! agent ([`socket_holder`]), or the agent opens them.
+//! agent ([`held_sockets`]), or the agent opens them.
 
 use std::fs;
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use edge_xfrm::socket as options;
+use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::datagram_socket::{self, Socket};
-use crate::socket_holder::{self, client::HolderConnection};
+use super::held_sockets::{self, HolderPlace};
+use crate::config::Config;
+use crate::socket_holder::child_outlives_agent;
+use crate::status::{SocketHolder, SocketHolding};
 
 /// Maximum number of sockets that systemd may pass.
 const MAX_LISTEN_FDS: RawFd = 64;
 
-/// First delay before another holder is started; doubled after each failure.
-const MIN_RETRY: Duration = Duration::from_secs(1);
-/// Maximum delay before another holder is started.
-const MAX_RETRY: Duration = Duration::from_secs(60);
+/// Time for which the agent asks a holder again that gave no sockets, while a port is in use.
+const HOLDER_BUSY: Duration = Duration::from_secs(10);
+/// Time between two such requests.
+const HOLDER_RETRY: Duration = Duration::from_millis(250);
 
-/// Opens all sockets, or takes them over from systemd or from a holder. With `hold`, a holder keeps
-/// the sockets that systemd does not keep. Also returns whether the sockets stay open when this
-/// process ends. Must be called within a tokio runtime. Fails if a port is in use. The error
-/// contains the user whose process has bound the port.
-pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<(Vec<Arc<Socket>>, bool)> {
+/// The sockets, and what becomes of them when this process ends.
+pub(super) struct IkeSockets {
+    pub(super) sockets: Vec<Arc<Socket>>,
+    /// Whether they stay open for certain when this process ends: not in a container, where only
+    /// the status says so.
+    pub(super) kept: bool,
+    /// What holds them now.
+    pub(super) holding: watch::Receiver<SocketHolding>,
+}
+
+/// Opens all sockets, or takes them over from systemd or from a holder. With `hold_sockets`, a
+/// holder keeps the sockets that systemd does not keep. Must be called within a tokio runtime.
+/// Fails if a port is in use, also 10 s later if a holder may have it. The error contains the user
+/// whose process has bound the port.
+pub(super) fn open(config: &Config) -> anyhow::Result<IkeSockets> {
+    let (port, nat_port, hold) = (config.port, config.nat_port, config.hold_sockets);
     let mut from_systemd = systemd_sockets()?;
-    let (holder, mut held) = held_sockets();
+    let place = HolderPlace::new(config);
+    let (mut holder, mut held) = place.take();
+    let since = Instant::now();
     let mut sockets = Vec::new();
     let (mut taken, mut opened) = (Vec::new(), Vec::new());
     for ipv4 in [true, false] {
-        for (port, nat) in [(port, false), (nat_port, true)] {
-            let socket = if let Some(socket) = remove(&mut from_systemd, ipv4, port) {
-                Arc::new(socket)
-            } else if let Some(socket) = remove(&mut held, ipv4, port) {
-                taken.push(Arc::new(socket));
-                taken[taken.len() - 1].clone()
-            } else {
+        'ports: for (port, nat) in [(port, false), (nat_port, true)] {
+            let socket = loop {
+                if let Some(socket) = remove(&mut from_systemd, ipv4, port) {
+                    break Arc::new(socket);
+                }
+                if let Some(socket) = remove(&mut held, ipv4, port) {
+                    taken.push(Arc::new(socket));
+                    break taken[taken.len() - 1].clone();
+                }
                 match Socket::open(ipv4, port) {
                     Ok(socket) => {
                         opened.push(Arc::new(socket));
-                        opened[opened.len() - 1].clone()
+                        break opened[opened.len() - 1].clone();
                     }
                     Err(error) if !ipv4 && error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
                         tracing::info!("this kernel has no IPv6");
-                        continue;
+                        continue 'ports;
                     }
-                    Err(error) => return Err(error).with_context(|| port_in_use(ipv4, port)),
+                    // A holder that did not answer in time may still have the port.
+                    Err(error)
+                        if error.kind() == io::ErrorKind::AddrInUse
+                            && holder.is_none()
+                            && since.elapsed() < HOLDER_BUSY
+                            && place.is_taken() =>
+                    {
+                        std::thread::park_timeout(HOLDER_RETRY);
+                        (holder, held) = place.take();
+                    }
+                    Err(error) => return Err(error).with_context(|| port_in_use(ipv4, port, place.is_taken())),
                 }
             };
             set_options(&socket, nat)?;
@@ -67,14 +97,26 @@ pub(super) fn open(port: u16, nat_port: u16, hold: bool) -> anyhow::Result<(Vec<
     if !taken.is_empty() {
         tracing::info!(sockets = taken.len(), "took over the sockets from the holder of an earlier agent");
     }
-    // A holder that has exactly these sockets continues to hold them.
-    let holder = holder.filter(|_| hold && opened.is_empty() && held.is_empty() && !taken.is_empty());
+    let exact = opened.is_empty() && held.is_empty() && !taken.is_empty();
     let ours: Vec<Arc<Socket>> = taken.into_iter().chain(opened).collect();
-    let kept = ours.is_empty() || (hold && socket_holder::outlives_agent());
-    if hold && !ours.is_empty() {
-        tokio::spawn(keep_holder(holder, ours).in_current_span());
+    let kept = ours.is_empty() || (hold && child_outlives_agent());
+    let (state, holding) = watch::channel(match ours.is_empty() {
+        true => SocketHolding::by(SocketHolder::Systemd),
+        false if hold => SocketHolding::none("no process has them yet"),
+        false => SocketHolding::none("hold_sockets is false"),
+    });
+    match holder {
+        // A holder that has exactly these sockets continues to hold them.
+        Some(holder) if hold && exact => {
+            tokio::spawn(held_sockets::keep(place, Some(holder), ours, state).in_current_span());
+        }
+        _ if hold && !ours.is_empty() => {
+            tokio::spawn(held_sockets::keep(place, None, ours, state).in_current_span());
+        }
+        Some((holder, _)) => held_sockets::end(holder),
+        None => {}
     }
-    Ok((sockets, kept))
+    Ok(IkeSockets { sockets, kept, holding })
 }
 
 /// Sets the options of a socket for IKE. `nat` says whether it takes ESP in UDP.
@@ -89,55 +131,6 @@ pub(super) fn set_options(socket: &Socket, nat: bool) -> anyhow::Result<()> {
 fn remove(sockets: &mut Vec<Socket>, ipv4: bool, port: u16) -> Option<Socket> {
     let found = sockets.iter().position(|socket| socket.is_ipv4() == ipv4 && socket.port() == port)?;
     Some(sockets.swap_remove(found))
-}
-
-/// Finds the holder of an earlier agent, and its sockets. If a holder cannot be used, logs the
-/// reason and ignores it.
-fn held_sockets() -> (Option<HolderConnection>, Vec<Socket>) {
-    let take = || -> anyhow::Result<_> {
-        let Some(holder) = socket_holder::client::find()? else { return Ok((None, vec![])) };
-        let adopt = |fd| Socket::adopt(fd).map_err(|problem| anyhow!("a socket that the holder gave: {problem}"));
-        let sockets = holder.take()?.into_iter().map(adopt).collect::<anyhow::Result<Vec<_>>>()?;
-        Ok((Some(holder), sockets))
-    };
-    take().unwrap_or_else(|error| {
-        tracing::warn!("{error:#}; the sockets are opened again");
-        (None, vec![])
-    })
-}
-
-/// Starts a holder for these sockets, unless a holder already has them. Starts another holder
-/// whenever one ends.
-async fn keep_holder(mut holder: Option<HolderConnection>, sockets: Vec<Arc<Socket>>) {
-    let mut wait = MIN_RETRY;
-    loop {
-        if holder.is_none() {
-            // This blocks for seconds if an earlier holder does not answer.
-            let ours = sockets.clone();
-            let started = tokio::task::spawn_blocking(move || start_holder(&ours)).await;
-            match started.map_err(anyhow::Error::from).flatten() {
-                Ok(started) => holder = Some(started),
-                Err(error) => tracing::warn!(
-                    "no process holds the UDP sockets, so that packets are lost while the agent restarts: {error:#}"
-                ),
-            }
-        }
-        let since = Instant::now();
-        if let Some(holder) = holder.take() {
-            holder.ended().await;
-            tracing::warn!("the process that holds the UDP sockets exited; starting another one");
-        }
-        wait = if since.elapsed() > MAX_RETRY { MIN_RETRY } else { (wait * 2).min(MAX_RETRY) };
-        tokio::time::sleep(wait).await;
-    }
-}
-
-/// Ends the holder of other sockets, if there is one, and starts a holder for these sockets.
-fn start_holder(sockets: &[Arc<Socket>]) -> anyhow::Result<HolderConnection> {
-    if let Some(other) = socket_holder::client::find()? {
-        other.end()?;
-    }
-    socket_holder::client::start(sockets)
 }
 
 /// Takes the sockets that systemd passed (`sd_listen_fds(3)`); returns none if called a second
@@ -163,9 +156,13 @@ fn systemd_sockets() -> anyhow::Result<Vec<Socket>> {
     Ok(sockets)
 }
 
-fn port_in_use(ipv4: bool, port: u16) -> String {
+/// `holder`: whether a process listens at the place of a holder. It did not give the sockets.
+fn port_in_use(ipv4: bool, port: u16, holder: bool) -> String {
     let family = if ipv4 { "IPv4" } else { "IPv6" };
     let who = match user_of(ipv4, port) {
+        Some(0) if holder => {
+            "perhaps `edge-agent hold-sockets` has it and does not answer: end that process (in Kubernetes, delete its pod on this node)".to_owned()
+        }
         Some(0) => {
             "a process of root holds it: is another IKE daemon running? Stop it, or set port and nat_port".to_owned()
         }

@@ -1,5 +1,7 @@
 //! A hub's last seconds. Where nothing keeps the UDP sockets open, packets to this hub are lost
-//! from the moment its agent ends. So the agent first lets all nodes change to another hub:
+//! from the moment its agent ends. So the agent first lets all nodes change to another hub. In a
+//! container it does so also if another pod holds the sockets, since it cannot ask there whether
+//! the machine stops:
 //!
 //! - Each edge is told (`HUB_LEAVING`), and then sends through another hub if it has one.
 //! - IKE_SA_INIT requests are dropped, among them the probes of cloud nodes. A cloud node changes

@@ -10,6 +10,7 @@
 //! - `deferred_switch`: the switch to a new outbound SA, deferred until the peer is ready.
 //! - `desired_changes`: carries out the difference between two desired states.
 //! - `ike_sockets`: the four UDP sockets for IKE, which systemd may have opened.
+//! - `held_sockets`: has a holder keep them open while no agent runs.
 //! - `environment`: the implementation of [`edge_ike::Environment`] on this machine.
 //! - [`driver`]: the event loop.
 //! - `enforced_revocations`: the revocations of certificates that no SA of an earlier run outlived.
@@ -77,6 +78,7 @@ mod event_sources;
 mod failure_log;
 mod former_policies;
 mod hand_over;
+mod held_sockets;
 mod hub_reports;
 mod hub_returns;
 mod idle_tunnels;

@@ -8,7 +8,7 @@ use edge_xfrm::{Action, Encap, Policy, Sa, SaDirection, SaId, Xfrm};
 use serde::{Serialize, Serializer};
 
 use super::installed_sa::InstalledSa;
-use crate::status::{IkeCounters, PolicyEntry, Refusal, StateEntry, TemplateEntry};
+use crate::status::{IkeCounters, PolicyEntry, Refusal, SocketHolding, StateEntry, TemplateEntry};
 
 /// Maximum number of SAs that are read one by one, because they were installed after all SAs were
 /// read. The counters of further ones are left out.
@@ -53,6 +53,8 @@ pub struct TunnelsOverview {
     pub(super) refusals: Vec<Refusal>,
     /// Ciphers of peers that the kernel lacks.
     pub(super) missing_ciphers: Vec<String>,
+    /// What keeps the UDP sockets open when the agent ends.
+    pub(super) sockets: SocketHolding,
 }
 
 /// Reads the SAs in the kernel; none if that fails.

@@ -67,6 +67,7 @@ impl Driver {
             ike: self.ike_counts.with(self.endpoint.sent_requests()),
             refusals: self.refusals.latest(),
             missing_ciphers: self.kernel_refusals.missing_ciphers(),
+            sockets: self.holding.borrow().clone(),
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 
 use super::overview::{KernelSas, PolicyList, StateList, kernel_sas};
 use super::requests::DriverRequest;
-use crate::status::{IkeCounters, PeerReport, Refusal};
+use crate::status::{IkeCounters, PeerReport, Refusal, SocketHolding};
 
 /// The part of the status about tunnels.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub struct TunnelsReport {
     pub refusals: Vec<Refusal>,
     /// Ciphers of peers that this kernel lacks.
     pub missing_ciphers: Vec<String>,
+    /// What keeps the UDP sockets open when the agent ends.
+    pub sockets: SocketHolding,
 }
 
 /// Requests the report from the driver. The peers' reports are requested later. `None` if the agent
@@ -63,6 +65,7 @@ pub async fn report(requests: &mpsc::Sender<DriverRequest>) -> Option<TunnelsRep
         ike: overview.ike,
         refusals: overview.refusals,
         missing_ciphers: overview.missing_ciphers,
+        sockets: overview.sockets,
     })
 }
 

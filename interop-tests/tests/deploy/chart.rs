@@ -16,7 +16,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("values_that_are_unknown_or_of_another_form_are_refused_by_their_name", refused),
     ("the_programs_accept_every_configuration_that_the_chart_writes", configurations),
     ("a_role_has_the_same_label_in_its_daemonset_the_controller_and_the_admission_policy", roles),
-    ("containers_that_write_the_hosts_directories_are_privileged", host_directories),
+    ("containers_that_write_the_hosts_directories_are_privileged_or_of_that_type", host_directories),
+    ("the_socket_holder_runs_beside_agents_without_privileges_and_no_upgrade_replaces_it", socket_holder),
     ("helm_installs_upgrades_cleans_up_and_uninstalls_on_an_api_server", installed),
 ];
 
@@ -93,6 +94,7 @@ fn refused() {
         ("--set=agents.observe={0.0.0.0:9644}", "/agents/observe/0"),
         ("--set=controller.service.type=ExternalName", "/controller/service/type"),
         ("--set=hubs.cloud-1.endpoint={192.0.2.1:4500}", "endpoint"),
+        ("--set=socketHolder.enabled=sometimes", "/socketHolder/enabled"),
         ("--set=roles.hub.value=two words", "/roles/hub/value"),
     ] {
         let Err(why) = template(&[value]) else { panic!("{value} is accepted") };
@@ -175,7 +177,8 @@ fn configurations() {
     assert_eq!(strategy["rollingUpdate"]["maxUnavailable"], "25%");
 }
 
-/// On a host with SELinux, a container that is not privileged cannot write the host's directories.
+/// On a host with SELinux, a container that is neither privileged nor of such a container's type
+/// cannot write the host's directories.
 fn host_directories() {
     for arguments in [&[][..], &["--set=cleanup.enabled=true"]] {
         let objects = objects(&template(arguments).unwrap());
@@ -188,13 +191,50 @@ fn host_directories() {
             for container in [list("initContainers"), list("containers")].concat() {
                 let mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
                 if mounts.iter().any(|mount| of_host(&mount["name"]) && mount["readOnly"] != true) {
-                    assert_eq!(container["securityContext"]["privileged"], true, "{container}");
+                    let security = &container["securityContext"];
+                    // The type of processes of privileged containers (container_selinux(8)).
+                    let may_write = security["privileged"] == true || security["seLinuxOptions"]["type"] == "spc_t";
+                    assert!(may_write, "{container}");
                     seen += 1;
                 }
             }
         }
         assert!(seen > 0);
     }
+}
+
+fn socket_holder() {
+    use serde_json::json;
+    let holder = |arguments: &[&str]| {
+        let objects = objects(&template(arguments).unwrap());
+        objects.into_iter().find(|object| is(object, "DaemonSet", "socket-holder"))
+    };
+    let found = holder(&[]).expect("it is on by default");
+    assert_eq!(found["spec"]["updateStrategy"], json!({"type": "OnDelete"}));
+    let pod = &found["spec"]["template"]["spec"];
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let container = &pod["containers"][0];
+    let security = &container["securityContext"];
+    assert_eq!(security["privileged"], Value::Null);
+    assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
+    assert_eq!(
+        (&security["allowPrivilegeEscalation"], &security["readOnlyRootFilesystem"]),
+        (&json!(false), &json!(true))
+    );
+    // It listens where agents look, in the one directory that it has of the host.
+    let directory = "/run/edge-cni/socket-holder";
+    assert_eq!(container["command"][3], format!("{directory}/holder.sock"));
+    assert_eq!(container["volumeMounts"], json!([{"name": "listen", "mountPath": directory}]));
+    assert_eq!(pod["volumes"][0]["hostPath"]["path"], directory);
+    // With each of the roles that have tunnels, and only there.
+    assert_eq!(wanted(&holder(&["--set=hub.enabled=false"]).unwrap()).len(), 1);
+    assert_eq!(wanted(&holder(&["--set=edge.enabled=false"]).unwrap()).len(), 1);
+    assert_eq!(wanted(&found).len(), 2);
+    assert_eq!(holder(&["--set=edge.enabled=false", "--set=hub.enabled=false"]), None);
+    assert_eq!(holder(&["--set=socketHolder.enabled=false"]), None);
+    assert_eq!(holder(&["--set=cleanup.enabled=true"]), None);
+    // As with `--reuse-values` and the values of a release without it.
+    assert!(holder(&["--set=socketHolder=null"]).is_some());
 }
 
 /// Returns the keys that a pod's node must or must not have, with operator and values.

@@ -225,7 +225,7 @@ fn followed() {
         follow(&shell, &page, line);
         if line.starts_with("helm install ") {
             let made = shell.run("kubectl --namespace edge-cni get daemonset,deployment --output=name");
-            for name in ["edge-agent", "hub-agent", "cloud-agent", "edge-controller"] {
+            for name in ["edge-agent", "hub-agent", "cloud-agent", "socket-holder", "edge-controller"] {
                 assert!(made.contains(&format!("/{name}\n")), "{name}: {made}");
             }
         }
@@ -235,7 +235,7 @@ fn followed() {
     }
     // The page ends with the installation without Helm.
     let made = shell.run("kubectl --namespace edge-cni get daemonset,deployment --output=name");
-    assert_eq!(made.lines().count(), 4, "{made}");
+    assert_eq!(made.lines().count(), 5, "{made}");
     assert!(of_kubernetes.len() >= 15, "{of_kubernetes:?}");
     page.all_have_run_except(NOT_RUN);
 

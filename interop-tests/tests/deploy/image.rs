@@ -11,6 +11,7 @@ use interop_tests::suite::Test;
 use interop_tests::{executables, oci_image, wait};
 use serde_json::{Value, json};
 
+use crate::helm::{objects, template};
 use crate::page::Page;
 use crate::programs::{built, output, workspace};
 
@@ -144,17 +145,6 @@ snapshotter = "native"
     /// manifests. `mounts` has further directories, which are read-only: the path on this machine,
     /// and the path in the container.
     fn run(&self, name: &str, privileged: bool, mounts: &[(&Path, &str)], argv: &[&str]) -> Running<'_> {
-        const NODE: u8 = 2;
-        let namespaces = json!({"network": NODE});
-        let pod = json!({
-            "metadata": {"name": name, "namespace": "edge-cni", "uid": name, "attempt": 0},
-            "log_directory": self.path("logs"),
-            "linux": {
-                "cgroup_parent": self.cgroup,
-                "security_context": {"namespace_options": namespaces, "privileged": privileged},
-            },
-        });
-        let pod_file = self.write(&format!("{name}-pod.json"), &pod);
         let mut all = Vec::new();
         for writable in ["/var/lib", "/run"] {
             let directory = self.path(&format!("{name}{writable}"));
@@ -164,17 +154,33 @@ snapshotter = "native"
         for (here, there) in mounts {
             all.push(json!({"host_path": here, "container_path": there, "readonly": true}));
         }
+        let security = json!({"privileged": privileged, "readonly_rootfs": true});
+        self.start_pod(name, &json!({"security_context": security}), &all, argv)
+    }
+
+    /// Starts a pod with a container from the image that has these settings and mounts.
+    fn start_pod(&self, name: &str, linux: &Value, mounts: &[Value], argv: &[&str]) -> Running<'_> {
+        const NODE: u8 = 2;
+        let namespaces = json!({"network": NODE});
+        let mut linux = linux.clone();
+        linux["security_context"]["namespace_options"] = namespaces.clone();
+        let privileged = linux["security_context"]["privileged"] == true;
+        let pod = json!({
+            "metadata": {"name": name, "namespace": "edge-cni", "uid": name, "attempt": 0},
+            "log_directory": self.path("logs"),
+            "linux": {
+                "cgroup_parent": self.cgroup,
+                "security_context": {"namespace_options": namespaces, "privileged": privileged},
+            },
+        });
+        let pod_file = self.write(&format!("{name}-pod.json"), &pod);
         let container = json!({
             "metadata": {"name": "main", "attempt": 0},
             "image": {"image": IMAGE},
             "command": argv,
-            "mounts": all,
+            "mounts": mounts,
             "log_path": format!("{name}.log"),
-            "linux": {
-                "security_context": {
-                    "namespace_options": namespaces, "privileged": privileged, "readonly_rootfs": true,
-                },
-            },
+            "linux": linux,
         });
         let container_file = self.write(&format!("{name}-container.json"), &container);
         let pod = self.crictl(&["runp", &pod_file]).unwrap();
@@ -226,6 +232,11 @@ impl Running<'_> {
         .unwrap();
     }
 
+    /// Kills the program and all processes of its container, and waits until they have ended.
+    fn kill(&self) {
+        self.containerd.crictl(&["stop", "--timeout", "0", &self.container]).unwrap();
+    }
+
     /// Ends the program as the kubelet does. Returns the program's output.
     fn end(self) -> String {
         self.containerd.crictl(&["stop", "--timeout", "60", &self.container]).unwrap();
@@ -272,7 +283,55 @@ fn run() {
     let text = "role = \"edge\"\n[controller]\nurls = [\"https://192.0.2.1:8443\"]\n";
     fs::write(etc.join("agent.toml"), text).unwrap();
     let arguments = ["edge-agent", "run", "--config", "/etc/edge-cni/agent.toml"];
+    let status = ["edge-agent", "status", "--config", "/etc/edge-cni/agent.toml"];
+    let holder = hold_sockets(&containerd);
     let agent = containerd.run("agent", true, &[(&etc, "/etc/edge-cni")], &arguments);
-    agent.answers("not connected", &["edge-agent", "status", "--config", "/etc/edge-cni/agent.toml"]);
-    assert!(agent.end().contains("tunnels stay in the kernel"));
+    agent.answers("not connected", &status);
+    agent.answers("UDP sockets stay open while the agent restarts: edge-agent hold-sockets", &status);
+    agent.kill();
+    // The pod of the next agent has the same directories of the host.
+    let next = json!({"security_context": {"privileged": true, "readonly_rootfs": true}});
+    let mounts = [
+        json!({"host_path": containerd.path("agent/var/lib"), "container_path": "/var/lib"}),
+        json!({"host_path": containerd.path("agent/run"), "container_path": "/run"}),
+        json!({"host_path": etc, "container_path": "/etc/edge-cni", "readonly": true}),
+    ];
+    let agent = containerd.start_pod("next", &next, &mounts, &arguments);
+    agent.answers("UDP sockets stay open", &status);
+    let said = agent.end();
+    assert!(said.contains("tunnels stay in the kernel"), "{said}");
+    assert!(said.contains("took over the sockets from the holder"), "{said}");
+    holder.kill();
+}
+
+/// Starts the holder of the agent's sockets as the chart has it: with its command, without
+/// privileges, and with its limit of memory.
+fn hold_sockets(containerd: &Containerd) -> Running<'_> {
+    let objects = objects(&template(&[]).unwrap());
+    let is_holder = |object: &&Value| object["kind"] == "DaemonSet" && object["metadata"]["name"] == "socket-holder";
+    let container =
+        &objects.iter().find(is_holder).expect("the DaemonSet")["spec"]["template"]["spec"]["containers"][0];
+    let security = &container["securityContext"];
+    assert_eq!((&security["runAsUser"], &security["seccompProfile"]["type"]), (&json!(0), &json!("RuntimeDefault")));
+    let limit = container["resources"]["limits"]["memory"].as_str().expect("a limit");
+    let mebibytes: u64 = limit.strip_suffix("Mi").expect("a number of Mi").parse().unwrap();
+    let linux = json!({
+        "resources": {"memory_limit_in_bytes": mebibytes << 20},
+        "security_context": {
+            "run_as_user": {"value": 0},
+            "capabilities": {"drop_capabilities": security["capabilities"]["drop"]},
+            "no_new_privs": security["allowPrivilegeEscalation"] == false,
+            "readonly_rootfs": security["readOnlyRootFilesystem"],
+            "seccomp": {"profile_type": 0},
+            "selinux_options": security["seLinuxOptions"],
+        },
+    });
+    // The agent's container has the directory above.
+    let directory = container["volumeMounts"][0]["mountPath"].as_str().expect("a path");
+    let of_host = containerd.path(&format!("agent{directory}"));
+    fs::create_dir_all(&of_host).unwrap();
+    let mounts = [json!({"host_path": of_host, "container_path": directory})];
+    let command: Vec<&str> =
+        container["command"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    containerd.start_pod("holder", &linux, &mounts, &command)
 }

@@ -199,7 +199,7 @@ fn selected() {
         let client = as_user(PLANE.kubeconfig()).await.client;
         let all: Api<DaemonSet> = Api::namespaced(client.clone(), NAMESPACE);
         let mut pods = Vec::new();
-        for name in ["edge-agent", "hub-agent", "cloud-agent"] {
+        for name in ["edge-agent", "hub-agent", "cloud-agent", "socket-holder"] {
             pods.push((name, all.get(name).await.unwrap().spec.template.spec.unwrap()));
         }
         let all: Api<Deployment> = Api::namespaced(client, NAMESPACE);
@@ -210,14 +210,14 @@ fn selected() {
             following.map(|(name, _)| *name).collect::<Vec<_>>()
         };
         let (edge, role) = (("node-role.kubernetes.io/edge", ""), "node-restriction.kubernetes.io/edge-cni-role");
-        assert_eq!(followed(&[edge]), ["edge-agent"]);
-        assert_eq!(followed(&[(role, "hub")]), ["hub-agent", "edge-controller"]);
+        assert_eq!(followed(&[edge]), ["edge-agent", "socket-holder"]);
+        assert_eq!(followed(&[(role, "hub")]), ["hub-agent", "socket-holder", "edge-controller"]);
         assert_eq!(followed(&[(role, "cloud")]), ["cloud-agent", "edge-controller"]);
         let none: [&str; 0] = [];
         assert_eq!(followed(&[]), none, "a new node is nothing");
         assert_eq!(followed(&[("edge-cni.io/role", "hub")]), none, "nor what it says of itself");
-        assert_eq!(followed(&[edge, (role, "hub"), ("edge-cni.io/role", "hub")]), ["edge-agent"]);
-        assert_eq!(followed(&[edge, (role, "cloud")]), ["edge-agent"]);
+        assert_eq!(followed(&[edge, (role, "hub"), ("edge-cni.io/role", "hub")]), ["edge-agent", "socket-holder"]);
+        assert_eq!(followed(&[edge, (role, "cloud")]), ["edge-agent", "socket-holder"]);
         // This API server runs without NodeRestriction: only the policy prevents kubelets from
         // setting that label.
         PLANE.apply_text("apiVersion: v1\nkind: Node\nmetadata: {name: fresh}\n").unwrap();

@@ -1,6 +1,7 @@
 //! Events at an edge behind a NAT and a hub with a public address. Both have static peers, and
 //! there is no controller.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,7 +12,7 @@ use crate::edge_agent::{Agent, ChildSpis};
 use crate::scenario::{Lab, Scenario};
 use crate::strongswan::Charon;
 use crate::strongswan::charon::{Auth, Connection};
-use crate::topology::{Net, NetworkPlan, Node, Pod};
+use crate::topology::{Net, NetworkPlan, Node, Pod, Process};
 
 const SECRET: &str = "a secret of edge and hub";
 const EDGE_NETWORK: &str = "10.1.0.0/24";
@@ -24,7 +25,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     tested("interruption/agent-restarted", "nothing is lost when the edge's agent is restarted", |lab| {
         Site::with_agents(lab, "agent-restarted", Goals::LOSSLESS, |site| {
             site.edge.process().stop()?;
-            site.edge = start_edge(site.lab, site.net)?;
+            site.edge = start_edge(site.lab, site.net, false)?;
             Ok(())
         })
     }),
@@ -37,7 +38,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("interruption/hub-agent-restarted", "what is lost when the hub's agent is restarted", |lab| {
         Site::with_agents(lab, "hub-agent-restarted", Goals::LOSSLESS, |site| {
             site.hub.agent()?.process().stop()?;
-            site.hub = Hub::Ours(start_hub(site.lab, site.net)?);
+            site.hub = Hub::Ours(start_hub(site.lab, site.net, false)?);
             Ok(())
         })
     }),
@@ -45,6 +46,28 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "interruption/hub-agent-killed",
         "nothing is lost when the hub's agent is killed, and back after 1 s",
         |lab| Site::with_agents(lab, "hub-agent-killed", Goals::LOSSLESS, |site| site.hub_away(Duration::from_secs(1))),
+    ),
+    tested(
+        "interruption/pods-killed",
+        "nothing is lost when both agents, in containers, are killed and back after 1 s, while other containers hold their sockets",
+        |lab| {
+            let mut site = Site::build(lab, true, |net| Ok(Hub::Ours(start_hub(lab, net, true)?)))?;
+            let prepare = |site: &mut Site<'_>| {
+                site.edge.wait_held()?;
+                site.hub.agent()?.wait_held()
+            };
+            measure(&mut site, "pods-killed", Goals::LOSSLESS, prepare, |site| {
+                site.edge_away(Duration::from_secs(1))?;
+                site.edge.wait_up("hub")?;
+                site.hub_away(Duration::from_secs(1))?;
+                site.hub.agent()?.wait_up("edge")?;
+                // A holder may be replaced while the agent runs.
+                site.edge.wait_held()?;
+                site.replace_holder("edge")?;
+                site.edge.wait_held()?;
+                site.edge_away(Duration::from_secs(1))
+            })
+        },
     ),
     scenario(
         "interruption/hub-agent-away",
@@ -152,6 +175,9 @@ struct Site<'a> {
     net: &'a Net,
     edge: Agent<'a>,
     hub: Hub<'a>,
+    /// The processes that hold the sockets of agents in containers, by node. Without them, the
+    /// agents run as on a host.
+    holders: BTreeMap<&'static str, Process>,
     edge_pod: Pod,
     hub_pod: Pod,
 }
@@ -172,13 +198,13 @@ impl measurement::Site for Site<'_> {
 impl<'a> Site<'a> {
     /// Measures an event between two agents.
     fn with_agents(lab: &'a Lab, what: &str, goals: Goals, happens: fn(&mut Self) -> Result<()>) -> Result<()> {
-        let mut site = Self::build(lab, |net| Ok(Hub::Ours(start_hub(lab, net)?)))?;
+        let mut site = Self::build(lab, false, |net| Ok(Hub::Ours(start_hub(lab, net, false)?)))?;
         measure(&mut site, what, goals, |_| Ok(()), happens)
     }
 
     /// Measures an event between an agent, as the edge, and charon, as the hub.
     fn with_charon(lab: &'a Lab, what: &str, goals: Goals, happens: fn(&mut Self) -> Result<()>) -> Result<()> {
-        let mut site = Self::build(lab, |net| {
+        let mut site = Self::build(lab, false, |net| {
             let connection = Connection::new("edge", Auth::Psk(SECRET.to_owned()))
                 .local(HUB, "hub.example", HUB_NETWORK)
                 .remote("%any", "edge.example", EDGE_NETWORK);
@@ -187,7 +213,8 @@ impl<'a> Site<'a> {
         measure(&mut site, what, goals, |_| Ok(()), happens)
     }
 
-    fn build(lab: &'a Lab, start_hub: impl FnOnce(&'a Net) -> Result<Hub<'a>>) -> Result<Self> {
+    /// Builds the network. The agents run in containers if `contained`, with holders beside them.
+    fn build(lab: &'a Lab, contained: bool, start_hub: impl FnOnce(&'a Net) -> Result<Hub<'a>>) -> Result<Self> {
         let mut plan = NetworkPlan::new();
         plan.router("isp").on("internet", &["203.0.113.1/24"]).on("home", &["192.168.1.1/24"]).masquerade("internet");
         plan.host("edge").on("home", &["192.168.1.10/24"]).via("192.168.1.1");
@@ -195,10 +222,14 @@ impl<'a> Site<'a> {
         let net = lab.build(&plan)?;
         let edge_pod = net.node("edge").wired_pod("p", &format!("{EDGE_POD}/24"), "10.1.0.1/24")?;
         let hub_pod = net.node("hub").wired_pod("p", &format!("{HUB_POD}/24"), "10.2.0.1/24")?;
+        let mut holders = BTreeMap::new();
+        for node in ["edge", "hub"].into_iter().filter(|_| contained) {
+            holders.insert(node, Agent::start_socket_holder(lab, net.node(node))?);
+        }
         let hub = start_hub(net)?;
-        let mut edge = start_edge(lab, net)?;
+        let mut edge = start_edge(lab, net, contained)?;
         edge.wait_up("hub")?;
-        Ok(Self { lab, net, edge, hub, edge_pod, hub_pod })
+        Ok(Self { lab, net, edge, hub, holders, edge_pod, hub_pod })
     }
 
     fn edge_node(&self) -> &'a Node {
@@ -209,7 +240,7 @@ impl<'a> Site<'a> {
     fn edge_away(&mut self, time: Duration) -> Result<()> {
         self.edge.process().kill()?;
         pass(time);
-        self.edge = start_edge(self.lab, self.net)?;
+        self.edge = start_edge(self.lab, self.net, !self.holders.is_empty())?;
         Ok(())
     }
 
@@ -217,7 +248,16 @@ impl<'a> Site<'a> {
     fn hub_away(&mut self, time: Duration) -> Result<()> {
         self.hub.agent()?.process().kill()?;
         pass(time);
-        self.hub = Hub::Ours(start_hub(self.lab, self.net)?);
+        self.hub = Hub::Ours(start_hub(self.lab, self.net, !self.holders.is_empty())?);
+        Ok(())
+    }
+
+    /// Kills the process that holds a node's sockets, waits until the agent knows, and starts
+    /// another one.
+    fn replace_holder(&mut self, node: &'static str) -> Result<()> {
+        self.holders.get_mut(node).context("a holder")?.kill()?;
+        self.edge.wait_not_held()?;
+        self.holders.insert(node, Agent::start_socket_holder(self.lab, self.net.node(node))?);
         Ok(())
     }
 
@@ -241,18 +281,26 @@ impl<'a> Site<'a> {
     }
 }
 
-fn start_edge<'a>(lab: &Lab, net: &'a Net) -> Result<Agent<'a>> {
+fn start_edge<'a>(lab: &Lab, net: &'a Net, contained: bool) -> Result<Agent<'a>> {
     let config = format!(
         "[[peer]]\nname = \"hub\"\nremote = [{HUB:?}]\nlocal_id = \"edge.example\"\nremote_id = \"hub.example\"\n\
          psk = {SECRET:?}\nlocal_subnets = [{EDGE_NETWORK:?}]\nremote_subnets = [{HUB_NETWORK:?}]\n"
     );
-    Agent::start_with(lab, net.node("edge"), &config, "info")
+    start(lab, net.node("edge"), &config, contained)
 }
 
-fn start_hub<'a>(lab: &Lab, net: &'a Net) -> Result<Agent<'a>> {
+fn start_hub<'a>(lab: &Lab, net: &'a Net, contained: bool) -> Result<Agent<'a>> {
     let config = format!(
         "[[peer]]\nname = \"edge\"\nlocal_id = \"hub.example\"\nremote_id = \"edge.example\"\nstart = \"respond\"\n\
          psk = {SECRET:?}\nlocal_subnets = [{HUB_NETWORK:?}]\nremote_subnets = [{EDGE_NETWORK:?}]\n"
     );
-    Agent::start_with(lab, net.node("hub"), &config, "info")
+    start(lab, net.node("hub"), &config, contained)
+}
+
+fn start<'a>(lab: &Lab, node: &'a Node, config: &str, contained: bool) -> Result<Agent<'a>> {
+    if contained {
+        Agent::start_in_container(lab, node, config, "info")
+    } else {
+        Agent::start_with(lab, node, config, "info")
+    }
 }

@@ -1,6 +1,10 @@
-//! Tests the agent's UDP ports: systemd opens them before any local user can, and the agent reports
-//! an error if a user has bound a port. The program runs in separate namespaces, with a static peer
-//! that does not answer.
+//! Tests the agent's UDP ports: systemd opens them before any local user can, a holder keeps them
+//! open, and the agent reports an error if a user has bound a port. The program runs in separate
+//! namespaces, with a static peer that does not answer.
+//!
+//! - `pods`: the holder in another pod.
+
+mod pods;
 
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
@@ -26,11 +30,13 @@ const UDP_ENCAP: libc::c_int = 100;
 struct Namespace {
     namespace: UnnamedNamespace,
     hold_sockets: bool,
+    /// Whether the agent has a PID namespace of its own, as in a container.
+    container: bool,
 }
 
 impl Namespace {
     fn new() -> Self {
-        Self { namespace: UnnamedNamespace::new(), hold_sockets: false }
+        Self { namespace: UnnamedNamespace::new(), hold_sockets: false, container: false }
     }
 
     fn path(&self) -> String {
@@ -46,10 +52,16 @@ impl Namespace {
 
     /// Returns the inode of the IPv4 socket that is bound to a port.
     fn inode(&self, port: u16) -> Option<String> {
+        self.column(port, 9)
+    }
+
+    /// Returns a column of the IPv4 socket that is bound to a port (`udp4_seq_show`,
+    /// `net/ipv4/udp.c`).
+    fn column(&self, port: u16, column: usize) -> Option<String> {
         let table = fs::read_to_string(format!("/proc/{}/net/udp", self.namespace.pid())).unwrap();
         let local = format!(":{port:04X}");
         let line = table.lines().find(|line| line.split_whitespace().nth(1).is_some_and(|at| at.ends_with(&local)))?;
-        line.split_whitespace().nth(9).map(str::to_owned)
+        line.split_whitespace().nth(column).map(str::to_owned)
     }
 
     /// Runs `work` in the namespace as this user.
@@ -81,7 +93,13 @@ impl Namespace {
         );
         fs::write(&file, text).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
-        let mut command = self.namespace.command("sh");
+        let mut command = if self.container {
+            let mut command = self.namespace.command("unshare");
+            command.args(["--pid", "--fork", "--kill-child", "sh"]);
+            command
+        } else {
+            self.namespace.command("sh")
+        };
         // LISTEN_PID must be the process ID of the child. `exec` does not change it.
         let start = format!("LISTEN_PID=$$ exec {} run --config {}", env!("CARGO_BIN_EXE_edge-agent"), file.display());
         command.args(["-c", &start]).stderr(Stdio::piped());
