@@ -24,7 +24,7 @@ pub(super) const MAX_PROBED_PEERS: usize = 16;
 const MAX_ADDRESSES: usize = 8;
 /// Maximum number of peers of which the agent is asked twice for the packets that its tunnels
 /// carry.
-const MAX_WATCHED_PEERS: usize = 1000;
+pub(super) const MAX_WATCHED_PEERS: usize = 1000;
 /// Minimum time between both questions.
 const WATCHED: Duration = Duration::from_secs(1);
 /// UDP ports for IKE (RFC 7296 section 2, RFC 3948).
@@ -48,13 +48,34 @@ pub(super) struct Facts {
     pub(super) probes: BTreeMap<String, Vec<ProbedAddress>>,
     /// The routes to the probed addresses, or the reason why there is none.
     pub(super) routes: BTreeMap<IpAddr, Result<Route, String>>,
-    /// The packets that tunnels carried while the diagnosis ran, by the inbound SPI of the
-    /// CHILD_SA.
-    pub(super) carried: BTreeMap<String, Carried>,
-    /// The packets that the firewall dropped while the diagnosis ran, by its counters.
-    pub(super) dropped: BTreeMap<String, u64>,
+    /// What the agent saw while the diagnosis ran; `None` if no agent answers.
+    pub(super) watch: Option<Watch>,
     /// XFRM's counters of dropped packets, or the reason why they cannot be read.
     pub(super) drops: Result<Vec<Drops>, String>,
+}
+
+/// A comparison of two statuses, at least [`WATCHED`] apart.
+#[derive(Debug)]
+pub(super) enum Watch {
+    Seen {
+        /// The packets that tunnels carried in between, by the inbound SPI of the CHILD_SA.
+        carried: BTreeMap<String, Carried>,
+        dropped: Vec<FirewallDrops>,
+    },
+    /// There are more than [`MAX_WATCHED_PEERS`].
+    TooManyPeers,
+    /// The agent did not answer again.
+    Failed(String),
+}
+
+/// A counter of the firewall that is not 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FirewallDrops {
+    pub(super) packets: u64,
+    /// Number of packets that were dropped while the diagnosis ran.
+    pub(super) now: u64,
+    /// Description of these packets.
+    pub(super) what: String,
 }
 
 /// The packets that a CHILD_SA carried while the diagnosis ran.
@@ -101,14 +122,18 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
     for (peer, addresses) in probed {
         probes.insert(peer, outcomes.by_ref().take(addresses.len()).collect());
     }
-    let (mut carried_now, mut dropped_now) = (BTreeMap::new(), BTreeMap::new());
-    if let Some(status) = status.as_ref().ok().filter(|status| status.peers.len() <= MAX_WATCHED_PEERS) {
-        sleep_until(begun + WATCHED).await;
-        // Nothing can be compared if the agent has stopped in between.
-        if let Ok(after) = admin::client::request_status(&config.admin_socket()) {
-            (carried_now, dropped_now) = (carried(status, &after), dropped(status, &after));
+    let watch = match &status {
+        Err(_) => None,
+        Ok(status) if status.peers.len() > MAX_WATCHED_PEERS => Some(Watch::TooManyPeers),
+        Ok(status) => {
+            sleep_until(begun + WATCHED).await;
+            let after = admin::client::request_status(&config.admin_socket());
+            Some(after.map_or_else(
+                |error| Watch::Failed(with_causes(error.as_ref())),
+                |after| Watch::Seen { carried: carried(status, &after), dropped: dropped(status, &after) },
+            ))
         }
-    }
+    };
     let drops = match (before, edge_xfrm::stat::read()) {
         (Ok(before), Ok(after)) => Ok(drops(&before, after)),
         (Err(error), _) | (_, Err(error)) => Err(error.to_string()),
@@ -123,8 +148,7 @@ pub(super) async fn gather(config: &Config, about: Option<&str>) -> Result<Facts
         disk: disk(config),
         probes,
         routes,
-        carried: carried_now,
-        dropped: dropped_now,
+        watch,
         drops,
     })
 }
@@ -147,17 +171,16 @@ fn carried(before: &Status, after: &Status) -> BTreeMap<String, Carried> {
     carried.collect()
 }
 
-/// Returns the packets that the firewall dropped from one status to the other, by its counters.
-fn dropped(before: &Status, after: &Status) -> BTreeMap<String, u64> {
-    let packets = |status: &Status| -> BTreeMap<String, u64> {
-        status.dropped.iter().map(|dropped| (dropped.counter.clone(), dropped.packets)).collect()
-    };
-    let before = packets(before);
-    let more = |(counter, now): (String, u64)| {
-        let more = now.saturating_sub(before.get(&counter).copied().unwrap_or(0));
-        (counter, more)
-    };
-    packets(after).into_iter().map(more).collect()
+/// Returns the firewall's counters in the later status, and by how much each has grown.
+fn dropped(before: &Status, after: &Status) -> Vec<FirewallDrops> {
+    let before: BTreeMap<&str, u64> =
+        before.dropped.iter().map(|dropped| (dropped.counter.as_str(), dropped.packets)).collect();
+    let grown = after.dropped.iter().map(|dropped| {
+        let earlier = before.get(dropped.counter.as_str()).copied().unwrap_or(0);
+        let now = dropped.packets.saturating_sub(earlier);
+        FirewallDrops { packets: dropped.packets, now, what: dropped.what.clone() }
+    });
+    grown.collect()
 }
 
 /// Returns the peers to probe and their addresses: the target's peer, otherwise the peers that are

@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::facts::{Carried, Disk, Drops, Facts, MAX_PROBED_PEERS};
+use super::facts::{Carried, Disk, Drops, Facts, FirewallDrops, MAX_PROBED_PEERS, MAX_WATCHED_PEERS, Watch};
 use super::ike_probe::{MAX_SIZE, ProbeOutcome, ProbedAddress};
 use super::port_holders::HeldPort;
 use super::target::Target;
 use super::{clock, nat};
 use crate::check::{Finding, Level, Report};
+use crate::host::firewall::DroppedPackets;
 use crate::status::{ChildStatus, PeerReport, Status};
 
 /// Minimum free space of the state directory for a new view and certificate, in bytes.
@@ -321,7 +322,11 @@ fn tunnel(report: &mut Report, facts: &Facts, peer: &PeerReport) {
         );
     }
     for sa in peer.child_sas.iter().filter(|sa| sa.usage == "in-use") {
-        traffic(report, peer, sa, facts.carried.get(&sa.inbound_spi));
+        let carried = match &facts.watch {
+            Some(Watch::Seen { carried, .. }) => carried.get(&sa.inbound_spi),
+            _ => None,
+        };
+        traffic(report, peer, sa, carried);
     }
     if let Some(path_mtu) = peer.path_mtu {
         let narrow = path_mtu.limited || path_mtu.unanswered;
@@ -346,7 +351,7 @@ fn traffic(report: &mut Report, peer: &PeerReport, sa: &ChildStatus, carried: Op
     if let Some(Carried { sent, .. }) = unanswered.filter(|_| received.packets > 0) {
         let what = format!(
             "{what}, but while this ran {sent} were sent and none came back: either nobody answers there, or {transport} does not pass any more, \
-             or in one direction alone; `edge-agent ping` asks the other node, and `edge-agent diagnose` there shows what arrives"
+             or in one direction alone, or the answers come through another hub; `edge-agent ping` asks the other node, and `edge-agent diagnose` there shows what arrives"
         );
         return report.add(Level::Warning, &peer.name, what);
     }
@@ -427,11 +432,28 @@ fn closed_way(probes: &[ProbedAddress]) -> Option<String> {
 /// Reports packets that the firewall dropped, with a warning if it dropped some during the
 /// diagnosis.
 fn firewall_drops(report: &mut Report, facts: &Facts, status: &Status) {
-    for dropped in &status.dropped {
-        let now = facts.dropped.get(&dropped.counter).copied().unwrap_or(0);
+    let once =
+        |dropped: &DroppedPackets| FirewallDrops { packets: dropped.packets, now: 0, what: dropped.what.clone() };
+    let drops = match &facts.watch {
+        Some(Watch::Seen { dropped, .. }) => dropped.clone(),
+        _ => status.dropped.iter().map(once).collect(),
+    };
+    for FirewallDrops { packets, now, what } in drops {
         let (level, just_now) =
-            if now > 0 { (Level::Warning, format!(", {now} more just now")) } else { (Level::Ok, String::new()) };
-        report.add(level, "firewall", format!("has dropped {} packets{just_now}: {}", dropped.packets, dropped.what));
+            if now > 0 { (Level::Warning, format!(", {now} of them just now")) } else { (Level::Ok, String::new()) };
+        report.add(level, "firewall", format!("has dropped {packets} packets{just_now}: {what}"));
+    }
+    match &facts.watch {
+        Some(Watch::TooManyPeers) => {
+            let what = format!(
+                "what tunnels carry and the firewall drops is not watched with more than {MAX_WATCHED_PEERS} peers"
+            );
+            report.add(Level::Ok, "agent", what);
+        }
+        Some(Watch::Failed(error)) => {
+            report.add(Level::Warning, "agent", format!("it did not answer a second time: {error}"))
+        }
+        Some(Watch::Seen { .. }) | None => {}
     }
 }
 

@@ -1,6 +1,6 @@
 use std::net::SocketAddr;
 
-use super::facts::{Carried, Disk, Drops, Facts};
+use super::facts::{Carried, Disk, Drops, Facts, FirewallDrops, Watch};
 use super::ike_probe::{ProbeOutcome, ProbedAddress};
 use super::judgement::{conclusion, judge};
 use super::target::Target;
@@ -150,8 +150,7 @@ fn healthy() -> Facts {
         disk: Ok(Disk { directory: "/var/lib/edge-agent".into(), free_bytes: 1 << 30, read_only: false }),
         probes: Default::default(),
         routes: Default::default(),
-        carried: Default::default(),
-        dropped: Default::default(),
+        watch: None,
         drops: Ok(vec![]),
     }
 }
@@ -333,7 +332,8 @@ fn a_tunnel_that_is_up_is_doubted_if_nothing_comes_back_or_the_kernel_lacks_it()
     let stopped = |received, sent| {
         concluded(|facts, status| {
             let spi = status.peers[1].child_sas[0].inbound_spi.clone();
-            facts.carried.insert(spi, Carried { received, sent });
+            let carried = [(spi, Carried { received, sent })].into();
+            facts.watch = Some(Watch::Seen { carried, dropped: vec![] });
         })
     };
     assert!(stopped(0, 9).contains("while this ran 9 were sent and none came back"), "{}", stopped(0, 9));
@@ -364,15 +364,20 @@ fn drops_count_only_while_one_looks() {
 
 #[test]
 fn the_firewalls_drops_count_only_while_one_looks_too() {
-    let drops = |now: u64| {
-        concluded(|facts, status| {
-            let what = "packets with a pod's source from the LAN".to_owned();
-            facts.dropped.insert("lan".into(), now);
-            status.dropped = vec![DroppedPackets { counter: "lan".into(), packets: 9, what }];
+    let what = || "packets with a pod's source from the LAN".to_owned();
+    let drops = |now| {
+        concluded(|facts, _| {
+            let dropped = vec![FirewallDrops { packets: 9, now, what: what() }];
+            facts.watch = Some(Watch::Seen { carried: Default::default(), dropped });
         })
     };
     assert!(drops(0).starts_with("Nothing is wrong"));
-    assert!(drops(2).contains("look at this: firewall: has dropped 9 packets, 2 more just now: packets with"));
+    assert!(drops(2).contains("look at this: firewall: has dropped 9 packets, 2 of them just now: packets with"));
+    let stopped = concluded(|facts, status| {
+        status.dropped = vec![DroppedPackets { counter: "lan".into(), packets: 9, what: what() }];
+        facts.watch = Some(Watch::Failed("nobody listens".into()));
+    });
+    assert!(stopped.contains("agent: it did not answer a second time: nobody listens"), "{stopped}");
 }
 
 #[test]

@@ -75,7 +75,13 @@ impl From<EdgeNodeStatus> for NodeStatus {
             tunnels: status.tunnels.map(|tunnels| TunnelCount {
                 up: count(tunnels.up),
                 wanted: count(tunnels.wanted),
-                down: tunnels.down.iter().filter_map(|name| name.parse().ok()).collect(),
+                // A replica of an earlier release changes the numbers and leaves the names.
+                down: match i64::from(tunnels.wanted) - i64::from(tunnels.up) {
+                    down if tunnels.down.len() as i64 <= down => {
+                        tunnels.down.iter().filter_map(|name| name.parse().ok()).collect()
+                    }
+                    _ => vec![],
+                },
             }),
             version: status.agent_version,
             obstacles: status.obstacles.map(|obstacles| obstacles.list).unwrap_or_default(),

@@ -25,7 +25,7 @@ impl Endpoint {
             return false;
         };
         peer.terminated = false;
-        peer.reset_backoff();
+        peer.forgive();
         if peer.sas.is_empty() {
             self.start_attempt(name, now, env);
         }
@@ -46,7 +46,7 @@ impl Endpoint {
         for name in names {
             let _span = peer_span(&name).entered();
             if let Some(peer) = self.peers.get_mut(&name) {
-                peer.reset_backoff();
+                peer.forgive();
             }
             self.start_or_queue_attempt(&name, now, env);
             self.schedule_peer(&name);
@@ -389,7 +389,7 @@ impl Endpoint {
         }
         if begin {
             if let Some(peer) = self.peers.get_mut(name) {
-                peer.reset_backoff();
+                peer.forgive();
             }
             self.cancel_attempt(name, now, env);
             // An attempt that the owner commanded does not wait.

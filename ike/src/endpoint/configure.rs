@@ -72,7 +72,7 @@ impl Endpoint {
             self.addresses_changed(&name, &remotes_before, now, env);
             return Ok(());
         }
-        peer.reset_backoff();
+        peer.forgive();
         peer.only_for_child = false;
         peer.reauthenticate =
             change == ConfigChange::Reauthenticate && peer.should_initiate(now) && !peer.sas.is_empty();

@@ -177,7 +177,7 @@ impl Peer {
     /// Resets the delay to the shortest one if the last failure was long ago.
     pub(super) fn forget_old_failure(&mut self, now: Instant) {
         if self.failed_at.is_some_and(|failed| now >= failed + FAILURE_MEMORY) {
-            self.reset_backoff();
+            self.forgive();
         }
     }
 
@@ -254,6 +254,13 @@ impl Peer {
         self.retry_at = None;
         self.failed_at = None;
         self.went_first = false;
+    }
+
+    /// Does the same as [`Self::reset_backoff`], and forgets that the peer has ended IKE SAs soon:
+    /// that was long ago, or the owner has commanded an attempt.
+    pub(super) fn forgive(&mut self) {
+        self.reset_backoff();
+        self.ended_soon = 0;
     }
 
     /// Records that a CHILD_SA was negotiated on an IKE SA: the next delay is the shortest one

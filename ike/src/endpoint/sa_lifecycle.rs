@@ -1,6 +1,8 @@
 //! Keeps, rekeys, replaces and removes the established IKE SAs of a peer, as each [`SaStep`]
 //! requires.
 
+use std::time::Duration;
+
 use super::state::{Endpoint, SaState, context};
 use crate::child_sas::{ChildSas, Spi};
 use crate::config::PeerName;
@@ -9,6 +11,16 @@ use crate::event::{DownReason, Event, IkeId, PeerError};
 use crate::sa::failure;
 use crate::sa::{CloseReason, IkeSa, Lifecycle, SaStep, Survivor};
 use crate::time::Instant;
+
+/// Age of an IKE SA from which a request without a response does not show that the peer drops it on
+/// each IKE SA. Such a request begins soon after the authentication, and ends within this time.
+const OLD: Duration = Duration::from_secs(70);
+
+/// Returns until when a peer that does not respond has kept the IKE SA: not at all if it has answered
+/// nothing since the authentication, unless that is long ago and there was no reason to ask it.
+fn kept_until(sa: &IkeSa, now: Instant) -> Instant {
+    if now >= sa.authenticated() + OLD { now } else { sa.last_received() }
+}
 
 impl Endpoint {
     /// Carries out what an [`SaStep`] of an established IKE SA requires.
@@ -55,7 +67,7 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let (spi, peer) = (sa.spi(), self.peers.get_mut(&name).filter(|peer| peer.sas.contains(&sa.spi())));
-        let (authenticated, silent_since) = (sa.authenticated(), sa.last_received());
+        let (authenticated, silent_since) = (sa.authenticated(), kept_until(&sa, now));
         let unanswered = sa.needs_patience(now).then(|| sa.waits_in());
         let begins = peer.is_some_and(|peer| {
             // The peer may drop this request on each IKE SA.
@@ -63,8 +75,11 @@ impl Endpoint {
                 && !peer.ended(authenticated, silent_since)
             {
                 let mut cx = context!(self, now, env);
-                let error = failure::silent_soon(exchange, now.saturating_since(authenticated));
-                peer.report_failure(error, cx.out);
+                // A refused CHILD_SA says more.
+                if peer.last_error.is_none() {
+                    let error = failure::silent_soon(exchange, now.saturating_since(authenticated));
+                    peer.report_failure(error, cx.out);
+                }
                 peer.schedule_retry(&mut cx);
             }
             peer.only_for_child = for_child && (peer.only_for_child || !peer.reauthenticate);
@@ -246,7 +261,7 @@ impl Endpoint {
         env: &mut dyn Environment,
     ) {
         let (spi, ike, lifecycle, authenticated) = (sa.spi(), sa.ike(), sa.lifecycle(), sa.authenticated());
-        let (waits_in, last_received) = (sa.waits_in(), sa.last_received());
+        let (waits_in, kept_until) = (sa.waits_in(), kept_until(&sa, now));
         let (linger, ours) = (sa.profile().config.timing.linger, sa.initiation().by_us());
         if lifecycle != Lifecycle::Deleting {
             self.reinstate(name, ike, lifecycle, now, env);
@@ -293,8 +308,7 @@ impl Endpoint {
             peer.report_failure(error, cx.out);
         }
         let initiates = peer.should_initiate(now);
-        // A peer that has answered nothing since the authentication has not kept the IKE SA.
-        let until = if timeout { last_received } else { now };
+        let until = if timeout { kept_until } else { now };
         let proven = !peer.sas.is_empty() || peer.ended(authenticated, until);
         // Otherwise the next packet would begin another one at once.
         let may_acquire = ours && !by_us && !peer.terminated;

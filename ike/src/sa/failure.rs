@@ -273,7 +273,7 @@ pub(crate) fn deleted_soon(age: Duration) -> PeerError {
 /// its authentication.
 pub(crate) fn silent_soon(exchange: &'static str, age: Duration) -> PeerError {
     let detail = format!(
-        "the peer did not answer this request, so a new IKE SA replaces this one, {age:.1?} after the authentication; the peer may drop the request, and its log may say why"
+        "the peer did not answer this request, so the IKE SA is given up {age:.1?} after the authentication; the peer may drop the request, and its log may say why"
     );
     PeerError::new(exchange, PeerErrorKind::Timeout, detail)
 }

@@ -73,7 +73,7 @@ fn diagnosed(lab: &Lab) -> Result<()> {
     about(
         &hub,
         "edge",
-        "more just now: packets with a pod's source that came neither from the bridge nor out of a tunnel",
+        "of them just now: packets with a pod's source that came neither from the bridge nor out of a tunnel",
     )?;
     forger.end()?;
     lab.step("a forger");

@@ -39,7 +39,7 @@ fn shipped() {
     for part in ["deployment", "daemonset", "service/", "namespace/edge-cni"] {
         assert!(applied.contains(part), "{part} in {applied}");
     }
-    assert_eq!(applied.matches("daemonset").count(), 3, "hub, cloud, edge: {applied}");
+    assert_eq!(applied.matches("daemonset").count(), 4, "hub, cloud, edge, and the holder of sockets: {applied}");
 }
 
 fn shown() {

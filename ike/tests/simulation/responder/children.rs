@@ -99,7 +99,7 @@ fn a_peer_that_does_not_answer_a_request_for_a_child_is_tried_again_after_the_tr
 #[test]
 fn a_patient_initiator_does_not_replace_each_ike_sa_at_once_if_the_peer_drops_a_request_for_a_child() {
     let Hour { sent, errors, .. } = hour_with(1, Choice::Silence, true);
-    let silence = errors.iter().find(|error| error.contains("a new IKE SA replaces this one"));
+    let silence = errors.iter().find(|error| error.contains("the IKE SA is given up"));
     assert!(silence.is_some(), "{errors:?}");
     // 7.9 s of transmissions, and up to 10 s until the next IKE_SA_INIT.
     assert!(sent.inits < 300 && sent.requests < 20 * 300, "{sent:?}");
