@@ -16,8 +16,9 @@ use crate::time::Instant;
 /// each IKE SA. Such a request begins soon after the authentication, and ends within this time.
 const OLD: Duration = Duration::from_secs(70);
 
-/// Returns until when a peer that does not respond has kept the IKE SA: not at all if it has answered
-/// nothing since the authentication, unless that is long ago and there was no reason to ask it.
+/// Returns until when a peer that does not respond has kept the IKE SA: not at all if it has
+/// answered nothing since the authentication, unless that is long ago and there was no reason to
+/// ask it.
 fn kept_until(sa: &IkeSa, now: Instant) -> Instant {
     if now >= sa.authenticated() + OLD { now } else { sa.last_received() }
 }
